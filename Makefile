@@ -1,0 +1,74 @@
+# Needs python3 (3.10 or newer, with venv), make and a package registry. Everything goes into .venv and build/, which
+# git ignores; `make clean` removes both. Another interpreter: `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+# mypy and import-linter want the package under one fixed name, whatever this checkout is called.
+ALIAS := build/alias
+
+# This folder on sys.path would make our nodes/ and app.py shadow ComfyUI's.
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.PHONY: help demo serve test check format venv clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    a tour on real photos: one line per job, exit 0 if every outcome was the expected one"
+	@echo "make serve   the same server, kept running"
+	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose)"
+	@echo "make check   format, lint, types, import arrows"
+	@echo "make format  ruff's fixes and format"
+	@echo "make clean   remove .venv and build"
+	@echo "COMFYUI_PATH=<folder> runs demo, serve and the contract tests on that ComfyUI"
+
+demo: $(VENV)/.run-ready
+	$(BIN)/python sandbox/tour.py
+
+serve: $(VENV)/.run-ready
+	$(BIN)/python sandbox/tour.py --serve
+
+test: check $(VENV)/.run-ready
+	$(BIN)/pytest tests $(PYTEST_ARGS)
+
+check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	cd $(ALIAS) && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+	PYTHONPATH=$(ALIAS) $(BIN)/lint-imports --no-logo --cache-dir build/import_linter_cache
+
+format: $(VENV)/.dev-ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: $(VENV)/.run-ready $(VENV)/.dev-ready
+
+clean:
+	rm -rf $(VENV) build
+
+# Once each, and again when their list changes.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; this is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "No venv could be made. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.run-ready: $(VENV)/.created requirements.txt requirements-demo.txt
+	@echo "Installing what the server and the tour need into $(VENV), once ..."
+	@$(PIP) -r requirements.txt
+	@rm -rf $(VENV)/photos
+	@$(PIP) --no-deps --only-binary :all: --target $(VENV)/photos -r requirements-demo.txt
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt
+	@echo "Installing what the gate needs into $(VENV), once ..."
+	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+$(ALIAS)/comfyui_guarded:
+	@mkdir -p $(ALIAS)
+	@ln -sfn ../.. $@

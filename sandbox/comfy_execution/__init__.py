@@ -1,0 +1,1 @@
+"""How a graph is validated, keyed, ordered and reported on."""

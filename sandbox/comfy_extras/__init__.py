@@ -1,0 +1,1 @@
+"""Node classes, one module per theme; `nodes.py` registers them."""

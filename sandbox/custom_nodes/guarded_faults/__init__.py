@@ -1,0 +1,33 @@
+"""Nodes that misbehave on purpose, for tests. They load in the sandbox and in a real ComfyUI."""
+
+from .hang import FaultAsyncHang, FaultHangC, FaultHangPython, FaultSleep, FaultSwallow
+from .output import (
+    FaultBlackImage,
+    FaultMissingFile,
+    FaultNoOutput,
+    FaultOutsideFile,
+    FaultText,
+    FaultTinyFile,
+    FaultTruncatedImage,
+)
+from .stop import FaultRaise
+
+NODE_CLASS_MAPPINGS = {
+    cls.__name__: cls
+    for cls in (
+        FaultSleep,
+        FaultHangC,
+        FaultHangPython,
+        FaultSwallow,
+        FaultAsyncHang,
+        FaultRaise,
+        FaultTruncatedImage,
+        FaultTinyFile,
+        FaultMissingFile,
+        FaultOutsideFile,
+        FaultNoOutput,
+        FaultText,
+        FaultBlackImage,
+    )
+}
+NODE_DISPLAY_NAME_MAPPINGS = {name: f"Fault: {name.removeprefix('Fault')}" for name in NODE_CLASS_MAPPINGS}

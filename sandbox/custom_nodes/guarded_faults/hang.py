@@ -1,0 +1,105 @@
+"""Nodes that take their time."""
+
+import asyncio
+import time
+from typing import Any
+
+import comfy.utils
+
+from .common import SECONDS, SEED, FaultNode, check_interrupt, passed_on
+
+STEP_S = 0.02
+
+
+class FaultSleep(FaultNode):
+    """Sleeps in steps of 20 ms, with or without looking at the interrupt flag."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "seconds": SECONDS,
+                "checks_interrupt": ("BOOLEAN", {"default": True}),
+                "steps": ("INT", {"default": 0, "min": 0, "max": 100000}),
+                "seed": SEED,
+            },
+            "optional": {"image": ("IMAGE",)},
+        }
+
+    def run(
+        self, seconds: float, checks_interrupt: bool, steps: int = 0, seed: int = 0, image: Any = None
+    ) -> tuple[Any]:
+        """`steps` > 0 drives a progress bar, whose every report is an interrupt check of its own."""
+        bar = comfy.utils.ProgressBar(steps) if steps > 0 else None
+        started_s = time.monotonic()
+        done = 0
+        while (elapsed_s := time.monotonic() - started_s) < seconds:
+            time.sleep(min(STEP_S, seconds - elapsed_s))
+            if checks_interrupt:
+                check_interrupt()
+            reached = min(steps, int(steps * (time.monotonic() - started_s) / seconds))
+            if bar is not None and reached > done:
+                done = reached
+                bar.update_absolute(done)
+        if bar is not None and done < steps:
+            bar.update_absolute(steps)
+        return passed_on(image, seed)
+
+
+class _Hang(FaultNode):
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seconds": SECONDS, "seed": SEED}, "optional": {"image": ("IMAGE",)}}
+
+
+class FaultHangC(_Hang):
+    """One call into C that nothing can end before its time."""
+
+    def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
+        time.sleep(seconds)
+        return passed_on(image, seed)
+
+
+class FaultHangPython(_Hang):
+    """A busy loop in Python: checks nothing, but an injected exception ends it."""
+
+    def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            pass
+        return passed_on(image, seed)
+
+
+class FaultSwallow(FaultNode):
+    """Checks for an interrupt, and goes on when there was one."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "seconds": SECONDS,
+                "catches": (["Exception", "BaseException"],),
+                "seed": SEED,
+            },
+            "optional": {"image": ("IMAGE",)},
+        }
+
+    def run(self, seconds: float, catches: str = "Exception", seed: int = 0, image: Any = None) -> tuple[Any]:
+        """Since v0.33.0 the interrupt is a BaseException: there `Exception` lets it through."""
+        swallowed = BaseException if catches == "BaseException" else Exception
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            try:
+                time.sleep(STEP_S)
+                check_interrupt()
+            except swallowed:
+                pass
+        return passed_on(image, seed)
+
+
+class FaultAsyncHang(_Hang):
+    """Awaits, and checks nothing: only cancelling its task on the worker's loop ends it."""
+
+    async def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
+        await asyncio.sleep(seconds)
+        return passed_on(image, seed)

@@ -1,0 +1,102 @@
+"""Nodes whose results are not what they say."""
+
+import os
+from io import BytesIO
+from typing import Any
+
+import folder_paths
+import numpy as np
+from PIL import Image
+
+from .common import SEED, FaultNode, host_image, sample_image
+
+SIDE = ("INT", {"default": 512, "min": 1, "max": 16384})
+
+
+class _FaultOutput(FaultNode):
+    OUTPUT_NODE = True
+    RETURN_TYPES: tuple[str, ...] = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"filename_prefix": ("STRING", {"default": "fault"}), "seed": SEED}}
+
+
+def _report(filename: str, subfolder: str = "") -> dict[str, Any]:
+    return {"ui": {"images": [{"filename": filename, "subfolder": subfolder, "type": "output"}]}}
+
+
+def _next_name(prefix: str) -> tuple[str, str, str]:
+    """Folder, file name and subfolder of the next output file of this prefix."""
+    root = folder_paths.get_output_directory()
+    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root, 128, 128)
+    return folder, f"{stem}_{counter:05}_.png", subfolder
+
+
+def _write(prefix: str, content: bytes) -> dict[str, Any]:
+    folder, name, subfolder = _next_name(prefix)
+    with open(os.path.join(folder, name), "wb") as file:
+        file.write(content)
+    return _report(name, subfolder)
+
+
+class FaultTruncatedImage(_FaultOutput):
+    """A PNG of which the second half is missing."""
+
+    def run(self, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        buffer = BytesIO()
+        Image.fromarray((sample_image(seed)[0] * 255).astype(np.uint8)).save(buffer, format="png")
+        content = buffer.getvalue()
+        return _write(filename_prefix, content[: len(content) // 2])
+
+
+class FaultTinyFile(_FaultOutput):
+    """Ten bytes that call themselves a PNG."""
+
+    def run(self, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        return _write(filename_prefix, b"\x89PNG\r\n\x1a\n\0\0")
+
+
+class FaultMissingFile(_FaultOutput):
+    """Names a file that it never wrote."""
+
+    def run(self, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        _, name, subfolder = _next_name(filename_prefix)
+        return _report(f"missing_{name}", subfolder)
+
+
+class FaultOutsideFile(_FaultOutput):
+    """Names a file two levels above the output folder."""
+
+    def run(self, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        return _report("../../x.png")
+
+
+class FaultNoOutput(_FaultOutput):
+    """Ends well and reports nothing at all."""
+
+    def run(self, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        return {}
+
+
+class FaultText(_FaultOutput):
+    """Reports text instead of files, and is right to."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"text": ("STRING", {"default": "only text"}), "seed": SEED}}
+
+    def run(self, text: str, seed: int = 0) -> dict[str, Any]:
+        return {"ui": {"text": [text]}}
+
+
+class FaultBlackImage(FaultNode):
+    """An image that is black, or with `nan` nothing at all."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"width": SIDE, "height": SIDE, "nan": ("BOOLEAN", {"default": False}), "seed": SEED}}
+
+    def run(self, width: int, height: int, nan: bool = False, seed: int = 0) -> tuple[Any]:
+        value = np.float32("nan") if nan else np.float32(0)
+        return (host_image(np.full((1, height, width, 3), value, np.float32)),)
