@@ -1,0 +1,103 @@
+"""The whole machine, built and wired top to bottom in one function."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from . import server_routes
+from .guard.admission import Admission
+from .guard.clock import Clock
+from .guard.estimate import RECENT, Estimates
+from .guard.events import Events
+from .guard.health import Health
+from .guard.job import Job, JobState
+from .guard.jobs import Jobs
+from .guard.queue import Dispatcher, Runs
+from .guard.secrets import Secrets
+from .guard.settings import SettingsError, load
+from .guard.settle import Settler
+from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError
+from .guard.watchdog import Watchdog
+
+log = logging.getLogger("guarded")
+
+#: The name under which this process holds leases. One server has one queue, so that its next process inherits them.
+HOLDER = "local"
+
+
+def install() -> None:
+    """Build the machine around ComfyUI's running server. The main thread, before the server serves.
+
+    A setting that cannot be used, or a database that belongs to somebody else, leaves the plugin off rather than
+    half on; ComfyUI starts all the same.
+    """
+    from .host.comfyui import ComfyHost, prompt_server
+
+    try:
+        _build(ComfyHost(prompt_server()), prompt_server())
+    except (SettingsError, StoreLockedError, StoreTooNewError) as error:
+        log.error("ComfyUI-Guarded is OFF: %s", error)
+
+
+def _build(host: Any, prompt_server: Any) -> None:
+    own = host.own_directory()
+    settings = load(own / "guarded.toml", os.environ)
+    logging.getLogger("guarded").setLevel(settings.log.level)
+
+    clock = Clock()
+    store = SqliteStore(_database(settings.store.url, own), clock)
+    events = Events()
+    secrets = Secrets()
+    estimates = Estimates(store.run_times_ms(RECENT).result())
+    health = Health(host, store)
+    settler = Settler(store, host, secrets)
+    watchdog = Watchdog(settings, store, host, settler, clock)
+    runs = Runs(settings, store, settler, watchdog, events, own / "quarantine")
+    dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
+    admission = Admission(settings, store, host, health, secrets, clock)
+    jobs = Jobs(settings, store, settler, events, estimates)
+
+    def learned(job: Job) -> None:
+        if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
+            estimates.add(job.settled_at_ms - job.started_at_ms)
+
+    store.on_change(learned)
+    store.on_change(events.changed)
+    runs.on_release(dispatcher.wake)
+    host.listen(runs)
+    recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
+    if recovery.requeued or recovery.settled or store.queued:
+        log.info(
+            "%d jobs wait, %d of them were under way when the server ended; %d could not be taken up again",
+            store.queued,
+            recovery.requeued,
+            len(recovery.settled),
+        )
+
+    async def serving(_app: Any) -> None:
+        health.serving()
+        dispatcher.start()
+        watchdog.start()
+
+    prompt_server.app.on_startup.append(serving)
+    # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
+    atexit.register(store.close)
+    services = server_routes.Services(settings, host, admission, jobs, health, dispatcher.wake)
+    server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
+    log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
+
+
+def _database(url: str, own: Path) -> Path:
+    """The SQLite file of `store.url`. Raises SettingsError for what this version cannot use."""
+    if not url:
+        return own / "guarded.db"
+    parts = urlsplit(url)
+    path = Path(parts.path.removeprefix("/") if os.name == "nt" else parts.path)
+    if parts.scheme != "sqlite" or parts.netloc or not path.is_absolute():
+        raise SettingsError(f"store.url: sqlite:///<absolute path> is what this version can use, got {url!r}")
+    return path

@@ -1,0 +1,431 @@
+"""The way in: everything that happens before a job exists.
+
+In this order: body limits, idempotency replay, room in the queue, shape, policy, the host's own validation, and the
+commit, which looks at the room and the idempotency key once more. (Who asks, the routes have settled before.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import uuid
+from asyncio import wrap_future
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import messages
+from .access import Client
+from .clock import Clock
+from .errors import (
+    BadImageError,
+    GuardError,
+    InvalidRequestError,
+    InvalidWorkflowError,
+    MissingModelError,
+    MissingNodeError,
+    PayloadTooLargeError,
+    PolicyViolationError,
+    QueueFullError,
+)
+from .estimate import shape
+from .health import Health
+from .host import Host, Refusal
+from .job import NewJob
+from .secrets import SECRET_NAMES, Secrets
+from .settings import Settings
+from .store import IdempotencyKey, Store, Submitted
+
+MODEL_SUFFIXES = frozenset(
+    {".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".onnx", ".gguf", ".pkl", ".engine"}
+)
+INPUT_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+    | {".mp4", ".webm", ".mov", ".mkv", ".avi", ".wav", ".mp3", ".flac", ".ogg", ".m4a"}
+)
+
+#: Half of a surrogate pair: JSON may spell it, but neither SQLite nor a socket can carry it.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class GuardOptions(BaseModel):
+    """The `guard` object of a request. A field that this version does not know is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    locale: Annotated[str, Field(max_length=35)] | None = None
+    metadata: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One POST to `/guarded/prompt`, as it came."""
+
+    raw: bytes
+    client: Client
+    idempotency_key: str | None = None
+    accept_language: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request whose shape is sound."""
+
+    body: dict[str, Any]
+    graph: dict[str, Any]
+    options: GuardOptions
+    job_id: str
+    client_id: str | None
+    order: float | None
+    front: bool
+    secrets: dict[str, Any]
+
+
+class Admission:
+    """Lets jobs in. Event loop; the store's thread does the writing."""
+
+    def __init__(
+        self, settings: Settings, store: Store, host: Host, health: Health, secrets: Secrets, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._host = host
+        self._health = health
+        self._secrets = secrets
+        self._clock = clock
+
+    async def admit(self, request: Submission) -> Submitted:
+        """The job that the request made, or had made before under the same idempotency key.
+
+        Raises:
+            GuardError: why not; nothing has changed.
+        """
+        settings = self._settings
+        if len(request.raw) > settings.policy.max_body_bytes:
+            raise PayloadTooLargeError(
+                f"The body is over {settings.policy.max_body_bytes} bytes.",
+                extra_info={"max_body_bytes": settings.policy.max_body_bytes},
+            )
+        key = _idempotency(request)
+        if key is not None:
+            earlier = await wrap_future(self._store.replay(request.client.owner, key))
+            if earlier is not None:
+                return earlier
+        self._health.check_ready()
+        if self._store.queued >= settings.queue.max_queued:
+            raise QueueFullError(
+                f"The queue is full ({self._store.queued} jobs wait).",
+                extra_info={"queued": self._store.queued, "max_queued": settings.queue.max_queued},
+            )
+        prompt = parse(request.raw, settings.policy.max_depth)
+        if len(prompt.graph) > settings.policy.max_nodes:
+            raise PolicyViolationError(
+                f"The prompt has {len(prompt.graph)} nodes; {settings.policy.max_nodes} are allowed.",
+                extra_info={"nodes": len(prompt.graph), "max_nodes": settings.policy.max_nodes},
+            )
+        new = NewJob(
+            job_id=prompt.job_id,
+            owner=request.client.owner,
+            body=_kept(request.raw, prompt),
+            created_at_ms=self._clock.now_ms(),
+            timeout_s=min(prompt.options.timeout_s or math.inf, settings.watchdog.job_timeout_s),
+            locale=messages.choose(prompt.options.locale, request.accept_language, settings.messages.locale),
+            priority=prompt.options.priority,
+            order=prompt.order,
+            front=prompt.front,
+            client_id=prompt.client_id,
+            shape=shape(prompt.graph),
+            metadata=prompt.options.metadata,
+            has_secrets=bool(prompt.secrets),
+        )
+        rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
+        if rehearsal.refusal is not None:
+            raise refused(rehearsal.refusal, prompt.graph, self._host)
+        new = new.will_execute(rehearsal.outputs_to_execute)
+        self._secrets.keep(new.job_id, prompt.secrets)
+        try:
+            return await wrap_future(self._store.submit(new, settings.queue.max_queued, key))
+        except GuardError:
+            self._secrets.forget(new.job_id)
+            raise
+
+
+def parse(raw: bytes, max_depth: int) -> Prompt:
+    """A request's body, its shape checked.
+
+    What ComfyUI answers with a 500, dies of, or silently misreads is refused here: COMFYUI_FACTS has the list.
+
+    Raises:
+        InvalidRequestError, InvalidWorkflowError
+    """
+    body = _decoded(raw)
+    if not isinstance(body, dict):
+        raise InvalidRequestError(f"The body must be a JSON object, not {_kind(body)}.")
+    if _depth(body) > max_depth:
+        raise InvalidRequestError(
+            f"The body is nested more than {max_depth} levels deep.", extra_info={"max_depth": max_depth}
+        )
+    options = _options(body.pop("guard", None))
+    extra_data = _extra_data(body)
+    client_id = body.get("client_id", extra_data.get("client_id"))
+    if client_id is not None and (not isinstance(client_id, str) or len(client_id) > 255):
+        raise InvalidRequestError("client_id must be a string of at most 255 characters.")
+    targets = body.get("partial_execution_targets")
+    if targets is not None and not (isinstance(targets, list) and all(isinstance(item, str) for item in targets)):
+        raise InvalidRequestError("partial_execution_targets must be a list of node ids.")
+    order = body.get("number")
+    if order is not None and (isinstance(order, bool) or not isinstance(order, (int, float)) or abs(order) > 2**53):
+        raise InvalidRequestError("number must be a number.")
+    front = body.get("front", False)
+    if not isinstance(front, bool):
+        raise InvalidRequestError("front must be true or false.")
+    return Prompt(
+        body=body,
+        graph=_graph(body),
+        options=options,
+        job_id=_job_id(body),
+        client_id=client_id or None,
+        order=None if order is None else float(order),
+        front=front,
+        secrets={name: extra_data[name] for name in SECRET_NAMES if extra_data.get(name) is not None},
+    )
+
+
+def host_body(body: dict[str, Any], job_id: str) -> dict[str, Any]:
+    """The body for ComfyUI's own handler: ordering is the guard's business, everything else passes through."""
+    passed = {name: value for name, value in body.items() if name not in ("guard", "number", "front")}
+    passed["prompt_id"] = job_id
+    return passed
+
+
+def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardError:
+    """Our error for the host's refusal, by what is really missing."""
+    told: dict[str, Any] = {"node_errors": refusal.node_errors, "host_type": refusal.type}
+    if missing := host.missing_classes(graph):
+        nodes = [node_id for node_id, node in graph.items() if node["class_type"] in missing]
+        return MissingNodeError(
+            f"This server lacks the node class {', '.join(missing)}.",
+            details=refusal.details,
+            extra_info={**refusal.extra_info, "classes": missing, "nodes": nodes},
+            **told,
+        )
+    wanting = list(_wanting(refusal.node_errors))
+    for suffixes, error, text in (
+        (MODEL_SUFFIXES, MissingModelError, "This server lacks the model {value}."),
+        (INPUT_SUFFIXES, BadImageError, "The input file {value} cannot be used."),
+    ):
+        for node_id, name, value in wanting:
+            if PurePosixPath(value.split(" [")[0].replace("\\", "/")).suffix.lower() in suffixes:
+                return error(
+                    text.format(value=PurePosixPath(value.replace("\\", "/")).name),
+                    details=refusal.details,
+                    extra_info={**refusal.extra_info, "node_id": node_id, "input": name, "value": value},
+                    **told,
+                )
+    return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **told)
+
+
+def _wanting(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """(node id, input, value) of every value that the host did not find."""
+    for node_id, entry in node_errors.items():
+        for error in entry.get("errors", ()):
+            info = error.get("extra_info") or {}
+            name = str(info.get("input_name", ""))
+            if error.get("type") == "value_not_in_list":
+                yield node_id, name, str(info.get("received_value", ""))
+            elif error.get("type") == "custom_validation_failed":
+                # ComfyUI's loaders say `image - Invalid image file: name.png`.
+                yield node_id, name, str(error.get("details", "")).rpartition(": ")[2]
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("The body is not UTF-8.", details=str(error)) from None
+    try:
+        body = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+        )
+        if _SURROGATE.search(raw):
+            json.dumps(body, ensure_ascii=False).encode()
+    except RecursionError:
+        raise InvalidRequestError("The body is nested too deeply.") from None
+    except UnicodeEncodeError:
+        raise InvalidRequestError("The body holds half of a surrogate pair.") from None
+    except ValueError as error:
+        raise InvalidRequestError("The body is not JSON.", details=str(error)) from None
+    return body
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _value in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequestError(f"The key {twice[:100]!r} stands twice in one object.")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise InvalidRequestError(f"{name} is not a number in JSON.")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise InvalidRequestError(f"The number {text[:40]} is too large.")
+    return number
+
+
+def _bounded(text: str) -> int:
+    # ComfyUI's seeds are 64 bits; Python refuses more than 4,300 digits by itself, slowly.
+    if len(text) > 40:
+        raise InvalidRequestError(f"The number {text[:40]}… is too large.")
+    return int(text)
+
+
+def _depth(value: Any) -> int:
+    """How deeply a JSON value nests; level by level, so that no input exhausts the stack."""
+    depth, level = 0, [value]
+    while level := [item for item in level if type(item) is dict or type(item) is list]:
+        depth += 1
+        level = [item for holder in level for item in (holder.values() if type(holder) is dict else holder)]
+    return depth
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
+
+
+def _options(given: Any) -> GuardOptions:
+    if given is None:
+        return GuardOptions()
+    if not isinstance(given, dict):
+        raise InvalidRequestError(f"guard must be an object, not {_kind(given)}.")
+    try:
+        return GuardOptions.model_validate(given)
+    except ValidationError as error:
+        item = error.errors()[0]
+        field = ".".join(str(part) for part in item["loc"])
+        said = "there is no such field" if item["type"] == "extra_forbidden" else item["msg"]
+        raise InvalidRequestError(f"guard.{field}: {said}.", extra_info={"field": f"guard.{field}"}) from None
+
+
+def _extra_data(body: dict[str, Any]) -> dict[str, Any]:
+    extra_data = body.get("extra_data", {})
+    if not isinstance(extra_data, dict):
+        raise InvalidRequestError(f"extra_data must be an object, not {_kind(extra_data)}.")
+    pnginfo = extra_data.get("extra_pnginfo", {})
+    if not isinstance(pnginfo, dict) or not isinstance(pnginfo.get("workflow", {}), dict):
+        raise InvalidRequestError("extra_data.extra_pnginfo must be an object, and its workflow too.")
+    return extra_data
+
+
+def _job_id(body: dict[str, Any]) -> str:
+    given = body.get("prompt_id")
+    if given is None:
+        return str(uuid.uuid4())
+    try:
+        if isinstance(given, str) and str(uuid.UUID(given)) == given:
+            return given
+    except ValueError:
+        pass
+    raise InvalidRequestError(
+        "prompt_id must be a UUID in its canonical lower-case form; without one the server makes one.",
+        extra_info={"field": "prompt_id"},
+    )
+
+
+def _graph(body: dict[str, Any]) -> dict[str, Any]:
+    if "prompt" not in body:
+        if "nodes" in body and "links" in body:
+            raise _ui_format()
+        raise InvalidRequestError("The body has no prompt.", extra_info={"field": "prompt"}, host_type="no_prompt")
+    graph = body["prompt"]
+    if not isinstance(graph, dict):
+        raise InvalidWorkflowError(f"prompt must be an object of nodes, not {_kind(graph)}.")
+    if isinstance(graph.get("nodes"), list):
+        raise _ui_format()
+    if not graph:
+        raise InvalidWorkflowError("The prompt has no nodes.", host_type="prompt_no_outputs")
+    for node_id, node in graph.items():
+        if not isinstance(node, dict):
+            raise _bad_node(node_id, f"must be an object, not {_kind(node)}")
+        if not isinstance(node.get("class_type"), str) or not node["class_type"]:
+            raise _bad_node(node_id, "has no class_type")
+        if not isinstance(node.get("inputs"), dict):
+            raise _bad_node(node_id, "has no inputs (an empty object will do)")
+        if not isinstance(node.get("_meta", {}), dict):
+            raise _bad_node(node_id, "has a _meta that is no object")
+        for name, value in node["inputs"].items():
+            if _is_link(value) and value[0] not in graph:
+                raise _bad_node(node_id, f"takes {name} from node {value[0]!r}, which the prompt does not have")
+    if circle := _circle(graph):
+        raise InvalidWorkflowError(
+            "The prompt goes round in a circle.", details=" -> ".join(circle), extra_info={"nodes": circle}
+        )
+    return graph
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) in (int, float)
+
+
+def _circle(graph: Mapping[str, Any]) -> list[str] | None:
+    """Node ids that feed each other in a circle, also where no output hangs on them."""
+    done: set[str] = set()
+    for start in graph:
+        if start in done:
+            continue
+        path: list[str] = []
+        on_path: set[str] = set()
+        stack: list[tuple[str, bool]] = [(start, False)]
+        while stack:
+            node_id, leaving = stack.pop()
+            if leaving:
+                on_path.discard(path.pop())
+                done.add(node_id)
+            elif node_id in on_path:
+                return [*path[path.index(node_id) :], node_id]
+            elif node_id not in done:
+                path.append(node_id)
+                on_path.add(node_id)
+                stack.append((node_id, True))
+                stack += [(value[0], False) for value in graph[node_id]["inputs"].values() if _is_link(value)]
+    return None
+
+
+def _bad_node(node_id: str, said: str) -> GuardError:
+    return InvalidWorkflowError(f"Node {node_id[:100]!r} {said}.", extra_info={"node_id": node_id})
+
+
+def _ui_format() -> GuardError:
+    return InvalidWorkflowError(
+        "This is a workflow in the editor's own format, not a prompt.",
+        details="In ComfyUI, export it with Workflow > Export (API) and send that.",
+    )
+
+
+def _idempotency(request: Submission) -> IdempotencyKey | None:
+    if request.idempotency_key is None:
+        return None
+    if not _IDEMPOTENCY_KEY.fullmatch(request.idempotency_key):
+        raise InvalidRequestError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return IdempotencyKey(request.idempotency_key, hashlib.sha256(request.raw).hexdigest())
+
+
+def _kept(raw: bytes, prompt: Prompt) -> bytes:
+    """What goes to disk: the body as it came, unless it holds secrets."""
+    if not prompt.secrets:
+        return raw
+    extra_data = {name: value for name, value in prompt.body["extra_data"].items() if name not in SECRET_NAMES}
+    return json.dumps({**prompt.body, "extra_data": extra_data}).encode()

@@ -1,0 +1,44 @@
+"""Whether the process lives, and whether it can take a job now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import ServerUnavailableError
+from .host import Host
+from .store import Store
+
+
+class Health:
+    """What `/guarded/health` and `/guarded/ready` say, and what admission asks first."""
+
+    def __init__(self, host: Host, store: Store) -> None:
+        self._host = host
+        self._store = store
+        self._serving = False
+
+    def serving(self) -> None:
+        """The server is up, every custom node loaded. Before that, a prompt would be judged too early."""
+        self._serving = True
+
+    def problems(self) -> list[str]:
+        """Why no job can be taken now; empty where one can."""
+        found = []
+        if not self._serving:
+            found.append("starting")
+        if not self._host.worker_alive():
+            found.append("worker dead")
+        return found
+
+    def check_ready(self) -> None:
+        """Raises ServerUnavailableError unless a job can be taken now."""
+        if problems := self.problems():
+            raise ServerUnavailableError(
+                f"The server cannot take a job now: {', '.join(problems)}.",
+                extra_info={"problems": problems},
+                retry_after_s=10,
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """More than the bare status, for callers who may see it."""
+        return {"host": self._host.describe(), "problems": self.problems(), "queued": self._store.queued}

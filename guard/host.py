@@ -1,0 +1,139 @@
+"""All that the core may ask of the server we live in, and all that it is told by it.
+
+`host/comfyui` keeps this promise for ComfyUI and for the sandbox; host shapes (queue tuples, history dicts, node
+classes) stop there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from .errors import GuardError
+from .job import Verdict
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The host's own answer to a prompt that it will not run, in its own words.
+
+    `outputs` are the output nodes that it would drop; all of them, unless the refusal is partial.
+    """
+
+    type: str
+    message: str
+    details: str
+    extra_info: Mapping[str, Any]
+    node_errors: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the host said of a prompt that was shown to it but not queued."""
+
+    refusal: Refusal | None
+    outputs_to_execute: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReportedFile:
+    """A result file as a node named it. `path` is absolute and lies inside the root of its `type`, else None."""
+
+    node_id: str
+    filename: str
+    subfolder: str
+    type: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the worker reported at the end of one run.
+
+    Attributes:
+        success: as the host sees it.
+        interrupted: someone's interrupt ended it.
+        outputs: ComfyUI's history outputs, `{node_id: {key: [items]}}`.
+        files: the files named in there.
+        exception_type, exception_message, node_id, node_type: of the node that raised, where one did.
+    """
+
+    success: bool
+    interrupted: bool = False
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[ReportedFile, ...] = ()
+    exception_type: str = ""
+    exception_message: str = ""
+    node_id: str | None = None
+    node_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running job is: the current node's own steps, and per cent over the whole graph."""
+
+    value: float
+    max: float
+    node_id: str | None
+    percent: int
+
+    def body(self) -> dict[str, Any]:
+        return {"value": self.value, "max": self.max, "node_id": self.node_id, "percent": self.percent}
+
+
+class HostListener(Protocol):
+    """What the host tells the core.
+
+    `started` and `finished` come on the worker's thread and may hold it up; the others must not block.
+    """
+
+    def started(self, job_id: str) -> bool:
+        """The worker has taken the job. False: it has ended meanwhile; stop it."""
+
+    def finished(self, job_id: str, outcome: Outcome) -> Verdict:
+        """The run is over; the verdict that holds, durable by the time this returns."""
+
+    def released(self, job_id: str) -> None:
+        """The host no longer has the job, whether it ran or not: its slot is free."""
+
+    def progressed(self, job_id: str, progress: Progress) -> None:
+        """The job has moved on."""
+
+    def dropped(self, job_id: str) -> None:
+        """Somebody took the job out of the host's queue; `released` follows."""
+
+
+class Host(Protocol):
+    """The server that we live in."""
+
+    def listen(self, listener: HostListener) -> None:
+        """Begin to tell `listener`. Called once, before the worker starts."""
+
+    async def rehearse(self, body: dict[str, Any]) -> Rehearsal:
+        """Show a `/prompt` body to the host's own handler without queueing it. Event loop. May change `body`."""
+
+    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
+        """Put a job into the host's queue through its own handler, or say why it refused. Event loop."""
+
+    def stop(self, job_id: str) -> None:
+        """Stop that job and no other: out of the queue, or at the worker's next check. Any thread; does not wait."""
+
+    def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
+        """Tell the job's websocket at once that it ended with `error`. Any thread."""
+
+    def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
+        """The node classes of a prompt that the host lacks, sorted."""
+
+    def worker_alive(self) -> bool:
+        """Whether a thread serves the host's queue. True until one was seen to have died."""
+
+    def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
+        """Where a file of type `output`, `temp` or `input` lies; None where that is not inside its folder."""
+
+    def own_directory(self) -> Path:
+        """Where settings and database belong: a folder that no route of the host serves. It may not exist yet."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name, version and what was feature-detected, for health and doctor."""

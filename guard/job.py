@@ -1,0 +1,197 @@
+"""A job as data: its state, what it may become next, and how it is shown."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from . import messages
+from .errors import FAMILY, GuardError
+
+
+class JobState(str, enum.Enum):
+    """Where a job is; DESIGN's table of states says who moves it on."""
+
+    QUEUED = "queued"  # admitted and durable, waiting for a slot
+    DISPATCHED = "dispatched"  # holds a lease, in ComfyUI's own queue
+    RUNNING = "running"  # the worker has it; the job clock runs
+    VALIDATING = "validating"  # executed; its files are being checked
+    SUCCEEDED = "succeeded"  # its files exist and passed
+    FAILED = "failed"  # one error code, refunded
+    CANCELLED = "cancelled"  # by its owner or an operator, refunded
+
+    @property
+    def settled(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+OPEN = frozenset(JobState) - TERMINAL
+WAITING = frozenset({JobState.QUEUED, JobState.DISPATCHED})
+
+#: What may follow what. Back to `queued` leads a restart. A dispatched job succeeds where the disk was in trouble when
+#: the worker took it, so that its `running` was never written.
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.DISPATCHED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.DISPATCHED: frozenset({JobState.QUEUED, JobState.RUNNING, *TERMINAL}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.VALIDATING, *TERMINAL}),
+    JobState.VALIDATING: frozenset({JobState.QUEUED, *TERMINAL}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One result file of a job, as it was when it passed the checks.
+
+    `type` and `subfolder` are ComfyUI's: the root (`output` or `temp`) and the folder below it.
+    """
+
+    index: int
+    node_id: str
+    kind: str
+    filename: str
+    subfolder: str
+    type: str
+    bytes: int
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+    duration_s: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a job ends: a terminal state and, unless it succeeded, why."""
+
+    state: JobState
+    code: str | None = None
+    message: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: GuardError) -> Verdict:
+        state = JobState.CANCELLED if error.code == "cancelled" else JobState.FAILED
+        details = dict(error.extra_info)
+        if error.details:
+            details["details"] = error.details
+        return cls(state, error.code, error.message, details)
+
+
+SUCCESS = Verdict(JobState.SUCCEEDED)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an ended run left: ComfyUI's outputs and status messages, and the files that passed."""
+
+    outputs: dict[str, Any] = field(default_factory=dict)
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """An admitted prompt on its way into the store.
+
+    Args of note:
+        body: what `/guarded/prompt` was sent, as JSON text, without secrets.
+        shape: a short name for graphs of the same node classes; estimates go by it.
+        order: ComfyUI's `number`, where the client gave one; smaller goes first within its owner.
+        front: to the head of its owner's line.
+        outputs_to_execute: ids of the output nodes that ComfyUI will run.
+        has_secrets: it needs values that are kept in memory only and do not survive a restart.
+    """
+
+    job_id: str
+    owner: str
+    body: bytes
+    created_at_ms: int
+    timeout_s: float
+    locale: str
+    priority: int = 0
+    order: float | None = None
+    front: bool = False
+    client_id: str | None = None
+    shape: str = ""
+    outputs_to_execute: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    has_secrets: bool = False
+
+    def will_execute(self, outputs: tuple[str, ...]) -> NewJob:
+        return replace(self, outputs_to_execute=outputs)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the store knows it. Times are milliseconds since the epoch, None where it has not happened."""
+
+    job_id: str
+    number: int
+    owner: str
+    state: JobState
+    priority: int
+    attempts: int
+    created_at_ms: int
+    started_at_ms: int | None
+    settled_at_ms: int | None
+    timeout_s: float
+    locale: str
+    client_id: str | None
+    shape: str
+    outputs_to_execute: tuple[str, ...]
+    metadata: dict[str, Any]
+    has_secrets: bool
+    verdict: Verdict | None = None
+    result: Result = Result()
+
+    def evolve(self, **changes: Any) -> Job:
+        return replace(self, **changes)
+
+    def error_body(self, locale: str | None = None) -> dict[str, Any] | None:
+        """The `error` of the job's JSON; None unless it ended badly."""
+        if self.verdict is None or self.verdict.code is None:
+            return None
+        return {
+            "code": self.verdict.code,
+            "message": self.verdict.message,
+            "user_message": messages.text(self.verdict.code, locale or self.locale),
+            "retryable": FAMILY[self.verdict.code].retryable,
+            "details": self.verdict.details,
+        }
+
+    def body(
+        self,
+        *,
+        position: int | None = None,
+        eta_s: float | None = None,
+        progress: dict[str, Any] | None = None,
+        locale: str | None = None,
+    ) -> dict[str, Any]:
+        """The job as JSON, the same wherever one is shown."""
+        return {
+            "job_id": self.job_id,
+            "prompt_id": self.job_id,
+            "state": self.state.value,
+            "position": position,
+            "eta_s": eta_s,
+            "owner": self.owner,
+            "priority": self.priority,
+            "attempts": self.attempts,
+            "created_at_ms": self.created_at_ms,
+            "started_at_ms": self.started_at_ms,
+            "settled_at_ms": self.settled_at_ms,
+            "timeout_s": self.timeout_s,
+            "progress": progress,
+            "outputs": self.result.outputs,
+            "artifacts": [
+                {**asdict(artifact), "url": f"/guarded/jobs/{self.job_id}/artifacts/{artifact.index}"}
+                for artifact in self.result.artifacts
+            ],
+            "error": self.error_body(locale),
+            "refund": self.state is not JobState.SUCCEEDED if self.state.settled else None,
+            "metadata": self.metadata,
+        }

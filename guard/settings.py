@@ -1,0 +1,191 @@
+"""The settings table: every name, default and help text there is.
+
+Read from `guarded.toml` and from `GUARDED_<SECTION>__<NAME>` in the environment, which wins. `docs/settings.md` is
+generated from this table (`python <folder> settings`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from . import messages
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message names the key. The plugin stays off."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class QueueSettings(_Section):
+    max_jobs: int = Field(1, ge=1, le=64, description="How many guarded jobs may be in front of the GPU at once.")
+    max_queued: int = Field(1000, ge=1, description="How many jobs may wait; one more is answered `queue_full`.")
+    timeout_s: Seconds = Field(1800, description="A job that has not begun to run after this settles `queue_timeout`.")
+    max_wait_s: Seconds = Field(600, description="The longest that `?wait=` holds an answer.")
+
+
+class WatchdogSettings(_Section):
+    job_timeout_s: Seconds = Field(600, description="How long a job may run. A job's own `timeout_s` may be smaller.")
+    max_attempts: int = Field(2, ge=1, le=10, description="How often a job is begun when the process dies under it.")
+
+
+class ResultsSettings(_Section):
+    min_image_bytes: Bytes = Field(1024, description="A result image smaller than this is `result_too_small`.")
+    min_video_bytes: Bytes = Field(10240, description="A result video smaller than this is `result_too_small`.")
+    max_image_pixels: int = Field(
+        300_000_000, ge=1, description="Pixels that a result image may decode to (a 16k picture has 268 million)."
+    )
+    check_timeout_s: Seconds = Field(30, description="How long the checks of one job's files may take.")
+
+
+class PolicySettings(_Section):
+    max_nodes: int = Field(1000, ge=1, description="Nodes in a prompt. 3,000 stall ComfyUI's validation for seconds.")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Size of a request's body.")
+    max_depth: int = Field(50, ge=4, le=400, description="Nesting of a request's JSON. 900 kill ComfyUI's worker.")
+
+
+class StoreSettings(_Section):
+    url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
+
+
+class AccessSettings(_Section):
+    trust_loopback: bool = Field(True, description="A direct loopback connection needs no key; its owner is `local`.")
+
+
+def _language(value: object) -> object:
+    if isinstance(value, str) and value not in messages.languages():
+        raise ValueError(f"no texts for {value!r}; there are {', '.join(sorted(messages.languages()))}")
+    return value
+
+
+class MessagesSettings(_Section):
+    locale: Annotated[str, BeforeValidator(_language)] = Field(
+        "ru", description="Language of user texts when neither `guard.locale` nor `Accept-Language` names one."
+    )
+
+
+class LogSettings(_Section):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What the guard writes to the log.")
+
+
+class Settings(_Section):
+    """All settings in force. Build it with :func:`load`."""
+
+    queue: QueueSettings = QueueSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
+    results: ResultsSettings = ResultsSettings()
+    policy: PolicySettings = PolicySettings()
+    store: StoreSettings = StoreSettings()
+    access: AccessSettings = AccessSettings()
+    messages: MessagesSettings = MessagesSettings()
+    log: LogSettings = LogSettings()
+
+
+ENV_PREFIX = "GUARDED_"
+_ENV_ALIASES = {"MAX_GPU_JOBS": ("queue", "max_jobs")}
+
+
+def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
+    """The settings from `toml_file` (where it exists), overridden by `environment`.
+
+    Raises:
+        SettingsError: an unknown key or a bad value, named; or a file that is not TOML.
+    """
+    values: dict[str, Any] = {}
+    named: dict[tuple[str, ...], str] = {}
+    if toml_file is not None and toml_file.is_file():
+        try:
+            values = tomllib.loads(toml_file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{toml_file.name} is not TOML: {error}") from error
+    for variable, path, raw in _from_environment(environment):
+        section = values.setdefault(path[0], {})
+        if not isinstance(section, dict):
+            raise SettingsError(f"{path[0]}: expected a section")
+        section[path[1]] = _parsed(raw, path)
+        named[path] = variable
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_complaint(item, named) for item in error.errors())) from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, tuple[str, str], str]]:
+    found = []
+    for variable, raw in sorted(environment.items()):
+        if variable in _ENV_ALIASES:
+            found.append((variable, _ENV_ALIASES[variable], raw))
+        elif variable.startswith(ENV_PREFIX) and "__" in variable:
+            section, _, name = variable[len(ENV_PREFIX) :].lower().partition("__")
+            found.append((variable, (section, name), raw))
+    # The aliases first, so that where both are set the full name wins.
+    return sorted(found, key=lambda item: item[0].startswith(ENV_PREFIX))
+
+
+def _parsed(raw: str, path: tuple[str, str]) -> Any:
+    """Lists may be comma-separated or JSON, maps are JSON; all else pydantic reads from the string itself."""
+    section = Settings.model_fields.get(path[0])
+    field = section.annotation.model_fields.get(path[1]) if section and section.annotation else None
+    kind = get_origin(field.annotation) if field else None
+    if kind not in (list, tuple, dict):
+        return raw
+    if raw.lstrip().startswith(("[", "{")) or kind is dict:
+        try:
+            return json.loads(raw)
+        except ValueError:
+            return raw
+    return [part.strip() for part in raw.split(",") if part.strip()]
+
+
+def _complaint(item: Any, named: Mapping[tuple[str, ...], str]) -> str:
+    path = tuple(str(part) for part in item["loc"])
+    key = ".".join(path)
+    source = f" (from {named[path[:2]]})" if path[:2] in named else ""
+    if item["type"] == "extra_forbidden":
+        return f"{key}{source}: there is no such setting"
+    return f"{key}{source}: {item['msg']}, got {item['input']!r}"
+
+
+def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted name, default or value in force, help)."""
+    current = settings or Settings()
+    return [
+        (f"{section}.{name}", getattr(getattr(current, section), name), field.description or "")
+        for section in Settings.model_fields
+        for name, field in type(getattr(current, section)).model_fields.items()
+    ]
+
+
+def markdown() -> str:
+    """`docs/settings.md`, whole."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated from `guard/settings.py` by `python <folder> settings`; do not edit.",
+        "",
+        "They are read at start from `guarded.toml` in `<ComfyUI's user directory>/__guarded/` (sections and names",
+        "as below) and from the environment, which wins: `GUARDED_QUEUE__MAX_JOBS=2` is `queue.max_jobs`.",
+        "`MAX_GPU_JOBS` is accepted for `queue.max_jobs`. An unknown key or a bad value stops the plugin (not ComfyUI)",
+        "at start, with a line in the log that names the key.",
+        "",
+        "| setting | default | what it does |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| `{name}` | `{json.dumps(value)}` | {text} |" for name, value, text in rows()]
+    return "\n".join(lines) + "\n"

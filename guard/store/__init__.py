@@ -1,0 +1,142 @@
+"""The durable job store: what it promises. :mod:`.sqlite` is the engine on the server's own disk.
+
+Every durable fact goes through here, so that a second engine (a queue shared by several servers) has one place to
+fit in. Each method returns a :class:`concurrent.futures.Future` at once, from any thread; by the time it is done,
+the change is on disk and every listener has been told. Calls take effect in the order in which they were made:
+of two verdicts for one job, the one handed in first holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..job import Job, JobState, NewJob, Result, Verdict
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How a queued job stands: 1 is next; `running` jobs hold the slots."""
+
+    position: int
+    running: int
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that is in the store for good. `replayed`: it had been already, under the same idempotency key."""
+
+    job: Job
+    waiting: Waiting | None
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
+class IdempotencyKey:
+    """A caller's key for one request, and the digest of that request's body."""
+
+    key: str
+    body_digest: str
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A job that has just been given a lease, with the body to dispatch."""
+
+    job: Job
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The job after a settle. `won`: this very verdict ended it."""
+
+    job: Job
+    won: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs wait, hold a slot, and run."""
+
+    queued: int
+    leased: int
+    running: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a start found of an earlier process's jobs."""
+
+    requeued: int
+    settled: tuple[Job, ...]
+
+
+class Store(Protocol):
+    """The job store. Raises `ServerUnavailableError` or `DiskFullError` through the future where it cannot write."""
+
+    @property
+    def queued(self) -> int:
+        """How many jobs waited at the last commit; costs nothing."""
+
+    def on_change(self, listener: Callable[[Job], None]) -> None:
+        """Tell `listener` of each change of state, on the store's thread, once it is durable. Must be quick."""
+
+    def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
+        """Deal with what `holder`'s dead process held: dispatched jobs wait again; running ones too, until they
+        have been begun `max_attempts` times; jobs whose secrets died with it settle as `server_restarted`."""
+
+    def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
+        """The job that the key made, if it made one. Raises `ConflictError` where the body was another."""
+
+    def submit(self, new: NewJob, max_queued: int, key: IdempotencyKey | None = None) -> Future[Submitted]:
+        """Let a job in. Raises `QueueFullError`, `ConflictError` (id or key taken)."""
+
+    def claim(self, holder: str, max_jobs: int, deadline_ms: int) -> Future[Claimed | None]:
+        """Give a free slot to the next job, fairly between owners; None without a slot or a job."""
+
+    def requeue(self, job_id: str) -> Future[Job | None]:
+        """Take a dispatched job back: it waits again, at its old place, and its slot is free."""
+
+    def start(self, job_id: str) -> Future[Job | None]:
+        """dispatched → running, one attempt more. None where it has settled meanwhile."""
+
+    def validate(self, job_id: str) -> Future[Job | None]:
+        """running → validating. None where it has settled meanwhile."""
+
+    def settle(
+        self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
+    ) -> Future[Settled | None]:
+        """Give a job its verdict, unless it has one (or, with `only_waiting`, has begun to run).
+
+        None: no such job. The lease stays until `release`.
+        """
+
+    def release(self, job_id: str) -> Future[None]:
+        """Free the job's slot."""
+
+    def get(self, job_id: str) -> Future[Job | None]: ...
+
+    def body(self, job_id: str) -> Future[bytes | None]:
+        """What the job was submitted with."""
+
+    def waiting(self, job_id: str) -> Future[Waiting | None]:
+        """Where a queued job stands; None where it is not queued."""
+
+    def jobs(
+        self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
+    ) -> Future[list[Job]]:
+        """Jobs, newest first; `before` is the `number` to go on from."""
+
+    def overdue(self, created_before_ms: int) -> Future[list[Job]]:
+        """Queued and dispatched jobs that were admitted before that time."""
+
+    def run_times_ms(self, limit: int) -> Future[list[int]]:
+        """How long the last `limit` successes ran, oldest first."""
+
+    def counts(self) -> Future[Counts]: ...
+
+    def close(self) -> None:
+        """Finish what was handed in and close. Later calls fail."""

@@ -1,0 +1,70 @@
+"""The tables, one migration after the other. A migration that was released is never edited."""
+
+from __future__ import annotations
+
+#: `PRAGMA user_version` is the number of migrations that a database has had.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the `number` of the answer; also the order of arrival
+        job_id TEXT NOT NULL UNIQUE,
+        owner TEXT NOT NULL,
+        state TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        place REAL NOT NULL,                       -- within owner and priority, smaller goes first
+        attempts INTEGER NOT NULL DEFAULT 0,
+        created_at_ms INTEGER NOT NULL,
+        started_at_ms INTEGER,
+        settled_at_ms INTEGER,
+        timeout_s REAL NOT NULL,
+        locale TEXT NOT NULL,
+        client_id TEXT,
+        shape TEXT NOT NULL,
+        outputs_to_execute TEXT NOT NULL,          -- JSON list of node ids
+        metadata TEXT NOT NULL,                    -- JSON object
+        has_secrets INTEGER NOT NULL,
+        verdict TEXT,                              -- JSON, once settled
+        result TEXT                                -- JSON, once settled
+    );
+    CREATE INDEX jobs_queued ON jobs (owner, priority DESC, place) WHERE state = 'queued';
+    CREATE INDEX jobs_open ON jobs (state, created_at_ms)
+        WHERE state IN ('queued', 'dispatched', 'running', 'validating');
+    CREATE INDEX jobs_of_owner ON jobs (owner, number);
+    CREATE INDEX jobs_succeeded ON jobs (number) WHERE state = 'succeeded';
+
+    -- Apart from the jobs, so that listing them does not read through every graph.
+    CREATE TABLE bodies (
+        number INTEGER PRIMARY KEY,
+        body BLOB NOT NULL
+    );
+
+    CREATE TABLE transitions (
+        job_id TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        state TEXT NOT NULL
+    );
+    CREATE INDEX transitions_of_job ON transitions (job_id);
+
+    -- Who waits, and whose turn was longest ago: what round-robin needs without counting the queue.
+    CREATE TABLE owners (
+        owner TEXT PRIMARY KEY,
+        queued INTEGER NOT NULL,
+        served INTEGER NOT NULL DEFAULT 0
+    );
+
+    CREATE TABLE leases (
+        job_id TEXT PRIMARY KEY,
+        holder TEXT NOT NULL,
+        deadline_ms INTEGER NOT NULL
+    );
+
+    CREATE TABLE idempotency (
+        owner TEXT NOT NULL,
+        key TEXT NOT NULL,
+        body_digest TEXT NOT NULL,
+        job_id TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        PRIMARY KEY (owner, key)
+    );
+    """,
+)

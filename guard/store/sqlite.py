@@ -1,0 +1,589 @@
+"""The job store on SQLite: one writer thread that commits whatever has come in together, one reader thread.
+
+WAL with `synchronous=NORMAL`: a commit survives the death of the process (SIGKILL included); the last ones before
+a power cut may be lost, the file stays whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from filelock import FileLock, Timeout
+
+from ..clock import Clock
+from ..errors import (
+    ConflictError,
+    DiskFullError,
+    GuardError,
+    QueueFullError,
+    ServerRestartedError,
+    ServerUnavailableError,
+)
+from ..job import TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
+from . import Claimed, Counts, IdempotencyKey, Recovery, Settled, Submitted, Waiting
+from .schema import MIGRATIONS
+
+log = logging.getLogger("guarded.store")
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+
+#: Operations in one commit. 32 clients at once share one; more would only make the first of them wait.
+BATCH = 256
+#: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
+CHECKED_BYTES = 64 * 2**20
+
+_COLUMNS = (
+    "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
+    "locale, client_id, shape, outputs_to_execute, metadata, has_secrets, verdict, result"
+)
+
+
+class StoreLockedError(Exception):
+    """Another process has this database open."""
+
+
+class StoreTooNewError(Exception):
+    """A later version of this package has written this database."""
+
+
+class SqliteStore:
+    """See :class:`guard.store.Store`, which says what each method does."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        """Open or create the database; blocks, so call it before the event loop serves.
+
+        Raises:
+            StoreLockedError, StoreTooNewError: the file is another's; it is left untouched.
+        """
+        self.path = path
+        self._clock = clock
+        self._listeners: list[Callable[[Job], None]] = []
+        self._changed: list[Job] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{path}.lock", thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreLockedError(f"another server has {path} open; give this one its own user directory") from None
+        try:
+            db = _opened(path)
+            self.queued = _queued(db)
+            self._writer = _Thread("guarded-store", db, self._commit)
+            self._reader = _Thread("guarded-store-reader", _connected(path), _read)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def on_change(self, listener: Callable[[Job], None]) -> None:
+        self._listeners.append(listener)
+
+    def close(self) -> None:
+        self._writer.close()
+        self._reader.close()
+        self._lock.release()
+
+    # What changes something: the writer's thread. ------------------------------------------------------------
+
+    def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
+        def operation(db: sqlite3.Connection) -> Recovery:
+            rows = db.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('dispatched', 'running', 'validating')"
+            ).fetchall()
+            secretive = db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets").fetchall()
+            requeued, settled = 0, []
+            for job in map(_job, [*rows, *secretive]):
+                begun = job.state is not JobState.DISPATCHED and job.attempts >= max_attempts
+                if job.has_secrets or begun:
+                    error = ServerRestartedError(
+                        "The server restarted while the job ran."
+                        if begun
+                        else "The server restarted, and the job's API credentials are kept in memory only."
+                    )
+                    settled.append(self._settled(db, job, Verdict.of(error), None))
+                else:
+                    self._move(db, job, JobState.QUEUED)
+                    requeued += 1
+            db.execute("DELETE FROM leases WHERE holder = ?", (holder,))
+            return Recovery(requeued, tuple(settled))
+
+        return self._writer.run(operation)
+
+    def submit(self, new: NewJob, max_queued: int, key: IdempotencyKey | None = None) -> Future[Submitted]:
+        def operation(db: sqlite3.Connection) -> Submitted:
+            if key is not None and (earlier := _replayed(db, new.owner, key)):
+                return earlier
+            if (queued := _queued(db)) >= max_queued:
+                raise QueueFullError(
+                    f"The queue is full ({queued} jobs wait).", extra_info={"queued": queued, "max_queued": max_queued}
+                )
+            job = self._inserted(db, new)
+            if key is not None:
+                db.execute(
+                    "INSERT INTO idempotency (owner, key, body_digest, job_id, created_at_ms) VALUES (?, ?, ?, ?, ?)",
+                    (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
+                )
+            self._changed.append(job)
+            return Submitted(job, _waiting(db, job))
+
+        return self._writer.run(operation)
+
+    def claim(self, holder: str, max_jobs: int, deadline_ms: int) -> Future[Claimed | None]:
+        def operation(db: sqlite3.Connection) -> Claimed | None:
+            if _count(db, "SELECT count(*) FROM leases") >= max_jobs:
+                return None
+            turn = db.execute("SELECT owner FROM owners WHERE queued > 0 ORDER BY served, owner LIMIT 1").fetchone()
+            if turn is None:
+                return None
+            row = db.execute(
+                f"SELECT {_COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
+                "ORDER BY priority DESC, place LIMIT 1",
+                turn,
+            ).fetchone()
+            job = self._move(db, _job(row), JobState.DISPATCHED)
+            db.execute("UPDATE owners SET served = (SELECT max(served) + 1 FROM owners) WHERE owner = ?", (job.owner,))
+            db.execute("INSERT INTO leases VALUES (?, ?, ?)", (job.job_id, holder, deadline_ms))
+            (body,) = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
+            return Claimed(job, body)
+
+        return self._writer.run(operation)
+
+    def requeue(self, job_id: str) -> Future[Job | None]:
+        def operation(db: sqlite3.Connection) -> Job | None:
+            db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
+            return self._advance(db, job_id, JobState.QUEUED)
+
+        return self._writer.run(operation)
+
+    def start(self, job_id: str) -> Future[Job | None]:
+        return self._writer.run(lambda db: self._advance(db, job_id, JobState.RUNNING))
+
+    def validate(self, job_id: str) -> Future[Job | None]:
+        return self._writer.run(lambda db: self._advance(db, job_id, JobState.VALIDATING))
+
+    def settle(
+        self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
+    ) -> Future[Settled | None]:
+        def operation(db: sqlite3.Connection) -> Settled | None:
+            job = _found(db, job_id)
+            if job is None:
+                return None
+            if job.state.settled or (only_waiting and job.state not in WAITING):
+                return Settled(job, won=False)
+            return Settled(self._settled(db, job, verdict, result), won=True)
+
+        return self._writer.run(operation)
+
+    def release(self, job_id: str) -> Future[None]:
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
+
+        return self._writer.run(operation)
+
+    # What only looks: the reader's thread, so that a long list holds up no commit. ---------------------------
+
+    def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
+        return self._reader.run(lambda db: _replayed(db, owner, key))
+
+    def get(self, job_id: str) -> Future[Job | None]:
+        return self._reader.run(lambda db: _found(db, job_id))
+
+    def body(self, job_id: str) -> Future[bytes | None]:
+        def operation(db: sqlite3.Connection) -> bytes | None:
+            row = db.execute("SELECT body FROM bodies JOIN jobs USING (number) WHERE job_id = ?", (job_id,)).fetchone()
+            return row[0] if row else None
+
+        return self._reader.run(operation)
+
+    def waiting(self, job_id: str) -> Future[Waiting | None]:
+        def operation(db: sqlite3.Connection) -> Waiting | None:
+            job = _found(db, job_id)
+            return _waiting(db, job) if job is not None and job.state is JobState.QUEUED else None
+
+        return self._reader.run(operation)
+
+    def jobs(
+        self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
+    ) -> Future[list[Job]]:
+        where: list[str] = ["1"]
+        values: list[Any] = []
+        if owner is not None:
+            where.append("owner = ?")
+            values.append(owner)
+        if states is not None:
+            where.append(f"state IN ({', '.join('?' for _ in states)})")
+            values += [state.value for state in states]
+        if before is not None:
+            where.append("number < ?")
+            values.append(before)
+        query = f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
+        return self._reader.run(lambda db: [_job(row) for row in db.execute(query, [*values, limit])])
+
+    def overdue(self, created_before_ms: int) -> Future[list[Job]]:
+        query = (
+            f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('queued', 'dispatched') AND created_at_ms < ? "
+            "ORDER BY number LIMIT 1000"
+        )
+        return self._reader.run(lambda db: [_job(row) for row in db.execute(query, (created_before_ms,))])
+
+    def run_times_ms(self, limit: int) -> Future[list[int]]:
+        query = (
+            "SELECT settled_at_ms - started_at_ms FROM jobs WHERE state = 'succeeded' AND started_at_ms IS NOT NULL "
+            "ORDER BY number DESC LIMIT ?"
+        )
+        return self._reader.run(lambda db: [run_ms for (run_ms,) in db.execute(query, (limit,))][::-1])
+
+    def counts(self) -> Future[Counts]:
+        def operation(db: sqlite3.Connection) -> Counts:
+            return Counts(
+                queued=_queued(db),
+                leased=_count(db, "SELECT count(*) FROM leases"),
+                running=_count(db, "SELECT count(*) FROM jobs WHERE state IN ('running', 'validating')"),
+            )
+
+        return self._reader.run(operation)
+
+    # The writer's own helpers. -------------------------------------------------------------------------------
+
+    def _commit(self, db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
+        """One transaction for a batch; an operation that refuses takes back its own changes only."""
+        done: list[tuple[Future[Any], Any, GuardError | None]] = []
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for operation, future in batch:
+                changes = len(self._changed)
+                db.execute("SAVEPOINT operation")
+                try:
+                    done.append((future, operation(db), None))
+                except sqlite3.OperationalError:
+                    raise
+                except Exception as error:
+                    db.execute("ROLLBACK TO operation")
+                    del self._changed[changes:]
+                    done.append((future, None, error if isinstance(error, GuardError) else _failure(error)))
+                db.execute("RELEASE operation")
+            db.execute("COMMIT")
+        except BaseException as error:
+            # Nothing of the batch is durable, so nobody may be told that it is.
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            self._changed.clear()
+            failure = _failure(error)
+            for _operation, future in batch:
+                future.set_exception(failure)
+            return
+        changed, self._changed = self._changed, []
+        if changed:
+            self.queued = _queued(db)
+        for job in changed:
+            for listener in self._listeners:
+                try:
+                    listener(job)
+                except Exception:
+                    log.exception("a listener failed on job %s", job.job_id)
+        for future, result, refusal in done:
+            if refusal is not None:
+                future.set_exception(refusal)
+            else:
+                future.set_result(result)
+
+    def _inserted(self, db: sqlite3.Connection, new: NewJob) -> Job:
+        try:
+            cursor = db.execute(
+                "INSERT INTO jobs (job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, client_id,"
+                " shape, outputs_to_execute, metadata, has_secrets) "
+                "VALUES (?, ?, 'queued', ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    new.job_id,
+                    new.owner,
+                    new.priority,
+                    new.created_at_ms,
+                    new.timeout_s,
+                    new.locale,
+                    new.client_id,
+                    new.shape,
+                    json.dumps(new.outputs_to_execute),
+                    json.dumps(new.metadata),
+                    new.has_secrets,
+                ),
+            )
+        except sqlite3.IntegrityError:
+            raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
+        number = cast(int, cursor.lastrowid)
+        place = new.order if new.order is not None else float(-number if new.front else number)
+        db.execute("UPDATE jobs SET place = ? WHERE number = ?", (place, number))
+        db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))
+        db.execute("INSERT INTO transitions VALUES (?, ?, 'queued')", (new.job_id, new.created_at_ms))
+        _owner_waits(db, new.owner, +1)
+        return Job(
+            job_id=new.job_id,
+            number=number,
+            owner=new.owner,
+            state=JobState.QUEUED,
+            priority=new.priority,
+            attempts=0,
+            created_at_ms=new.created_at_ms,
+            started_at_ms=None,
+            settled_at_ms=None,
+            timeout_s=new.timeout_s,
+            locale=new.locale,
+            client_id=new.client_id,
+            shape=new.shape,
+            outputs_to_execute=new.outputs_to_execute,
+            metadata=new.metadata,
+            has_secrets=new.has_secrets,
+        )
+
+    def _advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
+        job = _found(db, job_id)
+        return None if job is None or job.state.settled else self._move(db, job, state)
+
+    def _move(self, db: sqlite3.Connection, job: Job, state: JobState, **changes: Any) -> Job:
+        """The only place where a job changes its state."""
+        if state not in TRANSITIONS[job.state]:
+            raise ServerUnavailableError(f"job {job.job_id} cannot go from {job.state.value} to {state.value}")
+        now_ms = self._clock.now_ms()
+        if state is JobState.RUNNING:
+            changes.update(started_at_ms=now_ms, attempts=job.attempts + 1)
+        elif state is JobState.QUEUED:
+            changes.update(started_at_ms=None)
+        elif state.settled:
+            changes.update(settled_at_ms=now_ms)
+        moved = job.evolve(state=state, **changes)
+        db.execute(
+            "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, verdict = ?, result = ? "
+            "WHERE number = ?",
+            (
+                state.value,
+                moved.attempts,
+                moved.started_at_ms,
+                moved.settled_at_ms,
+                json.dumps(asdict(moved.verdict)) if moved.verdict else None,
+                json.dumps(asdict(moved.result)) if state.settled else None,
+                job.number,
+            ),
+        )
+        db.execute("INSERT INTO transitions VALUES (?, ?, ?)", (job.job_id, now_ms, state.value))
+        if JobState.QUEUED in (job.state, state):
+            _owner_waits(db, job.owner, +1 if state is JobState.QUEUED else -1)
+        self._changed.append(moved)
+        return moved
+
+    def _settled(self, db: sqlite3.Connection, job: Job, verdict: Verdict, result: Result | None) -> Job:
+        return self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
+
+
+class _Thread:
+    """A thread that owns a connection and works off what is handed to it, in order."""
+
+    def __init__(
+        self,
+        name: str,
+        db: sqlite3.Connection,
+        work: Callable[[sqlite3.Connection, list[tuple[Operation[Any], Future[Any]]]], None],
+    ) -> None:
+        self._db = db
+        self._work = work
+        self._inbox: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._closed = False
+        self._thread.start()
+
+    def run(self, operation: Operation[T]) -> Future[T]:
+        future: Future[T] = Future()
+        if self._closed:
+            future.set_exception(ServerUnavailableError("The job store is closed."))
+        else:
+            self._inbox.put((operation, future))
+        return future
+
+    def close(self) -> None:
+        self._closed = True
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        open_ = True
+        while open_:
+            first = self._inbox.get()
+            batch = [first]
+            while len(batch) < BATCH:
+                try:
+                    batch.append(self._inbox.get_nowait())
+                except queue.Empty:
+                    break
+            open_ = None not in batch
+            # A caller that has gone away (a cancelled request) has taken its operation back.
+            work = [item for item in batch if item is not None and item[1].set_running_or_notify_cancel()]
+            if work:
+                self._work(self._db, work)
+        self._db.close()
+
+
+def _read(db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
+    for operation, future in batch:
+        try:
+            future.set_result(operation(db))
+        except GuardError as error:
+            future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(_failure(error))
+
+
+def _failure(error: BaseException) -> GuardError:
+    """What a caller hears when the database fails; the log has the rest."""
+    log.error("the job store failed: %s", error, exc_info=not isinstance(error, sqlite3.Error))
+    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+        return DiskFullError("The disk with the job database is full.", retry_after_s=60)
+    return ServerUnavailableError("The job database cannot be used now.", details=str(error), retry_after_s=10)
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    return db
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """The database, migrated. A file that SQLite cannot read is set aside, never written over."""
+    try:
+        return _migrated(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise  # locked, read-only, no room: the file itself may be well
+        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}")
+        for suffix in ("", "-wal", "-shm"):
+            if (part := Path(f"{path}{suffix}")).exists():
+                os.replace(part, f"{aside}{suffix}")
+        log.error(
+            "the job database %s cannot be read (%s); it was set aside as %s and a new one begun. "
+            "Jobs that waited in it are not in the queue any more.",
+            path,
+            error,
+            aside.name,
+        )
+        return _migrated(path)
+
+
+def _migrated(path: Path) -> sqlite3.Connection:
+    db = _connected(path)
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise StoreTooNewError(f"{path} was written by a later version of this package (schema {version})")
+        if path.stat().st_size <= CHECKED_BYTES:
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _job(row: tuple[Any, ...]) -> Job:
+    (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
+    (locale, client_id, shape, outputs, metadata, has_secrets, verdict, result) = row[10:]
+    return Job(
+        job_id=job_id,
+        number=number,
+        owner=owner,
+        state=JobState(state),
+        priority=priority,
+        attempts=attempts,
+        created_at_ms=created,
+        started_at_ms=started,
+        settled_at_ms=ended,
+        timeout_s=timeout_s,
+        locale=locale,
+        client_id=client_id,
+        shape=shape,
+        outputs_to_execute=tuple(json.loads(outputs)),
+        metadata=json.loads(metadata),
+        has_secrets=bool(has_secrets),
+        verdict=_verdict(json.loads(verdict)) if verdict else None,
+        result=_result(json.loads(result)) if result else Result(),
+    )
+
+
+def _verdict(stored: dict[str, Any]) -> Verdict:
+    return Verdict(JobState(stored["state"]), stored["code"], stored["message"], stored["details"])
+
+
+def _result(stored: dict[str, Any]) -> Result:
+    artifacts = tuple(Artifact(**{**item, "warnings": tuple(item["warnings"])}) for item in stored["artifacts"])
+    return Result(stored["outputs"], artifacts)
+
+
+def _found(db: sqlite3.Connection, job_id: str) -> Job | None:
+    row = db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    return _job(row) if row else None
+
+
+def _count(db: sqlite3.Connection, query: str) -> int:
+    (count,) = db.execute(query).fetchone()
+    return cast(int, count)
+
+
+def _queued(db: sqlite3.Connection) -> int:
+    return _count(db, "SELECT coalesce(sum(queued), 0) FROM owners")
+
+
+def _owner_waits(db: sqlite3.Connection, owner: str, change: int) -> None:
+    """Count one more or one fewer of the owner's queued jobs.
+
+    An owner whose line was empty takes its turn from now, not from the rounds in which it wanted nothing.
+    """
+    db.execute(
+        "INSERT INTO owners (owner, queued, served) "
+        "VALUES (?1, ?2, (SELECT coalesce(min(served), 0) FROM owners WHERE queued > 0)) "
+        "ON CONFLICT (owner) DO UPDATE SET queued = queued + ?2, "
+        "served = CASE WHEN queued = 0 THEN max(served, excluded.served) ELSE served END",
+        (owner, change),
+    )
+
+
+def _waiting(db: sqlite3.Connection, job: Job) -> Waiting:
+    """Where a queued job stands if every owner goes on taking turns."""
+    queued, served = db.execute("SELECT queued, served FROM owners WHERE owner = ?", (job.owner,)).fetchone()
+    # Counted from behind: a job that has just come in is at the end of its line, however long that is.
+    (place,) = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
+    mine = "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND "
+    (later,) = db.execute(mine + "priority = ? AND place > ?", (job.owner, job.priority, place)).fetchone()
+    (lower,) = db.execute(mine + "priority < ?", (job.owner, job.priority)).fetchone()
+    behind = later + lower
+    ahead = queued - 1 - behind
+    others = db.execute(
+        "SELECT coalesce(sum(min(queued, ? + (served < ? OR (served = ? AND owner < ?)))), 0) FROM owners "
+        "WHERE queued > 0 AND owner <> ?",
+        (ahead, served, served, job.owner, job.owner),
+    ).fetchone()[0]
+    return Waiting(position=1 + ahead + others, running=_count(db, "SELECT count(*) FROM leases"))
+
+
+def _replayed(db: sqlite3.Connection, owner: str, key: IdempotencyKey) -> Submitted | None:
+    row = db.execute(
+        "SELECT body_digest, job_id FROM idempotency WHERE owner = ? AND key = ?", (owner, key.key)
+    ).fetchone()
+    if row is None:
+        return None
+    if row[0] != key.body_digest:
+        raise ConflictError("This idempotency key came with another body before.", extra_info={"job_id": row[1]})
+    job = _found(db, row[1])
+    if job is None:
+        return None
+    return Submitted(job, _waiting(db, job) if job.state is JobState.QUEUED else None, replayed=True)

@@ -1,0 +1,116 @@
+"""ComfyUI's own handler of POST /prompt, called without a socket.
+
+Whatever ComfyUI and other packs do to a prompt on its way in (node replacement, on_prompt handlers, new checks) then
+happens to guarded jobs too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
+from yarl import URL
+
+from ...guard.host import Refusal
+
+log = logging.getLogger("guarded.host")
+
+
+class NativePrompt:
+    """Found in the server's route table, so that a wrapped or newer handler is used as it is."""
+
+    def __init__(self, prompt_server: Any) -> None:
+        self._server = prompt_server
+        self._handler: Any = None
+
+    async def call(self, body: dict[str, Any]) -> Refusal | None:
+        """None where the handler accepted the prompt."""
+        if self._handler is None:
+            self._handler = self._find()  # at the first prompt, when every pack has had its chance to replace it
+        try:
+            response = await self._handler(_Request(body, self._server.app))
+        except web.HTTPException as error:
+            return Refusal("refused", error.reason, error.text or "", {}, {})
+        except Exception as error:
+            # The route would say 500: a node class or another pack stumbled over the prompt.
+            log.warning("ComfyUI failed on a prompt", exc_info=True)
+            said = f"{type(error).__name__}: {error}"
+            return Refusal("exception_during_validation", "ComfyUI failed on this prompt.", said, {}, {})
+        answer = json.loads(response.body) if response.body else {}
+        error, node_errors = answer.get("error"), answer.get("node_errors") or {}
+        if response.status == 200 and error is None and not node_errors:
+            return None
+        if response.status == 200:
+            return _partly(node_errors)
+        if not isinstance(error, dict):
+            return Refusal("refused", str(error or "ComfyUI refused the prompt."), "", {}, node_errors)
+        return Refusal(
+            str(error.get("type", "refused")),
+            str(error.get("message", "ComfyUI refused the prompt.")),
+            str(error.get("details", "")),
+            error.get("extra_info") or {},
+            node_errors,
+        )
+
+    def _find(self) -> Any:
+        for route in self._server.routes:
+            if isinstance(route, web.RouteDef) and (route.method, route.path) == ("POST", "/prompt"):
+                return route.handler
+        raise RuntimeError("ComfyUI has no handler for POST /prompt")
+
+
+def _partly(node_errors: dict[str, Any]) -> Refusal:
+    """ComfyUI would run the prompt without the outputs that failed, and say success."""
+    dropped = sorted({output for entry in node_errors.values() for output in entry.get("dependent_outputs", ())})
+    return Refusal(
+        "prompt_outputs_failed_validation",
+        f"Part of the prompt failed validation; output {', '.join(dropped)} would be left out.",
+        "\n".join(
+            f"{error.get('message')}: {error.get('details')}"
+            for entry in node_errors.values()
+            for error in entry.get("errors", ())
+        ),
+        {"outputs": dropped},
+        node_errors,
+    )
+
+
+class _Request:
+    """A stand-in request: what a handler of POST /prompt may sensibly look at."""
+
+    method = "POST"
+    path = "/prompt"
+    content_type = "application/json"
+    remote = "127.0.0.1"
+    can_read_body = True
+
+    def __init__(self, body: dict[str, Any], app: web.Application) -> None:
+        self._body = body
+        self.app = app
+        self.headers = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
+        self.rel_url = self.url = URL("/prompt")
+        self.query: MultiDictProxy[str] = MultiDictProxy(MultiDict())
+        self.match_info: dict[str, str] = {}
+        self.cookies: dict[str, str] = {}
+        self._kept: dict[Any, Any] = {}
+
+    async def json(self, **_kwargs: Any) -> dict[str, Any]:
+        return self._body
+
+    async def text(self) -> str:
+        return json.dumps(self._body)
+
+    async def read(self) -> bytes:
+        return (await self.text()).encode()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self._kept.get(key, default)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._kept[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._kept[key] = value

@@ -1,0 +1,150 @@
+"""ComfyUI's shapes, read and written: history results, status tuples, outputs, events. They stop here."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ...guard.errors import type_name
+from ...guard.host import Outcome, ReportedFile
+
+try:
+    from comfy_execution.utils import get_executing_context
+except ImportError:  # before ComfyUI 0.3.45
+    get_executing_context = None
+
+_TYPES = ("output", "temp", "input")
+
+
+def executing_prompt() -> str | None:
+    """The prompt whose node runs in this context, as ComfyUI knows it; None between nodes and in bare threads."""
+    context = get_executing_context() if get_executing_context is not None else None
+    return context.prompt_id if context is not None else None
+
+
+def own_directory() -> Path:
+    """`<user>/__guarded`: no route of ComfyUI's serves it."""
+    system_user = getattr(folder_paths, "get_system_user_directory", None)
+    folder = system_user("guarded") if system_user else os.path.join(folder_paths.get_user_directory(), "__guarded")
+    return Path(folder)
+
+
+def files_in(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(node id, item) for every file that outputs name, whatever the key they stand under."""
+    if not isinstance(outputs, Mapping):
+        return
+    for node_id, output in outputs.items():
+        if not isinstance(output, Mapping):
+            continue
+        for items in output.values():
+            if isinstance(items, (list, tuple)):
+                for item in items:
+                    if isinstance(item, Mapping) and isinstance(item.get("filename"), str):
+                        yield str(node_id), dict(item)
+
+
+def resolved(kind: str, subfolder: str, filename: str) -> Path | None:
+    """The file's real path, if that lies inside the root of its type; symlinks are followed before it is judged."""
+    folder = folder_paths.get_directory_by_type(kind) if kind in _TYPES else None
+    if folder is None:
+        return None
+    base = os.path.realpath(folder)
+    try:
+        full = os.path.realpath(os.path.join(base, subfolder, filename))
+        inside = os.path.commonpath([base, full]) == base and full != base
+    except ValueError:  # another drive, or a NUL in the name
+        return None
+    return Path(full) if inside else None
+
+
+def reported(node_id: str, item: Mapping[str, Any]) -> ReportedFile:
+    """A file as a node named it."""
+    kind = str(item.get("type") or "output")
+    filename, subfolder = item["filename"], str(item.get("subfolder") or "")
+    return ReportedFile(node_id, filename, subfolder, kind, resolved(kind, subfolder, filename))
+
+
+def outcome(history_result: Any, status: Any, run: Any) -> Outcome:
+    """What the worker handed to `task_done`."""
+    outputs = history_result.get("outputs") if isinstance(history_result, dict) else None
+    # A copy in JSON's own types: ComfyUI's dict is emptied where the checks refuse.
+    copied = json.loads(json.dumps(outputs or {}, default=repr), parse_constant=lambda _name: None)
+    messages = dict(getattr(status, "messages", None) or ())
+    failed = messages.get("execution_error") or {}
+    return Outcome(
+        success=bool(getattr(status, "completed", False))
+        and not messages.keys() & {"execution_error", "execution_interrupted"},
+        interrupted="execution_interrupted" in messages,
+        outputs=copied,
+        files=tuple(reported(node_id, item) for node_id, item in files_in(copied)),
+        exception_type=str(failed.get("exception_type", "")),
+        exception_message=str(failed.get("exception_message", "")),
+        node_id=failed.get("node_id"),
+        node_type=failed.get("node_type"),
+    )
+
+
+def empty(history_result: Any) -> None:
+    """Take the outputs back, in place: ComfyUI reads this very dict again after `task_done`."""
+    if isinstance(history_result, dict):
+        for key in ("outputs", "meta"):
+            if isinstance(history_result.get(key), dict):
+                history_result[key].clear()
+
+
+def find_status(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The ExecutionStatus among `task_done`'s arguments, wherever this version passes it."""
+    for value in (*args, *kwargs.values()):
+        if hasattr(value, "status_str") and hasattr(value, "_replace"):
+            return value
+    return None
+
+
+def with_error(args: Any, kwargs: Any, status: Any, error: tuple[str, dict[str, Any]]) -> tuple[Any, Any]:
+    """`task_done`'s arguments with a status that says error."""
+    if status is None:
+        return args, kwargs
+    messages = [pair for pair in status.messages if pair[0] != "execution_success"]
+    events = [pair[0] for pair in messages]
+    if "execution_error" not in events:
+        # Just before an interrupt: clients that know only ComfyUI wait for an error, and some do not know interrupts.
+        place = events.index("execution_interrupted") if "execution_interrupted" in events else len(events)
+        messages.insert(place, error)
+    told = status._replace(status_str="error", completed=False, messages=messages)
+    return (
+        tuple(told if value is status else value for value in args),
+        {name: told if value is status else value for name, value in kwargs.items()},
+    )
+
+
+def execution_error(job_id: str, code: str, message: str, details: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """ComfyUI's `execution_error` event for an error of ours."""
+    return (
+        "execution_error",
+        {
+            "prompt_id": job_id,
+            "node_id": details.get("node_id"),
+            "node_type": details.get("node_type"),
+            "executed": [],
+            "exception_message": message,
+            "exception_type": details.get("exception_type") or type_name(code),
+            "traceback": [],
+            "current_inputs": {},
+            "current_outputs": [],
+            "timestamp": int(time.time() * 1000),
+        },
+    )
+
+
+def takes_any_input(node_class: Any, name: str) -> bool:
+    """Whether a node would be handed an input that it never declared, and so could stumble over it."""
+    if getattr(node_class, "ACCEPT_ALL_INPUTS", False):
+        return True
+    # Some packs declare inputs with a dict that claims to contain every name.
+    return any(name in section for section in node_class.INPUT_TYPES().values() if type(section) is not dict)

@@ -1,0 +1,108 @@
+"""/guarded/jobs: look at, wait for, cancel; and the files that passed."""
+
+from __future__ import annotations
+
+import mimetypes
+from urllib.parse import quote
+
+from aiohttp import web
+
+from ..guard.errors import ArtifactGoneError, InvalidRequestError, NotFoundError
+from ..guard.job import JobState
+from .table import Call, Route, answered, number
+
+_PAGE = 50
+_PAGE_AT_MOST = 500
+
+
+async def get_job(call: Call) -> web.StreamResponse:
+    """`wait` holds the answer until the state changes: from `state`, where the caller names the one it knows."""
+    jobs = call.services.jobs
+    wait_s = number(call, "wait", 0, 0, 86400)
+    job = await jobs.get(call.request.match_info["job_id"], call.client)
+    if wait_s and not job.state.settled:
+        job = await jobs.wait(job, wait_s, known=_state(call.request.query.get("state", job.state.value)))
+    return answered(await jobs.body(job, call.locale))
+
+
+async def list_jobs(call: Call) -> web.StreamResponse:
+    """Newest first; `state` may be repeated or comma-separated; `before` is the `next` of the page before."""
+    limit = int(number(call, "limit", _PAGE, 1, _PAGE_AT_MOST))
+    before = int(number(call, "before", 2**53, 1, 2**53)) if "before" in call.request.query else None
+    jobs = await call.services.jobs.page(call.client, _states(call), limit, before)
+    return answered(
+        {
+            "jobs": [await call.services.jobs.body(job, call.locale) for job in jobs],
+            "next": jobs[-1].number if len(jobs) == limit else None,
+        }
+    )
+
+
+async def delete_job(call: Call) -> web.StreamResponse:
+    """Cancel. Asked again, or of a job that has ended, it answers the same way: with the job as it is."""
+    jobs = call.services.jobs
+    job = await jobs.get(call.request.match_info["job_id"], call.client)
+    if not job.state.settled:
+        job = await jobs.cancel(job)
+        call.services.wake()
+    return answered(await jobs.body(job, call.locale))
+
+
+async def get_artifact(call: Call) -> web.StreamResponse:
+    """The file of an artifact; aiohttp answers ranges and conditional requests."""
+    job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
+    raw = call.request.match_info["index"]
+    index = int(raw) if raw.isascii() and raw.isdigit() and len(raw) < 6 else -1
+    if not 0 <= index < len(job.result.artifacts):
+        raise NotFoundError(f"Job {job.job_id} has no artifact {raw[:20]}.")
+    artifact = job.result.artifacts[index]
+    path = call.services.host.file(artifact.type, artifact.subfolder, artifact.filename)
+    if path is None or not await call.services.jobs.is_unchanged(artifact, path):
+        raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.", extra_info={"index": index})
+    content_type = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
+    if content_type.split("/")[0] not in ("image", "video", "audio") or content_type == "image/svg+xml":
+        content_type = "application/octet-stream"  # nothing that a browser would run in our origin
+    return web.FileResponse(
+        path,
+        headers={
+            "Content-Type": content_type,
+            "Content-Disposition": f"inline; filename*=UTF-8''{quote(artifact.filename, safe='')}",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+async def get_history(call: Call) -> web.StreamResponse:
+    """ComfyUI's shape: empty until the job has settled, and for jobs that are not the caller's."""
+    try:
+        job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
+    except NotFoundError:
+        return answered({})
+    return answered({job.job_id: await call.services.jobs.history_entry(job)} if job.state.settled else {})
+
+
+async def get_queue(call: Call) -> web.StreamResponse:
+    return answered(await call.services.jobs.queue_rows(call.client))
+
+
+def _states(call: Call) -> frozenset[JobState] | None:
+    names = [name for value in call.request.query.getall("state", []) for name in value.split(",") if name]
+    return frozenset(map(_state, names)) or None
+
+
+def _state(name: str) -> JobState:
+    try:
+        return JobState(name)
+    except ValueError:
+        known = ", ".join(state.value for state in JobState)
+        raise InvalidRequestError(f"state must be one of {known}.", extra_info={"field": "state"}) from None
+
+
+ROUTES = [
+    Route("GET", "/jobs", list_jobs),
+    Route("GET", "/jobs/{job_id}", get_job),
+    Route("DELETE", "/jobs/{job_id}", delete_job),
+    Route("GET", "/jobs/{job_id}/artifacts/{index}", get_artifact),
+    Route("GET", "/history/{job_id}", get_history),
+    Route("GET", "/queue", get_queue),
+]
