@@ -6,6 +6,7 @@ a power cut may be lost, the file stays whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -148,7 +149,7 @@ class SqliteStore:
                 return None
             row = db.execute(
                 f"SELECT {_COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
-                "ORDER BY priority DESC, place LIMIT 1",
+                "ORDER BY priority DESC, place, number LIMIT 1",
                 turn,
             ).fetchone()
             job = self._move(db, _job(row), JobState.DISPATCHED)
@@ -273,19 +274,20 @@ class SqliteStore:
                     del self._changed[changes:]
                     done.append((future, None, error if isinstance(error, GuardError) else _failure(error)))
                 db.execute("RELEASE operation")
+            queued = _queued(db)
             db.execute("COMMIT")
         except BaseException as error:
             # Nothing of the batch is durable, so nobody may be told that it is.
             if db.in_transaction:
-                db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
             self._changed.clear()
             failure = _failure(error)
             for _operation, future in batch:
                 future.set_exception(failure)
             return
         changed, self._changed = self._changed, []
-        if changed:
-            self.queued = _queued(db)
+        self.queued = queued
         for job in changed:
             for listener in self._listeners:
                 try:
@@ -427,7 +429,14 @@ class _Thread:
             # A caller that has gone away (a cancelled request) has taken its operation back.
             work = [item for item in batch if item is not None and item[1].set_running_or_notify_cancel()]
             if work:
-                self._work(self._db, work)
+                try:
+                    self._work(self._db, work)
+                except BaseException as error:
+                    # A fault of ours: whoever waits must hear of it, and the thread must live.
+                    failure = _failure(error)
+                    for _operation, future in work:
+                        if not future.done():
+                            future.set_exception(failure)
         self._db.close()
 
 
@@ -451,9 +460,23 @@ def _failure(error: BaseException) -> GuardError:
 
 def _connected(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or with a number behind it where that name is taken."""
+    number = 1
+    found = path
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -463,7 +486,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise  # locked, read-only, no room: the file itself may be well
-        aside = path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = _unused(path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}"))
         for suffix in ("", "-wal", "-shm"):
             if (part := Path(f"{path}{suffix}")).exists():
                 os.replace(part, f"{aside}{suffix}")
@@ -563,8 +586,9 @@ def _waiting(db: sqlite3.Connection, job: Job) -> Waiting:
     # Counted from behind: a job that has just come in is at the end of its line, however long that is.
     (place,) = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
     mine = "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND "
-    (later,) = db.execute(mine + "priority = ? AND place > ?", (job.owner, job.priority, place)).fetchone()
-    (lower,) = db.execute(mine + "priority < ?", (job.owner, job.priority)).fetchone()
+    line = (job.owner, job.priority)
+    (later,) = db.execute(mine + "priority = ? AND (place, number) > (?, ?)", (*line, place, job.number)).fetchone()
+    (lower,) = db.execute(mine + "priority < ?", line).fetchone()
     behind = later + lower
     ahead = queued - 1 - behind
     others = db.execute(
