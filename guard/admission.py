@@ -12,6 +12,7 @@ import math
 import re
 import uuid
 from asyncio import wrap_future
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -150,12 +151,16 @@ class Admission:
         if rehearsal.refusal is not None:
             raise refused(rehearsal.refusal, prompt.graph, self._host)
         new = new.will_execute(rehearsal.outputs_to_execute)
-        self._secrets.keep(new.job_id, prompt.secrets)
+        # There before the commit, since the job may be dispatched right after it.
+        kept = self._secrets.keep(new.job_id, prompt.secrets)
+        made = False
         try:
-            return await wrap_future(self._store.submit(new, settings.queue.max_queued, key))
-        except GuardError:
-            self._secrets.forget(new.job_id)
-            raise
+            submitted = await wrap_future(self._store.submit(new, settings.queue.max_queued, key))
+            made = not submitted.replayed
+            return submitted
+        finally:
+            if kept and not made:
+                self._secrets.forget(new.job_id)
 
 
 def parse(raw: bytes, max_depth: int) -> Prompt:
@@ -269,8 +274,7 @@ def _decoded(raw: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _value in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _count = Counter(name for name, _value in pairs).most_common(1)[0]
         raise InvalidRequestError(f"The key {twice[:100]!r} stands twice in one object.")
     return found
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .host import Progress
-from .job import Job
+from .job import Job, JobState
 
 
 class Events:
@@ -17,25 +17,27 @@ class Events:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: dict[str, set[Waiter]] = {}
-        self._progress: dict[str, Progress] = {}
+        #: Of the running jobs; None until the first progress.
+        self._progress: dict[str, Progress | None] = {}
 
     def changed(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
+        if job.state is JobState.RUNNING:
+            self._progress[job.job_id] = None
+        elif job.state is not JobState.VALIDATING:
+            self._progress.pop(job.job_id, None)
         with self._lock:
             waiters = list(self._waiters.get(job.job_id, ()))
         for waiter in waiters:
             waiter.wake()
 
     def progressed(self, job_id: str, progress: Progress) -> None:
-        """The worker's thread."""
-        self._progress[job_id] = progress
+        """The worker's thread. A node that goes on after its job has ended is not listened to."""
+        if job_id in self._progress:
+            self._progress[job_id] = progress
 
     def progress(self, job_id: str) -> Progress | None:
         return self._progress.get(job_id)
-
-    def released(self, job_id: str) -> None:
-        """The host no longer has the job; nothing more will be heard of its progress."""
-        self._progress.pop(job_id, None)
 
     @contextmanager
     def watching(self, job_id: str) -> Iterator[Waiter]:

@@ -122,7 +122,7 @@ class Dispatcher:
         body: dict[str, Any] = host_body(json.loads(claimed.body), job.job_id)
         client_id = job.client_id or f"guarded-{job.job_id}"
         body["client_id"] = client_id
-        body["extra_data"] = {**body.get("extra_data", {}), **self._secrets.of(job.job_id)}
+        body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}
         refusal = await self._host.dispatch(job.job_id, client_id, body)
         if refusal is not None:
             raise refused(refusal, body["prompt"], self._host)
@@ -186,7 +186,6 @@ class Runs:
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
-        self._events.released(job_id)
         self._store.release(job_id).add_done_callback(lambda _done: self._released())
 
     def progressed(self, job_id: str, progress: Progress) -> None:

@@ -15,9 +15,9 @@ class Secrets:
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, Any]] = {}
 
-    def keep(self, job_id: str, secrets: Mapping[str, Any]) -> None:
-        if secrets:
-            self._kept[job_id] = dict(secrets)
+    def keep(self, job_id: str, secrets: Mapping[str, Any]) -> bool:
+        """Whether they are kept now: not where there are none, nor where that id has some already."""
+        return bool(secrets) and self._kept.setdefault(job_id, kept := dict(secrets)) is kept
 
     def of(self, job_id: str) -> dict[str, Any]:
         return self._kept.get(job_id, {})

@@ -1,0 +1,101 @@
+"""CenterFace, from the weights that ship with the package. weights/ORIGIN.md says where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import CANDIDATE, Face, Pixels
+from .onnx import Device, default_threads, device_of, session
+
+WEIGHTS = Path(__file__).with_name("weights") / "centerface.onnx"
+
+NAME = "centerface"
+_INPUT = "input.1"
+_OUTPUTS = ["537", "538", "539", "540"]
+#: The sides of a picture must be a multiple of this, and one cell of the output is so many pixels wide.
+_MULTIPLE, _STRIDE = 32, 4
+#: Boxes that overlap more than this show the same face (CenterFace's own value).
+_NMS_IOU = 0.3
+#: More candidates than a picture of a megapixel holds faces; bounds the suppression, which is quadratic.
+_MAX_CANDIDATES = 2000
+
+_Floats = npt.NDArray[np.float32]
+
+
+class CenterFace:
+    """The detector. One session, which several threads may use at once."""
+
+    def __init__(self, device: Device = "cpu", threads: int | None = None) -> None:
+        """Load the weights (about 0.1 s).
+
+        Raises:
+            ServerUnavailableError: onnxruntime is missing.
+        """
+        self._session: Any = session(WEIGHTS, device, threads or default_threads())
+        self.device = device_of(self._session)
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    def find(self, pixels: Pixels) -> list[Face]:
+        """See Detector.find. The picture is filled up with black to sides that are a multiple of 32."""
+        height, width = pixels.shape[:2]
+        rows, columns = (-(-side // _MULTIPLE) * _MULTIPLE for side in (height, width))
+        planes = np.zeros((1, 3, rows, columns), np.float32)
+        planes[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+        return decode(*self._session.run(_OUTPUTS, {_INPUT: planes}), width=width, height=height)
+
+
+def decode(
+    heatmap: _Floats, scale: _Floats, offset: _Floats, landmarks: _Floats, width: int, height: int
+) -> list[Face]:
+    """The faces in the four outputs of the network.
+
+    Args:
+        heatmap: 1 × 1 × rows × columns, the confidence that a face's middle lies in this cell of 4 × 4 pixels.
+        scale: 1 × 2 × …, the logarithm of height and width in cells.
+        offset: 1 × 2 × …, where in the cell the middle is (y, x).
+        landmarks: 1 × 10 × …, five points (y, x) in parts of the box, from its upper left corner.
+        width, height: of the picture, in pixels; boxes are cut to it.
+    """
+    scores = heatmap[0, 0]
+    rows, columns = np.nonzero(scores >= CANDIDATE)
+    order = np.argsort(-scores[rows, columns], kind="stable")[:_MAX_CANDIDATES]
+    rows, columns = rows[order], columns[order]
+    confidences = scores[rows, columns]
+    heights, widths = np.exp(np.clip(scale[0][:, rows, columns], -10, 10)) * _STRIDE
+    middle_y = (rows + offset[0, 0, rows, columns] + 0.5) * _STRIDE
+    middle_x = (columns + offset[0, 1, rows, columns] + 0.5) * _STRIDE
+    left, top = middle_x - widths / 2, middle_y - heights / 2
+    boxes = np.stack([left, top, left + widths, top + heights], axis=1)
+    points = landmarks[0][:, rows, columns].reshape(5, 2, -1)
+    points_x, points_y = points[:, 1] * widths + left, points[:, 0] * heights + top
+    limit = np.array([width, height, width, height], np.float32)
+    return [
+        Face(
+            box=tuple(float(value) for value in np.clip(boxes[index], 0, limit)),  # type: ignore[arg-type]
+            landmarks=tuple((float(x), float(y)) for x, y in zip(points_x[:, index], points_y[:, index], strict=True)),
+            confidence=float(confidences[index]),
+        )
+        for index in suppress(boxes)
+    ]
+
+
+def suppress(boxes: _Floats) -> list[int]:
+    """Which of the boxes (count × 4, most confident first) remain when each takes out those that overlap it."""
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    remaining = np.arange(len(boxes))
+    kept: list[int] = []
+    while remaining.size:
+        best, remaining = int(remaining[0]), remaining[1:]
+        kept.append(best)
+        corner = np.minimum(boxes[best, 2:], boxes[remaining, 2:]) - np.maximum(boxes[best, :2], boxes[remaining, :2])
+        common = np.prod(np.clip(corner, 0, None), axis=1)
+        union = areas[best] + areas[remaining] - common
+        remaining = remaining[common <= _NMS_IOU * union]
+    return kept

@@ -1,0 +1,155 @@
+"""Which detector: picked from what is on this machine, loaded once and lazily, the choice and its reason as data."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidRequestError, ServerUnavailableError
+from . import Detector, centerface, onnx
+from .centerface import CenterFace
+from .insightface import InsightFace, Pack, packs, roots
+from .onnx import Device
+
+log = logging.getLogger("guarded.faces")
+
+AUTO = "auto"
+#: What a setting or a node may ask for; `insightface/<pack>` names one pack.
+CHOICES = (AUTO, "centerface", "insightface")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will find the faces, and why.
+
+    Attributes:
+        detector: `centerface` or `insightface/<pack>`.
+        reason: one line for the operator.
+        device: where it runs; until it is loaded, where it is meant to.
+        loaded: whether it is in memory.
+    """
+
+    detector: str
+    reason: str
+    device: Device
+    loaded: bool = False
+
+    def body(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Chooser:
+    """The detectors of this machine. Any thread; loading and choosing are not for the event loop.
+
+    Args:
+        models: ComfyUI's model folders (those that hold, or may hold, `insightface/models/<pack>`).
+        detector: `auto`, `centerface`, `insightface`, or `insightface/<pack>`.
+        device: `cuda` counts only where CUDAExecutionProvider is really there.
+        threads: onnxruntime's, for one look; None: a few.
+    """
+
+    def __init__(
+        self,
+        models: Callable[[], Iterable[Path]] = lambda: (),
+        detector: str = AUTO,
+        device: Device = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self._models = models
+        self._detector = detector
+        self._device: Device = device
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._loaded: dict[str, tuple[Choice, Detector]] = {}
+
+    def get(self, detector: str | None = None) -> Detector:
+        """The detector asked for (None: the setting's), loaded on the first call.
+
+        Raises:
+            ServerUnavailableError: it cannot be loaded; with `auto` only when CenterFace cannot either.
+            InvalidRequestError: there is no detector of that name.
+        """
+        asked = detector or self._detector
+        # Without the lock: a loaded detector must not wait while another one loads.
+        if asked in self._loaded:
+            return self._loaded[asked][1]
+        with self._lock:
+            if asked not in self._loaded:
+                choice, ready = self._load(asked)
+                self._loaded[asked] = choice, ready
+                log.info("faces: %s on the %s: %s", choice.detector, choice.device.upper(), choice.reason)
+            return self._loaded[asked][1]
+
+    def choice(self, detector: str | None = None) -> Choice:
+        """What `get` has loaded or would try first. Looks at folders; opens no model."""
+        asked = detector or self._detector
+        if asked in self._loaded:
+            return self._loaded[asked][0]
+        return self._choose(asked)[0]
+
+    def facts(self) -> dict[str, Any]:
+        """The choice and onnxruntime's state, for health and doctor. Imports onnxruntime: not for the event loop."""
+        state = onnx.state()
+        facts: dict[str, Any] = {"onnxruntime": state.body()}
+        try:
+            facts.update(self.choice().body())
+        except (ServerUnavailableError, InvalidRequestError) as error:
+            facts.update(detector=None, reason=error.message, device=self._device, loaded=False)
+        if not state.providers:
+            problem = state.problem or "onnxruntime is not installed."
+            facts.update(detector=None, reason=f"No face can be looked for: {problem}")
+        return facts
+
+    def _choose(self, asked: str) -> tuple[Choice, Pack | None]:
+        if asked == "centerface":
+            return Choice(centerface.NAME, "It was asked for by name.", self._device), None
+        if asked not in CHOICES and not asked.startswith("insightface/"):
+            raise InvalidRequestError(
+                f"There is no face detector {asked!r}; there are {', '.join(CHOICES)} and insightface/<pack>.",
+                extra_info={"detector": asked, "detectors": list(CHOICES)},
+            )
+        found = packs(roots(self._models()))
+        if asked == AUTO:
+            if not found:
+                return self._centerface("No InsightFace pack is there."), None
+            if importlib.util.find_spec("insightface") is None:
+                return self._centerface(f"The pack {found[0].name} is there, but insightface is not installed."), None
+            reason = f"The InsightFace pack {found[0].name} is there."
+            return Choice(f"insightface/{found[0].name}", reason, self._device), found[0]
+        wanted = asked.partition("/")[2]
+        pack = next((pack for pack in found if wanted in ("", pack.name)), None)
+        if pack is None:
+            raise ServerUnavailableError(
+                f"The InsightFace pack {wanted} is not there." if wanted else "No InsightFace pack is there.",
+                details="Packs are looked for in ComfyUI's models/insightface/models and in ~/.insightface/models.",
+                extra_info={"detector": asked, "packs": [pack.name for pack in found]},
+                retry_after_s=60,
+            )
+        return Choice(f"insightface/{pack.name}", "It was asked for by name.", self._device), pack
+
+    def _centerface(self, reason: str) -> Choice:
+        return Choice(centerface.NAME, reason, self._device)
+
+    def _load(self, asked: str) -> tuple[Choice, Detector]:
+        choice, pack = self._choose(asked)
+        ready: CenterFace | InsightFace
+        if pack is None:
+            ready = CenterFace(self._device, self._threads)
+        else:
+            try:
+                ready = InsightFace(pack, self._device, self._threads)
+            except ServerUnavailableError as error:
+                if asked != AUTO or error.extra_info.get("package") == "onnxruntime":
+                    raise
+                log.warning("faces: the pack %s is not used: %s %s", pack.name, error.message, error.details)
+                choice = self._centerface(f"The pack {pack.name} is there but cannot be used: {error.message}")
+                ready = CenterFace(self._device, self._threads)
+        reason = choice.reason
+        if self._device == "cuda" and ready.device == "cpu":
+            reason += f" On the CPU, since {onnx.CUDA} is not there."
+        return replace(choice, reason=reason, device=ready.device, loaded=True), ready

@@ -1,0 +1,295 @@
+"""Pictures as users send them, opened within bounds.
+
+Judged by content, not by name. Everything that is wrong with a picture is a BadImageError.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+
+from ..errors import BadImageError
+from . import Pixels
+
+#: What people send. Nothing else is tried: Pillow would hand an EPS file to Ghostscript.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: An ISO media file's brands that mean HEIC/HEIF (ISO/IEC 23008-12, annex B).
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a picture may be.
+
+    Attributes:
+        max_bytes: of the file. A 12,000-pixel panorama as PNG has about 100 MB.
+        max_pixels: of the picture. 150 million: a phone's 108-megapixel photo passes; decoded it takes 450 MB.
+    """
+
+    max_bytes: int = 128 * 2**20
+    max_pixels: int = 150_000_000
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded picture, upright; `width` and `height` are its full size, `image` may be a smaller draft of it."""
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it is looked at.
+
+    Attributes:
+        pixels: upright, perhaps smaller than the picture.
+        width, height: of the upright picture itself, in pixels.
+    """
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
+def read(source: Path | bytes, limits: Limits, name: str = "") -> bytes:
+    """The file's bytes. Raises BadImageError: it is missing, no file, or too large."""
+    if isinstance(source, bytes):
+        _bounded(len(source), limits, name)
+        return source
+    name = name or source.name
+    try:
+        with open(source, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImageError(f"{name} is not a file.", extra_info={"image": name})
+            _bounded(status.st_size, limits, name)
+            return file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise BadImageError(f"The image {name} {why}.", extra_info={"image": name}) from None
+
+
+def _bounded(size: int, limits: Limits, name: str) -> None:
+    if size > limits.max_bytes:
+        raise BadImageError(
+            f"{_called(name)} has {size} bytes; {limits.max_bytes} are allowed.",
+            extra_info={"image": name, "bytes": size, "max_bytes": limits.max_bytes},
+        )
+
+
+def _called(name: str) -> str:
+    return f"The image {name}" if name else "The image"
+
+
+def decode(data: bytes, limits: Limits, name: str = "", at_least: int | None = None) -> Opened:
+    """The picture in `data`: its first frame, upright, in whatever mode it has.
+
+    Args:
+        at_least: pixels on each side that are enough; a JPEG is then decoded at a half, a quarter or an eighth of
+            its size where that still has them, which is several times faster.
+
+    Raises:
+        BadImageError: not a picture, cut off, broken, or more than `limits.max_pixels`.
+    """
+    try:
+        image = _heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _pillow(data)
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise BadImageError(
+                f"{_called(name)} has {width} × {height} pixels; {limits.max_pixels} are allowed.",
+                extra_info={"image": name, "width": width, "height": height, "max_pixels": limits.max_pixels},
+            )
+        if at_least is not None and isinstance(image, JpegImageFile):
+            image.draft(None, (at_least, at_least))
+        upright = _upright(image if isinstance(image, Image.Image) else image.to_pillow())
+        turned = (upright.width > upright.height) != (width > height)
+        return Opened(upright, *((height, width) if turned else (width, height)))
+    except BadImageError:
+        raise
+    except Exception as error:
+        # Pillow's readers raise nearly anything on hostile input: SyntaxError, struct.error, IndexError, MemoryError.
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> BadImageError:
+    return BadImageError(
+        f"{_called(name)} cannot be read as a picture.",
+        details=f"{type(error).__name__}: {error}",
+        extra_info={"image": name},
+    )
+
+
+def picture(data: bytes, limits: Limits, max_pixels: int, name: str = "") -> Picture:
+    """The picture in `data`, scaled down to `max_pixels` where it has more. Raises BadImageError."""
+    opened = decode(data, limits, name, at_least=round(max_pixels**0.5))
+    try:
+        return Picture(np.asarray(_shrunk(rgb(opened.image), max_pixels)), opened.width, opened.height)
+    except Exception as error:
+        raise _unreadable(name, error) from None
+
+
+def shrunk(pixels: Pixels, max_pixels: int) -> Pixels:
+    """`pixels`, scaled down to `max_pixels` where there are more."""
+    height, width = pixels.shape[:2]
+    if width * height <= max_pixels:
+        return pixels
+    return np.asarray(_shrunk(Image.fromarray(pixels), max_pixels))
+
+
+def _shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
+    scale = (max_pixels / (image.width * image.height)) ** 0.5
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # reducing_gap: first by whole factors, which for a large picture is several times faster and looks the same.
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB: what is transparent over white, 16 bits by their upper 8, floats from 0..1."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, "white")
+        ground.alpha_composite(layer)
+        return ground.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Pixels:
+    """A grey picture of more than 8 bits. Mode I comes from 16-bit files; F from TIFFs, mostly 0..1."""
+    values = np.nan_to_num(np.asarray(image, np.float64))
+    if image.mode == "F":
+        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
+    else:
+        scale = 1.0 if image.mode == "I" and values.max(initial=0.0) <= 255 else 1 / 257
+    return np.clip(values * scale, 0, 255).astype(np.uint8)
+
+
+def _pillow(data: bytes) -> Image.Image:
+    # The limit on pixels is ours: other packs switch Pillow's off for the whole process.
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    if not _whole(data):
+        raise EOFError("the file ends before its end mark")
+    return image
+
+
+def _heif(data: bytes) -> Any:
+    """HEIC through pillow-heif, without registering it with Pillow, which would change other nodes' LoadImage.
+
+    The answer has a size and is decoded by `to_pillow`, which turns it upright.
+    """
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        raise BadImageError(
+            "HEIC pictures cannot be read here: the package pillow-heif is not installed.",
+            extra_info={"package": "pillow-heif"},
+        ) from None
+    return pillow_heif.open_heif(io.BytesIO(data))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Broken EXIF data says nothing about how the picture is to be turned.
+        return image
+
+
+def _whole(data: bytes) -> bool:
+    """Whether the file goes on to its own end mark.
+
+    Pillow tells by itself, but not after another pack has set ImageFile.LOAD_TRUNCATED_IMAGES for the whole process
+    (ComfyUI does so for a moment whenever a picture fails to load).
+    """
+    if data.startswith(b"\x89PNG"):
+        return _whole_png(data)
+    if data.startswith(b"\xff\xd8"):
+        return _whole_jpeg(data)
+    if data.startswith(b"GIF8"):
+        return _whole_gif(data)
+    if data.startswith(b"RIFF"):
+        return int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    if data.startswith(b"BM"):
+        return int.from_bytes(data[2:6], "little") <= len(data)
+    if data.startswith((b"II", b"MM")):
+        return _whole_tiff(data)
+    return True  # AVIF: its decoder knows no tolerance
+
+
+def _whole_png(data: bytes) -> bool:
+    at = 8
+    while at + 12 <= len(data):
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
+
+
+#: In a JPEG's compressed data: 0xFF that begins a marker (neither a stuffed 0xFF nor a restart).
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+def _whole_jpeg(data: bytes) -> bool:
+    """Segment by segment, since the thumbnail in the EXIF data has an end mark of its own."""
+    at = 2
+    while marker := _JPEG_MARKER.search(data, at):
+        code, at = data[marker.start() + 1], marker.end()
+        if code == 0xD9:
+            return True
+        if code != 0x01:
+            at += int.from_bytes(data[at : at + 2], "big")
+    return False
+
+
+def _whole_gif(data: bytes) -> bool:
+    """Up to the end of the first frame; many GIFs lack the trailer, and no other frame is looked at."""
+    at = 13 + _gif_colors(data[10])
+    while at < len(data):
+        kind = data[at]
+        if kind == 0x2C:
+            at += 11 + _gif_colors(data[at + 9]) if at + 9 < len(data) else len(data)
+        elif kind == 0x21:
+            at += 2
+        else:
+            return False
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        if at >= len(data):
+            return False
+        if kind == 0x2C:
+            return True
+        at += 1
+    return False
+
+
+def _gif_colors(packed: int) -> int:
+    """Bytes of the colour table that a GIF's flags announce."""
+    return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
+
+
+def _whole_tiff(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+        tags: Any = getattr(image, "tag_v2", {})
+        for starts, sizes in ((273, 279), (324, 325)):  # StripOffsets and StripByteCounts, TileOffsets and …
+            pairs = zip(tags.get(starts, ()), tags.get(sizes, ()), strict=False)
+            if any(start + size > len(data) for start, size in pairs):
+                return False
+    return True

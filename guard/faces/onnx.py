@@ -1,0 +1,171 @@
+"""onnxruntime: there or not, which devices it really has, and whether two of its packages overwrote each other."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ServerUnavailableError
+
+Device = Literal["cpu", "cuda"]
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+#: Packages that all write the folder `onnxruntime`; the last one installed wins.
+PACKAGES = (
+    "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm",
+    "onnxruntime-migraphx", "onnxruntime-qnn",
+)  # fmt: skip
+
+#: Packages whose module has another name.
+_DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "google": "protobuf"}
+
+
+@dataclass(frozen=True)
+class OnnxruntimeState:
+    """What is installed under the name onnxruntime.
+
+    Attributes:
+        packages: name → version of each package that writes it.
+        providers: what it can run on; empty where it cannot be imported.
+        problem: one line for the operator; empty where all is well.
+        broken: whether the problem takes the GPU away from every node of this machine now (else it may, later).
+        command: the one command that mends it; empty where there is nothing to mend.
+    """
+
+    packages: dict[str, str]
+    providers: tuple[str, ...]
+    problem: str = ""
+    broken: bool = False
+    command: str = ""
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "packages": self.packages,
+            "providers": list(self.providers),
+            "problem": self.problem,
+            "broken": self.broken,
+            "command": self.command,
+        }
+
+
+def state() -> OnnxruntimeState:
+    """Look at what is installed. Imports onnxruntime (a third of a second, once): not for the event loop."""
+    packages = installed()
+    try:
+        providers = tuple(importlib.import_module("onnxruntime").get_available_providers())
+    except Exception:
+        # A half-overwritten package fails in many ways; whatever it raises, nothing can run on it.
+        providers = ()
+    return judge(packages, providers)
+
+
+def installed() -> dict[str, str]:
+    """Name → version of each installed package that writes the folder `onnxruntime`."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def judge(packages: dict[str, str], providers: tuple[str, ...]) -> OnnxruntimeState:
+    """The verdict on what is installed. Pure; `state` gathers the facts.
+
+    Uninstalling one of two would delete files of the other, so both go before one comes back (measured: with
+    onnxruntime on top of onnxruntime-gpu, CUDAExecutionProvider is gone; COMFYUI_FACTS, Packaging).
+    """
+    if len(packages) > 1:
+        keep = "onnxruntime-gpu" if "onnxruntime-gpu" in packages else next(n for n in packages if n != "onnxruntime")
+        lost = keep == "onnxruntime-gpu" and CUDA not in providers
+        names = " and ".join(packages)
+        problem = (
+            f"{names} overwrote each other and CUDAExecutionProvider is gone: no node of this machine can use the GPU "
+            "through onnxruntime."
+            if lost
+            else f"{names} are both installed; the next upgrade of either may take the GPU away."
+        )
+        pip = f'"{sys.executable}" -m pip'
+        command = f"{pip} uninstall -y {' '.join(packages)} && {pip} install {keep}"
+        return OnnxruntimeState(packages, providers, problem, lost, command)
+    if packages and not providers:
+        name = next(iter(packages))
+        return OnnxruntimeState(
+            packages,
+            providers,
+            f"{name} is installed but cannot be imported.",
+            True,
+            f'"{sys.executable}" -m pip install --force-reinstall --no-deps {name}',
+        )
+    return OnnxruntimeState(packages, providers)
+
+
+def runtime() -> Any:
+    """The module onnxruntime.
+
+    Raises:
+        ServerUnavailableError: it is missing or does not load; the message names the package.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except Exception as error:
+        raise missing("onnxruntime", error) from None
+
+
+def missing(package: str, error: Exception) -> ServerUnavailableError:
+    """The error for a package that cannot be imported; names the one that is not there, where that is why."""
+    absent = (error.name or package).split(".")[0] if isinstance(error, ModuleNotFoundError) else None
+    name = _DISTRIBUTIONS.get(absent or package, absent or package)
+    return ServerUnavailableError(
+        f"The face check needs the package {name}, which {'is not installed' if absent else 'does not load'}.",
+        details="" if absent == package else f"{package} does not load: {type(error).__name__}: {error}",
+        extra_info={"package": name},
+        retry_after_s=60,
+    )
+
+
+def session(model: Path, device: Device, threads: int) -> Any:
+    """An InferenceSession of `model`; on `cuda` where CUDAExecutionProvider is really there, else on the CPU.
+
+    A session may run in several threads at once. The arena is off: it would keep the memory of the largest picture
+    for ever. Threads do not spin while they wait, since ComfyUI needs the cores.
+
+    Raises:
+        ServerUnavailableError: no onnxruntime, or the file is no model.
+    """
+    onnxruntime = runtime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = [CUDA, CPU] if device == "cuda" and CUDA in onnxruntime.get_available_providers() else [CPU]
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=wanted)
+    except Exception as error:
+        raise ServerUnavailableError(
+            f"The face detection model {model.name} does not load.",
+            details=f"{type(error).__name__}: {error}",
+            extra_info={"model": model.name},
+            retry_after_s=60,
+        ) from None
+
+
+def device_of(opened: Any) -> Device:
+    """Where a session really runs: onnxruntime falls back to the CPU when CUDA's libraries do not load."""
+    return "cuda" if CUDA in opened.get_providers() else "cpu"
+
+
+def default_threads() -> int:
+    """Threads for one look: two were no slower than four on the pictures that are looked at, and ComfyUI keeps the rest."""
+    return max(1, min(2, os.cpu_count() or 1))
