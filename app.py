@@ -68,7 +68,7 @@ def _build(host: Any, prompt_server: Any) -> None:
 
     store.on_change(learned)
     store.on_change(events.changed)
-    runs.on_release(dispatcher.wake)
+    settler.on_release(dispatcher.wake)
     host.listen(runs)
     recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
     if recovery.requeued or recovery.settled or store.queued:

@@ -19,6 +19,10 @@ _ASK_AGAIN = frozenset({429, 503, 507})
 RETRY_AFTER_S = 10.0
 
 
+def _class_name(code: str) -> str:
+    return "".join(part.capitalize() for part in code.removesuffix("_error").split("_")) + "Error"
+
+
 class GuardError(Exception):
     """A refusal, or the reason why a job failed.
 
@@ -33,9 +37,14 @@ class GuardError(Exception):
         host_type: ComfyUI's own ``error.type``, where it refused; the body then shows that one.
     """
 
+    __module__ = MODULE
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int | None] = 500
     retryable: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = MODULE
+        cls.__name__ = cls.__qualname__ = _class_name(cls.code)
 
     def __init__(
         self,
@@ -78,50 +87,211 @@ class GuardError(Exception):
         }
 
 
-def _declare(code: str, status: int | None, retryable: bool, doc: str) -> type[GuardError]:
-    name = "".join(part.capitalize() for part in code.removesuffix("_error").split("_")) + "Error"
-    facts = {"__doc__": doc, "__module__": MODULE, "code": code, "status": status, "retryable": retryable}
-    return type(name, (GuardError,), facts)
-
-
 # Refusals: answered over HTTP, no job exists.
-InvalidRequestError = _declare("invalid_request", 400, False, "Not JSON, the wrong shape, or an unknown guard field.")
-InvalidWorkflowError = _declare("invalid_workflow", 400, False, "A malformed graph, or one that ComfyUI refused.")
-MissingNodeError = _declare("missing_node", 422, False, "A node class that this server lacks.")
-MissingModelError = _declare("missing_model", 422, False, "A model file that this server lacks.")
-PolicyViolationError = _declare("policy_violation", 422, False, "Over a limit that the operator has set.")
-BadImageError = _declare("bad_image", 422, False, "An input image that is missing or cannot be read.")
-NoFaceError = _declare("no_face", 422, False, "No face in a photo that needs one.")
-TooManyFacesError = _declare("too_many_faces", 422, False, "More faces than the job allows.")
-FaceTooSmallError = _declare("face_too_small", 422, False, "The face is too small to work with.")
-UnauthorizedError = _declare("unauthorized", 401, False, "No key, or one that is not known.")
-ForbiddenError = _declare("forbidden", 403, False, "The key does not reach this far.")
-NotFoundError = _declare("not_found", 404, False, "No such route, job or file for this caller.")
-MethodNotAllowedError = _declare("method_not_allowed", 405, False, "The route exists, but not for this method.")
-ConflictError = _declare("conflict", 409, False, "The id or idempotency key was used for something else.")
-ArtifactGoneError = _declare("artifact_gone", 410, False, "The file existed and is no longer what the job made.")
-PayloadTooLargeError = _declare("payload_too_large", 413, False, "The body is over the limit.")
-InternalError = _declare("internal_error", 500, True, "Ours; never expected.")
-RateLimitedError = _declare("rate_limited", 429, True, "Too many requests in too short a time.")
-QueueFullError = _declare("queue_full", 429, True, "No room left in the queue.")
-ServerUnavailableError = _declare("server_unavailable", 503, True, "The server cannot take a job now.")
-DiskFullError = _declare("disk_full", 507, True, "Below the floor of free disk space.")
+class InvalidRequestError(GuardError):
+    """Not JSON, the wrong shape, or an unknown guard field."""
+
+    code, status, retryable = "invalid_request", 400, False
+
+
+class InvalidWorkflowError(GuardError):
+    """A malformed graph, or one that ComfyUI refused."""
+
+    code, status, retryable = "invalid_workflow", 400, False
+
+
+class MissingNodeError(GuardError):
+    """A node class that this server lacks."""
+
+    code, status, retryable = "missing_node", 422, False
+
+
+class MissingModelError(GuardError):
+    """A model file that this server lacks."""
+
+    code, status, retryable = "missing_model", 422, False
+
+
+class PolicyViolationError(GuardError):
+    """Over a limit that the operator has set."""
+
+    code, status, retryable = "policy_violation", 422, False
+
+
+class BadImageError(GuardError):
+    """An input image that is missing or cannot be read."""
+
+    code, status, retryable = "bad_image", 422, False
+
+
+class NoFaceError(GuardError):
+    """No face in a photo that needs one."""
+
+    code, status, retryable = "no_face", 422, False
+
+
+class TooManyFacesError(GuardError):
+    """More faces than the job allows."""
+
+    code, status, retryable = "too_many_faces", 422, False
+
+
+class FaceTooSmallError(GuardError):
+    """The face is too small to work with."""
+
+    code, status, retryable = "face_too_small", 422, False
+
+
+class UnauthorizedError(GuardError):
+    """No key, or one that is not known."""
+
+    code, status, retryable = "unauthorized", 401, False
+
+
+class ForbiddenError(GuardError):
+    """The key does not reach this far."""
+
+    code, status, retryable = "forbidden", 403, False
+
+
+class NotFoundError(GuardError):
+    """No such route, job or file for this caller."""
+
+    code, status, retryable = "not_found", 404, False
+
+
+class MethodNotAllowedError(GuardError):
+    """The route exists, but not for this method."""
+
+    code, status, retryable = "method_not_allowed", 405, False
+
+
+class ConflictError(GuardError):
+    """The id or idempotency key was used for something else."""
+
+    code, status, retryable = "conflict", 409, False
+
+
+class ArtifactGoneError(GuardError):
+    """The file existed and is no longer what the job made."""
+
+    code, status, retryable = "artifact_gone", 410, False
+
+
+class PayloadTooLargeError(GuardError):
+    """The body is over the limit."""
+
+    code, status, retryable = "payload_too_large", 413, False
+
+
+class InternalError(GuardError):
+    """Ours; never expected."""
+
+    code, status, retryable = "internal_error", 500, True
+
+
+class RateLimitedError(GuardError):
+    """Too many requests in too short a time."""
+
+    code, status, retryable = "rate_limited", 429, True
+
+
+class QueueFullError(GuardError):
+    """No room left in the queue."""
+
+    code, status, retryable = "queue_full", 429, True
+
+
+class ServerUnavailableError(GuardError):
+    """The server cannot take a job now."""
+
+    code, status, retryable = "server_unavailable", 503, True
+
+
+class DiskFullError(GuardError):
+    """Below the floor of free disk space."""
+
+    code, status, retryable = "disk_full", 507, True
+
 
 # Verdicts: they settle a job.
-QueueTimeoutError = _declare("queue_timeout", None, True, "The job waited longer than queue.timeout_s.")
-GenerationTimeoutError = _declare("generation_timeout", None, True, "The job ran longer than its time limit.")
-GenerationFailedError = _declare("generation_failed", None, False, "A node raised.")
-OutOfMemoryError = _declare("out_of_memory", None, True, "The GPU ran out of memory.")
-WorkerDiedError = _declare("worker_died", None, True, "ComfyUI's worker thread died under the job.")
-ServerRestartedError = _declare("server_restarted", None, True, "The server process ended under the job.")
-# Python has an InterruptedError of its own; the type's name is by the rule all the same.
-JobInterruptedError = _declare("interrupted", None, True, "Someone pressed interrupt in ComfyUI.")
-ResultMissingError = _declare("result_missing", None, True, "The job reported no file, or one that does not exist.")
-ResultTooSmallError = _declare("result_too_small", None, True, "A result file is below the size floor.")
-ResultCorruptError = _declare("result_corrupt", None, True, "A result file does not decode.")
-ResultBlankError = _declare("result_blank", None, True, "A result picture shows nothing.")
-ResultIncompleteError = _declare("result_incomplete", None, True, "A result is shorter or smaller than was asked for.")
-CancelledError = _declare("cancelled", None, False, "Cancelled by its owner or an operator.")
+class QueueTimeoutError(GuardError):
+    """The job waited longer than queue.timeout_s."""
+
+    code, status, retryable = "queue_timeout", None, True
+
+
+class GenerationTimeoutError(GuardError):
+    """The job ran longer than its time limit."""
+
+    code, status, retryable = "generation_timeout", None, True
+
+
+class GenerationFailedError(GuardError):
+    """A node raised."""
+
+    code, status, retryable = "generation_failed", None, False
+
+
+class OutOfMemoryError(GuardError):
+    """The GPU ran out of memory."""
+
+    code, status, retryable = "out_of_memory", None, True
+
+
+class WorkerDiedError(GuardError):
+    """ComfyUI's worker thread died under the job."""
+
+    code, status, retryable = "worker_died", None, True
+
+
+class ServerRestartedError(GuardError):
+    """The server process ended under the job."""
+
+    code, status, retryable = "server_restarted", None, True
+
+
+class JobInterruptedError(GuardError):
+    """Someone pressed interrupt in ComfyUI. (Its type is `InterruptedError` by the rule; Python has one of its own.)"""
+
+    code, status, retryable = "interrupted", None, True
+
+
+class ResultMissingError(GuardError):
+    """The job reported no file, or one that does not exist."""
+
+    code, status, retryable = "result_missing", None, True
+
+
+class ResultTooSmallError(GuardError):
+    """A result file is below the size floor."""
+
+    code, status, retryable = "result_too_small", None, True
+
+
+class ResultCorruptError(GuardError):
+    """A result file does not decode."""
+
+    code, status, retryable = "result_corrupt", None, True
+
+
+class ResultBlankError(GuardError):
+    """A result picture shows nothing."""
+
+    code, status, retryable = "result_blank", None, True
+
+
+class ResultIncompleteError(GuardError):
+    """A result is shorter or smaller than was asked for."""
+
+    code, status, retryable = "result_incomplete", None, True
+
+
+class CancelledError(GuardError):
+    """Cancelled by its owner or an operator."""
+
+    code, status, retryable = "cancelled", None, False
+
 
 FAMILY: dict[str, type[GuardError]] = {cls.code: cls for cls in GuardError.__subclasses__()}
 BY_NAME: dict[str, type[GuardError]] = {f"{MODULE}.{cls.__name__}": cls for cls in FAMILY.values()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from asyncio import wrap_future
-from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -37,6 +37,9 @@ from .watchdog import Watchdog
 log = logging.getLogger("guarded.queue")
 
 T = TypeVar("T")
+
+#: "CUDA out of memory. Tried …", "CUDA error: out of memory", "HIP out of memory", "MPS backend out of memory (…)".
+_OUT_OF_MEMORY = re.compile(r"\b(CUDA|HIP|XPU|MPS)\b[^\n]{0,20}out of memory|Allocation on device")
 
 #: How long the worker waits for the disk before it goes on all the same.
 STORE_WAIT_S = 10.0
@@ -150,11 +153,6 @@ class Runs:
         self._events = events
         self._quarantine = quarantine
         self._jobs: dict[str, Job] = {}
-        self._released: Callable[[], None] = lambda: None
-
-    def on_release(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever a slot has become free. The store's thread."""
-        self._released = listener
 
     def expect(self, job: Job) -> None:
         """The job is about to be handed to the host."""
@@ -181,12 +179,13 @@ class Runs:
         try:
             settled = _waited(self._settler.settle(job, verdict, result))
         except GuardError:
-            return verdict  # the settler goes on trying to write it
+            # The settler goes on trying; an earlier verdict that it could not write holds against this one.
+            return self._settler.unwritten(job_id) or verdict
         return settled.job.verdict or verdict if settled is not None else verdict
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
-        self._store.release(job_id).add_done_callback(lambda _done: self._released())
+        self._settler.release(job_id)
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         self._events.progressed(job_id, progress)
@@ -233,8 +232,7 @@ def failure(outcome: Outcome) -> GuardError:
 def _is_out_of_memory(outcome: Outcome) -> bool:
     """torch names the class in several places, and some allocators only say it in words."""
     name = outcome.exception_type.rpartition(".")[2]
-    said = outcome.exception_message
-    return name in ("OutOfMemoryError", "MemoryError") or "CUDA out of memory" in said or "Allocation on device" in said
+    return name in ("OutOfMemoryError", "MemoryError") or _OUT_OF_MEMORY.search(outcome.exception_message) is not None
 
 
 def _waited(future: Future[T]) -> T:

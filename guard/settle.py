@@ -1,4 +1,7 @@
-"""One ending for every outcome: the verdict is durable first, then heard, and the first one holds."""
+"""One ending for every outcome: the verdict is durable first, then heard, and the first one holds.
+
+What the store cannot take (a full disk) is kept here and handed in again until it can.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,15 @@ class Settler:
         self._store = store
         self._host = host
         self._secrets = secrets
-        #: How to hand in again, by job, a verdict that the store could not take.
-        self._unwritten: dict[str, Callable[[], object]] = {}
+        #: By job, the verdict that the store could not take, and how to hand it in again.
+        self._unwritten: dict[str, tuple[Verdict, Callable[[], object]]] = {}
+        #: Jobs whose slots could not be freed.
+        self._unreleased: set[str] = set()
+        self._released: Callable[[], None] = lambda: None
+
+    def on_release(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a slot has become free. The store's thread."""
+        self._released = listener
 
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
         """The future is done once the verdict is durable."""
@@ -61,22 +71,41 @@ class Settler:
         future.add_done_callback(lambda done: self._announce(done, error))
         return future
 
+    def release(self, job_id: str) -> None:
+        """Free the job's slot."""
+
+        def done(future: Future[None]) -> None:
+            """The store's thread."""
+            if future.exception() is not None:
+                self._unreleased.add(job_id)
+            else:
+                self._released()
+
+        self._store.release(job_id).add_done_callback(done)
+
+    def unwritten(self, job_id: str) -> Verdict | None:
+        """The verdict that holds for the job although it is not on disk yet."""
+        kept = self._unwritten.get(job_id)
+        return kept[0] if kept is not None else None
+
     def retry(self) -> None:
         """Hand in again what the store could not take. Called now and then by the watchdog."""
         for job_id in list(self._unwritten):
             self._rewrite(job_id)
+        while self._unreleased:
+            self.release(self._unreleased.pop())
 
     def _rewrite(self, job_id: str) -> None:
         """Before any later verdict for the same job, so that the first one still holds."""
-        again = self._unwritten.pop(job_id, None)
-        if again is not None:
-            again()
+        kept = self._unwritten.pop(job_id, None)
+        if kept is not None:
+            kept[1]()
 
     def _follow(self, future: Future[Settled | None], job: Job, verdict: Verdict, again: Callable[[], object]) -> None:
         def done(future: Future[Settled | None]) -> None:
             """The store's thread."""
             if (failure := future.exception()) is not None:
-                self._unwritten.setdefault(job.job_id, again)
+                self._unwritten.setdefault(job.job_id, (verdict, again))
                 log.error("job %s: verdict %s is not on disk yet: %s", job.job_id, verdict.code or "success", failure)
                 return
             self._secrets.forget(job.job_id)

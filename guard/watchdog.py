@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from .clock import Clock
-from .errors import GenerationTimeoutError, QueueTimeoutError, WorkerDiedError
+from .errors import GenerationTimeoutError, GuardError, QueueTimeoutError, WorkerDiedError
 from .host import Host
 from .job import Job
 from .settings import Settings
@@ -76,7 +76,7 @@ class Watchdog:
             job = watched.job
             if worker_alive:
                 log.error("job %s ran longer than %g s", job.job_id, job.timeout_s)
-                error = GenerationTimeoutError(
+                error: GuardError = GenerationTimeoutError(
                     f"The job ran longer than {job.timeout_s:g} s.", extra_info={"timeout_s": job.timeout_s}
                 )
             else:

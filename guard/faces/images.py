@@ -159,7 +159,7 @@ def _shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
 
 def rgb(image: Image.Image) -> Image.Image:
     """Any mode as 8-bit RGB: what is transparent over white, 16 bits by their upper 8, floats from 0..1."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_eight_bits(image)).convert("RGB")

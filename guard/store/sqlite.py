@@ -494,7 +494,7 @@ def _opened(path: Path) -> sqlite3.Connection:
             "the job database %s cannot be read (%s); it was set aside as %s and a new one begun. "
             "Jobs that waited in it are not in the queue any more.",
             path,
-            error,
+            " ".join(str(error).split()),
             aside.name,
         )
         return _migrated(path)

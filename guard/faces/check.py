@@ -1,0 +1,237 @@
+"""The face check: a picture held against the rules, with a typed error that carries the facts."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadImageError, FaceTooSmallError, InvalidRequestError, NoFaceError, TooManyFacesError
+from . import CANDIDATE, Face, Pixels
+from .chooser import Chooser
+from .images import Limits, Picture, picture, read
+from .search import MAX_PIXELS, search
+
+
+@dataclass(frozen=True)
+class FaceRules:
+    """What a picture must show.
+
+    Attributes:
+        min_faces: so many at least, large enough; 0: none is fine too.
+        max_faces: so many at most, large enough; 0: any number.
+        min_confidence: what counts as a face, in the detector's own measure. 0.5 lies between the surest thing that
+            is no face (0.38) and the least sure face (0.71) that CenterFace and the close-up leave on the photos of
+            the tests.
+        min_face_fraction: what counts as large enough, the face's longer side as a part of the picture's shorter
+            one. 0.04 is 26 pixels where a face model scales the picture to 640 (InsightFace's usual size), about
+            what it still recognises; people passing in the background stay below.
+    """
+
+    min_faces: int = 1
+    max_faces: int = 0
+    min_confidence: float = 0.5
+    min_face_fraction: float = 0.04
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.min_faces, self.max_faces))
+        if not (whole and 0 <= self.min_faces <= 1000 and 0 <= self.max_faces <= 1000):
+            raise ValueError("min_faces and max_faces must be whole numbers from 0 to 1000")
+        if self.max_faces and self.max_faces < self.min_faces:
+            raise ValueError("max_faces must not be less than min_faces (0: any number)")
+        if not CANDIDATE <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence must lie between {CANDIDATE} and 1")
+        if not 0 <= self.min_face_fraction <= 1:
+            raise ValueError("min_face_fraction must lie between 0 and 1")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> FaceRules:
+        """The rules among a node's inputs or a request's fields; what is absent, or a link, has its default.
+
+        Raises:
+            InvalidRequestError: a value that is out of range or of the wrong type.
+        """
+        given = {name: values[name] for name in cls.__dataclass_fields__ if _is_number(values.get(name))}
+        wrong = [name for name in cls.__dataclass_fields__ if isinstance(values.get(name), (str, bool, dict))]
+        try:
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)} must be a number")
+            return cls(**given)
+        except (ValueError, TypeError) as error:
+            raise InvalidRequestError(f"The face check's rules: {error}.", extra_info={"rules": given}) from None
+
+    def body(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """What was found in a picture.
+
+    Attributes:
+        faces: that count under the rules, most confident first, in pixels of the upright picture.
+        small: those that are sure enough but too small.
+        width, height: of the upright picture, in pixels.
+        detector: what found them.
+    """
+
+    faces: tuple[Face, ...]
+    small: tuple[Face, ...]
+    width: int
+    height: int
+    detector: str
+
+    @property
+    def largest(self) -> Face | None:
+        return max(self.faces, key=lambda face: face.size, default=None)
+
+    def body(self) -> dict[str, Any]:
+        """As JSON, for the endpoint and for an error's extra_info."""
+        return {
+            "faces": [face.body() for face in self.faces],
+            "small_faces": [face.body() for face in self.small],
+            "width": self.width,
+            "height": self.height,
+            "detector": self.detector,
+        }
+
+
+#: What was found, before any rule: the faces, width, height, detector.
+_Found = tuple[tuple[Face, ...], int, int, str]
+
+
+class FaceChecker:
+    """The check, with its memory. Any thread; takes tenths of a second: not for the event loop.
+
+    Args:
+        chooser: where the detector comes from; it is loaded on the first check.
+        try_rotations: look at a picture turned, too, before saying no.
+        limits: how large a picture may be.
+        remembered: of how many pictures the faces are kept, by content.
+        at_once: how many pictures are decoded and looked at at the same time; the others wait.
+    """
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        *,
+        try_rotations: bool = True,
+        limits: Limits | None = None,
+        remembered: int = 256,
+        at_once: int = 2,
+    ) -> None:
+        self._chooser = chooser
+        self._try_rotations = try_rotations
+        self._limits = limits or Limits()
+        self._remembered = remembered
+        self._known: OrderedDict[tuple[Any, ...], _Found] = OrderedDict()
+        self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(at_once)
+
+    @property
+    def chooser(self) -> Chooser:
+        return self._chooser
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def check(
+        self, image: Path | bytes | Pixels, rules: FaceRules | None = None, name: str = "", detector: str | None = None
+    ) -> Faces:
+        """The faces in a picture that keeps the rules.
+
+        Args:
+            image: a file, its bytes, or uint8 pixels (height × width × 3, RGB, upright).
+            name: what the user calls the picture; shown in messages.
+            detector: another than the setting's (see Chooser).
+
+        Raises:
+            NoFaceError, TooManyFacesError, FaceTooSmallError: with the facts in extra_info.
+            BadImageError: the picture cannot be read.
+            ServerUnavailableError: the detector cannot be loaded.
+        """
+        rules = rules or FaceRules()
+        name = name or (image.name if isinstance(image, Path) else "")
+        return judge(self._find(image, rules, name, detector), rules, name)
+
+    def _find(self, image: Path | bytes | Pixels, rules: FaceRules, name: str, detector: str | None) -> _Found:
+        pixels = image if isinstance(image, np.ndarray) else None
+        data = read(image, self._limits, name) if isinstance(image, (Path, bytes)) else b""
+        digest = hashlib.sha256(np.ascontiguousarray(pixels).data if pixels is not None else data).digest()
+        shape = None if pixels is None else pixels.shape
+        # The rules that decide how hard is looked; the others only judge.
+        key = (digest, shape, detector, rules.min_faces, rules.min_confidence)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        ready = self._chooser.get(detector)
+        with self._room:
+            shown = _picture(pixels, name) if pixels is not None else picture(data, self._limits, MAX_PIXELS, name)
+            faces = search(ready, shown, max(rules.min_faces, 1), rules.min_confidence, self._try_rotations)
+        found = (tuple(faces), shown.width, shown.height, ready.name)
+        with self._lock:
+            self._known[key] = found
+            while len(self._known) > self._remembered:
+                self._known.popitem(last=False)
+        return found
+
+
+def judge(found: _Found, rules: FaceRules, name: str = "") -> Faces:
+    """Hold what was found against the rules. Pure. Raises as FaceChecker.check does."""
+    candidates, width, height, detector = found
+    floor = rules.min_face_fraction * min(width, height)
+    sure = [face for face in candidates if face.confidence >= rules.min_confidence]
+    faces = Faces(
+        faces=tuple(face for face in sure if face.size >= floor),
+        small=tuple(face for face in sure if face.size < floor),
+        width=width,
+        height=height,
+        detector=detector,
+    )
+    count = len(faces.faces)
+    facts = {"image": name, **faces.body(), "rules": rules.body()}
+    shown = f"in {name}" if name else "in the image"
+    if len(sure) < rules.min_faces:
+        best = max((face.confidence for face in candidates), default=0.0)
+        message = (
+            f"No face found {shown}."
+            if not sure
+            else f"{len(sure)} faces found {shown}; at least {rules.min_faces} are needed."
+        )
+        doubtful = f"The likeliest spot has a confidence of {best:.2f}; " if not sure and best else ""
+        needed = f"{rules.min_confidence:.2f} is needed. " if doubtful else ""
+        raise NoFaceError(message, details=f"{doubtful}{needed}Detector: {detector}.", extra_info=facts)
+    if count < rules.min_faces:
+        size = max(face.size for face in faces.small)
+        raise FaceTooSmallError(
+            f"The largest face {shown} has {size:.0f} pixels; at least {floor:.0f} are needed."
+            if not count
+            else f"{count} of {len(sure)} faces {shown} are large enough; at least {rules.min_faces} are needed.",
+            details=f"A face must have {rules.min_face_fraction:.1%} of the shorter side. Detector: {detector}.",
+            extra_info={**facts, "min_face_pixels": round(floor, 1)},
+        )
+    if rules.max_faces and count > rules.max_faces:
+        raise TooManyFacesError(
+            f"{count} faces found {shown}; at most {rules.max_faces} are allowed.",
+            details=f"Detector: {detector}.",
+            extra_info=facts,
+        )
+    return faces
+
+
+def _picture(pixels: Pixels, name: str) -> Picture:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise BadImageError("A picture must be uint8, height × width × 3.", extra_info={"image": name})
+    return Picture(pixels, width=pixels.shape[1], height=pixels.shape[0])
