@@ -1,0 +1,82 @@
+"""One client-side suite over HTTP: against the sandbox always, and against every real ComfyUI that is found."""
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from contract.client import Client, connected
+from PIL import Image
+
+from comfyui_guarded.sandbox.launch import HostKind, HostProcess, real_kinds, sandbox_kind
+
+#: Of scikit-image, where `make` has put the demo's pictures.
+ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
+PHOTO = "photo.png"
+
+
+def _kinds() -> list[object]:
+    return [
+        pytest.param(sandbox_kind(), id="sandbox"),
+        *(
+            # The first test of a host pays for its start.
+            pytest.param(kind, id=kind.name.replace(" ", "-"), marks=[pytest.mark.comfyui, pytest.mark.timeout(360)])
+            for kind in real_kinds()
+        ),
+    ]
+
+
+def put_photo(base: Path) -> None:
+    """A photograph for LoadImage, 128 pixels wide."""
+    target = base / "input" / PHOTO
+    if ASTRONAUT.is_file():
+        with Image.open(ASTRONAUT) as image:
+            image.convert("RGB").resize((128, 128)).save(target)
+    else:
+        noise = np.random.default_rng(1).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(target)
+
+
+@pytest.fixture(scope="session", params=_kinds())
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    """One server per kind for the whole run; whoever uses it leaves its queue empty."""
+    kind: HostKind = request.param
+    base = tmp_path_factory.mktemp("host")
+    process = HostProcess(kind, base)
+    put_photo(base)
+    with process:
+        yield process
+
+
+@pytest.fixture
+async def client(host: HostProcess) -> AsyncIterator[Client]:
+    async with connected(host) as client:
+        yield client
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Callable[..., HostProcess]]:
+    """Starts sandboxes of a test's own, with settings of its own: `sandbox(GUARDED_QUEUE__MAX_QUEUED="2")`."""
+    started: list[HostProcess] = []
+
+    def start(**environment: str) -> HostProcess:
+        process = HostProcess(sandbox_kind(), tmp_path / f"base{len(started)}", environment=environment)
+        started.append(process)
+        put_photo(process.base)
+        return process.start()
+
+    yield start
+    for process in started:
+        process.stop()
+
+
+@pytest.fixture
+async def sandbox_client(sandbox: Callable[..., HostProcess]) -> AsyncIterator[Callable[..., Awaitable[Client]]]:
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**environment: str) -> Client:
+            return await stack.enter_async_context(connected(sandbox(**environment)))
+
+        yield start
