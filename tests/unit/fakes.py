@@ -1,0 +1,139 @@
+"""A scripted host, a store whose disk can be made to fail, and short ways to make jobs and settings."""
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from comfyui_guarded.guard.errors import DiskFullError
+from comfyui_guarded.guard.host import HostListener, Refusal, Rehearsal
+from comfyui_guarded.guard.job import NewJob
+from comfyui_guarded.guard.settings import Settings
+from comfyui_guarded.guard.store.sqlite import SqliteStore
+
+#: Answers to wait for; long, so that only a hang reaches it.
+LONG_S = 60.0
+
+GRAPH: dict[str, Any] = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+}
+
+
+def settings(**sections: dict[str, Any]) -> Settings:
+    """The defaults, with some of them changed: `settings(queue={"max_jobs": 2})`."""
+    return Settings.model_validate(sections)
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def new_job(job_id: str | None = None, owner: str = "bot", **facts: Any) -> NewJob:
+    defaults: dict[str, Any] = {
+        "body": json.dumps({"prompt": GRAPH}).encode(),
+        "created_at_ms": 1_000,
+        "timeout_s": 600.0,
+        "locale": "en",
+    }
+    return NewJob(job_id=job_id or new_id(), owner=owner, **{**defaults, **facts})
+
+
+class FakeHost:
+    """Says what it was told to say, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.rehearsal = Rehearsal(None, ("2",))
+        self.missing: list[str] = []
+        #: What `dispatch` answers: a refusal, an exception to raise, or None for "queued".
+        self.answer: Refusal | BaseException | None = None
+        #: Runs while `dispatch` is under way.
+        self.during_dispatch: Callable[[str], Awaitable[None]] | None = None
+        self.during_rehearsal: Callable[[], Awaitable[None]] | None = None
+        self.rehearsed: list[dict[str, Any]] = []
+        self.dispatched: list[tuple[str, str, dict[str, Any]]] = []
+        self.stopped: list[str] = []
+        self.announced: list[tuple[str, str | None, str]] = []
+        self.listener: HostListener | None = None
+
+    def listen(self, listener: HostListener) -> None:
+        self.listener = listener
+
+    async def rehearse(self, body: dict[str, Any]) -> Rehearsal:
+        self.rehearsed.append(json.loads(json.dumps(body)))
+        if self.during_rehearsal is not None:
+            await self.during_rehearsal()
+        return self.rehearsal
+
+    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
+        self.dispatched.append((job_id, client_id, json.loads(json.dumps(body))))
+        if self.during_dispatch is not None:
+            await self.during_dispatch(job_id)
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    def stop(self, job_id: str) -> None:
+        self.stopped.append(job_id)
+
+    def announce(self, job_id: str, client_id: str | None, error: Any) -> None:
+        self.announced.append((job_id, client_id, error.code))
+
+    def missing_classes(self, prompt: Any) -> list[str]:
+        return self.missing
+
+    def worker_alive(self) -> bool:
+        return self.alive
+
+    def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
+        return None
+
+    def own_directory(self) -> Path:
+        raise AssertionError("the core does not ask for it")
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "fake", "version": "0"}
+
+
+class FailingStore(SqliteStore):
+    """The real store; the operations named in `failing` find the disk full."""
+
+    failing: frozenset[str] = frozenset()
+
+    def _failed(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(DiskFullError("The disk with the job database is full."))
+        return future
+
+    def start(self, *args: Any, **kwargs: Any) -> Any:
+        return self._failed() if "start" in self.failing else super().start(*args, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        return self._failed() if "validate" in self.failing else super().validate(*args, **kwargs)
+
+    def settle(self, *args: Any, **kwargs: Any) -> Any:
+        return self._failed() if "settle" in self.failing else super().settle(*args, **kwargs)
+
+    def release(self, *args: Any, **kwargs: Any) -> Any:
+        return self._failed() if "release" in self.failing else super().release(*args, **kwargs)
+
+    def flush(self) -> None:
+        """Return once everything handed in is done, and everybody told."""
+        self._writer.run(lambda _db: None).result(LONG_S)
+        # What a callback handed in meanwhile.
+        self._writer.run(lambda _db: None).result(LONG_S)
+
+
+class ByHand:
+    """A store whose answers to `settle` the test gives itself, in whatever order."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any, Future[Any]]] = []
+
+    def settle(self, job_id: str, verdict: Any, result: Any = None, *, only_waiting: bool = False) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.asked.append((job_id, verdict, future))
+        return future

@@ -1,0 +1,600 @@
+"""From a free slot to an ended run, the watchdog included, on a scripted host."""
+
+import asyncio
+import threading
+
+import pytest
+from unit.fakes import GRAPH, LONG_S, new_job, settings
+
+from comfyui_guarded.guard import queue
+from comfyui_guarded.guard.access import Client
+from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
+from comfyui_guarded.guard.estimate import Estimates
+from comfyui_guarded.guard.events import Events
+from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
+from comfyui_guarded.guard.job import JobState
+from comfyui_guarded.guard.jobs import Jobs
+from comfyui_guarded.guard.queue import Dispatcher, Runs, failure
+from comfyui_guarded.guard.secrets import Secrets
+from comfyui_guarded.guard.settle import Settler
+from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.watchdog import TURN_S, Watchdog
+
+TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
+RAISED = Outcome(
+    success=False, exception_type="ValueError", exception_message="bad steps", node_id="3", node_type="KSampler"
+)
+
+
+class Machine:
+    """Everything that app.py wires, on a fake host; the test turns the wheels."""
+
+    def __init__(self, store, host, clock, folder, **sections):
+        self.store, self.host, self.clock = store, host, clock
+        self.settings = settings(**sections)
+        self.events, self.secrets = Events(), Secrets()
+        self.health = Health(host, store)
+        self.health.serving()
+        self.settler = Settler(store, host, self.secrets)
+        self.watchdog = Watchdog(self.settings, store, host, self.settler, clock)
+        self.quarantine = folder / "quarantine"
+        self.runs = Runs(self.settings, store, self.settler, self.watchdog, self.events, self.quarantine)
+        self.dispatcher = Dispatcher(
+            self.settings, store, host, self.health, self.settler, self.runs, self.secrets, "local", clock
+        )
+        self.jobs = Jobs(self.settings, store, self.settler, self.events, Estimates([10_000] * 3))
+        store.on_change(self.events.changed)
+        host.listen(self.runs)
+
+    def submit(self, **facts):
+        facts.setdefault("created_at_ms", self.clock.now_ms())
+        return self.store.submit(new_job(**facts), 10**6).result(LONG_S).job.job_id
+
+    async def dispatch(self, **facts):
+        job_id = self.submit(**facts)
+        assert await self.dispatcher.turn()
+        return job_id
+
+    async def run(self, **facts):
+        job_id = await self.dispatch(**facts)
+        assert self.runs.started(job_id)
+        return job_id
+
+    def job(self, job_id):
+        self.store.flush()
+        return self.store.get(job_id).result(LONG_S)
+
+    def ended(self, job_id):
+        job = self.job(job_id)
+        return job.state.value, job.verdict.code if job.verdict else None
+
+    def leased(self):
+        self.store.flush()
+        return self.store.counts().result(LONG_S).leased
+
+
+@pytest.fixture
+def machine(store, host, clock, tmp_path):
+    return Machine(store, host, clock, tmp_path)
+
+
+# What a failed run is called. -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exception_type", "message", "code"),
+    [
+        ("ValueError", "bad", "generation_failed"),
+        ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied", "generation_failed"),
+        ("SystemExit", "", "generation_failed"),
+        ("", "", "generation_failed"),
+        ("torch.OutOfMemoryError", "Allocation on device", "out_of_memory"),
+        ("torch.cuda.OutOfMemoryError", "", "out_of_memory"),
+        ("torch.cuda.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB", "out_of_memory"),
+        ("RuntimeError", "CUDA out of memory. Tried to allocate 20.00 MiB", "out_of_memory"),
+        ("RuntimeError", "CUDA error: out of memory\nCUDA kernel errors might be", "out_of_memory"),
+        ("torch.AcceleratorError", "CUDA error: out of memory", "out_of_memory"),
+        ("RuntimeError", "HIP out of memory. Tried to allocate 2.00 GiB", "out_of_memory"),
+        ("RuntimeError", "MPS backend out of memory (MPS allocated: 17 GB)", "out_of_memory"),
+        ("MemoryError", "", "out_of_memory"),
+        ("some_pack.MyOutOfMemoryErrorHandler", "x", "generation_failed"),
+        ("RuntimeError", "this node is out of memory slots for prompts", "generation_failed"),
+        (type_name("no_face"), "No face found in photo.png", "no_face"),
+        (type_name("result_blank"), "blank", "result_blank"),
+        ("other_pack.NoFaceError", "x", "generation_failed"),
+        ("NoFaceError", "x", "generation_failed"),
+    ],
+)
+def test_a_failed_run_is_named_by_its_exception(exception_type, message, code):
+    error = failure(
+        Outcome(
+            success=False, exception_type=exception_type, exception_message=message, node_id="3", node_type="KSampler"
+        )
+    )
+    assert error.code == code
+    assert error.extra_info["node_id"] == "3"
+    assert error.extra_info["exception_type"] == exception_type
+
+
+@pytest.mark.parametrize("code", sorted(FAMILY))
+def test_an_error_of_ours_that_a_node_raised_keeps_its_code_and_message(code):
+    outcome = Outcome(success=False, exception_type=type_name(code), exception_message="told\n")
+    assert (failure(outcome).code, failure(outcome).message) == (code, "told")
+
+
+def test_an_interrupt_is_no_failure_of_the_node():
+    assert failure(Outcome(success=False, interrupted=True, exception_type="ValueError")).code == "interrupted"
+
+
+def test_a_failure_says_what_failed_and_leaves_comfyuis_tips_out():
+    error = failure(
+        Outcome(
+            success=False, exception_type="ValueError", node_type="KSampler",
+            exception_message="Bad steps.\n\nTIPS: reduce your batch size\n" + "x" * 10_000,
+        )
+    )  # fmt: skip
+    assert error.message == "KSampler failed: Bad steps."
+    assert "TIPS" not in error.extra_info["exception_message"]
+
+
+def test_an_endless_exception_message_is_cut():
+    error = failure(Outcome(success=False, exception_type="ValueError", exception_message="x" * 10**6))
+    assert len(error.message) < 1000
+    assert len(error.extra_info["exception_message"]) <= 2000
+
+
+# Dispatch. --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_waiting_job_is_handed_to_the_host_as_it_was_sent(machine, host):
+    machine.secrets.keep("x", {"never": "mine"})
+    body = (
+        b'{"prompt": {"1": {"class_type": "X", "inputs": {}}}, "number": 3, "guard": {"priority": 1}, "workflow_id": 5}'
+    )
+    job_id = machine.submit(client_id="socket", body=body, has_secrets=True)
+    machine.secrets.keep(job_id, {"api_key_comfy_org": "s3cret"})
+    assert await machine.dispatcher.turn()
+    graph = {"1": {"class_type": "X", "inputs": {}}}
+    told = {
+        "prompt": graph, "workflow_id": 5, "prompt_id": job_id, "client_id": "socket",
+        "extra_data": {"api_key_comfy_org": "s3cret"},
+    }  # fmt: skip
+    assert host.dispatched == [(job_id, "socket", told)]
+    assert machine.ended(job_id) == ("dispatched", None)
+    assert machine.leased() == 1
+
+
+async def test_a_job_without_a_client_id_has_a_socket_name_of_its_own(machine, host):
+    job_id = await machine.dispatch()
+    assert host.dispatched[0][1] == f"guarded-{job_id}"
+
+
+async def test_there_is_nothing_to_do_without_a_job_a_slot_or_a_worker(machine, host):
+    assert not await machine.dispatcher.turn()
+    await machine.dispatch()
+    machine.submit()
+    assert not await machine.dispatcher.turn()
+    machine.runs.released(host.dispatched[0][0])
+    machine.store.flush()
+    host.alive = False
+    assert not await machine.dispatcher.turn()
+    host.alive = True
+    assert await machine.dispatcher.turn()
+    assert len(host.dispatched) == 2
+
+
+async def test_two_slots_take_two_jobs(store, host, clock, tmp_path):
+    machine = Machine(store, host, clock, tmp_path, queue={"max_jobs": 2})
+    for _ in range(3):
+        machine.submit()
+    assert [await machine.dispatcher.turn() for _ in range(3)] == [True, True, False]
+
+
+async def test_a_refusal_at_dispatch_settles_the_job_and_frees_its_slot(machine, host):
+    info = {"input_name": "ckpt_name", "received_value": "gone.safetensors"}
+    errors = {"1": {"errors": [{"type": "value_not_in_list", "details": "", "extra_info": info}]}}
+    host.answer = Refusal("prompt_outputs_failed_validation", "failed validation", "", {}, errors)
+    job_id = await machine.dispatch(client_id="socket")
+    assert machine.ended(job_id) == ("failed", "missing_model")
+    assert host.announced == [(job_id, "socket", "missing_model")]
+    assert machine.leased() == 0
+    host.answer = None
+    assert machine.ended(await machine.dispatch()) == ("dispatched", None)
+
+
+async def test_a_host_that_raises_at_dispatch_costs_one_job_and_not_the_queue(machine, host):
+    host.answer = RuntimeError("some pack's prompt handler broke")
+    job_id = await machine.dispatch()
+    assert machine.ended(job_id) == ("failed", "internal_error")
+    assert "some pack's prompt handler broke" in machine.job(job_id).verdict.details["details"]
+    assert machine.leased() == 0
+    host.answer = None
+    assert machine.ended(await machine.dispatch()) == ("dispatched", None)
+
+
+async def test_a_cancel_between_claim_and_dispatch_is_not_lost(machine, host):
+    async def cancelled_meanwhile(job_id):
+        job = await machine.jobs.get(job_id, Client("bot", operator=False))
+        assert (await machine.jobs.cancel(job)).state is JobState.CANCELLED
+
+    host.during_dispatch = cancelled_meanwhile
+    job_id = await machine.dispatch()
+    # The host has it now, all the same; when its turn comes, the worker is told to stop.
+    assert not machine.runs.started(job_id)
+    machine.runs.finished(job_id, Outcome(success=False, interrupted=True))
+    machine.runs.released(job_id)
+    assert machine.ended(job_id) == ("cancelled", "cancelled")
+    assert machine.leased() == 0
+    assert job_id in host.stopped
+
+
+async def test_a_dispatcher_runs_by_itself_and_outlives_a_store_that_fails(machine, host, monkeypatch):
+    def broken(*_args):
+        monkeypatch.setattr(machine.store, "claim", claim)
+        raise RuntimeError("a bug")
+
+    async def no_pause(_seconds):
+        await pause(0)
+
+    claim, pause = machine.store.claim, asyncio.sleep
+    monkeypatch.setattr(machine.store, "claim", broken)
+    monkeypatch.setattr(queue.asyncio, "sleep", no_pause)
+    dispatched = asyncio.Event()
+
+    async def tell(_job_id):
+        dispatched.set()
+
+    host.during_dispatch = tell
+    machine.submit()
+    machine.dispatcher.start()
+    await asyncio.wait_for(dispatched.wait(), LONG_S)
+    dispatched.clear()
+    machine.settler.on_release(machine.dispatcher.wake)
+    second = machine.submit()
+    machine.runs.released(host.dispatched[0][0])  # on whatever thread: the dispatcher wakes
+    await asyncio.wait_for(dispatched.wait(), LONG_S)
+    assert host.dispatched[1][0] == second
+    machine.dispatcher._task.cancel()
+    await asyncio.gather(machine.dispatcher._task, return_exceptions=True)
+
+
+# Runs. ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_goes_through_its_states_and_its_verdict_is_durable_when_the_worker_goes_on(machine):
+    states = []
+    machine.store.on_change(lambda job: states.append(job.state.value))
+    job_id = await machine.run()
+    verdict = machine.runs.finished(job_id, TEXT)
+    assert verdict.state is JobState.SUCCEEDED
+    job = machine.store.get(job_id).result(LONG_S)
+    assert (job.state, job.attempts, job.result.outputs) == (JobState.SUCCEEDED, 1, {"2": {"text": ["hi"]}})
+    assert states == ["queued", "dispatched", "running", "validating", "succeeded"]
+    assert machine.leased() == 1
+    machine.runs.released(job_id)
+    assert machine.leased() == 0
+
+
+async def test_a_node_that_raised_fails_its_job(machine, host):
+    job_id = await machine.run()
+    verdict = machine.runs.finished(job_id, RAISED)
+    assert (verdict.state, verdict.code, verdict.message) == (
+        JobState.FAILED,
+        "generation_failed",
+        "KSampler failed: bad steps",
+    )
+    assert machine.job(job_id).body()["refund"] is True
+    assert (host.stopped, host.announced) == ([], [])
+
+
+async def test_a_refused_result_is_moved_aside_and_fails_the_job(machine, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 5000)
+    file = ReportedFile("2", "a.png", "", "output", path)
+    job_id = await machine.run()
+    verdict = machine.runs.finished(job_id, Outcome(True, outputs={"2": {"images": [{"x": 1}]}}, files=(file,)))
+    assert verdict.code == "result_corrupt"
+    job = machine.job(job_id)
+    assert (job.result.outputs, job.result.artifacts) == ({}, ())
+    assert not path.exists()
+    assert [aside.read_bytes()[:4] for aside in (machine.quarantine / job_id).iterdir()] == [b"\x89PNG"]
+
+
+async def test_a_check_with_a_bug_fails_the_job_and_not_the_worker(machine, monkeypatch):
+    monkeypatch.setattr(queue.artifacts, "check", lambda *_args: 1 / 0)
+    job_id = await machine.run()
+    assert machine.runs.finished(job_id, TEXT).code == "internal_error"
+    assert machine.ended(job_id) == ("failed", "internal_error")
+
+
+async def test_a_check_that_never_returns_fails_the_job_within_its_limit(store, host, clock, tmp_path, monkeypatch):
+    machine = Machine(store, host, clock, tmp_path, results={"check_timeout_s": 0.05})
+    forever = threading.Event()
+    monkeypatch.setattr(queue.artifacts, "check", lambda *_args: forever.wait(LONG_S))
+    job_id = await machine.run()
+    assert machine.runs.finished(job_id, TEXT).code == "result_corrupt"
+    forever.set()
+
+
+async def test_a_late_success_after_a_timeout_changes_nothing(machine, host):
+    job_id = await machine.run(timeout_s=1.0, client_id="socket")
+    machine.watchdog.turn(machine.clock.monotonic_s() + 2)
+    verdict = machine.runs.finished(job_id, TEXT)
+    assert verdict.code == "generation_timeout"
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+    assert machine.job(job_id).result.outputs == {}
+    assert [each[2] for each in host.announced] == ["generation_timeout"]
+
+
+async def test_a_slot_is_free_when_the_worker_is_and_not_when_the_user_was_told(machine):
+    job_id = await machine.run(timeout_s=1.0)
+    machine.submit()
+    machine.watchdog.turn(machine.clock.monotonic_s() + 2)
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+    assert not await machine.dispatcher.turn()
+    machine.runs.finished(job_id, Outcome(success=False, interrupted=True))
+    assert not await machine.dispatcher.turn()
+    machine.runs.released(job_id)
+    machine.store.flush()
+    assert await machine.dispatcher.turn()
+
+
+async def test_whoever_waits_for_a_slot_is_told_once_it_is_free(machine):
+    leased = []
+    machine.settler.on_release(lambda: leased.append(machine.store.counts().result(LONG_S).leased))
+    job_id = await machine.dispatch()
+    machine.runs.released(job_id)
+    machine.store.flush()
+    assert leased == [0]
+
+
+async def test_a_job_taken_out_of_the_hosts_queue_is_cancelled(machine):
+    job_id = await machine.dispatch()
+    machine.runs.dropped(job_id)
+    machine.runs.released(job_id)
+    assert machine.ended(job_id) == ("cancelled", "cancelled")
+    assert machine.leased() == 0
+
+
+async def test_a_native_interrupt_is_named(machine):
+    job_id = await machine.run()
+    assert machine.runs.finished(job_id, Outcome(success=False, interrupted=True)).code == "interrupted"
+
+
+async def test_a_full_disk_at_the_start_of_a_run_does_not_cost_the_job(machine):
+    job_id = await machine.dispatch()
+    machine.store.failing = frozenset({"start"})
+    assert machine.runs.started(job_id)
+    machine.store.failing = frozenset()
+    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+    assert machine.ended(job_id) == ("succeeded", None)
+
+
+async def test_a_full_disk_at_the_end_of_a_run_delays_its_verdict_and_no_more(machine):
+    job_id = await machine.run()
+    machine.store.failing = frozenset({"settle", "validate"})
+    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+    machine.runs.released(job_id)
+    assert machine.ended(job_id) == ("running", None)
+    machine.store.failing = frozenset()
+    machine.watchdog.turn(machine.clock.monotonic_s())
+    assert machine.ended(job_id) == ("succeeded", None)
+    assert machine.job(job_id).result.outputs == {"2": {"text": ["hi"]}}
+
+
+async def test_a_worker_hears_the_first_verdict_also_while_the_disk_is_full(machine):
+    """Else it would announce a success that the job, once written, never had."""
+    job_id = await machine.run(timeout_s=1.0)
+    machine.store.failing = frozenset({"settle", "validate"})
+    machine.watchdog.turn(machine.clock.monotonic_s() + 2)
+    assert machine.runs.finished(job_id, TEXT).code == "generation_timeout"
+    machine.store.failing = frozenset()
+    machine.watchdog.turn(machine.clock.monotonic_s())
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+
+
+async def test_a_slot_that_could_not_be_freed_for_a_full_disk_is_freed_later(machine):
+    job_id = await machine.run()
+    second = machine.submit()
+    machine.runs.finished(job_id, TEXT)
+    machine.store.failing = frozenset({"release"})
+    machine.runs.released(job_id)
+    machine.store.flush()
+    machine.store.failing = frozenset()
+    for _ in range(3):
+        machine.watchdog.turn(machine.clock.monotonic_s())
+        machine.store.flush()
+        await machine.dispatcher.turn()
+    assert machine.ended(second) == ("dispatched", None)
+
+
+async def test_progress_is_shown_while_the_job_runs_and_not_after_its_end(machine):
+    job_id = await machine.run(timeout_s=1.0)
+    machine.runs.progressed(job_id, Progress(5, 20, "3", 40))
+    shown = await machine.jobs.body(machine.job(job_id))
+    assert shown["progress"] == {"value": 5, "max": 20, "node_id": "3", "percent": 40}
+    machine.watchdog.turn(machine.clock.monotonic_s() + 2)
+    machine.store.flush()
+    machine.runs.progressed(job_id, Progress(6, 20, "3", 45))
+    assert (await machine.jobs.body(machine.job(job_id)))["progress"] is None
+    machine.runs.released(job_id)
+    assert machine.events._progress == {}
+
+
+# The watchdog. ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_ended_at_its_deadline_not_before_and_once(machine, host):
+    job_id = await machine.run(timeout_s=100.0)
+    began_s = machine.clock.monotonic_s()
+    assert machine.watchdog.turn(began_s + 99) <= began_s + 100
+    assert machine.ended(job_id) == ("running", None)
+    assert host.stopped == []
+    machine.watchdog.turn(began_s + 100)
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+    assert machine.job(job_id).verdict.details == {"timeout_s": 100}
+    machine.watchdog.turn(began_s + 101)
+    machine.watchdog.turn(began_s + 200)
+    machine.store.flush()
+    assert [each[0] for each in host.announced] == [job_id]
+
+
+async def test_the_watchdog_looks_again_at_the_next_deadline_or_soon(machine):
+    now_s = machine.clock.monotonic_s()
+    assert machine.watchdog.turn(now_s) == now_s + TURN_S
+    await machine.run(timeout_s=0.2)
+    assert machine.clock.monotonic_s() - 1 < machine.watchdog.turn(now_s) <= now_s + TURN_S
+
+
+async def test_a_run_that_ended_is_not_watched_any_more(machine, host):
+    job_id = await machine.run(timeout_s=1.0)
+    machine.runs.finished(job_id, TEXT)
+    machine.watchdog.turn(machine.clock.monotonic_s() + 100)
+    assert machine.ended(job_id) == ("succeeded", None)
+    assert host.stopped == []
+
+
+async def test_the_clock_of_a_job_runs_from_its_start_and_not_from_its_dispatch(machine):
+    job_id = await machine.dispatch(timeout_s=1.0)
+    machine.watchdog.turn(machine.clock.monotonic_s() + 100)
+    assert machine.ended(job_id) == ("dispatched", None)
+
+
+async def test_a_dead_worker_ends_the_job_it_had_once(machine, host):
+    job_id = await machine.run()
+    host.alive = False
+    machine.watchdog.turn(machine.clock.monotonic_s())
+    machine.watchdog.turn(machine.clock.monotonic_s())
+    assert machine.ended(job_id) == ("failed", "worker_died")
+    assert [each[2] for each in host.announced] == ["worker_died"]
+
+
+async def test_jobs_that_waited_too_long_are_ended_queued_and_dispatched_alike(store, host, clock, tmp_path):
+    machine = Machine(store, host, clock, tmp_path, queue={"timeout_s": 60, "max_jobs": 2})
+    long_ago = clock.now_ms() - 61_000
+    running = await machine.run(created_at_ms=long_ago)
+    dispatched = await machine.dispatch(created_at_ms=long_ago, client_id="socket")
+    queued = machine.submit(created_at_ms=long_ago)
+    young = machine.submit(created_at_ms=clock.now_ms() - 50_000)
+    machine.watchdog.turn(clock.monotonic_s())
+    machine.watchdog._looking.result(LONG_S)
+    assert machine.ended(running) == ("running", None)
+    assert machine.ended(dispatched) == ("failed", "queue_timeout")
+    assert machine.ended(queued) == ("failed", "queue_timeout")
+    assert machine.ended(young) == ("queued", None)
+    assert sorted(host.stopped) == sorted([dispatched, queued])
+    assert machine.leased() == 2
+
+
+async def test_a_watchdog_that_stumbles_goes_on(machine, host, monkeypatch):
+    job_id = await machine.run(timeout_s=0.01)
+    turn, stumbled = machine.watchdog.turn, threading.Event()
+
+    def stumbling(now_s):
+        if not stumbled.is_set():
+            stumbled.set()
+            raise ZeroDivisionError
+        return turn(now_s)
+
+    monkeypatch.setattr(machine.watchdog, "turn", stumbling)
+    with machine.events.watching(job_id) as waiter:
+        machine.watchdog.start()
+        assert await waiter.wait(LONG_S)
+    machine.watchdog.close()
+    assert stumbled.is_set()
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+
+
+async def test_a_watchdog_closes_at_once_and_twice_is_no_harm(machine):
+    machine.watchdog.start()
+    machine.watchdog.close()
+    machine.watchdog.close()
+
+
+async def test_a_watchdog_outlives_a_store_that_is_closed(host, clock, tmp_path):
+    store = SqliteStore(tmp_path / "other.db", clock)
+    machine = Machine(store, host, clock, tmp_path)
+    store.close()
+    machine.watchdog.turn(clock.monotonic_s())
+    machine.watchdog.turn(clock.monotonic_s())
+
+
+# What callers see. ------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_seen_by_its_owner_and_by_operators_only(machine):
+    job_id = machine.submit(owner="bot")
+    assert (await machine.jobs.get(job_id, Client("bot", operator=False))).job_id == job_id
+    assert (await machine.jobs.get(job_id, Client("local", operator=True))).job_id == job_id
+    for client in (Client("other", operator=False), Client("", operator=False)):
+        with pytest.raises(NotFoundError):
+            await machine.jobs.get(job_id, client)
+    assert await machine.jobs.page(Client("other", operator=False), None, 10, None) == []
+    assert len(await machine.jobs.page(Client("local", operator=True), None, 10, None)) == 1
+
+
+async def test_a_waiter_hears_of_the_end_also_when_it_comes_before_it_waits(machine):
+    job_id = machine.submit()
+    job = machine.job(job_id)
+    waiting = asyncio.ensure_future(machine.jobs.wait(job, LONG_S, None))
+    await asyncio.sleep(0)
+    machine.settler.end(job, CancelledError("x"))
+    assert (await waiting).state is JobState.CANCELLED
+    assert (await machine.jobs.wait(job, LONG_S, None)).state is JobState.CANCELLED
+    assert machine.events._waiters == {}
+
+
+async def test_a_wait_ends_as_the_job_is_when_its_time_is_up(machine):
+    job = machine.job(machine.submit())
+    assert (await machine.jobs.wait(job, 0.01, None)).state is JobState.QUEUED
+
+
+async def test_a_wait_for_another_state_than_the_one_known_ends_at_once_where_it_is_another_already(machine):
+    job = machine.job(machine.submit())
+    assert (await machine.jobs.wait(job, LONG_S, JobState.RUNNING)).state is JobState.QUEUED
+
+
+async def test_a_wait_for_a_change_ends_with_the_next_state(machine):
+    job = machine.job(machine.submit())
+    waiting = asyncio.ensure_future(machine.jobs.wait(job, LONG_S, JobState.QUEUED))
+    await asyncio.sleep(0)
+    await machine.dispatcher.turn()
+    assert (await waiting).state is JobState.DISPATCHED
+
+
+async def test_a_cancel_is_idempotent(machine):
+    job = machine.job(machine.submit())
+    first = await machine.jobs.cancel(job)
+    again = await machine.jobs.cancel(job)
+    assert first == again
+    assert first.state is JobState.CANCELLED
+
+
+async def test_the_first_in_line_need_not_wait_and_the_second_is_told_its_place_and_when(machine):
+    first = machine.store.submit(new_job(), 10).result(LONG_S)
+    assert machine.jobs.place(first.job, first.waiting, "en")["user_message"] is None
+    await machine.dispatcher.turn()
+    second = machine.store.submit(new_job(), 10).result(LONG_S)
+    assert machine.jobs.place(second.job, second.waiting, "en") == {
+        "state": "queued",
+        "position": 1,
+        "eta_s": 5.0,
+        "running": 1,
+        "max_jobs": 1,
+        "user_message": ("The server is busy (1/1 tasks). Your place in the queue: 1. It will start in about 5 s."),
+    }
+
+
+async def test_a_job_that_comfyui_never_ran_has_a_history_entry_with_an_error(machine):
+    job = await machine.jobs.cancel(machine.job(machine.submit(client_id="socket")))
+    entry = await machine.jobs.history_entry(job)
+    assert entry["status"]["status_str"] == "error"
+    assert entry["status"]["completed"] is False
+    ((event, data),) = entry["status"]["messages"]
+    assert event == "execution_error"
+    assert (data["prompt_id"], data["exception_type"]) == (job.job_id, type_name("cancelled"))
+    number, prompt_id, prompt, extra_data, outputs = entry["prompt"]
+    assert (number, prompt_id, prompt, outputs) == (job.number, job.job_id, GRAPH, [])
+    assert extra_data["client_id"] == "socket"
+    assert entry["outputs"] == {}
