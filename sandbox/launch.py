@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +28,11 @@ FAULTS = SANDBOX / "custom_nodes" / "guarded_faults"
 READY_WITHIN_S = 240.0
 
 _WINDOWS = os.name == "nt"
+
+# A shell's background job ignores SIGINT, and what we start would inherit that and never hear `stop`.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 #: A proxy from the environment knows nothing of this machine's loopback.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
