@@ -75,7 +75,8 @@ class Jobs:
         return self.shown(job, waiting, locale)
 
     def shown(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> dict[str, Any]:
-        progress = self._events.progress(job.job_id)
+        running = job.state in (JobState.RUNNING, JobState.VALIDATING)
+        progress = self._events.progress(job.job_id) if running else None
         return job.body(
             position=waiting.position if waiting else None,
             eta_s=self._estimates.starts_in_s(waiting.position) if waiting else None,
