@@ -64,9 +64,11 @@ $(VENV)/.run-ready: $(VENV)/.created requirements.txt requirements-demo.txt
 	@$(PIP) --no-deps --only-binary :all: --target $(VENV)/photos -r requirements-demo.txt
 	@touch $@
 
-$(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt
+# insightface as its requirements file says, so that its real loading path is tested and onnxruntime stays what it was.
+$(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt requirements-insightface.txt
 	@echo "Installing what the gate needs into $(VENV), once ..."
-	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	@$(PIP) -r requirements.txt -r requirements-dev.txt -r requirements-insightface.txt
+	@$(PIP) --no-deps "insightface>=1.0.1"
 	@touch $@
 
 $(ALIAS)/comfyui_guarded:

@@ -10,10 +10,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import server_routes
+from .guard import runtime
 from .guard.admission import Admission
 from .guard.clock import Clock
 from .guard.estimate import RECENT, Estimates
 from .guard.events import Events
+from .guard.faces.check import FaceChecker
+from .guard.faces.chooser import Chooser
+from .guard.faces.gate import FaceGate
+from .guard.faces.machine import FaceMachine
 from .guard.health import Health
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
@@ -59,7 +64,13 @@ def _build(host: Any, prompt_server: Any) -> None:
     watchdog = Watchdog(settings, store, host, settler, clock)
     runs = Runs(settings, store, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
-    admission = Admission(settings, store, host, health, secrets, clock)
+    chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
+    machine = FaceMachine(
+        FaceChecker(chooser, try_rotations=settings.faces.try_rotations), host.file, host.input_folder
+    )
+    faces = FaceGate(machine, settings.faces)
+    runtime.install(runtime.Runtime(settings, host, machine))
+    admission = Admission(settings, store, host, health, faces, secrets, clock)
     jobs = Jobs(settings, store, settler, events, estimates)
 
     def learned(job: Job) -> None:
@@ -87,7 +98,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     prompt_server.app.on_startup.append(serving)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
-    services = server_routes.Services(settings, host, admission, jobs, health, dispatcher.wake)
+    services = server_routes.Services(settings, host, admission, jobs, health, faces, dispatcher.wake)
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from . import messages
 from .access import Client
@@ -35,6 +35,8 @@ from .errors import (
     QueueFullError,
 )
 from .estimate import shape
+from .faces.gate import AskedCheck, FaceGate
+from .faces.required import FACE_LOADER
 from .health import Health
 from .host import Host, Refusal
 from .job import NewJob
@@ -55,6 +57,11 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
+def _asked_check(value: object) -> object:
+    """True is the check with every rule at its default."""
+    return {} if value is True else None if value is False else value
+
+
 class GuardOptions(BaseModel):
     """The `guard` object of a request. A field that this version does not know is refused by name."""
 
@@ -63,6 +70,7 @@ class GuardOptions(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     locale: Annotated[str, Field(max_length=35)] | None = None
+    face_check: Annotated[AskedCheck | None, BeforeValidator(_asked_check)] = None
     metadata: dict[str, Any] = {}
 
 
@@ -94,12 +102,20 @@ class Admission:
     """Lets jobs in. Event loop; the store's thread does the writing."""
 
     def __init__(
-        self, settings: Settings, store: Store, host: Host, health: Health, secrets: Secrets, clock: Clock
+        self,
+        settings: Settings,
+        store: Store,
+        host: Host,
+        health: Health,
+        faces: FaceGate,
+        secrets: Secrets,
+        clock: Clock,
     ) -> None:
         self._settings = settings
         self._store = store
         self._host = host
         self._health = health
+        self._faces = faces
         self._secrets = secrets
         self._clock = clock
 
@@ -149,8 +165,11 @@ class Admission:
         )
         rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
         if rehearsal.refusal is not None:
+            if _by_face_loader(rehearsal.refusal, prompt.graph):
+                await self._faces.check_prompt(prompt.graph, None, None)  # says it with the typed error
             raise refused(rehearsal.refusal, prompt.graph, self._host)
         new = new.will_execute(rehearsal.outputs_to_execute)
+        await self._faces.check_prompt(prompt.graph, new.outputs_to_execute, prompt.options.face_check)
         # There before the commit, since the job may be dispatched right after it.
         kept = self._secrets.keep(new.job_id, prompt.secrets)
         made = False
@@ -236,6 +255,11 @@ def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardErro
                     **told,
                 )
     return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **told)
+
+
+def _by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:
+    """Whether the host refused a node of ours that looks for a face in its own validation."""
+    return any(graph[node_id]["class_type"] == FACE_LOADER for node_id in refusal.node_errors if node_id in graph)
 
 
 def _wanting(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:

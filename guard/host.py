@@ -57,6 +57,8 @@ class Outcome:
         interrupted: someone's interrupt ended it.
         outputs: ComfyUI's history outputs, `{node_id: {key: [items]}}`.
         files: the files named in there.
+        prompt: the graph that ran.
+        cached: ids of the nodes that did not run, since the host had their outputs from an earlier prompt.
         exception_type, exception_message, node_id, node_type: of the node that raised, where one did.
     """
 
@@ -64,6 +66,8 @@ class Outcome:
     interrupted: bool = False
     outputs: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[ReportedFile, ...] = ()
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    cached: frozenset[str] = frozenset()
     exception_type: str = ""
     exception_message: str = ""
     node_id: str | None = None
@@ -131,6 +135,12 @@ class Host(Protocol):
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         """Where a file of type `output`, `temp` or `input` lies; None where that is not inside its folder."""
+
+    def input_folder(self) -> Path:
+        """Where uploads lie."""
+
+    def model_folders(self) -> list[Path]:
+        """The folders that hold the host's models, each kind in a folder of its own."""
 
     def own_directory(self) -> Path:
         """Where settings and database belong: a folder that no route of the host serves. It may not exist yet."""

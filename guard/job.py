@@ -62,6 +62,8 @@ class Artifact:
     height: int | None = None
     duration_s: float | None = None
     warnings: tuple[str, ...] = ()
+    frames: int | None = None
+    fps: float | None = None
 
 
 @dataclass(frozen=True)

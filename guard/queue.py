@@ -204,9 +204,9 @@ class Runs:
             if not isinstance(error, GuardError):
                 log.exception("job %s: the checks failed", job_id)
                 error = InternalError("The result could not be checked.", details=f"{type(error).__name__}: {error}")
-            artifacts.quarantine(outcome.files, self._quarantine / job_id)
+            artifacts.quarantine(artifacts.own_files(outcome), self._quarantine / job_id, results)
             return Verdict.of(error), Result()
-        return SUCCESS, Result(dict(outcome.outputs), found)
+        return SUCCESS, Result(artifacts.own_outputs(outcome), found)
 
 
 def failure(outcome: Outcome) -> GuardError:

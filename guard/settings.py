@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -57,10 +57,65 @@ class WatchdogSettings(_Section):
 class ResultsSettings(_Section):
     min_image_bytes: Bytes = Field(1024, description="A result image smaller than this is `result_too_small`.")
     min_video_bytes: Bytes = Field(10240, description="A result video smaller than this is `result_too_small`.")
+    expected_video_bytes_per_s: Bytes = Field(
+        51200, description="A video with fewer bytes a second gets the warning `low_bitrate`; calm clips do."
+    )
+    strict_bitrate: bool = Field(False, description="Such a video is `result_too_small` instead.")
+    refuse_blank: bool = Field(
+        True, description="One flat colour, all black, white or transparent is `result_blank`; else a warning."
+    )
+    refuse_frozen: bool = Field(True, description="A video that shows one still is `result_corrupt`; else a warning.")
+    refuse_silent: bool = Field(True, description="A sound file without a sound is `result_blank`; else a warning.")
+    flat_levels: float = Field(
+        5,
+        ge=0,
+        le=64,
+        description="Colours that differ by no more (of 255) are one: codecs move a flat colour by up to 4.",
+    )
+    black_level: float = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Nothing above this level (0.2 % of white's light) is black; night photos have more.",
+    )
+    max_blank_share: float = Field(
+        0.5, ge=0, le=1, description="Share of a video's frames that may be blank: fades are, half a clip is no fade."
+    )
+    frozen_levels: float = Field(
+        1.5, ge=0, le=64, description="A video that changes by no more (of 255, encoder noise taken out) is frozen."
+    )
+    silent_dbfs: float = Field(
+        -66, ge=-120, le=0, description="A sound whose loudest sample is below this is silent; dither is at -90."
+    )
+    duration_tolerance: float = Field(
+        0.1, ge=0, le=1, description="A video by this share shorter than the graph asked for is `result_incomplete`."
+    )
     max_image_pixels: int = Field(
         300_000_000, ge=1, description="Pixels that a result image may decode to (a 16k picture has 268 million)."
     )
-    check_timeout_s: Seconds = Field(30, description="How long the checks of one job's files may take.")
+    max_decoded_pixels: int = Field(
+        8_000_000_000, ge=1, description="Pixels decoded per job (2 minutes of 1080p at 30 fps); the rest is sampled."
+    )
+    check_timeout_s: Seconds = Field(
+        30, description="How long the checks of one job's files may take; from half of it on they look at samples."
+    )
+    quarantine_max_bytes: Bytes = Field(
+        2 * 2**30, description="Refused files kept for the operator, oldest deleted first; 0 keeps none."
+    )
+    quarantine_max_age_s: Seconds = Field(7 * 86400, description="Refused files older than this are deleted.")
+
+
+class FacesSettings(_Section):
+    detector: str = Field(
+        "auto", description="`auto`, `centerface`, `insightface` or `insightface/<pack>`. Packs are non-commercial."
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` counts only where onnxruntime really has it.")
+    try_rotations: bool = Field(True, description="Look at a picture turned, too, before saying that it shows no face.")
+    at_once: int = Field(2, ge=1, le=16, description="Pictures looked at at the same time.")
+    required_by: dict[str, list[str]] | None = Field(
+        None,
+        description="Node classes that need a face, with the inputs that bring it (JSON); null: those we know.",
+    )
 
 
 class PolicySettings(_Section):
@@ -99,6 +154,7 @@ class Settings(_Section):
     queue: QueueSettings = QueueSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     results: ResultsSettings = ResultsSettings()
+    faces: FacesSettings = FacesSettings()
     policy: PolicySettings = PolicySettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()
@@ -151,10 +207,11 @@ def _parsed(raw: str, path: tuple[str, str]) -> Any:
     """Lists may be comma-separated or JSON, maps are JSON; all else pydantic reads from the string itself."""
     section = Settings.model_fields.get(path[0])
     field = section.annotation.model_fields.get(path[1]) if section and section.annotation else None
-    kind = get_origin(field.annotation) if field else None
-    if kind not in (list, tuple, dict):
+    # `dict[…] | None` is a map too.
+    kinds = {get_origin(part) for part in (field.annotation, *get_args(field.annotation))} if field else set()
+    if not kinds & {list, tuple, dict}:
         return raw
-    if raw.lstrip().startswith(("[", "{")) or kind is dict:
+    if raw.lstrip().startswith(("[", "{")) or dict in kinds:
         try:
             return json.loads(raw)
         except ValueError:

@@ -9,7 +9,9 @@ from .table import Call, Route, answered
 
 async def get_health(call: Call) -> web.StreamResponse:
     """The process is alive and its loop turns; more for an operator."""
-    facts = call.services.health.facts() if call.client.operator else {}
+    facts = {}
+    if call.client.operator:
+        facts = {**call.services.health.facts(), "faces": await call.services.faces.facts()}
     return answered({"status": "ok", **facts})
 
 

@@ -23,6 +23,7 @@ from ..guard.errors import (
     NotFoundError,
     PayloadTooLargeError,
 )
+from ..guard.faces.gate import FaceGate
 from ..guard.health import Health
 from ..guard.host import Host
 from ..guard.jobs import Jobs
@@ -45,6 +46,7 @@ class Services:
     admission: Admission
     jobs: Jobs
     health: Health
+    faces: FaceGate
     wake: Callable[[], None]
 
 

@@ -91,7 +91,7 @@ class ComfyHost:
         item, refusal = await self._handled(body)
         if refusal is not None:
             return refusal
-        self._runs[job_id] = Run(job_id, client_id, len(body["prompt"]))
+        self._runs[job_id] = Run(job_id, client_id, item[2])
         self._queue.put(item)
         return None
 
@@ -125,6 +125,14 @@ class ComfyHost:
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return report.resolved(kind, subfolder, filename)
+
+    def input_folder(self) -> Path:
+        return Path(folder_paths.get_input_directory())
+
+    def model_folders(self) -> list[Path]:
+        # Packs that register the kind themselves name its folder; we want the one above.
+        registered = folder_paths.folder_names_and_paths.get("insightface", ((), ()))[0]
+        return list(dict.fromkeys([Path(folder_paths.models_dir), *(Path(folder).parent for folder in registered)]))
 
     def own_directory(self) -> Path:
         return report.own_directory()

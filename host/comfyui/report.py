@@ -83,6 +83,8 @@ def outcome(history_result: Any, status: Any, run: Any) -> Outcome:
         interrupted="execution_interrupted" in messages,
         outputs=copied,
         files=tuple(reported(node_id, item) for node_id, item in files_in(copied)),
+        prompt=run.prompt,
+        cached=frozenset(map(str, (messages.get("execution_cached") or {}).get("nodes") or ())),
         exception_type=str(failed.get("exception_type", "")),
         exception_message=str(failed.get("exception_message", "")),
         node_id=failed.get("node_id"),

@@ -128,7 +128,7 @@ JOB_KEYS = {
 }
 ARTIFACT_KEYS = {
     *("index", "node_id", "kind", "filename", "subfolder", "type", "bytes", "sha256", "width", "height"),
-    *("duration_s", "warnings", "url"),
+    *("duration_s", "frames", "fps", "warnings", "url"),
 }
 
 

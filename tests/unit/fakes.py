@@ -91,11 +91,30 @@ class FakeHost:
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return None
 
+    def input_folder(self) -> Path:
+        raise AssertionError("nobody looks at pictures here")
+
+    def model_folders(self) -> list[Path]:
+        return []
+
     def own_directory(self) -> Path:
         raise AssertionError("the core does not ask for it")
 
     def describe(self) -> dict[str, Any]:
         return {"name": "fake", "version": "0"}
+
+
+class FakeFaces:
+    """A face gate that says what it was told to say, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.asked: list[tuple[Any, Any, Any]] = []
+
+    async def check_prompt(self, graph: Any, outputs: Any, asked: Any) -> None:
+        self.asked.append((graph, outputs, asked))
+        if self.error is not None:
+            raise self.error
 
 
 class FailingStore(SqliteStore):
