@@ -74,6 +74,9 @@ class GuardOptions(BaseModel):
     metadata: dict[str, Any] = {}
 
 
+_NO_OPTIONS = GuardOptions()
+
+
 @dataclass(frozen=True)
 class Submission:
     """One POST to `/guarded/prompt`, as it came."""
@@ -148,6 +151,12 @@ class Admission:
                 f"The prompt has {len(prompt.graph)} nodes; {settings.policy.max_nodes} are allowed.",
                 extra_info={"nodes": len(prompt.graph), "max_nodes": settings.policy.max_nodes},
             )
+        rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
+        if rehearsal.refusal is not None:
+            if _by_face_loader(rehearsal.refusal, prompt.graph):
+                await self._faces.check_prompt(prompt.graph, None, None)  # says it with the typed error
+            raise refused(rehearsal.refusal, prompt.graph, self._host)
+        await self._faces.check_prompt(prompt.graph, rehearsal.outputs_to_execute, prompt.options.face_check)
         new = NewJob(
             job_id=prompt.job_id,
             owner=request.client.owner,
@@ -160,16 +169,10 @@ class Admission:
             front=prompt.front,
             client_id=prompt.client_id,
             shape=shape(prompt.graph),
+            outputs_to_execute=rehearsal.outputs_to_execute,
             metadata=prompt.options.metadata,
             has_secrets=bool(prompt.secrets),
         )
-        rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
-        if rehearsal.refusal is not None:
-            if _by_face_loader(rehearsal.refusal, prompt.graph):
-                await self._faces.check_prompt(prompt.graph, None, None)  # says it with the typed error
-            raise refused(rehearsal.refusal, prompt.graph, self._host)
-        new = new.will_execute(rehearsal.outputs_to_execute)
-        await self._faces.check_prompt(prompt.graph, new.outputs_to_execute, prompt.options.face_check)
         # There before the commit, since the job may be dispatched right after it.
         kept = self._secrets.keep(new.job_id, prompt.secrets)
         made = False
@@ -281,9 +284,7 @@ def _decoded(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise InvalidRequestError("The body is not UTF-8.", details=str(error)) from None
     try:
-        body = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
-        )
+        body = _DECODER.decode(text)
         if _SURROGATE.search(raw):
             json.dumps(body, ensure_ascii=False).encode()
     except RecursionError:
@@ -330,13 +331,19 @@ def _depth(value: Any) -> int:
     return depth
 
 
+#: Made once: `json.loads` with hooks would make one for each request.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+)
+
+
 def _kind(value: object) -> str:
     return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
 
 
 def _options(given: Any) -> GuardOptions:
     if given is None:
-        return GuardOptions()
+        return _NO_OPTIONS
     if not isinstance(given, dict):
         raise InvalidRequestError(f"guard must be an object, not {_kind(given)}.")
     try:

@@ -123,9 +123,6 @@ class NewJob:
     metadata: dict[str, Any] = field(default_factory=dict)
     has_secrets: bool = False
 
-    def will_execute(self, outputs: tuple[str, ...]) -> NewJob:
-        return replace(self, outputs_to_execute=outputs)
-
 
 @dataclass(frozen=True)
 class Job:

@@ -101,9 +101,9 @@ class Dispatcher:
 
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker; nothing to do until woken."""
-        if self._health.problems():
-            return False
         settings = self._settings
+        if not self._store.queued or self._store.leased >= settings.queue.max_jobs or self._health.problems():
+            return False
         lease_s = settings.queue.timeout_s + settings.watchdog.job_timeout_s + LEASE_SLACK_S
         deadline_ms = self._clock.now_ms() + int(lease_s * 1000)
         claimed = await wrap_future(self._store.claim(self._holder, settings.queue.max_jobs, deadline_ms))

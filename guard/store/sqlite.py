@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -33,6 +33,7 @@ from ..errors import (
 )
 from ..job import TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
 from . import Claimed, Counts, IdempotencyKey, Recovery, Settled, Submitted, Waiting
+from .line import Line
 from .schema import MIGRATIONS
 
 log = logging.getLogger("guarded.store")
@@ -42,6 +43,11 @@ Operation = Callable[[sqlite3.Connection], T]
 
 #: Operations in one commit. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
+#: After so many commits the log is worked into the database, on a thread of its own: that waits for the disk for
+#: some 10 ms, which by default some unlucky commit would do.
+TIDY_COMMITS = 250
+#: Pages (of 4 KiB) in the log at which a commit does it after all.
+LOG_PAGES = 25_000
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
 
@@ -72,6 +78,7 @@ class SqliteStore:
         self._clock = clock
         self._listeners: list[Callable[[Job], None]] = []
         self._changed: list[Job] = []
+        self._commits = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{path}.lock", thread_local=False)
         try:
@@ -80,9 +87,11 @@ class SqliteStore:
             raise StoreLockedError(f"another server has {path} open; give this one its own user directory") from None
         try:
             db = _opened(path)
-            self.queued = _queued(db)
+            self._line = Line.read(db)
+            self.queued, self.leased = self._line.queued, self._line.leased
             self._writer = _Thread("guarded-store", db, self._commit)
             self._reader = _Thread("guarded-store-reader", _connected(path), _read)
+            self._tidier = _Thread("guarded-store-tidier", _connected(path), _read)
         except BaseException:
             self._lock.release()
             raise
@@ -93,6 +102,7 @@ class SqliteStore:
     def close(self) -> None:
         self._writer.close()
         self._reader.close()
+        self._tidier.close()
         self._lock.release()
 
     # What changes something: the writer's thread. ------------------------------------------------------------
@@ -117,6 +127,7 @@ class SqliteStore:
                     self._move(db, job, JobState.QUEUED)
                     requeued += 1
             db.execute("DELETE FROM leases WHERE holder = ?", (holder,))
+            self._line = Line.read(db)
             return Recovery(requeued, tuple(settled))
 
         return self._writer.run(operation)
@@ -124,8 +135,8 @@ class SqliteStore:
     def submit(self, new: NewJob, max_queued: int, key: IdempotencyKey | None = None) -> Future[Submitted]:
         def operation(db: sqlite3.Connection) -> Submitted:
             if key is not None and (earlier := _replayed(db, new.owner, key)):
-                return earlier
-            if (queued := _queued(db)) >= max_queued:
+                return self._placed(db, earlier)
+            if (queued := self._line.queued) >= max_queued:
                 raise QueueFullError(
                     f"The queue is full ({queued} jobs wait).", extra_info={"queued": queued, "max_queued": max_queued}
                 )
@@ -136,25 +147,24 @@ class SqliteStore:
                     (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
                 )
             self._changed.append(job)
-            return Submitted(job, _waiting(db, job))
+            return Submitted(job, self._waiting(db, job))
 
         return self._writer.run(operation)
 
     def claim(self, holder: str, max_jobs: int, deadline_ms: int) -> Future[Claimed | None]:
         def operation(db: sqlite3.Connection) -> Claimed | None:
-            if _count(db, "SELECT count(*) FROM leases") >= max_jobs:
-                return None
-            turn = db.execute("SELECT owner FROM owners WHERE queued > 0 ORDER BY served, owner LIMIT 1").fetchone()
-            if turn is None:
+            owner = self._line.next_owner()
+            if owner is None or self._line.leased >= max_jobs:
                 return None
             row = db.execute(
                 f"SELECT {_COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
                 "ORDER BY priority DESC, place, number LIMIT 1",
-                turn,
+                (owner,),
             ).fetchone()
             job = self._move(db, _job(row), JobState.DISPATCHED)
-            db.execute("UPDATE owners SET served = (SELECT max(served) + 1 FROM owners) WHERE owner = ?", (job.owner,))
+            self._line.serve(owner)
             db.execute("INSERT INTO leases VALUES (?, ?, ?)", (job.job_id, holder, deadline_ms))
+            self._line.leased += 1
             (body,) = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
             return Claimed(job, body)
 
@@ -162,7 +172,7 @@ class SqliteStore:
 
     def requeue(self, job_id: str) -> Future[Job | None]:
         def operation(db: sqlite3.Connection) -> Job | None:
-            db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
+            self._free(db, job_id)
             return self._advance(db, job_id, JobState.QUEUED)
 
         return self._writer.run(operation)
@@ -187,15 +197,16 @@ class SqliteStore:
         return self._writer.run(operation)
 
     def release(self, job_id: str) -> Future[None]:
-        def operation(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
-
-        return self._writer.run(operation)
+        return self._writer.run(lambda db: self._free(db, job_id))
 
     # What only looks: the reader's thread, so that a long list holds up no commit. ---------------------------
 
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
-        return self._reader.run(lambda db: _replayed(db, owner, key))
+        def operation(db: sqlite3.Connection) -> Submitted | None:
+            earlier = _replayed(db, owner, key)
+            return self._placed(db, earlier) if earlier is not None else None
+
+        return self._reader.run(operation)
 
     def get(self, job_id: str) -> Future[Job | None]:
         return self._reader.run(lambda db: _found(db, job_id))
@@ -210,7 +221,7 @@ class SqliteStore:
     def waiting(self, job_id: str) -> Future[Waiting | None]:
         def operation(db: sqlite3.Connection) -> Waiting | None:
             job = _found(db, job_id)
-            return _waiting(db, job) if job is not None and job.state is JobState.QUEUED else None
+            return self._waiting(db, job) if job is not None and job.state is JobState.QUEUED else None
 
         return self._reader.run(operation)
 
@@ -248,7 +259,7 @@ class SqliteStore:
     def counts(self) -> Future[Counts]:
         def operation(db: sqlite3.Connection) -> Counts:
             return Counts(
-                queued=_queued(db),
+                queued=_count(db, "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued'"),
                 leased=_count(db, "SELECT count(*) FROM leases"),
                 running=_count(db, "SELECT count(*) FROM jobs WHERE state IN ('running', 'validating')"),
             )
@@ -258,58 +269,104 @@ class SqliteStore:
     # The writer's own helpers. -------------------------------------------------------------------------------
 
     def _commit(self, db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
-        """One transaction for a batch; an operation that refuses takes back its own changes only."""
-        done: list[tuple[Future[Any], Any, GuardError | None]] = []
+        """One transaction for a batch; an operation that refuses takes nothing of its neighbours down."""
+        refused: list[tuple[Future[Any], GuardError]] = []
         try:
-            db.execute("BEGIN IMMEDIATE")
-            for operation, future in batch:
-                changes = len(self._changed)
-                db.execute("SAVEPOINT operation")
-                try:
-                    done.append((future, operation(db), None))
-                except sqlite3.OperationalError:
-                    raise
-                except Exception as error:
-                    db.execute("ROLLBACK TO operation")
-                    del self._changed[changes:]
-                    done.append((future, None, error if isinstance(error, GuardError) else _failure(error)))
-                db.execute("RELEASE operation")
-            queued = _queued(db)
+            done = None
+            while done is None:
+                done = self._attempt(db, batch, refused)
+                if done is None:
+                    self._take_back(db)
+                    gone = {future for future, _error in refused}
+                    batch = [item for item in batch if item[1] not in gone]
             db.execute("COMMIT")
         except BaseException as error:
             # Nothing of the batch is durable, so nobody may be told that it is.
-            if db.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-            self._changed.clear()
+            with contextlib.suppress(sqlite3.Error):
+                self._take_back(db)
             failure = _failure(error)
             for _operation, future in batch:
                 future.set_exception(failure)
+            for future, refusal in refused:
+                if not future.done():
+                    future.set_exception(refusal)
             return
+        self._commits += 1
+        if self._commits % TIDY_COMMITS == 0:
+            self._tidier.run(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
         changed, self._changed = self._changed, []
-        self.queued = queued
+        self.queued, self.leased = self._line.queued, self._line.leased
         for job in changed:
             for listener in self._listeners:
                 try:
                     listener(job)
                 except Exception:
                     log.exception("a listener failed on job %s", job.job_id)
-        for future, result, refusal in done:
-            if refusal is not None:
-                future.set_exception(refusal)
-            else:
-                future.set_result(result)
+        for future, refusal in refused:
+            future.set_exception(refusal)
+        for future, result in done:
+            future.set_result(result)
+
+    def _attempt(
+        self,
+        db: sqlite3.Connection,
+        batch: list[tuple[Operation[Any], Future[Any]]],
+        refused: list[tuple[Future[Any], GuardError]],
+    ) -> list[tuple[Future[Any], Any]] | None:
+        """Begin a transaction and do the batch in it; those that refuse go to `refused`.
+
+        None: one has refused after it had written, and all must be done again without it. (They look before they
+        write, so that hardly ever happens, and spares every one of them a savepoint.)
+        """
+        db.execute("BEGIN IMMEDIATE")
+        done = []
+        for operation, future in batch:
+            writes = db.total_changes
+            try:
+                done.append((future, operation(db)))
+            except sqlite3.OperationalError:
+                raise
+            except Exception as error:
+                refused.append((future, error if isinstance(error, GuardError) else _failure(error)))
+                if db.total_changes != writes:
+                    return None
+        return done
+
+    def _take_back(self, db: sqlite3.Connection) -> None:
+        self._changed.clear()
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        self._line = Line.read(db)
+
+    def _free(self, db: sqlite3.Connection, job_id: str) -> None:
+        self._line.leased -= db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,)).rowcount
+
+    def _waiting(self, db: sqlite3.Connection, job: Job) -> Waiting:
+        """Where a queued job stands if every owner goes on taking turns. The writer's thread, or the reader's."""
+        line = self._line
+        last = job.number == line.number and not line.reordered
+        ahead = line.turns[job.owner].queued - 1 - (0 if last else _behind(db, job))
+        return Waiting(line.position(job.owner, ahead), line.leased)
+
+    def _placed(self, db: sqlite3.Connection, earlier: Submitted) -> Submitted:
+        if earlier.job.state is not JobState.QUEUED:
+            return earlier
+        return replace(earlier, waiting=self._waiting(db, earlier.job))
 
     def _inserted(self, db: sqlite3.Connection, new: NewJob) -> Job:
+        number = self._line.number + 1
+        place = new.order if new.order is not None else float(-number if new.front else number)
         try:
-            cursor = db.execute(
-                "INSERT INTO jobs (job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, client_id,"
-                " shape, outputs_to_execute, metadata, has_secrets) "
-                "VALUES (?, ?, 'queued', ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+            db.execute(
+                "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale,"
+                " client_id, shape, outputs_to_execute, metadata, has_secrets) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
+                    number,
                     new.job_id,
                     new.owner,
                     new.priority,
+                    place,
                     new.created_at_ms,
                     new.timeout_s,
                     new.locale,
@@ -322,12 +379,11 @@ class SqliteStore:
             )
         except sqlite3.IntegrityError:
             raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
-        number = cast(int, cursor.lastrowid)
-        place = new.order if new.order is not None else float(-number if new.front else number)
-        db.execute("UPDATE jobs SET place = ? WHERE number = ?", (place, number))
         db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))
         db.execute("INSERT INTO transitions VALUES (?, ?, 'queued')", (new.job_id, new.created_at_ms))
-        _owner_waits(db, new.owner, +1)
+        self._line.number = number
+        self._line.reordered = self._line.reordered or new.priority != 0 or place != number
+        self._line.waits(new.owner, +1)
         return Job(
             job_id=new.job_id,
             number=number,
@@ -378,7 +434,7 @@ class SqliteStore:
         )
         db.execute("INSERT INTO transitions VALUES (?, ?, ?)", (job.job_id, now_ms, state.value))
         if JobState.QUEUED in (job.state, state):
-            _owner_waits(db, job.owner, +1 if state is JobState.QUEUED else -1)
+            self._line.waits(job.owner, +1 if state is JobState.QUEUED else -1)
         self._changed.append(moved)
         return moved
 
@@ -463,6 +519,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     except BaseException:
         db.close()
         raise
@@ -562,41 +619,14 @@ def _count(db: sqlite3.Connection, query: str) -> int:
     return cast(int, count)
 
 
-def _queued(db: sqlite3.Connection) -> int:
-    return _count(db, "SELECT coalesce(sum(queued), 0) FROM owners")
-
-
-def _owner_waits(db: sqlite3.Connection, owner: str, change: int) -> None:
-    """Count one more or one fewer of the owner's queued jobs.
-
-    An owner whose line was empty takes its turn from now, not from the rounds in which it wanted nothing.
-    """
-    db.execute(
-        "INSERT INTO owners (owner, queued, served) "
-        "VALUES (?1, ?2, (SELECT coalesce(min(served), 0) FROM owners WHERE queued > 0)) "
-        "ON CONFLICT (owner) DO UPDATE SET queued = queued + ?2, "
-        "served = CASE WHEN queued = 0 THEN max(served, excluded.served) ELSE served END",
-        (owner, change),
-    )
-
-
-def _waiting(db: sqlite3.Connection, job: Job) -> Waiting:
-    """Where a queued job stands if every owner goes on taking turns."""
-    queued, served = db.execute("SELECT queued, served FROM owners WHERE owner = ?", (job.owner,)).fetchone()
-    # Counted from behind: a job that has just come in is at the end of its line, however long that is.
+def _behind(db: sqlite3.Connection, job: Job) -> int:
+    """How many of the owner's waiting jobs come after this one. Counted from behind: new jobs stand at the end."""
     (place,) = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
     mine = "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND "
     line = (job.owner, job.priority)
     (later,) = db.execute(mine + "priority = ? AND (place, number) > (?, ?)", (*line, place, job.number)).fetchone()
     (lower,) = db.execute(mine + "priority < ?", line).fetchone()
-    behind = later + lower
-    ahead = queued - 1 - behind
-    others = db.execute(
-        "SELECT coalesce(sum(min(queued, ? + (served < ? OR (served = ? AND owner < ?)))), 0) FROM owners "
-        "WHERE queued > 0 AND owner <> ?",
-        (ahead, served, served, job.owner, job.owner),
-    ).fetchone()[0]
-    return Waiting(position=1 + ahead + others, running=_count(db, "SELECT count(*) FROM leases"))
+    return cast(int, later + lower)
 
 
 def _replayed(db: sqlite3.Connection, owner: str, key: IdempotencyKey) -> Submitted | None:
@@ -610,4 +640,4 @@ def _replayed(db: sqlite3.Connection, owner: str, key: IdempotencyKey) -> Submit
     job = _found(db, row[1])
     if job is None:
         return None
-    return Submitted(job, _waiting(db, job) if job.state is JobState.QUEUED else None, replayed=True)
+    return Submitted(job, None, replayed=True)

@@ -31,6 +31,8 @@ log = logging.getLogger("guarded.host")
 #: The extra input that makes an output node run again although everything about it is in ComfyUI's cache.
 OWN_INPUT = "_guarded"
 
+_rehearsing: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_rehearsing", default=False)
+
 #: Set while the native handler runs for us: the queue items it tried to put.
 _captured: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("guarded_captured", default=None)
 
@@ -59,6 +61,8 @@ class ComfyHost:
         self._send = self._server.send_sync
         self._wrap(self._server, "send_sync")
         self._wrap_interrupt_check()
+        # ComfyUI's own line, once for a job: when it is dispatched.
+        logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _rehearsing.get())
 
     def _wrap(self, owner: Any, name: str) -> None:
         native = getattr(owner, name)
@@ -81,7 +85,11 @@ class ComfyHost:
     # What the core asks. -------------------------------------------------------------------------------------
 
     async def rehearse(self, body: dict[str, Any]) -> Rehearsal:
-        item, refusal = await self._handled(body)
+        token = _rehearsing.set(True)
+        try:
+            item, refusal = await self._handled(body)
+        finally:
+            _rehearsing.reset(token)
         if refusal is not None:
             return Rehearsal(refusal)
         return Rehearsal(None, tuple(item[4]))

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import tempfile
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -221,6 +222,7 @@ class StoreMachine(RuleBasedStateMachine):
         """The positions are the order in which everything that waits would be claimed."""
         copy = SqliteStore(self._copied(), self.clock)
         try:
+            copy._line.turns = deepcopy(self.store._line.turns)  # a new process begins a new round
             order = []
             while (claimed := copy.claim("local", 10**9, 0).result(LONG_S)) is not None:
                 order.append(claimed.job.job_id)
@@ -247,8 +249,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert counts.queued == self.store.queued == len(queued)
         assert counts.leased == len(self.leases) <= self.max_jobs
         assert counts.running == states.count(RUNNING) + states.count(VALIDATING)
-        owners, endings = looked.result(LONG_S)
-        assert dict(owners) == {owner: queued.count(owner) for owner in {known.owner for known in self.model.values()}}
+        endings = looked.result(LONG_S)
+        turns = {owner: turn.queued for owner, turn in self.store._line.turns.items() if turn.queued}
+        assert turns == {owner: queued.count(owner) for owner in set(queued)}
         assert endings == [(1,)] * len(self.ended)
 
     def _jobs_are_the_models_and_what_has_ended_stays_ended(self, jobs):
@@ -314,9 +317,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.leases.clear()
 
     def _look(self):
-        owners = "SELECT owner, queued FROM owners"
         endings = "SELECT count(*) FROM transitions WHERE state IN ('succeeded', 'failed', 'cancelled') GROUP BY job_id"
-        return self.store._reader.run(lambda db: (db.execute(owners).fetchall(), db.execute(endings).fetchall()))
+        return self.store._reader.run(lambda db: db.execute(endings).fetchall())
 
 
 TestStoreMachine = StoreMachine.TestCase
