@@ -207,7 +207,7 @@ def judge(found: _Found, rules: FaceRules, name: str = "") -> Faces:
         message = (
             f"No face found {shown}."
             if not sure
-            else f"{len(sure)} faces found {shown}; at least {rules.min_faces} are needed."
+            else f"{_faces(len(sure))} found {shown}; at least {rules.min_faces} are needed."
         )
         doubtful = f"The likeliest spot has a confidence of {best:.2f}; " if not sure and best else ""
         needed = f"{rules.min_confidence:.2f} is needed. " if doubtful else ""
@@ -223,11 +223,15 @@ def judge(found: _Found, rules: FaceRules, name: str = "") -> Faces:
         )
     if rules.max_faces and count > rules.max_faces:
         raise TooManyFacesError(
-            f"{count} faces found {shown}; at most {rules.max_faces} are allowed.",
+            f"{_faces(count)} found {shown}; at most {rules.max_faces} allowed.",
             details=f"Detector: {detector}.",
             extra_info=facts,
         )
     return faces
+
+
+def _faces(count: int) -> str:
+    return "1 face" if count == 1 else f"{count} faces"
 
 
 def _picture(pixels: Pixels, name: str) -> Picture:
