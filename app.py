@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import os
@@ -90,9 +91,12 @@ def _build(host: Any, prompt_server: Any) -> None:
             len(recovery.settled),
         )
 
+    looking: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
+
     async def serving(_app: Any) -> None:
         health.serving()
         dispatcher.start()
+        looking.append(asyncio.create_task(faces.look_around()))
         watchdog.start()
 
     prompt_server.app.on_startup.append(serving)

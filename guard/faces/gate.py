@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -15,6 +16,9 @@ from . import CANDIDATE
 from .check import FaceRules, Faces
 from .machine import FaceMachine
 from .required import Wanted, loaded, wanted
+
+
+log = logging.getLogger("guarded.faces")
 
 
 class AskedRules(BaseModel):
@@ -82,6 +86,15 @@ class FaceGate:
     async def facts(self) -> dict[str, Any]:
         """The detector and why, for health and doctor."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._machine.checker.chooser.facts)
+
+    async def look_around(self) -> None:
+        """At start: say in the log what will look for faces, and whether onnxruntime is in a state to do it."""
+        facts = await self.facts()
+        log.info("faces: %s: %s", facts["detector"] or "no detector", facts["reason"])
+        state = facts["onnxruntime"]
+        if state["problem"]:
+            level = logging.ERROR if state["broken"] else logging.WARNING
+            log.log(level, "faces: %s To mend it: %s", state["problem"], state["command"])
 
     def _looked_at(self, image: str, rules: FaceRules, detector: str | None) -> Faces:
         return self._machine.checker.check(self._machine.path(image), rules, image, detector)
