@@ -17,7 +17,6 @@ from .check import FaceRules, Faces
 from .machine import FaceMachine
 from .required import Wanted, loaded, wanted
 
-
 log = logging.getLogger("guarded.faces")
 
 
