@@ -1,7 +1,7 @@
 """A queue of 100,000: what it does to a submit, to reading a job's position, and to the start after a SIGKILL.
 
 Two servers of the same kind take turns, one with the backlog and one with an empty store; a long native job holds
-the worker of both, so that only the queue's length differs (DESIGN §15, rows 3 and 4).
+the worker of both, so that only the queue's length differs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the package adds to its host's start (DESIGN §15, last row).
+"""What the package adds to its host's start.
 
 The host is started with and without the package, in turns, from the start of the process until it takes requests
 (jobs, with the package). ComfyUI's own "Import times for custom nodes" is read from its log; the sandbox has none.

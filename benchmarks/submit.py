@@ -1,4 +1,4 @@
-"""Submit a no-op prompt: `/guarded/prompt` beside ComfyUI's own `/prompt`, in one run (DESIGN §15, rows 1 and 2).
+"""Submit a no-op prompt: `/guarded/prompt` beside ComfyUI's own `/prompt`, in one run.
 
 Three sides take turns: the guarded route; the native route of an unguarded server; the native route of the guarded
 server, which shows what the seam's wrappers cost those who do not use the guard.

@@ -188,7 +188,7 @@ class Admission:
 def parse(raw: bytes, max_depth: int) -> Prompt:
     """A request's body, its shape checked.
 
-    What ComfyUI answers with a 500, dies of, or silently misreads is refused here: COMFYUI_FACTS has the list.
+    What ComfyUI answers with a 500, dies of, or silently misreads is refused here: docs/comfyui.md has the list.
 
     Raises:
         InvalidRequestError, InvalidWorkflowError

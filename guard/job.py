@@ -11,7 +11,7 @@ from .errors import FAMILY, GuardError
 
 
 class JobState(str, enum.Enum):
-    """Where a job is; DESIGN's table of states says who moves it on."""
+    """Where a job is; docs/architecture.md says who moves it on."""
 
     QUEUED = "queued"  # admitted and durable, waiting for a slot
     DISPATCHED = "dispatched"  # holds a lease, in ComfyUI's own queue

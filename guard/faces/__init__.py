@@ -1,4 +1,4 @@
-"""Faces: is there one, how many, how large? DESIGN §12.
+"""Faces: is there one, how many, how large?
 
 `chooser` picks a detector, `images` opens what users send, `search` looks in several ways before it says no, `check`
 holds a picture against the rules, `required` reads from a prompt which pictures need a face, `machine` is how a
