@@ -12,11 +12,13 @@ from urllib.parse import urlsplit
 from . import server_routes
 from .guard.admission import Admission
 from .guard.clock import Clock
+from .guard.drain import Drain
 from .guard.estimate import RECENT, Estimates
 from .guard.events import Events
 from .guard.health import Health
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
+from .guard.process import Process
 from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
@@ -56,8 +58,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     estimates = Estimates(store.run_times_ms(RECENT).result())
     health = Health(host, store)
     settler = Settler(store, host, secrets)
-    watchdog = Watchdog(settings, store, host, settler, clock)
-    runs = Runs(settings, store, settler, watchdog, events, own / "quarantine")
+    process = Process(store.close)
+    watchdog = Watchdog(settings, store, host, health, settler, process, clock)
+    runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
     admission = Admission(settings, store, host, health, secrets, clock)
     jobs = Jobs(settings, store, settler, events, estimates)
@@ -69,6 +72,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     store.on_change(learned)
     store.on_change(events.changed)
     settler.on_release(dispatcher.wake)
+    settler.on_end(watchdog.stopping)
+    watchdog.on_repair(dispatcher.wake)
+    drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
     recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
     if recovery.requeued or recovery.settled or store.queued:
@@ -79,6 +85,9 @@ def _build(host: Any, prompt_server: Any) -> None:
             len(recovery.settled),
         )
 
+    if settings.watchdog.shutdown_grace_s:
+        process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)
+
     async def serving(_app: Any) -> None:
         health.serving()
         dispatcher.start()
@@ -87,7 +96,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     prompt_server.app.on_startup.append(serving)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
-    services = server_routes.Services(settings, host, admission, jobs, health, dispatcher.wake)
+    services = server_routes.Services(settings, host, admission, jobs, health, drain, dispatcher.wake)
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
 
