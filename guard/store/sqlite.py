@@ -42,6 +42,8 @@ Operation = Callable[[sqlite3.Connection], T]
 
 #: Operations in one commit. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
+#: How often the writer looks whether its file is still there.
+LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
 
@@ -81,6 +83,8 @@ class SqliteStore:
         try:
             db = _opened(path)
             self.queued = _queued(db)
+            self._identity = _identity(path)
+            self._looked_s = time.monotonic()
             self._writer = _Thread("guarded-store", db, self._commit)
             self._reader = _Thread("guarded-store-reader", _connected(path), _read)
         except BaseException:
@@ -261,6 +265,8 @@ class SqliteStore:
         """One transaction for a batch; an operation that refuses takes back its own changes only."""
         done: list[tuple[Future[Any], Any, GuardError | None]] = []
         try:
+            if self._is_gone():
+                db = self._restored(db)
             db.execute("BEGIN IMMEDIATE")
             for operation, future in batch:
                 changes = len(self._changed)
@@ -299,6 +305,37 @@ class SqliteStore:
                 future.set_exception(refusal)
             else:
                 future.set_result(result)
+
+    def _is_gone(self) -> bool:
+        """Whether the file under our name is no longer the one we write to: someone has deleted or replaced it.
+
+        SQLite would go on writing to the nameless file, and all of it would be lost with the process.
+        """
+        now_s = time.monotonic()
+        if now_s < self._looked_s + LOOK_S:
+            return False
+        self._looked_s = now_s
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        return (status.st_dev, status.st_ino) != self._identity
+
+    def _restored(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Write everything out again under the old name, and go on there."""
+        log.error("the job database %s was deleted or replaced under the running server; writing it anew", self.path)
+        self._looked_s = 0.0  # until it has succeeded, every commit tries again
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            os.replace(self.path, _unused(self.path.with_name(f"{self.path.name}.foreign")))
+        for suffix in ("-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        db.execute("VACUUM INTO ?", (str(self.path),))
+        fresh = _connected(self.path)
+        self._writer.swap(fresh)
+        self._reader.swap(_connected(self.path))
+        self._identity = _identity(self.path)
+        return fresh
 
     def _inserted(self, db: sqlite3.Connection, new: NewJob) -> Job:
         try:
@@ -410,6 +447,10 @@ class _Thread:
             self._inbox.put((operation, future))
         return future
 
+    def swap(self, db: sqlite3.Connection) -> None:
+        """Go on with another connection, from the next batch on."""
+        self._db = db
+
     def close(self) -> None:
         self._closed = True
         self._inbox.put(None)
@@ -467,6 +508,11 @@ def _connected(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _unused(path: Path) -> Path:
