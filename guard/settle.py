@@ -98,8 +98,9 @@ class Settler:
         """Hand in again what the store could not take. Called now and then by the watchdog."""
         for job_id in list(self._unwritten):
             self._rewrite(job_id)
-        while self._unreleased:
-            self.release(self._unreleased.pop())
+        again, self._unreleased = self._unreleased, set()
+        for job_id in again:
+            self.release(job_id)
 
     def _rewrite(self, job_id: str) -> None:
         """Before any later verdict for the same job, so that the first one still holds."""
