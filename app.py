@@ -23,7 +23,7 @@ from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
-from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError
+from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
 from .guard.watchdog import Watchdog
 
 log = logging.getLogger("guarded")
@@ -42,7 +42,7 @@ def install() -> None:
 
     try:
         _build(ComfyHost(prompt_server()), prompt_server())
-    except (SettingsError, StoreLockedError, StoreTooNewError) as error:
+    except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
 
 

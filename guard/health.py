@@ -18,6 +18,8 @@ class Health:
         self._serving = False
         self.draining = False
         self.restarting = False
+        #: The worker hangs, and the settings say to leave it so.
+        self.stuck = False
 
     def serving(self) -> None:
         """The server is up, every custom node loaded. Before that, a prompt would be judged too early."""
@@ -34,6 +36,8 @@ class Health:
             found.append("restarting")
         if not self._host.worker_alive():
             found.append("worker dead")
+        if self.stuck:
+            found.append("worker stuck")
         return found
 
     def check_ready(self) -> None:

@@ -46,16 +46,25 @@ class Process:
         """SIGTERM: `drain(grace_s)` on a thread of its own, then what SIGINT does. The main thread calls this.
 
         By default SIGTERM ends Python at once, not even atexit runs. A handler that somebody else has set stays.
+        A second SIGTERM changes nothing; SIGINT ends a drain early.
         """
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             return
 
+        begun = threading.Event()
+
         def drained() -> None:
-            drain(grace_s)
-            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                drain(grace_s)
+            except Exception:
+                log.exception("the drain stumbled")
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
 
         def handle(_number: int, _frame: object) -> None:
-            threading.Thread(target=drained, name="guarded-drain", daemon=True).start()
+            if not begun.is_set():
+                begun.set()
+                threading.Thread(target=drained, name="guarded-drain", daemon=True).start()
 
         signal.signal(signal.SIGTERM, handle)
 

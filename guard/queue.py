@@ -215,10 +215,12 @@ class Runs:
     def _judged(self, job_id: str, outcome: Outcome) -> tuple[Verdict, Result]:
         if not outcome.success:
             error = failure(outcome)
-            if _contains(outcome.exception_message, GPU_FAULT):
+            # In this order: "CUDA error: out of memory" leaves the GPU as usable as it was.
+            if isinstance(error, OutOfMemoryError):
+                if self._settings.watchdog.free_memory:
+                    self._host.free_memory()
+            elif _contains(outcome.exception_message, GPU_FAULT):
                 self._watchdog.gpu_fault()
-            elif isinstance(error, OutOfMemoryError) and self._settings.watchdog.free_memory:
-                self._host.free_memory()
             return Verdict.of(error), Result()
         results = self._settings.results
         try:

@@ -64,8 +64,11 @@ class WatchdogSettings(_Section):
     )
     max_disowned: int = Field(1, ge=0, le=8, description="Hung workers left behind by `replace`; then it restarts.")
     max_attempts: int = Field(2, ge=1, le=10, description="How often a job is begun when the process dies under it.")
-    gil_hang_s: Seconds = Field(
-        120, description="With `on_stuck = exit`: the process ends (1) when C code has held Python's lock for so long."
+    gil_hang_s: float = Field(
+        120,
+        ge=5,
+        le=86400,
+        description="With `on_stuck = exit`: the process ends (1) when C code has held Python's lock for so long.",
     )
     free_memory: bool = Field(True, description="Unload models after a job that timed out or ran out of memory.")
     on_gpu_fault: Literal["restart", "report"] = Field(

@@ -103,7 +103,11 @@ class Watchdog:
     def forget(self, prompt_id: str) -> None:
         """The run is over. Any thread."""
         with self._condition:
-            self._watched.pop(prompt_id, None)
+            watched = self._watched.pop(prompt_id, None)
+        if watched is not None and watched.stuck and self._health.stuck:
+            self._health.stuck = False
+            log.warning("%s has let go of the worker after all", prompt_id)
+            self._repaired()
 
     def gpu_fault(self) -> None:
         """The GPU cannot be used any more by this process. The worker's thread."""
@@ -183,6 +187,7 @@ class Watchdog:
         settings = self._settings.watchdog
         reason = f"{one.prompt_id} does not end, {settings.interrupt_grace_s:g} s after it was stopped"
         if settings.on_stuck == "report":
+            self._health.stuck = True
             log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason)
         elif settings.on_stuck == "exit":
             self._process.exit(reason)

@@ -57,6 +57,10 @@ class StoreLockedError(Exception):
     """Another process has this database open."""
 
 
+class StoreUnusableError(Exception):
+    """The database can be neither opened nor made: a read-only or full disk, or no rights."""
+
+
 class StoreTooNewError(Exception):
     """A later version of this package has written this database."""
 
@@ -69,24 +73,30 @@ class SqliteStore:
 
         Raises:
             StoreLockedError, StoreTooNewError: the file is another's; it is left untouched.
+            StoreUnusableError: the disk does not let us.
         """
         self.path = path
         self._clock = clock
         self._listeners: list[Callable[[Job], None]] = []
         self._changed: list[Job] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{path}.lock", thread_local=False)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise StoreLockedError(f"another server has {path} open; give this one its own user directory") from None
+        except OSError as error:
+            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
         try:
             db = _opened(path)
             self.queued = _queued(db)
             self._identity = _identity(path)
             self._looked_s = time.monotonic()
-            self._writer = _Thread("guarded-store", db, self._commit)
+            self._writer = _Thread("guarded-store", db, self._commit, self._look)
             self._reader = _Thread("guarded-store-reader", _connected(path), _read)
+        except sqlite3.OperationalError as error:
+            self._lock.release()
+            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
         except BaseException:
             self._lock.release()
             raise
@@ -306,6 +316,11 @@ class SqliteStore:
             else:
                 future.set_result(result)
 
+    def _look(self, db: sqlite3.Connection) -> None:
+        """Nothing has been handed in for a while: what has happened to the file must not wait for the next job."""
+        if self._is_gone():
+            self._restored(db)
+
     def _is_gone(self) -> bool:
         """Whether the file under our name is no longer the one we write to: someone has deleted or replaced it.
 
@@ -431,9 +446,12 @@ class _Thread:
         name: str,
         db: sqlite3.Connection,
         work: Callable[[sqlite3.Connection, list[tuple[Operation[Any], Future[Any]]]], None],
+        idle: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
+        """`idle` is called every `LOOK_S` while there is no work."""
         self._db = db
         self._work = work
+        self._idle = idle
         self._inbox: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._closed = False
@@ -459,8 +477,11 @@ class _Thread:
     def _loop(self) -> None:
         open_ = True
         while open_:
-            first = self._inbox.get()
-            batch = [first]
+            try:
+                batch = [self._inbox.get(timeout=LOOK_S if self._idle is not None else None)]
+            except queue.Empty:
+                self._look()
+                continue
             while len(batch) < BATCH:
                 try:
                     batch.append(self._inbox.get_nowait())
@@ -479,6 +500,13 @@ class _Thread:
                         if not future.done():
                             future.set_exception(failure)
         self._db.close()
+
+    def _look(self) -> None:
+        try:
+            if self._idle is not None:
+                self._idle(self._db)
+        except Exception as error:
+            _failure(error)
 
 
 def _read(db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:

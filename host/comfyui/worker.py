@@ -71,8 +71,21 @@ class Workers:
                 if inside is not None:
                     inside.task = None
 
+        self._tell_what_kills()
         execution.PromptExecutor.execute = execute
         execution.PromptExecutor.execute_async = execute_async
+
+    def _tell_what_kills(self) -> None:
+        """Python says nothing of a thread that a SystemExit has ended."""
+        native = threading.excepthook
+
+        def excepthook(args: Any) -> None:
+            if args.thread is not None and args.thread is self.current:
+                facts = (args.exc_type, args.exc_value, args.exc_traceback)
+                log.error("this has killed ComfyUI's worker thread:", exc_info=facts)
+            native(args)
+
+        threading.excepthook = excepthook
 
     # What a worker thread does. ------------------------------------------------------------------------------
 
