@@ -126,9 +126,11 @@ class Watchdog:
             self._process.end_if_silent(self._settings.watchdog.gil_hang_s)
         if now_s >= self._restart_s:
             self._process.restart("the GPU can no longer be used by this process")
+        alive = self._host.worker_alive()
+        # In this order: a worker that is dead by now begins nothing more.
         with self._condition:
             watched = list(self._watched.values())
-        if not self._host.worker_alive():
+        if not alive:
             self._bury(watched)
         else:
             for one in watched:
