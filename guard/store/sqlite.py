@@ -341,11 +341,15 @@ class SqliteStore:
         log.error("the job database %s was deleted or replaced under the running server; writing it anew", self.path)
         self._looked_s = 0.0  # until it has succeeded, every commit tries again
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name first: it may be cut off by a full disk or a kill.
+        fresh_path = self.path.with_name(f"{self.path.name}.restored")
+        fresh_path.unlink(missing_ok=True)
+        db.execute("VACUUM INTO ?", (str(fresh_path),))
         if self.path.exists():
             os.replace(self.path, _unused(self.path.with_name(f"{self.path.name}.foreign")))
         for suffix in ("-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        db.execute("VACUUM INTO ?", (str(self.path),))
+        os.replace(fresh_path, self.path)
         fresh = _connected(self.path)
         self._writer.swap(fresh)
         self._reader.swap(_connected(self.path))

@@ -116,6 +116,26 @@ def test_a_database_that_cannot_be_written_anew_yet_is_so_later_and_nothing_is_p
     assert _on_disk(real, tmp_path) == [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.QUEUED]
 
 
+def test_a_database_written_anew_on_a_disk_that_is_full_leaves_no_halves_behind(busy, tmp_path, monkeypatch):
+    store, ids = busy
+    store.path.unlink()
+    half = store.path.with_name("guarded.db.restored")
+    for _ in range(3):
+        # What a full disk leaves of it, and SQLite does not write over.
+        half.write_bytes(b"half a database")
+        monkeypatch.setattr(sqlite, "_connected", _no_room)
+        assert store.settle(ids[1], SUCCESS).exception(LONG_S) is not None
+    monkeypatch.undo()
+    monkeypatch.setattr(sqlite, "LOOK_S", 0.0)
+    assert store.settle(ids[1], SUCCESS).result(LONG_S).won
+    assert _on_disk(store.path, tmp_path)[1] is JobState.SUCCEEDED
+    assert not half.exists()
+
+
+def _no_room(_path):
+    raise sqlite3.OperationalError("database or disk is full")
+
+
 def test_a_second_deletion_is_survived_too(busy, tmp_path):
     store, ids = busy
     for _ in range(2):
