@@ -7,7 +7,7 @@ import signal
 
 import aiohttp
 import pytest
-from chaos.conftest import assert_settled_once, booted_again, boots, transitions
+from chaos.conftest import assert_settled_once, booted_again, boots, newest_real, transitions
 from contract.client import (
     Answer,
     Client,
@@ -24,7 +24,7 @@ from contract.client import (
 )
 
 from comfyui_guarded.guard.process import EXIT_STUCK
-from comfyui_guarded.sandbox.launch import HostProcess, real_kinds, sandbox_kind
+from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
 
 pytestmark = [
     pytest.mark.chaos,
@@ -36,11 +36,6 @@ SHORT_GRACE = {"GUARDED_WATCHDOG__INTERRUPT_GRACE_S": "0.5"}
 SOON = {"guard": {"timeout_s": 0.5}}
 LONG_S = 120.0
 CUDA_FAULT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
-
-
-def every_kind():
-    reals = (pytest.param(kind, id=kind.name.replace(" ", "-"), marks=pytest.mark.comfyui) for kind in real_kinds())
-    return [pytest.param(sandbox_kind(), id="sandbox"), *reals]
 
 
 def hang(class_type: str, seconds: float = LONG_S):
@@ -60,7 +55,7 @@ async def ended(host: HostProcess) -> int:
     return await asyncio.to_thread(host.wait, 120)
 
 
-@pytest.mark.parametrize("kind", every_kind())
+@pytest.mark.parametrize("kind", [pytest.param(sandbox_kind(), id="sandbox"), *newest_real()])
 async def test_a_process_that_cannot_be_mended_begins_anew_by_itself_and_loses_no_job(server, kind):
     host = server(kind, GUARDED_WATCHDOG__MAX_DISOWNED="1", **SHORT_GRACE).start()
     pid = host.pid
