@@ -75,7 +75,8 @@ class Jobs:
         return self.shown(job, waiting, locale)
 
     def shown(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> dict[str, Any]:
-        progress = self._events.progress(job.job_id)
+        # An ending can be read a moment before its listeners have heard of it.
+        progress = None if job.state.settled else self._events.progress(job.job_id)
         return job.body(
             position=waiting.position if waiting else None,
             eta_s=self._estimates.starts_in_s(waiting.position) if waiting else None,

@@ -95,7 +95,8 @@ class Bots:
 
     def saw(self, job: Job) -> None:
         if job["state"] in TERMINAL:
-            assert self.seen.setdefault(job["job_id"], job) == job, "a verdict that was told never changes"
+            told = self.seen.setdefault(job["job_id"], job)
+            assert told == job, "a verdict that was told never changes"
 
 
 async def killed_round(host: HostProcess, bots: Bots) -> str:

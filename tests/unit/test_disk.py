@@ -154,6 +154,7 @@ async def test_a_database_that_has_become_read_only_is_said_so_and_loses_no_verd
     machine.turn(2)
     assert machine.runs.finished(job_id, TEXT).code == "generation_timeout"
     machine.runs.released(job_id)
+    store._writer.run(lambda _db: None).exception(LONG_S)  # that it could not be written is known by then
     assert store.get(job_id).result(LONG_S).state is JobState.RUNNING, "what cannot be written can still be read"
     _read_only(store, False)
     machine.turn()

@@ -406,6 +406,14 @@ async def test_a_wait_for_a_change_ends_with_the_next_state(machine):
     assert (await waiting).state is JobState.DISPATCHED
 
 
+async def test_an_ending_that_is_read_before_its_listeners_have_heard_of_it_shows_no_progress(machine):
+    job_id = await machine.run()
+    machine.runs.progressed(job_id, Progress(5, 20, "3", 40))
+    ended = machine.job(job_id).evolve(state=JobState.SUCCEEDED)
+    assert machine.events.progress(job_id) is not None
+    assert machine.jobs.shown(ended, None)["progress"] is None
+
+
 async def test_a_cancel_is_idempotent(machine):
     job = machine.job(machine.submit())
     first = await machine.jobs.cancel(job)
