@@ -127,7 +127,8 @@ async def test_a_database_deleted_under_a_running_server_is_there_again_after_a_
         if gone == "the file":
             path.unlink()
         elif gone == "the folder":
-            shutil.rmtree(path.parent)
+            os.rename(path.parent, gone_to := path.parents[1] / "gone")
+            shutil.rmtree(gone_to)
         else:
             other = path.with_name("other.db")
             sqlite3.connect(other).close()

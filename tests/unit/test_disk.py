@@ -20,20 +20,46 @@ from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreUnusableError
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 
 
-@pytest.fixture(autouse=True)
-def _look_at_once(monkeypatch):
-    monkeypatch.setattr(sqlite, "LOOK_S", 0.0)
+class Store(FailingStore):
+    """Looks after its file at every commit, and at no other time."""
+
+    def _is_gone(self):
+        self._looked_s = 0.0
+        return super()._is_gone()
+
+    def _look(self, db):
+        pass
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    opened = Store(tmp_path / "guarded.db", clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def idle_store(tmp_path, clock, monkeypatch):
+    """One that looks after its file while it has nothing to do."""
+    monkeypatch.setattr(sqlite, "LOOK_S", 0.02)
+    opened = SqliteStore(tmp_path / "guarded.db", clock)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
 def busy(store):
-    """The store of a server in the middle of it: one job has ended, one runs, one waits."""
+    return store, _made_busy(store)
+
+
+def _made_busy(store):
+    """As the store of a server in the middle of it: one job has ended, one runs, one waits."""
     ids = [store.submit(new_job(), 10).result(LONG_S).job.job_id for _ in range(3)]
     for job_id in ids[:2]:
         store.claim("local", 2, 0).result(LONG_S)
         store.start(job_id).result(LONG_S)
     store.settle(ids[0], SUCCESS).result(LONG_S)
-    return store, ids
+    return ids
 
 
 def _states(store):
@@ -60,7 +86,9 @@ BUSY = [JobState.SUCCEEDED, JobState.RUNNING, JobState.QUEUED]
 def test_a_database_deleted_under_the_server_is_written_anew_with_everything_in_it(busy, tmp_path, gone, caplog):
     store, ids = busy
     if gone == "the whole folder":
-        shutil.rmtree(store.path.parent)
+        # In one step: a folder that the store has made again meanwhile must not be what is deleted.
+        os.rename(store.path.parent, gone_to := tmp_path.with_name(f"{tmp_path.name}-gone"))
+        shutil.rmtree(gone_to)
     else:
         store.path.unlink()
         if gone == "its log too":
@@ -77,12 +105,9 @@ def test_a_database_deleted_under_the_server_is_written_anew_with_everything_in_
     assert "deleted or replaced" in caplog.text
 
 
-def test_a_database_deleted_under_an_idle_server_is_written_anew_before_anything_is_asked_of_it(
-    busy, tmp_path, monkeypatch
-):
-    store, _ids = busy
-    monkeypatch.setattr(sqlite, "LOOK_S", 0.02)
-    store._writer.run(lambda _db: None).result(LONG_S)  # from here on it looks at the new pace
+def test_a_database_deleted_under_an_idle_server_is_written_anew_before_anything_is_asked_of_it(idle_store, tmp_path):
+    store = idle_store
+    _made_busy(store)
     store.path.unlink()
     ends_s = time.monotonic() + LONG_S
     while not store.path.exists() or store._identity != sqlite._identity(store.path):
@@ -126,7 +151,6 @@ def test_a_database_written_anew_on_a_disk_that_is_full_leaves_no_halves_behind(
         monkeypatch.setattr(sqlite, "_connected", _no_room)
         assert store.settle(ids[1], SUCCESS).exception(LONG_S) is not None
     monkeypatch.undo()
-    monkeypatch.setattr(sqlite, "LOOK_S", 0.0)
     assert store.settle(ids[1], SUCCESS).result(LONG_S).won
     assert _on_disk(store.path, tmp_path)[1] is JobState.SUCCEEDED
     assert not half.exists()
@@ -207,16 +231,14 @@ def test_a_database_that_cannot_be_made_is_named_with_the_reason(tmp_path, troub
         FailingStore(path, Clock()).close()  # the lock was let go
 
 
-def test_a_failing_look_does_not_end_the_stores_thread(store, monkeypatch):
-    monkeypatch.setattr(sqlite, "LOOK_S", 0.01)
+def test_a_failing_look_does_not_end_the_stores_thread(idle_store, monkeypatch):
     looked = threading.Event()
 
     def failing():
         looked.set()
         raise sqlite3.OperationalError("disk I/O error")
 
-    store._writer.run(lambda _db: None).result(LONG_S)
-    monkeypatch.setattr(store, "_is_gone", failing)
+    monkeypatch.setattr(idle_store, "_is_gone", failing)
     assert looked.wait(LONG_S)
     monkeypatch.undo()
-    assert store.submit(new_job(), 10).result(LONG_S)
+    assert idle_store.submit(new_job(), 10).result(LONG_S)

@@ -138,8 +138,8 @@ SIGTERM = """
         print("draining", grace_s, flush=True)
         {drain}
     process.on_sigterm(drain, 7)
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         while True:
             time.sleep(0.05)
     except KeyboardInterrupt:
