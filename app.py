@@ -14,6 +14,7 @@ from . import server_routes
 from .guard import runtime
 from .guard.admission import Admission
 from .guard.clock import Clock
+from .guard.drain import Drain
 from .guard.estimate import RECENT, Estimates
 from .guard.events import Events
 from .guard.faces.check import FaceChecker
@@ -23,11 +24,12 @@ from .guard.faces.machine import FaceMachine
 from .guard.health import Health
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
+from .guard.process import Process
 from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
-from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError
+from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
 from .guard.watchdog import Watchdog
 
 log = logging.getLogger("guarded")
@@ -46,7 +48,7 @@ def install() -> None:
 
     try:
         _build(ComfyHost(prompt_server()), prompt_server())
-    except (SettingsError, StoreLockedError, StoreTooNewError) as error:
+    except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
 
 
@@ -62,8 +64,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     estimates = Estimates(store.run_times_ms(RECENT).result())
     health = Health(host, store)
     settler = Settler(store, host, secrets)
-    watchdog = Watchdog(settings, store, host, settler, clock)
-    runs = Runs(settings, store, settler, watchdog, events, own / "quarantine")
+    process = Process(store.close)
+    watchdog = Watchdog(settings, store, host, health, settler, process, clock)
+    runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
     machine = FaceMachine(
@@ -81,6 +84,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     store.on_change(learned)
     store.on_change(events.changed)
     settler.on_release(dispatcher.wake)
+    settler.on_end(watchdog.stopping)
+    watchdog.on_repair(dispatcher.wake)
+    drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
     recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
     if recovery.requeued or recovery.settled or store.queued:
@@ -91,6 +97,8 @@ def _build(host: Any, prompt_server: Any) -> None:
             len(recovery.settled),
         )
 
+    if settings.watchdog.shutdown_grace_s:
+        process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)
     looking: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
 
     async def serving(_app: Any) -> None:
@@ -102,7 +110,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     prompt_server.app.on_startup.append(serving)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
-    services = server_routes.Services(settings, host, admission, jobs, health, faces, dispatcher.wake)
+    services = server_routes.Services(settings, host, admission, jobs, health, faces, drain, dispatcher.wake)
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
 

@@ -16,6 +16,10 @@ class Health:
         self._host = host
         self._store = store
         self._serving = False
+        self.draining = False
+        self.restarting = False
+        #: The worker hangs, and the settings say to leave it so.
+        self.stuck = False
 
     def serving(self) -> None:
         """The server is up, every custom node loaded. Before that, a prompt would be judged too early."""
@@ -26,8 +30,14 @@ class Health:
         found = []
         if not self._serving:
             found.append("starting")
+        if self.draining:
+            found.append("draining")
+        if self.restarting:
+            found.append("restarting")
         if not self._host.worker_alive():
             found.append("worker dead")
+        if self.stuck:
+            found.append("worker stuck")
         return found
 
     def check_ready(self) -> None:
@@ -41,4 +51,9 @@ class Health:
 
     def facts(self) -> dict[str, Any]:
         """More than the bare status, for callers who may see it."""
-        return {"host": self._host.describe(), "problems": self.problems(), "queued": self._store.queued}
+        return {
+            "host": self._host.describe(),
+            "problems": self.problems(),
+            "queued": self._store.queued,
+            "hung_workers": self._host.hung_workers(),
+        }

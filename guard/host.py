@@ -108,6 +108,15 @@ class HostListener(Protocol):
     def dropped(self, job_id: str) -> None:
         """Somebody took the job out of the host's queue; `released` follows."""
 
+    def lost(self, job_id: str) -> None:
+        """The host stumbled over the job before it ran, and has it no longer; `released` follows."""
+
+    def native_started(self, prompt_id: str) -> None:
+        """The worker has taken a prompt that did not come through the guard."""
+
+    def native_finished(self, prompt_id: str) -> None:
+        """The host no longer has that prompt."""
+
 
 class Host(Protocol):
     """The server that we live in."""
@@ -121,8 +130,28 @@ class Host(Protocol):
     async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
         """Put a job into the host's queue through its own handler, or say why it refused. Event loop."""
 
-    def stop(self, job_id: str) -> None:
-        """Stop that job and no other: out of the queue, or at the worker's next check. Any thread; does not wait."""
+    def stop(self, prompt_id: str) -> None:
+        """Stop that prompt and no other: out of the queue, at its next check, or in what it awaits.
+
+        Holds until the worker has let go of it. Any thread; does not wait.
+        """
+
+    def inject(self, prompt_id: str) -> bool:
+        """Raise an exception in the code of that prompt, and nowhere else. False: it is not running. Any thread."""
+
+    def replace_worker(self, prompt_id: str | None, error: GuardError) -> bool:
+        """Serve the queue with another worker; the one that has `prompt_id` (None: a dead one) is disowned.
+
+        Whatever the disowned thread returns or sends is dropped, and it ends at its next check. Its prompt is closed
+        with `error` in the host's history and on its socket, and `released` follows. False where there is nothing to
+        replace, or no way to. Any thread.
+        """
+
+    def hung_workers(self) -> int:
+        """How many disowned workers have not ended yet."""
+
+    def free_memory(self) -> None:
+        """Unload models and free memory, between two prompts. Any thread; does not wait."""
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
         """Tell the job's websocket at once that it ended with `error`. Any thread."""

@@ -84,6 +84,7 @@ class Jobs:
         return self.shown(job, waiting, locale)
 
     def shown(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> dict[str, Any]:
+        # An ending can be read a moment before its listeners have heard of it.
         running = job.state in (JobState.RUNNING, JobState.VALIDATING)
         progress = self._events.progress(job.job_id) if running else None
         return job.body(

@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
+SecondsOrOff = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0)]
 
 
@@ -51,7 +52,29 @@ class QueueSettings(_Section):
 
 class WatchdogSettings(_Section):
     job_timeout_s: Seconds = Field(600, description="How long a job may run. A job's own `timeout_s` may be smaller.")
+    stall_timeout_s: SecondsOrOff = Field(0, description="A job without progress for this long is ended; 0 is off.")
+    native_timeout_s: SecondsOrOff = Field(
+        0, description="The same limit for prompts that did not come through the guard; 0 is off."
+    )
+    interrupt_grace_s: Seconds = Field(10, description="How long a stopped job may go on before `on_stuck` is done.")
+    inject: bool = Field(True, description="Raise an exception in a stopped job that does not check for interrupts.")
+    on_stuck: Literal["replace", "restart", "exit", "report"] = Field(
+        "replace",
+        description="With a worker that does not let go: start another, restart the process, exit (75), or only log.",
+    )
+    max_disowned: int = Field(1, ge=0, le=8, description="Hung workers left behind by `replace`; then it restarts.")
     max_attempts: int = Field(2, ge=1, le=10, description="How often a job is begun when the process dies under it.")
+    gil_hang_s: float = Field(
+        120,
+        ge=5,
+        le=86400,
+        description="With `on_stuck = exit`: the process ends (1) when C code has held Python's lock for so long.",
+    )
+    free_memory: bool = Field(True, description="Unload models after a job that timed out or ran out of memory.")
+    on_gpu_fault: Literal["restart", "report"] = Field(
+        "restart", description="After a CUDA error that leaves the process without a usable GPU."
+    )
+    shutdown_grace_s: SecondsOrOff = Field(30, description="How long SIGTERM waits for the running job; 0 is off.")
 
 
 class ResultsSettings(_Section):

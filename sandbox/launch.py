@@ -178,6 +178,13 @@ class HostProcess:
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def wait(self, within_s: float = READY_WITHIN_S) -> int:
+        """The exit code, once the process has ended by itself. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None
+        code = self._process.wait(within_s)
+        self._process = None
+        return code
+
     def kill(self) -> None:
         """SIGKILL: as a power cut or the OOM killer would."""
         if self._process is not None:

@@ -1,4 +1,4 @@
-"""/guarded/health and /guarded/ready, the only routes that answer without a key."""
+"""/guarded/health and /guarded/ready, the only routes that answer without a key; /guarded/drain."""
 
 from __future__ import annotations
 
@@ -24,4 +24,17 @@ async def get_ready(call: Call) -> web.StreamResponse:
     return answered(body, {"Retry-After": "10"}, status=503)
 
 
-ROUTES = [Route("GET", "/health", get_health, open=True), Route("GET", "/ready", get_ready, open=True)]
+async def post_drain(call: Call) -> web.StreamResponse:
+    """Take no new job from now on; `?off=1` takes them again."""
+    if call.request.query.get("off") in ("1", "true"):
+        call.services.drain.end()
+    else:
+        call.services.drain.begin()
+    return answered({"draining": call.services.health.draining})
+
+
+ROUTES = [
+    Route("GET", "/health", get_health, open=True),
+    Route("GET", "/ready", get_ready, open=True),
+    Route("POST", "/drain", post_drain, operate=True),
+]

@@ -14,7 +14,9 @@ from aiohttp import web
 from ..guard import messages
 from ..guard.access import Client, identify
 from ..guard.admission import Admission
+from ..guard.drain import Drain
 from ..guard.errors import (
+    ForbiddenError,
     GuardError,
     InternalError,
     InvalidRequestError,
@@ -46,6 +48,7 @@ class Services:
     jobs: Jobs
     health: Health
     faces: FaceGate
+    drain: Drain
     wake: Callable[[], None]
 
 
@@ -69,12 +72,13 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Route:
-    """`open` routes answer without a key, and then with the bare status."""
+    """`open` routes answer without a key, and then with the bare status; `operate` ones want an operator."""
 
     method: str
     path: str
     handler: Handler
     open: bool = False
+    operate: bool = False
 
 
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:
@@ -111,6 +115,8 @@ def _answering(route: Route, services: Services) -> Callable[[web.Request], Awai
                 return failed(error, request, services)
             client = Client("", operator=False)
         try:
+            if route.operate and not client.operator:
+                raise ForbiddenError("This is for operators.")
             return await route.handler(Call(services, request, client))
         except GuardError as error:
             return failed(error, request, services)

@@ -48,6 +48,8 @@ BATCH = 256
 TIDY_COMMITS = 250
 #: Pages (of 4 KiB) in the log at which a commit does it after all.
 LOG_PAGES = 25_000
+#: How often the writer looks whether its file is still there.
+LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
 
@@ -59,6 +61,10 @@ _COLUMNS = (
 
 class StoreLockedError(Exception):
     """Another process has this database open."""
+
+
+class StoreUnusableError(Exception):
+    """The database can be neither opened nor made: a read-only or full disk, or no rights."""
 
 
 class StoreTooNewError(Exception):
@@ -73,25 +79,33 @@ class SqliteStore:
 
         Raises:
             StoreLockedError, StoreTooNewError: the file is another's; it is left untouched.
+            StoreUnusableError: the disk does not let us.
         """
         self.path = path
         self._clock = clock
         self._listeners: list[Callable[[Job], None]] = []
         self._changed: list[Job] = []
         self._commits = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{path}.lock", thread_local=False)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise StoreLockedError(f"another server has {path} open; give this one its own user directory") from None
+        except OSError as error:
+            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
         try:
             db = _opened(path)
             self._line = Line.read(db)
             self.queued, self.leased = self._line.queued, self._line.leased
-            self._writer = _Thread("guarded-store", db, self._commit)
+            self._identity = _identity(path)
+            self._looked_s = time.monotonic()
+            self._writer = _Thread("guarded-store", db, self._commit, self._look)
             self._reader = _Thread("guarded-store-reader", _connected(path), _read)
             self._tidier = _Thread("guarded-store-tidier", _connected(path), _read)
+        except sqlite3.OperationalError as error:
+            self._lock.release()
+            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
         except BaseException:
             self._lock.release()
             raise
@@ -272,6 +286,8 @@ class SqliteStore:
         """One transaction for a batch; an operation that refuses takes nothing of its neighbours down."""
         refused: list[tuple[Future[Any], GuardError]] = []
         try:
+            if self._is_gone():
+                db = self._restored(db)
             done = None
             while done is None:
                 done = self._attempt(db, batch, refused)
@@ -352,6 +368,47 @@ class SqliteStore:
         if earlier.job.state is not JobState.QUEUED:
             return earlier
         return replace(earlier, waiting=self._waiting(db, earlier.job))
+
+    def _look(self, db: sqlite3.Connection) -> None:
+        """Nothing has been handed in for a while: what has happened to the file must not wait for the next job."""
+        if self._is_gone():
+            self._restored(db)
+
+    def _is_gone(self) -> bool:
+        """Whether the file under our name is no longer the one we write to: someone has deleted or replaced it.
+
+        SQLite would go on writing to the nameless file, and all of it would be lost with the process.
+        """
+        now_s = time.monotonic()
+        if now_s < self._looked_s + LOOK_S:
+            return False
+        self._looked_s = now_s
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        return (status.st_dev, status.st_ino) != self._identity
+
+    def _restored(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Write everything out again under the old name, and go on there."""
+        log.error("the job database %s was deleted or replaced under the running server; writing it anew", self.path)
+        self._looked_s = 0.0  # until it has succeeded, every commit tries again
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name first: it may be cut off by a full disk or a kill.
+        fresh_path = self.path.with_name(f"{self.path.name}.restored")
+        fresh_path.unlink(missing_ok=True)
+        db.execute("VACUUM INTO ?", (str(fresh_path),))
+        if self.path.exists():
+            os.replace(self.path, _unused(self.path.with_name(f"{self.path.name}.foreign")))
+        for suffix in ("-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        os.replace(fresh_path, self.path)
+        fresh = _connected(self.path)
+        self._writer.swap(fresh)
+        self._reader.swap(_connected(self.path))
+        self._tidier.swap(_connected(self.path))
+        self._identity = _identity(self.path)
+        return fresh
 
     def _inserted(self, db: sqlite3.Connection, new: NewJob) -> Job:
         number = self._line.number + 1
@@ -450,9 +507,12 @@ class _Thread:
         name: str,
         db: sqlite3.Connection,
         work: Callable[[sqlite3.Connection, list[tuple[Operation[Any], Future[Any]]]], None],
+        idle: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
+        """`idle` is called every `LOOK_S` while there is no work."""
         self._db = db
         self._work = work
+        self._idle = idle
         self._inbox: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._closed = False
@@ -466,6 +526,10 @@ class _Thread:
             self._inbox.put((operation, future))
         return future
 
+    def swap(self, db: sqlite3.Connection) -> None:
+        """Go on with another connection, from the next batch on."""
+        self._db = db
+
     def close(self) -> None:
         self._closed = True
         self._inbox.put(None)
@@ -474,8 +538,11 @@ class _Thread:
     def _loop(self) -> None:
         open_ = True
         while open_:
-            first = self._inbox.get()
-            batch = [first]
+            try:
+                batch = [self._inbox.get(timeout=LOOK_S if self._idle is not None else None)]
+            except queue.Empty:
+                self._look()
+                continue
             while len(batch) < BATCH:
                 try:
                     batch.append(self._inbox.get_nowait())
@@ -494,6 +561,13 @@ class _Thread:
                         if not future.done():
                             future.set_exception(failure)
         self._db.close()
+
+    def _look(self) -> None:
+        try:
+            if self._idle is not None:
+                self._idle(self._db)
+        except Exception as error:
+            _failure(error)
 
 
 def _read(db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
@@ -524,6 +598,11 @@ def _connected(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _unused(path: Path) -> Path:

@@ -21,7 +21,7 @@ from comfyui_guarded.guard.errors import (
 )
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict
 from comfyui_guarded.guard.store import IdempotencyKey, sqlite
-from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError
+from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
 
 REPO = Path(__file__).parents[2]
 CANCELLED = Verdict(JobState.CANCELLED, "cancelled", "The job was cancelled.")
@@ -548,7 +548,7 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(tmp_path,
     ids = _old_database(path, clock)
     with monkeypatch.context() as patch:
         patch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, "DELETE FROM jobs; SELECT no_such_function();"))
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(StoreUnusableError):
             SqliteStore(path, clock)
     store = SqliteStore(path, clock)
     assert store.queued == len(ids)
