@@ -87,8 +87,9 @@ def was_replaced(client: Client, prompt_id: str) -> bool:
 
 async def next_to(client: Client, prompt: Prompt, code: str, **options) -> str:
     """Run the prompt, which ends with that code, and a good one behind it, which must not wait for long."""
-    job_id = await client.admitted(prompt, **options)
-    behind = await client.admitted(picture())
+    async with client.busy():  # both are in before the first can do harm
+        job_id = await client.admitted(prompt, **options)
+        behind = await client.admitted(picture())
     assert_ended_badly(await client.settled(job_id), code)
     began_s = time.monotonic()
     assert_succeeded(await client.settled(behind))
@@ -275,7 +276,8 @@ async def test_a_worker_that_dies_under_a_native_prompt_is_found_and_replaced_an
 
 @pytest.mark.parametrize("kind", ["system_exit", "runtime_error"])
 async def test_a_worker_that_dies_between_two_jobs_takes_neither_with_it(client, kind):
-    jobs = [await client.admitted(mine("between_prompts", kind)), await client.admitted(picture())]
+    async with client.busy():
+        jobs = [await client.admitted(mine("between_prompts", kind)), await client.admitted(picture())]
     for job_id in jobs:
         assert_succeeded(await client.settled(job_id))
 
