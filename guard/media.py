@@ -33,6 +33,22 @@ _MAX_STREAMS = 64
 _MAX_FRAME_PIXELS = 2**27
 
 
+def _opened(source: Any, kind: Kind | None) -> Any:
+    """The container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so."""
+    import av  # heavy: only when there is a film or a sound to look at
+
+    facts: dict[str, Any] = {
+        "mode": "r",
+        "format": kind.demuxer if kind else None,
+        "buffer_size": _BUFFER,
+        "options": {"max_streams": str(_MAX_STREAMS)},
+    }
+    try:
+        return av.open(source, metadata_errors="ignore", **facts)
+    except TypeError:
+        return av.open(source, **facts)
+
+
 def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Budget) -> Facts:
     """Every frame of the first film decoded and every sound of the first track, as far as the budget goes.
 
@@ -44,18 +60,9 @@ def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Bud
         BrokenFileError: it has neither pictures nor sound, or fewer frames than it says.
         Exception: whatever libav raises for a damaged file.
     """
-    import av  # heavy: only when there is a film or a sound to look at
-
     if isinstance(source, BudgetFile):
         source.seek(0)
-    with av.open(
-        source,
-        mode="r",
-        format=kind.demuxer if kind else None,
-        buffer_size=_BUFFER,
-        metadata_errors="ignore",
-        options={"max_streams": str(_MAX_STREAMS)},
-    ) as container:
+    with _opened(source, kind) as container:
         # A stream without a codec context is one that this libav cannot decode; touching its packets crashes it.
         film = next((s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)), None)
         sound = next((s for s in container.streams.audio if s.codec_context is not None), None)

@@ -223,7 +223,7 @@ def judge(found: _Found, rules: FaceRules, name: str = "") -> Faces:
         )
     if rules.max_faces and count > rules.max_faces:
         raise TooManyFacesError(
-            f"{_faces(count)} found {shown}; at most {rules.max_faces} allowed.",
+            f"{_faces(count)} found {shown}; at most {rules.max_faces} are allowed.",
             details=f"Detector: {detector}.",
             extra_info=facts,
         )

@@ -527,8 +527,9 @@ class _Thread:
         return future
 
     def swap(self, db: sqlite3.Connection) -> None:
-        """Go on with another connection, from the next batch on."""
-        self._db = db
+        """Go on with another connection, from the next batch on; the old one is closed when its batch is through."""
+        old, self._db = self._db, db
+        self.run(lambda _db: old.close())
 
     def close(self) -> None:
         self._closed = True

@@ -74,7 +74,7 @@ def test_too_many_faces_are_counted_and_shown(red_checker: FaceChecker) -> None:
 
 
 def test_fewer_faces_than_needed(red_checker: FaceChecker) -> None:
-    with pytest.raises(NoFaceError, match="1 faces found in the image; at least 2 are needed"):
+    with pytest.raises(NoFaceError, match="1 face found in the image; at least 2 are needed"):
         red_checker.check(ONE, FaceRules(min_faces=2))
 
 
