@@ -5,9 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from . import server_routes
 from .guard.admission import Admission
@@ -15,13 +13,14 @@ from .guard.clock import Clock
 from .guard.estimate import RECENT, Estimates
 from .guard.events import Events
 from .guard.health import Health
+from .guard.janitor import Janitor
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
 from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
-from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError
+from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, database
 from .guard.watchdog import Watchdog
 
 log = logging.getLogger("guarded")
@@ -50,7 +49,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     logging.getLogger("guarded").setLevel(settings.log.level)
 
     clock = Clock()
-    store = SqliteStore(_database(settings.store.url, own), clock)
+    store = SqliteStore(database(settings.store.url, own), clock)
     events = Events()
     secrets = Secrets()
     estimates = Estimates(store.run_times_ms(RECENT).result())
@@ -59,7 +58,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     watchdog = Watchdog(settings, store, host, settler, clock)
     runs = Runs(settings, store, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
-    admission = Admission(settings, store, host, health, secrets, clock)
+    janitor = Janitor(settings.janitor, store, host.folders, own, clock)
+    health.watch_disk(janitor.disk_full)
+    admission = Admission(settings, store, host, health, secrets, clock, janitor.in_use)
     jobs = Jobs(settings, store, settler, events, estimates)
 
     def learned(job: Job) -> None:
@@ -83,21 +84,12 @@ def _build(host: Any, prompt_server: Any) -> None:
         health.serving()
         dispatcher.start()
         watchdog.start()
+        janitor.start()
 
     prompt_server.app.on_startup.append(serving)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
-    services = server_routes.Services(settings, host, admission, jobs, health, dispatcher.wake)
+    atexit.register(janitor.close)  # the last registered is the first called: it needs the store
+    services = server_routes.Services(settings, host, admission, jobs, health, dispatcher.wake, janitor)
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
-
-
-def _database(url: str, own: Path) -> Path:
-    """The SQLite file of `store.url`. Raises SettingsError for what this version cannot use."""
-    if not url:
-        return own / "guarded.db"
-    parts = urlsplit(url)
-    path = Path(parts.path.removeprefix("/") if os.name == "nt" else parts.path)
-    if parts.scheme != "sqlite" or parts.netloc or not path.is_absolute():
-        raise SettingsError(f"store.url: sqlite:///<absolute path> is what this version can use, got {url!r}")
-    return path

@@ -37,6 +37,7 @@ from .errors import (
 from .estimate import shape
 from .health import Health
 from .host import Host, Refusal
+from .janitor.in_use import Hold, InUse
 from .job import NewJob
 from .secrets import SECRET_NAMES, Secrets
 from .settings import Settings
@@ -94,7 +95,14 @@ class Admission:
     """Lets jobs in. Event loop; the store's thread does the writing."""
 
     def __init__(
-        self, settings: Settings, store: Store, host: Host, health: Health, secrets: Secrets, clock: Clock
+        self,
+        settings: Settings,
+        store: Store,
+        host: Host,
+        health: Health,
+        secrets: Secrets,
+        clock: Clock,
+        in_use: InUse | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -102,6 +110,8 @@ class Admission:
         self._health = health
         self._secrets = secrets
         self._clock = clock
+        #: Without a janitor, nothing is deleted.
+        self._in_use = in_use or InUse(list)
 
     async def admit(self, request: Submission) -> Submitted:
         """The job that the request made, or had made before under the same idempotency key.
@@ -109,6 +119,10 @@ class Admission:
         Raises:
             GuardError: why not; nothing has changed.
         """
+        with self._in_use.admission() as hold:
+            return await self._admit(request, hold)
+
+    async def _admit(self, request: Submission, hold: Hold) -> Submitted:
         settings = self._settings
         if len(request.raw) > settings.policy.max_body_bytes:
             raise PayloadTooLargeError(
@@ -132,6 +146,8 @@ class Admission:
                 f"The prompt has {len(prompt.graph)} nodes; {settings.policy.max_nodes} are allowed.",
                 extra_info={"nodes": len(prompt.graph), "max_nodes": settings.policy.max_nodes},
             )
+        # Before anything looks at the files that it names.
+        await hold.keep(prompt.graph)
         new = NewJob(
             job_id=prompt.job_id,
             owner=request.client.owner,

@@ -1,8 +1,8 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import health, jobs, prompt
+from . import health, janitor, jobs, prompt
 from .table import Route, Services, register
 
-ROUTES: list[Route] = [*prompt.ROUTES, *jobs.ROUTES, *health.ROUTES]
+ROUTES: list[Route] = [*prompt.ROUTES, *jobs.ROUTES, *health.ROUTES, *janitor.ROUTES]
 
 __all__ = ["ROUTES", "Route", "Services", "register"]

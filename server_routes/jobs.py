@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import mimetypes
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
 
 from ..guard.errors import ArtifactGoneError, InvalidRequestError, NotFoundError
-from ..guard.job import JobState
+from ..guard.job import Artifact, Job, JobState
 from .table import Call, Route, answered, number
 
 _PAGE = 50
@@ -62,7 +65,10 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     content_type = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
     if content_type.split("/")[0] not in ("image", "video", "audio") or content_type == "image/svg+xml":
         content_type = "application/octet-stream"  # nothing that a browser would run in our origin
-    return web.FileResponse(
+    return _Artifact(
+        call,
+        job,
+        artifact,
         path,
         headers={
             "Content-Type": content_type,
@@ -70,6 +76,22 @@ async def get_artifact(call: Call) -> web.StreamResponse:
             "X-Content-Type-Options": "nosniff",
         },
     )
+
+
+class _Artifact(web.FileResponse):
+    """A result file that counts as fetched once its last byte is out, whether all of it was asked for or a range."""
+
+    def __init__(self, call: Call, job: Job, artifact: Artifact, path: Path, headers: dict[str, str]) -> None:
+        super().__init__(path, headers=headers)
+        self._done = functools.partial(call.services.jobs.fetched, job, artifact, call.client)
+        self._bytes = artifact.bytes
+
+    async def prepare(self, request: web.BaseRequest) -> Any:
+        writer = await super().prepare(request)
+        last = self.headers.get("Content-Range", "").rpartition("/")[0].rpartition("-")[2]
+        if self.status in (200, 304) or (self.status == 206 and last == str(self._bytes - 1)):
+            await self._done()
+        return writer
 
 
 async def get_history(call: Call) -> web.StreamResponse:

@@ -25,6 +25,7 @@ from ..guard.errors import (
 )
 from ..guard.health import Health
 from ..guard.host import Host
+from ..guard.janitor import Janitor
 from ..guard.jobs import Jobs
 from ..guard.settings import Settings
 
@@ -46,6 +47,7 @@ class Services:
     jobs: Jobs
     health: Health
     wake: Callable[[], None]
+    janitor: Janitor
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import nodes
 import server
 
 from ...guard.errors import GuardError
-from ...guard.host import HostListener, Refusal, Rehearsal
+from ...guard.host import Folders, HostListener, Refusal, Rehearsal
 from . import report
 from .handler import NativePrompt
 from .run import Run
@@ -125,6 +125,9 @@ class ComfyHost:
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return report.resolved(kind, subfolder, filename)
+
+    def folders(self) -> Folders:
+        return report.folders()
 
     def own_directory(self) -> Path:
         return report.own_directory()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyui_guarded.guard.errors import DiskFullError
-from comfyui_guarded.guard.host import HostListener, Refusal, Rehearsal
+from comfyui_guarded.guard.host import Folders, HostListener, Refusal, Rehearsal
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings
 from comfyui_guarded.guard.store.sqlite import SqliteStore
@@ -58,6 +58,7 @@ class FakeHost:
         self.stopped: list[str] = []
         self.announced: list[tuple[str, str | None, str]] = []
         self.listener: HostListener | None = None
+        self.places = Folders(None, None, None)
 
     def listen(self, listener: HostListener) -> None:
         self.listener = listener
@@ -90,6 +91,9 @@ class FakeHost:
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return None
+
+    def folders(self) -> Folders:
+        return self.places
 
     def own_directory(self) -> Path:
         raise AssertionError("the core does not ask for it")
