@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import posixpath
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from typing import Any
 #: Longer texts are prompts, not names (PATH_MAX is 4,096).
 _NAME_AT_MOST = 4096
 _ANNOTATIONS = {f"[{root}]": root for root in ("output", "input", "temp")}
+
+_ANNOTATED = re.compile(r" \[(output|input|temp)\]$")
 
 #: What a file that is about to go is called: see :func:`called`.
 Doomed = Callable[[], Iterable[str]]
@@ -100,12 +103,18 @@ def _keys(text: str, roots: Callable[[], Iterable[str]]) -> Iterator[str]:
             yield key + "/"
 
 
+def _with_last_parts(keys: set[str]) -> set[str]:
+    """The keys, and the last part of each with a slash before it, which no key has (absolute ones have two)."""
+    return keys.union(f"/{_ANNOTATED.sub('', key).rpartition('/')[2]}" for key in keys)
+
+
 class InUse:
     """See the module. The event loop holds, the janitor's thread asks; each step is one operation on a dict or set."""
 
     def __init__(self, roots: Callable[[], Iterable[str]]) -> None:
         """`roots`: the absolute paths of the three roots, with slashes."""
         self._roots = roots
+        #: Of each, the keys and, for a quick look, their last parts.
         self._held: Counter[str] = Counter()
         self._sweeping = False
         #: Of jobs that were let in, or refused, since the sweep began.
@@ -121,9 +130,10 @@ class InUse:
         try:
             yield hold
         finally:
+            held = _with_last_parts(hold.names)
             if self._sweeping:
-                self._recent |= hold.names
-            for name in hold.names:
+                self._recent |= held
+            for name in held:
                 self._held[name] -= 1
                 if not self._held[name]:
                     del self._held[name]
@@ -145,7 +155,7 @@ class InUse:
             prompt = json.loads(body).get("prompt")
         except (ValueError, AttributeError):
             return  # admission let it in, so this is a fault of ours; ComfyUI will never run it either
-        self._stored |= names_in(prompt, self._roots)
+        self._stored |= _with_last_parts(names_in(prompt, self._roots))
 
     @contextmanager
     def about_to_delete(self, doomed: Doomed) -> Iterator[None]:
@@ -159,17 +169,17 @@ class InUse:
         finally:
             self._doomed = _nothing
 
-    @property
-    def anything(self) -> bool:
-        """Whether anything is named at all."""
-        return bool(self._held or self._recent or self._stored)
+    def may_name(self, name: str) -> bool:
+        """Whether anything that is named ends in that file name: mostly not, and then no keys need be made."""
+        last = "/" + fold(name)
+        return last in self._stored or last in self._held or last in self._recent
 
     def names(self, keys: Iterable[str]) -> bool:
         """Whether a file with these keys is named."""
         return any(key in self._stored or key in self._held or key in self._recent for key in keys)
 
     def _hold(self, names: set[str]) -> None:
-        for name in names:
+        for name in _with_last_parts(names):
             self._held[name] += 1
 
     def _is_doomed(self, names: set[str]) -> bool:

@@ -81,9 +81,10 @@ class Rules:
             if (identity := _identity(path)) is not None
         }
         patterns = [*ALWAYS_KEPT, *settings.keep]
-        self._keeps_name = _matcher(pattern for pattern in patterns if "/" not in pattern)
+        #: Whether a pattern keeps every file or folder of that name; the hot part of :meth:`keeps`.
+        self.keeps_name = _matcher(pattern for pattern in patterns if "/" not in pattern)
         self._keeps_path = _matcher(pattern.lstrip("/") for pattern in patterns if "/" in pattern)
-        self._any_path = any("/" in pattern for pattern in patterns)
+        self.any_path = any("/" in pattern for pattern in patterns)
 
     def age_s(self, root: Root, folder: str, inherited_s: float | None) -> float | None:
         """The age at which files directly in `folder` (below the root, with slashes) go; None: never."""
@@ -95,9 +96,9 @@ class Rules:
 
     def keeps(self, root: Root, name: str, path: str) -> bool:
         """Whether a pattern keeps the file or folder `path` (below the root), whose name is `name`."""
-        if self._keeps_name(name):
+        if self.keeps_name(name):
             return True
-        return self._any_path and any(self._keeps_path(f"{kind}/{path}") for kind in root.names)
+        return self.any_path and any(self._keeps_path(f"{kind}/{path}") for kind in root.names)
 
     def is_foreign(self, identity: Identity) -> bool:
         """Whether that folder is a model folder, another root, or the guard's own."""

@@ -178,7 +178,8 @@ class TestAdmissionDuringASweep:
                 assert not keeping.done()
                 assert in_use.names(["a.png"]), "but it is held from the first moment"
             await asyncio.wait_for(keeping, LONG_S)
-        assert not in_use.anything
+        assert not in_use.names(["a.png"])
+        assert not in_use._held
 
     async def test_under_a_storm_of_both_no_admitted_job_ever_misses_its_file(self, box: Box):
         """What ComfyUI saw at validation is there after the commit."""

@@ -96,11 +96,11 @@ class TestTheClock:
         janitor = box.janitor()
         began, go_on = threading.Event(), threading.Event()
 
-        def slow(_s: float) -> None:
+        def slow(*_args: Any, **_kwargs: Any) -> None:
             began.set()
             go_on.wait(LONG_S)
 
-        monkeypatch.setattr(sweep_module.time, "sleep", slow)
+        monkeypatch.setattr(sweep_module.Sweep, "_learn_what_is_in_use", slow)
         janitor.start()
         first, second = janitor.ask(dry_run=False), janitor.ask(dry_run=True)
         began.wait(LONG_S)
