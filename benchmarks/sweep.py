@@ -32,6 +32,7 @@ RATIO_BUDGET = 1.5
 #: "memory flat": what one folder's names and one batch take, and some malloc.
 MEMORY_BUDGET_BYTES = 4 * 2**20
 JOBS = 1000
+PROBE_S = 0.005
 
 
 def main() -> int:
@@ -188,7 +189,7 @@ def _fill(store: Any, output: Path) -> None:
 
 
 class _Loop:
-    """How late a task that wants to run every millisecond gets its turn."""
+    """How late a task that wants to run every five milliseconds gets its turn."""
 
     def __init__(self) -> None:
         self._late: list[float] = []
@@ -197,8 +198,8 @@ class _Loop:
     async def _run(self) -> None:
         while True:
             began = time.monotonic()
-            await asyncio.sleep(0.001)
-            self._late.append(time.monotonic() - began - 0.001)
+            await asyncio.sleep(PROBE_S)
+            self._late.append(time.monotonic() - began - PROBE_S)
 
     def end(self) -> dict[str, float]:
         self._task.cancel()

@@ -32,6 +32,8 @@ BATCH = 1000
 MAX_DEPTH = 100
 #: The oldest files that one walk under pressure picks out (some 8 MB).
 OLDEST = 20_000
+#: Files not fetched yet that are kept in memory (a few MB); of more, the store is asked batch by batch.
+UNREAD_AT_HAND = 10_000
 #: Paths and errors that a report quotes.
 SAMPLES = 20
 #: Jobs forgotten in one commit: other commits wait no longer for it than a few ms.
@@ -45,6 +47,7 @@ class Records(Protocol):
 
     def open_numbers(self) -> Future[list[int]]: ...
     def bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]: ...
+    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]: ...
     def unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]: ...
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]: ...
 
@@ -175,6 +178,8 @@ class Sweep:
         self._unread_since_ms = int((now_s - rules.settings.unread_max_age_s) * 1000)
         self.dry_run = report.dry_run
         self.by_age = _ByAge(now_s, rules.settings.settle_s, self)
+        #: Files not fetched yet by root, where they are few enough to have all of them at hand.
+        self._unread: dict[str, frozenset[str]] | None = None
         #: What a dry run would have freed so far, by device.
         self._pretended: dict[int, int] = {}
 
@@ -192,7 +197,10 @@ class Sweep:
 
     def _learn_what_is_in_use(self) -> None:
         if self._records is None:
+            self._unread = {}
             return
+        # From now on there can only be more of files that are too young to go.
+        self._unread = _answer(self._records.all_unread(self._unread_since_ms, UNREAD_AT_HAND))
         numbers = _answer(self._records.open_numbers())
         while numbers:
             self._check_stopped()
@@ -203,11 +211,15 @@ class Sweep:
 
     def unread(self, root: Root, prefix: str, found: Sequence[_Found]) -> frozenset[str]:
         """Which of the files some owner has not fetched yet, as paths below `root`."""
+        if self._unread == {}:
+            return frozenset()
         unread: frozenset[str] = frozenset()
-        if self._records is not None:
-            for kind in root.names:
-                if kind in ("output", "temp"):
-                    paths = [prefix + file.name for file in found]
+        for kind in root.names:
+            if kind in ("output", "temp"):
+                paths = [prefix + file.name for file in found]
+                if self._unread is not None:
+                    unread |= self._unread.get(kind, frozenset()).intersection(paths)
+                elif self._records is not None:
                     unread |= _answer(self._records.unread(kind, paths, self._unread_since_ms))
         return unread
 

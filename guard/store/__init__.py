@@ -153,6 +153,9 @@ class Store(Protocol):
         """Which of the files (paths below the root `kind`, with slashes) belong to a job that succeeded after
         `since_ms` and whose owner has not fetched them."""
 
+    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
+        """All such files by root; None where there are more than `at_most`."""
+
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
         """Delete up to `limit` jobs that settled before that time, with all that is known of them; how many."""
 

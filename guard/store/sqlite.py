@@ -317,6 +317,17 @@ class SqliteStore:
 
         return self._reader.run(operation)
 
+    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
+        def operation(db: sqlite3.Connection) -> dict[str, frozenset[str]] | None:
+            query = "SELECT type, path FROM unread WHERE since_ms >= ? LIMIT ?"
+            found: dict[str, set[str]] = {}
+            rows = db.execute(query, (since_ms, at_most + 1)).fetchall()
+            for kind, path in rows:
+                found.setdefault(kind, set()).add(path.decode("utf-8", "surrogatepass"))
+            return {kind: frozenset(paths) for kind, paths in found.items()} if len(rows) <= at_most else None
+
+        return self._reader.run(operation)
+
     # The writer's own helpers. -------------------------------------------------------------------------------
 
     def _commit(self, db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:

@@ -17,6 +17,7 @@ from comfyui_guarded.guard.admission import Admission, Submission
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.janitor.in_use import InUse, called, names_in
+from comfyui_guarded.guard.janitor.sweep import Sweep
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
 from comfyui_guarded.guard.secrets import Secrets
 from comfyui_guarded.guard.store import IdempotencyKey
@@ -145,21 +146,20 @@ class TestAdmissionDuringASweep:
         assert box.left() == {"input/a.png"}
 
     async def test_a_job_let_in_after_the_sweep_has_looked_into_the_store_is_safe(
-        self, box: Box, store: FailingStore, host: FakeHost, clock: Clock
+        self, box: Box, store: FailingStore, host: FakeHost, clock: Clock, monkeypatch
     ):
         janitor = box.janitor(store)
         admission = Admission(settings(), store, host, _ready(host, store), Secrets(), clock, janitor.in_use)
         put(box.input / "a.png")
         looked, go_on = threading.Event(), threading.Event()
-        unread = store.unread
+        walk = Sweep._walk
 
-        def late(*args: Any) -> Any:
+        def late(*args: Any) -> None:
             looked.set()
             go_on.wait(LONG_S)
-            return unread(*args)
+            walk(*args)
 
-        store.unread = late  # type: ignore[method-assign]
-        put(box.output / "first.png")
+        monkeypatch.setattr(Sweep, "_walk", late)
         sweep = asyncio.create_task(asyncio.to_thread(janitor.sweep, time.time()))
         await asyncio.to_thread(looked.wait, LONG_S)
         await admission.admit(Submission(json.dumps({"prompt": graph("a.png")}).encode(), LOCAL))
@@ -213,6 +213,14 @@ class TestAdmissionDuringASweep:
         assert deleted
 
 
+@pytest.fixture(params=["at hand", "by batch"])
+def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few unread files the sweep has all at hand; of many it asks the store, batch by batch."""
+    if request.param == "by batch":
+        monkeypatch.setattr("comfyui_guarded.guard.janitor.sweep.UNREAD_AT_HAND", 0)
+
+
+@pytest.mark.usefixtures("few_or_many")
 class TestUnread:
     def _succeeded(self, store: FailingStore, *names: str, kind: str = "output") -> str:
         job_id = queued(store, "x")
