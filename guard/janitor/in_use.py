@@ -10,18 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 import posixpath
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-#: Longer texts are prompts, not names (PATH_MAX is 4,096).
-_NAME_AT_MOST = 4096
-_ANNOTATIONS = {f"[{root}]": root for root in ("output", "input", "temp")}
-
-_ANNOTATED = re.compile(r" \[(output|input|temp)\]$")
+#: What is longer is a prompt, no name: PATH_MAX and NAME_MAX, in bytes.
+_PATH_AT_MOST = 4096
+_NAME_AT_MOST = 255
+_ANNOTATIONS = ("[output]", "[input]", "[temp]")
 
 #: What a file that is about to go is called: see :func:`called`.
 Doomed = Callable[[], Iterable[str]]
@@ -51,6 +49,10 @@ def names_in(prompt: Any, roots: Callable[[], Iterable[str]]) -> set[str]:
 
     Any string may: which inputs are file names, only the node knows. As ComfyUI does it, `name [output]` is a name
     below that root; without one it may be meant below any.
+
+    Besides the keys as :func:`called` has them: `a/` for `a/b`, the folder that a node may be about to write into;
+    and for a quick look the last part of each key with a slash before it (no key begins with one slash and has no
+    other).
     """
     found: set[str] = set()
     if not isinstance(prompt, Mapping):
@@ -58,9 +60,13 @@ def names_in(prompt: Any, roots: Callable[[], Iterable[str]]) -> set[str]:
     for node in prompt.values():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         for text in _strings(inputs):
-            if 0 < len(text) <= _NAME_AT_MOST:
-                for line in {text, *text.splitlines()}:
-                    found.update(_keys(line, roots))
+            if len(text) <= _PATH_AT_MOST:
+                _add_keys(found, text, roots)
+                if text[:1].isspace() or text[-1:].isspace():
+                    _add_keys(found, text.strip(), roots)
+                if not text.isprintable():
+                    for line in text.splitlines():
+                        _add_keys(found, line.strip(), roots)
     return found
 
 
@@ -76,36 +82,36 @@ def _strings(value: Any) -> Iterator[str]:
             waiting += item
 
 
-def _keys(text: str, roots: Callable[[], Iterable[str]]) -> Iterator[str]:
-    slashed = text.replace("\\", "/").strip()
+def _add_keys(found: set[str], text: str, roots: Callable[[], Iterable[str]]) -> None:
+    path = text.replace("\\", "/")
     annotation = ""
-    for suffix in _ANNOTATIONS:
-        if slashed.endswith(suffix):
-            slashed, annotation = slashed[: -len(suffix)].rstrip(), f" {suffix}"
-            break
-    if not slashed:
+    if path.endswith("]"):
+        for suffix in _ANNOTATIONS:
+            if path.endswith(suffix):
+                path, annotation = path[: -len(suffix)].rstrip(), f" {suffix}"
+                break
+    if "/" in path:
+        if "//" in path or "/." in path or path[0] == "." or path[-1] == "/":
+            path = posixpath.normpath(path)
+        _folder, _slash, last = path.rpartition("/")
+    else:
+        last = path
+    if last in ("", ".", "..") or len(last) > _NAME_AT_MOST:
         return
-    path = posixpath.normpath(slashed)
-    if path == "..":
-        return
+    key = fold(path)
+    last = fold(last)
+    found.add(f"/{last}")
     if path.startswith("../"):
         # ComfyUI's LoadImage takes such names. From which root it is meant, nobody says.
-        for root in roots():
-            yield fold(posixpath.normpath(f"{root}/{path}"))
-    elif path.startswith("/") or path[1:2] == ":":
-        yield fold(path.replace("//", "/", 1))
-    elif path != ".":
-        key = fold(path)
-        yield key + annotation
+        found.update(fold(posixpath.normpath(f"{root}/{path}")) for root in roots())
+    elif path.startswith("//"):
+        found.add(key[1:])
+    else:
+        found.add(key + annotation)
         while "/" in key:
-            # The folder, as one that is not to be taken away: see `Sweep`. A name cannot end so.
             key = key.rpartition("/")[0]
-            yield key + "/"
-
-
-def _with_last_parts(keys: set[str]) -> set[str]:
-    """The keys, and the last part of each with a slash before it, which no key has (absolute ones have two)."""
-    return keys.union(f"/{_ANNOTATED.sub('', key).rpartition('/')[2]}" for key in keys)
+            if key:
+                found.add(f"{key}/")
 
 
 class InUse:
@@ -114,7 +120,6 @@ class InUse:
     def __init__(self, roots: Callable[[], Iterable[str]]) -> None:
         """`roots`: the absolute paths of the three roots, with slashes."""
         self._roots = roots
-        #: Of each, the keys and, for a quick look, their last parts.
         self._held: Counter[str] = Counter()
         self._sweeping = False
         #: Of jobs that were let in, or refused, since the sweep began.
@@ -130,10 +135,9 @@ class InUse:
         try:
             yield hold
         finally:
-            held = _with_last_parts(hold.names)
             if self._sweeping:
-                self._recent |= held
-            for name in held:
+                self._recent |= hold.names
+            for name in hold.names:
                 self._held[name] -= 1
                 if not self._held[name]:
                     del self._held[name]
@@ -155,7 +159,7 @@ class InUse:
             prompt = json.loads(body).get("prompt")
         except (ValueError, AttributeError):
             return  # admission let it in, so this is a fault of ours; ComfyUI will never run it either
-        self._stored |= _with_last_parts(names_in(prompt, self._roots))
+        self._stored |= names_in(prompt, self._roots)
 
     @contextmanager
     def about_to_delete(self, doomed: Doomed) -> Iterator[None]:
@@ -179,8 +183,7 @@ class InUse:
         return any(key in self._stored or key in self._held or key in self._recent for key in keys)
 
     def _hold(self, names: set[str]) -> None:
-        for name in _with_last_parts(names):
-            self._held[name] += 1
+        self._held.update(names)
 
     def _is_doomed(self, names: set[str]) -> bool:
         doomed = self._doomed

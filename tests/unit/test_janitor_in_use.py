@@ -54,6 +54,8 @@ def queued(store: FailingStore, *values: Any, **facts: Any) -> str:
         ("e\u0301.png", "input", "é.png"),
         ("../output/a.png", "output", "a.png"),
         ("/srv/input/a.png", "input", "a.png"),
+        (" lead and trail ", "input", " lead and trail "),
+        (" a.png ", "input", "a.png"),
         (["x", {"deep": ["a.png"]}], "input", "a.png"),
         ("b.png\na.png\r\nc.png", "input", "a.png"),
         ("new\nline.png", "input", "new\nline.png"),
