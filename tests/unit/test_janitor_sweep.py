@@ -181,6 +181,9 @@ def test_a_folder_swapped_for_a_link_during_the_sweep_costs_nothing_outside(box:
     victim, aside, link = box.output / "a" / "victim", box.output / "a" / "aside", box.base / "link"
     link.symlink_to(outside.parent, target_is_directory=True)
     put(victim / "x.png")
+    # The kernel names a folder's entries many at a time: while the sweep is in the others, the swap has its chance.
+    for number in range(40):
+        put(box.output / "a" / f"{number}" / "young.png", 0)
     done = threading.Event()
     swaps = 0
 
@@ -215,7 +218,7 @@ def test_a_folder_swapped_for_a_link_during_the_sweep_costs_nothing_outside(box:
             report = janitor.sweep(time.time())
             sweeps += 1
             deleted += report.files
-            met += bool(report.skipped or "special" in report.kept)
+            met += report.skipped  # a folder when it was named, a link when it was to be opened
             assert outside.exists(), f"deleted outside in sweep {sweeps}"
             if not swapper.is_alive():
                 break
