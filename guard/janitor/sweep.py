@@ -108,7 +108,7 @@ class Report:
         self.errors += 1
         if len(self.error_samples) < SAMPLES:
             said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            self.error_samples.append(f"{shown(what)}: {said}")
+            self.error_samples.append(f"{shown(what)}: {said}" if what else said)
 
     def body(self) -> dict[str, Any]:
         def tallies(found: dict[str, Tally]) -> dict[str, dict[str, int]]:
@@ -190,7 +190,10 @@ class Sweep:
             for root in self._rules.roots:
                 self._walk(root, self.by_age)
             for disk in self._disks:
-                self._relieve(disk)
+                try:
+                    self._relieve(disk)
+                except OSError as error:
+                    self._report.failed(str(disk.path), error)
         self._forget()
 
     # What is in use. -----------------------------------------------------------------------------------------
@@ -369,8 +372,9 @@ class Sweep:
         deleted = report.deleted.setdefault(root.name, Tally())
         before = deleted.bytes
         empty = True
-        # Some nodes read a whole folder of inputs.
-        around = [key for path in _above(prefix) if "input" in root.names for key in self._keys(root, path)]
+        # Some nodes read a whole folder of inputs. And an input is uploaded again under its old name.
+        inputs = "input" in root.names
+        around = [key for path in _above(prefix) for key in self._keys(root, path)] if inputs else []
 
         def doomed() -> Iterable[str]:
             yield from around
@@ -388,6 +392,9 @@ class Sweep:
                     continue
                 if not report.dry_run:
                     try:
+                        if inputs and folder.stat(file.name).st_mtime != file.modified_s:
+                            empty = self.keep("young", file.bytes)
+                            continue
                         folder.unlink(file.name)
                     except FileNotFoundError:
                         report.vanished += 1

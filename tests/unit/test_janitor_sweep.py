@@ -335,6 +335,20 @@ def test_a_file_modified_a_moment_ago_stays_whatever_the_age(box: Box):
     assert box.left() == {"output/a.png"}
 
 
+def test_an_input_that_is_uploaded_again_while_the_sweep_comes_for_it_stays(box: Box, monkeypatch):
+    put(box.input / "a.png")
+    janitor = box.janitor()
+    about = janitor.in_use.about_to_delete
+
+    def uploaded(doomed):
+        put(box.input / "a.png", 0)
+        return about(doomed)
+
+    monkeypatch.setattr(janitor.in_use, "about_to_delete", uploaded)
+    assert janitor.sweep(time.time()).files == 0
+    assert box.left() == {"input/a.png"}
+
+
 def test_folders_go_when_they_are_empty_and_have_been_for_as_long_as_a_file_may_lie(box: Box):
     (box.output / "old" / "nested").mkdir(parents=True)
     (box.output / "fresh").mkdir()
