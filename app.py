@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import os
 from typing import Any
 
 from . import server_routes
+from .guard import runtime
 from .guard.admission import Admission
 from .guard.clock import Clock
+from .guard.drain import Drain
 from .guard.estimate import RECENT, Estimates
 from .guard.events import Events
+from .guard.faces.check import FaceChecker
+from .guard.faces.chooser import Chooser
+from .guard.faces.gate import FaceGate
+from .guard.faces.machine import FaceMachine
 from .guard.health import Health
 from .guard.janitor import Janitor
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
+from .guard.process import Process
 from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
-from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, database
+from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
 from .guard.watchdog import Watchdog
 
 log = logging.getLogger("guarded")
@@ -39,7 +47,7 @@ def install() -> None:
 
     try:
         _build(ComfyHost(prompt_server()), prompt_server())
-    except (SettingsError, StoreLockedError, StoreTooNewError) as error:
+    except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
 
 
@@ -55,12 +63,19 @@ def _build(host: Any, prompt_server: Any) -> None:
     estimates = Estimates(store.run_times_ms(RECENT).result())
     health = Health(host, store)
     settler = Settler(store, host, secrets)
-    watchdog = Watchdog(settings, store, host, settler, clock)
-    runs = Runs(settings, store, settler, watchdog, events, own / "quarantine")
+    process = Process(store.close)
+    watchdog = Watchdog(settings, store, host, health, settler, process, clock)
+    runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
     janitor = Janitor(settings.janitor, store, host.folders, own, clock)
     health.watch_disk(janitor.disk_full)
-    admission = Admission(settings, store, host, health, secrets, clock, janitor.in_use)
+    chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
+    machine = FaceMachine(
+        FaceChecker(chooser, try_rotations=settings.faces.try_rotations), host.file, host.input_folder
+    )
+    faces = FaceGate(machine, settings.faces)
+    runtime.install(runtime.Runtime(settings, host, machine))
+    admission = Admission(settings, store, host, health, faces, secrets, clock, janitor.in_use)
     jobs = Jobs(settings, store, settler, events, estimates)
 
     def learned(job: Job) -> None:
@@ -70,6 +85,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     store.on_change(learned)
     store.on_change(events.changed)
     settler.on_release(dispatcher.wake)
+    settler.on_end(watchdog.stopping)
+    watchdog.on_repair(dispatcher.wake)
+    drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
     recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
     if recovery.requeued or recovery.settled or store.queued:
@@ -80,9 +98,14 @@ def _build(host: Any, prompt_server: Any) -> None:
             len(recovery.settled),
         )
 
+    if settings.watchdog.shutdown_grace_s:
+        process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)
+    looking: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
+
     async def serving(_app: Any) -> None:
         health.serving()
         dispatcher.start()
+        looking.append(asyncio.create_task(faces.look_around()))
         watchdog.start()
         janitor.start()
 
@@ -90,6 +113,6 @@ def _build(host: Any, prompt_server: Any) -> None:
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
     atexit.register(janitor.close)  # the last registered is the first called: it needs the store
-    services = server_routes.Services(settings, host, admission, jobs, health, dispatcher.wake, janitor)
+    services = server_routes.Services(settings, host, admission, jobs, health, faces, drain, dispatcher.wake, janitor)
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,13 +55,19 @@ def _is_loopback(peer: str | None, headers: Mapping[str, str]) -> bool:
         lowered = name.lower()
         if lowered in _FORWARDED or lowered.startswith(_FORWARDED_PREFIXES):
             return False
+    return _names_loopback(peer or "") and _is_loopback_host(headers.get("Host", ""))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_loopback_host(header: str) -> bool:
     try:
-        host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
+        host = urlsplit(f"//{header}").hostname or ""
     except ValueError:
         return False
-    return _names_loopback(peer or "") and (host == "localhost" or _names_loopback(host))
+    return host == "localhost" or _names_loopback(host)
 
 
+@functools.lru_cache(maxsize=256)
 def _names_loopback(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from . import messages
 from .access import Client
@@ -35,6 +35,8 @@ from .errors import (
     QueueFullError,
 )
 from .estimate import shape
+from .faces.gate import AskedCheck, FaceGate
+from .faces.required import FACE_LOADER
 from .health import Health
 from .host import Host, Refusal
 from .janitor.in_use import Hold, InUse
@@ -56,6 +58,11 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
+def _asked_check(value: object) -> object:
+    """True is the check with every rule at its default."""
+    return {} if value is True else None if value is False else value
+
+
 class GuardOptions(BaseModel):
     """The `guard` object of a request. A field that this version does not know is refused by name."""
 
@@ -64,7 +71,11 @@ class GuardOptions(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     locale: Annotated[str, Field(max_length=35)] | None = None
+    face_check: Annotated[AskedCheck | None, BeforeValidator(_asked_check)] = None
     metadata: dict[str, Any] = {}
+
+
+_NO_OPTIONS = GuardOptions()
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,7 @@ class Admission:
         store: Store,
         host: Host,
         health: Health,
+        faces: FaceGate,
         secrets: Secrets,
         clock: Clock,
         in_use: InUse | None = None,
@@ -108,6 +120,7 @@ class Admission:
         self._store = store
         self._host = host
         self._health = health
+        self._faces = faces
         self._secrets = secrets
         self._clock = clock
         #: Without a janitor, nothing is deleted.
@@ -148,6 +161,12 @@ class Admission:
             )
         # Before anything looks at the files that it names.
         await hold.keep(prompt.graph)
+        rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
+        if rehearsal.refusal is not None:
+            if _by_face_loader(rehearsal.refusal, prompt.graph):
+                await self._faces.check_prompt(prompt.graph, None, None)  # says it with the typed error
+            raise refused(rehearsal.refusal, prompt.graph, self._host)
+        await self._faces.check_prompt(prompt.graph, rehearsal.outputs_to_execute, prompt.options.face_check)
         new = NewJob(
             job_id=prompt.job_id,
             owner=request.client.owner,
@@ -160,13 +179,10 @@ class Admission:
             front=prompt.front,
             client_id=prompt.client_id,
             shape=shape(prompt.graph),
+            outputs_to_execute=rehearsal.outputs_to_execute,
             metadata=prompt.options.metadata,
             has_secrets=bool(prompt.secrets),
         )
-        rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
-        if rehearsal.refusal is not None:
-            raise refused(rehearsal.refusal, prompt.graph, self._host)
-        new = new.will_execute(rehearsal.outputs_to_execute)
         # There before the commit, since the job may be dispatched right after it.
         kept = self._secrets.keep(new.job_id, prompt.secrets)
         made = False
@@ -182,7 +198,7 @@ class Admission:
 def parse(raw: bytes, max_depth: int) -> Prompt:
     """A request's body, its shape checked.
 
-    What ComfyUI answers with a 500, dies of, or silently misreads is refused here: COMFYUI_FACTS has the list.
+    What ComfyUI answers with a 500, dies of, or silently misreads is refused here: docs/comfyui.md has the list.
 
     Raises:
         InvalidRequestError, InvalidWorkflowError
@@ -254,6 +270,11 @@ def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardErro
     return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **told)
 
 
+def _by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:
+    """Whether the host refused a node of ours that looks for a face in its own validation."""
+    return any(graph[node_id]["class_type"] == FACE_LOADER for node_id in refusal.node_errors if node_id in graph)
+
+
 def _wanting(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     """(node id, input, value) of every value that the host did not find."""
     for node_id, entry in node_errors.items():
@@ -273,9 +294,7 @@ def _decoded(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise InvalidRequestError("The body is not UTF-8.", details=str(error)) from None
     try:
-        body = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
-        )
+        body = _DECODER.decode(text)
         if _SURROGATE.search(raw):
             json.dumps(body, ensure_ascii=False).encode()
     except RecursionError:
@@ -322,13 +341,19 @@ def _depth(value: Any) -> int:
     return depth
 
 
+#: Made once: `json.loads` with hooks would make one for each request.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+)
+
+
 def _kind(value: object) -> str:
     return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
 
 
 def _options(given: Any) -> GuardOptions:
     if given is None:
-        return GuardOptions()
+        return _NO_OPTIONS
     if not isinstance(given, dict):
         raise InvalidRequestError(f"guard must be an object, not {_kind(given)}.")
     try:

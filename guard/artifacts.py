@@ -1,7 +1,8 @@
-"""Checks of result files: is every file that a job reported really there, and what it claims to be?
+"""The files of a job that has run: which are its own, whether each is what it claims to be, and where the bad ones go.
 
 Runs on a thread of its own with a time limit; nothing here touches the event loop. Files are judged by content, not
-by name.
+by name: :mod:`.containers` says what a file is and whether it is all there, :mod:`.images` and :mod:`.media` decode
+it, :mod:`.pixels` says whether it shows anything, :mod:`.expected` what the graph asked for.
 """
 
 from __future__ import annotations
@@ -12,14 +13,26 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from PIL import Image
-
-from .errors import GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
+from . import expected, images, media
+from .budget import Budget, BudgetFile
+from .containers import Kind, sniff
+from .errors import (
+    GuardError,
+    ResultBlankError,
+    ResultCorruptError,
+    ResultIncompleteError,
+    ResultMissingError,
+    ResultTooSmallError,
+)
+from .expected import Expected
+from .findings import Facts, Fault, Finding
 from .host import Outcome, ReportedFile
 from .job import Artifact
 from .settings import ResultsSettings
@@ -29,31 +42,74 @@ log = logging.getLogger("guarded.artifacts")
 T = TypeVar("T")
 
 _ROOTS = ("output", "temp")
-_SNIFF_BYTES = 32
+SNIFF_BYTES = 64
+
+#: What each fault settles a job with.
+_ERRORS: dict[Fault, type[GuardError]] = {
+    Fault.NAN: ResultCorruptError,
+    Fault.SPECKLE: ResultCorruptError,
+    Fault.FROZEN: ResultCorruptError,
+    Fault.FLAT: ResultBlankError,
+    Fault.BLACK: ResultBlankError,
+    Fault.WHITE: ResultBlankError,
+    Fault.TRANSPARENT: ResultBlankError,
+    Fault.BLANK_FRAMES: ResultBlankError,
+    Fault.SILENT: ResultBlankError,
+    Fault.WRONG_SIZE: ResultIncompleteError,
+    Fault.TOO_FEW_FRAMES: ResultIncompleteError,
+    Fault.TOO_SHORT: ResultIncompleteError,
+    Fault.NO_AUDIO: ResultIncompleteError,
+}
+#: Faults that a setting turns into a warning.
+_OPTIONAL: dict[Fault, str] = {
+    Fault.FLAT: "refuse_blank",
+    Fault.BLACK: "refuse_blank",
+    Fault.WHITE: "refuse_blank",
+    Fault.TRANSPARENT: "refuse_blank",
+    Fault.BLANK_FRAMES: "refuse_blank",
+    Fault.FROZEN: "refuse_frozen",
+    Fault.SILENT: "refuse_silent",
+}
 
 
-def check(outcome: Outcome, settings: ResultsSettings) -> tuple[Artifact, ...]:
+def check(outcome: Outcome, settings: ResultsSettings, budget: Budget | None = None) -> tuple[Artifact, ...]:
     """The artifacts of a run that the host calls a success.
 
-    Nodes that report text or other data instead of files count as they are.
+    Nodes that report text or other data instead of files count as they are. Files that a node reported out of the
+    host's cache, without having run, belong to an earlier job and are left out.
 
     Raises:
-        ResultMissingError: nothing was reported at all, or a file that is not there or not inside its folder.
-        ResultTooSmallError, ResultCorruptError: the first file that fails.
+        ResultMissingError: nothing of its own was reported, or a file that is not there or not inside its folder.
+        ResultTooSmallError, ResultCorruptError, ResultBlankError, ResultIncompleteError: the first file that fails;
+            `extra_info` has the node, the file and, where pixels, frames or sound are at fault, the measurement.
     """
-    if not any(_reports_something(output) for output in outcome.outputs.values()):
-        raise ResultMissingError("The job ended without any result.")
+    if not any(_reports_something(output) for output in own_outputs(outcome).values()):
+        raise ResultMissingError("The job ended without any result of its own.")
+    budget = budget or Budget(settings)
     return tuple(
-        _artifact(index, file, settings)
-        for index, file in enumerate(file for file in outcome.files if file.type in _ROOTS)
+        _artifact(index, file, expected.of(outcome.prompt, file.node_id), settings, budget)
+        for index, file in enumerate(file for file in own_files(outcome) if file.type in _ROOTS)
     )
+
+
+def own_files(outcome: Outcome) -> tuple[ReportedFile, ...]:
+    """The files that this very run reported."""
+    return tuple(file for file in outcome.files if file.node_id not in outcome.cached)
+
+
+def own_outputs(outcome: Outcome) -> dict[str, Any]:
+    """ComfyUI's outputs without the files of nodes that did not run: those names may be anybody's by now. Text and
+    other data out of the cache are as good as new."""
+    from_cache = {file.node_id for file in outcome.files} & outcome.cached
+    return {node_id: output for node_id, output in outcome.outputs.items() if node_id not in from_cache}
 
 
 def within(timeout_s: float, work: Callable[[], T]) -> T:
     """The result of `work`, done on a thread of its own.
 
     Raises:
-        ResultCorruptError: it took longer than `timeout_s`; the thread is left to end by itself.
+        ResultCorruptError: it took longer than `timeout_s`; the thread is left to end by itself. The checks keep to a
+            :class:`Budget` that ends earlier, so that this is for a single call into C that does not return.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -74,38 +130,25 @@ def within(timeout_s: float, work: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def quarantine(files: Iterable[ReportedFile], folder: Path) -> None:
-    """Move a refused job's files aside, out of the reach of every route, for the operator to look at."""
-    for file in files:
-        if file.type not in _ROOTS or file.path is None:
-            continue
-        try:
-            if not stat.S_ISREG(os.lstat(file.path).st_mode):
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.move(file.path, folder / f"{len(os.listdir(folder))}-{file.path.name}")
-        except OSError as error:
-            log.warning("could not set %s aside: %s", file.filename, error)
-
-
 def _reports_something(output: Any) -> bool:
-    return bool(output) and (not isinstance(output, dict) or any(output.values()))
+    return bool(output) and (not isinstance(output, Mapping) or any(output.values()))
 
 
-def _artifact(index: int, file: ReportedFile, settings: ResultsSettings) -> Artifact:
+def _artifact(index: int, file: ReportedFile, asked: Expected, settings: ResultsSettings, budget: Budget) -> Artifact:
     facts = {"node_id": file.node_id, "filename": file.filename}
     if file.path is None:
         raise ResultMissingError(f"{file.filename} does not lie in the {file.type} folder.", extra_info=facts)
     try:
-        handle = open(file.path, "rb")  # noqa: SIM115 - closed below; only the opening itself may say "missing"
+        # Not blocking, for what is no file but a pipe that nobody writes to.
+        handle = os.fdopen(os.open(file.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY), "rb")
     except OSError:
         raise ResultMissingError(f"{file.filename} was reported but is not there.", extra_info=facts) from None
     with handle:
         status = os.fstat(handle.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ResultMissingError(f"{file.filename} is not a file.", extra_info=facts)
-        kind = _sniff(handle.read(_SNIFF_BYTES))
-        found = Artifact(
+        kind = sniff(handle.read(SNIFF_BYTES))
+        artifact = Artifact(
             index=index,
             node_id=file.node_id,
             kind=kind.name if kind else "other",
@@ -115,51 +158,32 @@ def _artifact(index: int, file: ReportedFile, settings: ResultsSettings) -> Arti
             bytes=status.st_size,
             sha256="",
         )
-        floor = _floor(found.kind, file.filename, settings)
+        claimed = _CLAIMS.get(Path(file.filename).suffix.lower())
+        floor = _floor((artifact.kind, claimed), settings)
         if status.st_size < floor:
             raise ResultTooSmallError(
                 f"{file.filename} has {status.st_size} bytes; at least {floor} were expected.",
                 extra_info={**facts, "bytes": status.st_size, "min_bytes": floor},
             )
         if kind is None:
-            if Path(file.filename).suffix.lower() in _CLAIMS:
+            if claimed is not None:
                 raise ResultCorruptError(f"{file.filename} is not what its name says.", extra_info=facts)
-            found = replace(found, warnings=("unknown_kind",))
+            artifact = replace(artifact, warnings=("unknown_kind",))
         else:
-            handle.seek(0)
             try:
-                found = kind.decode(handle, found, settings)
-            except GuardError:
+                found = look(handle, kind, status.st_size, settings, budget)
+            except GuardError as error:
+                error.extra_info.update(facts)
                 raise
             except Exception as error:
                 raise ResultCorruptError(
                     f"{file.filename} does not decode.", details=f"{type(error).__name__}: {error}", extra_info=facts
                 ) from None
-        return replace(found, sha256=_sha256(handle))
+            artifact = _judged(artifact, found, asked, settings)
+        return replace(artifact, sha256=_sha256(handle, budget))
 
 
-def is_unchanged(artifact: Artifact, path: Path) -> bool:
-    """Whether the file at `path` still has the artifact's bytes. Reads it whole: not for the event loop."""
-    try:
-        with open(path, "rb") as handle:
-            return os.fstat(handle.fileno()).st_size == artifact.bytes and _sha256(handle) == artifact.sha256
-    except OSError:
-        return False
-
-
-def _sha256(handle: IO[bytes]) -> str:
-    handle.seek(0)
-    digest = hashlib.sha256()
-    while chunk := handle.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Kind:
-    name: str
-    decode: Callable[[Any, Artifact, ResultsSettings], Artifact]
-
+_BINARY: int = getattr(os, "O_BINARY", 0)
 
 #: Names that promise something; a file that bears one and is nothing we know is broken.
 _CLAIMS = {
@@ -169,89 +193,244 @@ _CLAIMS = {
 }  # fmt: skip
 
 
-def _floor(kind: str, filename: str, settings: ResultsSettings) -> int:
-    claimed = _CLAIMS.get(Path(filename).suffix.lower())
-    if "video" in (kind, claimed):
+def _floor(kinds: tuple[str | None, ...], settings: ResultsSettings) -> int:
+    if "video" in kinds:
         return settings.min_video_bytes
-    if "image" in (kind, claimed):
+    if "image" in kinds:
         return settings.min_image_bytes
     return 1
 
 
-def _sniff(head: bytes) -> _Kind | None:
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")):
-        return _Kind("image", _image)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _Kind("image", _image)
-    if head[4:8] == b"ftyp" or head.startswith(b"\x1a\x45\xdf\xa3"):
-        return _Kind("video", _media)
-    if (head[:4] == b"RIFF" and head[8:12] == b"WAVE") or head.startswith((b"fLaC", b"OggS", b"ID3")):
-        return _Kind("audio", _media)
-    if head[:1] == b"\xff" and head[1:2] in (b"\xfb", b"\xf3", b"\xf2", b"\xfa"):
-        return _Kind("audio", _media)
-    return None
+def look(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings, budget: Budget) -> Facts:
+    """What a file is like and what is wrong with it.
+
+    Raises:
+        ResultCorruptError: the time is up.
+        Exception: it is cut off or does not decode; whatever Pillow, libav or a structure walk raised.
+    """
+    file = BudgetFile(handle, budget)
+    kind.whole(file, size)  # type: ignore[arg-type]
+    budget.check()
+    if kind.name == "image":
+        return images.check(file, kind, settings, budget)
+    return media.check(file, kind, settings, budget)
 
 
-def _image(handle: Any, found: Artifact, settings: ResultsSettings) -> Artifact:
-    """Every frame decoded. Other packs switch Pillow's tolerance of cut files on for the whole process, so the
-    file's own end mark is looked for as well."""
-    _image_end(handle, found)
-    handle.seek(0)
-    with Image.open(handle, formats=("PNG", "JPEG", "WEBP", "GIF", "MPO")) as image:
-        width, height = image.size
-        frames = getattr(image, "n_frames", 1)
-        if width * height * frames > settings.max_image_pixels:
-            raise ResultCorruptError(
-                f"{found.filename} has {width} × {height} × {frames} pixels, more than results.max_image_pixels.",
-                extra_info={"node_id": found.node_id, "filename": found.filename},
+def _judged(artifact: Artifact, found: Facts, asked: Expected, settings: ResultsSettings) -> Artifact:
+    """The artifact with what was found, and its warnings.
+
+    Raises:
+        ResultBlankError, ResultCorruptError, ResultIncompleteError, ResultTooSmallError: for the first finding that
+            no setting turns into a warning.
+    """
+    warnings = list(found.warnings)
+    suffix = Path(artifact.filename).suffix.lower()
+    if suffix in (".mp4", ".mov", ".mkv") and found.kind == "audio":
+        raise ResultCorruptError(
+            f"{artifact.filename} has no pictures.",
+            extra_info={"node_id": artifact.node_id, "filename": artifact.filename},
+        )
+    if suffix in _CLAIMS and _CLAIMS[suffix] != found.kind and suffix != ".webm":
+        warnings.append("misnamed")
+    findings = [*found.findings, *_against(found, asked, settings, warnings)]
+    rate = artifact.bytes / found.duration_s if found.kind == "video" and found.duration_s else None
+    if rate is not None and rate < settings.expected_video_bytes_per_s:
+        if settings.strict_bitrate:
+            raise ResultTooSmallError(
+                f"{artifact.filename} has {rate:.0f} bytes a second; "
+                f"{settings.expected_video_bytes_per_s} were expected.",
+                extra_info={
+                    "node_id": artifact.node_id,
+                    "filename": artifact.filename,
+                    "bytes_per_s": round(rate),
+                    "min_bytes_per_s": settings.expected_video_bytes_per_s,
+                },
             )
-        for frame in range(frames):
-            image.seek(frame)
-            image.load()
-    return replace(found, width=width, height=height)
+        warnings.append("low_bitrate")
+    for finding in findings:
+        if finding.fault in _OPTIONAL and not getattr(settings, _OPTIONAL[finding.fault]):
+            warnings.append(finding.fault.value)
+            continue
+        raise error_of(finding, artifact.filename, node_id=artifact.node_id, filename=artifact.filename)
+    return replace(
+        artifact,
+        kind=found.kind,
+        width=found.width,
+        height=found.height,
+        duration_s=found.duration_s,
+        frames=found.frames,
+        fps=found.fps,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
 
 
-def _image_end(handle: Any, found: Artifact) -> None:
+def error_of(finding: Finding, name: str, **facts: Any) -> GuardError:
+    """The typed error for a finding in what is called `name`."""
+    return _ERRORS[finding.fault](f"{name}: {finding.text}.", extra_info={**facts, **finding.facts()})
+
+
+def _against(found: Facts, asked: Expected, settings: ResultsSettings, warnings: list[str]) -> Iterable[Finding]:
+    """Where the file falls short of what the graph asked its writer for. Longer is only odd."""
+    moving = found.kind == "video" or found.frames is not None
+    if found.kind == "audio" or not (moving or asked.fps):
+        return
+    short = 1 - settings.duration_tolerance
+    if asked.frames is not None and asked.frames > 1:
+        frames = found.frames or 1
+        few = frames < asked.frames * short and frames < asked.frames - 1
+        duration_s, asked_s = found.duration_s, asked.duration_s
+        if found.kind == "video" and duration_s is not None and asked_s is not None and asked.fps:
+            frame_s = 1.01 / asked.fps  # a little over one, since durations are rounded
+            if duration_s < asked_s * short and duration_s < asked_s - frame_s:
+                text = f"it is {duration_s:.3g} s long; the graph asks for {asked_s:.3g} s"
+                yield Finding(Fault.TOO_SHORT, text, duration_s, round(asked_s, 3))
+            elif duration_s > asked_s * (1 + settings.duration_tolerance) + frame_s:
+                warnings.append("longer_than_asked")
+        elif few and (duration_s is None or asked_s is None or duration_s < asked_s * short):
+            # Writers of GIF and WEBP merge equal frames and round their durations, so that either may do.
+            text = f"it has {frames} frames; the graph asks for {asked.frames}"
+            yield Finding(Fault.TOO_FEW_FRAMES, text, frames, asked.frames)
+    if found.kind == "video" and not found.audio:
+        if asked.audio:
+            yield Finding(Fault.NO_AUDIO, "it has no sound, and the graph gives it one")
+        elif asked.perhaps_audio:
+            warnings.append("no_audio")
+
+
+# What has passed. --------------------------------------------------------------------------------------------
+
+
+def is_unchanged(artifact: Artifact, path: Path) -> bool:
+    """Whether the file at `path` still has the artifact's bytes. Reads it whole: not for the event loop."""
+    try:
+        with open(path, "rb") as handle:
+            return holds(artifact, handle)
+    except OSError:
+        return False
+
+
+def holds(artifact: Artifact, handle: IO[bytes]) -> bool:
+    """Whether an open file has the artifact's bytes. Reads it whole, and leaves it at its beginning."""
+    same = os.fstat(handle.fileno()).st_size == artifact.bytes and _sha256(handle) == artifact.sha256
     handle.seek(0)
-    head = handle.read(12)
-    handle.seek(max(found.bytes - 4096, 0))
-    tail = handle.read()
-    if head.startswith(b"\x89PNG"):
-        whole = b"IEND" in tail
-    elif head.startswith(b"\xff\xd8"):
-        whole = b"\xff\xd9" in tail
-    elif head.startswith(b"RIFF"):
-        whole = int.from_bytes(head[4:8], "little") + 8 <= found.bytes
-    else:
-        whole = b"\x3b" in tail
-    if not whole:
-        raise EOFError("the file ends before its end mark")
+    return same
 
 
-def _media(handle: Any, found: Artifact, settings: ResultsSettings) -> Artifact:
-    """Opened, its streams found, and every packet of the first one decoded."""
-    import av  # heavy: only when there is a video or a sound to look at
+class Verified:
+    """Opens artifacts that still have their bytes, and remembers what it has hashed: a player that jumps about in a
+    film asks for dozens of ranges. Any thread, not the event loop."""
 
-    with av.open(handle, mode="r") as container:
-        streams = container.streams.video or container.streams.audio
-        if not streams:
-            raise ValueError("it has neither pictures nor sound")
-        stream = streams[0]
-        frames = 0
-        last_s = 0.0
-        for frame in container.decode(stream):
-            frames += 1
-            if frame.time is not None:
-                last_s = float(frame.time)
-        if not frames:
-            raise ValueError("it has no frames")
-        duration_s = container.duration / av.time_base if container.duration else last_s
-        if stream.type == "video":
-            # A container may promise more than is there: a file cut off behind its index.
-            rate = float(stream.average_rate or 0)
-            if rate and stream.frames and frames < stream.frames:
-                raise EOFError(f"{frames} of {stream.frames} frames are there")
-            return replace(
-                found, kind="video", width=stream.width, height=stream.height, duration_s=round(duration_s, 3)
-            )
-        return replace(found, kind="audio", duration_s=round(duration_s, 3))
+    #: A file that was changed this shortly before it was hashed may change again within one tick of its clock.
+    _SETTLED_S = 2.0
+    _REMEMBERED = 1024
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
+        """The open file, at its beginning; None where it is gone or another. What is read from it is what was
+        judged, whatever happens to the name meanwhile."""
+        try:
+            handle = open(path, "rb")  # noqa: SIM115 - the caller closes it
+        except OSError:
+            return None
+        try:
+            status = os.fstat(handle.fileno())
+            # Contents cannot change without st_ctime (on Windows: st_mtime) changing.
+            key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            with self._lock:
+                known = self._known.get(key)
+            if known == artifact.sha256 and status.st_size == artifact.bytes:
+                return handle
+            if stat.S_ISREG(status.st_mode) and holds(artifact, handle):
+                if time.time() - max(status.st_ctime, status.st_mtime) > self._SETTLED_S:
+                    with self._lock:
+                        self._known[key] = artifact.sha256
+                        while len(self._known) > self._REMEMBERED:
+                            self._known.popitem(last=False)
+                return handle
+        except OSError:
+            pass
+        handle.close()
+        return None
+
+
+def _sha256(handle: IO[bytes], budget: Budget | None = None) -> str:
+    handle.seek(0)
+    digest = hashlib.sha256()
+    while chunk := handle.read(1 << 20):
+        digest.update(chunk)
+        if budget is not None:
+            budget.check()
+    return digest.hexdigest()
+
+
+# What has not. -----------------------------------------------------------------------------------------------
+
+
+def quarantine(files: Iterable[ReportedFile], folder: Path, settings: ResultsSettings | None = None) -> None:
+    """Move a refused job's files aside, out of the reach of every route, for the operator to look at.
+
+    With `settings`, what all quarantines (the folder's parent) hold is bounded; see :func:`sweep_quarantine`.
+    """
+    limit = settings.quarantine_max_bytes if settings is not None else None
+    for file in files:
+        if file.type not in _ROOTS or file.path is None:
+            continue
+        try:
+            status = os.lstat(file.path)
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            if limit is not None and status.st_size > limit:
+                os.unlink(file.path)
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = folder / f"{len(os.listdir(folder))}-{file.path.name}"
+            shutil.move(file.path, aside)
+            os.utime(aside)  # its age counts from now
+        except FileNotFoundError:
+            continue  # reported twice, or never there
+        except OSError as error:
+            log.warning("could not set %s aside: %s", file.filename, error)
+    if settings is not None:
+        sweep_quarantine(folder.parent, settings, time.time())
+
+
+def sweep_quarantine(root: Path, settings: ResultsSettings, now_s: float) -> int:
+    """Delete what has been in quarantine longer than `results.quarantine_max_age_s`, and then the oldest until it
+    holds no more than `results.quarantine_max_bytes`. Returns how many files went. Any thread; for the janitor, too.
+    """
+    kept: list[tuple[float, int, Path]] = []
+    removed = 0
+    for folder in _entries(root):
+        for file in _entries(folder):
+            try:
+                status = file.lstat()
+            except OSError:
+                continue
+            kept.append((status.st_mtime, status.st_size, file))
+    kept.sort()
+    total = sum(size for _, size, _ in kept)
+    for modified_s, size, file in kept:
+        if total <= settings.quarantine_max_bytes and modified_s >= now_s - settings.quarantine_max_age_s:
+            break
+        try:
+            file.unlink()
+            total -= size
+            removed += 1
+        except OSError as error:
+            log.warning("could not delete %s from quarantine: %s", file.name, error)
+    for folder in _entries(root):
+        try:
+            folder.rmdir()
+        except OSError:
+            continue  # not empty, or no folder
+    return removed
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

@@ -22,19 +22,20 @@ class Events:
 
     def changed(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
-        if job.state is JobState.RUNNING:
-            self._progress[job.job_id] = None
-        elif job.state is not JobState.VALIDATING:
-            self._progress.pop(job.job_id, None)
         with self._lock:
+            if job.state is JobState.RUNNING:
+                self._progress[job.job_id] = None
+            elif job.state is not JobState.VALIDATING:
+                self._progress.pop(job.job_id, None)
             waiters = list(self._waiters.get(job.job_id, ()))
         for waiter in waiters:
             waiter.wake()
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         """The worker's thread. A node that goes on after its job has ended is not listened to."""
-        if job_id in self._progress:
-            self._progress[job_id] = progress
+        with self._lock:
+            if job_id in self._progress:
+                self._progress[job_id] = progress
 
     def progress(self, job_id: str) -> Progress | None:
         return self._progress.get(job_id)

@@ -18,6 +18,10 @@ class Health:
         self._store = store
         self._serving = False
         self._disk_full: Callable[[], DiskFullError | None] = lambda: None
+        self.draining = False
+        self.restarting = False
+        #: The worker hangs, and the settings say to leave it so.
+        self.stuck = False
 
     def watch_disk(self, full: Callable[[], DiskFullError | None]) -> None:
         """Ask `full` before a job is let in. Those that are in already go on: the floor is kept for their results."""
@@ -32,8 +36,14 @@ class Health:
         found = []
         if not self._serving:
             found.append("starting")
+        if self.draining:
+            found.append("draining")
+        if self.restarting:
+            found.append("restarting")
         if not self._host.worker_alive():
             found.append("worker dead")
+        if self.stuck:
+            found.append("worker stuck")
         return found
 
     def refusals(self) -> list[str]:
@@ -53,4 +63,9 @@ class Health:
 
     def facts(self) -> dict[str, Any]:
         """More than the bare status, for callers who may see it."""
-        return {"host": self._host.describe(), "problems": self.refusals(), "queued": self._store.queued}
+        return {
+            "host": self._host.describe(),
+            "problems": self.refusals(),
+            "queued": self._store.queued,
+            "hung_workers": self._host.hung_workers(),
+        }

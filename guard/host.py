@@ -57,6 +57,8 @@ class Outcome:
         interrupted: someone's interrupt ended it.
         outputs: ComfyUI's history outputs, `{node_id: {key: [items]}}`.
         files: the files named in there.
+        prompt: the graph that ran.
+        cached: ids of the nodes that did not run, since the host had their outputs from an earlier prompt.
         exception_type, exception_message, node_id, node_type: of the node that raised, where one did.
     """
 
@@ -64,6 +66,8 @@ class Outcome:
     interrupted: bool = False
     outputs: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[ReportedFile, ...] = ()
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    cached: frozenset[str] = frozenset()
     exception_type: str = ""
     exception_message: str = ""
     node_id: str | None = None
@@ -119,6 +123,15 @@ class HostListener(Protocol):
     def dropped(self, job_id: str) -> None:
         """Somebody took the job out of the host's queue; `released` follows."""
 
+    def lost(self, job_id: str) -> None:
+        """The host stumbled over the job before it ran, and has it no longer; `released` follows."""
+
+    def native_started(self, prompt_id: str) -> None:
+        """The worker has taken a prompt that did not come through the guard."""
+
+    def native_finished(self, prompt_id: str) -> None:
+        """The host no longer has that prompt."""
+
 
 class Host(Protocol):
     """The server that we live in."""
@@ -132,8 +145,28 @@ class Host(Protocol):
     async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
         """Put a job into the host's queue through its own handler, or say why it refused. Event loop."""
 
-    def stop(self, job_id: str) -> None:
-        """Stop that job and no other: out of the queue, or at the worker's next check. Any thread; does not wait."""
+    def stop(self, prompt_id: str) -> None:
+        """Stop that prompt and no other: out of the queue, at its next check, or in what it awaits.
+
+        Holds until the worker has let go of it. Any thread; does not wait.
+        """
+
+    def inject(self, prompt_id: str) -> bool:
+        """Raise an exception in the code of that prompt, and nowhere else. False: it is not running. Any thread."""
+
+    def replace_worker(self, prompt_id: str | None, error: GuardError) -> bool:
+        """Serve the queue with another worker; the one that has `prompt_id` (None: a dead one) is disowned.
+
+        Whatever the disowned thread returns or sends is dropped, and it ends at its next check. Its prompt is closed
+        with `error` in the host's history and on its socket, and `released` follows. False where there is nothing to
+        replace, or no way to. Any thread.
+        """
+
+    def hung_workers(self) -> int:
+        """How many disowned workers have not ended yet."""
+
+    def free_memory(self) -> None:
+        """Unload models and free memory, between two prompts. Any thread; does not wait."""
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
         """Tell the job's websocket at once that it ended with `error`. Any thread."""
@@ -149,6 +182,12 @@ class Host(Protocol):
 
     def folders(self) -> Folders:
         """The roots as they are now (the host may move them), and what to keep out of. Any thread."""
+
+    def input_folder(self) -> Path:
+        """Where uploads lie."""
+
+    def model_folders(self) -> list[Path]:
+        """The folders that hold the host's models, each kind in a folder of its own."""
 
     def own_directory(self) -> Path:
         """Where settings and database belong: a folder that no route of the host serves. It may not exist yet."""

@@ -11,7 +11,7 @@ from .errors import FAMILY, GuardError
 
 
 class JobState(str, enum.Enum):
-    """Where a job is; DESIGN's table of states says who moves it on."""
+    """Where a job is; docs/architecture.md says who moves it on."""
 
     QUEUED = "queued"  # admitted and durable, waiting for a slot
     DISPATCHED = "dispatched"  # holds a lease, in ComfyUI's own queue
@@ -62,6 +62,8 @@ class Artifact:
     height: int | None = None
     duration_s: float | None = None
     warnings: tuple[str, ...] = ()
+    frames: int | None = None
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,6 @@ class NewJob:
     outputs_to_execute: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     has_secrets: bool = False
-
-    def will_execute(self, outputs: tuple[str, ...]) -> NewJob:
-        return replace(self, outputs_to_execute=outputs)
 
 
 @dataclass(frozen=True)

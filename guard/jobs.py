@@ -8,14 +8,15 @@ import logging
 import time
 from asyncio import wrap_future
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from . import artifacts, messages
+from . import artifacts, messages, previews
 from .access import Client
 from .errors import CancelledError, GuardError, NotFoundError, type_name
 from .estimate import Estimates
 from .events import Events
 from .job import OPEN, Artifact, Job, JobState
+from .previews import Preview
 from .settings import Settings
 from .settle import Settler
 from .store import Store, Waiting
@@ -24,6 +25,7 @@ log = logging.getLogger("guarded.jobs")
 
 #: A notice in seconds up to here, in minutes above.
 _SECONDS_UP_TO = 90
+_PREVIEWS_AT_ONCE = 2
 
 
 class Jobs:
@@ -37,6 +39,8 @@ class Jobs:
         self._settler = settler
         self._events = events
         self._estimates = estimates
+        self._verified = artifacts.Verified()
+        self._previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
     async def get(self, job_id: str, client: Client) -> Job:
         """Raises NotFoundError where there is none, or none that the client may see."""
@@ -78,9 +82,14 @@ class Jobs:
                     "job %s: that artifact %d was fetched is not on disk: %s", job.job_id, artifact.index, error
                 )
 
-    async def is_unchanged(self, artifact: Artifact, path: Path) -> bool:
-        """Whether the file is still the one that passed: ComfyUI gives a deleted picture's name to the next one."""
-        return await asyncio.to_thread(artifacts.is_unchanged, artifact, path)
+    async def open_artifact(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
+        """The file, if it is still the one that passed: ComfyUI gives a deleted picture's name to the next one."""
+        return await asyncio.to_thread(self._verified.open, artifact, path)
+
+    async def preview(self, handle: IO[bytes], wanted: Preview) -> bytes:
+        """A small picture of a file that passed. Few at a time: each may hold a large one in memory."""
+        async with self._previews:
+            return await asyncio.to_thread(previews.of, handle, wanted)
 
     async def body(self, job: Job, locale: str | None = None) -> dict[str, Any]:
         """The job as JSON; a waiting one with its position."""
@@ -88,7 +97,9 @@ class Jobs:
         return self.shown(job, waiting, locale)
 
     def shown(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> dict[str, Any]:
-        progress = self._events.progress(job.job_id)
+        # An ending can be read a moment before its listeners have heard of it.
+        running = job.state in (JobState.RUNNING, JobState.VALIDATING)
+        progress = self._events.progress(job.job_id) if running else None
         return job.body(
             position=waiting.position if waiting else None,
             eta_s=self._estimates.starts_in_s(waiting.position) if waiting else None,

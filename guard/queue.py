@@ -17,12 +17,16 @@ from .admission import host_body, refused
 from .clock import Clock
 from .errors import (
     BY_NAME,
+    GPU_FAULT,
+    NO_SPACE,
     CancelledError,
+    DiskFullError,
     GenerationFailedError,
     GuardError,
     InternalError,
     JobInterruptedError,
     OutOfMemoryError,
+    WorkerDiedError,
 )
 from .events import Events
 from .health import Health
@@ -101,9 +105,9 @@ class Dispatcher:
 
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker; nothing to do until woken."""
-        if self._health.problems():
-            return False
         settings = self._settings
+        if not self._store.queued or self._store.leased >= settings.queue.max_jobs or self._health.problems():
+            return False
         lease_s = settings.queue.timeout_s + settings.watchdog.job_timeout_s + LEASE_SLACK_S
         deadline_ms = self._clock.now_ms() + int(lease_s * 1000)
         claimed = await wrap_future(self._store.claim(self._holder, settings.queue.max_jobs, deadline_ms))
@@ -141,6 +145,7 @@ class Runs:
         self,
         settings: Settings,
         store: Store,
+        host: Host,
         settler: Settler,
         watchdog: Watchdog,
         events: Events,
@@ -148,6 +153,7 @@ class Runs:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._host = host
         self._settler = settler
         self._watchdog = watchdog
         self._events = events
@@ -160,14 +166,15 @@ class Runs:
 
     def started(self, job_id: str) -> bool:
         job = self._jobs[job_id]
+        self._watchdog.watch(job)
         try:
             started = _waited(self._store.start(job_id))
         except GuardError:
             started = job  # the disk is in trouble; the job need not be
         if started is None:
+            self._watchdog.stopping(job_id)
             return False
         log.info("job %s started", job_id)
-        self._watchdog.watch(job)
         return True
 
     def finished(self, job_id: str, outcome: Outcome) -> Verdict:
@@ -185,18 +192,36 @@ class Runs:
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
+        self._watchdog.forget(job_id)
         self._settler.release(job_id)
 
     def progressed(self, job_id: str, progress: Progress) -> None:
+        self._watchdog.moved(job_id)
         self._events.progressed(job_id, progress)
 
     def dropped(self, job_id: str) -> None:
         job = self._jobs[job_id]
         self._settler.end(job, CancelledError("The job was taken out of ComfyUI's queue."))
 
+    def lost(self, job_id: str) -> None:
+        self._settler.end(self._jobs[job_id], WorkerDiedError("ComfyUI's queue could not hand the job out."))
+
+    def native_started(self, prompt_id: str) -> None:
+        self._watchdog.watch_native(prompt_id)
+
+    def native_finished(self, prompt_id: str) -> None:
+        self._watchdog.forget(prompt_id)
+
     def _judged(self, job_id: str, outcome: Outcome) -> tuple[Verdict, Result]:
         if not outcome.success:
-            return Verdict.of(failure(outcome)), Result()
+            error = failure(outcome)
+            # In this order: "CUDA error: out of memory" leaves the GPU as usable as it was.
+            if isinstance(error, OutOfMemoryError):
+                if self._settings.watchdog.free_memory:
+                    self._host.free_memory()
+            elif _contains(outcome.exception_message, GPU_FAULT):
+                self._watchdog.gpu_fault()
+            return Verdict.of(error), Result()
         results = self._settings.results
         try:
             found = artifacts.within(results.check_timeout_s, lambda: artifacts.check(outcome, results))
@@ -204,9 +229,9 @@ class Runs:
             if not isinstance(error, GuardError):
                 log.exception("job %s: the checks failed", job_id)
                 error = InternalError("The result could not be checked.", details=f"{type(error).__name__}: {error}")
-            artifacts.quarantine(outcome.files, self._quarantine / job_id)
+            artifacts.quarantine(artifacts.own_files(outcome), self._quarantine / job_id, results)
             return Verdict.of(error), Result()
-        return SUCCESS, Result(dict(outcome.outputs), found)
+        return SUCCESS, Result(artifacts.own_outputs(outcome), found)
 
 
 def failure(outcome: Outcome) -> GuardError:
@@ -224,6 +249,8 @@ def failure(outcome: Outcome) -> GuardError:
         return BY_NAME[outcome.exception_type](message, extra_info=facts)
     if _is_out_of_memory(outcome):
         return OutOfMemoryError("The GPU ran out of memory.", extra_info=facts)
+    if _contains(message, NO_SPACE):
+        return DiskFullError("The disk is full.", details=message[:300], extra_info=facts)
     return GenerationFailedError(
         f"{outcome.node_type or 'A node'} failed: {message[:300] or outcome.exception_type}", extra_info=facts
     )
@@ -233,6 +260,10 @@ def _is_out_of_memory(outcome: Outcome) -> bool:
     """torch names the class in several places, and some allocators only say it in words."""
     name = outcome.exception_type.rpartition(".")[2]
     return name in ("OutOfMemoryError", "MemoryError") or _OUT_OF_MEMORY.search(outcome.exception_message) is not None
+
+
+def _contains(text: str, marks: tuple[str, ...]) -> bool:
+    return any(mark in text for mark in marks)
 
 
 def _waited(future: Future[T]) -> T:

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,7 @@ else:
     import tomli as tomllib
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
+SecondsOrOff = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0)]
 #: An age may be longer than any deadline: up to ten years.
 Age = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
@@ -63,16 +64,93 @@ class QueueSettings(_Section):
 
 class WatchdogSettings(_Section):
     job_timeout_s: Seconds = Field(600, description="How long a job may run. A job's own `timeout_s` may be smaller.")
+    stall_timeout_s: SecondsOrOff = Field(0, description="A job without progress for this long is ended; 0 is off.")
+    native_timeout_s: SecondsOrOff = Field(
+        0, description="The same limit for prompts that did not come through the guard; 0 is off."
+    )
+    interrupt_grace_s: Seconds = Field(10, description="How long a stopped job may go on before `on_stuck` is done.")
+    inject: bool = Field(True, description="Raise an exception in a stopped job that does not check for interrupts.")
+    on_stuck: Literal["replace", "restart", "exit", "report"] = Field(
+        "replace",
+        description="With a worker that does not let go: start another, restart the process, exit (75), or only log.",
+    )
+    max_disowned: int = Field(1, ge=0, le=8, description="Hung workers left behind by `replace`; then it restarts.")
     max_attempts: int = Field(2, ge=1, le=10, description="How often a job is begun when the process dies under it.")
+    gil_hang_s: float = Field(
+        120,
+        ge=5,
+        le=86400,
+        description="With `on_stuck = exit`: the process ends (1) when C code has held Python's lock for so long.",
+    )
+    free_memory: bool = Field(True, description="Unload models after a job that timed out or ran out of memory.")
+    on_gpu_fault: Literal["restart", "report"] = Field(
+        "restart", description="After a CUDA error that leaves the process without a usable GPU."
+    )
+    shutdown_grace_s: SecondsOrOff = Field(30, description="How long SIGTERM waits for the running job; 0 is off.")
 
 
 class ResultsSettings(_Section):
     min_image_bytes: Bytes = Field(1024, description="A result image smaller than this is `result_too_small`.")
     min_video_bytes: Bytes = Field(10240, description="A result video smaller than this is `result_too_small`.")
+    expected_video_bytes_per_s: Bytes = Field(
+        51200, description="A video with fewer bytes a second gets the warning `low_bitrate`; calm clips do."
+    )
+    strict_bitrate: bool = Field(False, description="Such a video is `result_too_small` instead.")
+    refuse_blank: bool = Field(
+        True, description="One flat colour, all black, white or transparent is `result_blank`; else a warning."
+    )
+    refuse_frozen: bool = Field(True, description="A video that shows one still is `result_corrupt`; else a warning.")
+    refuse_silent: bool = Field(True, description="A sound file without a sound is `result_blank`; else a warning.")
+    flat_levels: float = Field(
+        5,
+        ge=0,
+        le=64,
+        description="Colours that differ by no more (of 255) are one: codecs move a flat colour by up to 4.",
+    )
+    black_level: float = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Nothing above this level (0.2 % of white's light) is black; night photos have more.",
+    )
+    max_blank_share: float = Field(
+        0.5, ge=0, le=1, description="Share of a video's frames that may be blank: fades are, half a clip is no fade."
+    )
+    frozen_levels: float = Field(
+        1.5, ge=0, le=64, description="A video that changes by no more (of 255, encoder noise taken out) is frozen."
+    )
+    silent_dbfs: float = Field(
+        -66, ge=-120, le=0, description="A sound whose loudest sample is below this is silent; dither is at -90."
+    )
+    duration_tolerance: float = Field(
+        0.1, ge=0, le=1, description="A video by this share shorter than the graph asked for is `result_incomplete`."
+    )
     max_image_pixels: int = Field(
         300_000_000, ge=1, description="Pixels that a result image may decode to (a 16k picture has 268 million)."
     )
-    check_timeout_s: Seconds = Field(30, description="How long the checks of one job's files may take.")
+    max_decoded_pixels: int = Field(
+        8_000_000_000, ge=1, description="Pixels decoded per job (2 minutes of 1080p at 30 fps); the rest is sampled."
+    )
+    check_timeout_s: Seconds = Field(
+        30, description="How long the checks of one job's files may take; from half of it on they look at samples."
+    )
+    quarantine_max_bytes: Bytes = Field(
+        2 * 2**30, description="Refused files kept for the operator, oldest deleted first; 0 keeps none."
+    )
+    quarantine_max_age_s: Seconds = Field(7 * 86400, description="Refused files older than this are deleted.")
+
+
+class FacesSettings(_Section):
+    detector: str = Field(
+        "auto", description="`auto`, `centerface`, `insightface` or `insightface/<pack>`. Packs are non-commercial."
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` counts only where onnxruntime really has it.")
+    try_rotations: bool = Field(True, description="Look at a picture turned, too, before saying that it shows no face.")
+    at_once: int = Field(2, ge=1, le=16, description="Pictures looked at at the same time.")
+    required_by: dict[str, list[str]] | None = Field(
+        None,
+        description="Node classes that need a face, with the inputs that bring it (JSON); null: those we know.",
+    )
 
 
 class PolicySettings(_Section):
@@ -170,6 +248,7 @@ class Settings(_Section):
     queue: QueueSettings = QueueSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
     results: ResultsSettings = ResultsSettings()
+    faces: FacesSettings = FacesSettings()
     policy: PolicySettings = PolicySettings()
     janitor: JanitorSettings = JanitorSettings()
     store: StoreSettings = StoreSettings()
@@ -223,10 +302,11 @@ def _parsed(raw: str, path: tuple[str, str]) -> Any:
     """Lists may be comma-separated or JSON, maps are JSON; all else pydantic reads from the string itself."""
     section = Settings.model_fields.get(path[0])
     field = section.annotation.model_fields.get(path[1]) if section and section.annotation else None
-    kind = get_origin(field.annotation) if field else None
-    if kind not in (list, tuple, dict):
+    # `dict[…] | None` is a map too.
+    kinds = {get_origin(part) for part in (field.annotation, *get_args(field.annotation))} if field else set()
+    if not kinds & {list, tuple, dict}:
         return raw
-    if raw.lstrip().startswith(("[", "{")) or kind is dict:
+    if raw.lstrip().startswith(("[", "{")) or dict in kinds:
         try:
             return json.loads(raw)
         except ValueError:

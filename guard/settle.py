@@ -30,10 +30,15 @@ class Settler:
         #: Jobs whose slots could not be freed.
         self._unreleased: set[str] = set()
         self._released: Callable[[], None] = lambda: None
+        self._ending: Callable[[str], None] = lambda _job_id: None
 
     def on_release(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever a slot has become free. The store's thread."""
         self._released = listener
+
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the id of every job that is ended before its time."""
+        self._ending = listener
 
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
         """The future is done once the verdict is durable."""
@@ -52,6 +57,7 @@ class Settler:
         verdict = Verdict.of(error)
         future = self._store.settle(job.job_id, verdict)
         self._host.stop(job.job_id)
+        self._ending(job.job_id)
         self._follow(future, job, verdict, lambda: self.end(job, error))
         future.add_done_callback(lambda done: self._announce(done, error))
         return future
@@ -92,8 +98,9 @@ class Settler:
         """Hand in again what the store could not take. Called now and then by the watchdog."""
         for job_id in list(self._unwritten):
             self._rewrite(job_id)
-        while self._unreleased:
-            self.release(self._unreleased.pop())
+        again, self._unreleased = self._unreleased, set()
+        for job_id in again:
+            self.release(job_id)
 
     def _rewrite(self, job_id: str) -> None:
         """Before any later verdict for the same job, so that the first one still holds."""

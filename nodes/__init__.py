@@ -2,5 +2,12 @@
 
 from typing import Any
 
+from . import face_check, save, validate
+
+_ROOMS = (face_check, validate, save)
+
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+for _room in _ROOMS:
+    NODE_CLASS_MAPPINGS.update(_room.NODE_CLASS_MAPPINGS)
+    NODE_DISPLAY_NAME_MAPPINGS.update(_room.NODE_DISPLAY_NAME_MAPPINGS)

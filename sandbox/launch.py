@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +28,11 @@ FAULTS = SANDBOX / "custom_nodes" / "guarded_faults"
 READY_WITHIN_S = 240.0
 
 _WINDOWS = os.name == "nt"
+
+# A shell's background job ignores SIGINT, and what we start would inherit that and never hear `stop`.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 #: A proxy from the environment knows nothing of this machine's loopback.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -171,6 +177,13 @@ class HostProcess:
 
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def wait(self, within_s: float = READY_WITHIN_S) -> int:
+        """The exit code, once the process has ended by itself. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None
+        code = self._process.wait(within_s)
+        self._process = None
+        return code
 
     def kill(self) -> None:
         """SIGKILL: as a power cut or the OOM killer would."""

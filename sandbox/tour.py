@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import tour_scenes
-from launch import READY_WITHIN_S, ROOT, HostKind, HostProcess, real_kinds, sandbox_kind
+from launch import ROOT, HostKind, HostProcess, real_kinds, sandbox_kind
 from tour_client import Client, TourError
 from tour_table import Table
 
@@ -123,36 +123,17 @@ def _serve(kind: HostKind, port: int | None, keep: bool) -> int:
 
 
 class _Host(HostProcess):
-    """A server that is watched while it comes up: what cannot end well is told at once."""
-
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def wait_ready(self, within_s: float = READY_WITHIN_S) -> None:
-        """Raises TourError, with the end of the log, where it does not come up with the guard in it."""
-        client = Client(self.url)
-        ends_s = time.monotonic() + within_s
-        while self.alive() and time.monotonic() < ends_s:
-            try:
-                ready = client.request("GET", "/guarded/ready")
-                if ready.status == 200:
-                    return
-                if ready.status == 404 and client.request("GET", "/prompt").status == 200:
-                    raise TourError(self._complaint("came up without the guard, which stayed off or was not imported"))
-            except OSError:
-                pass  # it does not listen yet
-            time.sleep(0.05)
-        what = f"was not ready within {within_s:g} s" if self.alive() else "ended while it started"
-        raise TourError(self._complaint(what))
-
-    def _complaint(self, what: str) -> str:
-        return f"{self.kind.name} {what}. The end of its log, {self.log}:\n\n{self.log_tail(25)}"
-
 
 def _started(host: _Host) -> float:
-    """Start it; the seconds until it takes jobs."""
+    """Start it; the seconds until it takes jobs. Raises TourError, with the end of its log, where it does not."""
     began_s = time.monotonic()
-    host.start()
+    try:
+        host.start()
+    except RuntimeError as error:
+        raise TourError(str(error)) from None
     return time.monotonic() - began_s
 
 

@@ -30,7 +30,7 @@ MAX_QUEUED = 5
 SETTINGS = {"GUARDED_QUEUE__MAX_QUEUED": str(MAX_QUEUED)}
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-#: What DESIGN's promise 6 allows on top of a job's own limit.
+#: What the promise to answer by the deadline allows on top of a job's own limit.
 _LATE_BY_S = 1.0
 
 Prompt = dict[str, dict[str, Any]]

@@ -1,4 +1,4 @@
-"""/guarded/health and /guarded/ready, the only routes that answer without a key."""
+"""/guarded/health and /guarded/ready, the only routes that answer without a key; /guarded/drain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from .table import Call, Route, answered
 
 async def get_health(call: Call) -> web.StreamResponse:
     """The process is alive and its loop turns; more for an operator."""
-    facts = call.services.health.facts() if call.client.operator else {}
+    facts = {}
+    if call.client.operator:
+        facts = {**call.services.health.facts(), "faces": await call.services.faces.facts()}
     return answered({"status": "ok", **facts})
 
 
@@ -22,4 +24,17 @@ async def get_ready(call: Call) -> web.StreamResponse:
     return answered(body, {"Retry-After": "10"}, status=503)
 
 
-ROUTES = [Route("GET", "/health", get_health, open=True), Route("GET", "/ready", get_ready, open=True)]
+async def post_drain(call: Call) -> web.StreamResponse:
+    """Take no new job from now on; `?off=1` takes them again."""
+    if call.request.query.get("off") in ("1", "true"):
+        call.services.drain.end()
+    else:
+        call.services.drain.begin()
+    return answered({"draining": call.services.health.draining})
+
+
+ROUTES = [
+    Route("GET", "/health", get_health, open=True),
+    Route("GET", "/ready", get_ready, open=True),
+    Route("POST", "/drain", post_drain, operate=True),
+]

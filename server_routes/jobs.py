@@ -1,17 +1,11 @@
-"""/guarded/jobs: look at, wait for, cancel; and the files that passed."""
+"""/guarded/jobs: look at, wait for, cancel."""
 
 from __future__ import annotations
 
-import functools
-import mimetypes
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
-
 from aiohttp import web
 
-from ..guard.errors import ArtifactGoneError, InvalidRequestError, NotFoundError
-from ..guard.job import Artifact, Job, JobState
+from ..guard.errors import InvalidRequestError, NotFoundError
+from ..guard.job import JobState
 from .table import Call, Route, answered, number
 
 _PAGE = 50
@@ -51,49 +45,6 @@ async def delete_job(call: Call) -> web.StreamResponse:
     return answered(await jobs.body(job, call.locale))
 
 
-async def get_artifact(call: Call) -> web.StreamResponse:
-    """The file of an artifact; aiohttp answers ranges and conditional requests."""
-    job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
-    raw = call.request.match_info["index"]
-    index = int(raw) if raw.isascii() and raw.isdigit() and len(raw) < 6 else -1
-    if not 0 <= index < len(job.result.artifacts):
-        raise NotFoundError(f"Job {job.job_id} has no artifact {raw[:20]}.")
-    artifact = job.result.artifacts[index]
-    path = call.services.host.file(artifact.type, artifact.subfolder, artifact.filename)
-    if path is None or not await call.services.jobs.is_unchanged(artifact, path):
-        raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.", extra_info={"index": index})
-    content_type = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
-    if content_type.split("/")[0] not in ("image", "video", "audio") or content_type == "image/svg+xml":
-        content_type = "application/octet-stream"  # nothing that a browser would run in our origin
-    return _Artifact(
-        call,
-        job,
-        artifact,
-        path,
-        headers={
-            "Content-Type": content_type,
-            "Content-Disposition": f"inline; filename*=UTF-8''{quote(artifact.filename, safe='')}",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
-
-
-class _Artifact(web.FileResponse):
-    """A result file that counts as fetched once its last byte is out, whether all of it was asked for or a range."""
-
-    def __init__(self, call: Call, job: Job, artifact: Artifact, path: Path, headers: dict[str, str]) -> None:
-        super().__init__(path, headers=headers)
-        self._done = functools.partial(call.services.jobs.fetched, job, artifact, call.client)
-        self._bytes = artifact.bytes
-
-    async def prepare(self, request: web.BaseRequest) -> Any:
-        writer = await super().prepare(request)
-        last = self.headers.get("Content-Range", "").rpartition("/")[0].rpartition("-")[2]
-        if self.status in (200, 304) or (self.status == 206 and last == str(self._bytes - 1)):
-            await self._done()
-        return writer
-
-
 async def get_history(call: Call) -> web.StreamResponse:
     """ComfyUI's shape: empty until the job has settled, and for jobs that are not the caller's."""
     try:
@@ -124,7 +75,6 @@ ROUTES = [
     Route("GET", "/jobs", list_jobs),
     Route("GET", "/jobs/{job_id}", get_job),
     Route("DELETE", "/jobs/{job_id}", delete_job),
-    Route("GET", "/jobs/{job_id}/artifacts/{index}", get_artifact),
     Route("GET", "/history/{job_id}", get_history),
     Route("GET", "/queue", get_queue),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import re
@@ -15,7 +14,9 @@ from aiohttp import web
 from ..guard import messages
 from ..guard.access import Client, identify
 from ..guard.admission import Admission
+from ..guard.drain import Drain
 from ..guard.errors import (
+    ForbiddenError,
     GuardError,
     InternalError,
     InvalidRequestError,
@@ -23,6 +24,7 @@ from ..guard.errors import (
     NotFoundError,
     PayloadTooLargeError,
 )
+from ..guard.faces.gate import FaceGate
 from ..guard.health import Health
 from ..guard.host import Host
 from ..guard.janitor import Janitor
@@ -34,7 +36,7 @@ log = logging.getLogger("guarded.http")
 PREFIX = "/guarded"
 
 #: Cyrillic as itself: half the bytes, and readable in a terminal.
-_dumps = functools.partial(json.dumps, ensure_ascii=False)
+_dumps = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Services:
     admission: Admission
     jobs: Jobs
     health: Health
+    faces: FaceGate
+    drain: Drain
     wake: Callable[[], None]
     janitor: Janitor
 
@@ -70,12 +74,13 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Route:
-    """`open` routes answer without a key, and then with the bare status."""
+    """`open` routes answer without a key, and then with the bare status; `operate` ones want an operator."""
 
     method: str
     path: str
     handler: Handler
     open: bool = False
+    operate: bool = False
 
 
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:
@@ -112,6 +117,8 @@ def _answering(route: Route, services: Services) -> Callable[[web.Request], Awai
                 return failed(error, request, services)
             client = Client("", operator=False)
         try:
+            if route.operate and not client.operator:
+                raise ForbiddenError("This is for operators.")
             return await route.handler(Call(services, request, client))
         except GuardError as error:
             return failed(error, request, services)

@@ -1,4 +1,4 @@
-"""Faces: is there one, how many, how large? DESIGN §12.
+"""Faces: is there one, how many, how large?
 
 `chooser` picks a detector, `images` opens what users send, `search` looks in several ways before it says no, `check`
 holds a picture against the rules, `required` reads from a prompt which pictures need a face, `machine` is how a
@@ -18,8 +18,8 @@ Pixels = npt.NDArray[np.uint8]
 #: (x1, y1, x2, y2) in pixels; the upper left corner of the picture is (0, 0).
 Box = tuple[float, float, float, float]
 
-#: What a detector finds below this is not even a candidate. On the photos of the tests CenterFace gives no real face
-#: less than 0.60 at its first look; 0.35 leaves room for worse photos, and the close-up sorts out what is none.
+#: What a detector finds below this is not even a candidate. On the photos of the tests CenterFace gives no upright
+#: face less than 0.70 at its first look; 0.35 leaves room for worse photos, and the close-up sorts out what is none.
 CANDIDATE = 0.35
 
 

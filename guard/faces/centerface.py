@@ -48,7 +48,8 @@ class CenterFace:
         rows, columns = (-(-side // _MULTIPLE) * _MULTIPLE for side in (height, width))
         planes = np.zeros((1, 3, rows, columns), np.float32)
         planes[0, :, :height, :width] = pixels.transpose(2, 0, 1)
-        return decode(*self._session.run(_OUTPUTS, {_INPUT: planes}), width=width, height=height)
+        heatmap, scale, offset, landmarks = self._session.run(_OUTPUTS, {_INPUT: planes})
+        return decode(heatmap, scale, offset, landmarks, width, height)
 
 
 def decode(

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..errors import BadImageError
 from . import Pixels
 
 #: What people send. Nothing else is tried: Pillow would hand an EPS file to Ghostscript.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 #: An ISO media file's brands that mean HEIC/HEIF (ISO/IEC 23008-12, annex B).
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 
@@ -181,9 +182,16 @@ def _eight_bits(image: Image.Image) -> Pixels:
     return np.clip(values * scale, 0, 255).astype(np.uint8)
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """What this Pillow can open of `_FORMATS` (MPO counts as JPEG; AVIF came with 11.3)."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def _pillow(data: bytes) -> Image.Image:
     # The limit on pixels is ours: other packs switch Pillow's off for the whole process.
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    image = Image.open(io.BytesIO(data), formats=_formats())
     if not _whole(data):
         raise EOFError("the file ends before its end mark")
     return image

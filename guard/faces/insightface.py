@@ -84,7 +84,8 @@ class InsightFace:
         scrfd = _scrfd()
         opened = session(pack.model, device, threads or default_threads())
         try:
-            self._model: Any = scrfd(model_file=str(pack.model), session=opened)
+            # Without the file's name: insightface 2 would open it again, and keep a session for each size of picture.
+            self._model: Any = scrfd(session=opened)
             sides = opened.get_inputs()[0].shape[2:4]
             self._fixed = (sides[1], sides[0]) if all(isinstance(side, int) and side > 0 for side in sides) else None
             # A context of 0 leaves the session's providers as they are; -1 would change them.

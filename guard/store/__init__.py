@@ -81,6 +81,10 @@ class Store(Protocol):
     def queued(self) -> int:
         """How many jobs waited at the last commit; costs nothing."""
 
+    @property
+    def leased(self) -> int:
+        """How many slots were taken at the last commit; costs nothing."""
+
     def on_change(self, listener: Callable[[Job], None]) -> None:
         """Tell `listener` of each change of state, on the store's thread, once it is durable. Must be quick."""
 

@@ -45,13 +45,6 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX transitions_of_job ON transitions (job_id);
 
-    -- Who waits, and whose turn was longest ago: what round-robin needs without counting the queue.
-    CREATE TABLE owners (
-        owner TEXT PRIMARY KEY,
-        queued INTEGER NOT NULL,
-        served INTEGER NOT NULL DEFAULT 0
-    );
-
     CREATE TABLE leases (
         job_id TEXT PRIMARY KEY,
         holder TEXT NOT NULL,

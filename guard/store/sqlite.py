@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from ..errors import (
 from ..job import TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
 from ..settings import SettingsError
 from . import Claimed, Counts, IdempotencyKey, Recovery, Settled, Submitted, Waiting
+from .line import Line
 from .schema import MIGRATIONS
 
 log = logging.getLogger("guarded.store")
@@ -45,6 +46,13 @@ Operation = Callable[[sqlite3.Connection], T]
 
 #: Operations in one commit. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
+#: After so many commits the log is worked into the database, on a thread of its own: that waits for the disk for
+#: some 10 ms, which by default some unlucky commit would do.
+TIDY_COMMITS = 250
+#: Pages (of 4 KiB) in the log at which a commit does it after all.
+LOG_PAGES = 25_000
+#: How often the writer looks whether its file is still there.
+LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
 #: Bodies handed out together. One alone may have `policy.max_body_bytes`.
@@ -60,6 +68,10 @@ class StoreLockedError(Exception):
     """Another process has this database open."""
 
 
+class StoreUnusableError(Exception):
+    """The database can be neither opened nor made: a read-only or full disk, or no rights."""
+
+
 class StoreTooNewError(Exception):
     """A later version of this package has written this database."""
 
@@ -72,22 +84,33 @@ class SqliteStore:
 
         Raises:
             StoreLockedError, StoreTooNewError: the file is another's; it is left untouched.
+            StoreUnusableError: the disk does not let us.
         """
         self.path = path
         self._clock = clock
         self._listeners: list[Callable[[Job], None]] = []
         self._changed: list[Job] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._commits = 0
         self._lock = FileLock(f"{path}.lock", thread_local=False)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise StoreLockedError(f"another server has {path} open; give this one its own user directory") from None
+        except OSError as error:
+            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
         try:
             db = _opened(path)
-            self.queued = _queued(db)
-            self._writer = _Thread("guarded-store", db, self._commit)
+            self._line = Line.read(db)
+            self.queued, self.leased = self._line.queued, self._line.leased
+            self._identity = _identity(path)
+            self._looked_s = time.monotonic()
+            self._writer = _Thread("guarded-store", db, self._commit, self._look)
             self._reader = _Thread("guarded-store-reader", _connected(path), _read)
+            self._tidier = _Thread("guarded-store-tidier", _connected(path), _read)
+        except sqlite3.OperationalError as error:
+            self._lock.release()
+            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
         except BaseException:
             self._lock.release()
             raise
@@ -98,6 +121,7 @@ class SqliteStore:
     def close(self) -> None:
         self._writer.close()
         self._reader.close()
+        self._tidier.close()
         self._lock.release()
 
     # What changes something: the writer's thread. ------------------------------------------------------------
@@ -122,6 +146,7 @@ class SqliteStore:
                     self._move(db, job, JobState.QUEUED)
                     requeued += 1
             db.execute("DELETE FROM leases WHERE holder = ?", (holder,))
+            self._line = Line.read(db)
             return Recovery(requeued, tuple(settled))
 
         return self._writer.run(operation)
@@ -129,8 +154,8 @@ class SqliteStore:
     def submit(self, new: NewJob, max_queued: int, key: IdempotencyKey | None = None) -> Future[Submitted]:
         def operation(db: sqlite3.Connection) -> Submitted:
             if key is not None and (earlier := _replayed(db, new.owner, key)):
-                return earlier
-            if (queued := _queued(db)) >= max_queued:
+                return self._placed(db, earlier)
+            if (queued := self._line.queued) >= max_queued:
                 raise QueueFullError(
                     f"The queue is full ({queued} jobs wait).", extra_info={"queued": queued, "max_queued": max_queued}
                 )
@@ -141,25 +166,24 @@ class SqliteStore:
                     (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
                 )
             self._changed.append(job)
-            return Submitted(job, _waiting(db, job))
+            return Submitted(job, self._waiting(db, job))
 
         return self._writer.run(operation)
 
     def claim(self, holder: str, max_jobs: int, deadline_ms: int) -> Future[Claimed | None]:
         def operation(db: sqlite3.Connection) -> Claimed | None:
-            if _count(db, "SELECT count(*) FROM leases") >= max_jobs:
-                return None
-            turn = db.execute("SELECT owner FROM owners WHERE queued > 0 ORDER BY served, owner LIMIT 1").fetchone()
-            if turn is None:
+            owner = self._line.next_owner()
+            if owner is None or self._line.leased >= max_jobs:
                 return None
             row = db.execute(
                 f"SELECT {_COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
                 "ORDER BY priority DESC, place, number LIMIT 1",
-                turn,
+                (owner,),
             ).fetchone()
             job = self._move(db, _job(row), JobState.DISPATCHED)
-            db.execute("UPDATE owners SET served = (SELECT max(served) + 1 FROM owners) WHERE owner = ?", (job.owner,))
+            self._line.serve(owner)
             db.execute("INSERT INTO leases VALUES (?, ?, ?)", (job.job_id, holder, deadline_ms))
+            self._line.leased += 1
             (body,) = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
             return Claimed(job, body)
 
@@ -167,7 +191,7 @@ class SqliteStore:
 
     def requeue(self, job_id: str) -> Future[Job | None]:
         def operation(db: sqlite3.Connection) -> Job | None:
-            db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
+            self._free(db, job_id)
             return self._advance(db, job_id, JobState.QUEUED)
 
         return self._writer.run(operation)
@@ -192,10 +216,7 @@ class SqliteStore:
         return self._writer.run(operation)
 
     def release(self, job_id: str) -> Future[None]:
-        def operation(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
-
-        return self._writer.run(operation)
+        return self._writer.run(lambda db: self._free(db, job_id))
 
     def fetched(self, job_id: str, artifact: int) -> Future[None]:
         def operation(db: sqlite3.Connection) -> None:
@@ -222,7 +243,11 @@ class SqliteStore:
     # What only looks: the reader's thread, so that a long list holds up no commit. ---------------------------
 
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
-        return self._reader.run(lambda db: _replayed(db, owner, key))
+        def operation(db: sqlite3.Connection) -> Submitted | None:
+            earlier = _replayed(db, owner, key)
+            return self._placed(db, earlier) if earlier is not None else None
+
+        return self._reader.run(operation)
 
     def get(self, job_id: str) -> Future[Job | None]:
         return self._reader.run(lambda db: _found(db, job_id))
@@ -237,7 +262,7 @@ class SqliteStore:
     def waiting(self, job_id: str) -> Future[Waiting | None]:
         def operation(db: sqlite3.Connection) -> Waiting | None:
             job = _found(db, job_id)
-            return _waiting(db, job) if job is not None and job.state is JobState.QUEUED else None
+            return self._waiting(db, job) if job is not None and job.state is JobState.QUEUED else None
 
         return self._reader.run(operation)
 
@@ -275,7 +300,7 @@ class SqliteStore:
     def counts(self) -> Future[Counts]:
         def operation(db: sqlite3.Connection) -> Counts:
             return Counts(
-                queued=_queued(db),
+                queued=_count(db, "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued'"),
                 leased=_count(db, "SELECT count(*) FROM leases"),
                 running=_count(db, "SELECT count(*) FROM jobs WHERE state IN ('running', 'validating')"),
             )
@@ -331,58 +356,147 @@ class SqliteStore:
     # The writer's own helpers. -------------------------------------------------------------------------------
 
     def _commit(self, db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
-        """One transaction for a batch; an operation that refuses takes back its own changes only."""
-        done: list[tuple[Future[Any], Any, GuardError | None]] = []
+        """One transaction for a batch; an operation that refuses takes nothing of its neighbours down."""
+        refused: list[tuple[Future[Any], GuardError]] = []
         try:
-            db.execute("BEGIN IMMEDIATE")
-            for operation, future in batch:
-                changes = len(self._changed)
-                db.execute("SAVEPOINT operation")
-                try:
-                    done.append((future, operation(db), None))
-                except sqlite3.OperationalError:
-                    raise
-                except Exception as error:
-                    db.execute("ROLLBACK TO operation")
-                    del self._changed[changes:]
-                    done.append((future, None, error if isinstance(error, GuardError) else _failure(error)))
-                db.execute("RELEASE operation")
-            queued = _queued(db)
+            if self._is_gone():
+                db = self._restored(db)
+            done = None
+            while done is None:
+                done = self._attempt(db, batch, refused)
+                if done is None:
+                    self._take_back(db)
+                    gone = {future for future, _error in refused}
+                    batch = [item for item in batch if item[1] not in gone]
             db.execute("COMMIT")
         except BaseException as error:
             # Nothing of the batch is durable, so nobody may be told that it is.
-            if db.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
-            self._changed.clear()
+            with contextlib.suppress(sqlite3.Error):
+                self._take_back(db)
             failure = _failure(error)
             for _operation, future in batch:
                 future.set_exception(failure)
+            for future, refusal in refused:
+                if not future.done():
+                    future.set_exception(refusal)
             return
+        self._commits += 1
+        if self._commits % TIDY_COMMITS == 0:
+            self._tidier.run(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
         changed, self._changed = self._changed, []
-        self.queued = queued
+        self.queued, self.leased = self._line.queued, self._line.leased
         for job in changed:
             for listener in self._listeners:
                 try:
                     listener(job)
                 except Exception:
                     log.exception("a listener failed on job %s", job.job_id)
-        for future, result, refusal in done:
-            if refusal is not None:
-                future.set_exception(refusal)
-            else:
-                future.set_result(result)
+        for future, refusal in refused:
+            future.set_exception(refusal)
+        for future, result in done:
+            future.set_result(result)
+
+    def _attempt(
+        self,
+        db: sqlite3.Connection,
+        batch: list[tuple[Operation[Any], Future[Any]]],
+        refused: list[tuple[Future[Any], GuardError]],
+    ) -> list[tuple[Future[Any], Any]] | None:
+        """Begin a transaction and do the batch in it; those that refuse go to `refused`.
+
+        None: one has refused after it had written, and all must be done again without it. (They look before they
+        write, so that hardly ever happens, and spares every one of them a savepoint.)
+        """
+        db.execute("BEGIN IMMEDIATE")
+        done = []
+        for operation, future in batch:
+            writes = db.total_changes
+            try:
+                done.append((future, operation(db)))
+            except sqlite3.OperationalError:
+                raise
+            except Exception as error:
+                refused.append((future, error if isinstance(error, GuardError) else _failure(error)))
+                if db.total_changes != writes:
+                    return None
+        return done
+
+    def _take_back(self, db: sqlite3.Connection) -> None:
+        self._changed.clear()
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        self._line = Line.read(db)
+
+    def _free(self, db: sqlite3.Connection, job_id: str) -> None:
+        self._line.leased -= db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,)).rowcount
+
+    def _waiting(self, db: sqlite3.Connection, job: Job) -> Waiting:
+        """Where a queued job stands if every owner goes on taking turns. The writer's thread, or the reader's."""
+        line = self._line
+        last = job.number == line.number and not line.reordered
+        ahead = line.turns[job.owner].queued - 1 - (0 if last else _behind(db, job))
+        return Waiting(line.position(job.owner, ahead), line.leased)
+
+    def _placed(self, db: sqlite3.Connection, earlier: Submitted) -> Submitted:
+        if earlier.job.state is not JobState.QUEUED:
+            return earlier
+        return replace(earlier, waiting=self._waiting(db, earlier.job))
+
+    def _look(self, db: sqlite3.Connection) -> None:
+        """Nothing has been handed in for a while: what has happened to the file must not wait for the next job."""
+        if self._is_gone():
+            self._restored(db)
+
+    def _is_gone(self) -> bool:
+        """Whether the file under our name is no longer the one we write to: someone has deleted or replaced it.
+
+        SQLite would go on writing to the nameless file, and all of it would be lost with the process.
+        """
+        now_s = time.monotonic()
+        if now_s < self._looked_s + LOOK_S:
+            return False
+        self._looked_s = now_s
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        return (status.st_dev, status.st_ino) != self._identity
+
+    def _restored(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Write everything out again under the old name, and go on there."""
+        log.error("the job database %s was deleted or replaced under the running server; writing it anew", self.path)
+        self._looked_s = 0.0  # until it has succeeded, every commit tries again
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name first: it may be cut off by a full disk or a kill.
+        fresh_path = self.path.with_name(f"{self.path.name}.restored")
+        fresh_path.unlink(missing_ok=True)
+        db.execute("VACUUM INTO ?", (str(fresh_path),))
+        if self.path.exists():
+            os.replace(self.path, _unused(self.path.with_name(f"{self.path.name}.foreign")))
+        for suffix in ("-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        os.replace(fresh_path, self.path)
+        fresh = _connected(self.path)
+        self._writer.swap(fresh)
+        self._reader.swap(_connected(self.path))
+        self._tidier.swap(_connected(self.path))
+        self._identity = _identity(self.path)
+        return fresh
 
     def _inserted(self, db: sqlite3.Connection, new: NewJob) -> Job:
+        number = self._line.number + 1
+        place = new.order if new.order is not None else float(-number if new.front else number)
         try:
-            cursor = db.execute(
-                "INSERT INTO jobs (job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, client_id,"
-                " shape, outputs_to_execute, metadata, has_secrets) "
-                "VALUES (?, ?, 'queued', ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+            db.execute(
+                "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale,"
+                " client_id, shape, outputs_to_execute, metadata, has_secrets) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
+                    number,
                     new.job_id,
                     new.owner,
                     new.priority,
+                    place,
                     new.created_at_ms,
                     new.timeout_s,
                     new.locale,
@@ -395,12 +509,11 @@ class SqliteStore:
             )
         except sqlite3.IntegrityError:
             raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
-        number = cast(int, cursor.lastrowid)
-        place = new.order if new.order is not None else float(-number if new.front else number)
-        db.execute("UPDATE jobs SET place = ? WHERE number = ?", (place, number))
         db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))
         db.execute("INSERT INTO transitions VALUES (?, ?, 'queued')", (new.job_id, new.created_at_ms))
-        _owner_waits(db, new.owner, +1)
+        self._line.number = number
+        self._line.reordered = self._line.reordered or new.priority != 0 or place != number
+        self._line.waits(new.owner, +1)
         return Job(
             job_id=new.job_id,
             number=number,
@@ -451,7 +564,7 @@ class SqliteStore:
         )
         db.execute("INSERT INTO transitions VALUES (?, ?, ?)", (job.job_id, now_ms, state.value))
         if JobState.QUEUED in (job.state, state):
-            _owner_waits(db, job.owner, +1 if state is JobState.QUEUED else -1)
+            self._line.waits(job.owner, +1 if state is JobState.QUEUED else -1)
         self._changed.append(moved)
         return moved
 
@@ -483,9 +596,12 @@ class _Thread:
         name: str,
         db: sqlite3.Connection,
         work: Callable[[sqlite3.Connection, list[tuple[Operation[Any], Future[Any]]]], None],
+        idle: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
+        """`idle` is called every `LOOK_S` while there is no work."""
         self._db = db
         self._work = work
+        self._idle = idle
         self._inbox: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._closed = False
@@ -499,6 +615,10 @@ class _Thread:
             self._inbox.put((operation, future))
         return future
 
+    def swap(self, db: sqlite3.Connection) -> None:
+        """Go on with another connection, from the next batch on."""
+        self._db = db
+
     def close(self) -> None:
         self._closed = True
         self._inbox.put(None)
@@ -507,8 +627,11 @@ class _Thread:
     def _loop(self) -> None:
         open_ = True
         while open_:
-            first = self._inbox.get()
-            batch = [first]
+            try:
+                batch = [self._inbox.get(timeout=LOOK_S if self._idle is not None else None)]
+            except queue.Empty:
+                self._look()
+                continue
             while len(batch) < BATCH:
                 try:
                     batch.append(self._inbox.get_nowait())
@@ -527,6 +650,13 @@ class _Thread:
                         if not future.done():
                             future.set_exception(failure)
         self._db.close()
+
+    def _look(self) -> None:
+        try:
+            if self._idle is not None:
+                self._idle(self._db)
+        except Exception as error:
+            _failure(error)
 
 
 def _read(db: sqlite3.Connection, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
@@ -552,6 +682,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     except BaseException:
         db.close()
         raise
@@ -573,6 +704,11 @@ def _path_key(path: str) -> bytes:
     """A path below a root, as `unread` has it."""
     slashed = path.replace("\\", "/") if os.name == "nt" else path
     return posixpath.normpath(slashed.lstrip("/")).encode("utf-8", "surrogatepass")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _unused(path: Path) -> Path:
@@ -668,41 +804,14 @@ def _count(db: sqlite3.Connection, query: str) -> int:
     return cast(int, count)
 
 
-def _queued(db: sqlite3.Connection) -> int:
-    return _count(db, "SELECT coalesce(sum(queued), 0) FROM owners")
-
-
-def _owner_waits(db: sqlite3.Connection, owner: str, change: int) -> None:
-    """Count one more or one fewer of the owner's queued jobs.
-
-    An owner whose line was empty takes its turn from now, not from the rounds in which it wanted nothing.
-    """
-    db.execute(
-        "INSERT INTO owners (owner, queued, served) "
-        "VALUES (?1, ?2, (SELECT coalesce(min(served), 0) FROM owners WHERE queued > 0)) "
-        "ON CONFLICT (owner) DO UPDATE SET queued = queued + ?2, "
-        "served = CASE WHEN queued = 0 THEN max(served, excluded.served) ELSE served END",
-        (owner, change),
-    )
-
-
-def _waiting(db: sqlite3.Connection, job: Job) -> Waiting:
-    """Where a queued job stands if every owner goes on taking turns."""
-    queued, served = db.execute("SELECT queued, served FROM owners WHERE owner = ?", (job.owner,)).fetchone()
-    # Counted from behind: a job that has just come in is at the end of its line, however long that is.
+def _behind(db: sqlite3.Connection, job: Job) -> int:
+    """How many of the owner's waiting jobs come after this one. Counted from behind: new jobs stand at the end."""
     (place,) = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
     mine = "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND "
     line = (job.owner, job.priority)
     (later,) = db.execute(mine + "priority = ? AND (place, number) > (?, ?)", (*line, place, job.number)).fetchone()
     (lower,) = db.execute(mine + "priority < ?", line).fetchone()
-    behind = later + lower
-    ahead = queued - 1 - behind
-    others = db.execute(
-        "SELECT coalesce(sum(min(queued, ? + (served < ? OR (served = ? AND owner < ?)))), 0) FROM owners "
-        "WHERE queued > 0 AND owner <> ?",
-        (ahead, served, served, job.owner, job.owner),
-    ).fetchone()[0]
-    return Waiting(position=1 + ahead + others, running=_count(db, "SELECT count(*) FROM leases"))
+    return cast(int, later + lower)
 
 
 def _replayed(db: sqlite3.Connection, owner: str, key: IdempotencyKey) -> Submitted | None:
@@ -716,4 +825,4 @@ def _replayed(db: sqlite3.Connection, owner: str, key: IdempotencyKey) -> Submit
     job = _found(db, row[1])
     if job is None:
         return None
-    return Submitted(job, _waiting(db, job) if job.state is JobState.QUEUED else None, replayed=True)
+    return Submitted(job, None, replayed=True)

@@ -50,7 +50,7 @@ class NativePrompt:
         return Refusal(
             str(error.get("type", "refused")),
             str(error.get("message", "ComfyUI refused the prompt.")),
-            str(error.get("details", "")),
+            str(error.get("details", "")) or _said(node_errors),
             error.get("extra_info") or {},
             node_errors,
         )
@@ -68,13 +68,18 @@ def _partly(node_errors: dict[str, Any]) -> Refusal:
     return Refusal(
         "prompt_outputs_failed_validation",
         f"Part of the prompt failed validation; output {', '.join(dropped)} would be left out.",
-        "\n".join(
-            f"{error.get('message')}: {error.get('details')}"
-            for entry in node_errors.values()
-            for error in entry.get("errors", ())
-        ),
+        _said(node_errors),
         {"outputs": dropped},
         node_errors,
+    )
+
+
+def _said(node_errors: dict[str, Any]) -> str:
+    """The errors of single nodes in one text, for readers of the message alone."""
+    return "\n".join(
+        f"{entry.get('class_type')} {node_id}: {error.get('message')}: {error.get('details')}"
+        for node_id, entry in node_errors.items()
+        for error in entry.get("errors", ())
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextvars
 import logging
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,14 @@ from ...guard.host import Folders, HostListener, Refusal, Rehearsal
 from . import report
 from .handler import NativePrompt
 from .run import Run
+from .worker import JobStopped, Workers
 
 log = logging.getLogger("guarded.host")
 
 #: The extra input that makes an output node run again although everything about it is in ComfyUI's cache.
 OWN_INPUT = "_guarded"
+
+_rehearsing: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_rehearsing", default=False)
 
 #: Set while the native handler runs for us: the queue items it tried to put.
 _captured: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("guarded_captured", default=None)
@@ -45,20 +47,24 @@ class ComfyHost:
         self._listener: HostListener
         #: The guard's jobs that ComfyUI has, queued or running.
         self._runs: dict[str, Run] = {}
-        #: The prompt that each worker thread took last and has not given back.
-        self._current: dict[int, str] = {}
         self._stops: set[str] = set()
-        self._worker: threading.Thread | None = None
+        #: Those of the stops that a check has raised once already.
+        self._raised: set[str] = set()
+        self._workers = Workers(prompt_server, self._stops.__contains__)
         self._replays_outputs: dict[type, bool] = {}
 
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
+        self._native_task_done = self._queue.task_done
         for name in ("put", "get", "task_done", "delete_queue_item", "wipe_queue"):
             self._wrap(self._queue, name)
         #: Past our own wrapper, which would hold it back again.
         self._send = self._server.send_sync
         self._wrap(self._server, "send_sync")
         self._wrap_interrupt_check()
+        # ComfyUI's own line, once for a job: when it is dispatched.
+        logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _rehearsing.get())
+        self._workers.install()
 
     def _wrap(self, owner: Any, name: str) -> None:
         native = getattr(owner, name)
@@ -69,7 +75,11 @@ class ComfyHost:
         native = comfy.model_management.throw_exception_if_processing_interrupted
 
         def throw_exception_if_processing_interrupted() -> None:
-            if self._stops and self._executing() in self._stops:
+            self._workers.end_if_disowned()
+            if self._stops and (prompt_id := self._workers.executing()) in self._stops:
+                if prompt_id in self._raised:
+                    raise JobStopped()  # somebody has swallowed the first one
+                self._raised.add(prompt_id)
                 raise comfy.model_management.InterruptProcessingException()
             native()
 
@@ -81,7 +91,11 @@ class ComfyHost:
     # What the core asks. -------------------------------------------------------------------------------------
 
     async def rehearse(self, body: dict[str, Any]) -> Rehearsal:
-        item, refusal = await self._handled(body)
+        token = _rehearsing.set(True)
+        try:
+            item, refusal = await self._handled(body)
+        finally:
+            _rehearsing.reset(token)
         if refusal is not None:
             return Rehearsal(refusal)
         return Rehearsal(None, tuple(item[4]))
@@ -91,19 +105,45 @@ class ComfyHost:
         item, refusal = await self._handled(body)
         if refusal is not None:
             return refusal
-        self._runs[job_id] = Run(job_id, client_id, len(body["prompt"]))
+        self._runs[job_id] = Run(job_id, client_id, item[2])
         self._queue.put(item)
         return None
 
-    def stop(self, job_id: str) -> None:
+    def stop(self, prompt_id: str) -> None:
         with self._queue.mutex:
-            if job_id not in self._runs:
+            running = any(item[1] == prompt_id for item in self._queue.currently_running.values())
+            if not running and prompt_id not in self._runs:
                 return
-            self._stops.add(job_id)
-            waiting = any(item[1] == job_id for item in self._queue.queue)
+            self._stops.add(prompt_id)
+            waiting = any(item[1] == prompt_id for item in self._queue.queue)
         if waiting:
             # Its wrapper tells the listener; where the worker was faster, the stop above holds.
-            self._queue.delete_queue_item(lambda item: item[1] == job_id)
+            self._queue.delete_queue_item(lambda item: item[1] == prompt_id)
+        self._workers.cancel(prompt_id)
+
+    def inject(self, prompt_id: str) -> bool:
+        return self._workers.inject(prompt_id)
+
+    def hung_workers(self) -> int:
+        return self._workers.hung()
+
+    def replace_worker(self, prompt_id: str | None, error: GuardError) -> bool:
+        # Before there is another worker: what that one takes is no orphan.
+        with self._queue.mutex:
+            orphans = [
+                (item_id, item)
+                for item_id, item in self._queue.currently_running.items()
+                if prompt_id is None or item[1] == prompt_id
+            ]
+        if not self._workers.replace(prompt_id):
+            return False
+        for item_id, item in orphans:
+            self._close(item_id, item, error)
+        return True
+
+    def free_memory(self) -> None:
+        self._queue.set_flag("unload_models", True)
+        self._queue.set_flag("free_memory", True)
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
         run = self._runs.get(job_id)
@@ -121,13 +161,21 @@ class ComfyHost:
         return sorted({node["class_type"] for node in prompt.values()} - set(nodes.NODE_CLASS_MAPPINGS))
 
     def worker_alive(self) -> bool:
-        return self._worker is None or self._worker.is_alive()
+        return self._workers.alive()
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return report.resolved(kind, subfolder, filename)
 
     def folders(self) -> Folders:
         return report.folders()
+
+    def input_folder(self) -> Path:
+        return Path(folder_paths.get_input_directory())
+
+    def model_folders(self) -> list[Path]:
+        # Packs that register the kind themselves name its folder; we want the one above.
+        registered = folder_paths.folder_names_and_paths.get("insightface", ((), ()))[0]
+        return list(dict.fromkeys([Path(folder_paths.models_dir), *(Path(folder).parent for folder in registered)]))
 
     def own_directory(self) -> Path:
         return report.own_directory()
@@ -151,17 +199,26 @@ class ComfyHost:
 
     def _get(self, native: Any, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, between two prompts."""
-        self._worker = threading.current_thread()
-        taken = native(*args, **kwargs)
+        self._workers.serves()
+        try:
+            taken = native(*args, **kwargs)
+        except Exception:
+            # A prompt that cannot even be copied or compared; natively it kills the worker, and it is gone either way.
+            log.exception("ComfyUI's queue failed to hand out a prompt")
+            self._tell_lost()
+            return None
         if taken is not None:
-            job_id = taken[0][1]
-            self._current[threading.get_ident()] = job_id
-            if job_id in self._runs and not self._told("started", job_id, fallback=True):
-                self._stops.add(job_id)
+            prompt_id = taken[0][1]
+            self._workers.takes(prompt_id)
+            if prompt_id not in self._runs:
+                self._told("native_started", prompt_id)
+            elif not self._told("started", prompt_id, fallback=True):
+                self._stops.add(prompt_id)
         return taken
 
     def _task_done(self, native: Any, item_id: Any, history_result: Any, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, without the queue's lock: the verdict comes before its announcement."""
+        self._workers.gives_back()
         with self._queue.mutex:
             item = self._queue.currently_running.get(item_id)
         run = self._runs.get(item[1]) if item is not None else None
@@ -170,12 +227,11 @@ class ComfyHost:
                 args, kwargs = self._settle(run, history_result, args, kwargs)
             except Exception:
                 log.exception("job %s could not be settled", run.job_id)
-        self._current.pop(threading.get_ident(), None)
         try:
             return native(item_id, history_result, *args, **kwargs)
         finally:
-            if run is not None:
-                self._let_go(run.job_id)
+            if item is not None:
+                self._let_go(item[1])
 
     def _delete_queue_item(self, native: Any, *args: Any, **kwargs: Any) -> Any:
         return self._dropping(native, *args, **kwargs)
@@ -196,6 +252,8 @@ class ComfyHost:
         return result
 
     def _send_sync(self, native: Any, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if self._workers.is_disowned():
+            return None
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         run = self._runs.get(prompt_id) if isinstance(prompt_id, str) else None
         if run is not None:
@@ -232,18 +290,6 @@ class ComfyHost:
                 if self._replays_outputs[node_class]:
                     node["inputs"][OWN_INPUT] = job_id
 
-    def _executing(self) -> str | None:
-        """The prompt on whose behalf this thread runs."""
-        current = self._current.get(threading.get_ident())
-        if current is not None:
-            return current
-        context = report.executing_prompt()
-        if context is not None:
-            return context
-        # A thread that a node has started: it belongs to the only worker there is.
-        running = list(self._current.values())
-        return running[0] if len(running) == 1 else None
-
     def _settle(self, run: Run, history_result: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         status = report.find_status(args, kwargs)
         outcome = report.outcome(history_result, status, run)
@@ -263,11 +309,35 @@ class ComfyHost:
                 self._send(event, data, sid)
         return report.with_error(args, kwargs, status, error)
 
-    def _let_go(self, job_id: str) -> None:
+    def _close(self, item_id: Any, item: Any, error: GuardError) -> None:
+        """End a prompt whose worker is gone as ComfyUI would have: history, error, and the last `executing`."""
+        prompt_id = item[1]
+        run = self._runs.get(prompt_id)
+        client_id = run.client_id if run is not None else item[3].get("client_id")
+        message = report.execution_error(prompt_id, error.code, error.message, error.extra_info)
+        args, kwargs = report.ended(self._queue, self._native_task_done, message)
+        self._native_task_done(item_id, {"outputs": {}, "meta": {}}, *args, **kwargs)
+        if client_id is not None:
+            if run is None or run.announce_once():
+                self._send(*message, client_id)
+            self._send("executing", {"node": None, "prompt_id": prompt_id}, client_id)
+        self._let_go(prompt_id)
+
+    def _tell_lost(self) -> None:
+        """Tell of every job of ours that is neither waiting nor running any more."""
         with self._queue.mutex:
-            self._runs.pop(job_id, None)
-            self._stops.discard(job_id)
-        self._told("released", job_id)
+            there = {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
+            lost = [job_id for job_id in self._runs if job_id not in there]
+        for job_id in lost:
+            self._told("lost", job_id)
+            self._let_go(job_id)
+
+    def _let_go(self, prompt_id: str) -> None:
+        with self._queue.mutex:
+            guarded = self._runs.pop(prompt_id, None) is not None
+            self._stops.discard(prompt_id)
+            self._raised.discard(prompt_id)
+        self._told("released" if guarded else "native_finished", prompt_id)
 
     def _told(self, callback: str, *args: Any, fallback: Any = None) -> Any:
         """A fault of ours must not kill ComfyUI's worker."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
@@ -99,6 +100,8 @@ def outcome(history_result: Any, status: Any, run: Any) -> Outcome:
         interrupted="execution_interrupted" in messages,
         outputs=copied,
         files=tuple(reported(node_id, item) for node_id, item in files_in(copied)),
+        prompt=run.prompt,
+        cached=frozenset(map(str, (messages.get("execution_cached") or {}).get("nodes") or ())),
         exception_type=str(failed.get("exception_type", "")),
         exception_message=str(failed.get("exception_message", "")),
         node_id=failed.get("node_id"),
@@ -137,6 +140,15 @@ def with_error(args: Any, kwargs: Any, status: Any, error: tuple[str, dict[str, 
         tuple(told if value is status else value for value in args),
         {name: told if value is status else value for name, value in kwargs.items()},
     )
+
+
+def ended(queue: Any, task_done: Any, message: tuple[str, dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`task_done`'s further arguments for a prompt that its worker never gave back."""
+    status = queue.ExecutionStatus(status_str="error", completed=False, messages=[message])
+    # Since v0.8.0 the sixth field of an item holds credentials, which the worker takes out on the way to history.
+    further = {"process_item": lambda item: (*item[:5], *item[6:])}
+    accepted = inspect.signature(task_done).parameters
+    return (), {"status": status, **{name: value for name, value in further.items() if name in accepted}}
 
 
 def execution_error(job_id: str, code: str, message: str, details: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

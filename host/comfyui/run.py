@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from ...guard.host import Progress
@@ -14,14 +15,16 @@ class Run:
 
     Attributes:
         client_id: the websocket that hears of it.
+        prompt: the graph, as ComfyUI queued it.
         held: events that must not be heard before the verdict, in order.
     """
 
-    def __init__(self, job_id: str, client_id: str, nodes: int) -> None:
+    def __init__(self, job_id: str, client_id: str, prompt: Mapping[str, Any]) -> None:
         self.job_id = job_id
         self.client_id = client_id
+        self.prompt = prompt
         self.held: list[tuple[Any, Any, Any]] = []
-        self._nodes = max(nodes, 1)
+        self._nodes = max(len(prompt), 1)
         self._announced = threading.Lock()
 
     def holds(self, event: Any, data: Any) -> bool:

@@ -39,6 +39,35 @@ class EmptyImage:
         return (np.broadcast_to(rgb, (batch_size, height, width, 3)).copy(),)
 
 
+class ImagePadForOutpaint:
+    """Grey around a picture; the mask says where, without ComfyUI's feathering."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        edge = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 8}
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                **{name: ("INT", dict(edge)) for name in ("left", "top", "right", "bottom")},
+                "feathering": ("INT", {"default": 40, "min": 0, "max": MAX_RESOLUTION, "step": 1}),
+            }
+        }
+
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "expand_image"
+    CATEGORY = "image"
+
+    def expand_image(
+        self, image: np.ndarray, left: int, top: int, right: int, bottom: int, feathering: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        frames, height, width, channels = image.shape
+        padded = np.full((frames, top + height + bottom, left + width + right, channels), 0.5, np.float32)
+        padded[:, top : top + height, left : left + width] = image
+        mask = np.ones(padded.shape[1:3], np.float32)
+        mask[top : top + height, left : left + width] = 0
+        return padded, mask[np.newaxis]
+
+
 class LoadImage:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -281,6 +310,7 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         EmptyImage,
+        ImagePadForOutpaint,
         LoadImage,
         SaveImage,
         PreviewImage,
@@ -292,6 +322,7 @@ NODE_CLASS_MAPPINGS = {
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "EmptyImage": "Empty Image",
+    "ImagePadForOutpaint": "Pad Image for Outpainting",
     "LoadImage": "Load Image",
     "SaveImage": "Save Image",
     "PreviewImage": "Preview Image",

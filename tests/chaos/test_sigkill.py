@@ -1,28 +1,15 @@
 """SIGKILL: what was answered 200 survives it, and nothing succeeds twice."""
 
 import asyncio
-import re
 
 import aiohttp
 import pytest
-from chaos.conftest import database, transitions
-from contract.client import TERMINAL, Client, assert_ended_badly, assert_succeeded, connected, picture, sleep, text
+from chaos.conftest import assert_settled_once, database, newest_real, transitions
+from contract.client import Client, assert_ended_badly, assert_succeeded, connected, picture, sleep, text
 
-from comfyui_guarded.sandbox.launch import HostKind, real_kinds, sandbox_kind
+from comfyui_guarded.sandbox.launch import sandbox_kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
-
-
-def newest_real() -> list[object]:
-    def version(kind: HostKind) -> list[int]:
-        return [int(part) for part in re.findall(r"\d+", kind.name)]
-
-    kinds = sorted(real_kinds(), key=version)[-1:]
-    return [pytest.param(kind, id=kind.name.replace(" ", "-"), marks=pytest.mark.comfyui) for kind in kinds]
-
-
-def assert_settled_once(states: list[str]) -> None:
-    assert [state for state in states if state in TERMINAL] == states[-1:], states
 
 
 async def running_for_the(attempt: int, client: Client, job_id: str) -> None:
@@ -158,25 +145,3 @@ async def test_ctrl_c_in_the_middle_of_a_run_loses_nothing_either(server):
             assert_succeeded(await client.settled(job_id))
     for states in transitions(host.base).values():
         assert_settled_once(states)
-
-
-async def test_a_node_that_kills_the_worker_settles_its_job_and_the_server_says_so(server):
-    host = server().start()
-    async with connected(host) as client:
-        fatal = {"1": {"class_type": "FaultRaise", "inputs": {"kind": "system_exit", "message": "", "seed": 0}}}
-        fatal["2"] = picture()["2"]
-        killer = await client.admitted(fatal)
-        waiting = await client.admitted(picture())
-        assert_ended_badly(await client.settled(killer), "worker_died")
-        ready = await client.request("GET", "/guarded/ready")
-        assert (ready.status, ready.json["problems"]) == (503, ["worker dead"])
-        refused = await client.submit(text())
-        assert (refused.status, refused.code) == (503, "server_unavailable")
-        assert int(refused.headers["Retry-After"]) >= 1
-        assert (await client.get("/guarded/health"))["status"] == "ok"
-        assert (await client.job(waiting))["state"] in ("queued", "dispatched")
-    host.kill()
-    host.start()
-    async with connected(host) as client:
-        assert_succeeded(await client.settled(waiting))
-        assert_ended_badly(await client.job(killer), "worker_died")

@@ -128,7 +128,7 @@ JOB_KEYS = {
 }
 ARTIFACT_KEYS = {
     *("index", "node_id", "kind", "filename", "subfolder", "type", "bytes", "sha256", "width", "height"),
-    *("duration_s", "warnings", "url"),
+    *("duration_s", "frames", "fps", "warnings", "url"),
 }
 
 
@@ -310,9 +310,15 @@ class Client:
         try:
             yield prompt_id
         finally:
-            # Repeated: an interrupt that comes before the prompt has begun is lost, by ComfyUI's own fault.
-            while prompt_id in await self.native_running():
-                await self.request("POST", "/interrupt", {})
+            await self._interrupt_natively(prompt_id)
+
+    async def _interrupt_natively(self, prompt_id: str) -> None:
+        """By id, and again only where it was lost (ComfyUI's own fault): a second one could hit the next prompt."""
+        while prompt_id in await self.native_running():
+            await self.request("POST", "/interrupt", {"prompt_id": prompt_id})
+            for _ in range(100):
+                if prompt_id not in await self.native_running():
+                    return
                 await asyncio.sleep(0.02)
 
     async def guarded_queue(self) -> list[str]:

@@ -17,7 +17,7 @@ ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
 PHOTO = "photo.png"
 
 
-def _kinds() -> list[object]:
+def kinds() -> list[object]:
     return [
         pytest.param(sandbox_kind(), id="sandbox"),
         *(
@@ -39,7 +39,7 @@ def put_photo(base: Path) -> None:
         Image.fromarray(noise).save(target)
 
 
-@pytest.fixture(scope="session", params=_kinds())
+@pytest.fixture(scope="session", params=kinds())
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param

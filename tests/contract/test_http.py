@@ -49,6 +49,10 @@ async def test_an_artifact_whose_file_is_not_what_the_job_made_is_gone(client):
     mine.write_bytes(theirs.read_bytes())
     body = assert_refusal(await client.request("GET", job["artifacts"][0]["url"]), "artifact_gone", 410)
     assert body["error"]["extra_info"] == {"index": 0}
+    original = bytearray((await client.request("GET", other["artifacts"][0]["url"])).content)
+    original[-20] ^= 1
+    theirs.write_bytes(original)
+    assert_refusal(await client.request("GET", other["artifacts"][0]["url"]), "artifact_gone", 410)
     mine.unlink()
     assert_refusal(await client.request("GET", job["artifacts"][0]["url"]), "artifact_gone", 410)
     assert (await client.job(job["job_id"])) == job

@@ -21,7 +21,7 @@ from contract.client import (
     text,
     unique,
 )
-from contract.conftest import PHOTO, _kinds
+from contract.conftest import PHOTO, kinds
 
 from comfyui_guarded.sandbox.launch import HostKind, HostProcess
 
@@ -95,6 +95,8 @@ async def test_a_result_stays_until_its_owner_has_fetched_the_whole_of_it(client
     await client.job(job["job_id"])
     part = await client.request("GET", artifact["url"], headers={"Range": "bytes=0-9"})
     assert part.status == 206
+    assert (await client.request("HEAD", artifact["url"])).status == 200
+    assert (await client.request("GET", artifact["url"] + "?preview=webp;50;64")).status == 200
     report = await sweep(client)
     assert report["kept"]["unread"]["files"] >= 1
     assert path.exists()
@@ -172,7 +174,7 @@ NODE_CLASS_MAPPINGS = {}
 """
 
 
-@pytest.fixture(params=_kinds())
+@pytest.fixture(params=kinds())
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., HostProcess]]:
     """Starts servers that believe in a disk of 64 MB."""
     kind: HostKind = request.param
@@ -209,8 +211,10 @@ async def test_a_disk_that_runs_full_costs_the_oldest_files_then_refuses_jobs_an
         (host.base / "others").write_text(str(12 * MB))
         await client.polled(lambda: asyncio.to_thread(files[3].exists), lambda exists: not exists)
         assert [hours for hours in sorted(files) if files[hours].exists()] == [0.5, 2]
-        reports = (await client.get("/guarded/janitor"))["sweeps"]
-        assert sum(report["oldest"]["files"] for report in reports) == 3
+        await client.polled(
+            lambda: client.get("/guarded/janitor"),
+            lambda status: sum(report["oldest"]["files"] for report in status["sweeps"]) == 3,
+        )
         await client.assert_takes_jobs()
 
         # The floor: somebody else fills the disk; nothing of ours could make enough room.

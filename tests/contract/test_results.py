@@ -76,6 +76,7 @@ async def test_a_bad_result_is_refused_before_anyone_hears_of_it(client, class_t
     else:
         assert names == []
     assert outside.read_bytes() == b"not ours"
+    outside.unlink()  # the folder above the base is every test's
     answer = await client.request("GET", f"/guarded/jobs/{job['job_id']}/artifacts/0")
     assert answer.status == 404
     await client.assert_takes_jobs()

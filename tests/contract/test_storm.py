@@ -14,6 +14,10 @@ AIMS = ("at once", "while it waits", "when it is dispatched", "when it runs", "a
 
 async def aimed(client: Client, job_id: str, aim: str, moment_s: float) -> Job:
     """Cancel the job at some moment of its life; what the cancel answered."""
+    if aim not in ("at once", "while it waits"):
+        # Hundreds wait here for minutes: one request each, not one every few milliseconds.
+        while (await client.job(job_id, wait_s=30))["state"] == "queued":
+            pass
     match aim:
         case "while it waits":
             await asyncio.sleep(moment_s)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from unit.fakes import FailingStore, FakeHost
+from unit.machine import Machine
 
 from comfyui_guarded.guard.clock import Clock
 
@@ -22,3 +23,8 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[FailingStore]:
 @pytest.fixture
 def host() -> FakeHost:
     return FakeHost()
+
+
+@pytest.fixture
+def machine(store: FailingStore, host: FakeHost, clock: Clock, tmp_path: Path) -> Machine:
+    return Machine(store, host, clock, tmp_path)

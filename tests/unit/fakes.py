@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.host import Folders, HostListener, Refusal, Rehearsal
@@ -59,6 +59,12 @@ class FakeHost:
         self.announced: list[tuple[str, str | None, str]] = []
         self.listener: HostListener | None = None
         self.places = Folders(None, None, None)
+        self.injected: list[str] = []
+        #: What `replace_worker` was asked to leave behind (None: a dead one), and its answer.
+        self.replaced: list[tuple[str | None, str]] = []
+        self.can_replace = True
+        self.hung = 0
+        self.freed = 0
 
     def listen(self, listener: HostListener) -> None:
         self.listener = listener
@@ -80,6 +86,29 @@ class FakeHost:
     def stop(self, job_id: str) -> None:
         self.stopped.append(job_id)
 
+    def inject(self, prompt_id: str) -> bool:
+        self.injected.append(prompt_id)
+        return True
+
+    def replace_worker(self, prompt_id: str | None, error: Any) -> bool:
+        """As the seam does it: the prompt is closed, so that the listener hears of its release."""
+        if not self.can_replace:
+            return False
+        self.replaced.append((prompt_id, error.code))
+        self.alive = True
+        if prompt_id is not None:
+            self.hung += 1
+            assert self.listener is not None
+            guarded = any(prompt_id == job_id for job_id, _client, _body in self.dispatched)
+            (self.listener.released if guarded else self.listener.native_finished)(prompt_id)
+        return True
+
+    def hung_workers(self) -> int:
+        return self.hung
+
+    def free_memory(self) -> None:
+        self.freed += 1
+
     def announce(self, job_id: str, client_id: str | None, error: Any) -> None:
         self.announced.append((job_id, client_id, error.code))
 
@@ -95,11 +124,53 @@ class FakeHost:
     def folders(self) -> Folders:
         return self.places
 
+    def input_folder(self) -> Path:
+        raise AssertionError("nobody looks at pictures here")
+
+    def model_folders(self) -> list[Path]:
+        return []
+
     def own_directory(self) -> Path:
         raise AssertionError("the core does not ask for it")
 
     def describe(self) -> dict[str, Any]:
         return {"name": "fake", "version": "0"}
+
+
+class FakeFaces:
+    """A face gate that says what it was told to say, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.asked: list[tuple[Any, Any, Any]] = []
+
+    async def check_prompt(self, graph: Any, outputs: Any, asked: Any) -> None:
+        self.asked.append((graph, outputs, asked))
+        if self.error is not None:
+            raise self.error
+
+
+class Gone(BaseException):
+    """The fake process has ended; nothing of ours may catch this."""
+
+
+class FakeProcess:
+    """Says how the process would have ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, str]] = []
+        self.armed_s: list[float] = []
+
+    def restart(self, reason: str) -> NoReturn:
+        self.ended.append(("restart", reason))
+        raise Gone
+
+    def exit(self, reason: str) -> NoReturn:
+        self.ended.append(("exit", reason))
+        raise Gone
+
+    def end_if_silent(self, after_s: float) -> None:
+        self.armed_s.append(after_s)
 
 
 class FailingStore(SqliteStore):

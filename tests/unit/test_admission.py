@@ -6,7 +6,7 @@ import uuid
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from unit.fakes import GRAPH, LONG_S, FakeHost, new_id, new_job, settings
+from unit.fakes import GRAPH, LONG_S, FakeFaces, FakeHost, new_id, new_job, settings
 
 from comfyui_guarded.guard import admission
 from comfyui_guarded.guard.access import Client
@@ -19,6 +19,7 @@ from comfyui_guarded.guard.errors import (
     InvalidWorkflowError,
     MissingModelError,
     MissingNodeError,
+    NoFaceError,
     PayloadTooLargeError,
     PolicyViolationError,
     QueueFullError,
@@ -150,6 +151,10 @@ def test_a_field_of_the_wrong_type_is_an_invalid_request(body):
         ({"priority": True}, "guard.priority"),
         ({"locale": 5}, "guard.locale"),
         ({"locale": "x" * 36}, "guard.locale"),
+        ({"face_check": 5}, "guard.face_check"),
+        ({"face_check": "yes"}, "guard.face_check"),
+        ({"face_check": []}, "guard.face_check"),
+        ({"face_check": {"no_such_rule": 1}}, "guard.face_check"),
         ({"metadata": []}, "guard.metadata"),
         ({"metadata": None}, "guard.metadata"),
         ({"": 1}, "guard."),
@@ -445,7 +450,10 @@ class Gate:
         self.secrets = Secrets()
         self.health = Health(host, store)
         self.health.serving()
-        self.admission = Admission(settings(**sections), store, host, self.health, self.secrets, clock)
+        self.faces = FakeFaces()
+        self.admission = Admission(
+            settings(**sections), store, host, self.health, faces=self.faces, secrets=self.secrets, clock=clock
+        )
 
     async def admit(self, raw=None, client=BOT, **more):
         return await self.admission.admit(Submission(_raw() if raw is None else raw, client, **more))
@@ -587,6 +595,24 @@ async def test_what_the_host_refuses_makes_no_job(gate, store, host):
     assert gate.secrets._kept == {}
     host.rehearsal = Rehearsal(None, ("2",))
     assert not (await gate.admit(idempotency_key="k")).replayed
+
+
+async def test_faces_are_looked_for_after_the_host_has_agreed_and_before_there_is_a_job(gate, store, host):
+    gate.faces.error = NoFaceError("No face found in photo.png")
+    error = await gate.refusal(_raw(extra_data={SECRET_NAMES[0]: "s3cret"}), idempotency_key="k")
+    assert error is gate.faces.error
+    assert store.queued == 0
+    assert gate.secrets._kept == {}
+    assert gate.faces.asked == [(GRAPH, ("2",), None)]
+    host.rehearsal = Rehearsal(_host_refusal(), ())
+    assert isinstance(await gate.refusal(), InvalidWorkflowError)
+    assert len(gate.faces.asked) == 1
+
+
+@pytest.mark.parametrize(("asked", "given"), [(True, True), ({}, True), (False, False)])
+async def test_a_request_may_ask_for_a_face_check_of_its_own(gate, asked, given):
+    await gate.admit(_raw(guard={"face_check": asked}))
+    assert (gate.faces.asked[0][2] is not None) is given
 
 
 async def test_a_job_id_in_use_is_a_conflict(gate):

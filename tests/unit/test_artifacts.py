@@ -142,13 +142,14 @@ def test_a_good_animation_passes(checked, kind):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
 def test_a_picture_of_any_mode_passes(checked, mode):
     buffer = io.BytesIO()
-    (Image.new(mode, (300, 300)) if mode == "I;16" else _noise(300, 300).convert(mode)).save(buffer, "png")
+    deep = Image.fromarray(np.tile(np.linspace(0, 65535, 300).astype(np.uint16), (300, 1)))
+    (deep if mode == "I;16" else _noise(300, 300).convert(mode)).save(buffer, "png")
     assert checked("a.png", buffer.getvalue(), ResultsSettings(min_image_bytes=1)).width == 300
 
 
 def test_a_dark_picture_passes(checked):
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(_noise()) // 32).save(buffer, "png")
+    Image.fromarray(np.asarray(_noise()) // 16).save(buffer, "png")
     assert checked("a.png", buffer.getvalue()).kind == "image"
 
 
@@ -246,9 +247,10 @@ def test_a_picture_over_max_image_pixels_is_refused_and_at_the_limit_it_passes(c
     _refusal(ResultCorruptError, checked, "b.png", content, ResultsSettings(max_image_pixels=96 * 80 - 1))
 
 
-def test_the_pixels_of_all_frames_count(checked):
+def test_the_pixels_of_a_frame_count_and_not_those_of_all_frames_together(checked):
     content = _animated("gif")
-    _refusal(ResultCorruptError, checked, "a.gif", content, ResultsSettings(max_image_pixels=96 * 80 * 5 - 1))
+    _refusal(ResultCorruptError, checked, "a.gif", content, ResultsSettings(max_image_pixels=96 * 80 - 1))
+    assert checked("a.gif", content, ResultsSettings(max_image_pixels=96 * 80)).width == 96
 
 
 @pytest.mark.parametrize("pillows_limit", [1000, 3000, None])

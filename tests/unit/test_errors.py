@@ -5,7 +5,7 @@ import pytest
 
 from comfyui_guarded.guard import errors, messages
 
-# DESIGN, §6: code -> (HTTP status, retryable). None: only ever settles a job.
+# docs/http.md: code -> (HTTP status, retryable). None: only ever settles a job.
 TABLE: dict[str, tuple[int | None, bool]] = {
     "invalid_request": (400, False),
     "invalid_workflow": (400, False),

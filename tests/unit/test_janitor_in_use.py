@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.fakes import LONG_S, FailingStore, FakeHost, new_id, new_job, settings
+from unit.fakes import LONG_S, FailingStore, FakeFaces, FakeHost, new_id, new_job, settings
 from unit.janitor import DAY_S, Box, put
 
 from comfyui_guarded.guard.access import LOCAL
@@ -135,7 +135,9 @@ class TestAdmissionDuringASweep:
         self, box: Box, store: FailingStore, host: FakeHost, clock: Clock
     ):
         janitor = box.janitor(store)
-        admission = Admission(settings(), store, host, _ready(host, store), Secrets(), clock, janitor.in_use)
+        admission = Admission(
+            settings(), store, host, _ready(host, store), FakeFaces(), Secrets(), clock, janitor.in_use
+        )
         put(box.input / "a.png")
         swept = []
 
@@ -151,7 +153,9 @@ class TestAdmissionDuringASweep:
         self, box: Box, store: FailingStore, host: FakeHost, clock: Clock, monkeypatch
     ):
         janitor = box.janitor(store)
-        admission = Admission(settings(), store, host, _ready(host, store), Secrets(), clock, janitor.in_use)
+        admission = Admission(
+            settings(), store, host, _ready(host, store), FakeFaces(), Secrets(), clock, janitor.in_use
+        )
         put(box.input / "a.png")
         looked, go_on = threading.Event(), threading.Event()
         walk = Sweep._walk

@@ -1,82 +1,23 @@
-"""From a free slot to an ended run, the watchdog included, on a scripted host."""
+"""From a free slot to an ended run, on a scripted host."""
 
 import asyncio
 import threading
 
 import pytest
-from unit.fakes import GRAPH, LONG_S, new_job, settings
+from unit.fakes import GRAPH, LONG_S, new_job
+from unit.machine import Machine
 
 from comfyui_guarded.guard import queue
 from comfyui_guarded.guard.access import Client
 from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
-from comfyui_guarded.guard.estimate import Estimates
-from comfyui_guarded.guard.events import Events
-from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
 from comfyui_guarded.guard.job import JobState
-from comfyui_guarded.guard.jobs import Jobs
-from comfyui_guarded.guard.queue import Dispatcher, Runs, failure
-from comfyui_guarded.guard.secrets import Secrets
-from comfyui_guarded.guard.settle import Settler
-from comfyui_guarded.guard.store.sqlite import SqliteStore
-from comfyui_guarded.guard.watchdog import TURN_S, Watchdog
+from comfyui_guarded.guard.queue import failure
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 RAISED = Outcome(
     success=False, exception_type="ValueError", exception_message="bad steps", node_id="3", node_type="KSampler"
 )
-
-
-class Machine:
-    """Everything that app.py wires, on a fake host; the test turns the wheels."""
-
-    def __init__(self, store, host, clock, folder, **sections):
-        self.store, self.host, self.clock = store, host, clock
-        self.settings = settings(**sections)
-        self.events, self.secrets = Events(), Secrets()
-        self.health = Health(host, store)
-        self.health.serving()
-        self.settler = Settler(store, host, self.secrets)
-        self.watchdog = Watchdog(self.settings, store, host, self.settler, clock)
-        self.quarantine = folder / "quarantine"
-        self.runs = Runs(self.settings, store, self.settler, self.watchdog, self.events, self.quarantine)
-        self.dispatcher = Dispatcher(
-            self.settings, store, host, self.health, self.settler, self.runs, self.secrets, "local", clock
-        )
-        self.jobs = Jobs(self.settings, store, self.settler, self.events, Estimates([10_000] * 3))
-        store.on_change(self.events.changed)
-        host.listen(self.runs)
-
-    def submit(self, **facts):
-        facts.setdefault("created_at_ms", self.clock.now_ms())
-        return self.store.submit(new_job(**facts), 10**6).result(LONG_S).job.job_id
-
-    async def dispatch(self, **facts):
-        job_id = self.submit(**facts)
-        assert await self.dispatcher.turn()
-        return job_id
-
-    async def run(self, **facts):
-        job_id = await self.dispatch(**facts)
-        assert self.runs.started(job_id)
-        return job_id
-
-    def job(self, job_id):
-        self.store.flush()
-        return self.store.get(job_id).result(LONG_S)
-
-    def ended(self, job_id):
-        job = self.job(job_id)
-        return job.state.value, job.verdict.code if job.verdict else None
-
-    def leased(self):
-        self.store.flush()
-        return self.store.counts().result(LONG_S).leased
-
-
-@pytest.fixture
-def machine(store, host, clock, tmp_path):
-    return Machine(store, host, clock, tmp_path)
 
 
 # What a failed run is called. -------------------------------------------------------------------------------------
@@ -422,104 +363,6 @@ async def test_progress_is_shown_while_the_job_runs_and_not_after_its_end(machin
     assert machine.events._progress == {}
 
 
-# The watchdog. ----------------------------------------------------------------------------------------------------
-
-
-async def test_a_job_is_ended_at_its_deadline_not_before_and_once(machine, host):
-    job_id = await machine.run(timeout_s=100.0)
-    began_s = machine.clock.monotonic_s()
-    assert machine.watchdog.turn(began_s + 99) <= began_s + 100
-    assert machine.ended(job_id) == ("running", None)
-    assert host.stopped == []
-    machine.watchdog.turn(began_s + 100)
-    assert machine.ended(job_id) == ("failed", "generation_timeout")
-    assert machine.job(job_id).verdict.details == {"timeout_s": 100}
-    machine.watchdog.turn(began_s + 101)
-    machine.watchdog.turn(began_s + 200)
-    machine.store.flush()
-    assert [each[0] for each in host.announced] == [job_id]
-
-
-async def test_the_watchdog_looks_again_at_the_next_deadline_or_soon(machine):
-    now_s = machine.clock.monotonic_s()
-    assert machine.watchdog.turn(now_s) == now_s + TURN_S
-    await machine.run(timeout_s=0.2)
-    assert machine.clock.monotonic_s() - 1 < machine.watchdog.turn(now_s) <= now_s + TURN_S
-
-
-async def test_a_run_that_ended_is_not_watched_any_more(machine, host):
-    job_id = await machine.run(timeout_s=1.0)
-    machine.runs.finished(job_id, TEXT)
-    machine.watchdog.turn(machine.clock.monotonic_s() + 100)
-    assert machine.ended(job_id) == ("succeeded", None)
-    assert host.stopped == []
-
-
-async def test_the_clock_of_a_job_runs_from_its_start_and_not_from_its_dispatch(machine):
-    job_id = await machine.dispatch(timeout_s=1.0)
-    machine.watchdog.turn(machine.clock.monotonic_s() + 100)
-    assert machine.ended(job_id) == ("dispatched", None)
-
-
-async def test_a_dead_worker_ends_the_job_it_had_once(machine, host):
-    job_id = await machine.run()
-    host.alive = False
-    machine.watchdog.turn(machine.clock.monotonic_s())
-    machine.watchdog.turn(machine.clock.monotonic_s())
-    assert machine.ended(job_id) == ("failed", "worker_died")
-    assert [each[2] for each in host.announced] == ["worker_died"]
-
-
-async def test_jobs_that_waited_too_long_are_ended_queued_and_dispatched_alike(store, host, clock, tmp_path):
-    machine = Machine(store, host, clock, tmp_path, queue={"timeout_s": 60, "max_jobs": 2})
-    long_ago = clock.now_ms() - 61_000
-    running = await machine.run(created_at_ms=long_ago)
-    dispatched = await machine.dispatch(created_at_ms=long_ago, client_id="socket")
-    queued = machine.submit(created_at_ms=long_ago)
-    young = machine.submit(created_at_ms=clock.now_ms() - 50_000)
-    machine.watchdog.turn(clock.monotonic_s())
-    machine.watchdog._looking.result(LONG_S)
-    assert machine.ended(running) == ("running", None)
-    assert machine.ended(dispatched) == ("failed", "queue_timeout")
-    assert machine.ended(queued) == ("failed", "queue_timeout")
-    assert machine.ended(young) == ("queued", None)
-    assert sorted(host.stopped) == sorted([dispatched, queued])
-    assert machine.leased() == 2
-
-
-async def test_a_watchdog_that_stumbles_goes_on(machine, host, monkeypatch):
-    job_id = await machine.run(timeout_s=0.01)
-    turn, stumbled = machine.watchdog.turn, threading.Event()
-
-    def stumbling(now_s):
-        if not stumbled.is_set():
-            stumbled.set()
-            raise ZeroDivisionError
-        return turn(now_s)
-
-    monkeypatch.setattr(machine.watchdog, "turn", stumbling)
-    with machine.events.watching(job_id) as waiter:
-        machine.watchdog.start()
-        assert await waiter.wait(LONG_S)
-    machine.watchdog.close()
-    assert stumbled.is_set()
-    assert machine.ended(job_id) == ("failed", "generation_timeout")
-
-
-async def test_a_watchdog_closes_at_once_and_twice_is_no_harm(machine):
-    machine.watchdog.start()
-    machine.watchdog.close()
-    machine.watchdog.close()
-
-
-async def test_a_watchdog_outlives_a_store_that_is_closed(host, clock, tmp_path):
-    store = SqliteStore(tmp_path / "other.db", clock)
-    machine = Machine(store, host, clock, tmp_path)
-    store.close()
-    machine.watchdog.turn(clock.monotonic_s())
-    machine.watchdog.turn(clock.monotonic_s())
-
-
 # What callers see. ------------------------------------------------------------------------------------------------
 
 
@@ -561,6 +404,14 @@ async def test_a_wait_for_a_change_ends_with_the_next_state(machine):
     await asyncio.sleep(0)
     await machine.dispatcher.turn()
     assert (await waiting).state is JobState.DISPATCHED
+
+
+async def test_an_ending_that_is_read_before_its_listeners_have_heard_of_it_shows_no_progress(machine):
+    job_id = await machine.run()
+    machine.runs.progressed(job_id, Progress(5, 20, "3", 40))
+    ended = machine.job(job_id).evolve(state=JobState.SUCCEEDED)
+    assert machine.events.progress(job_id) is not None
+    assert machine.jobs.shown(ended, None)["progress"] is None
 
 
 async def test_a_cancel_is_idempotent(machine):

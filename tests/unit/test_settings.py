@@ -7,7 +7,7 @@ from comfyui_guarded.guard.settings import SettingsError, load
 
 REPO = Path(__file__).parents[2]
 
-# DESIGN, §7, as far as this version has them.
+# The defaults that bots and operators rely on.
 DEFAULTS = {
     "queue.max_jobs": 1,
     "queue.max_queued": 1000,

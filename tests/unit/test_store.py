@@ -21,7 +21,7 @@ from comfyui_guarded.guard.errors import (
 )
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict
 from comfyui_guarded.guard.store import IdempotencyKey, sqlite
-from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError
+from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
 
 REPO = Path(__file__).parents[2]
 CANCELLED = Verdict(JobState.CANCELLED, "cancelled", "The job was cancelled.")
@@ -118,7 +118,8 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
     store.on_change(told.append)
 
     def buggy(db):
-        db.execute("UPDATE owners SET queued = 99")
+        db.execute("UPDATE jobs SET priority = 99")
+        store._line.waits("nobody", 99)
         store._changed.append("a change that will not be")
         raise fault
 
@@ -131,20 +132,24 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
     assert after.result(LONG_S).waiting.position == 2
     assert store.queued == 2
     assert [job.number for job in told] == [1, 2]
+    assert [job.priority for job in store.jobs(None, None, 10).result(LONG_S)] == [0, 0]
 
 
 @pytest.mark.parametrize("nth", [1, 2], ids=["in the operation", "before the commit"])
 def test_a_commit_that_meets_a_failing_disk_tells_everybody_and_the_next_one_goes_well(store, monkeypatch, nth):
-    told, looks, look = [], [], sqlite._queued
+    told, looks = [], []
     store.on_change(told.append)
+    step = ["_inserted", "_attempt"][nth - 1]
+    native = getattr(store, step)
 
-    def failing_once(db):
-        looks.append(db)
-        if len(looks) == nth:
+    def failing_once(*arguments):
+        done = native(*arguments)
+        looks.append(done)
+        if len(looks) == 1:
             raise sqlite3.OperationalError("disk I/O error")
-        return look(db)
+        return done
 
-    monkeypatch.setattr(sqlite, "_queued", failing_once)
+    monkeypatch.setattr(store, step, failing_once)
     assert isinstance(store.submit(new_job(), 10**9).exception(LONG_S), ServerUnavailableError)
     assert (told, store.queued) == ([], 0)
     assert _submit(store).waiting.position == 1
@@ -543,7 +548,7 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(tmp_path,
     ids = _old_database(path, clock)
     with monkeypatch.context() as patch:
         patch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, "DELETE FROM jobs; SELECT no_such_function();"))
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(StoreUnusableError):
             SqliteStore(path, clock)
     store = SqliteStore(path, clock)
     assert store.queued == len(ids)

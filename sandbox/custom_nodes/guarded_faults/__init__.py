@@ -1,8 +1,17 @@
 """Nodes that misbehave on purpose, for tests. They load in the sandbox and in a real ComfyUI."""
 
-from .hang import FaultAsyncHang, FaultHangC, FaultHangPython, FaultSleep, FaultSwallow
+from .hang import (
+    FaultAsyncHang,
+    FaultHangC,
+    FaultHangPython,
+    FaultHoldGil,
+    FaultSleep,
+    FaultSwallow,
+    FaultThreads,
+)
 from .output import (
     FaultBlackImage,
+    FaultLateImage,
     FaultMissingFile,
     FaultNoOutput,
     FaultOutsideFile,
@@ -10,7 +19,7 @@ from .output import (
     FaultTinyFile,
     FaultTruncatedImage,
 )
-from .stop import FaultRaise
+from .stop import FaultKillProcess, FaultKillWorker, FaultRaise
 
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
@@ -20,9 +29,14 @@ NODE_CLASS_MAPPINGS = {
         FaultHangPython,
         FaultSwallow,
         FaultAsyncHang,
+        FaultHoldGil,
+        FaultThreads,
         FaultRaise,
+        FaultKillWorker,
+        FaultKillProcess,
         FaultTruncatedImage,
         FaultTinyFile,
+        FaultLateImage,
         FaultMissingFile,
         FaultOutsideFile,
         FaultNoOutput,

@@ -1,7 +1,10 @@
 """Nodes that take their time."""
 
 import asyncio
+import ctypes
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import comfy.utils
@@ -102,4 +105,32 @@ class FaultAsyncHang(_Hang):
 
     async def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
         await asyncio.sleep(seconds)
+        return passed_on(image, seed)
+
+
+class FaultHoldGil(_Hang):
+    """A call into C that keeps Python's lock: meanwhile no thread of the process runs."""
+
+    def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
+        if os.name == "nt":
+            ctypes.PyDLL("kernel32").Sleep(int(seconds * 1000))
+        else:
+            ctypes.PyDLL(None).sleep(int(seconds))
+        return passed_on(image, seed)
+
+
+class FaultThreads(_Hang):
+    """Leaves the work to threads of its own, of which each checks; the worker's thread only waits for them."""
+
+    def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
+        until_s = time.monotonic() + seconds
+
+        def work() -> None:
+            while time.monotonic() < until_s:
+                time.sleep(STEP_S)
+                check_interrupt()
+
+        with ThreadPoolExecutor(2) as pool:
+            for each in [pool.submit(work), pool.submit(work)]:
+                each.result()
         return passed_on(image, seed)

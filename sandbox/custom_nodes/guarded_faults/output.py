@@ -1,6 +1,8 @@
 """Nodes whose results are not what they say."""
 
+import contextlib
 import os
+import time
 from io import BytesIO
 from typing import Any
 
@@ -8,7 +10,7 @@ import folder_paths
 import numpy as np
 from PIL import Image
 
-from .common import SEED, FaultNode, host_image, sample_image
+from .common import SECONDS, SEED, FaultNode, host_image, sample_image
 
 SIDE = ("INT", {"default": 512, "min": 1, "max": 16384})
 
@@ -55,6 +57,22 @@ class FaultTinyFile(_FaultOutput):
 
     def run(self, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
         return _write(filename_prefix, b"\x89PNG\r\n\x1a\n\0\0")
+
+
+class FaultLateImage(_FaultOutput):
+    """A call into C that nothing ends, and then a good picture, whatever came meanwhile."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        more = super().INPUT_TYPES()["required"]
+        return {"required": {"seconds": SECONDS, **more}}
+
+    def run(self, seconds: float, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        with contextlib.suppress(BaseException):
+            time.sleep(seconds)
+        buffer = BytesIO()
+        Image.fromarray((sample_image(seed)[0] * 255).astype(np.uint8)).save(buffer, format="png")
+        return _write(filename_prefix, buffer.getvalue())
 
 
 class FaultMissingFile(_FaultOutput):

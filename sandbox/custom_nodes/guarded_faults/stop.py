@@ -1,9 +1,13 @@
-"""A node that raises."""
+"""Nodes that raise, and nodes that end the worker's thread or the whole process."""
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import comfy.model_management
+import execution
+import server
 
 from .common import SEED, FaultNode, passed_on
 
@@ -32,4 +36,49 @@ class FaultRaise(FaultNode):
     def run(self, kind: str, message: str, seed: int = 0, image: Any = None) -> tuple[Any]:
         if kind in self.KINDS:
             raise self.KINDS[kind](message)
+        return passed_on(image, seed)
+
+
+class FaultKillWorker(FaultNode):
+    """Passes on, and lays a mine that ends the worker's thread once, outside of every node."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "when": (["handing_back", "between_prompts"],),
+                "kind": (["system_exit", "runtime_error"],),
+                "seed": SEED,
+            },
+            "optional": {"image": ("IMAGE",)},
+        }
+
+    def run(self, when: str, kind: str, seed: int = 0, image: Any = None) -> tuple[Any]:
+        error = SystemExit("a mine") if kind == "system_exit" else RuntimeError("a mine")
+        # The worker looks both up each time: the class for the arguments of `task_done`, the method after it.
+        owner, name = {
+            "handing_back": (execution.PromptQueue, "ExecutionStatus"),
+            "between_prompts": (server.PromptServer.instance.prompt_queue, "get_flags"),
+        }[when]
+        native = getattr(owner, name)
+
+        def mine(*_args: Any, **_kwargs: Any) -> Any:
+            setattr(owner, name, native)
+            raise error
+
+        setattr(owner, name, mine)
+        return passed_on(image, seed)
+
+
+class FaultKillProcess(FaultNode):
+    """SIGKILL to the process it runs in, as the kernel does it when memory is short."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seed": SEED}, "optional": {"image": ("IMAGE",)}}
+
+    def run(self, seed: int = 0, image: Any = None) -> tuple[Any]:
+        if os.name == "nt":
+            os._exit(137)
+        os.kill(os.getpid(), signal.SIGKILL)
         return passed_on(image, seed)

@@ -1,0 +1,352 @@
+"""What the benchmarks share: the hosts, the load generator, statistics, the table they print."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import alias  # noqa: E402
+
+alias.register()
+
+from comfyui_guarded.sandbox.launch import HostKind, HostProcess, real_kinds, sandbox_kind  # noqa: E402
+
+#: So that neither a limit of the guard nor a timeout ends what a benchmark sets up.
+NO_LIMITS = {
+    "GUARDED_QUEUE__MAX_QUEUED": "10000000",
+    "GUARDED_QUEUE__TIMEOUT_S": "86400",
+    "GUARDED_WATCHDOG__JOB_TIMEOUT_S": "86400",
+}
+#: Above this share of one CPU the load generator may be what is measured.
+BUSY_GENERATOR = 0.85
+
+_JSON = {"Content-Type": "application/json"}
+_counter = itertools.count(random.SystemRandom().randrange(2**32))
+
+
+# The hosts. --------------------------------------------------------------------------------------------------
+
+
+def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--host", choices=("sandbox", "newest", "oldest"), default="sandbox", help="real ones: as launch.py finds them"
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}; medians are over these")
+    return parser
+
+
+def host_kind(name: str) -> HostKind:
+    if name == "sandbox":
+        return sandbox_kind()
+    kinds = sorted(real_kinds(), key=lambda kind: [int(part) for part in kind.name.split()[-1].split(".")])
+    if not kinds:
+        sys.exit("No real ComfyUI was found; COMFYUI_PATH names one (sandbox/launch.py says where it is looked for).")
+    return kinds[-1 if name == "newest" else 0]
+
+
+def headline(kind: HostKind, options: argparse.Namespace) -> None:
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(
+        f"{kind.name}; {options.rounds} rounds, alternating, medians; "
+        f"Python {platform.python_version()}, {os.cpu_count()} CPUs{load}",
+        flush=True,
+    )
+
+
+@contextmanager
+def base_directory() -> Iterator[Path]:
+    """A temporary folder for servers' base directories; kept where something went wrong."""
+    base = Path(tempfile.mkdtemp(prefix="guarded-benchmark-")).resolve()
+    try:
+        yield base
+    except BaseException:
+        print(f"The servers' logs are in {base}.", file=sys.stderr)
+        raise
+    shutil.rmtree(base, ignore_errors=True)
+
+
+def start_s(host: HostProcess, path: str, within_s: float = 240) -> float:
+    """Start a host; the seconds from the start of its process until it answers `path` with 200."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    began_s = time.perf_counter()
+    host.spawn()
+    while time.perf_counter() - began_s < within_s:
+        try:
+            with opener.open(host.url + path, timeout=5):
+                return time.perf_counter() - began_s
+        except OSError:
+            time.sleep(0.01)
+    raise RuntimeError(f"{host.kind.name} did not come up; the end of its log:\n{host.log_tail()}")
+
+
+# Prompts. ----------------------------------------------------------------------------------------------------
+
+
+def no_op(**more: Any) -> bytes:
+    """The body of a prompt that does next to nothing and is like no other: a number, shown."""
+    prompt = {
+        "1": {"class_type": "PrimitiveInt", "inputs": {"value": next(_counter)}},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+    return json.dumps({"prompt": prompt, **more}).encode()
+
+
+def holder() -> bytes:
+    """A prompt that holds the worker until it is stopped."""
+    sleep = {"seconds": 86400.0, "checks_interrupt": True, "steps": 0, "seed": next(_counter)}
+    prompt = {
+        "1": {"class_type": "FaultSleep", "inputs": sleep},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    return json.dumps({"prompt": prompt, "prompt_id": str(uuid.uuid4())}).encode()
+
+
+# The load generator. -----------------------------------------------------------------------------------------
+
+
+class Connection(Protocol):
+    """One client's keep-alive connection."""
+
+    async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and content."""
+
+
+class AiohttpConnection:
+    """As a bot would do it."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        async with self._session.request(method, self._url + path, data=body, headers=_JSON) as response:
+            return response.status, await response.read()
+
+
+class RawConnection:
+    """Bare HTTP/1.1 over a socket: a fifth of aiohttp's own cost, so that more of what is measured is the server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(answer.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+        return int(answer.split(b" ", 2)[1]), await self._reader.readexactly(length)
+
+
+@asynccontextmanager
+async def connections(url: str, count: int, client: str = "aiohttp") -> AsyncIterator[list[Connection]]:
+    if client == "raw":
+        host, port = url.removeprefix("http://").split(":")
+        pairs = [await asyncio.open_connection(host, int(port)) for _ in range(count)]
+        try:
+            yield [RawConnection(*pair) for pair in pairs]
+        finally:
+            for _reader, writer in pairs:
+                writer.close()
+        return
+    connector = aiohttp.TCPConnector(limit=count, keepalive_timeout=60)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield [AiohttpConnection(session, url) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a number of requests.
+
+    Attributes:
+        generator_share: how much of one CPU the load generator used itself.
+        server_cpu_s: CPU time of the server's process meanwhile, whatever it did; NaN where the system does not tell.
+    """
+
+    latencies_ms: list[float]
+    wall_s: float
+    generator_share: float
+    server_cpu_s: float
+
+    @classmethod
+    def together(cls, parts: Sequence[Load]) -> Load:
+        wall_s = sum(part.wall_s for part in parts)
+        return cls(
+            [latency_ms for part in parts for latency_ms in part.latencies_ms],
+            wall_s,
+            sum(part.generator_share * part.wall_s for part in parts) / wall_s,
+            sum(part.server_cpu_s for part in parts),
+        )
+
+    @property
+    def p50_ms(self) -> float:
+        return percentile(self.latencies_ms, 50)
+
+    @property
+    def p99_ms(self) -> float:
+        return percentile(self.latencies_ms, 99)
+
+    @property
+    def server_cpu_ms(self) -> float:
+        """Per request."""
+        return self.server_cpu_s * 1000 / len(self.latencies_ms)
+
+    @property
+    def per_s(self) -> float:
+        return len(self.latencies_ms) / self.wall_s
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has had so far (Linux); unlike the clock's, others do not disturb them."""
+    try:
+        # What clock_getcpuclockid(3) makes of a process id; Python does not offer it.
+        return time.clock_gettime((~pid << 3) | 2)
+    except (AttributeError, OSError):
+        return math.nan
+
+
+async def load(
+    host: HostProcess, requests: Sequence[tuple[str, str, bytes]], clients: int = 1, client: str = "aiohttp"
+) -> tuple[Load, list[bytes]]:
+    """Send (method, path, body) requests over `clients` connections at once, each busy all the time; the answers too.
+
+    Raises RuntimeError on an answer that is not 200.
+    """
+    waiting = iter(requests)
+    latencies_ms: list[float] = []
+    answers: list[bytes] = []
+
+    async def one(connection: Connection) -> None:
+        for method, path, body in waiting:
+            began_s = time.perf_counter()
+            status, content = await connection.request(method, path, body)
+            latencies_ms.append((time.perf_counter() - began_s) * 1000)
+            if status != 200:
+                raise RuntimeError(f"{method} {path}: HTTP {status}: {content[:300]!r}")
+            answers.append(content)
+
+    async with connections(host.url, clients, client) as opened:
+        for connection in opened:  # the connection's own set-up is nobody's cost
+            await connection.request("GET", "/prompt")
+        gc.collect()
+        gc.disable()
+        began_s, own_s, server_s = time.perf_counter(), time.process_time(), cpu_s(host.pid)
+        await asyncio.gather(*(one(connection) for connection in opened))
+        wall_s, own_s = time.perf_counter() - began_s, time.process_time() - own_s
+        server_s = cpu_s(host.pid) - server_s
+        gc.enable()
+    return Load(latencies_ms, wall_s, own_s / wall_s, server_s), answers
+
+
+async def in_turns(sides: Mapping[str, Callable[[int], Awaitable[Load]]], count: int, chunk: int) -> dict[str, Load]:
+    """`count` requests of each side, `chunk` at a time in turns, so that what else the machine does hits all alike.
+
+    Args:
+        sides: by name, what sends so many requests.
+    """
+    parts: dict[str, list[Load]] = {name: [] for name in sides}
+    names = deque(sides)
+    for _ in range(-(-count // chunk)):
+        for name in names:
+            parts[name].append(await sides[name](chunk))
+        names.rotate(1)
+    return {name: Load.together(loads) for name, loads in parts.items()}
+
+
+async def ask(url: str, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+    """One request beside the measured ones; its JSON."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, url + path, data=body or None, headers=_JSON) as response,
+    ):
+        content = await response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{method} {path}: HTTP {response.status}: {content[:300]!r}")
+        return json.loads(content) if content else {}
+
+
+async def idle(host: HostProcess, guarded: bool, within_s: float = 300) -> None:
+    """Wait until nothing is queued or running there."""
+    ends_s = time.monotonic() + within_s
+    while True:
+        left = (await ask(host.url, "GET", "/prompt"))["exec_info"]["queue_remaining"]
+        if guarded:
+            left += (await ask(host.url, "GET", "/guarded/health"))["queued"]
+            states = "dispatched,running,validating"
+            left += len((await ask(host.url, "GET", f"/guarded/jobs?limit=1&state={states}"))["jobs"])
+        if not left:
+            return
+        if time.monotonic() > ends_s:
+            raise RuntimeError(f"{left} prompts are still there after {within_s:g} s")
+        await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def worker_held(host: HostProcess) -> AsyncIterator[None]:
+    """The worker busy with a native job, from before the block until after it."""
+    job_id = (await ask(host.url, "POST", "/prompt", holder()))["prompt_id"]
+    while True:
+        running = (await ask(host.url, "GET", "/queue"))["queue_running"]
+        if running and running[0][1] == job_id:
+            break
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    try:
+        yield
+    finally:
+        await ask(host.url, "POST", "/interrupt", b"{}")
+
+
+# Statistics, and how they are shown. --------------------------------------------------------------------------
+
+
+def percentile(values: Sequence[float], per_cent: float) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(len(ordered) * per_cent / 100), 1) - 1]
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the rounds' own ratios: what slows a whole round down slows both sides."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def verdict(value: float, budget: float, at_least: bool = False) -> str:
+    return "met" if (value >= budget if at_least else value <= budget) else "MISSED"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, ["-" * width for width in widths], *rows):
+        cells = [
+            f"{row[0]:{widths[0]}}",
+            *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
+        print("  ".join(cells).rstrip())
+    print(flush=True)

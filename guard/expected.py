@@ -1,0 +1,178 @@
+"""What a graph asked a writer node for: how many frames, how fast, with sound or without.
+
+Only what can be known for certain counts: a chain of nodes whose effect on the number of frames is listed here, with
+constants at its end. One unknown node, and nothing is expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+#: Longer chains than this, or circles, say nothing.
+_DEEPEST = 64
+
+#: Names under which writer nodes take their rate: VHS_VideoCombine; CreateVideo, SaveWEBM, SaveAnimatedWEBP and PNG.
+_RATES = ("frame_rate", "fps")
+#: … and, in packs that write frames themselves, how many there will be.
+_COUNTS = ("num_frames", "frame_count", "frames")
+
+#: Nodes that hand on as many frames as they get, and the input that they get them from.
+_KEEPS = {
+    "KSampler": "latent_image",
+    "KSamplerAdvanced": "latent_image",
+    "SamplerCustom": "latent_image",
+    "SamplerCustomAdvanced": "latent_image",
+    "VAEDecode": "samples",
+    "VAEDecodeTiled": "samples",
+    "ImageScale": "image",
+    "ImageScaleBy": "image",
+    "ImageScaleToTotalPixels": "image",
+    "ImageUpscaleWithModel": "image",
+    "ImageInvert": "image",
+    "ImageBlur": "image",
+    "ImageSharpen": "image",
+    "ImageQuantize": "image",
+    "GuardedValidateImage": "image",
+}
+
+#: Latents of `length` frames. The model works in steps, and what does not fill one is lost: (length - 1) // step * step
+#: + 1 frames come out. (class → (which output is the latent, step); comfy_extras of ComfyUI 0.3.64 to 0.33.0)
+_LATENTS = {
+    "EmptyHunyuanLatentVideo": (0, 4),
+    "EmptyCosmosLatentVideo": (0, 8),
+    "EmptyLTXVLatentVideo": (0, 8),
+    "EmptyMochiLatentVideo": (0, 6),
+    "WanImageToVideo": (2, 4),
+    "WanFirstLastFrameToVideo": (2, 4),
+    "WanFunControlToVideo": (2, 4),
+    "WanFunInpaintToVideo": (2, 4),
+    "LTXVImgToVideo": (2, 8),
+    "HunyuanImageToVideo": (1, 4),
+}
+
+#: Where a sound comes from that is certainly there. A film's own track (GetVideoComponents) may not exist.
+_SOUNDS = frozenset({"LoadAudio", "VAEDecodeAudio", "EmptyAudio", "RecordAudio", "TrimAudioDuration"})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one writer node was asked for; None where that cannot be known.
+
+    Attributes:
+        audio: it was given a sound that certainly exists.
+        perhaps_audio: it was given one that may not: the track of another film.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    audio: bool = False
+    perhaps_audio: bool = False
+
+    @property
+    def duration_s(self) -> float | None:
+        return self.frames / self.fps if self.frames and self.fps else None
+
+
+def of(prompt: Mapping[str, Any], node_id: str) -> Expected:
+    """What the prompt asks of its node `node_id`."""
+    node = prompt.get(node_id)
+    if not isinstance(node, Mapping):
+        return Expected()
+    source = _source(prompt, node, "video")
+    writer = source if source is not None and source.get("class_type") == "CreateVideo" else node
+    if source is not None and writer is node:
+        return Expected()  # a film that came as one: as long as it is
+    frames = _first(prompt, writer, _COUNTS)
+    if frames is None:
+        link = _inputs(writer).get("images")
+        frames = _frames(prompt, link, _DEEPEST) if _is_link(link) else None
+    fps = _first(prompt, writer, _RATES)
+    if frames is not None and writer.get("class_type") == "VHS_VideoCombine":
+        frames = _combined(prompt, writer, frames)
+    sound = _inputs(writer).get("audio")
+    if sound is None or not _is_link(sound):
+        return Expected(int(frames) if frames is not None else None, fps)
+    maker = prompt.get(str(sound[0]))
+    certain = isinstance(maker, Mapping) and maker.get("class_type") in _SOUNDS
+    return Expected(int(frames) if frames is not None else None, fps, audio=certain, perhaps_audio=not certain)
+
+
+def _combined(prompt: Mapping[str, Any], writer: Mapping[str, Any], frames: float) -> float | None:
+    """VHS plays back and forth, and in some formats several times over; in meta batches it gets only a part."""
+    inputs = _inputs(writer)
+    if "meta_batch" in inputs or inputs.get("trim_to_audio"):
+        return None
+    if inputs.get("pingpong") is True:
+        return frames * 2 - 2 if frames > 2 else None
+    return frames
+
+
+def _frames(prompt: Mapping[str, Any], link: Any, depth: int) -> float | None:
+    """How many frames come over a link."""
+    node = prompt.get(str(link[0]))
+    if not isinstance(node, Mapping) or depth <= 0:
+        return None
+    kind, inputs, output = str(node.get("class_type")), _inputs(node), link[1]
+
+    def over(name: str) -> float | None:
+        incoming = inputs.get(name)
+        return _frames(prompt, incoming, depth - 1) if _is_link(incoming) else None
+
+    if kind in _LATENTS:
+        latent, step = _LATENTS[kind]
+        length = _number(prompt, inputs.get("length"))
+        if length is None or output != latent or _number(prompt, inputs.get("batch_size", 1)) != 1:
+            return None
+        return (int(length) - 1) // step * step + 1
+    if kind in ("EmptyImage", "EmptyLatentImage", "EmptySD3LatentImage"):
+        return _number(prompt, inputs.get("batch_size", 1))
+    if kind == "RepeatImageBatch":
+        count, amount = over("image"), _number(prompt, inputs.get("amount"))
+        return count * amount if count is not None and amount is not None else None
+    if kind == "ImageBatch":
+        first, second = over("image1"), over("image2")
+        return first + second if first is not None and second is not None else None
+    if kind in _KEEPS and output == 0:
+        return over(_KEEPS[kind])
+    return None
+
+
+def _first(prompt: Mapping[str, Any], node: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
+    inputs = _inputs(node)
+    return next((value for name in names if (value := _number(prompt, inputs.get(name))) is not None), None)
+
+
+def _number(prompt: Mapping[str, Any], value: Any) -> float | None:
+    """A positive number, given as such or by a primitive node."""
+    if _is_link(value):
+        node = prompt.get(str(value[0]))
+        if not isinstance(node, Mapping) or node.get("class_type") not in ("PrimitiveInt", "PrimitiveFloat"):
+            return None
+        value = _inputs(node).get("value")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+        return None
+    return value
+
+
+def _source(prompt: Mapping[str, Any], node: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """The node that an input of type VIDEO comes from, past the nodes that hand a film on as it is."""
+    for _ in range(_DEEPEST):
+        link = _inputs(node).get(name)
+        found = prompt.get(str(link[0])) if _is_link(link) else None
+        if not isinstance(found, Mapping):
+            return None
+        if found.get("class_type") != "GuardedValidateVideo":
+            return found
+        node = found
+    return None
+
+
+def _inputs(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    inputs = node.get("inputs")
+    return inputs if isinstance(inputs, Mapping) else {}
+
+
+def _is_link(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[1], int)

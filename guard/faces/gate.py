@@ -1,0 +1,117 @@
+"""The face check at the door: every picture of a prompt that needs a face is looked at before a job exists."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import GuardError, InvalidRequestError
+from ..settings import FacesSettings
+from . import CANDIDATE
+from .check import FaceRules, Faces
+from .machine import FaceMachine
+from .required import Wanted, loaded, wanted
+
+log = logging.getLogger("guarded.faces")
+
+
+class AskedRules(BaseModel):
+    """The rules that a request may name; what it leaves out has FaceRules' default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    min_faces: Annotated[int, Field(ge=0, le=1000)] | None = None
+    max_faces: Annotated[int, Field(ge=0, le=1000)] | None = None
+    min_confidence: Annotated[float, Field(ge=CANDIDATE, le=1)] | None = None
+    min_face_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def rules(self) -> FaceRules:
+        """Raises InvalidRequestError where they contradict each other."""
+        return FaceRules.of(self.model_dump(include=set(AskedRules.model_fields), exclude_none=True))
+
+
+class AskedCheck(AskedRules):
+    """`guard.face_check` as an object: rules, and the loader nodes whose pictures must keep them (None: all)."""
+
+    nodes: list[str] | None = None
+
+
+class FaceGate:
+    """Event loop; the looking is done on threads of its own, so that it holds up neither loop nor worker."""
+
+    def __init__(self, machine: FaceMachine, settings: FacesSettings) -> None:
+        self._machine = machine
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(settings.at_once, thread_name_prefix="guarded-faces")
+
+    async def check_prompt(
+        self, graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None
+    ) -> None:
+        """Look at every picture that needs a face: for a node of the prompt, or because the request says so.
+
+        Args:
+            graph: API format, its shape checked.
+            outputs: the output nodes that will run; pictures that none of them needs are passed over.
+            asked: `guard.face_check`.
+
+        Raises:
+            NoFaceError, TooManyFacesError, FaceTooSmallError, BadImageError: with `node_id`, the loader's, added.
+            InvalidRequestError: `asked` names a node that loads no picture.
+            ServerUnavailableError: there is no detector.
+        """
+        needed = [*wanted(graph, self._settings.required_by, outputs=outputs), *_asked(graph, outputs, asked)]
+        for one in needed:
+            try:
+                await self.check_file(one.image, one.rules, one.detector)
+            except GuardError as error:
+                error.extra_info.update(node_id=one.loader_id, needed_by=one.node_id)
+                raise
+
+    async def check_file(self, image: str, rules: FaceRules, detector: str | None = None) -> Faces:
+        """The same for one picture that lies in a folder of the host, named as a loader names it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._looked_at, image, rules, detector)
+
+    async def check_bytes(self, data: bytes, rules: FaceRules) -> Faces:
+        """The same for a picture that came with the request."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._machine.checker.check, data, rules)
+
+    async def facts(self) -> dict[str, Any]:
+        """The detector and why, for health and doctor."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._machine.checker.chooser.facts)
+
+    async def look_around(self) -> None:
+        """At start: say in the log what will look for faces, and whether onnxruntime is in a state to do it."""
+        facts = await self.facts()
+        log.info("faces: %s: %s", facts["detector"] or "no detector", facts["reason"])
+        state = facts["onnxruntime"]
+        if state["problem"]:
+            level = logging.ERROR if state["broken"] else logging.WARNING
+            log.log(level, "faces: %s To mend it: %s", state["problem"], state["command"])
+
+    def _looked_at(self, image: str, rules: FaceRules, detector: str | None) -> Faces:
+        return self._machine.checker.check(self._machine.path(image), rules, image, detector)
+
+
+def _asked(graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None) -> list[Wanted]:
+    if asked is None:
+        return []
+    pictures = loaded(graph, outputs)
+    unknown = set(asked.nodes or ()) - {node_id for node_id, _image in pictures}
+    if unknown:
+        raise InvalidRequestError(
+            f"guard.face_check names {', '.join(sorted(unknown))}, which loads no picture.",
+            extra_info={"field": "guard.face_check", "nodes": sorted(unknown)},
+        )
+    rules = asked.rules()
+    return [
+        Wanted(node_id, graph[node_id]["class_type"], "image", node_id, image, rules)
+        for node_id, image in pictures
+        if asked.nodes is None or node_id in asked.nodes
+    ]

@@ -1,0 +1,47 @@
+"""The face check together with the folders that its pictures lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BadImageError
+from .check import FaceChecker
+from .required import annotated
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+
+
+@dataclass(frozen=True)
+class FaceMachine:
+    """What face nodes need.
+
+    Attributes:
+        checker: the face check.
+        file: Host.file: (type, subfolder, filename) → the path, None where that is not inside its folder.
+        input_folder: where uploads lie.
+    """
+
+    checker: FaceChecker
+    file: Callable[[str, str, str], Path | None]
+    input_folder: Callable[[], Path]
+
+    def path(self, image: str) -> Path:
+        """Where an image lies that a loader names. Raises BadImageError: outside its folder, or not there."""
+        kind, name = annotated(image)
+        path = self.file(kind, "", name) if name else None
+        if path is None or not path.is_file():
+            raise BadImageError(f"The image {image} is not there.", extra_info={"image": image})
+        return path
+
+    def images(self) -> list[str]:
+        """The pictures directly in the input folder, by name, as LoadImage lists them."""
+        try:
+            return sorted(
+                entry.name
+                for entry in self.input_folder().iterdir()
+                if entry.suffix.lower() in _SUFFIXES and entry.is_file()
+            )
+        except OSError:
+            return []

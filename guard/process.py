@@ -1,0 +1,76 @@
+"""The process itself: start it again, end it, and what a SIGTERM means."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+log = logging.getLogger("guarded.process")
+
+#: What a supervisor sees when `on_stuck = exit` ends the process (EX_TEMPFAIL: try again).
+EXIT_STUCK = 75
+
+
+class Process:
+    """This server process. `closing` is called before it is replaced or ended; it must not hang."""
+
+    def __init__(self, closing: Callable[[], None]) -> None:
+        self._closing = closing
+
+    def restart(self, reason: str) -> NoReturn:
+        """Replace this process by a new one with the same arguments; the jobs are in the store. Any thread."""
+        log.error("restarting the process: %s", reason)
+        self._close()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+    def exit(self, reason: str) -> NoReturn:
+        """End the process at once, for a supervisor to start it again. Any thread."""
+        log.error("ending the process with code %d: %s", EXIT_STUCK, reason)
+        self._close()
+        os._exit(EXIT_STUCK)
+
+    def end_if_silent(self, after_s: float) -> None:
+        """End the process (code 1) unless this is called again within `after_s`.
+
+        A timer in C, so it works when other C code holds Python's lock and no thread of ours runs.
+        """
+        faulthandler.dump_traceback_later(after_s, exit=True, file=sys.__stderr__ or sys.stderr)
+
+    def on_sigterm(self, drain: Callable[[float], None], grace_s: float) -> None:
+        """SIGTERM: `drain(grace_s)` on a thread of its own, then what SIGINT does. The main thread calls this.
+
+        By default SIGTERM ends Python at once, not even atexit runs. A handler that somebody else has set stays.
+        A second SIGTERM changes nothing; SIGINT ends a drain early.
+        """
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return
+
+        begun = threading.Event()
+
+        def drained() -> None:
+            try:
+                drain(grace_s)
+            except Exception:
+                log.exception("the drain stumbled")
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def handle(_number: int, _frame: object) -> None:
+            if not begun.is_set():
+                begun.set()
+                threading.Thread(target=drained, name="guarded-drain", daemon=True).start()
+
+        signal.signal(signal.SIGTERM, handle)
+
+    def _close(self) -> None:
+        closer = threading.Thread(target=self._closing, daemon=True)
+        closer.start()
+        closer.join(5)  # a hung disk must not keep a stuck process alive
+        for handler in logging.getLogger().handlers:
+            handler.flush()

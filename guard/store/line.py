@@ -1,0 +1,74 @@
+"""What the queue's order needs at hand, so that no submit has to count the queue: who waits, and whose turn it is."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Turn:
+    """One owner's line: how many jobs wait in it, and in which round it was served last."""
+
+    queued: int = 0
+    served: int = 0
+
+
+@dataclass
+class Line:
+    """Kept by the writer beside its transaction, and read again from the tables whenever one is taken back.
+
+    Attributes:
+        turns: by owner; none without waiting jobs that was never served.
+        leased: how many slots are taken.
+        number: of the job that came last.
+        reordered: whether a waiting job may stand elsewhere than in the order of arrival.
+    """
+
+    turns: dict[str, Turn] = field(default_factory=dict)
+    leased: int = 0
+    number: int = 0
+    reordered: bool = False
+
+    @classmethod
+    def read(cls, db: sqlite3.Connection) -> Line:
+        """Rounds begin anew with each process."""
+        (leased,) = db.execute("SELECT count(*) FROM leases").fetchone()
+        (number,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
+        (reordered,) = db.execute(
+            "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND (priority <> 0 OR place <> number))"
+        ).fetchone()
+        waiting = db.execute("SELECT owner, count(*) FROM jobs WHERE state = 'queued' GROUP BY owner")
+        return cls({owner: Turn(queued) for owner, queued in waiting}, leased, number, bool(reordered))
+
+    @property
+    def queued(self) -> int:
+        return sum(turn.queued for turn in list(self.turns.values()))
+
+    def waits(self, owner: str, change: int) -> None:
+        """One more or one fewer of the owner's jobs waits.
+
+        An owner whose line was empty takes its turn from now, not from the rounds in which it wanted nothing.
+        """
+        turn = self.turns.setdefault(owner, Turn())
+        if turn.queued == 0:
+            present = [other.served for other in self.turns.values() if other.queued]
+            turn.served = max(turn.served, min(present, default=0))
+        turn.queued += change
+
+    def next_owner(self) -> str | None:
+        """Whose turn was longest ago, of those who wait."""
+        waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
+        return min(waiting)[1] if waiting else None
+
+    def serve(self, owner: str) -> None:
+        self.turns[owner].served = 1 + max(turn.served for turn in self.turns.values())
+
+    def position(self, owner: str, ahead: int) -> int:
+        """The place in the whole queue of the owner's job that has `ahead` of its own in front, 1 for the next."""
+        turns = list(self.turns.items())
+        mine = self.turns[owner].served
+        others = sum(
+            min(turn.queued, ahead + ((turn.served, name) < (mine, owner))) for name, turn in turns if name != owner
+        )
+        return 1 + ahead + others

@@ -1,0 +1,277 @@
+"""Nodes that let no picture without a face pass.
+
+An IMAGE is a float32 tensor (frames × height × width × channels, 0 to 1), or a numpy array of that shape in the
+sandbox; torch is never imported here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..guard import runtime
+from ..guard.errors import GuardError, ServerUnavailableError
+from ..guard.faces import CANDIDATE, Pixels
+from ..guard.faces.check import FaceRules, Faces
+from ..guard.faces.chooser import AUTO, CHOICES
+from ..guard.faces.images import decode, read, rgb
+from ..guard.faces.machine import FaceMachine
+
+CATEGORY = "guarded/faces"
+
+_Floats = npt.NDArray[np.float32]
+
+#: How much of the face's size the crop shows around it, on each side.
+_CROP_MARGIN = 0.25
+
+
+def _machine() -> FaceMachine:
+    """Raises ServerUnavailableError while the guard is off (a setting that cannot be used)."""
+    faces = runtime.current().faces
+    if faces is None:
+        raise ServerUnavailableError("ComfyUI-Guarded is off; its log says why. No face can be looked for.")
+    return faces
+
+
+def _images() -> list[str]:
+    """For the loader's widget; empty while the guard is off."""
+    faces = runtime.current().faces
+    return [] if faces is None else faces.images()
+
+
+def _rules() -> dict[str, Any]:
+    """The widgets of the rules. Optional, so that a prompt written by hand may leave them out."""
+    default = FaceRules()
+    count = {"min": 0, "max": 1000, "step": 1}
+    return {
+        "min_faces": (
+            "INT",
+            {**count, "default": default.min_faces, "tooltip": "At least so many faces; 0: none is fine too."},
+        ),
+        "max_faces": (
+            "INT",
+            {**count, "default": default.max_faces, "tooltip": "At most so many faces; 0: any number."},
+        ),
+        "min_confidence": (
+            "FLOAT",
+            {
+                "default": default.min_confidence,
+                "min": CANDIDATE,
+                "max": 1.0,
+                "step": 0.01,
+                "tooltip": "How sure the detector must be.",
+            },
+        ),
+        "min_face_fraction": (
+            "FLOAT",
+            {
+                "default": default.min_face_fraction,
+                "min": 0.0,
+                "max": 1.0,
+                "step": 0.01,
+                "tooltip": "How large a face must be: its longer side as a part of the picture's shorter one.",
+            },
+        ),
+        "detector": (
+            list(CHOICES),
+            {"default": AUTO, "tooltip": "auto: what the server is set to; by default InsightFace where a pack is."},
+        ),
+    }
+
+
+class GuardedFaceCheck:
+    """Passes its pictures on when each of them shows the faces that it should."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": ("IMAGE",)}, "optional": _rules()}
+
+    RETURN_TYPES = ("IMAGE", "INT", "STRING", "MASK", "IMAGE")
+    RETURN_NAMES = ("image", "face_count", "boxes", "face_mask", "largest_face")
+    OUTPUT_TOOLTIPS = (
+        "The same pictures.",
+        "Faces in all of them.",
+        "JSON: for each picture its index, width, height and faces.",
+        "White where a face is.",
+        "The largest face of each picture, cut out.",
+    )
+    FUNCTION = "check"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Stops with a typed error unless every picture shows a face. "
+        "A picture that comes from a file is checked before the job is queued."
+    )
+
+    def check(self, image: Any, detector: str = AUTO, **rules: Any) -> tuple[Any, int, str, Any, Any]:
+        """Raises NoFaceError, TooManyFacesError, FaceTooSmallError for the first picture that breaks the rules."""
+        checker = _machine().checker
+        wanted = FaceRules.of(rules)
+        frames = _array(image)
+        found = []
+        for index, frame in enumerate(frames):
+            name = f"image {index + 1} of {len(frames)}" if len(frames) > 1 else ""
+            found.append(checker.check(_pixels(frame), wanted, name, _asked(detector)))
+        told = [{"index": index, **faces.body()} for index, faces in enumerate(found)]
+        masks = np.stack([_mask(frame, faces) for frame, faces in zip(frames, found, strict=True)])
+        crops = _crops(frames, found)
+        count = sum(len(faces.faces) for faces in found)
+        return image, count, json.dumps(told), _like(image, masks), _like(image, crops)
+
+
+class GuardedLoadFaceImage:
+    """LoadImage for photos that must show a face: a prompt with another one is refused before it is queued."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"image": (_images(), {"image_upload": True})}, "optional": _rules()}
+
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "load"
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Loads a photo, turned as its camera says, and refuses it when it does not show the faces it should."
+
+    def load(self, image: str, detector: str = AUTO, **rules: Any) -> tuple[Any, Any]:
+        """The photo (1 × height × width × 3) and what of it is transparent (1 × height × width; 64 × 64 if nothing).
+
+        Raises:
+            BadImageError, NoFaceError, TooManyFacesError, FaceTooSmallError
+        """
+        faces = _machine()
+        data = read(faces.path(image), faces.checker.limits, image)
+        faces.checker.check(data, FaceRules.of(rules), image, _asked(detector))
+        opened = decode(data, faces.checker.limits, image).image
+        pixels = np.asarray(_flat(opened), np.float32) / 255
+        return _tensor(pixels[None]), _tensor(_transparent(opened)[None])
+
+    @classmethod
+    def IS_CHANGED(cls, image: str, **_others: Any) -> str:
+        faces = _machine()
+        return hashlib.sha256(read(faces.path(image), faces.checker.limits, image)).hexdigest()
+
+    @classmethod
+    async def VALIDATE_INPUTS(
+        cls,
+        image: str | None = None,
+        min_faces: Any = None,
+        max_faces: Any = None,
+        min_confidence: Any = None,
+        min_face_fraction: Any = None,
+        detector: Any = None,
+    ) -> bool | str:
+        """The check itself, off the event loop. What comes over a link is not known yet, and checked when it runs."""
+        if not isinstance(image, str):
+            return True
+        rules = {
+            "min_faces": min_faces,
+            "max_faces": max_faces,
+            "min_confidence": min_confidence,
+            "min_face_fraction": min_face_fraction,
+        }
+        return await asyncio.to_thread(_refusal, image, rules, detector if isinstance(detector, str) else AUTO)
+
+
+def _refusal(image: str, rules: dict[str, Any], detector: str) -> bool | str:
+    try:
+        faces = _machine()
+        faces.checker.check(faces.path(image), FaceRules.of(rules), image, _asked(detector))
+    except GuardError as error:
+        return f"{error.code}: {error.message}"
+    return True
+
+
+def _asked(detector: str) -> str | None:
+    """The detector for the check: `auto` means whatever the setting says."""
+    return None if detector == AUTO else detector
+
+
+def _array(image: Any) -> _Floats:
+    """The frames of an IMAGE as float32, wherever it lies."""
+    if hasattr(image, "detach"):
+        image = image.detach().float().cpu().numpy()
+    frames = np.asarray(image, np.float32)
+    return frames[None] if frames.ndim == 3 else frames
+
+
+def _like(image: Any, values: _Floats) -> Any:
+    """`values` as a tensor of the kind and device of `image`, or as they are where that is an array."""
+    return image.new_tensor(values) if hasattr(image, "new_tensor") else values
+
+
+def _tensor(values: _Floats) -> Any:
+    """`values` as a torch tensor where the host has loaded torch; the sandbox has none."""
+    torch = sys.modules.get("torch")
+    return torch.from_numpy(np.ascontiguousarray(values)) if torch is not None else values
+
+
+def _pixels(frame: _Floats) -> Pixels:
+    """A frame as uint8 RGB: grey thrice, alpha left out, NaN black."""
+    values = np.clip(np.nan_to_num(frame), 0, 1) * 255
+    colours = np.repeat(values[:, :, :1], 3, axis=2) if frame.shape[2] < 3 else values[:, :, :3]
+    return np.ascontiguousarray(np.round(colours).astype(np.uint8))
+
+
+def _mask(frame: _Floats, faces: Faces) -> _Floats:
+    mask = np.zeros(frame.shape[:2], np.float32)
+    for face in faces.faces:
+        left, top, right, bottom = face.box
+        mask[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = 1
+    return mask
+
+
+def _crops(frames: _Floats, found: list[Faces]) -> _Floats:
+    """The largest face of each frame, square, all of the first one's size; the whole frame where there is none."""
+    cut = [_crop(frame, faces) for frame, faces in zip(frames, found, strict=True)]
+    height, width = cut[0].shape[:2]
+    return np.stack([_resized(crop, width, height) for crop in cut])
+
+
+def _crop(frame: _Floats, faces: Faces) -> _Floats:
+    face = faces.largest
+    if face is None:
+        return frame
+    height, width = frame.shape[:2]
+    side = min(round(face.size * (1 + 2 * _CROP_MARGIN)), width, height)
+    middle_x, middle_y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+    left = min(max(round(middle_x - side / 2), 0), width - side)
+    top = min(max(round(middle_y - side / 2), 0), height - side)
+    return frame[top : top + side, left : left + side]
+
+
+def _resized(crop: _Floats, width: int, height: int) -> _Floats:
+    if crop.shape[:2] == (height, width):
+        return crop
+    planes = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(crop[:, :, channel])).resize((width, height)))
+        for channel in range(crop.shape[2])
+    ]
+    return np.stack(planes, axis=2)
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB as LoadImage makes it: alpha is left out, not laid over white; it goes into the mask."""
+    return image.convert("RGB") if "A" in image.getbands() or image.mode == "P" else rgb(image)
+
+
+def _transparent(image: Image.Image) -> _Floats:
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if "A" not in image.getbands():
+        return np.zeros((64, 64), np.float32)
+    return 1 - np.asarray(image.getchannel("A"), np.float32) / 255
+
+
+NODE_CLASS_MAPPINGS: dict[str, Any] = {
+    "GuardedFaceCheck": GuardedFaceCheck,
+    "GuardedLoadFaceImage": GuardedLoadFaceImage,
+}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
+    "GuardedFaceCheck": "Face Check (Guarded)",
+    "GuardedLoadFaceImage": "Load Face Image (Guarded)",
+}

@@ -1,0 +1,213 @@
+"""GuardedSaveImage: a picture is checked, written under a name of the job's own, read back, and only then there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..guard import artifacts, runtime
+from ..guard.budget import Budget
+from ..guard.containers import sniff
+from ..guard.errors import InternalError, InvalidWorkflowError, ResultCorruptError
+from ..guard.pixels import Checks, check_images
+from .tensors import to_array, to_bytes
+
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+#: Exif tags that ComfyUI's own writers put a workflow into where the format has no text of its own.
+_EXIF_MODEL = 0x0110
+_EXIF_MAKE = 0x010F
+#: A JPEG's header holds 64 KB at the most.
+_EXIF_BYTES = 65_000
+
+
+class GuardedSaveImage:
+    """Saves images under names that no other job gets, and fails rather than report a file that is not good."""
+
+    CATEGORY = "guarded"
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
+    DESCRIPTION = "Saves images under names of the job's own; each is read back before it counts as saved."
+    SEARCH_ALIASES = ["save image", "jpeg", "webp"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "filename_prefix": (
+                    "STRING",
+                    {"default": "guarded", "tooltip": "May begin with folders: bots/a/photo"},
+                ),
+                "format": (list(_SUFFIXES),),
+            },
+            "optional": {
+                "quality": ("INT", {"default": 92, "min": 1, "max": 100, "tooltip": "Of JPEG and WEBP"}),
+                "lossless": ("BOOLEAN", {"default": False, "tooltip": "Of WEBP"}),
+                "embed_workflow": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Writes prompt and workflow into the file: whoever gets it reads them",
+                    },
+                ),
+            },
+            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "unique_id": "UNIQUE_ID"},
+        }
+
+    def save(
+        self,
+        images: Any,
+        filename_prefix: str = "guarded",
+        format: str = "png",
+        quality: int = 92,
+        lossless: bool = False,
+        embed_workflow: bool = False,
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+        unique_id: Any = None,
+    ) -> dict[str, Any]:
+        """Raises ResultCorruptError for NaN and for what does not read back, InvalidWorkflowError for a prefix that
+        leads outside the output folder."""
+        batch = to_array(images)
+        settings = runtime.current().settings.results
+        if findings := check_images(batch, Checks(blank=False, speckle=False), settings):
+            raise artifacts.error_of(findings[0], "The image")
+        place = _Place(filename_prefix, batch.shape[2], batch.shape[1], _job_id(prompt, unique_id))
+        metadata = _metadata(prompt, extra_pnginfo) if embed_workflow else {}
+        options = _options(format, quality, lossless, metadata)
+        saved = []
+        for number, picture in enumerate(batch, 1):
+            path, name = place.free(number, _SUFFIXES[format])
+            _write(path, _picture(picture, format), format, options)
+            saved.append({"filename": name, "subfolder": place.subfolder, "type": "output"})
+        return {"ui": {"images": saved}, "result": (images,)}
+
+
+class _Place:
+    """Where one run of the node writes to, and under which names.
+
+    The job's id and four random bytes are in each name, behind a letter: the counter of ComfyUI's own SaveImage reads
+    whatever number follows the prefix.
+    """
+
+    def __init__(self, prefix: str, width: int, height: int, job_id: str | None) -> None:
+        host = runtime.current().host
+        if host is None:
+            raise InternalError("GuardedSaveImage works only while ComfyUI-Guarded is on; see the server's log.")
+        self._host = host
+        expanded = _expanded(prefix.replace("\\", "/"), width, height)
+        folder, _, stem = expanded.rpartition("/")
+        self.subfolder = os.path.normpath(folder) if folder else ""
+        owner = re.sub("[^0-9a-z]", "", (job_id or "").lower())[:8]
+        self._stem = f"{stem or 'guarded'}_g{owner}{secrets.token_hex(4)}"
+
+    def free(self, number: int, suffix: str) -> tuple[Path, str]:
+        """The path and name of the next file; its folder exists."""
+        name = f"{self._stem}_{number:05}{suffix}"
+        path = self._host.file("output", self.subfolder, name)
+        if path is None:
+            raise InvalidWorkflowError("filename_prefix leads outside the output folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path, name
+
+
+def _expanded(prefix: str, width: int, height: int) -> str:
+    """ComfyUI's placeholders."""
+    now = time.localtime()
+    values = {"width": str(width), "height": str(height), "year": str(now.tm_year), "month": f"{now.tm_mon:02}"}
+    values |= {"day": f"{now.tm_mday:02}", "hour": f"{now.tm_hour:02}", "minute": f"{now.tm_min:02}"}
+    values["second"] = f"{now.tm_sec:02}"
+    for name, value in values.items():
+        prefix = prefix.replace(f"%{name}%", value)
+    return prefix
+
+
+def _job_id(prompt: Any, unique_id: Any) -> str | None:
+    """The guard has put it among the node's own inputs; a native prompt has none."""
+    node = prompt.get(str(unique_id)) if isinstance(prompt, Mapping) else None
+    inputs = node.get("inputs") if isinstance(node, Mapping) else None
+    return str(inputs["_guarded"]) if isinstance(inputs, Mapping) and "_guarded" in inputs else None
+
+
+def _metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
+    metadata = {"prompt": json.dumps(prompt)} if prompt is not None else {}
+    if isinstance(extra_pnginfo, Mapping):
+        metadata |= {str(name): json.dumps(value) for name, value in extra_pnginfo.items()}
+    return metadata
+
+
+def _options(format: str, quality: int, lossless: bool, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """For Pillow's save. PNG takes text; the other two Exif, in the tags that ComfyUI reads them back from."""
+    options: dict[str, Any] = {"png": {"compress_level": 4}, "jpeg": {"quality": quality, "optimize": True}}.get(
+        format, {"quality": quality, "lossless": lossless}
+    )
+    if metadata and format == "png":
+        options["pnginfo"] = PngInfo()
+        for name, text in metadata.items():
+            options["pnginfo"].add_text(name, text)
+    elif metadata:
+        exif = Image.Exif()
+        for tag, (name, text) in zip((_EXIF_MODEL, *range(_EXIF_MAKE, 0x0100, -1)), metadata.items(), strict=False):
+            exif[tag] = f"{name}:{text}"
+        written = exif.tobytes()
+        if format == "webp" or len(written) <= _EXIF_BYTES:
+            options["exif"] = written
+    return options
+
+
+def _picture(picture: np.ndarray[Any, Any], format: str) -> Image.Image:
+    pixels = to_bytes(picture)
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    elif pixels.shape[-1] == 4 and format == "jpeg":
+        pixels = pixels[..., :3]
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _write(path: Path, picture: Image.Image, format: str, options: Mapping[str, Any]) -> None:
+    """Written beside its place, read back, and put there in one step: nobody ever sees half a file."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with open(beside, "xb") as handle:
+            picture.save(handle, format=format.upper(), **options)
+            handle.flush()
+            os.fsync(handle.fileno())
+        _read_back(beside, picture.size)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def _read_back(path: Path, size: tuple[int, int]) -> None:
+    settings = runtime.current().settings.results
+    try:
+        with open(path, "rb") as handle:
+            kind = sniff(handle.read(artifacts.SNIFF_BYTES))
+            if kind is None:
+                raise ValueError("it is no picture")
+            facts = artifacts.look(handle, kind, os.fstat(handle.fileno()).st_size, settings, Budget(settings))
+    except OSError:
+        raise
+    except Exception as error:
+        raise ResultCorruptError("The saved image does not read back.", details=f"{error}") from error
+    if (facts.width, facts.height) != size:
+        raise ResultCorruptError("The saved image has another size than it was given.")
+
+
+NODE_CLASS_MAPPINGS = {"GuardedSaveImage": GuardedSaveImage}
+NODE_DISPLAY_NAME_MAPPINGS = {"GuardedSaveImage": "Save Image (Guarded)"}

@@ -1,0 +1,83 @@
+"""POST /guarded/face-check: ask before a credit is taken."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from ..guard.errors import InvalidRequestError, PayloadTooLargeError
+from ..guard.faces.check import Faces
+from ..guard.faces.gate import AskedRules
+from .table import Call, Route, answered
+
+
+async def post_face_check(call: Call) -> web.StreamResponse:
+    """The faces in a picture, or the typed error.
+
+    The picture is the body itself, the `image` part of a multipart form, or a file that the host has:
+    `{"image": "photo.png", "type": "input", "subfolder": ""}`. Rules come beside it: in the JSON, as further form
+    fields, or in the query.
+    """
+    request = call.request
+    kind = request.content_type
+    if kind == "multipart/form-data":
+        data, given = await _form(request)
+        faces = await call.services.faces.check_bytes(data, _rules(given).rules())
+    elif (data := await request.read()).lstrip().startswith(b"{"):
+        faces = await _stored(call, data)  # whatever the type says: no picture begins like that
+    elif not data:
+        raise InvalidRequestError("The body holds no picture.")
+    else:
+        faces = await call.services.faces.check_bytes(data, _rules(dict(request.query)).rules())
+    return answered(faces.body())
+
+
+async def _stored(call: Call, raw: bytes) -> Faces:
+    try:
+        given = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("The body begins like JSON and is none.") from None
+    if not isinstance(given, dict) or not isinstance(given.get("image"), str) or not given["image"]:
+        raise InvalidRequestError("image must name a file.", extra_info={"field": "image"})
+    name, folder, kind = given.pop("image"), given.pop("subfolder", ""), given.pop("type", "input")
+    if kind not in ("input", "output", "temp") or not isinstance(folder, str):
+        raise InvalidRequestError("type must be input, output or temp, and subfolder a string.")
+    image = f"{folder}/{name}" if folder else name
+    return await call.services.faces.check_file(f"{image} [{kind}]", _rules(given).rules())
+
+
+async def _form(request: web.Request) -> tuple[bytes, dict[str, Any]]:
+    data, given = b"", {}
+    size = 0
+    async for part in await request.multipart():
+        name = getattr(part, "name", None)
+        value = bytearray()
+        while chunk := await part.read_chunk():  # type: ignore[union-attr]
+            size += len(chunk)
+            if size > request.client_max_size:
+                raise PayloadTooLargeError("The form is too large.")
+            value += chunk
+        if name == "image":
+            data = bytes(value)
+        elif name is not None:
+            given[name] = value.decode("utf-8", "replace")
+    if not data:
+        raise InvalidRequestError("The form has no part `image`.", extra_info={"field": "image"})
+    return data, given
+
+
+def _rules(given: dict[str, Any]) -> AskedRules:
+    """Numbers may come as text: forms and queries have nothing else."""
+    try:
+        return AskedRules.model_validate(given, strict=False)
+    except ValidationError as error:
+        item = error.errors()[0]
+        field = ".".join(str(part) for part in item["loc"])
+        said = "there is no such field" if item["type"] == "extra_forbidden" else item["msg"]
+        raise InvalidRequestError(f"{field}: {said}.", extra_info={"field": field}) from None
+
+
+ROUTES = [Route("POST", "/face-check", post_face_check)]

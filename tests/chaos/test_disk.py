@@ -1,0 +1,194 @@
+"""The disk under a running server: full, read-only, vanished. Typed errors, no lost verdict, and it comes back."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+from chaos.conftest import assert_settled_once, database, fill, newest_real, small_disk, transitions
+from contract.client import (
+    Client,
+    assert_ended_badly,
+    assert_native_error,
+    assert_refusal,
+    assert_succeeded,
+    connected,
+    picture,
+    sleep,
+    text,
+)
+
+from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+
+__all__ = ["small_disk"]
+
+
+def on(disk: Path) -> dict[str, str]:
+    return {"GUARDED_STORE__URL": f"sqlite:///{disk / 'db' / 'guarded.db'}"}
+
+
+async def refused(client: Client, code: str) -> None:
+    """Bodies too large for what SQLite may have left in its log's pages."""
+    answer = await client.polled(lambda: client.submit(text("x" * 100_000)), lambda answer: answer.status != 200)
+    assert_refusal(answer, code)
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def test_a_full_disk_under_the_database_refuses_jobs_by_name_and_loses_no_verdict(server, small_disk):
+    host = server(**on(small_disk)).start()
+    async with connected(host) as client:
+        before = await client.run(picture())
+        running = await client.admitted(sleep(1.5, steps=20))
+        late = await client.admitted(sleep(3600), guard={"timeout_s": 0.5})
+        waiting = await client.admitted(picture())
+        await client.inside_a_node(running)
+        ballast = fill(small_disk)
+        await refused(client, "disk_full")
+        assert (await client.get("/guarded/health"))["status"] == "ok"
+        assert await client.job(before["job_id"]) == before, "what is there can be read"
+        # Both end while nothing can be written.
+        await client.polled(client.native_running, lambda there: running not in there)
+        await asyncio.sleep(0.5)
+        ballast.unlink()
+        assert_succeeded(await client.settled(running))
+        assert_ended_badly(await client.settled(late), "generation_timeout")
+        assert_succeeded(await client.settled(waiting))
+        await client.assert_takes_jobs()
+        host.kill()
+    host.start()
+    async with connected(host) as client:
+        assert_succeeded(await client.job(running))
+        assert_ended_badly(await client.job(late), "generation_timeout")
+
+
+async def test_a_kill_while_the_disk_is_full_loses_no_job_either(server, small_disk):
+    host = server(**on(small_disk)).start()
+    async with connected(host) as client:
+        ids = [await client.admitted(sleep(1.0, steps=20)), await client.admitted(picture())]
+        await client.inside_a_node(ids[0])
+        ballast = fill(small_disk)
+        await client.polled(client.native_running, lambda there: ids[0] not in there)
+        host.kill()
+    ballast.unlink()
+    host.start()
+    async with connected(host) as client:
+        for job_id in ids:
+            assert_succeeded(await client.settled(job_id))
+
+
+@pytest.mark.parametrize("kind", [pytest.param(sandbox_kind(), id="sandbox"), *newest_real()])
+async def test_a_full_disk_under_the_results_fails_the_job_by_name_and_is_over_when_there_is_room(
+    server, small_disk, kind
+):
+    results = small_disk / "output"
+    results.mkdir()
+    host = server(kind, arguments=("--output-directory", str(results))).start()
+    async with connected(host) as client:
+        assert_succeeded(await client.run(picture()))
+        ballast = fill(small_disk)
+        for _ in range(2):
+            job = await client.run(picture())
+            assert_ended_badly(job, "disk_full")
+            assert job["error"]["retryable"] is True
+        assert_native_error(await client.native_entry(job["job_id"]))
+        await client.assert_takes_jobs()  # one that writes nothing
+        ballast.unlink()
+        assert_succeeded(await client.run(picture()))
+
+
+async def test_an_output_folder_that_vanishes_costs_no_more_than_the_jobs_of_that_moment(server):
+    host = server().start()
+    output = host.base / "output"
+    async with connected(host) as client:
+        assert_succeeded(await client.run(picture()))
+        shutil.rmtree(output)
+        output.write_text("a file in its place, so that nobody can make it again")
+        assert_ended_badly(await client.run(picture()), "generation_failed")
+        output.unlink()
+        assert (await client.run(picture()))["state"] in ("succeeded", "failed")
+        output.mkdir(exist_ok=True)
+        assert_succeeded(await client.run(picture()))
+
+
+@pytest.mark.parametrize("gone", ["the file", "the folder", "replaced"])
+async def test_a_database_deleted_under_a_running_server_is_there_again_after_a_kill(server, gone):
+    host = server().start()
+    path = database(host.base)
+    async with connected(host) as client:
+        before = await client.run(picture())
+        running = await client.admitted(sleep(1.0, steps=20))
+        waiting = await client.admitted(picture())
+        await client.inside_a_node(running)
+        if gone == "the file":
+            path.unlink()
+        elif gone == "the folder":
+            os.rename(path.parent, gone_to := path.parents[1] / "gone")
+            shutil.rmtree(gone_to)
+        else:
+            other = path.with_name("other.db")
+            sqlite3.connect(other).close()
+            os.replace(other, path)
+        assert_succeeded(await client.settled(running))
+        assert_succeeded(await client.settled(waiting))
+        later = await client.admitted(sleep(3600))
+        await client.running(later)
+        await client.polled(lambda: _said(host, "writing it anew"), bool)
+        host.kill()
+    host.start()
+    async with connected(host) as client:
+        assert await client.job(before["job_id"]) == before
+        for job_id in (running, waiting):
+            assert_succeeded(await client.job(job_id))
+        assert_ended_badly(await client.cancel(later), "cancelled")
+        await client.assert_takes_jobs()
+    for states in transitions(host.base).values():
+        assert_settled_once(states)
+
+
+async def _said(host: HostProcess, words: str) -> bool:
+    return words in host.log.read_text()
+
+
+async def test_a_database_deleted_under_an_idle_server_is_there_again_by_itself(server):
+    host = server().start()
+    path = database(host.base)
+    async with connected(host) as client:
+        job = await client.run(picture())
+        path.unlink()
+        await client.polled(lambda: asyncio.to_thread(path.exists), bool)
+        await client.polled(lambda: _said(host, "writing it anew"), bool)
+    host.kill()
+    host.start()
+    async with connected(host) as client:
+        assert await client.job(job["job_id"]) == job
+
+
+async def test_on_a_read_only_disk_the_plugin_is_off_with_a_line_that_says_why_and_on_again_later(server, small_disk):
+    first = server(base="first", **on(small_disk)).start()
+    async with connected(first) as client:
+        job = await client.run(text())
+    first.stop()
+    _mounted(small_disk, "ro")
+    second = server(base="second", **on(small_disk))
+    with pytest.raises(RuntimeError, match="ComfyUI-Guarded is OFF"):
+        second.start()
+    async with connected(second) as client:
+        entry = await client.native_entry(await client.native_submit(picture()))
+        assert entry["status"]["status_str"] == "success", "the host itself runs"
+    (line,) = (line for line in second.log.read_text().splitlines() if "is OFF" in line)
+    assert "guarded.db" in line
+    assert "Read-only file system" in line
+    second.stop()
+    _mounted(small_disk, "rw")
+    second.start()
+    async with connected(second) as client:
+        assert await client.job(job["job_id"]) == job
+
+
+def _mounted(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)

@@ -1,0 +1,313 @@
+"""The rungs that cost the process: restart, exit, a held lock, SIGTERM, and a prompt that kills it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import aiohttp
+import pytest
+from chaos.conftest import assert_settled_once, booted_again, boots, newest_real, transitions
+from contract.client import (
+    Answer,
+    Client,
+    assert_ended_badly,
+    assert_refusal,
+    assert_succeeded,
+    connected,
+    node,
+    picture,
+    raises,
+    save,
+    sleep,
+    text,
+)
+
+from comfyui_guarded.guard.process import EXIT_STUCK
+from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.name == "nt", reason="signals, and a restart under the same pid"),
+]
+
+SHORT_GRACE = {"GUARDED_WATCHDOG__INTERRUPT_GRACE_S": "0.5"}
+SOON = {"guard": {"timeout_s": 0.5}}
+LONG_S = 120.0
+CUDA_FAULT = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+
+
+def hang(class_type: str, seconds: float = LONG_S):
+    return {"1": node(class_type, seconds=seconds, seed=0), "2": save()}
+
+
+async def told(client: Client, job_id: str) -> None:
+    """The verdict of a job that hangs, before the process goes."""
+    assert_ended_badly(await client.settled(job_id), "generation_timeout")
+
+
+async def not_ready(client: Client) -> Answer:
+    return await client.polled(lambda: client.request("GET", "/guarded/ready"), lambda answer: answer.status == 503)
+
+
+async def ended(host: HostProcess) -> int:
+    return await asyncio.to_thread(host.wait, 120)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(sandbox_kind(), id="sandbox"), *newest_real()])
+async def test_a_process_that_cannot_be_mended_begins_anew_by_itself_and_loses_no_job(server, kind):
+    host = server(kind, GUARDED_WATCHDOG__MAX_DISOWNED="1", **SHORT_GRACE).start()
+    pid = host.pid
+    async with connected(host) as client:
+        first = await client.admitted(hang("FaultHangC"), **SOON)
+        second = await client.admitted(hang("FaultHangC"), **SOON)
+        waiting = [await client.admitted(picture()) for _ in range(3)]
+        await told(client, first)
+        await told(client, second)  # one worker more than may hang
+    await booted_again(host, 1)
+    async with connected(host) as client:
+        for job_id in waiting:
+            assert_succeeded(await client.settled(job_id))
+        assert (await client.get("/guarded/health"))["hung_workers"] == 0
+        # An ordinary error costs no process; this one makes the GPU useless for all that come after it.
+        assert_ended_badly(await client.run(raises("value_error", "CUDA is not available")), "generation_failed")
+        async with client.busy():  # so that all are queued before the first runs
+            fault = await client.admitted(raises("value_error", CUDA_FAULT))
+            waiting = [await client.admitted(picture()) for _ in range(3)]
+        job = await client.settled(fault)
+        assert_ended_badly(job, "generation_failed")
+        assert "device-side assert" in job["error"]["message"]
+    await booted_again(host, 2)
+    async with connected(host) as client:
+        for job_id in waiting:
+            job = await client.settled(job_id)
+            assert_succeeded(job)
+            assert job["attempts"] == 1, "it had not been begun on the broken GPU"
+        assert (boots(host), host.pid) == (3, pid)
+        running, queued = await client.admitted(sleep(1.5, steps=50)), await client.admitted(picture())
+        await client.inside_a_node(running)
+        os.kill(host.pid, signal.SIGTERM)
+    assert await ended(host) == 0
+    seen = transitions(host.base)
+    assert (seen[running][-1], seen[queued][-1]) == ("succeeded", "queued")
+    for job_id, states in seen.items():
+        if job_id != queued:
+            assert_settled_once(states)
+
+
+async def test_with_on_stuck_restart_the_first_hang_begins_the_process_anew(server):
+    host = server(GUARDED_WATCHDOG__ON_STUCK="restart", **SHORT_GRACE).start()
+    pid = host.pid
+    async with connected(host) as client:
+        hung, waiting = await client.admitted(hang("FaultHangC"), **SOON), await client.admitted(picture())
+        await told(client, hung)
+    await booted_again(host, 1)
+    async with connected(host) as client:
+        assert_succeeded(await client.settled(waiting))
+        await told(client, hung)
+    assert host.pid == pid
+
+
+async def test_with_on_stuck_exit_the_process_ends_with_the_code_for_supervisors(server):
+    host = server(GUARDED_WATCHDOG__ON_STUCK="exit", **SHORT_GRACE).start()
+    async with connected(host) as client:
+        hung, waiting = await client.admitted(hang("FaultHangC"), **SOON), await client.admitted(picture())
+        await told(client, hung)
+        assert await ended(host) == EXIT_STUCK == 75
+    host.start()
+    async with connected(host) as client:
+        assert_succeeded(await client.settled(waiting))
+        await told(client, hung)
+    for states in transitions(host.base).values():
+        assert_settled_once(states)
+
+
+async def test_with_on_stuck_report_the_slot_stays_taken_and_the_server_says_so_until_it_is_over(server):
+    host = server(GUARDED_WATCHDOG__ON_STUCK="report", **SHORT_GRACE).start()
+    async with connected(host) as client:
+        hung, waiting = await client.admitted(hang("FaultHangC", 6.0), **SOON), await client.admitted(picture())
+        await told(client, hung)
+        ready = await client.polled(
+            lambda: client.request("GET", "/guarded/ready"), lambda answer: answer.status == 503
+        )
+        assert ready.json["problems"] == ["worker stuck"]
+        assert_refusal(await client.submit(text()), "server_unavailable", 503)
+        assert (await client.job(waiting))["state"] == "queued"
+        assert f"{hung} does not end" in host.log.read_text()
+        assert_succeeded(await client.settled(waiting))
+        assert (await client.request("GET", "/guarded/ready")).status == 200
+        await told(client, hung)
+    assert boots(host) == 1
+
+
+async def test_a_call_that_holds_pythons_lock_ends_the_process_and_its_job_is_settled_after_the_restart(server):
+    host = server(
+        GUARDED_WATCHDOG__ON_STUCK="exit", GUARDED_WATCHDOG__GIL_HANG_S="5", GUARDED_WATCHDOG__MAX_ATTEMPTS="1"
+    ).start()
+    async with connected(host) as client:
+        waiting: list[str] = []
+        hung = await client.admitted(hang("FaultHoldGil"))
+        # Whatever was answered before the lock was taken.
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            while True:
+                waiting.append(await client.admitted(text()))
+        assert await ended(host) == 1
+    log = host.log.read_text()
+    assert "Timeout (0:00:05)!" in log
+    assert "guarded_faults/hang.py" in log, "the log says where it hung"
+    host.start()
+    async with connected(host) as client:
+        assert_ended_badly(await client.settled(hung), "server_restarted")
+        for job_id in waiting:
+            assert_succeeded(await client.settled(job_id))
+        await client.assert_takes_jobs()
+
+
+async def test_a_healthy_server_is_not_taken_for_one_whose_lock_is_held(server):
+    host = server(GUARDED_WATCHDOG__ON_STUCK="exit", GUARDED_WATCHDOG__GIL_HANG_S="5").start()
+    async with connected(host) as client:
+        assert_succeeded(await client.run({"1": node("FaultHangPython", seconds=6.0, seed=0), "2": save()}))
+
+
+async def test_with_on_gpu_fault_report_the_process_goes_on_and_the_log_says_so(server):
+    host = server(GUARDED_WATCHDOG__ON_GPU_FAULT="report").start()
+    async with connected(host) as client:
+        assert_ended_badly(await client.run(raises("value_error", CUDA_FAULT)), "generation_failed")
+        # As long as the other setting would have taken.
+        assert_succeeded(await client.run(sleep(1.5)))
+        assert (await client.request("GET", "/guarded/ready")).status == 200
+    assert boots(host) == 1
+    assert "GPU can no longer be used" in host.log.read_text()
+
+
+@pytest.mark.parametrize("free_memory", ["true", "false"])
+async def test_models_are_unloaded_after_a_timeout_and_after_running_out_of_memory_by_a_setting(server, free_memory):
+    host = server(GUARDED_WATCHDOG__FREE_MEMORY=free_memory).start()
+
+    def calls() -> int:
+        return host.log.read_text().count("unload_all_models, call")
+
+    async with connected(host) as client:
+        await client.assert_takes_jobs()
+        assert_ended_badly(await client.run(raises("value_error")), "generation_failed")
+        assert calls() == 0
+        await told(client, await client.admitted(sleep(3600), **SOON))
+        await client.assert_takes_jobs()
+        assert calls() == (1 if free_memory == "true" else 0)
+        assert_ended_badly(await client.run(raises("out_of_memory")), "out_of_memory")
+        await client.assert_takes_jobs()
+        assert calls() == (3 if free_memory == "true" else 1), (
+            "ComfyUI unloads once by itself, while the job still runs"
+        )
+
+
+# SIGTERM. --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sigterm_takes_no_job_lets_the_running_one_end_and_then_ends_the_server(server):
+    host = server().start()
+    async with connected(host) as client:
+        running, queued = await client.admitted(sleep(2.0, steps=50)), await client.admitted(picture())
+        await client.inside_a_node(running)
+        os.kill(host.pid, signal.SIGTERM)
+        ready = await client.polled(
+            lambda: client.request("GET", "/guarded/ready"), lambda answer: answer.status == 503
+        )
+        assert ready.json["problems"] == ["draining"]
+        assert_refusal(await client.submit(text()), "server_unavailable", 503)
+        os.kill(host.pid, signal.SIGTERM)  # changes nothing
+        assert await ended(host) == 0
+    assert transitions(host.base)[running][-2:] == ["validating", "succeeded"]
+    host.start()
+    async with connected(host) as client:
+        assert_succeeded(await client.job(running))
+        assert_succeeded(await client.settled(queued))
+
+
+async def test_a_sigterm_does_not_wait_for_ever_and_the_job_is_taken_up_again(server):
+    host = server(GUARDED_WATCHDOG__SHUTDOWN_GRACE_S="0.5").start()
+    async with connected(host) as client:
+        running = await client.admitted(sleep(3.0, steps=50))
+        await client.inside_a_node(running)
+        os.kill(host.pid, signal.SIGTERM)
+        assert await ended(host) == 0
+    assert transitions(host.base)[running][-1] == "running"
+    host.start()
+    async with connected(host) as client:
+        job = await client.settled(running)
+        assert_succeeded(job)
+        assert job["attempts"] == 2
+
+
+async def test_a_sigterm_ends_a_server_without_a_running_job_at_once(server):
+    host = server().start()
+    os.kill(host.pid, signal.SIGTERM)
+    assert await ended(host) == 0
+
+
+async def test_without_a_shutdown_grace_a_sigterm_does_what_it_always_did(server):
+    host = server(GUARDED_WATCHDOG__SHUTDOWN_GRACE_S="0").start()
+    os.kill(host.pid, signal.SIGTERM)
+    assert await ended(host) == -signal.SIGTERM
+
+
+# Poison. ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 3])
+async def test_a_prompt_that_kills_the_process_is_tried_so_often_and_the_others_run(server, max_attempts):
+    host = server(GUARDED_WATCHDOG__MAX_ATTEMPTS=str(max_attempts)).start()
+    async with connected(host) as client, client.busy():  # so that all are queued before the first runs
+        poison = await client.admitted({"1": node("FaultKillProcess", seed=0), "2": save()})
+        others = [await client.admitted(picture()) for _ in range(3)]
+    for attempt in range(max_attempts):
+        if attempt:
+            host.spawn()  # it may not live long enough to be ready
+        assert await ended(host) == -signal.SIGKILL
+    host.start()
+    async with connected(host) as client:
+        job = await client.settled(poison)
+        assert_ended_badly(job, "server_restarted")
+        assert job["attempts"] == max_attempts
+        for job_id in others:
+            assert_succeeded(await client.settled(job_id))
+    for states in transitions(host.base).values():
+        assert_settled_once(states)
+
+
+# The wall clock. -------------------------------------------------------------------------------------------------
+
+CLOCK = """
+import os, time
+real, path = time.time, os.path.join(os.path.dirname(__file__), "jump")
+def jumped():
+    try:
+        with open(path) as file:
+            return real() + float(file.read())
+    except (OSError, ValueError):
+        return real()
+time.time = jumped
+NODE_CLASS_MAPPINGS = {}
+"""
+
+
+@pytest.mark.parametrize("jump_s", [86_400, -86_400])
+async def test_a_wall_clock_that_jumps_ends_no_job_early_and_keeps_none_alive(server, jump_s):
+    host = server(GUARDED_QUEUE__TIMEOUT_S="3600")
+    pack = host.base / "custom_nodes" / "a_clock"
+    pack.mkdir()
+    (pack / "__init__.py").write_text(CLOCK)
+    host.start()
+    async with connected(host) as client:
+        running = await client.admitted(sleep(2.0), guard={"timeout_s": 60})
+        waiting = await client.admitted(picture())
+        await client.running(running)
+        (pack / "jump").write_text(str(jump_s))
+        jobs = [await client.settled(running), await client.settled(waiting)]
+        for job in jobs:
+            assert_succeeded(job)  # with its times in order
+            assert 0 <= job["settled_at_ms"] - job["created_at_ms"] < 3_600_000
+        await told(client, await client.admitted(sleep(3600), **SOON))
+        queue = await client.get("/guarded/jobs")
+        assert [job["state"] for job in queue["jobs"]] == ["failed", "succeeded", "succeeded"]

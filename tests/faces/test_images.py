@@ -1,0 +1,250 @@
+"""Pictures as users send them, hostile ones included."""
+
+import io
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces.photos import UNDONE_BY_EXIF, jpeg, photo, png
+from PIL import Image, ImageFile
+
+from comfyui_guarded.guard.errors import BadImageError
+from comfyui_guarded.guard.faces.check import FaceChecker
+from comfyui_guarded.guard.faces.images import Limits, decode, picture, read, rgb
+
+LIMITS = Limits()
+ASTRONAUT = "skimage/data/astronaut.png"
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def shown(data: bytes) -> np.ndarray:
+    return picture(data, LIMITS, 2_400_000).pixels
+
+
+def quarters() -> Image.Image:
+    """Red, green / blue, white, 40 × 24: every orientation looks different."""
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[:12, :20], pixels[:12, 20:] = (255, 0, 0), (0, 255, 0)
+    pixels[12:, :20], pixels[12:, 20:] = (0, 0, 255), (255, 255, 255)
+    return Image.fromarray(pixels)
+
+
+def sixteen_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image.convert("L"), np.uint16) * 257
+    return Image.fromarray(grey)
+
+
+def floats(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L"), np.float32) / 255)
+
+
+def palette_with_transparency(image: Image.Image) -> bytes:
+    return saved(image.convert("P", palette=Image.Palette.ADAPTIVE), "PNG", transparency=0)
+
+
+def animated(image: Image.Image, kind: str) -> bytes:
+    rest = Image.new("RGB", image.size, "black")
+    return saved(image, kind, save_all=True, append_images=[rest, rest], duration=100)
+
+
+FORMATS: dict[str, Callable[[Image.Image], bytes]] = {
+    "PNG": png,
+    "progressive JPEG": lambda image: saved(image, "JPEG", progressive=True),
+    "CMYK JPEG": lambda image: saved(image.convert("CMYK"), "JPEG"),
+    "greyscale JPEG": lambda image: saved(image.convert("L"), "JPEG"),
+    "JPEG with a trailer": lambda image: jpeg(image) + b"MotionPhoto_Data" * 100,
+    "MPO": lambda image: saved(image, "MPO", save_all=True, append_images=[image]),
+    "WEBP": lambda image: saved(image, "WEBP"),
+    "BMP": lambda image: saved(image, "BMP"),
+    "TIFF": lambda image: saved(image, "TIFF"),
+    "TIFF of 16 bits": lambda image: saved(sixteen_bits(image), "TIFF"),
+    "TIFF of floats": lambda image: saved(floats(image), "TIFF"),
+    "PNG of 16 bits": lambda image: saved(sixteen_bits(image), "PNG"),
+    "PNG with a palette": lambda image: saved(image.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+    "PNG with a palette and transparency": palette_with_transparency,
+    "PNG of grey and alpha": lambda image: saved(image.convert("LA"), "PNG"),
+    "PNG with alpha": lambda image: saved(image.convert("RGBA"), "PNG"),
+    "animated GIF": lambda image: animated(image, "GIF"),
+    "animated WEBP": lambda image: animated(image, "WEBP"),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_face_is_found_in_every_format(checker: FaceChecker, kind: str) -> None:
+    faces = checker.check(FORMATS[kind](photo(ASTRONAUT)))
+    assert len(faces.faces) == 1
+    assert (faces.width, faces.height) == (512, 512)
+    assert faces.faces[0].confidence > 0.8
+
+
+def test_a_face_is_found_in_heic(checker: FaceChecker) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(photo(ASTRONAUT)).save(file, quality=80)
+    assert len(checker.check(file.getvalue()).faces) == 1
+
+
+def test_without_pillow_heif_a_heic_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(BadImageError, match="pillow-heif"):
+        shown(b"\0\0\0\x18ftypheic" + bytes(100))
+
+
+@pytest.mark.parametrize("orientation", UNDONE_BY_EXIF)
+def test_a_photo_is_turned_as_its_camera_says(orientation: int) -> None:
+    sent = quarters().transpose(UNDONE_BY_EXIF[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for data in (saved(sent, "PNG", exif=exif), saved(sent, "WEBP", lossless=True, exif=exif)):
+        upright = picture(data, LIMITS, 2_400_000)
+        assert (upright.width, upright.height) == (40, 24)
+        assert np.array_equal(upright.pixels, np.asarray(quarters()))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read")
+def test_broken_exif_data_does_not_spoil_a_photo() -> None:
+    data = saved(quarters(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert shown(data).shape == (24, 40, 3)
+
+
+def test_what_is_transparent_is_white() -> None:
+    layer = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
+    assert (shown(png(layer)) == 255).all()
+
+
+def test_sixteen_bits_keep_their_brightness() -> None:
+    grey = Image.new("L", (10, 10), 100)
+    assert abs(int(shown(saved(sixteen_bits(grey), "PNG"))[0, 0, 0]) - 100) <= 1
+    assert abs(int(shown(saved(floats(grey), "TIFF"))[0, 0, 0]) - 100) <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])
+def test_any_mode_becomes_rgb(mode: str) -> None:
+    assert rgb(Image.new(mode, (4, 4))).mode == "RGB"
+
+
+def test_a_large_jpeg_is_decoded_small_and_keeps_its_size() -> None:
+    data = jpeg(Image.new("RGB", (4000, 3000), "grey"), orientation=6)
+    drafted = decode(data, LIMITS, at_least=1000)
+    assert (drafted.width, drafted.height) == (3000, 4000)
+    assert drafted.image.size == (1500, 2000)
+    found = picture(data, LIMITS, 1_000_000)
+    assert (found.width, found.height) == (3000, 4000)
+    assert found.pixels.shape[0] * found.pixels.shape[1] == pytest.approx(1_000_000, rel=0.01)
+
+
+# What is wrong with a picture.
+
+
+@pytest.fixture(params=[False, True], ids=["Pillow strict", "Pillow made tolerant"])
+def tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Other packs, and ComfyUI for a moment, set this for the whole process."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", request.param)
+    return request.param
+
+
+STRUCTURED = ["PNG", "progressive JPEG", "CMYK JPEG", "WEBP", "BMP", "TIFF", "animated GIF", "PNG of 16 bits"]
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_a_file_that_was_cut_off_is_a_bad_image(tolerance: bool, kind: str, kept: float) -> None:
+    data = FORMATS[kind](photo(ASTRONAUT))
+    if kind == "animated GIF":
+        data = saved(photo(ASTRONAUT), "GIF")
+    with pytest.raises(BadImageError):
+        shown(data[: int(len(data) * kept)])
+
+
+def test_a_jpeg_with_a_thumbnail_is_not_taken_for_whole_by_the_thumbnails_end(tolerance: bool) -> None:
+    thumbnail = jpeg(quarters())
+    exif = b"Exif\0\0" + b"II*\0\x08\0\0\0" + bytes(6) + thumbnail
+    data = saved(photo(ASTRONAUT), "JPEG", exif=exif)
+    assert shown(data).shape == (512, 512, 3)
+    with pytest.raises(BadImageError):
+        shown(data[: len(exif) + 1000])
+
+
+def test_a_whole_file_passes_when_pillow_is_tolerant(tolerance: bool) -> None:
+    for kind in FORMATS:
+        assert shown(FORMATS[kind](quarters())).shape == (24, 40, 3), kind
+
+
+def test_an_upload_that_was_filled_up_with_zeros_is_a_bad_image(tolerance: bool) -> None:
+    data = jpeg(photo(ASTRONAUT))
+    with pytest.raises(BadImageError):
+        shown(data[: len(data) // 2] + bytes(len(data) // 2))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it has so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (13_000, 13_000), (2**31 - 1, 1)])
+@pytest.mark.parametrize("pillows_limit", [None, Image.MAX_IMAGE_PIXELS])
+def test_a_decompression_bomb_is_a_bad_image(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], pillows_limit: int | None
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
+    with pytest.raises(BadImageError):
+        shown(bomb(*size))
+
+
+def test_the_error_for_too_many_pixels_says_how_many() -> None:
+    with pytest.raises(BadImageError, match="40 × 24 pixels; 100 are allowed") as caught:
+        picture(png(quarters()), Limits(max_pixels=100), 1000, "photo.png")
+    assert caught.value.extra_info == {"image": "photo.png", "width": 40, "height": 24, "max_pixels": 100}
+
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    path.write_bytes(bytes(2000))
+    with pytest.raises(BadImageError, match=r"photo\.png has 2000 bytes; 1000 are allowed"):
+        read(path, Limits(max_bytes=1000))
+    with pytest.raises(BadImageError, match="1000 are allowed"):
+        read(bytes(2000), Limits(max_bytes=1000))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0", b"GIF89a", b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"II*\0", b"<svg/>",
+     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\0\0\0\x18ftypheic" + bytes(40), bytes(1000)],
+)  # fmt: skip
+def test_what_is_no_picture_is_a_bad_image(data: bytes) -> None:
+    with pytest.raises(BadImageError):
+        shown(data)
+
+
+def test_noise_behind_a_pictures_head_is_a_bad_image_or_a_picture_never_another_error() -> None:
+    random = np.random.default_rng(7)
+    whole = [FORMATS[kind](quarters()) for kind in FORMATS]
+    for round_ in range(600):
+        data = bytearray(whole[round_ % len(whole)])
+        for place in random.integers(0, len(data), 1 + round_ % 7):
+            data[place] = random.integers(256)
+        try:
+            shown(bytes(data))
+        except BadImageError:
+            continue
+
+
+def test_a_missing_file_a_folder_and_a_nul_are_bad_images(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.png", tmp_path, Path("a\0b.png")):
+        with pytest.raises(BadImageError):
+            read(path, LIMITS)

@@ -1,0 +1,237 @@
+"""Broken results on a running server: each settles with its code, and nobody is handed a file."""
+
+from typing import Any
+
+import pytest
+from contract.client import (
+    Client,
+    assert_ended_badly,
+    assert_native_error,
+    assert_succeeded,
+    node,
+    quarantined,
+    save,
+    unique,
+)
+
+
+def report(source: str, prefix: str | None = None, class_type: str = "ResultsReport") -> dict[str, Any]:
+    return {"1": node(class_type, source=source, filename_prefix=prefix or unique())}
+
+
+def black(nan: bool = False) -> dict[str, Any]:
+    return node("FaultBlackImage", width=1024, height=1024, nan=nan, seed=0)
+
+
+def frames(kind: str, count: int = 25, seed: int = 0) -> dict[str, Any]:
+    return node("ResultsFrames", kind=kind, frames=count, seed=seed)
+
+
+def written(client: Client, job: dict[str, Any]) -> list[Any]:
+    """The files in the output folder that the job's artifacts name."""
+    return [client.base / "output" / item["subfolder"] / item["filename"] for item in job["artifacts"]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        pytest.param({"1": black(), "2": save()}, "result_blank", id="black"),
+        pytest.param({"1": black(nan=True), "2": save()}, "result_blank", id="nan, saved"),
+        pytest.param(
+            {"1": black(nan=True), "2": node("GuardedValidateImage", image=["1", 0]), "3": save("2")},
+            "result_corrupt",
+            id="nan, validated",
+        ),
+        pytest.param(
+            {"1": frames("nan"), "2": node("GuardedValidateImage", image=["1", 0]), "3": save("2")},
+            "result_corrupt",
+            id="one nan",
+        ),
+        pytest.param(
+            {"1": frames("nan"), "2": node("GuardedSaveImage", images=["1", 0], filename_prefix="x", format="png")},
+            "result_corrupt",
+            id="nan, saved by us",
+        ),
+        pytest.param(
+            {"1": frames("moving", 1), "2": node("GuardedValidateImage", image=["1", 0], width=64), "3": save("2")},
+            "result_incomplete",
+            id="size",
+        ),
+        pytest.param(
+            {
+                "1": frames("frozen"),
+                "2": node("GuardedValidateVideo", images=["1", 0], fps=25.0),
+                "3": save("1"),
+                "4": node("PreviewImage", images=["2", 1]),
+            },
+            "result_corrupt",
+            id="frozen frames",
+        ),
+        pytest.param(
+            {"1": node("FaultTruncatedImage", filename_prefix="cut", seed=0)}, "result_corrupt", id="truncated"
+        ),
+        pytest.param({"1": node("FaultTinyFile", filename_prefix="tiny", seed=0)}, "result_too_small", id="tiny"),
+        pytest.param({"1": node("FaultMissingFile", filename_prefix="no", seed=0)}, "result_missing", id="missing"),
+        pytest.param(report("frozen.mp4"), "result_corrupt", id="frozen film"),
+        pytest.param(report("half.webm"), "result_corrupt", id="half a film"),
+        pytest.param(report("silent.wav"), "result_blank", id="silent sound"),
+    ],
+)
+async def test_a_broken_result_settles_with_its_code(client: Client, prompt: dict[str, Any], code: str):
+    job = await client.run(prompt)
+    assert_ended_badly(job, code)
+    assert_native_error(await client.native_entry(job["job_id"]))
+    assert (await client.request("GET", f"/guarded/jobs/{job['job_id']}/artifacts/0")).status == 404
+    await client.assert_takes_jobs()
+
+
+async def test_a_refused_file_is_in_quarantine_and_nowhere_else(client: Client):
+    prefix = unique()
+    job = await client.run(report("frozen.mp4", prefix))
+    assert_ended_badly(job, "result_corrupt")
+    assert job["error"]["details"]["check"] == "frozen"
+    assert list((client.base / "output").glob(f"{prefix}*")) == []
+    (kept,) = quarantined(client.base, job["job_id"])
+    assert kept.read_bytes() == (client.base / "input" / "frozen.mp4").read_bytes()
+    assert (await client.request("GET", f"/view?filename={kept.name}&type=output")).status == 404
+
+
+async def test_a_film_comes_with_its_measures(client: Client):
+    job = await client.run(report("good.mp4"))
+    assert_succeeded(job)
+    (artifact,) = job["artifacts"]
+    assert (artifact["kind"], artifact["width"], artifact["height"]) == ("video", 256, 256)
+    assert (artifact["frames"], artifact["fps"], artifact["duration_s"]) == (50, 25, 2)
+    assert artifact["warnings"] == ["low_bitrate"]
+
+
+async def test_an_unknown_kind_passes_with_a_warning(client: Client):
+    job = await client.run(report("model.glb"))
+    assert_succeeded(job)
+    assert (job["artifacts"][0]["kind"], job["artifacts"][0]["warnings"]) == ("other", ["unknown_kind"])
+
+
+async def test_after_its_cached_file_was_deleted_a_job_makes_its_own(client: Client):
+    """ComfyUI would answer from its cache, with the name of a file that is not there."""
+    prompt = {"1": frames("moving", 1, seed=5), "2": save("1", unique())}
+    await client.native_entry(await client.native_submit(prompt))
+    seen = []
+    for _ in range(3):
+        job = await client.run(prompt)
+        assert_succeeded(job)
+        (path,) = written(client, job)
+        assert path.is_file()
+        seen.append((path, (await client.request("GET", job["artifacts"][0]["url"])).status))
+        path.unlink()
+    assert [status for _, status in seen] == [200, 200, 200]
+
+
+async def test_a_node_that_answers_from_the_cache_all_the_same_has_no_result(client: Client):
+    prompt = report("good.png", unique(), "ResultsCached")
+    assert_succeeded(first := await client.run(prompt))
+    job = await client.run(prompt)
+    assert_ended_badly(job, "result_missing")
+    # The file belongs to the first job, and stays there.
+    assert quarantined(client.base, job["job_id"]) == []
+    assert (await client.request("GET", first["artifacts"][0]["url"])).status == 200
+
+
+async def test_a_name_that_comes_again_does_not_show_the_next_customers_picture(client: Client):
+    prefix = unique()
+    first = await client.run(report("good.png", prefix))
+    (path,) = written(client, first)
+    path.unlink()
+    second = await client.run(report("other.png", prefix))
+    assert written(client, second) == [path]
+    gone = await client.request("GET", first["artifacts"][0]["url"])
+    assert (gone.status, gone.code) == (410, "artifact_gone")
+    answer = await client.request("GET", second["artifacts"][0]["url"])
+    assert answer.content == (client.base / "input" / "other.png").read_bytes()
+
+
+async def test_validators_and_our_own_save_go_through(client: Client):
+    prompt = {
+        "1": frames("moving", 2),
+        "2": node("GuardedValidateImage", image=["1", 0], width=128, height=128, frames=2),
+        "3": node("GuardedSaveImage", images=["2", 0], filename_prefix=f"a/{unique()}", format="webp", quality=90),
+    }
+    first, second = await client.run(prompt), await client.run(prompt)
+    names = [item["filename"] for job in (first, second) for item in job["artifacts"]]
+    assert len(set(names)) == 4
+    assert first["job_id"].replace("-", "")[:8] in names[0]
+    for job in (first, second):
+        assert_succeeded(job)
+        assert all(path.is_file() for path in written(client, job))
+
+
+async def test_on_fail_warn_lets_a_bad_image_pass_into_the_graph(client: Client):
+    prompt = {
+        "1": frames("moving", 1),
+        "2": node("GuardedValidateImage", image=["1", 0], width=64, on_fail="warn"),
+        "3": save("2"),
+    }
+    assert_succeeded(await client.run(prompt))
+
+
+# With ComfyUI's own video nodes. -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(client: Client) -> Client:
+    if not client.host.kind.real:
+        pytest.skip("the sandbox has no VIDEO")
+    return client
+
+
+def video(kind: str, **checks: Any) -> dict[str, Any]:
+    return {
+        "1": frames(kind, 50),
+        "2": node("CreateVideo", images=["1", 0], fps=25.0),
+        "3": node("GuardedValidateVideo", video=["2", 0], **checks),
+        "4": node("SaveVideo", video=["3", 0], filename_prefix=unique(), format="mp4", codec="h264"),
+    }
+
+
+async def test_a_video_is_validated_and_saved(real: Client):
+    job = await real.run(video("moving", duration_s=2.0, width=128, frames=50))
+    assert_succeeded(job)
+    (artifact,) = job["artifacts"]
+    assert (artifact["kind"], artifact["frames"], artifact["fps"], artifact["duration_s"]) == ("video", 50, 25, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "checks", "code"),
+    [
+        ("frozen", {}, "result_corrupt"),
+        ("black", {}, "result_blank"),
+        ("nan", {}, "result_corrupt"),
+        ("moving", {"duration_s": 3.0}, "result_incomplete"),
+        ("moving", {"needs_audio": True}, "result_incomplete"),
+    ],
+)
+async def test_a_bad_video_does_not_get_as_far_as_a_file(real: Client, kind: str, checks: dict[str, Any], code: str):
+    assert_ended_badly(await real.run(video(kind, **checks)), code)
+
+
+@pytest.mark.parametrize(("kind", "code"), [("moving", None), ("frozen", "result_corrupt")])
+async def test_a_webm_of_comfyuis_own_writer_is_judged(real: Client, kind: str, code: str | None):
+    prompt = {
+        "1": frames(kind, 50),
+        "2": node("SaveWEBM", images=["1", 0], filename_prefix=unique(), codec="vp9", fps=25.0, crf=20.0),
+    }
+    job = await real.run(prompt)
+    if code is None:
+        assert_succeeded(job)
+        assert job["artifacts"][0]["frames"] == 50
+    else:
+        assert_ended_badly(job, code)
+
+
+async def test_a_video_file_is_validated_without_loading_it(real: Client):
+    prompt = {
+        "1": node("LoadVideo", file="good.mp4"),
+        "2": node("GuardedValidateVideo", video=["1", 0], duration_s=2.0),
+        "3": node("SaveVideo", video=["2", 0], filename_prefix=unique(), format="auto", codec="auto"),
+    }
+    assert_succeeded(await real.run(prompt))
+    assert_ended_badly(await real.run({**prompt, "1": node("LoadVideo", file="frozen.mp4")}), "result_corrupt")

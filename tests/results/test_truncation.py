@@ -1,0 +1,80 @@
+"""A file that was not written to its end is refused, wherever it ends, whatever Pillow was told by another pack."""
+
+import itertools
+from functools import cache
+from pathlib import Path
+
+import pytest
+from PIL import ImageFile
+from results import corpus, pictures
+from results.checking import check, refusal
+
+
+@cache
+def whole(suffix: str) -> bytes:
+    scene = pictures.landscape(256)
+    film = pictures.pan(scene, 50)
+    makers = {
+        ".png": lambda: corpus.image(pictures.landscape(), "PNG"),
+        ".jpg": lambda: corpus.image(pictures.landscape(), "JPEG", quality=95),
+        ".progressive.jpg": lambda: corpus.image(pictures.landscape(), "JPEG", quality=95, progressive=True),
+        ".webp": lambda: corpus.image(pictures.landscape(), "WEBP", quality=95),
+        ".gif": lambda: corpus.moving(pictures.pan(scene, 5), "GIF"),
+        ".mp4": lambda: corpus.film(film, g="10", crf="18"),
+        ".faststart.mp4": lambda: corpus.film(film, movflags="faststart", crf="18"),
+        ".fragmented.mp4": lambda: corpus.film(film, movflags="frag_keyframe+empty_moov", g="10", crf="18"),
+        ".webm": lambda: corpus.film(film, "webm", "libvpx-vp9", crf="15", b="0"),
+        ".sound.webm": lambda: corpus.film(
+            film, "webm", "libvpx-vp9", sound=corpus.tone(2), sound_codec="libopus", crf="15", b="0"
+        ),
+        ".mov": lambda: corpus.film(film, "mov", "mjpeg", pix_fmt="yuvj420p"),
+        ".wav": lambda: corpus.wav(corpus.tone()),
+        ".flac": lambda: corpus.sound(corpus.tone(), "flac", "flac"),
+        ".ogg": lambda: corpus.sound(corpus.tone(), "ogg", "libopus"),
+        ".mp3": lambda: corpus.sound(corpus.tone(), "mp3", "libmp3lame"),
+    }
+    return makers[suffix]()
+
+
+SUFFIXES = [
+    ".png", ".jpg", ".progressive.jpg", ".webp", ".gif", ".mp4", ".faststart.mp4", ".fragmented.mp4", ".webm",
+    ".sound.webm", ".mov", ".wav", ".flac", ".ogg",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lenient", [False, True], ids=["strict", "lenient"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_cut_at_every_tenth_it_is_refused(suffix: str, lenient: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    content = whole(suffix)
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    check(path)
+    for tenth in range(10):
+        path.write_bytes(content[: len(content) * tenth // 10])
+        assert refusal(path).code in ("result_corrupt", "result_too_small"), f"{tenth} tenths"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".mp4", ".webm"])
+def test_a_few_bytes_less_are_enough(suffix: str, tmp_path: Path):
+    content = whole(suffix)
+    for missing in (1, 2, 5, 100):
+        path = tmp_path / f"x{suffix}"
+        path.write_bytes(content[:-missing])
+        assert refusal(path).code == "result_corrupt", missing
+
+
+def test_an_mp3_that_ends_early_is_refused_unless_too_little_is_missing_to_tell(tmp_path: Path):
+    """Its header says how long it is; within the tolerance for durations nobody can tell."""
+    content = whole(".mp3")
+    path = tmp_path / "x.mp3"
+    for tenth in range(9):
+        path.write_bytes(content[: len(content) * tenth // 10])
+        assert refusal(path).code in ("result_corrupt", "result_too_small"), tenth
+
+
+def test_what_follows_the_end_does_no_harm(tmp_path: Path):
+    for suffix, tail in itertools.product((".png", ".jpg", ".gif"), (b"\0", b"more" * 100)):
+        path = tmp_path / f"x{suffix}"
+        path.write_bytes(whole(suffix) + tail)
+        check(path)

@@ -1,0 +1,65 @@
+"""Everything that app.py wires, on a fake host."""
+
+from unit.fakes import LONG_S, FakeProcess, new_job, settings
+
+from comfyui_guarded.guard.estimate import Estimates
+from comfyui_guarded.guard.events import Events
+from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.jobs import Jobs
+from comfyui_guarded.guard.queue import Dispatcher, Runs
+from comfyui_guarded.guard.secrets import Secrets
+from comfyui_guarded.guard.settle import Settler
+from comfyui_guarded.guard.watchdog import Watchdog
+
+
+class Machine:
+    """The test turns the wheels."""
+
+    def __init__(self, store, host, clock, folder, **sections):
+        self.store, self.host, self.clock = store, host, clock
+        self.settings = settings(**sections)
+        self.events, self.secrets = Events(), Secrets()
+        self.health = Health(host, store)
+        self.health.serving()
+        self.settler = Settler(store, host, self.secrets)
+        self.process = FakeProcess()
+        self.watchdog = Watchdog(self.settings, store, host, self.health, self.settler, self.process, clock)
+        self.quarantine = folder / "quarantine"
+        self.runs = Runs(self.settings, store, host, self.settler, self.watchdog, self.events, self.quarantine)
+        self.dispatcher = Dispatcher(
+            self.settings, store, host, self.health, self.settler, self.runs, self.secrets, "local", clock
+        )
+        self.jobs = Jobs(self.settings, store, self.settler, self.events, Estimates([10_000] * 3))
+        store.on_change(self.events.changed)
+        self.settler.on_end(self.watchdog.stopping)
+        host.listen(self.runs)
+
+    def submit(self, **facts):
+        facts.setdefault("created_at_ms", self.clock.now_ms())
+        return self.store.submit(new_job(**facts), 10**6).result(LONG_S).job.job_id
+
+    async def dispatch(self, **facts):
+        job_id = self.submit(**facts)
+        assert await self.dispatcher.turn()
+        return job_id
+
+    async def run(self, **facts):
+        job_id = await self.dispatch(**facts)
+        assert self.runs.started(job_id)
+        return job_id
+
+    def turn(self, after_s=0.0):
+        """The watchdog's look, so many seconds from now."""
+        return self.watchdog.turn(self.clock.monotonic_s() + after_s)
+
+    def job(self, job_id):
+        self.store.flush()
+        return self.store.get(job_id).result(LONG_S)
+
+    def ended(self, job_id):
+        job = self.job(job_id)
+        return job.state.value, job.verdict.code if job.verdict else None
+
+    def leased(self):
+        self.store.flush()
+        return self.store.counts().result(LONG_S).leased

@@ -1,0 +1,244 @@
+"""The job database under a running server: deleted, replaced, vanished, read-only, slow."""
+
+import os
+import shutil
+import sqlite3
+import threading
+import time
+
+import pytest
+from unit.fakes import LONG_S, FailingStore, new_job
+
+from comfyui_guarded.guard import queue
+from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.errors import ServerUnavailableError
+from comfyui_guarded.guard.host import Outcome
+from comfyui_guarded.guard.job import SUCCESS, JobState
+from comfyui_guarded.guard.store import sqlite
+from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreUnusableError
+
+TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
+
+
+class Store(FailingStore):
+    """Looks after its file at every commit, and at no other time."""
+
+    def _is_gone(self):
+        self._looked_s = 0.0
+        return super()._is_gone()
+
+    def _look(self, db):
+        pass
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    opened = Store(tmp_path / "guarded.db", clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def idle_store(tmp_path, clock, monkeypatch):
+    """One that looks after its file while it has nothing to do."""
+    monkeypatch.setattr(sqlite, "LOOK_S", 0.02)
+    opened = SqliteStore(tmp_path / "guarded.db", clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def busy(store):
+    return store, _made_busy(store)
+
+
+def _made_busy(store):
+    """As the store of a server in the middle of it: one job has ended, one runs, one waits."""
+    ids = [store.submit(new_job(), 10).result(LONG_S).job.job_id for _ in range(3)]
+    for job_id in ids[:2]:
+        store.claim("local", 2, 0).result(LONG_S)
+        store.start(job_id).result(LONG_S)
+    store.settle(ids[0], SUCCESS).result(LONG_S)
+    return ids
+
+
+def _states(store):
+    return [job.state for job in store.jobs(None, None, 100).result(LONG_S)][::-1]
+
+
+def _on_disk(path, tmp_path):
+    """What a server would find there that started now, the old one having been killed."""
+    copy = tmp_path / "copy" / "guarded.db"
+    copy.parent.mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+    store = SqliteStore(copy, Clock())
+    try:
+        return _states(store)
+    finally:
+        store.close()
+
+
+BUSY = [JobState.SUCCEEDED, JobState.RUNNING, JobState.QUEUED]
+
+
+@pytest.mark.parametrize("gone", ["the file", "its log too", "the whole folder"])
+def test_a_database_deleted_under_the_server_is_written_anew_with_everything_in_it(busy, tmp_path, gone, caplog):
+    store, ids = busy
+    if gone == "the whole folder":
+        # In one step: a folder that the store has made again meanwhile must not be what is deleted.
+        os.rename(store.path.parent, gone_to := tmp_path.with_name(f"{tmp_path.name}-gone"))
+        shutil.rmtree(gone_to)
+    else:
+        store.path.unlink()
+        if gone == "its log too":
+            for suffix in ("-wal", "-shm"):
+                os.unlink(f"{store.path}{suffix}")
+    store.settle(ids[1], SUCCESS).result(LONG_S)
+    later = store.submit(new_job(), 10).result(LONG_S)
+    assert later.job.number == 4
+    told = [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.QUEUED, JobState.QUEUED]
+    assert _states(store) == told, "the reader has followed"
+    tmp_path.mkdir(exist_ok=True)
+    assert _on_disk(store.path, tmp_path) == told
+    assert str(store.path) in caplog.text
+    assert "deleted or replaced" in caplog.text
+
+
+def test_a_database_deleted_under_an_idle_server_is_written_anew_before_anything_is_asked_of_it(idle_store, tmp_path):
+    store = idle_store
+    _made_busy(store)
+    store.path.unlink()
+    ends_s = time.monotonic() + LONG_S
+    while not store.path.exists() or store._identity != sqlite._identity(store.path):
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
+    assert _on_disk(store.path, tmp_path) == BUSY
+
+
+def test_a_database_replaced_by_another_file_is_set_aside_and_ours_goes_on(busy, tmp_path):
+    store, ids = busy
+    other = tmp_path / "other"
+    other.write_bytes(b"somebody restored a backup, or so he thought")
+    os.replace(other, store.path)
+    store.settle(ids[1], SUCCESS).result(LONG_S)
+    assert _on_disk(store.path, tmp_path)[1] is JobState.SUCCEEDED
+    (foreign,) = store.path.parent.glob("*.foreign")
+    assert foreign.read_bytes().startswith(b"somebody restored")
+
+
+def test_a_database_that_cannot_be_written_anew_yet_is_so_later_and_nothing_is_promised_meanwhile(busy, tmp_path):
+    store, ids = busy
+    folder = store.path.parent / "below"
+    store.path.unlink()
+    real, store.path = store.path, folder / "guarded.db"
+    folder.write_text("a file where the folder should be")
+    error = store.settle(ids[1], SUCCESS).exception(LONG_S)
+    assert isinstance(error, ServerUnavailableError)
+    assert isinstance(store.submit(new_job(), 10).exception(LONG_S), ServerUnavailableError)
+    store.path = real
+    assert store.settle(ids[1], SUCCESS).result(LONG_S).won
+    assert _on_disk(real, tmp_path) == [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.QUEUED]
+
+
+def test_a_database_written_anew_on_a_disk_that_is_full_leaves_no_halves_behind(busy, tmp_path, monkeypatch):
+    store, ids = busy
+    store.path.unlink()
+    half = store.path.with_name("guarded.db.restored")
+    for _ in range(3):
+        # What a full disk leaves of it, and SQLite does not write over.
+        half.write_bytes(b"half a database")
+        monkeypatch.setattr(sqlite, "_connected", _no_room)
+        assert store.settle(ids[1], SUCCESS).exception(LONG_S) is not None
+    monkeypatch.undo()
+    assert store.settle(ids[1], SUCCESS).result(LONG_S).won
+    assert _on_disk(store.path, tmp_path)[1] is JobState.SUCCEEDED
+    assert not half.exists()
+
+
+def _no_room(_path):
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_a_second_deletion_is_survived_too(busy, tmp_path):
+    store, ids = busy
+    for _ in range(2):
+        store.path.unlink()
+        store.submit(new_job(), 10).result(LONG_S)
+    store.settle(ids[1], SUCCESS).result(LONG_S)
+    assert len(_on_disk(store.path, tmp_path)) == 5
+
+
+async def test_a_database_that_has_become_read_only_is_said_so_and_loses_no_verdict(machine, store):
+    job_id = await machine.run(timeout_s=1.0)
+    _read_only(store, True)
+    error = store.submit(new_job(), 10).exception(LONG_S)
+    assert isinstance(error, ServerUnavailableError)
+    assert "readonly" in error.details
+    machine.turn(2)
+    assert machine.runs.finished(job_id, TEXT).code == "generation_timeout"
+    machine.runs.released(job_id)
+    store._writer.run(lambda _db: None).exception(LONG_S)  # that it could not be written is known by then
+    assert store.get(job_id).result(LONG_S).state is JobState.RUNNING, "what cannot be written can still be read"
+    _read_only(store, False)
+    machine.turn()
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+    assert machine.leased() == 0
+    assert store.submit(new_job(), 10).result(LONG_S)
+
+
+def _read_only(store, on):
+    # Not through the thread: it could not even begin.
+    store._writer._db.execute(f"PRAGMA query_only = {int(on)}")
+
+
+async def test_a_database_that_hangs_holds_the_worker_up_for_a_while_and_loses_no_verdict(machine, monkeypatch):
+    monkeypatch.setattr(queue, "STORE_WAIT_S", 0.05)
+    job_id = await machine.dispatch()
+    hung = threading.Event()
+    machine.store._writer.run(lambda _db: hung.wait(LONG_S))
+    assert machine.runs.started(job_id), "a job need not wait for the disk"
+    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+    machine.runs.released(job_id)
+    hung.set()
+    assert machine.ended(job_id) == ("succeeded", None)
+    assert machine.leased() == 0
+
+
+async def test_a_watchdog_does_not_wait_for_a_database_that_hangs(machine, host):
+    job_id = await machine.run(timeout_s=1.0)
+    hung = threading.Event()
+    for thread in (machine.store._writer, machine.store._reader):
+        thread.run(lambda _db: hung.wait(LONG_S))
+    for after_s in (0, 2, 3):
+        machine.turn(after_s)
+    assert host.stopped == [job_id]
+    hung.set()
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+
+
+@pytest.mark.parametrize("trouble", ["a file where the folder should be", "a folder where the file should be"])
+def test_a_database_that_cannot_be_made_is_named_with_the_reason(tmp_path, trouble):
+    path = tmp_path / "folder" / "guarded.db"
+    if trouble == "a file where the folder should be":
+        path.parent.write_text("")
+    else:
+        path.mkdir(parents=True)
+    with pytest.raises(StoreUnusableError, match=r"guarded\.db"):
+        FailingStore(path, Clock())
+    if path.parent.is_dir():
+        path.rmdir()
+        FailingStore(path, Clock()).close()  # the lock was let go
+
+
+def test_a_failing_look_does_not_end_the_stores_thread(idle_store, monkeypatch):
+    looked = threading.Event()
+
+    def failing():
+        looked.set()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(idle_store, "_is_gone", failing)
+    assert looked.wait(LONG_S)
+    monkeypatch.undo()
+    assert idle_store.submit(new_job(), 10).result(LONG_S)

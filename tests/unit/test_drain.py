@@ -1,0 +1,189 @@
+"""Draining, and what a SIGTERM means, in processes of the tests' own."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+from unit.fakes import LONG_S, new_job
+
+from comfyui_guarded.guard.drain import Drain
+from comfyui_guarded.guard.errors import ServerUnavailableError
+from comfyui_guarded.guard.process import EXIT_STUCK
+
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+@pytest.fixture
+def woken():
+    return []
+
+
+@pytest.fixture
+def drain(machine, woken):
+    return Drain(machine.health, machine.store, lambda: woken.append(machine.health.problems()))
+
+
+async def test_while_draining_no_job_is_let_in_and_none_begun_and_afterwards_both(machine, drain, woken):
+    waiting = machine.submit()
+    drain.begin()
+    assert machine.health.problems() == ["draining"]
+    with pytest.raises(ServerUnavailableError, match="draining"):
+        machine.health.check_ready()
+    assert not await machine.dispatcher.turn()
+    assert machine.ended(waiting) == ("queued", None)
+    drain.end()
+    assert woken == [[]]
+    machine.health.check_ready()
+    assert await machine.dispatcher.turn()
+
+
+async def test_a_drain_lasts_until_no_slot_is_held(machine, drain):
+    job_id = await machine.run()
+    draining = threading.Thread(target=drain.run, args=(LONG_S,))
+    draining.start()
+    while not machine.health.draining:
+        pass
+    assert draining.is_alive()
+    machine.runs.released(job_id)
+    draining.join(LONG_S)
+    assert not draining.is_alive()
+    assert machine.health.draining, "it goes on until somebody says otherwise"
+
+
+async def test_a_drain_ends_with_its_grace_although_a_job_goes_on(machine, drain):
+    job_id = await machine.run()
+    drain.run(0.2)
+    assert machine.ended(job_id) == ("running", None)
+
+
+def test_a_drain_with_nothing_under_way_ends_at_once_whatever_waits(machine, drain, store):
+    store.submit(new_job(), 10).result(LONG_S)
+    drain.run(LONG_S)
+
+
+# The process. -----------------------------------------------------------------------------------------------------
+
+
+def _python(code: str, tmp_path) -> subprocess.Popen:
+    """A process with `process`, of which `closing` writes a line."""
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    head = f"""
+        import os, signal, sys, threading, time
+        sys.path.insert(0, {folder!r})
+        import alias
+        alias.register()
+        sys.path.pop(0)
+        from comfyui_guarded.guard.process import Process
+        process = Process(lambda: print("closed", flush=True))
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(head) + textwrap.dedent(code))
+    return subprocess.Popen(
+        [sys.executable, str(script), "an argument"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _ended(process):
+    out, err = process.communicate(timeout=LONG_S)
+    return process.returncode, out.split(), err
+
+
+def test_exit_closes_the_store_and_ends_with_the_documented_code_from_any_thread(tmp_path):
+    code = "threading.Thread(target=process.exit, args=('why',)).start()\ntime.sleep(60)"
+    assert _ended(_python(code, tmp_path))[:2] == (75, ["closed"])
+    assert EXIT_STUCK == 75
+
+
+@posix
+def test_restart_begins_the_same_process_anew_with_the_same_arguments_from_any_thread(tmp_path):
+    code = """
+        print(os.getpid(), sys.argv[1].replace(" ", "_"), flush=True)
+        if "again" in os.environ:
+            sys.exit(3)
+        os.environ["again"] = "1"
+        threading.Thread(target=process.restart, args=("why",)).start()
+        time.sleep(60)
+    """
+    process = _python(code, tmp_path)
+    line = [str(process.pid), "an_argument"]
+    assert _ended(process)[:2] == (3, [*line, "closed", *line])
+
+
+def test_a_store_that_hangs_does_not_keep_a_stuck_process_alive(tmp_path):
+    code = "import threading\nProcess(threading.Event().wait).exit('why')"
+    assert _ended(_python(code, tmp_path))[0] == EXIT_STUCK
+
+
+@posix
+def test_a_process_whose_lock_is_held_by_c_code_ends_and_one_that_goes_on_reporting_does_not(tmp_path):
+    code = """
+        import ctypes
+        for _ in range(4):
+            process.end_if_silent(2)
+            time.sleep(1)
+        print("well", flush=True)
+        ctypes.PyDLL(None).sleep(60)
+    """
+    returncode, said, error = _ended(_python(code, tmp_path))
+    assert (returncode, said) == (1, ["well"])
+    assert "Timeout" in error, "and says where it hung"
+
+
+SIGTERM = """
+    def drain(grace_s):
+        print("draining", grace_s, flush=True)
+        {drain}
+    process.on_sigterm(drain, 7)
+    try:
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+def _terminated(tmp_path, drain):
+    process = _python(SIGTERM.format(drain=drain), tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    return _ended(process)
+
+
+@posix
+def test_a_sigterm_drains_and_then_does_what_ctrl_c_does(tmp_path):
+    assert _terminated(tmp_path, "time.sleep(0.1)")[:2] == (0, ["draining", "7", "interrupted"])
+
+
+@posix
+def test_a_drain_that_fails_does_not_swallow_the_sigterm(tmp_path):
+    returncode, said, _error = _terminated(tmp_path, "raise OSError('no store')")
+    assert (returncode, said[-1]) == (0, "interrupted")
+
+
+@posix
+def test_a_second_sigterm_changes_nothing(tmp_path):
+    process = _python(SIGTERM.format(drain="time.sleep(1)"), tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "draining 7\n"
+    process.send_signal(signal.SIGTERM)
+    assert _ended(process)[:2] == (0, ["interrupted"])
+
+
+@posix
+def test_a_sigterm_handler_that_somebody_else_has_set_stays(tmp_path):
+    code = """
+        signal.signal(signal.SIGTERM, lambda *_args: sys.exit(9))
+        process.on_sigterm(lambda _grace_s: None, 7)
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    process = _python(code, tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert _ended(process)[0] == 9
