@@ -1,9 +1,11 @@
-"""The command line: `python custom_nodes/<folder> settings`."""
+"""The command line: `python custom_nodes/<folder> settings | janitor`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 
 def main() -> int:
@@ -11,11 +13,17 @@ def main() -> int:
 
     register()
     from comfyui_guarded.guard import settings
+    from comfyui_guarded.guard.janitor import command as janitor
 
     parser = argparse.ArgumentParser(prog="guarded", description="ComfyUI-Guarded, without a server.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("settings", help="print every setting with its default, as docs/settings.md has it")
-    parser.parse_args()
+    janitor.add_arguments(
+        commands.add_parser("janitor", help="sweep once, on a box where no server runs: the same rules as the server's")
+    )
+    arguments = parser.parse_args()
+    if arguments.command == "janitor":
+        return janitor.run(arguments, os.environ, Path(__file__).absolute().parent, print)
     print(settings.markdown(), end="")
     return 0
 

@@ -6,9 +6,7 @@ import asyncio
 import atexit
 import logging
 import os
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from . import server_routes
 from .guard import runtime
@@ -22,6 +20,7 @@ from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
 from .guard.faces.machine import FaceMachine
 from .guard.health import Health
+from .guard.janitor import Janitor
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
 from .guard.process import Process
@@ -29,7 +28,7 @@ from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
-from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
+from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
 from .guard.watchdog import Watchdog
 
 log = logging.getLogger("guarded")
@@ -58,7 +57,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     logging.getLogger("guarded").setLevel(settings.log.level)
 
     clock = Clock()
-    store = SqliteStore(_database(settings.store.url, own), clock)
+    store = SqliteStore(database(settings.store.url, own), clock)
     events = Events()
     secrets = Secrets()
     estimates = Estimates(store.run_times_ms(RECENT).result())
@@ -68,13 +67,15 @@ def _build(host: Any, prompt_server: Any) -> None:
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
+    janitor = Janitor(settings.janitor, store, host.folders, own, clock)
+    health.watch_disk(janitor.disk_full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
     machine = FaceMachine(
         FaceChecker(chooser, try_rotations=settings.faces.try_rotations), host.file, host.input_folder
     )
     faces = FaceGate(machine, settings.faces)
     runtime.install(runtime.Runtime(settings, host, machine))
-    admission = Admission(settings, store, host, health, faces, secrets, clock)
+    admission = Admission(settings, store, host, health, faces, secrets, clock, janitor.in_use)
     jobs = Jobs(settings, store, settler, events, estimates)
 
     def learned(job: Job) -> None:
@@ -106,21 +107,12 @@ def _build(host: Any, prompt_server: Any) -> None:
         dispatcher.start()
         looking.append(asyncio.create_task(faces.look_around()))
         watchdog.start()
+        janitor.start()
 
     prompt_server.app.on_startup.append(serving)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
-    services = server_routes.Services(settings, host, admission, jobs, health, faces, drain, dispatcher.wake)
+    atexit.register(janitor.close)  # the last registered is the first called: it needs the store
+    services = server_routes.Services(settings, host, admission, jobs, health, faces, drain, dispatcher.wake, janitor)
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
-
-
-def _database(url: str, own: Path) -> Path:
-    """The SQLite file of `store.url`. Raises SettingsError for what this version cannot use."""
-    if not url:
-        return own / "guarded.db"
-    parts = urlsplit(url)
-    path = Path(parts.path.removeprefix("/") if os.name == "nt" else parts.path)
-    if parts.scheme != "sqlite" or parts.netloc or not path.is_absolute():
-        raise SettingsError(f"store.url: sqlite:///<absolute path> is what this version can use, got {url!r}")
-    return path

@@ -39,6 +39,7 @@ from .faces.gate import AskedCheck, FaceGate
 from .faces.required import FACE_LOADER
 from .health import Health
 from .host import Host, Refusal
+from .janitor.in_use import Hold, InUse
 from .job import NewJob
 from .secrets import SECRET_NAMES, Secrets
 from .settings import Settings
@@ -113,6 +114,7 @@ class Admission:
         faces: FaceGate,
         secrets: Secrets,
         clock: Clock,
+        in_use: InUse | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -121,6 +123,8 @@ class Admission:
         self._faces = faces
         self._secrets = secrets
         self._clock = clock
+        #: Without a janitor, nothing is deleted.
+        self._in_use = in_use or InUse(list)
 
     async def admit(self, request: Submission) -> Submitted:
         """The job that the request made, or had made before under the same idempotency key.
@@ -128,6 +132,10 @@ class Admission:
         Raises:
             GuardError: why not; nothing has changed.
         """
+        with self._in_use.admission() as hold:
+            return await self._admit(request, hold)
+
+    async def _admit(self, request: Submission, hold: Hold) -> Submitted:
         settings = self._settings
         if len(request.raw) > settings.policy.max_body_bytes:
             raise PayloadTooLargeError(
@@ -151,6 +159,8 @@ class Admission:
                 f"The prompt has {len(prompt.graph)} nodes; {settings.policy.max_nodes} are allowed.",
                 extra_info={"nodes": len(prompt.graph), "max_nodes": settings.policy.max_nodes},
             )
+        # Before anything looks at the files that it names.
+        await hold.keep(prompt.graph)
         rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
         if rehearsal.refusal is not None:
             if _by_face_loader(rehearsal.refusal, prompt.graph):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from .errors import ServerUnavailableError
+from .errors import DiskFullError, ServerUnavailableError
 from .host import Host
 from .store import Store
 
@@ -16,10 +17,15 @@ class Health:
         self._host = host
         self._store = store
         self._serving = False
+        self._disk_full: Callable[[], DiskFullError | None] = lambda: None
         self.draining = False
         self.restarting = False
         #: The worker hangs, and the settings say to leave it so.
         self.stuck = False
+
+    def watch_disk(self, full: Callable[[], DiskFullError | None]) -> None:
+        """Ask `full` before a job is let in. Those that are in already go on: the floor is kept for their results."""
+        self._disk_full = full
 
     def serving(self) -> None:
         """The server is up, every custom node loaded. Before that, a prompt would be judged too early."""
@@ -40,20 +46,26 @@ class Health:
             found.append("worker stuck")
         return found
 
+    def refusals(self) -> list[str]:
+        """Why no job can be let in now: the problems, and a disk below its floor."""
+        return [*self.problems(), *(["disk full"] if self._disk_full() else [])]
+
     def check_ready(self) -> None:
-        """Raises ServerUnavailableError unless a job can be taken now."""
+        """Raises ServerUnavailableError or DiskFullError unless a job can be let in now."""
         if problems := self.problems():
             raise ServerUnavailableError(
                 f"The server cannot take a job now: {', '.join(problems)}.",
                 extra_info={"problems": problems},
                 retry_after_s=10,
             )
+        if (full := self._disk_full()) is not None:
+            raise full
 
     def facts(self) -> dict[str, Any]:
         """More than the bare status, for callers who may see it."""
         return {
             "host": self._host.describe(),
-            "problems": self.problems(),
+            "problems": self.refusals(),
             "queued": self._store.queued,
             "hung_workers": self._host.hung_workers(),
         }

@@ -87,6 +87,21 @@ class Progress:
         return {"value": self.value, "max": self.max, "node_id": self.node_id, "percent": self.percent}
 
 
+@dataclass(frozen=True)
+class Folders:
+    """Where files come and go; None for a root that is not there.
+
+    `keep` are folders that are nobody's to tidy, wherever they lie: models (some are registered below output), the
+    host's custom nodes, its user directory. `program` is the host's own code.
+    """
+
+    output: Path | None
+    temp: Path | None
+    input: Path | None
+    keep: tuple[Path, ...] = ()
+    program: Path | None = None
+
+
 class HostListener(Protocol):
     """What the host tells the core.
 
@@ -164,6 +179,9 @@ class Host(Protocol):
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         """Where a file of type `output`, `temp` or `input` lies; None where that is not inside its folder."""
+
+    def folders(self) -> Folders:
+        """The roots as they are now (the host may move them), and what to keep out of. Any thread."""
 
     def input_folder(self) -> Path:
         """Where uploads lie."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from asyncio import wrap_future
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import IO, Any
 
 from . import artifacts, messages, previews
 from .access import Client
-from .errors import CancelledError, NotFoundError, type_name
+from .errors import CancelledError, GuardError, NotFoundError, type_name
 from .estimate import Estimates
 from .events import Events
 from .job import OPEN, Artifact, Job, JobState
@@ -19,6 +20,8 @@ from .previews import Preview
 from .settings import Settings
 from .settle import Settler
 from .store import Store, Waiting
+
+log = logging.getLogger("guarded.jobs")
 
 #: A notice in seconds up to here, in minutes above.
 _SECONDS_UP_TO = 90
@@ -68,6 +71,16 @@ class Jobs:
         """Cancel it, unless it has ended; done once that is durable."""
         settled = await wrap_future(self._settler.end(job, CancelledError("The job was cancelled.")))
         return settled.job if settled is not None else job
+
+    async def fetched(self, job: Job, artifact: Artifact, client: Client) -> None:
+        """The client has got that file. Where it is the job's owner, the janitor need not keep it any longer."""
+        if client.owner == job.owner:
+            try:
+                await wrap_future(self._store.fetched(job.job_id, artifact.index))
+            except GuardError as error:
+                log.warning(
+                    "job %s: that artifact %d was fetched is not on disk: %s", job.job_id, artifact.index, error
+                )
 
     async def open_artifact(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
         """The file, if it is still the one that passed: ComfyUI gives a deleted picture's name to the next one."""

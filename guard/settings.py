@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from . import messages
 
@@ -24,6 +34,8 @@ else:
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
 SecondsOrOff = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0)]
+#: An age may be longer than any deadline: up to ten years.
+Age = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 
 
 class SettingsError(Exception):
@@ -155,6 +167,65 @@ class AccessSettings(_Section):
     trust_loopback: bool = Field(True, description="A direct loopback connection needs no key; its owner is `local`.")
 
 
+ROOTS = ("output", "temp", "input")
+
+
+def _below_a_root(folders: dict[str, float | str]) -> dict[str, float | str]:
+    """Keys as `root/folder/…`, without a slash at the end."""
+    cleaned = {}
+    for folder, age in folders.items():
+        parts = [part for part in folder.replace("\\", "/").split("/") if part]
+        if not parts or parts[0] not in ROOTS or {".", ".."} & set(parts):
+            raise ValueError(f"a folder is named as output/…, temp/… or input/…, not {folder!r}")
+        cleaned["/".join(parts)] = age
+    return cleaned
+
+
+class JanitorSettings(_Section):
+    enabled: bool = Field(
+        True, description="Sweep by itself. Off, it only watches the free space and sweeps on demand."
+    )
+    interval_s: Seconds = Field(3600, description="The time between two sweeps.")
+    output_max_age_s: Age = Field(86400, description="Output files last modified longer ago than this are deleted.")
+    temp_max_age_s: Age = Field(3600, description="The same for temp files.")
+    input_max_age_s: Age = Field(604800, description="The same for input files.")
+    folders: Annotated[dict[str, Age | Literal["off"]], AfterValidator(_below_a_root)] = Field(
+        {}, description='Other ages for folders and all that is below: `{"output/video": 3600, "input": "off"}`.'
+    )
+    keep: tuple[str, ...] = Field(
+        (),
+        description="Files and folders to keep, beside `example.png` and dotfiles: patterns (`*`, `?`, `[…]`) for a "
+        "name, or with a slash for a path from its root on (`output/best/*`).",
+    )
+    adopt_existing: bool = Field(
+        False,
+        description="Treat files that were there before the first start like all others; else they are left alone.",
+    )
+    settle_s: Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)] = Field(
+        300, description="Files modified within this time are left alone, however full the disk: they may be in use."
+    )
+    unread_max_age_s: Age = Field(
+        259200, description="How long the results of a job are kept for an owner who has not fetched them."
+    )
+    history_max_age_s: Age = Field(2592000, description="Settled jobs are forgotten after this.")
+    quarantine_max_age_s: Age = Field(604800, description="Refused results are deleted from quarantine after this.")
+    min_free_bytes: Bytes = Field(
+        2 * 2**30, description="Below this much free space the oldest files go, whatever their age; 0: never."
+    )
+    target_free_bytes: Bytes = Field(4 * 2**30, description="… until this much is free.")
+    floor_free_bytes: Bytes = Field(
+        2**29, description="Below this much free space new jobs are answered `disk_full`; 0: never."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> JanitorSettings:
+        if self.min_free_bytes and self.floor_free_bytes > self.min_free_bytes:
+            raise ValueError("floor_free_bytes must not be above min_free_bytes")
+        if self.target_free_bytes < self.min_free_bytes:
+            raise ValueError("target_free_bytes must not be below min_free_bytes")
+        return self
+
+
 def _language(value: object) -> object:
     if isinstance(value, str) and value not in messages.languages():
         raise ValueError(f"no texts for {value!r}; there are {', '.join(sorted(messages.languages()))}")
@@ -179,6 +250,7 @@ class Settings(_Section):
     results: ResultsSettings = ResultsSettings()
     faces: FacesSettings = FacesSettings()
     policy: PolicySettings = PolicySettings()
+    janitor: JanitorSettings = JanitorSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()
     messages: MessagesSettings = MessagesSettings()

@@ -36,9 +36,20 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     try:
         if wanted is not None:
             return await _preview(call, artifact, handle, wanted)
-        return await _file(call.request, artifact, handle)
+        response = await _file(call.request, artifact, handle)
     finally:
         handle.close()
+    if _has_the_end(call.request, response, artifact):
+        await jobs.fetched(job, artifact, call.client)
+    return response
+
+
+def _has_the_end(request: web.Request, response: web.StreamResponse, artifact: Artifact) -> bool:
+    """Whether the caller has the file's last byte now, or had it already: in ranges, that one comes last."""
+    if request.method == hdrs.METH_HEAD:
+        return False
+    last = response.headers.get(hdrs.CONTENT_RANGE, "").partition("/")[0].rpartition("-")[2]
+    return response.status in (200, 304) or (response.status == 206 and last == str(artifact.bytes - 1))
 
 
 async def _preview(call: Call, artifact: Artifact, handle: IO[bytes], wanted: previews.Preview) -> web.StreamResponse:

@@ -17,7 +17,7 @@ async def get_health(call: Call) -> web.StreamResponse:
 
 async def get_ready(call: Call) -> web.StreamResponse:
     """503 while no job can be taken."""
-    problems = call.services.health.problems()
+    problems = call.services.health.refusals()
     if not problems:
         return answered({"status": "ready"})
     body = {"status": "not ready", **({"problems": problems} if call.client.operator else {})}

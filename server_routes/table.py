@@ -27,6 +27,7 @@ from ..guard.errors import (
 from ..guard.faces.gate import FaceGate
 from ..guard.health import Health
 from ..guard.host import Host
+from ..guard.janitor import Janitor
 from ..guard.jobs import Jobs
 from ..guard.settings import Settings
 
@@ -50,6 +51,7 @@ class Services:
     faces: FaceGate
     drain: Drain
     wake: Callable[[], None]
+    janitor: Janitor
 
 
 @dataclass(frozen=True)

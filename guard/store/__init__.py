@@ -8,7 +8,7 @@ of two verdicts for one job, the one handed in first holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -141,6 +141,27 @@ class Store(Protocol):
         """How long the last `limit` successes ran, oldest first."""
 
     def counts(self) -> Future[Counts]: ...
+
+    # What the janitor asks. ----------------------------------------------------------------------------------
+
+    def open_numbers(self) -> Future[list[int]]:
+        """The numbers of all jobs that have not settled."""
+
+    def bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
+        """The bodies of the first few of `numbers` (some MiB together), and how many numbers that dealt with."""
+
+    def fetched(self, job_id: str, artifact: int) -> Future[None]:
+        """The owner has got that result file."""
+
+    def unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
+        """Which of the files (paths below the root `kind`, with slashes) belong to a job that succeeded after
+        `since_ms` and whose owner has not fetched them."""
+
+    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
+        """All such files by root; None where there are more than `at_most`."""
+
+    def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
+        """Delete up to `limit` jobs that settled before that time, with all that is known of them; how many."""
 
     def close(self) -> None:
         """Finish what was handed in and close. Later calls fail."""

@@ -60,4 +60,20 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (owner, key)
     );
     """,
+    """
+    -- Result files whose owner has not fetched them: a row goes when the file has been served to its owner.
+    CREATE TABLE unread (
+        type TEXT NOT NULL,                        -- ComfyUI's: output or temp
+        path BLOB NOT NULL,                        -- below that root, with slashes; file names need not be UTF-8
+        job_id TEXT NOT NULL,
+        artifact INTEGER NOT NULL,
+        since_ms INTEGER NOT NULL,
+        PRIMARY KEY (type, path)
+    ) WITHOUT ROWID;
+    CREATE INDEX unread_of_job ON unread (job_id);
+
+    -- What the janitor needs to forget jobs without looking at all of them.
+    CREATE INDEX jobs_settled ON jobs (settled_at_ms) WHERE settled_at_ms IS NOT NULL;
+    CREATE INDEX idempotency_of_job ON idempotency (job_id);
+    """,
 )

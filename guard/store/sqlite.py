@@ -10,15 +10,17 @@ import contextlib
 import json
 import logging
 import os
+import posixpath
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +34,7 @@ from ..errors import (
     ServerUnavailableError,
 )
 from ..job import TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
+from ..settings import SettingsError
 from . import Claimed, Counts, IdempotencyKey, Recovery, Settled, Submitted, Waiting
 from .line import Line
 from .schema import MIGRATIONS
@@ -52,6 +55,8 @@ LOG_PAGES = 25_000
 LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
+#: Bodies handed out together. One alone may have `policy.max_body_bytes`.
+BODIES_BYTES = 4 * 2**20
 
 _COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
@@ -213,6 +218,28 @@ class SqliteStore:
     def release(self, job_id: str) -> Future[None]:
         return self._writer.run(lambda db: self._free(db, job_id))
 
+    def fetched(self, job_id: str, artifact: int) -> Future[None]:
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM unread WHERE job_id = ? AND artifact = ?", (job_id, artifact))
+
+        return self._writer.run(operation)
+
+    def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
+        def operation(db: sqlite3.Connection) -> int:
+            # A settled job keeps its lease while the worker has not let go of it.
+            rows = db.execute(
+                "SELECT number, job_id FROM jobs INDEXED BY jobs_settled WHERE settled_at_ms < ? "
+                "AND job_id NOT IN (SELECT job_id FROM leases) ORDER BY settled_at_ms LIMIT ?",
+                (settled_before_ms, limit),
+            ).fetchall()
+            for table in ("transitions", "idempotency", "unread"):
+                db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
+            for table in ("bodies", "jobs"):
+                db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])
+            return len(rows)
+
+        return self._writer.run(operation)
+
     # What only looks: the reader's thread, so that a long list holds up no commit. ---------------------------
 
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
@@ -277,6 +304,52 @@ class SqliteStore:
                 leased=_count(db, "SELECT count(*) FROM leases"),
                 running=_count(db, "SELECT count(*) FROM jobs WHERE state IN ('running', 'validating')"),
             )
+
+        return self._reader.run(operation)
+
+    def open_numbers(self) -> Future[list[int]]:
+        query = "SELECT number FROM jobs WHERE state IN ('queued', 'dispatched', 'running', 'validating')"
+        return self._reader.run(lambda db: [number for (number,) in db.execute(query)])
+
+    def bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
+        def operation(db: sqlite3.Connection) -> tuple[list[bytes], int]:
+            found: list[bytes] = []
+            size = dealt = 0
+            for number in numbers:
+                if size >= BODIES_BYTES:
+                    break
+                row = db.execute("SELECT body FROM bodies WHERE number = ?", (number,)).fetchone()
+                dealt += 1
+                if row is not None:
+                    found.append(row[0])
+                    size += len(row[0])
+            return found, dealt
+
+        return self._reader.run(operation)
+
+    def unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
+        def operation(db: sqlite3.Connection) -> frozenset[str]:
+            by_key = {_path_key(path): path for path in paths}
+            found: list[str] = []
+            keys = list(by_key)
+            for start in range(0, len(keys), 500):
+                some = keys[start : start + 500]
+                places = ", ".join("?" * len(some))
+                query = f"SELECT path FROM unread WHERE type = ? AND since_ms >= ? AND path IN ({places})"
+                rows = db.execute(query, (kind, since_ms, *some))
+                found += [by_key[bytes(key)] for (key,) in rows]
+            return frozenset(found)
+
+        return self._reader.run(operation)
+
+    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
+        def operation(db: sqlite3.Connection) -> dict[str, frozenset[str]] | None:
+            query = "SELECT type, path FROM unread WHERE since_ms >= ? LIMIT ?"
+            found: dict[str, set[str]] = {}
+            rows = db.execute(query, (since_ms, at_most + 1)).fetchall()
+            for kind, path in rows:
+                found.setdefault(kind, set()).add(path.decode("utf-8", "surrogatepass"))
+            return {kind: frozenset(paths) for kind, paths in found.items()} if len(rows) <= at_most else None
 
         return self._reader.run(operation)
 
@@ -496,7 +569,23 @@ class SqliteStore:
         return moved
 
     def _settled(self, db: sqlite3.Connection, job: Job, verdict: Verdict, result: Result | None) -> Job:
-        return self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
+        settled = self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
+        if settled.state is JobState.SUCCEEDED:
+            # A file of the same name is another one by now; only the newest can still be fetched.
+            db.executemany(
+                "INSERT OR REPLACE INTO unread VALUES (?, ?, ?, ?, ?)",
+                [
+                    (
+                        found.type,
+                        _path_key(f"{found.subfolder}/{found.filename}"),
+                        job.job_id,
+                        found.index,
+                        settled.settled_at_ms,
+                    )
+                    for found in settled.result.artifacts
+                ],
+            )
+        return settled
 
 
 class _Thread:
@@ -599,6 +688,23 @@ def _connected(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def database(url: str, own: Path) -> Path:
+    """The SQLite file of `store.url`. Raises SettingsError for what this version cannot use."""
+    if not url:
+        return own / "guarded.db"
+    parts = urlsplit(url)
+    path = Path(parts.path.removeprefix("/") if os.name == "nt" else parts.path)
+    if parts.scheme != "sqlite" or parts.netloc or not path.is_absolute():
+        raise SettingsError(f"store.url: sqlite:///<absolute path> is what this version can use, got {url!r}")
+    return path
+
+
+def _path_key(path: str) -> bytes:
+    """A path below a root, as `unread` has it."""
+    slashed = path.replace("\\", "/") if os.name == "nt" else path
+    return posixpath.normpath(slashed.lstrip("/")).encode("utf-8", "surrogatepass")
 
 
 def _identity(path: Path) -> tuple[int, int]:

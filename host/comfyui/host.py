@@ -20,7 +20,7 @@ import nodes
 import server
 
 from ...guard.errors import GuardError
-from ...guard.host import HostListener, Refusal, Rehearsal
+from ...guard.host import Folders, HostListener, Refusal, Rehearsal
 from . import report
 from .handler import NativePrompt
 from .run import Run
@@ -165,6 +165,9 @@ class ComfyHost:
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return report.resolved(kind, subfolder, filename)
+
+    def folders(self) -> Folders:
+        return report.folders()
 
     def input_folder(self) -> Path:
         return Path(folder_paths.get_input_directory())

@@ -13,7 +13,7 @@ from typing import Any
 import folder_paths
 
 from ...guard.errors import type_name
-from ...guard.host import Outcome, ReportedFile
+from ...guard.host import Folders, Outcome, ReportedFile
 
 try:
     from comfy_execution.utils import get_executing_context
@@ -34,6 +34,22 @@ def own_directory() -> Path:
     system_user = getattr(folder_paths, "get_system_user_directory", None)
     folder = system_user("guarded") if system_user else os.path.join(folder_paths.get_user_directory(), "__guarded")
     return Path(folder)
+
+
+def folders() -> Folders:
+    """The roots, and every folder that is registered for models or belongs to the host itself."""
+    keep = [folder_paths.get_user_directory()]
+    # Other packs write into this table as they like, from other threads too.
+    for entry in list(folder_paths.folder_names_and_paths.values()):
+        paths = entry[0] if isinstance(entry, (list, tuple)) and entry else ()
+        keep += [path for path in ([paths] if isinstance(paths, str) else list(paths)) if isinstance(path, str)]
+    return Folders(
+        output=Path(folder_paths.get_output_directory()),
+        temp=Path(folder_paths.get_temp_directory()),
+        input=Path(folder_paths.get_input_directory()),
+        keep=tuple(map(Path, keep)),
+        program=Path(folder_paths.__file__).parent,
+    )
 
 
 def files_in(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:

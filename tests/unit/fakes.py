@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comfyui_guarded.guard.errors import DiskFullError
-from comfyui_guarded.guard.host import HostListener, Refusal, Rehearsal
+from comfyui_guarded.guard.host import Folders, HostListener, Refusal, Rehearsal
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings
 from comfyui_guarded.guard.store.sqlite import SqliteStore
@@ -58,6 +58,7 @@ class FakeHost:
         self.stopped: list[str] = []
         self.announced: list[tuple[str, str | None, str]] = []
         self.listener: HostListener | None = None
+        self.places = Folders(None, None, None)
         self.injected: list[str] = []
         #: What `replace_worker` was asked to leave behind (None: a dead one), and its answer.
         self.replaced: list[tuple[str | None, str]] = []
@@ -119,6 +120,9 @@ class FakeHost:
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return None
+
+    def folders(self) -> Folders:
+        return self.places
 
     def input_folder(self) -> Path:
         raise AssertionError("nobody looks at pictures here")

@@ -1,0 +1,128 @@
+"""The janitor from the command line, for cron on a box where no server runs: the same rules, the same code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..clock import Clock
+from ..host import Folders
+from ..settings import Settings, SettingsError, load
+from ..store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, database
+from .sweep import shown
+from .thread import Janitor, summary
+
+#: Below `output/`, ComfyUI registers these for models. A server knows of more; here they are what can be known.
+MODEL_FOLDERS = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for root in ("output", "temp", "input"):
+        parser.add_argument(f"--{root}", type=_folder, metavar="DIR", help=f"ComfyUI's {root} folder")
+    parser.add_argument(
+        "--max-age", type=age_s, metavar="AGE", help="for all of them: 90m, 24h, 7d (else the settings)"
+    )
+    parser.add_argument(
+        "--user", type=Path, metavar="DIR", help="ComfyUI's user folder, with the settings, the job database and the "
+        "time of the first start; by default that of the ComfyUI which this package lies in"
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="as janitor.keep; may be repeated"
+    )
+    parser.add_argument(
+        "--adopt-existing", action="store_true", help="delete also what was there before this package first started"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+
+
+def run(
+    arguments: argparse.Namespace, environment: Mapping[str, str], package: Path, say: Callable[[str], None]
+) -> int:
+    """One sweep. Returns the exit status: 0, or 1 where something went wrong, 2 where it could not begin."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    folders = Folders(arguments.output, arguments.temp, arguments.input)
+    given = [path for path in (folders.output, folders.temp, folders.input) if path is not None]
+    if not given:
+        say("nothing to sweep: give --output, --temp or --input")
+        return 2
+    user = arguments.user or _user_folder(package)
+    own = user / "__guarded" if user is not None else None
+    try:
+        settings = _settings(own, environment, arguments)
+    except SettingsError as error:
+        say(f"the settings cannot be used: {error}")
+        return 2
+    models = [folders.output / name for name in MODEL_FOLDERS] if folders.output is not None else []
+    keep = tuple(models + [path for path in (user, package) if path is not None])
+    folders = Folders(folders.output, folders.temp, folders.input, keep)
+    with contextlib.ExitStack() as stack:
+        store = None
+        try:
+            # Its waiting jobs, and the results that nobody has fetched, are as safe from us as from a running server.
+            path = database(settings.store.url, own) if own is not None else None
+            if path is not None and path.is_file():
+                store = stack.enter_context(contextlib.closing(SqliteStore(path, Clock())))
+        except StoreLockedError:
+            say("a server runs on this user folder; its own janitor sweeps (POST /guarded/janitor/sweep)")
+            return 2
+        except (StoreTooNewError, SettingsError) as error:
+            say(str(error))
+            return 2
+        janitor = Janitor(
+            settings.janitor,
+            store,
+            lambda: folders,
+            own,
+            Clock(),
+            create_marker=not arguments.dry_run,
+            on_delete=lambda path: say(f"{'would delete' if arguments.dry_run else 'deleted'} {path}"),
+        )
+        report = janitor.sweep(time.time(), arguments.dry_run)
+    say(summary(report))
+    existing = report.kept.get("existing")
+    if existing is not None and existing.files:
+        say(
+            f"{existing.files} files ({existing.bytes} bytes) were there before this package first started "
+            "and are left alone; --adopt-existing sweeps them too"
+        )
+    for line in report.error_samples:
+        say(f"error: {shown(line)}")
+    return 1 if report.errors else 0
+
+
+def age_s(text: str) -> float:
+    """`90m`, `24h`, `7d` or seconds, in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"an age is a number with s, m, h or d behind it, not {text!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return path
+
+
+def _user_folder(package: Path) -> Path | None:
+    """`<ComfyUI>/user`, where the package lies in `<ComfyUI>/custom_nodes`."""
+    return package.parent.parent / "user" if package.parent.name == "custom_nodes" else None
+
+
+def _settings(own: Path | None, environment: Mapping[str, str], arguments: argparse.Namespace) -> Settings:
+    settings = load(own / "guarded.toml" if own is not None else None, environment)
+    janitor = settings.janitor
+    changes: dict[str, object] = {"keep": (*janitor.keep, *arguments.keep)}
+    if arguments.adopt_existing:
+        changes["adopt_existing"] = True
+    if arguments.max_age is not None:
+        changes.update({f"{root}_max_age_s": arguments.max_age for root in ("output", "temp", "input")})
+    return settings.model_copy(update={"janitor": janitor.model_copy(update=changes)})

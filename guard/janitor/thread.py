@@ -1,0 +1,290 @@
+"""When to sweep: every so often, when the disk runs short, and when somebody asks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..clock import Clock
+from ..errors import DiskFullError, GuardError, ServerUnavailableError
+from ..host import Folders
+from ..settings import JanitorSettings
+from .disk import disks
+from .folder import HANDLES
+from .in_use import InUse
+from .marker import Marker
+from .rules import Rules, absolute_roots
+from .sweep import Records, Report, Stopped, Sweep
+
+log = logging.getLogger("guarded.janitor")
+
+#: The time between two looks at the free space. A fast disk takes in some 2 GB meanwhile.
+LOOK_S = 2.0
+#: After a start, the other packs have this long to register their model folders, and the server to come up.
+FIRST_SWEEP_S = 60.0
+#: Where a sweep could not make enough room, the next one under pressure comes no sooner.
+PRESSURE_AGAIN_S = 60.0
+#: … nor than this, where what it deleted made no room.
+FRUITLESS_S = 900.0
+#: Sweeps remembered.
+HISTORY = 20
+
+
+class Janitor:
+    """Keeps the three roots, the quarantine and the job history small. The thread only calls :meth:`turn`."""
+
+    def __init__(
+        self,
+        settings: JanitorSettings,
+        records: Records | None,
+        folders: Callable[[], Folders],
+        own: Path | None,
+        clock: Clock,
+        *,
+        create_marker: bool = True,
+        on_delete: Callable[[str], None] | None = None,
+        handles: bool = HANDLES,
+    ) -> None:
+        """`own`: the guard's own folder, with the marker of the first start and the quarantine in it; without one,
+        this is always the first start. `on_delete` hears of each file and folder."""
+        self._settings = settings
+        self._records = records
+        self._folders = folders
+        self._own = own
+        self._clock = clock
+        self._handles = handles
+        self.marker = Marker(own, time.time(), create=create_marker)
+        self.in_use = InUse(lambda: absolute_roots(folders()))
+        self._condition = threading.Condition()
+        self._asked: deque[tuple[bool, Future[Report]]] = deque()
+        self._closed = False
+        self._sweeping = threading.Lock()
+        self._reports: deque[Report] = deque(maxlen=HISTORY)
+        self._totals = {"sweeps": 0, "files": 0, "bytes": 0, "jobs": 0, "errors": 0}
+        self._disks: list[dict[str, Any]] = []
+        self._full: dict[str, Any] | None = None
+        self._short = False
+        self._due_s: float | None = None
+        self._relief_due_s = float("-inf")
+        self._last_s = float("-inf")
+        self._on_delete = on_delete
+        self._thread = threading.Thread(target=self._loop, name="guarded-janitor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End a sweep that is under way at its next batch, and the thread."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    # What others ask; any thread. ----------------------------------------------------------------------------
+
+    def ask(self, dry_run: bool) -> Future[Report]:
+        """Sweep as soon as possible."""
+        future: Future[Report] = Future()
+        with self._condition:
+            if self._closed or not self._thread.is_alive():
+                future.set_exception(ServerUnavailableError("The janitor does not run."))
+            else:
+                self._asked.append((dry_run, future))
+                self._condition.notify()
+        return future
+
+    def adopt(self) -> None:
+        """Let go of what was there before the first start. Writes a file: not for the event loop."""
+        self.marker.adopt()
+
+    def disk_full(self) -> DiskFullError | None:
+        """Why no job is let in: the free space is below its floor."""
+        full = self._full
+        if full is None:
+            return None
+        return DiskFullError("The disk is almost full.", extra_info=full, retry_after_s=60)
+
+    def body(self) -> dict[str, Any]:
+        """How it stands, as JSON: sweeps, newest first."""
+        return {
+            "enabled": self._settings.enabled,
+            "sweeping": self._sweeping.locked(),
+            "first_start_ms": round(self.marker.first_start_s * 1000),
+            "adopted": self._adopted,
+            "next_sweep_at_ms": round(self._due_s * 1000) if self._due_s is not None else None,
+            "disks": self._disks,
+            "totals": dict(self._totals),
+            "sweeps": [report.body() for report in reversed(list(self._reports))],
+        }
+
+    # The thread. ---------------------------------------------------------------------------------------------
+
+    def turn(self, now_s: float) -> float:
+        """Do what is due at `now_s` (seconds since the epoch, as files have them). Returns when to look again."""
+        if now_s < self._last_s and self._due_s is not None:
+            # The machine's clock was set back; the time between two sweeps stays what it was.
+            self._due_s -= self._last_s - now_s
+            self._relief_due_s -= self._last_s - now_s
+        self._last_s = now_s
+        if self._due_s is None:
+            self._due_s = now_s + min(FIRST_SWEEP_S, self._settings.interval_s) if self._settings.enabled else None
+        self._look()
+        while self._asked:
+            dry_run, future = self._asked.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self.sweep(now_s, dry_run))
+                except BaseException as error:
+                    future.set_exception(error if isinstance(error, GuardError) else _ended())
+                    if not isinstance(error, (GuardError, Stopped)):
+                        raise
+        relieve = self._settings.enabled and self._short and now_s >= self._relief_due_s
+        due = self._due_s is not None and now_s >= self._due_s
+        if due:
+            self._due_s = now_s + self._settings.interval_s
+        if due or relieve:
+            free = self._free()
+            report = self.sweep(now_s, relieve=relieve)
+            self._look()
+            if self._short and relieve:
+                self._relief_due_s = now_s + self._after_vain_relief(report, self._free() - free)
+        return now_s + LOOK_S
+
+    def _after_vain_relief(self, report: Report, gained: int) -> float:
+        """How long to wait after a sweep that left the disk short of space; `gained`: bytes more free than before."""
+        if report.oldest.bytes > 2 * max(gained, 0):
+            # Files that somebody has open, or snapshots: going on would only cost files.
+            log.warning("the disk is short of space, and deleting %d bytes freed little", report.oldest.bytes)
+            return FRUITLESS_S
+        log.warning("the disk is short of space, and there is nothing more to delete")
+        # A walk over millions of files takes minutes; one after the other would be too much.
+        return max(PRESSURE_AGAIN_S, 10 * report.duration_s)
+
+    def sweep(self, now_s: float, dry_run: bool = False, *, relieve: bool = True) -> Report:
+        """One sweep, now, on this thread. What goes wrong in it is in the report.
+
+        Args:
+            relieve: where the disk is short of space, go on with the oldest files whatever their age.
+
+        Raises:
+            Stopped: the server is ending.
+        """
+        with self._sweeping:
+            report = Report(round(now_s * 1000), dry_run)
+            began_s = time.monotonic()
+            try:
+                rules = Rules(self._settings, self._folders(), self._own)
+                for problem in rules.problems:
+                    report.failed("", problem)
+                Sweep(
+                    rules,
+                    now_s=now_s,
+                    past_until_s=0.0 if self._adopted else self.marker.first_start_s,
+                    report=report,
+                    in_use=self.in_use,
+                    records=self._records,
+                    disks=disks(root.path for root in rules.roots) if relieve else (),
+                    stopped=lambda: self._closed,
+                    on_delete=self._on_delete,
+                    handles=self._handles,
+                ).run()
+            except Stopped:
+                raise
+            except Exception as error:
+                if not isinstance(error, GuardError):
+                    log.exception("a sweep failed")
+                report.failed("", error)
+            report.duration_s = time.monotonic() - began_s
+            self._reports.append(report)
+            if not dry_run:
+                for name in ("files", "bytes", "jobs", "errors"):
+                    self._totals[name] += getattr(report, name)
+                self._totals["sweeps"] += 1
+            log.info("%s", summary(report))
+            return report
+
+    @property
+    def _adopted(self) -> bool:
+        return self._settings.adopt_existing or self.marker.adopted
+
+    def _free(self) -> int:
+        return sum(disk["free_bytes"] for disk in self._disks)
+
+    def _look(self) -> None:
+        """How much room there is, on every disk that matters."""
+        found: list[dict[str, Any]] = []
+        settings = self._settings
+        places = self._folders()
+        folders = [path for path in (places.output, places.temp, places.input) if path is not None]
+        swept = {disk.device for disk in disks(folders)}
+        self._short = False
+        for disk in disks([*folders, *([self._own] if self._own is not None else [])]):
+            try:
+                total, free = disk.total(), disk.free()
+            except OSError as error:
+                log.debug("no free space is known for %s: %s", disk.path, error)
+                continue
+            state = "ok"
+            if free < settings.floor_free_bytes:
+                state = "full"
+            elif free < settings.min_free_bytes:
+                state = "short"
+            self._short |= state != "ok" and disk.device in swept and free < settings.min_free_bytes
+            found.append({"path": str(disk.path), "total_bytes": total, "free_bytes": free, "state": state})
+        full = next((disk for disk in found if disk["state"] == "full"), None)
+        if full is not None and self._full is None:
+            log.error("the disk is almost full (%d bytes free): no jobs are let in", full["free_bytes"])
+        elif full is None and self._full is not None:
+            log.info("the disk has room again: jobs are let in")
+        self._disks = found
+        self._full = full and {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes}
+
+    def _loop(self) -> None:
+        wait_s = 0.0
+        while True:
+            with self._condition:
+                if not self._closed and not self._asked:
+                    self._condition.wait(wait_s)
+                if self._closed:
+                    break
+            # A clock that jumps makes files look older than they are: the wall's may jump at any time, and ours goes
+            # on with one that was wrong at the start. The earlier of the two deletes less.
+            now_s = min(self._clock.now_ms() / 1000, time.time())
+            try:
+                wait_s = self.turn(now_s) - now_s
+            except Stopped:
+                break
+            except Exception:
+                log.exception("the janitor stumbled")
+                wait_s = LOOK_S
+        while self._asked:
+            with suppress(Exception):
+                self._asked.popleft()[1].set_exception(_ended())
+
+
+def _ended() -> ServerUnavailableError:
+    return ServerUnavailableError("The sweep ended early.")
+
+
+def summary(report: Report) -> str:
+    """One line for a log or a terminal."""
+    verb = "would delete" if report.dry_run else "deleted"
+    kept = ", ".join(f"{tally.files} {reason}" for reason, tally in sorted(report.kept.items()) if tally.files)
+    parts = [f"{verb} {report.files} files ({report.bytes} bytes) and {report.folders} empty folders"]
+    if report.oldest.files:
+        parts.append(f"{report.oldest.files} of them because the disk is short of space")
+    if report.jobs:
+        parts.append(f"forgot {report.jobs} jobs")
+    if kept:
+        parts.append(f"kept {kept}")
+    if report.errors:
+        parts.append(f"{report.errors} errors, the first: {report.error_samples[0]}")
+    return f"janitor: {'; '.join(parts)}; {report.duration_s:.1f} s"

@@ -1,0 +1,55 @@
+"""/guarded/janitor: what the janitor did, and telling it to sweep. For operators."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from ..guard.errors import ForbiddenError, InvalidRequestError
+from .table import Call, Route, answered, number
+
+#: How long an answer waits for its sweep, where the caller does not say. Proxies give up after a minute.
+_WAIT_S = 50
+_FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
+
+
+async def get_janitor(call: Call) -> web.StreamResponse:
+    """The last sweeps, the disks, and when the next sweep is due."""
+    _check_operator(call)
+    return answered(call.services.janitor.body())
+
+
+async def post_sweep(call: Call) -> web.StreamResponse:
+    """Sweep now: 200 with the report, or 202 where that takes longer than `wait`; GET has it later."""
+    _check_operator(call)
+    raw = call.request.query.get("dry_run", "0").lower()
+    if raw not in _FLAGS:
+        raise InvalidRequestError("dry_run must be 0 or 1.", extra_info={"field": "dry_run"})
+    wait_s = number(call, "wait", _WAIT_S, 0, 86400)
+    asked = asyncio.wrap_future(call.services.janitor.ask(_FLAGS[raw]))
+    try:
+        report = await asyncio.wait_for(asyncio.shield(asked), wait_s)
+    except asyncio.TimeoutError:
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it any more
+        return answered({"state": "sweeping"}, status=202)
+    return answered(report.body())
+
+
+async def post_adopt(call: Call) -> web.StreamResponse:
+    """From now on, what was there before the first start is swept like everything else."""
+    _check_operator(call)
+    await asyncio.to_thread(call.services.janitor.adopt)
+    return answered(call.services.janitor.body())
+
+
+def _check_operator(call: Call) -> None:
+    if not call.client.operator:
+        raise ForbiddenError("The janitor is the operator's.")
+
+
+ROUTES = [
+    Route("GET", "/janitor", get_janitor),
+    Route("POST", "/janitor/sweep", post_sweep),
+    Route("POST", "/janitor/adopt", post_adopt),
+]
