@@ -372,7 +372,7 @@ def _sha256(handle: IO[bytes], budget: Budget | None = None) -> str:
 def quarantine(files: Iterable[ReportedFile], folder: Path, settings: ResultsSettings | None = None) -> None:
     """Move a refused job's files aside, out of the reach of every route, for the operator to look at.
 
-    With `settings`, what all quarantines (the folder's parent) hold is bounded; see :func:`sweep_quarantine`.
+    With `settings`, what all quarantines (the folder's parent) hold is bounded; see :func:`bound_quarantine`.
     """
     limit = settings.quarantine_max_bytes if settings is not None else None
     for file in files:
@@ -394,12 +394,13 @@ def quarantine(files: Iterable[ReportedFile], folder: Path, settings: ResultsSet
         except OSError as error:
             log.warning("could not set %s aside: %s", file.filename, error)
     if settings is not None:
-        sweep_quarantine(folder.parent, settings, time.time())
+        bound_quarantine(folder.parent, settings)
 
 
-def sweep_quarantine(root: Path, settings: ResultsSettings, now_s: float) -> int:
-    """Delete what has been in quarantine longer than `results.quarantine_max_age_s`, and then the oldest until it
-    holds no more than `results.quarantine_max_bytes`. Returns how many files went. Any thread; for the janitor, too.
+def bound_quarantine(root: Path, settings: ResultsSettings) -> int:
+    """Delete the oldest until the quarantine holds no more than `results.quarantine_max_bytes`.
+
+    Returns how many files went. What is too old the janitor deletes.
     """
     kept: list[tuple[float, int, Path]] = []
     removed = 0
@@ -412,8 +413,8 @@ def sweep_quarantine(root: Path, settings: ResultsSettings, now_s: float) -> int
             kept.append((status.st_mtime, status.st_size, file))
     kept.sort()
     total = sum(size for _, size, _ in kept)
-    for modified_s, size, file in kept:
-        if total <= settings.quarantine_max_bytes and modified_s >= now_s - settings.quarantine_max_age_s:
+    for _, size, file in kept:
+        if total <= settings.quarantine_max_bytes:
             break
         try:
             file.unlink()

@@ -137,7 +137,6 @@ class ResultsSettings(_Section):
     quarantine_max_bytes: Bytes = Field(
         2 * 2**30, description="Refused files kept for the operator, oldest deleted first; 0 keeps none."
     )
-    quarantine_max_age_s: Seconds = Field(7 * 86400, description="Refused files older than this are deleted.")
 
 
 class FacesSettings(_Section):
