@@ -23,7 +23,7 @@ help:
 	@echo "make demo    a tour on real photos: one line per job, exit 0 if every outcome was the expected one"
 	@echo "make serve   the same server, kept running"
 	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose)"
-	@echo "make check   format, lint, types, import arrows"
+	@echo "make check   format, lint, types, who may import whom"
 	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
 	@echo "             open files or threads grow"

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py [--files 1000000] [--folders 1000] [--small 10000] [--young 0.1] [--in DIR]
 
-Three figures, each with its budget (DESIGN §15): the ratio of the two times; how much more memory a sweep of all the
+Three figures, each with its budget: the ratio of the two times; how much more memory a sweep of all the
 files needs than one of `--small` files; and the longest time that the event loop of the sweeping process stood still,
 beside the same loop while `find` works in another process. The sweep is a real one: the janitor's own thread, a job
 store with a thousand waiting jobs that name inputs and a thousand results that nobody has fetched.

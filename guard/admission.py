@@ -154,6 +154,17 @@ class Admission:
                 extra_info={"queued": self._store.queued, "max_queued": settings.queue.max_queued},
             )
         prompt = parse(request.raw, settings.policy.max_depth)
+        locale = messages.choose(prompt.options.locale, request.accept_language, settings.messages.locale)
+        try:
+            return await self._admitted(request, prompt, key, locale, hold)
+        except GuardError as error:
+            error.locale = locale
+            raise
+
+    async def _admitted(
+        self, request: Submission, prompt: Prompt, key: IdempotencyKey | None, locale: str, hold: Hold
+    ) -> Submitted:
+        settings = self._settings
         if len(prompt.graph) > settings.policy.max_nodes:
             raise PolicyViolationError(
                 f"The prompt has {len(prompt.graph)} nodes; {settings.policy.max_nodes} are allowed.",
@@ -173,7 +184,7 @@ class Admission:
             body=_kept(request.raw, prompt),
             created_at_ms=self._clock.now_ms(),
             timeout_s=min(prompt.options.timeout_s or math.inf, settings.watchdog.job_timeout_s),
-            locale=messages.choose(prompt.options.locale, request.accept_language, settings.messages.locale),
+            locale=locale,
             priority=prompt.options.priority,
             order=prompt.order,
             front=prompt.front,

@@ -65,6 +65,8 @@ class GuardError(Exception):
         self.retry_after_s = retry_after_s
         self.node_errors = dict(node_errors or {})
         self.host_type = host_type
+        #: The language that the request itself asked for; None: whatever its headers say.
+        self.locale: str | None = None
 
     def body(self, locale: str, job_id: str | None = None) -> dict[str, Any]:
         """The one error body: ComfyUI's shape, and ours under ``guard``."""

@@ -163,7 +163,9 @@ class StoreSettings(_Section):
 
 
 class AccessSettings(_Section):
-    trust_loopback: bool = Field(True, description="A direct loopback connection needs no key; its owner is `local`.")
+    trust_loopback: bool = Field(
+        True, description="A direct loopback connection needs no key; there are no keys yet, so false lets nobody in."
+    )
 
 
 ROOTS = ("output", "temp", "input")
@@ -342,7 +344,12 @@ def markdown() -> str:
         "They are read at start from `guarded.toml` in `<ComfyUI's user directory>/__guarded/` (sections and names",
         "as below) and from the environment, which wins: `GUARDED_QUEUE__MAX_JOBS=2` is `queue.max_jobs`.",
         "`MAX_GPU_JOBS` is accepted for `queue.max_jobs`. An unknown key or a bad value stops the plugin (not ComfyUI)",
-        "at start, with a line in the log that names the key.",
+        "at start, with a line in the log that names the key. For instance:",
+        "",
+        "```toml",
+        "[queue]",
+        "max_jobs = 2",
+        "```",
         "",
         "| setting | default | what it does |",
         "| --- | --- | --- |",

@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from ..guard.errors import ForbiddenError, InvalidRequestError
+from ..guard.errors import InvalidRequestError
 from .table import Call, Route, answered, number
 
 #: How long an answer waits for its sweep, where the caller does not say. Proxies give up after a minute.
@@ -16,13 +16,14 @@ _FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 async def get_janitor(call: Call) -> web.StreamResponse:
     """The last sweeps, the disks, and when the next sweep is due."""
-    _check_operator(call)
     return answered(call.services.janitor.body())
 
 
 async def post_sweep(call: Call) -> web.StreamResponse:
     """Sweep now: 200 with the report, or 202 where that takes longer than `wait`; GET has it later."""
-    _check_operator(call)
+    # A mistyped `dry_run` must not sweep for real.
+    if unknown := sorted(set(call.request.query) - {"dry_run", "wait"}):
+        raise InvalidRequestError(f"There is no parameter {unknown[0][:64]}.", extra_info={"field": unknown[0]})
     raw = call.request.query.get("dry_run", "0").lower()
     if raw not in _FLAGS:
         raise InvalidRequestError("dry_run must be 0 or 1.", extra_info={"field": "dry_run"})
@@ -38,18 +39,12 @@ async def post_sweep(call: Call) -> web.StreamResponse:
 
 async def post_adopt(call: Call) -> web.StreamResponse:
     """From now on, what was there before the first start is swept like everything else."""
-    _check_operator(call)
     await asyncio.to_thread(call.services.janitor.adopt)
     return answered(call.services.janitor.body())
 
 
-def _check_operator(call: Call) -> None:
-    if not call.client.operator:
-        raise ForbiddenError("The janitor is the operator's.")
-
-
 ROUTES = [
-    Route("GET", "/janitor", get_janitor),
-    Route("POST", "/janitor/sweep", post_sweep),
-    Route("POST", "/janitor/adopt", post_adopt),
+    Route("GET", "/janitor", get_janitor, operate=True),
+    Route("POST", "/janitor/sweep", post_sweep, operate=True),
+    Route("POST", "/janitor/adopt", post_adopt, operate=True),
 ]

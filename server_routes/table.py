@@ -142,7 +142,9 @@ def failed(
     error: GuardError, request: web.Request, services: Services, headers: dict[str, str] | None = None
 ) -> web.Response:
     """The one error answer."""
-    locale = messages.choose(None, request.headers.get("Accept-Language"), services.settings.messages.locale)
+    locale = error.locale or messages.choose(
+        None, request.headers.get("Accept-Language"), services.settings.messages.locale
+    )
     told = dict(headers or {})
     if error.retry_after_s is not None:
         told["Retry-After"] = str(max(round(error.retry_after_s), 1))

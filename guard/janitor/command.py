@@ -25,7 +25,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for root in ("output", "temp", "input"):
-        parser.add_argument(f"--{root}", type=_folder, metavar="DIR", help=f"ComfyUI's {root} folder")
+        # ComfyUI deletes its temp folder when it ends, which is when this is run.
+        kind = Path if root == "temp" else _folder
+        parser.add_argument(f"--{root}", type=kind, metavar="DIR", help=f"ComfyUI's {root} folder")
     parser.add_argument(
         "--max-age", type=age_s, metavar="AGE", help="for all of them: 90m, 24h, 7d (else the settings)"
     )
@@ -47,7 +49,11 @@ def run(
 ) -> int:
     """One sweep. Returns the exit status: 0, or 1 where something went wrong, 2 where it could not begin."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
-    folders = Folders(arguments.output, arguments.temp, arguments.input)
+    temp = arguments.temp
+    if temp is not None and not temp.is_dir():
+        say(f"{temp} is not there: nothing to do in it")
+        temp = None
+    folders = Folders(arguments.output, temp, arguments.input)
     given = [path for path in (folders.output, folders.temp, folders.input) if path is not None]
     if not given:
         say("nothing to sweep: give --output, --temp or --input")

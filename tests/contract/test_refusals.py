@@ -108,3 +108,13 @@ async def test_a_prompt_over_the_node_limit_breaks_policy(client):
 async def test_a_body_over_the_size_limit_is_too_large(client):
     raw = b'{"prompt": {}, "padding": "%s"}' % (b"x" * 17 * 2**20)
     assert_refusal(await client.request("POST", "/guarded/prompt", raw=raw), "payload_too_large", 413)
+
+
+async def test_a_refusal_speaks_the_language_that_the_request_asks_for(client):
+    prompt = {**text(), "7": node("NoSuchNode")}
+    english = assert_refusal(await client.submit(prompt, guard={"locale": "en"}), "missing_node")
+    assert english["guard"]["user_message"].startswith("The server lacks")
+    unknown = await client.submit(prompt, guard={"locale": "de"}, headers={"Accept-Language": "en"})
+    assert assert_refusal(unknown)["guard"]["user_message"].startswith("The server lacks")
+    russian = assert_refusal(await client.submit(prompt, guard={"locale": "ru"}, headers={"Accept-Language": "en"}))
+    assert russian["guard"]["user_message"].startswith("На сервере нет")

@@ -103,7 +103,7 @@ def test_every_code_has_a_text_in_every_language():
         assert all(text.strip() == text != "" for text in table.values()), language
 
 
-def test_the_missions_russian_texts_are_word_for_word():
+def test_the_fixed_russian_texts_are_word_for_word():
     assert {code: messages.text(code, "ru") for code in ("server_unavailable", "generation_timeout", "no_face")} == {
         "server_unavailable": "Сервер генерации недоступен. Попробуйте позже.",
         "generation_timeout": (

@@ -322,7 +322,7 @@ class TestSettings:
         assert found.folders == {"output/a": 60, "input": "off"}
         assert found.keep == ("a", "b*")
 
-    def test_the_mission_s_defaults(self):
+    def test_the_defaults(self):
         found = Settings().janitor
         assert (found.interval_s, found.output_max_age_s, found.temp_max_age_s, found.input_max_age_s) == (
             3600,
