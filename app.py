@@ -13,6 +13,7 @@ from .guard import runtime
 from .guard.admission import Admission
 from .guard.clock import Clock
 from .guard.drain import Drain
+from .guard.errors import GuardError
 from .guard.estimate import RECENT, Estimates
 from .guard.events import Events
 from .guard.faces.check import FaceChecker
@@ -58,6 +59,11 @@ def _build(host: Any, prompt_server: Any) -> None:
 
     clock = Clock()
     store = SqliteStore(database(settings.store.url, own), clock)
+    try:
+        recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
+    except GuardError as error:
+        store.close()
+        raise StoreUnusableError(f"the job database {store.path} cannot be used: {error}") from error
     events = Events()
     secrets = Secrets()
     estimates = Estimates(store.run_times_ms(RECENT).result())
@@ -89,7 +95,6 @@ def _build(host: Any, prompt_server: Any) -> None:
     watchdog.on_repair(dispatcher.wake)
     drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
-    recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
     if recovery.requeued or recovery.settled or store.queued:
         log.info(
             "%d jobs wait, %d of them were under way when the server ended; %d could not be taken up again",

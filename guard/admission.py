@@ -6,6 +6,7 @@ commit, which looks at the room and the idempotency key once more. (Who asks, th
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -52,6 +53,9 @@ INPUT_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
     | {".mp4", ".webm", ".mov", ".mkv", ".avi", ".wav", ".mp3", ".flac", ".ogg", ".m4a"}
 )
+
+#: Larger bodies are parsed on another thread: 16 MiB of small numbers take more than a second.
+PARSED_AT_ONCE_BYTES = 2**18
 
 #: Half of a surrogate pair: JSON may spell it, but neither SQLite nor a socket can carry it.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -153,7 +157,10 @@ class Admission:
                 f"The queue is full ({self._store.queued} jobs wait).",
                 extra_info={"queued": self._store.queued, "max_queued": settings.queue.max_queued},
             )
-        prompt = parse(request.raw, settings.policy.max_depth)
+        if len(request.raw) > PARSED_AT_ONCE_BYTES:
+            prompt = await asyncio.to_thread(parse, request.raw, settings.policy.max_depth)
+        else:
+            prompt = parse(request.raw, settings.policy.max_depth)
         locale = messages.choose(prompt.options.locale, request.accept_language, settings.messages.locale)
         try:
             return await self._admitted(request, prompt, key, locale, hold)

@@ -17,10 +17,7 @@ from .job import Verdict
 
 @dataclass(frozen=True)
 class Refusal:
-    """The host's own answer to a prompt that it will not run, in its own words.
-
-    `outputs` are the output nodes that it would drop; all of them, unless the refusal is partial.
-    """
+    """The host's own answer to a prompt that it will not run, in its own words."""
 
     type: str
     message: str
@@ -125,6 +122,9 @@ class HostListener(Protocol):
 
     def lost(self, job_id: str) -> None:
         """The host stumbled over the job before it ran, and has it no longer; `released` follows."""
+
+    def unreadable(self, job_id: str) -> None:
+        """The run is over, and the host's report of it makes no sense; `released` follows."""
 
     def native_started(self, prompt_id: str) -> None:
         """The worker has taken a prompt that did not come through the guard."""

@@ -89,7 +89,7 @@ SUCCESS = Verdict(JobState.SUCCEEDED)
 
 @dataclass(frozen=True)
 class Result:
-    """What an ended run left: ComfyUI's outputs and status messages, and the files that passed."""
+    """What an ended run left: ComfyUI's outputs, and the files that passed."""
 
     outputs: dict[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()

@@ -206,6 +206,9 @@ class Runs:
     def lost(self, job_id: str) -> None:
         self._settler.end(self._jobs[job_id], WorkerDiedError("ComfyUI's queue could not hand the job out."))
 
+    def unreadable(self, job_id: str) -> None:
+        self._settler.end(self._jobs[job_id], InternalError("The host's report of the run could not be read."))
+
     def native_started(self, prompt_id: str) -> None:
         self._watchdog.watch_native(prompt_id)
 

@@ -27,6 +27,7 @@ class Settler:
         self._secrets = secrets
         #: By job, the verdict that the store could not take, and how to hand it in again.
         self._unwritten: dict[str, tuple[Verdict, Callable[[], object]]] = {}
+        self._complained: set[str] = set()
         #: Jobs whose slots could not be freed.
         self._unreleased: set[str] = set()
         self._released: Callable[[], None] = lambda: None
@@ -113,8 +114,12 @@ class Settler:
             """The store's thread."""
             if (failure := future.exception()) is not None:
                 self._unwritten.setdefault(job.job_id, (verdict, again))
+                if job.job_id in self._complained:
+                    return  # once is enough: it is tried every half second
+                self._complained.add(job.job_id)
                 log.error("job %s: verdict %s is not on disk yet: %s", job.job_id, verdict.code or "success", failure)
                 return
+            self._complained.discard(job.job_id)
             self._secrets.forget(job.job_id)
             if _won(future) is None:
                 return

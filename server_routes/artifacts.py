@@ -93,9 +93,10 @@ async def _file(request: web.Request, artifact: Artifact, handle: IO[bytes]) -> 
 def _headers(request: web.Request, filename: str, etag: str, handle: IO[bytes]) -> dict[str, str]:
     how = "attachment" if request.query.get("download") else "inline"
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in filename)
+    quoted = quote(filename.encode("utf-8", "replace"), safe="")
     return {
         # Twice: what an old client understands, and the name itself.
-        hdrs.CONTENT_DISPOSITION: f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}",
+        hdrs.CONTENT_DISPOSITION: f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quoted}",
         hdrs.ETAG: f'"{etag}"',
         hdrs.LAST_MODIFIED: formatdate(int(os.fstat(handle.fileno()).st_mtime), usegmt=True),
         # The bytes of one address never change, but they may go.

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
@@ -24,7 +25,15 @@ async def post_face_check(call: Call) -> web.StreamResponse:
     request = call.request
     kind = request.content_type
     if kind == "multipart/form-data":
-        data, given = await _form(request)
+        try:
+            data, given = await _form(request)
+        except (
+            ValueError,
+            AssertionError,
+            AttributeError,
+            HttpProcessingError,
+        ) as error:  # no boundary, cut off, a form in a form
+            raise InvalidRequestError("The form cannot be read.", details=str(error)) from None
         faces = await call.services.faces.check_bytes(data, _rules(given).rules())
     elif (data := await request.read()).lstrip().startswith(b"{"):
         faces = await _stored(call, data)  # whatever the type says: no picture begins like that

@@ -168,4 +168,10 @@ def number(call: Call, name: str, default: float, low: float, high: float) -> fl
 
 
 def answered(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
-    return web.json_response(body, headers=headers, status=status, dumps=_dumps)
+    text = _dumps(body)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair: a file name that is no UTF-8, say
+            text = json.dumps(body)
+    return web.Response(text=text, headers=headers, status=status, content_type="application/json")

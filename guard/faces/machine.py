@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class FaceMachine:
         """Where an image lies that a loader names. Raises BadImageError: outside its folder, or not there."""
         kind, name = annotated(image)
         path = self.file(kind, "", name) if name else None
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):  # which says False of a name that is too long
             raise BadImageError(f"The image {image} is not there.", extra_info={"image": image})
         return path
 

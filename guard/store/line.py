@@ -67,7 +67,7 @@ class Line:
     def position(self, owner: str, ahead: int) -> int:
         """The place in the whole queue of the owner's job that has `ahead` of its own in front, 1 for the next."""
         turns = list(self.turns.items())
-        mine = self.turns[owner].served
+        mine = self.turns.get(owner, Turn()).served
         others = sum(
             min(turn.queued, ahead + ((turn.served, name) < (mine, owner))) for name, turn in turns if name != owner
         )

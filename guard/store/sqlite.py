@@ -36,7 +36,7 @@ from ..errors import (
 from ..job import TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
 from ..settings import SettingsError
 from . import Claimed, Counts, IdempotencyKey, Recovery, Settled, Submitted, Waiting
-from .line import Line
+from .line import Line, Turn
 from .schema import MIGRATIONS
 
 log = logging.getLogger("guarded.store")
@@ -101,7 +101,7 @@ class SqliteStore:
             raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
         try:
             db = _opened(path)
-            self._line = Line.read(db)
+            self._line, self._line_read = Line.read(db), True
             self.queued, self.leased = self._line.queued, self._line.leased
             self._identity = _identity(path)
             self._looked_s = time.monotonic()
@@ -361,6 +361,8 @@ class SqliteStore:
         try:
             if self._is_gone():
                 db = self._restored(db)
+            if not self._line_read:
+                self._take_back(db)
             done = None
             while done is None:
                 done = self._attempt(db, batch, refused)
@@ -423,9 +425,10 @@ class SqliteStore:
 
     def _take_back(self, db: sqlite3.Connection) -> None:
         self._changed.clear()
+        self._line_read = False
         if db.in_transaction:
             db.execute("ROLLBACK")
-        self._line = Line.read(db)
+        self._line, self._line_read = Line.read(db), True
 
     def _free(self, db: sqlite3.Connection, job_id: str) -> None:
         self._line.leased -= db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,)).rowcount
@@ -434,7 +437,9 @@ class SqliteStore:
         """Where a queued job stands if every owner goes on taking turns. The writer's thread, or the reader's."""
         line = self._line
         last = job.number == line.number and not line.reordered
-        ahead = line.turns[job.owner].queued - 1 - (0 if last else _behind(db, job))
+        queued = line.turns.get(job.owner, Turn()).queued
+        # The reader's view of the table may be a commit older than the line.
+        ahead = max(queued - 1 - (0 if last else _behind(db, job)), 0)
         return Waiting(line.position(job.owner, ahead), line.leased)
 
     def _placed(self, db: sqlite3.Connection, earlier: Submitted) -> Submitted:

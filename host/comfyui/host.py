@@ -1,4 +1,4 @@
-"""ComfyHost: the guard's `Host`, kept by patching four methods of ComfyUI's queue and server objects.
+"""ComfyHost: the guard's `Host`, kept by patching a few methods of ComfyUI's queue and server objects.
 
 Only attributes of the instances are replaced (and one function of `comfy.model_management`, which all its callers
 reach by attribute), each by a wrapper that passes every argument on: a wrapper with fixed arguments once killed every
@@ -61,14 +61,15 @@ class ComfyHost:
         #: Past our own wrapper, which would hold it back again.
         self._send = self._server.send_sync
         self._wrap(self._server, "send_sync")
+        self._wrap(self._server, "send", self._send_one)
         self._wrap_interrupt_check()
         # ComfyUI's own line, once for a job: when it is dispatched.
         logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _rehearsing.get())
         self._workers.install()
 
-    def _wrap(self, owner: Any, name: str) -> None:
+    def _wrap(self, owner: Any, name: str, ours: Any = None) -> None:
         native = getattr(owner, name)
-        ours = getattr(self, f"_{name}")
+        ours = ours or getattr(self, f"_{name}")
         setattr(owner, name, lambda *args, **kwargs: ours(native, *args, **kwargs))
 
     def _wrap_interrupt_check(self) -> None:
@@ -105,8 +106,12 @@ class ComfyHost:
         item, refusal = await self._handled(body)
         if refusal is not None:
             return refusal
-        self._runs[job_id] = Run(job_id, client_id, item[2])
-        self._queue.put(item)
+        with self._queue.mutex:
+            there = (*self._queue.queue, *self._queue.currently_running.values())
+            if any(other[1] == job_id for other in there):
+                raise RuntimeError("a native prompt has the job's id")
+            self._queue.put(item)
+            self._runs[job_id] = Run(job_id, client_id, item[2])
         return None
 
     def stop(self, prompt_id: str) -> None:
@@ -193,7 +198,11 @@ class ComfyHost:
     def _put(self, native: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
         captured = _captured.get()
         if captured is None:
-            return native(item, *args, **kwargs)
+            with self._queue.mutex:
+                # Two prompts of one id would be taken for one another, and the guard's job be given the other's result.
+                if item[1] in self._runs:
+                    raise ValueError(f"prompt id {item[1]!r} is taken")
+                return native(item, *args, **kwargs)
         captured.append(item)
         return None
 
@@ -227,6 +236,7 @@ class ComfyHost:
                 args, kwargs = self._settle(run, history_result, args, kwargs)
             except Exception:
                 log.exception("job %s could not be settled", run.job_id)
+                self._told("unreadable", run.job_id)
         try:
             return native(item_id, history_result, *args, **kwargs)
         finally:
@@ -263,6 +273,13 @@ class ComfyHost:
             if (progress := run.progress(event, data)) is not None:
                 self._told("progressed", run.job_id, progress)
         return native(event, data, sid, *args, **kwargs)
+
+    async def _send_one(self, native: Any, *args: Any, **kwargs: Any) -> None:
+        """The loop that sends ComfyUI's events ends at the first one that is no JSON, and the server with it."""
+        try:
+            await native(*args, **kwargs)
+        except Exception:
+            log.exception("an event could not be sent")
 
     # Helpers. ------------------------------------------------------------------------------------------------
 
@@ -315,13 +332,15 @@ class ComfyHost:
         run = self._runs.get(prompt_id)
         client_id = run.client_id if run is not None else item[3].get("client_id")
         message = report.execution_error(prompt_id, error.code, error.message, error.extra_info)
-        args, kwargs = report.ended(self._queue, self._native_task_done, message)
-        self._native_task_done(item_id, {"outputs": {}, "meta": {}}, *args, **kwargs)
-        if client_id is not None:
-            if run is None or run.announce_once():
-                self._send(*message, client_id)
-            self._send("executing", {"node": None, "prompt_id": prompt_id}, client_id)
-        self._let_go(prompt_id)
+        try:
+            args, kwargs = report.ended(self._queue, self._native_task_done, message)
+            self._native_task_done(item_id, {"outputs": {}, "meta": {}}, *args, **kwargs)
+            if client_id is not None:
+                if run is None or run.announce_once():
+                    self._send(*message, client_id)
+                self._send("executing", {"node": None, "prompt_id": prompt_id}, client_id)
+        finally:
+            self._let_go(prompt_id)
 
     def _tell_lost(self) -> None:
         """Tell of every job of ours that is neither waiting nor running any more."""

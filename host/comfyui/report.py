@@ -91,7 +91,7 @@ def outcome(history_result: Any, status: Any, run: Any) -> Outcome:
     """What the worker handed to `task_done`."""
     outputs = history_result.get("outputs") if isinstance(history_result, dict) else None
     # A copy in JSON's own types: ComfyUI's dict is emptied where the checks refuse.
-    copied = json.loads(json.dumps(outputs or {}, default=repr), parse_constant=lambda _name: None)
+    copied = _plain(outputs or {})
     messages = dict(getattr(status, "messages", None) or ())
     failed = messages.get("execution_error") or {}
     return Outcome(
@@ -107,6 +107,18 @@ def outcome(history_result: Any, status: Any, run: Any) -> Outcome:
         node_id=failed.get("node_id"),
         node_type=failed.get("node_type"),
     )
+
+
+def _plain(outputs: Any) -> dict[str, Any]:
+    """A node may report what JSON has no word for; what cannot be said at all, of that node, is left out."""
+    plain: dict[str, Any] = {}
+    for node_id, output in outputs.items():
+        try:
+            text = json.dumps(output, default=repr, skipkeys=True)
+        except (ValueError, RecursionError):
+            text = json.dumps(repr(output)[:1000])
+        plain[str(node_id)] = json.loads(text, parse_constant=lambda _name: None)
+    return plain
 
 
 def empty(history_result: Any) -> None:

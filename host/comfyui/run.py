@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -41,12 +42,21 @@ class Run:
         """How far the job is, where the event says so."""
         if event != "progress_state" or not isinstance(data.get("nodes"), dict):
             return None
+        try:
+            return self._progress(data["nodes"])
+        except (TypeError, ValueError, KeyError, OverflowError, ZeroDivisionError):
+            return None  # nodes report what they like, and must not fail by it
+
+    def _progress(self, nodes: Any) -> Progress | None:
         done, current = 0.0, None
-        for node_id, state in data["nodes"].items():
-            done += min(state["value"] / state["max"], 1.0) if state["max"] else 0.0
+        for node_id, state in nodes.items():
+            done += min(float(state["value"]) / float(state["max"]), 1.0) if state["max"] else 0.0
             if state["state"] == "running":
                 current = (str(node_id), state)
         if current is None:
             return None
         node_id, state = current
-        return Progress(state["value"], state["max"], node_id, min(int(100 * done / self._nodes), 100))
+        value, limit = float(state["value"]), float(state["max"])
+        if not (math.isfinite(value) and math.isfinite(limit)):
+            return None
+        return Progress(value, limit, node_id, min(int(100 * done / self._nodes), 100))

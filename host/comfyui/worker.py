@@ -34,7 +34,6 @@ class Inside:
 
     def __init__(self, prompt_id: str) -> None:
         self.prompt_id = prompt_id
-        self.thread = threading.current_thread()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[Any] | None = None
 
@@ -133,8 +132,9 @@ class Workers:
 
     def hung(self) -> int:
         """Disowned threads that have not ended yet."""
-        self._disowned = [thread for thread in self._disowned if thread.is_alive()]
-        return len(self._disowned)
+        with self._lock:
+            self._disowned = [thread for thread in self._disowned if thread.is_alive()]
+            return len(self._disowned)
 
     def cancel(self, prompt_id: str) -> None:
         """End what the prompt awaits: an async node checks for no interrupt. Any thread."""

@@ -14,6 +14,7 @@ from .output import (
     FaultLateImage,
     FaultMissingFile,
     FaultNoOutput,
+    FaultOddReport,
     FaultOutsideFile,
     FaultText,
     FaultTinyFile,
@@ -41,6 +42,7 @@ NODE_CLASS_MAPPINGS = {
         FaultOutsideFile,
         FaultNoOutput,
         FaultText,
+        FaultOddReport,
         FaultBlackImage,
     )
 }

@@ -6,6 +6,7 @@ import time
 from io import BytesIO
 from typing import Any
 
+import comfy.utils
 import folder_paths
 import numpy as np
 from PIL import Image
@@ -106,6 +107,24 @@ class FaultText(_FaultOutput):
 
     def run(self, text: str, seed: int = 0) -> dict[str, Any]:
         return {"ui": {"text": [text]}}
+
+
+class FaultOddReport(_FaultOutput):
+    """Reports what JSON cannot say, or progress that makes no sense."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        kinds = ["keys", "circle", "surrogate", "nan progress", "numpy progress"]
+        return {"required": {"kind": (kinds,), "seed": SEED}}
+
+    def run(self, kind: str, seed: int = 0) -> dict[str, Any]:
+        if kind.endswith("progress"):
+            comfy.utils.ProgressBar(10).update_absolute(float("nan") if kind.startswith("nan") else np.int64(5), 10)
+            return {"ui": {"text": [kind]}}
+        circle: list[Any] = ["round and round"]
+        circle.append(circle)
+        odd = {"keys": {("a", 1): 2, "b": 3}, "circle": circle, "surrogate": "caf\udce9.txt"}
+        return {"ui": {"rows": [odd[kind]]}}
 
 
 class FaultBlackImage(FaultNode):
