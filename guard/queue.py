@@ -86,7 +86,12 @@ class Dispatcher:
         self._task = self._loop.create_task(self._run(), name="guarded-dispatcher")
 
     def wake(self) -> None:
-        """A job has come in, a slot is free, or the worker is back. Any thread."""
+        """A job has come in, a slot is free, or the worker is back. Any thread.
+
+        Without a free slot nobody is woken: the slot that becomes free will do it.
+        """
+        if self._store.leased >= self._settings.queue.max_jobs:
+            return
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._awake.set)
 
