@@ -56,8 +56,10 @@ class ComfyHost:
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
         self._native_task_done = self._queue.task_done
-        for name in ("put", "get", "task_done", "delete_queue_item", "wipe_queue"):
+        for name in ("put", "get", "task_done"):
             self._wrap(self._queue, name)
+        for name in ("delete_queue_item", "wipe_queue"):
+            self._wrap(self._queue, name, self._dropping)
         #: Past our own wrapper, which would hold it back again.
         self._send = self._server.send_sync
         self._wrap(self._server, "send_sync")
@@ -242,12 +244,6 @@ class ComfyHost:
         finally:
             if item is not None:
                 self._let_go(item[1])
-
-    def _delete_queue_item(self, native: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._dropping(native, *args, **kwargs)
-
-    def _wipe_queue(self, native: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._dropping(native, *args, **kwargs)
 
     def _dropping(self, native: Any, *args: Any, **kwargs: Any) -> Any:
         """Tell the listener of every job of its that this call takes out of the queue."""
