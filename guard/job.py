@@ -102,6 +102,7 @@ class NewJob:
     Args of note:
         body: what `/guarded/prompt` was sent, as JSON text, without secrets.
         shape: a short name for graphs of the same node classes; estimates go by it.
+        template: the template that rendered the prompt; "" for a graph of the caller's own.
         order: ComfyUI's `number`, where the client gave one; smaller goes first within its owner.
         front: to the head of its owner's line.
         outputs_to_execute: ids of the output nodes that ComfyUI will run.
@@ -119,6 +120,7 @@ class NewJob:
     front: bool = False
     client_id: str | None = None
     shape: str = ""
+    template: str = ""
     outputs_to_execute: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     has_secrets: bool = False
@@ -141,6 +143,7 @@ class Job:
     locale: str
     client_id: str | None
     shape: str
+    template: str
     outputs_to_execute: tuple[str, ...]
     metadata: dict[str, Any]
     has_secrets: bool
@@ -178,6 +181,7 @@ class Job:
             "position": position,
             "eta_s": eta_s,
             "owner": self.owner,
+            "template": self.template or None,
             "priority": self.priority,
             "attempts": self.attempts,
             "created_at_ms": self.created_at_ms,

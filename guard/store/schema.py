@@ -76,4 +76,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX jobs_settled ON jobs (settled_at_ms) WHERE settled_at_ms IS NOT NULL;
     CREATE INDEX idempotency_of_job ON idempotency (job_id);
     """,
+    """
+    -- The template that rendered the prompt; '' for a graph of the caller's own.
+    ALTER TABLE jobs ADD COLUMN template TEXT NOT NULL DEFAULT '';
+    """,
 )

@@ -123,8 +123,19 @@ def assert_typed_4xx(answer: Answer) -> None:
 
 
 JOB_KEYS = {
-    *("job_id", "prompt_id", "state", "position", "eta_s", "owner", "priority", "attempts", "created_at_ms"),
-    *("started_at_ms", "settled_at_ms", "timeout_s", "progress", "outputs", "artifacts", "error", "refund", "metadata"),
+    *("job_id", "prompt_id", "state", "position", "eta_s", "owner", "template", "priority", "attempts"),
+    *(
+        "created_at_ms",
+        "started_at_ms",
+        "settled_at_ms",
+        "timeout_s",
+        "progress",
+        "outputs",
+        "artifacts",
+        "error",
+        "refund",
+        "metadata",
+    ),
 }
 ARTIFACT_KEYS = {
     *("index", "node_id", "kind", "filename", "subfolder", "type", "bytes", "sha256", "width", "height"),
