@@ -1,4 +1,4 @@
-"""The command line: `python custom_nodes/<folder> settings | janitor`."""
+"""The command line: `python custom_nodes/<folder> keys | janitor | settings`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ def main() -> int:
 
     register()
     from comfyui_guarded.guard import settings
+    from comfyui_guarded.guard.access import command as keys
     from comfyui_guarded.guard.janitor import command as janitor
 
     parser = argparse.ArgumentParser(prog="guarded", description="ComfyUI-Guarded, without a server.")
     commands = parser.add_subparsers(dest="command", required=True)
+    keys.add_arguments(commands.add_parser("keys", help="who may use the server: make, list and revoke keys"))
     commands.add_parser("settings", help="print every setting with its default, as docs/settings.md has it")
     janitor.add_arguments(
         commands.add_parser("janitor", help="sweep once, on a box where no server runs: the same rules as the server's")
     )
     arguments = parser.parse_args()
+    package = Path(__file__).absolute().parent
+    if arguments.command == "keys":
+        return keys.run(arguments, package, print)
     if arguments.command == "janitor":
-        return janitor.run(arguments, os.environ, Path(__file__).absolute().parent, print)
+        return janitor.run(arguments, os.environ, package, print)
     print(settings.markdown(), end="")
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import server_routes
 from .guard import runtime
+from .guard.access import Access, Keys, Tokens
 from .guard.admission import Admission
 from .guard.clock import Clock
 from .guard.drain import Drain
@@ -58,6 +59,8 @@ def _build(host: Any, prompt_server: Any) -> None:
     logging.getLogger("guarded").setLevel(settings.log.level)
 
     clock = Clock()
+    keys = Keys(own, clock)
+    access = Access(settings.access, keys, Tokens(own, clock))
     store = SqliteStore(database(settings.store.url, own), clock)
     try:
         recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
@@ -105,12 +108,13 @@ def _build(host: Any, prompt_server: Any) -> None:
 
     if settings.watchdog.shutdown_grace_s:
         process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)
-    looking: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
+    tasks: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
 
     async def serving(_app: Any) -> None:
         health.serving()
         dispatcher.start()
-        looking.append(asyncio.create_task(faces.look_around()))
+        tasks.append(asyncio.create_task(faces.look_around()))
+        tasks.append(asyncio.create_task(_keep_fresh(keys)))
         watchdog.start()
         janitor.start()
 
@@ -118,6 +122,17 @@ def _build(host: Any, prompt_server: Any) -> None:
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
     atexit.register(janitor.close)  # the last registered is the first called: it needs the store
-    services = server_routes.Services(settings, host, admission, jobs, health, faces, drain, dispatcher.wake, janitor)
+    services = server_routes.Services(
+        settings, access, host, admission, jobs, health, faces, drain, dispatcher.wake, janitor
+    )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
+    if settings.native.mode != "open":
+        prompt_server.app.middlewares.append(server_routes.guard_native(services, server_routes.NATIVE))
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
+
+
+async def _keep_fresh(keys: Keys) -> None:
+    """A key that was made or revoked on the command line counts from the next second on."""
+    while True:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(keys.refresh)

@@ -6,6 +6,7 @@ generated from this table (`python <folder> settings`).
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import sys
 from collections.abc import Mapping
@@ -162,9 +163,30 @@ class StoreSettings(_Section):
     url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
 
 
+def _networks(given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(ipaddress.ip_network(network)) for network in given)
+
+
 class AccessSettings(_Section):
     trust_loopback: bool = Field(
-        True, description="A direct loopback connection needs no key; there are no keys yet, so false lets nobody in."
+        True,
+        description="A direct loopback connection needs no key: its Host header names this machine, and no header says "
+        "that a proxy or tunnel passed it on.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], AfterValidator(_networks)] = Field(
+        (), description="Addresses or networks of proxies whose `X-Forwarded-For` is believed: `10.0.0.0/8`."
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="Other sites whose pages may use this server from a browser: `https://bot.example`."
+    )
+    max_token_s: Seconds = Field(86400, description="The longest life of a signed token (`POST /guarded/tokens`).")
+
+
+class NativeSettings(_Section):
+    mode: Literal["open", "guarded", "closed"] = Field(
+        "open",
+        description="ComfyUI's own routes. `open`: as they are. `guarded`: its POST /prompt goes through the guard, "
+        "and off loopback every path wants a key. `closed`: off loopback nothing outside /guarded answers.",
     )
 
 
@@ -254,6 +276,7 @@ class Settings(_Section):
     janitor: JanitorSettings = JanitorSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()
+    native: NativeSettings = NativeSettings()
     messages: MessagesSettings = MessagesSettings()
     log: LogSettings = LogSettings()
 

@@ -1,10 +1,12 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import artifacts, faces, health, janitor, jobs, prompt
+from . import access, artifacts, faces, health, janitor, jobs, prompt
+from .native import guard_native
 from .table import Route, Services, register
 
 ROUTES: list[Route] = [
     *prompt.ROUTES,
+    *access.ROUTES,
     *jobs.ROUTES,
     *artifacts.ROUTES,
     *faces.ROUTES,
@@ -12,4 +14,7 @@ ROUTES: list[Route] = [
     *janitor.ROUTES,
 ]
 
-__all__ = ["ROUTES", "Route", "Services", "register"]
+#: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.
+NATIVE: list[Route] = [*prompt.ROUTES]
+
+__all__ = ["NATIVE", "ROUTES", "Route", "Services", "guard_native", "register"]

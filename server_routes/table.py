@@ -12,7 +12,8 @@ from typing import Any
 from aiohttp import web
 
 from ..guard import messages
-from ..guard.access import Client, identify
+from ..guard.access import Access, Client
+from ..guard.access import Request as Asking
 from ..guard.admission import Admission
 from ..guard.drain import Drain
 from ..guard.errors import (
@@ -44,6 +45,7 @@ class Services:
     """What the handlers call."""
 
     settings: Settings
+    access: Access
     host: Host
     admission: Admission
     jobs: Jobs
@@ -86,12 +88,16 @@ class Route:
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:
     """Add the table to the host's routes, and typed answers for whatever else is asked under our prefix."""
     for route in table:
-        routes.route(route.method, PREFIX + route.path)(_answering(route, services))
-    known = [(re.compile(_pattern(route.path)), route.method) for route in table]
+        routes.route(route.method, PREFIX + route.path)(answering(route, services))
+    known = [(pattern(route.path), route.method) for route in table]
 
     async def unknown(request: web.Request) -> web.StreamResponse:
-        path = re.sub("/+", "/", request.path).partition(PREFIX)[2]
-        allowed = sorted({method for pattern, method in known if pattern.fullmatch(path)})
+        try:
+            identified(request, services)
+        except GuardError as error:
+            return failed(error, request, services)
+        path = own_path(request.path).removeprefix(PREFIX)
+        allowed = sorted({method for like, method in known if like.fullmatch(path)})
         if allowed:
             allow = ", ".join(allowed)
             error: GuardError = MethodNotAllowedError(
@@ -104,14 +110,17 @@ def register(routes: web.RouteTableDef, table: list[Route], services: Services) 
     routes.route("*", PREFIX + "/{rest:.*}")(unknown)
 
 
-def _pattern(path: str) -> str:
-    return re.sub(r"\\{(\w+)\\}", r"[^/]+", re.escape(path))
+def pattern(path: str) -> re.Pattern[str]:
+    """What matches a path of the table, its variable parts as groups."""
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
 
 
-def _answering(route: Route, services: Services) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def answering(route: Route, services: Services) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The route as aiohttp calls it: who asks, then the handler, and one way to fail."""
+
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            client = identify(services.settings.access, request.remote, request.headers)
+            client = identified(request, services)
         except GuardError as error:
             if not route.open:
                 return failed(error, request, services)
@@ -138,6 +147,18 @@ def _answering(route: Route, services: Services) -> Callable[[web.Request], Awai
     return answer
 
 
+def identified(request: web.Request, services: Services) -> Client:
+    """Who makes this request. Raises UnauthorizedError, ForbiddenError."""
+    token = request.query.get("token") if "token=" in request.query_string else None
+    path = own_path(request.path)
+    return services.access.identify(Asking(request.method, path, request.remote, request.headers, token))
+
+
+def own_path(path: str) -> str:
+    """The path as the table has it: without ComfyUI's mirror prefix, and without doubled slashes."""
+    return re.sub("^/api(?=/)", "", re.sub("/+", "/", path))
+
+
 def failed(
     error: GuardError, request: web.Request, services: Services, headers: dict[str, str] | None = None
 ) -> web.Response:
@@ -148,8 +169,11 @@ def failed(
     told = dict(headers or {})
     if error.retry_after_s is not None:
         told["Retry-After"] = str(max(round(error.retry_after_s), 1))
+    if error.status in (401, 403):
+        address = services.access.address(request.remote, request.headers)
+        log.info("%s for %s %.200r from %s: %s", error.status, request.method, request.path, address, error.message)
     if error.status == 401:
-        told["WWW-Authenticate"] = "Bearer"
+        told.setdefault("WWW-Authenticate", "Bearer")
     return answered(error.body(locale), told, error.status or 500)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..cli import age_s, own_folder, user_folder
 from ..clock import Clock
 from ..host import Folders
 from ..settings import Settings, SettingsError, load
@@ -20,7 +20,6 @@ from .thread import Janitor, summary
 
 #: Below `output/`, ComfyUI registers these for models. A server knows of more; here they are what can be known.
 MODEL_FOLDERS = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +57,8 @@ def run(
     if not given:
         say("nothing to sweep: give --output, --temp or --input")
         return 2
-    user = arguments.user or _user_folder(package)
-    own = user / "__guarded" if user is not None else None
+    user = arguments.user or user_folder(package)
+    own = own_folder(user) if user is not None else None
     try:
         settings = _settings(own, environment, arguments)
     except SettingsError as error:
@@ -103,24 +102,11 @@ def run(
     return 1 if report.errors else 0
 
 
-def age_s(text: str) -> float:
-    """`90m`, `24h`, `7d` or seconds, in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
-    if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"an age is a number with s, m, h or d behind it, not {text!r}")
-    return float(found[1]) * _UNITS[found[2]]
-
-
 def _folder(text: str) -> Path:
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return path
-
-
-def _user_folder(package: Path) -> Path | None:
-    """`<ComfyUI>/user`, where the package lies in `<ComfyUI>/custom_nodes`."""
-    return package.parent.parent / "user" if package.parent.name == "custom_nodes" else None
 
 
 def _settings(own: Path | None, environment: Mapping[str, str], arguments: argparse.Namespace) -> Settings:

@@ -1,0 +1,30 @@
+"""Client: who a job belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KeyLimits:
+    """What a key may ask for; None leaves it to the settings."""
+
+    jobs_per_minute: float | None = None
+    max_queued: int | None = None
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who a job belongs to. `operator` sees and stops everybody's.
+
+    `key_id` is None for trusted loopback; `webhook` is where the key's owner wants to be told of its jobs.
+    """
+
+    owner: str
+    operator: bool
+    key_id: str | None = None
+    limits: KeyLimits = KeyLimits()
+    webhook: str | None = None
+
+
+LOCAL = Client("local", operator=True)

@@ -1,0 +1,110 @@
+"""`keys create | list | revoke`: a running server notices within a second or two."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..cli import age_s, own_folder, user_folder
+from ..clock import Clock
+from . import keys
+from .keys import SCOPES, SUBMIT, Key, KeysError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="keys_command", required=True)
+    create = commands.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("name", help="whose jobs they are: a bot's name, say")
+    create.add_argument(
+        "--scope", choices=SCOPES, default=SUBMIT, help="`operate` sees and stops everybody's jobs (default: submit)"
+    )
+    create.add_argument("--jobs-per-minute", type=_positive, metavar="N", help="else the settings' limit")
+    create.add_argument("--max-queued", type=_count, metavar="N", help="how many of its jobs may wait at once")
+    create.add_argument("--expires", type=age_s, metavar="AGE", help="24h, 30d; else it does not expire")
+    create.add_argument("--webhook", metavar="URL", help="is told of every ending of its jobs")
+    create.add_argument("--same-owner", action="store_true", help="one more key for a name that has one already")
+    listing = commands.add_parser("list", help="every key, without its secret")
+    revoke = commands.add_parser("revoke", help="end a key for good")
+    revoke.add_argument("key", help="its id, or its name for all keys of that name")
+    for command in (create, listing, revoke):
+        command.add_argument(
+            "--user", type=Path, metavar="DIR",
+            help="ComfyUI's user folder; by default that of the ComfyUI which this package lies in",
+        )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]) -> int:
+    """Returns the exit status: 0, or 2 where it could not be done."""
+    user = arguments.user or user_folder(package)
+    if user is None or not user.is_dir():
+        say(f"{user or 'the user folder'} is not there: start ComfyUI once, or give its user folder with --user DIR")
+        return 2
+    own = own_folder(user)
+    now_ms = Clock().now_ms()
+    try:
+        if arguments.keys_command == "create":
+            _create(arguments, own, now_ms, say)
+        elif arguments.keys_command == "revoke":
+            for key in keys.revoke(own, arguments.key, now_ms):
+                say(f"revoked {key.key_id} ({key.name})")
+        else:
+            _list(own, now_ms, say)
+    except KeysError as error:
+        say(str(error))
+        return 2
+    return 0
+
+
+def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable[[str], None]) -> None:
+    wanted = Key(
+        key_id="",
+        name=arguments.name,
+        scope=arguments.scope,
+        sha256="",
+        created_at_ms=now_ms,
+        webhook_secret="",
+        expires_at_ms=None if arguments.expires is None else now_ms + int(arguments.expires * 1000),
+        jobs_per_minute=arguments.jobs_per_minute,
+        max_queued=arguments.max_queued,
+        webhook=arguments.webhook,
+    )
+    key, secret = keys.create(own, wanted, same_owner=arguments.same_owner)
+    say(secret)
+    say(f"webhook secret: {key.webhook_secret}")
+    say("Keep both now: neither is shown again.")
+
+
+def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
+    for key in keys.read(own):
+        if key.revoked_at_ms is not None:
+            state = f"revoked {_day(key.revoked_at_ms)}"
+        elif key.expires_at_ms is None:
+            state = "active"
+        else:
+            state = f"{'active until' if key.counts(now_ms) else 'expired'} {_day(key.expires_at_ms)}"
+        limits = [
+            f"{name} {value:g}"
+            for name, value in (("jobs/min", key.jobs_per_minute), ("queued", key.max_queued))
+            if value is not None
+        ]
+        say("  ".join([key.key_id, key.name, key.scope, state, *limits, *filter(None, [key.webhook])]))
+
+
+def _day(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value

@@ -1,0 +1,75 @@
+"""Short-lived tokens for the query string: image tags and browsers' websockets can send no header."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..clock import Clock
+from .client import Client
+
+FILE = "token.key"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a token that holds says: as whom, and by which key (None: made on trusted loopback)."""
+
+    owner: str
+    key_id: str | None
+
+
+class Tokens:
+    """Signs and verifies. The key lies in our own folder, so that a token outlives a restart."""
+
+    def __init__(self, own: Path, clock: Clock) -> None:
+        """Reads or makes the key; blocks, so before the event loop serves. Raises OSError."""
+        self._key = _key(own / FILE)
+        self._clock = clock
+
+    def sign(self, client: Client, path: str, ttl_s: float) -> str:
+        claims = {"o": client.owner, "k": client.key_id, "p": path, "e": self._clock.now_ms() + int(ttl_s * 1000)}
+        payload = _encoded(json.dumps(claims, separators=(",", ":")).encode())
+        return f"{payload}.{self._signature(payload)}"
+
+    def verified(self, token: str, path: str) -> Grant | None:
+        """The grant of a token for this very path; None for any other token."""
+        payload, _, signature = token.partition(".")
+        try:
+            if not hmac.compare_digest(signature.encode(), self._signature(payload).encode()):
+                return None
+            claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        except (binascii.Error, UnicodeError, ValueError):
+            return None
+        if claims["p"] != path or self._clock.now_ms() >= claims["e"]:
+            return None
+        return Grant(claims["o"], claims["k"])
+
+    def _signature(self, payload: str) -> str:
+        return _encoded(hmac.new(self._key, payload.encode(), hashlib.sha256).digest())
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _key(path: Path) -> bytes:
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        key = b""
+    if len(key) != 32:
+        key = secrets.token_bytes(32)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key)
+    return key

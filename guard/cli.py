@@ -1,0 +1,27 @@
+"""What the commands share: where the server keeps our folder, and ages as people write them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def age_s(text: str) -> float:
+    """`90m`, `24h`, `7d` or seconds, in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"an age is a number with s, m, h or d behind it, not {text!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def user_folder(package: Path) -> Path | None:
+    """`<ComfyUI>/user`, where the package lies in `<ComfyUI>/custom_nodes`."""
+    return package.parent.parent / "user" if package.parent.name == "custom_nodes" else None
+
+
+def own_folder(user: Path) -> Path:
+    """Our folder below ComfyUI's user folder; none of ComfyUI's routes serves it."""
+    return user / "__guarded"

@@ -1,0 +1,42 @@
+"""POST /guarded/tokens: for image tags and browsers' websockets, which can send no header."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..guard.errors import InvalidRequestError
+from .table import Call, Route, answered, own_path
+
+
+class Wanted(BaseModel):
+    """`path` may have a query; the token is for the path alone."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    path: Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^/[!-~]*$")]
+    ttl_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300
+
+
+async def post_token(call: Call) -> web.StreamResponse:
+    """A token with which anybody may GET one path as the caller would, for a while."""
+    try:
+        wanted = Wanted.model_validate(json.loads(await call.request.read()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InvalidRequestError(f"{name}: {first['msg']}", extra_info={"field": name}) from None
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("The body must be JSON: an object with `path`.") from None
+    parts = urlsplit(wanted.path)
+    ttl_s = min(wanted.ttl_s, call.services.settings.access.max_token_s)
+    token = call.services.access.sign(call.client, own_path(parts.path), ttl_s)
+    query = f"{parts.query}&token={token}" if parts.query else f"token={token}"
+    return answered({"token": token, "url": f"{parts.path}?{query}", "expires_in_s": ttl_s})
+
+
+ROUTES = [Route("POST", "/tokens", post_token)]

@@ -1,0 +1,79 @@
+"""`native.mode`: who may use ComfyUI's own paths. Installed in `guarded` and `closed` only."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aiohttp import web
+
+from ..guard.access import LOCAL
+from ..guard.errors import ForbiddenError, GuardError
+from .table import PREFIX, Route, Services, answering, failed, identified, pattern
+
+_BROWSERS_ASK = 'Basic realm="ComfyUI-Guarded", charset="UTF-8"'
+
+
+def guard_native(services: Services, twins: list[Route]) -> Any:
+    """A middleware that keeps strangers off every path but ours, whatever the method: files and other packs' too.
+
+    Args:
+        twins: our routes that answer in place of ComfyUI's of the same path.
+    """
+    rows = [(route, pattern(route.path), answering(route, services)) for route in twins]
+    closed = services.settings.native.mode == "closed"
+
+    def twin(request: web.Request) -> tuple[Route, Any] | None:
+        path = re.sub("/+", "/", request.path)
+        for wanted in (path, re.sub("^/api(?=/)", "", path)):
+            for route, like, answer in rows:
+                if route.method == request.method and (found := like.fullmatch(wanted)):
+                    request.match_info.update(found.groupdict())
+                    return route, answer
+        return None
+
+    def chosen(request: web.Request, handler: Any) -> Any:
+        """Who answers. Raises UnauthorizedError, ForbiddenError."""
+        if closed:
+            if not _is_local(request, services):
+                raise ForbiddenError("Only /guarded is open here.")
+            return handler
+        client = identified(request, services)
+        found = twin(request)
+        if found is not None and (client is not LOCAL or _submits(found[0])):
+            return found[1]
+        if not client.operator:
+            raise ForbiddenError("This is for operators.")
+        return handler
+
+    @web.middleware
+    async def native(request: web.Request, handler: Any) -> web.StreamResponse:
+        if _is_ours(request):
+            return await handler(request)
+        try:
+            answer = chosen(request, handler)
+        except GuardError as error:
+            asks = "text/html" in request.headers.get("Accept", "")
+            return failed(error, request, services, {"WWW-Authenticate": _BROWSERS_ASK} if asks else None)
+        return await answer(request)
+
+    return native
+
+
+def _is_local(request: web.Request, services: Services) -> bool:
+    try:
+        return identified(request, services) is LOCAL
+    except GuardError:
+        return False
+
+
+def _is_ours(request: web.Request) -> bool:
+    """By the route that was found, not by how the path is spelled."""
+    resource = request.match_info.route.resource
+    canonical = resource.canonical if resource is not None else ""
+    return re.match(f"(/api)?{PREFIX}(/|$)", canonical) is not None
+
+
+def _submits(route: Route) -> bool:
+    """What even the editor on this machine goes through; all else it finds as ComfyUI has it."""
+    return (route.method, route.path) == ("POST", "/prompt")
