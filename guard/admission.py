@@ -32,7 +32,6 @@ from .errors import (
     MissingModelError,
     MissingNodeError,
     PayloadTooLargeError,
-    PolicyViolationError,
     QueueFullError,
 )
 from .estimate import shape
@@ -42,6 +41,7 @@ from .health import Health
 from .host import Host, Refusal
 from .janitor.in_use import Hold, InUse
 from .job import NewJob
+from .policy import Policy
 from .secrets import SECRET_NAMES, Secrets
 from .settings import Settings
 from .store import IdempotencyKey, Store, Submitted
@@ -121,6 +121,7 @@ class Admission:
         in_use: InUse | None = None,
     ) -> None:
         self._settings = settings
+        self._policy = Policy(settings.policy)
         self._store = store
         self._host = host
         self._health = health
@@ -172,11 +173,7 @@ class Admission:
         self, request: Submission, prompt: Prompt, key: IdempotencyKey | None, locale: str, hold: Hold
     ) -> Submitted:
         settings = self._settings
-        if len(prompt.graph) > settings.policy.max_nodes:
-            raise PolicyViolationError(
-                f"The prompt has {len(prompt.graph)} nodes; {settings.policy.max_nodes} are allowed.",
-                extra_info={"nodes": len(prompt.graph), "max_nodes": settings.policy.max_nodes},
-            )
+        self._policy.check(prompt.graph)
         # Before anything looks at the files that it names.
         await hold.keep(prompt.graph)
         rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
@@ -184,6 +181,8 @@ class Admission:
             if _by_face_loader(rehearsal.refusal, prompt.graph):
                 await self._faces.check_prompt(prompt.graph, None, None)  # says it with the typed error
             raise refused(rehearsal.refusal, prompt.graph, self._host)
+        # Once more: ComfyUI replaces node classes that have a new name, and packs may change a prompt on its way in.
+        self._policy.check(prompt.graph)
         await self._faces.check_prompt(prompt.graph, rehearsal.outputs_to_execute, prompt.options.face_check)
         new = NewJob(
             job_id=prompt.job_id,

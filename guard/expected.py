@@ -87,7 +87,7 @@ def of(prompt: Mapping[str, Any], node_id: str) -> Expected:
     frames = _first(prompt, writer, _COUNTS)
     if frames is None:
         link = _inputs(writer).get("images")
-        frames = _frames(prompt, link, _DEEPEST) if _is_link(link) else None
+        frames = _frames(prompt, link, _DEEPEST, {}) if _is_link(link) else None
     fps = _first(prompt, writer, _RATES)
     if frames is not None and writer.get("class_type") == "VHS_VideoCombine":
         frames = _combined(prompt, writer, frames)
@@ -109,8 +109,19 @@ def _combined(prompt: Mapping[str, Any], writer: Mapping[str, Any], frames: floa
     return frames
 
 
-def _frames(prompt: Mapping[str, Any], link: Any, depth: int) -> float | None:
-    """How many frames come over a link."""
+def _frames(
+    prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], float | None]
+) -> float | None:
+    """How many frames come over a link. What is `known` is not asked again: two links may lead to one node."""
+    asked = (str(link[0]), link[1])
+    if asked not in known:
+        known[asked] = _counted(prompt, link, depth, known)
+    return known[asked]
+
+
+def _counted(
+    prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], float | None]
+) -> float | None:
     node = prompt.get(str(link[0]))
     if not isinstance(node, Mapping) or depth <= 0:
         return None
@@ -118,7 +129,7 @@ def _frames(prompt: Mapping[str, Any], link: Any, depth: int) -> float | None:
 
     def over(name: str) -> float | None:
         incoming = inputs.get(name)
-        return _frames(prompt, incoming, depth - 1) if _is_link(incoming) else None
+        return _frames(prompt, incoming, depth - 1, known) if _is_link(incoming) else None
 
     if kind in _LATENTS:
         latent, step = _LATENTS[kind]

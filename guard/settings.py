@@ -153,10 +153,53 @@ class FacesSettings(_Section):
     )
 
 
+#: Limits for a kind of card, so that what is let in fits it; each may be overridden.
+PROFILES: dict[str, dict[str, float]] = {
+    name: dict(zip(("vram_budget_gb", "max_pixels", "max_steps", "max_frames", "max_seconds"), limits, strict=True))
+    for name, limits in {
+        "rtx3060": (10, 2048 * 2048, 60, 241, 60),
+        "rtx4090": (21, 4096 * 4096, 100, 1000, 120),
+        "a4000": (14, 3072 * 3072, 80, 481, 90),
+        "a5000": (20, 4096 * 4096, 100, 1000, 120),
+        "a6000": (44, 6144 * 6144, 150, 2000, 240),
+        "a100": (76, 8192 * 8192, 200, 4000, 600),
+    }.items()
+}
+
+
+def _profile(value: object) -> object:
+    if isinstance(value, str) and value and value not in PROFILES:
+        raise ValueError(f"there is no such profile; there are {', '.join(sorted(PROFILES))}")
+    return value
+
+
 class PolicySettings(_Section):
+    profile: Annotated[str, BeforeValidator(_profile)] = Field(
+        "",
+        description=f"Limits for a card: {', '.join(f'`{name}`' for name in PROFILES)}. They stand in for the defaults "
+        "of the settings from `vram_budget_gb` to `max_seconds`; what is set beside it wins.",
+    )
+    vram_budget_gb: float = Field(0, ge=0, description="VRAM that a job may need; 0: not known.")
+    max_pixels: int = Field(0, ge=0, description="Width × height × batch that a node may ask for; 0: no limit.")
+    max_steps: int = Field(0, ge=0, description="Steps that a node may ask for; 0: no limit.")
+    max_frames: int = Field(0, ge=0, description="Frames of a film; 0: no limit.")
+    max_seconds: float = Field(0, ge=0, description="Length of a film or sound; 0: no limit.")
+    allow_nodes: tuple[str, ...] = Field(
+        (), description="Node classes that prompts may use, as patterns with `*` and `?`; none: all that are there."
+    )
+    deny_nodes: tuple[str, ...] = Field((), description="Node classes that they may not; wins over `allow_nodes`.")
+    strict: bool = Field(
+        False, description="Refuse what is limited above where the value comes from a node that computes it."
+    )
     max_nodes: int = Field(1000, ge=1, description="Nodes in a prompt. 3,000 stall ComfyUI's validation for seconds.")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Size of a request's body.")
     max_depth: int = Field(50, ge=4, le=400, description="Nesting of a request's JSON. 900 kill ComfyUI's worker.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_profile(cls, values: object) -> object:
+        chosen = values.get("profile") if isinstance(values, dict) else None
+        return {**PROFILES[chosen], **values} if isinstance(values, dict) and chosen in PROFILES else values
 
 
 class StoreSettings(_Section):

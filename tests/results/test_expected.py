@@ -24,6 +24,14 @@ WAN = {
 BATCH = {"3": node("EmptyImage", batch_size=50, width=64, height=64)}
 
 
+def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_over():
+    graph = {"0": node("EmptyImage", batch_size=1)}
+    for step in range(1, 50):
+        graph[str(step)] = node("ImageBatch", image1=[str(step - 1), 0], image2=[str(step - 1), 0])
+    graph["w"] = node("VHS_VideoCombine", images=["49", 0], frame_rate=8)
+    assert expected.of(graph, "w") == Expected(2**49, 8)
+
+
 @pytest.mark.parametrize(
     ("graph", "wanted"),
     [

@@ -577,6 +577,23 @@ async def test_the_last_place_goes_to_one_of_two_that_ask_at_once(store, host, c
     assert store.queued == 1
 
 
+async def test_a_denied_class_is_refused_also_where_the_host_puts_it_in_for_an_older_name(store, host, clock):
+    gate = Gate(store, host, clock, policy={"deny_nodes": ["Denied"]})
+    told = host.rehearse
+
+    async def renamed(body):
+        if body["prompt"]["1"]["class_type"] == "Older":
+            body["prompt"]["1"]["class_type"] = "Denied"
+        return await told(body)
+
+    host.rehearse = renamed
+    for kind in ("Denied", "Older"):
+        with pytest.raises(PolicyViolationError) as caught:
+            await gate.admit(_raw(prompt={**GRAPH, "1": {"class_type": kind, "inputs": {}}}))
+        assert caught.value.extra_info["value"] == "Denied"
+    assert store.queued == 0
+
+
 async def test_the_shape_is_judged_before_the_policy_and_the_policy_before_the_host(store, host, clock):
     gate = Gate(store, host, clock, policy={"max_nodes": 3})
     many = {str(at): {"class_type": "X", "inputs": {}} for at in range(4)}
