@@ -31,6 +31,7 @@ from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
 from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
+from .guard.uploads import Uploads
 from .guard.watchdog import Watchdog
 
 log = logging.getLogger("guarded")
@@ -84,7 +85,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     )
     faces = FaceGate(machine, settings.faces)
     runtime.install(runtime.Runtime(settings, host, machine))
-    admission = Admission(settings, store, host, health, faces, secrets, clock, janitor.in_use)
+    uploads = Uploads(settings.uploads, host.input_folder)
+    uploads.tidy()
+    admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, janitor.in_use)
     jobs = Jobs(settings, store, settler, events, estimates)
 
     def learned(job: Job) -> None:
@@ -123,7 +126,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     atexit.register(store.close)
     atexit.register(janitor.close)  # the last registered is the first called: it needs the store
     services = server_routes.Services(
-        settings, access, host, admission, jobs, health, faces, drain, dispatcher.wake, janitor
+        settings, access, host, admission, jobs, health, faces, drain, dispatcher.wake, janitor, uploads
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode != "open":

@@ -15,13 +15,13 @@ import uuid
 from asyncio import wrap_future
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from . import messages
+from . import messages, uploads
 from .access import Client
 from .clock import Clock
 from .errors import (
@@ -45,15 +45,11 @@ from .policy import Policy
 from .secrets import SECRET_NAMES, Secrets
 from .settings import Settings
 from .store import IdempotencyKey, Store, Submitted
+from .uploads import MEDIA_SUFFIXES, UploadedFile, Uploads
 
 MODEL_SUFFIXES = frozenset(
     {".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".onnx", ".gguf", ".pkl", ".engine"}
 )
-INPUT_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
-    | {".mp4", ".webm", ".mov", ".mkv", ".avi", ".wav", ".mp3", ".flac", ".ogg", ".m4a"}
-)
-
 #: Larger bodies are parsed on another thread: 16 MiB of small numbers take more than a second.
 PARSED_AT_ONCE_BYTES = 2**18
 
@@ -84,12 +80,13 @@ _NO_OPTIONS = GuardOptions()
 
 @dataclass(frozen=True)
 class Submission:
-    """One POST to `/guarded/prompt`, as it came."""
+    """One POST to `/guarded/prompt`, as it came; of a form, `raw` is what :func:`from_form` made of its fields."""
 
     raw: bytes
     client: Client
     idempotency_key: str | None = None
     accept_language: str | None = None
+    files: tuple[UploadedFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,7 @@ class Admission:
         faces: FaceGate,
         secrets: Secrets,
         clock: Clock,
+        uploads: Uploads,
         in_use: InUse | None = None,
     ) -> None:
         self._settings = settings
@@ -128,6 +126,7 @@ class Admission:
         self._faces = faces
         self._secrets = secrets
         self._clock = clock
+        self._uploads = uploads
         #: Without a janitor, nothing is deleted.
         self._in_use = in_use or InUse(list)
 
@@ -164,10 +163,28 @@ class Admission:
             prompt = parse(request.raw, settings.policy.max_depth)
         locale = messages.choose(prompt.options.locale, request.accept_language, settings.messages.locale)
         try:
-            return await self._admitted(request, prompt, key, locale, hold)
+            if not request.files:
+                return await self._admitted(request, prompt, key, locale, hold)
+            request = self._renamed(request, prompt)
+            await hold.keep(prompt.graph)  # before they come: the janitor may be about to delete one of the same name
+            async with self._uploads.placed(request.client.owner, request.files):
+                return await self._admitted(request, prompt, key, locale, hold)
         except GuardError as error:
             error.locale = locale
             raise
+
+    def _renamed(self, request: Submission, prompt: Prompt) -> Submission:
+        """The request with its files under their stored names, in the prompt too."""
+        stored = uploads.names(request.files, request.client.owner)
+        used = uploads.rename(prompt.graph, stored, self._host.takes_file)
+        for file in request.files:
+            if file.stored_as(request.client.owner) not in used:
+                raise InvalidRequestError(
+                    f"No loader input of the prompt names the file {file.field[:100]!r}.",
+                    details="Where the loader names its file, give the name of the form's field or the file's own.",
+                    extra_info={"field": file.field, "filename": file.filename},
+                )
+        return replace(request, raw=json.dumps(prompt.body).encode())
 
     async def _admitted(
         self, request: Submission, prompt: Prompt, key: IdempotencyKey | None, locale: str, hold: Hold
@@ -210,6 +227,28 @@ class Admission:
         finally:
             if kept and not made:
                 self._secrets.forget(new.job_id)
+
+
+#: The fields of a body as a form has them: JSON, except those that are words.
+_JSON_FIELDS = ("prompt", "guard", "extra_data", "number", "front", "partial_execution_targets")
+_WORD_FIELDS = ("client_id", "prompt_id")
+FORM_FIELDS = (*_JSON_FIELDS, *_WORD_FIELDS)
+
+
+def from_form(fields: Mapping[str, bytes]) -> bytes:
+    """The body that a form's fields stand for, as `Submission.raw`. Raises InvalidRequestError."""
+    if unknown := sorted(fields.keys() - set(FORM_FIELDS)):
+        raise InvalidRequestError(
+            f"There is no field {unknown[0][:100]!r}; a part that is a file has a file name.",
+            extra_info={"field": unknown[0][:100]},
+        )
+    body: dict[str, Any] = {}
+    for name in FORM_FIELDS:  # in one order, whatever the form's
+        if name in fields:
+            value = fields[name]
+            words = name in _WORD_FIELDS
+            body[name] = value.decode("utf-8", "replace") if words else _decoded(value, f"The field {name}")
+    return json.dumps(body, ensure_ascii=False).encode()
 
 
 def parse(raw: bytes, max_depth: int) -> Prompt:
@@ -274,7 +313,7 @@ def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardErro
     wanting = list(_wanting(refusal.node_errors))
     for suffixes, error, text in (
         (MODEL_SUFFIXES, MissingModelError, "This server lacks the model {value}."),
-        (INPUT_SUFFIXES, BadImageError, "The input file {value} cannot be used."),
+        (MEDIA_SUFFIXES, BadImageError, "The input file {value} cannot be used."),
     ):
         for node_id, name, value in wanting:
             if PurePosixPath(value.split(" [")[0].replace("\\", "/")).suffix.lower() in suffixes:
@@ -305,21 +344,21 @@ def _wanting(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
                 yield node_id, name, str(error.get("details", "")).rpartition(": ")[2]
 
 
-def _decoded(raw: bytes) -> Any:
+def _decoded(raw: bytes, what: str = "The body") -> Any:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidRequestError("The body is not UTF-8.", details=str(error)) from None
+        raise InvalidRequestError(f"{what} is not UTF-8.", details=str(error)) from None
     try:
         body = _DECODER.decode(text)
         if _SURROGATE.search(raw):
             json.dumps(body, ensure_ascii=False).encode()
     except RecursionError:
-        raise InvalidRequestError("The body is nested too deeply.") from None
+        raise InvalidRequestError(f"{what} is nested too deeply.") from None
     except UnicodeEncodeError:
-        raise InvalidRequestError("The body holds half of a surrogate pair.") from None
+        raise InvalidRequestError(f"{what} holds half of a surrogate pair.") from None
     except ValueError as error:
-        raise InvalidRequestError("The body is not JSON.", details=str(error)) from None
+        raise InvalidRequestError(f"{what} is not JSON.", details=str(error)) from None
     return body
 
 
@@ -482,7 +521,11 @@ def _idempotency(request: Submission) -> IdempotencyKey | None:
         return None
     if not _IDEMPOTENCY_KEY.fullmatch(request.idempotency_key):
         raise InvalidRequestError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    return IdempotencyKey(request.idempotency_key, hashlib.sha256(request.raw).hexdigest())
+    digest = hashlib.sha256(request.raw)
+    # Of a form, what it says and not how: its boundary and the order of its parts may be others next time.
+    for file in sorted(request.files, key=lambda file: (file.field, file.filename, file.sha256)):
+        digest.update(json.dumps([file.field, file.filename, file.sha256]).encode())
+    return IdempotencyKey(request.idempotency_key, digest.hexdigest())
 
 
 def _kept(raw: bytes, prompt: Prompt) -> bytes:

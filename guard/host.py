@@ -174,6 +174,9 @@ class Host(Protocol):
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         """The node classes of a prompt that the host lacks, sorted."""
 
+    def takes_file(self, class_type: str, input_name: str, value: str) -> bool:
+        """Whether that input of a node chooses a file from the host's folders, where it is given `value`."""
+
     def worker_alive(self) -> bool:
         """Whether a thread serves the host's queue. True until one was seen to have died."""
 

@@ -202,6 +202,12 @@ class PolicySettings(_Section):
         return {**PROFILES[chosen], **values} if isinstance(values, dict) and chosen in PROFILES else values
 
 
+class UploadsSettings(_Section):
+    max_file_bytes: int = Field(64 * 2**20, ge=1024, description="Size of one file that is sent.")
+    max_files: int = Field(16, ge=1, le=1000, description="Files sent with one prompt.")
+    max_request_bytes: int = Field(128 * 2**20, ge=1024, description="Size of all files sent with one prompt.")
+
+
 class StoreSettings(_Section):
     url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
 
@@ -316,6 +322,7 @@ class Settings(_Section):
     results: ResultsSettings = ResultsSettings()
     faces: FacesSettings = FacesSettings()
     policy: PolicySettings = PolicySettings()
+    uploads: UploadsSettings = UploadsSettings()
     janitor: JanitorSettings = JanitorSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()

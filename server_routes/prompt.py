@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
-from ..guard.admission import Submission
+from ..guard.admission import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Submission, from_form
+from ..guard.store import Submitted
+from ..guard.uploads import UploadedFile
+from .form import is_form, received
 from .table import Call, Route, answered, number
 
 
 async def post_prompt(call: Call) -> web.StreamResponse:
-    """Admit a job, and answer in ComfyUI's shape with `guard` beside it. The content type is not looked at."""
+    """Admit a job, and answer in ComfyUI's shape with `guard` beside it.
+
+    The content type is not looked at, except that a form brings the prompt's files along with it.
+    """
     wait_s = number(call, "wait", 0, 0, 86400)
-    headers = call.request.headers
-    submitted = await call.services.admission.admit(
-        Submission(
-            raw=await call.request.read(),
-            client=call.client,
-            idempotency_key=headers.get("Idempotency-Key"),
-            accept_language=headers.get("Accept-Language"),
-        )
-    )
+    if is_form(call.request):
+        uploads, limit = call.services.uploads, call.services.settings.policy.max_body_bytes
+        async with received(call.request, uploads, FORM_FIELDS, limit) as form:
+            large = sum(map(len, form.fields.values())) > PARSED_AT_ONCE_BYTES
+            raw = await asyncio.to_thread(from_form, form.fields) if large else from_form(form.fields)
+            submitted = await _admitted(call, raw, form.files)
+    else:
+        submitted = await _admitted(call, await call.request.read(), ())
     call.services.wake()
     jobs = call.services.jobs
     job = submitted.job
@@ -30,6 +37,19 @@ async def post_prompt(call: Call) -> web.StreamResponse:
         guard = {**guard, **{name: shown[name] for name in ("state", "position", "eta_s")}, "job": shown}
     answer = {"prompt_id": job.job_id, "number": job.number, "node_errors": {}, "guard": guard}
     return answered(answer, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
+
+
+async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...]) -> Submitted:
+    headers = call.request.headers
+    return await call.services.admission.admit(
+        Submission(
+            raw=raw,
+            client=call.client,
+            idempotency_key=headers.get("Idempotency-Key"),
+            accept_language=headers.get("Accept-Language"),
+            files=files,
+        )
+    )
 
 
 ROUTES = [Route("POST", "/prompt", post_prompt)]

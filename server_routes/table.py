@@ -31,6 +31,7 @@ from ..guard.host import Host
 from ..guard.janitor import Janitor
 from ..guard.jobs import Jobs
 from ..guard.settings import Settings
+from ..guard.uploads import Uploads
 
 log = logging.getLogger("guarded.http")
 
@@ -54,6 +55,7 @@ class Services:
     drain: Drain
     wake: Callable[[], None]
     janitor: Janitor
+    uploads: Uploads
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,9 @@ class ComfyHost:
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         return sorted({node["class_type"] for node in prompt.values()} - set(nodes.NODE_CLASS_MAPPINGS))
 
+    def takes_file(self, class_type: str, input_name: str, value: str) -> bool:
+        return report.takes_file(nodes.NODE_CLASS_MAPPINGS.get(class_type), input_name, value)
+
     def worker_alive(self) -> bool:
         return self._workers.alive()
 

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.host import Folders, HostListener, Refusal, Rehearsal
 from comfyui_guarded.guard.job import NewJob
-from comfyui_guarded.guard.settings import Settings
+from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.uploads import Uploads
 
 #: Answers to wait for; long, so that only a hang reaches it.
 LONG_S = 60.0
@@ -25,6 +26,10 @@ GRAPH: dict[str, Any] = {
 def settings(**sections: dict[str, Any]) -> Settings:
     """The defaults, with some of them changed: `settings(queue={"max_jobs": 2})`."""
     return Settings.model_validate(sections)
+
+
+def uploads(input_folder: Callable[[], Path], **limits: int) -> Uploads:
+    return Uploads(UploadsSettings.model_validate(limits), input_folder)
 
 
 def new_id() -> str:
@@ -114,6 +119,9 @@ class FakeHost:
 
     def missing_classes(self, prompt: Any) -> list[str]:
         return self.missing
+
+    def takes_file(self, class_type: str, input_name: str, value: str) -> bool:
+        return class_type == "LoadImage" and input_name == "image"
 
     def worker_alive(self) -> bool:
         return self.alive

@@ -6,7 +6,7 @@ import uuid
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from unit.fakes import GRAPH, LONG_S, FakeFaces, FakeHost, new_id, new_job, settings
+from unit.fakes import GRAPH, LONG_S, FakeFaces, FakeHost, new_id, new_job, settings, uploads
 
 from comfyui_guarded.guard import admission
 from comfyui_guarded.guard.access import Client
@@ -452,7 +452,7 @@ class Gate:
         self.health.serving()
         self.faces = FakeFaces()
         self.admission = Admission(
-            settings(**sections), store, host, self.health, faces=self.faces, secrets=self.secrets, clock=clock
+            settings(**sections), store, host, self.health, self.faces, self.secrets, clock, uploads(host.input_folder)
         )
 
     async def admit(self, raw=None, client=BOT, **more):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.fakes import LONG_S, FailingStore, FakeFaces, FakeHost, new_id, new_job, settings
+from unit.fakes import LONG_S, FailingStore, FakeFaces, FakeHost, new_id, new_job, settings, uploads
 from unit.janitor import DAY_S, Box, put
 
 from comfyui_guarded.guard.access import LOCAL
@@ -136,7 +136,15 @@ class TestAdmissionDuringASweep:
     ):
         janitor = box.janitor(store)
         admission = Admission(
-            settings(), store, host, _ready(host, store), FakeFaces(), Secrets(), clock, janitor.in_use
+            settings(),
+            store,
+            host,
+            _ready(host, store),
+            FakeFaces(),
+            Secrets(),
+            clock,
+            uploads(host.input_folder),
+            janitor.in_use,
         )
         put(box.input / "a.png")
         swept = []
@@ -154,7 +162,15 @@ class TestAdmissionDuringASweep:
     ):
         janitor = box.janitor(store)
         admission = Admission(
-            settings(), store, host, _ready(host, store), FakeFaces(), Secrets(), clock, janitor.in_use
+            settings(),
+            store,
+            host,
+            _ready(host, store),
+            FakeFaces(),
+            Secrets(),
+            clock,
+            uploads(host.input_folder),
+            janitor.in_use,
         )
         put(box.input / "a.png")
         looked, go_on = threading.Event(), threading.Event()

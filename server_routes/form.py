@@ -1,0 +1,128 @@
+"""multipart/form-data, streamed: words to memory, files to the disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import BodyPartReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from ..guard.errors import InvalidRequestError, PayloadTooLargeError
+from ..guard.uploads import Incoming, UploadedFile, Uploads
+
+#: What goes to the disk at once: a photo takes a few trips to another thread, and a request little memory.
+_BLOCK_BYTES = 2**20
+#: Parts with words in them. Far more than there are fields.
+_MAX_WORDS = 64
+
+
+@dataclass
+class Form:
+    """A form, received whole. `files` are on the disk until the block that received them ends."""
+
+    fields: dict[str, bytes] = field(default_factory=dict)
+    files: tuple[UploadedFile, ...] = ()
+
+
+def is_form(request: web.Request) -> bool:
+    """Whether the body is multipart/form-data and can be taken apart. JSON comes under any type."""
+    return request.content_type == "multipart/form-data" and "boundary=" in request.headers[hdrs.CONTENT_TYPE].lower()
+
+
+@asynccontextmanager
+async def received(
+    request: web.Request, uploads: Uploads, words: Collection[str], max_words_bytes: int
+) -> AsyncIterator[Form]:
+    """The request's form; at the end of the block the files that nobody has taken are deleted.
+
+    Args:
+        words: fields that are no files, even where they come with a file name.
+        max_words_bytes: of all parts that are no files.
+
+    Raises:
+        InvalidRequestError, PayloadTooLargeError, DiskFullError, ServerUnavailableError
+    """
+    incoming: list[Incoming] = []
+    try:
+        try:
+            form = await _read(request, uploads, words, max_words_bytes, incoming)
+        except (
+            ValueError,
+            AssertionError,
+            AttributeError,
+            HttpProcessingError,
+        ) as error:  # aiohttp's, by what is wrong
+            raise InvalidRequestError("The form cannot be read.", details=str(error)) from None
+        yield form
+    finally:
+        if incoming:
+            await asyncio.shield(asyncio.to_thread(_discard, incoming))
+
+
+async def _read(
+    request: web.Request, uploads: Uploads, words: Collection[str], max_words_bytes: int, incoming: list[Incoming]
+) -> Form:
+    form = Form()
+    files: list[UploadedFile] = []
+    words_left, bytes_left = max_words_bytes, uploads.settings.max_request_bytes
+    async for part in await request.multipart():
+        if not isinstance(part, BodyPartReader) or not part.name:
+            raise InvalidRequestError("Each part of the form must have a name and be no form itself.")
+        for header in (hdrs.CONTENT_ENCODING, hdrs.CONTENT_TRANSFER_ENCODING):
+            if part.headers.get(header, "binary").lower() not in ("binary", "8bit", "7bit", "identity"):
+                raise InvalidRequestError(f"A part must come as it is, without {header}.")
+        if part.name in words or part.filename is None:
+            if part.name in form.fields or len(form.fields) >= _MAX_WORDS:
+                raise InvalidRequestError(f"The field {part.name[:100]!r} stands twice, or there are too many.")
+            value = bytearray()
+            while chunk := await part.read_chunk():
+                words_left -= len(chunk)
+                if words_left < 0:
+                    raise PayloadTooLargeError(
+                        f"The form's fields are over {max_words_bytes} bytes.",
+                        extra_info={"max_body_bytes": max_words_bytes},
+                    )
+                value += chunk
+            form.fields[part.name] = bytes(value)
+        else:
+            if len(files) >= uploads.settings.max_files:
+                raise PayloadTooLargeError(
+                    f"The form has more than {uploads.settings.max_files} files.",
+                    extra_info={"max_files": uploads.settings.max_files},
+                )
+            file, size = await _file(part, uploads, incoming, bytes_left)
+            bytes_left -= size
+            files.append(file)
+    form.files = tuple(files)
+    return form
+
+
+async def _file(
+    part: BodyPartReader, uploads: Uploads, incoming: list[Incoming], bytes_left: int
+) -> tuple[UploadedFile, int]:
+    """Write one part to the disk, and how large it was."""
+    file = await asyncio.to_thread(uploads.incoming, part.name or "", part.filename or "")
+    incoming.append(file)
+    size, block, done = 0, bytearray(), False
+    while not done:
+        chunk = await part.read_chunk(2**16)
+        done = not chunk
+        block += chunk
+        size += len(chunk)
+        if size > bytes_left:
+            limit = uploads.settings.max_request_bytes
+            raise PayloadTooLargeError(
+                f"The files together are over {limit} bytes.", extra_info={"max_request_bytes": limit}
+            )
+        if block and (done or len(block) >= _BLOCK_BYTES):
+            await asyncio.to_thread(file.write, bytes(block))
+            block.clear()
+    return await asyncio.to_thread(file.received), size
+
+
+def _discard(incoming: list[Incoming]) -> None:
+    for file in incoming:
+        file.discard()
