@@ -21,6 +21,7 @@ from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
 from .guard.faces.machine import FaceMachine
+from .guard.gpu import Gpus
 from .guard.health import Health
 from .guard.janitor import Janitor
 from .guard.job import Job, JobState
@@ -30,6 +31,7 @@ from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
+from .guard.stats import Stats
 from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
 from .guard.uploads import Uploads
 from .guard.watchdog import Watchdog
@@ -89,6 +91,8 @@ def _build(host: Any, prompt_server: Any) -> None:
     uploads.tidy()
     admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, janitor.in_use)
     jobs = Jobs(settings, store, settler, events, estimates)
+    gpus = Gpus()
+    stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
 
     def learned(job: Job) -> None:
         if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
@@ -120,13 +124,25 @@ def _build(host: Any, prompt_server: Any) -> None:
         tasks.append(asyncio.create_task(_keep_fresh(keys)))
         watchdog.start()
         janitor.start()
+        gpus.start()
 
     prompt_server.app.on_startup.append(serving)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
     atexit.register(janitor.close)  # the last registered is the first called: it needs the store
     services = server_routes.Services(
-        settings, access, host, admission, jobs, health, faces, drain, dispatcher.wake, janitor, uploads
+        settings=settings,
+        access=access,
+        host=host,
+        admission=admission,
+        jobs=jobs,
+        health=health,
+        faces=faces,
+        drain=drain,
+        wake=dispatcher.wake,
+        janitor=janitor,
+        uploads=uploads,
+        stats=stats,
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode != "open":

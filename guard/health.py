@@ -9,6 +9,13 @@ from .errors import DiskFullError, ServerUnavailableError
 from .host import Host
 from .store import Store
 
+_ALARMS = {
+    "draining": "No new job is taken: the server drains.",
+    "restarting": "The process restarts, since the GPU can no longer be used by it.",
+    "worker dead": "ComfyUI's worker thread is dead.",
+    "worker stuck": "The worker hangs in a node, and watchdog.on_stuck is report.",
+}
+
 
 class Health:
     """What `/guarded/health` and `/guarded/ready` say, and what admission asks first."""
@@ -60,6 +67,17 @@ class Health:
             )
         if (full := self._disk_full()) is not None:
             raise full
+
+    def alarms(self) -> list[dict[str, str]]:
+        """What an operator should look at now, as (code, message)."""
+        found = [(name.replace(" ", "_"), text) for name, text in _ALARMS.items() if name in self.problems()]
+        if (full := self._disk_full()) is not None:
+            found.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))
+        if hung := self._host.hung_workers():
+            found.append(
+                ("worker_hangs", f"{hung} worker(s) hang in a node and were left behind; a restart frees them.")
+            )
+        return [{"code": code, "message": message} for code, message in found]
 
     def facts(self) -> dict[str, Any]:
         """More than the bare status, for callers who may see it."""

@@ -67,6 +67,8 @@ class Watchdog:
         self._looking: Future[list[Job]] | None = None
         self._restart_s = math.inf
         self._repaired: Callable[[], None] = lambda: None
+        #: Workers that another one has taken over from, since the start.
+        self.replaced = 0
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
 
     def start(self) -> None:
@@ -198,6 +200,7 @@ class Watchdog:
         elif self._host.hung_workers() >= settings.max_disowned:
             self._process.restart(f"{reason}, and {self._host.hung_workers()} worker(s) hang already")
         elif self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
+            self.replaced += 1
             log.error("%s; another worker has taken over", reason)
         else:
             one.stuck = False  # it is just letting go; if not, the next turn tries again
@@ -209,6 +212,7 @@ class Watchdog:
             if one.job is not None:
                 self._settler.end(one.job, error)
         if self._host.replace_worker(None, error):
+            self.replaced += 1
             log.error("ComfyUI's worker thread was found dead; another has taken over")
             self._repaired()
         for one in watched:

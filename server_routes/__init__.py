@@ -1,6 +1,6 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import access, artifacts, faces, health, janitor, jobs, prompt
+from . import access, artifacts, faces, health, janitor, jobs, prompt, stats
 from .native import guard_native
 from .table import Route, Services, register
 
@@ -12,6 +12,7 @@ ROUTES: list[Route] = [
     *faces.ROUTES,
     *health.ROUTES,
     *janitor.ROUTES,
+    *stats.ROUTES,
 ]
 
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.

@@ -31,6 +31,7 @@ from ..guard.host import Host
 from ..guard.janitor import Janitor
 from ..guard.jobs import Jobs
 from ..guard.settings import Settings
+from ..guard.stats import Stats
 from ..guard.uploads import Uploads
 
 log = logging.getLogger("guarded.http")
@@ -56,6 +57,7 @@ class Services:
     wake: Callable[[], None]
     janitor: Janitor
     uploads: Uploads
+    stats: Stats
 
 
 @dataclass(frozen=True)

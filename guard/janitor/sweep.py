@@ -71,6 +71,7 @@ class Report:
     """What one sweep did; with `dry_run`, what it would have done.
 
     Attributes:
+        found: by root, every file that was looked at, before anything was deleted.
         deleted: by root. A file with a second name elsewhere (a hard link) frees nothing and counts no bytes.
         kept: by reason: `young`; `existing`, there before the first start; `keep`, a pattern; `in_use`, named by an
             open job; `unread`, not fetched yet; `off`; `special`, links and what is no file. Of files that are too
@@ -85,6 +86,7 @@ class Report:
     started_at_ms: int
     dry_run: bool
     duration_s: float = 0.0
+    found: dict[str, Tally] = field(default_factory=dict)
     deleted: dict[str, Tally] = field(default_factory=dict)
     oldest: Tally = field(default_factory=Tally)
     folders: int = 0
@@ -252,6 +254,7 @@ class Sweep:
         cutoff_s = visitor.cutoff_s(max_age_s)
         unless_past = "off" if max_age_s is None else "young"
         young = report.kept.setdefault(unless_past, Tally())
+        found = report.found.setdefault(root.name, Tally())
         keeps_name, by_path = rules.keeps_name, rules.any_path
         batch: list[_Found] = []
         empty = True
@@ -275,7 +278,10 @@ class Sweep:
                     size = status.st_size if status.st_nlink < 2 else 0
                     if not stat.S_ISREG(status.st_mode):
                         empty = self.keep("special", 0)
-                    elif status.st_mtime < past_until_s and self._is_past(folder, name, status):
+                        continue
+                    found.files += 1
+                    found.bytes += size
+                    if status.st_mtime < past_until_s and self._is_past(folder, name, status):
                         empty = self.keep("existing", size)
                     elif status.st_mtime > cutoff_s:
                         young.files += 1

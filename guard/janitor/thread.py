@@ -21,7 +21,7 @@ from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
 from .rules import Rules, absolute_roots
-from .sweep import Records, Report, Stopped, Sweep
+from .sweep import Records, Report, Stopped, Sweep, Tally
 
 log = logging.getLogger("guarded.janitor")
 
@@ -33,6 +33,9 @@ FIRST_SWEEP_S = 60.0
 PRESSURE_AGAIN_S = 60.0
 #: … nor than this, where what it deleted made no room.
 FRUITLESS_S = 900.0
+#: How long the count of the files in the roots holds; on a large disk it takes up no more than this part of the time.
+COUNT_AGAIN_S = 300.0
+COUNT_SHARE = 0.01
 #: Sweeps remembered.
 HISTORY = 20
 
@@ -69,6 +72,10 @@ class Janitor:
         self._reports: deque[Report] = deque(maxlen=HISTORY)
         self._totals = {"sweeps": 0, "files": 0, "bytes": 0, "jobs": 0, "errors": 0}
         self._disks: list[dict[str, Any]] = []
+        self._room: dict[str, dict[str, int]] = {}
+        self._counted: dict[str, dict[str, int]] = {}
+        self._count_wanted = False
+        self._count_due_s = float("-inf")
         self._full: dict[str, Any] | None = None
         self._short = False
         self._due_s: float | None = None
@@ -125,6 +132,16 @@ class Janitor:
             "sweeps": [report.body() for report in reversed(list(self._reports))],
         }
 
+    def places(self) -> dict[str, dict[str, int | None]]:
+        """By root: the room on its disk, the files in it, and what the next sweep would free by age.
+
+        The files are counted once somebody asks, and again after some minutes; until then they are None.
+        """
+        self._count_wanted = True
+        unknown = dict.fromkeys(("files", "bytes", "would_free_files", "would_free_bytes"))
+        counted = self._counted
+        return {root: {**room, **counted.get(root, unknown)} for root, room in self._room.items()}
+
     # The thread. ---------------------------------------------------------------------------------------------
 
     def turn(self, now_s: float) -> float:
@@ -133,6 +150,7 @@ class Janitor:
             # The machine's clock was set back; the time between two sweeps stays what it was.
             self._due_s -= self._last_s - now_s
             self._relief_due_s -= self._last_s - now_s
+            self._count_due_s -= self._last_s - now_s
         self._last_s = now_s
         if self._due_s is None:
             self._due_s = now_s + min(FIRST_SWEEP_S, self._settings.interval_s) if self._settings.enabled else None
@@ -156,6 +174,8 @@ class Janitor:
             self._look()
             if self._short and relieve:
                 self._relief_due_s = now_s + self._after_vain_relief(report, self._free() - free)
+        if self._count_wanted and now_s >= self._count_due_s:
+            self._count(now_s)
         return now_s + LOOK_S
 
     def _after_vain_relief(self, report: Report, gained: int) -> float:
@@ -178,38 +198,58 @@ class Janitor:
             Stopped: the server is ending.
         """
         with self._sweeping:
-            report = Report(round(now_s * 1000), dry_run)
-            began_s = time.monotonic()
-            try:
-                rules = Rules(self._settings, self._folders(), self._own)
-                for problem in rules.problems:
-                    report.failed("", problem)
-                Sweep(
-                    rules,
-                    now_s=now_s,
-                    past_until_s=0.0 if self._adopted else self.marker.first_start_s,
-                    report=report,
-                    in_use=self.in_use,
-                    records=self._records,
-                    disks=disks(root.path for root in rules.roots) if relieve else (),
-                    stopped=lambda: self._closed,
-                    on_delete=self._on_delete,
-                    handles=self._handles,
-                ).run()
-            except Stopped:
-                raise
-            except Exception as error:
-                if not isinstance(error, GuardError):
-                    log.exception("a sweep failed")
-                report.failed("", error)
-            report.duration_s = time.monotonic() - began_s
+            report = self._swept(now_s, dry_run, relieve)
             self._reports.append(report)
             if not dry_run:
                 for name in ("files", "bytes", "jobs", "errors"):
                     self._totals[name] += getattr(report, name)
                 self._totals["sweeps"] += 1
+                self._count_due_s = float("-inf")
             log.info("%s", summary(report))
             return report
+
+    def _swept(self, now_s: float, dry_run: bool, relieve: bool) -> Report:
+        report = Report(round(now_s * 1000), dry_run)
+        began_s = time.monotonic()
+        try:
+            rules = Rules(self._settings, self._folders(), self._own)
+            for problem in rules.problems:
+                report.failed("", problem)
+            Sweep(
+                rules,
+                now_s=now_s,
+                past_until_s=0.0 if self._adopted else self.marker.first_start_s,
+                report=report,
+                in_use=self.in_use,
+                records=self._records,
+                disks=disks(root.path for root in rules.roots) if relieve else (),
+                stopped=lambda: self._closed,
+                on_delete=self._on_delete,
+                handles=self._handles,
+            ).run()
+        except Stopped:
+            raise
+        except Exception as error:
+            if not isinstance(error, GuardError):
+                log.exception("a sweep failed")
+            report.failed("", error)
+        report.duration_s = time.monotonic() - began_s
+        return report
+
+    def _count(self, now_s: float) -> None:
+        """Rehearse the next sweep, for its figures alone."""
+        self._count_wanted = False
+        report = self._swept(max(self._due_s or now_s, now_s), dry_run=True, relieve=False)
+        self._counted = {
+            root: {
+                "files": found.files,
+                "bytes": found.bytes,
+                "would_free_files": report.deleted.get(root, Tally()).files,
+                "would_free_bytes": report.deleted.get(root, Tally()).bytes,
+            }
+            for root, found in report.found.items()
+        }
+        self._count_due_s = now_s + max(COUNT_AGAIN_S, report.duration_s / COUNT_SHARE)
 
     @property
     def _adopted(self) -> bool:
@@ -245,6 +285,7 @@ class Janitor:
         elif full is None and self._full is not None:
             log.info("the disk has room again: jobs are let in")
         self._disks = found
+        self._room = _room(places)
         self._full = full and {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes}
 
     def _loop(self) -> None:
@@ -268,6 +309,15 @@ class Janitor:
         while self._asked:
             with suppress(Exception):
                 self._asked.popleft()[1].set_exception(_ended())
+
+
+def _room(places: Folders) -> dict[str, dict[str, int]]:
+    room = {}
+    for name, path in (("output", places.output), ("temp", places.temp), ("input", places.input)):
+        for disk in disks([path] if path is not None else []):
+            with suppress(OSError):
+                room[name] = {"total_bytes": disk.total(), "free_bytes": disk.free()}
+    return room
 
 
 def _ended() -> ServerUnavailableError:

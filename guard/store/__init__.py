@@ -67,6 +67,20 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How many jobs of one owner ended in one way; `code` is None for success.
+
+    `runs` of them had begun to run, `run_ms` long in all.
+    """
+
+    owner: str
+    code: str | None
+    jobs: int
+    runs: int
+    run_ms: int
+
+
+@dataclass(frozen=True)
 class Recovery:
     """What a start found of an earlier process's jobs."""
 
@@ -140,7 +154,14 @@ class Store(Protocol):
     def run_times_ms(self, limit: int) -> Future[list[int]]:
         """How long the last `limit` successes ran, oldest first."""
 
-    def counts(self) -> Future[Counts]: ...
+    def counts(self, owner: str | None = None) -> Future[Counts]:
+        """Of everybody's jobs, or of one owner's."""
+
+    def ended(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
+        """What ended in that time. Ask for an hour or so at a time: others wait for the reader meanwhile."""
+
+    def template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
+        """(template, run time) of the successes since then among the last `limit` jobs, newest first."""
 
     # What the janitor asks. ----------------------------------------------------------------------------------
 

@@ -80,4 +80,11 @@ MIGRATIONS: tuple[str, ...] = (
     -- The template that rendered the prompt; '' for a graph of the caller's own.
     ALTER TABLE jobs ADD COLUMN template TEXT NOT NULL DEFAULT '';
     """,
+    """
+    -- What the statistics read, from the index alone: hour by hour, without opening a job's row.
+    ALTER TABLE jobs ADD COLUMN code TEXT;         -- of the verdict; NULL until it settles, and where it succeeded
+    UPDATE jobs SET code = json_extract(verdict, '$.code') WHERE verdict IS NOT NULL;
+    DROP INDEX jobs_settled;
+    CREATE INDEX jobs_settled ON jobs (settled_at_ms, owner, code, started_at_ms) WHERE settled_at_ms IS NOT NULL;
+    """,
 )

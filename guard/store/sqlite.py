@@ -33,9 +33,9 @@ from ..errors import (
     ServerRestartedError,
     ServerUnavailableError,
 )
-from ..job import TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
+from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
 from ..settings import SettingsError
-from . import Claimed, Counts, IdempotencyKey, Recovery, Settled, Submitted, Waiting
+from . import Claimed, Counts, Ended, IdempotencyKey, Recovery, Settled, Submitted, Waiting
 from .line import Line, Turn
 from .schema import MIGRATIONS
 
@@ -62,6 +62,10 @@ _COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
     "locale, client_id, shape, template, outputs_to_execute, metadata, has_secrets, verdict, result"
 )
+
+#: As the index `jobs_open` has it, word for word: only then does SQLite see that it may be used. Without it, each
+#: question about the few open jobs reads through all that ever settled.
+_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 
 
 class StoreLockedError(Exception):
@@ -129,7 +133,7 @@ class SqliteStore:
     def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
         def operation(db: sqlite3.Connection) -> Recovery:
             rows = db.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('dispatched', 'running', 'validating')"
+                f"SELECT {_COLUMNS} FROM jobs WHERE {_OPEN} AND state IN ('dispatched', 'running', 'validating')"
             ).fetchall()
             secretive = db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets").fetchall()
             requeued, settled = 0, []
@@ -269,23 +273,26 @@ class SqliteStore:
     def jobs(
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
+        index = ""
         where: list[str] = ["1"]
         values: list[Any] = []
         if owner is not None:
             where.append("owner = ?")
             values.append(owner)
         if states is not None:
+            if states and states <= OPEN:
+                index, where[0] = "INDEXED BY jobs_open", _OPEN
             where.append(f"state IN ({', '.join('?' for _ in states)})")
             values += [state.value for state in states]
         if before is not None:
             where.append("number < ?")
             values.append(before)
-        query = f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
+        query = f"SELECT {_COLUMNS} FROM jobs {index} WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
         return self._reader.run(lambda db: [_job(row) for row in db.execute(query, [*values, limit])])
 
     def overdue(self, created_before_ms: int) -> Future[list[Job]]:
         query = (
-            f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('queued', 'dispatched') AND created_at_ms < ? "
+            f"SELECT {_COLUMNS} FROM jobs WHERE {_OPEN} AND state IN ('queued', 'dispatched') AND created_at_ms < ? "
             "ORDER BY number LIMIT 1000"
         )
         return self._reader.run(lambda db: [_job(row) for row in db.execute(query, (created_before_ms,))])
@@ -297,15 +304,32 @@ class SqliteStore:
         )
         return self._reader.run(lambda db: [run_ms for (run_ms,) in db.execute(query, (limit,))][::-1])
 
-    def counts(self) -> Future[Counts]:
-        def operation(db: sqlite3.Connection) -> Counts:
-            return Counts(
-                queued=_count(db, "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued'"),
-                leased=_count(db, "SELECT count(*) FROM leases"),
-                running=_count(db, "SELECT count(*) FROM jobs WHERE state IN ('running', 'validating')"),
-            )
+    def counts(self, owner: str | None = None) -> Future[Counts]:
+        mine, whose = ("", ()) if owner is None else (" AND owner = ?", (owner,))
+        queued = f"SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued'{mine}"
+        # CROSS keeps the order: from the few leases to their jobs.
+        leased = f"SELECT count(*) FROM leases{mine and ' CROSS JOIN jobs USING (job_id) WHERE owner = ?'}"
+        running = (
+            f"SELECT count(*) FROM jobs INDEXED BY jobs_open WHERE {_OPEN} AND state IN ('running', 'validating'){mine}"
+        )
+        return self._reader.run(lambda db: Counts(*(_count(db, query, whose) for query in (queued, leased, running))))
 
-        return self._reader.run(operation)
+    def ended(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
+        query = (
+            "SELECT owner, code, count(*), count(started_at_ms), "
+            "coalesce(sum(settled_at_ms - started_at_ms), 0) FROM jobs INDEXED BY jobs_settled "
+            "WHERE settled_at_ms >= ? AND settled_at_ms < ? GROUP BY owner, code"
+        )
+        return self._reader.run(lambda db: [Ended(*row) for row in db.execute(query, (from_ms, before_ms))])
+
+    def template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
+        mine, whose = ("", ()) if owner is None else ("INDEXED BY jobs_of_owner WHERE owner = ?", (owner,))
+        query = (
+            "SELECT template, settled_at_ms - started_at_ms FROM "
+            f"(SELECT state, template, started_at_ms, settled_at_ms FROM jobs {mine} ORDER BY number DESC LIMIT ?) "
+            "WHERE state = 'succeeded' AND started_at_ms IS NOT NULL AND settled_at_ms >= ?"
+        )
+        return self._reader.run(lambda db: db.execute(query, (*whose, limit, since_ms)).fetchall())
 
     def open_numbers(self) -> Future[list[int]]:
         query = "SELECT number FROM jobs WHERE state IN ('queued', 'dispatched', 'running', 'validating')"
@@ -557,13 +581,14 @@ class SqliteStore:
             changes.update(settled_at_ms=now_ms)
         moved = job.evolve(state=state, **changes)
         db.execute(
-            "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, verdict = ?, result = ? "
-            "WHERE number = ?",
+            "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, code = ?, verdict = ?, "
+            "result = ? WHERE number = ?",
             (
                 state.value,
                 moved.attempts,
                 moved.started_at_ms,
                 moved.settled_at_ms,
+                moved.verdict.code if moved.verdict else None,
                 json.dumps(asdict(moved.verdict)) if moved.verdict else None,
                 json.dumps(asdict(moved.result)) if state.settled else None,
                 job.number,
@@ -808,8 +833,8 @@ def _found(db: sqlite3.Connection, job_id: str) -> Job | None:
     return _job(row) if row else None
 
 
-def _count(db: sqlite3.Connection, query: str) -> int:
-    (count,) = db.execute(query).fetchone()
+def _count(db: sqlite3.Connection, query: str, values: tuple[Any, ...] = ()) -> int:
+    (count,) = db.execute(query, values).fetchone()
     return cast(int, count)
 
 

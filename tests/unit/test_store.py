@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -19,8 +20,8 @@ from comfyui_guarded.guard.errors import (
     QueueFullError,
     ServerUnavailableError,
 )
-from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict
-from comfyui_guarded.guard.store import IdempotencyKey, sqlite
+from comfyui_guarded.guard.job import OPEN, SUCCESS, Artifact, JobState, Result, Verdict
+from comfyui_guarded.guard.store import Counts, IdempotencyKey, sqlite
 from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
 
 REPO = Path(__file__).parents[2]
@@ -773,3 +774,60 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
     attempts = {name: store.get(ids[name]).result(LONG_S).attempts for name in names}
     assert (attempts["dispatched"], attempts["once"], attempts["twice"]) == (0, 1, 2)
     store.close()
+
+
+def test_no_question_about_the_open_jobs_reads_through_the_settled_ones(store):
+    """The watchdog asks twice a second, and a store may hold a million."""
+    asked = []
+    store._reader._db.set_trace_callback(asked.append)
+    few = frozenset({JobState.RUNNING, JobState.VALIDATING})
+    for future in (
+        store.overdue(1),
+        store.counts(),
+        store.counts("bot"),
+        store.open_numbers(),
+        store.jobs(None, few, 10),
+        store.jobs("bot", few, 10),
+        store.jobs(None, OPEN, 10),
+        store.ended(0, 1),
+    ):
+        future.result(LONG_S)
+    assert len(asked) >= 8
+    db = sqlite3.connect(store.path)
+    for query in asked:
+        plan = " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}"))
+        assert re.search(r"SCAN jobs(?! USING (COVERING )?INDEX jobs_(queued|open))", plan) is None, (query, plan)
+        assert "jobs_of_owner" not in plan, (query, plan)
+    assert "COVERING INDEX jobs_settled" in plan
+    db.close()
+
+
+def test_what_ended_is_counted_by_owner_and_code(store, clock):
+    first, second = (_submit(store, owner="a").job.job_id for _ in range(2))
+    _claim(store)
+    _run_to_success(store, first)
+    _claim(store)
+    store.settle(second, CANCELLED).result(LONG_S)
+    _submit(store, owner="b")
+    now_ms = clock.now_ms()
+    found = store.ended(now_ms - 60_000, now_ms + 1).result(LONG_S)
+    assert sorted((one.owner, one.code, one.jobs, one.runs) for one in found if one.code) == [("a", "cancelled", 1, 0)]
+    (success,) = [one for one in found if one.code is None]
+    assert (success.owner, success.jobs, success.runs) == ("a", 1, 1)
+    assert success.run_ms >= 0
+    assert store.ended(0, now_ms - 60_000).result(LONG_S) == []
+    assert store.counts("b").result(LONG_S) == Counts(queued=1, leased=0, running=0)
+    assert store.counts("a").result(LONG_S) == Counts(queued=0, leased=1, running=0)
+
+
+def test_run_times_come_with_their_template_the_newest_first(store, clock):
+    for template in ("portrait", "", "video"):
+        job_id = _submit(store, template=template).job.job_id
+        _claim(store)
+        _run_to_success(store, job_id)
+    _submit(store, template="waiting")
+    names = [template for template, _run_ms in store.template_runs_ms(None, 3, 0).result(LONG_S)]
+    assert names == ["video", ""]
+    assert store.template_runs_ms("stranger", 9, 0).result(LONG_S) == []
+    assert len(store.template_runs_ms("bot", 9, 0).result(LONG_S)) == 3
+    assert store.template_runs_ms(None, 9, clock.now_ms() + 1).result(LONG_S) == []

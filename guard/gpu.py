@@ -1,0 +1,113 @@
+"""What the GPUs are doing, as NVIDIA's driver says it; nothing where there is no such GPU."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+log = logging.getLogger("guarded.gpu")
+
+LOOK_S = 5.0
+#: A driver in trouble hangs for minutes. What it said before that is no longer true.
+STALE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU; None where the driver does not say. `uuid` tells two of one name apart."""
+
+    index: int
+    uuid: str
+    name: str
+    utilization_percent: int | None
+    vram_used_bytes: int | None
+    vram_total_bytes: int | None
+
+    def body(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in ("index", "uuid")}
+
+
+class Gpus:
+    """A thread that asks the driver every few seconds; readers get its last answer, and wait for nothing."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None, nvml: ModuleType | None = None) -> None:
+        """`nvml`: the module `pynvml`, or one like it; imported on the thread where none is given."""
+        self._environment = os.environ if environment is None else environment
+        self._nvml = nvml
+        self._found: tuple[Gpu, ...] = ()
+        self._found_s = float("-inf")
+        self._thread = threading.Thread(target=self._loop, name="guarded-gpu", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def all(self) -> tuple[Gpu, ...]:
+        """Every GPU that the driver shows."""
+        return self._found if time.monotonic() < self._found_s + STALE_S else ()
+
+    @property
+    def ours(self) -> Gpu | None:
+        """The one that ComfyUI runs on: the first of `CUDA_VISIBLE_DEVICES`, which ComfyUI's `--cuda-device` sets."""
+        named = self._environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+        for gpu in self.all:
+            if named == str(gpu.index) or (not named.isdecimal() and named and gpu.uuid.startswith(named)):
+                return gpu
+        return None
+
+    def look(self, nvml: ModuleType) -> None:
+        """Ask the driver once. Raises whatever NVML raises."""
+        self._found = tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        self._found_s = time.monotonic()
+
+    def _loop(self) -> None:
+        try:
+            nvml = self._nvml or importlib.import_module("pynvml")
+            nvml.nvmlInit()
+        except Exception as error:  # no package, no driver, no such GPU: each raises something else
+            log.debug("no GPU figures: %s: %s", type(error).__name__, error)
+            return
+        complained = False
+        while True:
+            try:
+                self.look(nvml)
+                complained = False
+            except Exception as error:
+                if not complained:
+                    log.warning("the GPU's driver does not answer: %s: %s", type(error).__name__, error)
+                complained = True
+            time.sleep(LOOK_S)
+
+
+def _gpu(nvml: ModuleType, index: int) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = _answer(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    busy = _answer(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+    return Gpu(
+        index=index,
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        utilization_percent=int(busy.gpu) if busy is not None else None,
+        vram_used_bytes=int(memory.used) if memory is not None else None,
+        vram_total_bytes=int(memory.total) if memory is not None else None,
+    )
+
+
+def _answer(nvml: ModuleType, question: Any, handle: Any) -> Any:
+    """None where this GPU cannot say (MIG parts have no utilization, GPUs that share the system's memory none)."""
+    try:
+        return question(handle)
+    except nvml.NVMLError_NotSupported:
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    """Old versions of the package answer in bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,0 +1,48 @@
+"""/guarded/stats over HTTP, beside real jobs."""
+
+from typing import Any
+
+from contract.client import Client, picture, raises, text
+
+OUTCOMES = {"jobs", "succeeded", "failed", "cancelled", "average_run_s", "success_rate", "by_code"}
+
+
+async def test_the_figures_move_with_the_jobs(client: Client):
+    before = await client.get("/guarded/stats")
+    await client.run(text())
+    await client.run(picture())
+    await client.run(raises("value_error"))
+    async with client.busy() as cancelled:
+        pass
+    await client.settled(cancelled)
+
+    def moved(stats: dict[str, Any]) -> bool:
+        return all(
+            stats["windows"]["24h"][name] - before["windows"]["24h"][name] >= count
+            for name, count in (("succeeded", 2), ("failed", 1), ("cancelled", 1))
+        )
+
+    stats = await client.polled(lambda: client.get("/guarded/stats"), moved)
+    assert set(stats) == {"now_ms", "windows", "queue", "gpu", "disk", "worker", "alarms", "slowest", "chart"}
+    assert all(set(window) == OUTCOMES for window in stats["windows"].values())
+    assert stats["windows"]["7d"]["by_code"]["generation_failed"] >= 1
+    assert stats["windows"]["7d"]["average_run_s"] > 0
+    assert stats["queue"] == {"queued": 0, "running": 0, "max_jobs": 1}
+    assert stats["worker"]["alive"] is True
+    assert stats["slowest"][0]["p95_run_s"] >= stats["slowest"][0]["median_run_s"]
+    assert sum(stats["chart"][-1][name] for name in ("succeeded", "failed", "cancelled")) >= 1
+
+
+async def test_what_runs_and_the_files_on_the_disks_are_shown(client: Client):
+    async with client.busy() as job_id:
+        stats = await client.polled(
+            lambda: client.get("/guarded/stats"), lambda stats: stats["worker"]["running"] == job_id
+        )
+        assert stats["worker"]["running"] == job_id
+    counted = await client.polled(
+        lambda: client.get("/guarded/stats"), lambda stats: stats["disk"]["input"]["files"] is not None
+    )
+    assert set(counted["disk"]) == {"output", "temp", "input"}
+    for place in counted["disk"].values():
+        assert place["total_bytes"] >= place["free_bytes"] > 0
+    assert counted["disk"]["input"]["files"] >= 1  # the photo of the other tests
