@@ -146,7 +146,8 @@ def _build(host: Any, prompt_server: Any) -> None:
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode != "open":
-        prompt_server.app.middlewares.append(server_routes.guard_native(services, server_routes.NATIVE))
+        # In front of ComfyUI's own, one of which answers every OPTIONS.
+        prompt_server.app.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
 
 
