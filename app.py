@@ -26,6 +26,7 @@ from .guard.health import Health
 from .guard.janitor import Janitor
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
+from .guard.limits import Limits
 from .guard.process import Process
 from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
@@ -89,7 +90,8 @@ def _build(host: Any, prompt_server: Any) -> None:
     runtime.install(runtime.Runtime(settings, host, machine))
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()
-    admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, janitor.in_use)
+    limits = Limits(settings.limits, clock)
+    admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, limits, janitor.in_use)
     jobs = Jobs(settings, store, settler, events, estimates)
     gpus = Gpus()
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
@@ -143,6 +145,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         janitor=janitor,
         uploads=uploads,
         stats=stats,
+        limits=limits,
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode != "open":

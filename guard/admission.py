@@ -1,7 +1,8 @@
 """The way in: everything that happens before a job exists.
 
-In this order: body limits, idempotency replay, room in the queue, shape, policy, the host's own validation, and the
-commit, which looks at the room and the idempotency key once more. (Who asks, the routes have settled before.)
+In this order: body limits, idempotency replay, room in the queue, the client's rate, shape, policy, the host's own
+validation, and the commit, which looks at the room and the idempotency key once more. (Who asks, the routes have
+settled before.)
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from .health import Health
 from .host import Host, Refusal
 from .janitor.in_use import Hold, InUse
 from .job import NewJob
+from .limits import Limits
 from .policy import Policy
 from .secrets import SECRET_NAMES, Secrets
 from .settings import Settings
@@ -116,10 +118,12 @@ class Admission:
         secrets: Secrets,
         clock: Clock,
         uploads: Uploads,
+        limits: Limits,
         in_use: InUse | None = None,
     ) -> None:
         self._settings = settings
         self._policy = Policy(settings.policy)
+        self._limits = limits
         self._store = store
         self._host = host
         self._health = health
@@ -153,10 +157,23 @@ class Admission:
                 return earlier
         self._health.check_ready()
         if self._store.queued >= settings.queue.max_queued:
-            raise QueueFullError(
-                f"The queue is full ({self._store.queued} jobs wait).",
-                extra_info={"queued": self._store.queued, "max_queued": settings.queue.max_queued},
-            )
+            raise QueueFullError.with_waiting(self._store.queued, settings.queue.max_queued)
+        own, max_own = self._store.queued_of(request.client.owner), self._limits.max_queued(request.client)
+        if max_own is not None and own >= max_own:
+            raise QueueFullError.with_waiting(own, max_own, of_owner=True)
+        # Given back where no job comes of it: a bot whose users send photos without a face is not to be shut out.
+        self._limits.take_job(request.client)
+        made = False
+        try:
+            submitted = await self._parsed(request, key, hold)
+            made = not submitted.replayed
+            return submitted
+        finally:
+            if not made:
+                self._limits.give_job_back(request.client)
+
+    async def _parsed(self, request: Submission, key: IdempotencyKey | None, hold: Hold) -> Submitted:
+        settings = self._settings
         if len(request.raw) > PARSED_AT_ONCE_BYTES:
             prompt = await asyncio.to_thread(parse, request.raw, settings.policy.max_depth)
         else:
@@ -221,7 +238,10 @@ class Admission:
         kept = self._secrets.keep(new.job_id, prompt.secrets)
         made = False
         try:
-            submitted = await wrap_future(self._store.submit(new, settings.queue.max_queued, key))
+            max_own = self._limits.max_queued(request.client)
+            submitted = await wrap_future(
+                self._store.submit(new, settings.queue.max_queued, key, max_queued_of_owner=max_own)
+            )
             made = not submitted.replayed
             return submitted
         finally:

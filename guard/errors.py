@@ -199,9 +199,15 @@ class RateLimitedError(GuardError):
 
 
 class QueueFullError(GuardError):
-    """No room left in the queue."""
+    """No room left in the queue, or none for more jobs of this client."""
 
     code, status, retryable = "queue_full", 429, True
+
+    @classmethod
+    def with_waiting(cls, queued: int, max_queued: int, *, of_owner: bool = False) -> QueueFullError:
+        said = f"{queued} of your jobs wait, and no more may" if of_owner else f"The queue is full ({queued} jobs wait)"
+        facts = {"queued": queued, "max_queued": max_queued, **({"scope": "client"} if of_owner else {})}
+        return cls(f"{said}.", extra_info=facts)
 
 
 class ServerUnavailableError(GuardError):

@@ -202,6 +202,28 @@ class PolicySettings(_Section):
         return {**PROFILES[chosen], **values} if isinstance(values, dict) and chosen in PROFILES else values
 
 
+class LimitsSettings(_Section):
+    """0 is no limit."""
+
+    jobs_per_minute: float = Field(
+        0,
+        ge=0,
+        le=1e6,
+        description="Jobs that each client may ask for, and at once; a key may have its own limit.",
+    )
+    total_jobs_per_minute: float = Field(0, ge=0, le=1e6, description="The same for all clients together.")
+    max_queued: int = Field(
+        0,
+        ge=0,
+        description="Jobs of each client that may wait; one more is `queue_full`. Keys may have their own.",
+    )
+    upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
+    total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
+    body_timeout_s: Seconds = Field(
+        30, description="A request's body that comes in at less than 1 KiB a second over this time is given up."
+    )
+
+
 class UploadsSettings(_Section):
     max_file_bytes: int = Field(64 * 2**20, ge=1024, description="Size of one file that is sent.")
     max_files: int = Field(16, ge=1, le=1000, description="Files sent with one prompt.")
@@ -322,6 +344,7 @@ class Settings(_Section):
     results: ResultsSettings = ResultsSettings()
     faces: FacesSettings = FacesSettings()
     policy: PolicySettings = PolicySettings()
+    limits: LimitsSettings = LimitsSettings()
     uploads: UploadsSettings = UploadsSettings()
     janitor: JanitorSettings = JanitorSettings()
     store: StoreSettings = StoreSettings()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
 from ..guard.faces.check import Faces
 from ..guard.faces.gate import AskedRules
-from .table import Call, Route, answered
+from .table import Call, Route, answered, read_body
 
 
 async def post_face_check(call: Call) -> web.StreamResponse:
@@ -26,7 +26,7 @@ async def post_face_check(call: Call) -> web.StreamResponse:
     kind = request.content_type
     if kind == "multipart/form-data":
         try:
-            data, given = await _form(request)
+            data, given = await _form(request, call.services.uploads.settings.max_file_bytes)
         except (
             ValueError,
             AssertionError,
@@ -35,7 +35,7 @@ async def post_face_check(call: Call) -> web.StreamResponse:
         ) as error:  # no boundary, cut off, a form in a form
             raise InvalidRequestError("The form cannot be read.", details=str(error)) from None
         faces = await call.services.faces.check_bytes(data, _rules(given).rules())
-    elif (data := await request.read()).lstrip().startswith(b"{"):
+    elif (data := await read_body(request, call.services.uploads.settings.max_file_bytes)).lstrip().startswith(b"{"):
         faces = await _stored(call, data)  # whatever the type says: no picture begins like that
     elif not data:
         raise InvalidRequestError("The body holds no picture.")
@@ -58,7 +58,7 @@ async def _stored(call: Call, raw: bytes) -> Faces:
     return await call.services.faces.check_file(f"{image} [{kind}]", _rules(given).rules())
 
 
-async def _form(request: web.Request) -> tuple[bytes, dict[str, Any]]:
+async def _form(request: web.Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
     data, given = b"", {}
     size = 0
     async for part in await request.multipart():
@@ -66,8 +66,10 @@ async def _form(request: web.Request) -> tuple[bytes, dict[str, Any]]:
         value = bytearray()
         while chunk := await part.read_chunk():  # type: ignore[union-attr]
             size += len(chunk)
-            if size > request.client_max_size:
-                raise PayloadTooLargeError("The form is too large.")
+            if size > max_bytes:
+                raise PayloadTooLargeError(
+                    f"The form is over {max_bytes} bytes.", extra_info={"max_body_bytes": max_bytes}
+                )
             value += chunk
         if name == "image":
             data = bytes(value)

@@ -10,7 +10,7 @@ from ..guard.admission import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Submission, fro
 from ..guard.store import Submitted
 from ..guard.uploads import UploadedFile
 from .form import is_form, received
-from .table import Call, Route, answered, number
+from .table import Call, Route, answered, number, read_body
 
 
 async def post_prompt(call: Call) -> web.StreamResponse:
@@ -26,7 +26,8 @@ async def post_prompt(call: Call) -> web.StreamResponse:
             raw = await asyncio.to_thread(from_form, form.fields) if large else from_form(form.fields)
             submitted = await _admitted(call, raw, form.files)
     else:
-        submitted = await _admitted(call, await call.request.read(), ())
+        raw = await read_body(call.request, call.services.settings.policy.max_body_bytes)
+        submitted = await _admitted(call, raw, ())
     call.services.wake()
     jobs = call.services.jobs
     job = submitted.job
@@ -52,4 +53,4 @@ async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...]) -> 
     )
 
 
-ROUTES = [Route("POST", "/prompt", post_prompt)]
+ROUTES = [Route("POST", "/prompt", post_prompt, limited=True)]

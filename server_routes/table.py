@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..guard import messages
 from ..guard.access import Access, Client
@@ -30,6 +33,7 @@ from ..guard.health import Health
 from ..guard.host import Host
 from ..guard.janitor import Janitor
 from ..guard.jobs import Jobs
+from ..guard.limits import Limits
 from ..guard.settings import Settings
 from ..guard.stats import Stats
 from ..guard.uploads import Uploads
@@ -37,6 +41,8 @@ from ..guard.uploads import Uploads
 log = logging.getLogger("guarded.http")
 
 PREFIX = "/guarded"
+
+_SLOWEST_BYTES_PER_S = 1024
 
 #: Cyrillic as itself: half the bytes, and readable in a terminal.
 _dumps = json.JSONEncoder(ensure_ascii=False).encode
@@ -58,6 +64,7 @@ class Services:
     janitor: Janitor
     uploads: Uploads
     stats: Stats
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,17 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Route:
-    """`open` routes answer without a key, and then with the bare status; `operate` ones want an operator."""
+    """`open` routes answer without a key, and then with the bare status; `operate` ones want an operator.
+
+    What `limited` routes answer says how many jobs the client may still ask for.
+    """
 
     method: str
     path: str
     handler: Handler
     open: bool = False
     operate: bool = False
+    limited: bool = False
 
 
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:
@@ -129,26 +140,86 @@ def answering(route: Route, services: Services) -> Callable[[web.Request], Await
             if not route.open:
                 return failed(error, request, services)
             client = Client("", operator=False)
+        pace = _Pace(request, services.settings.limits.body_timeout_s)
         try:
             if route.operate and not client.operator:
                 raise ForbiddenError("This is for operators.")
-            return await route.handler(Call(services, request, client))
+            response = await route.handler(Call(services, request, client))
         except GuardError as error:
-            return failed(error, request, services)
+            response = failed(error, request, services)
         except web.HTTPRequestEntityTooLarge:
-            limit = services.settings.policy.max_body_bytes
-            return failed(
-                PayloadTooLargeError("The body is too large.", extra_info={"max_body_bytes": limit}), request, services
-            )
+            response = failed(_too_large(services.settings.policy.max_body_bytes), request, services)
         except web.HTTPException as error:
-            return failed(InvalidRequestError(error.reason), request, services)
-        except (ConnectionError, TimeoutError):
-            raise  # the caller has gone; there is nobody to answer
+            response = failed(InvalidRequestError(error.reason), request, services)
+        except (HttpProcessingError, web.RequestPayloadError) as error:  # not the gzip that it says it is, cut off, …
+            response = failed(InvalidRequestError("The body cannot be read.", details=str(error)), request, services)
+            response.force_close()
+        except (ConnectionError, TimeoutError, asyncio.TimeoutError):
+            if pace.too_slow:
+                response = failed(InvalidRequestError("The body came in too slowly."), request, services)
+                response.force_close()
+            elif request.transport is None or request.transport.is_closing():
+                return web.Response(status=400)  # for nobody; raised, it would be a traceback in the log each time
+            else:
+                raise  # ends the connection, in the middle of an answer
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
-            return failed(InternalError("The guard failed on this request; its log has more."), request, services)
+            error = InternalError("The guard failed on this request; its log has more.")
+            response = failed(error, request, services)
+        finally:
+            pace.end()
+        if route.limited and not response.prepared:
+            response.headers.update(services.limits.fields(client))
+        return response
 
     return answer
+
+
+class _Pace:
+    """Ends the reading of a body that hardly comes in: a few bytes now and then would hold a handler for ever."""
+
+    def __init__(self, request: web.Request, timeout_s: float) -> None:
+        self.too_slow = False
+        self._content = request.content
+        self._timeout_s = timeout_s
+        self._seen = 0
+        self._timer: asyncio.TimerHandle | None = None
+        if not self._content.is_eof():
+            self._wait()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
+
+    def _look(self) -> None:
+        if self._content.is_eof():
+            return
+        came = self._content.total_bytes - self._seen
+        self._seen += came
+        if came >= _SLOWEST_BYTES_PER_S * self._timeout_s:
+            self._wait()
+        else:
+            self.too_slow = True
+            self._content.set_exception(asyncio.TimeoutError())
+
+
+async def read_body(request: web.Request, max_bytes: int) -> bytes:
+    """The whole body. Raises PayloadTooLargeError without having read much more than that."""
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(f"The body is over {max_bytes} bytes.", extra_info={"max_body_bytes": max_bytes})
 
 
 def identified(request: web.Request, services: Services) -> Client:
@@ -172,7 +243,7 @@ def failed(
     )
     told = dict(headers or {})
     if error.retry_after_s is not None:
-        told["Retry-After"] = str(max(round(error.retry_after_s), 1))
+        told["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))
     if error.status in (401, 403):
         address = services.access.address(request.remote, request.headers)
         log.info("%s for %s %.200r from %s: %s", error.status, request.method, request.path, address, error.message)

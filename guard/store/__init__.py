@@ -95,6 +95,9 @@ class Store(Protocol):
     def queued(self) -> int:
         """How many jobs waited at the last commit; costs nothing."""
 
+    def queued_of(self, owner: str) -> int:
+        """How many of the owner's jobs wait, about; costs nothing."""
+
     @property
     def leased(self) -> int:
         """How many slots were taken at the last commit; costs nothing."""
@@ -109,7 +112,14 @@ class Store(Protocol):
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
         """The job that the key made, if it made one. Raises `ConflictError` where the body was another."""
 
-    def submit(self, new: NewJob, max_queued: int, key: IdempotencyKey | None = None) -> Future[Submitted]:
+    def submit(
+        self,
+        new: NewJob,
+        max_queued: int,
+        key: IdempotencyKey | None = None,
+        *,
+        max_queued_of_owner: int | None = None,
+    ) -> Future[Submitted]:
         """Let a job in. Raises `QueueFullError`, `ConflictError` (id or key taken)."""
 
     def claim(self, holder: str, max_jobs: int, deadline_ms: int) -> Future[Claimed | None]:

@@ -155,14 +155,25 @@ class SqliteStore:
 
         return self._writer.run(operation)
 
-    def submit(self, new: NewJob, max_queued: int, key: IdempotencyKey | None = None) -> Future[Submitted]:
+    def queued_of(self, owner: str) -> int:
+        return self._line.turns.get(owner, Turn()).queued
+
+    def submit(
+        self,
+        new: NewJob,
+        max_queued: int,
+        key: IdempotencyKey | None = None,
+        *,
+        max_queued_of_owner: int | None = None,
+    ) -> Future[Submitted]:
         def operation(db: sqlite3.Connection) -> Submitted:
             if key is not None and (earlier := _replayed(db, new.owner, key)):
                 return self._placed(db, earlier)
             if (queued := self._line.queued) >= max_queued:
-                raise QueueFullError(
-                    f"The queue is full ({queued} jobs wait).", extra_info={"queued": queued, "max_queued": max_queued}
-                )
+                raise QueueFullError.with_waiting(queued, max_queued)
+            own = self.queued_of(new.owner)
+            if max_queued_of_owner is not None and own >= max_queued_of_owner:
+                raise QueueFullError.with_waiting(own, max_queued_of_owner, of_owner=True)
             job = self._inserted(db, new)
             if key is not None:
                 db.execute(

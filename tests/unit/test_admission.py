@@ -28,6 +28,7 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.host import Refusal, Rehearsal
 from comfyui_guarded.guard.job import JobState, Verdict
+from comfyui_guarded.guard.limits import Limits
 from comfyui_guarded.guard.secrets import SECRET_NAMES, Secrets
 
 BOT = Client("bot", operator=False)
@@ -451,8 +452,10 @@ class Gate:
         self.health = Health(host, store)
         self.health.serving()
         self.faces = FakeFaces()
+        chosen = settings(**sections)
+        files, self.limits = uploads(host.input_folder), Limits(chosen.limits, clock)
         self.admission = Admission(
-            settings(**sections), store, host, self.health, self.faces, self.secrets, clock, uploads(host.input_folder)
+            chosen, store, host, self.health, self.faces, self.secrets, clock, files, self.limits
         )
 
     async def admit(self, raw=None, client=BOT, **more):

@@ -19,6 +19,7 @@ from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.janitor.in_use import InUse, called, names_in
 from comfyui_guarded.guard.janitor.sweep import Sweep
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
+from comfyui_guarded.guard.limits import Limits
 from comfyui_guarded.guard.secrets import Secrets
 from comfyui_guarded.guard.store import IdempotencyKey
 
@@ -144,6 +145,7 @@ class TestAdmissionDuringASweep:
             Secrets(),
             clock,
             uploads(host.input_folder),
+            Limits(settings().limits, clock),
             janitor.in_use,
         )
         put(box.input / "a.png")
@@ -170,6 +172,7 @@ class TestAdmissionDuringASweep:
             Secrets(),
             clock,
             uploads(host.input_folder),
+            Limits(settings().limits, clock),
             janitor.in_use,
         )
         put(box.input / "a.png")

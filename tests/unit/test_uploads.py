@@ -19,6 +19,7 @@ from comfyui_guarded.guard.errors import (
 )
 from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.host import Refusal, Rehearsal
+from comfyui_guarded.guard.limits import Limits
 from comfyui_guarded.guard.secrets import Secrets
 from comfyui_guarded.guard.uploads import UploadedFile, folder_of, names, rename
 
@@ -43,7 +44,10 @@ class Door:
         health = Health(self.host, store)
         health.serving()
         self.uploads = uploads(self.host.input_folder, max_file_bytes=4096)
-        self.admission = Admission(settings(), store, self.host, health, self.faces, Secrets(), clock, self.uploads)
+        limits = Limits(settings().limits, clock)
+        self.admission = Admission(
+            settings(), store, self.host, health, self.faces, Secrets(), clock, self.uploads, limits
+        )
 
     def file(self, data=PNG, field="photo", filename="me.png") -> UploadedFile:
         incoming = self.uploads.incoming(field, filename)

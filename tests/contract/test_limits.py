@@ -1,0 +1,39 @@
+"""What a client hears of its limits."""
+
+from contract.client import assert_refusal, node, text
+
+
+async def test_every_answer_says_what_is_left_and_a_refusal_when_to_come_back(sandbox_client):
+    client = await sandbox_client(GUARDED_LIMITS__JOBS_PER_MINUTE="2")
+    left = []
+    for prompt in (text(), {"1": node("NoSuchNode")}, text()):
+        answer = await client.submit(prompt, wait_s=60)
+        assert answer.headers["RateLimit-Policy"] == '"jobs";q=2;w=60'
+        left.append(answer.headers["RateLimit"].split(";")[1])
+    assert left == ["r=1", "r=1", "r=0"], "what was refused cost nothing"
+    refused = await client.submit(text())
+    body = assert_refusal(refused, "rate_limited", 429)
+    assert refused.headers["RateLimit"].startswith('"jobs";r=0;t=')
+    assert 1 <= int(refused.headers["Retry-After"]) <= 30
+    assert body["guard"]["retry_after_s"] <= 30
+    assert "RateLimit" not in (await client.request("GET", "/guarded/jobs")).headers
+
+
+async def test_without_a_limit_nothing_is_said_of_one(client):
+    answer = await client.submit(text(), wait_s=60)
+    assert answer.status == 200
+    assert "RateLimit" not in answer.headers
+
+
+async def test_what_the_policy_forbids_is_refused_over_http(sandbox_client):
+    client = await sandbox_client(GUARDED_POLICY__PROFILE="a5000", GUARDED_POLICY__DENY_NODES="FaultHang*,FaultRaise")
+    prompt = {
+        "1": node("EmptyImage", width=["3", 0], height=8192, batch_size=1, color=0),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
+        "3": node("PrimitiveInt", value="8192"),
+    }
+    body = assert_refusal(await client.submit(prompt), "policy_violation", 422)
+    info = body["error"]["extra_info"]
+    assert (info["node_id"], info["input"], info["value"], info["limit"]) == ("1", "width", 8192 * 8192, 4096 * 4096)
+    body = assert_refusal(await client.submit({"1": node("FaultHangPython", seconds=1, seed=0)}), "policy_violation")
+    assert body["error"]["extra_info"]["limit"] == "FaultHang*"
