@@ -171,6 +171,9 @@ class Host(Protocol):
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
         """Tell the job's websocket at once that it ended with `error`. Any thread."""
 
+    def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
+        """Tell the websocket of the prompt that is running what its node has found. The worker's thread."""
+
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         """The node classes of a prompt that the host lacks, sorted."""
 

@@ -10,6 +10,8 @@ import asyncio
 import hashlib
 import json
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,14 @@ from ..guard.faces.check import FaceRules, Faces
 from ..guard.faces.chooser import AUTO, CHOICES
 from ..guard.faces.images import decode, read, rgb
 from ..guard.faces.machine import FaceMachine
+from . import shown
 
 CATEGORY = "guarded/faces"
 
 _Floats = npt.NDArray[np.float32]
+
+#: Pictures of a batch that are shown in the editor.
+_SHOWN = 4
 
 #: How much of the face's size the crop shows around it, on each side.
 _CROP_MARGIN = 0.25
@@ -91,7 +97,8 @@ class GuardedFaceCheck:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",)}, "optional": _rules()}
+        image = ("IMAGE", {"tooltip": "The pictures to look at, each for itself; they come out as they are."})
+        return {"required": {"image": image}, "optional": _rules(), "hidden": shown.HIDDEN}
 
     RETURN_TYPES = ("IMAGE", "INT", "STRING", "MASK", "IMAGE")
     RETURN_NAMES = ("image", "face_count", "boxes", "face_mask", "largest_face")
@@ -109,15 +116,22 @@ class GuardedFaceCheck:
         "A picture that comes from a file is checked before the job is queued."
     )
 
-    def check(self, image: Any, detector: str = AUTO, **rules: Any) -> tuple[Any, int, str, Any, Any]:
+    def check(
+        self, image: Any, detector: str = AUTO, unique_id: Any = None, extra_pnginfo: Any = None, **rules: Any
+    ) -> tuple[Any, int, str, Any, Any]:
         """Raises NoFaceError, TooManyFacesError, FaceTooSmallError for the first picture that breaks the rules."""
         checker = _machine().checker
         wanted = FaceRules.of(rules)
         frames = _array(image)
+        view = _View(unique_id, extra_pnginfo)
         found = []
         for index, frame in enumerate(frames):
             name = f"image {index + 1} of {len(frames)}" if len(frames) > 1 else ""
-            found.append(checker.check(_pixels(frame), wanted, name, _asked(detector)))
+            pixels = _pixels(frame)
+            with view.of(pixels):
+                found.append(checker.check(pixels, wanted, name, _asked(detector)))
+                view.found(pixels, found[-1].body())
+        view.passed()
         told = [{"index": index, **faces.body()} for index, faces in enumerate(found)]
         masks = np.stack([_mask(frame, faces) for frame, faces in zip(frames, found, strict=True)])
         crops = _crops(frames, found)
@@ -130,14 +144,18 @@ class GuardedLoadFaceImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": (_images(), {"image_upload": True})}, "optional": _rules()}
+        image = (_images(), {"image_upload": True, "tooltip": "The photo, from ComfyUI's input folder."})
+        return {"required": {"image": image}, "optional": _rules(), "hidden": shown.HIDDEN}
 
     RETURN_TYPES = ("IMAGE", "MASK")
+    OUTPUT_TOOLTIPS = ("The photo, upright.", "White where it is transparent.")
     FUNCTION = "load"
     CATEGORY = CATEGORY
     DESCRIPTION = "Loads a photo, turned as its camera says, and refuses it when it does not show the faces it should."
 
-    def load(self, image: str, detector: str = AUTO, **rules: Any) -> tuple[Any, Any]:
+    def load(
+        self, image: str, detector: str = AUTO, unique_id: Any = None, extra_pnginfo: Any = None, **rules: Any
+    ) -> tuple[Any, Any]:
         """The photo (1 × height × width × 3) and what of it is transparent (1 × height × width; 64 × 64 if nothing).
 
         Raises:
@@ -145,9 +163,13 @@ class GuardedLoadFaceImage:
         """
         faces = _machine()
         data = read(faces.path(image), faces.checker.limits, image)
-        faces.checker.check(data, FaceRules.of(rules), image, _asked(detector))
+        found = faces.checker.check(data, FaceRules.of(rules), image, _asked(detector))
         opened = decode(data, faces.checker.limits, image).image
-        pixels = np.asarray(_flat(opened), np.float32) / 255
+        levels = np.asarray(_flat(opened))
+        view = _View(unique_id, extra_pnginfo)
+        view.found(levels, found.body())
+        view.passed()
+        pixels = levels.astype(np.float32) / 255
         return _tensor(pixels[None]), _tensor(_transparent(opened)[None])
 
     @classmethod
@@ -175,6 +197,39 @@ class GuardedLoadFaceImage:
             "min_face_fraction": min_face_fraction,
         }
         return await asyncio.to_thread(_refusal, image, rules, detector if isinstance(detector, str) else AUTO)
+
+
+class _View:
+    """What an editor shows on the node: the pictures with their faces, and the verdict."""
+
+    def __init__(self, unique_id: Any, extra_pnginfo: Any) -> None:
+        self._node = (unique_id, extra_pnginfo)
+        self._watched = shown.is_watched(unique_id, extra_pnginfo)
+        self._pictures: list[dict[str, Any]] = []
+
+    @contextmanager
+    def of(self, pixels: Pixels) -> Iterator[None]:
+        """Shows a picture that is refused in here, and why."""
+        try:
+            yield
+        except GuardError as error:
+            self._pictures = []
+            if "faces" in error.extra_info:
+                self.found(pixels, error.extra_info)
+            self._show(error.code, error.message)
+            raise
+
+    def found(self, pixels: Pixels, facts: Mapping[str, Any]) -> None:
+        if self._watched and len(self._pictures) < _SHOWN:
+            wanted = ("width", "height", "faces", "small_faces")
+            picture = {"image": shown.small_picture(pixels), **{name: facts[name] for name in wanted}}
+            self._pictures.append(picture)
+
+    def passed(self) -> None:
+        self._show(None, "")
+
+    def _show(self, code: str | None, text: str) -> None:
+        shown.show(*self._node, {"code": code, "lines": [text] if text else [], "pictures": self._pictures})
 
 
 def _refusal(image: str, rules: dict[str, Any], detector: str) -> bool | str:

@@ -39,6 +39,7 @@ class GuardedSaveImage:
     OUTPUT_NODE = True
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
+    OUTPUT_TOOLTIPS = ("The same images.",)
     DESCRIPTION = "Saves images under names of the job's own; each is read back before it counts as saved."
     SEARCH_ALIASES = ["save image", "jpeg", "webp"]
 
@@ -46,16 +47,19 @@ class GuardedSaveImage:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "images": ("IMAGE",),
+                "images": ("IMAGE", {"tooltip": "The images to save; they come out as they are."}),
                 "filename_prefix": (
                     "STRING",
                     {"default": "guarded", "tooltip": "May begin with folders: bots/a/photo"},
                 ),
-                "format": (list(_SUFFIXES),),
+                "format": (list(_SUFFIXES), {"tooltip": "png loses nothing; jpeg and webp are smaller."}),
             },
             "optional": {
-                "quality": ("INT", {"default": 92, "min": 1, "max": 100, "tooltip": "Of JPEG and WEBP"}),
-                "lossless": ("BOOLEAN", {"default": False, "tooltip": "Of WEBP"}),
+                "quality": (
+                    "INT",
+                    {"default": 92, "min": 1, "max": 100, "tooltip": "Of JPEG and WEBP; more is larger and better"},
+                ),
+                "lossless": ("BOOLEAN", {"default": False, "tooltip": "WEBP without any loss"}),
                 "embed_workflow": (
                     "BOOLEAN",
                     {

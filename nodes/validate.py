@@ -17,6 +17,7 @@ from ..guard.budget import Budget
 from ..guard.findings import Facts, Fault, Finding
 from ..guard.pixels import Checks, check_frames, check_images
 from ..guard.settings import ResultsSettings
+from . import shown
 from .tensors import to_array
 
 log = logging.getLogger("guarded.nodes")
@@ -37,23 +38,25 @@ class GuardedValidateImage:
     FUNCTION = "validate"
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("image", "warnings")
+    OUTPUT_TOOLTIPS = ("The same images.", "What was found, one a line; with on_fail = warn.")
     DESCRIPTION = "Fails the job with a typed error where an image is blank, broken by NaN, or of the wrong size."
     SEARCH_ALIASES = ["black image", "nan", "check image"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"image": ("IMAGE",)},
+            "required": {"image": ("IMAGE", {"tooltip": "The images to check; they come out as they are."})},
             "optional": {
-                "width": ("INT", {**_SIDE, "tooltip": "0: any"}),
-                "height": ("INT", {**_SIDE, "tooltip": "0: any"}),
-                "frames": ("INT", {**_COUNT, "tooltip": "At least so many; 0: any"}),
+                "width": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
+                "height": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
+                "frames": ("INT", {**_COUNT, "tooltip": "At least so many; 0: any number"}),
                 "check_nan": _flag(True, "NaN or infinite values, which SaveImage writes as if they were a picture"),
                 "check_blank": _flag(True, "One flat colour, all black, white or transparent"),
                 "check_speckle": _flag(True, "Single black pixels, as NaN leaves them after a conversion"),
                 "check_frozen": _flag(False, "All images of the batch are the same"),
                 "on_fail": _ON_FAIL,
             },
+            "hidden": shown.HIDDEN,
         }
 
     def validate(
@@ -67,6 +70,8 @@ class GuardedValidateImage:
         check_speckle: bool = True,
         check_frozen: bool = False,
         on_fail: str = "raise",
+        unique_id: Any = None,
+        extra_pnginfo: Any = None,
     ) -> tuple[Any, str]:
         """Raises ResultBlankError, ResultCorruptError, ResultIncompleteError for the worst finding."""
         checks = Checks(
@@ -79,7 +84,7 @@ class GuardedValidateImage:
             frames=frames or None,
         )
         findings = check_images(to_array(image), checks, runtime.current().settings.results)
-        return image, _told(findings, "The image", on_fail)
+        return image, _told(findings, "The image", on_fail, (unique_id, extra_pnginfo))
 
 
 class GuardedValidateVideo:
@@ -89,6 +94,7 @@ class GuardedValidateVideo:
     FUNCTION = "validate"
     RETURN_TYPES = ("VIDEO", "IMAGE", "STRING")
     RETURN_NAMES = ("video", "images", "warnings")
+    OUTPUT_TOOLTIPS = ("The same video.", "The same frames.", "What was found, one a line; with on_fail = warn.")
     DESCRIPTION = "Fails the job with a typed error where a video is blank, frozen, too short or of the wrong size."
     SEARCH_ALIASES = ["frozen video", "black video", "check video"]
 
@@ -96,12 +102,15 @@ class GuardedValidateVideo:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "optional": {
-                "video": ("VIDEO",),
-                "images": ("IMAGE",),
-                "fps": ("FLOAT", {"default": 25.0, "min": 0.01, "max": 1000.0, "tooltip": "Of `images`"}),
-                "width": ("INT", {**_SIDE, "tooltip": "0: any"}),
-                "height": ("INT", {**_SIDE, "tooltip": "0: any"}),
-                "frames": ("INT", {**_COUNT, "tooltip": "At least so many; 0: any"}),
+                "video": ("VIDEO", {"tooltip": "The video to check; it comes out as it is."}),
+                "images": ("IMAGE", {"tooltip": "Or the frames of one."}),
+                "fps": (
+                    "FLOAT",
+                    {"default": 25.0, "min": 0.01, "max": 1000.0, "tooltip": "Frames a second of `images`"},
+                ),
+                "width": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
+                "height": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
+                "frames": ("INT", {**_COUNT, "tooltip": "At least so many; 0: any number"}),
                 "duration_s": (
                     "FLOAT",
                     {
@@ -109,7 +118,7 @@ class GuardedValidateVideo:
                         "min": 0.0,
                         "max": 86400.0,
                         "step": 0.01,
-                        "tooltip": "At least so long, less results.duration_tolerance; 0: any",
+                        "tooltip": "At least so many seconds, less results.duration_tolerance; 0: any",
                     },
                 ),
                 "needs_audio": _flag(False, "It must have a sound track (of a VIDEO only)"),
@@ -118,6 +127,7 @@ class GuardedValidateVideo:
                 "check_frozen": _flag(True, "Every frame shows the same"),
                 "on_fail": _ON_FAIL,
             },
+            "hidden": shown.HIDDEN,
         }
 
     def validate(
@@ -134,6 +144,8 @@ class GuardedValidateVideo:
         check_blank: bool = True,
         check_frozen: bool = True,
         on_fail: str = "raise",
+        unique_id: Any = None,
+        extra_pnginfo: Any = None,
     ) -> tuple[Any, Any, str]:
         """Raises ResultBlankError, ResultCorruptError, ResultIncompleteError for the worst finding; ValueError
         without any input."""
@@ -154,16 +166,23 @@ class GuardedValidateVideo:
             findings += _of_frames(images, fps, duration_s, checks, settings)
         if video is not None:
             findings += _of_video(video, duration_s, needs_audio, checks, settings)
-        return video, images, _told(findings, "The video", on_fail)
+        return video, images, _told(findings, "The video", on_fail, (unique_id, extra_pnginfo))
 
 
-def _told(findings: list[Finding], name: str, on_fail: str) -> str:
-    """The findings in words, one a line; raises the first as a typed error unless `on_fail` is `warn`."""
-    if findings and on_fail != "warn":
-        raise error_of(findings[0], name)
+def _told(findings: list[Finding], name: str, on_fail: str, node: tuple[Any, Any]) -> str:
+    """The findings in words, one a line; raises the first as a typed error unless `on_fail` is `warn`.
+
+    Args:
+        node: its id and the prompt's `extra_pnginfo`, to show the verdict on it.
+    """
+    lines = [f"{finding.fault.value}: {finding.text}" for finding in findings]
+    error = error_of(findings[0], name) if findings and on_fail != "warn" else None
+    shown.show(*node, {"code": error.code if error else None, "lines": lines, "pictures": []})
+    if error is not None:
+        raise error
     for finding in findings:
         log.warning("%s: %s", name, finding.text)
-    return "\n".join(f"{finding.fault.value}: {finding.text}" for finding in findings)
+    return "\n".join(lines)
 
 
 def _of_frames(images: Any, fps: float, duration_s: float, checks: Checks, settings: ResultsSettings) -> list[Finding]:

@@ -164,6 +164,11 @@ class ComfyHost:
             self._send(*report.execution_error(job_id, error.code, error.message, error.extra_info), client_id)
             self._send("executing", {"node": None, "prompt_id": job_id}, client_id)
 
+    def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
+        client_id = getattr(self._server, "client_id", None)
+        if client_id is not None:  # without one, everybody would be told
+            self._server.send_sync("guarded.node", {"node_id": node_id, **facts}, client_id)
+
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         return sorted({node["class_type"] for node in prompt.values()} - set(nodes.NODE_CLASS_MAPPINGS))
 

@@ -15,6 +15,7 @@ from PIL import Image
 from comfyui_guarded.guard import runtime
 from comfyui_guarded.guard.errors import BadImageError, NoFaceError, ServerUnavailableError, TooManyFacesError
 from comfyui_guarded.guard.faces import Box
+from comfyui_guarded.guard.settings import Settings
 from comfyui_guarded.nodes.face_check import (
     NODE_CLASS_MAPPINGS,
     NODE_DISPLAY_NAME_MAPPINGS,
@@ -67,6 +68,35 @@ def test_a_picture_with_a_face_passes_as_it_is_with_the_facts() -> None:
     assert (mask[0, 200:] == 0).all()
     assert crop.shape == (1, 240, 240, 3)
     assert crop[0, 120, 120].tolist() == [1, 0, 0]
+
+
+class Watching:
+    """A host whose editor watches."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, dict[str, Any]]] = []
+
+    def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
+        self.shown.append((node_id, facts))
+
+
+@pytest.mark.usefixtures("connected")
+def test_the_faces_are_shown_in_the_editor_and_to_no_bot() -> None:
+    host = Watching()
+    runtime.install(runtime.Runtime(Settings(), host, runtime.current().faces))  # type: ignore[arg-type]
+    editor = {"unique_id": "3", "extra_pnginfo": {"workflow": {}}}
+    GuardedFaceCheck().check(np.concatenate([ONE] * 6), **editor)
+    with pytest.raises(TooManyFacesError):
+        GuardedFaceCheck().check(TWO, max_faces=1, **editor)
+    GuardedFaceCheck().check(TWO, unique_id="4", extra_pnginfo={})
+    (passed_by, passed), (refused_by, refused) = host.shown
+    assert (passed_by, passed["code"], passed["lines"]) == ("3", None, [])
+    assert len(passed["pictures"]) == 4
+    picture = passed["pictures"][0]
+    assert picture["image"].startswith("data:image/jpeg;base64,")
+    assert (picture["width"], picture["height"], len(picture["faces"])) == (400, 300, 1)
+    assert (refused_by, refused["code"]) == ("3", "too_many_faces")
+    assert [len(one["faces"]) for one in refused["pictures"]] == [2]
 
 
 @pytest.mark.usefixtures("connected")
@@ -133,7 +163,9 @@ def save(folder: Path, name: str, values: np.ndarray, **options: Any) -> None:
 
 async def test_a_photo_with_a_face_is_valid_and_loads(connected: Path) -> None:
     save(connected, "photo.png", ONE[0])
-    assert GuardedLoadFaceImage.INPUT_TYPES()["required"]["image"] == (["photo.png"], {"image_upload": True})
+    choices, options = GuardedLoadFaceImage.INPUT_TYPES()["required"]["image"]
+    assert choices == ["photo.png"]
+    assert options["image_upload"] is True
     assert await GuardedLoadFaceImage.VALIDATE_INPUTS(image="photo.png") is True
     image, mask = GuardedLoadFaceImage().load("photo.png")
     assert image.shape == (1, 300, 400, 3)

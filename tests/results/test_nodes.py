@@ -35,6 +35,10 @@ JOB = "0ba5eba1-1111-4222-8333-444455556666"
 class Host:
     def __init__(self, output: Path) -> None:
         self.output = output
+        self.shown: list[tuple[str, dict[str, Any]]] = []
+
+    def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
+        self.shown.append((node_id, facts))
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         path = (self.output / subfolder / filename).resolve()
@@ -76,6 +80,19 @@ def test_a_bad_one_raises_its_typed_error_or_warns(image: Any, options: dict[str
     passed, warnings = GuardedValidateImage().validate(image, on_fail="warn", **options)
     assert passed is image
     assert caught.value.extra_info["check"] in warnings
+
+
+def test_the_verdict_is_shown_in_the_editor_and_to_no_bot(monkeypatch: pytest.MonkeyPatch):
+    host = Host(Path())
+    monkeypatch.setattr(runtime, "_current", runtime.Runtime(Settings(), host))  # type: ignore[arg-type]
+    editor = {"unique_id": "7", "extra_pnginfo": {"workflow": {}}}
+    GuardedValidateImage().validate(GOOD, **editor)
+    GuardedValidateImage().validate(BLACK, on_fail="warn", **editor)
+    with pytest.raises(GuardError):
+        GuardedValidateImage().validate(BLACK, **editor)
+    GuardedValidateImage().validate(GOOD, unique_id="8")
+    shown = [(node_id, facts["code"], len(facts["lines"])) for node_id, facts in host.shown]
+    assert shown == [("7", None, 0), ("7", None, 1), ("7", "result_blank", 1)]
 
 
 def test_a_check_can_be_left_out():

@@ -62,6 +62,7 @@ class FakeHost:
         self.dispatched: list[tuple[str, str, dict[str, Any]]] = []
         self.stopped: list[str] = []
         self.announced: list[tuple[str, str | None, str]] = []
+        self.shown_on_nodes: list[tuple[str, dict[str, Any]]] = []
         self.listener: HostListener | None = None
         self.places = Folders(None, None, None)
         self.injected: list[str] = []
@@ -116,6 +117,9 @@ class FakeHost:
 
     def announce(self, job_id: str, client_id: str | None, error: Any) -> None:
         self.announced.append((job_id, client_id, error.code))
+
+    def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
+        self.shown_on_nodes.append((node_id, facts))
 
     def missing_classes(self, prompt: Any) -> list[str]:
         return self.missing
