@@ -29,6 +29,7 @@ help:
 	@echo "             open files or threads grow"
 	@echo "make format  ruff's fixes and format"
 	@echo "make clean   remove .venv and build"
+	@echo "The browser tests want Chromium: apt-get install chromium, or $(BIN)/python -m playwright install chromium"
 	@echo "COMFYUI_PATH=<folder> runs demo, serve and the contract tests on that ComfyUI"
 
 demo: $(VENV)/.run-ready

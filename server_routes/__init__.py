@@ -1,6 +1,6 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import access, artifacts, faces, health, janitor, jobs, prompt, stats
+from . import access, artifacts, faces, health, janitor, jobs, page, prompt, stats
 from .native import guard_native
 from .table import Route, Services, register
 
@@ -13,6 +13,7 @@ ROUTES: list[Route] = [
     *health.ROUTES,
     *janitor.ROUTES,
     *stats.ROUTES,
+    *page.ROUTES,
 ]
 
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.

@@ -391,11 +391,14 @@ class PlainClient:
         self.host = host
         self._connection = http.client.HTTPConnection("127.0.0.1", host.port, timeout=PATIENCE_S + 30)
 
-    def post(self, raw: bytes, path: str = "/guarded/prompt") -> Answer:
-        return self._asked("POST", path, raw)
+    def post(self, raw: bytes, path: str = "/guarded/prompt", headers: Any = None) -> Answer:
+        return self._asked("POST", path, raw, headers)
 
     def get(self, path: str) -> Answer:
         return self._asked("GET", path, None)
+
+    def delete(self, path: str) -> Answer:
+        return self._asked("DELETE", path, None)
 
     def close(self) -> None:
         self._connection.close()
@@ -405,8 +408,8 @@ class PlainClient:
         assert answer.status == 200, f"{answer}\n{self.host.log_tail()}"
         return dict(answer.json["guard"]["job"])
 
-    def _asked(self, method: str, path: str, raw: bytes | None) -> Answer:
-        self._connection.request(method, path, body=raw)
+    def _asked(self, method: str, path: str, raw: bytes | None, headers: Any = None) -> Answer:
+        self._connection.request(method, path, body=raw, headers=headers or {})
         response = self._connection.getresponse()
         return Answer(response.status, response.headers, response.read())
 

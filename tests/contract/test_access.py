@@ -84,7 +84,7 @@ def call_of(route: server_routes.Route) -> tuple[dict[str, Any], int]:
 
 
 def path_of(route: server_routes.Route, job_id: str) -> str:
-    path = re.sub(r"\{job_id(:[^}]*)?\}", job_id, route.path).replace("{index}", "0")
+    path = re.sub(r"\{job_id(:[^}]*)?\}", job_id, route.path).replace("{index}", "0").replace("{file}", "page.js")
     assert "{" not in path, f"say in {Path(__file__).name} what stands for the variable part of {route.path}"
     return path + str(call_of(route)[0].get("query", ""))
 

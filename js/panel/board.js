@@ -1,0 +1,256 @@
+// What the panel knows: open jobs, recent ones, figures, alarms; kept up to date by the event stream, or by asking.
+
+const OPEN = ["queued", "dispatched", "running", "validating"];
+const SETTLED = ["succeeded", "failed", "cancelled"];
+const RUNNING = ["running", "validating"];
+
+const OPEN_AT_MOST = 500;
+export const RECENT_PAGE = 25;
+const RECENT_AT_MOST = 1000;
+const STATS_EVERY_MS = 5000;
+const POLL_EVERY_MS = 2000;
+const TOLD_AT_MOST = 20;
+
+export const settled = (job) => SETTLED.includes(job.state);
+
+export class Board {
+    constructor(api) {
+        this.api = api;
+        /** `starting`, `live` (the stream is open), `polling` (there is none), `offline`, `locked` (a key is needed), `off` (ComfyUI has the files, but the guard did not start). */
+        this.link = "starting";
+        this.open = new Map();
+        this.recent = new Map();
+        this.outcome = "";
+        this.older = null;
+        this.stats = null;
+        this.janitor = null;
+        this.ready = null;
+        /** What the stream has told of: timeouts, replaced workers, full disks; newest first. */
+        this.told = [];
+        this.clock_ms = 0;
+        this.listeners = new Set();
+        this.alarmed = new Set();
+        this.stopping = null;
+        this.rendering = false;
+    }
+
+    /** The server's clock, in milliseconds since the epoch. */
+    now() {
+        return Date.now() + this.clock_ms;
+    }
+
+    get running() {
+        return [...this.open.values()]
+            .filter((job) => RUNNING.includes(job.state))
+            .sort((a, b) => a.started_at_ms - b.started_at_ms);
+    }
+
+    get waiting() {
+        const place = (job) => (job.state === "dispatched" ? 0 : job.position ?? Infinity);
+        return [...this.open.values()]
+            .filter((job) => !RUNNING.includes(job.state))
+            .sort((a, b) => place(a) - place(b) || a.created_at_ms - b.created_at_ms);
+    }
+
+    get ended() {
+        return [...this.recent.values()].sort((a, b) => b.settled_at_ms - a.settled_at_ms);
+    }
+
+    /** Hears of changes, at most once a frame; the answer ends it. */
+    subscribe(listener) {
+        this.listeners.add(listener);
+        return () => this.listeners.delete(listener);
+    }
+
+    /** Hears of each alarm that comes while it listens. */
+    onAlarm(listener) {
+        this.alarmed.add(listener);
+        return () => this.alarmed.delete(listener);
+    }
+
+    start() {
+        if (this.stopping) return;
+        this.stopping = new AbortController();
+        // A browser has six connections to a server; a window that nobody looks at must not hold one.
+        document.addEventListener("visibilitychange", this.looked, { signal: this.stopping.signal });
+        if (!document.hidden) this.connect();
+    }
+
+    stop() {
+        this.stopping?.abort();
+        this.stopping = null;
+        this.disconnect();
+    }
+
+    looked = () => (document.hidden ? this.disconnect() : this.connect());
+
+    connect() {
+        if (this.connection) return;
+        const connection = (this.connection = new AbortController());
+        const { signal } = connection;
+        this.every(STATS_EVERY_MS, () => this.figures(), signal);
+        this.api.events(
+            "/events",
+            {
+                open: () => {
+                    this.link = "live";
+                    // What happened before the stream was open.
+                    this.reload();
+                },
+                event: (name, data) => this.heard(name, data),
+                broken: () => this.lost("offline"),
+                refused: (error) => {
+                    if (error.status === 401) return this.lost("locked");
+                    this.link = "polling";
+                    this.every(POLL_EVERY_MS, () => this.reload(), signal);
+                },
+            },
+            signal,
+        );
+    }
+
+    disconnect() {
+        this.connection?.abort();
+        this.connection = null;
+    }
+
+    lost(link) {
+        this.link = link;
+        if (link === "locked" || link === "off") this.disconnect();
+        this.changed();
+    }
+
+    async every(ms, act, signal) {
+        while (!signal.aborted) {
+            await act();
+            await new Promise((resolve) => setTimeout(resolve, ms));
+        }
+    }
+
+    /** Ask for all that is shown. */
+    async reload() {
+        try {
+            const [open, recent] = await Promise.all([
+                this.api.get(`/jobs?state=${OPEN.join()}&limit=${OPEN_AT_MOST}`),
+                this.api.get(`/jobs?state=${this.outcome || SETTLED.join()}&limit=${RECENT_PAGE}`),
+            ]);
+            this.open = new Map(open.jobs.map((job) => [job.job_id, job]));
+            if (this.recent.size <= RECENT_PAGE) {
+                this.recent = new Map();
+                this.older = recent.next;
+            }
+            for (const job of recent.jobs) this.recent.set(job.job_id, job);
+            if (this.link === "offline" || this.link === "starting") this.link = "polling";
+        } catch (error) {
+            this.failed(error);
+        }
+        this.changed();
+    }
+
+    async moreRecent() {
+        const page = await this.api.get(
+            `/jobs?state=${this.outcome || SETTLED.join()}&limit=${RECENT_PAGE}&before=${this.older}`,
+        );
+        for (const job of page.jobs) this.recent.set(job.job_id, job);
+        this.older = page.next;
+        this.changed();
+    }
+
+    /** Show only jobs that ended so; empty: all. */
+    async only(outcome) {
+        this.outcome = outcome;
+        this.recent = new Map();
+        await this.reload();
+    }
+
+    async figures() {
+        const [stats, janitor, ready] = await Promise.all([
+            this.optional("/stats"),
+            this.optional("/janitor"),
+            this.readiness(),
+        ]);
+        this.stats = stats;
+        this.janitor = janitor;
+        this.ready = ready;
+        if (stats?.now_ms) this.clock_ms = stats.now_ms - Date.now();
+        this.changed();
+    }
+
+    /** What this caller may not see, or this server does not have, is null. */
+    async optional(path) {
+        try {
+            return await this.api.get(path);
+        } catch (error) {
+            if (error.status === 401 || error.status === 0) this.failed(error);
+            return null;
+        }
+    }
+
+    async readiness() {
+        try {
+            await this.api.get("/ready");
+            return { ready: true, problems: [] };
+        } catch (error) {
+            return error.status === 503 ? { ready: false, problems: error.body?.problems ?? [] } : null;
+        }
+    }
+
+    failed(error) {
+        if (error.status === 401) this.lost("locked");
+        else if (error.status === 404) this.lost("off");
+        else if (error.status === 0 && this.link !== "live") this.link = "offline";
+    }
+
+    heard(name, data) {
+        if (name === "state") this.apply(data);
+        else if (name === "position") this.merge(data.job_id, { position: data.position, eta_s: data.eta_s });
+        else if (name === "progress") this.merge(data.job_id, { progress: data });
+        else if (name === "alarm") this.alarm(data);
+        this.changed();
+    }
+
+    apply(job) {
+        if (!settled(job)) {
+            this.open.set(job.job_id, { ...this.open.get(job.job_id), ...job });
+            return;
+        }
+        this.open.delete(job.job_id);
+        if (this.outcome && this.outcome !== job.state) return;
+        this.recent.set(job.job_id, job);
+        if (this.recent.size > RECENT_AT_MOST) {
+            // A window that has stood open for days begins anew.
+            this.recent = new Map();
+            this.reload();
+        }
+    }
+
+    merge(job_id, facts) {
+        const job = this.open.get(job_id);
+        if (job) this.open.set(job_id, { ...job, ...facts });
+    }
+
+    alarm(data) {
+        this.told = [{ ...data, at_ms: this.now() }, ...this.told].slice(0, TOLD_AT_MOST);
+        for (const listener of this.alarmed) listener(data);
+    }
+
+    dismiss() {
+        this.told = [];
+        this.changed();
+    }
+
+    /** Stop or cancel; the answer is the job as it is then. */
+    async cancel(job) {
+        this.apply(await this.api.ask("DELETE", `/jobs/${encodeURIComponent(job.job_id)}`));
+        this.changed();
+    }
+
+    changed() {
+        if (this.rendering) return;
+        this.rendering = true;
+        requestAnimationFrame(() => {
+            this.rendering = false;
+            for (const listener of this.listeners) listener(this);
+        });
+    }
+}

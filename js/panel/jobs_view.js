@@ -1,0 +1,388 @@
+// The jobs: what runs, what waits, what has ended.
+
+import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
+import { settled } from "./board.js";
+
+/** Rows of the queue that are drawn; the rest is a number. */
+const WAITING_AT_MOST = 200;
+const PREVIEW = "?preview=webp;80;96";
+/** Of its time, from here on a job is about to run into its deadline. */
+const CLOSE = 0.8;
+
+export const short = (job) => job.job_id.slice(0, 8);
+
+function named(job) {
+    return job.template || short(job);
+}
+
+function meter(name, title) {
+    const bar = h("span", { class: "g-bar-fill" });
+    const label = h("span", { class: "g-meter-text" });
+    const element = h(
+        "div",
+        { class: "g-meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": title, title },
+        h("span", { class: "g-meter-name" }, name),
+        h("span", { class: "g-bar" }, bar),
+        label,
+    );
+    return {
+        element,
+        update(share, said) {
+            const percent = Math.round(Math.min(Math.max(share ?? 0, 0), 1) * 100);
+            bar.style.width = `${percent}%`;
+            setAttribute(element, "aria-valuenow", share === null ? null : percent);
+            setAttribute(element, "aria-valuetext", said);
+            setText(label, said);
+        },
+    };
+}
+
+// What runs. --------------------------------------------------------------------------------------------------------
+
+export function runningView(board, texts, run) {
+    const list = h("ul", { class: "g-plain" });
+    const nothing = h("p", { class: "g-quiet" }, texts.t("nothing_runs"));
+    const rows = new Rows(
+        list,
+        (job) => job.job_id,
+        (job) => runningRow(job, board, texts, run),
+    );
+    let jobs = [];
+    return {
+        element: section("running", texts.t("running"), nothing, list).element,
+        update() {
+            jobs = board.running;
+            rows.update(jobs);
+            nothing.hidden = jobs.length > 0;
+        },
+        /** Once a second: clocks. */
+        tick() {
+            rows.update(jobs);
+        },
+    };
+}
+
+function runningRow(first, board, texts, run) {
+    let job = first;
+    const name = h("span", { class: "g-name" });
+    const owner = h("span", { class: "g-owner" });
+    const step = h("span", { class: "g-step" });
+    const graph = meter(texts.t("graph"), texts.t("graph_progress"));
+    const time = meter(texts.t("time"), texts.t("time_used"));
+    const stop = confirmed(texts.t("stop"), texts.t("stop_really"), () => run(() => board.cancel(job)), {
+        "aria-label": `${texts.t("stop")} ${short(first)}`,
+    });
+    return {
+        element: h(
+            "li",
+            { class: "g-running", "data-job": first.job_id },
+            h("div", { class: "g-line" }, name, owner, stop),
+            step,
+            graph.element,
+            time.element,
+        ),
+        update(latest) {
+            job = latest;
+            setText(name, named(job));
+            setAttribute(name, "title", job.job_id);
+            setText(owner, job.owner);
+            const at = job.progress;
+            const node = at ? at.node_title || (at.node_id ? texts.t("node", { id: at.node_id }) : "") : "";
+            setText(step, job.state === "validating" ? texts.t("state_validating") : node || texts.t("state_running"));
+            const share = at ? at.percent / 100 : null;
+            graph.update(share, share === null ? "–" : texts.percent(share));
+            const elapsed_s = (board.now() - job.started_at_ms) / 1000;
+            const used = elapsed_s / job.timeout_s;
+            time.update(used, `${texts.timer(elapsed_s)} / ${texts.timer(job.timeout_s)}`);
+            time.element.classList.toggle("g-close", used >= CLOSE);
+        },
+    };
+}
+
+// What waits. -------------------------------------------------------------------------------------------------------
+
+export function queueView(board, texts, run) {
+    const body = h("tbody");
+    const rows = new Rows(
+        body,
+        (job) => job.job_id,
+        (job) => queueRow(job, board, texts, run),
+    );
+    const column = (key, attributes) => h("th", { scope: "col", ...attributes }, texts.t(key));
+    const table = h(
+        "table",
+        { class: "g-table" },
+        h("caption", { class: "g-hidden" }, texts.t("queue")),
+        h(
+            "thead",
+            {},
+            h(
+                "tr",
+                {},
+                column("column_position", { class: "g-number" }),
+                column("column_job"),
+                column("column_owner"),
+                column("column_waits", { class: "g-number" }),
+                column("column_starts", { class: "g-number" }),
+                h("th", { scope: "col" }, h("span", { class: "g-hidden" }, texts.t("cancel"))),
+            ),
+        ),
+        body,
+    );
+    const scrolled = h("div", { class: "g-scrolled", tabindex: "0", role: "group", "aria-label": texts.t("queue") }, table);
+    const nothing = h("p", { class: "g-quiet" }, texts.t("nothing_waits"));
+    const more = h("p", { class: "g-quiet" });
+    const count = h("span", { class: "g-count" });
+    let jobs = [];
+    const view = section("queue", texts.t("queue"), nothing, scrolled, more);
+    view.heading.append(count);
+    return {
+        element: view.element,
+        update() {
+            const all = board.waiting;
+            jobs = all.slice(0, WAITING_AT_MOST);
+            rows.update(jobs);
+            const total = Math.max(board.stats?.queue?.queued ?? 0, all.length);
+            setText(count, total ? texts.number(total) : "");
+            nothing.hidden = total > 0;
+            scrolled.hidden = jobs.length === 0;
+            more.hidden = total <= jobs.length;
+            setText(more, texts.t("and_more", { count: total - jobs.length }));
+        },
+        tick() {
+            rows.update(jobs);
+        },
+    };
+}
+
+function queueRow(first, board, texts, run) {
+    let job = first;
+    const cell = (attributes) => h("td", attributes);
+    const [position, waits, starts] = [1, 2, 3].map(() => cell({ class: "g-number" }));
+    const name = h("span", { class: "g-name" });
+    const owner = cell({ class: "g-owner" });
+    const cancel = confirmed("×", texts.t("cancel_really"), () => run(() => board.cancel(job)), {
+        class: "g-button g-small",
+        "aria-label": `${texts.t("cancel")} ${short(first)}`,
+        title: texts.t("cancel"),
+    });
+    return {
+        element: h(
+            "tr",
+            { "data-job": first.job_id },
+            position,
+            h("td", {}, name),
+            owner,
+            waits,
+            starts,
+            h("td", { class: "g-act" }, cancel),
+        ),
+        update(latest) {
+            job = latest;
+            setText(position, job.state === "dispatched" ? texts.t("next") : job.position ? String(job.position) : "–");
+            setText(name, named(job));
+            setAttribute(name, "title", job.job_id);
+            setText(owner, job.owner);
+            setText(waits, texts.timer((board.now() - job.created_at_ms) / 1000));
+            setText(starts, job.eta_s == null ? "–" : `~ ${texts.timer(job.eta_s)}`);
+        },
+    };
+}
+
+// What has ended. ---------------------------------------------------------------------------------------------------
+
+export function recentView(board, texts, run) {
+    const list = h("ul", { class: "g-plain g-recent" });
+    const rows = new Rows(
+        list,
+        (job) => job.job_id,
+        (job) => recentRow(job, board, texts),
+    );
+    const nothing = h("p", { class: "g-quiet" });
+    const older = h(
+        "p",
+        { class: "g-more" },
+        h("button", { type: "button", class: "g-button", onclick: () => run(() => board.moreRecent()) }, texts.t("older")),
+    );
+    const choice = h(
+        "select",
+        {
+            class: "g-select",
+            "aria-label": texts.t("filter"),
+            onchange: () => run(() => board.only(choice.value)),
+        },
+        ...["", "succeeded", "failed", "cancelled"].map((state) =>
+            h("option", { value: state }, texts.t(state ? `state_${state}` : "all")),
+        ),
+    );
+    const view = section("recent", texts.t("recent"), nothing, list, older);
+    view.head.append(choice);
+    return {
+        element: view.element,
+        update() {
+            const jobs = board.ended;
+            rows.update(jobs);
+            nothing.hidden = jobs.length > 0;
+            setText(nothing, texts.t(board.link === "starting" ? "loading" : "nothing_ended"));
+            older.hidden = !board.older;
+        },
+        tick() {
+            for (const row of rows.rows.values()) row.tick();
+        },
+        destroy() {
+            for (const row of rows.rows.values()) row.destroy();
+        },
+    };
+}
+
+function recentRow(first, board, texts) {
+    let job = first;
+    const picture = h("span", { class: "g-thumb", "aria-hidden": "true" });
+    const verdict = h("span", { class: "g-verdict" });
+    const said = h("span", { class: "g-said" });
+    const name = h("span", { class: "g-name" });
+    const owner = h("span", { class: "g-owner" });
+    const took = h("span", { class: "g-took" });
+    const when = h("time", { class: "g-when" });
+    const inside = h("div", { class: "g-inside" });
+    const details = h(
+        "details",
+        { ontoggle: () => details.open && inside.replaceChildren(...facts(job, board, texts)) },
+        h(
+            "summary",
+            {},
+            picture,
+            h("span", { class: "g-what" }, h("span", { class: "g-top" }, verdict, took), said),
+            h("span", { class: "g-who" }, h("span", { class: "g-top" }, name, owner), when),
+        ),
+        inside,
+    );
+    const element = h("li", { "data-job": first.job_id, "data-state": first.state }, details);
+    const thumbnail = lazily(element, () => showPicture(picture, job, board.api));
+    let shown = null;
+    return {
+        element,
+        update(latest) {
+            if (latest === shown) return;
+            job = shown = latest;
+            setAttribute(element, "data-state", job.state);
+            setText(verdict, texts.known(`state_${job.state}`, job.state));
+            const code = job.error?.code;
+            const told = job.state === "failed" ? job.error?.user_message || job.error?.message || "" : "";
+            said.replaceChildren(
+                ...(code && job.state === "failed" ? [h("code", {}, code), " "] : []),
+                told || (job.artifacts?.length ? texts.t("files", { count: job.artifacts.length }) : ""),
+            );
+            setText(name, named(job));
+            setText(owner, job.owner);
+            setText(took, job.started_at_ms ? texts.duration((job.settled_at_ms - job.started_at_ms) / 1000) : "");
+            setAttribute(when, "datetime", new Date(job.settled_at_ms).toISOString());
+            setAttribute(when, "title", texts.moment(job.settled_at_ms));
+            this.tick();
+        },
+        tick() {
+            setText(when, texts.ago((job.settled_at_ms - board.now()) / 1000));
+        },
+        destroy() {
+            thumbnail.disconnect();
+        },
+    };
+}
+
+/** Calls `show` once, when the element first comes near the visible part. */
+function lazily(element, show) {
+    const observer = new IntersectionObserver(
+        (entries) => {
+            if (!entries.some((entry) => entry.isIntersecting)) return;
+            observer.disconnect();
+            show();
+        },
+        { rootMargin: "200px" },
+    );
+    observer.observe(element);
+    return observer;
+}
+
+async function showPicture(place, job, api) {
+    const artifact = job.artifacts?.find((one) => one.kind === "image");
+    if (!artifact) {
+        const other = job.artifacts?.[0]?.kind;
+        if (other) place.dataset.kind = other;
+        return;
+    }
+    try {
+        const address = await api.picture(job, artifact.index, PREVIEW);
+        const gone = () => {
+            image.remove();
+            place.dataset.kind = "gone";
+        };
+        const image = h("img", { alt: "", decoding: "async", onerror: gone });
+        image.addEventListener("load", () => address.startsWith("blob:") && URL.revokeObjectURL(address), { once: true });
+        image.src = address;
+        place.replaceChildren(image);
+    } catch {
+        place.dataset.kind = "gone";
+    }
+}
+
+/** What opens below a recent job: everything an operator is asked about it. */
+function facts(job, board, texts) {
+    const pairs = [
+        ["fact_job", h("code", {}, job.job_id)],
+        ["fact_sent", texts.moment(job.created_at_ms)],
+        job.started_at_ms && ["fact_waited", texts.duration((job.started_at_ms - job.created_at_ms) / 1000)],
+        ["fact_attempts", String(job.attempts)],
+        settled(job) && ["fact_refund", texts.t(job.refund ? "yes" : "no")],
+        job.error?.details?.node_id != null && [
+            "fact_node",
+            [job.error.details.node_id, job.error.details.node_type].filter(Boolean).join(" · "),
+        ],
+        job.error && ["fact_error", job.error.message],
+        Object.keys(job.metadata ?? {}).length > 0 && ["fact_metadata", h("code", {}, JSON.stringify(job.metadata))],
+    ].filter(Boolean);
+    const list = h(
+        "dl",
+        {},
+        ...pairs.flatMap(([key, value]) => [h("dt", {}, texts.t(key)), h("dd", {}, value)]),
+    );
+    const files = (job.artifacts ?? []).map((artifact) => {
+        const size = [
+            artifact.width && `${artifact.width} × ${artifact.height}`,
+            artifact.duration_s && texts.duration(artifact.duration_s),
+            texts.bytes(artifact.bytes),
+        ];
+        return h(
+            "li",
+            {},
+            h(
+                "button",
+                { type: "button", class: "g-link", onclick: () => openFile(board.api, job, artifact) },
+                artifact.filename,
+            ),
+            ` ${size.filter(Boolean).join(", ")}`,
+            ...artifact.warnings.map((warning) => h("span", { class: "g-warning" }, ` ${warning}`)),
+        );
+    });
+    return [list, ...(files.length ? [h("ul", { class: "g-files" }, ...files)] : [])];
+}
+
+/** In a tab of its own. The tab is opened at the click, before the bytes are there: browsers want it so. */
+async function openFile(api, job, artifact) {
+    const opened = window.open("about:blank", "_blank");
+    if (!opened) return;
+    opened.opener = null;
+    try {
+        opened.location = await api.openable(job, artifact.index);
+    } catch (error) {
+        opened.document.body.textContent = error.message;
+    }
+}
+
+// What all sections share. ------------------------------------------------------------------------------------------
+
+export function section(name, title, ...children) {
+    const heading = h("h2", { id: `g-${name}` }, title);
+    const head = h("div", { class: "g-head" }, heading);
+    const element = h("section", { class: `g-card g-${name}-card`, "aria-labelledby": `g-${name}` }, head, ...children);
+    return { element, head, heading };
+}

@@ -1,0 +1,228 @@
+// The machine below the jobs: disks and the janitor, the worker, what the doctor says.
+
+import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
+
+const ROOTS = ["output", "temp", "input"];
+
+// Disks. ------------------------------------------------------------------------------------------------------------
+
+export function diskView(board, texts, section, run) {
+    const column = (key, attributes) => h("th", { scope: "col", ...attributes }, texts.t(key));
+    const body = h("tbody");
+    const rows = new Rows(
+        body,
+        (root) => root.name,
+        (root) => diskRow(root, texts),
+    );
+    const table = h(
+        "table",
+        { class: "g-table" },
+        h("caption", { class: "g-hidden" }, texts.t("disk")),
+        h(
+            "thead",
+            {},
+            h(
+                "tr",
+                {},
+                column("column_folder"),
+                column("column_files", { class: "g-number" }),
+                column("column_size", { class: "g-number" }),
+                column("column_would_free", { class: "g-number" }),
+            ),
+        ),
+        body,
+    );
+    const free = h("p", { class: "g-quiet" });
+    const next = h("p", { class: "g-quiet" });
+    const told = h("div", { class: "g-told", role: "status" });
+    const look = h(
+        "button",
+        { type: "button", class: "g-button", onclick: () => run(() => sweep(true)) },
+        texts.t("sweep_look"),
+    );
+    const view = section("disk", texts.t("disk"), table, free, next, h("p", { class: "g-more" }, look), told);
+
+    async function sweep(dry_run) {
+        look.disabled = true;
+        setText(told, texts.t("sweeping"));
+        try {
+            const report = await board.api.ask("POST", `/janitor/sweep?dry_run=${dry_run ? 1 : 0}`);
+            told.replaceChildren(...(report.deleted ? outcome(report) : [texts.t("sweep_goes_on")]));
+            // The button that was pressed has gone; what follows it is the place to be.
+            told.querySelector("button")?.focus();
+        } catch (error) {
+            setText(told, "");
+            throw error;
+        } finally {
+            look.disabled = false;
+        }
+        await board.figures();
+    }
+
+    function outcome(report) {
+        const facts = { count: report.files, size: texts.bytes(report.bytes) };
+        const done = report.dry_run ? "would_delete" : "was_deleted";
+        const said = [h("p", {}, report.files ? texts.t(done, facts) : texts.t("nothing_to_delete"))];
+        const folders = Object.entries(report.deleted)
+            .filter(([, one]) => one.files)
+            .map(([name, one]) => `${texts.known(`root_${name}`, name)}: ${texts.number(one.files)} (${texts.bytes(one.bytes)})`);
+        if (folders.length) said.push(h("p", { class: "g-quiet" }, folders.join(" · ")));
+        if (report.errors) said.push(h("p", { class: "g-warning" }, texts.t("sweep_errors", { count: report.errors })));
+        if (report.dry_run && report.files) {
+            said.push(
+                confirmed(texts.t("sweep_now", facts), texts.t("sweep_really"), () => run(() => sweep(false)), {
+                    class: "g-button g-danger",
+                }),
+            );
+        }
+        const existing = report.kept?.existing;
+        if (existing?.files && !board.janitor?.adopted) {
+            const old = { count: existing.files, size: texts.bytes(existing.bytes) };
+            said.push(
+                h("p", { class: "g-quiet" }, texts.t("existing", old)),
+                confirmed(texts.t("adopt"), texts.t("adopt_really"), () =>
+                    run(async () => {
+                        await board.api.ask("POST", "/janitor/adopt");
+                        await sweep(true);
+                    }),
+                ),
+            );
+        }
+        return said;
+    }
+
+    return {
+        element: view.element,
+        update() {
+            const disk = board.stats?.disk;
+            const janitor = board.janitor;
+            view.element.hidden = !disk && !janitor;
+            rows.update(disk ? ROOTS.filter((name) => disk[name]).map((name) => ({ name, ...disk[name] })) : []);
+            table.hidden = !disk;
+            const disks = janitor?.disks ?? [];
+            free.hidden = !disks.length;
+            setText(
+                free,
+                disks
+                    .map((one) => texts.t("free_on", { free: texts.bytes(one.free_bytes), total: texts.bytes(one.total_bytes) }))
+                    .join(" · "),
+            );
+            setAttribute(free, "class", disks.some((one) => one.state !== "ok") ? "g-warning" : "g-quiet");
+            look.hidden = !janitor;
+            const when = janitor?.next_sweep_at_ms;
+            next.hidden = !janitor;
+            setText(
+                next,
+                janitor?.sweeping
+                    ? texts.t("sweeping")
+                    : when
+                      ? texts.t("next_sweep", { when: texts.ago((when - board.now()) / 1000) })
+                      : texts.t("no_sweeps"),
+            );
+        },
+    };
+}
+
+function diskRow(first, texts) {
+    const cell = () => h("td", { class: "g-number" });
+    const [files, size, would] = [cell(), cell(), cell()];
+    return {
+        element: h("tr", {}, h("th", { scope: "row" }, texts.t(`root_${first.name}`)), files, size, would),
+        update(root) {
+            setText(files, root.files == null ? "–" : texts.number(root.files));
+            setText(size, root.bytes == null ? "–" : texts.bytes(root.bytes));
+            setText(would, root.would_free_bytes == null ? "–" : texts.bytes(root.would_free_bytes));
+        },
+    };
+}
+
+// The worker, and whether jobs are taken. ---------------------------------------------------------------------------
+
+export function serverView(board, texts, section, run) {
+    const worker = h("p");
+    const repairs = h("p", { class: "g-quiet" });
+    const drain = h("button", { type: "button", class: "g-button", onclick: () => run(turn) });
+    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, drain), doctor());
+    let draining = false;
+
+    async function turn() {
+        const answer = await board.api.ask("POST", `/drain${draining ? "?off=1" : ""}`);
+        draining = answer.draining;
+        await board.figures();
+    }
+
+    function doctor() {
+        const list = h("ul", { class: "g-plain g-doctor" });
+        const look = async () => {
+            const { lines } = await board.api.get("/doctor");
+            list.replaceChildren(
+                ...lines.map((line) =>
+                    h(
+                        "li",
+                        { "data-level": line.level },
+                        h("span", { class: "g-level" }, texts.known(`level_${line.level}`, line.level)),
+                        h("span", {}, h("b", {}, line.check), ` ${line.message}`, line.mend ? h("i", {}, ` ${line.mend}`) : null),
+                    ),
+                ),
+            );
+        };
+        const details = h(
+            "details",
+            { class: "g-more", ontoggle: () => details.open && run(look) },
+            h("summary", {}, texts.t("doctor")),
+            list,
+        );
+        return details;
+    }
+
+    return {
+        element: view.element,
+        update() {
+            const state = board.stats?.worker;
+            view.element.hidden = !state;
+            if (!state) return;
+            setText(worker, texts.t(!state.alive ? "worker_dead" : state.running ? "worker_busy" : "worker_idle"));
+            setAttribute(worker, "class", state.alive ? "g-good" : "g-bad");
+            repairs.hidden = !state.replaced && !state.disowned;
+            setText(repairs, texts.t("worker_repairs", { replaced: state.replaced, disowned: state.disowned }));
+            draining = board.ready?.problems.includes("draining") ?? draining;
+            setText(drain, texts.t(draining ? "drain_end" : "drain"));
+        },
+    };
+}
+
+// Alarms. -----------------------------------------------------------------------------------------------------------
+
+export function alarmView(board, texts) {
+    const list = h("ul", { class: "g-plain" });
+    const rows = new Rows(
+        list,
+        (alarm) => alarm.key,
+        (alarm) => {
+            const said = h("span");
+            const when = h("span", { class: "g-when" });
+            return {
+                element: h("li", {}, said, when),
+                update() {
+                    setText(said, alarmText(alarm, texts));
+                    setText(when, alarm.at_ms ? texts.ago((alarm.at_ms - board.now()) / 1000) : "");
+                },
+            };
+        },
+    );
+    const close = h("button", { type: "button", class: "g-button g-small", onclick: () => board.dismiss() }, texts.t("dismiss"));
+    const element = h("section", { class: "g-alarms", role: "status", "aria-label": texts.t("alarms") }, list, close);
+    const update = () => {
+        const standing = (board.stats?.alarms ?? []).map((one) => ({ ...one, key: `now-${one.code}` }));
+        const told = board.told.slice(0, 5).map((one) => ({ ...one, key: `${one.code}-${one.at_ms}` }));
+        rows.update([...standing, ...told]);
+        element.hidden = !standing.length && !told.length;
+        close.hidden = !told.length;
+    };
+    return { element, update, tick: update };
+}
+
+/** In the reader's language where the code is known; the server's own words otherwise. */
+export function alarmText(alarm, texts) {
+    return texts.known(`alarm_${alarm.code}`, "") || alarm.message || alarm.code;
+}

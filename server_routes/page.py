@@ -1,0 +1,82 @@
+"""The operator's page at /guarded/, and the files behind it: the same that the sidebar tab in the editor is made of.
+
+They hold no secret and ask for nothing by themselves, so that a stranger may load them: the page then asks for a key.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from pathlib import Path
+
+from aiohttp import web
+
+from ..guard.errors import NotFoundError
+from .table import Call, Route
+
+PANEL = Path(__file__).resolve().parent.parent / "js" / "panel"
+
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".svg": "image/svg+xml"}
+_SCRIPT = re.compile(r'<script type="module">(.*?)</script>', re.DOTALL)
+
+
+async def get_page(_call: Call) -> web.StreamResponse:
+    page, policy = _page()
+    headers = {
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return web.Response(text=page, content_type="text/html", charset="utf-8", headers=headers)
+
+
+async def get_page_from_below(_call: Call) -> web.StreamResponse:
+    """The page's own links are relative to the folder that it is in."""
+    return web.Response(status=308, headers={"Location": "guarded/"})
+
+
+async def get_file(call: Call) -> web.StreamResponse:
+    name = call.request.match_info["file"]
+    suffix = Path(name).suffix
+    if suffix not in _TYPES or name not in _names():
+        raise NotFoundError(f"There is no file {name[:64]}.")
+    headers = {"Cache-Control": "no-cache", "Content-Type": _TYPES[suffix], "X-Content-Type-Options": "nosniff"}
+    return web.FileResponse(PANEL / name, headers=headers)
+
+
+@functools.cache
+def _names() -> frozenset[str]:
+    return frozenset(file.name for file in PANEL.iterdir() if file.is_file())
+
+
+@functools.cache
+def _page() -> tuple[str, str]:
+    """The page, and a policy that runs its few lines of script and this server's files, and nothing else."""
+    page = (PANEL / "page.html").read_text(encoding="utf-8")
+    script = _SCRIPT.search(page)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    rules = (
+        "default-src 'none'",
+        f"script-src 'self' 'sha256-{digest}'",
+        "style-src 'self'",
+        "img-src 'self' blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    )
+    policy = "; ".join(rules)
+    # In the page as well: ComfyUI, started without API nodes, puts a laxer one of its own into the header.
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    return page.replace("<head>", f"<head>\n{meta}", 1), policy
+
+
+ROUTES = [
+    Route("GET", "/", get_page, open=True),
+    Route("GET", "", get_page_from_below, open=True),
+    Route("GET", "/panel/{file}", get_file, open=True),
+]

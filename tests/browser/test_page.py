@@ -1,0 +1,262 @@
+"""The operator's page, on the sandbox."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser.conftest import PATIENCE_MS, ROOT, Faults, put_photos, shoot
+from contract.client import PlainClient, node, picture, raises, save, sleep, text
+from playwright.sync_api import Browser, Page, expect
+
+from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    process = HostProcess(sandbox_kind(), tmp_path_factory.mktemp("page"))
+    put_photos(process.base)
+    with process:
+        yield process
+
+
+@pytest.fixture
+def opened(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]:
+    """Opens the page: `opened(locale="ru")`. Whatever goes wrong in a script fails the test."""
+    contexts, faults = [], []
+
+    def opened(url: str = "", **options: Any) -> Page:
+        context = browser.new_context(**{"locale": "en", "viewport": {"width": 1280, "height": 800}, **options})
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        contexts.append(context)
+        faults.append(Faults(page))
+        page.goto((url or host.url) + "/guarded/")
+        return page
+
+    expect.set_options(timeout=PATIENCE_MS)
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [fault for seen in faults for fault in seen.seen] == []
+
+
+def posted(bot: PlainClient, prompt: Any, **guard: Any) -> str:
+    answer = bot.post(json.dumps({"prompt": prompt, "guard": guard}).encode())
+    assert answer.status == 200, answer
+    return str(answer.json["prompt_id"])
+
+
+def within(page: Page, card: str, job_id: str = "") -> Any:
+    wanted = f'[data-job="{job_id}"]' if job_id else "[data-job]"
+    return page.locator(f".g-{card}-card {wanted}")
+
+
+def test_a_job_goes_through_its_states_without_a_reload(opened: Callable[..., Page], bot: PlainClient) -> None:
+    page = opened()
+    expect(page.get_by_text("Nothing is running.")).to_be_visible()
+    first = posted(bot, sleep(4, steps=200))
+    second = posted(bot, picture(), metadata={"chat": 7})
+    running = within(page, "running", first)
+    expect(running).to_be_visible()
+    expect(running.get_by_role("progressbar", name="Progress through the graph")).to_have_attribute(
+        "aria-valuenow", re.compile(r"[1-9]")
+    )
+    expect(running).to_contain_text("/ 10:00")
+    waiting = within(page, "queue", second)
+    expect(waiting).to_contain_text("local")
+    for job_id in (first, second):
+        expect(within(page, "recent", job_id)).to_contain_text("Succeeded")
+    expect(within(page, "recent", second).locator("img")).to_be_visible()
+    expect(page.get_by_text("Nothing is running.")).to_be_visible()
+    within(page, "recent", second).locator("summary").click()
+    expect(within(page, "recent", second)).to_contain_text('{"chat":7}')
+
+
+def test_stop_ends_the_running_job_from_the_keyboard(opened: Callable[..., Page], bot: PlainClient) -> None:
+    page = opened()
+    job_id = posted(bot, sleep(600))
+    stop = within(page, "running", job_id).get_by_role("button")
+    stop.focus()
+    page.keyboard.press("Enter")
+    expect(stop).to_have_text("Really stop?")
+    assert bot.get(f"/guarded/jobs/{job_id}").json["state"] in ("dispatched", "running")
+    page.keyboard.press("Enter")
+    expect(within(page, "recent", job_id)).to_contain_text("Cancelled")
+    assert bot.get(f"/guarded/jobs/{job_id}").json["error"]["code"] == "cancelled"
+
+
+def test_a_waiting_job_is_cancelled_from_the_queue(opened: Callable[..., Page], bot: PlainClient) -> None:
+    page = opened()
+    running = posted(bot, sleep(600))
+    waiting = posted(bot, sleep(600))
+    expect(within(page, "queue", waiting)).to_contain_text("1")
+    cancel = within(page, "queue", waiting).get_by_role("button")
+    cancel.click()
+    cancel.click()
+    expect(within(page, "recent", waiting)).to_contain_text("Cancelled")
+    expect(within(page, "queue")).to_have_count(0)
+    expect(within(page, "running", running)).to_be_visible()
+
+
+def test_the_page_speaks_russian_and_changes_the_language(opened: Callable[..., Page], bot: PlainClient) -> None:
+    bot.run(raises("value_error"))
+    page = opened(locale="ru-RU")
+    expect(page.get_by_role("heading", name="Недавние")).to_be_visible()
+    expect(page.locator("html")).to_have_attribute("lang", "ru")
+    expect(within(page, "recent").first).to_contain_text("Не удалось обработать изображение.")
+    page.get_by_role("button", name="Английский").click()
+    expect(page.get_by_role("heading", name="Recent")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name="Recent")).to_be_visible()
+
+
+def test_a_photo_without_a_face_shows_its_error(opened: Callable[..., Page], bot: PlainClient) -> None:
+    cat = {
+        "1": node("LoadImage", image="chelsea.png"),
+        "2": node("ImageInvert", image=["1", 0]),  # made on the way, so that it is looked at only when it runs
+        "3": node("GuardedFaceCheck", image=["2", 0]),
+        "4": save("3"),
+    }
+    job = bot.run(cat)
+    page = opened(locale="ru")
+    row = within(page, "recent", job["job_id"])
+    expect(row).to_contain_text("no_face")
+    expect(row).to_contain_text("На фото не обнаружено лицо.")
+    row.locator("summary").click()
+    expect(row).to_contain_text("GuardedFaceCheck")
+
+
+def test_only_jobs_that_ended_in_one_way_are_shown_on_demand(opened: Callable[..., Page], bot: PlainClient) -> None:
+    good, bad = bot.run(text()), bot.run(raises("value_error"))
+    page = opened()
+    expect(within(page, "recent", good["job_id"])).to_be_visible()
+    page.get_by_role("combobox").select_option("failed")
+    expect(within(page, "recent", good["job_id"])).to_have_count(0)
+    expect(within(page, "recent", bad["job_id"])).to_be_visible()
+
+
+def test_a_sweep_is_looked_at_before_it_is_done(
+    opened: Callable[..., Page], bot: PlainClient, host: HostProcess
+) -> None:
+    old = host.base / "output" / "old.png"
+    old.write_bytes(b"x" * 3000)
+    two_days_ago_s = time.time() - 2 * 86400
+    os.utime(old, (two_days_ago_s, two_days_ago_s))
+    page = opened()
+    page.get_by_role("button", name="What would a sweep delete?").click()
+    expect(page.get_by_text("It would delete 1 file (2.9 KB).")).to_be_visible()
+    assert old.exists()
+    delete = page.get_by_role("button", name="Delete it now")
+    delete.click()
+    page.get_by_role("button", name="Really delete?").click()
+    expect(page.get_by_text("Deleted 1 file (2.9 KB).")).to_be_visible()
+    assert not old.exists()
+
+
+def test_names_from_outside_are_text_and_never_markup(opened: Callable[..., Page], bot: PlainClient) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    job_id = posted(bot, picture(prefix=evil), metadata={"chat": evil})
+    page = opened()
+    dialogs: list[Any] = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    row = within(page, "recent", job_id)
+    row.locator("summary").click()
+    expect(row.locator(".g-inside")).to_contain_text(evil)
+    expect(page.locator('img[src="x"]')).to_have_count(0)
+    assert dialogs == []
+
+
+def test_an_artifact_opens_in_a_tab_of_its_own(opened: Callable[..., Page], bot: PlainClient) -> None:
+    job = bot.run(picture())
+    page = opened()
+    row = within(page, "recent", job["job_id"])
+    row.locator("summary").click()
+    with page.expect_popup() as popup:
+        row.get_by_role("button").click()
+    popup.value.wait_for_url(re.compile("/artifacts/0$"))
+
+
+@pytest.fixture
+def strangers_host(tmp_path: Path) -> Iterator[HostProcess]:
+    """A server that wants a key even from this machine, as all do from others."""
+    with HostProcess(sandbox_kind(), tmp_path, environment={"GUARDED_ACCESS__TRUST_LOOPBACK": "false"}) as process:
+        yield process
+
+
+def made_key(host: HostProcess) -> str:
+    """An operator's key, as its owner makes one."""
+    command = [sys.executable, str(ROOT), "keys", "create", "boss", "--scope", "operate"]
+    made = subprocess.run([*command, "--user", str(host.base / "user")], capture_output=True, text=True, check=True)
+    found = re.search(r"gk_[\w-]+", made.stdout)
+    assert found, made
+    return found[0]
+
+
+def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_out_of_addresses(
+    opened: Callable[..., Page], strangers_host: HostProcess
+) -> None:
+    key = made_key(strangers_host)
+    page = opened(strangers_host.url)
+    addresses: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
+    field = page.get_by_label("Key")
+    field.fill("gk_wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("The server does not accept this key.")
+    shoot(page, "key-1280-en")
+    field.fill(key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Recent")).to_be_visible()
+    with closing(PlainClient(strangers_host)) as bot:
+        answer = bot.post(json.dumps({"prompt": picture()}).encode(), headers={"Authorization": f"Bearer {key}"})
+    row = within(page, "recent", answer.json["prompt_id"])
+    expect(row.locator("img")).to_be_visible()
+    row.locator("summary").click()
+    with page.expect_popup() as popup:
+        row.get_by_role("button").click()
+    popup.value.wait_for_url(re.compile(r"/artifacts/0\?token="))
+    page.reload()
+    expect(row).to_be_visible()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(field).to_be_visible()
+    assert [address for address in addresses if key in address] == []
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_axe_finds_no_serious_fault(opened: Callable[..., Page], bot: PlainClient, scheme: str) -> None:
+    for name in ("astronaut.png", "coffee.png", "rocket.jpg"):
+        bot.run({"1": node("LoadImage", image=name), "2": save("1")})
+    bot.run(raises("value_error"))
+    posted(bot, sleep(600, steps=400))
+    for _ in range(4):
+        posted(bot, sleep(600))
+    for language, heading in (("en", "Running now"), ("ru", "Выполняется")):
+        for width in (1280, 420):
+            page = opened(locale=language, color_scheme=scheme, viewport={"width": width, "height": 900})
+            expect(page.get_by_role("heading", name=heading)).to_be_visible()
+            expect(within(page, "queue")).to_have_count(4)
+            expect(within(page, "recent").locator("img").first).to_be_visible()
+            within(page, "recent").locator("summary").first.click()
+            page.locator(".g-disk-card button").first.click()
+            expect(page.locator(".g-told p").first).to_be_visible()
+            shoot(page, f"page-{width}-{scheme}-{language}")
+            found = Axe().run(page).response["violations"]
+            serious = [
+                (fault["id"], fault["help"], [part["html"][:200] for part in fault["nodes"]])
+                for fault in found
+                if fault["impact"] in ("serious", "critical")
+            ]
+            assert serious == [], (language, width)
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            page.context.close()
