@@ -12,7 +12,7 @@ def main() -> int:
     from alias import register  # `python <folder>` puts this folder on sys.path; register() takes it off again
 
     register()
-    from comfyui_guarded.guard import settings
+    from comfyui_guarded.guard import metrics, settings
     from comfyui_guarded.guard.access import command as keys
     from comfyui_guarded.guard.janitor import command as janitor
 
@@ -23,12 +23,16 @@ def main() -> int:
     janitor.add_arguments(
         commands.add_parser("janitor", help="sweep once, on a box where no server runs: the same rules as the server's")
     )
+    commands.add_parser("metrics", help="print every metric, as docs/metrics.md has it")
     arguments = parser.parse_args()
     package = Path(__file__).absolute().parent
     if arguments.command == "keys":
         return keys.run(arguments, package, print)
     if arguments.command == "janitor":
         return janitor.run(arguments, os.environ, package, print)
+    if arguments.command == "metrics":
+        print(metrics.markdown(), end="")
+        return 0
     print(settings.markdown(), end="")
     return 0
 

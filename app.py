@@ -27,6 +27,7 @@ from .guard.janitor import Janitor
 from .guard.job import Job, JobState
 from .guard.jobs import Jobs
 from .guard.limits import Limits
+from .guard.metrics import Exposition, Metrics
 from .guard.process import Process
 from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
@@ -72,6 +73,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         store.close()
         raise StoreUnusableError(f"the job database {store.path} cannot be used: {error}") from error
     events = Events()
+    metrics = Metrics()
     secrets = Secrets()
     estimates = Estimates(store.run_times_ms(RECENT).result())
     health = Health(host, store)
@@ -83,9 +85,8 @@ def _build(host: Any, prompt_server: Any) -> None:
     janitor = Janitor(settings.janitor, store, host.folders, own, clock)
     health.watch_disk(janitor.disk_full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
-    machine = FaceMachine(
-        FaceChecker(chooser, try_rotations=settings.faces.try_rotations), host.file, host.input_folder
-    )
+    checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.face_checked)
+    machine = FaceMachine(checker, host.file, host.input_folder)
     faces = FaceGate(machine, settings.faces)
     runtime.install(runtime.Runtime(settings, host, machine))
     uploads = Uploads(settings.uploads, host.input_folder)
@@ -94,6 +95,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, limits, janitor.in_use)
     jobs = Jobs(settings, store, settler, events, estimates)
     gpus = Gpus()
+    exposition = Exposition(metrics, settings, store, host, health, watchdog, janitor, gpus)
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
 
     def learned(job: Job) -> None:
@@ -102,6 +104,8 @@ def _build(host: Any, prompt_server: Any) -> None:
 
     store.on_change(learned)
     store.on_change(events.changed)
+    store.on_change(metrics.changed)
+    admission.on_refusal(metrics.refused)
     settler.on_release(dispatcher.wake)
     settler.on_end(watchdog.stopping)
     watchdog.on_repair(dispatcher.wake)
@@ -146,6 +150,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         uploads=uploads,
         stats=stats,
         limits=limits,
+        exposition=exposition,
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode != "open":

@@ -15,7 +15,7 @@ import re
 import uuid
 from asyncio import wrap_future
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ from .clock import Clock
 from .errors import (
     BadImageError,
     GuardError,
+    InternalError,
     InvalidRequestError,
     InvalidWorkflowError,
     MissingModelError,
@@ -133,6 +134,11 @@ class Admission:
         self._uploads = uploads
         #: Without a janitor, nothing is deleted.
         self._in_use = in_use or InUse(list)
+        self._refused: Callable[[str], None] = lambda _code: None
+
+    def on_refusal(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the error code of each prompt that is not let in."""
+        self._refused = listener
 
     async def admit(self, request: Submission) -> Submitted:
         """The job that the request made, or had made before under the same idempotency key.
@@ -140,8 +146,12 @@ class Admission:
         Raises:
             GuardError: why not; nothing has changed.
         """
-        with self._in_use.admission() as hold:
-            return await self._admit(request, hold)
+        try:
+            with self._in_use.admission() as hold:
+                return await self._admit(request, hold)
+        except Exception as error:
+            self._refused(error.code if isinstance(error, GuardError) else InternalError.code)
+            raise
 
     async def _admit(self, request: Submission, hold: Hold) -> Submitted:
         settings = self._settings

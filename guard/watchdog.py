@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ class Watchdog:
         self._looking: Future[list[Job]] | None = None
         self._restart_s = math.inf
         self._repaired: Callable[[], None] = lambda: None
-        #: Workers that another one has taken over from, since the start.
-        self.replaced = 0
+        #: What was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
+        self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
 
     def start(self) -> None:
@@ -77,6 +78,11 @@ class Watchdog:
     def on_repair(self, listener: Callable[[], None]) -> None:
         """Call `listener` when a worker serves the queue again."""
         self._repaired = listener
+
+    @property
+    def replaced(self) -> int:
+        """How many workers another one has taken over from, since the start."""
+        return self.counts["replace hung"] + self.counts["replace dead"]
 
     # What it is told. ----------------------------------------------------------------------------------------
 
@@ -100,6 +106,7 @@ class Watchdog:
             watched = self._watched.get(job_id)
             if watched is not None and watched.stopped_s == math.inf:
                 watched.stopped_s = self._clock.monotonic_s()
+                self.counts["stop"] += 1
                 self._condition.notify()
 
     def forget(self, prompt_id: str) -> None:
@@ -167,7 +174,11 @@ class Watchdog:
     def _end(self, one: _Watched, now_s: float, error: GuardError) -> None:
         """The first rung: the verdict, and a stop that holds until the worker lets go."""
         log.error("%s %s: %s", "job" if one.job is not None else "native prompt", one.prompt_id, error.message)
-        one.stopped_s = now_s
+        with self._condition:
+            one.stopped_s = now_s
+            self.counts["stop"] += 1
+            limit = "native" if one.job is None else "stall" if "stall_timeout_s" in error.extra_info else "job"
+            self.counts[f"timeout {limit}"] += 1
         if one.job is not None:
             self._settler.end(one.job, error)
         else:
@@ -181,6 +192,7 @@ class Watchdog:
         if settings.inject and not one.injected and now_s >= one.stopped_s + settings.interrupt_grace_s * INJECT_AFTER:
             one.injected = True
             if self._host.inject(one.prompt_id):
+                self.counts["inject"] += 1
                 log.warning("%s checks for no interrupt; an exception was raised in it", one.prompt_id)
         if not one.stuck and now_s >= one.stopped_s + settings.interrupt_grace_s:
             one.stuck = True
@@ -200,7 +212,7 @@ class Watchdog:
         elif self._host.hung_workers() >= settings.max_disowned:
             self._process.restart(f"{reason}, and {self._host.hung_workers()} worker(s) hang already")
         elif self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
-            self.replaced += 1
+            self.counts["replace hung"] += 1
             log.error("%s; another worker has taken over", reason)
         else:
             one.stuck = False  # it is just letting go; if not, the next turn tries again
@@ -212,7 +224,7 @@ class Watchdog:
             if one.job is not None:
                 self._settler.end(one.job, error)
         if self._host.replace_worker(None, error):
-            self.replaced += 1
+            self.counts["replace dead"] += 1
             log.error("ComfyUI's worker thread was found dead; another has taken over")
             self._repaired()
         for one in watched:

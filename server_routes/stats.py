@@ -1,9 +1,12 @@
-"""/guarded/stats: figures, of the caller's own jobs or, for an operator, of everything."""
+"""/guarded/stats, figures as JSON, of the caller's own jobs or, for an operator, of everything; /guarded/metrics."""
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
+from ..guard.metrics import CONTENT_TYPE
 from .table import Call, Route, answered
 
 
@@ -12,4 +15,13 @@ async def get_stats(call: Call) -> web.StreamResponse:
     return answered(await call.services.stats.body(call.client))
 
 
-ROUTES = [Route("GET", "/stats", get_stats)]
+async def get_metrics(call: Call) -> web.StreamResponse:
+    """For Prometheus."""
+    text = await asyncio.to_thread(call.services.exposition.text)
+    return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+
+
+ROUTES = [
+    Route("GET", "/stats", get_stats),
+    Route("GET", "/metrics", get_metrics, operate=True),
+]

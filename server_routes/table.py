@@ -34,6 +34,7 @@ from ..guard.host import Host
 from ..guard.janitor import Janitor
 from ..guard.jobs import Jobs
 from ..guard.limits import Limits
+from ..guard.metrics import Exposition
 from ..guard.settings import Settings
 from ..guard.stats import Stats
 from ..guard.uploads import Uploads
@@ -65,6 +66,7 @@ class Services:
     uploads: Uploads
     stats: Stats
     limits: Limits
+    exposition: Exposition
 
 
 @dataclass(frozen=True)

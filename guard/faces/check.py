@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import BadImageError, FaceTooSmallError, InvalidRequestError, NoFaceError, TooManyFacesError
+from ..errors import (
+    BadImageError,
+    FaceTooSmallError,
+    GuardError,
+    InternalError,
+    InvalidRequestError,
+    NoFaceError,
+    TooManyFacesError,
+)
 from . import CANDIDATE, Face, Pixels
 from .chooser import Chooser
 from .images import Limits, Picture, picture, read
@@ -118,6 +127,7 @@ class FaceChecker:
         limits: how large a picture may be.
         remembered: of how many pictures the faces are kept, by content.
         at_once: how many pictures are decoded and looked at at the same time; the others wait.
+        on_check: hears of each check: `passed` or the error code, and the seconds it took.
     """
 
     def __init__(
@@ -128,6 +138,7 @@ class FaceChecker:
         limits: Limits | None = None,
         remembered: int = 256,
         at_once: int = 2,
+        on_check: Callable[[str, float], None] = lambda _outcome, _took_s: None,
     ) -> None:
         self._chooser = chooser
         self._try_rotations = try_rotations
@@ -136,6 +147,7 @@ class FaceChecker:
         self._known: OrderedDict[tuple[Any, ...], _Found] = OrderedDict()
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(at_once)
+        self._on_check = on_check
 
     @property
     def chooser(self) -> Chooser:
@@ -162,7 +174,17 @@ class FaceChecker:
         """
         rules = rules or FaceRules()
         name = name or (image.name if isinstance(image, Path) else "")
-        return judge(self._find(image, rules, name, detector), rules, name)
+        began_s = time.monotonic()
+        outcome = InternalError.code
+        try:
+            faces = judge(self._find(image, rules, name, detector), rules, name)
+            outcome = "passed"
+            return faces
+        except GuardError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._on_check(outcome, time.monotonic() - began_s)
 
     def _find(self, image: Path | bytes | Pixels, rules: FaceRules, name: str, detector: str | None) -> _Found:
         pixels = image if isinstance(image, np.ndarray) else None

@@ -1,8 +1,9 @@
-"""/guarded/stats over HTTP, beside real jobs."""
+"""/guarded/stats and /guarded/metrics over HTTP, beside real jobs."""
 
 from typing import Any
 
-from contract.client import Client, picture, raises, text
+from contract.client import Client, assert_refusal, picture, raises, text
+from prometheus_client.parser import text_string_to_metric_families
 
 OUTCOMES = {"jobs", "succeeded", "failed", "cancelled", "average_run_s", "success_rate", "by_code"}
 
@@ -46,3 +47,33 @@ async def test_what_runs_and_the_files_on_the_disks_are_shown(client: Client):
     for place in counted["disk"].values():
         assert place["total_bytes"] >= place["free_bytes"] > 0
     assert counted["disk"]["input"]["files"] >= 1  # the photo of the other tests
+
+
+async def test_a_scrape_has_the_jobs_that_ended_and_how(client: Client):
+    answer = await client.request("GET", "/guarded/metrics")
+    if answer.status == 503 and client.host.kind.real:
+        # A ComfyUI of somebody else, whose Python lacks the package: it says so, and all else works.
+        assert assert_refusal(answer, "server_unavailable")["error"]["extra_info"]["package"] == "prometheus-client"
+        return
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+
+    async def counted() -> dict[tuple[str, ...], float]:
+        text = (await client.request("GET", "/guarded/metrics")).content.decode()
+        return {
+            (sample.name, *(value for _label, value in sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    before = await counted()
+    await client.run(text())
+    await client.run(raises("value_error"))
+    assert_refusal(await client.submit({}), "invalid_workflow")
+    after = await counted()
+    refused = ("guarded_admission_refusals_total", "invalid_workflow")
+    succeeded = ("guarded_jobs_settled_total", "", "succeeded")
+    assert after[succeeded] == before[succeeded] + 1
+    assert after[refused] == before.get(refused, 0) + 1
+    assert after["guarded_jobs_admitted_total",] == before["guarded_jobs_admitted_total",] + 2
+    assert after["guarded_ready",] == after["guarded_worker_up",] == 1
+    assert after["process_resident_memory_bytes",] > 0
