@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from . import server_routes
@@ -35,10 +36,14 @@ from .guard.settings import SettingsError, load
 from .guard.settle import Settler
 from .guard.stats import Stats
 from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
+from .guard.templates.catalogue import Templates
 from .guard.uploads import Uploads
 from .guard.watchdog import Watchdog
 
 log = logging.getLogger("guarded")
+
+#: The templates of the package; an operator's own lie in `workflows` below `__guarded`.
+TEMPLATES = Path(__file__).parent / "workflows" / "api"
 
 #: The name under which this process holds leases. One server has one queue, so that its next process inherits them.
 HOLDER = "local"
@@ -93,6 +98,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     uploads.tidy()
     limits = Limits(settings.limits, clock)
     admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, limits, janitor.in_use)
+    templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     jobs = Jobs(settings, store, settler, events, estimates)
     gpus = Gpus()
     exposition = Exposition(metrics, settings, store, host, health, watchdog, janitor, gpus)
@@ -141,6 +147,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         access=access,
         host=host,
         admission=admission,
+        templates=templates,
         jobs=jobs,
         health=health,
         faces=faces,

@@ -81,15 +81,25 @@ class GuardOptions(BaseModel):
 _NO_OPTIONS = GuardOptions()
 
 
+#: Turns the body of a request for a template into that of a prompt, in place; gives the parameters in force. It may
+#: wait for the disk.
+Fill = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class Submission:
-    """One POST to `/guarded/prompt`, as it came; of a form, `raw` is what :func:`from_form` made of its fields."""
+    """One POST to `/guarded/prompt`, as it came; of a form, `raw` is what :func:`from_form` made of its fields.
+
+    Or one to `/guarded/workflows/{template}`; `fill` makes a prompt of it.
+    """
 
     raw: bytes
     client: Client
     idempotency_key: str | None = None
     accept_language: str | None = None
     files: tuple[UploadedFile, ...] = ()
+    template: str = ""
+    fill: Fill | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ class Prompt:
     order: float | None
     front: bool
     secrets: dict[str, Any]
+    parameters: dict[str, Any]
 
 
 class Admission:
@@ -184,8 +195,8 @@ class Admission:
 
     async def _parsed(self, request: Submission, key: IdempotencyKey | None, hold: Hold) -> Submitted:
         settings = self._settings
-        if len(request.raw) > PARSED_AT_ONCE_BYTES:
-            prompt = await asyncio.to_thread(parse, request.raw, settings.policy.max_depth)
+        if request.fill is not None or len(request.raw) > PARSED_AT_ONCE_BYTES:
+            prompt = await asyncio.to_thread(parse, request.raw, settings.policy.max_depth, request.fill)
         else:
             prompt = parse(request.raw, settings.policy.max_depth)
         locale = messages.choose(prompt.options.locale, request.accept_language, settings.messages.locale)
@@ -231,7 +242,7 @@ class Admission:
         new = NewJob(
             job_id=prompt.job_id,
             owner=request.client.owner,
-            body=_kept(request.raw, prompt),
+            body=_kept(request, prompt),
             created_at_ms=self._clock.now_ms(),
             timeout_s=min(prompt.options.timeout_s or math.inf, settings.watchdog.job_timeout_s),
             locale=locale,
@@ -240,6 +251,8 @@ class Admission:
             front=prompt.front,
             client_id=prompt.client_id,
             shape=shape(prompt.graph),
+            template=request.template,
+            parameters=prompt.parameters,
             outputs_to_execute=rehearsal.outputs_to_execute,
             metadata=prompt.options.metadata,
             has_secrets=bool(prompt.secrets),
@@ -260,7 +273,7 @@ class Admission:
 
 
 #: The fields of a body as a form has them: JSON, except those that are words.
-_JSON_FIELDS = ("prompt", "guard", "extra_data", "number", "front", "partial_execution_targets")
+_JSON_FIELDS = ("prompt", "parameters", "guard", "extra_data", "number", "front", "partial_execution_targets")
 _WORD_FIELDS = ("client_id", "prompt_id")
 FORM_FIELDS = (*_JSON_FIELDS, *_WORD_FIELDS)
 
@@ -281,13 +294,13 @@ def from_form(fields: Mapping[str, bytes]) -> bytes:
     return json.dumps(body, ensure_ascii=False).encode()
 
 
-def parse(raw: bytes, max_depth: int) -> Prompt:
+def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
     """A request's body, its shape checked.
 
     What ComfyUI answers with a 500, dies of, or silently misreads is refused here: docs/comfyui.md has the list.
 
     Raises:
-        InvalidRequestError, InvalidWorkflowError
+        InvalidRequestError, InvalidWorkflowError, and what `fill` raises.
     """
     body = _decoded(raw)
     if not isinstance(body, dict):
@@ -297,6 +310,11 @@ def parse(raw: bytes, max_depth: int) -> Prompt:
             f"The body is nested more than {max_depth} levels deep.", extra_info={"max_depth": max_depth}
         )
     options = _options(body.pop("guard", None))
+    try:
+        parameters = {} if fill is None else dict(fill(body))
+    except GuardError as error:
+        error.locale = messages.choose(options.locale, None, "") or None
+        raise
     extra_data = _extra_data(body)
     client_id = body.get("client_id", extra_data.get("client_id"))
     if client_id is not None and (not isinstance(client_id, str) or len(client_id) > 255):
@@ -319,6 +337,7 @@ def parse(raw: bytes, max_depth: int) -> Prompt:
         order=None if order is None else float(order),
         front=front,
         secrets={name: extra_data[name] for name in SECRET_NAMES if extra_data.get(name) is not None},
+        parameters=parameters,
     )
 
 
@@ -555,12 +574,16 @@ def _idempotency(request: Submission) -> IdempotencyKey | None:
     # Of a form, what it says and not how: its boundary and the order of its parts may be others next time.
     for file in sorted(request.files, key=lambda file: (file.field, file.filename, file.sha256)):
         digest.update(json.dumps([file.field, file.filename, file.sha256]).encode())
+    if request.template:  # the same body, sent to another template, is another request
+        digest.update(b"\0" + request.template.encode())
     return IdempotencyKey(request.idempotency_key, digest.hexdigest())
 
 
-def _kept(raw: bytes, prompt: Prompt) -> bytes:
-    """What goes to disk: the body as it came, unless it holds secrets."""
-    if not prompt.secrets:
-        return raw
-    extra_data = {name: value for name, value in prompt.body["extra_data"].items() if name not in SECRET_NAMES}
-    return json.dumps({**prompt.body, "extra_data": extra_data}).encode()
+def _kept(request: Submission, prompt: Prompt) -> bytes:
+    """What goes to disk: the body as it came, unless a template made the prompt, or it holds secrets."""
+    if not prompt.secrets and request.fill is None:
+        return request.raw
+    body = prompt.body
+    if prompt.secrets:
+        body = {**body, "extra_data": {k: v for k, v in body["extra_data"].items() if k not in SECRET_NAMES}}
+    return json.dumps(body).encode()

@@ -195,6 +195,15 @@ class Host(Protocol):
     def model_folders(self) -> list[Path]:
         """The folders that hold the host's models, each kind in a folder of its own."""
 
+    def model_name(self, folder: str, file: str) -> str | None:
+        """How the host lists a model file of a kind (`checkpoints`), below whatever folder it lies; None: not there.
+
+        Also found: `models/<folder>/<file>` of a kind that the host does not list. Waits for the disk. Any thread.
+        """
+
+    def video_memory(self) -> int | None:
+        """Bytes of memory on the card that nodes run on, used or not; None where they run on the processor."""
+
     def own_directory(self) -> Path:
         """Where settings and database belong: a folder that no route of the host serves. It may not exist yet."""
 

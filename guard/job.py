@@ -103,6 +103,7 @@ class NewJob:
         body: what `/guarded/prompt` was sent, as JSON text, without secrets.
         shape: a short name for graphs of the same node classes; estimates go by it.
         template: the template that rendered the prompt; "" for a graph of the caller's own.
+        parameters: the template's parameters in force, the seed among them.
         order: ComfyUI's `number`, where the client gave one; smaller goes first within its owner.
         front: to the head of its owner's line.
         outputs_to_execute: ids of the output nodes that ComfyUI will run.
@@ -121,6 +122,7 @@ class NewJob:
     client_id: str | None = None
     shape: str = ""
     template: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
     outputs_to_execute: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     has_secrets: bool = False
@@ -144,6 +146,7 @@ class Job:
     client_id: str | None
     shape: str
     template: str
+    parameters: dict[str, Any]
     outputs_to_execute: tuple[str, ...]
     metadata: dict[str, Any]
     has_secrets: bool
@@ -182,6 +185,7 @@ class Job:
             "eta_s": eta_s,
             "owner": self.owner,
             "template": self.template or None,
+            "parameters": self.parameters if self.template else None,
             "priority": self.priority,
             "attempts": self.attempts,
             "created_at_ms": self.created_at_ms,

@@ -1,11 +1,12 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import access, artifacts, faces, health, janitor, jobs, page, prompt, stats
+from . import access, artifacts, faces, health, janitor, jobs, page, prompt, stats, workflows
 from .native import guard_native
 from .table import Route, Services, register
 
 ROUTES: list[Route] = [
     *prompt.ROUTES,
+    *workflows.ROUTES,
     *access.ROUTES,
     *jobs.ROUTES,
     *artifacts.ROUTES,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from aiohttp import web
 
-from ..guard.admission import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Submission, from_form
+from ..guard.admission import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Fill, Submission, from_form
 from ..guard.store import Submitted
 from ..guard.uploads import UploadedFile
 from .form import is_form, received
@@ -18,20 +19,27 @@ async def post_prompt(call: Call) -> web.StreamResponse:
 
     The content type is not looked at, except that a form brings the prompt's files along with it.
     """
+    return await admitted(call)
+
+
+async def admitted(call: Call, template: str = "") -> web.StreamResponse:
+    """The answer to a prompt, or to the parameters of a template."""
     wait_s = number(call, "wait", 0, 0, 86400)
     if is_form(call.request):
         uploads, limit = call.services.uploads, call.services.settings.policy.max_body_bytes
         async with received(call.request, uploads, FORM_FIELDS, limit) as form:
             large = sum(map(len, form.fields.values())) > PARSED_AT_ONCE_BYTES
             raw = await asyncio.to_thread(from_form, form.fields) if large else from_form(form.fields)
-            submitted = await _admitted(call, raw, form.files)
+            submitted = await _admitted(call, raw, form.files, template)
     else:
         raw = await read_body(call.request, call.services.settings.policy.max_body_bytes)
-        submitted = await _admitted(call, raw, ())
+        submitted = await _admitted(call, raw, (), template)
     call.services.wake()
     jobs = call.services.jobs
     job = submitted.job
     guard = jobs.place(job, submitted.waiting, job.locale)
+    if job.template:
+        guard |= {"template": job.template, "parameters": job.parameters}
     if wait_s:
         job = await jobs.wait(job, wait_s, known=None)
         shown = await jobs.body(job)
@@ -40,8 +48,11 @@ async def post_prompt(call: Call) -> web.StreamResponse:
     return answered(answer, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
 
 
-async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...]) -> Submitted:
+async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...], template: str) -> Submitted:
     headers = call.request.headers
+    fill: Fill | None = None
+    if template:
+        fill = functools.partial(call.services.templates.fill, template, uploaded=[file.field for file in files])
     return await call.services.admission.admit(
         Submission(
             raw=raw,
@@ -49,6 +60,8 @@ async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...]) -> 
             idempotency_key=headers.get("Idempotency-Key"),
             accept_language=headers.get("Accept-Language"),
             files=files,
+            template=template,
+            fill=fill,
         )
     )
 

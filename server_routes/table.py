@@ -37,6 +37,7 @@ from ..guard.limits import Limits
 from ..guard.metrics import Exposition
 from ..guard.settings import Settings
 from ..guard.stats import Stats
+from ..guard.templates.catalogue import Templates
 from ..guard.uploads import Uploads
 
 log = logging.getLogger("guarded.http")
@@ -57,6 +58,7 @@ class Services:
     access: Access
     host: Host
     admission: Admission
+    templates: Templates
     jobs: Jobs
     health: Health
     faces: FaceGate

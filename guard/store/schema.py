@@ -87,4 +87,8 @@ MIGRATIONS: tuple[str, ...] = (
     DROP INDEX jobs_settled;
     CREATE INDEX jobs_settled ON jobs (settled_at_ms, owner, code, started_at_ms) WHERE settled_at_ms IS NOT NULL;
     """,
+    """
+    -- The template's parameters in force, JSON object; what a repeated request is told again.
+    ALTER TABLE jobs ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}';
+    """,
 )

@@ -60,7 +60,7 @@ BODIES_BYTES = 4 * 2**20
 
 _COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
-    "locale, client_id, shape, template, outputs_to_execute, metadata, has_secrets, verdict, result"
+    "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, verdict, result"
 )
 
 #: As the index `jobs_open` has it, word for word: only then does SQLite see that it may be used. Without it, each
@@ -529,8 +529,8 @@ class SqliteStore:
         try:
             db.execute(
                 "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale,"
-                " client_id, shape, template, outputs_to_execute, metadata, has_secrets) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     number,
                     new.job_id,
@@ -543,6 +543,7 @@ class SqliteStore:
                     new.client_id,
                     new.shape,
                     new.template,
+                    json.dumps(new.parameters),
                     json.dumps(new.outputs_to_execute),
                     json.dumps(new.metadata),
                     new.has_secrets,
@@ -570,6 +571,7 @@ class SqliteStore:
             client_id=new.client_id,
             shape=new.shape,
             template=new.template,
+            parameters=new.parameters,
             outputs_to_execute=new.outputs_to_execute,
             metadata=new.metadata,
             has_secrets=new.has_secrets,
@@ -806,7 +808,7 @@ def _migrated(path: Path) -> sqlite3.Connection:
 
 def _job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
-    (locale, client_id, shape, template, outputs, metadata, has_secrets, verdict, result) = row[10:]
+    (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, verdict, result) = row[10:]
     return Job(
         job_id=job_id,
         number=number,
@@ -822,6 +824,7 @@ def _job(row: tuple[Any, ...]) -> Job:
         client_id=client_id,
         shape=shape,
         template=template,
+        parameters=json.loads(parameters),
         outputs_to_execute=tuple(json.loads(outputs)),
         metadata=json.loads(metadata),
         has_secrets=bool(has_secrets),

@@ -192,6 +192,15 @@ class ComfyHost:
         registered = folder_paths.folder_names_and_paths.get("insightface", ((), ()))[0]
         return list(dict.fromkeys([Path(folder_paths.models_dir), *(Path(folder).parent for folder in registered)]))
 
+    def model_name(self, folder: str, file: str) -> str | None:
+        return report.model_name(folder, file)
+
+    def video_memory(self) -> int | None:
+        device = comfy.model_management.get_torch_device()
+        if device.type in ("cpu", "mps"):  # there ComfyUI would tell of the machine's RAM
+            return None
+        return int(comfy.model_management.get_total_memory(device))
+
     def own_directory(self) -> Path:
         return report.own_directory()
 

@@ -67,6 +67,17 @@ def files_in(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                         yield str(node_id), dict(item)
 
 
+def model_name(kind: str, file: str) -> str | None:
+    """Under which name a model of that kind is listed, in whichever folder it was sorted."""
+    listed = folder_paths.get_filename_list(kind) if kind in folder_paths.folder_names_and_paths else []
+    if file in listed:
+        return file
+    for name in listed:
+        if name.replace("\\", "/").rpartition("/")[2] == file:
+            return str(name)
+    return file if os.path.isfile(os.path.join(folder_paths.models_dir, kind, file)) else None
+
+
 def resolved(kind: str, subfolder: str, filename: str) -> Path | None:
     """The file's real path, if that lies inside the root of its type; symlinks are followed before it is judged."""
     folder = folder_paths.get_directory_by_type(kind) if kind in _TYPES else None

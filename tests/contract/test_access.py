@@ -72,6 +72,7 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
     ("POST", "/janitor/sweep"): ({"query": "?dry_run=1"}, 200),
     ("POST", "/janitor/adopt"): ({"body": {}}, 200),
+    ("POST", "/workflows/{name}"): ({"body": {}}, 400),  # it names no photo
 }
 
 
@@ -84,7 +85,8 @@ def call_of(route: server_routes.Route) -> tuple[dict[str, Any], int]:
 
 
 def path_of(route: server_routes.Route, job_id: str) -> str:
-    path = re.sub(r"\{job_id(:[^}]*)?\}", job_id, route.path).replace("{index}", "0").replace("{file}", "page.js")
+    path = route.path.replace("{name}", "photo_check")
+    path = re.sub(r"\{job_id(:[^}]*)?\}", job_id, path).replace("{index}", "0").replace("{file}", "page.js")
     assert "{" not in path, f"say in {Path(__file__).name} what stands for the variable part of {route.path}"
     return path + str(call_of(route)[0].get("query", ""))
 

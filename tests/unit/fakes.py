@@ -71,6 +71,9 @@ class FakeHost:
         self.can_replace = True
         self.hung = 0
         self.freed = 0
+        #: Model file → how the host lists it; `None` in place of all: whatever is asked for is there.
+        self.models: dict[str, str] | None = None
+        self.vram_bytes: int | None = None
 
     def listen(self, listener: HostListener) -> None:
         self.listener = listener
@@ -126,6 +129,12 @@ class FakeHost:
 
     def takes_file(self, class_type: str, input_name: str, value: str) -> bool:
         return class_type == "LoadImage" and input_name == "image"
+
+    def model_name(self, folder: str, file: str) -> str | None:
+        return file if self.models is None else self.models.get(file)
+
+    def video_memory(self) -> int | None:
+        return self.vram_bytes
 
     def worker_alive(self) -> bool:
         return self.alive

@@ -12,8 +12,8 @@ from comfyui_guarded.guard.job import Job, JobState
 def _job(job_id="a", state=JobState.RUNNING):
     return Job(
         job_id=job_id, number=1, owner="bot", state=state, priority=0, attempts=1, created_at_ms=0, started_at_ms=0,
-        settled_at_ms=None, timeout_s=1, locale="en", client_id=None, shape="", template="", outputs_to_execute=(),
-        metadata={}, has_secrets=False,
+        settled_at_ms=None, timeout_s=1, locale="en", client_id=None, shape="", template="", parameters={},
+        outputs_to_execute=(), metadata={}, has_secrets=False,
     )  # fmt: skip
 
 

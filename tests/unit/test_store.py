@@ -690,7 +690,7 @@ def test_a_job_comes_back_from_the_disk_as_it_was(store):
     artifact = Artifact(0, "2", "image", "é.png", "sub", "output", 9, "ab", 3, 4, None, ("unknown_kind",))
     result = Result({"2": {"images": [{"filename": "é.png"}]}}, (artifact,))
     new = new_job(
-        priority=3, client_id="c", shape="s", template="t", outputs_to_execute=("2", "7"),
+        priority=3, client_id="c", shape="s", template="t", parameters={"seed": 5}, outputs_to_execute=("2", "7"),
         metadata={"a": ["б", None, 1.5]}, has_secrets=True, timeout_s=1.25, locale="ru",
     )  # fmt: skip
     submitted = store.submit(new, 1).result(LONG_S).job

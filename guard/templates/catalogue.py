@@ -1,0 +1,175 @@
+"""Which templates there are, and what this server lacks for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidRequestError, MissingModelError, MissingNodeError, NotFoundError, PolicyViolationError
+from ..host import Host
+from ..settings import PolicySettings
+from .manifest import Model, NodePack, Template, TemplateError, Values, holds, in_language
+from .render import completed, in_force, rendered, vram_gib
+
+log = logging.getLogger("guarded.templates")
+
+#: What a request for a template may hold beside `parameters` and `guard`: as for a prompt of the caller's own.
+_BESIDE = frozenset({"client_id", "prompt_id", "extra_data", "number", "front"})
+
+
+class Templates:
+    """The templates of some folders; a later folder's wins over an earlier one's of the same name.
+
+    They are read when they are first asked for. Any thread; everything here may wait for the disk.
+    """
+
+    def __init__(self, host: Host, policy: PolicySettings, folders: Sequence[Path]) -> None:
+        self._host = host
+        self._policy = policy
+        self._folders = folders
+
+    @cached_property
+    def _all(self) -> dict[str, Template]:
+        found = {}
+        for folder in self._folders:
+            for path in sorted(folder.glob("*.toml")):
+                try:
+                    found[path.stem] = Template.read(path)
+                except TemplateError as error:
+                    log.error("%s; it is left out (%s)", error, path)
+        return found
+
+    def fill(self, name: str, body: dict[str, Any], uploaded: Collection[str] = ()) -> Values:
+        """Turn the body of a request for a template into one with a `prompt`; the parameters in force.
+
+        Args:
+            uploaded: names of files that came with the request; one that is called like a parameter is its value.
+
+        Raises:
+            NotFoundError: no such template.
+            InvalidRequestError, PolicyViolationError: parameters; see :func:`.render.in_force`. Also: it needs more
+                memory than there is.
+            MissingNodeError, MissingModelError: this server lacks something for it.
+        """
+        template = self._all.get(name)
+        if template is None:
+            raise NotFoundError(
+                f"There is no template {name[:100]!r}; there are {', '.join(self._all)}.",
+                extra_info={"templates": list(self._all)},
+            )
+        given = body.pop("parameters", None)
+        if given is None:
+            given = {}
+        if not isinstance(given, dict):
+            raise InvalidRequestError("parameters must be an object.", extra_info={"field": "parameters"})
+        if unknown := sorted(set(body) - _BESIDE):
+            raise InvalidRequestError(
+                f"A request for a template has no {', '.join(field[:100] for field in unknown)}; "
+                "what the template takes goes into parameters.",
+                extra_info={"fields": unknown},
+            )
+        files = {each: each for each in uploaded if each in template.manifest.parameters}
+        values = in_force(template, {**files, **given})
+        names = self._model_names(template)
+        self._check_nodes(template)
+        self._check_models(template, values, names)
+        self._check_memory(template, values)
+        body["prompt"] = rendered(template, values, names)
+        return values
+
+    def described(self, locale: str) -> list[dict[str, Any]]:
+        """Every template as JSON, with what is missing here."""
+        return [self._described(template, locale) for template in self._all.values()]
+
+    def _described(self, template: Template, locale: str) -> dict[str, Any]:
+        manifest = template.manifest
+        names = self._model_names(template)
+        missing_packs = self._missing_packs(template)
+        default = completed(template, {})
+        missing = [model for model in manifest.models if model.file not in names and holds(model.when, default)]
+        need = vram_gib(template, default)
+        return {
+            "name": template.name,
+            "title": in_language(manifest.title, locale),
+            "description": in_language(manifest.description, locale),
+            "parameters": [parameter.described(name, locale) for name, parameter in manifest.parameters.items()],
+            "presets": [preset.model_dump() for preset in manifest.presets],
+            "vram_gb": need or None,
+            "models": [
+                {**_of_model(model), "when": model.when, "present": model.file in names} for model in manifest.models
+            ],
+            "node_packs": [
+                {
+                    "name": pack.name,
+                    "source": pack.source,
+                    "licence": pack.licence,
+                    "present": pack not in missing_packs,
+                }
+                for pack in manifest.node_packs
+            ],
+            "read_at": manifest.read_at,
+            "missing": {
+                "models": [model.file for model in missing],
+                "node_packs": [pack.name for pack in missing_packs],
+            },
+            "ready": not missing and not missing_packs and self._memory_refusal(template, default) is None,
+        }
+
+    def _model_names(self, template: Template) -> dict[str, str]:
+        """Model file → the host's name for it, of those that are there."""
+        names = {}
+        for model in template.manifest.models:
+            if (name := self._host.model_name(model.folder, model.file)) is not None:
+                names[model.file] = name
+        return names
+
+    def _missing_packs(self, template: Template) -> list[NodePack]:
+        missing = set(self._host.missing_classes(template.graph))
+        return [pack for pack in template.manifest.node_packs if missing & set(pack.classes)]
+
+    def _check_nodes(self, template: Template) -> None:
+        missing = self._host.missing_classes(template.graph)
+        if not missing:
+            return
+        packs = self._missing_packs(template)
+        hint = "".join(f" Install {pack.name}: {pack.source}." for pack in packs) or " Update ComfyUI."
+        raise MissingNodeError(
+            f"Template {template.name}: this server lacks the node class {', '.join(missing)}.{hint}",
+            extra_info={
+                "classes": missing,
+                "node_packs": [{"name": pack.name, "source": pack.source} for pack in packs],
+            },
+        )
+
+    def _check_models(self, template: Template, values: Values, names: Mapping[str, str]) -> None:
+        missing = [model for model in template.manifest.models if model.file not in names and holds(model.when, values)]
+        if missing:
+            said = "; ".join(f"{model.file} belongs in models/{model.folder}, from {model.source}" for model in missing)
+            raise MissingModelError(
+                f"Template {template.name}: this server lacks a model: {said}.",
+                extra_info={"models": [_of_model(model) for model in missing]},
+            )
+
+    def _check_memory(self, template: Template, values: Values) -> None:
+        if (refusal := self._memory_refusal(template, values)) is not None:
+            raise refusal
+
+    def _memory_refusal(self, template: Template, values: Values) -> PolicyViolationError | None:
+        need = vram_gib(template, values)
+        total = self._host.video_memory()
+        card = None if total is None else round(total / 2**30, 1)
+        budget = self._policy.vram_budget_gb or None
+        if all(limit is None or need <= limit for limit in (card, budget)):
+            return None
+        return PolicyViolationError(
+            f"Template {template.name}: this takes about {need:g} GB of video memory; "
+            f"{min(limit for limit in (card, budget) if limit is not None):g} GB may be used here.",
+            extra_info={"vram_gb": need, "vram_budget_gb": budget, "vram_total_gb": card},
+        )
+
+
+def _of_model(model: Model) -> dict[str, Any]:
+    return model.model_dump(include={"file", "folder", "size_mb", "source", "licence"})

@@ -1,0 +1,284 @@
+"""What a template says of itself, read from its two files and checked against each other."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..messages import FALLBACK
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: What ComfyUI's samplers take.
+MAX_SEED = 2**64 - 1
+#: A text without a `max_length` of its own.
+TEXT_LENGTH = 4000
+FILE_NAME_LENGTH = 255
+
+
+class TemplateError(ValueError):
+    """A template that cannot be used; the message names it and says why."""
+
+
+class WrongKindError(ValueError):
+    """A value that is no value of the parameter's type; the message says what would be."""
+
+
+class OutOfRangeError(ValueError):
+    """A value of the right type beyond the parameter's limits; the message says which."""
+
+
+def _in_english(texts: dict[str, str]) -> dict[str, str]:
+    if FALLBACK not in texts:
+        raise ValueError(f"a text in {FALLBACK!r} is needed")
+    return texts
+
+
+#: Language → text.
+Texts = Annotated[dict[str, str], AfterValidator(_in_english)]
+Values = Mapping[str, Any]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Parameter(_Part):
+    """One value that a caller may set.
+
+    Attributes:
+        into: where it goes, as `node.input`; nowhere for one that only chooses presets or wiring.
+        default: None: it must be given, or, for a seed, is drawn.
+        step: of integers, counted from `min`.
+        max_length: of texts, in characters.
+    """
+
+    type: Literal["integer", "number", "boolean", "choice", "text", "file", "seed"]
+    into: tuple[str, ...] = ()
+    default: bool | int | float | str | None = None
+    min: int | float | None = None
+    max: int | float | None = None
+    step: int = Field(1, ge=1)
+    max_length: int = Field(TEXT_LENGTH, ge=1)
+    choices: tuple[str, ...] = ()
+    help: Texts
+
+    @model_validator(mode="after")
+    def _whole(self) -> Parameter:
+        if self.type in ("integer", "number") and (self.min is None or self.max is None or self.min > self.max):
+            raise ValueError(f"{self.type} needs min and max")
+        if self.type == "choice" and not self.choices:
+            raise ValueError("choice needs choices")
+        if self.default is not None:
+            self.read(self.default)
+        return self
+
+    @property
+    def required(self) -> bool:
+        return self.default is None and self.type != "seed"
+
+    def read(self, value: Any) -> Any:
+        """The value as the graph gets it. Raises WrongKindError, OutOfRangeError."""
+        if self.type in ("integer", "seed"):
+            return self._integer(value)
+        if self.type == "number":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise WrongKindError("must be a number")
+            self._within(value, self.min, self.max)
+            return float(value)
+        if self.type == "boolean":
+            if not isinstance(value, bool):
+                raise WrongKindError("must be true or false")
+            return value
+        if not isinstance(value, str):
+            raise WrongKindError("must be a string")
+        if self.type == "choice":
+            if value not in self.choices:
+                raise OutOfRangeError(f"must be one of {', '.join(self.choices)}")
+        elif self.type == "file":
+            if not 1 <= len(value) <= FILE_NAME_LENGTH:
+                raise OutOfRangeError(f"must be a file's name of 1 to {FILE_NAME_LENGTH} characters")
+        elif len(value) > self.max_length:
+            raise OutOfRangeError(f"must have {self.max_length} characters at most, not {len(value)}")
+        return value
+
+    def described(self, name: str, locale: str) -> dict[str, Any]:
+        """The parameter as JSON: what applies to its type, and nothing else."""
+        told: dict[str, Any] = {"name": name, "type": self.type, "required": self.required, "default": self.default}
+        if self.type in ("integer", "number"):
+            told |= {"min": self.min, "max": self.max}
+        if self.type == "integer" and self.step > 1:
+            told["step"] = self.step
+        if self.type == "seed":
+            told |= {"min": 0, "max": MAX_SEED}
+        if self.type == "text":
+            told["max_length"] = self.max_length
+        if self.type == "choice":
+            told["choices"] = list(self.choices)
+        return {**told, "help": in_language(self.help, locale)}
+
+    def _integer(self, value: Any) -> int:
+        # 20.0 is what some clients make of 20.
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+            raise WrongKindError("must be a whole number")
+        whole = int(value)
+        low, high = (0, MAX_SEED) if self.type == "seed" else (self.min, self.max)
+        self._within(whole, low, high)
+        if (whole - int(low or 0)) % self.step:
+            raise OutOfRangeError(f"must be {low} plus a multiple of {self.step}")
+        return whole
+
+    @staticmethod
+    def _within(value: float, low: float | None, high: float | None) -> None:
+        if low is not None and high is not None and not low <= value <= high:
+            raise OutOfRangeError(f"must be from {low} to {high}")
+
+
+class _Conditional(_Part):
+    """Counts only where parameters have the values of `when`."""
+
+    when: dict[str, bool | str] = {}
+
+
+class Preset(_Conditional):
+    """Values for parameters that the caller left out. Of several presets for one parameter, the first counts."""
+
+    parameters: dict[str, Any]
+
+
+class Wiring(_Conditional):
+    """Inputs (`node.input`) that the graph gets instead of its own."""
+
+    inputs: dict[str, Any]
+
+
+class Model(_Conditional):
+    """A model file, in a folder below ComfyUI's models (or wherever that kind is registered).
+
+    Attributes:
+        into: the inputs that name it; they get the name under which this server lists it.
+    """
+
+    file: str
+    folder: str
+    size_mb: int
+    source: str
+    licence: str
+    into: tuple[str, ...] = ()
+
+
+class NodePack(_Part):
+    """A package of node classes that must be installed."""
+
+    name: str
+    source: str
+    licence: str
+    classes: tuple[str, ...]
+
+
+class VramStep(_Part):
+    """What one step of the work takes on the card; the largest step counts.
+
+    Attributes:
+        pixels: the parameters whose product is the picture's size.
+    """
+
+    step: str
+    gib: float
+    gib_per_megapixel: float = 0
+    pixels: tuple[str, ...] = ()
+
+
+class Manifest(_Part):
+    """`name.toml`.
+
+    Attributes:
+        outputs: node ids; what none of them needs is left out of the prompt.
+        read_at: repository → the commit at which class names, inputs and paths were read.
+    """
+
+    title: Texts
+    description: Texts
+    outputs: tuple[str, ...]
+    read_at: dict[str, str] = {}
+    parameters: dict[str, Parameter]
+    presets: tuple[Preset, ...] = ()
+    wiring: tuple[Wiring, ...] = ()
+    models: tuple[Model, ...] = ()
+    node_packs: tuple[NodePack, ...] = ()
+    vram: tuple[VramStep, ...] = ()
+
+
+@dataclass(frozen=True)
+class Template:
+    """A graph, and what may be changed in it."""
+
+    name: str
+    manifest: Manifest
+    graph: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Template:
+        """The template whose manifest is `path`, with its graph beside it. Raises TemplateError."""
+        name = path.stem
+        try:
+            manifest = Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            graph = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            template = cls(name, manifest, graph)
+            template._check()
+        except ValidationError as error:
+            item = error.errors()[0]
+            where = ".".join(str(part) for part in item["loc"])
+            raise TemplateError(f"template {name}: {where}: {item['msg']}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TemplateError(f"template {name}: {type(error).__name__}: {error}") from None
+        return template
+
+    def _check(self) -> None:
+        """Everything that a manifest names must be there. Raises ValueError."""
+        known = {f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"]}
+        if unknown := sorted({target for target in self._targets() if target not in known}):
+            raise ValueError(f"the graph has no input {', '.join(unknown)}")
+        if unknown := sorted(set(self.manifest.outputs) - set(self.graph)):
+            raise ValueError(f"the graph has no node {', '.join(unknown)}")
+        manifest, parameters = self.manifest, self.manifest.parameters
+        preset = {name for each in manifest.presets for name in each.parameters}
+        parts: list[_Conditional] = [*manifest.presets, *manifest.wiring, *manifest.models]
+        for part in parts:
+            for name, value in part.when.items():
+                if name in preset or parameters[name].default is None:
+                    raise ValueError(f"{name} cannot be a condition: it has no default of its own, or a preset")
+                parameters[name].read(value)
+        for each in manifest.presets:
+            for name, value in each.parameters.items():
+                parameters[name].read(value)
+        for step in manifest.vram:
+            if any(parameters[name].type != "integer" for name in step.pixels):
+                raise ValueError(f"the size in {step.step} must come from integers")
+
+    def _targets(self) -> Iterator[str]:
+        for parameter in self.manifest.parameters.values():
+            yield from parameter.into
+        for model in self.manifest.models:
+            yield from model.into
+        for wiring in self.manifest.wiring:
+            yield from wiring.inputs
+
+
+def in_language(texts: Mapping[str, str], locale: str) -> str:
+    return texts.get(locale) or texts[FALLBACK]
+
+
+def holds(when: Mapping[str, Any], values: Values) -> bool:
+    """Whether the parameters have the values of a condition."""
+    return all(values[name] == value for name, value in when.items())

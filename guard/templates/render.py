@@ -1,0 +1,108 @@
+"""Parameters → a prompt. Values are put into the parsed graph, never into its text: a prompt may hold anything."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import InvalidRequestError, PolicyViolationError
+from .manifest import OutOfRangeError, Template, Values, WrongKindError, holds
+
+#: Drawn seeds are whole numbers that every JSON reader, JavaScript's too, gives back unchanged.
+SEEDS = 2**53
+
+
+def in_force(template: Template, given: Mapping[str, Any], draw: Callable[[int], int] = secrets.randbelow) -> Values:
+    """Every parameter's value: what was given, else a preset's, else the default, else a drawn seed.
+
+    Raises:
+        InvalidRequestError: parameters that do not exist, are missing, or have a value of the wrong type.
+        PolicyViolationError: values beyond their limits. Both name all of them, in `extra_info.parameters`.
+    """
+    manifest = template.manifest
+    wrong = {name: "there is no such parameter" for name in given if name not in manifest.parameters}
+    beyond: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for name, parameter in manifest.parameters.items():
+        if given.get(name) is None:
+            if parameter.required:
+                wrong[name] = "must be given"
+            continue
+        try:
+            values[name] = parameter.read(given[name])
+        except WrongKindError as error:
+            wrong[name] = str(error)
+        except OutOfRangeError as error:
+            beyond[name] = str(error)
+    for faults, error_class in ((wrong, InvalidRequestError), (beyond, PolicyViolationError)):
+        if faults:
+            said = "; ".join(f"{name[:100]} {fault}" for name, fault in faults.items())
+            raise error_class(f"Template {template.name}: {said}.", extra_info={"parameters": faults})
+    return {
+        name: draw(SEEDS) if value is None else manifest.parameters[name].read(value)
+        for name, value in completed(template, values).items()
+    }
+
+
+def completed(template: Template, given: Values) -> dict[str, Any]:
+    """Presets and defaults for what is not `given`; None for what has neither."""
+    manifest = template.manifest
+    values = {name: given.get(name, parameter.default) for name, parameter in manifest.parameters.items()}
+    chosen = set(given)
+    for preset in manifest.presets:
+        if holds(preset.when, values):
+            for name in preset.parameters.keys() - chosen:
+                values[name] = preset.parameters[name]
+                chosen.add(name)
+    return values
+
+
+def rendered(template: Template, values: Values, model_names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The graph with `values` in it, and nothing that its outputs do not need.
+
+    Args:
+        values: of every parameter, from :func:`in_force`.
+        model_names: model file → the name under which the host lists it, where that is another.
+    """
+    graph: dict[str, Any] = copy.deepcopy(template.graph)
+    manifest = template.manifest
+    for name, parameter in manifest.parameters.items():
+        for target in parameter.into:
+            _put(graph, target, values[name])
+    for model in manifest.models:
+        for target in model.into:
+            _put(graph, target, (model_names or {}).get(model.file, model.file))
+    for wiring in manifest.wiring:
+        if holds(wiring.when, values):
+            for target, value in wiring.inputs.items():
+                _put(graph, target, copy.deepcopy(value))
+    return _needed(graph, manifest.outputs)
+
+
+def vram_gib(template: Template, values: Values) -> float:
+    """What the largest step takes on the card, estimated; 0 where the template says nothing."""
+    largest = 0.0
+    for step in template.manifest.vram:
+        pixels = 1.0 if step.pixels else 0.0
+        for name in step.pixels:
+            pixels *= values[name]
+        largest = max(largest, step.gib + step.gib_per_megapixel * pixels / 1e6)
+    return round(largest, 1)
+
+
+def _put(graph: dict[str, Any], target: str, value: Any) -> None:
+    node_id, _, name = target.partition(".")
+    graph[node_id]["inputs"][name] = value
+
+
+def _needed(graph: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
+    needed: set[str] = set()
+    waiting = list(outputs)
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in needed:
+            needed.add(node_id)
+            waiting += [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
+    return {node_id: node for node_id, node in graph.items() if node_id in needed}

@@ -1,0 +1,161 @@
+"""The templates that come with the package: both formats, their recorded nodes, and every value they allow."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from workflows import editor, specs
+
+from comfyui_guarded.guard.errors import GuardError
+from comfyui_guarded.guard.templates.manifest import MAX_SEED, Template
+from comfyui_guarded.guard.templates.render import in_force, rendered, vram_gib
+
+KNOWN = specs.all_nodes()
+TEMPLATES = {path.stem: Template.read(path) for path in sorted((editor.WORKFLOWS / "api").glob("*.toml"))}
+NAMES = sorted(TEMPLATES)
+
+every_template = pytest.mark.parametrize("name", NAMES)
+
+
+def values_of(parameter):
+    """Any value inside the limits."""
+    if parameter.type == "integer":
+        steps = (int(parameter.max) - int(parameter.min)) // parameter.step
+        return st.integers(0, steps).map(lambda n: int(parameter.min) + n * parameter.step)
+    return {
+        "number": lambda: st.floats(parameter.min, parameter.max),
+        "boolean": st.booleans,
+        "choice": lambda: st.sampled_from(parameter.choices),
+        "text": lambda: st.text(max_size=200) | st.just("🎈" * parameter.max_length),
+        "file": lambda: st.text(min_size=1, max_size=255),
+        "seed": lambda: st.integers(0, MAX_SEED),
+    }[parameter.type]()
+
+
+def values_beyond(parameter):
+    """Any value outside them, or of another type."""
+    other = st.sampled_from([[], {}, float("nan"), float("inf")])
+    if parameter.type in ("integer", "number", "seed"):
+        low, high = (0, MAX_SEED) if parameter.type == "seed" else (parameter.min, parameter.max)
+        beyond = st.integers(max_value=int(low) - 1) | st.integers(min_value=int(high) + 1)
+        if parameter.type == "integer" and parameter.step > 1:
+            beyond |= st.just(int(low) + 1)
+        return beyond | other | st.just("7") | st.booleans()
+    if parameter.type == "boolean":
+        return other | st.integers() | st.text()
+    if parameter.type == "choice":
+        return other | st.integers() | st.text().filter(lambda text: text not in parameter.choices)
+    longest = 255 if parameter.type == "file" else parameter.max_length
+    return other | st.integers() | st.booleans() | st.just("x" * (longest + 1))
+
+
+def test_the_templates_of_the_mission_are_there():
+    assert NAMES == ["liveportrait", "photo_check", "sdxl", "sdxl_face"]
+
+
+@every_template
+def test_both_formats_describe_the_same_graph(name):
+    workflow = json.loads((editor.WORKFLOWS / f"{name}.json").read_text())
+    assert editor.api(workflow, KNOWN) == TEMPLATES[name].graph
+
+
+@every_template
+def test_the_graph_is_what_its_nodes_take(name):
+    assert specs.faults(TEMPLATES[name].graph, KNOWN) == []
+
+
+@every_template
+def test_the_workflow_has_a_small_preview(name):
+    path = editor.WORKFLOWS / f"{name}.jpg"
+    assert path.stat().st_size < 60_000
+    with Image.open(path) as picture:
+        picture.load()
+
+
+@every_template
+def test_sources_that_were_read_are_those_that_were_recorded(name):
+    recorded = {source["source"]: source["commit"] for source in specs.recorded().values()}
+    manifest = TEMPLATES[name].manifest
+    assert manifest.read_at.items() <= recorded.items()
+    assert {pack.source for pack in manifest.node_packs} <= set(manifest.read_at)
+    used = {node["class_type"] for node in TEMPLATES[name].graph.values()}
+    packed = [name for pack in manifest.node_packs for name in pack.classes]
+    core = set(specs.recorded()["comfyui"]["nodes"])
+    assert sorted(packed) == sorted(each for each in used - core if not each.startswith("Guarded"))
+
+
+@every_template
+def test_every_text_is_there_in_both_languages_and_russian_is_russian(name):
+    manifest = TEMPLATES[name].manifest
+    for texts in (manifest.title, manifest.description, *(each.help for each in manifest.parameters.values())):
+        assert set(texts) == {"en", "ru"}
+        assert re.search("[а-я]", texts["ru"])
+        assert "ё" not in texts["ru"].lower()
+
+
+@every_template
+@given(data=st.data())
+def test_any_parameters_inside_the_limits_make_a_graph_that_its_nodes_take(name, data):
+    template = TEMPLATES[name]
+    asked = {
+        each: data.draw(values_of(parameter), label=each)
+        for each, parameter in template.manifest.parameters.items()
+        if parameter.required or data.draw(st.booleans(), label=f"{each}?")
+    }
+    values = in_force(template, asked)
+    assert asked.items() <= values.items()
+    graph = rendered(template, values)
+    assert specs.faults(graph, KNOWN) == []
+    assert set(template.manifest.outputs) <= set(graph) <= set(template.graph)
+    assert 0 <= vram_gib(template, values) < 20
+    # The same parameters again, as the answer gave them, are the same graph.
+    assert rendered(template, in_force(template, json.loads(json.dumps(values)))) == graph
+
+
+@every_template
+@given(data=st.data())
+def test_any_parameter_outside_its_limits_is_refused_by_name(name, data):
+    parameters = TEMPLATES[name].manifest.parameters
+    asked = {each: data.draw(values_of(parameter)) for each, parameter in parameters.items() if parameter.required}
+    wrong = data.draw(st.sampled_from(sorted(parameters)))
+    asked[wrong] = data.draw(values_beyond(parameters[wrong]), label=wrong)
+    with pytest.raises(GuardError) as refused:
+        in_force(TEMPLATES[name], asked)
+    assert refused.value.code in ("invalid_request", "policy_violation")
+    assert list(refused.value.extra_info["parameters"]) == [wrong]
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sdxl_face"])
+def test_quality_and_aspect_choose_size_and_steps(name):
+    template = TEMPLATES[name]
+    given = {each: "x" for each, parameter in template.manifest.parameters.items() if parameter.required}
+    for aspect in template.manifest.parameters["aspect"].choices:
+        wide, high = map(int, aspect.split(":"))
+        for quality, steps, pixels in (("fast", 15, 768**2), ("balanced", 20, 1024**2), ("high", 35, 1024**2)):
+            values = in_force(template, {**given, "quality": quality, "aspect": aspect})
+            assert values["steps"] == steps
+            assert values["width"] / values["height"] == pytest.approx(wide / high, rel=0.07)
+            assert values["width"] * values["height"] == pytest.approx(pixels, rel=0.08)
+
+
+def test_the_mission_s_numbers_are_the_defaults():
+    sdxl = in_force(TEMPLATES["sdxl"], {"prompt": "a cat"})
+    assert (sdxl["width"], sdxl["height"], sdxl["steps"], sdxl["sampler"]) == (1024, 1024, 20, "euler_ancestral")
+    assert in_force(TEMPLATES["sdxl"], {"prompt": "", "aspect": "16:9"})["width"] == 1344
+    film = rendered(TEMPLATES["liveportrait"], in_force(TEMPLATES["liveportrait"], {"photo": "p", "motion": "m"}))
+    assert (film["8"]["inputs"]["force_rate"], film["8"]["inputs"]["frame_load_cap"]) == (25, 375)
+    assert "9" not in rendered(TEMPLATES["sdxl"], sdxl)
+
+
+def test_the_manual_s_example_is_a_template(tmp_path):
+    manual = (editor.WORKFLOWS.parent / "docs" / "workflows.md").read_text()
+    (tmp_path / "stickers.toml").write_text(re.search(r"```toml\n(.*?)```", manual, re.DOTALL)[1])
+    inputs = dict.fromkeys(("text", "steps", "samples", "ckpt_name", "width", "height"), 0)
+    (tmp_path / "stickers.json").write_text(
+        json.dumps({node: {"class_type": "X", "inputs": inputs} for node in "345689"})
+    )
+    values = in_force(Template.read(tmp_path / "stickers.toml"), {"prompt": "a cat", "style": "shaded"})
+    assert values == {"prompt": "a cat", "style": "shaded", "steps": 24, "size": 512}
