@@ -13,6 +13,7 @@ from . import server_routes
 from .guard import runtime
 from .guard.access import Access, Keys, Tokens
 from .guard.admission import Admission
+from .guard.client_ids import ClientIds
 from .guard.clock import Clock
 from .guard.drain import Drain
 from .guard.errors import GuardError
@@ -34,6 +35,7 @@ from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
+from .guard.sockets import Sockets
 from .guard.stats import Stats
 from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
 from .guard.templates.catalogue import Templates
@@ -80,13 +82,14 @@ def _build(host: Any, prompt_server: Any) -> None:
     events = Events()
     metrics = Metrics()
     secrets = Secrets()
+    client_ids = ClientIds.load(own)
     estimates = Estimates(store.run_times_ms(RECENT).result())
     health = Health(host, store)
-    settler = Settler(store, host, secrets)
+    settler = Settler(store, host, secrets, client_ids)
     process = Process(store.close)
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
-    dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, HOLDER, clock)
+    dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, client_ids, HOLDER, clock)
     janitor = Janitor(settings.janitor, store, host.folders, own, clock)
     health.watch_disk(janitor.disk_full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
@@ -103,6 +106,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     gpus = Gpus()
     exposition = Exposition(metrics, settings, store, host, health, watchdog, janitor, gpus)
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
+    sockets = Sockets(store, host, jobs, client_ids, clock)
 
     def learned(job: Job) -> None:
         if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
@@ -112,11 +116,13 @@ def _build(host: Any, prompt_server: Any) -> None:
     store.on_change(events.changed)
     store.on_change(metrics.changed)
     admission.on_refusal(metrics.refused)
+    store.on_change(sockets.changed)
     settler.on_release(dispatcher.wake)
     settler.on_end(watchdog.stopping)
     watchdog.on_repair(dispatcher.wake)
     drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
+    host.listen_sockets(sockets)
     if recovery.requeued or recovery.settled or store.queued:
         log.info(
             "%d jobs wait, %d of them were under way when the server ended; %d could not be taken up again",
@@ -158,6 +164,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         stats=stats,
         limits=limits,
         exposition=exposition,
+        sockets=sockets,
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode != "open":

@@ -133,6 +133,19 @@ class HostListener(Protocol):
         """The host no longer has that prompt."""
 
 
+class SocketListener(Protocol):
+    """Who sends the host's websocket messages on to sockets that the host does not know."""
+
+    def wants(self, sid: str | None) -> bool:
+        """Whether there is a socket of that client id (None: any socket). Any thread."""
+
+    def passed(self, event: Any, data: Any, sid: str | None, message: str | bytes) -> None:
+        """A message to one client id (None: to all): the host's event and data, and what its socket would be sent.
+
+        Event loop, in the host's order.
+        """
+
+
 class Host(Protocol):
     """The server that we live in."""
 
@@ -169,7 +182,22 @@ class Host(Protocol):
         """Unload models and free memory, between two prompts. Any thread; does not wait."""
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
-        """Tell the job's websocket at once that it ended with `error`. Any thread."""
+        """Tell the job's websocket at once that it ended with `error`. Any thread.
+
+        `client_id`: of that socket, as the host knows it; None where nobody listens.
+        """
+
+    def listen_sockets(self, listener: SocketListener) -> None:
+        """Pass the host's websocket messages on from now on. Called once."""
+
+    def executing(self, sid: str) -> str | None:
+        """The node that the host runs now for that client id. Event loop."""
+
+    def negotiate(self, sid: str, flags: Any) -> dict[str, Any] | None:
+        """Note what a client of that id says it can do; the host's own feature flags, where it has any."""
+
+    def socket_left(self, sid: str) -> None:
+        """The last of the listener's sockets with that client id has closed."""
 
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         """Tell the websocket of the prompt that is running what its node has found. The worker's thread."""

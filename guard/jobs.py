@@ -137,7 +137,7 @@ class Jobs:
             "status": {
                 "status_str": "success" if job.state is JobState.SUCCEEDED else "error",
                 "completed": job.state is JobState.SUCCEEDED,
-                "messages": _status_messages(job),
+                "messages": status_messages(job),
             },
             "meta": {},
             "guard": self.shown(job, None),
@@ -162,7 +162,7 @@ class Jobs:
         return [job.number, job.job_id, stored.get("prompt", {}), extra_data, list(job.outputs_to_execute)]
 
 
-def _status_messages(job: Job) -> list[list[Any]]:
+def status_messages(job: Job) -> list[list[Any]]:
     """ComfyUI's status messages for a settled job: pairs of event and data."""
     told: list[list[Any]] = []
     if job.started_at_ms is not None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from . import artifacts
 from .admission import host_body, refused
+from .client_ids import ClientIds
 from .clock import Clock
 from .errors import (
     BY_NAME,
@@ -63,6 +64,7 @@ class Dispatcher:
         settler: Settler,
         runs: Runs,
         secrets: Secrets,
+        client_ids: ClientIds,
         holder: str,
         clock: Clock,
     ) -> None:
@@ -73,6 +75,7 @@ class Dispatcher:
         self._settler = settler
         self._runs = runs
         self._secrets = secrets
+        self._client_ids = client_ids
         self._holder = holder
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,7 +135,7 @@ class Dispatcher:
         job = claimed.job
         self._runs.expect(job)
         body: dict[str, Any] = host_body(json.loads(claimed.body), job.job_id)
-        client_id = job.client_id or f"guarded-{job.job_id}"
+        client_id = self._client_ids.of_job(job.job_id, job.owner, job.client_id)
         body["client_id"] = client_id
         body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}
         refusal = await self._host.dispatch(job.job_id, client_id, body)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from .client_ids import ClientIds
 from .errors import GuardError
 from .host import Host
 from .job import Job, JobState, Result, Verdict
@@ -21,10 +22,11 @@ log = logging.getLogger("guarded.settle")
 class Settler:
     """Gives jobs their verdicts. Any thread; nothing here waits."""
 
-    def __init__(self, store: Store, host: Host, secrets: Secrets) -> None:
+    def __init__(self, store: Store, host: Host, secrets: Secrets, client_ids: ClientIds) -> None:
         self._store = store
         self._host = host
         self._secrets = secrets
+        self._client_ids = client_ids
         #: By job, the verdict that the store could not take, and how to hand it in again.
         self._unwritten: dict[str, tuple[Verdict, Callable[[], object]]] = {}
         self._complained: set[str] = set()
@@ -133,7 +135,8 @@ class Settler:
     def _announce(self, done: Future[Settled | None], error: GuardError) -> None:
         """The store's thread, once the verdict is durable."""
         if (job := _won(done)) is not None:
-            self._host.announce(job.job_id, job.client_id, error)
+            client_id = self._client_ids.of(job.owner, job.client_id) if job.client_id is not None else None
+            self._host.announce(job.job_id, client_id, error)
 
 
 def _won(done: Future[Settled | None]) -> Job | None:

@@ -25,8 +25,10 @@ import folder_paths  # noqa: E402
 import nodes  # noqa: E402
 import server  # noqa: E402
 from comfy.cli_args import args, ignored_args, parser  # noqa: E402
+from comfy_api.feature_flags import supports_feature  # noqa: E402
 from comfy_execution.progress import get_progress_state  # noqa: E402
 from comfy_execution.utils import get_executing_context  # noqa: E402
+from protocol import BinaryEventTypes  # noqa: E402
 
 GC_INTERVAL_S = 10.0
 IDLE_WAIT_S = 1000.0
@@ -110,7 +112,12 @@ def hijack_progress(server_instance: server.PromptServer) -> None:
         node_id = node_id or server_instance.last_node_id
         get_progress_state().update_progress(node_id, value, total, preview_image)
         step = {"value": value, "max": total, "prompt_id": prompt_id, "node": node_id}
-        server_instance.send_sync("progress", step, server_instance.client_id)
+        client_id = server_instance.client_id
+        server_instance.send_sync("progress", step, client_id)
+        if preview_image is not None and not supports_feature(
+            server_instance.sockets_metadata, client_id, "supports_preview_metadata"
+        ):
+            server_instance.send_sync(BinaryEventTypes.UNENCODED_PREVIEW_IMAGE, preview_image, client_id)
 
     comfy.utils.set_progress_bar_global_hook(hook)
 

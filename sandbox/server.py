@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import io
 import json
 import logging
 import os
@@ -16,16 +17,14 @@ import nodes
 from aiohttp import web
 from api_server import file_routes, info_routes, job_routes, prompt_routes
 from comfy.cli_args import args
+from comfy_api import feature_flags
+from PIL import Image, ImageOps
+from protocol import BinaryEventTypes
+
+#: Format, picture, and the longest side that it may have.
+Preview = tuple[str, Image.Image, int | None]
 
 WEB_ROOT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "web")
-SERVER_FEATURES = {
-    "supports_preview_metadata": True,
-    "supports_model_type_tags": True,
-    "max_upload_size": round(args.max_upload_size * 1024 * 1024),
-    "extension": {"manager": {"supports_v4": True}},
-    "node_replacements": True,
-    "assets": False,
-}
 
 
 async def send_socket_catch_exception(function: Callable[[Any], Awaitable[None]], message: Any) -> None:
@@ -33,6 +32,15 @@ async def send_socket_catch_exception(function: Callable[[Any], Awaitable[None]]
         await function(message)
     except (aiohttp.ClientError, ConnectionError) as error:
         logging.warning("send error: %s", error)
+
+
+def _encoded(preview: Preview) -> bytes:
+    kind, image, max_size = preview
+    if max_size is not None:
+        image = ImageOps.contain(image, (max_size, max_size))
+    file = io.BytesIO()
+    image.save(file, format=kind, quality=95, compress_level=1)
+    return file.getvalue()
 
 
 class PromptServer:
@@ -55,7 +63,7 @@ class PromptServer:
         self.last_prompt_id: str | None = None
         self.on_prompt_handlers: list[Callable[[Any], Any]] = []
         self.web_root = WEB_ROOT
-        self.app = web.Application(client_max_size=SERVER_FEATURES["max_upload_size"], middlewares=[])
+        self.app = web.Application(client_max_size=round(args.max_upload_size * 1024 * 1024), middlewares=[])
         self.routes = web.RouteTableDef()
         self.routes.get("/ws")(self.websocket_handler)
         for module in (info_routes, file_routes, job_routes, prompt_routes):
@@ -103,7 +111,7 @@ class PromptServer:
             data = json.loads(text)
             if is_first and data.get("type") == "feature_flags":
                 self.sockets_metadata[sid]["feature_flags"] = data.get("data", {})
-                await self.send("feature_flags", dict(SERVER_FEATURES), sid)
+                await self.send("feature_flags", feature_flags.get_server_features(), sid)
             return True
         except json.JSONDecodeError:
             logging.warning("Invalid JSON received from client %s", sid)
@@ -115,12 +123,28 @@ class PromptServer:
         return {"exec_info": {"queue_remaining": self.prompt_queue.get_tasks_remaining()}}
 
     async def send(self, event: Any, data: Any, sid: str | None = None) -> None:
-        if isinstance(data, bytes | bytearray):
+        if event == BinaryEventTypes.UNENCODED_PREVIEW_IMAGE:
+            await self.send_image(data, sid=sid)
+        elif event == BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA:
+            await self.send_image_with_metadata(*data, sid=sid)
+        elif isinstance(data, bytes | bytearray):
             await self.send_bytes(event, data, sid)
-        elif isinstance(event, str):
-            await self.send_json(event, data, sid)
         else:
-            logging.debug("the sandbox sends no preview images (event %s)", event)
+            await self.send_json(event, data, sid)
+
+    async def send_image(self, image_data: Preview, sid: str | None = None) -> None:
+        """A picture behind four bytes that name its format."""
+        kind = struct.pack(">I", 2 if image_data[0] == "PNG" else 1)
+        await self.send_bytes(BinaryEventTypes.PREVIEW_IMAGE, kind + _encoded(image_data), sid)
+
+    async def send_image_with_metadata(
+        self, image_data: Preview, metadata: dict[str, Any], sid: str | None = None
+    ) -> None:
+        """A picture behind JSON that says what it is of, and that behind its length."""
+        metadata["image_type"] = "image/png" if image_data[0] == "PNG" else "image/jpeg"
+        told = json.dumps(metadata).encode()
+        message = struct.pack(">I", len(told)) + told + _encoded(image_data)
+        await self.send_bytes(BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA, message, sid)
 
     def encode_bytes(self, event: int, data: bytes | bytearray) -> bytearray:
         if not isinstance(event, int):

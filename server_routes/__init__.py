@@ -1,6 +1,7 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
 from . import access, artifacts, faces, health, janitor, jobs, page, prompt, stats, workflows
+from .facade import ws
 from .native import guard_native
 from .table import Route, Services, register
 
@@ -15,9 +16,10 @@ ROUTES: list[Route] = [
     *janitor.ROUTES,
     *stats.ROUTES,
     *page.ROUTES,
+    *ws.ROUTES,
 ]
 
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.
-NATIVE: list[Route] = [*prompt.ROUTES]
+NATIVE: list[Route] = [*prompt.ROUTES, *ws.ROUTES]
 
 __all__ = ["NATIVE", "ROUTES", "Route", "Services", "guard_native", "register"]

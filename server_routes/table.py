@@ -36,6 +36,7 @@ from ..guard.jobs import Jobs
 from ..guard.limits import Limits
 from ..guard.metrics import Exposition
 from ..guard.settings import Settings
+from ..guard.sockets import Sockets
 from ..guard.stats import Stats
 from ..guard.templates.catalogue import Templates
 from ..guard.uploads import Uploads
@@ -69,6 +70,7 @@ class Services:
     stats: Stats
     limits: Limits
     exposition: Exposition
+    sockets: Sockets
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Tokens:
 
     def __init__(self, own: Path, clock: Clock) -> None:
         """Reads or makes the key; blocks, so before the event loop serves. Raises OSError."""
-        self._key = _key(own / FILE)
+        self._key = random_key(own / FILE)
         self._clock = clock
 
     def sign(self, client: Client, path: str, ttl_s: float) -> str:
@@ -60,7 +60,8 @@ def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def _key(path: Path) -> bytes:
+def random_key(path: Path) -> bytes:
+    """The 32 bytes that lie there, made at the first call and readable by this user alone. Raises OSError."""
     try:
         key = path.read_bytes()
     except FileNotFoundError:

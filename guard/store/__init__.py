@@ -102,6 +102,9 @@ class Store(Protocol):
     def leased(self) -> int:
         """How many slots were taken at the last commit; costs nothing."""
 
+    def open(self, owner: str | None) -> int:
+        """How many of the owner's jobs (None: everybody's) have not settled, as of about now; costs nothing."""
+
     def on_change(self, listener: Callable[[Job], None]) -> None:
         """Tell `listener` of each change of state, on the store's thread, once it is durable. Must be quick."""
 
@@ -172,6 +175,12 @@ class Store(Protocol):
 
     def template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
         """(template, run time) of the successes since then among the last `limit` jobs, newest first."""
+
+    def missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
+        """The client id's jobs that settled after `since_ms` without `heard`: the last `limit`, oldest first."""
+
+    def heard(self, job_id: str) -> Future[None]:
+        """A websocket of the job's client id has been sent the verdict."""
 
     # What the janitor asks. ----------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Turn:
-    """One owner's line: how many jobs wait in it, and in which round it was served last."""
+    """One owner's line: how many jobs wait in it, how many have left it and not ended, in which round it was served."""
 
     queued: int = 0
+    begun: int = 0
     served: int = 0
 
 
@@ -19,7 +20,7 @@ class Line:
     """Kept by the writer beside its transaction, and read again from the tables whenever one is taken back.
 
     Attributes:
-        turns: by owner; none without waiting jobs that was never served.
+        turns: by owner; none without open jobs that was never served.
         leased: how many slots are taken.
         number: of the job that came last.
         reordered: whether a waiting job may stand elsewhere than in the order of arrival.
@@ -39,11 +40,26 @@ class Line:
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND (priority <> 0 OR place <> number))"
         ).fetchone()
         waiting = db.execute("SELECT owner, count(*) FROM jobs WHERE state = 'queued' GROUP BY owner")
-        return cls({owner: Turn(queued) for owner, queued in waiting}, leased, number, bool(reordered))
+        turns = {owner: Turn(queued) for owner, queued in waiting}
+        begun = db.execute(
+            "SELECT owner, count(*) FROM jobs WHERE state IN ('dispatched', 'running', 'validating') GROUP BY owner"
+        )
+        for owner, count in begun:
+            turns.setdefault(owner, Turn()).begun = count
+        return cls(turns, leased, number, bool(reordered))
 
     @property
     def queued(self) -> int:
         return sum(turn.queued for turn in list(self.turns.values()))
+
+    def open(self, owner: str | None) -> int:
+        """How many of the owner's jobs (None: everybody's) have not ended."""
+        turns = list(self.turns.values()) if owner is None else [self.turns.get(owner, Turn())]
+        return sum(turn.queued + turn.begun for turn in turns)
+
+    def begins(self, owner: str, change: int) -> None:
+        """One more or one fewer of the owner's jobs has left the line without having ended."""
+        self.turns.setdefault(owner, Turn()).begun += change
 
     def waits(self, owner: str, change: int) -> None:
         """One more or one fewer of the owner's jobs waits.

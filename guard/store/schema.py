@@ -90,5 +90,13 @@ MIGRATIONS: tuple[str, ...] = (
     """
     -- The template's parameters in force, JSON object; what a repeated request is told again.
     ALTER TABLE jobs ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}';
+    -- Verdicts that no websocket of the job's client id has been sent yet.
+    CREATE TABLE unheard (
+        job_id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        client_id TEXT NOT NULL,
+        settled_at_ms INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX unheard_of_client ON unheard (owner, client_id, settled_at_ms);
     """,
 )

@@ -119,6 +119,9 @@ class SqliteStore:
             self._lock.release()
             raise
 
+    def open(self, owner: str | None) -> int:
+        return self._line.open(owner)
+
     def on_change(self, listener: Callable[[Job], None]) -> None:
         self._listeners.append(listener)
 
@@ -239,6 +242,12 @@ class SqliteStore:
 
         return self._writer.run(operation)
 
+    def heard(self, job_id: str) -> Future[None]:
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM unheard WHERE job_id = ?", (job_id,))
+
+        return self._writer.run(operation)
+
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
         def operation(db: sqlite3.Connection) -> int:
             # A settled job keeps its lease while the worker has not let go of it.
@@ -247,7 +256,7 @@ class SqliteStore:
                 "AND job_id NOT IN (SELECT job_id FROM leases) ORDER BY settled_at_ms LIMIT ?",
                 (settled_before_ms, limit),
             ).fetchall()
-            for table in ("transitions", "idempotency", "unread"):
+            for table in ("transitions", "idempotency", "unread", "unheard"):
                 db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
             for table in ("bodies", "jobs"):
                 db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])
@@ -300,6 +309,15 @@ class SqliteStore:
             values.append(before)
         query = f"SELECT {_COLUMNS} FROM jobs {index} WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
         return self._reader.run(lambda db: [_job(row) for row in db.execute(query, [*values, limit])])
+
+    def missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
+        query = (
+            f"SELECT {_COLUMNS} FROM jobs WHERE job_id IN (SELECT job_id FROM unheard WHERE owner = ? "
+            "AND client_id = ? AND settled_at_ms >= ? ORDER BY settled_at_ms DESC LIMIT ?) "
+            "ORDER BY settled_at_ms, number"
+        )
+        values = (owner, client_id, since_ms, limit)
+        return self._reader.run(lambda db: [_job(row) for row in db.execute(query, values)])
 
     def overdue(self, created_before_ms: int) -> Future[list[Job]]:
         query = (
@@ -610,11 +628,18 @@ class SqliteStore:
         db.execute("INSERT INTO transitions VALUES (?, ?, ?)", (job.job_id, now_ms, state.value))
         if JobState.QUEUED in (job.state, state):
             self._line.waits(job.owner, +1 if state is JobState.QUEUED else -1)
+        if change := _begun(state) - _begun(job.state):
+            self._line.begins(job.owner, change)
         self._changed.append(moved)
         return moved
 
     def _settled(self, db: sqlite3.Connection, job: Job, verdict: Verdict, result: Result | None) -> Job:
         settled = self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
+        if job.client_id is not None:
+            db.execute(
+                "INSERT INTO unheard VALUES (?, ?, ?, ?)",
+                (job.job_id, job.owner, job.client_id, settled.settled_at_ms),
+            )
         if settled.state is JobState.SUCCEEDED:
             # A file of the same name is another one by now; only the newest can still be fetched.
             db.executemany(
@@ -804,6 +829,11 @@ def _migrated(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _begun(state: JobState) -> bool:
+    """Whether a job in that state has left the line and not ended."""
+    return state is not JobState.QUEUED and not state.settled
 
 
 def _job(row: tuple[Any, ...]) -> Job:

@@ -20,10 +20,11 @@ import nodes
 import server
 
 from ...guard.errors import GuardError
-from ...guard.host import Folders, HostListener, Refusal, Rehearsal
+from ...guard.host import Folders, HostListener, Refusal, Rehearsal, SocketListener
 from . import report
 from .handler import NativePrompt
 from .run import Run
+from .sockets import Passing
 from .worker import JobStopped, Workers
 
 log = logging.getLogger("guarded.host")
@@ -52,6 +53,7 @@ class ComfyHost:
         self._raised: set[str] = set()
         self._workers = Workers(prompt_server, self._stops.__contains__)
         self._replays_outputs: dict[type, bool] = {}
+        self._passing = Passing(prompt_server)
 
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
@@ -60,8 +62,9 @@ class ComfyHost:
             self._wrap(self._queue, name)
         for name in ("delete_queue_item", "wipe_queue"):
             self._wrap(self._queue, name, self._dropping)
+        native = self._server.send_sync
         #: Past our own wrapper, which would hold it back again.
-        self._send = self._server.send_sync
+        self._send = lambda event, data, sid: self._passing.send(native, event, data, sid)
         self._wrap(self._server, "send_sync")
         self._wrap(self._server, "send", self._send_one)
         self._wrap_interrupt_check()
@@ -162,12 +165,25 @@ class ComfyHost:
         elif client_id is not None:
             # ComfyUI never ran it, so it says nothing; its clients wait for these two.
             self._send(*report.execution_error(job_id, error.code, error.message, error.extra_info), client_id)
+            self._server.queue_updated()
             self._send("executing", {"node": None, "prompt_id": job_id}, client_id)
 
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         client_id = getattr(self._server, "client_id", None)
         if client_id is not None:  # without one, everybody would be told
             self._server.send_sync("guarded.node", {"node_id": node_id, **facts}, client_id)
+
+    def listen_sockets(self, listener: SocketListener) -> None:
+        self._passing.listen(listener)
+
+    def executing(self, sid: str) -> str | None:
+        return self._passing.executing(sid)
+
+    def negotiate(self, sid: str, flags: Any) -> dict[str, Any] | None:
+        return self._passing.negotiate(sid, flags)
+
+    def socket_left(self, sid: str) -> None:
+        self._passing.left(sid)
 
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         return sorted({node["class_type"] for node in prompt.values()} - set(nodes.NODE_CLASS_MAPPINGS))
@@ -285,7 +301,7 @@ class ComfyHost:
                 return None
             if (progress := run.progress(event, data)) is not None:
                 self._told("progressed", run.job_id, progress)
-        return native(event, data, sid, *args, **kwargs)
+        return self._passing.send(native, event, data, sid, *args, **kwargs)
 
     async def _send_one(self, native: Any, *args: Any, **kwargs: Any) -> None:
         """The loop that sends ComfyUI's events ends at the first one that is no JSON, and the server with it."""

@@ -12,6 +12,7 @@ import folder_paths
 import nodes
 from aiohttp import web
 from comfy.cli_args import argv
+from comfy_api import feature_flags
 from comfyui_version import __version__
 
 if TYPE_CHECKING:
@@ -54,9 +55,8 @@ def register(server: "PromptServer") -> None:
 
     @routes.get("/features")
     async def get_features(request: web.Request) -> web.Response:
-        from server import SERVER_FEATURES  # server imports this module
 
-        return web.json_response(SERVER_FEATURES)
+        return web.json_response(feature_flags.get_server_features())
 
     @routes.get("/system_stats")
     async def system_stats(request: web.Request) -> web.Response:

@@ -3,7 +3,9 @@
 from enum import Enum
 from typing import Any
 
+from comfy_api.feature_flags import supports_feature
 from comfy_execution.graph import DynamicPrompt
+from protocol import BinaryEventTypes
 
 
 class NodeState(Enum):
@@ -48,6 +50,20 @@ class WebUIProgressHandler(ProgressHandler):
         self, node_id: str, value: float, max_value: float, state: dict, prompt_id: str, image: Any = None
     ) -> None:
         self._send(prompt_id)
+        server = self.server_instance
+        if image is not None and supports_feature(
+            server.sockets_metadata, server.client_id, "supports_preview_metadata"
+        ):
+            dynprompt = self.registry.dynprompt
+            metadata = {
+                "node_id": node_id,
+                "prompt_id": prompt_id,
+                "display_node_id": dynprompt.get_display_node_id(node_id),
+                "parent_node_id": dynprompt.get_parent_node_id(node_id),
+                "real_node_id": dynprompt.get_real_node_id(node_id),
+            }
+            event = BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA
+            server.send_sync(event, (image, metadata), server.client_id)
 
     def finish_handler(self, node_id: str, state: dict, prompt_id: str) -> None:
         self._send(prompt_id)

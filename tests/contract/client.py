@@ -178,15 +178,27 @@ class Socket:
     ws: aiohttp.ClientWebSocketResponse
     client_id: str
     seen: list[dict[str, Any]] = field(default_factory=list)
+    #: Binary previews.
+    frames: list[bytes] = field(default_factory=list)
 
     async def next(self) -> dict[str, Any]:
         while True:
             message = await self.ws.receive(PATIENCE_S)
             if message.type is aiohttp.WSMsgType.BINARY:
-                continue  # a preview picture
+                self.frames.append(message.data)
+                continue
             assert message.type is aiohttp.WSMsgType.TEXT, message
             self.seen.append(json.loads(message.data))
             return self.seen[-1]
+
+    async def until(self, enough: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        """The first message of which that is true, said already or still to come."""
+        for event in self.seen:
+            if enough(event):
+                return event
+        while not enough(event := await self.next()):
+            pass
+        return event
 
     async def until_end_of(self, prompt_id: str) -> list[dict[str, Any]]:
         """What was said of the job, up to `executing` with node null, which ends it for every client."""
@@ -364,9 +376,13 @@ class Client:
         return seen
 
     @contextlib.asynccontextmanager
-    async def socket(self) -> AsyncIterator[Socket]:
-        client_id = uuid.uuid4().hex
-        async with self.session.ws_connect(f"{self.host.url}/ws?clientId={client_id}", max_msg_size=0) as ws:
+    async def socket(
+        self, path: str = "/ws", client_id: str | None = None, key: str | None = None
+    ) -> AsyncIterator[Socket]:
+        client_id = uuid.uuid4().hex if client_id is None else client_id
+        url = f"{self.host.url}{path}?clientId={client_id}"
+        headers = {"Authorization": f"Bearer {key}"} if key else None
+        async with self.session.ws_connect(url, headers=headers, max_msg_size=0) as ws:
             socket = Socket(ws, client_id)
             await socket.next()  # the first `status`: from here on nothing is missed
             yield socket

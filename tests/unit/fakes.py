@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comfyui_guarded.guard.errors import DiskFullError
-from comfyui_guarded.guard.host import Folders, HostListener, Refusal, Rehearsal
+from comfyui_guarded.guard.host import Folders, HostListener, Refusal, Rehearsal, SocketListener
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store.sqlite import SqliteStore
@@ -70,6 +70,9 @@ class FakeHost:
         self.replaced: list[tuple[str | None, str]] = []
         self.can_replace = True
         self.hung = 0
+        self.running_nodes: dict[str, str] = {}
+        #: What clients said that they can do, by the id that the host knows.
+        self.flags: dict[str, Any] = {}
         self.freed = 0
         #: Model file → how the host lists it; `None` in place of all: whatever is asked for is there.
         self.models: dict[str, str] | None = None
@@ -123,6 +126,19 @@ class FakeHost:
 
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         self.shown_on_nodes.append((node_id, facts))
+
+    def listen_sockets(self, listener: SocketListener) -> None:
+        self.sockets = listener
+
+    def executing(self, sid: str) -> str | None:
+        return self.running_nodes.get(sid)
+
+    def negotiate(self, sid: str, flags: Any) -> dict[str, Any] | None:
+        self.flags[sid] = flags
+        return {"supports_preview_metadata": True}
+
+    def socket_left(self, sid: str) -> None:
+        self.flags.pop(sid, None)
 
     def missing_classes(self, prompt: Any) -> list[str]:
         return self.missing

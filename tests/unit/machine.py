@@ -2,6 +2,7 @@
 
 from unit.fakes import LONG_S, FakeProcess, new_job, settings
 
+from comfyui_guarded.guard.client_ids import ClientIds
 from comfyui_guarded.guard.estimate import Estimates
 from comfyui_guarded.guard.events import Events
 from comfyui_guarded.guard.health import Health
@@ -21,13 +22,23 @@ class Machine:
         self.events, self.secrets = Events(), Secrets()
         self.health = Health(host, store)
         self.health.serving()
-        self.settler = Settler(store, host, self.secrets)
+        self.client_ids = ClientIds(b"key" * 11)
+        self.settler = Settler(store, host, self.secrets, self.client_ids)
         self.process = FakeProcess()
         self.watchdog = Watchdog(self.settings, store, host, self.health, self.settler, self.process, clock)
         self.quarantine = folder / "quarantine"
         self.runs = Runs(self.settings, store, host, self.settler, self.watchdog, self.events, self.quarantine)
         self.dispatcher = Dispatcher(
-            self.settings, store, host, self.health, self.settler, self.runs, self.secrets, "local", clock
+            self.settings,
+            store,
+            host,
+            self.health,
+            self.settler,
+            self.runs,
+            self.secrets,
+            self.client_ids,
+            "local",
+            clock,
         )
         self.jobs = Jobs(self.settings, store, self.settler, self.events, Estimates([10_000] * 3))
         store.on_change(self.events.changed)

@@ -97,17 +97,23 @@ async def test_a_waiting_job_is_handed_to_the_host_as_it_was_sent(machine, host)
     machine.secrets.keep(job_id, {"api_key_comfy_org": "s3cret"})
     assert await machine.dispatcher.turn()
     graph = {"1": {"class_type": "X", "inputs": {}}}
+    socket = machine.client_ids.of("bot", "socket")
     told = {
-        "prompt": graph, "workflow_id": 5, "prompt_id": job_id, "client_id": "socket",
+        "prompt": graph, "workflow_id": 5, "prompt_id": job_id, "client_id": socket,
         "extra_data": {"api_key_comfy_org": "s3cret"},
     }  # fmt: skip
-    assert host.dispatched == [(job_id, "socket", told)]
+    assert host.dispatched == [(job_id, socket, told)]
     assert machine.ended(job_id) == ("dispatched", None)
     assert machine.leased() == 1
 
 
+async def test_the_owner_of_the_machine_has_the_client_ids_that_comfyui_knows(machine, host):
+    await machine.dispatch(client_id="socket", owner="local")
+    assert host.dispatched[0][1] == "socket"
+
+
 async def test_a_job_without_a_client_id_has_a_socket_name_of_its_own(machine, host):
-    job_id = await machine.dispatch()
+    job_id = await machine.dispatch(owner="local")
     assert host.dispatched[0][1] == f"guarded-{job_id}"
 
 
@@ -138,7 +144,7 @@ async def test_a_refusal_at_dispatch_settles_the_job_and_frees_its_slot(machine,
     host.answer = Refusal("prompt_outputs_failed_validation", "failed validation", "", {}, errors)
     job_id = await machine.dispatch(client_id="socket")
     assert machine.ended(job_id) == ("failed", "missing_model")
-    assert host.announced == [(job_id, "socket", "missing_model")]
+    assert host.announced == [(job_id, machine.client_ids.of("bot", "socket"), "missing_model")]
     assert machine.leased() == 0
     host.answer = None
     assert machine.ended(await machine.dispatch()) == ("dispatched", None)

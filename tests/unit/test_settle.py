@@ -3,6 +3,7 @@
 import pytest
 from unit.fakes import LONG_S, ByHand, new_job
 
+from comfyui_guarded.guard.client_ids import ClientIds
 from comfyui_guarded.guard.errors import CancelledError, DiskFullError, GenerationTimeoutError, QueueTimeoutError
 from comfyui_guarded.guard.job import SUCCESS, JobState, Result, Verdict
 from comfyui_guarded.guard.secrets import Secrets
@@ -10,6 +11,7 @@ from comfyui_guarded.guard.settle import Settler
 from comfyui_guarded.guard.store import Settled
 
 TIMEOUT = GenerationTimeoutError("The job ran longer than 1 s.")
+IDS = ClientIds(b"key" * 11)
 CANCEL = CancelledError("The job was cancelled.")
 RESULT = Result({"2": {"text": ["late"]}})
 
@@ -21,7 +23,7 @@ def secrets():
 
 @pytest.fixture
 def settler(store, host, secrets):
-    return Settler(store, host, secrets)
+    return Settler(store, host, secrets, IDS)
 
 
 def _submit(store, **facts):
@@ -46,7 +48,7 @@ def test_an_end_is_settled_stopped_and_announced_to_its_own_socket(settler, stor
     assert settled.won
     assert _state(store, job) == (JobState.FAILED, "generation_timeout")
     assert host.stopped == [job.job_id]
-    assert host.announced == [(job.job_id, "socket", "generation_timeout")]
+    assert host.announced == [(job.job_id, IDS.of("bot", "socket"), "generation_timeout")]
 
 
 def test_a_second_end_changes_nothing_and_announces_nothing(settler, store, host):
@@ -72,16 +74,16 @@ def test_an_ending_of_the_run_itself_stops_and_announces_nothing(settler, store,
 def test_nothing_is_announced_before_it_is_durable(host, secrets):
     store = ByHand()
     job = _FakeJob()
-    Settler(store, host, secrets).end(job, TIMEOUT)
+    Settler(store, host, secrets, IDS).end(job, TIMEOUT)
     assert host.stopped == ["a"]
     assert host.announced == []
     ((_job_id, _verdict, future),) = store.asked
     future.set_result(Settled(job, won=True))
-    assert host.announced == [("a", "socket", "generation_timeout")]
+    assert host.announced == [("a", IDS.of("bot", "socket"), "generation_timeout")]
 
 
 class _FakeJob:
-    job_id, client_id = "a", "socket"
+    job_id, owner, client_id = "a", "bot", "socket"
 
 
 def test_an_overdue_job_that_waits_is_ended_and_one_that_runs_is_left_alone(settler, store, host):

@@ -8,6 +8,7 @@ from unit.janitor import Box
 
 from comfyui_guarded.guard import stats as module
 from comfyui_guarded.guard.access import LOCAL, Client
+from comfyui_guarded.guard.client_ids import ClientIds
 from comfyui_guarded.guard.errors import FAMILY
 from comfyui_guarded.guard.gpu import Gpus
 from comfyui_guarded.guard.health import Health
@@ -80,7 +81,7 @@ def made(store, clock, tmp_path, host=None):
     inforce = settings()
     health = Health(host, store)
     health.serving()
-    settler = Settler(store, host, None)
+    settler = Settler(store, host, None, ClientIds(b"key" * 11))
     watchdog = Watchdog(inforce, store, host, health, settler, FakeProcess(), clock)
     janitor = Box(tmp_path / "box").janitor(store)
     return Stats(inforce, store, host, health, watchdog, janitor, Gpus({}), clock)

@@ -6,6 +6,7 @@ from .hang import (
     FaultHangC,
     FaultHangPython,
     FaultHoldGil,
+    FaultPreview,
     FaultSleep,
     FaultSwallow,
     FaultThreads,
@@ -27,6 +28,7 @@ NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
         FaultSleep,
+        FaultPreview,
         FaultHangC,
         FaultHangPython,
         FaultSwallow,

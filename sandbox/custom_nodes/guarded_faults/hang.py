@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import comfy.utils
+from PIL import Image
 
-from .common import SECONDS, SEED, FaultNode, check_interrupt, passed_on
+from .common import SECONDS, SEED, FaultNode, check_interrupt, passed_on, sample_image
 
 STEP_S = 0.02
 
@@ -47,6 +48,22 @@ class FaultSleep(FaultNode):
         if bar is not None and done < steps:
             bar.update_absolute(steps)
         return passed_on(image, seed)
+
+
+class FaultPreview(FaultNode):
+    """Shows previews of what it makes, as a sampler does."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"steps": ("INT", {"default": 3, "min": 1, "max": 1000}), "seed": SEED}}
+
+    def run(self, steps: int, seed: int = 0) -> tuple[Any]:
+        bar = comfy.utils.ProgressBar(steps)
+        picture = Image.fromarray((sample_image(seed)[0] * 255).astype("uint8"))
+        for step in range(1, steps + 1):
+            bar.update_absolute(step, steps, ("JPEG", picture, 64))
+            time.sleep(STEP_S)
+        return passed_on(None, seed)
 
 
 class _Hang(FaultNode):

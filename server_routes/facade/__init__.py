@@ -1,0 +1,1 @@
+"""ComfyUI's own routes, limited to the caller."""

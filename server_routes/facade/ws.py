@@ -1,0 +1,54 @@
+"""ComfyUI's websocket, limited to the caller."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from aiohttp import WSMsgType, web
+
+from ...guard.sockets import Socket
+from ..table import Call, Route
+
+#: A peer that does not answer a ping within half of this is gone.
+HEARTBEAT_S = 30.0
+#: Clients say little: their feature flags.
+MAX_MESSAGE_BYTES = 2**18
+
+
+async def get_ws(call: Call) -> web.StreamResponse:
+    # Uncompressed: a compressor of some 250 KiB for each of thousands of idle sockets would be the most of them.
+    ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_MESSAGE_BYTES)
+    await ws.prepare(call.request)
+    sockets = call.services.sockets
+    socket = sockets.open(call.client, call.request.query.get("clientId", ""), lambda: _abort(call.request))
+    writer = asyncio.create_task(_write(call, ws, socket))
+    try:
+        await sockets.catch_up(socket)
+        async for message in ws:
+            if message.type is WSMsgType.TEXT:
+                sockets.said(socket, message.data)
+    finally:
+        sockets.close(socket)
+        writer.cancel()
+    return ws
+
+
+async def _write(call: Call, ws: web.WebSocketResponse, socket: Socket) -> None:
+    """A task of each socket's own, so that a client that does not read holds up nobody but itself."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            message = await socket.next()
+            if isinstance(message.content, str):
+                await ws.send_str(message.content)
+            else:
+                await ws.send_bytes(message.content)
+            await call.services.sockets.sent(message)
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+ROUTES = [Route("GET", "/ws", get_ws), Route("GET", "/api/ws", get_ws)]

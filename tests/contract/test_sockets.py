@@ -1,0 +1,250 @@
+"""The websocket under /guarded: what ComfyUI says to the caller, what it missed, and nothing of anybody else."""
+
+import contextlib
+import itertools
+import json
+import struct
+import uuid
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from contract.client import (
+    Client,
+    assert_heard_only_an_error,
+    assert_succeeded,
+    files_announced,
+    node,
+    picture,
+    save,
+    sleep,
+    text,
+    types_of,
+    unique,
+)
+
+from comfyui_guarded.guard.access.keys import Key, create
+
+#: As ComfyUI's own: from the start to the word that ends it for every client.
+GOOD = ["execution_start", "execution_cached", "executed", "execution_success", "executing"]
+
+_names = itertools.count()
+
+
+def _key(client: Client) -> tuple[str, str]:
+    """The name of a new owner, and its key."""
+    name = f"bot{next(_names)}"
+    wanted = Key(key_id="", name=name, scope="submit", sha256="", created_at_ms=0, webhook_secret="")
+    return name, create(client.base / "user" / "__guarded", wanted, same_owner=True)[1]
+
+
+async def _known(client: Client, key: str) -> None:
+    """The server looks at its keys once a second."""
+    await client.polled(
+        lambda: client.request("GET", "/guarded/jobs", headers=_bearer(key)), lambda answer: answer.status == 200
+    )
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def too_small() -> dict[str, Any]:
+    """ComfyUI calls it a success; the checks do not."""
+    return {"1": node("FaultTinyFile", filename_prefix=unique(), seed=0)}
+
+
+def previewed() -> dict[str, Any]:
+    return {"1": node("FaultPreview", steps=3, seed=0), "2": save("1")}
+
+
+def remaining(event: dict[str, Any]) -> int:
+    return int(event["data"]["status"]["exec_info"]["queue_remaining"])
+
+
+async def test_the_guarded_socket_hears_what_comfyuis_own_hears(client):
+    client_id = uuid.uuid4().hex
+    async with client.socket("/ws", client_id) as native, client.socket("/guarded/ws", client_id) as guarded:
+        assert guarded.seen[0]["type"] == "status"
+        assert guarded.seen[0]["data"]["sid"] == client_id
+        job_id = await client.admitted(sleep(0.1, steps=4), client_id=client_id)
+        theirs, ours = await native.until_end_of(job_id), await guarded.until_end_of(job_id)
+    assert [event for event in ours if event["type"] != "guarded"] == theirs
+    types = types_of(ours)
+    assert [kind for kind in types if kind in GOOD and kind != "executing"] == GOOD[:-1]
+    assert len(files_announced(ours)) == 1
+
+
+async def test_the_count_is_told_between_the_success_and_the_end(client):
+    """Clients that watch the count alone take its fall for the end of their job."""
+    async with client.socket("/guarded/ws") as socket:
+        job_id = await client.admitted(sleep(0.3), client_id=socket.client_id)
+        await socket.until(lambda event: event["type"] == "status" and remaining(event) == 1)
+        await socket.until_end_of(job_id)
+        types = types_of(socket.seen)
+        fall = next(
+            index
+            for index, event in enumerate(socket.seen)
+            if index and event["type"] == "status" and not remaining(event)
+        )
+    assert types.index("execution_success") < fall < len(types) - 1
+
+
+async def test_a_socket_without_a_client_id_is_given_one(client):
+    async with client.socket("/guarded/api/ws", "") as socket:
+        sid = socket.seen[0]["data"]["sid"]
+        assert sid
+        job_id = await client.admitted(text(), client_id=sid)
+        assert "execution_success" in types_of(await socket.until_end_of(job_id))
+
+
+async def test_a_failed_check_is_heard_as_an_error_and_names_no_file(client):
+    async with client.socket("/guarded/ws") as socket:
+        job_id = await client.admitted(too_small(), client_id=socket.client_id)
+        assert_heard_only_an_error(await socket.until_end_of(job_id))
+
+
+async def test_a_job_that_never_ran_is_heard_as_an_error(client):
+    async with client.busy(), client.socket("/guarded/ws") as socket, client.socket("/ws", socket.client_id) as native:
+        job_id = await client.admitted(picture(), client_id=socket.client_id)
+        await client.cancel(job_id)
+        for ear in (socket, native):
+            events = await ear.until_end_of(job_id)
+            assert_heard_only_an_error(events)
+            assert types_of(events)[-2:] == ["execution_error", "executing"]
+
+
+async def test_what_was_missed_is_told_at_the_next_connection_and_only_once(client):
+    client_id = uuid.uuid4().hex
+    async with client.socket("/guarded/ws", client_id):
+        pass
+    good = await client.run(picture(), client_id=client_id)
+    bad = await client.run(too_small(), client_id=client_id)
+    async with client.socket("/guarded/ws", client_id) as socket:
+        heard = await socket.until_end_of(bad["job_id"])
+        assert_heard_only_an_error(heard)
+        heard = [event for event in socket.about(good["job_id"]) if event["type"] != "guarded"]
+        assert types_of(heard) == ["executed", "execution_success", "executing"]
+        assert heard[0]["data"]["output"] == good["outputs"]["2"]
+        # And all goes on as ever.
+        job_id = await client.admitted(text(), client_id=client_id)
+        assert "execution_success" in types_of(await socket.until_end_of(job_id))
+    async with client.socket("/guarded/ws", client_id) as socket:
+        job_id = await client.admitted(text(), client_id=client_id)
+        await socket.until_end_of(job_id)
+        assert not socket.about(good["job_id"])
+        assert not socket.about(bad["job_id"])
+
+
+async def test_a_verdict_missed_by_a_socket_that_only_then_opens_is_told_too(client):
+    """A quick job ends before a client that posts first has opened its socket."""
+    job = await client.run(text(), client_id=(client_id := uuid.uuid4().hex))
+    async with client.socket("/guarded/ws", client_id) as socket:
+        assert "execution_success" in types_of(await socket.until_end_of(job["job_id"]))
+
+
+async def test_missed_verdicts_outlive_the_server(sandbox, sandbox_client):
+    client = await sandbox_client()
+    job = await client.run(picture(), client_id=(client_id := uuid.uuid4().hex))
+    client.host.kill()
+    client.host.start()
+    async with client.socket("/guarded/ws", client_id) as socket:
+        assert len(files_announced(await socket.until_end_of(job["job_id"]))) == 1
+
+
+async def test_an_old_socket_that_closes_takes_nothing_from_the_new_one(client):
+    async with client.socket("/guarded/ws") as new:
+        async with client.socket("/guarded/ws", new.client_id), client.socket("/ws", new.client_id):
+            pass
+        job_id = await client.admitted(text(), client_id=new.client_id)
+        assert "execution_success" in types_of(await new.until_end_of(job_id))
+
+
+async def test_previews_pass_as_the_client_has_asked_for_them(client):
+    async with client.socket("/guarded/ws") as socket:
+        job_id = await client.admitted(previewed(), client_id=socket.client_id)
+        await socket.until_end_of(job_id)
+        assert len(socket.frames) == 3
+        event, kind = struct.unpack(">II", socket.frames[0][:8])
+        assert (event, kind) == (1, 1)
+        assert socket.frames[0][8:11] == b"\xff\xd8\xff"
+    async with client.socket("/guarded/ws") as socket:
+        await socket.ws.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+        answer = await socket.until(lambda event: event["type"] == "feature_flags")
+        assert answer["data"] == await client.get("/features")
+        job_id = await client.admitted(previewed(), client_id=socket.client_id)
+        await socket.until_end_of(job_id)
+        assert len(socket.frames) == 3
+        event, length = struct.unpack(">II", socket.frames[0][:8])
+        told = json.loads(socket.frames[0][8 : 8 + length])
+        assert (event, told["prompt_id"], told["node_id"], told["image_type"]) == (4, job_id, "1", "image/jpeg")
+
+
+async def test_owners_do_not_hear_each_other_whatever_client_id_they_give(client):
+    (_, mine), (_, theirs) = _key(client), _key(client)
+    await _known(client, theirs)
+    client_id = uuid.uuid4().hex
+    async with contextlib.AsyncExitStack() as stack:
+        socket = await stack.enter_async_context(client.socket("/guarded/ws", client_id, mine))
+        others = [
+            await stack.enter_async_context(client.socket("/guarded/ws", client_id, theirs)),
+            await stack.enter_async_context(client.socket("/guarded/ws", client_id)),
+            await stack.enter_async_context(client.socket("/ws", client_id)),
+        ]
+        assert socket.seen[0]["data"]["sid"] == client_id
+        job_id = await client.admitted(picture(), client_id=client_id, headers=_bearer(mine))
+        assert "execution_success" in types_of(await socket.until_end_of(job_id))
+        # Something that each of the others hears of its own, so that all before it has come.
+        for other, headers in zip(others, (_bearer(theirs), None, None), strict=True):
+            own = await client.admitted(text(), client_id=client_id, headers=headers)
+            await other.until_end_of(own)
+            assert not other.about(job_id)
+        assert not any("guarded" in str(event) and job_id in str(event) for other in others for event in other.seen)
+
+
+async def test_a_key_sees_its_own_count_and_no_broadcast(client):
+    (_, mine), (_, theirs) = _key(client), _key(client)
+    await _known(client, theirs)
+    async with client.busy(), client.socket("/guarded/ws", key=mine) as socket:
+        assert remaining(socket.seen[0]) == 0
+        other = await client.admitted(text(), headers=_bearer(theirs))
+        # A prompt without a client id: ComfyUI tells everybody how it goes.
+        native = await client.native_submit(text(unique()))
+        job_id = await client.admitted(text(), client_id=socket.client_id, headers=_bearer(mine))
+        await socket.until(lambda event: event["type"] == "status" and remaining(event) == 1)
+    async with client.socket("/guarded/ws", socket.client_id, mine) as again:
+        await again.until_end_of(job_id)
+    assert_succeeded(await client.settled(other))
+    await client.native_entry(native)
+    heard = socket.seen + again.seen
+    assert {remaining(event) for event in heard if event["type"] == "status"} <= {0, 1}
+    assert not [event for event in heard if event["data"].get("prompt_id") in (other, native)]
+
+
+async def test_a_plain_request_to_the_socket_is_refused_in_json(client):
+    answer = await client.request("GET", "/guarded/ws")
+    assert answer.status == 400
+    assert answer.json["error"]["type"] == "invalid_request"
+
+
+async def test_what_a_client_says_beside_feature_flags_is_ignored(client):
+    async with client.socket("/guarded/ws") as socket:
+        for word in ("no json", "[" * 5000, '"feature_flags"', '{"type": "feature_flags", "data": 5}'):
+            await socket.ws.send_str(word)
+        job_id = await client.admitted(text(), client_id=socket.client_id)
+        assert "execution_success" in types_of(await socket.until_end_of(job_id))
+
+
+async def test_a_client_that_talks_too_much_at_once_is_shown_out(client):
+    async with client.socket("/guarded/ws") as socket:
+        await socket.ws.send_str("x" * 2**20)
+        while (message := await socket.ws.receive(60)).type is aiohttp.WSMsgType.TEXT:
+            pass
+        assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED), message
+    assert_succeeded(await client.run(text()))
+
+
+def test_the_key_of_the_client_ids_is_nobody_elses_business(host):
+    path: Path = host.base / "user" / "__guarded" / "client_ids.key"
+    assert len(path.read_bytes()) == 32
+    assert path.stat().st_mode & 0o077 == 0

@@ -1,0 +1,223 @@
+"""Who hears what: by client id and owner; what was missed; and clients that do not keep up."""
+
+import asyncio
+import json
+
+import pytest
+from unit.fakes import LONG_S
+
+from comfyui_guarded.guard import sockets
+from comfyui_guarded.guard.access import LOCAL, Client
+from comfyui_guarded.guard.client_ids import ClientIds
+from comfyui_guarded.guard.errors import CancelledError
+from comfyui_guarded.guard.job import SUCCESS, Result
+from comfyui_guarded.guard.sockets import Message, Sockets
+
+BOT, OTHER = Client("bot", operator=False), Client("other", operator=False)
+
+
+@pytest.fixture
+def hub(machine, store, host, clock):
+    made = Sockets(store, host, machine.jobs, machine.client_ids, clock)
+    store.on_change(made.changed)
+    return made
+
+
+def opened(hub, client=BOT, client_id="tab"):
+    """A socket, and what it has been asked to close for."""
+    closed = []
+    socket = hub.open(client, client_id, lambda: closed.append(True))
+    return socket, closed
+
+
+async def said(socket):
+    """What waits to be sent, as (type, data) pairs."""
+    told = []
+    while socket._outbox:
+        message = await socket.next()
+        told.append(json.loads(message.content) if isinstance(message.content, str) else message.content)
+    return [(event["type"], event["data"]) if isinstance(event, dict) else event for event in told]
+
+
+async def succeeded(machine, outputs=None):
+    """A job of the client id `tab` that has run and passed."""
+    job_id = await machine.run(client_id="tab")
+    machine.settler.settle(machine.job(job_id), SUCCESS, Result(outputs or {})).result(LONG_S)
+    machine.runs.released(job_id)
+    machine.store.flush()
+    return job_id
+
+
+def passed(hub, event, data, sid):
+    hub.passed(event, data, sid, json.dumps({"type": event, "data": data}))
+
+
+def test_client_ids_are_one_space_for_each_owner():
+    ids = ClientIds(b"k" * 32)
+    assert ids.of("local", "tab") == "tab"
+    made = {ids.of("bot", "tab"), ids.of("other", "tab"), ids.of("bot", "tab2"), ids.of("bo", "ttab")}
+    assert len(made) == 4
+    assert "tab" not in made
+    assert ids.of("bot", "tab") == ClientIds(b"k" * 32).of("bot", "tab")
+    assert ids.of("bot", "tab") != ClientIds(b"x" * 32).of("bot", "tab")
+
+
+async def test_the_first_word_is_the_count_and_the_id_as_the_client_knows_it(hub, host, machine):
+    machine.submit()
+    host.running_nodes[machine.client_ids.of("bot", "tab")] = "7"
+    socket, _ = opened(hub)
+    assert await said(socket) == [
+        ("status", {"status": {"exec_info": {"queue_remaining": 1}}, "sid": "tab"}),
+        ("executing", {"node": "7"}),
+    ]
+
+
+async def test_a_message_goes_to_every_socket_of_its_client_id_and_to_no_other(hub, machine):
+    first, second, other = opened(hub)[0], opened(hub)[0], opened(hub, OTHER)[0]
+    for socket in (first, second, other):
+        await said(socket)
+    sid = machine.client_ids.of("bot", "tab")
+    assert hub.wants(sid)
+    assert not hub.wants("tab")
+    hub.passed("preview", b"...", sid, b"\x00picture")
+    hub.close(first)
+    passed(hub, "progress", {"value": 1}, sid)
+    assert await said(first) == [b"\x00picture"]
+    assert await said(second) == [b"\x00picture", ("progress", {"value": 1})]
+    assert await said(other) == []
+
+
+async def test_what_comfyui_tells_everybody_is_for_operators(hub):
+    bot, local = opened(hub)[0], opened(hub, LOCAL)[0]
+    for socket in (bot, local):
+        await said(socket)
+    passed(hub, "logs", {"entries": ["secret"]}, None)
+    assert await said(bot) == []
+    assert await said(local) == [("logs", {"entries": ["secret"]})]
+
+
+async def test_a_status_tells_each_owner_its_own_count(hub, machine, store, monkeypatch):
+    monkeypatch.setattr(sockets, "STATUS_EVERY_S", 0)
+    bot, other, local = opened(hub)[0], opened(hub, OTHER)[0], opened(hub, LOCAL)[0]
+    for socket in (bot, other, local):
+        await said(socket)
+    machine.submit()
+    machine.submit(owner="third")
+    store.flush()
+    await asyncio.sleep(0.05)
+
+    def count(told):
+        return [data["status"]["exec_info"]["queue_remaining"] for event, data in told if event == "status"][-1:]
+
+    assert count(await said(bot)) == [1]
+    assert count(await said(other)) == [], "nothing that concerns it has changed"
+    assert count(await said(local)) == [2]
+
+
+async def test_the_new_count_comes_before_the_end_of_the_job(hub, machine, store):
+    job_id = await machine.run(client_id="tab")
+    socket, _ = opened(hub)
+    await said(socket)
+    store.settle(job_id, SUCCESS, Result()).result(LONG_S)
+    passed(hub, "executing", {"node": None, "prompt_id": job_id}, socket.sid)
+    assert [event for event, _data in await said(socket)] == ["status", "executing"]
+
+
+async def test_missed_verdicts_are_told_in_order_and_forgotten_once_they_are_sent(hub, machine, store):
+    good = await succeeded(machine, {"2": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}})
+    bad = machine.submit(client_id="tab")
+    machine.submit(client_id="elsewhere")
+    machine.settler.end(machine.job(bad), CancelledError("The job was cancelled.")).result(LONG_S)
+    socket, _ = opened(hub)
+    await said(socket)
+    await hub.catch_up(socket)
+    verdicts = [message for message in socket._outbox if message.verdict_of]
+    told = await said(socket)
+    assert [(event, data["prompt_id"]) for event, data in told if event != "guarded"] == [
+        ("executed", good), ("execution_success", good), ("executing", good),
+        ("execution_error", bad), ("executing", bad),
+    ]  # fmt: skip
+    assert [(data["event"], data["state"]) for event, data in told if event == "guarded"] == [
+        ("state", "succeeded"), ("state", "cancelled"),
+    ]  # fmt: skip
+    again, _ = opened(hub)
+    await hub.catch_up(again)
+    assert len(await said(again)) == 1 + len(told), "nothing was sent yet"
+    for message in verdicts:
+        await hub.sent(message)
+    last, _ = opened(hub)
+    await hub.catch_up(last)
+    assert len(await said(last)) == 1
+
+
+async def test_a_verdict_that_comes_while_the_missed_ones_are_looked_up_is_told_once(hub, machine):
+    live, late = await succeeded(machine), await succeeded(machine)
+    socket, _ = opened(hub)
+    passed(hub, "execution_success", {"prompt_id": live}, socket.sid)
+    await hub.catch_up(socket)
+    for event, data in (("execution_success", {}), ("executing", {"node": None})):
+        passed(hub, event, {**data, "prompt_id": late}, socket.sid)
+    told = [(event, data["prompt_id"]) for event, data in await said(socket) if event == "execution_success"]
+    assert told == [("execution_success", live), ("execution_success", late)]
+
+
+async def test_another_owner_or_an_old_verdict_is_not_missed(hub, machine, store, monkeypatch):
+    await succeeded(machine)
+    other, _ = opened(hub, OTHER)
+    await hub.catch_up(other)
+    assert len(await said(other)) == 1
+    monkeypatch.setattr(sockets, "MISSED_FOR_MS", -1_000)
+    old, _ = opened(hub)
+    await hub.catch_up(old)
+    assert len(await said(old)) == 1
+
+
+async def test_a_client_that_does_not_read_is_closed_and_its_rest_dropped(hub):
+    socket, closed = opened(hub)
+    for _ in range(sockets.OUTBOX_MESSAGES):
+        passed(hub, "progress", {}, socket.sid)
+    assert closed == [True]
+    passed(hub, "progress", {}, socket.sid)
+    assert closed == [True]
+    assert await said(socket) == []
+    big, closed = opened(hub)
+    big.put(Message(b"x" * (sockets.OUTBOX_BYTES + 1)))
+    assert closed == [True]
+
+
+async def test_only_the_first_word_can_be_feature_flags(hub, host):
+    socket, _ = opened(hub)
+    await said(socket)
+    hub.said(socket, '{"type": "feature_flags", "data": {"a": true}}')
+    hub.said(socket, '{"type": "feature_flags", "data": {"a": false}}')
+    assert await said(socket) == [("feature_flags", {"supports_preview_metadata": True})]
+    assert host.flags == {socket.sid: {"a": True}}
+    hub.close(socket)
+    assert host.flags == {}
+
+
+async def test_a_store_that_cannot_be_read_leaves_the_socket_open(hub, store):
+    socket, closed = opened(hub)
+    store.close()
+    await hub.catch_up(socket)
+    await hub.sent(Message("{}", verdict_of="x"))
+    assert closed == []
+
+
+def test_open_jobs_are_counted_by_owner_also_after_a_restart(machine, store, tmp_path, clock):
+    machine.submit()
+    running = machine.submit(owner="other")
+    store.claim("local", 2, 10**15).result(LONG_S)
+    store.claim("local", 2, 10**15).result(LONG_S)
+    assert (store.open("bot"), store.open("other"), store.open(None), store.open("nobody")) == (1, 1, 2, 0)
+    store.start(running).result(LONG_S)
+    machine.submit()
+    store.close()
+    again = type(store)(tmp_path / "guarded.db", clock)
+    try:
+        assert (again.open("bot"), again.open("other"), again.open(None)) == (2, 1, 3)
+        again.settle(running, SUCCESS).result(LONG_S)
+        again.recover("local", 2).result(LONG_S)
+        assert (again.open("bot"), again.open("other")) == (2, 0)
+    finally:
+        again.close()
