@@ -79,7 +79,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     except GuardError as error:
         store.close()
         raise StoreUnusableError(f"the job database {store.path} cannot be used: {error}") from error
-    events = Events()
+    events = Events(store)
     metrics = Metrics()
     secrets = Secrets()
     client_ids = ClientIds.load(own)

@@ -7,7 +7,7 @@ classes) stop there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,15 +73,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a running job is: the current node's own steps, and per cent over the whole graph."""
+    """How far a running job is: the current node's own steps, and per cent over all nodes that it has to run."""
 
     value: float
     max: float
     node_id: str | None
+    node_title: str | None
     percent: int
 
     def body(self) -> dict[str, Any]:
-        return {"value": self.value, "max": self.max, "node_id": self.node_id, "percent": self.percent}
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,10 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the store knows it. Times are milliseconds since the epoch, None where it has not happened."""
+    """A job as the store knows it. Times are milliseconds since the epoch, None where it has not happened.
+
+    `event_id` is the number of its last change of state: it grows over all jobs, and is never used twice.
+    """
 
     job_id: str
     number: int
@@ -150,6 +153,7 @@ class Job:
     outputs_to_execute: tuple[str, ...]
     metadata: dict[str, Any]
     has_secrets: bool
+    event_id: int = 0
     verdict: Verdict | None = None
     result: Result = Result()
 

@@ -52,14 +52,14 @@ class Jobs:
     async def wait(self, job: Job, timeout_s: float, known: JobState | None) -> Job:
         """The job once it is in another state than `known` (None: once it has settled), or as it is after a time."""
         ends_s = time.monotonic() + min(timeout_s, self._settings.queue.max_wait_s)
-        with self._events.watching(job.job_id) as waiter:
-            while True:
-                seen = await wrap_future(self._store.get(job.job_id)) or job
-                if seen.state.settled or (known is not None and seen.state is not known):
-                    return seen
+        with self._events.subscribe(job_id=job.job_id) as reader:
+            seen = await wrap_future(self._store.get(job.job_id)) or job
+            while not (seen.state.settled or (known is not None and seen.state is not known)):
                 rest_s = ends_s - time.monotonic()
-                if rest_s <= 0 or not await waiter.wait(rest_s):
-                    return await wrap_future(self._store.get(job.job_id)) or seen
+                if rest_s <= 0 or not (told := await reader.next(rest_s)):
+                    break
+                seen = max([seen, *(event.job for event in told if event.job)], key=lambda job: job.event_id)
+        return seen
 
     async def page(
         self, client: Client, states: frozenset[JobState] | None, limit: int, before: int | None

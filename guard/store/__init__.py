@@ -58,6 +58,18 @@ class Settled:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """Jobs as they were after each change of state, in the order in which those happened.
+
+    `up_to`: the number of the last change that was looked at; `head`: of the last that there is.
+    """
+
+    jobs: list[Job]
+    up_to: int
+    head: int
+
+
+@dataclass(frozen=True)
 class Counts:
     """How many jobs wait, hold a slot, and run."""
 
@@ -160,6 +172,12 @@ class Store(Protocol):
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
         """Jobs, newest first; `before` is the `number` to go on from."""
+
+    def changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
+        """What has happened behind the change of that number, to one owner's jobs, to one job, or to all.
+
+        Not all at once where that is much: go on from `up_to`.
+        """
 
     def overdue(self, created_before_ms: int) -> Future[list[Job]]:
         """Queued and dispatched jobs that were admitted before that time."""

@@ -23,19 +23,20 @@ class Line:
         turns: by owner; none without open jobs that was never served.
         leased: how many slots are taken.
         number: of the job that came last.
+        event_id: of the transition that came last.
         reordered: whether a waiting job may stand elsewhere than in the order of arrival.
     """
 
     turns: dict[str, Turn] = field(default_factory=dict)
     leased: int = 0
     number: int = 0
+    event_id: int = 0
     reordered: bool = False
 
     @classmethod
     def read(cls, db: sqlite3.Connection) -> Line:
         """Rounds begin anew with each process."""
         (leased,) = db.execute("SELECT count(*) FROM leases").fetchone()
-        (number,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
         (reordered,) = db.execute(
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND (priority <> 0 OR place <> number))"
         ).fetchone()
@@ -46,7 +47,13 @@ class Line:
         )
         for owner, count in begun:
             turns.setdefault(owner, Turn()).begun = count
-        return cls(turns, leased, number, bool(reordered))
+        return cls(turns, leased, cls.last(db, "jobs"), cls.last(db, "transitions"), bool(reordered))
+
+    @staticmethod
+    def last(db: sqlite3.Connection, table: str) -> int:
+        """The last number that the table has given away."""
+        (number,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+        return int(number)
 
     @property
     def queued(self) -> int:

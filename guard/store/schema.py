@@ -99,4 +99,19 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX unheard_of_client ON unheard (owner, client_id, settled_at_ms);
     """,
+    """
+    -- Numbered for good: readers of the event stream resume behind the last number that they have seen.
+    CREATE TABLE numbered (
+        event_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        state TEXT NOT NULL
+    );
+    INSERT INTO numbered (job_id, at_ms, state) SELECT job_id, at_ms, state FROM transitions ORDER BY rowid;
+    DROP TABLE transitions;
+    ALTER TABLE numbered RENAME TO transitions;
+    CREATE INDEX transitions_of_job ON transitions (job_id);
+    ALTER TABLE jobs ADD COLUMN event_id INTEGER NOT NULL DEFAULT 0;  -- of its last transition
+    UPDATE jobs SET event_id = coalesce((SELECT max(event_id) FROM transitions WHERE job_id = jobs.job_id), 0);
+    """,
 )

@@ -35,7 +35,7 @@ from ..errors import (
 )
 from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
 from ..settings import SettingsError
-from . import Claimed, Counts, Ended, IdempotencyKey, Recovery, Settled, Submitted, Waiting
+from . import Changes, Claimed, Counts, Ended, IdempotencyKey, Recovery, Settled, Submitted, Waiting
 from .line import Line, Turn
 from .schema import MIGRATIONS
 
@@ -55,12 +55,15 @@ LOG_PAGES = 25_000
 LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
+#: Changes of state looked through together for one reader.
+CHANGES = 2000
 #: Bodies handed out together. One alone may have `policy.max_body_bytes`.
 BODIES_BYTES = 4 * 2**20
 
 _COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
-    "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, verdict, result"
+    "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, verdict, "
+    "result"
 )
 
 #: As the index `jobs_open` has it, word for word: only then does SQLite see that it may be used. Without it, each
@@ -319,6 +322,30 @@ class SqliteStore:
         values = (owner, client_id, since_ms, limit)
         return self._reader.run(lambda db: [_job(row) for row in db.execute(query, values)])
 
+    def changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
+        def operation(db: sqlite3.Connection) -> Changes:
+            db.execute("BEGIN")  # so that all looks are at the same state of the tables
+            try:
+                head = Line.last(db, "transitions")
+                # So many at once, whoever's they are: a reader far behind must not hold up the others.
+                up_to = head if job_id is not None else min(head, after + CHANGES)
+                where, values = ("job_id = ? AND ", (job_id,)) if job_id is not None else ("", ())
+                rows = db.execute(
+                    f"SELECT job_id, event_id FROM transitions WHERE {where} event_id > ? AND event_id <= ? "
+                    "ORDER BY event_id",
+                    (*values, after, up_to),
+                ).fetchall()
+                told: dict[int, Job] = {}
+                for changed in dict.fromkeys(changed for changed, _event_id in rows):
+                    job = _found(db, changed)
+                    if job is not None and owner in (None, job.owner):
+                        told.update(_lived(db, job))
+            finally:
+                db.execute("ROLLBACK")
+            return Changes([told[event_id] for _changed, event_id in rows if event_id in told], up_to, head)
+
+        return self._reader.run(operation)
+
     def overdue(self, created_before_ms: int) -> Future[list[Job]]:
         query = (
             f"SELECT {_COLUMNS} FROM jobs WHERE {_OPEN} AND state IN ('queued', 'dispatched') AND created_at_ms < ? "
@@ -547,8 +574,8 @@ class SqliteStore:
         try:
             db.execute(
                 "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale,"
-                " client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     number,
                     new.job_id,
@@ -565,12 +592,13 @@ class SqliteStore:
                     json.dumps(new.outputs_to_execute),
                     json.dumps(new.metadata),
                     new.has_secrets,
+                    self._line.event_id + 1,
                 ),
             )
         except sqlite3.IntegrityError:
             raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
         db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))
-        db.execute("INSERT INTO transitions VALUES (?, ?, 'queued')", (new.job_id, new.created_at_ms))
+        event_id = self._wrote(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self._line.number = number
         self._line.reordered = self._line.reordered or new.priority != 0 or place != number
         self._line.waits(new.owner, +1)
@@ -593,7 +621,14 @@ class SqliteStore:
             outputs_to_execute=new.outputs_to_execute,
             metadata=new.metadata,
             has_secrets=new.has_secrets,
+            event_id=event_id,
         )
+
+    def _wrote(self, db: sqlite3.Connection, job_id: str, at_ms: int, state: JobState) -> int:
+        """Put down a change of state; its number."""
+        self._line.event_id += 1
+        db.execute("INSERT INTO transitions VALUES (?, ?, ?, ?)", (self._line.event_id, job_id, at_ms, state.value))
+        return self._line.event_id
 
     def _advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
         job = _found(db, job_id)
@@ -610,22 +645,22 @@ class SqliteStore:
             changes.update(started_at_ms=None)
         elif state.settled:
             changes.update(settled_at_ms=now_ms)
-        moved = job.evolve(state=state, **changes)
+        moved = job.evolve(state=state, event_id=self._wrote(db, job.job_id, now_ms, state), **changes)
         db.execute(
-            "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, code = ?, verdict = ?, "
-            "result = ? WHERE number = ?",
+            "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, event_id = ?, code = ?, "
+            "verdict = ?, result = ? WHERE number = ?",
             (
                 state.value,
                 moved.attempts,
                 moved.started_at_ms,
                 moved.settled_at_ms,
+                moved.event_id,
                 moved.verdict.code if moved.verdict else None,
                 json.dumps(asdict(moved.verdict)) if moved.verdict else None,
                 json.dumps(asdict(moved.result)) if state.settled else None,
                 job.number,
             ),
         )
-        db.execute("INSERT INTO transitions VALUES (?, ?, ?)", (job.job_id, now_ms, state.value))
         if JobState.QUEUED in (job.state, state):
             self._line.waits(job.owner, +1 if state is JobState.QUEUED else -1)
         if change := _begun(state) - _begun(job.state):
@@ -838,7 +873,9 @@ def _begun(state: JobState) -> bool:
 
 def _job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
-    (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, verdict, result) = row[10:]
+    (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, event_id, verdict, result) = row[
+        10:
+    ]
     return Job(
         job_id=job_id,
         number=number,
@@ -858,6 +895,7 @@ def _job(row: tuple[Any, ...]) -> Job:
         outputs_to_execute=tuple(json.loads(outputs)),
         metadata=json.loads(metadata),
         has_secrets=bool(has_secrets),
+        event_id=event_id,
         verdict=_verdict(json.loads(verdict)) if verdict else None,
         result=_result(json.loads(result)) if result else Result(),
     )
@@ -875,6 +913,30 @@ def _result(stored: dict[str, Any]) -> Result:
 def _found(db: sqlite3.Connection, job_id: str) -> Job | None:
     row = db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
     return _job(row) if row else None
+
+
+def _lived(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
+    """The job as it was after each of its changes of state, by their numbers."""
+    attempts, started_at_ms = 0, None
+    told = {}
+    for event_id, at_ms, value in db.execute(
+        "SELECT event_id, at_ms, state FROM transitions WHERE job_id = ? ORDER BY event_id", (job.job_id,)
+    ):
+        state = JobState(value)
+        if state is JobState.RUNNING:
+            attempts, started_at_ms = attempts + 1, at_ms
+        elif state is JobState.QUEUED:
+            started_at_ms = None
+        told[event_id] = job.evolve(
+            state=state,
+            event_id=event_id,
+            attempts=attempts,
+            started_at_ms=started_at_ms,
+            settled_at_ms=at_ms if state.settled else None,
+            verdict=job.verdict if state.settled else None,
+            result=job.result if state.settled else Result(),
+        )
+    return told
 
 
 def _count(db: sqlite3.Connection, query: str, values: tuple[Any, ...] = ()) -> int:

@@ -116,7 +116,7 @@ class ComfyHost:
             if any(other[1] == job_id for other in there):
                 raise RuntimeError("a native prompt has the job's id")
             self._queue.put(item)
-            self._runs[job_id] = Run(job_id, client_id, item[2])
+            self._runs[job_id] = Run(job_id, client_id, item[2], item[4])
         return None
 
     def stop(self, prompt_id: str) -> None:

@@ -19,7 +19,7 @@ class Machine:
     def __init__(self, store, host, clock, folder, **sections):
         self.store, self.host, self.clock = store, host, clock
         self.settings = settings(**sections)
-        self.events, self.secrets = Events(), Secrets()
+        self.events, self.secrets = Events(store), Secrets()
         self.health = Health(host, store)
         self.health.serving()
         self.client_ids = ClientIds(b"key" * 11)

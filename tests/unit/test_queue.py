@@ -358,15 +358,15 @@ async def test_a_slot_that_could_not_be_freed_for_a_full_disk_is_freed_later(mac
 
 async def test_progress_is_shown_while_the_job_runs_and_not_after_its_end(machine):
     job_id = await machine.run(timeout_s=1.0)
-    machine.runs.progressed(job_id, Progress(5, 20, "3", 40))
+    machine.runs.progressed(job_id, Progress(5, 20, "3", "KSampler", 40))
     shown = await machine.jobs.body(machine.job(job_id))
-    assert shown["progress"] == {"value": 5, "max": 20, "node_id": "3", "percent": 40}
+    assert shown["progress"] == {"value": 5, "max": 20, "node_id": "3", "node_title": "KSampler", "percent": 40}
     machine.watchdog.turn(machine.clock.monotonic_s() + 2)
     machine.store.flush()
-    machine.runs.progressed(job_id, Progress(6, 20, "3", 45))
+    machine.runs.progressed(job_id, Progress(6, 20, "3", "KSampler", 45))
     assert (await machine.jobs.body(machine.job(job_id)))["progress"] is None
     machine.runs.released(job_id)
-    assert machine.events._progress == {}
+    assert machine.events.progress(job_id) is None
 
 
 # What callers see. ------------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ async def test_a_waiter_hears_of_the_end_also_when_it_comes_before_it_waits(mach
     machine.settler.end(job, CancelledError("x"))
     assert (await waiting).state is JobState.CANCELLED
     assert (await machine.jobs.wait(job, LONG_S, None)).state is JobState.CANCELLED
-    assert machine.events._waiters == {}
+    assert machine.events._count == 0
 
 
 async def test_a_wait_ends_as_the_job_is_when_its_time_is_up(machine):
@@ -414,7 +414,7 @@ async def test_a_wait_for_a_change_ends_with_the_next_state(machine):
 
 async def test_an_ending_that_is_read_before_its_listeners_have_heard_of_it_shows_no_progress(machine):
     job_id = await machine.run()
-    machine.runs.progressed(job_id, Progress(5, 20, "3", 40))
+    machine.runs.progressed(job_id, Progress(5, 20, "3", "KSampler", 40))
     ended = machine.job(job_id).evolve(state=JobState.SUCCEEDED)
     assert machine.events.progress(job_id) is not None
     assert machine.jobs.shown(ended, None)["progress"] is None

@@ -104,9 +104,9 @@ async def test_a_watchdog_that_stumbles_goes_on(machine, host, monkeypatch):
         return turn(now_s)
 
     monkeypatch.setattr(machine.watchdog, "turn", stumbling)
-    with machine.events.watching(job_id) as waiter:
+    with machine.events.subscribe(job_id=job_id) as reader:
         machine.watchdog.start()
-        assert await waiter.wait(LONG_S)
+        assert await reader.next(LONG_S)
     monkeypatch.setattr(machine.watchdog, "turn", lambda now_s: now_s + 10**6)  # the thread is a daemon: it may sleep
     assert stumbled.is_set()
     assert machine.ended(job_id) == ("failed", "generation_timeout")
@@ -129,7 +129,7 @@ async def test_a_job_without_progress_is_ended_after_the_stall_limit_and_one_tha
     job_id = await machine.run(timeout_s=600)
     for _ in range(5):
         now_s += 20
-        machine.runs.progressed(job_id, Progress(1, 20, "3", 5))
+        machine.runs.progressed(job_id, Progress(1, 20, "3", "x", 5))
         machine.turn()
     assert machine.ended(job_id) == ("running", None)
     machine.turn(29)
