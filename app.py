@@ -155,6 +155,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         admission=admission,
         templates=templates,
         jobs=jobs,
+        events=events,
         health=health,
         faces=faces,
         drain=drain,

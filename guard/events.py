@@ -130,6 +130,10 @@ class Events:
         self._group(subscription).add(subscription)
         return subscription
 
+    async def head(self) -> int:
+        """The number of the last state that there is. Raises GuardError where the store cannot be read."""
+        return (await wrap_future(self._store.changes(2**53))).head
+
     def _close(self, subscription: Subscription) -> None:
         group = self._group(subscription)
         if subscription in group:

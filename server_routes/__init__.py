@@ -1,6 +1,6 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import access, artifacts, faces, health, janitor, jobs, page, prompt, stats, workflows
+from . import access, artifacts, events, faces, health, janitor, jobs, page, prompt, stats, workflows
 from .facade import ws
 from .native import guard_native
 from .table import Route, Services, register
@@ -10,6 +10,7 @@ ROUTES: list[Route] = [
     *workflows.ROUTES,
     *access.ROUTES,
     *jobs.ROUTES,
+    *events.ROUTES,
     *artifacts.ROUTES,
     *faces.ROUTES,
     *health.ROUTES,

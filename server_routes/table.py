@@ -28,6 +28,7 @@ from ..guard.errors import (
     NotFoundError,
     PayloadTooLargeError,
 )
+from ..guard.events import Events
 from ..guard.faces.gate import FaceGate
 from ..guard.health import Health
 from ..guard.host import Host
@@ -61,6 +62,7 @@ class Services:
     admission: Admission
     templates: Templates
     jobs: Jobs
+    events: Events
     health: Health
     faces: FaceGate
     drain: Drain

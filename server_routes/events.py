@@ -1,0 +1,98 @@
+"""/guarded/events and /guarded/jobs/{id}/events: server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from aiohttp import web
+
+from ..guard.errors import GuardError, InvalidRequestError
+from ..guard.events import PROGRESS, STATE, Event, Subscription
+from .table import Call, Route, number
+
+#: A comment after so long without an event: proxies cut what is silent for a minute, and it tells us who has gone.
+HEARTBEAT_S = 15.0
+#: A reader that takes nothing for so long is let go. It comes back with the last id that it has seen.
+STALLED_S = 60.0
+
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would collect the events before it passes them on
+}
+
+
+async def get_job_events(call: Call) -> web.StreamResponse:
+    """The job as it is, or what the caller has missed of it; then what happens, to its end."""
+    after = _after(call)
+    job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
+    with call.services.events.subscribe(_names(call), job_id=job.job_id, after=after) as reader:
+        if after is not None and job.state.settled and after >= job.event_id:
+            return web.Response(status=204)  # what tells a browser not to come again
+        first = []
+        if after is None:
+            job = await call.services.jobs.get(job.job_id, call.client)
+            shown = await call.services.jobs.body(job)
+            reader.has_seen(job.event_id)
+            first = [Event(STATE, lambda: shown, job, job.event_id)]
+        return await _stream(call, reader, first)
+
+
+async def get_events(call: Call) -> web.StreamResponse:
+    """From now on, or behind the last event that the caller has seen."""
+    owner = None if call.client.operator else call.client.owner
+    after = _after(call)
+    if after is None:
+        # With its number at hand from the start, a reader misses nothing by being cut off before the first event.
+        after = await call.services.events.head()
+    with call.services.events.subscribe(_names(call), owner=owner, after=after) as reader:
+        return await _stream(call, reader, [], after)
+
+
+async def _stream(call: Call, reader: Subscription, first: list[Event], after: int | None = None) -> web.StreamResponse:
+    ends_s = time.monotonic() + number(call, "wait", float("inf"), 0, float("inf"))
+    response = web.StreamResponse(headers=_HEADERS)
+    await response.prepare(call.request)
+    # An id without data is remembered, and told to nobody.
+    await response.write(b"retry: 1000\n\n" + (b"" if after is None else f"id: {after}\n\n".encode()))
+    events = first
+    # Of one that is slow, gone, or asks for what the store cannot read now: it will come again.
+    with contextlib.suppress(ConnectionError, asyncio.TimeoutError, GuardError):
+        while True:
+            text = "".join(map(_frame, events)) if events else ": still here\n\n"
+            await asyncio.wait_for(response.write(text.encode()), STALLED_S)
+            if reader.job_id is not None and any(event.job and event.job.state.settled for event in events):
+                break
+            rest_s = ends_s - time.monotonic()
+            if rest_s <= 0:
+                break
+            events = await reader.next(min(rest_s, HEARTBEAT_S))
+        await response.write_eof()
+    return response
+
+
+def _frame(event: Event) -> str:
+    numbered = f"id: {event.id}\n" if event.id is not None else ""
+    return f"{numbered}event: {event.name}\ndata: {event.text}\n\n"
+
+
+def _after(call: Call) -> int | None:
+    """`Last-Event-ID`, as a browser sends it when it comes again; in the query for those that cannot send it."""
+    given = call.request.headers.get("Last-Event-ID") or call.request.query.get("last_event_id")
+    if not given:
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) < 19):
+        raise InvalidRequestError("Last-Event-ID must be the id of an event.", extra_info={"field": "last_event_id"})
+    return int(given)
+
+
+def _names(call: Call) -> set[str]:
+    return {STATE, PROGRESS}
+
+
+ROUTES = [
+    Route("GET", "/events", get_events),
+    Route("GET", "/jobs/{job_id}/events", get_job_events),
+]
