@@ -17,7 +17,7 @@ from .guard.client_ids import ClientIds
 from .guard.clock import Clock
 from .guard.drain import Drain
 from .guard.errors import GuardError
-from .guard.estimate import RECENT, Estimates
+from .guard.estimate import KINDS, Estimates
 from .guard.events import Events
 from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
@@ -26,10 +26,10 @@ from .guard.faces.machine import FaceMachine
 from .guard.gpu import Gpus
 from .guard.health import Health
 from .guard.janitor import Janitor
-from .guard.job import Job, JobState
 from .guard.jobs import Jobs
 from .guard.limits import Limits
 from .guard.metrics import Exposition, Metrics
+from .guard.places import Places
 from .guard.process import Process
 from .guard.queue import Dispatcher, Runs
 from .guard.secrets import Secrets
@@ -83,7 +83,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     metrics = Metrics()
     secrets = Secrets()
     client_ids = ClientIds.load(own)
-    estimates = Estimates(store.run_times_ms(RECENT).result())
+    estimates = Estimates(clock, store.recent_runs(KINDS).result())
     health = Health(host, store)
     settler = Settler(store, host, secrets, client_ids)
     process = Process(store.close)
@@ -103,20 +103,18 @@ def _build(host: Any, prompt_server: Any) -> None:
     admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, limits, janitor.in_use)
     templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     jobs = Jobs(settings, store, settler, events, estimates)
+    places = Places(settings.queue, store, events, estimates)
     gpus = Gpus()
     exposition = Exposition(metrics, settings, store, host, health, watchdog, janitor, gpus)
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
     sockets = Sockets(store, host, jobs, client_ids, clock)
 
-    def learned(job: Job) -> None:
-        if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
-            estimates.add(job.settled_at_ms - job.started_at_ms)
-
-    store.on_change(learned)
+    store.on_change(estimates.changed)
     store.on_change(events.changed)
     store.on_change(metrics.changed)
     admission.on_refusal(metrics.refused)
     store.on_change(sockets.changed)
+    store.on_change(places.changed)
     settler.on_release(dispatcher.wake)
     settler.on_end(watchdog.stopping)
     watchdog.on_repair(dispatcher.wake)
@@ -139,6 +137,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         health.serving()
         dispatcher.start()
         tasks.append(asyncio.create_task(faces.look_around()))
+        tasks.append(asyncio.create_task(places.run()))
         tasks.append(asyncio.create_task(_keep_fresh(keys)))
         watchdog.start()
         janitor.start()

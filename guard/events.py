@@ -7,7 +7,7 @@ import functools
 import json
 import threading
 from asyncio import wrap_future
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,9 +15,10 @@ from typing import Any
 
 from .host import Progress
 from .job import Job, JobState
-from .store import Store
+from .store import Standing, Store
 
 STATE = "state"
+POSITION = "position"
 PROGRESS = "progress"
 
 #: States kept for one reader. One that is further behind reads them again from the store, where they are for good.
@@ -36,13 +37,13 @@ class Event:
 
     Attributes:
         make: makes `data`; called once, and only where somebody looks at it.
-        job: whose it is, as it was then; None for an alarm.
+        job: whose it is, as it was then (of a position: as it stands in the queue); None for an alarm.
         id: of a state: its number, durable and growing over all jobs, to resume from. None for all else.
     """
 
     name: str
     make: Callable[[], dict[str, Any]]
-    job: Job | None = None
+    job: Job | Standing | None = None
     id: int | None = None
 
     @functools.cached_property
@@ -75,6 +76,8 @@ class Events:
         self._progress_due_s = 0.0
         # Event loop only.
         self._count = 0
+        self._wanted: Counter[str] = Counter()
+        self._joined: Callable[[str | None], None] = lambda _job_id: None
         self._of_job: dict[str, set[Subscription]] = {}
         self._of_owner: dict[str, set[Subscription]] = {}
         self._of_all: set[Subscription] = set()
@@ -104,6 +107,10 @@ class Events:
         if first:
             self._call(self._arm_progress)
 
+    def tell(self, event: Event) -> None:
+        """Pass on what is no state. Event loop."""
+        self._give(event, self._readers(event.name, event.job))
+
     def progress(self, job_id: str) -> Progress | None:
         return self._running.get(job_id, (None, None))[1]
 
@@ -127,8 +134,19 @@ class Events:
         self._loop = asyncio.get_running_loop()
         subscription = Subscription(self, self._store, frozenset(names), owner, job_id, after)
         self._count += 1
+        self._wanted.update(subscription.names)
         self._group(subscription).add(subscription)
+        if POSITION in subscription.names:
+            self._joined(job_id)
         return subscription
+
+    def wanted(self, name: str) -> bool:
+        """Whether anybody reads such events. Any thread."""
+        return self._wanted[name] > 0
+
+    def on_subscribe(self, listener: Callable[[str | None], None]) -> None:
+        """Call `listener` with the one job (None: several) of each new reader of positions. Event loop."""
+        self._joined = listener
 
     async def head(self) -> int:
         """The number of the last state that there is. Raises GuardError where the store cannot be read."""
@@ -139,6 +157,7 @@ class Events:
         if subscription in group:
             group.discard(subscription)
             self._count -= 1
+            self._wanted.subtract(subscription.names)
         for key, groups in ((subscription.job_id, self._of_job), (subscription.owner, self._of_owner)):
             if key is not None and not groups.get(key, True):
                 del groups[key]
@@ -173,7 +192,7 @@ class Events:
             if isinstance(item, Job):
                 self._give(_state(item, self.progress(item.job_id)), self._readers(STATE, item))
             else:
-                self._give(item, self._readers(item.name, item.job))
+                self.tell(item)
 
     def _arm_progress(self) -> None:
         loop = asyncio.get_running_loop()
@@ -186,9 +205,9 @@ class Events:
             self._moved.clear()
         for job, progress in moved:
             if progress is not None:
-                self._give(_moved(job, progress), self._readers(PROGRESS, job))
+                self.tell(_moved(job, progress))
 
-    def _readers(self, name: str, job: Job | None) -> list[Subscription]:
+    def _readers(self, name: str, job: Job | Standing | None) -> list[Subscription]:
         groups = [self._of_all]
         if job is not None:
             groups += [self._of_job.get(job.job_id, set()), self._of_owner.get(job.owner, set())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import messages
 from .errors import FAMILY, GuardError
@@ -95,6 +95,13 @@ class Result:
     artifacts: tuple[Artifact, ...] = ()
 
 
+class Kind(NamedTuple):
+    """What jobs that take about as long have in common."""
+
+    template: str
+    shape: str
+
+
 @dataclass(frozen=True)
 class NewJob:
     """An admitted prompt on its way into the store.
@@ -156,6 +163,10 @@ class Job:
     event_id: int = 0
     verdict: Verdict | None = None
     result: Result = Result()
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.template, self.shape)
 
     def evolve(self, **changes: Any) -> Job:
         return replace(self, **changes)

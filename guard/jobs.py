@@ -10,12 +10,13 @@ from asyncio import wrap_future
 from pathlib import Path
 from typing import IO, Any
 
-from . import artifacts, messages, previews
+from . import artifacts, previews
 from .access import Client
 from .errors import CancelledError, GuardError, NotFoundError, type_name
 from .estimate import Estimates
 from .events import Events
 from .job import OPEN, Artifact, Job, JobState
+from .places import notice
 from .previews import Preview
 from .settings import Settings
 from .settle import Settler
@@ -23,8 +24,6 @@ from .store import Store, Waiting
 
 log = logging.getLogger("guarded.jobs")
 
-#: A notice in seconds up to here, in minutes above.
-_SECONDS_UP_TO = 90
 _PREVIEWS_AT_ONCE = 2
 
 
@@ -58,7 +57,8 @@ class Jobs:
                 rest_s = ends_s - time.monotonic()
                 if rest_s <= 0 or not (told := await reader.next(rest_s)):
                     break
-                seen = max([seen, *(event.job for event in told if event.job)], key=lambda job: job.event_id)
+                states = [event.job for event in told if isinstance(event.job, Job)]
+                seen = max([seen, *states], key=lambda job: job.event_id)
         return seen
 
     async def page(
@@ -102,7 +102,7 @@ class Jobs:
         progress = self._events.progress(job.job_id) if running else None
         return job.body(
             position=waiting.position if waiting else None,
-            eta_s=self._estimates.starts_in_s(waiting.position) if waiting else None,
+            eta_s=self._estimates.starts_in_s(waiting) if waiting else None,
             progress=progress.body() if progress else None,
             locale=locale,
         )
@@ -111,23 +111,17 @@ class Jobs:
         """The `guard` part of a submit answer: where the job stands, and what to tell the user meanwhile."""
         max_jobs = self._settings.queue.max_jobs
         must_wait = waiting is not None and waiting.position + waiting.running > max_jobs
-        eta_s = self._estimates.starts_in_s(waiting.position) if waiting and must_wait else None
+        eta_s = self._estimates.starts_in_s(waiting) if waiting and must_wait else None
         return {
             "state": job.state.value,
             "position": waiting.position if waiting else None,
             "eta_s": eta_s,
             "running": waiting.running if waiting else None,
             "max_jobs": max_jobs,
-            "user_message": self._notice(waiting, eta_s, locale) if waiting and must_wait else None,
+            "user_message": (
+                notice(waiting.position, waiting.running, max_jobs, eta_s, locale) if waiting and must_wait else None
+            ),
         }
-
-    def _notice(self, waiting: Waiting, eta_s: float | None, locale: str) -> str:
-        facts = {"running": waiting.running, "max_jobs": self._settings.queue.max_jobs, "position": waiting.position}
-        if eta_s is None:
-            return messages.text("queued", locale, **facts)
-        if eta_s <= _SECONDS_UP_TO:
-            return messages.text("queued_seconds", locale, seconds=max(round(eta_s), 1), **facts)
-        return messages.text("queued_minutes", locale, minutes=round(eta_s / 60), **facts)
 
     async def history_entry(self, job: Job) -> dict[str, Any]:
         """A settled job as an entry of ComfyUI's history, also where ComfyUI never ran it."""

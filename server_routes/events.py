@@ -9,7 +9,7 @@ import time
 from aiohttp import web
 
 from ..guard.errors import GuardError, InvalidRequestError
-from ..guard.events import PROGRESS, STATE, Event, Subscription
+from ..guard.events import POSITION, PROGRESS, STATE, Event, Subscription
 from .table import Call, Route, number
 
 #: A comment after so long without an event: proxies cut what is silent for a minute, and it tells us who has gone.
@@ -63,7 +63,7 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
         while True:
             text = "".join(map(_frame, events)) if events else ": still here\n\n"
             await asyncio.wait_for(response.write(text.encode()), STALLED_S)
-            if reader.job_id is not None and any(event.job and event.job.state.settled for event in events):
+            if reader.job_id is not None and any(event.id and event.job.state.settled for event in events):
                 break
             rest_s = ends_s - time.monotonic()
             if rest_s <= 0:
@@ -89,7 +89,7 @@ def _after(call: Call) -> int | None:
 
 
 def _names(call: Call) -> set[str]:
-    return {STATE, PROGRESS}
+    return {STATE, POSITION, PROGRESS}
 
 
 ROUTES = [

@@ -32,6 +32,21 @@ def text(key: str, locale: str, **facts: object) -> str:
     return template.format(**facts) if facts else template
 
 
+def counted(key: str, number: int, locale: str) -> str:
+    """As in "5 minutes": the form that goes with the number.
+
+    A language file has its forms in one text, `{n} minute|{n} minutes`; three of them where the language has one for
+    1, 21, 31 …, one for 2 to 4, 22 to 24 … and one for all else.
+    """
+    forms = text(key, locale).split("|")
+    if len(forms) == 3:
+        tens, ones = number // 10 % 10, number % 10
+        form = 2 if tens == 1 or ones == 0 or ones > 4 else 0 if ones == 1 else 1
+    else:
+        form = min(len(forms) - 1, int(number != 1))
+    return forms[form].format(n=number)
+
+
 def choose(wanted: str | None, accept_language: str | None, default: str) -> str:
     """A language we have: the one asked for by name, else the best of `Accept-Language`, else the default."""
     if wanted is not None and (language := _known(wanted)):

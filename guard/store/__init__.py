@@ -8,20 +8,43 @@ of two verdicts for one job, the one handed in first holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..job import Job, JobState, NewJob, Result, Verdict
+from ..job import Job, JobState, Kind, NewJob, Result, Verdict
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How a queued job stands: 1 is next; `running` jobs hold the slots."""
+    """How a queued job stands: 1 is next; `running` jobs hold the slots.
+
+    `ahead`: how many of which kind come before it; far back, by their share in the whole queue.
+    """
 
     position: int
     running: int
+    ahead: Mapping[Kind, float]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A queued job in the order in which all would be served."""
+
+    job_id: str
+    owner: str
+    client_id: str | None
+    locale: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a job ran that succeeded."""
+
+    kind: Kind
+    run_ms: int
 
 
 @dataclass(frozen=True)
@@ -182,8 +205,11 @@ class Store(Protocol):
     def overdue(self, created_before_ms: int) -> Future[list[Job]]:
         """Queued and dispatched jobs that were admitted before that time."""
 
-    def run_times_ms(self, limit: int) -> Future[list[int]]:
-        """How long the last `limit` successes ran, oldest first."""
+    def line(self) -> Future[list[Standing]]:
+        """All queued jobs, next one first, if every owner goes on taking turns."""
+
+    def recent_runs(self, limit: int) -> Future[list[Run]]:
+        """The last `limit` successes, oldest first."""
 
     def counts(self, owner: str | None = None) -> Future[Counts]:
         """Of everybody's jobs, or of one owner's."""

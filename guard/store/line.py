@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, field
 
+from ..job import Kind
+
 
 @dataclass
 class Turn:
@@ -20,6 +22,7 @@ class Line:
     """Kept by the writer beside its transaction, and read again from the tables whenever one is taken back.
 
     Attributes:
+        kinds: how many waiting jobs there are of which kind.
         turns: by owner; none without open jobs that was never served.
         leased: how many slots are taken.
         number: of the job that came last.
@@ -28,6 +31,7 @@ class Line:
     """
 
     turns: dict[str, Turn] = field(default_factory=dict)
+    kinds: dict[Kind, int] = field(default_factory=dict)
     leased: int = 0
     number: int = 0
     event_id: int = 0
@@ -40,14 +44,21 @@ class Line:
         (reordered,) = db.execute(
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND (priority <> 0 OR place <> number))"
         ).fetchone()
-        waiting = db.execute("SELECT owner, count(*) FROM jobs WHERE state = 'queued' GROUP BY owner")
-        turns = {owner: Turn(queued) for owner, queued in waiting}
+        waiting = db.execute(
+            "SELECT owner, template, shape, count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued' "
+            "GROUP BY owner, template, shape"
+        )
+        turns: dict[str, Turn] = {}
+        kinds: dict[Kind, int] = {}
+        for owner, template, shape, count in waiting:
+            turns.setdefault(owner, Turn()).queued += count
+            kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + count
         begun = db.execute(
             "SELECT owner, count(*) FROM jobs WHERE state IN ('dispatched', 'running', 'validating') GROUP BY owner"
         )
         for owner, count in begun:
             turns.setdefault(owner, Turn()).begun = count
-        return cls(turns, leased, cls.last(db, "jobs"), cls.last(db, "transitions"), bool(reordered))
+        return cls(turns, kinds, leased, cls.last(db, "jobs"), cls.last(db, "transitions"), bool(reordered))
 
     @staticmethod
     def last(db: sqlite3.Connection, table: str) -> int:
@@ -68,7 +79,7 @@ class Line:
         """One more or one fewer of the owner's jobs has left the line without having ended."""
         self.turns.setdefault(owner, Turn()).begun += change
 
-    def waits(self, owner: str, change: int) -> None:
+    def waits(self, owner: str, kind: Kind, change: int) -> None:
         """One more or one fewer of the owner's jobs waits.
 
         An owner whose line was empty takes its turn from now, not from the rounds in which it wanted nothing.
@@ -78,6 +89,9 @@ class Line:
             present = [other.served for other in self.turns.values() if other.queued]
             turn.served = max(turn.served, min(present, default=0))
         turn.queued += change
+        self.kinds[kind] = self.kinds.get(kind, 0) + change
+        if not self.kinds[kind]:
+            del self.kinds[kind]
 
     def next_owner(self) -> str | None:
         """Whose turn was longest ago, of those who wait."""
@@ -87,11 +101,11 @@ class Line:
     def serve(self, owner: str) -> None:
         self.turns[owner].served = 1 + max(turn.served for turn in self.turns.values())
 
-    def position(self, owner: str, ahead: int) -> int:
-        """The place in the whole queue of the owner's job that has `ahead` of its own in front, 1 for the next."""
+    def ahead(self, owner: str, own: int) -> dict[str, int]:
+        """How many jobs of each owner come before that owner's job that has `own` of its own in front."""
         turns = list(self.turns.items())
         mine = self.turns.get(owner, Turn()).served
-        others = sum(
-            min(turn.queued, ahead + ((turn.served, name) < (mine, owner))) for name, turn in turns if name != owner
-        )
-        return 1 + ahead + others
+        found = {
+            name: min(turn.queued, own + ((turn.served, name) < (mine, owner))) for name, turn in turns if name != owner
+        }
+        return {**found, owner: own}

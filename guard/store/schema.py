@@ -114,4 +114,9 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN event_id INTEGER NOT NULL DEFAULT 0;  -- of its last transition
     UPDATE jobs SET event_id = coalesce((SELECT max(event_id) FROM transitions WHERE job_id = jobs.job_id), 0);
     """,
+    """
+    -- The whole order of the queue, and what is in it, without opening a job's row.
+    DROP INDEX jobs_queued;
+    CREATE INDEX jobs_queued ON jobs (owner, priority DESC, place, number, template, shape) WHERE state = 'queued';
+    """,
 )

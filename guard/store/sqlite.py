@@ -33,9 +33,21 @@ from ..errors import (
     ServerRestartedError,
     ServerUnavailableError,
 )
-from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, NewJob, Result, Verdict
+from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, Kind, NewJob, Result, Verdict
 from ..settings import SettingsError
-from . import Changes, Claimed, Counts, Ended, IdempotencyKey, Recovery, Settled, Submitted, Waiting
+from . import (
+    Changes,
+    Claimed,
+    Counts,
+    Ended,
+    IdempotencyKey,
+    Recovery,
+    Run,
+    Settled,
+    Standing,
+    Submitted,
+    Waiting,
+)
 from .line import Line, Turn
 from .schema import MIGRATIONS
 
@@ -55,6 +67,9 @@ LOG_PAGES = 25_000
 LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
+#: So many jobs ahead of one, of so many owners, are looked up to see how long they will take.
+LOOKED_UP = 1000
+LOOKED_UP_OWNERS = 50
 #: Changes of state looked through together for one reader.
 CHANGES = 2000
 #: Bodies handed out together. One alone may have `policy.max_body_bytes`.
@@ -353,12 +368,32 @@ class SqliteStore:
         )
         return self._reader.run(lambda db: [_job(row) for row in db.execute(query, (created_before_ms,))])
 
-    def run_times_ms(self, limit: int) -> Future[list[int]]:
+    def line(self) -> Future[list[Standing]]:
+        def operation(db: sqlite3.Connection) -> list[Standing]:
+            turns = dict(self._line.turns)
+            found, own, last = [], 0, None
+            for owner, *facts in db.execute(
+                "SELECT owner, job_id, client_id, locale, template, shape FROM jobs INDEXED BY jobs_queued "
+                "WHERE state = 'queued' ORDER BY owner, priority DESC, place, number"
+            ):
+                own, last = (own + 1 if owner == last else 0), owner
+                found.append((own, turns.get(owner, Turn()).served, owner, facts))
+            found.sort(key=lambda row: row[:3])
+            return [
+                Standing(job_id, owner, client_id, locale, Kind(template, shape))
+                for _own, _served, owner, (job_id, client_id, locale, template, shape) in found
+            ]
+
+        return self._reader.run(operation)
+
+    def recent_runs(self, limit: int) -> Future[list[Run]]:
         query = (
-            "SELECT settled_at_ms - started_at_ms FROM jobs WHERE state = 'succeeded' AND started_at_ms IS NOT NULL "
-            "ORDER BY number DESC LIMIT ?"
+            "SELECT template, shape, settled_at_ms - started_at_ms FROM jobs WHERE state = 'succeeded' "
+            "AND started_at_ms IS NOT NULL ORDER BY number DESC LIMIT ?"
         )
-        return self._reader.run(lambda db: [run_ms for (run_ms,) in db.execute(query, (limit,))][::-1])
+        return self._reader.run(
+            lambda db: [Run(Kind(*row[:2]), row[2]) for row in db.execute(query, (limit,)).fetchall()][::-1]
+        )
 
     def counts(self, owner: str | None = None) -> Future[Counts]:
         mine, whose = ("", ()) if owner is None else (" AND owner = ?", (owner,))
@@ -519,8 +554,29 @@ class SqliteStore:
         last = job.number == line.number and not line.reordered
         queued = line.turns.get(job.owner, Turn()).queued
         # The reader's view of the table may be a commit older than the line.
-        ahead = max(queued - 1 - (0 if last else _behind(db, job)), 0)
-        return Waiting(line.position(job.owner, ahead), line.leased)
+        ahead = line.ahead(job.owner, max(queued - 1 - (0 if last else _behind(db, job)), 0))
+        count = sum(ahead.values())
+        return Waiting(1 + count, line.leased, self._kinds(db, job, ahead, count))
+
+    def _kinds(self, db: sqlite3.Connection, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
+        """What the jobs before this one are. Looked up one by one only where they are few."""
+        kinds: dict[Kind, float] = {**self._line.kinds}
+        total = sum(kinds.values())
+        if count >= total - 1:
+            kinds[job.kind] = kinds.get(job.kind, 0) - 1
+            return {kind: number for kind, number in kinds.items() if number > 0}
+        if count > LOOKED_UP or len(ahead) > LOOKED_UP_OWNERS:
+            return {kind: number * count / total for kind, number in kinds.items()}
+        found: dict[Kind, float] = {}
+        for owner, number in ahead.items():
+            if number:
+                for template, shape, several in db.execute(
+                    "SELECT template, shape, count(*) FROM (SELECT template, shape FROM jobs INDEXED BY jobs_queued "
+                    "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, place, number LIMIT ?) GROUP BY 1, 2",
+                    (owner, number),
+                ):
+                    found[Kind(template, shape)] = found.get(Kind(template, shape), 0) + several
+        return found
 
     def _placed(self, db: sqlite3.Connection, earlier: Submitted) -> Submitted:
         if earlier.job.state is not JobState.QUEUED:
@@ -601,7 +657,7 @@ class SqliteStore:
         event_id = self._wrote(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self._line.number = number
         self._line.reordered = self._line.reordered or new.priority != 0 or place != number
-        self._line.waits(new.owner, +1)
+        self._line.waits(new.owner, Kind(new.template, new.shape), +1)
         return Job(
             job_id=new.job_id,
             number=number,
@@ -662,7 +718,7 @@ class SqliteStore:
             ),
         )
         if JobState.QUEUED in (job.state, state):
-            self._line.waits(job.owner, +1 if state is JobState.QUEUED else -1)
+            self._line.waits(job.owner, job.kind, +1 if state is JobState.QUEUED else -1)
         if change := _begun(state) - _begun(job.state):
             self._line.begins(job.owner, change)
         self._changed.append(moved)

@@ -99,6 +99,24 @@ async def test_what_comes_from_the_cache_does_not_count_as_work(client):
     assert told["percent"] in [int(100 * (others + told["value"] / told["max"]) / 3) for others in (0, 1)]
 
 
+async def test_a_waiting_job_is_told_its_place_as_it_changes(client):
+    async with client.busy():
+        first = await client.admitted(text())
+        second = await client.admitted(text())
+        reader = reader_of(client, second)
+        reading = asyncio.ensure_future(read(reader))
+        await client.polled(lambda: asyncio.sleep(0, reader.of("position")), bool)
+        assert reader.of("state")[0]["position"] == 2
+        await client.cancel(first)
+        await client.polled(lambda: asyncio.sleep(0, reader.of("position")[-1]["position"]), lambda place: place == 1)
+        told = reader.of("position")[-1]
+        assert set(told) == {"job_id", "position", "eta_s", "running", "max_jobs", "user_message"}
+        assert (told["job_id"], told["running"], told["max_jobs"]) == (second, 1, 1)
+        assert told["user_message"].startswith("Сервер загружен (1/1 задач).")
+    await reading
+    assert reader.states == LIFE
+
+
 async def test_all_of_a_callers_jobs_come_in_one_stream(client):
     reader = reader_of(client)
     stream = reader.events()
@@ -107,10 +125,10 @@ async def test_all_of_a_callers_jobs_come_in_one_stream(client):
         await client.polled(lambda: asyncio.sleep(0, reader.last_id), bool)
         ids = [await client.admitted(text()) for _ in range(3)]
         await first
-        while {told.data["job_id"] for told in reader.seen if told.data["state"] in TERMINAL} != set(ids):
+        while {data["job_id"] for data in reader.of("state") if data["state"] in TERMINAL} != set(ids):
             await anext(stream)
     for job_id in ids:
-        assert [told.data["state"] for told in reader.seen if told.data["job_id"] == job_id] == LIFE
+        assert [data["state"] for data in reader.of("state") if data["job_id"] == job_id] == LIFE
 
 
 async def test_a_stream_ends_after_the_time_that_was_asked_for(client):

@@ -6,10 +6,12 @@ from comfyui_guarded.guard.client_ids import ClientIds
 from comfyui_guarded.guard.estimate import Estimates
 from comfyui_guarded.guard.events import Events
 from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.job import Kind
 from comfyui_guarded.guard.jobs import Jobs
 from comfyui_guarded.guard.queue import Dispatcher, Runs
 from comfyui_guarded.guard.secrets import Secrets
 from comfyui_guarded.guard.settle import Settler
+from comfyui_guarded.guard.store import Run
 from comfyui_guarded.guard.watchdog import Watchdog
 
 
@@ -40,7 +42,9 @@ class Machine:
             "local",
             clock,
         )
-        self.jobs = Jobs(self.settings, store, self.settler, self.events, Estimates([10_000] * 3))
+        self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
+        self.jobs = Jobs(self.settings, store, self.settler, self.events, self.estimates)
+        store.on_change(self.estimates.changed)
         store.on_change(self.events.changed)
         self.settler.on_end(self.watchdog.stopping)
         host.listen(self.runs)

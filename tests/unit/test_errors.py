@@ -99,7 +99,7 @@ def test_every_code_has_a_text_in_every_language():
     for language in messages.languages():
         table = messages.table(language)
         assert set(TABLE) <= set(table), language
-        assert {"queued", "queued_seconds", "queued_minutes"} <= set(table), language
+        assert {"queued", "queued_place", "queued_time", "seconds", "minutes", "hours"} <= set(table), language
         assert all(text.strip() == text != "" for text in table.values()), language
 
 

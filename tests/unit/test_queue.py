@@ -436,10 +436,13 @@ async def test_the_first_in_line_need_not_wait_and_the_second_is_told_its_place_
     assert machine.jobs.place(second.job, second.waiting, "en") == {
         "state": "queued",
         "position": 1,
-        "eta_s": 5.0,
+        "eta_s": 10.0,
         "running": 1,
         "max_jobs": 1,
-        "user_message": ("The server is busy (1/1 tasks). Your place in the queue: 1. It will start in about 5 s."),
+        "user_message": (
+            "The server is busy (1/1 tasks). Your place in the queue: 1. "
+            "Your generation will start in about 10 seconds."
+        ),
     }
 
 

@@ -20,7 +20,7 @@ from comfyui_guarded.guard.errors import (
     QueueFullError,
     ServerUnavailableError,
 )
-from comfyui_guarded.guard.job import OPEN, SUCCESS, Artifact, JobState, Result, Verdict
+from comfyui_guarded.guard.job import OPEN, SUCCESS, Artifact, JobState, Kind, Result, Verdict
 from comfyui_guarded.guard.store import Counts, IdempotencyKey, sqlite
 from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
 
@@ -120,7 +120,7 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
 
     def buggy(db):
         db.execute("UPDATE jobs SET priority = 99")
-        store._line.waits("nobody", 99)
+        store._line.waits("nobody", Kind("", ""), 99)
         store._changed.append("a change that will not be")
         raise fault
 
@@ -734,7 +734,7 @@ def test_run_times_are_those_of_the_last_successes_oldest_first(tmp_path):
         store.settle(job_id, SUCCESS).result(LONG_S)
         store.release(job_id).result(LONG_S)
     store.settle(_submit(store).job.job_id, CANCELLED).result(LONG_S)
-    assert store.run_times_ms(2).result(LONG_S) == [20, 30]
+    assert [run.run_ms for run in store.recent_runs(2).result(LONG_S)] == [20, 30]
     store.close()
 
 

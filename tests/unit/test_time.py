@@ -4,7 +4,7 @@ import pytest
 
 from comfyui_guarded.guard import clock as clock_module
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.estimate import ENOUGH, RECENT, Estimates, shape
+from comfyui_guarded.guard.estimate import shape
 
 
 class Wall:
@@ -40,24 +40,6 @@ def test_time_never_runs_backwards():
     told = [clock.now_ms() for _ in range(1000)]
     assert told == sorted(told)
     assert all(type(each) is int for each in told)
-
-
-@pytest.mark.parametrize("seen", [[], [1000], [1000, 2000]])
-def test_too_few_runs_give_no_estimate(seen):
-    assert len(seen) < ENOUGH
-    assert Estimates(seen).starts_in_s(1) is None
-
-
-def test_the_estimate_is_the_median_run_times_the_jobs_ahead_and_half_of_the_one_that_runs():
-    estimates = Estimates([10_000, 20_000, 600_000])
-    assert [estimates.starts_in_s(position) for position in (1, 2, 5)] == [10, 30, 90]
-
-
-def test_only_the_last_runs_count():
-    estimates = Estimates([1_000_000] * RECENT)
-    for _ in range(RECENT):
-        estimates.add(2_000)
-    assert estimates.starts_in_s(1) == 1
 
 
 def test_the_shape_of_a_prompt_is_its_classes_whatever_their_ids_values_and_order():
