@@ -69,6 +69,8 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/prompt"): ({"body": {"prompt": text()}}, 200),
     ("POST", "/tokens"): ({"body": {"path": "/guarded/jobs"}}, 200),
     ("POST", "/face-check"): ({"raw": b"no picture"}, 422),
+    ("GET", "/ws"): ({}, 400),  # it is no websocket that asks
+    ("GET", "/api/ws"): ({}, 400),
     ("GET", "/events"): ({"query": "?wait=0"}, 200),
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
     ("POST", "/janitor/sweep"): ({"query": "?dry_run=1"}, 200),
