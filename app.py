@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import server_routes
-from .guard import runtime
+from .guard import journal, runtime
 from .guard.access import Access, Keys, Tokens
 from .guard.admission import Admission
 from .guard.client_ids import ClientIds
@@ -68,7 +68,7 @@ def install() -> None:
 def _build(host: Any, prompt_server: Any) -> None:
     own = host.own_directory()
     settings = load(own / "guarded.toml", os.environ)
-    logging.getLogger("guarded").setLevel(settings.log.level)
+    journal.install(settings.log)
 
     clock = Clock()
     keys = Keys(own, clock)
@@ -128,6 +128,8 @@ def _build(host: Any, prompt_server: Any) -> None:
             recovery.requeued,
             len(recovery.settled),
         )
+    for job in recovery.settled:
+        log.error("job %s failed: server_restarted", job.job_id, extra={"job_id": job.job_id})
 
     if settings.watchdog.shutdown_grace_s:
         process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)

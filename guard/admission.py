@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import math
 import re
 import uuid
@@ -27,6 +28,7 @@ from .access import Client
 from .clock import Clock
 from .errors import (
     BadImageError,
+    DiskFullError,
     GuardError,
     InternalError,
     InvalidRequestError,
@@ -35,6 +37,7 @@ from .errors import (
     MissingNodeError,
     PayloadTooLargeError,
     QueueFullError,
+    ServerUnavailableError,
 )
 from .estimate import shape
 from .faces.gate import AskedCheck, FaceGate
@@ -43,6 +46,7 @@ from .health import Health
 from .host import Host, Refusal
 from .janitor.in_use import Hold, InUse
 from .job import NewJob
+from .journal import Seldom
 from .limits import Limits
 from .policy import Policy
 from .secrets import SECRET_NAMES, Secrets
@@ -50,9 +54,14 @@ from .settings import Settings
 from .store import IdempotencyKey, Store, Submitted
 from .uploads import MEDIA_SUFFIXES, UploadedFile, Uploads
 
+log = logging.getLogger("guarded.admission")
+
 MODEL_SUFFIXES = frozenset(
     {".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".onnx", ".gguf", ".pkl", ".engine"}
 )
+#: Refusals that tell the operator that the server is too small.
+_FULL = frozenset({QueueFullError.code, DiskFullError.code, ServerUnavailableError.code})
+
 #: Larger bodies are parsed on another thread: 16 MiB of small numbers take more than a second.
 PARSED_AT_ONCE_BYTES = 2**18
 
@@ -146,6 +155,7 @@ class Admission:
         #: Without a janitor, nothing is deleted.
         self._in_use = in_use or InUse(list)
         self._refused: Callable[[str], None] = lambda _code: None
+        self._refusals = Seldom()
 
     def on_refusal(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the error code of each prompt that is not let in."""
@@ -159,10 +169,27 @@ class Admission:
         """
         try:
             with self._in_use.admission() as hold:
-                return await self._admit(request, hold)
+                submitted = await self._admit(request, hold)
         except Exception as error:
-            self._refused(error.code if isinstance(error, GuardError) else InternalError.code)
+            code = error.code if isinstance(error, GuardError) else InternalError.code
+            self._refused(code)
+            if (left_out := self._refusals.left_out(code)) is not None:
+                more = f" ({left_out} more since the last line)" if left_out else ""
+                level = logging.WARNING if code in _FULL else logging.INFO
+                log.log(level, "a prompt of %s was refused: %s%s", request.client.owner, code, more)
             raise
+        if not submitted.replayed:
+            self._tell(submitted)
+        return submitted
+
+    def _tell(self, submitted: Submitted) -> None:
+        job, waiting, slots = submitted.job, submitted.waiting, self._settings.queue.max_jobs
+        about = {"job_id": job.job_id}
+        if waiting is not None and waiting.position + waiting.running > slots:
+            said = "job %s of %s admitted; it waits, %d of %d slots are taken, position %d"
+            log.warning(said, job.job_id, job.owner, waiting.running, slots, waiting.position, extra=about)
+        else:
+            log.info("job %s of %s admitted", job.job_id, job.owner, extra=about)
 
     async def _admit(self, request: Submission, hold: Hold) -> Submitted:
         settings = self._settings

@@ -125,7 +125,11 @@ class Dispatcher:
             await self._dispatch(claimed)
         except Exception as error:
             if not isinstance(error, GuardError):
-                log.exception("job %s could not be handed to the host", claimed.job.job_id)
+                log.exception(
+                    "job %s could not be handed to the host",
+                    claimed.job.job_id,
+                    extra={"job_id": claimed.job.job_id, "quotes_prompt": True},
+                )
                 error = InternalError("The host did not take the job.", details=f"{type(error).__name__}: {error}")
             self._settler.end(claimed.job, error)
             self._runs.released(claimed.job.job_id)
@@ -182,7 +186,7 @@ class Runs:
         if started is None:
             self._watchdog.stopping(job_id)
             return False
-        log.info("job %s started", job_id)
+        log.info("job %s started", job_id, extra={"job_id": job_id})
         return True
 
     def finished(self, job_id: str, outcome: Outcome) -> Verdict:
@@ -238,7 +242,7 @@ class Runs:
             found = artifacts.within(results.check_timeout_s, lambda: artifacts.check(outcome, results))
         except Exception as error:
             if not isinstance(error, GuardError):
-                log.exception("job %s: the checks failed", job_id)
+                log.exception("job %s: the checks failed", job_id, extra={"job_id": job_id})
                 error = InternalError("The result could not be checked.", details=f"{type(error).__name__}: {error}")
             artifacts.quarantine(artifacts.own_files(outcome), self._quarantine / job_id, results)
             return Verdict.of(error), Result()

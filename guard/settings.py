@@ -334,6 +334,9 @@ class MessagesSettings(_Section):
 
 class LogSettings(_Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What the guard writes to the log.")
+    format: Literal["text", "json"] = Field(
+        "text", description="`text`: lines among ComfyUI's own; `json`: one object a line, on stderr."
+    )
 
 
 class Settings(_Section):

@@ -119,16 +119,18 @@ class Settler:
                 if job.job_id in self._complained:
                     return  # once is enough: it is tried every half second
                 self._complained.add(job.job_id)
-                log.error("job %s: verdict %s is not on disk yet: %s", job.job_id, verdict.code or "success", failure)
+                log.error(
+                    "job %s: verdict %s is not on disk yet: %s",
+                    job.job_id,
+                    verdict.code or "success",
+                    failure,
+                    extra={"job_id": job.job_id},
+                )
                 return
             self._complained.discard(job.job_id)
             self._secrets.forget(job.job_id)
-            if _won(future) is None:
-                return
-            if verdict.state is JobState.FAILED:
-                log.error("job %s failed: %s: %s", job.job_id, verdict.code, verdict.message)
-            else:
-                log.info("job %s %s", job.job_id, verdict.state.value)
+            if (settled := _won(future)) is not None:
+                _tell(settled)
 
         future.add_done_callback(done)
 
@@ -137,6 +139,27 @@ class Settler:
         if (job := _won(done)) is not None:
             client_id = self._client_ids.of(job.owner, job.client_id) if job.client_id is not None else None
             self._host.announce(job.job_id, client_id, error)
+
+
+def _tell(job: Job) -> None:
+    """The line in the log that says how the job ended, and one for each doubtful file of a success."""
+    about = {"job_id": job.job_id}
+    verdict = job.verdict
+    if verdict is None or verdict.state is JobState.CANCELLED:
+        log.info("job %s %s", job.job_id, job.state.value, extra=about)
+    elif verdict.state is JobState.FAILED:
+        said = verdict.message
+        if "exception_message" in verdict.details:
+            # A node's own words may quote the prompt.
+            said = "node {node_id} ({node_type}) raised {exception_type}".format_map(verdict.details)
+        log.error("job %s failed: %s: %s", job.job_id, verdict.code, said, extra=about)
+    else:
+        took_s = ((job.settled_at_ms or 0) - (job.started_at_ms or job.created_at_ms)) / 1000
+        files = job.result.artifacts
+        log.info("job %s succeeded in %.1f s with %d files", job.job_id, took_s, len(files), extra=about)
+        for file in files:
+            if file.warnings:
+                log.warning("job %s: %s: %s", job.job_id, file.filename, ", ".join(file.warnings), extra=about)
 
 
 def _won(done: Future[Settled | None]) -> Job | None:

@@ -115,7 +115,7 @@ class Watchdog:
             watched = self._watched.pop(prompt_id, None)
         if watched is not None and watched.stuck and self._health.stuck:
             self._health.stuck = False
-            log.warning("%s has let go of the worker after all", prompt_id)
+            log.warning("%s has let go of the worker after all", prompt_id, extra={"job_id": prompt_id})
             self._repaired()
 
     def gpu_fault(self) -> None:
@@ -173,7 +173,8 @@ class Watchdog:
 
     def _end(self, one: _Watched, now_s: float, error: GuardError) -> None:
         """The first rung: the verdict, and a stop that holds until the worker lets go."""
-        log.error("%s %s: %s", "job" if one.job is not None else "native prompt", one.prompt_id, error.message)
+        if one.job is None:  # of a job, its verdict says the same
+            log.error("native prompt %s: %s", one.prompt_id, error.message)
         with self._condition:
             one.stopped_s = now_s
             self.counts["stop"] += 1
@@ -193,7 +194,11 @@ class Watchdog:
             one.injected = True
             if self._host.inject(one.prompt_id):
                 self.counts["inject"] += 1
-                log.warning("%s checks for no interrupt; an exception was raised in it", one.prompt_id)
+                log.warning(
+                    "%s checks for no interrupt; an exception was raised in it",
+                    one.prompt_id,
+                    extra={"job_id": one.prompt_id},
+                )
         if not one.stuck and now_s >= one.stopped_s + settings.interrupt_grace_s:
             one.stuck = True
             self._stuck(one)
@@ -204,7 +209,7 @@ class Watchdog:
         reason = f"{one.prompt_id} does not end, {settings.interrupt_grace_s:g} s after it was stopped"
         if settings.on_stuck == "report":
             self._health.stuck = True
-            log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason)
+            log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason, extra={"job_id": one.prompt_id})
         elif settings.on_stuck == "exit":
             self._process.exit(reason)
         elif settings.on_stuck == "restart":
@@ -213,7 +218,7 @@ class Watchdog:
             self._process.restart(f"{reason}, and {self._host.hung_workers()} worker(s) hang already")
         elif self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
             self.counts["replace hung"] += 1
-            log.error("%s; another worker has taken over", reason)
+            log.error("%s; another worker has taken over", reason, extra={"job_id": one.prompt_id})
         else:
             one.stuck = False  # it is just letting go; if not, the next turn tries again
 

@@ -507,7 +507,7 @@ class SqliteStore:
                 try:
                     listener(job)
                 except Exception:
-                    log.exception("a listener failed on job %s", job.job_id)
+                    log.exception("a listener failed on job %s", job.job_id, extra={"job_id": job.job_id})
         for future, refusal in refused:
             future.set_exception(refusal)
         for future, result in done:

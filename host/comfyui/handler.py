@@ -36,7 +36,7 @@ class NativePrompt:
             return Refusal("refused", error.reason, error.text or "", {}, {})
         except Exception as error:
             # The route would say 500: a node class or another pack stumbled over the prompt.
-            log.warning("ComfyUI failed on a prompt", exc_info=True)
+            log.warning("ComfyUI failed on a prompt", exc_info=True, extra={"quotes_prompt": True})
             said = f"{type(error).__name__}: {error}"
             return Refusal("exception_during_validation", "ComfyUI failed on this prompt.", said, {}, {})
         answer = json.loads(response.body) if response.body else {}

@@ -248,7 +248,7 @@ class ComfyHost:
             taken = native(*args, **kwargs)
         except Exception:
             # A prompt that cannot even be copied or compared; natively it kills the worker, and it is gone either way.
-            log.exception("ComfyUI's queue failed to hand out a prompt")
+            log.exception("ComfyUI's queue failed to hand out a prompt", extra={"quotes_prompt": True})
             self._tell_lost()
             return None
         if taken is not None:
@@ -270,7 +270,7 @@ class ComfyHost:
             try:
                 args, kwargs = self._settle(run, history_result, args, kwargs)
             except Exception:
-                log.exception("job %s could not be settled", run.job_id)
+                log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
                 self._told("unreadable", run.job_id)
         try:
             return native(item_id, history_result, *args, **kwargs)
@@ -392,5 +392,6 @@ class ComfyHost:
         try:
             return getattr(self._listener, callback)(*args)
         except Exception:
-            log.exception("the guard failed on %s%r", callback, args)
+            # The first is the job's id; an outcome would have the whole prompt in it.
+            log.exception("the guard failed on %s of %s", callback, args[0], extra={"job_id": args[0]})
             return fallback

@@ -234,7 +234,12 @@ class Workers:
             event = "execution_error"
             kind = type(failure)
             name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-            log.error("prompt %s would have killed ComfyUI's worker", prompt_id, exc_info=failure)
+            log.error(
+                "prompt %s would have killed ComfyUI's worker",
+                prompt_id,
+                exc_info=failure,
+                extra={"job_id": prompt_id, "quotes_prompt": True},
+            )
             facts.update(
                 exception_message=f"{failure}\n",
                 exception_type=name,
