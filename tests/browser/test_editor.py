@@ -1,0 +1,156 @@
+"""ComfyUI's own editor with the guard in it: the sidebar tab, the badge, the nodes; `native.mode` is `guarded`."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser.conftest import PATIENCE_MS, Faults, put_photos, shoot
+from contract.client import PlainClient, Prompt, node, save, sleep
+from playwright.sync_api import Browser, Page, expect
+
+from comfyui_guarded.sandbox.launch import HostProcess, real_kinds
+
+pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.timeout(360)]
+
+#: What a person has chosen who has used this editor before.
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Locale": "en"}
+
+
+@pytest.fixture(scope="module", params=real_kinds(), ids=lambda kind: kind.name.replace(" ", "-"))
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    base = tmp_path_factory.mktemp("editor")
+    process = HostProcess(request.param, base, environment={"GUARDED_NATIVE__MODE": "guarded"})
+    put_photos(base)
+    with process:
+        yield process
+
+
+@pytest.fixture
+def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]:
+    """Opens the editor: `editor({"Comfy.Locale": "ru"})`. An error in one of our scripts fails the test."""
+    contexts, faults = [], []
+
+    def opened(settings: dict[str, Any] | None = None, prompt: Prompt | None = None) -> Page:
+        user = host.base / "user" / "default"
+        user.mkdir(exist_ok=True)
+        (user / "comfy.settings.json").write_text(json.dumps({**SETTINGS, **(settings or {})}))
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en")
+        context.set_default_timeout(PATIENCE_MS)
+        page = context.new_page()
+        contexts.append(context)
+        faults.append(Faults(page))
+        page.goto(host.url)
+        page.wait_for_selector(".guarded-tab-button")
+        # Its own first workflow comes last, and would take the place of ours.
+        page.wait_for_function("window.app?.vueAppReady && window.app.graph?._nodes.length")
+        if prompt is not None:
+            page.evaluate("prompt => window.app.loadApiJson(prompt, 'test')", prompt)
+            page.wait_for_function(
+                "(({workflow}) => workflow.activeWorkflow?.filename === 'test' && !workflow.isBusy)"
+                "(window.app.extensionManager)"
+            )
+            page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        return page
+
+    expect.set_options(timeout=PATIENCE_MS)
+    yield opened
+    for context in contexts:
+        context.close()
+    ours = [fault for seen in faults for fault in seen.seen if "uarded" in fault]
+    assert ours == []
+
+
+def faces(photo: str, min_confidence: float = 0.5) -> Prompt:
+    """Another confidence, another entry in ComfyUI's cache: what comes from there does not run, and shows nothing."""
+    rules = {"min_faces": 1, "max_faces": 0, "min_face_fraction": 0.04, "detector": "auto"}
+    checks = {"check_nan": True, "check_blank": True, "check_speckle": True, "check_frozen": False}
+    return {
+        "1": node("LoadImage", image=photo),
+        "2": node("GuardedFaceCheck", image=["1", 0], min_confidence=min_confidence, **rules),
+        "3": node("GuardedValidateImage", image=["2", 0], width=0, height=0, frames=0, on_fail="raise", **checks),
+        "4": save("3"),
+    }
+
+
+def run(page: Page) -> None:
+    """The button that everybody presses."""
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/prompt")):
+        page.locator('[data-testid="queue-button"], .comfyui-queue-button button').first.click()
+
+
+def open_tab(page: Page) -> Any:
+    page.locator(".guarded-tab-button").click()
+    panel = page.locator(".g-panel")
+    expect(panel).to_be_visible()
+    return panel
+
+
+def test_the_tab_shows_a_job_live_and_stops_it(editor: Callable[..., Page], bot: PlainClient) -> None:
+    page = editor()
+    panel = open_tab(page)
+    expect(panel.get_by_text("Nothing is running.")).to_be_visible()
+    job_id = bot.post(json.dumps({"prompt": sleep(600, steps=6000)}).encode()).json["prompt_id"]
+    running = panel.locator(f'.g-running-card [data-job="{job_id}"]')
+    expect(running).to_contain_text("/ 10:00")
+    badge = page.locator(".g-badge")
+    expect(badge).to_have_text("1")
+    expect(badge).to_have_attribute("aria-label", "Guarded: 1 running, 0 waiting")
+    shoot(page, f"editor-tab-{bot.host.kind.name}")
+    stop = running.get_by_role("button")
+    stop.click()
+    stop.click()
+    expect(panel.locator(f'.g-recent-card [data-job="{job_id}"]')).to_contain_text("Cancelled")
+    expect(badge).to_have_text("0")
+
+
+def test_a_prompt_queued_in_the_editor_goes_through_the_guard_and_shows_its_result(
+    editor: Callable[..., Page], bot: PlainClient
+) -> None:
+    page = editor(prompt=faces("astronaut.png"))
+    run(page)
+    check = page.locator(".g-node figure").first
+    expect(check.locator("rect")).to_have_count(1)
+    expect(page.locator(".g-node p").first).to_have_text("Passed · 1 face")
+    expect(page.locator(".g-node p")).to_have_count(2)
+    # What SaveImage shows: the picture that was saved.
+    page.wait_for_function("window.app.graph._nodes.find(one => one.type === 'SaveImage').imgs?.[0]?.naturalWidth === 512")
+    job = bot.get("/guarded/jobs?limit=1").json["jobs"][0]
+    assert job["state"] == "succeeded", job
+    assert (job["owner"], [one["kind"] for one in job["artifacts"]]) == ("local", ["image"])
+    # Neither the workflow's file nor the next prompt has the widget in it.
+    values = page.evaluate("window.app.graph.serialize().nodes.find(one => one.type === 'GuardedFaceCheck').widgets_values")
+    assert values == [1, 0, 0.5, 0.04, "auto"]
+    open_tab(page)
+    expect(page.locator(f'.g-recent-card [data-job="{job["job_id"]}"] img')).to_be_visible()
+    shoot(page, f"editor-faces-{bot.host.kind.name}")
+
+
+def test_a_photo_without_a_face_shows_its_error(editor: Callable[..., Page], bot: PlainClient) -> None:
+    page = editor(prompt=faces("chelsea.png"))
+    run(page)
+    expect(page.get_by_text("No face found in chelsea.png.").first).to_be_visible()
+    shoot(page, f"editor-no-face-{bot.host.kind.name}")
+
+
+def test_in_russian_the_tab_the_nodes_and_the_settings_are_so(editor: Callable[..., Page], bot: PlainClient) -> None:
+    page = editor({"Comfy.Locale": "ru", "Comfy.ColorPalette": "light"}, faces("astronaut.png", 0.6))
+    panel = open_tab(page)
+    expect(panel.get_by_role("heading", name="Недавние")).to_be_visible()
+    titles = page.evaluate("window.app.graph._nodes.map(one => one.title)")
+    assert "Проверка лица (Guarded)" in titles, titles
+    run(page)
+    expect(page.locator(".g-node p").first).to_have_text("Проверка пройдена · 1 лицо")
+    shoot(page, f"editor-russian-{bot.host.kind.name}")
+    serious = [
+        (fault["id"], [part["html"][:200] for part in fault["nodes"]])
+        for fault in Axe().run(page, context=".g-panel").response["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
+    page.get_by_role("dialog").get_by_text("Guarded", exact=True).first.click()
+    expect(page.get_by_text("Показывать в верхней панели, сколько заданий выполняется и ждет")).to_be_visible()
+    shoot(page, f"editor-settings-{bot.host.kind.name}")
