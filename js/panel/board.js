@@ -9,6 +9,8 @@ export const RECENT_PAGE = 25;
 const RECENT_AT_MOST = 1000;
 const STATS_EVERY_MS = 5000;
 const POLL_EVERY_MS = 2000;
+/** Twenty events a second are one picture. */
+const SHOWN_EVERY_MS = 100;
 const TOLD_AT_MOST = 20;
 
 export const settled = (job) => SETTLED.includes(job.state);
@@ -31,6 +33,7 @@ export class Board {
         this.listeners = new Set();
         this.alarmed = new Set();
         this.stopping = null;
+        this.meanwhile = null;
         this.rendering = false;
     }
 
@@ -56,7 +59,7 @@ export class Board {
         return [...this.recent.values()].sort((a, b) => b.settled_at_ms - a.settled_at_ms);
     }
 
-    /** Hears of changes, at most once a frame; the answer ends it. */
+    /** Hears of changes, a few times a second; the answer ends it. */
     subscribe(listener) {
         this.listeners.add(listener);
         return () => this.listeners.delete(listener);
@@ -127,8 +130,9 @@ export class Board {
         }
     }
 
-    /** Ask for all that is shown. */
+    /** Ask for all that is shown. What the stream tells meanwhile is newer than the answer. */
     async reload() {
+        const meanwhile = (this.meanwhile = []);
         try {
             const [open, recent] = await Promise.all([
                 this.api.get(`/jobs?state=${OPEN.join()}&limit=${OPEN_AT_MOST}`),
@@ -140,10 +144,12 @@ export class Board {
                 this.older = recent.next;
             }
             for (const job of recent.jobs) this.recent.set(job.job_id, job);
+            for (const [name, data] of meanwhile) this.take(name, data);
             if (this.link === "offline" || this.link === "starting") this.link = "polling";
         } catch (error) {
             this.failed(error);
         }
+        if (this.meanwhile === meanwhile) this.meanwhile = null;
         this.changed();
     }
 
@@ -202,10 +208,26 @@ export class Board {
     }
 
     heard(name, data) {
+        this.meanwhile?.push([name, data]);
+        this.take(name, data);
+        if (name === "alarm") this.alarm(data);
+        if (name === "state" && data.error) this.translate(data);
+        this.changed();
+    }
+
+    take(name, data) {
         if (name === "state") this.apply(data);
         else if (name === "position") this.merge(data.job_id, { position: data.position, eta_s: data.eta_s });
         else if (name === "progress") this.merge(data.job_id, { progress: data });
-        else if (name === "alarm") this.alarm(data);
+    }
+
+    /** The stream speaks the language of the job; an answer that of whoever asks. */
+    async translate(job) {
+        try {
+            this.apply(await this.api.get(`/jobs/${encodeURIComponent(job.job_id)}`));
+        } catch {
+            return; // the job's own language will do
+        }
         this.changed();
     }
 
@@ -248,9 +270,9 @@ export class Board {
     changed() {
         if (this.rendering) return;
         this.rendering = true;
-        requestAnimationFrame(() => {
+        setTimeout(() => requestAnimationFrame(() => {
             this.rendering = false;
             for (const listener of this.listeners) listener(this);
-        });
+        }), SHOWN_EVERY_MS);
     }
 }

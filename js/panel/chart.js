@@ -15,7 +15,7 @@ export function chartView(board, texts, section) {
     const column = (key) => h("th", { scope: "col" }, texts.t(key));
     const table = h(
         "table",
-        { class: "g-hidden" },
+        {},
         h("caption", {}, texts.t("chart")),
         h("thead", {}, h("tr", {}, column("column_hour"), ...OUTCOMES.map((one) => column(`state_${one}`)), column("average_run"))),
         rows,
@@ -26,7 +26,7 @@ export function chartView(board, texts, section) {
         { class: "g-legend", "aria-hidden": "true" },
         ...OUTCOMES.map((one) => h("span", { "data-state": one }, texts.t(`state_${one}`))),
     );
-    const { element, head } = section("chart", texts.t("chart"), outcomes, axis(), h("h3", {}, texts.t("average_run")), times, axis(), slowest, table);
+    const { element, head } = section("chart", texts.t("chart"), outcomes, axis(), h("h3", {}, texts.t("average_run")), times, axis(), slowest, h("div", { class: "g-hidden" }, table));
     head.append(legend);
     let drawn = "";
     return {

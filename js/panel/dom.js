@@ -33,6 +33,9 @@ export function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
 }
 
+/** So many new rows are made at once: a frame has time for them. */
+const NEW_ROWS = 40;
+
 /**
  * A list whose rows stay the same elements while their data changes: focus, opened details and loaded pictures stay.
  * `make(item)` gives `{element, update(item)}`.
@@ -45,14 +48,20 @@ export class Rows {
         this.rows = new Map();
     }
 
+    /** True where more rows are to be made: call it again, in the next frame. */
     update(items) {
+        let made = 0;
         const kept = new Set();
         let next = this.parent.firstElementChild;
         for (const item of items) {
             const key = this.key(item);
             kept.add(key);
             let row = this.rows.get(key);
-            if (!row) this.rows.set(key, (row = this.make(item)));
+            if (!row) {
+                made += 1;
+                if (made > NEW_ROWS) continue;
+                this.rows.set(key, (row = this.make(item)));
+            }
             row.update(item);
             if (row.element === next) next = next.nextElementSibling;
             else this.parent.insertBefore(row.element, next);
@@ -62,6 +71,7 @@ export class Rows {
             row.element.remove();
             this.rows.delete(key);
         }
+        return made > NEW_ROWS;
     }
 }
 

@@ -141,16 +141,22 @@ export function queueView(board, texts, run) {
         update() {
             const all = board.waiting;
             jobs = all.slice(0, WAITING_AT_MOST);
-            rows.update(jobs);
+            const unfinished = rows.update(jobs);
             const total = Math.max(board.stats?.queue?.queued ?? 0, all.length);
             setText(count, total ? texts.number(total) : "");
             nothing.hidden = total > 0;
             scrolled.hidden = jobs.length === 0;
             more.hidden = total <= jobs.length;
             setText(more, texts.t("and_more", { count: total - jobs.length }));
+            return unfinished;
         },
+        /** Only what can be seen: two hundred clocks a second would be a page's whole work. */
         tick() {
-            rows.update(jobs);
+            if (scrolled.hidden || !jobs.length) return;
+            const height = body.offsetHeight / jobs.length;
+            const first = Math.floor(scrolled.scrollTop / height);
+            const count = Math.ceil(scrolled.clientHeight / height);
+            for (const job of jobs.slice(first, first + count)) rows.rows.get(job.job_id)?.update(job);
         },
     };
 }
@@ -221,10 +227,11 @@ export function recentView(board, texts, run) {
         element: view.element,
         update() {
             const jobs = board.ended;
-            rows.update(jobs);
+            const unfinished = rows.update(jobs);
             nothing.hidden = jobs.length > 0;
             setText(nothing, texts.t(board.link === "starting" ? "loading" : "nothing_ended"));
             older.hidden = !board.older;
+            return unfinished;
         },
         tick() {
             for (const row of rows.rows.values()) row.tick();
@@ -260,6 +267,7 @@ function recentRow(first, board, texts) {
     const element = h("li", { "data-job": first.job_id, "data-state": first.state }, details);
     const thumbnail = lazily(element, () => showPicture(picture, job, board.api));
     let shown = null;
+    let lastStep = null;
     return {
         element,
         update(latest) {
@@ -278,10 +286,16 @@ function recentRow(first, board, texts) {
             setText(took, job.started_at_ms ? texts.duration((job.settled_at_ms - job.started_at_ms) / 1000) : "");
             setAttribute(when, "datetime", new Date(job.settled_at_ms).toISOString());
             setAttribute(when, "title", texts.moment(job.settled_at_ms));
+            lastStep = null;
             this.tick();
         },
         tick() {
-            setText(when, texts.ago((job.settled_at_ms - board.now()) / 1000));
+            const seconds = (board.now() - job.settled_at_ms) / 1000;
+            // Of all but the youngest no seconds are shown, and putting a time into words is slow.
+            const step = seconds < 60 ? Math.floor(seconds) : -Math.floor(seconds / 60);
+            if (step === lastStep) return;
+            lastStep = step;
+            setText(when, texts.ago(-seconds));
         },
         destroy() {
             thumbnail.disconnect();

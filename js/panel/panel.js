@@ -55,7 +55,9 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         setAttribute(state, "data-ready", ready?.ready ? "yes" : "no");
         const why = ready?.problems.map((one) => texts.known(`problem_${one.replace(" ", "_")}`, one)) ?? [];
         setText(state, [texts.t(ready?.ready ? "ready" : "not_ready"), why.join(", ")].filter(Boolean).join(": "));
-        for (const view of views) view.update();
+        // One after the other, and all of them: a view that has more to make says so.
+        const unfinished = views.map((view) => view.update()).includes(true);
+        if (unfinished) board.changed();
     };
     const unsubscribe = board.subscribe(update);
     const timer = setInterval(() => {

@@ -1,7 +1,6 @@
 """ComfyUI's own editor with the guard in it: the sidebar tab, the badge, the nodes; `native.mode` is `guarded`."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,12 +115,16 @@ def test_a_prompt_queued_in_the_editor_goes_through_the_guard_and_shows_its_resu
     expect(page.locator(".g-node p").first).to_have_text("Passed · 1 face")
     expect(page.locator(".g-node p")).to_have_count(2)
     # What SaveImage shows: the picture that was saved.
-    page.wait_for_function("window.app.graph._nodes.find(one => one.type === 'SaveImage').imgs?.[0]?.naturalWidth === 512")
+    page.wait_for_function(
+        "window.app.graph._nodes.find(one => one.type === 'SaveImage').imgs?.[0]?.naturalWidth === 512"
+    )
     job = bot.get("/guarded/jobs?limit=1").json["jobs"][0]
     assert job["state"] == "succeeded", job
     assert (job["owner"], [one["kind"] for one in job["artifacts"]]) == ("local", ["image"])
     # Neither the workflow's file nor the next prompt has the widget in it.
-    values = page.evaluate("window.app.graph.serialize().nodes.find(one => one.type === 'GuardedFaceCheck').widgets_values")
+    values = page.evaluate(
+        "window.app.graph.serialize().nodes.find(one => one.type === 'GuardedFaceCheck').widgets_values"
+    )
     assert values == [1, 0, 0.5, 0.04, "auto"]
     open_tab(page)
     expect(page.locator(f'.g-recent-card [data-job="{job["job_id"]}"] img')).to_be_visible()

@@ -65,7 +65,7 @@ def within(page: Page, card: str, job_id: str = "") -> Any:
 def test_a_job_goes_through_its_states_without_a_reload(opened: Callable[..., Page], bot: PlainClient) -> None:
     page = opened()
     expect(page.get_by_text("Nothing is running.")).to_be_visible()
-    first = posted(bot, sleep(4, steps=200))
+    first = posted(bot, sleep(2, steps=100))
     second = posted(bot, picture(), metadata={"chat": 7})
     running = within(page, "running", first)
     expect(running).to_be_visible()
