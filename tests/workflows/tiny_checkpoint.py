@@ -33,7 +33,7 @@ def random(module, spread):
     for name, value in module.state_dict().items():
         drawn = torch.randn(value.shape, generator=generator) * spread
         # Norms would make nothing of something.
-        weights[name] = (drawn + 1 if name.endswith("weight") and value.ndim == 1 else drawn).half()
+        weights[name] = drawn + 1 if name.endswith("weight") and value.ndim == 1 else drawn
     return weights
 
 
@@ -55,9 +55,13 @@ unet = UNetModel(
     device="cpu",
     operations=comfy.ops.disable_weight_init,
 )
+# Neither flat nor black and white alone: around middle grey, as strong as it came in.
+decoder = random(comfy.taesd.taesd.TAESD(), 0.045)
+decoder[[name for name in decoder if name.startswith("taesd_decoder.") and name.endswith(".bias")][-1]].fill_(0.5)
+
 parts = {
     "model.diffusion_model.": random(unet, 0.02),
-    "first_stage_model.": random(comfy.taesd.taesd.TAESD(), 0.08),
+    "first_stage_model.": decoder,
     "cond_stage_model.": {
         name.replace("clip_l.", "", 1): torch.zeros(value.shape, dtype=torch.float16)
         for name, value in SD1ClipModel(device="cpu", dtype=torch.float32).state_dict().items()

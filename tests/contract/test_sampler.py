@@ -1,0 +1,194 @@
+"""Templates on a real ComfyUI: its own validation of every graph, and a real KSampler, on a checkpoint of our own.
+
+The checkpoint is Stable Diffusion 1.x in miniature under SDXL's names (tests/workflows/tiny_checkpoint.py says why not
+SDXL), so that the `sdxl` template's whole graph, the refiner included, runs on a processor.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from contract.client import (
+    assert_ended_badly,
+    assert_succeeded,
+    connected,
+    node,
+)
+from workflows import editor, specs
+
+from comfyui_guarded.guard.templates.manifest import Template
+from comfyui_guarded.sandbox.launch import HostProcess, real_kinds
+
+TESTS = Path(__file__).parents[1]
+ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
+TEMPLATES = {path.stem: Template.read(path) for path in sorted((editor.WORKFLOWS / "api").glob("*.toml"))}
+BASE, REFINER = "sd_xl_base_1.0.safetensors", "sd_xl_refiner_1.0.safetensors"
+#: Far more than anybody waits for.
+ENDLESS = 1000
+
+pytestmark = [
+    pytest.mark.comfyui,
+    pytest.mark.timeout(360),
+    pytest.mark.skipif(not ASTRONAUT.is_file(), reason="the photos are not there; `make venv` brings them"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    kind = real_kinds()[0]
+    path = tmp_path_factory.mktemp("models") / BASE
+    subprocess.run(
+        [kind.python, str(TESTS / "workflows" / "tiny_checkpoint.py"), str(path)],
+        cwd=kind.main.parent, check=True, capture_output=True,
+    )  # fmt: skip
+    yield path
+    path.unlink()  # 300 MB, which pytest would keep for three runs
+
+
+@pytest.fixture(scope="module", params=[pytest.param(kind, id=kind.name.replace(" ", "-")) for kind in real_kinds()])
+def studio(request, checkpoint, tmp_path_factory):
+    """A ComfyUI with everything that the templates want: the checkpoint is real, the rest has the right names."""
+    base = tmp_path_factory.mktemp("studio")
+    # With a thread per core, a core that somebody else has keeps all of torch waiting: 40 times as long, measured.
+    process = HostProcess(request.param, base, environment={"OMP_NUM_THREADS": "1"})
+    (base / "custom_nodes" / "recorded_packs").symlink_to(TESTS / "workflows" / "recorded_packs")
+    for template in TEMPLATES.values():
+        for model in template.manifest.models:
+            path = base / "models" / model.folder / model.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    for name in (BASE, REFINER):
+        (base / "models" / "checkpoints" / name).unlink()
+    # As people sort them: the template finds it, whatever folder it lies in.
+    (base / "models" / "checkpoints" / "sdxl").mkdir()
+    os.link(checkpoint, base / "models" / "checkpoints" / "sdxl" / BASE)
+    os.link(checkpoint, base / "models" / "checkpoints" / REFINER)
+    shutil.copy(ASTRONAUT, base / "input" / "me.png")
+    (base / "input" / "dance.mp4").touch()
+    with process:
+        yield process
+    shutil.rmtree(base / "models")
+
+
+@pytest.fixture
+async def client(studio):
+    async with connected(studio) as client:
+        yield client
+
+
+async def post(client, name, query="", guard=None, **parameters):
+    body = {"parameters": parameters, "guard": guard or {}}
+    answer = await client.request("POST", f"/guarded/workflows/{name}{query}", body)
+    assert answer.status == 200, answer
+    return answer.json
+
+
+def sampled(steps, seed=1, size=64):
+    """A graph of ComfyUI's own nodes around a KSampler; small, so that a step takes milliseconds."""
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name=REFINER),
+        "2": node("CLIPTextEncode", clip=["1", 1], text="a cat"),
+        "3": node("EmptyLatentImage", width=size, height=size, batch_size=1),
+        "4": node(
+            "KSampler", model=["1", 0], seed=seed, steps=steps, cfg=7.0, sampler_name="euler", scheduler="normal",
+            positive=["2", 0], negative=["2", 0], latent_image=["3", 0], denoise=1.0,
+        ),
+        "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
+        "6": node("GuardedSaveImage", images=["5", 0], filename_prefix="sampled", format="png"),
+    }  # fmt: skip
+
+
+async def inside_the_sampler(client, job_id):
+    """Once it has made a few steps."""
+    return await client.polled(
+        lambda: client.job(job_id),
+        lambda job: (
+            job["settled_at_ms"] or ((job["progress"] or {}).get("max") == ENDLESS and job["progress"]["value"] > 1)
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+async def test_comfyui_itself_accepts_every_template(client, name):
+    listed = {each["name"]: each for each in (await client.get("/guarded/workflows"))["workflows"]}
+    assert listed[name]["ready"], listed[name]
+    files = {"photo": "me.png", "motion": "dance.mp4"}
+    asked = {
+        each: files.get(each, "a cat")
+        for each, parameter in TEMPLATES[name].manifest.parameters.items()
+        if parameter.required
+    }
+    async with client.busy():
+        answer = await post(client, name, **asked)
+        await client.cancel(answer["prompt_id"])
+
+
+async def test_comfyui_s_nodes_still_take_what_was_recorded(client):
+    info = await client.get("/object_info")
+    for name, recorded in specs.recorded()["comfyui"]["nodes"].items():
+        inputs = {**info[name]["input"].get("required", {}), **info[name]["input"].get("optional", {})}
+        assert list(recorded["inputs"]) == list(inputs), name
+        assert recorded["outputs"] == info[name]["output"], name
+        for each, wanted in recorded["inputs"].items():
+            kind, options = (*inputs[each], {})[:2]
+            assert {key: options.get(key) for key in ("min", "max")} == {
+                key: wanted.get(key) for key in ("min", "max")
+            }, (name, each)
+            if "choices" in wanted:
+                choices = options["options"] if kind == "COMBO" else kind
+                assert set(wanted["choices"]) <= set(choices), (name, each)
+            elif "type" in wanted:
+                assert wanted["type"] == kind, (name, each)
+
+
+async def test_the_sdxl_template_runs_whole_with_its_refiner(client):
+    asked = {"prompt": 'a "cat" }{ 🎈', "width": 512, "height": 512, "steps": 1, "seed": 5, "refiner": True}
+    answer = await post(client, "sdxl", "?wait=300", **asked)
+    job = answer["guard"]["job"]
+    assert_succeeded(job)
+    assert asked.items() <= job["parameters"].items()
+    (picture,) = job["artifacts"]
+    assert (picture["width"], picture["height"]) == (512, 512)
+
+
+async def test_the_seed_decides(client):
+    jobs = [await client.run(sampled(2, seed)) for seed in (1, 2, 1)]
+    first, another, again = ([each["sha256"] for each in job["artifacts"]] for job in jobs)
+    assert first == again != another != []
+
+
+async def test_progress_is_the_samplers_own(client):
+    job_id = await client.admitted(sampled(ENDLESS))
+    job = await inside_the_sampler(client, job_id)
+    assert job["state"] == "running", job
+    assert (job["progress"]["node_id"], job["progress"]["max"]) == ("4", ENDLESS)
+    assert 0 <= job["progress"]["percent"] < 100
+    assert_ended_badly(await client.cancel(job_id), "cancelled")
+
+
+async def test_a_sampler_over_its_time_is_stopped_and_the_next_one_runs(client):
+    job_id = await client.admitted(sampled(ENDLESS, seed=3), guard={"timeout_s": 2})
+    job = await client.settled(job_id)
+    assert_ended_badly(job, "generation_timeout")
+    assert_succeeded(await client.run(sampled(2, seed=4)))
+    health = await client.get("/guarded/health")
+    assert health["hung_workers"] == 0, health
+
+
+async def test_a_cancelled_sampler_lets_go_at_its_next_step(client):
+    job_id = await client.admitted(sampled(ENDLESS, seed=6))
+    await inside_the_sampler(client, job_id)
+    behind = await client.admitted(sampled(2, seed=7))
+    assert_ended_badly(await client.cancel(job_id), "cancelled")
+    assert_succeeded(await client.settled(behind))
+
+
+async def test_an_interrupt_in_comfyui_ends_the_sampler_and_is_told_apart(client):
+    job_id = await client.admitted(sampled(ENDLESS, seed=8))
+    await inside_the_sampler(client, job_id)
+    await client.request("POST", "/interrupt", {"prompt_id": job_id})
+    assert_ended_badly(await client.settled(job_id), "interrupted")
+    assert_succeeded(await client.run(sampled(2, seed=9)))
