@@ -11,7 +11,7 @@ from typing import Any
 
 from . import server_routes
 from .guard import journal, runtime
-from .guard.access import Access, Keys, Tokens
+from .guard.access import LOCAL, Access, Keys, Tokens
 from .guard.admission import Admission
 from .guard.client_ids import ClientIds
 from .guard.clock import Clock
@@ -41,6 +41,8 @@ from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError,
 from .guard.templates.catalogue import Templates
 from .guard.uploads import Uploads
 from .guard.watchdog import Watchdog
+from .guard.webhooks import Outbox, own_secret
+from .server_routes.webhooks import Sender
 
 log = logging.getLogger("guarded")
 
@@ -79,6 +81,11 @@ def _build(host: Any, prompt_server: Any) -> None:
     except GuardError as error:
         store.close()
         raise StoreUnusableError(f"the job database {store.path} cannot be used: {error}") from error
+    local_secret = settings.webhooks.secret or own_secret(own)
+
+    def secret_of(owner: str) -> str | None:
+        return local_secret if owner == LOCAL.owner else keys.webhook_secret(owner)
+
     events = Events(store)
     metrics = Metrics()
     secrets = Secrets()
@@ -103,6 +110,8 @@ def _build(host: Any, prompt_server: Any) -> None:
     admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, limits, janitor.in_use)
     templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     jobs = Jobs(settings, store, settler, events, estimates)
+    outbox = Outbox(settings.webhooks, store, secret_of, clock)
+    sender = Sender(outbox, settings.webhooks.timeout_s)
     places = Places(settings.queue, store, events, estimates)
     gpus = Gpus()
     exposition = Exposition(metrics, settings, store, host, health, watchdog, janitor, gpus)
@@ -115,6 +124,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     admission.on_refusal(metrics.refused)
     store.on_change(sockets.changed)
     store.on_change(places.changed)
+    store.on_change(outbox.changed)
+    outbox.on_work(sender.wake)
+    sender.on_attempt(metrics.delivered)
     settler.on_release(dispatcher.wake)
     settler.on_end(watchdog.stopping)
     watchdog.on_repair(dispatcher.wake)
@@ -140,6 +152,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         dispatcher.start()
         tasks.append(asyncio.create_task(faces.look_around()))
         tasks.append(asyncio.create_task(places.run()))
+        tasks.append(asyncio.create_task(sender.run()))
         tasks.append(asyncio.create_task(_keep_fresh(keys)))
         watchdog.start()
         janitor.start()
@@ -157,6 +170,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         templates=templates,
         jobs=jobs,
         events=events,
+        outbox=outbox,
         health=health,
         faces=faces,
         drain=drain,

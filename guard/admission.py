@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from . import messages, uploads
+from . import messages, uploads, webhooks
 from .access import Client
 from .clock import Clock
 from .errors import (
@@ -45,7 +45,7 @@ from .faces.required import FACE_LOADER
 from .health import Health
 from .host import Host, Refusal
 from .janitor.in_use import Hold, InUse
-from .job import NewJob
+from .job import NewJob, Webhook
 from .journal import Seldom
 from .limits import Limits
 from .policy import Policy
@@ -75,6 +75,18 @@ def _asked_check(value: object) -> object:
     return {} if value is True else None if value is False else value
 
 
+_State = Literal["queued", "dispatched", "running", "validating", "succeeded", "failed", "cancelled"]
+
+
+class AskedWebhook(BaseModel):
+    """Where the caller wants to be told of the job; without `events`, of its end."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    events: Annotated[list[_State], Field(min_length=1)] | None = None
+
+
 class GuardOptions(BaseModel):
     """The `guard` object of a request. A field that this version does not know is refused by name."""
 
@@ -84,6 +96,7 @@ class GuardOptions(BaseModel):
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     locale: Annotated[str, Field(max_length=35)] | None = None
     face_check: Annotated[AskedCheck | None, BeforeValidator(_asked_check)] = None
+    webhook: AskedWebhook | None = None
     metadata: dict[str, Any] = {}
 
 
@@ -144,6 +157,7 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._policy = Policy(settings.policy)
+        self._webhook_rules = webhooks.Rules(settings.webhooks)
         self._limits = limits
         self._store = store
         self._host = host
@@ -238,6 +252,13 @@ class Admission:
             error.locale = locale
             raise
 
+    def _webhook(self, asked: AskedWebhook | None, client: Client) -> Webhook | None:
+        """The job's own, else the one that the client's key names."""
+        if asked is None:
+            return Webhook(client.webhook) if client.webhook else None
+        self._webhook_rules.check(asked.url)
+        return Webhook(asked.url, tuple(asked.events)) if asked.events else Webhook(asked.url)
+
     def _renamed(self, request: Submission, prompt: Prompt) -> Submission:
         """The request with its files under their stored names, in the prompt too."""
         stored = uploads.names(request.files, request.client.owner)
@@ -256,6 +277,7 @@ class Admission:
     ) -> Submitted:
         settings = self._settings
         self._policy.check(prompt.graph)
+        webhook = self._webhook(prompt.options.webhook, request.client)
         # Before anything looks at the files that it names.
         await hold.keep(prompt.graph)
         rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
@@ -283,6 +305,7 @@ class Admission:
             outputs_to_execute=rehearsal.outputs_to_execute,
             metadata=prompt.options.metadata,
             has_secrets=bool(prompt.secrets),
+            webhook=webhook,
         )
         # There before the commit, since the job may be dispatched right after it.
         kept = self._secrets.keep(new.job_id, prompt.secrets)

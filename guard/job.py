@@ -103,6 +103,14 @@ class Kind(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Webhook:
+    """Where somebody wants to be told of a job, and of which of its states (their values)."""
+
+    url: str
+    events: tuple[str, ...] = tuple(sorted(state.value for state in TERMINAL))
+
+
+@dataclass(frozen=True)
 class NewJob:
     """An admitted prompt on its way into the store.
 
@@ -133,6 +141,7 @@ class NewJob:
     outputs_to_execute: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     has_secrets: bool = False
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,7 @@ class Job:
     metadata: dict[str, Any]
     has_secrets: bool
     event_id: int = 0
+    webhook: Webhook | None = None
     verdict: Verdict | None = None
     result: Result = Result()
 

@@ -6,6 +6,7 @@ generated from this table (`python <folder> settings`).
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import sys
@@ -253,6 +254,32 @@ class AccessSettings(_Section):
     max_token_s: Seconds = Field(86400, description="The longest life of a signed token (`POST /guarded/tokens`).")
 
 
+def _webhook_secret(secret: str) -> str:
+    if secret:
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not 24 <= len(key) <= 64:
+            raise ValueError("whsec_ and 24 to 64 bytes in base64 are needed")
+    return secret
+
+
+class WebhooksSettings(_Section):
+    max_age_s: Age = Field(259200, description="A delivery that has not succeeded after this is given up.")
+    timeout_s: Seconds = Field(10, description="How long a receiver may take to answer.")
+    first_retry_s: Seconds = Field(5, description="The pause after a failure; it doubles with each, up to an hour.")
+    allow_http: bool = Field(False, description="Take addresses without TLS, too.")
+    allowed_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = Field(
+        (),
+        description="Networks that are not public and may be reached all the same, as in `127.0.0.0/8`: for a bot on "
+        "this machine or its network.",
+    )
+    secret: Annotated[str, AfterValidator(_webhook_secret)] = Field(
+        "", description="Signs webhooks of `local` (`whsec_…`); empty: made once, in `__guarded/webhook.secret`."
+    )
+
+
 class NativeSettings(_Section):
     mode: Literal["open", "guarded", "closed"] = Field(
         "open",
@@ -352,6 +379,7 @@ class Settings(_Section):
     janitor: JanitorSettings = JanitorSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()
+    webhooks: WebhooksSettings = WebhooksSettings()
     native: NativeSettings = NativeSettings()
     messages: MessagesSettings = MessagesSettings()
     log: LogSettings = LogSettings()

@@ -1,6 +1,6 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import access, artifacts, events, faces, health, janitor, jobs, page, prompt, stats, workflows
+from . import access, artifacts, events, faces, health, janitor, jobs, page, prompt, stats, webhooks, workflows
 from .facade import ws
 from .native import guard_native
 from .table import Route, Services, register
@@ -16,6 +16,7 @@ ROUTES: list[Route] = [
     *health.ROUTES,
     *janitor.ROUTES,
     *stats.ROUTES,
+    *webhooks.ROUTES,
     *page.ROUTES,
     *ws.ROUTES,
 ]

@@ -41,6 +41,7 @@ from ..guard.sockets import Sockets
 from ..guard.stats import Stats
 from ..guard.templates.catalogue import Templates
 from ..guard.uploads import Uploads
+from ..guard.webhooks import Outbox
 
 log = logging.getLogger("guarded.http")
 
@@ -63,6 +64,7 @@ class Services:
     templates: Templates
     jobs: Jobs
     events: Events
+    outbox: Outbox
     health: Health
     faces: FaceGate
     drain: Drain

@@ -8,10 +8,11 @@ of two verdicts for one job, the one handed in first holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import enum
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..job import Job, JobState, Kind, NewJob, Result, Verdict
 
@@ -90,6 +91,69 @@ class Changes:
     jobs: list[Job]
     up_to: int
     head: int
+
+
+class DeliveryState(str, enum.Enum):
+    """Where a delivery is."""
+
+    PENDING = "pending"  # to be tried, or tried again
+    DELIVERED = "delivered"  # the receiver has answered 2xx
+    DEAD = "dead"  # given up
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One webhook in the outbox.
+
+    Attributes:
+        webhook_id: the receiver's `webhook-id`, the same at every attempt.
+        type, payload: what is sent.
+        target: scheme, host and port of `url`.
+        attempts: so many have ended. `since_ms`: from when its age counts (a redelivery begins anew).
+        last_status: of the receiver's last answer; `last_error`: what went wrong last.
+    """
+
+    number: int
+    webhook_id: str
+    type: str
+    job_id: str
+    owner: str
+    url: str
+    target: str
+    payload: str
+    state: DeliveryState
+    attempts: int
+    created_at_ms: int
+    since_ms: int
+    next_at_ms: int
+    ended_at_ms: int | None
+    last_status: int | None
+    last_error: str | None
+
+    def body(self) -> dict[str, Any]:
+        """As callers see it."""
+        return {
+            "id": self.webhook_id,
+            "type": self.type,
+            "job_id": self.job_id,
+            "owner": self.owner,
+            "url": self.url,
+            "state": self.state.value,
+            "attempts": self.attempts,
+            "created_at_ms": self.created_at_ms,
+            "next_at_ms": self.next_at_ms if self.state is DeliveryState.PENDING else None,
+            "ended_at_ms": self.ended_at_ms,
+            "last_status": self.last_status,
+            "last_error": self.last_error,
+        }
+
+
+@dataclass(frozen=True)
+class Due:
+    """Deliveries to try now, and when the next one will be due (None: none is waiting for its time)."""
+
+    deliveries: list[Delivery]
+    next_at_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -225,6 +289,27 @@ class Store(Protocol):
 
     def heard(self, job_id: str) -> Future[None]:
         """A websocket of the job's client id has been sent the verdict."""
+
+    # The outbox of webhooks: a change of state that somebody wants to hear of puts its delivery in, in one commit. ----
+
+    def due_deliveries(
+        self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> Future[Due]:
+        """Up to `limit` deliveries to try: of each job the first one only, none of the numbers `under_way`, and none
+        for the targets in `full`."""
+
+    def attempted(
+        self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
+    ) -> Future[None]:
+        """An attempt has ended; the delivery is now in `state`."""
+
+    def deliveries(
+        self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
+    ) -> Future[list[Delivery]]:
+        """Deliveries, newest first; `before` is the `number` to go on from."""
+
+    def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
+        """Try that delivery again, as if it were new; None where there is none (or it is another owner's)."""
 
     # What the janitor asks. ----------------------------------------------------------------------------------
 

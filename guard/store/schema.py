@@ -119,4 +119,31 @@ MIGRATIONS: tuple[str, ...] = (
     DROP INDEX jobs_queued;
     CREATE INDEX jobs_queued ON jobs (owner, priority DESC, place, number, template, shape) WHERE state = 'queued';
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN webhook TEXT;      -- JSON: where its owner wants to be told of it
+
+    -- The outbox: what has to be told, written with the change of state that it tells of.
+    CREATE TABLE webhooks (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        webhook_id TEXT NOT NULL UNIQUE,
+        type TEXT NOT NULL,
+        job_id TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        url TEXT NOT NULL,
+        target TEXT NOT NULL,                      -- scheme, host and port of it
+        payload TEXT NOT NULL,
+        state TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        since_ms INTEGER NOT NULL,
+        next_at_ms INTEGER NOT NULL,
+        ended_at_ms INTEGER,
+        last_status INTEGER,
+        last_error TEXT
+    );
+    CREATE INDEX webhooks_pending ON webhooks (next_at_ms, number) WHERE state = 'pending';
+    CREATE INDEX webhooks_of_job ON webhooks (job_id, state, number);
+    CREATE INDEX webhooks_of_owner ON webhooks (owner, number);
+    CREATE INDEX webhooks_dead ON webhooks (number) WHERE state = 'dead';
+    """,
 )

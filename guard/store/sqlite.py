@@ -15,15 +15,16 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
+from .. import webhooks
 from ..clock import Clock
 from ..errors import (
     ConflictError,
@@ -33,12 +34,15 @@ from ..errors import (
     ServerRestartedError,
     ServerUnavailableError,
 )
-from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, Kind, NewJob, Result, Verdict
+from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, Kind, NewJob, Result, Verdict, Webhook
 from ..settings import SettingsError
 from . import (
     Changes,
     Claimed,
     Counts,
+    Delivery,
+    DeliveryState,
+    Due,
     Ended,
     IdempotencyKey,
     Recovery,
@@ -77,13 +81,16 @@ BODIES_BYTES = 4 * 2**20
 
 _COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
-    "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, verdict, "
-    "result"
+    "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
+    "verdict, result"
 )
 
 #: As the index `jobs_open` has it, word for word: only then does SQLite see that it may be used. Without it, each
 #: question about the few open jobs reads through all that ever settled.
 _OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
+
+
+_DELIVERY = ", ".join(field.name for field in fields(Delivery))
 
 
 class StoreLockedError(Exception):
@@ -266,6 +273,35 @@ class SqliteStore:
 
         return self._writer.run(operation)
 
+    def attempted(
+        self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
+    ) -> Future[None]:
+        def operation(db: sqlite3.Connection) -> None:
+            ended_at_ms = None if state is DeliveryState.PENDING else self._clock.now_ms()
+            db.execute(
+                "UPDATE webhooks SET state = ?, attempts = attempts + 1, next_at_ms = ?, ended_at_ms = ?, "
+                "last_status = ?, last_error = ? WHERE number = ?",
+                (state.value, next_at_ms, ended_at_ms, status, error, number),
+            )
+
+        return self._writer.run(operation)
+
+    def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
+        def operation(db: sqlite3.Connection) -> Delivery | None:
+            query = f"SELECT {_DELIVERY} FROM webhooks WHERE webhook_id = ?"
+            row = db.execute(query, (webhook_id,)).fetchone()
+            if row is None or owner not in (None, _delivery(row).owner):
+                return None
+            now_ms = self._clock.now_ms()
+            db.execute(
+                "UPDATE webhooks SET state = 'pending', since_ms = ?, next_at_ms = ?, ended_at_ms = NULL "
+                "WHERE webhook_id = ?",
+                (now_ms, now_ms, webhook_id),
+            )
+            return _delivery(db.execute(query, (webhook_id,)).fetchone())
+
+        return self._writer.run(operation)
+
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
         def operation(db: sqlite3.Connection) -> int:
             # A settled job keeps its lease while the worker has not let go of it.
@@ -274,7 +310,7 @@ class SqliteStore:
                 "AND job_id NOT IN (SELECT job_id FROM leases) ORDER BY settled_at_ms LIMIT ?",
                 (settled_before_ms, limit),
             ).fetchall()
-            for table in ("transitions", "idempotency", "unread", "unheard"):
+            for table in ("transitions", "idempotency", "unread", "unheard", "webhooks"):
                 db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
             for table in ("bodies", "jobs"):
                 db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])
@@ -421,6 +457,45 @@ class SqliteStore:
             "WHERE state = 'succeeded' AND started_at_ms IS NOT NULL AND settled_at_ms >= ?"
         )
         return self._reader.run(lambda db: db.execute(query, (*whose, limit, since_ms)).fetchall())
+
+    def due_deliveries(
+        self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> Future[Due]:
+        # Of each job the first that is still to be delivered, so that they come in order.
+        first = (
+            "state = 'pending' AND NOT EXISTS (SELECT 1 FROM webhooks AS earlier WHERE "
+            "earlier.job_id = webhooks.job_id AND earlier.state = 'pending' AND earlier.number < webhooks.number) "
+            f"AND number NOT IN ({_places(under_way)}) AND target NOT IN ({_places(full)})"
+        )
+        values = (*under_way, *full)
+
+        def operation(db: sqlite3.Connection) -> Due:
+            rows = db.execute(
+                f"SELECT {_DELIVERY} FROM webhooks INDEXED BY webhooks_pending WHERE {first} AND next_at_ms <= ? "
+                "ORDER BY next_at_ms, number LIMIT ?",
+                (*values, now_ms, limit),
+            ).fetchall()
+            (next_at_ms,) = db.execute(
+                f"SELECT min(next_at_ms) FROM webhooks INDEXED BY webhooks_pending WHERE {first} AND next_at_ms > ?",
+                (*values, now_ms),
+            ).fetchone()
+            return Due(list(map(_delivery, rows)), next_at_ms)
+
+        return self._reader.run(operation)
+
+    def deliveries(
+        self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
+    ) -> Future[list[Delivery]]:
+        where = [f"state IN ({_places(states)})"]
+        values: list[Any] = [state.value for state in states]
+        if owner is not None:
+            where.append("owner = ?")
+            values.append(owner)
+        if before is not None:
+            where.append("number < ?")
+            values.append(before)
+        query = f"SELECT {_DELIVERY} FROM webhooks WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
+        return self._reader.run(lambda db: list(map(_delivery, db.execute(query, [*values, limit]))))
 
     def open_numbers(self) -> Future[list[int]]:
         query = "SELECT number FROM jobs WHERE state IN ('queued', 'dispatched', 'running', 'validating')"
@@ -629,9 +704,9 @@ class SqliteStore:
         place = new.order if new.order is not None else float(-number if new.front else number)
         try:
             db.execute(
-                "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale,"
-                " client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
+                "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     number,
                     new.job_id,
@@ -649,6 +724,7 @@ class SqliteStore:
                     json.dumps(new.metadata),
                     new.has_secrets,
                     self._line.event_id + 1,
+                    json.dumps(asdict(new.webhook)) if new.webhook else None,
                 ),
             )
         except sqlite3.IntegrityError:
@@ -658,7 +734,7 @@ class SqliteStore:
         self._line.number = number
         self._line.reordered = self._line.reordered or new.priority != 0 or place != number
         self._line.waits(new.owner, Kind(new.template, new.shape), +1)
-        return Job(
+        job = Job(
             job_id=new.job_id,
             number=number,
             owner=new.owner,
@@ -678,13 +754,36 @@ class SqliteStore:
             metadata=new.metadata,
             has_secrets=new.has_secrets,
             event_id=event_id,
+            webhook=new.webhook,
         )
+        self._announce(db, job, new.created_at_ms)
+        return job
 
     def _wrote(self, db: sqlite3.Connection, job_id: str, at_ms: int, state: JobState) -> int:
         """Put down a change of state; its number."""
         self._line.event_id += 1
         db.execute("INSERT INTO transitions VALUES (?, ?, ?, ?)", (self._line.event_id, job_id, at_ms, state.value))
         return self._line.event_id
+
+    def _announce(self, db: sqlite3.Connection, job: Job, now_ms: int) -> None:
+        """Put into the outbox what somebody wants to be told of the job's new state."""
+        if job.webhook is None or job.state.value not in job.webhook.events:
+            return
+        parts = urlsplit(job.webhook.url)
+        db.execute(
+            "INSERT INTO webhooks (webhook_id, type, job_id, owner, url, target, payload, state, attempts, "
+            "created_at_ms, since_ms, next_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, ?, ?, ?)",
+            (
+                webhooks.new_id(),
+                webhooks.type_of(job),
+                job.job_id,
+                job.owner,
+                job.webhook.url,
+                f"{parts.scheme}://{parts.netloc}".lower(),
+                webhooks.payload(job, now_ms),
+                *(now_ms, now_ms, now_ms),
+            ),
+        )
 
     def _advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
         job = _found(db, job_id)
@@ -717,6 +816,7 @@ class SqliteStore:
                 job.number,
             ),
         )
+        self._announce(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
             self._line.waits(job.owner, job.kind, +1 if state is JobState.QUEUED else -1)
         if change := _begun(state) - _begun(job.state):
@@ -929,9 +1029,8 @@ def _begun(state: JobState) -> bool:
 
 def _job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
-    (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, event_id, verdict, result) = row[
-        10:
-    ]
+    (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
+    event_id, webhook, verdict, result = rest
     return Job(
         job_id=job_id,
         number=number,
@@ -952,9 +1051,19 @@ def _job(row: tuple[Any, ...]) -> Job:
         metadata=json.loads(metadata),
         has_secrets=bool(has_secrets),
         event_id=event_id,
+        webhook=_webhook(json.loads(webhook)) if webhook else None,
         verdict=_verdict(json.loads(verdict)) if verdict else None,
         result=_result(json.loads(result)) if result else Result(),
     )
+
+
+def _webhook(stored: dict[str, Any]) -> Webhook:
+    return Webhook(stored["url"], tuple(stored["events"]))
+
+
+def _delivery(row: tuple[Any, ...]) -> Delivery:
+    stored = dict(zip(_DELIVERY.split(", "), row, strict=True))
+    return Delivery(**{**stored, "state": DeliveryState(stored["state"])})
 
 
 def _verdict(stored: dict[str, Any]) -> Verdict:
@@ -993,6 +1102,10 @@ def _lived(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
             result=job.result if state.settled else Result(),
         )
     return told
+
+
+def _places(values: Collection[object]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def _count(db: sqlite3.Connection, query: str, values: tuple[Any, ...] = ()) -> int:

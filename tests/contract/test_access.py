@@ -71,6 +71,7 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/face-check"): ({"raw": b"no picture"}, 422),
     ("GET", "/ws"): ({}, 400),  # it is no websocket that asks
     ("GET", "/api/ws"): ({}, 400),
+    ("POST", "/webhooks/{webhook_id}/redeliver"): ({}, 404),
     ("GET", "/events"): ({"query": "?wait=0"}, 200),
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
     ("POST", "/janitor/sweep"): ({"query": "?dry_run=1"}, 200),
@@ -89,7 +90,12 @@ def call_of(route: server_routes.Route) -> tuple[dict[str, Any], int]:
 
 def path_of(route: server_routes.Route, job_id: str) -> str:
     path = route.path.replace("{name}", "photo_check")
-    path = re.sub(r"\{job_id(:[^}]*)?\}", job_id, path).replace("{index}", "0").replace("{file}", "page.js")
+    path = (
+        re.sub(r"\{job_id(:[^}]*)?\}", job_id, path)
+        .replace("{index}", "0")
+        .replace("{webhook_id}", "msg_0")
+        .replace("{file}", "page.js")
+    )
     assert "{" not in path, f"say in {Path(__file__).name} what stands for the variable part of {route.path}"
     return path + str(call_of(route)[0].get("query", ""))
 
