@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import json
+import logging
 import threading
 from asyncio import wrap_future
 from collections import Counter, deque
@@ -17,9 +19,16 @@ from .host import Progress
 from .job import Job, JobState
 from .store import Standing, Store
 
+log = logging.getLogger("guarded.events")
+
 STATE = "state"
 POSITION = "position"
 PROGRESS = "progress"
+PREVIEW = "preview"
+ALARM = "alarm"
+
+#: Endings that a person should look into.
+_ALARMING = frozenset({"generation_timeout", "worker_died", "internal_error"})
 
 #: States kept for one reader. One that is further behind reads them again from the store, where they are for good.
 STATES_KEPT = 256
@@ -27,6 +36,8 @@ STATES_KEPT = 256
 ALARMS_KEPT = 100
 #: The time between two reports of progress.
 PROGRESS_EVERY_S = 0.1
+#: The time between two previews of one job: encoding them takes the processor.
+PREVIEW_EVERY_S = 0.2
 
 _dumps = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -73,8 +84,11 @@ class Events:
         #: What the loop has not passed on yet: states and alarms, in order, and the jobs that have moved on.
         self._inbox: list[Job | Event] = []
         self._moved: set[str] = set()
+        #: The newest picture of each job that nobody has been shown yet.
+        self._pictures: dict[str, tuple[str, Callable[[], bytes]]] = {}
         self._progress_due_s = 0.0
         # Event loop only.
+        self._showing: dict[str, asyncio.Task[None]] = {}
         self._count = 0
         self._wanted: Counter[str] = Counter()
         self._joined: Callable[[str | None], None] = lambda _job_id: None
@@ -92,7 +106,14 @@ class Events:
             elif job.state is not JobState.VALIDATING:
                 self._running.pop(job.job_id, None)
                 self._moved.discard(job.job_id)
+                self._pictures.pop(job.job_id, None)
         self._put(job)
+        if job.verdict is not None and job.verdict.code in _ALARMING:
+            self.alarm(job.verdict.code, job.verdict.message, job.job_id)
+
+    def alarm(self, code: str, message: str, job_id: str | None = None) -> None:
+        """Something that an operator should look at. Any thread."""
+        self._put(Event(ALARM, lambda: {"code": code, "job_id": job_id, "message": message}))
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         """The worker's thread. A node that goes on after its job has ended is not listened to."""
@@ -106,6 +127,18 @@ class Events:
                 self._moved.add(job_id)
         if first:
             self._call(self._arm_progress)
+
+    def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
+        """The worker's thread. Of many pictures the newest is encoded, on a thread of its own, if anybody wants it."""
+        if not self.wanted(PREVIEW):
+            return
+        with self._lock:
+            if job_id not in self._running:
+                return
+            first = job_id not in self._pictures
+            self._pictures[job_id] = (mime, encode)
+        if first:
+            self._call(lambda: self._begin_showing(job_id))
 
     def tell(self, event: Event) -> None:
         """Pass on what is no state. Event loop."""
@@ -206,6 +239,28 @@ class Events:
         for job, progress in moved:
             if progress is not None:
                 self.tell(_moved(job, progress))
+
+    def _begin_showing(self, job_id: str) -> None:
+        if job_id not in self._showing:
+            self._showing[job_id] = asyncio.get_running_loop().create_task(self._show(job_id))
+
+    async def _show(self, job_id: str) -> None:
+        try:
+            while True:
+                with self._lock:
+                    picture = self._pictures.pop(job_id, None)
+                    job, _progress = self._running.get(job_id, (None, None))
+                if picture is None or job is None:
+                    return
+                mime, encode = picture
+                if self._readers(PREVIEW, job):
+                    data = base64.b64encode(await asyncio.to_thread(encode)).decode()
+                    self.tell(_seen(job, mime, data))
+                await asyncio.sleep(PREVIEW_EVERY_S)
+        except Exception as error:  # a picture of somebody's own kind
+            log.debug("job %s: its preview cannot be encoded: %s", job_id, error)
+        finally:
+            del self._showing[job_id]
 
     def _readers(self, name: str, job: Job | Standing | None) -> list[Subscription]:
         groups = [self._of_all]
@@ -347,6 +402,10 @@ def _state(job: Job, progress: Progress | None = None) -> Event:
 
 def _moved(job: Job, progress: Progress) -> Event:
     return Event(PROGRESS, lambda: {"job_id": job.job_id, **progress.body()}, job)
+
+
+def _seen(job: Job, mime: str, data: str) -> Event:
+    return Event(PREVIEW, lambda: {"job_id": job.job_id, "mime": mime, "data": data}, job)
 
 
 def _expire(woken: asyncio.Future[bool]) -> None:

@@ -6,7 +6,7 @@ classes) stop there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,6 +117,9 @@ class HostListener(Protocol):
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         """The job has moved on."""
+
+    def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
+        """A picture of the unfinished result; `encode` takes its time, and may be called on any thread, or never."""
 
     def dropped(self, job_id: str) -> None:
         """Somebody took the job out of the host's queue; `released` follows."""

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from asyncio import wrap_future
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -210,6 +211,9 @@ class Runs:
     def progressed(self, job_id: str, progress: Progress) -> None:
         self._watchdog.moved(job_id)
         self._events.progressed(job_id, progress)
+
+    def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
+        self._events.previewed(job_id, mime, encode)
 
     def dropped(self, job_id: str) -> None:
         job = self._jobs[job_id]

@@ -68,6 +68,7 @@ class Watchdog:
         self._looking: Future[list[Job]] | None = None
         self._restart_s = math.inf
         self._repaired: Callable[[], None] = lambda: None
+        self._alarmed: Callable[[str, str], None] = lambda _code, _message: None
         #: What was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
@@ -78,6 +79,10 @@ class Watchdog:
     def on_repair(self, listener: Callable[[], None]) -> None:
         """Call `listener` when a worker serves the queue again."""
         self._repaired = listener
+
+    def on_alarm(self, listener: Callable[[str, str], None]) -> None:
+        """Call `listener` with a code and a message where a worker has to be given up. The watchdog's thread."""
+        self._alarmed = listener
 
     @property
     def replaced(self) -> int:
@@ -210,6 +215,7 @@ class Watchdog:
         if settings.on_stuck == "report":
             self._health.stuck = True
             log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason, extra={"job_id": one.prompt_id})
+            self._alarmed("worker_stuck", reason)
         elif settings.on_stuck == "exit":
             self._process.exit(reason)
         elif settings.on_stuck == "restart":
@@ -219,6 +225,7 @@ class Watchdog:
         elif self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
             self.counts["replace hung"] += 1
             log.error("%s; another worker has taken over", reason, extra={"job_id": one.prompt_id})
+            self._alarmed("worker_replaced", f"{reason}; another worker has taken over")
         else:
             one.stuck = False  # it is just letting go; if not, the next turn tries again
 
@@ -231,6 +238,7 @@ class Watchdog:
         if self._host.replace_worker(None, error):
             self.counts["replace dead"] += 1
             log.error("ComfyUI's worker thread was found dead; another has taken over")
+            self._alarmed("worker_replaced", "ComfyUI's worker thread was found dead; another has taken over")
             self._repaired()
         for one in watched:
             self.forget(one.prompt_id)

@@ -9,7 +9,7 @@ import time
 from aiohttp import web
 
 from ..guard.errors import GuardError, InvalidRequestError
-from ..guard.events import POSITION, PROGRESS, STATE, Event, Subscription
+from ..guard.events import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event, Subscription
 from .table import Call, Route, number
 
 #: A comment after so long without an event: proxies cut what is silent for a minute, and it tells us who has gone.
@@ -47,7 +47,8 @@ async def get_events(call: Call) -> web.StreamResponse:
     if after is None:
         # With its number at hand from the start, a reader misses nothing by being cut off before the first event.
         after = await call.services.events.head()
-    with call.services.events.subscribe(_names(call), owner=owner, after=after) as reader:
+    names = _names(call) | ({ALARM} if call.client.operator else set())
+    with call.services.events.subscribe(names, owner=owner, after=after) as reader:
         return await _stream(call, reader, [], after)
 
 
@@ -89,7 +90,8 @@ def _after(call: Call) -> int | None:
 
 
 def _names(call: Call) -> set[str]:
-    return {STATE, POSITION, PROGRESS}
+    names = {STATE, POSITION, PROGRESS}
+    return names | {PREVIEW} if call.request.query.get("preview") in ("1", "true") else names
 
 
 ROUTES = [

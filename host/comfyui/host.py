@@ -301,7 +301,20 @@ class ComfyHost:
                 return None
             if (progress := run.progress(event, data)) is not None:
                 self._told("progressed", run.job_id, progress)
+        elif isinstance(event, int):
+            self._tell_preview(event, data)
         return self._passing.send(native, event, data, sid, *args, **kwargs)
+
+    def _tell_preview(self, event: int, data: Any) -> None:
+        try:
+            found = report.preview(event, data)
+        except (TypeError, ValueError, AttributeError):
+            return  # packs send pictures of their own kind under these numbers
+        if found is not None:
+            prompt_id, mime, encode = found
+            prompt_id = prompt_id or self._workers.executing()
+            if prompt_id in self._runs:
+                self._told("previewed", prompt_id, mime, encode)
 
     async def _send_one(self, native: Any, *args: Any, **kwargs: Any) -> None:
         """The loop that sends ComfyUI's events ends at the first one that is no JSON, and the server with it."""

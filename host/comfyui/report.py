@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import folder_paths
+import protocol
 
 from ...guard.errors import type_name
 from ...guard.host import Folders, Outcome, ReportedFile
@@ -192,6 +194,31 @@ def execution_error(job_id: str, code: str, message: str, details: Mapping[str, 
             "timestamp": int(time.time() * 1000),
         },
     )
+
+
+def preview(event: Any, data: Any) -> tuple[str | None, str, Callable[[], bytes]] | None:
+    """A preview picture: of which prompt, where the event says so, of which type, and how to encode it.
+
+    ComfyUI sends `(type, picture, longer side at the most)`, with metadata beside it to clients that know of them.
+    """
+    if event == protocol.BinaryEventTypes.UNENCODED_PREVIEW_IMAGE:
+        picture, metadata = data, {}
+    elif event == protocol.BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA:
+        picture, metadata = data
+    else:
+        return None
+    kind, image, side = picture
+    kind = "PNG" if kind == "PNG" else "JPEG"
+
+    def encode() -> bytes:
+        shown = image.copy()
+        if side:
+            shown.thumbnail((side, side))
+        buffer = io.BytesIO()
+        shown.convert("RGB").save(buffer, format=kind, quality=90)
+        return buffer.getvalue()
+
+    return metadata.get("prompt_id"), f"image/{kind.lower()}", encode
 
 
 def takes_any_input(node_class: Any, name: str) -> bool:

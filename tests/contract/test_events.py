@@ -1,6 +1,8 @@
 """What a bot hears of its jobs over server-sent events."""
 
 import asyncio
+import base64
+import io
 import random
 from contextlib import aclosing, suppress
 
@@ -8,6 +10,7 @@ import pytest
 from contract.client import TERMINAL, Client, assert_refusal, assert_succeeded, node, photo_copy, save, sleep, text
 from contract.conftest import PHOTO
 from contract.sse import Reader
+from PIL import Image
 
 #: What may follow what in the life of a job that runs once; `queued` alone may be the first.
 LIFE = ["queued", "dispatched", "running", "validating", "succeeded"]
@@ -115,6 +118,42 @@ async def test_a_waiting_job_is_told_its_place_as_it_changes(client):
         assert told["user_message"].startswith("Сервер загружен (1/1 задач).")
     await reading
     assert reader.states == LIFE
+
+
+@pytest.mark.parametrize("with_metadata", [False, True])
+async def test_previews_come_to_those_who_ask_for_them(client, with_metadata):
+    """Whether or not the job's websocket wants them with metadata, which ComfyUI then sends instead."""
+    graph = {"1": node("FaultPreview", steps=20, seed=3), "2": save("1")}
+    async with client.socket() as socket:
+        if with_metadata:
+            await socket.ws.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+            await client.polled(lambda: socket.next(), lambda event: event["type"] == "feature_flags")
+        job_id = await client.admitted(graph, client_id=socket.client_id)
+        asked, other = reader_of(client, job_id, "?preview=1"), reader_of(client, job_id)
+        await asyncio.gather(read(asked), read(other))
+    assert asked.states[-1] == "succeeded"
+    assert other.of("preview") == []
+    shown = asked.of("preview")
+    assert 1 <= len(shown) <= 20
+    for data in shown:
+        assert (set(data), data["job_id"], data["mime"]) == ({"job_id", "mime", "data"}, job_id, "image/jpeg")
+        picture = Image.open(io.BytesIO(base64.b64decode(data["data"])))
+        assert (picture.format, max(picture.size)) == ("JPEG", 64)
+
+
+async def test_an_operator_is_told_of_a_timeout_as_an_alarm(client):
+    reader = reader_of(client)
+    stream = reader.events()
+    async with aclosing(stream):
+        first = asyncio.ensure_future(anext(stream))
+        await client.polled(lambda: asyncio.sleep(0, reader.last_id), bool)
+        job_id = await client.admitted(sleep(60), guard={"timeout_s": 0.2})
+        await first
+        while not reader.of("alarm"):
+            await anext(stream)
+    alarm = reader.of("alarm")[0]
+    assert (alarm["code"], alarm["job_id"]) == ("generation_timeout", job_id)
+    await client.settled(job_id)
 
 
 async def test_all_of_a_callers_jobs_come_in_one_stream(client):

@@ -1,12 +1,13 @@
 import asyncio
+import base64
 import threading
 
 import pytest
 from unit.fakes import LONG_S, new_id, new_job
 
 from comfyui_guarded.guard import events as events_module
-from comfyui_guarded.guard.errors import CancelledError
-from comfyui_guarded.guard.events import PROGRESS, STATE, Events
+from comfyui_guarded.guard.errors import CancelledError, GenerationTimeoutError
+from comfyui_guarded.guard.events import ALARM, PREVIEW, PROGRESS, STATE, Events
 from comfyui_guarded.guard.host import Progress
 from comfyui_guarded.guard.job import SUCCESS, Job, JobState, Verdict
 
@@ -267,3 +268,60 @@ async def test_progress_does_not_follow_the_end_of_its_job(events):
         await asyncio.sleep(0.01)
         assert [event.name for event in await reader.next(LONG_S)] == [STATE, STATE]
         assert await reader.next(0.001) == []
+
+
+async def test_a_preview_is_encoded_only_where_somebody_wants_it_and_only_the_newest(events):
+    encoded = []
+
+    def picture(number):
+        return lambda: encoded.append(number) or b"picture %d" % number
+
+    events.changed(_job(state=JobState.RUNNING))
+    events.previewed("a", "image/jpeg", picture(0))
+    with events.subscribe([PREVIEW], job_id="b"):
+        events.previewed("a", "image/jpeg", picture(1))
+        await asyncio.sleep(0.05)
+        assert encoded == []
+    with events.subscribe([PREVIEW], job_id="a") as reader:
+        await asyncio.sleep(events_module.PREVIEW_EVERY_S)
+        for number in range(2, 100):
+            events.previewed("a", "image/png", picture(number))
+        (first,) = await reader.next(LONG_S)
+        assert first.data == {
+            "job_id": "a",
+            "mime": "image/png",
+            "data": base64.b64encode(b"picture %d" % encoded[-1]).decode(),
+        }
+        assert encoded[-1] == 99
+        events.previewed("a", "image/png", picture(100))
+        assert base64.b64decode((await reader.next(LONG_S))[0].data["data"]) == b"picture 100"
+    events.changed(_job(state=JobState.SUCCEEDED))
+    with events.subscribe([PREVIEW], job_id="a") as reader:
+        events.previewed("a", "image/png", picture(101))
+        assert await reader.next(0.05) == []
+    await asyncio.sleep(events_module.PREVIEW_EVERY_S * 2)
+    assert (events._showing, events._pictures) == ({}, {})
+
+
+async def test_a_picture_that_cannot_be_encoded_does_no_harm(events):
+    events.changed(_job(state=JobState.RUNNING))
+    with events.subscribe([PREVIEW]) as reader:
+        events.previewed("a", "image/jpeg", lambda: 1 / 0)
+        assert await reader.next(0.05) == []
+        events.previewed("a", "image/jpeg", lambda: b"good")
+        assert (await reader.next(LONG_S))[0].data["data"] == "Z29vZA=="
+
+
+async def test_alarms_reach_those_who_ask_for_them_and_a_timeout_is_one(store, events):
+    with events.subscribe([ALARM]) as operator, events.subscribe([ALARM], owner="bot") as owner:
+        events.alarm("worker_replaced", "a worker hangs")
+        job = submit(store)
+        store.settle(job.job_id, Verdict.of(GenerationTimeoutError("too long"))).result(LONG_S)
+        told = []
+        while len(told) < 2:
+            told += [event.data for event in await operator.next(LONG_S)]
+        assert told == [
+            {"code": "worker_replaced", "job_id": None, "message": "a worker hangs"},
+            {"code": "generation_timeout", "job_id": job.job_id, "message": "too long"},
+        ]
+        assert await owner.next(0.001) == []
