@@ -212,7 +212,7 @@ class Admission:
                 f"The body is over {settings.policy.max_body_bytes} bytes.",
                 extra_info={"max_body_bytes": settings.policy.max_body_bytes},
             )
-        key = _idempotency(request)
+        key = _idempotency(request, self._clock.now_ms() - int(settings.queue.idempotency_max_age_s * 1000))
         if key is not None:
             earlier = await wrap_future(self._store.replay(request.client.owner, key))
             if earlier is not None:
@@ -615,7 +615,7 @@ def _ui_format() -> GuardError:
     )
 
 
-def _idempotency(request: Submission) -> IdempotencyKey | None:
+def _idempotency(request: Submission, since_ms: int) -> IdempotencyKey | None:
     if request.idempotency_key is None:
         return None
     if not _IDEMPOTENCY_KEY.fullmatch(request.idempotency_key):
@@ -626,7 +626,7 @@ def _idempotency(request: Submission) -> IdempotencyKey | None:
         digest.update(json.dumps([file.field, file.filename, file.sha256]).encode())
     if request.template:  # the same body, sent to another template, is another request
         digest.update(b"\0" + request.template.encode())
-    return IdempotencyKey(request.idempotency_key, digest.hexdigest())
+    return IdempotencyKey(request.idempotency_key, digest.hexdigest(), since_ms)
 
 
 def _kept(request: Submission, prompt: Prompt) -> bytes:

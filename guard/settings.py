@@ -61,6 +61,9 @@ class QueueSettings(_Section):
     max_jobs: int = Field(1, ge=1, le=64, description="How many guarded jobs may be in front of the GPU at once.")
     max_queued: int = Field(1000, ge=1, description="How many jobs may wait; one more is answered `queue_full`.")
     timeout_s: Seconds = Field(1800, description="A job that has not begun to run after this settles `queue_timeout`.")
+    idempotency_max_age_s: Age = Field(
+        86400, description="How long an `Idempotency-Key` is remembered; never longer than the job that it made."
+    )
     max_wait_s: Seconds = Field(600, description="The longest that `?wait=` holds an answer.")
 
 

@@ -59,10 +59,11 @@ class Submitted:
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A caller's key for one request, and the digest of that request's body."""
+    """A caller's key for one request, the digest of that request's body, and since when the key counts."""
 
     key: str
     body_digest: str
+    since_ms: int = 0
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,8 @@ class SqliteStore:
             job = self._inserted(db, new)
             if key is not None:
                 db.execute(
-                    "INSERT INTO idempotency (owner, key, body_digest, job_id, created_at_ms) VALUES (?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO idempotency (owner, key, body_digest, job_id, created_at_ms) "
+                    "VALUES (?, ?, ?, ?, ?)",
                     (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
                 )
             self._changed.append(job)
@@ -1125,7 +1126,8 @@ def _behind(db: sqlite3.Connection, job: Job) -> int:
 
 def _replayed(db: sqlite3.Connection, owner: str, key: IdempotencyKey) -> Submitted | None:
     row = db.execute(
-        "SELECT body_digest, job_id FROM idempotency WHERE owner = ? AND key = ?", (owner, key.key)
+        "SELECT body_digest, job_id FROM idempotency WHERE owner = ? AND key = ? AND created_at_ms >= ?",
+        (owner, key.key, key.since_ms),
     ).fetchone()
     if row is None:
         return None

@@ -1,11 +1,13 @@
 """A bot that asks twice must not pay twice."""
 
 import asyncio
+import contextlib
 import json
 import uuid
 
+import aiohttp
 import pytest
-from contract.client import Client, assert_refusal, assert_succeeded, connected, picture, text
+from contract.client import Client, assert_refusal, assert_succeeded, connected, picture, sleep, text
 
 
 def key() -> dict[str, str]:
@@ -94,3 +96,44 @@ async def test_keys_survive_a_restart(sandbox):
         assert again.json["prompt_id"] == first["prompt_id"]
         assert await client.job(job["job_id"]) == job
         assert_refusal(await post(client, {**body, "x": json.dumps(1)}, headers), "conflict", 409)
+
+
+async def test_keys_survive_a_sigkill_right_after_the_answer(sandbox):
+    """Also for the repetition that was under way when the server died."""
+    host = sandbox()
+    headers = [key() for _ in range(12)]
+    bodies = [{"prompt": sleep(0.05)} for _ in headers]
+    first: dict[int, str] = {}
+
+    async def submitted(client: Client, number: int) -> None:
+        with contextlib.suppress(aiohttp.ClientError):
+            answer = await post(client, bodies[number], headers[number])
+            assert answer.status == 200
+            assert first.setdefault(number, answer.json["prompt_id"]) == answer.json["prompt_id"]
+
+    async with connected(host) as client:
+        await asyncio.gather(*(submitted(client, number) for number in range(6)))
+        dying = asyncio.gather(*(submitted(client, number) for number in range(12)))
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(host.kill)
+        await dying
+    await asyncio.to_thread(host.start)
+    async with connected(host) as client:
+        await asyncio.gather(*(submitted(client, number) for number in range(12)))
+        assert len(set(first.values())) == 12
+        assert {job["job_id"] for job in await client.jobs()} == set(first.values())
+        for job_id in first.values():
+            await client.settled(job_id)
+
+
+async def test_a_key_counts_for_its_time(sandbox_client):
+    client = await sandbox_client(GUARDED_QUEUE__IDEMPOTENCY_MAX_AGE_S="1.5")
+    headers, body = key(), {"prompt": text()}
+    first = await post(client, body, headers)
+    assert (await post(client, body, headers)).json["prompt_id"] == first.json["prompt_id"]
+    await asyncio.sleep(1.6)
+    later = await post(client, {"prompt": text("other")}, headers)
+    assert later.status == 200
+    assert later.json["prompt_id"] != first.json["prompt_id"]
+    assert "Idempotency-Replayed" not in later.headers
+    await client.settled(later.json["prompt_id"])

@@ -323,6 +323,16 @@ def test_a_job_id_that_is_taken_is_a_conflict_for_every_owner(store):
 # Idempotency keys. ------------------------------------------------------------------------------------------------
 
 
+def test_an_idempotency_key_is_forgotten_after_its_time_and_can_be_used_again(store):
+    old = _submit(store, key=IdempotencyKey("k", "digest"), created_at_ms=1000).job.job_id
+    assert store.replay("bot", IdempotencyKey("k", "digest", since_ms=1000)).result(LONG_S).job.job_id == old
+    late = IdempotencyKey("k", "another digest", since_ms=1001)
+    assert store.replay("bot", late).result(LONG_S) is None
+    new = _submit(store, key=late, created_at_ms=2000)
+    assert (new.replayed, new.job.job_id != old) == (False, True)
+    assert store.replay("bot", late).result(LONG_S).job.job_id == new.job.job_id
+
+
 def test_the_same_key_and_body_give_the_job_of_before(store):
     key = IdempotencyKey("k", "digest")
     first = _submit(store, key=key)
