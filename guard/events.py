@@ -71,6 +71,12 @@ class Event:
             text = json.dumps(self.data)
         return text
 
+    @functools.cached_property
+    def frame(self) -> bytes:
+        """The event as a server-sent one."""
+        numbered = f"id: {self.id}\n" if self.id is not None else ""
+        return f"{numbered}event: {self.name}\ndata: {self.text}\n\n".encode()
+
 
 class Events:
     """Passes on what it is told, from any thread, to readers on the event loop. Without readers it does nothing."""

@@ -116,5 +116,7 @@ class Places:
             "eta_s": eta_s,
             "running": running,
             "max_jobs": max_jobs,
-            "user_message": notice(position, running, max_jobs, eta_s, standing.locale),
+            "user_message": (
+                notice(position, running, max_jobs, eta_s, standing.locale) if position + running > max_jobs else None
+            ),
         }

@@ -14,6 +14,7 @@ from .table import Call, Route, number
 
 #: A comment after so long without an event: proxies cut what is silent for a minute, and it tells us who has gone.
 HEARTBEAT_S = 15.0
+HEARTBEAT = b": still here\n\n"
 #: A reader that takes nothing for so long is let go. It comes back with the last id that it has seen.
 STALLED_S = 60.0
 
@@ -56,14 +57,20 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     ends_s = time.monotonic() + number(call, "wait", float("inf"), 0, float("inf"))
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(call.request)
+    loop = asyncio.get_running_loop()
     # An id without data is remembered, and told to nobody.
-    await response.write(b"retry: 1000\n\n" + (b"" if after is None else f"id: {after}\n\n".encode()))
+    chunk = b"retry: 1000\n\n" + (b"" if after is None else f"id: {after}\n\n".encode())
     events = first
     # Of one that is slow, gone, or asks for what the store cannot read now: it will come again.
-    with contextlib.suppress(ConnectionError, asyncio.TimeoutError, GuardError):
+    with contextlib.suppress(ConnectionError, GuardError):
         while True:
-            text = "".join(map(_frame, events)) if events else ": still here\n\n"
-            await asyncio.wait_for(response.write(text.encode()), STALLED_S)
+            chunk += b"".join([event.frame for event in events]) or HEARTBEAT
+            stalled = loop.call_later(STALLED_S, _cut_off, call.request)
+            try:
+                await response.write(chunk)
+            finally:
+                stalled.cancel()
+            chunk = b""
             if reader.job_id is not None and any(event.id and event.job.state.settled for event in events):
                 break
             rest_s = ends_s - time.monotonic()
@@ -74,9 +81,9 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     return response
 
 
-def _frame(event: Event) -> str:
-    numbered = f"id: {event.id}\n" if event.id is not None else ""
-    return f"{numbered}event: {event.name}\ndata: {event.text}\n\n"
+def _cut_off(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _after(call: Call) -> int | None:

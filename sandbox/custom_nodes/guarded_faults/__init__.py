@@ -13,6 +13,7 @@ from .hang import (
 )
 from .output import (
     FaultBlackImage,
+    FaultClock,
     FaultLateImage,
     FaultMissingFile,
     FaultNoOutput,
@@ -45,6 +46,7 @@ NODE_CLASS_MAPPINGS = {
         FaultOutsideFile,
         FaultNoOutput,
         FaultText,
+        FaultClock,
         FaultOddReport,
         FaultBlackImage,
     )

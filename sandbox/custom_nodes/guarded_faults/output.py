@@ -109,6 +109,13 @@ class FaultText(_FaultOutput):
         return {"ui": {"text": [text]}}
 
 
+class FaultClock(_FaultOutput):
+    """Reports the time at which it ends."""
+
+    def run(self, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        return {"ui": {"text": [repr(time.time())]}}
+
+
 class FaultOddReport(_FaultOutput):
     """Reports what JSON cannot say, or progress that makes no sense."""
 
