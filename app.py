@@ -23,6 +23,7 @@ from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
 from .guard.faces.machine import FaceMachine
+from .guard.files import Files
 from .guard.gpu import Gpus
 from .guard.health import Health
 from .guard.janitor import Janitor
@@ -32,6 +33,7 @@ from .guard.metrics import Exposition, Metrics
 from .guard.places import Places
 from .guard.process import Process
 from .guard.queue import Dispatcher, Runs
+from .guard.references import References
 from .guard.secrets import Secrets
 from .guard.settings import SettingsError, load
 from .guard.settle import Settler
@@ -107,7 +109,11 @@ def _build(host: Any, prompt_server: Any) -> None:
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()
     limits = Limits(settings.limits, clock)
-    admission = Admission(settings, store, host, health, faces, secrets, clock, uploads, limits, janitor.in_use)
+    files = Files(host, store)
+    references = References(host, files)
+    admission = Admission(
+        settings, store, host, health, faces, references, secrets, clock, uploads, limits, janitor.in_use
+    )
     templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     jobs = Jobs(settings, store, settler, events, estimates)
     outbox = Outbox(settings.webhooks, store, secret_of, clock)
@@ -180,6 +186,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         wake=dispatcher.wake,
         janitor=janitor,
         uploads=uploads,
+        files=files,
         stats=stats,
         limits=limits,
         exposition=exposition,

@@ -1,8 +1,8 @@
 """The way in: everything that happens before a job exists.
 
-In this order: body limits, idempotency replay, room in the queue, the client's rate, shape, policy, the host's own
-validation, and the commit, which looks at the room and the idempotency key once more. (Who asks, the routes have
-settled before.)
+In this order: body limits, idempotency replay, room in the queue, the client's rate, shape, policy, the files that it
+names, the host's own validation, faces, and the commit, which looks at the room and the idempotency key once more.
+(Who asks, the routes have settled before.)
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from .errors import (
 from .estimate import shape
 from .faces.gate import AskedCheck, FaceGate
 from .faces.required import FACE_LOADER
+from .files import show_as_seen
 from .health import Health
 from .host import Host, Refusal
 from .janitor.in_use import Hold, InUse
@@ -49,6 +50,7 @@ from .job import NewJob, Webhook
 from .journal import Seldom
 from .limits import Limits
 from .policy import Policy
+from .references import References
 from .secrets import SECRET_NAMES, Secrets
 from .settings import Settings
 from .store import IdempotencyKey, Store, Submitted
@@ -149,6 +151,7 @@ class Admission:
         host: Host,
         health: Health,
         faces: FaceGate,
+        references: References,
         secrets: Secrets,
         clock: Clock,
         uploads: Uploads,
@@ -163,6 +166,7 @@ class Admission:
         self._host = host
         self._health = health
         self._faces = faces
+        self._references = references
         self._secrets = secrets
         self._clock = clock
         self._uploads = uploads
@@ -250,6 +254,7 @@ class Admission:
                 return await self._admitted(request, prompt, key, locale, hold)
         except GuardError as error:
             error.locale = locale
+            show_as_seen(error, request.client.owner)
             raise
 
     def _webhook(self, asked: AskedWebhook | None, client: Client) -> Webhook | None:
@@ -262,7 +267,7 @@ class Admission:
     def _renamed(self, request: Submission, prompt: Prompt) -> Submission:
         """The request with its files under their stored names, in the prompt too."""
         stored = uploads.names(request.files, request.client.owner)
-        used = uploads.rename(prompt.graph, stored, self._host.takes_file)
+        used = uploads.rename(prompt.graph, stored, self._host.file_inputs)
         for file in request.files:
             if file.stored_as(request.client.owner) not in used:
                 raise InvalidRequestError(
@@ -278,6 +283,9 @@ class Admission:
         settings = self._settings
         self._policy.check(prompt.graph)
         webhook = self._webhook(prompt.options.webhook, request.client)
+        moved = await self._references.settle(prompt.graph, request.client)
+        # Now, since validation changes the prompt as it goes.
+        body = _kept(request, prompt, moved)
         # Before anything looks at the files that it names.
         await hold.keep(prompt.graph)
         rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
@@ -291,7 +299,7 @@ class Admission:
         new = NewJob(
             job_id=prompt.job_id,
             owner=request.client.owner,
-            body=_kept(request, prompt),
+            body=body,
             created_at_ms=self._clock.now_ms(),
             timeout_s=min(prompt.options.timeout_s or math.inf, settings.watchdog.job_timeout_s),
             locale=locale,
@@ -629,9 +637,10 @@ def _idempotency(request: Submission, since_ms: int) -> IdempotencyKey | None:
     return IdempotencyKey(request.idempotency_key, digest.hexdigest(), since_ms)
 
 
-def _kept(request: Submission, prompt: Prompt) -> bytes:
-    """What goes to disk: the body as it came, unless a template made the prompt, or it holds secrets."""
-    if not prompt.secrets and request.fill is None:
+def _kept(request: Submission, prompt: Prompt, moved: bool) -> bytes:
+    """What goes to disk: the body as it came, unless a template made the prompt, or it holds secrets or names files
+    of the sender's own (`moved`)."""
+    if not prompt.secrets and not moved and request.fill is None:
         return request.raw
     body = prompt.body
     if prompt.secrets:

@@ -65,6 +65,10 @@ class Health:
                 extra_info={"problems": problems},
                 retry_after_s=10,
             )
+        self.check_disk()
+
+    def check_disk(self) -> None:
+        """Raises DiskFullError where nothing more may be written."""
         if (full := self._disk_full()) is not None:
             raise full
 

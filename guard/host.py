@@ -6,6 +6,7 @@ classes) stop there.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,13 @@ class Rehearsal:
 
     refusal: Refusal | None
     outputs_to_execute: tuple[str, ...] = ()
+
+
+class Names(enum.Enum):
+    """What the text of a node's input names."""
+
+    FILE = enum.auto()  # a file or folder in one of the host's folders, input where nothing else is said
+    PATH = enum.auto()  # any path of the machine
 
 
 @dataclass(frozen=True)
@@ -206,11 +214,17 @@ class Host(Protocol):
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         """Tell the websocket of the prompt that is running what its node has found. The worker's thread."""
 
+    def file_inputs(self, class_type: str) -> Mapping[str, Names]:
+        """Which inputs of a node class name files, by what the class declares. Event loop."""
+
+    async def native(self, path: str, **match_info: str) -> bytes:
+        """What the host's own GET route `path` (as it is registered) answers, JSON. Event loop.
+
+        Raises NotFoundError where the host has no such route, or finds nothing.
+        """
+
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         """The node classes of a prompt that the host lacks, sorted."""
-
-    def takes_file(self, class_type: str, input_name: str, value: str) -> bool:
-        """Whether that input of a node chooses a file from the host's folders, where it is given `value`."""
 
     def worker_alive(self) -> bool:
         """Whether a thread serves the host's queue. True until one was seen to have died."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from asyncio import wrap_future
 from pathlib import Path
 from typing import IO, Any
 
-from . import artifacts, previews
+from . import artifacts, as_comfyui, previews
 from .access import Client
-from .errors import CancelledError, GuardError, NotFoundError, type_name
+from .errors import CancelledError, GuardError, NotFoundError
 from .estimate import Estimates
 from .events import Events
-from .job import OPEN, Artifact, Job, JobState
+from .job import OPEN, WAITING, Artifact, Job, JobState
 from .places import notice
 from .previews import Preview
 from .settings import Settings
 from .settle import Settler
-from .store import Store, Waiting
+from .store import Entry, Listing, Store, Waiting
 
 log = logging.getLogger("guarded.jobs")
 
@@ -44,7 +43,7 @@ class Jobs:
     async def get(self, job_id: str, client: Client) -> Job:
         """Raises NotFoundError where there is none, or none that the client may see."""
         job = await wrap_future(self._store.get(job_id))
-        if job is None or not (client.operator or job.owner == client.owner):
+        if job is None or not _may_see(client, job):
             raise NotFoundError(f"There is no job {job_id[:64]}.")
         return job
 
@@ -64,8 +63,7 @@ class Jobs:
     async def page(
         self, client: Client, states: frozenset[JobState] | None, limit: int, before: int | None
     ) -> list[Job]:
-        owner = None if client.operator else client.owner
-        return await wrap_future(self._store.jobs(owner, states, limit, before))
+        return await wrap_future(self._store.jobs(_owner(client), states, limit, before))
 
     async def cancel(self, job: Job) -> Job:
         """Cancel it, unless it has ended; done once that is durable."""
@@ -123,63 +121,78 @@ class Jobs:
             ),
         }
 
-    async def history_entry(self, job: Job) -> dict[str, Any]:
-        """A settled job as an entry of ComfyUI's history, also where ComfyUI never ran it."""
-        return {
-            "prompt": await self._row(job),
-            "outputs": job.result.outputs,
-            "status": {
-                "status_str": "success" if job.state is JobState.SUCCEEDED else "error",
-                "completed": job.state is JobState.SUCCEEDED,
-                "messages": status_messages(job),
-            },
-            "meta": {},
-            "guard": self.shown(job, None),
-        }
+    # As ComfyUI shows them. Long lists are made on another thread. --------------------------------------------
 
-    async def queue_rows(self, client: Client) -> dict[str, Any]:
-        """The caller's open jobs in the shape of ComfyUI's `/queue`, next one first."""
-        jobs = await self.page(client, OPEN, self._settings.queue.max_queued + self._settings.queue.max_jobs, None)
-        rows: dict[str, Any] = {"queue_running": [], "queue_pending": []}
-        for job in reversed(jobs):
-            running = job.state in (JobState.RUNNING, JobState.VALIDATING)
-            rows["queue_running" if running else "queue_pending"].append(await self._row(job))
-        return rows
+    async def remaining(self, client: Client) -> int:
+        """How many of the caller's jobs have not settled."""
+        return await wrap_future(self._store.open_jobs(_owner(client)))
 
-    async def _row(self, job: Job) -> list[Any]:
-        """`[number, prompt_id, prompt, extra_data, outputs_to_execute]`"""
-        body = await wrap_future(self._store.body(job.job_id))
-        stored = json.loads(body or b"{}")
-        extra_data = {**(stored.get("extra_data") or {}), "create_time": job.created_at_ms}
-        if job.client_id is not None:
-            extra_data["client_id"] = job.client_id
-        return [job.number, job.job_id, stored.get("prompt", {}), extra_data, list(job.outputs_to_execute)]
+    async def queue(self, client: Client) -> dict[str, Any]:
+        """The caller's open jobs as ComfyUI's `/queue`, first come first."""
+        entries = await wrap_future(self._store.queue(_owner(client)))
+        return await asyncio.to_thread(as_comfyui.queue, entries)
+
+    async def history(self, client: Client, limit: int, offset: int | None) -> dict[str, Any]:
+        """The caller's settled jobs as ComfyUI's `/history`: from `offset` on, first settled first, or the last."""
+        entries = await wrap_future(self._store.history(_owner(client), limit, offset))
+        return await asyncio.to_thread(lambda: {entry.job.job_id: self._history_entry(entry) for entry in entries})
+
+    async def history_of(self, job_id: str, client: Client) -> dict[str, Any]:
+        """The one job, as ComfyUI's `/history/{id}`: empty until it has settled, and where it is not the caller's."""
+        entry = await self._entry(job_id, client)
+        return {job_id: self._history_entry(entry)} if entry is not None and entry.job.state.settled else {}
+
+    async def listing(self, client: Client, asked: Listing) -> tuple[list[dict[str, Any]], int]:
+        """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
+        page = await wrap_future(self._store.listing(_owner(client), asked))
+        return await asyncio.to_thread(lambda: [as_comfyui.item(*found) for found in page.jobs]), page.total
+
+    async def listed(self, job_id: str, client: Client) -> dict[str, Any]:
+        """The one job, as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
+        entry = await self._entry(job_id, client)
+        if entry is None:
+            raise NotFoundError(f"There is no job {job_id[:64]}.")
+        return as_comfyui.item_in_full(entry)
+
+    async def hide(self, client: Client, job_ids: list[str] | None) -> None:
+        """Take settled jobs out of what ComfyUI's clients see of them; None: all of the caller's own."""
+        owner = client.owner if job_ids is None else _owner(client)
+        await wrap_future(self._store.hide(owner, job_ids))
+
+    async def take_out(self, client: Client, job_ids: list[str] | None) -> None:
+        """Cancel those of the jobs that still wait; None: all of the caller's own."""
+        waiting = [job for job in await self._open(client, job_ids) if job.state in WAITING]
+        error = CancelledError("The job was taken out of the queue.")
+        await asyncio.gather(*(wrap_future(self._settler.end_waiting(job, error)) for job in waiting))
+
+    async def interrupt(self, client: Client, job_id: str | None) -> None:
+        """Cancel that job if it runs; None: whatever of the caller's own runs."""
+        for job in await self._open(client, None if job_id is None else [job_id]):
+            if job.state in as_comfyui.RUNNING:
+                await self.cancel(job)
+
+    async def _open(self, client: Client, job_ids: list[str] | None) -> list[Job]:
+        """The caller's jobs that have not settled; all of them only of its own, also for an operator."""
+        if job_ids is None:
+            return await wrap_future(self._store.jobs(client.owner, OPEN, self._at_most_open))
+        found = [await wrap_future(self._store.get(job_id)) for job_id in job_ids]
+        return [job for job in found if job is not None and _may_see(client, job) and not job.state.settled]
+
+    @property
+    def _at_most_open(self) -> int:
+        return self._settings.queue.max_queued + self._settings.queue.max_jobs
+
+    async def _entry(self, job_id: str, client: Client) -> Entry | None:
+        entry = await wrap_future(self._store.entry(job_id))
+        return entry if entry is not None and _may_see(client, entry.job) else None
+
+    def _history_entry(self, entry: Entry) -> dict[str, Any]:
+        return as_comfyui.history_entry(entry, self.shown(entry.job, None))
 
 
-def status_messages(job: Job) -> list[list[Any]]:
-    """ComfyUI's status messages for a settled job: pairs of event and data."""
-    told: list[list[Any]] = []
-    if job.started_at_ms is not None:
-        told.append(["execution_start", {"prompt_id": job.job_id, "timestamp": job.started_at_ms}])
-    end = {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
-    if job.verdict is None or job.verdict.code is None:
-        told.append(["execution_success", end])
-    else:
-        details = job.verdict.details
-        told.append(
-            [
-                "execution_error",
-                {
-                    **end,
-                    "node_id": details.get("node_id"),
-                    "node_type": details.get("node_type"),
-                    "executed": [],
-                    "exception_message": job.verdict.message,
-                    "exception_type": details.get("exception_type") or type_name(job.verdict.code),
-                    "traceback": [],
-                    "current_inputs": {},
-                    "current_outputs": [],
-                },
-            ]
-        )
-    return told
+def _owner(client: Client) -> str | None:
+    return None if client.operator else client.owner
+
+
+def _may_see(client: Client, job: Job) -> bool:
+    return client.operator or job.owner == client.owner

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import as_comfyui
 from .access import Client
 from .client_ids import ClientIds
 from .clock import Clock
 from .errors import GuardError
 from .host import Host
 from .job import Job
-from .jobs import Jobs, status_messages
+from .jobs import Jobs
 from .store import Store
 
 log = logging.getLogger("guarded.sockets")
@@ -136,7 +137,7 @@ class Sockets:
             for node_id, output in job.result.outputs.items():
                 data = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": job.job_id}
                 socket.say("executed", data)
-            event, data = status_messages(job)[-1]
+            event, data = as_comfyui.ending(job)
             socket.say("guarded", {"event": "state", **self._jobs.shown(job, None)})
             socket.say(event, data, verdict_of=job.job_id)
             socket.say("executing", {"node": None, "prompt_id": job.job_id})

@@ -1,7 +1,7 @@
 """Files that callers send: where each owner's lie, and how those of one request come there.
 
 A file that comes with a prompt is named by its content, so that the same picture, sent by a bot a thousand times, is
-stored once. It is written beside its place first (`.incoming`, which the janitor leaves alone) and moved there while
+stored once. It is written beside its place first (`.incoming`) and moved there while
 the request is looked at; if that ends in a refusal, and no other request has named it meanwhile, it is taken away.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -23,11 +24,13 @@ from typing import IO, Any
 
 from .containers import sniff
 from .errors import DiskFullError, GuardError, InvalidRequestError, PayloadTooLargeError, ServerUnavailableError
+from .host import Names
 from .settings import UploadsSettings
 
-#: Below the host's input folder.
-FOLDER = "guarded"
-_INCOMING = ".incoming"
+#: Below the host's folders; holds the owners' folders. No text speaks of it by chance.
+FOLDER = "guarded-uploads"
+#: What is still on its way in. No owner's folder has such a name, since theirs end in a hash.
+INCOMING = f"{FOLDER}/.incoming"
 _HEAD_BYTES = 32
 
 MEDIA_SUFFIXES = frozenset(
@@ -52,6 +55,7 @@ _SUFFIXES = {
 }
 
 
+@functools.lru_cache(maxsize=1024)
 def folder_of(owner: str) -> str:
     """The owner's upload folder, below the host's input folder, with slashes. No two owners share one."""
     readable = re.sub(r"[^a-z0-9]+", "-", owner.lower())[:32].strip("-")
@@ -97,7 +101,7 @@ class Incoming:
         self._head = b""
         self._digest = hashlib.sha256()
         self.path = folder / uuid.uuid4().hex
-        with _disk_errors():
+        with disk_errors():
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = open(self.path, "xb", buffering=0)  # noqa: SIM115
 
@@ -112,14 +116,14 @@ class Incoming:
         if len(self._head) < _HEAD_BYTES:
             self._head += data[:_HEAD_BYTES]
         self._digest.update(data)
-        with _disk_errors():
+        with disk_errors():
             rest = memoryview(data)
             while rest:
                 rest = rest[self._file.write(rest) :]
 
     def received(self) -> UploadedFile:
         """All of it has come."""
-        with _disk_errors():
+        with disk_errors():
             self._file.close()
         if not self._size:
             raise InvalidRequestError(f"The file {self._field[:100]} is empty.", extra_info={"field": self._field})
@@ -151,12 +155,12 @@ class Uploads:
     def tidy(self) -> None:
         """Delete what an earlier process was receiving when it died. Blocks on the disk; before requests come."""
         with suppress(OSError):
-            for path in (self._input_folder() / FOLDER / _INCOMING).iterdir():
+            for path in (self._input_folder() / INCOMING).iterdir():
                 path.unlink(missing_ok=True)
 
     def incoming(self, field: str, filename: str) -> Incoming:
         """A place to write a file to. Blocks on the disk."""
-        folder = self._input_folder() / FOLDER / _INCOMING
+        folder = self._input_folder() / INCOMING
         return Incoming(folder, field, filename, self.settings.max_file_bytes)
 
     @asynccontextmanager
@@ -183,7 +187,7 @@ class Uploads:
 
     def _place(self, name: str, path: Path) -> None:
         target = self._input_folder() / name
-        with self._lock, _disk_errors():
+        with self._lock, disk_errors():
             there = target.exists()
             _moved(path, target)
             self._held[name] += 1
@@ -221,14 +225,16 @@ def names(files: Iterable[UploadedFile], owner: str) -> dict[str, str | None]:
 
 
 def rename(
-    graph: Mapping[str, Any], stored: Mapping[str, str | None], takes_file: Callable[[str, str, str], bool]
+    graph: Mapping[str, Any],
+    stored: Mapping[str, str | None],
+    file_inputs: Callable[[str], Mapping[str, Names]],
 ) -> set[str]:
     """Put the stored names into the loader inputs that name a file of the request; the stored names in use.
 
     Args:
         graph: API format, its shape checked; changed in place.
         stored: see :func:`names`.
-        takes_file: Host.takes_file.
+        file_inputs: Host.file_inputs.
 
     Raises:
         InvalidRequestError: a name that two different files have.
@@ -236,7 +242,9 @@ def rename(
     used = set()
     for node_id, node in graph.items():
         for name, value in node["inputs"].items():
-            if isinstance(value, str) and value in stored and takes_file(node["class_type"], name, value):
+            if not isinstance(value, str) or value not in stored:
+                continue
+            if file_inputs(node["class_type"]).get(name) is Names.FILE:
                 target = stored[value]
                 if target is None:
                     raise InvalidRequestError(
@@ -266,7 +274,7 @@ def _moved(path: Path, target: Path) -> None:
 
 
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """What the disk says, as an error of ours."""
     try:
         yield

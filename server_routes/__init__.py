@@ -1,7 +1,20 @@
 """The routes under `/guarded`: request → core → response, and no rules of their own."""
 
-from . import access, artifacts, events, faces, health, janitor, jobs, page, prompt, stats, webhooks, workflows
-from .facade import ws
+from . import (
+    access,
+    artifacts,
+    events,
+    facade,
+    faces,
+    health,
+    janitor,
+    jobs,
+    page,
+    prompt,
+    stats,
+    webhooks,
+    workflows,
+)
 from .native import guard_native
 from .table import Route, Services, register
 
@@ -18,10 +31,10 @@ ROUTES: list[Route] = [
     *stats.ROUTES,
     *webhooks.ROUTES,
     *page.ROUTES,
-    *ws.ROUTES,
+    *facade.ROUTES,
 ]
 
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.
-NATIVE: list[Route] = [*prompt.ROUTES, *ws.ROUTES]
+NATIVE: list[Route] = facade.NATIVE
 
 __all__ = ["NATIVE", "ROUTES", "Route", "Services", "guard_native", "register"]

@@ -9,9 +9,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
-from ..guard.errors import InvalidRequestError, PayloadTooLargeError
+from ..guard.errors import BadImageError, GuardError, InvalidRequestError, NotFoundError, PayloadTooLargeError
 from ..guard.faces.check import Faces
 from ..guard.faces.gate import AskedRules
+from ..guard.files import annotated, show_as_seen
 from .table import Call, Route, answered, read_body
 
 
@@ -54,8 +55,19 @@ async def _stored(call: Call, raw: bytes) -> Faces:
     name, folder, kind = given.pop("image"), given.pop("subfolder", ""), given.pop("type", "input")
     if kind not in ("input", "output", "temp") or not isinstance(folder, str):
         raise InvalidRequestError("type must be input, output or temp, and subfolder a string.")
+    rules = _rules(given).rules()
+    annotation, name = annotated(name)
+    kind = annotation if annotation != "input" else kind
     image = f"{folder}/{name}" if folder else name
-    return await call.services.faces.check_file(f"{image} [{kind}]", _rules(given).rules())
+    try:
+        found = await call.services.files.find(call.client, kind, image)
+    except NotFoundError:
+        raise BadImageError(f"The image {image[:200]} is not there.", extra_info={"image": image[:200]}) from None
+    try:
+        return await call.services.faces.check_file(found.name, rules)
+    except GuardError as error:
+        show_as_seen(error, call.client.owner)
+        raise
 
 
 async def _form(request: web.Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:

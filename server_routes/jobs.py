@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..guard.errors import InvalidRequestError, NotFoundError
+from ..guard.errors import InvalidRequestError
 from ..guard.job import JobState
 from .table import Call, Route, answered, number
 
@@ -45,19 +45,6 @@ async def delete_job(call: Call) -> web.StreamResponse:
     return answered(await jobs.body(job, call.locale))
 
 
-async def get_history(call: Call) -> web.StreamResponse:
-    """ComfyUI's shape: empty until the job has settled, and for jobs that are not the caller's."""
-    try:
-        job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
-    except NotFoundError:
-        return answered({})
-    return answered({job.job_id: await call.services.jobs.history_entry(job)} if job.state.settled else {})
-
-
-async def get_queue(call: Call) -> web.StreamResponse:
-    return answered(await call.services.jobs.queue_rows(call.client))
-
-
 def _states(call: Call) -> frozenset[JobState] | None:
     names = [name for value in call.request.query.getall("state", []) for name in value.split(",") if name]
     return frozenset(map(_state, names)) or None
@@ -75,6 +62,4 @@ ROUTES = [
     Route("GET", "/jobs", list_jobs),
     Route("GET", "/jobs/{job_id}", get_job),
     Route("DELETE", "/jobs/{job_id}", delete_job),
-    Route("GET", "/history/{job_id}", get_history),
-    Route("GET", "/queue", get_queue),
 ]

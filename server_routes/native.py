@@ -25,9 +25,10 @@ def guard_native(services: Services, twins: list[Route]) -> Any:
 
     def twin(request: web.Request) -> tuple[Route, Any] | None:
         path = re.sub("/+", "/", request.path)
+        method = "GET" if request.method == "HEAD" else request.method
         for wanted in (path, re.sub("^/api(?=/)", "", path)):
             for route, like, answer in rows:
-                if route.method == request.method and (found := like.fullmatch(wanted)):
+                if route.method == method and (found := like.fullmatch(wanted)):
                     request.match_info.update(found.groupdict())
                     return route, answer
         return None
@@ -71,7 +72,7 @@ def _is_ours(request: web.Request) -> bool:
     """By the route that was found, not by how the path is spelled."""
     resource = request.match_info.route.resource
     canonical = resource.canonical if resource is not None else ""
-    return re.match(f"(/api)?{PREFIX}(/|$)", canonical) is not None
+    return re.match(f"(/api)?/({{slashes}})?{PREFIX[1:]}(/|$)", canonical) is not None
 
 
 def _submits(route: Route) -> bool:

@@ -30,6 +30,7 @@ from ..guard.errors import (
 )
 from ..guard.events import Events
 from ..guard.faces.gate import FaceGate
+from ..guard.files import Files
 from ..guard.health import Health
 from ..guard.host import Host
 from ..guard.janitor import Janitor
@@ -71,6 +72,7 @@ class Services:
     wake: Callable[[], None]
     janitor: Janitor
     uploads: Uploads
+    files: Files
     stats: Stats
     limits: Limits
     exposition: Exposition
@@ -112,17 +114,23 @@ class Route:
 
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:
     """Add the table to the host's routes, and typed answers for whatever else is asked under our prefix."""
-    for route in table:
-        routes.route(route.method, PREFIX + route.path)(answering(route, services))
-    known = [(pattern(route.path), route.method) for route in table]
+    known = [(pattern(route.path), route.method, answering(route, services)) for route in table]
+    for route, (_like, _method, answer) in zip(table, known, strict=True):
+        routes.route(route.method, PREFIX + route.path)(answer)
 
     async def unknown(request: web.Request) -> web.StreamResponse:
+        path = own_path(request.path).removeprefix(PREFIX)
+        method = "GET" if request.method == "HEAD" else request.method
+        for like, wanted, answer in known:
+            # Clients that join a base URL and a path with a slash too many.
+            if "//" in request.path and wanted == method and (found := like.fullmatch(path)):
+                request.match_info.update(found.groupdict())
+                return await answer(request)
         try:
             identified(request, services)
         except GuardError as error:
             return failed(error, request, services)
-        path = own_path(request.path).removeprefix(PREFIX)
-        allowed = sorted({method for like, method in known if like.fullmatch(path)})
+        allowed = sorted({method for like, method, _answer in known if like.fullmatch(path)})
         if allowed:
             allow = ", ".join(allowed)
             error: GuardError = MethodNotAllowedError(
@@ -133,6 +141,7 @@ def register(routes: web.RouteTableDef, table: list[Route], services: Services) 
 
     routes.route("*", PREFIX)(unknown)
     routes.route("*", PREFIX + "/{rest:.*}")(unknown)
+    routes.route("*", f"/{{slashes:/+}}{PREFIX[1:]}/{{rest:.*}}")(unknown)
 
 
 def pattern(path: str) -> re.Pattern[str]:

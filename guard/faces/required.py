@@ -89,7 +89,7 @@ class Wanted:
     Attributes:
         node_id, class_type, input: of the node that wants the face.
         loader_id: the node that loads the picture.
-        image: as the loader names it, perhaps with ` [output]` behind; see `annotated`.
+        image: as the loader names it, perhaps with ` [output]` behind; see `guard.files.annotated`.
         rules: what it must show.
         detector: None: the setting's.
     """
@@ -139,17 +139,6 @@ def loaded(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) -> li
     """(node id, image name) of every picture that a loader node of the prompt names."""
     alive = set(graph) if outputs is None else _upstream(graph, outputs)
     return [(node_id, image) for node_id, node in graph.items() if node_id in alive and (image := _named(node))]
-
-
-def annotated(image: str) -> tuple[str, str]:
-    """(folder type, name below it) of an image as a loader names it: `a/b.png [output]` is (`output`, `a/b.png`).
-
-    As ComfyUI reads it (folder_paths.annotated_filepath): without a type it lies in the input folder.
-    """
-    for kind in ("output", "input", "temp"):
-        if image.endswith(f"[{kind}]"):
-            return kind, image[: -len(kind) - 3]
-    return "input", image
 
 
 def _needs(

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from ..host import Folders
 from ..settings import JanitorSettings
+from ..uploads import FOLDER, INCOMING
 from .folder import Identity
 
 #: ComfyUI's own: the sample input, and the file that keeps `output/` in its repository; and everything hidden.
 ALWAYS_KEPT = ("example.png", "_output_images_will_be_put_here", ".*")
+#: An upload that has not been written to for so long was broken off.
+BROKEN_UPLOAD_AGE_S = 3600.0
 #: The package itself lies here; a root that holds it would be somebody's whole installation.
 _PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -62,7 +65,8 @@ class Rules:
         #: Why a root is not swept.
         self.problems: list[str] = []
         self._ages: dict[str, float | None] = {
-            folder: None if age == "off" else float(age) for folder, age in settings.folders.items()
+            f"input/{INCOMING}": min(BROKEN_UPLOAD_AGE_S, settings.input_max_age_s),
+            **{folder: None if age == "off" else float(age) for folder, age in settings.folders.items()},
         }
         for name, given, age_s in (
             ("output", folders.output, settings.output_max_age_s),
@@ -81,8 +85,9 @@ class Rules:
             if (identity := _identity(path)) is not None
         }
         patterns = [*ALWAYS_KEPT, *settings.keep]
-        #: Whether a pattern keeps every file or folder of that name; the hot part of :meth:`keeps`.
+        #: Whether a pattern may keep a file or folder of that name; the hot part of :meth:`keeps`.
         self.keeps_name = _matcher(pattern for pattern in patterns if "/" not in pattern)
+        self._asked_for = _matcher(pattern for pattern in settings.keep if "/" not in pattern)
         self._keeps_path = _matcher(pattern.lstrip("/") for pattern in patterns if "/" in pattern)
         self.any_path = any("/" in pattern for pattern in patterns)
 
@@ -96,7 +101,8 @@ class Rules:
 
     def keeps(self, root: Root, name: str, path: str) -> bool:
         """Whether a pattern keeps the file or folder `path` (below the root), whose name is `name`."""
-        if self.keeps_name(name):
+        # What strangers upload under a name of ComfyUI's own is none of its files.
+        if self.keeps_name(name) and (not path.startswith(f"{FOLDER}/") or self._asked_for(name)):
             return True
         return self.any_path and any(self._keeps_path(f"{kind}/{path}") for kind in root.names)
 

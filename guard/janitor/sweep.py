@@ -287,7 +287,7 @@ class Sweep:
                         young.files += 1
                         young.bytes += size
                         empty = False
-                    elif keeps_name(name) or (by_path and rules.keeps(root, name, prefix + name)):
+                    elif (by_path or keeps_name(name)) and rules.keeps(root, name, prefix + name):
                         empty = self.keep("keep", size)
                     else:
                         batch.append(_Found(name, size, status.st_mtime, status.st_ino))

@@ -181,6 +181,39 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A job, with the body that it was submitted with."""
+
+    job: Job
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What ComfyUI's `/api/jobs` may be asked for.
+
+    Attributes:
+        workflow_id: of the editor, in `extra_data.extra_pnginfo.workflow`; None: any.
+        by_run_time: sort by how long a job ran, else by its age.
+    """
+
+    states: frozenset[JobState]
+    workflow_id: str | None = None
+    by_run_time: bool = False
+    ascending: bool = False
+    limit: int | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of the jobs found, each with its workflow's id, and how many were found in all."""
+
+    jobs: tuple[tuple[Job, str | None], ...]
+    total: int
+
+
+@dataclass(frozen=True)
 class Recovery:
     """What a start found of an earlier process's jobs."""
 
@@ -250,9 +283,6 @@ class Store(Protocol):
 
     def get(self, job_id: str) -> Future[Job | None]: ...
 
-    def body(self, job_id: str) -> Future[bytes | None]:
-        """What the job was submitted with."""
-
     def waiting(self, job_id: str) -> Future[Waiting | None]:
         """Where a queued job stands; None where it is not queued."""
 
@@ -266,6 +296,29 @@ class Store(Protocol):
 
         Not all at once where that is much: go on from `up_to`.
         """
+
+    # What the facade shows as ComfyUI's. `owner` None: everybody's. ------------------------------------------
+
+    def open_jobs(self, owner: str | None) -> Future[int]:
+        """How many of the owner's jobs have not settled."""
+
+    def entry(self, job_id: str) -> Future[Entry | None]:
+        """The job, unless it is hidden."""
+
+    def queue(self, owner: str | None) -> Future[list[Entry]]:
+        """The owner's jobs that have not settled, first come first."""
+
+    def history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
+        """The owner's settled jobs that are not hidden, first settled first: from `offset` on, or the last ones."""
+
+    def listing(self, owner: str | None, asked: Listing) -> Future[Page]:
+        """The owner's jobs that are not hidden."""
+
+    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]:
+        """Take the owner's settled jobs (None: all of them) out of history and listing."""
+
+    def made(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
+        """The last job that made a file of that name (below the root `kind`, with slashes), and which artifact."""
 
     def overdue(self, created_before_ms: int) -> Future[list[Job]]:
         """Queued and dispatched jobs that were admitted before that time."""

@@ -146,4 +146,19 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX webhooks_of_owner ON webhooks (owner, number);
     CREATE INDEX webhooks_dead ON webhooks (number) WHERE state = 'dead';
     """,
+    """
+    -- Whose a result file is: of several jobs that made a file of one name, the last one's.
+    CREATE TABLE made (
+        type TEXT NOT NULL,                        -- ComfyUI's: output or temp
+        path BLOB NOT NULL,                        -- as in unread
+        job_id TEXT NOT NULL,
+        artifact INTEGER NOT NULL,
+        PRIMARY KEY (type, path)
+    ) WITHOUT ROWID;
+    CREATE INDEX made_by_job ON made (job_id);
+
+    -- Taken out of ComfyUI's history by its owner; the job itself stays.
+    ALTER TABLE jobs ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX jobs_history ON jobs (owner, settled_at_ms, number) WHERE settled_at_ms IS NOT NULL AND hidden = 0;
+    """,
 )

@@ -44,7 +44,10 @@ from . import (
     DeliveryState,
     Due,
     Ended,
+    Entry,
     IdempotencyKey,
+    Listing,
+    Page,
     Recovery,
     Run,
     Settled,
@@ -91,6 +94,11 @@ _OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 
 
 _DELIVERY = ", ".join(field.name for field in fields(Delivery))
+_ENTRY = f"{_COLUMNS}, body FROM jobs JOIN bodies USING (number)"
+_WORKFLOW_ID = (
+    "CASE WHEN json_valid(CAST(body AS TEXT)) "
+    "THEN json_extract(CAST(body AS TEXT), '$.extra_data.extra_pnginfo.workflow.id') END"
+)
 
 
 class StoreLockedError(Exception):
@@ -311,11 +319,23 @@ class SqliteStore:
                 "AND job_id NOT IN (SELECT job_id FROM leases) ORDER BY settled_at_ms LIMIT ?",
                 (settled_before_ms, limit),
             ).fetchall()
-            for table in ("transitions", "idempotency", "unread", "unheard", "webhooks"):
+            for table in ("transitions", "idempotency", "unread", "unheard", "webhooks", "made"):
                 db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
             for table in ("bodies", "jobs"):
                 db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])
             return len(rows)
+
+        return self._writer.run(operation)
+
+    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]:
+        where, values = _of_owner(owner)
+        update = f"UPDATE jobs SET hidden = 1 WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0"
+
+        def operation(db: sqlite3.Connection) -> None:
+            if job_ids is None:
+                db.execute(update, values)
+            else:
+                db.executemany(f"{update} AND job_id = ?", [(*values, job_id) for job_id in job_ids])
 
         return self._writer.run(operation)
 
@@ -330,13 +350,6 @@ class SqliteStore:
 
     def get(self, job_id: str) -> Future[Job | None]:
         return self._reader.run(lambda db: _found(db, job_id))
-
-    def body(self, job_id: str) -> Future[bytes | None]:
-        def operation(db: sqlite3.Connection) -> bytes | None:
-            row = db.execute("SELECT body FROM bodies JOIN jobs USING (number) WHERE job_id = ?", (job_id,)).fetchone()
-            return row[0] if row else None
-
-        return self._reader.run(operation)
 
     def waiting(self, job_id: str) -> Future[Waiting | None]:
         def operation(db: sqlite3.Connection) -> Waiting | None:
@@ -395,6 +408,71 @@ class SqliteStore:
             finally:
                 db.execute("ROLLBACK")
             return Changes([told[event_id] for _changed, event_id in rows if event_id in told], up_to, head)
+
+        return self._reader.run(operation)
+
+    def open_jobs(self, owner: str | None) -> Future[int]:
+        where, values = _of_owner(owner)
+        query = f"SELECT count(*) FROM jobs INDEXED BY jobs_open WHERE {_OPEN} AND {where}"
+        return self._reader.run(lambda db: _count(db, query, values))
+
+    def entry(self, job_id: str) -> Future[Entry | None]:
+        query = f"SELECT {_ENTRY} WHERE job_id = ? AND hidden = 0"
+
+        def operation(db: sqlite3.Connection) -> Entry | None:
+            row = db.execute(query, (job_id,)).fetchone()
+            return _entry(row) if row is not None else None
+
+        return self._reader.run(operation)
+
+    def queue(self, owner: str | None) -> Future[list[Entry]]:
+        where, values = _of_owner(owner)
+        query = (
+            f"SELECT {_COLUMNS}, body FROM jobs INDEXED BY jobs_open JOIN bodies USING (number) "
+            f"WHERE {_OPEN} AND {where} ORDER BY number"
+        )
+        return self._reader.run(lambda db: [_entry(row) for row in db.execute(query, values)])
+
+    def history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
+        where, values = _of_owner(owner)
+        way = "DESC" if offset is None else "ASC"
+        query = (
+            f"SELECT {_ENTRY} WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0 "
+            f"ORDER BY settled_at_ms {way}, number {way} LIMIT ? OFFSET ?"
+        )
+
+        def operation(db: sqlite3.Connection) -> list[Entry]:
+            found = [_entry(row) for row in db.execute(query, [*values, limit, offset or 0])]
+            return found if offset is not None else found[::-1]
+
+        return self._reader.run(operation)
+
+    def listing(self, owner: str | None, asked: Listing) -> Future[Page]:
+        where, values = _of_owner(owner)
+        where += f" AND hidden = 0 AND state IN ({', '.join('?' for _ in asked.states)})"
+        values += [state.value for state in asked.states]
+        if asked.workflow_id is not None:
+            where += f" AND {_WORKFLOW_ID} = ?"
+            values.append(asked.workflow_id)
+        jobs = f"FROM jobs JOIN bodies USING (number) WHERE {where}"
+        order = "coalesce(settled_at_ms - started_at_ms, 0)" if asked.by_run_time else "created_at_ms"
+        way = "ASC" if asked.ascending else "DESC"
+        query = f"SELECT {_COLUMNS}, {_WORKFLOW_ID} {jobs} ORDER BY {order} {way}, number {way} LIMIT ? OFFSET ?"
+        limit = -1 if asked.limit is None else asked.limit
+
+        def operation(db: sqlite3.Connection) -> Page:
+            rows = db.execute(query, [*values, limit, asked.offset]).fetchall()
+            total = _count(db, f"SELECT count(*) {jobs}", values)
+            return Page(tuple((_job(row[:-1]), row[-1]) for row in rows), total)
+
+        return self._reader.run(operation)
+
+    def made(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
+        def operation(db: sqlite3.Connection) -> tuple[Job, int] | None:
+            query = "SELECT job_id, artifact FROM made WHERE type = ? AND path = ?"
+            row = db.execute(query, (kind, _path_key(path))).fetchone()
+            job = _found(db, row[0]) if row is not None else None
+            return (job, row[1]) if job is not None else None
 
         return self._reader.run(operation)
 
@@ -833,19 +911,15 @@ class SqliteStore:
                 (job.job_id, job.owner, job.client_id, settled.settled_at_ms),
             )
         if settled.state is JobState.SUCCEEDED:
+            files = [
+                (found.type, _path_key(f"{found.subfolder}/{found.filename}"), job.job_id, found.index)
+                for found in settled.result.artifacts
+            ]
             # A file of the same name is another one by now; only the newest can still be fetched.
+            db.executemany("INSERT OR REPLACE INTO made VALUES (?, ?, ?, ?)", files)
             db.executemany(
                 "INSERT OR REPLACE INTO unread VALUES (?, ?, ?, ?, ?)",
-                [
-                    (
-                        found.type,
-                        _path_key(f"{found.subfolder}/{found.filename}"),
-                        job.job_id,
-                        found.index,
-                        settled.settled_at_ms,
-                    )
-                    for found in settled.result.artifacts
-                ],
+                [(*file, settled.settled_at_ms) for file in files],
             )
         return settled
 
@@ -1076,6 +1150,15 @@ def _result(stored: dict[str, Any]) -> Result:
     return Result(stored["outputs"], artifacts)
 
 
+def _entry(row: tuple[Any, ...]) -> Entry:
+    return Entry(_job(row[:-1]), row[-1])
+
+
+def _of_owner(owner: str | None) -> tuple[str, list[Any]]:
+    """A condition, and its values."""
+    return ("1", []) if owner is None else ("owner = ?", [owner])
+
+
 def _found(db: sqlite3.Connection, job_id: str) -> Job | None:
     row = db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
     return _job(row) if row else None
@@ -1109,7 +1192,7 @@ def _places(values: Collection[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def _count(db: sqlite3.Connection, query: str, values: tuple[Any, ...] = ()) -> int:
+def _count(db: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> int:
     (count,) = db.execute(query, values).fetchone()
     return cast(int, count)
 

@@ -1,4 +1,4 @@
-"""ComfyUI's own handler of POST /prompt, called without a socket.
+"""ComfyUI's own handlers, above all that of POST /prompt, called without a socket.
 
 Whatever ComfyUI and other packs do to a prompt on its way in (node replacement, on_prompt handlers, new checks) then
 happens to guarded jobs too.
@@ -6,6 +6,7 @@ happens to guarded jobs too.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from typing import Any
@@ -14,6 +15,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
+from ...guard.errors import NotFoundError
 from ...guard.host import Refusal
 
 log = logging.getLogger("guarded.host")
@@ -29,9 +31,10 @@ class NativePrompt:
     async def call(self, body: dict[str, Any]) -> Refusal | None:
         """None where the handler accepted the prompt."""
         if self._handler is None:
-            self._handler = self._find()  # at the first prompt, when every pack has had its chance to replace it
+            # At the first prompt, when every pack has had its chance to replace it.
+            self._handler = _found(self._server, "POST", "/prompt")
         try:
-            response = await self._handler(_Request(body, self._server.app))
+            response = await self._handler(_Request("POST", "/prompt", self._server.app, body))
         except web.HTTPException as error:
             return Refusal("refused", error.reason, error.text or "", {}, {})
         except Exception as error:
@@ -55,11 +58,26 @@ class NativePrompt:
             node_errors,
         )
 
-    def _find(self) -> Any:
-        for route in self._server.routes:
-            if isinstance(route, web.RouteDef) and (route.method, route.path) == ("POST", "/prompt"):
-                return route.handler
-        raise RuntimeError("ComfyUI has no handler for POST /prompt")
+
+async def native_get(prompt_server: Any, path: str, match_info: dict[str, str]) -> bytes:
+    """The body of ComfyUI's answer to a GET. Raises NotFoundError where it has no such route, or finds nothing."""
+    try:
+        handler = _found(prompt_server, "GET", path)
+    except LookupError:
+        raise NotFoundError(f"This server has no {path}.") from None
+    response = handler(_Request("GET", path, prompt_server.app, match_info=match_info))
+    if inspect.isawaitable(response):  # ComfyUI's /embeddings is none
+        response = await response
+    if response.status != 200:
+        raise NotFoundError(f"This server finds nothing under {path}.")
+    return bytes(response.body)
+
+
+def _found(prompt_server: Any, method: str, path: str) -> Any:
+    for route in prompt_server.routes:
+        if isinstance(route, web.RouteDef) and (route.method, route.path) == (method, path):
+            return route.handler
+    raise LookupError(f"ComfyUI has no handler for {method} {path}")
 
 
 def _partly(node_errors: dict[str, Any]) -> Refusal:
@@ -84,25 +102,32 @@ def _said(node_errors: dict[str, Any]) -> str:
 
 
 class _Request:
-    """A stand-in request: what a handler of POST /prompt may sensibly look at."""
+    """A stand-in request: what a handler may sensibly look at."""
 
-    method = "POST"
-    path = "/prompt"
     content_type = "application/json"
     remote = "127.0.0.1"
-    can_read_body = True
 
-    def __init__(self, body: dict[str, Any], app: web.Application) -> None:
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        app: web.Application,
+        body: dict[str, Any] | None = None,
+        match_info: dict[str, str] | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.can_read_body = body is not None
         self._body = body
         self.app = app
         self.headers = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
-        self.rel_url = self.url = URL("/prompt")
+        self.rel_url = self.url = URL(path)
         self.query: MultiDictProxy[str] = MultiDictProxy(MultiDict())
-        self.match_info: dict[str, str] = {}
+        self.match_info = match_info or {}
         self.cookies: dict[str, str] = {}
         self._kept: dict[Any, Any] = {}
 
-    async def json(self, **_kwargs: Any) -> dict[str, Any]:
+    async def json(self, **_kwargs: Any) -> dict[str, Any] | None:
         return self._body
 
     async def text(self) -> str:

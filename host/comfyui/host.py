@@ -20,9 +20,9 @@ import nodes
 import server
 
 from ...guard.errors import GuardError
-from ...guard.host import Folders, HostListener, Refusal, Rehearsal, SocketListener
-from . import report
-from .handler import NativePrompt
+from ...guard.host import Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
+from . import inputs, report
+from .handler import NativePrompt, native_get
 from .run import Run
 from .sockets import Passing
 from .worker import JobStopped, Workers
@@ -45,6 +45,7 @@ class ComfyHost:
         self._server = prompt_server
         self._queue = prompt_server.prompt_queue
         self._handler = NativePrompt(prompt_server)
+        self._file_inputs = inputs.FileInputs()
         self._listener: HostListener
         #: The guard's jobs that ComfyUI has, queued or running.
         self._runs: dict[str, Run] = {}
@@ -68,6 +69,7 @@ class ComfyHost:
         self._wrap(self._server, "send_sync")
         self._wrap(self._server, "send", self._send_one)
         self._wrap_interrupt_check()
+        inputs.offer_uploads()
         # ComfyUI's own line, once for a job: when it is dispatched.
         logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _rehearsing.get())
         self._workers.install()
@@ -185,11 +187,14 @@ class ComfyHost:
     def socket_left(self, sid: str) -> None:
         self._passing.left(sid)
 
+    def file_inputs(self, class_type: str) -> Mapping[str, Names]:
+        return self._file_inputs.of(class_type)
+
+    async def native(self, path: str, **match_info: str) -> bytes:
+        return await native_get(self._server, path, match_info)
+
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         return sorted({node["class_type"] for node in prompt.values()} - set(nodes.NODE_CLASS_MAPPINGS))
-
-    def takes_file(self, class_type: str, input_name: str, value: str) -> bool:
-        return report.takes_file(nodes.NODE_CLASS_MAPPINGS.get(class_type), input_name, value)
 
     def worker_alive(self) -> bool:
         return self._workers.alive()
@@ -328,11 +333,12 @@ class ComfyHost:
     async def _handled(self, body: dict[str, Any]) -> tuple[Any, Refusal | None]:
         """What ComfyUI's own handler makes of a body: the queue item it would put, or its refusal."""
         items: list[Any] = []
-        token = _captured.set(items)
+        token, named = _captured.set(items), inputs.naming(body["prompt"])
         try:
             refusal = await self._handler.call(body)
         finally:
             _captured.reset(token)
+            inputs.done(named)
         if refusal is not None:
             return None, refusal
         if len(items) != 1 or items[0][1] != body["prompt_id"]:

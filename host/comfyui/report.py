@@ -16,7 +16,6 @@ import protocol
 
 from ...guard.errors import type_name
 from ...guard.host import Folders, Outcome, ReportedFile
-from ...guard.uploads import media_suffix
 
 try:
     from comfy_execution.utils import get_executing_context
@@ -227,22 +226,3 @@ def takes_any_input(node_class: Any, name: str) -> bool:
         return True
     # Some packs declare inputs with a dict that claims to contain every name.
     return any(name in section for section in node_class.INPUT_TYPES().values() if type(section) is not dict)
-
-
-def takes_file(node_class: Any, name: str, value: str) -> bool:
-    """Whether an input chooses a file: one to upload to, or a choice that is none of fixed words."""
-    try:
-        sections = node_class.INPUT_TYPES()
-    except Exception:  # a pack's own code, or no such class: ComfyUI's validation says it better
-        return False
-    for section in ("required", "optional"):
-        spec = (sections.get(section) or {}).get(name)
-        if not isinstance(spec, (list, tuple)) or not spec:
-            continue
-        options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-        if any(str(option).endswith("_upload") and set_ for option, set_ in options.items()):
-            return True
-        choices = spec[0] if isinstance(spec[0], (list, tuple)) else options.get("options", ())
-        chooses = isinstance(spec[0], (list, tuple)) or spec[0] == "COMBO"
-        return chooses and (value not in (choices or ()) or bool(media_suffix(value)))
-    return False

@@ -28,7 +28,7 @@ def register(server: "PromptServer") -> None:
         return web.FileResponse(page, headers={"Cache-Control": "no-store"})
 
     @routes.get("/embeddings")
-    async def get_embeddings(request: web.Request) -> web.Response:
+    def get_embeddings(request: web.Request) -> web.Response:
         names = folder_paths.get_filename_list("embeddings")
         return web.json_response([os.path.splitext(name)[0] for name in names])
 

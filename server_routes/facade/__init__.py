@@ -1,1 +1,27 @@
-"""ComfyUI's own routes, limited to the caller."""
+"""ComfyUI's own routes, limited to the caller: an existing client works by changing its base URL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import prompt
+from ..table import Route
+from . import files, history, info, jobs, queue, ws
+
+#: By the paths that ComfyUI has them under; `native.mode = "guarded"` answers there in its place.
+NATIVE: list[Route] = [
+    *prompt.ROUTES,
+    *queue.ROUTES,
+    *history.ROUTES,
+    *files.ROUTES,
+    *info.ROUTES,
+    *jobs.ROUTES,
+    *ws.ROUTES,
+]
+
+#: Below the prefix: what is ours anyhow is not there twice; and all of it once more below `api/`, where many clients
+#: look for it.
+ROUTES: list[Route] = [
+    *(route for route in NATIVE if route not in prompt.ROUTES),
+    *(replace(route, path=f"/api{route.path}") for route in NATIVE if not route.path.startswith("/api/")),
+]

@@ -51,4 +51,4 @@ def _abort(request: web.Request) -> None:
         request.transport.abort()
 
 
-ROUTES = [Route("GET", "/ws", get_ws), Route("GET", "/api/ws", get_ws)]
+ROUTES = [Route("GET", "/ws", get_ws)]

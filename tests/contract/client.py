@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 
+from comfyui_guarded.guard.access.keys import Key, create
 from comfyui_guarded.guard.errors import FAMILY
 from comfyui_guarded.sandbox.launch import HostProcess
 
@@ -390,6 +391,33 @@ class Client:
     async def assert_takes_jobs(self) -> None:
         """The worker lives: a good job of a caller who did nothing wrong succeeds."""
         assert_succeeded(await self.run(text()))
+
+
+class KeyedClient(Client):
+    """The same with a key: its own owner, and no operator unless the key says so."""
+
+    def __init__(self, client: Client, key: str) -> None:
+        super().__init__(client.session, client.host)
+        self.key = key
+
+    async def request(self, *args: Any, headers: Any = None, **options: Any) -> Answer:
+        return await super().request(
+            *args, headers={"Authorization": f"Bearer {self.key}", **(headers or {})}, **options
+        )
+
+
+def make_key(base: Path, name: str, scope: str = "submit", **facts: Any) -> str:
+    """A key of a server's, as the command line would make it."""
+    wanted = {
+        "key_id": "",
+        "name": name,
+        "scope": scope,
+        "sha256": "",
+        "created_at_ms": 0,
+        "webhook_secret": "",
+        **facts,
+    }
+    return create(base / "user" / "__guarded", Key(**wanted), same_owner=True)[1]
 
 
 @contextlib.asynccontextmanager

@@ -2,12 +2,14 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from contract.client import Client, connected
+from contract.client import Client, KeyedClient, connected, make_key
 from PIL import Image
 
 from comfyui_guarded.sandbox.launch import HostKind, HostProcess, real_kinds, sandbox_kind
@@ -54,6 +56,28 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 async def client(host: HostProcess) -> AsyncIterator[Client]:
     async with connected(host) as client:
         yield client
+
+
+@dataclass
+class Keys:
+    """Clients of the host that come with a key of their own."""
+
+    base: Path
+    made: dict[str, str]
+
+    def of(self, client: Client, name: str, scope: str = "submit") -> KeyedClient:
+        """The client as the owner `name`; the key is made the first time."""
+        if name not in self.made:
+            self.made[name] = make_key(self.base, name, scope)
+        return KeyedClient(client, self.made[name])
+
+
+@pytest.fixture(scope="session")
+def keys(host: HostProcess) -> Keys:
+    """Two owners' keys, made and known to the server; more of them take it a second to notice."""
+    made = Keys(host.base, {name: make_key(host.base, name) for name in ("mine", "yours")})
+    time.sleep(2.5)  # the server looks every second
+    return made
 
 
 @pytest.fixture

@@ -9,24 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract.client import Answer, Client, assert_refusal, connected, picture, text
+from contract.client import Answer, Client, assert_refusal, connected, make_key, picture, text
 from contract.conftest import kinds
 
 from comfyui_guarded import server_routes
-from comfyui_guarded.guard.access.keys import Key, create, revoke
+from comfyui_guarded.guard.access.keys import revoke
 from comfyui_guarded.sandbox.launch import HostKind, HostProcess, sandbox_kind
 
 #: Says that a proxy has passed the request on: it then comes from anywhere, and loopback does not count.
 ELSEWHERE = {"X-Forwarded-For": "203.0.113.9"}
 WHO = ("nobody", "wrong", "other", "owner", "operator")
-
-
-def make_key(base: Path, name: str, **facts: Any) -> str:
-    wanted = Key(**{
-        "key_id": "", "name": name, "scope": "submit", "sha256": "", "created_at_ms": 0, "webhook_secret": "",
-        **facts,
-    })  # fmt: skip
-    return create(base / "user" / "__guarded", wanted, same_owner=True)[1]
 
 
 @dataclass
@@ -70,32 +62,38 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/tokens"): ({"body": {"path": "/guarded/jobs"}}, 200),
     ("POST", "/face-check"): ({"raw": b"no picture"}, 422),
     ("GET", "/ws"): ({}, 400),  # it is no websocket that asks
-    ("GET", "/api/ws"): ({}, 400),
     ("POST", "/webhooks/{webhook_id}/redeliver"): ({}, 404),
     ("GET", "/events"): ({"query": "?wait=0"}, 200),
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
     ("POST", "/janitor/sweep"): ({"query": "?dry_run=1"}, 200),
     ("POST", "/janitor/adopt"): ({"body": {}}, 200),
     ("POST", "/workflows/{name}"): ({"body": {}}, 400),  # it names no photo
+    ("GET", "/view"): ({"query": "?filename=nothing.png"}, 404),
+    ("POST", "/upload/image"): ({}, 400),
+    ("POST", "/upload/mask"): ({}, 400),
+    ("POST", "/api/jobs/cancel"): ({"body": {"job_ids": []}}, 200),
 }
 
 
-#: Another's job is not there; ComfyUI's clients learn that from an empty answer.
-EMPTY = {("GET", "/history/{job_id}")}
+#: Another's job is not there; ComfyUI's clients learn that from an answer that says nothing.
+EMPTY = {("POST", "/api/jobs/{job_id}/cancel")}
 
 
 def call_of(route: server_routes.Route) -> tuple[dict[str, Any], int]:
-    return CALLS.get((route.method, route.path), ({}, 200))
+    plain = CALLS.get((route.method, route.path.removeprefix("/api")), ({}, 200))
+    return CALLS.get((route.method, route.path), plain)
 
 
 def path_of(route: server_routes.Route, job_id: str) -> str:
-    path = route.path.replace("{name}", "photo_check")
-    path = (
-        re.sub(r"\{job_id(:[^}]*)?\}", job_id, path)
-        .replace("{index}", "0")
-        .replace("{webhook_id}", "msg_0")
-        .replace("{file}", "page.js")
-    )
+    path = re.sub(r"\{(job|prompt)_id(:[^}]*)?\}", job_id, route.path)
+    for name, value in {
+        "name": "photo_check",
+        "index": "0",
+        "webhook_id": "msg_0",
+        "file": "page.js",
+        "node_class": "LoadImage",
+    }.items():
+        path = path.replace(f"{{{name}}}", value)
     assert "{" not in path, f"say in {Path(__file__).name} what stands for the variable part of {route.path}"
     return path + str(call_of(route)[0].get("query", ""))
 
@@ -245,6 +243,7 @@ async def test_in_guarded_mode_every_path_wants_a_key_from_elsewhere(kind: HostK
         seen = await walked(box, "owner")
         refused = {route for route, (_status, is_refusal) in seen.items() if is_refusal}
         twins = {(route.method, prefix + route.path) for route in server_routes.NATIVE for prefix in ("", "/api")}
+        twins |= {("HEAD", path) for method, path in twins if method == "GET"}
         assert not refused & twins
         assert {route for route in seen if route not in refused} <= twins | ODD_SPELLINGS
         assert all(seen[route][0] == 403 for route in refused)
@@ -258,4 +257,4 @@ async def test_in_guarded_mode_every_path_wants_a_key_from_elsewhere(kind: HostK
 
 
 #: Other spellings of a route that is answered in place of ComfyUI's.
-ODD_SPELLINGS = {("GET", "//prompt"), ("POST", "/api//prompt"), ("GET", "/%70rompt"), ("HEAD", "/queue")}
+ODD_SPELLINGS = {("GET", "/guarded/../queue"), ("GET", "//prompt"), ("POST", "/api//prompt"), ("GET", "/%70rompt")}

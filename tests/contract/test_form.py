@@ -13,7 +13,7 @@ from contract.client import Answer, assert_refusal, assert_succeeded, node, phot
 from contract.conftest import PHOTO
 from PIL import Image
 
-from comfyui_guarded.guard.uploads import folder_of
+from comfyui_guarded.guard.uploads import FOLDER, folder_of
 
 
 def noise(seed: int, size: int = 64) -> bytes:
@@ -50,7 +50,7 @@ def prompt(graph) -> bytes:
 
 def uploaded(base: Path) -> set[str]:
     """The files that lie in anybody's upload folder, those on their way included."""
-    return {path.relative_to(base).as_posix() for path in (base / "input" / "guarded").rglob("*") if path.is_file()}
+    return {path.relative_to(base).as_posix() for path in (base / "input" / FOLDER).rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("called", ["photo", "me.png"])

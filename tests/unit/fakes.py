@@ -1,6 +1,7 @@
 """A scripted host, a store whose disk can be made to fail, and short ways to make jobs and settings."""
 
 import json
+import os
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comfyui_guarded.guard.errors import DiskFullError
-from comfyui_guarded.guard.host import Folders, HostListener, Refusal, Rehearsal, SocketListener
+from comfyui_guarded.guard.host import Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store.sqlite import SqliteStore
@@ -53,6 +54,8 @@ class FakeHost:
         self.alive = True
         self.rehearsal = Rehearsal(None, ("2",))
         self.missing: list[str] = []
+        #: Node class → its inputs that name files.
+        self.declared: dict[str, dict[str, Names]] = {"LoadImage": {"image": Names.FILE}}
         #: What `dispatch` answers: a refusal, an exception to raise, or None for "queued".
         self.answer: Refusal | BaseException | None = None
         #: Runs while `dispatch` is under way.
@@ -140,11 +143,14 @@ class FakeHost:
     def socket_left(self, sid: str) -> None:
         self.flags.pop(sid, None)
 
+    def file_inputs(self, class_type: str) -> dict[str, Names]:
+        return self.declared.get(class_type, {})
+
+    async def native(self, path: str, **match_info: str) -> bytes:
+        raise AssertionError("the core does not ask for it")
+
     def missing_classes(self, prompt: Any) -> list[str]:
         return self.missing
-
-    def takes_file(self, class_type: str, input_name: str, value: str) -> bool:
-        return class_type == "LoadImage" and input_name == "image"
 
     def model_name(self, folder: str, file: str) -> str | None:
         return file if self.models is None else self.models.get(file)
@@ -156,13 +162,19 @@ class FakeHost:
         return self.alive
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
-        return None
+        """As the seam does it: where it really lies, if that is inside."""
+        root = getattr(self.places, kind, None)
+        if root is None:
+            return None
+        base, path = Path(os.path.realpath(root)), Path(os.path.realpath(root / subfolder / filename))
+        return path if base in path.parents else None
 
     def folders(self) -> Folders:
         return self.places
 
     def input_folder(self) -> Path:
-        raise AssertionError("nobody looks at pictures here")
+        assert self.places.input is not None, "nobody looks at pictures here"
+        return self.places.input
 
     def model_folders(self) -> list[Path]:
         return []

@@ -25,10 +25,12 @@ from comfyui_guarded.guard.errors import (
     QueueFullError,
     ServerUnavailableError,
 )
+from comfyui_guarded.guard.files import Files
 from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.host import Refusal, Rehearsal
 from comfyui_guarded.guard.job import JobState, Verdict
 from comfyui_guarded.guard.limits import Limits
+from comfyui_guarded.guard.references import References
 from comfyui_guarded.guard.secrets import SECRET_NAMES, Secrets
 
 BOT = Client("bot", operator=False)
@@ -455,7 +457,16 @@ class Gate:
         chosen = settings(**sections)
         files, self.limits = uploads(host.input_folder), Limits(chosen.limits, clock)
         self.admission = Admission(
-            chosen, store, host, self.health, self.faces, self.secrets, clock, files, self.limits
+            chosen,
+            store,
+            host,
+            self.health,
+            self.faces,
+            References(host, Files(host, store)),
+            self.secrets,
+            clock,
+            files,
+            self.limits,
         )
 
     async def admit(self, raw=None, client=BOT, **more):
@@ -480,7 +491,7 @@ async def test_an_admitted_prompt_is_a_durable_job(gate, store):
     assert job == submitted.job
     assert (job.owner, job.client_id, job.priority, job.metadata) == ("bot", "c", 7, {"chat": 5})
     assert (job.state, job.locale, job.outputs_to_execute) == (JobState.QUEUED, "en", ("2",))
-    assert store.body(job_id).result(LONG_S) == raw
+    assert store.entry(job_id).result(LONG_S).body == raw
     assert submitted.waiting.position == 1
     (shown,) = gate.host.rehearsed
     assert shown == {"prompt": GRAPH, "client_id": "c", "prompt_id": job_id}
@@ -648,7 +659,7 @@ async def test_a_job_id_in_use_is_a_conflict(gate):
 async def test_secrets_stay_in_memory_and_never_reach_the_disk(gate, store, host, name, value):
     raw = _raw(extra_data={name: value, "x": 1}, workflow_id="w", number=3)
     job = (await gate.admit(raw)).job
-    kept = store.body(job.job_id).result(LONG_S)
+    kept = store.entry(job.job_id).result(LONG_S).body
     assert json.loads(kept) == {"prompt": GRAPH, "extra_data": {"x": 1}, "workflow_id": "w", "number": 3}
     assert job.has_secrets
     assert gate.secrets.of(job.job_id) == {name: value}
@@ -660,7 +671,7 @@ async def test_secrets_stay_in_memory_and_never_reach_the_disk(gate, store, host
 async def test_a_secret_spelled_with_escapes_is_one_all_the_same(gate, store):
     raw = _raw(extra_data={SECRET_NAMES[0]: "s3cret"}).replace(b"auth_token", b"auth\\u005ftoken")
     job = (await gate.admit(raw)).job
-    assert b"s3cret" not in store.body(job.job_id).result(LONG_S)
+    assert b"s3cret" not in store.entry(job.job_id).result(LONG_S).body
 
 
 async def test_a_secret_that_is_null_is_none(gate):

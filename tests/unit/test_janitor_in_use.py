@@ -15,11 +15,14 @@ from unit.janitor import DAY_S, Box, put
 from comfyui_guarded.guard.access import LOCAL
 from comfyui_guarded.guard.admission import Admission, Submission
 from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.files import Files
 from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.janitor import Janitor
 from comfyui_guarded.guard.janitor.in_use import InUse, called, names_in
 from comfyui_guarded.guard.janitor.sweep import Sweep
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
 from comfyui_guarded.guard.limits import Limits
+from comfyui_guarded.guard.references import References
 from comfyui_guarded.guard.secrets import Secrets
 from comfyui_guarded.guard.store import IdempotencyKey
 
@@ -129,6 +132,16 @@ def test_where_the_store_cannot_say_what_is_in_use_nothing_is_deleted(box: Box, 
     assert (report.files, report.errors) == (0, 1)
 
 
+def _admission(store: FailingStore, host: FakeHost, clock: Clock, janitor: Janitor) -> Admission:
+    references = References(host, Files(host, store))
+    ready = _ready(host, store)
+    placed = uploads(host.input_folder)
+    limits = Limits(settings().limits, clock)
+    return Admission(
+        settings(), store, host, ready, FakeFaces(), references, Secrets(), clock, placed, limits, janitor.in_use
+    )
+
+
 class TestAdmissionDuringASweep:
     """A sweep that has begun does not know of jobs that come in now, unless it is told."""
 
@@ -136,18 +149,7 @@ class TestAdmissionDuringASweep:
         self, box: Box, store: FailingStore, host: FakeHost, clock: Clock
     ):
         janitor = box.janitor(store)
-        admission = Admission(
-            settings(),
-            store,
-            host,
-            _ready(host, store),
-            FakeFaces(),
-            Secrets(),
-            clock,
-            uploads(host.input_folder),
-            Limits(settings().limits, clock),
-            janitor.in_use,
-        )
+        admission = _admission(store, host, clock, janitor)
         put(box.input / "a.png")
         swept = []
 
@@ -163,18 +165,7 @@ class TestAdmissionDuringASweep:
         self, box: Box, store: FailingStore, host: FakeHost, clock: Clock, monkeypatch
     ):
         janitor = box.janitor(store)
-        admission = Admission(
-            settings(),
-            store,
-            host,
-            _ready(host, store),
-            FakeFaces(),
-            Secrets(),
-            clock,
-            uploads(host.input_folder),
-            Limits(settings().limits, clock),
-            janitor.in_use,
-        )
+        admission = _admission(store, host, clock, janitor)
         put(box.input / "a.png")
         looked, go_on = threading.Event(), threading.Event()
         walk = Sweep._walk

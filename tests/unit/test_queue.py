@@ -8,7 +8,7 @@ from unit.fakes import GRAPH, LONG_S, new_job
 from unit.machine import Machine
 
 from comfyui_guarded.guard import queue
-from comfyui_guarded.guard.access import Client
+from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
 from comfyui_guarded.guard.job import JobState
@@ -448,11 +448,12 @@ async def test_the_first_in_line_need_not_wait_and_the_second_is_told_its_place_
 
 async def test_a_job_that_comfyui_never_ran_has_a_history_entry_with_an_error(machine):
     job = await machine.jobs.cancel(machine.job(machine.submit(client_id="socket")))
-    entry = await machine.jobs.history_entry(job)
+    history = await machine.jobs.history_of(job.job_id, LOCAL)
+    entry = history[job.job_id]
     assert entry["status"]["status_str"] == "error"
     assert entry["status"]["completed"] is False
-    ((event, data),) = entry["status"]["messages"]
-    assert event == "execution_error"
+    (event, data), (last, _data) = entry["status"]["messages"]
+    assert (event, last) == ("execution_error", "execution_interrupted")
     assert (data["prompt_id"], data["exception_type"]) == (job.job_id, type_name("cancelled"))
     number, prompt_id, prompt, extra_data, outputs = entry["prompt"]
     assert (number, prompt_id, prompt, outputs) == (job.number, job.job_id, GRAPH, [])

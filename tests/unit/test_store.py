@@ -713,13 +713,13 @@ def test_a_job_comes_back_from_the_disk_as_it_was(store):
     assert read.verdict == SUCCESS
     assert (read.metadata, read.timeout_s, read.client_id) == ({"a": ["б", None, 1.5]}, 1.25, "c")
     assert read.started_at_ms <= read.settled_at_ms
-    assert store.body(new.job_id).result(LONG_S) == new.body
+    assert store.entry(new.job_id).result(LONG_S).body == new.body
     assert json.loads(json.dumps(read.body()))["refund"] is False
 
 
 def test_nothing_is_known_of_a_job_that_never_was(store):
     assert store.get("x").result(LONG_S) is None
-    assert store.body("x").result(LONG_S) is None
+    assert store.entry("x").result(LONG_S) is None
     assert store.waiting("x").result(LONG_S) is None
     assert store.start("x").result(LONG_S) is None
     assert store.settle("x", CANCELLED).result(LONG_S) is None

@@ -17,11 +17,13 @@ from comfyui_guarded.guard.errors import (
     PayloadTooLargeError,
     ServerUnavailableError,
 )
+from comfyui_guarded.guard.files import Files
 from comfyui_guarded.guard.health import Health
-from comfyui_guarded.guard.host import Refusal, Rehearsal
+from comfyui_guarded.guard.host import Folders, Refusal, Rehearsal
 from comfyui_guarded.guard.limits import Limits
+from comfyui_guarded.guard.references import References
 from comfyui_guarded.guard.secrets import Secrets
-from comfyui_guarded.guard.uploads import UploadedFile, folder_of, names, rename
+from comfyui_guarded.guard.uploads import FOLDER, UploadedFile, folder_of, names, rename
 
 BOT, OTHER = Client("bot", operator=False), Client("other", operator=False)
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 40
@@ -40,13 +42,14 @@ class Door:
 
     def __init__(self, store, clock, folder):
         self.store, self.host, self.faces, self.input = store, FakeHost(), FakeFaces(), folder / "input"
-        self.host.input_folder = lambda: self.input
+        self.host.places = Folders(None, None, self.input)
         health = Health(self.host, store)
         health.serving()
         self.uploads = uploads(self.host.input_folder, max_file_bytes=4096)
         limits = Limits(settings().limits, clock)
+        references = References(self.host, Files(self.host, store))
         self.admission = Admission(
-            settings(), store, self.host, health, self.faces, Secrets(), clock, self.uploads, limits
+            settings(), store, self.host, health, self.faces, references, Secrets(), clock, self.uploads, limits
         )
 
     def file(self, data=PNG, field="photo", filename="me.png") -> UploadedFile:
@@ -68,7 +71,7 @@ class Door:
         return sorted(path.as_posix() for path in below if ".incoming" not in path.parts)
 
     def body(self, submitted) -> dict:
-        return json.loads(self.store.body(submitted.job.job_id).result(LONG_S))["prompt"]
+        return json.loads(self.store.entry(submitted.job.job_id).result(LONG_S).body)["prompt"]
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_every_owner_has_a_folder_of_its_own_that_any_file_system_can_have():
     folders = [folder_of(owner) for owner in owners]
     assert len(set(folders)) == len(owners)
     for folder in folders:
-        assert folder.startswith("guarded/")
+        assert folder.startswith(f"{FOLDER}/")
         assert folder == folder.lower()
         assert folder.isascii()
         assert ".." not in folder
@@ -121,7 +124,7 @@ def test_a_name_that_two_different_files_have_is_refused_only_where_the_prompt_u
     one, two = door.file(b"one", "a", "photo.jpg"), door.file(b"two", "b", "photo.jpg")
     stored = names([one, two], "bot")
     assert stored["photo.jpg"] is None
-    takes = FakeHost().takes_file
+    takes = FakeHost().file_inputs
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "a"}}}
     assert rename(graph, stored, takes) == {one.stored_as("bot")}
     with pytest.raises(InvalidRequestError):

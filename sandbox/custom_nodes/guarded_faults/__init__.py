@@ -19,6 +19,7 @@ from .output import (
     FaultNoOutput,
     FaultOddReport,
     FaultOutsideFile,
+    FaultReadFile,
     FaultText,
     FaultTinyFile,
     FaultTruncatedImage,
@@ -47,6 +48,7 @@ NODE_CLASS_MAPPINGS = {
         FaultNoOutput,
         FaultText,
         FaultClock,
+        FaultReadFile,
         FaultOddReport,
         FaultBlackImage,
     )

@@ -116,6 +116,21 @@ class FaultClock(_FaultOutput):
         return {"ui": {"text": [repr(time.time())]}}
 
 
+class FaultReadFile(_FaultOutput):
+    """Reports the words in an input file. As many packs' loaders it offers what lies in the root of input, and leaves
+    the check to ComfyUI: what is not in the list is refused."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        folder = folder_paths.get_input_directory()
+        files = sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name)))
+        return {"required": {"file": (files,)}}
+
+    def run(self, file: str) -> dict[str, Any]:
+        with open(folder_paths.get_annotated_filepath(file), encoding="utf-8") as opened:
+            return {"ui": {"text": [opened.read()]}}
+
+
 class FaultOddReport(_FaultOutput):
     """Reports what JSON cannot say, or progress that makes no sense."""
 

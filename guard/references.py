@@ -1,0 +1,171 @@
+"""The files that a prompt names: each caller's its own, or shared ones, and never a way out of ComfyUI's folders.
+
+A bare name in a loader's input is the caller's own upload where there is one. The prompt is then changed to say
+where that lies, before anything looks at it: validation, the face check, the janitor and ComfyUI all see that name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from .access import LOCAL, Client
+from .errors import BadImageError
+from .files import Files, annotated, is_plain, names_uploads, own_folder
+from .host import Folders, Host, Names
+
+#: PATH_MAX: what is longer is a text.
+_LONGEST = 4096
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
+#: A file name by its form, whatever input it stands in: `photo.png [output]`.
+_ANNOTATED = re.compile(r"[^\r\n]*\.\w{1,8} ?\[(?:input|output|temp)\]")
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A text in a prompt, where it stands (`holder[key]`), and what its node declares it to name."""
+
+    node_id: str
+    input: str
+    text: str
+    holder: Any
+    key: Any
+    names: Names | None
+
+    def refused(self) -> BadImageError:
+        """One answer, whatever is wrong with it: whether somebody else has such a file is nobody's business."""
+        return BadImageError(
+            f"The input file {self.text[:200]} cannot be used.",
+            details="A prompt may name files that its sender has uploaded or made, and those that are shared.",
+            extra_info={"node_id": self.node_id, "input": self.input, "value": self.text[:200]},
+        )
+
+
+class References:
+    """Event loop; the looking is done on other threads."""
+
+    def __init__(self, host: Host, files: Files) -> None:
+        self._host = host
+        self._files = files
+
+    async def settle(self, graph: Mapping[str, Any], client: Client) -> bool:
+        """Make every file name in the prompt say where the caller's file lies. Whether that changed the prompt.
+
+        Raises:
+            BadImageError: one names a file that is not the caller's to use.
+        """
+        if client.owner == LOCAL.owner:
+            self._check_local(graph)
+            return False
+        found = [
+            reference
+            for node_id, node in graph.items()
+            for reference in _texts(node_id, node, self._host.file_inputs(node["class_type"]))
+        ]
+        if not found:
+            return False
+        changed = False
+        for reference, name in zip(found, await asyncio.to_thread(self._judged, found, client), strict=True):
+            if name is None:
+                kind, below = annotated(reference.text)
+                if await self._files.made(client, kind, below) is None:
+                    raise reference.refused()
+            elif name != reference.text:
+                reference.holder[reference.key] = name
+                changed = True
+        return changed
+
+    def _check_local(self, graph: Mapping[str, Any]) -> None:
+        """Newer ComfyUIs do it themselves: the input of a loader leads nowhere out of its folder."""
+        for node_id, node in graph.items():
+            for reference in _texts(node_id, node, {}):
+                kind, name = annotated(reference.text)
+                if (
+                    not is_plain(name)
+                    and self._host.file_inputs(node["class_type"]).get(reference.input) is Names.FILE
+                    and self._host.file(kind, "", name) is None
+                ):
+                    raise reference.refused()
+
+    def _judged(self, found: list[_Reference], client: Client) -> list[str | None]:
+        """What to put in the place of each; None for what only the store can tell, a result. Not for the event loop.
+
+        Raises:
+            BadImageError: see `settle`.
+        """
+        own = own_folder(client.owner)
+        places = _absolute(self._host.folders())
+        judged: list[str | None] = []
+        for reference in found:
+            kind, name = annotated(reference.text)
+            foreign = names_uploads(name) and not _is_below(name, own)
+            if reference.names is Names.FILE or _ANNOTATED.fullmatch(reference.text):
+                if foreign or not is_plain(name):
+                    raise reference.refused()
+                judged.append(self._placed(reference, client, kind, name))
+                continue
+            # Where a node reads any path of the server, only a URL is not one.
+            path = reference.names is Names.PATH and "://" not in reference.text
+            if foreign or path or _is_inside(name, places):
+                raise reference.refused()
+            judged.append(reference.text)
+        return judged
+
+    def _placed(self, reference: _Reference, client: Client, kind: str, name: str) -> str | None:
+        if (upload := self._files.look(client, kind, name, folders=True)) is not None:
+            return upload.name if upload.name != name else reference.text
+        if kind != "input":
+            return None
+        path = self._host.file(kind, "", name)
+        if path is None or os.path.exists(path):
+            raise reference.refused()
+        return reference.text  # the host says best what it lacks
+
+
+def _texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names]) -> Iterator[_Reference]:
+    """Every constant text of a node that may be a name, however deep; links are none."""
+    inputs = node["inputs"]
+    for name, value in inputs.items():
+        if isinstance(value, (int, float)) or (
+            isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float))
+        ):
+            continue
+        waiting: list[tuple[Any, Any]] = [(inputs, name)]
+        while waiting:
+            holder, key = waiting.pop()
+            item = holder[key]
+            if isinstance(item, str):
+                if item and len(item) <= _LONGEST:
+                    yield _Reference(node_id, name, item, holder, key, declared.get(name))
+            elif isinstance(item, dict):
+                waiting += [(item, part) for part in item]
+            elif isinstance(item, list):
+                waiting += [(item, part) for part in range(len(item))]
+
+
+def _is_below(name: str, folder: str) -> bool:
+    rest = name.removeprefix(f"{folder}/")
+    return rest != name and is_plain(name) and not names_uploads(rest)
+
+
+def _absolute(places: Folders) -> set[PurePath]:
+    """ComfyUI's folders, as given and without links."""
+    roots = [root for root in (places.input, places.output, places.temp, places.program) if root is not None]
+    return {
+        PurePath(os.path.normcase(path))
+        for root in (*roots, *places.keep)
+        for path in (os.path.abspath(root), os.path.realpath(root))
+    }
+
+
+def _is_inside(text: str, places: set[PurePath]) -> bool:
+    """Whether a text is the absolute path of something in those folders."""
+    if not _ABSOLUTE.match(text):
+        return False
+    path = PurePath(os.path.normcase(os.path.normpath(text)))
+    return path in places or any(parent in places for parent in path.parents)

@@ -1,0 +1,175 @@
+"""/view and /upload: the caller's own files, as ComfyUI's clients ask for them and send them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from ...guard import pictures
+from ...guard.errors import ArtifactGoneError, ForbiddenError, InvalidRequestError, NotFoundError
+from ...guard.files import TYPES, Found, annotated, is_plain
+from ...guard.uploads import UploadedFile, disk_errors
+from ..form import is_form, received
+from ..sending import OpenFile, has_the_end, headers_of, send, unchanged
+from ..table import Call, Route, answered
+
+#: The fields of an upload that are no files, and how long they may be together.
+_WORDS = ("type", "subfolder", "overwrite", "original_ref")
+_WORDS_BYTES = 1 << 16
+
+
+async def get_view(call: Call) -> web.StreamResponse:
+    """A file by the name that ComfyUI gave it; `preview` and `channel` convert pictures."""
+    query = call.request.query
+    found = await _named(call, query.get("filename", ""), query.get("type", "output"), query.get("subfolder", ""))
+    file = await _opened(call, found)
+    try:
+        if "preview" in query or query.get("channel") in ("rgb", "a"):
+            return await _converted(call, file)
+        response = await send(call.request, file)
+    finally:
+        file.handle.close()
+    if found.job is not None and found.artifact is not None and has_the_end(call.request, response, file):
+        await call.services.jobs.fetched(found.job, found.artifact, call.client)
+    return response
+
+
+async def post_image(call: Call) -> web.StreamResponse:
+    """A multipart form: `image`, and `type`, `subfolder`, `overwrite`. The answer says what it is called now."""
+    async with _upload(call) as upload:
+        return await _kept(call, upload)
+
+
+async def post_mask(call: Call) -> web.StreamResponse:
+    """The same with a mask: what is kept is `original_ref`'s picture with the opacity of the one that was sent."""
+    async with _upload(call) as upload:
+        try:
+            original = json.loads(upload.original)
+            names = [original["filename"], original.get("type", "output"), original.get("subfolder", "")]
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+            names = []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise InvalidRequestError("original_ref must name a picture.", extra_info={"field": "original_ref"})
+        found, mask = await _named(call, *names), upload.file.path
+
+        def put_on() -> None:
+            with disk_errors():
+                mask.write_bytes(pictures.masked(found.path, mask))
+
+        await call.services.files.drawn(put_on)
+        return await _kept(call, upload)
+
+
+# Out. --------------------------------------------------------------------------------------------------------
+
+
+async def _named(call: Call, filename: str, kind: str, subfolder: str) -> Found:
+    """The file behind ComfyUI's three names. Raises NotFoundError, InvalidRequestError, ForbiddenError."""
+    if not filename:
+        raise NotFoundError("filename is missing.", extra_info={"field": "filename"})
+    shown_as, name = annotated(filename)
+    if name != filename:
+        kind = shown_as
+    if not is_plain(name):
+        raise InvalidRequestError("filename must lie below the folder of its type.", extra_info={"field": "filename"})
+    if kind not in TYPES:
+        raise InvalidRequestError(f"type must be one of {', '.join(TYPES)}.", extra_info={"field": "type"})
+    if subfolder and not is_plain(subfolder):
+        raise ForbiddenError("subfolder must lie below the folder of its type.", extra_info={"field": "subfolder"})
+    # As ComfyUI has it: a folder in the file name does not count.
+    name = os.path.basename(name)
+    return await call.services.files.find(call.client, kind, f"{subfolder}/{name}" if subfolder else name)
+
+
+async def _opened(call: Call, found: Found) -> OpenFile:
+    """Raises ArtifactGoneError where the file is no longer what the caller's job made."""
+    if found.artifact is not None:
+        handle = await call.services.jobs.open_artifact(found.artifact, found.path)
+        if handle is not None:
+            return OpenFile(handle, found.artifact.filename, found.artifact.bytes, found.artifact.sha256)
+        if not call.client.operator:
+            raise ArtifactGoneError(f"{found.artifact.filename} is no longer what the job made.")
+    try:
+        handle = await asyncio.to_thread(open, found.path, "rb")
+    except OSError:
+        raise NotFoundError(f"There is no file {found.path.name}.") from None
+    status = os.fstat(handle.fileno())
+    return OpenFile(handle, found.path.name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+
+
+async def _converted(call: Call, file: OpenFile) -> web.StreamResponse:
+    query = call.request.query
+    asked, channel = query.get("preview"), query.get("channel", "")
+    etag = f"{file.etag}-{(asked or '').encode().hex()[:40]}-{channel.encode().hex()[:8]}"
+    headers = headers_of(call.request, file.filename, etag, file.handle)
+    if (answer := unchanged(call.request, etag, headers)) is not None:
+        return answer
+
+    def convert() -> tuple[bytes, str]:
+        if asked is not None:
+            return pictures.preview(file.handle, asked, channel)
+        return pictures.one_channel(file.handle, channel)
+
+    body, media_type = await call.services.files.drawn(convert)
+    return web.Response(body=body, content_type=media_type, headers=headers)
+
+
+# In. ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """A picture that has come in, and what the form says of it."""
+
+    file: UploadedFile
+    type: str
+    subfolder: str
+    overwrite: bool
+    original: str
+
+
+@asynccontextmanager
+async def _upload(call: Call) -> AsyncIterator[_Upload]:
+    """The form, its file on disk until the end of the block or until it is kept.
+
+    Raises:
+        InvalidRequestError, PayloadTooLargeError, DiskFullError
+    """
+    call.services.health.check_disk()
+    if not is_form(call.request):
+        raise InvalidRequestError("The body must be a multipart form.")
+    async with received(call.request, call.services.uploads, _WORDS, _WORDS_BYTES) as form:
+        file = next((file for file in form.files if file.field == "image"), None)
+        if file is None:
+            raise InvalidRequestError("The form has no file `image`.", extra_info={"field": "image"})
+        size = await asyncio.to_thread(os.path.getsize, file.path)
+        call.services.limits.take_upload(call.client, size)
+        words = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}
+        yield _Upload(
+            file,
+            words.get("type") or "input",
+            words.get("subfolder", ""),
+            words.get("overwrite") in ("true", "1"),
+            words.get("original_ref", ""),
+        )
+
+
+async def _kept(call: Call, upload: _Upload) -> web.StreamResponse:
+    keep, file = call.services.files.keep, upload.file
+    name = await asyncio.to_thread(
+        keep, call.client, file.path, file.filename, upload.type, upload.subfolder, upload.overwrite
+    )
+    return answered({"name": name, "subfolder": upload.subfolder, "type": upload.type})
+
+
+ROUTES = [
+    Route("GET", "/view", get_view),
+    Route("POST", "/upload/image", post_image),
+    Route("POST", "/upload/mask", post_mask),
+]

@@ -1,0 +1,61 @@
+"""/history: the caller's settled jobs, also those that ComfyUI never ran, also after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from ...guard.errors import InvalidRequestError
+from ..table import Call, Route, answered
+from .bodies import command, ids
+
+#: ComfyUI keeps 10,000 in memory and sends them all.
+_AT_MOST = 1000
+
+
+async def get_history(call: Call) -> web.StreamResponse:
+    """First settled first; the last ones, or with `offset` those from there on."""
+    limit, offset = _whole(call, "max_items"), _whole(call, "offset")
+    if offset is not None and offset < 0:
+        offset = None  # which is how ComfyUI says "the last ones"
+    if limit is not None and limit <= 0:
+        return answered({})
+    found = await call.services.jobs.history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
+    return await asyncio.to_thread(answered, found)
+
+
+async def get_history_of(call: Call) -> web.StreamResponse:
+    """Empty until the job has settled, and for jobs that are not the caller's."""
+    return answered(await call.services.jobs.history_of(call.request.match_info["prompt_id"], call.client))
+
+
+async def post_history(call: Call) -> web.StreamResponse:
+    """`{"clear": true}`, `{"delete": [ids]}`: out of ComfyUI's view. /guarded/jobs still has them."""
+    body = await command(call)
+    named = ids(body, "delete")
+    if body.get("clear"):
+        await call.services.jobs.hide(call.client, None)
+    if named:
+        await call.services.jobs.hide(call.client, named)
+    return web.Response()
+
+
+def _whole(call: Call, name: str) -> int | None:
+    raw = call.request.query.get(name)
+    if raw is None:
+        return None
+    try:
+        value = int(raw)
+    except ValueError:
+        value = None
+    if value is None or abs(value) > 2**53:
+        raise InvalidRequestError(f"{name} must be a whole number.", extra_info={"field": name})
+    return value
+
+
+ROUTES = [
+    Route("GET", "/history", get_history),
+    Route("POST", "/history", post_history),
+    Route("GET", "/history/{prompt_id}", get_history_of),
+]

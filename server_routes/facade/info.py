@@ -1,0 +1,102 @@
+"""What the server has: node classes, embeddings, memory. ComfyUI's own answers, without what is not the caller's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from ...guard.access import LOCAL
+from ...guard.files import names_uploads, own_folder
+from ..table import Call, Route, answered
+
+#: What an input is declared with → the media types of the uploads that its choice holds.
+_UPLOADS = {
+    "image_upload": ("image/",),
+    "video_upload": ("video/",),
+    "audio_upload": ("audio/", "video/"),
+    "file_upload": ("",),
+}
+
+
+async def get_object_info(call: Call) -> web.StreamResponse:
+    return await _object_info(call, await call.services.host.native("/object_info"))
+
+
+async def get_object_info_of(call: Call) -> web.StreamResponse:
+    node_class = call.request.match_info["node_class"]
+    return await _object_info(call, await call.services.host.native("/object_info/{node_class}", node_class=node_class))
+
+
+async def get_embeddings(call: Call) -> web.StreamResponse:
+    return _as_it_is(await call.services.host.native("/embeddings"))
+
+
+async def get_system_stats(call: Call) -> web.StreamResponse:
+    """The command line is the operator's: it holds paths, and whatever else was put there."""
+    stats = json.loads(await call.services.host.native("/system_stats"))
+    if not call.client.operator and isinstance(stats.get("system"), dict):
+        stats["system"]["argv"] = []
+    return answered(stats)
+
+
+async def _object_info(call: Call, raw: bytes) -> web.StreamResponse:
+    if call.client.owner == LOCAL.owner:
+        return _as_it_is(raw)
+    folder = own_folder(call.client.owner)
+    own = await call.services.files.uploads(call.client)
+    return await asyncio.to_thread(lambda: answered(_limited(json.loads(raw), folder, own)))
+
+
+def _as_it_is(raw: bytes) -> web.Response:
+    return web.Response(body=raw, content_type="application/json", charset="utf-8")
+
+
+def _limited(info: dict[str, Any], folder: str, own: list[str]) -> dict[str, Any]:
+    """Every choice without other owners' folders; those of loaders with the caller's own uploads."""
+    for node in info.values():
+        for section in (node.get("input") or {}).values():
+            for declared in section.values() if isinstance(section, dict) else ():
+                if isinstance(declared, list) and declared:
+                    _limit(declared, folder, own)
+    return info
+
+
+def _limit(declared: list[Any], folder: str, own: list[str]) -> None:
+    options = declared[1] if len(declared) > 1 and isinstance(declared[1], dict) else {}
+    wanted = [kind for name, kinds in _UPLOADS.items() if options.get(name) for kind in kinds]
+    choose = _chooser(folder, [name for name in own if _is_a(name, wanted)] if "image_folder" not in options else [])
+    if isinstance(declared[0], list):
+        declared[0] = choose(declared[0])
+    elif isinstance(options.get("options"), list):
+        options["options"] = choose(options["options"])
+
+
+def _chooser(folder: str, added: list[str]) -> Callable[[list[Any]], list[Any]]:
+    def choose(choices: list[Any]) -> list[Any]:
+        shown = [
+            item.removeprefix(f"{folder}/") if isinstance(item, str) else item
+            for item in choices
+            if not isinstance(item, str) or not names_uploads(item) or item.startswith(f"{folder}/")
+        ]
+        return [*shown, *(name for name in added if name not in shown)]
+
+    return choose
+
+
+def _is_a(name: str, kinds: list[str]) -> bool:
+    kind = mimetypes.guess_type(name)[0] or ("image/webp" if os.path.splitext(name)[1] == ".webp" else "")
+    return any(kind.startswith(wanted) for wanted in kinds)
+
+
+ROUTES = [
+    Route("GET", "/object_info", get_object_info),
+    Route("GET", "/object_info/{node_class}", get_object_info_of),
+    Route("GET", "/embeddings", get_embeddings),
+    Route("GET", "/system_stats", get_system_stats),
+]

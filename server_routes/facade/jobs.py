@@ -1,0 +1,85 @@
+"""/api/jobs: the newer view of queue and history together. It is here also where the host has none."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ...guard import as_comfyui
+from ...guard.errors import InvalidRequestError, NotFoundError
+from ...guard.store import Listing
+from ..table import Call, Route, answered, number
+from .bodies import command, ids
+
+_AT_MOST = 1000
+
+
+async def list_jobs(call: Call) -> web.StreamResponse:
+    """`status` (comma-separated), `workflow_id`, `sort_by`, `sort_order`, `limit`, `offset`."""
+    query = call.request.query
+    asked = [name.strip().lower() for name in query.get("status", "").split(",") if name.strip()]
+    if unknown := set(asked) - as_comfyui.STATUSES.keys():
+        known = ", ".join(as_comfyui.STATUSES)
+        raise InvalidRequestError(
+            f"status {sorted(unknown)[0][:40]} is none of {known}.", extra_info={"field": "status"}
+        )
+    offset = int(number(call, "offset", 0, -(2**53), 2**53))
+    listing = Listing(
+        states=frozenset().union(*(as_comfyui.STATUSES[name] for name in asked or as_comfyui.STATUSES)),
+        workflow_id=query.get("workflow_id") or None,
+        by_run_time=_one_of(call, "sort_by", "created_at", "execution_duration") == "execution_duration",
+        ascending=_one_of(call, "sort_order", "desc", "asc") == "asc",
+        limit=int(number(call, "limit", _AT_MOST, 1, 2**53)),
+        offset=max(offset, 0),
+    )
+    jobs, total = await call.services.jobs.listing(call.client, listing)
+    pagination = {
+        "offset": listing.offset,
+        "limit": listing.limit if "limit" in query else None,
+        "total": total,
+        "has_more": listing.offset + len(jobs) < total,
+    }
+    return answered({"jobs": jobs, "pagination": pagination})
+
+
+async def get_job(call: Call) -> web.StreamResponse:
+    return answered(await call.services.jobs.listed(call.request.match_info["job_id"], call.client))
+
+
+async def cancel_job(call: Call) -> web.StreamResponse:
+    """Whether there was anything to cancel; an id that is unknown, or another's, is none."""
+    return answered({"cancelled": await _cancelled(call, call.request.match_info["job_id"])})
+
+
+async def cancel_jobs(call: Call) -> web.StreamResponse:
+    named = ids(await command(call), "job_ids")
+    if named is None:
+        raise InvalidRequestError("job_ids must be a list of ids.", extra_info={"field": "job_ids"})
+    return answered({"cancelled": any([await _cancelled(call, job_id) for job_id in named])})
+
+
+async def _cancelled(call: Call, job_id: str) -> bool:
+    jobs = call.services.jobs
+    try:
+        job = await jobs.get(job_id, call.client)
+    except NotFoundError:
+        return False
+    if job.state.settled:
+        return False
+    cancelled = await jobs.cancel(job)
+    call.services.wake()
+    return cancelled.verdict is not None and cancelled.verdict.code == "cancelled"
+
+
+def _one_of(call: Call, name: str, usual: str, other: str) -> str:
+    value = call.request.query.get(name, usual).lower()
+    if value not in (usual, other):
+        raise InvalidRequestError(f"{name} must be {usual} or {other}.", extra_info={"field": name})
+    return value
+
+
+ROUTES = [
+    Route("GET", "/api/jobs", list_jobs),
+    Route("POST", "/api/jobs/cancel", cancel_jobs),
+    Route("GET", "/api/jobs/{job_id}", get_job),
+    Route("POST", "/api/jobs/{job_id}/cancel", cancel_job),
+]

@@ -1,0 +1,112 @@
+"""Files over HTTP: whole or in ranges, with validators, and nothing that a browser would run in our origin."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
+from typing import IO
+from urllib.parse import quote
+
+from aiohttp import hdrs, web
+
+from ..guard.containers import sniff
+
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file to send; what is read from `handle` is what is sent, whatever happens to the name meanwhile."""
+
+    handle: IO[bytes]
+    filename: str
+    bytes: int
+    etag: str
+
+
+async def send(request: web.Request, file: OpenFile) -> web.StreamResponse:
+    """200, 206, 304, 412 or 416."""
+    headers = {**headers_of(request, file.filename, file.etag, file.handle), hdrs.ACCEPT_RANGES: "bytes"}
+    if (answer := unchanged(request, file.etag, headers)) is not None:
+        return answer
+    begin, end = 0, file.bytes
+    status = 200
+    if (wanted := _range(request, file, headers[hdrs.LAST_MODIFIED])) is not None:
+        begin, end = wanted
+        if begin >= end:
+            headers[hdrs.CONTENT_RANGE] = f"bytes */{file.bytes}"
+            return web.Response(status=416, headers=headers)
+        status = 206
+        headers[hdrs.CONTENT_RANGE] = f"bytes {begin}-{end - 1}/{file.bytes}"
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_type = await asyncio.to_thread(_type_of, file.handle)
+    response.content_length = end - begin
+    await response.prepare(request)
+    if request.method != hdrs.METH_HEAD:
+        await asyncio.to_thread(file.handle.seek, begin)
+        while begin < end:
+            chunk = await asyncio.to_thread(file.handle.read, min(_CHUNK, end - begin))
+            if not chunk:
+                raise ConnectionResetError("the file was cut short while it was sent")
+            begin += len(chunk)
+            await response.write(chunk)
+    await response.write_eof()
+    return response
+
+
+def has_the_end(request: web.Request, response: web.StreamResponse, file: OpenFile) -> bool:
+    """Whether the caller has the file's last byte now, or had it already: in ranges, that one comes last."""
+    if request.method == hdrs.METH_HEAD:
+        return False
+    last = response.headers.get(hdrs.CONTENT_RANGE, "").partition("/")[0].rpartition("-")[2]
+    return response.status in (200, 304) or (response.status == 206 and last == str(file.bytes - 1))
+
+
+def headers_of(request: web.Request, filename: str, etag: str, handle: IO[bytes]) -> dict[str, str]:
+    how = "attachment" if request.query.get("download") else "inline"
+    plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in filename)
+    quoted = quote(filename.encode("utf-8", "replace"), safe="")
+    return {
+        # Twice: what an old client understands, and the name itself.
+        hdrs.CONTENT_DISPOSITION: f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quoted}",
+        hdrs.ETAG: f'"{etag}"',
+        hdrs.LAST_MODIFIED: formatdate(int(os.fstat(handle.fileno()).st_mtime), usegmt=True),
+        # The bytes of one address never change, but they may go.
+        hdrs.CACHE_CONTROL: "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def unchanged(request: web.Request, etag: str, headers: dict[str, str]) -> web.Response | None:
+    """304 for a client that has it already, 412 for one that insists on something else."""
+    match, none_match = request.if_match, request.if_none_match
+    if match is not None and not any(tag.value in ("*", etag) for tag in match):
+        return web.Response(status=412, headers=headers)
+    if none_match is not None:
+        is_there = any(tag.value in ("*", etag) for tag in none_match)
+    else:  # a date counts only where there is no tag to go by
+        since = request.if_modified_since
+        is_there = since is not None and parsedate_to_datetime(headers[hdrs.LAST_MODIFIED]) <= since
+    return web.Response(status=304, headers=headers) if is_there else None
+
+
+def _range(request: web.Request, file: OpenFile, modified: str) -> tuple[int, int] | None:
+    """(begin, end) of the range asked for, empty where there is none such; None where the whole file is to be sent:
+    several ranges at once, or an If-Range for another file."""
+    asked = request.headers.get(hdrs.RANGE)
+    condition = request.headers.get(hdrs.IF_RANGE)
+    if asked is None or "," in asked or condition not in (None, f'"{file.etag}"', modified):
+        return None
+    try:
+        return request.http_range.indices(file.bytes)[:2]
+    except ValueError:
+        return 0, 0
+
+
+def _type_of(handle: IO[bytes]) -> str:
+    """By content. What we do not know is nothing that a browser would run in our origin."""
+    handle.seek(0)
+    kind = sniff(handle.read(64))
+    return kind.mime if kind is not None else "application/octet-stream"
