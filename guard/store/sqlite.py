@@ -75,7 +75,7 @@ LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
 #: So many jobs ahead of one, of so many owners, are looked up to see how long they will take.
-LOOKED_UP = 1000
+LOOKED_UP = 200
 LOOKED_UP_OWNERS = 50
 #: Changes of state looked through together for one reader.
 CHANGES = 2000
