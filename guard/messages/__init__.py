@@ -1,28 +1,66 @@
 """What an end user reads: one JSON file per language, keyed by error code (and `queued*` for notices).
 
-Another language is one more file in this folder.
+Another language is one more file in this folder, `de.json` or `pt-br.json`; what it lacks, or has a mistake in, is
+shown in English.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
+import string
 from collections.abc import Mapping
 from pathlib import Path
+
+log = logging.getLogger("guarded.messages")
 
 _FOLDER = Path(__file__).parent
 FALLBACK = "en"
 
 
 @functools.cache
+def _files() -> dict[str, Path]:
+    return {path.stem.lower(): path for path in _FOLDER.glob("*.json")}
+
+
+@functools.cache
 def languages() -> frozenset[str]:
-    return frozenset(path.stem for path in _FOLDER.glob("*.json"))
+    return frozenset(_files())
 
 
 @functools.cache
 def table(language: str) -> Mapping[str, str]:
-    texts: dict[str, str] = json.loads((_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
-    return texts
+    """Every sound text of a language."""
+    try:
+        texts = json.loads(_files()[language].read_text(encoding="utf-8"))
+        if not isinstance(texts, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        log.error("the texts in %s cannot be read: %s", _files()[language].name, error)
+        return {}
+    if language == FALLBACK:
+        return texts
+    sound = {
+        key: text for key, text in texts.items() if key in table(FALLBACK) and _is_sound(text, table(FALLBACK)[key])
+    }
+    if wrong := sorted(texts.keys() - sound.keys()):
+        log.error("the texts in %s for %s cannot be used", _files()[language].name, ", ".join(wrong))
+    return sound
+
+
+def _is_sound(text: object, english: str) -> bool:
+    """Whether it can be filled in with what the English text is filled in with."""
+    if not isinstance(text, str) or not text.strip():
+        return False
+    try:
+        return _blanks(text) <= _blanks(english)
+    except ValueError:  # a brace that nothing closes
+        return False
+
+
+def _blanks(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 def text(key: str, locale: str, **facts: object) -> str:
@@ -58,8 +96,9 @@ def choose(wanted: str | None, accept_language: str | None, default: str) -> str
 
 
 def _known(tag: str) -> str | None:
-    primary = tag.strip().lower().replace("_", "-").split("-")[0]
-    return primary if primary in languages() else None
+    """`pt-BR` is `pt-br` where we have that, else `pt`."""
+    named = tag.strip().lower().replace("_", "-")
+    return next((language for language in (named, named.split("-")[0]) if language in languages()), None)
 
 
 def _accepted(header: str) -> list[tuple[float, str]]:
