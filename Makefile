@@ -5,6 +5,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 CHAOS ?= 200
 CHAOS_REAL ?= 20
+LEDGER ?= 500
+LEDGER_KILLS ?= 20
 SOAK ?= --minutes 20 --jobs 2000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check chaos soak format venv clean
+.PHONY: help demo serve test check chaos ledger soak format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +27,7 @@ help:
 	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose)"
 	@echo "make check   format, lint, types, who may import whom"
 	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
+	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
 	@echo "             open files or threads grow"
 	@echo "make format  ruff's fixes and format"
@@ -49,6 +52,9 @@ check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
 
 chaos: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_CHAOS=$(CHAOS) GUARDED_CHAOS_REAL=$(CHAOS_REAL) $(BIN)/pytest tests/chaos/test_rounds.py $(PYTEST_ARGS)
+
+ledger: $(VENV)/.run-ready $(VENV)/.dev-ready
+	GUARDED_LEDGER=$(LEDGER) GUARDED_LEDGER_KILLS=$(LEDGER_KILLS) $(BIN)/pytest tests/examples/test_ledger.py $(PYTEST_ARGS)
 
 soak: $(VENV)/.run-ready $(VENV)/.dev-ready
 	$(BIN)/python tests/chaos/soak.py $(SOAK)

@@ -130,6 +130,10 @@ class HostProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> HostProcess:
         """Start and wait until it takes requests (and jobs, where guarded)."""
         self.spawn()

@@ -1,0 +1,169 @@
+"""Telegram, as far as a bot sees it: the Bot API over HTTP, in the test's own process, so that it outlives the bot."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Sent:
+    """A message of the bot's. `texts` holds what it said at first and after each edit."""
+
+    chat_id: int
+    message_id: int
+    method: str
+    texts: list[str]
+    reply_to: int | None
+    data: bytes = b""
+    deleted: bool = False
+    at_s: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Telegram:
+    """Keeps each update until it is confirmed, and everything the bot sends."""
+
+    url: str = ""
+    photos: dict[str, bytes] = field(default_factory=dict)
+    sent: list[Sent] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    #: May answer in Telegram's stead: (method, parameters) → (status, body), or None.
+    trouble: Callable[[str, Json], tuple[int, Json] | None] = lambda _method, _data: None
+    _updates: list[Json] = field(default_factory=list)
+    _ids: Any = field(default_factory=lambda: itertools.count(1))
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def photo(self, user_id: int, data: bytes, caption: str = "", language: str = "ru") -> int:
+        """A user sends a photo; the message's id."""
+        file_id = f"photo{next(self._ids)}"
+        self.photos[file_id] = data
+        size = {"file_id": file_id, "file_unique_id": file_id, "width": 1, "height": 1}
+        return self._message(user_id, language, photo=[size], **({"caption": caption} if caption else {}))
+
+    def text(self, user_id: int, words: str, language: str = "ru") -> int:
+        return self._message(user_id, language, text=words)
+
+    def again(self, message_id: int) -> None:
+        """Bring a message once more, as Telegram does where the confirmation was lost."""
+        (message,) = [update["message"] for update in self._all if update["message"]["message_id"] == message_id]
+        self._push(message)
+
+    def answers(self, message_id: int) -> list[Sent]:
+        """What the bot sent as a reply to that message: the final word."""
+        return [sent for sent in self.sent if sent.reply_to == message_id]
+
+    def notices(self, user_id: int) -> list[Sent]:
+        return [sent for sent in self.sent if sent.chat_id == user_id and sent.reply_to is None]
+
+    def _message(self, user_id: int, language: str, **content: Any) -> int:
+        message_id = next(self._ids)
+        user = {"id": user_id, "is_bot": False, "first_name": "U", "language_code": language}
+        chat = {"id": user_id, "type": "private"}
+        self._push({"message_id": message_id, "date": int(time.time()), "chat": chat, "from": user, **content})
+        return message_id
+
+    def __post_init__(self) -> None:
+        self._all: list[Json] = []
+
+    def _push(self, message: Json) -> None:
+        update = {"update_id": next(self._ids), "message": message}
+        self._updates.append(update)
+        self._all.append(update)
+        self._news.set()
+
+    # The API. ------------------------------------------------------------------------------------------------
+
+    async def handle(self, request: web.Request) -> web.Response:
+        method = request.match_info["method"]
+        data: Json = dict(await request.post())
+        self.calls.append(method)
+        if (answer := self.trouble(method, data)) is not None:
+            return web.json_response({"ok": False, "error_code": answer[0], **answer[1]}, status=answer[0])
+        try:
+            result = await getattr(self, f"_on_{method}")(data)
+        except LookupError as error:
+            body = {"ok": False, "error_code": 400, "description": f"Bad Request: {error}"}
+            return web.json_response(body, status=400)
+        return web.json_response({"ok": True, "result": result})
+
+    async def download(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.photos[request.match_info["path"]])
+
+    async def _on_getMe(self, _data: Json) -> Json:
+        return {"id": 42, "is_bot": True, "first_name": "bot", "username": "guarded_bot"}
+
+    async def _on_getUpdates(self, data: Json) -> list[Json]:
+        offset = int(data.get("offset", 0))
+        self._updates = [update for update in self._updates if update["update_id"] >= offset]
+        if not self._updates:
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), float(data.get("timeout", 0)))
+            except TimeoutError:
+                return []
+        return self._updates[:100]
+
+    async def _on_getFile(self, data: Json) -> Json:
+        return {"file_id": data["file_id"], "file_unique_id": data["file_id"], "file_path": data["file_id"]}
+
+    async def _on_sendMessage(self, data: Json) -> Json:
+        return self._sent("sendMessage", data, data["text"])
+
+    async def _on_sendPhoto(self, data: Json) -> Json:
+        upload = data[data["photo"].removeprefix("attach://")]
+        return self._sent("sendPhoto", data, data.get("caption", ""), upload.file.read())
+
+    async def _on_editMessageText(self, data: Json) -> Json:
+        sent = self._found(data)
+        if sent.texts[-1] == data["text"]:
+            raise LookupError("message is not modified")
+        sent.texts.append(data["text"])
+        return self._shown(sent)
+
+    async def _on_deleteMessage(self, data: Json) -> bool:
+        self._found(data).deleted = True
+        return True
+
+    def _found(self, data: Json) -> Sent:
+        for sent in self.sent:
+            if (sent.chat_id, sent.message_id) == (int(data["chat_id"]), int(data["message_id"])) and not sent.deleted:
+                return sent
+        raise LookupError("message to edit not found")
+
+    def _sent(self, method: str, data: Json, text: str, content: bytes = b"") -> Json:
+        reply = json.loads(data["reply_parameters"])["message_id"] if "reply_parameters" in data else None
+        sent = Sent(int(data["chat_id"]), next(self._ids), method, [text], reply, content)
+        self.sent.append(sent)
+        return self._shown(sent)
+
+    def _shown(self, sent: Sent) -> Json:
+        chat = {"id": sent.chat_id, "type": "private"}
+        return {"message_id": sent.message_id, "date": int(time.time()), "chat": chat, "text": sent.texts[-1]}
+
+
+@asynccontextmanager
+async def telegram() -> AsyncIterator[Telegram]:
+    fake = Telegram()
+    app = web.Application(client_max_size=2**26)
+    app.router.add_post("/bot{token}/{method}", fake.handle)
+    app.router.add_get("/file/bot{token}/{path}", fake.download)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield fake
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,135 @@
+"""examples/telegram_bot.py as it is, between a sandbox and a Telegram of the test's own."""
+
+import asyncio
+import io
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from examples.conftest import Shop, opened, polled
+from PIL import Image
+
+from comfyui_guarded.guard import messages
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_users = itertools.count(100)
+FREE_CREDITS, MAX_STEPS = 3, 100
+
+
+@pytest.fixture
+def user() -> int:
+    return next(_users)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
+    settings = {"GUARDED_POLICY__MAX_STEPS": str(MAX_STEPS)}
+    async with opened(tmp_path_factory.mktemp("shop"), settings, FREE_CREDITS=str(FREE_CREDITS)) as shop:
+        yield shop
+
+
+async def test_a_photo_becomes_a_picture_for_one_credit(shop: Shop, user: int, face: bytes):
+    message_id = shop.messenger.photo(user, face, "ok")
+    sent = await shop.last_word(message_id)
+    assert sent.method == "sendPhoto"
+    with Image.open(io.BytesIO(sent.data)) as image:
+        assert image.size == (256, 256)
+    assert shop.bot.entries(message_id) == [("charge", -1)]
+    await polled(lambda: shop.messenger.notices(user)[0].deleted)
+    shop.messenger.text(user, "/start")
+    (hello,) = await polled(lambda: shop.messenger.notices(user)[1:])
+    assert hello.texts == ["Пришлите фото. Кредитов: 2."]
+
+
+@pytest.mark.parametrize("language", ["ru", "en"])
+async def test_a_photo_without_a_face_costs_nothing_and_says_why(shop: Shop, user: int, cat: bytes, language: str):
+    message_id = shop.messenger.photo(user, cat, "ok", language)
+    assert (await shop.last_word(message_id)).texts == [messages.text("no_face", language)]
+    assert shop.bot.entries(message_id) == []
+
+
+@pytest.mark.parametrize(("caption", "code"), [("error", "generation_failed"), ("blank", "result_blank")])
+async def test_a_job_that_fails_is_refunded_in_the_servers_words(
+    shop: Shop, user: int, face: bytes, caption: str, code: str
+):
+    message_id = shop.messenger.photo(user, face, caption)
+    assert (await shop.last_word(message_id)).texts == [messages.text(code, "ru")]
+    assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
+
+
+async def test_what_is_refused_after_the_credit_was_taken_is_refunded(shop: Shop, user: int, face: bytes):
+    message_id = shop.messenger.photo(user, face, str(MAX_STEPS + 1))
+    assert (await shop.last_word(message_id)).texts == [messages.text("policy_violation", "ru")]
+    assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
+
+
+async def test_without_a_credit_nothing_is_generated(shop: Shop, user: int, face: bytes):
+    sent = [shop.messenger.photo(user, face, "ok") for _ in range(FREE_CREDITS + 1)]
+    words = [await shop.last_word(message_id) for message_id in sent]
+    assert Counter(word.method for word in words) == {"sendPhoto": FREE_CREDITS, "sendMessage": 1}
+    (refused,) = [word for word in words if word.method == "sendMessage"]
+    assert refused.texts == ["Кредиты закончились."]
+    assert shop.bot.entries(refused.reply_to or 0) == []
+
+
+async def test_the_notice_follows_the_place_in_the_queue(shop: Shop, user: int, face: bytes):
+    sent = [shop.messenger.photo(user, face, "slow") for _ in range(3)]
+    for message_id in sent:
+        assert (await shop.last_word(message_id)).method == "sendPhoto"
+    told = [text for notice in shop.messenger.notices(user) for text in notice.texts]
+    assert any(text.startswith("Сервер загружен (1/1 задач)") for text in told), told
+    assert "Генерация началась…" in told, told
+
+
+async def test_a_photo_that_telegram_brings_twice_is_one_order(shop: Shop, user: int, face: bytes):
+    message_id = shop.messenger.photo(user, face, "ok")
+    await shop.done(message_id)
+    shop.messenger.again(message_id)
+    await shop.done(shop.messenger.photo(user, face, "ok"))
+    assert len(shop.messenger.answers(message_id)) == 1
+    assert len(shop.orders("chat_id = ?", user)) == 2
+
+
+async def test_telegrams_troubles_are_waited_out(shop: Shop, user: int, face: bytes):
+    seen: Counter[str] = Counter()
+
+    def trouble(method: str, _data: object) -> tuple[int, dict[str, Any]] | None:
+        seen[method] += 1
+        if method in ("sendPhoto", "getFile") and seen[method] <= 2:
+            if seen[method] == 1:
+                return 429, {"description": "Too Many Requests", "parameters": {"retry_after": 1}}
+            return 502, {"description": "Bad Gateway"}
+        return None
+
+    shop.messenger.trouble = trouble
+    message_id = shop.messenger.photo(user, face, "ok")
+    assert (await shop.last_word(message_id)).method == "sendPhoto"
+    assert seen["sendPhoto"] == 3
+    assert shop.bot.entries(message_id) == [("charge", -1)]
+
+
+async def test_killed_in_the_middle_the_bot_goes_on_where_it_was(shop: Shop, user: int, face: bytes):
+    good, bad = shop.messenger.photo(user, face, "slow"), shop.messenger.photo(user, face, "no memory")
+    await polled(lambda: shop.orders("state = 'sent' AND chat_id = ?", user), told=shop.bot.tail)
+    shop.bot.kill()
+    shop.host.kill()
+    await asyncio.to_thread(shop.host.start)
+    shop.bot.start()
+    assert (await shop.last_word(good)).method == "sendPhoto"
+    assert shop.bot.entries(good) == [("charge", -1)]
+    assert (await shop.last_word(bad)).texts == [messages.text("out_of_memory", "ru")]
+    assert shop.bot.entries(bad) == [("charge", -1), ("refund", 1)]
+
+
+async def test_a_server_that_is_away_is_waited_for_once_the_credit_is_taken(shop: Shop, user: int, face: bytes):
+    message_id = shop.messenger.photo(user, face, "slow")
+    await polled(lambda: shop.orders("state != 'new' AND chat_id = ?", user), told=shop.bot.tail)
+    shop.host.kill()
+    await asyncio.sleep(1)
+    await asyncio.to_thread(shop.host.start)
+    assert (await shop.last_word(message_id)).method == "sendPhoto"
+    assert shop.bot.entries(message_id) == [("charge", -1)]
