@@ -20,13 +20,20 @@ export function chartView(board, texts, section) {
         h("thead", {}, h("tr", {}, column("column_hour"), ...OUTCOMES.map((one) => column(`state_${one}`)), column("average_run"))),
         rows,
     );
+    const nothing = h("p", { class: "g-quiet" }, texts.t("nothing_ended"));
     const axis = () => h("div", { class: "g-axis", "aria-hidden": "true" }, h("span", {}, texts.t("day_ago")), h("span", {}, texts.t("now")));
     const legend = h(
         "p",
         { class: "g-legend", "aria-hidden": "true" },
         ...OUTCOMES.map((one) => h("span", { "data-state": one }, texts.t(`state_${one}`))),
     );
-    const { element, head } = section("chart", texts.t("chart"), outcomes, axis(), h("h3", {}, texts.t("average_run")), times, axis(), slowest, h("div", { class: "g-hidden" }, table));
+    const { element, head } = section(
+        "chart",
+        texts.t("chart"),
+        nothing,
+        h("div", {}, outcomes, axis(), h("h3", {}, texts.t("average_run")), times, axis(), slowest),
+        h("div", { class: "g-hidden" }, table),
+    );
     head.append(legend);
     let drawn = "";
     return {
@@ -34,6 +41,8 @@ export function chartView(board, texts, section) {
         update() {
             const hours = board.stats?.chart ?? [];
             element.hidden = !hours.length;
+            nothing.hidden = hours.some((hour) => OUTCOMES.some((one) => hour[one] > 0));
+            nothing.nextElementSibling.hidden = legend.hidden = !nothing.hidden;
             const seen = JSON.stringify([hours, board.stats?.slowest]);
             if (!hours.length || seen === drawn) return;
             drawn = seen;

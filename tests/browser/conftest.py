@@ -3,7 +3,9 @@ GUARDED_BROWSER=required, as on the CI machine, they fail instead.
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,15 @@ class Faults:
     def _said(self, message: Any) -> None:
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.seen.append(message.text)
+
+
+def made_key(host: HostProcess, scope: str = "operate") -> str:
+    """A key of the server that is to be started, as its owner makes one."""
+    command = [sys.executable, str(ROOT), "keys", "create", f"key-{scope}", "--scope", scope]
+    made = subprocess.run([*command, "--user", str(host.base / "user")], capture_output=True, text=True, check=True)
+    found = re.search(r"gk_[\w-]+", made.stdout)
+    assert found, made
+    return found[0]
 
 
 def put_photos(base: Path) -> None:

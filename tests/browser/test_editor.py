@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser.conftest import PATIENCE_MS, Faults, put_photos, shoot
+from browser.conftest import PATIENCE_MS, Faults, made_key, put_photos, shoot
 from contract.client import PlainClient, Prompt, node, save, sleep
 from playwright.sync_api import Browser, Page, expect
 
@@ -32,11 +33,13 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
     """Opens the editor: `editor({"Comfy.Locale": "ru"})`. An error in one of our scripts fails the test."""
     contexts, faults = [], []
 
-    def opened(settings: dict[str, Any] | None = None, prompt: Prompt | None = None) -> Page:
+    def opened(
+        settings: dict[str, Any] | None = None, prompt: Prompt | None = None, host: HostProcess = host, **options: Any
+    ) -> Page:
         user = host.base / "user" / "default"
         user.mkdir(exist_ok=True)
         (user / "comfy.settings.json").write_text(json.dumps({**SETTINGS, **(settings or {})}))
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en")
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en", **options)
         context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         contexts.append(context)
@@ -129,6 +132,40 @@ def test_a_prompt_queued_in_the_editor_goes_through_the_guard_and_shows_its_resu
     open_tab(page)
     expect(page.locator(f'.g-recent-card [data-job="{job["job_id"]}"] img')).to_be_visible()
     shoot(page, f"editor-faces-{bot.host.kind.name}")
+
+
+def test_a_timeout_is_told_in_a_notice_unless_that_is_off(editor: Callable[..., Page], bot: PlainClient) -> None:
+    body = json.dumps({"prompt": sleep(600), "guard": {"timeout_s": 0.5}}).encode()
+    page, quiet = editor(), editor({"Guarded.Toasts": False, "Guarded.Badge": False})
+    expect(page.locator(".g-badge")).to_be_visible()
+    open_tab(quiet)
+    expect(quiet.locator(".g-badge")).to_be_hidden()
+    expect(quiet.get_by_text("Live")).to_be_visible()
+    bot.post(body, "/guarded/prompt?wait=60")
+    told = "A job ran into its deadline and was ended."
+    expect(page.get_by_text(told)).to_be_visible()
+    expect(quiet.get_by_role("status", name="Alarms")).to_contain_text(told)
+    assert quiet.locator(".p-toast-message").count() == 0
+
+
+def test_from_elsewhere_the_editor_works_with_a_key_as_its_password(
+    editor: Callable[..., Page], host: HostProcess, tmp_path: Path
+) -> None:
+    environment = {"GUARDED_NATIVE__MODE": "guarded", "GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
+    strangers = HostProcess(host.kind, tmp_path, environment=environment)
+    put_photos(strangers.base)
+    key = made_key(strangers)
+    with strangers:
+        page = editor(
+            prompt=faces("astronaut.png"), host=strangers, http_credentials={"username": "any", "password": key}
+        )
+        run(page)
+        expect(page.locator(".g-node p").first).to_have_text("Passed · 1 face")
+        panel = open_tab(page)
+        expect(panel.get_by_text("Live")).to_be_visible()
+        expect(panel.locator(".g-recent-card img")).to_be_visible()
+        expect(panel.locator(".g-recent-card")).to_contain_text("key-operate")
+        page.goto("about:blank")
 
 
 def test_a_photo_without_a_face_shows_its_error(editor: Callable[..., Page], bot: PlainClient) -> None:

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser.conftest import PATIENCE_MS, ROOT, Faults, put_photos, shoot
+from browser.conftest import PATIENCE_MS, Faults, made_key, put_photos, shoot
 from contract.client import PlainClient, node, picture, raises, save, sleep, text
 from playwright.sync_api import Browser, Page, expect
 
@@ -188,26 +186,20 @@ def test_an_artifact_opens_in_a_tab_of_its_own(opened: Callable[..., Page], bot:
 
 
 @pytest.fixture
-def strangers_host(tmp_path: Path) -> Iterator[HostProcess]:
-    """A server that wants a key even from this machine, as all do from others."""
-    with HostProcess(sandbox_kind(), tmp_path, environment={"GUARDED_ACCESS__TRUST_LOOPBACK": "false"}) as process:
-        yield process
-
-
-def made_key(host: HostProcess) -> str:
-    """An operator's key, as its owner makes one."""
-    command = [sys.executable, str(ROOT), "keys", "create", "boss", "--scope", "operate"]
-    made = subprocess.run([*command, "--user", str(host.base / "user")], capture_output=True, text=True, check=True)
-    found = re.search(r"gk_[\w-]+", made.stdout)
-    assert found, made
-    return found[0]
+def strangers(tmp_path: Path) -> Iterator[tuple[HostProcess, dict[str, str]]]:
+    """A server that wants a key even from this machine, as all do from others; and a key of each scope."""
+    process = HostProcess(sandbox_kind(), tmp_path, environment={"GUARDED_ACCESS__TRUST_LOOPBACK": "false"})
+    keys = {scope: made_key(process, scope) for scope in ("operate", "submit")}
+    with process:
+        yield process, keys
 
 
 def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_out_of_addresses(
-    opened: Callable[..., Page], strangers_host: HostProcess
+    opened: Callable[..., Page], strangers: tuple[HostProcess, dict[str, str]]
 ) -> None:
-    key = made_key(strangers_host)
-    page = opened(strangers_host.url)
+    host, keys = strangers
+    key = keys["operate"]
+    page = opened(host.url)
     addresses: list[str] = []
     page.on("request", lambda request: addresses.append(request.url))
     field = page.get_by_label("Key")
@@ -218,7 +210,7 @@ def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_out_of_addresse
     field.fill(key)
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Recent")).to_be_visible()
-    with closing(PlainClient(strangers_host)) as bot:
+    with closing(PlainClient(host)) as bot:
         answer = bot.post(json.dumps({"prompt": picture()}).encode(), headers={"Authorization": f"Bearer {key}"})
     row = within(page, "recent", answer.json["prompt_id"])
     expect(row.locator("img")).to_be_visible()
@@ -231,6 +223,37 @@ def test_where_a_key_is_needed_the_page_asks_for_it_and_keeps_it_out_of_addresse
     page.get_by_role("button", name="Forget the key").click()
     expect(field).to_be_visible()
     assert [address for address in addresses if key in address] == []
+
+
+def test_whoever_is_no_operator_sees_only_its_own(
+    opened: Callable[..., Page], strangers: tuple[HostProcess, dict[str, str]]
+) -> None:
+    host, keys = strangers
+    with closing(PlainClient(host)) as bot:
+        body = json.dumps({"prompt": text()}).encode()
+        others, own = (
+            bot.post(body, "/guarded/prompt?wait=60", {"Authorization": f"Bearer {key}"}).json["prompt_id"]
+            for key in (keys["operate"], keys["submit"])
+        )
+    page = opened(host.url)
+    page.get_by_label("Key").fill(keys["submit"])
+    page.keyboard.press("Enter")
+    expect(within(page, "recent", own)).to_be_visible()
+    expect(within(page, "recent", others)).to_have_count(0)
+    expect(page.get_by_text("1 of 1 job")).to_be_visible()
+    for card in ("disk", "server"):
+        expect(page.locator(f".g-{card}-card")).to_be_hidden()
+
+
+def test_a_timeout_is_an_alarm_until_it_is_dismissed(opened: Callable[..., Page], bot: PlainClient) -> None:
+    page = opened(locale="ru")
+    expect(page.get_by_text("Онлайн")).to_be_visible()
+    job_id = posted(bot, sleep(600), timeout_s=0.5)
+    alarms = page.get_by_role("status", name="Тревоги")
+    expect(alarms).to_contain_text("Задание не уложилось в срок и было остановлено.")
+    expect(within(page, "recent", job_id)).to_contain_text("generation_timeout")
+    page.get_by_role("button", name="Скрыть").click()
+    expect(alarms).to_be_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
