@@ -258,15 +258,20 @@ class Events:
                     job, _progress = self._running.get(job_id, (None, None))
                 if picture is None or job is None:
                     return
-                mime, encode = picture
                 if self._readers(PREVIEW, job):
-                    data = base64.b64encode(await asyncio.to_thread(encode)).decode()
-                    self.tell(_seen(job, mime, data))
+                    await self._encode(job, *picture)
                 await asyncio.sleep(PREVIEW_EVERY_S)
-        except Exception as error:  # a picture of somebody's own kind
-            log.debug("job %s: its preview cannot be encoded: %s", job_id, error)
         finally:
             del self._showing[job_id]
+
+    async def _encode(self, job: Job, mime: str, encode: Callable[[], bytes]) -> None:
+        try:
+            data = base64.b64encode(await asyncio.to_thread(encode)).decode()
+        except Exception as error:  # a picture of somebody's own kind
+            log.debug("job %s: its preview cannot be encoded: %s", job.job_id, error)
+            return
+        if job.job_id in self._running:
+            self.tell(_seen(job, mime, data))
 
     def _readers(self, name: str, job: Job | Standing | None) -> list[Subscription]:
         groups = [self._of_all]

@@ -213,6 +213,22 @@ async def test_readers_that_are_cut_off_at_random_see_every_state_once(client):
             assert seen == (["queued", "cancelled"] if job_id == cancelled else LIFE)
 
 
+async def test_a_reader_that_does_not_read_for_a_while_misses_no_state(client):
+    """More happens meanwhile than the sockets' buffers hold and than the server keeps for it."""
+    reader = reader_of(client)
+    stream = reader.events()
+    async with aclosing(stream):
+        first = asyncio.ensure_future(anext(stream))
+        await client.polled(lambda: asyncio.sleep(0, reader.last_id), bool)
+        ids = [await client.admitted(text(), guard={"metadata": {"x": "y" * 100_000}}) for _ in range(60)]
+        await first
+        await client.settled(ids[-1])
+        while sum(data["state"] in TERMINAL for data in reader.of("state")) < len(ids):
+            await anext(stream)
+    for job_id in ids:
+        assert [data["state"] for data in reader.of("state") if data["job_id"] == job_id] == LIFE
+
+
 async def _some(stream, count):
     """Takes that many events, and then hangs on without reading."""
     for _ in range(count):
