@@ -9,6 +9,7 @@ from . import (
     health,
     janitor,
     jobs,
+    openapi,
     page,
     prompt,
     stats,
@@ -33,6 +34,8 @@ ROUTES: list[Route] = [
     *page.ROUTES,
     *facade.ROUTES,
 ]
+
+ROUTES.append(openapi.route(ROUTES))
 
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.
 NATIVE: list[Route] = facade.NATIVE

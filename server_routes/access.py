@@ -9,8 +9,11 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..guard.errors import InvalidRequestError
-from .table import Call, Route, answered, own_path
+from ..guard.errors import InvalidRequestError, PayloadTooLargeError
+from .about import About
+from .table import Call, Route, answered, own_path, read_body
+
+_MAX_BYTES = 2**16
 
 
 class Wanted(BaseModel):
@@ -25,7 +28,7 @@ class Wanted(BaseModel):
 async def post_token(call: Call) -> web.StreamResponse:
     """A token with which anybody may GET one path as the caller would, for a while."""
     try:
-        wanted = Wanted.model_validate(json.loads(await call.request.read()))
+        wanted = Wanted.model_validate(json.loads(await read_body(call.request, _MAX_BYTES)))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
@@ -39,4 +42,11 @@ async def post_token(call: Call) -> web.StreamResponse:
     return answered({"token": token, "url": f"{parts.path}?{query}", "expires_in_s": ttl_s})
 
 
-ROUTES = [Route("POST", "/tokens", post_token)]
+ROUTES = [
+    Route(
+        "POST",
+        "/tokens",
+        post_token,
+        about=About({200: "Token"}, body={"application/json": "Wanted"}, refusals=(PayloadTooLargeError,)),
+    )
+]

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from ..guard import previews
 from ..guard.errors import ArtifactGoneError, NotFoundError
+from .about import FLAG, About
 from .sending import OpenFile, has_the_end, headers_of, send, unchanged
 from .table import Call, Route
 
@@ -46,4 +47,16 @@ async def _preview(call: Call, file: OpenFile, wanted: previews.Preview) -> web.
 
 
 # aiohttp answers HEAD by the same handler.
-ROUTES = [Route("GET", "/jobs/{job_id}/artifacts/{index}", get_artifact)]
+ROUTES = [
+    Route(
+        "GET",
+        "/jobs/{job_id}/artifacts/{index}",
+        get_artifact,
+        about=About(
+            {200: "*/*", 206: "*/*", 304: None, 412: None, 416: None},
+            query={"preview": {"type": "string"}, "download": FLAG},
+            headers={"Range": "One range of bytes.", "If-None-Match": "The ETag of what the client has."},
+            refusals=(NotFoundError, ArtifactGoneError),
+        ),
+    )
+]

@@ -8,8 +8,9 @@ import time
 
 from aiohttp import web
 
-from ..guard.errors import GuardError, InvalidRequestError
+from ..guard.errors import GuardError, InvalidRequestError, NotFoundError
 from ..guard.events import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event, Subscription
+from .about import FLAG, About
 from .table import Call, Route, number
 
 #: A comment after so long without an event: proxies cut what is silent for a minute, and it tells us who has gone.
@@ -101,7 +102,19 @@ def _names(call: Call) -> set[str]:
     return names | {PREVIEW} if call.request.query.get("preview") in ("1", "true") else names
 
 
+_QUERY = {
+    "wait": {"type": "number", "minimum": 0},
+    "preview": FLAG,
+    "last_event_id": {"type": "integer", "minimum": 0, "maximum": 10**18},
+}
+_RESUMING = {"Last-Event-ID": "The id of the last event that the client has seen."}
+
 ROUTES = [
-    Route("GET", "/events", get_events),
-    Route("GET", "/jobs/{job_id}/events", get_job_events),
+    Route("GET", "/events", get_events, about=About({200: "text/event-stream"}, _QUERY, _RESUMING)),
+    Route(
+        "GET",
+        "/jobs/{job_id}/events",
+        get_job_events,
+        about=About({200: "text/event-stream", 204: None}, _QUERY, _RESUMING, refusals=(NotFoundError,)),
+    ),
 ]

@@ -13,7 +13,10 @@ from ..guard.errors import BadImageError, GuardError, InvalidRequestError, NotFo
 from ..guard.faces.check import Faces
 from ..guard.faces.gate import AskedRules
 from ..guard.files import annotated, show_as_seen
+from .about import FACES, About
 from .table import Call, Route, answered, read_body
+
+_RULES = {"min_faces": "integer", "max_faces": "integer", "min_confidence": "number", "min_face_fraction": "number"}
 
 
 async def post_face_check(call: Call) -> web.StreamResponse:
@@ -103,4 +106,20 @@ def _rules(given: dict[str, Any]) -> AskedRules:
         raise InvalidRequestError(f"{field}: {said}.", extra_info={"field": field}) from None
 
 
-ROUTES = [Route("POST", "/face-check", post_face_check)]
+ROUTES = [
+    Route(
+        "POST",
+        "/face-check",
+        post_face_check,
+        about=About(
+            {200: "Faces"},
+            query={name: {"type": kind} for name, kind in _RULES.items()},
+            body={
+                "application/json": "StoredImage",
+                "image/*": {"type": "string", "contentMediaType": "application/octet-stream"},
+                "multipart/form-data": "PictureForm",
+            },
+            refusals=(*FACES, PayloadTooLargeError),
+        ),
+    )
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from .about import FLAG, About
 from .table import Call, Route, answered
 
 
@@ -34,7 +35,7 @@ async def post_drain(call: Call) -> web.StreamResponse:
 
 
 ROUTES = [
-    Route("GET", "/health", get_health, open=True),
-    Route("GET", "/ready", get_ready, open=True),
-    Route("POST", "/drain", post_drain, operate=True),
+    Route("GET", "/health", get_health, open=True, about=About({200: "Status"})),
+    Route("GET", "/ready", get_ready, open=True, about=About({200: "Status", 503: "Status"})),
+    Route("POST", "/drain", post_drain, operate=True, about=About({200: "Draining"}, query={"off": FLAG})),
 ]

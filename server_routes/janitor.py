@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..guard.errors import InvalidRequestError
+from .about import WAIT, About
 from .table import Call, Route, answered, number
 
 #: How long an answer waits for its sweep, where the caller does not say. Proxies give up after a minute.
@@ -44,7 +45,16 @@ async def post_adopt(call: Call) -> web.StreamResponse:
 
 
 ROUTES = [
-    Route("GET", "/janitor", get_janitor, operate=True),
-    Route("POST", "/janitor/sweep", post_sweep, operate=True),
-    Route("POST", "/janitor/adopt", post_adopt, operate=True),
+    Route("GET", "/janitor", get_janitor, operate=True, about=About({200: "Janitor"})),
+    Route(
+        "POST",
+        "/janitor/sweep",
+        post_sweep,
+        operate=True,
+        about=About(
+            {200: "Object", 202: "Object"},
+            query={"dry_run": {"type": "string", "enum": sorted(_FLAGS)}, "wait": WAIT},
+        ),
+    ),
+    Route("POST", "/janitor/adopt", post_adopt, operate=True, about=About({200: "Janitor"})),
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..guard.errors import InvalidRequestError
+from ..guard.errors import DiskFullError, InvalidRequestError, NotFoundError, ServerUnavailableError
 from ..guard.job import JobState
+from .about import WAIT, About
 from .table import Call, Route, answered, number
 
 _PAGE = 50
 _PAGE_AT_MOST = 500
+_STATE = {"type": "string", "enum": [state.value for state in JobState]}
 
 
 async def get_job(call: Call) -> web.StreamResponse:
@@ -59,7 +61,29 @@ def _state(name: str) -> JobState:
 
 
 ROUTES = [
-    Route("GET", "/jobs", list_jobs),
-    Route("GET", "/jobs/{job_id}", get_job),
-    Route("DELETE", "/jobs/{job_id}", delete_job),
+    Route(
+        "GET",
+        "/jobs",
+        list_jobs,
+        about=About(
+            {200: "Jobs"},
+            query={
+                "state": {"type": "string"},
+                "limit": {"type": "integer", "minimum": 1, "maximum": _PAGE_AT_MOST},
+                "before": {"type": "integer", "minimum": 1, "maximum": 2**53},
+            },
+        ),
+    ),
+    Route(
+        "GET",
+        "/jobs/{job_id}",
+        get_job,
+        about=About({200: "Job"}, query={"wait": WAIT, "state": _STATE}, refusals=(NotFoundError,)),
+    ),
+    Route(
+        "DELETE",
+        "/jobs/{job_id}",
+        delete_job,
+        about=About({200: "Job"}, refusals=(NotFoundError, ServerUnavailableError, DiskFullError)),
+    ),
 ]

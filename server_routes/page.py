@@ -14,6 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ..guard.errors import NotFoundError
+from .about import About
 from .table import Call, Route
 
 PANEL = Path(__file__).resolve().parent.parent / "js" / "panel"
@@ -23,6 +24,7 @@ _SCRIPT = re.compile(r'<script type="module">(.*?)</script>', re.DOTALL)
 
 
 async def get_page(_call: Call) -> web.StreamResponse:
+    """The operator's page."""
     page, policy = _page()
     headers = {
         "Cache-Control": "no-cache",
@@ -40,6 +42,7 @@ async def get_page_from_below(_call: Call) -> web.StreamResponse:
 
 
 async def get_file(call: Call) -> web.StreamResponse:
+    """A file of the page."""
     name = call.request.match_info["file"]
     suffix = Path(name).suffix
     if suffix not in _TYPES or name not in _names():
@@ -76,7 +79,13 @@ def _page() -> tuple[str, str]:
 
 
 ROUTES = [
-    Route("GET", "/", get_page, open=True),
-    Route("GET", "", get_page_from_below, open=True),
-    Route("GET", "/panel/{file}", get_file, open=True),
+    Route("GET", "/", get_page, open=True, about=About({200: "text/html"})),
+    Route("GET", "", get_page_from_below, open=True, about=About({308: None})),
+    Route(
+        "GET",
+        "/panel/{file}",
+        get_file,
+        open=True,
+        about=About({200: "*/*", 206: "*/*", 304: None, 412: None, 416: None}, refusals=(NotFoundError,)),
+    ),
 ]

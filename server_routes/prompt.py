@@ -10,6 +10,7 @@ from aiohttp import web
 from ..guard.admission import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Fill, Submission, from_form
 from ..guard.store import Submitted
 from ..guard.uploads import UploadedFile
+from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
 from .form import is_form, received
 from .table import Call, Route, answered, number, read_body
 
@@ -66,4 +67,18 @@ async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...], tem
     )
 
 
-ROUTES = [Route("POST", "/prompt", post_prompt, limited=True)]
+ROUTES = [
+    Route(
+        "POST",
+        "/prompt",
+        post_prompt,
+        limited=True,
+        about=About(
+            {200: "Submitted"},
+            query={"wait": WAIT},
+            headers=SUBMIT_HEADERS,
+            body={"application/json": "Prompt", "multipart/form-data": "PromptForm"},
+            refusals=ADMISSION,
+        ),
+    )
+]

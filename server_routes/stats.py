@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..guard.metrics import CONTENT_TYPE
+from .about import About
 from .table import Call, Route, answered
 
 
@@ -22,6 +23,6 @@ async def get_metrics(call: Call) -> web.StreamResponse:
 
 
 ROUTES = [
-    Route("GET", "/stats", get_stats),
-    Route("GET", "/metrics", get_metrics, operate=True),
+    Route("GET", "/stats", get_stats, about=About({200: "Stats"})),
+    Route("GET", "/metrics", get_metrics, operate=True, about=About({200: "text/plain"})),
 ]

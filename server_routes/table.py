@@ -43,6 +43,7 @@ from ..guard.stats import Stats
 from ..guard.templates.catalogue import Templates
 from ..guard.uploads import Uploads
 from ..guard.webhooks import Outbox
+from .about import About
 
 log = logging.getLogger("guarded.http")
 
@@ -101,7 +102,8 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 class Route:
     """`open` routes answer without a key, and then with the bare status; `operate` ones want an operator.
 
-    What `limited` routes answer says how many jobs the client may still ask for.
+    What `limited` routes answer says how many jobs the client may still ask for. `about` is for the contract; a test
+    says where it is missing.
     """
 
     method: str
@@ -110,6 +112,7 @@ class Route:
     open: bool = False
     operate: bool = False
     limited: bool = False
+    about: About | None = None
 
 
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import aiohttp
 from aiohttp import abc, web
 
-from ..guard.errors import GuardError, InvalidRequestError
+from ..guard.errors import DiskFullError, GuardError, InvalidRequestError, NotFoundError, ServerUnavailableError
 from ..guard.store import Delivery, DeliveryState
 from ..guard.webhooks import Attempt, Outbox, Rules
+from .about import About
 from .table import Call, Route, answered, number
 
 log = logging.getLogger("guarded.webhooks")
@@ -213,6 +214,23 @@ async def post_redeliver(call: Call) -> web.StreamResponse:
 
 
 ROUTES = [
-    Route("GET", "/webhooks", list_webhooks),
-    Route("POST", "/webhooks/{webhook_id}/redeliver", post_redeliver),
+    Route(
+        "GET",
+        "/webhooks",
+        list_webhooks,
+        about=About(
+            {200: "Webhooks"},
+            query={
+                "state": {"type": "string"},
+                "limit": {"type": "integer", "minimum": 1, "maximum": _PAGE_AT_MOST},
+                "before": {"type": "integer", "minimum": 1, "maximum": 2**53},
+            },
+        ),
+    ),
+    Route(
+        "POST",
+        "/webhooks/{webhook_id}/redeliver",
+        post_redeliver,
+        about=About({200: "Object"}, refusals=(NotFoundError, ServerUnavailableError, DiskFullError)),
+    ),
 ]

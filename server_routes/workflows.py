@@ -6,6 +6,8 @@ import asyncio
 
 from aiohttp import web
 
+from ..guard.errors import NotFoundError
+from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
 from .prompt import admitted
 from .table import Call, Route, answered
 
@@ -22,6 +24,18 @@ async def post_workflow(call: Call) -> web.StreamResponse:
 
 
 ROUTES = [
-    Route("GET", "/workflows", get_workflows),
-    Route("POST", "/workflows/{name}", post_workflow),
+    Route("GET", "/workflows", get_workflows, about=About({200: "Workflows"})),
+    Route(
+        "POST",
+        "/workflows/{name}",
+        post_workflow,
+        limited=True,
+        about=About(
+            {200: "Submitted"},
+            query={"wait": WAIT},
+            headers=SUBMIT_HEADERS,
+            body={"application/json": "Rendering", "multipart/form-data": "RenderingForm"},
+            refusals=(*ADMISSION, NotFoundError),
+        ),
+    ),
 ]

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from ...guard import pictures
-from ...guard.errors import ArtifactGoneError, ForbiddenError, InvalidRequestError, NotFoundError
+from ...guard.errors import ArtifactGoneError, BadImageError, ForbiddenError, InvalidRequestError, NotFoundError
 from ...guard.files import TYPES, Found, annotated, is_plain
 from ...guard.uploads import UploadedFile, disk_errors
+from ..about import UPLOAD, About
 from ..form import is_form, received
 from ..sending import OpenFile, has_the_end, headers_of, send, unchanged
 from ..table import Call, Route, answered
@@ -169,7 +170,36 @@ async def _kept(call: Call, upload: _Upload) -> web.StreamResponse:
 
 
 ROUTES = [
-    Route("GET", "/view", get_view),
-    Route("POST", "/upload/image", post_image),
-    Route("POST", "/upload/mask", post_mask),
+    Route(
+        "GET",
+        "/view",
+        get_view,
+        about=About(
+            {200: "*/*", 206: "*/*", 304: None, 412: None, 416: None},
+            query={
+                "filename": {"type": "string"},
+                "subfolder": {"type": "string"},
+                "type": {"type": "string", "enum": list(TYPES)},
+                "preview": {"type": "string"},
+                "channel": {"type": "string", "enum": ["rgba", "rgb", "a"]},
+            },
+            refusals=(ForbiddenError, NotFoundError, ArtifactGoneError, BadImageError),
+        ),
+    ),
+    Route(
+        "POST",
+        "/upload/image",
+        post_image,
+        about=About({200: "Kept"}, body={"multipart/form-data": "UploadForm"}, refusals=UPLOAD),
+    ),
+    Route(
+        "POST",
+        "/upload/mask",
+        post_mask,
+        about=About(
+            {200: "Kept"},
+            body={"multipart/form-data": "MaskForm"},
+            refusals=(*UPLOAD, ForbiddenError, NotFoundError, ArtifactGoneError, BadImageError),
+        ),
+    ),
 ]

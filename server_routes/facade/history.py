@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ...guard.errors import InvalidRequestError
+from ..about import COMMAND, About
 from ..table import Call, Route, answered
 from .bodies import command, ids
 
@@ -55,7 +56,17 @@ def _whole(call: Call, name: str) -> int | None:
 
 
 ROUTES = [
-    Route("GET", "/history", get_history),
-    Route("POST", "/history", post_history),
-    Route("GET", "/history/{prompt_id}", get_history_of),
+    Route(
+        "GET",
+        "/history",
+        get_history,
+        about=About({200: "History"}, query={"max_items": {"type": "integer"}, "offset": {"type": "integer"}}),
+    ),
+    Route(
+        "POST",
+        "/history",
+        post_history,
+        about=About({200: None}, body={"application/json": "Command"}, refusals=COMMAND),
+    ),
+    Route("GET", "/history/{prompt_id}", get_history_of, about=About({200: "History"})),
 ]

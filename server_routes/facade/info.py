@@ -13,6 +13,7 @@ from aiohttp import web
 
 from ...guard.access import LOCAL
 from ...guard.files import names_uploads, own_folder
+from ..about import About
 from ..table import Call, Route, answered
 
 #: What an input is declared with → the media types of the uploads that its choice holds.
@@ -25,15 +26,18 @@ _UPLOADS = {
 
 
 async def get_object_info(call: Call) -> web.StreamResponse:
+    """Every node class and its inputs."""
     return await _object_info(call, await call.services.host.native("/object_info"))
 
 
 async def get_object_info_of(call: Call) -> web.StreamResponse:
+    """One node class; empty where there is none."""
     node_class = call.request.match_info["node_class"]
     return await _object_info(call, await call.services.host.native("/object_info/{node_class}", node_class=node_class))
 
 
 async def get_embeddings(call: Call) -> web.StreamResponse:
+    """The names of the embeddings."""
     return _as_it_is(await call.services.host.native("/embeddings"))
 
 
@@ -95,8 +99,8 @@ def _is_a(name: str, kinds: list[str]) -> bool:
 
 
 ROUTES = [
-    Route("GET", "/object_info", get_object_info),
-    Route("GET", "/object_info/{node_class}", get_object_info_of),
-    Route("GET", "/embeddings", get_embeddings),
-    Route("GET", "/system_stats", get_system_stats),
+    Route("GET", "/object_info", get_object_info, about=About({200: "Object"})),
+    Route("GET", "/object_info/{node_class}", get_object_info_of, about=About({200: "Object"})),
+    Route("GET", "/embeddings", get_embeddings, about=About({200: "List"})),
+    Route("GET", "/system_stats", get_system_stats, about=About({200: "Object"})),
 ]

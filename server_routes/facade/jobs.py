@@ -7,6 +7,7 @@ from aiohttp import web
 from ...guard import as_comfyui
 from ...guard.errors import InvalidRequestError, NotFoundError
 from ...guard.store import Listing
+from ..about import COMMAND, STORE, About
 from ..table import Call, Route, answered, number
 from .bodies import command, ids
 
@@ -42,6 +43,7 @@ async def list_jobs(call: Call) -> web.StreamResponse:
 
 
 async def get_job(call: Call) -> web.StreamResponse:
+    """One job, in the shape of ComfyUI's newer view."""
     return answered(await call.services.jobs.listed(call.request.match_info["job_id"], call.client))
 
 
@@ -51,6 +53,7 @@ async def cancel_job(call: Call) -> web.StreamResponse:
 
 
 async def cancel_jobs(call: Call) -> web.StreamResponse:
+    """Whether there was anything to cancel among `job_ids`."""
     named = ids(await command(call), "job_ids")
     if named is None:
         raise InvalidRequestError("job_ids must be a list of ids.", extra_info={"field": "job_ids"})
@@ -78,8 +81,28 @@ def _one_of(call: Call, name: str, usual: str, other: str) -> str:
 
 
 ROUTES = [
-    Route("GET", "/api/jobs", list_jobs),
-    Route("POST", "/api/jobs/cancel", cancel_jobs),
-    Route("GET", "/api/jobs/{job_id}", get_job),
-    Route("POST", "/api/jobs/{job_id}/cancel", cancel_job),
+    Route(
+        "GET",
+        "/api/jobs",
+        list_jobs,
+        about=About(
+            {200: "Object"},
+            query={
+                "status": {"type": "string"},
+                "workflow_id": {"type": "string"},
+                "sort_by": {"type": "string", "enum": ["created_at", "execution_duration"]},
+                "sort_order": {"type": "string", "enum": ["asc", "desc"]},
+                "limit": {"type": "integer", "minimum": 1},
+                "offset": {"type": "integer"},
+            },
+        ),
+    ),
+    Route(
+        "POST",
+        "/api/jobs/cancel",
+        cancel_jobs,
+        about=About({200: "Cancelled"}, body={"application/json": "JobIds"}, refusals=COMMAND),
+    ),
+    Route("GET", "/api/jobs/{job_id}", get_job, about=About({200: "Object"}, refusals=(NotFoundError,))),
+    Route("POST", "/api/jobs/{job_id}/cancel", cancel_job, about=About({200: "Cancelled"}, refusals=STORE)),
 ]

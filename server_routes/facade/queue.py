@@ -7,11 +7,13 @@ import asyncio
 from aiohttp import web
 
 from ...guard.errors import InvalidRequestError
+from ..about import COMMAND, About
 from ..table import Call, Route, answered
 from .bodies import command, ids
 
 
 async def get_prompt(call: Call) -> web.StreamResponse:
+    """How many of the caller's jobs have not ended."""
     remaining = await call.services.jobs.remaining(call.client)
     return answered({"exec_info": {"queue_remaining": remaining}})
 
@@ -45,8 +47,15 @@ async def post_interrupt(call: Call) -> web.StreamResponse:
 
 
 ROUTES = [
-    Route("GET", "/prompt", get_prompt),
-    Route("GET", "/queue", get_queue),
-    Route("POST", "/queue", post_queue),
-    Route("POST", "/interrupt", post_interrupt),
+    Route("GET", "/prompt", get_prompt, about=About({200: "Remaining"})),
+    Route("GET", "/queue", get_queue, about=About({200: "Queue"})),
+    Route(
+        "POST", "/queue", post_queue, about=About({200: None}, body={"application/json": "Command"}, refusals=COMMAND)
+    ),
+    Route(
+        "POST",
+        "/interrupt",
+        post_interrupt,
+        about=About({200: None}, body={"application/json": "Interrupt"}, refusals=COMMAND),
+    ),
 ]

@@ -8,6 +8,7 @@ import contextlib
 from aiohttp import WSMsgType, web
 
 from ...guard.sockets import Socket
+from ..about import About
 from ..table import Call, Route
 
 #: A peer that does not answer a ping within half of this is gone.
@@ -17,6 +18,7 @@ MAX_MESSAGE_BYTES = 2**18
 
 
 async def get_ws(call: Call) -> web.StreamResponse:
+    """ComfyUI's websocket, with the caller's own events, and `guarded` ones among them."""
     # Uncompressed: a compressor of some 250 KiB for each of thousands of idle sockets would be the most of them.
     ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_MESSAGE_BYTES)
     await ws.prepare(call.request)
@@ -51,4 +53,4 @@ def _abort(request: web.Request) -> None:
         request.transport.abort()
 
 
-ROUTES = [Route("GET", "/ws", get_ws)]
+ROUTES = [Route("GET", "/ws", get_ws, about=About({101: None}, query={"clientId": {"type": "string"}}))]
