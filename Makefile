@@ -8,6 +8,7 @@ CHAOS_REAL ?= 20
 LEDGER ?= 500
 LEDGER_KILLS ?= 20
 SOAK ?= --minutes 20 --jobs 2000
+CROWD ?= --sockets 500 --submitters 200 --seconds 60
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
@@ -18,7 +19,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check chaos ledger soak format venv clean
+.PHONY: help demo serve test check chaos ledger soak crowd format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +31,8 @@ help:
 	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
 	@echo "             open files or threads grow"
+	@echo "make crowd   500 sockets and 200 submitters for a minute (CROWD='… --real' on a ComfyUI); fails where anything is"
+	@echo "             answered 5xx, a socket is lost or memory stays"
 	@echo "make format  ruff's fixes and format"
 	@echo "make clean   remove .venv and build"
 	@echo "The browser tests want Chromium: apt-get install chromium, or $(BIN)/python -m playwright install chromium"
@@ -58,6 +61,9 @@ ledger: $(VENV)/.run-ready $(VENV)/.dev-ready
 
 soak: $(VENV)/.run-ready $(VENV)/.dev-ready
 	$(BIN)/python tests/chaos/soak.py $(SOAK)
+
+crowd: $(VENV)/.run-ready $(VENV)/.dev-ready
+	$(BIN)/python tests/chaos/crowd.py $(CROWD)
 
 format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .

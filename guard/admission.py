@@ -585,7 +585,10 @@ def _graph(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) in (int, float)
+    """As ComfyUI sees it, to which true is the number 1."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return isinstance(value[0], str) and isinstance(value[1], (int, float))
 
 
 def _circle(graph: Mapping[str, Any]) -> list[str] | None:

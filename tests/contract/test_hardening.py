@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from contract.client import Client, assert_refusal, assert_succeeded, node, text
+from contract.test_access import opened
 
-from comfyui_guarded.sandbox.launch import HostProcess
+from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
 
 MIB = 2**20
 
@@ -317,6 +318,26 @@ async def test_an_id_that_a_native_prompt_has_is_a_conflict_or_settles(client):
         else:
             assert_refusal(answer, "conflict", 409)
     await client.assert_takes_jobs()
+
+
+async def test_an_id_that_anothers_job_has_is_a_conflict_that_tells_nothing_of_it(tmp_path):
+    async with opened(sandbox_kind(), tmp_path) as box:
+        prompt_id = str(uuid.uuid4())
+        body = {"prompt": text("a secret"), "prompt_id": prompt_id}
+        assert (await box.ask("owner", "POST", "/guarded/prompt?wait=60", body=body)).status == 200
+        for who in ("other", "owner"):
+            answer = await box.ask(who, "POST", "/guarded/prompt", body={"prompt": text(), "prompt_id": prompt_id})
+            assert_refusal(answer, "conflict", 409)
+            assert b"secret" not in answer.content
+            assert b"owner" not in answer.content
+        assert_refusal(await box.ask("other", "GET", f"/guarded/jobs/{prompt_id}"), "not_found", 404)
+        assert_refusal(await box.ask("other", "DELETE", f"/guarded/jobs/{prompt_id}"), "not_found", 404)
+        # The same Idempotency-Key of two owners is two keys.
+        answers = [
+            await box.ask(who, "POST", "/guarded/prompt", body={"prompt": text()}, headers={"Idempotency-Key": "k"})
+            for who in ("owner", "other")
+        ]
+        assert answers[0].json["prompt_id"] != answers[1].json["prompt_id"]
 
 
 # CORS. -----------------------------------------------------------------------------------------------------------

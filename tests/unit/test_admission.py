@@ -226,6 +226,15 @@ def test_a_circle_is_found_where_no_output_hangs_on_it_and_its_nodes_are_named()
     assert set(error.extra_info["nodes"]) >= set(ring)
 
 
+@pytest.mark.parametrize("output", [0, 1, True, False, 0.0])
+def test_a_circle_is_one_however_its_outputs_are_numbered(output):
+    graph = {
+        "1": {"class_type": "A", "inputs": {"x": ["2", output]}},
+        "2": {"class_type": "A", "inputs": {"x": ["1", output]}},
+    }
+    assert "circle" in _refusal(json.dumps({"prompt": graph})).message
+
+
 def test_a_node_that_feeds_many_is_no_circle():
     many = {str(at): {"class_type": "X", "inputs": {"a": ["0", 0], "b": [str(at - 1), 0]}} for at in range(1, 1500)}
     graph = {"0": {"class_type": "X", "inputs": {}}, **many}
