@@ -27,6 +27,8 @@ from .job import Artifact, Job
 from .store import Store
 from .uploads import FOLDER, disk_errors, folder_of
 
+#: Folders in one another that an upload may go into.
+_DEEPEST = 32
 TYPES = ("input", "output", "temp")
 
 T = TypeVar("T")
@@ -56,6 +58,11 @@ def is_plain(name: str) -> bool:
     """Whether a name stays below the folder that it is looked for in, by its letters alone."""
     parts = re.split(r"[/\\]", name)
     return bool(parts[0]) and ".." not in parts and "\0" not in name and not re.match(r"[A-Za-z]:", name)
+
+
+def _is_deep(folder: str) -> bool:
+    """Deeper than anybody sorts files; thousands deep, not even Python's own functions reach the ground."""
+    return len(re.split(r"[/\\]", folder)) > _DEEPEST
 
 
 def names_uploads(text: str) -> bool:
@@ -148,7 +155,7 @@ class Files:
         target = self._host.file(kind, "/".join(part for part in (own, subfolder) if part), filename)
         # Its real place: a link that some node has made leads nowhere else.
         root = self._host.file(kind, "", own) if own else None
-        outside = target is None or (root is not None and root not in target.parents)
+        outside = target is None or (root is not None and root not in target.parents) or _is_deep(subfolder)
         if outside or (subfolder and not is_plain(subfolder)) or (own and names_uploads(subfolder)):
             raise InvalidRequestError(
                 "subfolder must lie below the folder of its type.", extra_info={"field": "subfolder"}

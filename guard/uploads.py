@@ -273,6 +273,12 @@ def _moved(path: Path, target: Path) -> None:
             return
 
 
+#: Too long, or not to be written there; a folder by the name of a file, or the other way round.
+_BAD_NAME = frozenset(
+    {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+)
+
+
 @contextmanager
 def disk_errors() -> Iterator[None]:
     """What the disk says, as an error of ours."""
@@ -281,4 +287,6 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError("There is no space for the file.") from error
+        if error.errno in _BAD_NAME:
+            raise InvalidRequestError("The disk does not take a file of that name.") from error
         raise ServerUnavailableError("The file cannot be stored.", details=error.strerror or "") from error

@@ -23,6 +23,7 @@ async def command(call: Call) -> dict[str, Any]:
         return {}
     try:
         body = json.loads(raw)
+        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is the name of nothing
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
