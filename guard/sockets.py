@@ -1,7 +1,8 @@
 """Websockets of callers: who hears what of the host's messages, and which verdicts have been missed.
 
 A socket hears what the host sends to its client id. Of what the host sends to everybody, only an operator hears all;
-another hears `status`, with the count of its own jobs.
+another hears `status`, with the count of its own jobs. Between the host's messages come `guarded` ones: the events of
+the client id's jobs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import uuid
 from asyncio import wrap_future
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from .access import Client
 from .client_ids import ClientIds
 from .clock import Clock
 from .errors import GuardError
+from .events import POSITION, PROGRESS, STATE, Event, Events
 from .host import Host
 from .job import Job
 from .jobs import Jobs
@@ -36,6 +39,8 @@ MISSED_FOR_MS = 3_600_000
 MISSED_AT_MOST = 100
 #: `status` is sent so often at most, and always before the message that ends a job.
 STATUS_EVERY_S = 0.1
+#: How long after the last socket has closed the jobs' events are still read.
+FOLLOW_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -95,16 +100,20 @@ class Socket:
 class Sockets:
     """All open sockets. Event loop, except where it says so."""
 
-    def __init__(self, store: Store, host: Host, jobs: Jobs, client_ids: ClientIds, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, host: Host, jobs: Jobs, events: Events, client_ids: ClientIds, clock: Clock
+    ) -> None:
         self._store = store
         self._host = host
         self._jobs = jobs
+        self._events = events
         self._client_ids = client_ids
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sockets: set[Socket] = set()
         self._by_sid: dict[str, set[Socket]] = {}
         self._status_due: asyncio.TimerHandle | None = None
+        self._following: asyncio.Task[None] | None = None
 
     def open(self, client: Client, client_id: str, overflow: Callable[[], None]) -> Socket:
         """A socket that hears all from here on."""
@@ -117,6 +126,8 @@ class Sockets:
             socket.say("executing", {"node": node_id})
         self._sockets.add(socket)
         self._by_sid.setdefault(socket.sid, set()).add(socket)
+        if self._following is None:
+            self._following = self._loop.create_task(self._follow(), name="guarded-socket-events")
         return socket
 
     async def catch_up(self, socket: Socket) -> None:
@@ -138,7 +149,7 @@ class Sockets:
                 data = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": job.job_id}
                 socket.say("executed", data)
             event, data = as_comfyui.ending(job)
-            socket.say("guarded", {"event": "state", **self._jobs.shown(job, None)})
+            socket.say("guarded", {"event": STATE, **self._jobs.shown(job, None)})
             socket.say(event, data, verdict_of=job.job_id)
             socket.say("executing", {"node": None, "prompt_id": job.job_id})
 
@@ -164,13 +175,15 @@ class Sockets:
             if features is not None:
                 socket.say("feature_flags", features)
 
-    async def sent(self, message: Message) -> None:
-        """The message is on its way to the client."""
-        if message.verdict_of is not None:
-            try:
-                await wrap_future(self._store.heard(message.verdict_of))
-            except GuardError as error:
-                log.warning("that job %s was heard of is not on disk: %s", message.verdict_of, error)
+    def sent(self, message: Message) -> None:
+        """The message is on its way to the client. What follows it does not wait for the disk."""
+        if (job_id := message.verdict_of) is not None:
+
+            def done(heard: Future[None]) -> None:
+                if (error := heard.exception()) is not None:
+                    log.warning("that job %s was heard of is not on disk: %s", job_id, error)
+
+            self._store.heard(job_id).add_done_callback(done)
 
     def changed(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
@@ -201,8 +214,32 @@ class Sockets:
             if frame.verdict_of is not None and socket.heard_live is not None:
                 socket.heard_live.add(frame.verdict_of)
             if event == "executing" and data.get("node") is None:
-                self._tell_status(socket)
+                self._tell_status(socket, self._remaining(socket.client))
             socket.put(frame)
+
+    async def _follow(self) -> None:
+        """One reader of all jobs' events for all sockets, for as long as there are any."""
+        with self._events.subscribe((STATE, POSITION, PROGRESS)) as reader:
+            while self._sockets:
+                try:
+                    events = await reader.next(FOLLOW_S)
+                except GuardError as error:
+                    log.warning("what happened to the jobs cannot be read: %s", error)
+                    await asyncio.sleep(1)
+                    continue
+                for event in events:
+                    self._tell(event)
+        self._following = None
+
+    def _tell(self, event: Event) -> None:
+        job = event.job
+        if job is None or job.client_id is None:
+            return
+        sockets = self._by_sid.get(self._client_ids.of(job.owner, job.client_id))
+        if sockets:
+            frame = Message(json.dumps({"type": "guarded", "data": {"event": event.name, **event.data}}))
+            for socket in sockets:
+                socket.put(frame)
 
     def _owe_status(self) -> None:
         if self._status_due is None:
@@ -210,14 +247,14 @@ class Sockets:
 
     def _tell_all_status(self) -> None:
         self._status_due = None
+        remaining = {client: self._remaining(client) for client in {socket.client for socket in self._sockets}}
         for socket in self._sockets:
-            self._tell_status(socket)
+            if remaining[socket.client] != socket.remaining:
+                self._tell_status(socket, remaining[socket.client])
 
-    def _tell_status(self, socket: Socket) -> None:
-        remaining = self._remaining(socket.client)
-        if remaining != socket.remaining:
-            socket.remaining = remaining
-            socket.say("status", _status(remaining))
+    def _tell_status(self, socket: Socket, remaining: int) -> None:
+        socket.remaining = remaining
+        socket.say("status", _status(remaining))
 
     def _remaining(self, client: Client) -> int:
         return self._store.open(None if client.operator else client.owner)

@@ -90,6 +90,8 @@ MIGRATIONS: tuple[str, ...] = (
     """
     -- The template's parameters in force, JSON object; what a repeated request is told again.
     ALTER TABLE jobs ADD COLUMN parameters TEXT NOT NULL DEFAULT '{}';
+    """,
+    """
     -- Verdicts that no websocket of the job's client id has been sent yet.
     CREATE TABLE unheard (
         job_id TEXT PRIMARY KEY,

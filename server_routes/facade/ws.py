@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from ...guard.sockets import Socket
 from ..about import About
 from ..table import Call, Route
+
+log = logging.getLogger("guarded.sockets")
 
 #: A peer that does not answer a ping within half of this is gone.
 HEARTBEAT_S = 30.0
@@ -30,6 +33,9 @@ async def get_ws(call: Call) -> web.StreamResponse:
         async for message in ws:
             if message.type is WSMsgType.TEXT:
                 sockets.said(socket, message.data)
+    except Exception:
+        log.exception("a websocket failed")  # which is no request any more: nothing could be answered
+        await ws.close(code=WSCloseCode.INTERNAL_ERROR)
     finally:
         sockets.close(socket)
         writer.cancel()
@@ -45,7 +51,7 @@ async def _write(call: Call, ws: web.WebSocketResponse, socket: Socket) -> None:
                 await ws.send_str(message.content)
             else:
                 await ws.send_bytes(message.content)
-            await call.services.sockets.sent(message)
+            call.services.sockets.sent(message)
 
 
 def _abort(request: web.Request) -> None:

@@ -12,6 +12,7 @@ import aiohttp
 from contract.client import (
     Client,
     assert_heard_only_an_error,
+    assert_native_error,
     assert_succeeded,
     files_announced,
     node,
@@ -22,20 +23,12 @@ from contract.client import (
     types_of,
     unique,
 )
-
-from comfyui_guarded.guard.access.keys import Key, create
+from contract.test_access import make_key
 
 #: As ComfyUI's own: from the start to the word that ends it for every client.
 GOOD = ["execution_start", "execution_cached", "executed", "execution_success", "executing"]
 
 _names = itertools.count()
-
-
-def _key(client: Client) -> tuple[str, str]:
-    """The name of a new owner, and its key."""
-    name = f"bot{next(_names)}"
-    wanted = Key(key_id="", name=name, scope="submit", sha256="", created_at_ms=0, webhook_secret="")
-    return name, create(client.base / "user" / "__guarded", wanted, same_owner=True)[1]
 
 
 async def _known(client: Client, key: str) -> None:
@@ -75,6 +68,23 @@ async def test_the_guarded_socket_hears_what_comfyuis_own_hears(client):
     assert len(files_announced(ours)) == 1
 
 
+async def test_the_jobs_own_events_come_between(client):
+    async with client.socket("/guarded/ws") as socket:
+        job_id = await client.admitted(sleep(0.5, steps=5), client_id=socket.client_id)
+        await client.admitted(text(), client_id="another")
+
+        def ended(event: dict[str, Any]) -> bool:
+            return event["type"] == "guarded" and event["data"].get("state") == "succeeded"
+
+        job = (await socket.until(ended))["data"]
+        told = [event["data"] for event in socket.seen if event["type"] == "guarded"]
+    assert {data["job_id"] for data in told} == {job_id}
+    states = [data["state"] for data in told if data["event"] == "state"]
+    assert states == ["queued", "dispatched", "running", "validating", "succeeded"]
+    assert [data for data in told if data["event"] == "progress" and data["max"] == 5]
+    assert {name: value for name, value in job.items() if name != "event"} == await client.job(job_id)
+
+
 async def test_the_count_is_told_between_the_success_and_the_end(client):
     """Clients that watch the count alone take its fall for the end of their job."""
     async with client.socket("/guarded/ws") as socket:
@@ -101,7 +111,23 @@ async def test_a_socket_without_a_client_id_is_given_one(client):
 async def test_a_failed_check_is_heard_as_an_error_and_names_no_file(client):
     async with client.socket("/guarded/ws") as socket:
         job_id = await client.admitted(too_small(), client_id=socket.client_id)
-        assert_heard_only_an_error(await socket.until_end_of(job_id))
+        events = await socket.until_end_of(job_id)
+        assert_native_error((await client.get(f"/guarded/history/{job_id}"))[job_id])
+        assert_heard_only_an_error(events)
+        types = [event["type"] for event in socket.seen if event["type"] != "guarded"]
+        assert types[-3:] == ["execution_error", "status", "executing"]
+
+
+async def test_an_end_at_the_deadline_is_an_error_before_it_is_an_interrupt(client):
+    """Clients that know no interrupts would wait on."""
+    async with client.socket("/guarded/ws") as socket:
+        prompt = sleep(3600, steps=100_000)
+        job_id = await client.admitted(prompt, client_id=socket.client_id, guard={"timeout_s": 0.5})
+        events = await socket.until_end_of(job_id)
+        assert_native_error((await client.get(f"/guarded/history/{job_id}"))[job_id])
+    assert_heard_only_an_error(events)
+    types = types_of(events)
+    assert types.index("execution_error") < types.index("execution_interrupted") < types.index("executing", -1)
 
 
 async def test_a_job_that_never_ran_is_heard_as_an_error(client):
@@ -110,6 +136,7 @@ async def test_a_job_that_never_ran_is_heard_as_an_error(client):
         await client.cancel(job_id)
         for ear in (socket, native):
             events = await ear.until_end_of(job_id)
+            assert (await client.get(f"/guarded/history/{job_id}"))[job_id]["status"]["status_str"] == "error"
             assert_heard_only_an_error(events)
             assert types_of(events)[-2:] == ["execution_error", "executing"]
 
@@ -181,7 +208,7 @@ async def test_previews_pass_as_the_client_has_asked_for_them(client):
 
 
 async def test_owners_do_not_hear_each_other_whatever_client_id_they_give(client):
-    (_, mine), (_, theirs) = _key(client), _key(client)
+    mine, theirs = (make_key(client.base, f"bot{next(_names)}") for _ in range(2))
     await _known(client, theirs)
     client_id = uuid.uuid4().hex
     async with contextlib.AsyncExitStack() as stack:
@@ -203,7 +230,7 @@ async def test_owners_do_not_hear_each_other_whatever_client_id_they_give(client
 
 
 async def test_a_key_sees_its_own_count_and_no_broadcast(client):
-    (_, mine), (_, theirs) = _key(client), _key(client)
+    mine, theirs = (make_key(client.base, f"bot{next(_names)}") for _ in range(2))
     await _known(client, theirs)
     async with client.busy(), client.socket("/guarded/ws", key=mine) as socket:
         assert remaining(socket.seen[0]) == 0

@@ -18,7 +18,7 @@ BOT, OTHER = Client("bot", operator=False), Client("other", operator=False)
 
 @pytest.fixture
 def hub(machine, store, host, clock):
-    made = Sockets(store, host, machine.jobs, machine.client_ids, clock)
+    made = Sockets(store, host, machine.jobs, machine.events, machine.client_ids, clock)
     store.on_change(made.changed)
     return made
 
@@ -123,6 +123,35 @@ async def test_the_new_count_comes_before_the_end_of_the_job(hub, machine, store
     assert [event for event, _data in await said(socket)] == ["status", "executing"]
 
 
+async def test_a_jobs_events_go_to_the_sockets_of_its_client_id(hub, machine, store):
+    first, second, other = opened(hub)[0], opened(hub)[0], opened(hub, client_id="elsewhere")[0]
+    await asyncio.sleep(0)  # the reader of the events begins
+    job_id = machine.submit(client_id="tab")
+    machine.submit(client_id="tab", owner="third")
+    store.flush()
+    for socket in (first, second):
+        message = None
+        while message is None or json.loads(message.content)["type"] != "guarded":
+            message = await asyncio.wait_for(socket.next(), LONG_S)
+        data = json.loads(message.content)["data"]
+        assert (data["event"], data["state"], data["job_id"]) == ("state", "queued", job_id)
+        assert all(event != "guarded" for event, _data in await said(socket))
+    assert all(event != "guarded" for event, _data in await said(other))
+
+
+async def test_without_sockets_nobody_reads_the_events(hub, machine, monkeypatch):
+    monkeypatch.setattr(sockets, "FOLLOW_S", 0.01)
+    socket, _ = opened(hub)
+    await asyncio.sleep(0)
+    assert machine.events.wanted("state")
+    hub.close(socket)
+    await asyncio.sleep(0.1)
+    assert not machine.events.wanted("state")
+    opened(hub)
+    await asyncio.sleep(0)
+    assert machine.events.wanted("state")
+
+
 async def test_missed_verdicts_are_told_in_order_and_forgotten_once_they_are_sent(hub, machine, store):
     good = await succeeded(machine, {"2": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}})
     bad = machine.submit(client_id="tab")
@@ -144,7 +173,8 @@ async def test_missed_verdicts_are_told_in_order_and_forgotten_once_they_are_sen
     await hub.catch_up(again)
     assert len(await said(again)) == 1 + len(told), "nothing was sent yet"
     for message in verdicts:
-        await hub.sent(message)
+        hub.sent(message)
+    store.flush()
     last, _ = opened(hub)
     await hub.catch_up(last)
     assert len(await said(last)) == 1
@@ -200,7 +230,7 @@ async def test_a_store_that_cannot_be_read_leaves_the_socket_open(hub, store):
     socket, closed = opened(hub)
     store.close()
     await hub.catch_up(socket)
-    await hub.sent(Message("{}", verdict_of="x"))
+    hub.sent(Message("{}", verdict_of="x"))
     assert closed == []
 
 
