@@ -13,6 +13,7 @@ from . import server_routes
 from .guard import journal, runtime
 from .guard.access import LOCAL, Access, Keys, Tokens
 from .guard.admission import Admission
+from .guard.backlog import Backlog
 from .guard.client_ids import ClientIds
 from .guard.clock import Clock
 from .guard.drain import Drain
@@ -122,7 +123,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     gpus = Gpus()
     exposition = Exposition(metrics, settings, store, host, health, watchdog, janitor, gpus)
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
-    sockets = Sockets(store, host, jobs, client_ids, clock)
+    sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
     store.on_change(estimates.changed)
     store.on_change(events.changed)
@@ -193,6 +194,10 @@ def _build(host: Any, prompt_server: Any) -> None:
         sockets=sockets,
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
+    if settings.native.mode == "guarded":
+        backlog = Backlog(store, host, settler, jobs)
+        store.on_change(backlog.changed)
+        host.show_backlog(backlog)
     if settings.native.mode != "open":
         # In front of ComfyUI's own, one of which answers every OPTIONS.
         prompt_server.app.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))

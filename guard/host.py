@@ -7,7 +7,7 @@ classes) stop there.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -158,6 +158,31 @@ class SocketListener(Protocol):
         """
 
 
+class Backlog(Protocol):
+    """The guard's jobs that the host is to show in its own queue and history although it does not have them.
+
+    `known` are the ids of the prompts that it has. Any thread; the host's readers wait for the answers.
+    """
+
+    def count(self, known: Collection[str]) -> int:
+        """How many there are; costs nothing."""
+
+    def waiting(self, known: Collection[str]) -> list[str]:
+        """Their ids, first come first."""
+
+    def rows(self, known: Collection[str]) -> list[list[Any]]:
+        """The next of them, as `[number, prompt_id, prompt, extra_data, outputs_to_execute]`."""
+
+    def take_out(self, job_ids: Collection[str]) -> None:
+        """Somebody took them out of the queue."""
+
+    def history_entry(self, job_id: str) -> dict[str, Any] | None:
+        """A settled job as an entry of ComfyUI's history."""
+
+    def forget(self, job_id: str | None) -> None:
+        """Somebody took it (None: all) out of the history."""
+
+
 class Host(Protocol):
     """The server that we live in."""
 
@@ -198,6 +223,12 @@ class Host(Protocol):
 
         `client_id`: of that socket, as the host knows it; None where nobody listens.
         """
+
+    def show_backlog(self, backlog: Backlog) -> None:
+        """Show, delete and clear the guard's waiting jobs in the host's own queue from now on. Called once."""
+
+    def queue_changed(self) -> None:
+        """The backlog has changed: the host's sockets are to hear of it. Any thread; does not wait."""
 
     def listen_sockets(self, listener: SocketListener) -> None:
         """Pass the host's websocket messages on from now on. Called once."""

@@ -7,6 +7,7 @@ worker when ComfyUI added a keyword (ComfyUI #10514).
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import sys
@@ -20,9 +21,10 @@ import nodes
 import server
 
 from ...guard.errors import GuardError
-from ...guard.host import Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
+from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
 from . import inputs, report
 from .handler import NativePrompt, native_get
+from .merged import Merged
 from .run import Run
 from .sockets import Passing
 from .worker import JobStopped, Workers
@@ -55,6 +57,8 @@ class ComfyHost:
         self._workers = Workers(prompt_server, self._stops.__contains__)
         self._replays_outputs: dict[type, bool] = {}
         self._passing = Passing(prompt_server)
+        self._backlog: Backlog | None = None
+        self._status_owed = False
 
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
@@ -63,6 +67,8 @@ class ComfyHost:
             self._wrap(self._queue, name)
         for name in ("delete_queue_item", "wipe_queue"):
             self._wrap(self._queue, name, self._dropping)
+        #: Of ComfyUI's own items alone.
+        self._delete_item = self._queue.delete_queue_item
         native = self._server.send_sync
         #: Past our own wrapper, which would hold it back again.
         self._send = lambda event, data, sid: self._passing.send(native, event, data, sid)
@@ -130,7 +136,7 @@ class ComfyHost:
             waiting = any(item[1] == prompt_id for item in self._queue.queue)
         if waiting:
             # Its wrapper tells the listener; where the worker was faster, the stop above holds.
-            self._queue.delete_queue_item(lambda item: item[1] == prompt_id)
+            self._delete_item(lambda item: item[1] == prompt_id)
         self._workers.cancel(prompt_id)
 
     def inject(self, prompt_id: str) -> bool:
@@ -164,11 +170,21 @@ class ComfyHost:
                 self._send(
                     *report.execution_error(run.job_id, error.code, error.message, error.extra_info), run.client_id
                 )
+        elif self._backlog is not None:
+            asyncio.run_coroutine_threadsafe(
+                self._into_history(self._backlog, job_id, client_id, error), self._server.loop
+            )
         elif client_id is not None:
-            # ComfyUI never ran it, so it says nothing; its clients wait for these two.
-            self._send(*report.execution_error(job_id, error.code, error.message, error.extra_info), client_id)
-            self._server.queue_updated()
-            self._send("executing", {"node": None, "prompt_id": job_id}, client_id)
+            self._announce_unrun(job_id, client_id, error)
+
+    def show_backlog(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+        Merged(self._queue, backlog, report.item_fields(self._native_task_done)).install(self._wrap)
+
+    def queue_changed(self) -> None:
+        if not self._status_owed:
+            self._status_owed = True
+            self._server.loop.call_soon_threadsafe(self._tell_status)
 
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         client_id = getattr(self._server, "client_id", None)
@@ -344,6 +360,26 @@ class ComfyHost:
         if len(items) != 1 or items[0][1] != body["prompt_id"]:
             raise RuntimeError("ComfyUI's handler accepted the prompt but did not queue it")
         return items[0], None
+
+    def _announce_unrun(self, job_id: str, client_id: str, error: GuardError) -> None:
+        """ComfyUI never ran it, so it says nothing; its clients wait for these."""
+        self._send(*report.execution_error(job_id, error.code, error.message, error.extra_info), client_id)
+        self._server.queue_updated()
+        self._send("executing", {"node": None, "prompt_id": job_id}, client_id)
+
+    async def _into_history(self, backlog: Backlog, job_id: str, client_id: str | None, error: GuardError) -> None:
+        """Its clients look there as soon as they have heard of the end."""
+        entry = await asyncio.to_thread(backlog.history_entry, job_id)
+        if entry is not None:
+            with self._queue.mutex:
+                self._queue.history.setdefault(job_id, {**entry, "prompt": tuple(entry["prompt"])})
+        if client_id is not None:
+            self._announce_unrun(job_id, client_id, error)
+
+    def _tell_status(self) -> None:
+        """Event loop."""
+        self._status_owed = False
+        self._server.queue_updated()
 
     def _own_outputs(self, job_id: str, prompt: dict[str, Any]) -> None:
         """Make every output node of the job run, so that its files are its own; what is upstream stays cached."""

@@ -167,6 +167,11 @@ def with_error(args: Any, kwargs: Any, status: Any, error: tuple[str, dict[str, 
     )
 
 
+def item_fields(task_done: Any) -> int:
+    """How many fields a queue item has: a sixth holds credentials, and `task_done` is told to leave it out."""
+    return 6 if "process_item" in inspect.signature(task_done).parameters else 5
+
+
 def ended(queue: Any, task_done: Any, message: tuple[str, dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`task_done`'s further arguments for a prompt that its worker never gave back."""
     status = queue.ExecutionStatus(status_str="error", completed=False, messages=[message])

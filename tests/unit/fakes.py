@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comfyui_guarded.guard.errors import DiskFullError
-from comfyui_guarded.guard.host import Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
+from comfyui_guarded.guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store.sqlite import SqliteStore
@@ -73,6 +73,7 @@ class FakeHost:
         self.replaced: list[tuple[str | None, str]] = []
         self.can_replace = True
         self.hung = 0
+        self.queue_changes = 0
         self.running_nodes: dict[str, str] = {}
         #: What clients said that they can do, by the id that the host knows.
         self.flags: dict[str, Any] = {}
@@ -129,6 +130,12 @@ class FakeHost:
 
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         self.shown_on_nodes.append((node_id, facts))
+
+    def show_backlog(self, backlog: Backlog) -> None:
+        self.backlog = backlog
+
+    def queue_changed(self) -> None:
+        self.queue_changes += 1
 
     def listen_sockets(self, listener: SocketListener) -> None:
         self.sockets = listener

@@ -1,0 +1,306 @@
+"""`native.mode = "guarded"`: clients of ComfyUI's own routes, the editor among them, go through the guard and need not
+know it."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+from contract.client import (
+    Client,
+    Socket,
+    assert_ended_badly,
+    assert_heard_only_an_error,
+    assert_native_error,
+    assert_succeeded,
+    connected,
+    files_announced,
+    node,
+    picture,
+    sleep,
+    text,
+    types_of,
+    unique,
+)
+from contract.conftest import kinds, put_photo
+from contract.test_access import make_key
+
+from comfyui_guarded.sandbox.launch import HostProcess
+
+GUARDED = {"GUARDED_NATIVE__MODE": "guarded"}
+
+
+@pytest.fixture(scope="module", params=kinds())
+def guarded_host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    process = HostProcess(request.param, tmp_path_factory.mktemp("guarded"), environment=GUARDED)
+    put_photo(process.base)
+    with process:
+        yield process
+
+
+@pytest.fixture
+async def native(guarded_host: HostProcess) -> AsyncIterator[Client]:
+    async with connected(guarded_host) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def busy(client: Client) -> AsyncIterator[str]:
+    """A prompt that runs for as long as the block."""
+    prompt_id = await client.native_submit(sleep(3600))
+    await client.running(prompt_id)
+    try:
+        yield prompt_id
+    finally:
+        await client.cancel(prompt_id)
+
+
+def remaining(event: dict) -> int:
+    return event["data"]["status"]["exec_info"]["queue_remaining"]
+
+
+async def test_a_prompt_is_a_guarded_job_and_its_client_sees_comfyui(native):
+    async with native.socket() as socket:
+        body = {
+            "prompt": picture(),
+            "client_id": socket.client_id,
+            "extra_data": {"extra_pnginfo": {"workflow": {"id": "w", "nodes": [], "links": []}}},
+            "prompt_id": str(uuid.uuid4()),
+        }
+        answer = await native.request("POST", "/api/prompt", body, headers={"Comfy-Usage-Source": "editor"})
+        assert answer.status == 200, answer
+        assert answer.json.keys() >= {"prompt_id", "number", "node_errors"}
+        assert "error" not in answer.json
+        assert answer.json["prompt_id"] == body["prompt_id"]
+        events = await socket.until_end_of(body["prompt_id"])
+        entry = (await native.get(f"/history/{body['prompt_id']}"))[body["prompt_id"]]
+    assert types_of(events)[0] == "execution_start"
+    assert types_of(events)[-2:] == ["execution_success", "executing"]
+    assert len(files_announced(events)) == 1
+    assert entry["status"]["status_str"] == "success"
+    assert entry["outputs"]["2"]["images"] == files_announced(events)
+    assert_succeeded(await native.settled(body["prompt_id"]))
+
+
+async def test_a_bad_prompt_is_refused_as_comfyui_refuses_it(native):
+    answer = await native.request("POST", "/prompt", {"prompt": {"1": node("SaveImage", filename_prefix="x")}})
+    assert answer.status == 400
+    assert answer.json["error"]["type"] == "prompt_outputs_failed_validation"
+    assert answer.json["node_errors"]["1"]["errors"]
+    for raw in (b"no json", b"[]", b'{"prompt": {"1": null}}', b'{"prompt": {}, "extra_data": null}'):
+        answer = await native.request("POST", "/prompt", raw=raw)
+        assert (answer.status, set(answer.json["error"])) == (400, {"type", "message", "details", "extra_info"})
+
+
+async def test_a_result_that_fails_the_checks_is_not_announced(native):
+    async with native.socket() as socket:
+        prompt = {"1": node("FaultTinyFile", filename_prefix=unique(), seed=0)}
+        prompt_id = await native.native_submit(prompt, client_id=socket.client_id)
+        assert_heard_only_an_error(await socket.until_end_of(prompt_id))
+        assert_native_error((await native.get(f"/history/{prompt_id}"))[prompt_id])
+
+
+async def test_what_waits_is_in_the_queue_like_what_comfyui_has(native):
+    async with busy(native) as running:
+        waiting = [await native.native_submit(picture(prefix := unique()), client_id="tab") for _ in range(3)]
+        queue = await native.get("/queue")
+        assert [row[1] for row in queue["queue_running"]] == [running]
+        assert [row[1] for row in queue["queue_pending"]] == waiting
+        assert {len(row) for rows in queue.values() for row in rows} == {5}
+        number, _prompt_id, prompt, extra_data, outputs = queue["queue_pending"][-1]
+        assert isinstance(number, int)
+        assert prompt["2"]["inputs"]["filename_prefix"] == prefix
+        assert (extra_data["client_id"], outputs) == ("tab", ["2"])
+        assert isinstance(extra_data["create_time"], int)
+        assert (await native.get("/prompt"))["exec_info"]["queue_remaining"] == 4
+        async with native.socket() as socket:
+            assert remaining(socket.seen[0]) == 4
+            await native.native_submit(text())
+            await socket.until(lambda event: event["type"] == "status" and remaining(event) == 5)
+        jobs = await native.request("GET", "/api/jobs?status=pending")
+        if jobs.status == 200:  # since ComfyUI 0.8
+            assert {job["id"] for job in jobs.json["jobs"]} > set(waiting)
+            (job,) = [job for job in jobs.json["jobs"] if job["id"] == waiting[0]]
+            assert job["status"] == "pending"
+    for prompt_id in waiting:
+        assert_succeeded(await native.settled(prompt_id))
+
+
+@pytest.mark.parametrize("door", ["", "/guarded"])
+async def test_from_the_answer_to_the_history_a_job_is_never_out_of_sight(native, door):
+    """Clients take a job that is in neither for lost."""
+    open_jobs: set[str] = set()
+    submitted = asyncio.Event()
+    looks = 0
+
+    async def submit() -> None:
+        for _ in range(20):
+            open_jobs.add(await native.native_submit(text(unique())))
+        submitted.set()
+
+    async def watch() -> None:
+        nonlocal looks
+        while not submitted.is_set() or open_jobs:
+            expected = set(open_jobs)
+            queue = await native.get(f"{door}/queue")
+            queued = {row[1] for row in queue["queue_running"] + queue["queue_pending"]}
+            for prompt_id in expected - queued:
+                assert await native.get(f"{door}/history/{prompt_id}"), f"{prompt_id} is nowhere"
+                open_jobs.discard(prompt_id)
+            looks += 1
+
+    await asyncio.gather(submit(), watch())
+    assert looks > 5
+
+
+@pytest.mark.parametrize("delete", ["queue", "jobs"])
+async def test_what_is_deleted_from_the_queue_is_cancelled(native, delete):
+    async with busy(native), native.socket() as socket:
+        wanted = await native.native_submit(picture())
+        unwanted = await native.native_submit(picture(), client_id=socket.client_id)
+        if delete == "queue":
+            assert (await native.request("POST", "/queue", {"delete": [unwanted]})).status == 200
+        else:
+            answer = await native.request("POST", f"/api/jobs/{unwanted}/cancel", {})
+            if answer.status in (404, 405):
+                pytest.skip("this ComfyUI has no such route")
+            assert answer.json == {"cancelled": True}
+        events = await socket.until_end_of(unwanted)
+        assert_heard_only_an_error(events)
+        assert_native_error((await native.get(f"/history/{unwanted}"))[unwanted])
+        assert unwanted in await native.get("/history")
+        assert await native.native_queue() == [*await native.native_running(), wanted]
+    assert_ended_badly(await native.settled(unwanted), "cancelled")
+    assert_succeeded(await native.settled(wanted))
+
+
+async def test_clearing_the_queue_cancels_what_waits_and_leaves_what_runs(native):
+    async with busy(native) as running:
+        waiting = [await native.native_submit(picture()) for _ in range(3)]
+        assert (await native.request("POST", "/queue", {"clear": True})).status == 200
+        for prompt_id in waiting:
+            assert_ended_badly(await native.settled(prompt_id), "cancelled")
+        assert await native.native_queue() == [running]
+    assert_succeeded(await native.run(text()))
+
+
+async def test_the_interrupt_button_ends_the_running_job(native):
+    async with native.socket() as socket:
+        prompt_id = await native.native_submit(sleep(3600, steps=100_000), client_id=socket.client_id)
+        await native.inside_a_node(prompt_id)
+        await native.request("POST", "/interrupt", {"prompt_id": prompt_id})
+        assert_heard_only_an_error(await socket.until_end_of(prompt_id))
+    assert_ended_badly(await native.settled(prompt_id), "interrupted")
+
+
+async def test_a_guarded_job_of_the_other_door_is_in_the_queue_too(native):
+    async with busy(native):
+        job_id = await native.admitted(picture())
+        assert job_id in await native.native_queue()
+    assert_succeeded(await native.settled(job_id))
+    assert (await native.get(f"/history/{job_id}"))[job_id]["status"]["completed"] is True
+
+
+async def test_a_key_from_elsewhere_has_its_own_queue_and_socket_at_the_root(native):
+    key = make_key(native.base, name := f"bot{uuid.uuid4().hex[:8]}")
+    headers = {"Authorization": f"Bearer {key}", "X-Forwarded-For": "203.0.113.9"}
+    await native.polled(lambda: native.request("GET", "/queue", headers=headers), lambda answer: answer.status == 200)
+    client_id = "tab"
+    url = f"{native.host.url}/ws?clientId={client_id}"
+    async with busy(native), native.session.ws_connect(url, headers=headers) as ws:
+        socket = Socket(ws, client_id)
+        assert (await socket.next())["data"] == {"status": {"exec_info": {"queue_remaining": 0}}, "sid": client_id}
+        body = {"prompt": text(), "client_id": client_id}
+        answer = await native.request("POST", "/prompt", body, headers=headers)
+        assert answer.status == 200, answer
+        prompt_id = answer.json["prompt_id"]
+        queue = (await native.request("GET", "/queue", headers=headers)).json
+        assert [row[1] for row in queue["queue_pending"]] == [prompt_id]
+        assert queue["queue_running"] == []
+        assert (await native.job(prompt_id))["owner"] == name
+        # The machine's own owner sees it in ComfyUI's queue, and stops it there.
+        assert prompt_id in await native.native_queue()
+        await native.request("POST", "/queue", {"delete": [prompt_id]})
+        assert_heard_only_an_error(await socket.until_end_of(prompt_id))
+
+
+# On the sandbox alone. ---------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_is_ended_by_the_watchdog_is_in_the_history_at_once(sandbox_client):
+    client = await sandbox_client(**GUARDED, GUARDED_WATCHDOG__JOB_TIMEOUT_S="0.5", GUARDED_WATCHDOG__INJECT="false")
+    async with client.socket() as socket:
+        prompt_id = await client.native_submit(sleep(3, checks=False), client_id=socket.client_id)
+        await socket.until(lambda event: event["type"] == "execution_error")
+        assert_native_error((await client.get(f"/history/{prompt_id}"))[prompt_id])
+
+
+async def test_the_verdict_is_in_the_history_after_a_restart_until_it_is_deleted(sandbox_client):
+    client = await sandbox_client(**GUARDED)
+    good = await client.native_submit(picture())
+    assert_succeeded(job := await client.settled(good))
+    async with busy(client):
+        bad = await client.native_submit(picture())
+        await client.cancel(bad)
+    client.host.kill()
+    client.host.start()
+    entry = (await client.get(f"/history/{good}"))[good]
+    assert (entry["status"]["status_str"], entry["outputs"]) == ("success", job["outputs"])
+    assert len(entry["prompt"]) == 5
+    assert entry["prompt"][1] == good
+    assert_native_error((await client.get(f"/history/{bad}"))[bad])
+    listed = await client.get(f"/api/jobs/{good}")
+    assert (listed["id"], listed["status"]) == (good, "completed")
+    await client.request("POST", "/history", {"delete": [good]})
+    assert await client.get(f"/history/{good}") == {}
+    assert_succeeded(await client.job(good))
+
+
+async def test_what_waited_before_a_restart_is_in_the_queue_after_it(sandbox_client):
+    client = await sandbox_client(**GUARDED)
+    running = await client.native_submit(sleep(3600))
+    await client.running(running)
+    waiting = [await client.native_submit(picture()) for _ in range(2)]
+    client.host.kill()
+    client.host.start()
+    await client.polled(client.native_running, lambda rows: rows == [running])
+    assert await client.native_queue() == [running, *waiting]
+    assert (await client.get("/prompt"))["exec_info"]["queue_remaining"] == 3
+    await client.request("POST", "/queue", {"clear": True})
+    await client.cancel(running)
+    for prompt_id in waiting:
+        assert_ended_badly(await client.settled(prompt_id), "cancelled")
+
+
+async def test_deleting_the_last_prompt_that_comfyui_has_leaves_the_others(sandbox_client):
+    """ComfyUI empties its whole queue where it holds one item only."""
+    client = await sandbox_client(**GUARDED, GUARDED_QUEUE__MAX_JOBS="2")
+    async with busy(client):
+        handed_on = await client.native_submit(picture())
+        await client.reached(handed_on, "dispatched")
+        waiting = await client.native_submit(picture())
+        await client.request("POST", "/queue", {"delete": [handed_on]})
+        assert_ended_badly(await client.settled(handed_on), "cancelled")
+        assert waiting in await client.native_queue()
+    assert_succeeded(await client.settled(waiting))
+
+
+async def test_a_full_queue_is_429_in_comfyuis_shape(sandbox_client):
+    client = await sandbox_client(**GUARDED, GUARDED_QUEUE__MAX_QUEUED="1")
+    async with busy(client):
+        await client.native_submit(text())
+        answer = await client.request("POST", "/prompt", {"prompt": text()})
+        assert (answer.status, answer.json["error"]["type"]) == (429, "queue_full")
+        await client.request("POST", "/queue", {"clear": True})
+
+
+@pytest.mark.parametrize("mode", ["open", "closed"])
+async def test_in_the_other_modes_comfyuis_own_queue_is_its_own(sandbox_client: Callable, mode: str):
+    client = await sandbox_client(GUARDED_NATIVE__MODE=mode)
+    async with client.busy():
+        job_id = await client.admitted(picture())
+        assert job_id not in await client.native_queue()
+        native = await client.native_submit(text())
+        assert (await client.request("GET", f"/guarded/jobs/{native}")).status == 404
+    await client.settled(job_id)

@@ -1,0 +1,131 @@
+"""What the host's own queue and history show of jobs that the host does not have."""
+
+import json
+import threading
+
+import pytest
+from unit.fakes import LONG_S
+
+from comfyui_guarded.guard import backlog as module
+from comfyui_guarded.guard.backlog import Backlog
+from comfyui_guarded.guard.errors import CancelledError
+from comfyui_guarded.guard.job import SUCCESS, Result
+
+
+@pytest.fixture
+def backlog(machine, store, host):
+    made = Backlog(store, host, machine.settler, machine.jobs)
+    store.on_change(made.changed)
+    return made
+
+
+def ids(backlog, *known):
+    return [row[1] for row in backlog.rows(set(known))]
+
+
+async def test_a_job_is_shown_from_its_commit_until_it_has_settled(backlog, machine, store):
+    first, second = machine.submit(), machine.submit()
+    assert ids(backlog) == [first, second]
+    assert backlog.count([]) == 2
+    assert await machine.dispatcher.turn()
+    assert ids(backlog) == [first, second], "on its way to the host's queue it is in neither"
+    assert ids(backlog, first) == [second]
+    assert (backlog.count([first, "a native prompt"]), backlog.waiting([first])) == (1, [second])
+    machine.settler.end(machine.job(second), CancelledError("The job was cancelled.")).result(LONG_S)
+    assert ids(backlog, first) == []
+    assert backlog.count([first]) == 0
+
+
+def test_a_row_is_what_comfyui_would_have_in_its_queue(backlog, machine):
+    body = {"prompt": {"1": {"class_type": "X", "inputs": {}}}, "extra_data": {"extra_pnginfo": {}}, "guard": {}}
+    job_id = machine.submit(body=json.dumps(body).encode(), client_id="tab", outputs_to_execute=("1",))
+    (row,) = backlog.rows([])
+    created_at_ms = machine.job(job_id).created_at_ms
+    extra_data = {"extra_pnginfo": {}, "client_id": "tab", "create_time": created_at_ms}
+    assert row == [1, job_id, body["prompt"], extra_data, ["1"]]
+    assert backlog.rows([])[0] is row, "read once"
+
+
+def test_large_bodies_are_read_again_rather_than_kept(backlog, machine, monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 10)
+    machine.submit()
+    (row,) = backlog.rows([])
+    again = backlog.rows([])
+    assert again == [row]
+    assert again[0] is not row
+
+
+def test_only_so_many_are_shown_and_all_are_counted(backlog, machine, monkeypatch):
+    monkeypatch.setattr(module, "SHOWN", 2)
+    jobs = [machine.submit() for _ in range(3)]
+    assert ids(backlog) == jobs[:2]
+    assert backlog.count([]) == 3
+    assert backlog.waiting([]) == jobs
+
+
+async def test_what_an_earlier_process_has_left_is_shown(machine, store, host):
+    running, waiting = await machine.run(), machine.submit()
+    backlog = Backlog(store, host, machine.settler, machine.jobs)
+    assert ids(backlog) == [running, waiting]
+
+
+async def test_what_is_taken_out_is_cancelled_unless_it_has_begun(backlog, machine):
+    running, waiting = await machine.run(), machine.submit()
+    backlog.take_out([running, waiting, "no job"])
+    assert machine.ended(waiting) == ("cancelled", "cancelled")
+    assert machine.ended(running) == ("running", None)
+
+
+async def test_the_host_is_told_of_what_comes_and_goes_and_of_nothing_else(backlog, machine, host, store):
+    job_id = await machine.run()
+    assert host.queue_changes == 1
+    store.settle(job_id, SUCCESS, Result()).result(LONG_S)
+    assert host.queue_changes == 2
+
+
+async def test_the_history_has_settled_jobs_until_somebody_deletes_them(backlog, machine, store):
+    outputs = {"2": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}
+    job_id = await machine.run(owner="local")
+    assert backlog.history_entry(job_id) is None
+    store.settle(job_id, SUCCESS, Result(outputs)).result(LONG_S)
+    entry = backlog.history_entry(job_id)
+    assert (entry["outputs"], entry["status"]["status_str"], entry["prompt"][1]) == (outputs, "success", job_id)
+    assert backlog.history_entry("no job") is None
+    backlog.forget(job_id)
+    assert backlog.history_entry(job_id) is None, "at once"
+    store.flush()
+    assert backlog.history_entry(job_id) is None
+
+
+async def test_clearing_the_history_is_for_the_jobs_of_this_machine(backlog, machine, store):
+    mine, others = machine.submit(owner="local"), machine.submit(owner="bot")
+    for job_id in (mine, others):
+        machine.settler.end(machine.job(job_id), CancelledError("The job was cancelled.")).result(LONG_S)
+    backlog.forget(None)
+    store.flush()
+    assert backlog.history_entry(mine) is None
+    assert backlog.history_entry(others) is not None
+
+
+def test_rows_may_be_asked_for_from_any_thread_while_jobs_come_and_go(backlog, machine, store):
+    done, seen, failures = threading.Event(), [], []
+
+    def look():
+        try:
+            while not done.is_set():
+                seen.append(len(backlog.rows(set())))
+        except Exception as error:
+            failures.append(error)
+
+    looking = [threading.Thread(target=look) for _ in range(3)]
+    for thread in looking:
+        thread.start()
+    for _ in range(10):
+        job_id = machine.submit()
+        machine.settler.end(machine.job(job_id), CancelledError("The job was cancelled.")).result(LONG_S)
+    done.set()
+    for thread in looking:
+        thread.join()
+    assert failures == []
+    assert seen
+    assert (backlog.rows(set()), backlog._bytes, backlog._rows) == ([], 0, {})
