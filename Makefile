@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+CLIENTS := build/clients
 CHAOS ?= 200
 CHAOS_REAL ?= 20
 LEDGER ?= 500
@@ -19,7 +20,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check chaos ledger soak crowd format venv clean
+.PHONY: help demo serve test check clients chaos ledger soak crowd format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +28,7 @@ help:
 	@echo "make serve   the same server, kept running"
 	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose)"
 	@echo "make check   format, lint, types, who may import whom"
+	@echo "make clients published clients of ComfyUI, unchanged, also on every real ComfyUI that is found"
 	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
 	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
@@ -44,7 +46,7 @@ demo: $(VENV)/.run-ready
 serve: $(VENV)/.run-ready
 	$(BIN)/python sandbox/tour.py --serve
 
-test: check $(VENV)/.run-ready $(VENV)/.promtool-ready
+test: check $(VENV)/.run-ready $(VENV)/.promtool-ready $(CLIENTS)/.ready
 	$(BIN)/pytest tests $(PYTEST_ARGS)
 
 check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
@@ -52,6 +54,9 @@ check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
 	$(BIN)/ruff check .
 	cd $(ALIAS) && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 	PYTHONPATH=$(ALIAS) $(BIN)/lint-imports --no-logo --cache-dir build/import_linter_cache
+
+clients: $(VENV)/.run-ready $(VENV)/.dev-ready $(CLIENTS)/.ready
+	GUARDED_CLIENTS=everywhere $(BIN)/pytest tests/clients $(PYTEST_ARGS)
 
 chaos: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_CHAOS=$(CHAOS) GUARDED_CHAOS_REAL=$(CHAOS_REAL) $(BIN)/pytest tests/chaos/test_rounds.py $(PYTEST_ARGS)
@@ -103,6 +108,20 @@ $(VENV)/.promtool-ready: $(VENV)/.created
 	@cd $(VENV)/promtool && { apt-get download prometheus || { apt-get update && apt-get download prometheus; } && \
 		dpkg-deb -x prometheus_*.deb . && rm -f prometheus_*.deb usr/bin/prometheus; } >/dev/null 2>&1 || \
 		echo "No promtool could be had from apt-get; its test will be skipped."
+	@touch $@
+
+# Clients from PyPI and npm, in an environment of their own: what they pin is not what the server runs on. Without npm,
+# those from PyPI are tested all the same.
+$(CLIENTS)/.ready: tests/clients/requirements.txt tests/clients/requirements-needed.txt tests/clients/package.json
+	@echo "Installing published clients of ComfyUI into $(CLIENTS), once ..."
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check --no-input install --quiet \
+		-r tests/clients/requirements-needed.txt
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps \
+		-r tests/clients/requirements.txt
+	@cp tests/clients/package.json $(CLIENTS)/
+	@npm install --prefix $(CLIENTS) --no-audit --no-fund --silent || \
+		echo "npm could not install its clients; their tests will be skipped."
 	@touch $@
 
 $(ALIAS)/comfyui_guarded:
