@@ -8,6 +8,7 @@ the client id's jobs.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import uuid
@@ -54,10 +55,14 @@ class Message:
 class Socket:
     """One open websocket: who listens, and what is still to be sent. Event loop.
 
-    `overflow` is called once, when more waits than the client can be expected to take.
+    `overflow` is called once, when more waits than the client can be expected to take. One that `resumes` hears the
+    jobs' events from a reader of its own.
     """
 
-    def __init__(self, client: Client, client_id: str, sid: str, overflow: Callable[[], None]) -> None:
+    def __init__(
+        self, client: Client, client_id: str, sid: str, overflow: Callable[[], None], resumes: bool = False
+    ) -> None:
+        self.resumes = resumes
         self.client = client
         self.client_id = client_id
         self.sid = sid
@@ -71,6 +76,7 @@ class Socket:
         self._outbox: deque[Message] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
+        self._taken = asyncio.Event()
 
     def put(self, message: Message) -> None:
         if self._overflow is None:
@@ -94,7 +100,14 @@ class Socket:
             await self._filled.wait()
         message = self._outbox.popleft()
         self._bytes -= len(message.content)
+        self._taken.set()
         return message
+
+    async def room(self) -> None:
+        """Until the client has taken half of what may wait for it."""
+        while len(self._outbox) > OUTBOX_MESSAGES // 2 or self._bytes > OUTBOX_BYTES // 2:
+            self._taken.clear()
+            await self._taken.wait()
 
 
 class Sockets:
@@ -115,11 +128,11 @@ class Sockets:
         self._status_due: asyncio.TimerHandle | None = None
         self._following: asyncio.Task[None] | None = None
 
-    def open(self, client: Client, client_id: str, overflow: Callable[[], None]) -> Socket:
-        """A socket that hears all from here on."""
+    def open(self, client: Client, client_id: str, overflow: Callable[[], None], *, resumes: bool = False) -> Socket:
+        """A socket that hears all from here on; the jobs' events of one that `resumes` come by :meth:`resume`."""
         self._loop = asyncio.get_running_loop()
         known = client_id or uuid.uuid4().hex
-        socket = Socket(client, known, self._client_ids.of(client.owner, known), overflow)
+        socket = Socket(client, known, self._client_ids.of(client.owner, known), overflow, resumes)
         socket.remaining = self._remaining(client)
         socket.say("status", {**_status(socket.remaining), "sid": known})
         if (node_id := self._host.executing(socket.sid)) is not None:
@@ -149,9 +162,25 @@ class Sockets:
                 data = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": job.job_id}
                 socket.say("executed", data)
             event, data = as_comfyui.ending(job)
-            socket.say("guarded", {"event": STATE, **self._jobs.shown(job, None)})
+            if not socket.resumes:
+                socket.put(_frame(Event(STATE, functools.partial(self._jobs.shown, job, None), job, job.event_id)))
             socket.say(event, data, verdict_of=job.job_id)
             socket.say("executing", {"node": None, "prompt_id": job.job_id})
+
+    async def resume(self, socket: Socket, after: int) -> None:
+        """Every state of the client id's jobs behind the one of that number, then what happens to them. Never ends."""
+        with self._events.subscribe((STATE, POSITION, PROGRESS), owner=socket.client.owner, after=after) as reader:
+            while True:
+                try:
+                    events = await reader.next(FOLLOW_S)
+                except GuardError as error:
+                    log.warning("what happened to the jobs cannot be read: %s", error)
+                    await asyncio.sleep(1)
+                    continue
+                for event in events:
+                    if self._sid_of(event) == socket.sid:
+                        await socket.room()
+                        socket.put(_frame(event))
 
     def close(self, socket: Socket) -> None:
         self._sockets.discard(socket)
@@ -232,14 +261,15 @@ class Sockets:
         self._following = None
 
     def _tell(self, event: Event) -> None:
-        job = event.job
-        if job is None or job.client_id is None:
-            return
-        sockets = self._by_sid.get(self._client_ids.of(job.owner, job.client_id))
+        sockets = [socket for socket in self._by_sid.get(self._sid_of(event) or "", ()) if not socket.resumes]
         if sockets:
-            frame = Message(json.dumps({"type": "guarded", "data": {"event": event.name, **event.data}}))
+            frame = _frame(event)
             for socket in sockets:
                 socket.put(frame)
+
+    def _sid_of(self, event: Event) -> str | None:
+        job = event.job
+        return None if job is None or job.client_id is None else self._client_ids.of(job.owner, job.client_id)
 
     def _owe_status(self) -> None:
         if self._status_due is None:
@@ -262,3 +292,8 @@ class Sockets:
 
 def _status(remaining: int) -> dict[str, Any]:
     return {"status": {"exec_info": {"queue_remaining": remaining}}}
+
+
+def _frame(event: Event) -> Message:
+    numbered = {} if event.id is None else {"id": event.id}
+    return Message(json.dumps({"type": "guarded", "data": {"event": event.name, **numbered, **event.data}}))

@@ -28,7 +28,7 @@ _HEADERS = {
 
 async def get_job_events(call: Call) -> web.StreamResponse:
     """The job as it is, or what the caller has missed of it; then what happens, to its end."""
-    after = _after(call)
+    after = last_event_id(call)
     job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
     with call.services.events.subscribe(_names(call), job_id=job.job_id, after=after) as reader:
         if after is not None and job.state.settled and after >= job.event_id:
@@ -45,7 +45,7 @@ async def get_job_events(call: Call) -> web.StreamResponse:
 async def get_events(call: Call) -> web.StreamResponse:
     """From now on, or behind the last event that the caller has seen."""
     owner = None if call.client.operator else call.client.owner
-    after = _after(call)
+    after = last_event_id(call)
     if after is None:
         # With its number at hand from the start, a reader misses nothing by being cut off before the first event.
         after = await call.services.events.head()
@@ -87,7 +87,7 @@ def _cut_off(request: web.Request) -> None:
         request.transport.abort()
 
 
-def _after(call: Call) -> int | None:
+def last_event_id(call: Call) -> int | None:
     """`Last-Event-ID`, as a browser sends it when it comes again; in the query for those that cannot send it."""
     given = call.request.headers.get("Last-Event-ID") or call.request.query.get("last_event_id")
     if not given:
@@ -102,11 +102,9 @@ def _names(call: Call) -> set[str]:
     return names | {PREVIEW} if call.request.query.get("preview") in ("1", "true") else names
 
 
-_QUERY = {
-    "wait": {"type": "number", "minimum": 0},
-    "preview": FLAG,
-    "last_event_id": {"type": "integer", "minimum": 0, "maximum": 10**18},
-}
+LAST_EVENT_ID = {"type": "integer", "minimum": 0, "maximum": 10**18}
+
+_QUERY = {"wait": {"type": "number", "minimum": 0}, "preview": FLAG, "last_event_id": LAST_EVENT_ID}
 _RESUMING = {"Last-Event-ID": "The id of the last event that the client has seen."}
 
 ROUTES = [

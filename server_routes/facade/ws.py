@@ -10,6 +10,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from ...guard.sockets import Socket
 from ..about import About
+from ..events import LAST_EVENT_ID, last_event_id
 from ..table import Call, Route
 
 log = logging.getLogger("guarded.sockets")
@@ -22,12 +23,16 @@ MAX_MESSAGE_BYTES = 2**18
 
 async def get_ws(call: Call) -> web.StreamResponse:
     """ComfyUI's websocket, with the caller's own events, and `guarded` ones among them."""
+    after = last_event_id(call)
     # Uncompressed: a compressor of some 250 KiB for each of thousands of idle sockets would be the most of them.
     ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_MESSAGE_BYTES)
     await ws.prepare(call.request)
     sockets = call.services.sockets
-    socket = sockets.open(call.client, call.request.query.get("clientId", ""), lambda: _abort(call.request))
-    writer = asyncio.create_task(_write(call, ws, socket))
+    client_id = call.request.query.get("clientId", "")
+    socket = sockets.open(call.client, client_id, lambda: _abort(call.request), resumes=after is not None)
+    tasks = [asyncio.create_task(_write(call, ws, socket))]
+    if after is not None:
+        tasks.append(asyncio.create_task(sockets.resume(socket, after)))
     try:
         await sockets.catch_up(socket)
         async for message in ws:
@@ -38,7 +43,8 @@ async def get_ws(call: Call) -> web.StreamResponse:
         await ws.close(code=WSCloseCode.INTERNAL_ERROR)
     finally:
         sockets.close(socket)
-        writer.cancel()
+        for task in tasks:
+            task.cancel()
     return ws
 
 
@@ -59,4 +65,6 @@ def _abort(request: web.Request) -> None:
         request.transport.abort()
 
 
-ROUTES = [Route("GET", "/ws", get_ws, about=About({101: None}, query={"clientId": {"type": "string"}}))]
+_QUERY = {"clientId": {"type": "string"}, "last_event_id": LAST_EVENT_ID}
+
+ROUTES = [Route("GET", "/ws", get_ws, about=About({101: None}, query=_QUERY))]

@@ -381,7 +381,7 @@ class Client:
         self, path: str = "/ws", client_id: str | None = None, key: str | None = None
     ) -> AsyncIterator[Socket]:
         client_id = uuid.uuid4().hex if client_id is None else client_id
-        url = f"{self.host.url}{path}?clientId={client_id}"
+        url = f"{self.host.url}{path}{'&' if '?' in path else '?'}clientId={client_id}"
         headers = {"Authorization": f"Bearer {key}"} if key else None
         async with self.session.ws_connect(url, headers=headers, max_msg_size=0) as ws:
             socket = Socket(ws, client_id)

@@ -1,8 +1,10 @@
 """The websocket under /guarded: what ComfyUI says to the caller, what it missed, and nothing of anybody else."""
 
+import asyncio
 import contextlib
 import itertools
 import json
+import random
 import struct
 import uuid
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from contract.client import (
+    TERMINAL,
     Client,
     assert_heard_only_an_error,
     assert_native_error,
@@ -82,7 +85,7 @@ async def test_the_jobs_own_events_come_between(client):
     states = [data["state"] for data in told if data["event"] == "state"]
     assert states == ["queued", "dispatched", "running", "validating", "succeeded"]
     assert [data for data in told if data["event"] == "progress" and data["max"] == 5]
-    assert {name: value for name, value in job.items() if name != "event"} == await client.job(job_id)
+    assert {name: value for name, value in job.items() if name not in ("event", "id")} == await client.job(job_id)
 
 
 async def test_the_count_is_told_between_the_success_and_the_end(client):
@@ -275,3 +278,39 @@ def test_the_key_of_the_client_ids_is_nobody_elses_business(host):
     path: Path = host.base / "user" / "__guarded" / "client_ids.key"
     assert len(path.read_bytes()) == 32
     assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_sockets_that_are_cut_off_at_random_hear_every_state_once(client):
+    """Each comes again with the number of the last state that it has heard."""
+    chance = random.Random(5)
+    life = ["queued", "dispatched", "running", "validating", "succeeded"]
+
+    async def follow(client_id: str, last_id: int, wanted: set[str]) -> list[tuple[str, str, int]]:
+        told: list[tuple[str, str, int]] = []
+        while not wanted <= {job_id for job_id, state, _id in told if state in TERMINAL}:
+            async with client.socket(f"/guarded/ws?last_event_id={last_id}", client_id) as socket:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(socket.until(lambda _event: False), chance.uniform(0.0, 0.4))
+                for event in socket.seen:
+                    if event["type"] == "guarded" and event["data"]["event"] == "state":
+                        last_id = event["data"]["id"]
+                        told.append((event["data"]["job_id"], event["data"]["state"], last_id))
+        return told
+
+    client_ids = [uuid.uuid4().hex for _ in range(4)]
+    before = (await client.run(text(), client_id=client_ids[0]))["job_id"]
+    async with client.socket("/guarded/ws?last_event_id=0", client_ids[0]) as socket:
+        last = await socket.until(
+            lambda event: event["type"] == "guarded" and event["data"].get("state") == "succeeded"
+        )
+        assert last["data"]["job_id"] == before
+    async with client.busy():
+        jobs = {one: {await client.admitted(sleep(0.1), client_id=one) for _ in range(2)} for one in client_ids}
+        following = [asyncio.ensure_future(follow(one, last["data"]["id"], jobs[one])) for one in client_ids]
+        await asyncio.sleep(0.3)
+    for one, told in zip(client_ids, await asyncio.gather(*following), strict=True):
+        assert {job_id for job_id, _state, _id in told} == jobs[one]
+        for job_id in jobs[one]:
+            assert [state for other, state, _id in told if other == job_id] == life
+        numbers = [number for *_rest, number in told]
+        assert numbers == sorted(set(numbers))
