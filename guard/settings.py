@@ -224,7 +224,9 @@ class LimitsSettings(_Section):
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
     body_timeout_s: Seconds = Field(
-        30, description="A request's body that comes in at less than 1 KiB a second over this time is given up."
+        30,
+        description="A request's body that comes in at less than 1 KiB a second over this time is given up, and so is "
+        "the sending of a file of which the client takes nothing for so long.",
     )
 
 

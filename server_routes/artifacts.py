@@ -29,7 +29,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     try:
         if wanted is not None:
             return await _preview(call, file, wanted)
-        response = await send(call.request, file)
+        response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         handle.close()
     if has_the_end(call.request, response, file):

@@ -26,8 +26,12 @@ class OpenFile:
     etag: str
 
 
-async def send(request: web.Request, file: OpenFile) -> web.StreamResponse:
-    """200, 206, 304, 412 or 416."""
+async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.StreamResponse:
+    """200, 206, 304, 412 or 416.
+
+    Raises:
+        ConnectionResetError: the client took nothing for `stalled_s`, or the file was cut short.
+    """
     headers = {**headers_of(request, file.filename, file.etag, file.handle), hdrs.ACCEPT_RANGES: "bytes"}
     if (answer := unchanged(request, file.etag, headers)) is not None:
         return answer
@@ -51,7 +55,12 @@ async def send(request: web.Request, file: OpenFile) -> web.StreamResponse:
             if not chunk:
                 raise ConnectionResetError("the file was cut short while it was sent")
             begin += len(chunk)
-            await response.write(chunk)
+            try:
+                await asyncio.wait_for(response.write(chunk), stalled_s)
+            except asyncio.TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+                raise ConnectionResetError("the client has stopped reading") from None
     await response.write_eof()
     return response
 

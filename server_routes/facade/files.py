@@ -33,7 +33,7 @@ async def get_view(call: Call) -> web.StreamResponse:
     try:
         if "preview" in query or query.get("channel") in ("rgb", "a"):
             return await _converted(call, file)
-        response = await send(call.request, file)
+        response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         file.handle.close()
     if found.job is not None and found.artifact is not None and has_the_end(call.request, response, file):

@@ -223,6 +223,25 @@ async def not_what_it_says(host, encoding):
             assert status == 400, answer
 
 
+async def test_a_client_that_stops_reading_a_file_is_let_go(sandbox_client):
+    """Each would hold an open file, for ever."""
+    client = await sandbox_client(GUARDED_LIMITS__BODY_TIMEOUT_S="1")
+    size = 64 * MIB
+    with open(client.base / "input" / "large.bin", "wb") as file:
+        file.truncate(size)
+    async with Raw(client.host) as raw:
+        await raw.head("GET", "/guarded/view?type=input&filename=large.bin")
+        await asyncio.sleep(4)
+        got = 0
+        with contextlib.suppress(OSError):
+            while chunk := await asyncio.wait_for(raw.reader.read(MIB), 60):
+                got += len(chunk)
+        assert 0 < got < size
+    whole = await client.request("GET", "/guarded/view?type=input&filename=large.bin")
+    assert len(whole.content) == size, "whoever reads gets all of it"
+    assert "/ComfyUI-Guarded/server_routes/" not in client.host.log.read_text(errors="replace"), "no traceback"
+
+
 async def test_a_compressed_body_is_read_as_what_it_holds(client):
     body = gzip.compress(json.dumps({"prompt": text()}).encode())
     answer = await client.request("POST", "/guarded/prompt", raw=body, headers={"Content-Encoding": "gzip"})
@@ -344,7 +363,9 @@ async def test_an_id_that_anothers_job_has_is_a_conflict_that_tells_nothing_of_i
 
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
-@pytest.mark.parametrize("path", ["/guarded/prompt", "/guarded/jobs", "/guarded/health", "/guarded/nope", "/guarded"])
+@pytest.mark.parametrize(
+    "path", ["/guarded/prompt", "/guarded/jobs", "/guarded/health", "/guarded/nope", "/guarded/queue"]
+)
 async def test_no_page_of_another_site_is_told_that_it_may_read_the_answer(client, method, path):
     answer = await client.request(
         method,
