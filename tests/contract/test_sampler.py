@@ -7,7 +7,6 @@ SDXL), so that the `sdxl` template's whole graph, the refiner included, runs on 
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,12 @@ from contract.client import (
     connected,
     node,
 )
-from workflows import editor, specs
+from workflows import specs
+from workflows.studio import ASTRONAUT, MOTION, PHOTO, TEMPLATES, furnish
 
-from comfyui_guarded.guard.templates.manifest import Template
 from comfyui_guarded.sandbox.launch import HostProcess, real_kinds
 
 TESTS = Path(__file__).parents[1]
-ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
-TEMPLATES = {path.stem: Template.read(path) for path in sorted((editor.WORKFLOWS / "api").glob("*.toml"))}
 BASE, REFINER = "sd_xl_base_1.0.safetensors", "sd_xl_refiner_1.0.safetensors"
 #: Far more than anybody waits for.
 ENDLESS = 1000
@@ -54,20 +51,13 @@ def studio(request, checkpoint, tmp_path_factory):
     base = tmp_path_factory.mktemp("studio")
     # With a thread per core, a core that somebody else has keeps all of torch waiting: 40 times as long, measured.
     process = HostProcess(request.param, base, environment={"OMP_NUM_THREADS": "1"})
-    (base / "custom_nodes" / "recorded_packs").symlink_to(TESTS / "workflows" / "recorded_packs")
-    for template in TEMPLATES.values():
-        for model in template.manifest.models:
-            path = base / "models" / model.folder / model.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+    furnish(base)
     for name in (BASE, REFINER):
         (base / "models" / "checkpoints" / name).unlink()
     # As people sort them: the template finds it, whatever folder it lies in.
     (base / "models" / "checkpoints" / "sdxl").mkdir()
     os.link(checkpoint, base / "models" / "checkpoints" / "sdxl" / BASE)
     os.link(checkpoint, base / "models" / "checkpoints" / REFINER)
-    shutil.copy(ASTRONAUT, base / "input" / "me.png")
-    (base / "input" / "dance.mp4").touch()
     with process:
         yield process
     shutil.rmtree(base / "models")
@@ -115,7 +105,7 @@ async def inside_the_sampler(client, job_id):
 async def test_comfyui_itself_accepts_every_template(client, name):
     listed = {each["name"]: each for each in (await client.get("/guarded/workflows"))["workflows"]}
     assert listed[name]["ready"], listed[name]
-    files = {"photo": "me.png", "motion": "dance.mp4"}
+    files = {"photo": PHOTO, "motion": MOTION}
     asked = {
         each: files.get(each, "a cat")
         for each, parameter in TEMPLATES[name].manifest.parameters.items()
