@@ -140,7 +140,7 @@ def test_a_timeout_is_told_in_a_notice_unless_that_is_off(editor: Callable[..., 
     expect(page.locator(".g-badge")).to_be_visible()
     open_tab(quiet)
     expect(quiet.locator(".g-badge")).to_be_hidden()
-    expect(quiet.get_by_text("Live")).to_be_visible()
+    expect(quiet.get_by_text("Live", exact=True)).to_be_visible()
     bot.post(body, "/guarded/prompt?wait=60")
     told = "A job ran into its deadline and was ended."
     expect(page.get_by_text(told)).to_be_visible()
@@ -162,7 +162,7 @@ def test_from_elsewhere_the_editor_works_with_a_key_as_its_password(
         run(page)
         expect(page.locator(".g-node p").first).to_have_text("Passed · 1 face")
         panel = open_tab(page)
-        expect(panel.get_by_text("Live")).to_be_visible()
+        expect(panel.get_by_text("Live", exact=True)).to_be_visible()
         expect(panel.locator(".g-recent-card img")).to_be_visible()
         expect(panel.locator(".g-recent-card")).to_contain_text("key-operate")
         page.goto("about:blank")
@@ -171,6 +171,7 @@ def test_from_elsewhere_the_editor_works_with_a_key_as_its_password(
 def test_a_photo_without_a_face_shows_its_error(editor: Callable[..., Page], bot: PlainClient) -> None:
     page = editor(prompt=faces("chelsea.png"))
     run(page)
+    page.get_by_role("button", name="View details").click()
     expect(page.get_by_text("No face found in chelsea.png.").first).to_be_visible()
     shoot(page, f"editor-no-face-{bot.host.kind.name}")
 
