@@ -1,0 +1,350 @@
+"""Whose a file is, what a prompt may name, and what becomes of uploads."""
+
+import asyncio
+import errno
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.fakes import LONG_S, FailingStore, FakeHost, new_job
+from unit.janitor import DAY_S, Box, age_folders, put
+
+from comfyui_guarded.guard.access import LOCAL, Client
+from comfyui_guarded.guard.errors import BadImageError, DiskFullError, InvalidRequestError, NotFoundError
+from comfyui_guarded.guard.files import Files, as_seen, is_plain, own_folder
+from comfyui_guarded.guard.host import Folders, Names
+from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result
+from comfyui_guarded.guard.references import References
+from comfyui_guarded.guard.store import Listing
+from comfyui_guarded.guard.uploads import FOLDER, INCOMING, folder_of
+
+MINE, YOURS = Client("mine", operator=False), Client("yours", operator=False)
+
+
+class Place:
+    """Files of two owners, shared ones and results, on a fake host."""
+
+    def __init__(self, store: FailingStore, host: FakeHost, base: Path) -> None:
+        self.base, self.store, self.host = base, store, host
+        for folder in ("input", "output", "temp"):
+            (base / folder).mkdir()
+        host.places = Folders(base / "output", base / "temp", base / "input", keep=(base / "user",))
+        host.declared = {"LoadImage": {"image": Names.FILE}, "LoadPath": {"path": Names.PATH}}
+        self.files = Files(host, store)
+        self.references = References(host, self.files)
+
+    def put(self, path: str, data: bytes = b"x") -> Path:
+        file = self.base / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        return file
+
+    def made(self, owner: str, filename: str, kind: str = "output") -> None:
+        """As if a job of that owner had made the file."""
+        self.put(f"{kind}/{filename}")
+        job = new_job(owner=owner)
+        self.store.submit(job, 100).result(LONG_S)
+        self.store.claim("local", 1, 10**15).result(LONG_S)
+        self.store.start(job.job_id).result(LONG_S)
+        folder, _slash, name = filename.rpartition("/")
+        artifact = Artifact(0, "1", "image", name, folder, kind, 1, "")
+        self.store.settle(job.job_id, SUCCESS, Result({}, (artifact,))).result(LONG_S)
+        self.store.release(job.job_id).result(LONG_S)
+
+    async def settled(self, value: object, client: Client = MINE, kind: str = "LoadImage", name: str = "image"):
+        """What a prompt's input says once its files are settled."""
+        graph = {"1": {"class_type": kind, "inputs": {name: value}}}
+        changed = await self.references.settle(graph, client)
+        assert changed is (graph["1"]["inputs"][name] != value) or isinstance(value, (dict, list))
+        return graph["1"]["inputs"][name]
+
+
+@pytest.fixture
+def place(store: FailingStore, host: FakeHost, tmp_path: Path) -> Place:
+    (tmp_path / "place").mkdir()
+    return Place(store, host, tmp_path / "place")
+
+
+# Folders. ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(min_size=1, max_size=60), min_size=2, max_size=2, unique=True))
+def test_owners_have_folders_of_their_own_with_names_that_any_file_system_takes(owners):
+    one, two = map(folder_of, owners)
+    assert one.casefold() != two.casefold()
+    for folder in (one, two):
+        top, name = folder.split("/")
+        assert top == FOLDER
+        assert len(name) <= 50
+        assert name.isascii()
+        assert all(letter.islower() or letter.isdigit() or letter == "-" for letter in name)
+        assert name[0] != "-"
+
+
+@pytest.mark.parametrize("pair", [("bot", "Bot"), ("a.b", "a-b"), ("x" * 64, "x" * 63), ("кот", "дог")])
+def test_names_that_look_alike_are_different_owners(pair):
+    assert folder_of(pair[0]) != folder_of(pair[1])
+
+
+def test_the_operator_at_the_machine_has_the_folders_themselves():
+    assert own_folder(LOCAL.owner) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("a.png", True), ("a/b.png", True), ("./a", True), ("a..b.png", True), ("...", True), ("a b", True),
+     ("", False), ("/a", False), ("\\a", False), ("..", False), ("a/..", False), ("../a", False), ("a\\..\\b", False),
+     ("C:a", False), ("c:\\a", False), ("a\0b", False)],
+)  # fmt: skip
+def test_a_plain_name_stays_below_its_folder(name, plain):
+    assert is_plain(name) is plain
+
+
+def test_an_owner_is_shown_its_own_names():
+    seen = as_seen({"a": [f"{folder_of('mine')}/x.png", 5, None], "b": folder_of("yours") + "/x"}, "mine")
+    assert seen == {"a": ["x.png", 5, None], "b": folder_of("yours") + "/x"}
+
+
+# What a prompt names. ---------------------------------------------------------------------------------------------
+
+
+async def test_a_bare_name_is_the_own_upload_first_and_then_the_shared_file(place):
+    own = place.put(f"input/{folder_of('mine')}/a.png")
+    place.put("input/a.png")
+    place.put("input/sub/b.png")
+    assert await place.settled("a.png") == f"{folder_of('mine')}/a.png"
+    assert await place.settled("a.png [input]") == f"{folder_of('mine')}/a.png"
+    assert await place.settled(f"{folder_of('mine')}/a.png") == f"{folder_of('mine')}/a.png"
+    assert await place.settled("a.png", YOURS) == "a.png"
+    assert await place.settled("a.png [input]", YOURS) == "a.png [input]"
+    assert await place.settled("sub/b.png") == "sub/b.png"
+    own.unlink()
+    assert await place.settled("a.png") == "a.png"
+
+
+async def test_folders_lists_and_nested_values_name_files_too(place):
+    place.put(f"input/{folder_of('mine')}/set/a.png")
+    own = f"{folder_of('mine')}/set"
+    assert await place.settled("set") == own
+    assert await place.settled(["set/a.png", "set/a.png", "x"]) == [f"{own}/a.png", f"{own}/a.png", "x"]
+    assert await place.settled({"__value__": ["set/a.png"]}) == {"__value__": [f"{own}/a.png"]}
+    nested = {"image": "set/a.png [input]", "width": 5}
+    assert await place.settled(nested, kind="Load3D") == {"image": f"{own}/a.png", "width": 5}
+
+
+async def test_what_does_not_exist_is_left_for_comfyui_to_refuse(place):
+    assert await place.settled("nowhere.png") == "nowhere.png"
+    assert await place.settled("none") == "none"
+    assert await place.settled(["2", 0]) == ["2", 0]
+
+
+async def test_results_are_for_those_who_made_them(place):
+    place.made("mine", "a.png")
+    place.made("yours", "sub/b.png", "temp")
+    assert await place.settled("a.png [output]") == "a.png [output]"
+    assert await place.settled("sub/b.png [temp]", YOURS) == "sub/b.png [temp]"
+    for value, client in (
+        ("a.png [output]", YOURS),
+        ("sub/b.png [temp]", MINE),
+        ("none.png [output]", MINE),
+        ("a.png [temp]", MINE),
+    ):
+        with pytest.raises(BadImageError):
+            await place.settled(value, client)
+    # The name belongs to the last who made such a file.
+    place.made("yours", "a.png")
+    with pytest.raises(BadImageError):
+        await place.settled("a.png [output]")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["../a.png", "/etc/hostname", "x/../../a.png", "..\\a.png", "C:\\a.png", "{yours}/a.png", "{YOURS}/a.png",
+     "./{yours}/a.png", "{mine}/../x", "{top}", "{top}/.incoming/x", "../input/{yours}/a.png [input]", "link.png",
+     "{base}/input/a.png", "a\0.png"],
+)  # fmt: skip
+async def test_no_way_leads_out_of_what_is_the_senders(place, value):
+    place.put(f"input/{folder_of('yours')}/a.png")
+    (place.base / "input" / "link.png").symlink_to(place.put("user/secret"))
+    yours, mine = folder_of("yours"), folder_of("mine")
+    text = value.format(yours=yours, YOURS=yours.upper(), mine=mine, top=FOLDER, base=place.base)
+    with pytest.raises(BadImageError) as caught:
+        await place.settled(text)
+    assert caught.value.extra_info["node_id"] == "1"
+
+
+async def test_a_link_in_the_own_folder_leads_nowhere_else(place):
+    secret = place.put(f"input/{folder_of('yours')}/a.png")
+    (place.base / "input" / folder_of("mine")).mkdir(parents=True)
+    (place.base / "input" / folder_of("mine") / "link.png").symlink_to(secret)
+    (place.base / "input" / "deep").symlink_to(secret.parent)
+    assert await place.settled("link.png") == "link.png"
+    with pytest.raises(BadImageError):
+        await place.settled("deep/a.png")
+    for name in ("link.png", "deep/a.png"):
+        with pytest.raises(NotFoundError):
+            await place.files.find(MINE, "input", name)
+
+
+async def test_an_input_that_takes_any_path_takes_none_of_a_stranger(place):
+    assert await place.settled("https://example.com/a.mp4", kind="LoadPath", name="path")
+    for value in ("input/a.mp4", "/tmp/a.mp4"):
+        with pytest.raises(BadImageError):
+            await place.settled(value, kind="LoadPath", name="path")
+    assert await place.settled("/tmp/a.mp4", LOCAL, "LoadPath", "path") == "/tmp/a.mp4"
+
+
+async def test_texts_are_texts_unless_they_lead_into_comfyuis_folders(place):
+    for words in ("a guarded castle", "/imagine a cat", "../x", "one [output]", "line\nsecond.png [output]", "/", "~"):
+        assert await place.settled(words, kind="Text", name="text") == words
+    for words in (f"{place.base}/output", f"{place.base}/user/x", f"{folder_of('yours')}/x", "x.png [output]"):
+        with pytest.raises(BadImageError):
+            await place.settled(words, kind="Text", name="text")
+
+
+async def test_the_operator_at_the_machine_names_what_lies_inside(place):
+    place.put("input/a/b.png")
+    for value in ("a/../a/b.png", f"{place.base}/input/a/b.png", f"{folder_of('yours')}/x.png", "b.png [output]"):
+        assert await place.settled(value, LOCAL) == value
+    with pytest.raises(BadImageError):
+        await place.settled("../user/secret", LOCAL)
+
+
+async def test_results_below_the_input_folder_are_not_shared(place):
+    place.host.places = Folders(place.base / "input" / "out", place.base / "temp", place.base / "input")
+    place.put("input/out/a.png")
+    with pytest.raises(BadImageError):
+        await place.settled("out/a.png")
+
+
+# Uploads. ---------------------------------------------------------------------------------------------------------
+
+
+def _sent(place: Place, data: bytes) -> Path:
+    return place.put(f"input/{INCOMING}/{time.monotonic_ns()}", data)
+
+
+def test_an_upload_takes_no_name_that_is_taken(place):
+    names = [
+        place.files.keep(MINE, _sent(place, data), "a.png", "input", "", overwrite)
+        for data, overwrite in ((b"1", False), (b"2", False), (b"1", False), (b"2", False), (b"3", True))
+    ]
+    assert names == ["a.png", "a (1).png", "a.png", "a (1).png", "a.png"]
+    own = place.base / "input" / folder_of("mine")
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == {"a.png": b"3", "a (1).png": b"2"}
+    assert list((place.base / "input" / INCOMING).iterdir()) == []
+
+
+def test_an_upload_that_is_sent_again_is_as_young_as_a_new_one(place):
+    place.files.keep(MINE, _sent(place, b"1"), "a.png", "input", "", False)
+    path = place.base / "input" / folder_of("mine") / "a.png"
+    os.utime(path, (1, 1))
+    place.files.keep(MINE, _sent(place, b"1"), "a.png", "input", "", False)
+    assert time.time() - path.stat().st_mtime < LONG_S
+
+
+def test_an_upload_goes_to_another_disk_whole(place, monkeypatch):
+    replace = os.replace
+
+    def across(source, target):
+        if INCOMING in str(source):
+            raise OSError(errno.EXDEV, "another device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", across)
+    assert place.files.keep(MINE, _sent(place, b"1"), "a.png", "temp", "s", False) == "a.png"
+    folder = place.base / "temp" / folder_of("mine") / "s"
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+
+
+def test_a_full_disk_is_said(place, monkeypatch):
+    def full(*_paths):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DiskFullError):
+        place.files.keep(MINE, _sent(place, b"1"), "a.png", "input", "", False)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "/a", "a\nb", "a [output]", "x" * 300, FOLDER, "a\0"])
+@pytest.mark.parametrize("client", [MINE, LOCAL])
+def test_no_upload_has_a_name_that_no_prompt_could_give(place, client, name):
+    with pytest.raises(InvalidRequestError):
+        place.files.keep(client, _sent(place, b"1"), name, "input", "", False)
+
+
+@pytest.mark.parametrize("subfolder", ["..", "/x", "a/../..", FOLDER, "x/../y"])
+def test_no_upload_leaves_its_owners_folder(place, subfolder):
+    with pytest.raises(InvalidRequestError):
+        place.files.keep(MINE, _sent(place, b"1"), "a.png", "input", subfolder, False)
+
+
+def test_the_janitor_takes_uploads_by_age_whatever_they_are_called(tmp_path):
+    """A stranger's `example.png` is not ComfyUI's, and a dot before a name is no way to stay for ever."""
+    box = Box(tmp_path / "box")
+    own = box.input / folder_of("mine")
+    for name in ("example.png", ".hidden.png", "a.png", ".d/b.png"):
+        put(own / name)
+    put(box.input / INCOMING / "broken", 2 * 3600)
+    put(box.input / INCOMING / "coming", 600)
+    put(box.input / "example.png")
+    put(own / "kept.gold")
+    age_folders(box.input)
+    box.janitor(keep=["*.gold"], input_max_age_s=7 * DAY_S).sweep(time.time())
+    assert box.left() == {"input/example.png", f"input/{INCOMING}/coming", f"input/{folder_of('mine')}/kept.gold"}
+
+
+# The store's side of the facade. ----------------------------------------------------------------------------------
+
+
+def _ended(store, owner, **facts):
+    job = new_job(owner=owner, **facts)
+    store.submit(job, 100).result(LONG_S)
+    store.claim("local", 5, 10**15).result(LONG_S)
+    store.start(job.job_id).result(LONG_S)
+    store.settle(job.job_id, SUCCESS).result(LONG_S)
+    return job.job_id
+
+
+def test_what_is_hidden_is_gone_from_history_alone(store):
+    mine = [_ended(store, "mine") for _ in range(3)]
+    theirs = _ended(store, "yours")
+    waiting = new_job(owner="mine")
+    store.submit(waiting, 100).result(LONG_S)
+    store.hide("mine", [mine[0], theirs, waiting.job_id]).result(LONG_S)
+    assert [entry.job.job_id for entry in store.history(None, 10, None).result(LONG_S)] == [*mine[1:], theirs]
+    assert store.entry(mine[0]).result(LONG_S) is None
+    assert store.get(mine[0]).result(LONG_S) is not None
+    assert [entry.job.job_id for entry in store.queue("mine").result(LONG_S)] == [waiting.job_id]
+    assert store.open_jobs("mine").result(LONG_S) == 1
+    store.hide("mine", None).result(LONG_S)
+    assert [entry.job.job_id for entry in store.history(None, 10, 0).result(LONG_S)] == [theirs]
+
+
+def test_a_body_that_sqlite_cannot_read_has_no_workflow(store):
+    body = {"prompt": {}, "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}}
+    with_id = _ended(store, "mine", body=json.dumps(body).encode())
+    odd = _ended(store, "mine", body=b"\xef\xbb\xbf" + json.dumps(body).encode())
+    page = store.listing("mine", Listing(frozenset(JobState))).result(LONG_S)
+    assert {job.job_id: workflow for job, workflow in page.jobs} == {with_id: "w", odd: None}
+    page = store.listing("mine", Listing(frozenset(JobState), workflow_id="w")).result(LONG_S)
+    assert [job.job_id for job, _workflow in page.jobs] == [with_id]
+
+
+def test_what_was_made_is_forgotten_with_its_job(place):
+    place.made("mine", "a.png")
+    assert place.store.made("output", "a.png").result(LONG_S)[1] == 0
+    place.store.forget(10**15, 10).result(LONG_S)
+    assert place.store.made("output", "a.png").result(LONG_S) is None
+
+
+async def test_of_many_uploads_at_once_each_gets_a_name(place):
+    sent = [_sent(place, str(number).encode()) for number in range(20)]
+    names = await asyncio.gather(
+        *(asyncio.to_thread(place.files.keep, MINE, path, "a.png", "input", "", False) for path in sent)
+    )
+    assert len(set(names)) == 20
