@@ -10,9 +10,8 @@ import asyncio
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from .access import LOCAL, Client
 from .errors import BadImageError
@@ -22,12 +21,13 @@ from .host import Folders, Host, Names
 #: PATH_MAX: what is longer is a text.
 _LONGEST = 4096
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
+#: All that is not plain has one of these in it.
+_MAY_LEAD_OUT = re.compile(r"\.\.|^[/\\]|^.:|\0")
 #: A file name by its form, whatever input it stands in: `photo.png [output]`.
 _ANNOTATED = re.compile(r"[^\r\n]*\.\w{1,8} ?\[(?:input|output|temp)\]")
 
 
-@dataclass(frozen=True)
-class _Reference:
+class _Reference(NamedTuple):
     """A text in a prompt, where it stands (`holder[key]`), and what its node declares it to name."""
 
     node_id: str
@@ -83,13 +83,13 @@ class References:
     def _check_local(self, graph: Mapping[str, Any]) -> None:
         """Newer ComfyUIs do it themselves: the input of a loader leads nowhere out of its folder."""
         for node_id, node in graph.items():
+            # Most nodes have nothing of the kind, and this is in every submit's way.
+            if not any(map(_may_lead_out, node["inputs"].values())):
+                continue
             for reference in _texts(node_id, node, {}):
                 kind, name = annotated(reference.text)
-                if (
-                    not is_plain(name)
-                    and self._host.file_inputs(node["class_type"]).get(reference.input) is Names.FILE
-                    and self._host.file(kind, "", name) is None
-                ):
+                names = self._host.file_inputs(node["class_type"]).get(reference.input)
+                if names is Names.FILE and not is_plain(name) and self._host.file(kind, "", name) is None:
                     raise reference.refused()
 
     def _judged(self, found: list[_Reference], client: Client) -> list[str | None]:
@@ -99,19 +99,22 @@ class References:
             BadImageError: see `settle`.
         """
         own = own_folder(client.owner)
-        places = _absolute(self._host.folders())
+        places: set[PurePath] | None = None
         judged: list[str | None] = []
         for reference in found:
             kind, name = annotated(reference.text)
             foreign = names_uploads(name) and not _is_below(name, own)
-            if reference.names is Names.FILE or _ANNOTATED.fullmatch(reference.text):
+            if reference.names is Names.FILE or (name != reference.text and _ANNOTATED.fullmatch(reference.text)):
                 if foreign or not is_plain(name):
                     raise reference.refused()
                 judged.append(self._placed(reference, client, kind, name))
                 continue
             # Where a node reads any path of the server, only a URL is not one.
             path = reference.names is Names.PATH and "://" not in reference.text
-            if foreign or path or _is_inside(name, places):
+            if not foreign and not path and _ABSOLUTE.match(name):
+                places = _absolute(self._host.folders()) if places is None else places
+                foreign = _is_inside(name, places)
+            if foreign or path:
                 raise reference.refused()
             judged.append(reference.text)
         return judged
@@ -127,13 +130,21 @@ class References:
         return reference.text  # the host says best what it lacks
 
 
+def _may_lead_out(value: Any) -> bool:
+    if type(value) is str:
+        return _MAY_LEAD_OUT.search(value) is not None
+    return isinstance(value, dict) or (isinstance(value, list) and not _is_link(value))
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float))
+
+
 def _texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names]) -> Iterator[_Reference]:
     """Every constant text of a node that may be a name, however deep; links are none."""
     inputs = node["inputs"]
     for name, value in inputs.items():
-        if isinstance(value, (int, float)) or (
-            isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float))
-        ):
+        if isinstance(value, (int, float)) or _is_link(value):
             continue
         waiting: list[tuple[Any, Any]] = [(inputs, name)]
         while waiting:
@@ -165,7 +176,5 @@ def _absolute(places: Folders) -> set[PurePath]:
 
 def _is_inside(text: str, places: set[PurePath]) -> bool:
     """Whether a text is the absolute path of something in those folders."""
-    if not _ABSOLUTE.match(text):
-        return False
     path = PurePath(os.path.normcase(os.path.normpath(text)))
     return path in places or any(parent in places for parent in path.parents)
