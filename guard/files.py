@@ -67,7 +67,11 @@ def _is_deep(folder: str) -> bool:
 
 def names_uploads(text: str) -> bool:
     """Whether a text speaks of the folder that holds the owners' folders, however a file system may read it."""
-    return FOLDER in (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+    if not text.isascii():
+        # HFS+ takes no notice of characters that do not show.
+        seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+        text = unicodedata.normalize("NFKC", seen)
+    return FOLDER in text.casefold()
 
 
 def as_seen(value: Any, owner: str) -> Any:

@@ -18,7 +18,7 @@ from .errors import BadImageError
 from .files import Files, annotated, is_plain, names_uploads, own_folder
 from .host import Folders, Host, Names
 
-#: PATH_MAX: what is longer is a text.
+#: PATH_MAX. ComfyUI takes the `./` out of a name before it looks.
 _LONGEST = 4096
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 #: All that is not plain has one of these in it.
@@ -62,11 +62,17 @@ class References:
         if client.owner == LOCAL.owner:
             self._check_local(graph)
             return False
-        found = [
-            reference
-            for node_id, node in graph.items()
-            for reference in _texts(node_id, node, self._host.file_inputs(node["class_type"]))
-        ]
+        found: list[_Reference] = []
+        for node_id, node in graph.items():
+            declared = self._host.file_inputs(node["class_type"])
+            found += _texts(node_id, node, declared)
+            for taken in declared:
+                if _is_link(node["inputs"].get(taken)):
+                    raise BadImageError(
+                        f"{node['class_type']} takes the name of its file from another node.",
+                        details="What that will be is not known before it runs: name the file where it is loaded.",
+                        extra_info={"node_id": node_id, "input": taken},
+                    )
         if not found:
             return False
         changed = False
@@ -105,13 +111,13 @@ class References:
             kind, name = annotated(reference.text)
             foreign = names_uploads(name) and not _is_below(name, own)
             if reference.names is Names.FILE or (name != reference.text and _ANNOTATED.fullmatch(reference.text)):
-                if foreign or not is_plain(name):
+                if foreign or not is_plain(name) or len(name) > _LONGEST:
                     raise reference.refused()
                 judged.append(self._placed(reference, client, kind, name))
                 continue
             # Where a node reads any path of the server, only a URL is not one.
             path = reference.names is Names.PATH and "://" not in reference.text
-            if not foreign and not path and _ABSOLUTE.match(name):
+            if not foreign and not path and len(name) <= _LONGEST and _ABSOLUTE.match(name):
                 places = _absolute(self._host.folders()) if places is None else places
                 foreign = _is_inside(name, places)
             if foreign or path:
@@ -137,7 +143,10 @@ def _may_lead_out(value: Any) -> bool:
 
 
 def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float))
+    """As ComfyUI sees it."""
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
+    )
 
 
 def _texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names]) -> Iterator[_Reference]:
@@ -151,7 +160,7 @@ def _texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names])
             holder, key = waiting.pop()
             item = holder[key]
             if isinstance(item, str):
-                if item and len(item) <= _LONGEST:
+                if item:
                     yield _Reference(node_id, name, item, holder, key, declared.get(name))
             elif isinstance(item, dict):
                 waiting += [(item, part) for part in item]

@@ -66,6 +66,8 @@ def _declared(node_class: Any) -> tuple[dict[str, Names], list[str]]:
         for name, info in (declared.get(section) or {}).items():
             kind = info[0]
             options = info[1] if len(info) > 1 and isinstance(info[1], Mapping) else {}
+            if not isinstance(kind, (list, tuple)) and kind not in ("COMBO", "STRING"):
+                continue  # a picture itself, say
             if "image_folder" in options or any(key.endswith("_upload") and options[key] for key in options):
                 found[name] = Names.FILE
             elif "vhs_path_extensions" in options:  # of ComfyUI-VideoHelperSuite; packs without number follow it

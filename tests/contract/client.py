@@ -396,14 +396,14 @@ class Client:
 class KeyedClient(Client):
     """The same with a key: its own owner, and no operator unless the key says so."""
 
-    def __init__(self, client: Client, key: str) -> None:
+    def __init__(self, client: Client, key: str, headers: Mapping[str, str] | None = None) -> None:
+        """`headers` go with every request."""
         super().__init__(client.session, client.host)
         self.key = key
+        self._headers = {"Authorization": f"Bearer {key}", **(headers or {})}
 
     async def request(self, *args: Any, headers: Any = None, **options: Any) -> Answer:
-        return await super().request(
-            *args, headers={"Authorization": f"Bearer {self.key}", **(headers or {})}, **options
-        )
+        return await super().request(*args, headers={**self._headers, **(headers or {})}, **options)
 
 
 def make_key(base: Path, name: str, scope: str = "submit", **facts: Any) -> str:

@@ -1,13 +1,25 @@
 """Files over ComfyUI's /view and /upload: each owner its own, and what is shared."""
 
 import asyncio
+import contextlib
 import io
 import json
+import sqlite3
 import uuid
 
 import numpy as np
 import pytest
-from contract.client import assert_refusal, assert_succeeded, node, photo_copy, picture, save, unique
+from contract.client import (
+    KeyedClient,
+    assert_refusal,
+    assert_succeeded,
+    make_key,
+    node,
+    photo_copy,
+    picture,
+    save,
+    unique,
+)
 from contract.conftest import PHOTO
 from PIL import Image
 
@@ -30,7 +42,7 @@ def fresh():
     return file.getvalue()
 
 
-async def upload(client, data, name, route="image", **fields):
+async def upload(client, data, name, route="image", base="/guarded", **fields):
     """As every client does it: a multipart form with the file under `image`."""
     boundary = uuid.uuid4().hex
     parts = [f'form-data; name="image"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'.encode() + data]
@@ -38,7 +50,7 @@ async def upload(client, data, name, route="image", **fields):
     raw = b"".join(b"--%s\r\nContent-Disposition: %s\r\n" % (boundary.encode(), part) for part in parts)
     raw += b"--%s--\r\n" % boundary.encode()
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    return await client.request("POST", f"/guarded/upload/{route}", raw=raw, headers=headers)
+    return await client.request("POST", f"{base}/upload/{route}", raw=raw, headers=headers)
 
 
 async def uploaded(client, data, name, **fields):
@@ -426,3 +438,48 @@ async def test_nothing_that_a_browser_would_run_is_shown_as_such(mine):
         assert answer.content == data
         assert answer.headers["Content-Type"] == "application/octet-stream"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_a_result_need_not_be_kept_once_its_owner_has_its_last_byte(client, mine):
+    def unread(job):
+        with contextlib.closing(sqlite3.connect(client.base / "user" / "__guarded" / "guarded.db")) as db:
+            return db.execute("SELECT count(*) FROM unread WHERE job_id = ?", (job["job_id"],)).fetchone()[0]
+
+    job = await mine.run(picture())
+    name, size = job["artifacts"][0]["filename"], job["artifacts"][0]["bytes"]
+    await view(client, name)  # another caller's look, an operator's too, is not the owner's
+    await view(mine, name, preview="webp")
+    await mine.request("HEAD", f"/guarded/view?filename={name}")
+    await mine.request("GET", f"/guarded/view?filename={name}", headers={"Range": "bytes=0-9"})
+    assert unread(job) == 1
+    await mine.request("GET", f"/guarded/view?filename={name}", headers={"Range": f"bytes={size - 5}-"})
+    assert unread(job) == 0
+    job = await mine.run(picture())
+    await view(mine, job["artifacts"][0]["filename"])
+    assert unread(job) == 0
+
+
+async def test_in_guarded_mode_comfyuis_own_paths_do_the_same(sandbox_client):
+    """For clients that drop the path of a base URL."""
+    plain = await sandbox_client(GUARDED_NATIVE__MODE="guarded")
+    bot = KeyedClient(plain, make_key(plain.base, "mine"), {"X-Forwarded-For": "203.0.113.9"})
+
+    async def known():
+        return (await bot.request("GET", "/guarded/jobs")).status
+
+    await bot.polled(known, lambda status: status == 200)
+    data = fresh()
+    answer = await upload(bot, data, "me.png", base="")
+    assert answer.json == {"name": "me.png", "subfolder": "", "type": "input"}
+    assert not (plain.base / "input" / "me.png").exists()
+    job_id = await bot.native_submit(photo_copy("me.png"))
+    entry = await bot.native_entry(job_id)
+    (file,) = entry["outputs"]["3"]["images"]
+    shown = await bot.request("GET", f"/view?filename={file['filename']}&subfolder=&type=output")
+    assert is_negative(shown.content, data)
+    assert list(await bot.get("/history")) == [job_id]
+    assert await bot.get("/queue") == {"queue_running": [], "queue_pending": []}
+    assert (await bot.get("/api/jobs"))["jobs"][0]["id"] == job_id
+    # On this machine all is as in plain ComfyUI.
+    assert (await upload(plain, data, "me.png", base="")).status == 200
+    assert (plain.base / "input" / "me.png").read_bytes() == data

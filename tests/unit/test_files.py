@@ -139,7 +139,14 @@ async def test_folders_lists_and_nested_values_name_files_too(place):
 async def test_what_does_not_exist_is_left_for_comfyui_to_refuse(place):
     assert await place.settled("nowhere.png") == "nowhere.png"
     assert await place.settled("none") == "none"
-    assert await place.settled(["2", 0]) == ["2", 0]
+
+
+async def test_a_name_that_another_node_makes_up_is_refused(place):
+    for kind, name in (("LoadImage", "image"), ("LoadPath", "path")):
+        with pytest.raises(BadImageError):
+            await place.settled(["2", 0], kind=kind, name=name)
+        assert await place.settled(["2", 0], LOCAL, kind, name) == ["2", 0]
+    assert await place.settled(["2", 0], kind="Text", name="text") == ["2", 0]
 
 
 async def test_results_are_for_those_who_made_them(place):
@@ -165,13 +172,13 @@ async def test_results_are_for_those_who_made_them(place):
     "value",
     ["../a.png", "/etc/hostname", "x/../../a.png", "..\\a.png", "C:\\a.png", "{yours}/a.png", "{YOURS}/a.png",
      "./{yours}/a.png", "{mine}/../x", "{top}", "{top}/.incoming/x", "../input/{yours}/a.png [input]", "link.png",
-     "{base}/input/a.png", "a\0.png"],
+     "{base}/input/a.png", "a\0.png", "{dots}{yours}/a.png", "{dots}a.png", "guarded\u200c-uploads/x"],
 )  # fmt: skip
 async def test_no_way_leads_out_of_what_is_the_senders(place, value):
     place.put(f"input/{folder_of('yours')}/a.png")
     (place.base / "input" / "link.png").symlink_to(place.put("user/secret"))
     yours, mine = folder_of("yours"), folder_of("mine")
-    text = value.format(yours=yours, YOURS=yours.upper(), mine=mine, top=FOLDER, base=place.base)
+    text = value.format(yours=yours, YOURS=yours.upper(), mine=mine, top=FOLDER, base=place.base, dots="./" * 3000)
     with pytest.raises(BadImageError) as caught:
         await place.settled(text)
     assert caught.value.extra_info["node_id"] == "1"

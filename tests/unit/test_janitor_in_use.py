@@ -12,7 +12,7 @@ import pytest
 from unit.fakes import LONG_S, FailingStore, FakeFaces, FakeHost, new_id, new_job, settings, uploads
 from unit.janitor import DAY_S, Box, put
 
-from comfyui_guarded.guard.access import LOCAL
+from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.admission import Admission, Submission
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.files import Files
@@ -25,6 +25,7 @@ from comfyui_guarded.guard.limits import Limits
 from comfyui_guarded.guard.references import References
 from comfyui_guarded.guard.secrets import Secrets
 from comfyui_guarded.guard.store import IdempotencyKey
+from comfyui_guarded.guard.uploads import folder_of
 
 ROOTS = ["/srv/output", "/srv/input"]
 
@@ -160,6 +161,20 @@ class TestAdmissionDuringASweep:
         await admission.admit(Submission(json.dumps({"prompt": graph("a.png")}).encode(), LOCAL))
         assert swept[0].kept["in_use"].files == 1
         assert box.left() == {"input/a.png"}
+
+    async def test_an_upload_stays_while_a_job_of_its_owner_names_it(
+        self, box: Box, store: FailingStore, host: FakeHost, clock: Clock
+    ):
+        """The prompt says `a.png`; what is stored, and held, is where that lies."""
+        host.places = box.folders
+        janitor = box.janitor(store)
+        for folder in (folder_of("mine"), folder_of("yours"), "."):
+            put(box.input / folder / "a.png")
+        prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
+        raw = json.dumps({"prompt": prompt}).encode()
+        await _admission(store, host, clock, janitor).admit(Submission(raw, Client("mine", operator=False)))
+        await asyncio.to_thread(janitor.sweep, time.time())
+        assert box.left() == {f"input/{folder_of('mine')}/a.png"}
 
     async def test_a_job_let_in_after_the_sweep_has_looked_into_the_store_is_safe(
         self, box: Box, store: FailingStore, host: FakeHost, clock: Clock, monkeypatch
