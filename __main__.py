@@ -1,4 +1,4 @@
-"""The command line: `python custom_nodes/<folder> keys | janitor | settings`."""
+"""The command line: `python custom_nodes/<folder> keys | doctor | janitor | settings | metrics`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def main() -> int:
     register()
     from comfyui_guarded.guard import metrics, settings
     from comfyui_guarded.guard.access import command as keys
+    from comfyui_guarded.guard.doctor import command as doctor
     from comfyui_guarded.guard.janitor import command as janitor
 
     parser = argparse.ArgumentParser(prog="guarded", description="ComfyUI-Guarded, without a server.")
@@ -23,6 +24,11 @@ def main() -> int:
     janitor.add_arguments(
         commands.add_parser("janitor", help="sweep once, on a box where no server runs: the same rules as the server's")
     )
+    doctor.add_arguments(
+        commands.add_parser(
+            "doctor", help="what is set, missing or unsafe, with the mend; exit status 1: a warning, 2: an error"
+        )
+    )
     commands.add_parser("metrics", help="print every metric, as docs/metrics.md has it")
     arguments = parser.parse_args()
     package = Path(__file__).absolute().parent
@@ -30,6 +36,8 @@ def main() -> int:
         return keys.run(arguments, package, print)
     if arguments.command == "janitor":
         return janitor.run(arguments, os.environ, package, print)
+    if arguments.command == "doctor":
+        return doctor.run(arguments, os.environ, package, print)
     if arguments.command == "metrics":
         print(metrics.markdown(), end="")
         return 0

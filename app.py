@@ -16,6 +16,7 @@ from .guard.admission import Admission
 from .guard.backlog import Backlog
 from .guard.client_ids import ClientIds
 from .guard.clock import Clock
+from .guard.doctor import Doctor
 from .guard.drain import Drain
 from .guard.errors import GuardError
 from .guard.estimate import KINDS, Estimates
@@ -167,11 +168,13 @@ def _build(host: Any, prompt_server: Any) -> None:
         watchdog.start()
         janitor.start()
         gpus.start()
+        await asyncio.to_thread(doctor.remember)
 
     prompt_server.app.on_startup.append(serving)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
     atexit.register(janitor.close)  # the last registered is the first called: it needs the store
+    doctor = Doctor(settings, os.environ, host, health, keys, janitor, chooser, templates, own, clock)
     services = server_routes.Services(
         settings=settings,
         access=access,
@@ -191,6 +194,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         stats=stats,
         limits=limits,
         exposition=exposition,
+        doctor=doctor,
         sockets=sockets,
     )
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)

@@ -400,13 +400,8 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
     Raises:
         SettingsError: an unknown key or a bad value, named; or a file that is not TOML.
     """
-    values: dict[str, Any] = {}
+    values = _from_file(toml_file)
     named: dict[tuple[str, ...], str] = {}
-    if toml_file is not None and toml_file.is_file():
-        try:
-            values = tomllib.loads(toml_file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{toml_file.name} is not TOML: {error}") from error
     for variable, path, raw in _from_environment(environment):
         section = values.setdefault(path[0], {})
         if not isinstance(section, dict):
@@ -417,6 +412,30 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError("; ".join(_complaint(item, named) for item in error.errors())) from None
+
+
+def origins(toml_file: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Who sets each setting that is not left at its default: the file's name, or a variable's.
+
+    Raises:
+        SettingsError: the file is not TOML.
+    """
+    found = {
+        f"{section}.{name}": toml_file.name
+        for section, values in _from_file(toml_file).items()
+        if isinstance(values, dict)
+        for name in values
+    }
+    return found | {".".join(path): variable for variable, path, _raw in _from_environment(environment)}
+
+
+def _from_file(toml_file: Path | None) -> dict[str, Any]:
+    if toml_file is None or not toml_file.is_file():
+        return {}
+    try:
+        return tomllib.loads(toml_file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{toml_file.name} is not TOML: {error}") from error
 
 
 def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, tuple[str, str], str]]:

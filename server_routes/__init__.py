@@ -3,6 +3,7 @@
 from . import (
     access,
     artifacts,
+    doctor,
     events,
     facade,
     faces,
@@ -31,6 +32,7 @@ ROUTES: list[Route] = [
     *janitor.ROUTES,
     *stats.ROUTES,
     *webhooks.ROUTES,
+    *doctor.ROUTES,
     *page.ROUTES,
     *facade.ROUTES,
 ]

@@ -18,6 +18,7 @@ from ..guard import messages
 from ..guard.access import Access, Client
 from ..guard.access import Request as Asking
 from ..guard.admission import Admission
+from ..guard.doctor import Doctor
 from ..guard.drain import Drain
 from ..guard.errors import (
     ForbiddenError,
@@ -77,6 +78,7 @@ class Services:
     stats: Stats
     limits: Limits
     exposition: Exposition
+    doctor: Doctor
     sockets: Sockets
 
 

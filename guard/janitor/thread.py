@@ -74,6 +74,7 @@ class Janitor:
         self._disks: list[dict[str, Any]] = []
         self._room: dict[str, dict[str, int]] = {}
         self._counted: dict[str, dict[str, int]] = {}
+        self._existing: tuple[int, int] | None = None
         self._count_wanted = False
         self._count_due_s = float("-inf")
         self._full: dict[str, Any] | None = None
@@ -147,6 +148,11 @@ class Janitor:
         counted = self._counted
         return {root: {**room, **counted.get(root, unknown)} for root, room in self._room.items()}
 
+    def existing(self) -> tuple[int, int] | None:
+        """Files and bytes from before the first start that are left alone; None until they have been counted."""
+        self._count_wanted = True
+        return self._existing
+
     # The thread. ---------------------------------------------------------------------------------------------
 
     def turn(self, now_s: float) -> float:
@@ -180,7 +186,7 @@ class Janitor:
             if self._short and relieve:
                 self._relief_due_s = now_s + self._after_vain_relief(report, self._free() - free)
         if self._count_wanted and now_s >= self._count_due_s:
-            self._count(now_s)
+            self.count(now_s)
         return now_s + LOOK_S
 
     def _after_vain_relief(self, report: Report, gained: int) -> float:
@@ -241,8 +247,8 @@ class Janitor:
         report.duration_s = time.monotonic() - began_s
         return report
 
-    def _count(self, now_s: float) -> None:
-        """Rehearse the next sweep, for its figures alone."""
+    def count(self, now_s: float) -> None:
+        """Rehearse the next sweep, for its figures alone. The thread, or the command line, which has none."""
         self._count_wanted = False
         report = self._swept(max(self._due_s or now_s, now_s), dry_run=True, relieve=False)
         self._counted = {
@@ -254,6 +260,8 @@ class Janitor:
             }
             for root, found in report.found.items()
         }
+        past = report.kept.get("existing", Tally())
+        self._existing = past.files, past.bytes
         self._count_due_s = now_s + max(COUNT_AGAIN_S, report.duration_s / COUNT_SHARE)
 
     @property

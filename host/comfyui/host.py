@@ -19,6 +19,7 @@ import comfy.model_management
 import folder_paths
 import nodes
 import server
+from comfy.cli_args import args
 
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
@@ -246,7 +247,12 @@ class ComfyHost:
         return {
             "name": getattr(server, "HOST_NAME", "ComfyUI"),
             "version": version,
+            "listen": str(getattr(args, "listen", "127.0.0.1")).split(","),
+            "port": getattr(args, "port", None),
             "system_user_directory": hasattr(folder_paths, "get_system_user_directory"),
+            "replaceable_worker": hasattr(sys.modules["__main__"], "prompt_worker"),
+            "jobs_api": hasattr(self._queue, "get_current_queue_volatile"),
+            "interrupt_by_id": hasattr(self._queue, "interrupt_if_running"),
         }
 
     # The wrappers. -------------------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""The doctor: what is set, what is there, what is missing, what is unsafe, each with its mend.
+
+`facts` is what it looks at and how the command line comes to know it without a server, `checks` are the judgements,
+`command` is the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..access import Keys
+from ..clock import Clock
+from ..faces.chooser import Chooser
+from ..health import Health
+from ..host import Host
+from ..janitor import Janitor
+from ..settings import Settings
+from ..templates.catalogue import Templates
+from .checks import lines
+from .facts import Facts, remember
+
+__all__ = ["Doctor"]
+
+
+class Doctor:
+    """The doctor of a running server. Everything here waits for the disk: not for the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        host: Host,
+        health: Health,
+        keys: Keys,
+        janitor: Janitor,
+        chooser: Chooser,
+        templates: Templates,
+        own: Path,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._environment = environment
+        self._host = host
+        self._health = health
+        self._keys = keys
+        self._janitor = janitor
+        self._chooser = chooser
+        self._templates = templates
+        self._own = own
+        self._clock = clock
+
+    def remember(self) -> None:
+        """Write down what only a running server knows, for the command line."""
+        remember(self._own, self._host)
+
+    def body(self) -> dict[str, Any]:
+        """As JSON: a line for each thing that was looked at."""
+        facts = Facts(
+            own=self._own,
+            environment=self._environment,
+            in_force=self._settings,
+            host=self._host.describe(),
+            folders=self._host.folders(),
+            running=True,
+            keys=self._keys.all(),
+            faces=self._chooser.facts(),
+            templates=self._templates.described("en"),
+            existing=self._janitor.existing(),
+            alarms=self._health.alarms(),
+            server_ms=self._clock.now_ms(),
+        )
+        return {"lines": [line.body() for line in lines(facts)]}

@@ -1,0 +1,84 @@
+"""What the doctor looks at; and a note of each start, from which the command line knows folders and host."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..access.keys import Key
+from ..host import Folders, Host
+from ..settings import Settings
+
+log = logging.getLogger("guarded.doctor")
+
+#: Written at each start, into our own folder.
+FILE = "last_start.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is judged.
+
+    Attributes:
+        own: our own folder, with settings, keys and the job database.
+        in_force: what the running server goes by; None for the command line, which reads the settings itself.
+        host: as :meth:`Host.describe` has it; empty where no server has started here yet.
+        running: whether a server runs on `own`.
+        keys: every key; None where the file cannot be read.
+        faces: as :meth:`Chooser.facts` has them.
+        templates: as :meth:`Templates.described` has them.
+        existing: files and bytes from before the first start that the janitor leaves alone; None: not counted yet.
+        alarms: of the running server.
+        server_ms: the running server's clock, which goes on steadily when the machine's is set.
+    """
+
+    own: Path
+    environment: Mapping[str, str]
+    in_force: Settings | None
+    host: Mapping[str, Any]
+    folders: Folders
+    running: bool
+    keys: Sequence[Key] | None
+    faces: Mapping[str, Any]
+    templates: Sequence[Mapping[str, Any]]
+    existing: tuple[int, int] | None
+    alarms: Sequence[Mapping[str, str]] = field(default_factory=list)
+    server_ms: int | None = None
+
+
+def remember(own: Path, host: Host) -> None:
+    """Note what only the running host knows. A disk that does not take it is somebody else's complaint."""
+    folders = host.folders()
+    note = {
+        "host": host.describe(),
+        "output": _text(folders.output),
+        "temp": _text(folders.temp),
+        "input": _text(folders.input),
+        "models": [str(path) for path in host.model_folders()],
+    }
+    part = own / f"{FILE}.part"
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(note), encoding="utf-8")
+        os.replace(part, own / FILE)
+    except OSError as error:
+        log.warning("%s cannot be written: %s", FILE, error)
+
+
+def remembered(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
+    """Host, roots and model folders as at the last start; None where there was none, or its note is gone."""
+    try:
+        note = json.loads((own / FILE).read_text(encoding="utf-8"))
+        output, temp, source = (Path(note[name]) if note[name] else None for name in ("output", "temp", "input"))
+        return dict(note["host"]), Folders(output, temp, source), [Path(path) for path in note["models"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path is not None else None
