@@ -76,7 +76,10 @@ FACE_CHECKS = Family(
 )
 FACE_CHECK_TIME = Family("guarded_face_check_seconds", "histogram", "How long that took.", buckets=_CHECK_S)
 DELIVERIES = Family(
-    "guarded_webhook_deliveries_total", "counter", "Attempts to deliver a webhook, by how they ended.", ("outcome",)
+    "guarded_webhook_deliveries_total",
+    "counter",
+    "Attempts to deliver a webhook: delivered, failed, gone, refused (by our own rules) or unreachable.",
+    ("outcome",),
 )
 DELIVERY_TIME = Family(
     "guarded_webhook_delivery_seconds", "histogram", "How long an attempt took.", buckets=_DELIVERY_S

@@ -230,7 +230,13 @@ class Outbox:
         )
         if state is DeliveryState.DEAD:
             why = attempt.error or "?"
-            log.warning("webhook %s of job %s is given up: %s", delivery.webhook_id, delivery.job_id, why)
+            log.warning(
+                "webhook %s of job %s is given up: %s",
+                delivery.webhook_id,
+                delivery.job_id,
+                why,
+                extra={"job_id": delivery.job_id},
+            )
             self._given_up(delivery, why)
 
     async def page(
