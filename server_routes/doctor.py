@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from .about import About
 from .table import Call, Route, answered
 
 
@@ -14,4 +15,4 @@ async def get_doctor(call: Call) -> web.StreamResponse:
     return answered(await asyncio.to_thread(call.services.doctor.body))
 
 
-ROUTES = [Route("GET", "/doctor", get_doctor, operate=True)]
+ROUTES = [Route("GET", "/doctor", get_doctor, operate=True, about=About({200: "Doctor"}))]

@@ -283,6 +283,20 @@ SCHEMAS: dict[str, Any] = {
         },
         optional=["gpu", "disk", "worker", "alarms"],
     ),
+    "Doctor": _object(
+        {
+            "lines": _list(
+                _object(
+                    {
+                        "level": {"type": "string", "enum": ["ok", "warning", "error"]},
+                        "check": _TEXT,
+                        "message": _TEXT,
+                        "mend": _TEXT,
+                    }
+                )
+            )
+        }
+    ),
 }
 
 _SECURITY = {

@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from ..guard.errors import ServerUnavailableError
 from ..guard.metrics import CONTENT_TYPE
 from .about import About
 from .table import Call, Route, answered
@@ -24,5 +25,11 @@ async def get_metrics(call: Call) -> web.StreamResponse:
 
 ROUTES = [
     Route("GET", "/stats", get_stats, about=About({200: "Stats"})),
-    Route("GET", "/metrics", get_metrics, operate=True, about=About({200: "text/plain"})),
+    Route(
+        "GET",
+        "/metrics",
+        get_metrics,
+        operate=True,
+        about=About({200: "text/plain"}, refusals=(ServerUnavailableError,)),
+    ),
 ]
