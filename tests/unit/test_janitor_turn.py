@@ -55,11 +55,14 @@ class TestTheClock:
     def test_switched_off_it_sweeps_on_demand_only_but_watches_the_disk(self, box: Box):
         put(box.output / "a.png", size=100)
         janitor = box.janitor(enabled=False, min_free_bytes=50, target_free_bytes=60, floor_free_bytes=40)
+        alarms: list[str] = []
+        janitor.on_full(alarms.append)
         with small_disk(box.base, 120):
             for second in range(0, 8000, 1000):
                 janitor.turn(time.time() + second)
             assert box.left() == {"output/a.png"}
             assert janitor.disk_full() is not None
+        assert len(alarms) == 1, "told when it begins, and not at every look"
         assert janitor.body()["next_sweep_at_ms"] is None
         janitor.sweep(time.time())
         assert box.left() == set()

@@ -264,6 +264,18 @@ async def test_a_cancelled_job_that_does_not_stop_climbs_too(machine, host):
     assert machine.ended(job_id) == ("cancelled", "cancelled")
 
 
+@pytest.mark.parametrize(("on_stuck", "code"), [("replace", "worker_replaced"), ("report", "worker_stuck")])
+async def test_an_operator_is_alarmed_once_where_a_worker_hangs(made, on_stuck, code):
+    machine, alarms = made(on_stuck=on_stuck), []
+    machine.watchdog.on_alarm(lambda *alarm: alarms.append(alarm))
+    job_id = await _stopped(machine)
+    machine.turn(11)
+    machine.turn(100)
+    ((told, message),) = alarms
+    assert told == code
+    assert job_id in message
+
+
 async def test_a_worker_that_cannot_be_replaced_just_now_is_tried_again(made, host):
     machine = made()
     job_id = await _stopped(machine)
@@ -338,6 +350,8 @@ async def test_a_timer_that_is_shorter_than_the_looks_is_no_setting():
 async def test_a_dead_worker_is_replaced_its_jobs_settle_and_the_dispatcher_is_woken(machine, host):
     repaired = []
     machine.watchdog.on_repair(lambda: repaired.append(machine.health.problems()))
+    alarms = []
+    machine.watchdog.on_alarm(lambda code, _message: alarms.append(code))
     job_id = await machine.run(client_id="socket")
     host.alive = False
     assert machine.health.problems() == ["worker dead"]
@@ -345,6 +359,7 @@ async def test_a_dead_worker_is_replaced_its_jobs_settle_and_the_dispatcher_is_w
     assert machine.ended(job_id) == ("failed", "worker_died")
     assert host.replaced == [(None, "worker_died")]
     assert repaired == [[]]
+    assert alarms == ["worker_replaced"]
     machine.turn(1000)
     assert len(host.replaced) == 1
 
