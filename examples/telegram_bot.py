@@ -319,6 +319,8 @@ class Shop:
         ending = json.loads(order.ending or "{}")
         chat = order.chat_id
         reply = {"reply_parameters": ReplyParameters(message_id=order.message_id, allow_sending_without_reply=True)}
+        if order.notice_id:
+            await self._told(self._bot.delete_message, chat, order.notice_id)
         for artifact in ending.get("artifacts", ()):
             data = await self._guarded.asked(order, "GET", artifact["url"], busy_s=math.inf)
             file = BufferedInputFile(data, artifact["filename"])
@@ -329,8 +331,6 @@ class Shop:
         if "text" in ending:
             await self._told(self._bot.send_message, chat, ending["text"], **reply)
         self._ledger.note(order, state="done")
-        if order.notice_id:
-            await self._told(self._bot.delete_message, chat, order.notice_id)
 
     async def _notice(self, order: Order, text: str) -> None:
         """The one message about how things stand, sent at first and edited from then on."""

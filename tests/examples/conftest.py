@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from contract.client import PATIENCE_S, node
 from examples.telegram import Sent, Telegram, telegram
 from faces import photos
 
-from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+from comfyui_guarded.sandbox.launch import ROOT, HostProcess, sandbox_kind
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HOST_NODES = Path(__file__).parent / "host_nodes"
@@ -140,6 +141,13 @@ async def polled(
     return seen
 
 
+def new_key(host: HostProcess) -> str:
+    command = [sys.executable, str(ROOT), "keys", "create", "my-bot", "--user", str(host.base / "user")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    (key,) = re.findall(r"^\s*(\S{40,})$", made.stdout, re.MULTILINE)
+    return str(key)
+
+
 @asynccontextmanager
 async def opened(folder: Path, settings: Mapping[str, str], **environment: str) -> AsyncIterator[Shop]:
     """A shop over `folder`; the bot gets `environment`, the server `settings`."""
@@ -147,6 +155,7 @@ async def opened(folder: Path, settings: Mapping[str, str], **environment: str) 
     (base / "custom_nodes").mkdir(parents=True)
     (base / "custom_nodes" / "ending_by_text").symlink_to(HOST_NODES, target_is_directory=True)
     host = HostProcess(sandbox_kind(), base, environment=settings)
+    environment["GUARDED_KEY"] = new_key(host)
     async with telegram() as messenger:
         bot = BotProcess(folder, messenger.url, host.url, **environment)
         try:

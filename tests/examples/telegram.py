@@ -40,6 +40,8 @@ class Telegram:
     calls: list[str] = field(default_factory=list)
     #: May answer in Telegram's stead: (method, parameters) → (status, body), or None.
     trouble: Callable[[str, Json], tuple[int, Json] | None] = lambda _method, _data: None
+    #: Told of each request before it counts (False), where True keeps it from counting, and once it has counted (True).
+    watcher: Callable[[str, bool], bool] = lambda _method, _counted: False
     _updates: list[Json] = field(default_factory=list)
     _ids: Any = field(default_factory=lambda: itertools.count(1))
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,6 +90,8 @@ class Telegram:
         method = request.match_info["method"]
         data: Json = dict(await request.post())
         self.calls.append(method)
+        if self.watcher(method, False):
+            raise web.HTTPServiceUnavailable
         if (answer := self.trouble(method, data)) is not None:
             return web.json_response({"ok": False, "error_code": answer[0], **answer[1]}, status=answer[0])
         try:
@@ -95,6 +99,7 @@ class Telegram:
         except LookupError as error:
             body = {"ok": False, "error_code": 400, "description": f"Bad Request: {error}"}
             return web.json_response(body, status=400)
+        self.watcher(method, True)
         return web.json_response({"ok": True, "result": result})
 
     async def download(self, request: web.Request) -> web.Response:

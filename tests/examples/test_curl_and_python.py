@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from contract.client import PATIENCE_S
-from examples.conftest import ENDING_BY_TEXT, EXAMPLES, HOST_NODES
+from examples.conftest import ENDING_BY_TEXT, EXAMPLES, HOST_NODES, new_key
 from PIL import Image
 
 from comfyui_guarded.guard import messages
@@ -37,14 +37,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
 @pytest.fixture(scope="module")
 def key(host: HostProcess) -> str:
     """A key that the server knows; it takes a second or two to notice."""
-    command = [sys.executable, str(ROOT), "keys", "create", "my-bot", "--user", str(host.base / "user")]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
-    (key,) = re.findall(r"^\s*(\S{40,})$", made.stdout, re.MULTILINE)
+    key = new_key(host)
     ends_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < ends_s:
         asked = urllib.request.Request(host.url + "/guarded/jobs", headers={"Authorization": f"Bearer {key}"})
         with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(asked, timeout=PATIENCE_S):
-            return str(key)
+            return key
         time.sleep(0.1)
     raise AssertionError("the server does not take the key")
 

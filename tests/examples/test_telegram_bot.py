@@ -27,7 +27,8 @@ def user() -> int:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
-    settings = {"GUARDED_POLICY__MAX_STEPS": str(MAX_STEPS)}
+    # As for a bot on another machine: what it may do, it may by its key.
+    settings = {"GUARDED_POLICY__MAX_STEPS": str(MAX_STEPS), "GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
     async with opened(tmp_path_factory.mktemp("shop"), settings, FREE_CREDITS=str(FREE_CREDITS)) as shop:
         yield shop
 
@@ -133,3 +134,35 @@ async def test_a_server_that_is_away_is_waited_for_once_the_credit_is_taken(shop
     await asyncio.to_thread(shop.host.start)
     assert (await shop.last_word(message_id)).method == "sendPhoto"
     assert shop.bot.entries(message_id) == [("charge", -1)]
+
+
+@pytest.mark.timeout(600)  # a dozen starts of the bot
+async def test_killed_at_every_step_that_telegram_sees_it_books_once_and_loses_nobody(
+    shop: Shop, user: int, face: bytes
+):
+    steps = ("getUpdates", "sendMessage", "getFile", "editMessageText", "sendPhoto", "deleteMessage")
+    killed: set[tuple[str, bool]] = set()
+
+    def kill(method: str, counted: bool) -> bool:
+        """Once at each step, before Telegram has heard of it and after."""
+        known = shop.orders("chat_id = ?", user)
+        due = bool(known) and method in steps and (method, counted) not in killed and shop.bot.alive
+        if due:
+            killed.add((method, counted))
+            shop.bot.kill()
+        return due and not counted
+
+    shop.messenger.watcher = kill
+    good, bad = shop.messenger.photo(user, face, "slow"), shop.messenger.photo(user, face, "error")
+    while len(shop.orders("state = 'done' AND chat_id = ?", user)) < 2:
+        await asyncio.sleep(0.05)
+        if not shop.bot.alive:
+            shop.bot.start()
+    shop.messenger.watcher = lambda _method, _counted: False
+    # Where the job has ended by the time the bot is back, there is nothing to edit any more.
+    assert killed >= set(itertools.product(steps, (False, True))) - {("editMessageText", True)}
+    assert shop.bot.entries(good) == [("charge", -1)]
+    assert shop.bot.entries(bad) == [("charge", -1), ("refund", 1)]
+    # Of the one it died after Telegram had heard the last word and before it could note that down: it tells again.
+    assert [word.method for word in shop.messenger.answers(good)] == ["sendPhoto", "sendPhoto"]
+    assert [word.texts for word in shop.messenger.answers(bad)] == [[messages.text("generation_failed", "ru")]]
