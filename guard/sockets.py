@@ -24,7 +24,7 @@ from .access import Client
 from .client_ids import ClientIds
 from .clock import Clock
 from .errors import GuardError
-from .events import POSITION, PROGRESS, STATE, Event, Events
+from .events import ALARM, POSITION, PROGRESS, STATE, Event, Events
 from .host import Host
 from .job import Job
 from .jobs import Jobs
@@ -248,7 +248,7 @@ class Sockets:
 
     async def _follow(self) -> None:
         """One reader of all jobs' events for all sockets, for as long as there are any."""
-        with self._events.subscribe((STATE, POSITION, PROGRESS)) as reader:
+        with self._events.subscribe((STATE, POSITION, PROGRESS, ALARM)) as reader:
             while self._sockets:
                 try:
                     events = await reader.next(FOLLOW_S)
@@ -261,7 +261,10 @@ class Sockets:
         self._following = None
 
     def _tell(self, event: Event) -> None:
-        sockets = [socket for socket in self._by_sid.get(self._sid_of(event) or "", ()) if not socket.resumes]
+        if event.job is None:
+            sockets = [socket for socket in self._sockets if socket.client.operator]
+        else:
+            sockets = [socket for socket in self._by_sid.get(self._sid_of(event) or "", ()) if not socket.resumes]
         if sockets:
             frame = _frame(event)
             for socket in sockets:

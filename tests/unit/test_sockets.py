@@ -10,6 +10,7 @@ from comfyui_guarded.guard import sockets
 from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.client_ids import ClientIds
 from comfyui_guarded.guard.errors import CancelledError
+from comfyui_guarded.guard.events import Event
 from comfyui_guarded.guard.job import SUCCESS, Result
 from comfyui_guarded.guard.sockets import Message, Sockets
 
@@ -137,6 +138,16 @@ async def test_a_jobs_events_go_to_the_sockets_of_its_client_id(hub, machine, st
         assert (data["event"], data["state"], data["job_id"]) == ("state", "queued", job_id)
         assert all(event != "guarded" for event, _data in await said(socket))
     assert all(event != "guarded" for event, _data in await said(other))
+
+
+async def test_an_alarm_is_for_operators(hub, machine):
+    bot, local = opened(hub)[0], opened(hub, LOCAL)[0]
+    await asyncio.sleep(0)
+    machine.events.tell(Event("alarm", lambda: {"code": "worker_died", "job_id": None, "message": "dead"}))
+    await asyncio.sleep(0.05)
+    told = {"event": "alarm", "code": "worker_died", "job_id": None, "message": "dead"}
+    assert (await said(local))[-1] == ("guarded", told)
+    assert [event for event, _data in await said(bot)] == ["status"]
 
 
 async def test_without_sockets_nobody_reads_the_events(hub, machine, monkeypatch):
