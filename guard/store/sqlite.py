@@ -499,7 +499,8 @@ class SqliteStore:
                 for _own, _served, owner, (job_id, client_id, locale, template, shape) in found
             ]
 
-        return self._reader.run(operation)
+        # Not the reader's thread: 10,000 jobs take it some 50 ms, and so long every other look would wait.
+        return self._tidier.run(operation)
 
     def recent_runs(self, limit: int) -> Future[list[Run]]:
         query = (
