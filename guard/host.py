@@ -279,7 +279,7 @@ class Host(Protocol):
         """
 
     def video_memory(self) -> int | None:
-        """Bytes of memory on the card that nodes run on, used or not; None where they run on the processor."""
+        """Bytes of memory on the card that nodes run on, used or not; None where there is none, or nobody knows."""
 
     def own_directory(self) -> Path:
         """Where settings and database belong: a folder that no route of the host serves. It may not exist yet."""

@@ -161,7 +161,7 @@ class FacesSettings(_Section):
 PROFILES: dict[str, dict[str, float]] = {
     name: dict(zip(("vram_budget_gb", "max_pixels", "max_steps", "max_frames", "max_seconds"), limits, strict=True))
     for name, limits in {
-        "rtx3060": (10, 2048 * 2048, 60, 241, 60),
+        "rtx3060": (10, 2048 * 2048, 60, 375, 60),
         "rtx4090": (21, 4096 * 4096, 100, 1000, 120),
         "a4000": (14, 3072 * 3072, 80, 481, 90),
         "a5000": (20, 4096 * 4096, 100, 1000, 120),

@@ -235,7 +235,8 @@ class ComfyHost:
 
     def video_memory(self) -> int | None:
         device = comfy.model_management.get_torch_device()
-        if device.type in ("cpu", "mps"):  # there ComfyUI would tell of the machine's RAM
+        # Elsewhere ComfyUI tells of the machine's RAM, or, for DirectML, of one made-up gigabyte.
+        if device.type not in ("cuda", "xpu", "npu", "mlu"):
             return None
         return int(comfy.model_management.get_total_memory(device))
 

@@ -10,6 +10,8 @@ from PIL import Image
 from workflows import editor, specs
 
 from comfyui_guarded.guard.errors import GuardError
+from comfyui_guarded.guard.policy import Policy
+from comfyui_guarded.guard.settings import PROFILES, PolicySettings
 from comfyui_guarded.guard.templates.manifest import MAX_SEED, Template
 from comfyui_guarded.guard.templates.render import in_force, rendered, vram_gib
 
@@ -126,6 +128,16 @@ def test_any_parameter_outside_its_limits_is_refused_by_name(name, data):
         in_force(TEMPLATES[name], asked)
     assert refused.value.code in ("invalid_request", "policy_violation")
     assert list(refused.value.extra_info["parameters"]) == [wrong]
+
+
+@every_template
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_every_profile_lets_a_template_pass_as_it_stands(name, profile):
+    template, settings = TEMPLATES[name], PolicySettings(profile=profile)
+    given = {each: "x" for each, parameter in template.manifest.parameters.items() if parameter.required}
+    values = in_force(template, given)
+    Policy(settings).check(rendered(template, values))
+    assert vram_gib(template, values) <= settings.vram_budget_gb
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl_face"])
