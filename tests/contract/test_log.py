@@ -41,7 +41,10 @@ async def test_each_event_of_a_job_has_one_line_at_its_level(host, client: Clien
     def heard(job: str) -> list[str]:
         return [text for _level, text in told(job)]
 
-    assert heard(good["job_id"]) == ["job J of local admitted", "job J started", "job J succeeded in N s with 1 files"]
+    # Whether it had to wait depends on how fast the worker let go of what other tests ran.
+    admitted, *others = heard(good["job_id"])
+    assert admitted.partition(";")[0] == "job J of local admitted"
+    assert others == ["job J started", "job J succeeded in N s with 1 files"]
     assert heard(bad["job_id"])[2] == "job J failed: generation_failed: node 1 (FaultRaise) raised ValueError"
     assert heard(waiting) == [
         "job J of local admitted; it waits, 1 of 1 slots are taken, position 1",
@@ -49,8 +52,10 @@ async def test_each_event_of_a_job_has_one_line_at_its_level(host, client: Clien
     ]
     assert heard(late["job_id"])[2] == "job J failed: generation_timeout: The job ran longer than N s."
     if not host.kind.real:  # older versions of ComfyUI write no levels
-        levels = [level for job in (good["job_id"], bad["job_id"], waiting) for level, _text in told(job)]
-        assert levels == ["INFO", "INFO", "INFO", "INFO", "INFO", "ERROR", "WARNING", "INFO"]
+        levels = [[level for level, _text in told(job)] for job in (good["job_id"], bad["job_id"], waiting)]
+        assert levels[0][1:] == ["INFO", "INFO"]
+        assert levels[1][1:] == ["INFO", "ERROR"]
+        assert levels[2] == ["WARNING", "INFO"]
 
 
 async def test_nothing_of_a_prompt_and_no_key_reaches_the_log(
