@@ -441,7 +441,7 @@ async def test_nothing_that_a_browser_would_run_is_shown_as_such(mine):
 
 
 async def test_a_result_need_not_be_kept_once_its_owner_has_its_last_byte(client, mine):
-    def unread(job):
+    async def unread(job):
         with contextlib.closing(sqlite3.connect(client.base / "user" / "__guarded" / "guarded.db")) as db:
             return db.execute("SELECT count(*) FROM unread WHERE job_id = ?", (job["job_id"],)).fetchone()[0]
 
@@ -451,12 +451,12 @@ async def test_a_result_need_not_be_kept_once_its_owner_has_its_last_byte(client
     await view(mine, name, preview="webp")
     await mine.request("HEAD", f"/guarded/view?filename={name}")
     await mine.request("GET", f"/guarded/view?filename={name}", headers={"Range": "bytes=0-9"})
-    assert unread(job) == 1
+    assert await unread(job) == 1
     await mine.request("GET", f"/guarded/view?filename={name}", headers={"Range": f"bytes={size - 5}-"})
-    assert unread(job) == 0
+    await client.polled(lambda: unread(job), lambda left: left == 0)  # written once the answer is out
     job = await mine.run(picture())
     await view(mine, job["artifacts"][0]["filename"])
-    assert unread(job) == 0
+    await client.polled(lambda: unread(job), lambda left: left == 0)
 
 
 async def test_in_guarded_mode_comfyuis_own_paths_do_the_same(sandbox_client):
@@ -483,3 +483,27 @@ async def test_in_guarded_mode_comfyuis_own_paths_do_the_same(sandbox_client):
     # On this machine all is as in plain ComfyUI.
     assert (await upload(plain, data, "me.png", base="")).status == 200
     assert (plain.base / "input" / "me.png").read_bytes() == data
+
+
+LOADERS = {
+    **dict.fromkeys(("LoadImage", "LoadImageMask", "LoadImageOutput"), "image"),
+    "LoadAudio": "audio",
+    "LoadVideo": "file",
+    "LoadLatent": "latent",
+    "Load3D": "model_file",
+    "Painter": "mask",
+    **dict.fromkeys(("LoadImageSetFromFolderNode", "LoadImageDataSetFromFolder"), "folder"),
+}
+
+
+async def test_the_hosts_own_loaders_are_known_by_what_they_declare(client, mine):
+    known = (await client.get("/object_info")).keys()
+    for class_type, name in LOADERS.items():
+        if class_type in known:
+            graph = {"1": node(class_type, **{name: "../x"}), "2": node("FaultText", text="x", seed=0)}
+            refused = assert_refusal(await mine.submit(graph), "bad_image")
+            assert refused["error"]["extra_info"]["input"] == name, class_type
+    # And of what they take besides, nothing is.
+    graph = {"1": node("LoadImageMask", image=PHOTO, channel="../x"), "2": node("FaultText", text="x", seed=0)}
+    if "LoadImageMask" in known:
+        assert_succeeded(await mine.run(graph))
