@@ -50,16 +50,16 @@ def browser() -> Iterator[Browser]:
 
 
 class Faults:
-    """What must not happen on a page: errors in its scripts, and anything that its policy refuses."""
+    """What must not happen on a page: errors in its scripts, and anything that its policy refuses; with where."""
 
     def __init__(self, page: Page) -> None:
         self.seen: list[str] = []
-        page.on("pageerror", lambda error: self.seen.append(str(error)))
+        page.on("pageerror", lambda error: self.seen.append(error.stack or str(error)))
         page.on("console", self._said)
 
     def _said(self, message: Any) -> None:
         if message.type == "error" and "Failed to load resource" not in message.text:
-            self.seen.append(message.text)
+            self.seen.append(f"{message.location.get('url', '')}: {message.text}")
 
 
 def made_key(host: HostProcess, scope: str = "operate") -> str:
