@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from contract.client import node, unique
 from contract.conftest import kinds
+from contract.test_access import make_key
 
 from comfyui_guarded.sandbox.launch import ROOT, HostProcess
 
@@ -28,7 +29,7 @@ PATIENCE_S = 240.0
 AT_ONCE = 6
 
 #: Clients that always talk to the root of the server.
-ROOT_ONLY = ("comfy_api_simplified_ws", "pycomfy_ws")
+ROOT_ONLY = ("comfy_api_simplified_key", "comfy_api_simplified_ws", "pycomfy_ws")
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pytest.skip("the published clients are not installed: make clients")
     base = tmp_path_factory.mktemp("clients")
     environment = {"GUARDED_NATIVE__MODE": "guarded", "GUARDED_WATCHDOG__JOB_TIMEOUT_S": str(JOB_TIMEOUT_S)}
-    with HostProcess(request.param, base, environment=environment) as host, ThreadPoolExecutor(AT_ONCE) as pool:
+    host = HostProcess(request.param, base, environment=environment)
+    key = make_key(base, "published")
+    with host, ThreadPoolExecutor(AT_ONCE) as pool:
         made = {
-            (driver, path): pool.submit(_run, driver, f"{host.url}{path}", tmp_path_factory.mktemp(driver.stem))
+            (driver, path): pool.submit(_run, driver, f"{host.url}{path}", key, tmp_path_factory.mktemp(driver.stem))
             for driver in drivers()
             if driver.suffix == ".py" or (shutil.which("node") and (INSTALLED / "node_modules").is_dir())
             for path in ("", "/guarded")
@@ -102,7 +105,7 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield found
 
 
-def _run(driver: Path, url: str, folder: Path) -> dict[str, Told | str]:
+def _run(driver: Path, url: str, key: str, folder: Path) -> dict[str, Told | str]:
     """What the client handed over for each graph; a text where it did not come so far."""
     files = {name: folder / f"{name}.json" for name in graphs()}
     for name, graph in graphs().items():
@@ -111,6 +114,7 @@ def _run(driver: Path, url: str, folder: Path) -> dict[str, Told | str]:
     command = [str(python) if driver.suffix == ".py" else "node", str(driver), url, *map(str, files.values())]
     # Some look for a server's address in there.
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("COMFY")}
+    environment["KEY"] = key  # for those of the drivers that come with one
     with open(folder / "log", "w+b") as log:
         try:
             done = subprocess.run(
