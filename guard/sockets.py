@@ -210,7 +210,7 @@ class Sockets:
 
             def done(heard: Future[None]) -> None:
                 if (error := heard.exception()) is not None:
-                    log.warning("that job %s was heard of is not on disk: %s", job_id, error)
+                    log.warning("that job %s was heard of is not on disk: %s", job_id, error, extra={"job_id": job_id})
 
             self._store.heard(job_id).add_done_callback(done)
 

@@ -187,7 +187,7 @@ def answering(route: Route, services: Services) -> Callable[[web.Request], Await
             else:
                 raise  # ends the connection, in the middle of an answer
         except Exception:
-            log.exception("%s %.200r failed", request.method, request.path)
+            log.exception("%s %.200r failed", request.method, request.path, extra={"quotes_prompt": True})
             error = InternalError("The guard failed on this request; its log has more.")
             response = failed(error, request, services)
         finally:
