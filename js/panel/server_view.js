@@ -2,6 +2,7 @@
 
 import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
 
+const LEVELS = ["error", "warning", "ok"];
 const ROOTS = ["output", "temp", "input"];
 
 // Disks. ------------------------------------------------------------------------------------------------------------
@@ -152,11 +153,12 @@ export function serverView(board, texts, section, run) {
     }
 
     function doctor() {
-        const list = h("ul", { class: "g-plain g-doctor" });
+        const list = h("ul", { class: "g-plain g-doctor", tabindex: "0", "aria-label": texts.t("doctor") });
         const look = async () => {
             const { lines } = await board.api.get("/doctor");
+            const urgency = (line) => LEVELS.indexOf(line.level);
             list.replaceChildren(
-                ...lines.map((line) =>
+                ...[...lines].sort((a, b) => urgency(a) - urgency(b)).map((line) =>
                     h(
                         "li",
                         { "data-level": line.level },

@@ -292,6 +292,8 @@ def test_axe_finds_no_serious_fault(opened: Callable[..., Page], bot: PlainClien
         within(page, "recent").locator("summary").first.click()
         page.locator(".g-disk-card button").first.click()
         expect(page.locator(".g-told p").first).to_be_visible()
+        page.locator(".g-server-card summary").click()
+        expect(page.locator(".g-doctor li").first).to_be_visible()
         shoot(page, f"page-{width}-{scheme}-{language}")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         if (language == "ru") == (width == 420):  # it takes a second each
