@@ -20,6 +20,7 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.files import Files
 from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.host import Folders, Refusal, Rehearsal
+from comfyui_guarded.guard.janitor.in_use import InUse, called
 from comfyui_guarded.guard.limits import Limits
 from comfyui_guarded.guard.references import References
 from comfyui_guarded.guard.secrets import Secrets
@@ -245,6 +246,14 @@ async def test_a_file_sent_again_is_young_again(door):
     os.utime(path, (1, 1))
     await door.admit(door.file())
     assert path.stat().st_mtime > 10**9
+
+
+async def test_the_janitor_knows_the_file_by_the_body_that_is_stored(door):
+    file = door.file()
+    submitted = await door.admit(file)
+    in_use = InUse(list)
+    in_use.stored(door.store.entry(submitted.job.job_id).result(LONG_S).body)
+    assert in_use.names(called("input", file.stored_as("bot"), []))
 
 
 async def test_the_same_key_with_the_same_files_is_the_same_request_and_with_others_a_conflict(door):
