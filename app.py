@@ -164,7 +164,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         tasks.append(asyncio.create_task(faces.look_around()))
         tasks.append(asyncio.create_task(places.run()))
         tasks.append(asyncio.create_task(sender.run()))
-        tasks.append(asyncio.create_task(_keep_fresh(keys)))
+        tasks.append(asyncio.create_task(_keep_fresh(keys, access, sockets)))
         watchdog.start()
         janitor.start()
         gpus.start()
@@ -208,8 +208,9 @@ def _build(host: Any, prompt_server: Any) -> None:
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
 
 
-async def _keep_fresh(keys: Keys) -> None:
-    """A key that was made or revoked on the command line counts from the next second on."""
+async def _keep_fresh(keys: Keys, access: Access, sockets: Sockets) -> None:
+    """A key that was made or revoked on the command line counts from the next second on, for open sockets too."""
     while True:
         await asyncio.sleep(1)
         await asyncio.to_thread(keys.refresh)
+        sockets.hang_up(access.holds)

@@ -55,12 +55,12 @@ class Message:
 class Socket:
     """One open websocket: who listens, and what is still to be sent. Event loop.
 
-    `overflow` is called once, when more waits than the client can be expected to take. One that `resumes` hears the
-    jobs' events from a reader of its own.
+    `abort` closes it, and is called once: when more waits than the client can be expected to take, or when its key has
+    ended. One that `resumes` hears the jobs' events from a reader of its own.
     """
 
     def __init__(
-        self, client: Client, client_id: str, sid: str, overflow: Callable[[], None], resumes: bool = False
+        self, client: Client, client_id: str, sid: str, abort: Callable[[], None], resumes: bool = False
     ) -> None:
         self.resumes = resumes
         self.client = client
@@ -72,23 +72,28 @@ class Socket:
         #: Jobs whose end it was told of: as it happened (kept while the missed ones are looked up), and afterwards.
         self.heard_live: set[str] | None = set()
         self.caught_up: set[str] = set()
-        self._overflow: Callable[[], None] | None = overflow
+        self._abort: Callable[[], None] | None = abort
         self._outbox: deque[Message] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
         self._taken = asyncio.Event()
 
     def put(self, message: Message) -> None:
-        if self._overflow is None:
+        if self._abort is None:
             return
         self._outbox.append(message)
         self._bytes += len(message.content)
         if self._bytes > OUTBOX_BYTES or len(self._outbox) > OUTBOX_MESSAGES:
-            overflow, self._overflow = self._overflow, None
-            self._outbox.clear()
             log.warning("a websocket of %s cannot keep up and is closed", self.client.owner)
-            overflow()
+            self.hang_up()
         self._filled.set()
+
+    def hang_up(self) -> None:
+        """Send nothing more, and close it."""
+        if self._abort is not None:
+            abort, self._abort = self._abort, None
+            self._outbox.clear()
+            abort()
 
     def say(self, event: str, data: Any, verdict_of: str | None = None) -> None:
         self.put(Message(json.dumps({"type": event, "data": data}), verdict_of))
@@ -128,11 +133,11 @@ class Sockets:
         self._status_due: asyncio.TimerHandle | None = None
         self._following: asyncio.Task[None] | None = None
 
-    def open(self, client: Client, client_id: str, overflow: Callable[[], None], *, resumes: bool = False) -> Socket:
+    def open(self, client: Client, client_id: str, abort: Callable[[], None], *, resumes: bool = False) -> Socket:
         """A socket that hears all from here on; the jobs' events of one that `resumes` come by :meth:`resume`."""
         self._loop = asyncio.get_running_loop()
         known = client_id or uuid.uuid4().hex
-        socket = Socket(client, known, self._client_ids.of(client.owner, known), overflow, resumes)
+        socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes)
         socket.remaining = self._remaining(client)
         socket.say("status", {**_status(socket.remaining), "sid": known})
         if (node_id := self._host.executing(socket.sid)) is not None:
@@ -181,6 +186,12 @@ class Sockets:
                     if self._sid_of(event) == socket.sid:
                         await socket.room()
                         socket.put(_frame(event))
+
+    def hang_up(self, holds: Callable[[Client], bool]) -> None:
+        """Close the sockets of clients that would not be let in any more."""
+        for socket in self._sockets:
+            if not holds(socket.client):
+                socket.hang_up()
 
     def close(self, socket: Socket) -> None:
         self._sockets.discard(socket)

@@ -81,6 +81,10 @@ class Access:
             return LOCAL
         raise UnauthorizedError("A key is needed.", details=self._what_to_do())
 
+    def holds(self, client: Client) -> bool:
+        """Whether a client that was let in still would be: its key is neither revoked nor expired."""
+        return client.key_id is None or self._keys.by_id(client.key_id) is not None
+
     def sign(self, client: Client, path: str, ttl_s: float) -> str:
         """A token that lets whoever has it GET `path` as `client` would, for a while, and nothing else."""
         return self._tokens.sign(client, path, ttl_s)

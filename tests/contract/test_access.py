@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
-from contract.client import Answer, Client, assert_refusal, connected, make_key, picture, text
+from contract.client import PATIENCE_S, Answer, Client, assert_refusal, connected, make_key, picture, text
 from contract.conftest import kinds
 
 from comfyui_guarded import server_routes
@@ -172,6 +173,24 @@ async def test_a_key_that_is_made_or_revoked_counts_within_seconds(tmp_path: Pat
         await box.client.polled(status, lambda status: status == 200)
         revoke(tmp_path / "user" / "__guarded", "late", 1)
         await box.client.polled(status, lambda status: status == 401)
+
+
+async def test_a_revoked_key_hears_nothing_more(tmp_path: Path) -> None:
+    async with opened(sandbox_kind(), tmp_path) as box:
+        headers = {**ELSEWHERE, "Authorization": f"Bearer {box.keys['owner']}"}
+        url = box.client.host.url + "/guarded"
+        session = box.client.session
+        async with (
+            session.ws_connect(f"{url}/ws", headers=headers) as ws,
+            session.get(f"{url}/events", headers=headers) as stream,
+        ):
+            assert (await ws.receive(PATIENCE_S)).type is aiohttp.WSMsgType.TEXT
+            assert stream.status == 200
+            revoke(tmp_path / "user" / "__guarded", "owner", 1)
+            while (await ws.receive(PATIENCE_S)).type not in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
+                pass
+            while await stream.content.readline():  # until it ends
+                pass
 
 
 async def test_a_token_serves_a_picture_without_a_header(tmp_path: Path) -> None:
