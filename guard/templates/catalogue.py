@@ -71,8 +71,8 @@ class Templates:
                 "what the template takes goes into parameters.",
                 extra_info={"fields": unknown},
             )
-        files = {each: each for each in uploaded if each in template.manifest.parameters}
-        values = in_force(template, {**files, **given})
+        files = {each: each for each in uploaded if each in template.manifest.parameters and given.get(each) is None}
+        values = in_force(template, {**given, **files})
         names = self._model_names(template)
         self._check_nodes(template)
         self._check_models(template, values, names)
@@ -87,7 +87,8 @@ class Templates:
     def _described(self, template: Template, locale: str) -> dict[str, Any]:
         manifest = template.manifest
         names = self._model_names(template)
-        missing_packs = self._missing_packs(template)
+        classes = self._host.missing_classes(template.graph)
+        missing_packs = _packs_of(template, classes)
         default = completed(template, {})
         missing = [model for model in manifest.models if model.file not in names and holds(model.when, default)]
         need = vram_gib(template, default)
@@ -114,8 +115,9 @@ class Templates:
             "missing": {
                 "models": [model.file for model in missing],
                 "node_packs": [pack.name for pack in missing_packs],
+                "classes": classes,
             },
-            "ready": not missing and not missing_packs and self._memory_refusal(template, default) is None,
+            "ready": not missing and not classes and self._memory_refusal(template, default) is None,
         }
 
     def _model_names(self, template: Template) -> dict[str, str]:
@@ -126,15 +128,11 @@ class Templates:
                 names[model.file] = name
         return names
 
-    def _missing_packs(self, template: Template) -> list[NodePack]:
-        missing = set(self._host.missing_classes(template.graph))
-        return [pack for pack in template.manifest.node_packs if missing & set(pack.classes)]
-
     def _check_nodes(self, template: Template) -> None:
         missing = self._host.missing_classes(template.graph)
         if not missing:
             return
-        packs = self._missing_packs(template)
+        packs = _packs_of(template, missing)
         hint = "".join(f" Install {pack.name}: {pack.source}." for pack in packs) or " Update ComfyUI."
         raise MissingNodeError(
             f"Template {template.name}: this server lacks the node class {', '.join(missing)}.{hint}",
@@ -169,6 +167,10 @@ class Templates:
             f"{min(limit for limit in (card, budget) if limit is not None):g} GB may be used here.",
             extra_info={"vram_gb": need, "vram_budget_gb": budget, "vram_total_gb": card},
         )
+
+
+def _packs_of(template: Template, classes: Collection[str]) -> list[NodePack]:
+    return [pack for pack in template.manifest.node_packs if set(classes) & set(pack.classes)]
 
 
 def _of_model(model: Model) -> dict[str, Any]:

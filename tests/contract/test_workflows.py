@@ -52,7 +52,7 @@ async def test_the_list_says_what_each_template_takes_and_what_is_missing_here(c
     listed = {each["name"]: each for each in (await client.get("/guarded/workflows"))["workflows"]}
     assert set(listed) >= OURS
     assert listed["photo_check"]["ready"]
-    assert listed["photo_check"]["missing"] == {"models": [], "node_packs": []}
+    assert listed["photo_check"]["missing"] == {"models": [], "node_packs": [], "classes": []}
     assert listed["liveportrait"]["missing"]["node_packs"] == ["ComfyUI-LivePortraitKJ", "ComfyUI-VideoHelperSuite"]
     assert listed["sdxl"]["missing"]["models"] == ["sd_xl_base_1.0.safetensors"]
     assert not listed["sdxl"]["ready"]

@@ -221,6 +221,12 @@ def test_a_request_for_a_template_becomes_one_for_a_prompt(templates):
     assert "parameters" not in body
 
 
+def test_a_file_that_is_called_like_a_parameter_is_its_value(templates):
+    for given in ({}, {"text": None}):
+        assert templates.fill("thing", {"parameters": given}, ["text", "other"])["text"] == "text"
+    assert templates.fill("thing", {"parameters": {"text": "said"}}, ["text"])["text"] == "said"
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [
@@ -250,7 +256,7 @@ def test_a_missing_node_names_its_pack_and_where_to_get_it(templates, host):
         "node_packs": [{"name": "Makers", "source": "https://example.org/makers"}],
     }
     shown = templates.described("en")[0]
-    assert shown["missing"]["node_packs"] == ["Makers"]
+    assert (shown["missing"]["node_packs"], shown["missing"]["classes"]) == (["Makers"], ["Make"])
     assert not shown["ready"]
 
 

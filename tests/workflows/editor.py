@@ -22,7 +22,9 @@ if __name__ == "__main__":
 
 from workflows import specs
 
-WORKFLOWS = Path(__file__).parents[2] / "workflows"
+ROOT = Path(__file__).parents[2]
+#: API graphs and manifests; and what ComfyUI's template browser lists.
+API, WORKFLOWS = ROOT / "workflows" / "api", ROOT / "example_workflows"
 
 #: These keep their widgets' values by name.
 _BY_NAME = "VHS_"
@@ -183,7 +185,7 @@ def preview(workflow: Mapping[str, Any]) -> Image.Image:
 
 def main() -> None:
     known = specs.all_nodes()
-    for manifest in sorted((WORKFLOWS / "api").glob("*.toml")):
+    for manifest in sorted(API.glob("*.toml")):
         graph = json.loads(manifest.with_suffix(".json").read_text())
         workflow = drawn(manifest.stem, graph, known)
         target = WORKFLOWS / manifest.with_suffix(".json").name

@@ -8,7 +8,7 @@ from workflows import editor
 
 from comfyui_guarded.guard.templates.manifest import Template
 
-TEMPLATES = {path.stem: Template.read(path) for path in sorted((editor.WORKFLOWS / "api").glob("*.toml"))}
+TEMPLATES = {path.stem: Template.read(path) for path in sorted(editor.API.glob("*.toml"))}
 ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
 #: What the templates' own graphs call their files.
 PHOTO, MOTION = "photo.png", "motion.mp4"

@@ -16,7 +16,7 @@ from comfyui_guarded.guard.templates.manifest import MAX_SEED, Template
 from comfyui_guarded.guard.templates.render import in_force, rendered, vram_gib
 
 KNOWN = specs.all_nodes()
-TEMPLATES = {path.stem: Template.read(path) for path in sorted((editor.WORKFLOWS / "api").glob("*.toml"))}
+TEMPLATES = {path.stem: Template.read(path) for path in sorted(editor.API.glob("*.toml"))}
 NAMES = sorted(TEMPLATES)
 
 every_template = pytest.mark.parametrize("name", NAMES)
@@ -163,7 +163,7 @@ def test_the_mission_s_numbers_are_the_defaults():
 
 
 def test_the_manual_s_example_is_a_template(tmp_path):
-    manual = (editor.WORKFLOWS.parent / "docs" / "workflows.md").read_text()
+    manual = (editor.ROOT / "docs" / "workflows.md").read_text()
     (tmp_path / "stickers.toml").write_text(re.search(r"```toml\n(.*?)```", manual, re.DOTALL)[1])
     inputs = dict.fromkeys(("text", "steps", "samples", "ckpt_name", "width", "height"), 0)
     (tmp_path / "stickers.json").write_text(
