@@ -123,9 +123,9 @@ class Jobs:
 
     # As ComfyUI shows them. Long lists are made on another thread. --------------------------------------------
 
-    async def remaining(self, client: Client) -> int:
+    def remaining(self, client: Client) -> int:
         """How many of the caller's jobs have not settled."""
-        return await wrap_future(self._store.open_jobs(_owner(client)))
+        return self._store.open(_owner(client))
 
     async def queue(self, client: Client) -> dict[str, Any]:
         """The caller's open jobs as ComfyUI's `/queue`, first come first."""

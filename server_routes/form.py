@@ -21,10 +21,11 @@ _MAX_WORDS = 64
 
 @dataclass
 class Form:
-    """A form, received whole. `files` are on the disk until the block that received them ends."""
+    """A form, received whole. `files` are on the disk until the block that received them ends, `bytes` in all."""
 
     fields: dict[str, bytes] = field(default_factory=dict)
     files: tuple[UploadedFile, ...] = ()
+    bytes: int = 0
 
 
 def is_form(request: web.Request) -> bool:
@@ -96,7 +97,7 @@ async def _read(
             file, size = await _file(part, uploads, incoming, bytes_left)
             bytes_left -= size
             files.append(file)
-    form.files = tuple(files)
+    form.files, form.bytes = tuple(files), uploads.settings.max_request_bytes - bytes_left
     return form
 
 

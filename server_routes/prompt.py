@@ -29,6 +29,8 @@ async def admitted(call: Call, template: str = "") -> web.StreamResponse:
     if is_form(call.request):
         uploads, limit = call.services.uploads, call.services.settings.policy.max_body_bytes
         async with received(call.request, uploads, FORM_FIELDS, limit) as form:
+            if form.files:
+                call.services.limits.take_upload(call.client, form.bytes)
             large = sum(map(len, form.fields.values())) > PARSED_AT_ONCE_BYTES
             raw = await asyncio.to_thread(from_form, form.fields) if large else from_form(form.fields)
             submitted = await _admitted(call, raw, form.files, template)

@@ -299,9 +299,6 @@ class Store(Protocol):
 
     # What the facade shows as ComfyUI's. `owner` None: everybody's. ------------------------------------------
 
-    def open_jobs(self, owner: str | None) -> Future[int]:
-        """How many of the owner's jobs have not settled."""
-
     def entry(self, job_id: str) -> Future[Entry | None]:
         """The job, unless it is hidden."""
 

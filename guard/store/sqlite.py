@@ -411,11 +411,6 @@ class SqliteStore:
 
         return self._reader.run(operation)
 
-    def open_jobs(self, owner: str | None) -> Future[int]:
-        where, values = _of_owner(owner)
-        query = f"SELECT count(*) FROM jobs INDEXED BY jobs_open WHERE {_OPEN} AND {where}"
-        return self._reader.run(lambda db: _count(db, query, values))
-
     def entry(self, job_id: str) -> Future[Entry | None]:
         query = f"SELECT {_ENTRY} WHERE job_id = ? AND hidden = 0"
 

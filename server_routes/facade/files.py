@@ -149,8 +149,7 @@ async def _upload(call: Call) -> AsyncIterator[_Upload]:
         file = next((file for file in form.files if file.field == "image"), None)
         if file is None:
             raise InvalidRequestError("The form has no file `image`.", extra_info={"field": "image"})
-        size = await asyncio.to_thread(os.path.getsize, file.path)
-        call.services.limits.take_upload(call.client, size)
+        call.services.limits.take_upload(call.client, form.bytes)
         words = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}
         yield _Upload(
             file,

@@ -14,8 +14,7 @@ from .bodies import command, ids
 
 async def get_prompt(call: Call) -> web.StreamResponse:
     """How many of the caller's jobs have not ended."""
-    remaining = await call.services.jobs.remaining(call.client)
-    return answered({"exec_info": {"queue_remaining": remaining}})
+    return answered({"exec_info": {"queue_remaining": call.services.jobs.remaining(call.client)}})
 
 
 async def get_queue(call: Call) -> web.StreamResponse:

@@ -21,6 +21,7 @@ from contract.client import (
     unique,
 )
 from contract.conftest import PHOTO
+from contract.test_form import form, part
 from PIL import Image
 
 from comfyui_guarded.guard.uploads import FOLDER, INCOMING, folder_of
@@ -507,3 +508,17 @@ async def test_the_hosts_own_loaders_are_known_by_what_they_declare(client, mine
     graph = {"1": node("LoadImageMask", image=PHOTO, channel="../x"), "2": node("FaultText", text="x", seed=0)}
     if "LoadImageMask" in known:
         assert_succeeded(await mine.run(graph))
+
+
+async def test_bytes_are_counted_whichever_way_they_come(sandbox_client):
+    client = await sandbox_client(GUARDED_LIMITS__UPLOAD_BYTES_PER_HOUR=str(2 * len(fresh()) + 500))
+    await uploaded(client, fresh(), "one.png")
+    raw, headers = form(part("prompt", json.dumps(photo_copy("two")).encode()), part("two", fresh(), "two.png"))
+    answer = await client.request("POST", "/guarded/prompt", raw=raw, headers=headers)
+    assert answer.status == 200, answer
+    await client.settled(answer.json["prompt_id"])
+    refused = await upload(client, fresh(), "three.png")
+    assert_refusal(refused, "rate_limited", 429)
+    assert int(refused.headers["Retry-After"]) > 0
+    assert_refusal(await client.request("POST", "/guarded/prompt", raw=raw, headers=headers), "rate_limited", 429)
+    assert not (client.base / "input" / "three.png").exists()

@@ -327,7 +327,7 @@ def test_what_is_hidden_is_gone_from_history_alone(store):
     assert store.entry(mine[0]).result(LONG_S) is None
     assert store.get(mine[0]).result(LONG_S) is not None
     assert [entry.job.job_id for entry in store.queue("mine").result(LONG_S)] == [waiting.job_id]
-    assert store.open_jobs("mine").result(LONG_S) == 1
+    assert store.open("mine") == 1
     store.hide("mine", None).result(LONG_S)
     assert [entry.job.job_id for entry in store.history(None, 10, 0).result(LONG_S)] == [theirs]
 
