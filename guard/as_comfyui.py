@@ -34,10 +34,19 @@ def row(entry: Entry) -> list[Any]:
     stored = json.loads(entry.body)
     if own_folder(job.owner).encode() in entry.body:
         stored = as_seen(stored, job.owner)
-    extra_data = {**(stored.get("extra_data") or {}), "create_time": job.created_at_ms}
+    return _row(job, stored.get("prompt", {}), stored.get("extra_data") or {})
+
+
+def bare_row(job: Job) -> list[Any]:
+    """The same without its prompt."""
+    return _row(job, {}, {})
+
+
+def _row(job: Job, prompt: Any, extra_data: Mapping[str, Any]) -> list[Any]:
+    told = {**extra_data, "create_time": job.created_at_ms}
     if job.client_id is not None:
-        extra_data["client_id"] = job.client_id
-    return [job.number, job.job_id, stored.get("prompt", {}), extra_data, list(job.outputs_to_execute)]
+        told["client_id"] = job.client_id
+    return [job.number, job.job_id, prompt, told, list(job.outputs_to_execute)]
 
 
 def queue(entries: list[Entry]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Collection
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -19,16 +20,18 @@ from .host import Host
 from .job import OPEN, Job
 from .jobs import Jobs
 from .settle import Settler
-from .store import Entry, Store
+from .store import Store
 
 log = logging.getLogger("guarded.backlog")
 
 #: Waiting jobs shown at once, next ones first.
 SHOWN = 1000
-#: Bodies of waiting jobs whose rows are kept at hand.
-KEPT_BYTES = 32 * 2**20
-#: How long a reader of the host's queue, which waits for us on the event loop, is held up at most.
-LOOK_S = 2.0
+#: Bodies of waiting jobs whose rows are kept at hand, and shown whole.
+KEPT_BYTES = 8 * 2**20
+#: How long a reader of the host's queue, which waits for us on the event loop, is held up at most by what is not at
+#: hand yet; and by a single body.
+LOOK_S = 0.25
+BODY_S = 2.0
 
 
 class Backlog:
@@ -45,6 +48,8 @@ class Backlog:
         #: Of open jobs, with the sizes of their bodies, and these together.
         self._rows: dict[str, tuple[list[Any], int]] = {}
         self._bytes = 0
+        #: Bodies that there was no room for.
+        self._large: dict[str, int] = {}
         self._lock = threading.Lock()
         #: What is on its way out of the history (None: all of it), and so is not in it any more.
         self._going: set[str | None] = set()
@@ -60,24 +65,28 @@ class Backlog:
         with self._lock:
             self._open.pop(job.job_id, None)
             self._bytes -= self._rows.pop(job.job_id, ([], 0))[1]
+            self._large.pop(job.job_id, None)
         self._host.queue_changed()
 
     def count(self, known: Collection[str]) -> int:
         return max(len(self._open) - sum(job_id in self._open for job_id in known), 0)
 
     def rows(self, known: Collection[str]) -> list[list[Any]]:
-        waiting = [job_id for job_id in list(self._open) if job_id not in known][:SHOWN]
-        missing = {job_id: self._store.entry(job_id) for job_id in waiting if job_id not in self._rows}
+        ends_s = time.monotonic() + LOOK_S
         rows = []
-        for job_id in waiting:
-            try:
-                row = self._row(job_id, missing[job_id].result(LOOK_S)) if job_id in missing else self._rows[job_id][0]
-            except (GuardError, FutureTimeoutError, KeyError) as error:
-                log.warning("job %s cannot be shown in ComfyUI's queue: %r", job_id, error)
-                continue
-            if row is not None:
-                rows.append(row)
+        for job_id in [job_id for job_id in list(self._open) if job_id not in known][:SHOWN]:
+            has_room = self._bytes + self._large.get(job_id, 1) <= KEPT_BYTES
+            if job_id not in self._rows and has_room and time.monotonic() < ends_s:
+                self._read(job_id)
+            if (kept := self._rows.get(job_id)) is not None:
+                rows.append(kept[0])
+            elif (job := self._open.get(job_id)) is not None:
+                rows.append(as_comfyui.bare_row(job))
         return rows
+
+    def row(self, job_id: str) -> list[Any] | None:
+        kept = self._rows.get(job_id)
+        return kept[0] if kept is not None else self._read(job_id)
 
     def take_out(self, job_ids: Collection[str]) -> None:
         for job_id in job_ids:
@@ -91,7 +100,7 @@ class Backlog:
         if job_id in self._going or None in self._going:
             return None
         try:
-            entry = self._store.entry(job_id).result(LOOK_S)
+            entry = self._store.entry(job_id).result(BODY_S)
         except (GuardError, FutureTimeoutError) as error:
             log.warning("job %s cannot be shown in ComfyUI's history: %r", job_id, error)
             return None
@@ -104,12 +113,22 @@ class Backlog:
         hidden = self._store.hide(LOCAL.owner, None) if job_id is None else self._store.hide(None, [job_id])
         hidden.add_done_callback(lambda _done: self._going.discard(job_id))
 
-    def _row(self, job_id: str, entry: Entry | None) -> list[Any] | None:
+    def _read(self, job_id: str) -> list[Any] | None:
+        """None where it cannot be read, or does not wait any more."""
+        try:
+            entry = self._store.entry(job_id).result(BODY_S)
+        except (GuardError, FutureTimeoutError) as error:
+            log.warning("job %s cannot be shown whole in ComfyUI's queue: %r", job_id, error)
+            return None
         if entry is None or entry.job.state.settled:
             return None
         row, size = as_comfyui.row(entry), len(entry.body)
         with self._lock:
-            if job_id in self._open and job_id not in self._rows and self._bytes + size <= KEPT_BYTES:
-                self._rows[job_id] = (row, size)
-                self._bytes += size
+            if job_id in self._open and job_id not in self._rows:
+                if self._bytes + size <= KEPT_BYTES:
+                    self._rows[job_id] = (row, size)
+                    self._bytes += size
+                    self._large.pop(job_id, None)
+                else:
+                    self._large[job_id] = size
         return row

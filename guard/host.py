@@ -171,7 +171,13 @@ class Backlog(Protocol):
         """Their ids, first come first."""
 
     def rows(self, known: Collection[str]) -> list[list[Any]]:
-        """The next of them, as `[number, prompt_id, prompt, extra_data, outputs_to_execute]`."""
+        """The next of them, as `[number, prompt_id, prompt, extra_data, outputs_to_execute]`.
+
+        Where all of them together are much, some are without their prompt.
+        """
+
+    def row(self, job_id: str) -> list[Any] | None:
+        """One of them, whole; None where it does not wait any more."""
 
     def take_out(self, job_ids: Collection[str]) -> None:
         """Somebody took them out of the queue."""

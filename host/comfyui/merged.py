@@ -5,7 +5,7 @@ Its routes, its `status` event and its editor all ask the queue object's own met
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...guard.host import Backlog
@@ -55,9 +55,9 @@ class Merged:
                     return True
             finally:
                 self._deleting = False
-        for item in self._items(self._known()):
-            if function(item):
-                self._backlog.take_out([item[1]])
+        for job_id in self._backlog.waiting(self._known()):
+            if function(_Item(job_id, self._whole)):
+                self._backlog.take_out([job_id])
                 return True
         return False
 
@@ -85,4 +85,24 @@ class Merged:
             return {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
 
     def _items(self, known: set[str]) -> list[tuple[Any, ...]]:
-        return [(*row, *({} for _ in range(self._fields - len(row)))) for row in self._backlog.rows(known)]
+        return [self._item(row) for row in self._backlog.rows(known)]
+
+    def _whole(self, job_id: str) -> tuple[Any, ...]:
+        return self._item(self._backlog.row(job_id) or [0, job_id, {}, {}, []])
+
+    def _item(self, row: list[Any]) -> tuple[Any, ...]:
+        return (*row, *({} for _ in range(self._fields - len(row))))
+
+
+class _Item(Sequence[Any]):
+    """An item of the queue, read when more of it is looked at than its id: ComfyUI goes through all, for each id."""
+
+    def __init__(self, job_id: str, read: Callable[[str], tuple[Any, ...]]) -> None:
+        self._job_id = job_id
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._job_id if index == 1 else self._read(self._job_id)[index]
+
+    def __len__(self) -> int:
+        return len(self._read(self._job_id))

@@ -46,13 +46,26 @@ def test_a_row_is_what_comfyui_would_have_in_its_queue(backlog, machine):
     assert backlog.rows([])[0] is row, "read once"
 
 
-def test_large_bodies_are_read_again_rather_than_kept(backlog, machine, monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", 10)
-    machine.submit()
-    (row,) = backlog.rows([])
-    again = backlog.rows([])
-    assert again == [row]
-    assert again[0] is not row
+def test_what_is_too_much_to_show_whole_is_shown_bare_until_there_is_room(backlog, machine, monkeypatch):
+    first, second = machine.submit(), machine.submit()
+    size = len(machine.store.entry(first).result(LONG_S).body)
+    monkeypatch.setattr(module, "KEPT_BYTES", size)
+    for _ in range(2):
+        whole, bare = backlog.rows([])
+        assert (whole[1], bare[1]) == (first, second)
+        assert whole[2]
+        assert bare == [whole[0] + 1, second, {}, {"create_time": machine.job(second).created_at_ms}, []]
+    assert backlog.row(second)[2] == whole[2]
+    machine.settler.end(machine.job(first), CancelledError("The job was cancelled.")).result(LONG_S)
+    assert backlog.rows([]) == [backlog.row(second)]
+
+
+def test_a_look_reads_for_a_short_time_only_and_the_next_one_goes_on(backlog, machine, monkeypatch):
+    jobs = [machine.submit() for _ in range(2)]
+    monkeypatch.setattr(module, "LOOK_S", -1.0)
+    assert [row[1:3] for row in backlog.rows([])] == [[job_id, {}] for job_id in jobs]
+    monkeypatch.setattr(module, "LOOK_S", LONG_S)
+    assert all(row[2] for row in backlog.rows([]))
 
 
 def test_only_so_many_are_shown_and_all_are_counted(backlog, machine, monkeypatch):
@@ -128,4 +141,4 @@ def test_rows_may_be_asked_for_from_any_thread_while_jobs_come_and_go(backlog, m
         thread.join()
     assert failures == []
     assert seen
-    assert (backlog.rows(set()), backlog._bytes, backlog._rows) == ([], 0, {})
+    assert (backlog.rows(set()), backlog._bytes, backlog._rows, backlog._large) == ([], 0, {}, {})
