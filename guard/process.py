@@ -46,7 +46,8 @@ class Process:
         """SIGTERM: `drain(grace_s)` on a thread of its own, then what SIGINT does. The main thread calls this.
 
         By default SIGTERM ends Python at once, not even atexit runs. A handler that somebody else has set stays.
-        A second SIGTERM changes nothing; SIGINT ends a drain early.
+        A second SIGTERM changes nothing; SIGINT ends a drain early. A process that ignores SIGINT, as those do that a
+        script starts with `&`, no longer does after a SIGTERM: it could not be ended otherwise.
         """
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             return
@@ -64,6 +65,8 @@ class Process:
         def handle(_number: int, _frame: object) -> None:
             if not begun.is_set():
                 begun.set()
+                if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
                 threading.Thread(target=drained, name="guarded-drain", daemon=True).start()
 
         signal.signal(signal.SIGTERM, handle)

@@ -160,6 +160,15 @@ def test_a_sigterm_drains_and_then_does_what_ctrl_c_does(tmp_path):
 
 
 @posix
+def test_a_sigterm_ends_a_process_that_was_started_to_ignore_ctrl_c(tmp_path):
+    ignoring = "    signal.signal(signal.SIGINT, signal.SIG_IGN)" + SIGTERM
+    process = _python(ignoring.format(drain="pass"), tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert _ended(process)[:2] == (0, ["draining", "7", "interrupted"])
+
+
+@posix
 def test_a_drain_that_fails_does_not_swallow_the_sigterm(tmp_path):
     returncode, said, _error = _terminated(tmp_path, "raise OSError('no store')")
     assert (returncode, said[-1]) == (0, "interrupted")
