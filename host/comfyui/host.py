@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import execution
 import folder_paths
 import nodes
 import server
@@ -379,7 +380,11 @@ class ComfyHost:
         entry = await asyncio.to_thread(backlog.history_entry, job_id)
         if entry is not None:
             with self._queue.mutex:
-                self._queue.history.setdefault(job_id, {**entry, "prompt": tuple(entry["prompt"])})
+                history = self._queue.history
+                history.setdefault(job_id, {**entry, "prompt": tuple(entry["prompt"])})
+                # ComfyUI takes one out for each prompt that has run, and no more.
+                while len(history) > getattr(execution, "MAXIMUM_HISTORY_SIZE", 10_000):
+                    del history[next(iter(history))]
         if client_id is not None:
             self._announce_unrun(job_id, client_id, error)
 

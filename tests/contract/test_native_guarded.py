@@ -257,6 +257,20 @@ async def test_the_verdict_is_in_the_history_after_a_restart_until_it_is_deleted
     assert_succeeded(await client.job(good))
 
 
+async def test_the_hosts_history_does_not_grow_by_jobs_that_it_never_ran(sandbox_client, tmp_path):
+    pack = tmp_path / "base0" / "custom_nodes" / "short_history"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(
+        "import execution\n\nexecution.MAXIMUM_HISTORY_SIZE = 3\nNODE_CLASS_MAPPINGS = {}\n"
+    )
+    client = await sandbox_client(**GUARDED)
+    async with busy(client):
+        for _ in range(6):
+            await client.cancel(last := await client.native_submit(text()))
+        history = await client.polled(lambda: client.get("/history"), lambda history: last in history)
+    assert len(history) == 3
+
+
 async def test_what_waited_before_a_restart_is_in_the_queue_after_it(sandbox_client):
     client = await sandbox_client(**GUARDED)
     running = await client.native_submit(sleep(3600))
