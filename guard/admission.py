@@ -122,6 +122,7 @@ class Submission:
     idempotency_key: str | None = None
     accept_language: str | None = None
     files: tuple[UploadedFile, ...] = ()
+    file_bytes: int = 0
     template: str = ""
     fill: Fill | None = None
 
@@ -221,6 +222,8 @@ class Admission:
             earlier = await wrap_future(self._store.replay(request.client.owner, key))
             if earlier is not None:
                 return earlier
+        if request.files:
+            self._limits.take_upload(request.client, request.file_bytes)
         self._health.check_ready()
         if self._store.queued >= settings.queue.max_queued:
             raise QueueFullError.with_waiting(self._store.queued, settings.queue.max_queued)

@@ -29,14 +29,12 @@ async def admitted(call: Call, template: str = "") -> web.StreamResponse:
     if is_form(call.request):
         uploads, limit = call.services.uploads, call.services.settings.policy.max_body_bytes
         async with received(call.request, uploads, FORM_FIELDS, limit) as form:
-            if form.files:
-                call.services.limits.take_upload(call.client, form.bytes)
             large = sum(map(len, form.fields.values())) > PARSED_AT_ONCE_BYTES
             raw = await asyncio.to_thread(from_form, form.fields) if large else from_form(form.fields)
-            submitted = await _admitted(call, raw, form.files, template)
+            submitted = await _admitted(call, raw, form.files, form.bytes, template)
     else:
         raw = await read_body(call.request, call.services.settings.policy.max_body_bytes)
-        submitted = await _admitted(call, raw, (), template)
+        submitted = await _admitted(call, raw, (), 0, template)
     call.services.wake()
     jobs = call.services.jobs
     job = submitted.job
@@ -51,7 +49,9 @@ async def admitted(call: Call, template: str = "") -> web.StreamResponse:
     return answered(answer, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
 
 
-async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...], template: str) -> Submitted:
+async def _admitted(
+    call: Call, raw: bytes, files: tuple[UploadedFile, ...], file_bytes: int, template: str
+) -> Submitted:
     headers = call.request.headers
     fill: Fill | None = None
     if template:
@@ -63,6 +63,7 @@ async def _admitted(call: Call, raw: bytes, files: tuple[UploadedFile, ...], tem
             idempotency_key=headers.get("Idempotency-Key"),
             accept_language=headers.get("Accept-Language"),
             files=files,
+            file_bytes=file_bytes,
             template=template,
             fill=fill,
         )
