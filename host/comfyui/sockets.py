@@ -69,13 +69,11 @@ class Passing:
     async def _pass_on(self) -> None:
         while True:
             event, data, sid = await self._passed.get()
-            try:
-                message = await self._encoded(event, data)
-            except Exception:
-                log.debug("event %r cannot be sent", event, exc_info=True)
-                continue
             assert self._listener is not None
-            self._listener.passed(event, data, sid, message)
+            try:
+                self._listener.passed(event, data, sid, await self._encoded(event, data))
+            except Exception:  # packs send what they like; nobody would hear anything any more
+                log.debug("event %r cannot be sent", event, exc_info=True)
 
     async def _encoded(self, event: Any, data: Any) -> str | bytes:
         """As ComfyUI would send it: JSON text, or the bytes of a preview."""

@@ -314,3 +314,25 @@ async def test_sockets_that_are_cut_off_at_random_hear_every_state_once(client):
             assert [state for other, state, _id in told if other == job_id] == life
         numbers = [number for *_rest, number in told]
         assert numbers == sorted(set(numbers))
+
+
+async def test_an_odd_event_of_some_pack_silences_nobody(sandbox_client, tmp_path):
+    pack = tmp_path / "base0" / "custom_nodes" / "odd"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(
+        "from server import PromptServer\n\n\n"
+        "class Odd:\n"
+        "    OUTPUT_NODE, RETURN_TYPES, FUNCTION, CATEGORY = True, (), 'run', 'odd'\n\n"
+        "    @classmethod\n"
+        "    def INPUT_TYPES(cls):\n"
+        "        return {'required': {}}\n\n"
+        "    def run(self):\n"
+        "        server = PromptServer.instance\n"
+        "        server.send_sync('odd', {'prompt_id': ['of', 'many']}, server.client_id)\n"
+        "        return {'ui': {'text': ['odd']}}\n\n\n"
+        "NODE_CLASS_MAPPINGS = {'Odd': Odd}\n"
+    )
+    client = await sandbox_client()
+    async with client.socket("/guarded/ws") as socket:
+        job_id = await client.admitted({"1": node("Odd")}, client_id=socket.client_id)
+        assert "execution_success" in types_of(await socket.until_end_of(job_id))
