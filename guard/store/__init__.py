@@ -303,7 +303,8 @@ class Store(Protocol):
         """The job, unless it is hidden."""
 
     def queue(self, owner: str | None) -> Future[list[Entry]]:
-        """The owner's jobs that have not settled, first come first."""
+        """The owner's jobs that have not settled, first come first. Where their bodies are too much together, the
+        last ones come with an empty object as theirs; so it is in the history, with the earliest ones."""
 
     def history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
         """The owner's settled jobs that are not hidden, first settled first: from `offset` on, or the last ones."""

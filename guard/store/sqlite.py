@@ -74,6 +74,8 @@ LOG_PAGES = 25_000
 LOOK_S = 1.0
 #: Files up to this size are checked page by page when they are opened (64 MiB take some 0.2 s).
 CHECKED_BYTES = 64 * 2**20
+#: Bodies shown in one queue or history; the jobs beyond are there without theirs.
+ENTRIES_BYTES = 64 * 2**20
 #: So many jobs ahead of one, of so many owners, are looked up to see how long they will take.
 LOOKED_UP = 200
 LOOKED_UP_OWNERS = 50
@@ -422,22 +424,19 @@ class SqliteStore:
 
     def queue(self, owner: str | None) -> Future[list[Entry]]:
         where, values = _of_owner(owner)
-        query = (
-            f"SELECT {_COLUMNS}, body FROM jobs INDEXED BY jobs_open JOIN bodies USING (number) "
-            f"WHERE {_OPEN} AND {where} ORDER BY number"
-        )
-        return self._reader.run(lambda db: [_entry(row) for row in db.execute(query, values)])
+        query = f"SELECT {_COLUMNS} FROM jobs INDEXED BY jobs_open WHERE {_OPEN} AND {where} ORDER BY number"
+        return self._reader.run(lambda db: _entries(db, db.execute(query, values).fetchall()))
 
     def history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
         where, values = _of_owner(owner)
         way = "DESC" if offset is None else "ASC"
         query = (
-            f"SELECT {_ENTRY} WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0 "
+            f"SELECT {_COLUMNS} FROM jobs WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0 "
             f"ORDER BY settled_at_ms {way}, number {way} LIMIT ? OFFSET ?"
         )
 
         def operation(db: sqlite3.Connection) -> list[Entry]:
-            found = [_entry(row) for row in db.execute(query, [*values, limit, offset or 0])]
+            found = _entries(db, db.execute(query, [*values, limit, offset or 0]).fetchall())
             return found if offset is not None else found[::-1]
 
         return self._reader.run(operation)
@@ -446,18 +445,24 @@ class SqliteStore:
         where, values = _of_owner(owner)
         where += f" AND hidden = 0 AND state IN ({', '.join('?' for _ in asked.states)})"
         values += [state.value for state in asked.states]
+        of = "jobs"
         if asked.workflow_id is not None:
+            of += " JOIN bodies USING (number)"
             where += f" AND {_WORKFLOW_ID} = ?"
             values.append(asked.workflow_id)
-        jobs = f"FROM jobs JOIN bodies USING (number) WHERE {where}"
         order = "coalesce(settled_at_ms - started_at_ms, 0)" if asked.by_run_time else "created_at_ms"
         way = "ASC" if asked.ascending else "DESC"
-        query = f"SELECT {_COLUMNS}, {_WORKFLOW_ID} {jobs} ORDER BY {order} {way}, number {way} LIMIT ? OFFSET ?"
+        order = f"ORDER BY {order} {way}, number {way}"
+        # Of all the others the bodies are not read: there may be gigabytes of them.
+        shown = f"SELECT number FROM {of} WHERE {where} {order} LIMIT ? OFFSET ?"
+        query = (
+            f"SELECT {_COLUMNS}, {_WORKFLOW_ID} FROM jobs JOIN bodies USING (number) WHERE number IN ({shown}) {order}"
+        )
         limit = -1 if asked.limit is None else asked.limit
 
         def operation(db: sqlite3.Connection) -> Page:
             rows = db.execute(query, [*values, limit, asked.offset]).fetchall()
-            total = _count(db, f"SELECT count(*) {jobs}", values)
+            total = _count(db, f"SELECT count(*) FROM {of} WHERE {where}", values)
             return Page(tuple((_job(row[:-1]), row[-1]) for row in rows), total)
 
         return self._reader.run(operation)
@@ -1144,6 +1149,18 @@ def _verdict(stored: dict[str, Any]) -> Verdict:
 def _result(stored: dict[str, Any]) -> Result:
     artifacts = tuple(Artifact(**{**item, "warnings": tuple(item["warnings"])}) for item in stored["artifacts"])
     return Result(stored["outputs"], artifacts)
+
+
+def _entries(db: sqlite3.Connection, rows: list[Any]) -> list[Entry]:
+    """The jobs with their bodies, the first ones before the others while these are not too much together."""
+    found, left = [], ENTRIES_BYTES
+    for job in map(_job, rows):
+        query = "SELECT CASE WHEN length(body) <= ? THEN body END FROM bodies WHERE number = ?"
+        row = db.execute(query, (left, job.number)).fetchone()
+        if row is not None:  # else the job has just been forgotten
+            left -= len(row[0] or b"")
+            found.append(Entry(job, row[0] or b"{}"))
+    return found
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

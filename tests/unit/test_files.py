@@ -19,7 +19,7 @@ from comfyui_guarded.guard.files import Files, as_seen, is_plain, own_folder
 from comfyui_guarded.guard.host import Folders, Names
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result
 from comfyui_guarded.guard.references import References
-from comfyui_guarded.guard.store import Listing
+from comfyui_guarded.guard.store import Listing, sqlite
 from comfyui_guarded.guard.uploads import FOLDER, INCOMING, folder_of
 
 MINE, YOURS = Client("mine", operator=False), Client("yours", operator=False)
@@ -330,6 +330,21 @@ def test_what_is_hidden_is_gone_from_history_alone(store):
     assert store.open("mine") == 1
     store.hide("mine", None).result(LONG_S)
     assert [entry.job.job_id for entry in store.history(None, 10, 0).result(LONG_S)] == [theirs]
+
+
+def test_bodies_that_are_too_much_together_are_left_out_and_their_jobs_are_not(store, monkeypatch):
+    body = b'{"prompt": {}}'
+    monkeypatch.setattr(sqlite, "ENTRIES_BYTES", 2 * len(body))
+    ended = [_ended(store, "mine", body=body) for _ in range(3)]
+    waiting = [new_job(owner="mine", body=body) for _ in range(3)]
+    for job in waiting:
+        store.submit(job, 100).result(LONG_S)
+    queue = store.queue("mine").result(LONG_S)
+    assert [(entry.job.job_id, entry.body) for entry in queue] == [
+        (job.job_id, shown) for job, shown in zip(waiting, (body, body, b"{}"), strict=True)
+    ]
+    history = store.history("mine", 10, None).result(LONG_S)
+    assert [(entry.job.job_id, entry.body) for entry in history] == list(zip(ended, (b"{}", body, body), strict=True))
 
 
 def test_a_body_that_sqlite_cannot_read_has_no_workflow(store):
