@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -155,18 +156,36 @@ class _Resolver(abc.AbstractResolver):
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self._names = aiohttp.ThreadedResolver()
+        # Of its own: a name whose servers do not answer takes its thread for half a minute, and anybody may send
+        # some. On the loop's own threads, all that waits for the disk would wait for them too.
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="guarded-names")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[abc.ResolveResult]:
-        found = await self._names.resolve(host, port, family)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port, family)
         for result in found:
             _check(self._rules, result["host"])
         return found
 
     async def close(self) -> None:
-        await self._names.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[abc.ResolveResult]:
+    """Raises OSError. Blocks."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+    return [
+        abc.ResolveResult(
+            hostname=host,
+            host=str(address[0]),
+            port=port,
+            family=family,
+            proto=protocol,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+        )
+        for family, _kind, protocol, _name, address in found
+    ]
 
 
 def _check(rules: Rules, address: str) -> None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import socket
+import threading
 import time
 
-import aiohttp
 import pytest
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
@@ -17,7 +18,7 @@ from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.store import DeliveryState
 from comfyui_guarded.guard.store.sqlite import _found
 from comfyui_guarded.guard.webhooks import Attempt, Outbox, Rules, retry_at_ms
-from comfyui_guarded.server_routes.webhooks import Sender
+from comfyui_guarded.server_routes.webhooks import Sender, _Resolver
 
 
 def rules(**given):
@@ -314,12 +315,10 @@ async def test_the_address_that_was_looked_up_and_judged_is_the_one_connected_to
         writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
         writer.close()
 
-    async def resolve(_resolver, host, port=0, family=0):
+    def getaddrinfo(host, port, *_args, **_options):
         looked_up.append(host)
-        address = f"127.0.0.{len(looked_up)}"
-        return [{"hostname": host, "host": address, "port": port, "family": 2, "proto": 0, "flags": 0}]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (f"127.0.0.{len(looked_up)}", port))]
 
-    monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolve)
     server = await asyncio.start_server(receive, "0.0.0.0", 0)
     port = server.sockets[0].getsockname()[1]
     given = settings(webhooks={"allow_http": True, "allowed_networks": ["127.0.0.1/32"]}).webhooks
@@ -327,6 +326,7 @@ async def test_the_address_that_was_looked_up_and_judged_is_the_one_connected_to
     sender = Sender(outbox, given.timeout_s)
     finish(store, Webhook(f"http://bot.example:{port}/hook"))
     (delivery,) = due(store)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     async with server:
         assert (await sender._attempt(delivery)).outcome == "delivered"
         refused = await sender._attempt(delivery)
@@ -335,6 +335,27 @@ async def test_the_address_that_was_looked_up_and_judged_is_the_one_connected_to
     assert "may not be reached" in refused.error
     assert looked_up == ["bot.example", "bot.example"]
     assert connections == ["127.0.0.1"]
+
+
+async def test_names_that_nobody_answers_for_take_no_thread_of_anybody_else(monkeypatch):
+    """The event loop's own threads are few, and all that waits for the disk needs them."""
+    answered = threading.Event()
+
+    def unanswered(*_args, **_options):
+        answered.wait(LONG_S)
+        raise socket.gaierror("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unanswered)
+    resolver = _Resolver(rules())
+    looking = [asyncio.create_task(resolver.resolve(f"{number}.example", 443)) for number in range(64)]
+    await asyncio.sleep(0)
+    try:
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "at once"), LONG_S / 2) == "at once"
+    finally:
+        answered.set()
+        found = await asyncio.gather(*looking, return_exceptions=True)
+        await resolver.close()
+    assert all(isinstance(error, OSError) for error in found)
 
 
 async def test_a_delivery_that_the_rules_no_longer_allow_or_nobody_can_sign_is_given_up(store, clock):
