@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .access import LOCAL, Client
-from .errors import GuardError, InvalidRequestError, NotFoundError
+from .artifacts import Verified
+from .errors import ArtifactGoneError, GuardError, InvalidRequestError, NotFoundError
 from .host import Host
 from .job import Artifact, Job
 from .store import Store
@@ -118,6 +119,7 @@ class Files:
         self._host = host
         self._store = store
         self._drawing = asyncio.Semaphore(_DRAWN_AT_ONCE)
+        self._verified = Verified()
 
     async def drawn(self, work: Callable[[], T]) -> T:
         """Work on decoded pictures, on another thread. Little at a time: each may hold a large one in memory."""
@@ -196,6 +198,20 @@ class Files:
             job, index = made
             return Found(path, _loadable(kind, name), job, job.result.artifacts[index])
         return Found(path, _loadable(kind, name)) if client.operator else None
+
+    async def check_unchanged(self, client: Client, found: Found) -> None:
+        """Before another hand opens the file: a name that was deleted may be somebody else's by now.
+
+        Raises:
+            ArtifactGoneError: it is no longer what the client's job made.
+        """
+        artifact = found.artifact
+        if artifact is None or client.operator:
+            return
+        handle = await asyncio.to_thread(self._verified.open, artifact, found.path)
+        if handle is None:
+            raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.")
+        handle.close()
 
     def _below(self, kind: str, name: str, folders: bool) -> Path | None:
         path = self._host.file(kind, "", name)

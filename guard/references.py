@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from .access import LOCAL, Client
-from .errors import BadImageError
+from .errors import ArtifactGoneError, BadImageError
 from .files import Files, annotated, is_plain, names_uploads, own_folder
 from .host import Folders, Host, Names
 
@@ -79,8 +79,13 @@ class References:
         for reference, name in zip(found, await asyncio.to_thread(self._judged, found, client), strict=True):
             if name is None:
                 kind, below = annotated(reference.text)
-                if await self._files.made(client, kind, below) is None:
+                found_file = await self._files.made(client, kind, below)
+                if found_file is None:
                     raise reference.refused()
+                try:
+                    await self._files.check_unchanged(client, found_file)
+                except ArtifactGoneError:
+                    raise reference.refused() from None
             elif name != reference.text:
                 reference.holder[reference.key] = name
                 changed = True

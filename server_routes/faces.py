@@ -9,7 +9,14 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
-from ..guard.errors import BadImageError, GuardError, InvalidRequestError, NotFoundError, PayloadTooLargeError
+from ..guard.errors import (
+    ArtifactGoneError,
+    BadImageError,
+    GuardError,
+    InvalidRequestError,
+    NotFoundError,
+    PayloadTooLargeError,
+)
 from ..guard.faces.check import Faces
 from ..guard.faces.gate import AskedRules
 from ..guard.files import annotated, show_as_seen
@@ -64,7 +71,8 @@ async def _stored(call: Call, raw: bytes) -> Faces:
     image = f"{folder}/{name}" if folder else name
     try:
         found = await call.services.files.find(call.client, kind, image)
-    except NotFoundError:
+        await call.services.files.check_unchanged(call.client, found)
+    except (NotFoundError, ArtifactGoneError):
         raise BadImageError(f"The image {image[:200]} is not there.", extra_info={"image": image[:200]}) from None
     try:
         return await call.services.faces.check_file(found.name, rules)

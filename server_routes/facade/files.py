@@ -58,6 +58,7 @@ async def post_mask(call: Call) -> web.StreamResponse:
         if not names or not all(isinstance(name, str) for name in names):
             raise InvalidRequestError("original_ref must name a picture.", extra_info={"field": "original_ref"})
         found, mask = await _named(call, *names), upload.file.path
+        await call.services.files.check_unchanged(call.client, found)
 
         def put_on() -> None:
             with disk_errors():

@@ -510,6 +510,27 @@ async def test_the_hosts_own_loaders_are_known_by_what_they_declare(client, mine
         assert_succeeded(await mine.run(graph))
 
 
+async def test_a_name_that_is_somebody_elses_picture_by_now_gives_nothing_of_it(client, mine):
+    """Deleted names are given out again, to prompts of people who know no guard as well."""
+    (made,) = (await mine.run(photo_copy(PHOTO)))["artifacts"]
+    name, path = made["filename"], client.base / "output" / made["subfolder"] / made["filename"]
+    asked = {"image": name, "type": "output", "min_faces": 0}
+
+    mask = png((0, 0, 0, 60), size=(128, 128), mode="RGBA")
+    original = json.dumps({"filename": name, "type": "output", "subfolder": ""})
+
+    async def asks():
+        yield await mine.submit({"1": node("LoadImage", image=f"{name} [output]"), "2": save("1")}, wait_s=60)
+        yield await upload(mine, mask, "m.png", "mask", original_ref=original)
+        yield await mine.request("POST", "/guarded/face-check", asked)
+
+    assert [answer.status async for answer in asks()] == [200, 200, 200]
+    path.unlink()
+    path.write_bytes(fresh())
+    refused = [answer async for answer in asks()]
+    assert [answer.code for answer in refused] == ["bad_image", "artifact_gone", "bad_image"]
+
+
 async def test_bytes_are_counted_whichever_way_they_come(sandbox_client):
     client = await sandbox_client(GUARDED_LIMITS__UPLOAD_BYTES_PER_HOUR=str(2 * len(fresh()) + 500))
     await uploaded(client, fresh(), "one.png")
