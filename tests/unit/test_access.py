@@ -328,9 +328,13 @@ def test_a_token_dies_with_the_key_that_made_it(enter, own, token):
     lambda token: token.replace(".", ".."), lambda token: "", lambda token: ".", lambda token: "é.é",
     lambda token: "\udcff.\udcff", lambda token: "e30." + token.partition(".")[2],
 ])  # fmt: skip
-def test_a_token_that_was_bent_is_refused_on_loopback_too(enter, token, bend):
+def test_a_token_that_was_bent_is_refused(enter, token, bend):
     with pytest.raises(UnauthorizedError):
-        enter(token=bend(token(LOCAL)))
+        enter("8.8.8.8", token=bend(token(LOCAL)))
+
+
+def test_on_loopback_a_token_is_nothing_to_look_at(enter):
+    assert enter(token="of another pack", method="POST") is LOCAL
 
 
 def test_another_servers_token_is_refused(enter, tmp_path, wall):
