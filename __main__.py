@@ -9,9 +9,23 @@ from pathlib import Path
 
 
 def main() -> int:
-    from alias import register  # `python <folder>` puts this folder on sys.path; register() takes it off again
+    from alias import ALIAS, register  # `python <folder>` puts this folder on sys.path; register() takes it off again
 
     register()
+    try:
+        return _run()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == ALIAS:
+            raise
+        print(
+            f"This Python ({sys.executable}) lacks {error.name}. Run the command with ComfyUI's own Python; if that "
+            f"one lacks it, too: -m pip install -r {Path(__file__).absolute().parent / 'requirements.txt'}",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _run() -> int:
     from comfyui_guarded.guard import metrics, settings
     from comfyui_guarded.guard.access import command as keys
     from comfyui_guarded.guard.doctor import command as doctor

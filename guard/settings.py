@@ -446,6 +446,11 @@ def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, tuple[s
         elif variable.startswith(ENV_PREFIX) and "__" in variable:
             section, _, name = variable[len(ENV_PREFIX) :].lower().partition("__")
             found.append((variable, (section, name), raw))
+        elif variable.startswith(ENV_PREFIX):
+            # GUARDED_URL and the like are other programs'; a setting that is spelled nearly right is meant for us.
+            section, _, name = variable[len(ENV_PREFIX) :].partition("_")
+            if section.lower() in Settings.model_fields and name:
+                raise SettingsError(f"{variable}: two underscores are needed, {ENV_PREFIX}{section}__{name}")
     # The aliases first, so that where both are set the full name wins.
     return sorted(found, key=lambda item: item[0].startswith(ENV_PREFIX))
 
@@ -472,7 +477,7 @@ def _complaint(item: Any, named: Mapping[tuple[str, ...], str]) -> str:
     source = f" (from {named[path[:2]]})" if path[:2] in named else ""
     if item["type"] == "extra_forbidden":
         return f"{key}{source}: there is no such setting"
-    return f"{key}{source}: {item['msg']}, got {item['input']!r}"
+    return f"{key}{source}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
 
 
 def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:

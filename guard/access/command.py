@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ..cli import age_s, own_folder, user_folder
 from ..clock import Clock
+from ..errors import InvalidRequestError
+from ..settings import SettingsError, load
+from ..webhooks import Rules
 from . import keys
 from .keys import SCOPES, SUBMIT, Key, KeysError
 
@@ -22,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     create.add_argument("--jobs-per-minute", type=_positive, metavar="N", help="else the settings' limit")
     create.add_argument("--max-queued", type=_count, metavar="N", help="how many of its jobs may wait at once")
-    create.add_argument("--expires", type=age_s, metavar="AGE", help="24h, 30d; else it does not expire")
+    create.add_argument("--expires", type=_age_with_unit, metavar="AGE", help="24h, 30d; else it does not expire")
     create.add_argument("--webhook", metavar="URL", help="is told of every ending of its jobs")
     create.add_argument("--same-owner", action="store_true", help="one more key for a name that has one already")
     listing = commands.add_parser("list", help="every key, without its secret")
@@ -58,6 +62,8 @@ def run(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]
 
 
 def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable[[str], None]) -> None:
+    if arguments.webhook is not None:
+        _check_webhook(arguments.webhook, own)
     wanted = Key(
         key_id="",
         name=arguments.name,
@@ -74,6 +80,16 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
     say(secret)
     say(f"webhook secret: {key.webhook_secret}")
     say("Keep both now: neither is shown again.")
+
+
+def _check_webhook(url: str, own: Path) -> None:
+    """Raises KeysError where the server would never deliver there."""
+    try:
+        Rules(load(own / "guarded.toml", os.environ).webhooks).check(url)
+    except InvalidRequestError as error:
+        raise KeysError(error.message.replace("guard.webhook.url", f"--webhook {url}")) from None
+    except SettingsError as error:
+        raise KeysError(f"the settings cannot be used: {error}") from None
 
 
 def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
@@ -94,6 +110,12 @@ def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
 
 def _day(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _age_with_unit(text: str) -> float:
+    if text.strip()[-1:].isdigit():
+        raise argparse.ArgumentTypeError(f"{text} of what? 24h, 30d")
+    return age_s(text)
 
 
 def _positive(text: str) -> float:

@@ -1,3 +1,4 @@
+import argparse
 import base64
 import os
 import stat
@@ -5,7 +6,7 @@ import stat
 import pytest
 from multidict import CIMultiDict
 
-from comfyui_guarded.guard.access import LOCAL, Access, Client, KeyLimits, Keys, Request, Tokens
+from comfyui_guarded.guard.access import LOCAL, Access, Client, KeyLimits, Keys, Request, Tokens, command
 from comfyui_guarded.guard.access.keys import Key, KeysError, create, read, revoke
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import ForbiddenError, UnauthorizedError
@@ -428,3 +429,33 @@ def test_a_proxy_that_is_no_network_is_named():
     assert Settings.model_validate({"access": {"trusted_proxies": ["10.0.0.1"]}}).access.trusted_proxies == (
         "10.0.0.1/32",
     )
+
+
+def _commanded(tmp_path, *words):
+    """The exit status and what was said."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    said = []
+    status = command.run(parser.parse_args([*words, "--user", str(tmp_path)]), tmp_path, said.append)
+    return status, " ".join(said)
+
+
+@pytest.mark.parametrize("url", ["bot.example/hook", "ftp://bot.example", "http://bot.example", "https://127.0.0.1/x"])
+def test_a_key_with_a_webhook_that_would_never_be_delivered_is_not_made(tmp_path, url):
+    status, said = _commanded(tmp_path, "create", "bot", "--webhook", url)
+    assert status == 2
+    assert f"--webhook {url}" in said
+    assert _commanded(tmp_path, "list") == (0, "")
+
+
+def test_a_key_may_have_the_webhooks_that_the_settings_allow(tmp_path):
+    own = tmp_path / "__guarded"
+    own.mkdir()
+    (own / "guarded.toml").write_text('[webhooks]\nallow_http = true\nallowed_networks = ["127.0.0.0/8"]\n')
+    assert _commanded(tmp_path, "create", "bot", "--webhook", "http://127.0.0.1/x")[0] == 0
+
+
+def test_when_a_key_expires_is_told_with_a_unit(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        _commanded(tmp_path, "create", "bot", "--expires", "30")
+    assert "30 of what? 24h, 30d" in capsys.readouterr().err

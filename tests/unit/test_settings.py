@@ -122,6 +122,22 @@ def test_a_bad_variable_is_refused_by_its_key_and_its_own_name(variable, value, 
         assert variable in refusal
 
 
+@pytest.mark.parametrize("variable", ["GUARDED_NATIVE_MODE", "GUARDED_QUEUE_MAX_JOBS"])
+def test_a_variable_with_one_underscore_too_few_is_refused_with_the_name_that_was_meant(variable):
+    refusal = _refusal(None, {variable: "1"})
+    assert refusal.startswith(variable)
+    assert variable.replace("_", "__", 2).replace("__", "_", 1) in refusal
+
+
+def test_variables_of_other_programs_are_left_alone():
+    assert load(None, {"GUARDED_URL": "http://127.0.0.1:8188", "GUARDED_KEY": "x"}) == load(None, {})
+
+
+def test_a_complaint_is_free_of_the_librarys_own_words():
+    refusal = _refusal(None, {"GUARDED_POLICY__PROFILE": "rtx5090"})
+    assert "policy.profile (from GUARDED_POLICY__PROFILE): there is no such profile; there are a100" in refusal
+
+
 def test_every_bad_value_is_named_at_once(tmp_path):
     refusal = _refusal(_toml(tmp_path, "[queue]\nmax_jobs = 0\ntimeout_s = -1\n"), {"GUARDED_LOG__LEVEL": "LOUD"})
     assert all(name in refusal for name in ("queue.max_jobs", "queue.timeout_s", "log.level", "GUARDED_LOG__LEVEL"))
