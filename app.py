@@ -11,7 +11,7 @@ from typing import Any
 
 from . import server_routes
 from .guard import journal, runtime
-from .guard.access import LOCAL, Access, Keys, Tokens
+from .guard.access import LOCAL, Access, Keys, Tokens, reached_from_elsewhere
 from .guard.admission import Admission
 from .guard.backlog import Backlog
 from .guard.client_ids import ClientIds
@@ -206,6 +206,11 @@ def _build(host: Any, prompt_server: Any) -> None:
         # In front of ComfyUI's own, one of which answers every OPTIONS.
         prompt_server.app.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
+    if settings.native.mode == "open" and reached_from_elsewhere(host.describe()["listen"]):
+        log.warning(
+            "ComfyUI's own routes are open to whoever reaches this server, past every key and limit: "
+            'set native.mode = "guarded" or "closed", or listen on 127.0.0.1 alone'
+        )
 
 
 async def _keep_fresh(keys: Keys, access: Access, sockets: Sockets) -> None:

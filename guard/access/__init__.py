@@ -6,7 +6,7 @@ import base64
 import binascii
 import functools
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ from .client import LOCAL, Client, KeyLimits
 from .keys import Keys
 from .tokens import Tokens
 
-__all__ = ["LOCAL", "Access", "Client", "KeyLimits", "Keys", "Request", "Tokens"]
+__all__ = ["LOCAL", "Access", "Client", "KeyLimits", "Keys", "Request", "Tokens", "reached_from_elsewhere"]
 
 #: A tunnel or proxy on the same box adds one of these; the request then comes from who knows where.
 _FORWARDED = ("forwarded", "x-real-ip")
@@ -169,6 +169,11 @@ def _authority(url: str) -> tuple[str, int | None] | None:
     if not parts.hostname:
         return None
     return parts.hostname.lower(), None if port in (80, 443) else port
+
+
+def reached_from_elsewhere(listen: Iterable[str]) -> bool:
+    """Whether a server that listens on these addresses is reached from other machines."""
+    return not all(host == "localhost" or _names_loopback(host) for host in listen)
 
 
 def _is_loopback(peer: str | None, headers: Mapping[str, str]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import ipaddress
 import json
 import logging
 import os
@@ -16,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from ..access import reached_from_elsewhere
 from ..janitor.disk import disks
 from ..settings import Settings, SettingsError, load, origins, rows
 from ..store.schema import MIGRATIONS
@@ -144,7 +144,7 @@ def _faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
         yield Line("error" if state["broken"] else "warning", "onnxruntime", state["problem"], state["command"])
     else:
         packages = ", ".join(f"{name} {version}" for name, version in state["packages"].items()) or "not installed"
-        yield Line("ok", "onnxruntime", f"{packages}; it runs on {', '.join(state['providers']) or 'nothing'}.")
+        yield Line("ok", "onnxruntime", f"{packages}; it offers {', '.join(state['providers']) or 'nothing'}.")
 
 
 def _templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
@@ -216,7 +216,7 @@ def _janitor(facts: Facts, settings: Settings) -> Iterator[Line]:
 
 def _access(facts: Facts, settings: Settings) -> Iterator[Line]:
     listen = facts.host.get("listen")
-    outside = listen is not None and not all(map(_is_loopback, listen))
+    outside = listen is not None and reached_from_elsewhere(listen)
     if facts.keys is None:
         yield Line("error", "keys", "keys.json cannot be read.", f"Restore it, or make new keys: {FOLDER} keys create")
         return
@@ -230,7 +230,7 @@ def _access(facts: Facts, settings: Settings) -> Iterator[Line]:
         mend = f"{FOLDER} keys create NAME" if level != "ok" else ""
         yield Line(level, "keys", f"{text} Only direct connections from this machine are let in.", mend)
     else:
-        yield Line("ok", "keys", f"{len(active)} keys count: {', '.join(sorted({key.name for key in active}))}.")
+        yield Line("ok", "keys", f"Those that count: {', '.join(sorted({key.name for key in active}))}.")
     for key in ending:
         days = ((key.expires_at_ms or 0) - now_ms) / 86_400_000
         yield Line("warning", "keys", f"{key.name} ({key.key_id}) expires in {days:.1f} days.", f"{FOLDER} keys create")
@@ -324,15 +324,6 @@ def _installed(package: str) -> bool:
 def _nearest(path: Path) -> Path:
     """The folder itself, or the one in which it would be made."""
     return next((folder for folder in (path, *path.parents) if folder.exists()), path)
-
-
-def _is_loopback(address: Any) -> bool:
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(str(address)).is_loopback
-    except ValueError:
-        return False
 
 
 def _size(count: float) -> str:

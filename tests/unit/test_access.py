@@ -6,7 +6,17 @@ import stat
 import pytest
 from multidict import CIMultiDict
 
-from comfyui_guarded.guard.access import LOCAL, Access, Client, KeyLimits, Keys, Request, Tokens, command
+from comfyui_guarded.guard.access import (
+    LOCAL,
+    Access,
+    Client,
+    KeyLimits,
+    Keys,
+    Request,
+    Tokens,
+    command,
+    reached_from_elsewhere,
+)
 from comfyui_guarded.guard.access.keys import Key, KeysError, create, read, revoke
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import ForbiddenError, UnauthorizedError
@@ -429,6 +439,14 @@ def test_a_proxy_that_is_no_network_is_named():
     assert Settings.model_validate({"access": {"trusted_proxies": ["10.0.0.1"]}}).access.trusted_proxies == (
         "10.0.0.1/32",
     )
+
+
+@pytest.mark.parametrize(
+    ("listen", "elsewhere"),
+    [(["127.0.0.1"], False), (["localhost", "::1"], False), (["0.0.0.0"], True), (["127.0.0.1", "10.0.0.5"], True)],
+)
+def test_a_server_is_reached_from_elsewhere_by_any_address_that_is_not_loopback(listen, elsewhere):
+    assert reached_from_elsewhere(listen) is elsewhere
 
 
 def _commanded(tmp_path, *words):

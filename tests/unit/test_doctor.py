@@ -258,7 +258,7 @@ class TestWhoIsLetIn:
         ]
         facts = replace(well, keys=keys)
         assert wrong(facts) == [("warning", "keys")] * 2
-        assert "2 keys count: late, soon." in said(facts, "keys")
+        assert "Those that count: late, soon." in said(facts, "keys")
 
     def test_a_key_file_that_cannot_be_read(self, well):
         assert wrong(replace(well, keys=None)) == [("error", "keys")]
