@@ -161,7 +161,7 @@ class Policy:
         self, numbers: _Numbers, node_id: str, name: str, value: float, limit: float, what: str
     ) -> PolicyViolationError:
         kind = numbers.kind(node_id)
-        said = f"asks by {name} for {_shown(value)} {what}; at most {_shown(limit)} are allowed"
+        said = f"asks for {_shown(value)} {what} (input {name}); at most {_shown(limit)} are allowed"
         return _violation(node_id, kind, name, value if value < _ENDLESS else None, limit, f"max_{what}", said)
 
 

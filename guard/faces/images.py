@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import BadImageError
@@ -125,9 +125,13 @@ def decode(data: bytes, limits: Limits, name: str = "", at_least: int | None = N
 
 
 def _unreadable(name: str, error: Exception) -> BadImageError:
+    if isinstance(error, UnidentifiedImageError):
+        said = "It is in no format that is known here."  # Pillow's own words name an object in memory
+    else:
+        said = f"{type(error).__name__}: {error}"
     return BadImageError(
         f"{_called(name)} cannot be read as a picture.",
-        details=f"{type(error).__name__}: {error}",
+        details=said,
         extra_info={"image": name},
     )
 

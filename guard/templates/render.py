@@ -38,7 +38,7 @@ def in_force(template: Template, given: Mapping[str, Any], draw: Callable[[int],
             beyond[name] = str(error)
     for faults, error_class in ((wrong, InvalidRequestError), (beyond, PolicyViolationError)):
         if faults:
-            said = "; ".join(f"{name[:100]} {fault}" for name, fault in faults.items())
+            said = "; ".join(f"{name[:100]}: {fault}" for name, fault in faults.items())
             raise error_class(f"Template {template.name}: {said}.", extra_info={"parameters": faults})
     return {
         name: draw(SEEDS) if value is None else manifest.parameters[name].read(value)

@@ -40,7 +40,7 @@ def sampler(steps):
 
 def test_a_violation_names_node_input_value_and_limit():
     error = violation({"3": sampler(500)}, max_steps=100)
-    assert error.message == "KSampler (node 3) asks by steps for 500 steps; at most 100 are allowed."
+    assert error.message == "KSampler (node 3) asks for 500 steps (input steps); at most 100 are allowed."
     assert error.details == "policy.max_steps"
     assert error.extra_info == {
         "node_id": "3",
