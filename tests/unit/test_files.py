@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import json
 import os
 import time
@@ -45,13 +46,13 @@ class Place:
 
     def made(self, owner: str, filename: str, kind: str = "output") -> None:
         """As if a job of that owner had made the file."""
-        self.put(f"{kind}/{filename}")
+        data = self.put(f"{kind}/{filename}").read_bytes()
         job = new_job(owner=owner)
         self.store.submit(job, 100).result(LONG_S)
         self.store.claim("local", 1, 10**15).result(LONG_S)
         self.store.start(job.job_id).result(LONG_S)
         folder, _slash, name = filename.rpartition("/")
-        artifact = Artifact(0, "1", "image", name, folder, kind, 1, "")
+        artifact = Artifact(0, "1", "image", name, folder, kind, len(data), hashlib.sha256(data).hexdigest())
         self.store.settle(job.job_id, SUCCESS, Result({}, (artifact,))).result(LONG_S)
         self.store.release(job.job_id).result(LONG_S)
 
@@ -162,6 +163,9 @@ async def test_results_are_for_those_who_made_them(place):
     ):
         with pytest.raises(BadImageError):
             await place.settled(value, client)
+    place.put("output/a.png", b"y")
+    with pytest.raises(BadImageError):
+        await place.settled("a.png [output]")
     # The name belongs to the last who made such a file.
     place.made("yours", "a.png")
     with pytest.raises(BadImageError):
