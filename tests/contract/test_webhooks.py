@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 from contract.client import Client, assert_refusal, connected, raises, text
+from contract.conftest import kinds
 from contract.test_access import make_key
 from standardwebhooks import Webhook as Verifier
 
-from comfyui_guarded.sandbox.launch import HostProcess, free_port, sandbox_kind
+from comfyui_guarded.sandbox.launch import HostKind, HostProcess, free_port
 
 SETTINGS = {
     "GUARDED_WEBHOOKS__ALLOW_HTTP": "true",
@@ -80,9 +82,12 @@ class Receiver:
         return [told for told in self.got if told.job_id == job_id]
 
 
-@pytest.fixture(scope="module")
-def hooked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    with HostProcess(sandbox_kind(), tmp_path_factory.mktemp("hooked"), environment=SETTINGS) as process:
+@pytest.fixture(scope="module", params=kinds())
+def hooked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    kind: HostKind = request.param
+    if subprocess.run([kind.python, "-c", "import standardwebhooks"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{kind.python} has no standardwebhooks: install requirements.txt into it")
+    with HostProcess(kind, tmp_path_factory.mktemp("hooked"), environment=SETTINGS) as process:
         yield process
 
 
