@@ -115,6 +115,8 @@ class Sender:
             headers = self._outbox.signed(delivery)
         except GuardError as error:
             return Attempt(error=error.message, hopeless=True)
+        except ImportError as error:  # until somebody installs it
+            return Attempt(error=f"the package standardwebhooks cannot be imported: {error}")
         try:
             async with self._opened().post(
                 delivery.url, data=delivery.payload.encode(), headers=headers, allow_redirects=False

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 
@@ -356,6 +357,19 @@ async def test_names_that_nobody_answers_for_take_no_thread_of_anybody_else(monk
         found = await asyncio.gather(*looking, return_exceptions=True)
         await resolver.close()
     assert all(isinstance(error, OSError) for error in found)
+
+
+async def test_where_the_package_that_signs_is_missing_a_delivery_waits_as_after_any_failure(store, clock, monkeypatch):
+    finish(store, HOOK)
+    (delivery,) = due(store)
+    monkeypatch.setitem(sys.modules, "standardwebhooks", None)
+    outbox = Outbox(settings().webhooks, store, lambda _owner: "whsec_" + "A" * 43 + "=", clock)
+    attempt = await Sender(outbox, 1)._attempt(delivery)
+    assert (attempt.outcome, attempt.final) == ("unreachable", False)
+    assert "standardwebhooks" in attempt.error
+    await outbox.attempted(delivery, attempt)
+    assert due(store, clock.now_ms()) == []
+    assert [(again.number, again.attempts) for again in due(store)] == [(delivery.number, 1)]
 
 
 async def test_a_delivery_that_the_rules_no_longer_allow_or_nobody_can_sign_is_given_up(store, clock):
