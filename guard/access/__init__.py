@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import ipaddress
 from collections.abc import Iterable, Mapping
@@ -146,7 +145,7 @@ def _credential(header: str) -> tuple[str, str | None]:
     if scheme == "basic":
         try:
             return scheme, base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, not ASCII, not UTF-8 inside
             return scheme, None
     return scheme, None
 

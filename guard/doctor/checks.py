@@ -36,7 +36,7 @@ BUILT_S = 1_760_000_000
 SKEW_S = 60.0
 SOON_MS = 7 * 86_400_000
 #: Of requirements.txt; onnxruntime has a check of its own, and without the others nothing would run.
-PACKAGES = ("av", "filelock", "pydantic", "prometheus-client", "nvidia-ml-py")
+PACKAGES = ("av", "filelock", "pydantic", "standardwebhooks", "prometheus-client", "nvidia-ml-py")
 
 
 @dataclass(frozen=True)

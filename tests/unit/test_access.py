@@ -196,7 +196,21 @@ def test_a_wrong_key_is_refused_on_loopback_too(enter, own, wrong, way):
         enter(**{way if way == "X_API_Key" else "Authorization": value})
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Basic", "Basic %%%", "Basic /w==", "Digest x", "x" * 9000])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Basic",
+        "Basic %%%",
+        "Basic ключ",
+        "Basic \udcff",
+        "Bearer \udcff",
+        "Basic /w==",
+        "Digest x",
+        "x" * 9000,
+    ],
+)
 def test_an_authorization_that_holds_no_key_is_refused(enter, own, header):
     made(own)
     with pytest.raises(UnauthorizedError):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import sqlite3
 import time
@@ -155,6 +156,12 @@ class TestTheMachine:
         monkeypatch.setattr(checks, "_installed", lambda name: name != "prometheus-client")
         assert wrong(well) == [("warning", "packages")]
         assert "pip install prometheus-client" in said(well, "packages")
+
+    def test_all_that_requirements_ask_for_and_comfyui_does_not_bring_is_looked_for(self):
+        asked = (Path(checks.__file__).parents[2] / "requirements.txt").read_text()
+        names = set(re.findall(r"^([\w-]+)[><=]", asked, re.MULTILINE))
+        theirs = {"aiohttp", "numpy", "Pillow", "tomli", "onnxruntime", "onnxruntime-gpu"}
+        assert set(checks.PACKAGES) == names - theirs
 
     def test_onnxruntime_that_lost_its_gpu(self, well):
         state = {**FACES["onnxruntime"], "problem": "Gone.", "broken": True, "command": "pip …"}
