@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from . import messages, uploads, webhooks
 from .access import Client
@@ -64,6 +64,9 @@ MODEL_SUFFIXES = frozenset(
 #: Refusals that tell the operator that the server is too small.
 _FULL = frozenset({QueueFullError.code, DiskFullError.code, ServerUnavailableError.code})
 
+#: It is in every list, event and webhook that shows the job.
+METADATA_BYTES = 2**16
+
 #: Larger bodies are parsed on another thread: 16 MiB of small numbers take more than a second.
 PARSED_AT_ONCE_BYTES = 2**18
 
@@ -75,6 +78,12 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 def _asked_check(value: object) -> object:
     """True is the check with every rule at its default."""
     return {} if value is True else None if value is False else value
+
+
+def _bounded_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(metadata)) > METADATA_BYTES:
+        raise ValueError(f"it is over {METADATA_BYTES} bytes as JSON")
+    return metadata
 
 
 _State = Literal["queued", "dispatched", "running", "validating", "succeeded", "failed", "cancelled"]
@@ -99,7 +108,7 @@ class GuardOptions(BaseModel):
     locale: Annotated[str, Field(max_length=35)] | None = None
     face_check: Annotated[AskedCheck | None, BeforeValidator(_asked_check)] = None
     webhook: AskedWebhook | None = None
-    metadata: dict[str, Any] = {}
+    metadata: Annotated[dict[str, Any], AfterValidator(_bounded_metadata)] = {}
 
 
 _NO_OPTIONS = GuardOptions()

@@ -220,7 +220,7 @@ async def test_a_reader_that_does_not_read_for_a_while_misses_no_state(client):
     async with aclosing(stream):
         first = asyncio.ensure_future(anext(stream))
         await client.polled(lambda: asyncio.sleep(0, reader.last_id), bool)
-        ids = [await client.admitted(text(), guard={"metadata": {"x": "y" * 100_000}}) for _ in range(60)]
+        ids = [await client.admitted(text(), guard={"metadata": {"x": "y" * 60_000}}) for _ in range(100)]
         await first
         await client.settled(ids[-1])
         while sum(data["state"] in TERMINAL for data in reader.of("state")) < len(ids):
