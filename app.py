@@ -65,10 +65,13 @@ def install() -> None:
     """
     from .host.comfyui import ComfyHost, prompt_server
 
+    host = ComfyHost(prompt_server())
     try:
-        _build(ComfyHost(prompt_server()), prompt_server())
+        _build(host, prompt_server())
     except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
+        if reached_from_elsewhere(host.describe()["listen"]):
+            log.error("ComfyUI runs without it: open to whoever reaches this server, whatever native.mode says")
 
 
 def _build(host: Any, prompt_server: Any) -> None:

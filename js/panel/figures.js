@@ -49,7 +49,7 @@ export function figuresView(board, texts) {
         put(
             "success_rate",
             rate === null ? "–" : texts.percent(rate),
-            texts.t("of_jobs", { count: seen.jobs, succeeded: seen.succeeded }),
+            texts.t("of_jobs", { count: seen.succeeded + seen.failed, succeeded: seen.succeeded }),
         );
         const worst = Object.entries(seen.by_code ?? {}).sort((a, b) => b[1] - a[1])[0];
         setAttribute(tiles.success_rate.element, "title", worst ? `${worst[0]}: ${worst[1]}` : null);

@@ -106,6 +106,14 @@ def test_a_waiting_job_is_cancelled_from_the_queue(opened: Callable[..., Page], 
     expect(within(page, "queue")).to_have_count(0)
     expect(within(page, "running", running)).to_be_visible()
 
+    def ended(state: str) -> int:
+        return len(bot.get(f"/guarded/jobs?state={state}&limit=500").json["jobs"])
+
+    # The share of successes leaves cancelled jobs out, and so do the numbers below it.
+    expect(page.locator(".g-tiles")).to_contain_text(
+        f"{ended('succeeded')} of {ended('succeeded') + ended('failed')} job"
+    )
+
 
 def test_the_page_speaks_russian_and_changes_the_language(opened: Callable[..., Page], bot: PlainClient) -> None:
     bot.run(raises("value_error"))
