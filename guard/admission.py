@@ -266,7 +266,8 @@ class Admission:
                 return await self._admitted(request, prompt, key, locale, hold)
         except GuardError as error:
             error.locale = locale
-            show_as_seen(error, request.client.owner)
+            owner = request.client.owner
+            show_as_seen(error, owner, {file.stored_as(owner): file.filename or file.field for file in request.files})
             raise
 
     def _webhook(self, asked: AskedWebhook | None, client: Client) -> Webhook | None:

@@ -78,22 +78,26 @@ def names_uploads(text: str) -> bool:
 def as_seen(value: Any, owner: str) -> Any:
     """JSON in which the owner's own folder is not to be seen: what it calls `photo.png` is called so."""
     own = own_folder(owner)
-    return _without(value, f"{own}/") if own else value
+    return _renamed(value, {f"{own}/": ""}) if own else value
 
 
-def show_as_seen(error: GuardError, owner: str) -> None:
-    """Call the owner's files in an error as the owner calls them."""
-    error.message, error.details = as_seen(error.message, owner), as_seen(error.details, owner)
-    error.extra_info, error.node_errors = as_seen(error.extra_info, owner), as_seen(error.node_errors, owner)
+def show_as_seen(error: GuardError, owner: str, sent: Mapping[str, str] | None = None) -> None:
+    """Call the owner's files in an error as the owner calls them; `sent`: what came along, from its stored names."""
+    own = own_folder(owner)
+    names = {**(sent or {}), **({f"{own}/": ""} if own else {})}
+    error.message, error.details = _renamed(error.message, names), _renamed(error.details, names)
+    error.extra_info, error.node_errors = _renamed(error.extra_info, names), _renamed(error.node_errors, names)
 
 
-def _without(value: Any, folder: str) -> Any:
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return value.replace(folder, "")
+        for name, seen in names.items():
+            value = value.replace(name, seen)
+        return value
     if isinstance(value, Mapping):
-        return {key: _without(item, folder) for key, item in value.items()}
+        return {key: _renamed(item, names) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without(item, folder) for item in value]
+        return [_renamed(item, names) for item in value]
     return value
 
 

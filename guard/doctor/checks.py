@@ -278,7 +278,9 @@ def _store(facts: Facts, settings: Settings) -> Iterator[Line]:
         mend = "Update this package, or give the server another user directory."
         yield Line("error", "store", f"{path} was written by a later version of this package.", mend)
         return
-    yield Line("ok", "store", f"{path}: {_size(path.stat().st_size)}.")
+    # What was written last lies in the log beside it.
+    size = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.is_file())
+    yield Line("ok", "store", f"{path}: {_size(size)}.")
     ahead_s = newest_ms / 1000 - time.time()
     if ahead_s > SKEW_S:
         mend = "Set the machine's clock (chrony, systemd-timesyncd)."

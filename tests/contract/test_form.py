@@ -116,6 +116,8 @@ async def test_a_photo_without_a_face_is_refused_at_the_door_and_not_kept(client
     )
     body = assert_refusal(answer, "no_face")
     assert body["error"]["extra_info"]["node_id"] == "1"
+    assert body["error"]["extra_info"]["image"] == "me.png", "as it was sent, not as it would have been stored"
+    assert body["error"]["message"] == "No face found in me.png."
     assert body["guard"]["user_message"].startswith("На фото не обнаружено лицо")
     assert uploaded(client.base) == before
 
