@@ -305,8 +305,8 @@ class SqliteStore:
                 return None
             now_ms = self._clock.now_ms()
             db.execute(
-                "UPDATE webhooks SET state = 'pending', since_ms = ?, next_at_ms = ?, ended_at_ms = NULL "
-                "WHERE webhook_id = ?",
+                "UPDATE webhooks SET state = 'pending', attempts = 0, since_ms = ?, next_at_ms = ?, "
+                "ended_at_ms = NULL WHERE webhook_id = ?",
                 (now_ms, now_ms, webhook_id),
             )
             return _delivery(db.execute(query, (webhook_id,)).fetchone())

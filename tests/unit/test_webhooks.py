@@ -294,6 +294,7 @@ def test_a_delivery_that_was_given_up_is_tried_again_under_its_old_id_by_whom_it
     assert store.redeliver("msg_unknown", None).result(LONG_S) is None
     again = store.redeliver(delivery.webhook_id, "bot").result(LONG_S)
     assert (again.webhook_id, again.state) == (delivery.webhook_id, DeliveryState.PENDING)
+    assert again.attempts == 0, "its pauses begin short again"
     assert [found.webhook_id for found in due(store)] == [delivery.webhook_id]
 
 
