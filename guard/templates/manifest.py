@@ -104,7 +104,7 @@ class Parameter(_Part):
             raise WrongKindError("must be a string")
         if self.type == "choice":
             if value not in self.choices:
-                raise OutOfRangeError(f"must be one of {', '.join(self.choices)}")
+                raise WrongKindError(f"must be one of {', '.join(self.choices)}")
         elif self.type == "file":
             if not 1 <= len(value) <= FILE_NAME_LENGTH:
                 raise OutOfRangeError(f"must be a file's name of 1 to {FILE_NAME_LENGTH} characters")
