@@ -73,7 +73,8 @@ async def test_a_job_over_its_deadline_is_refunded_and_the_next_one_runs(client)
         job = await client.settled(job_id)
         assert_ended_badly(job, "generation_timeout")
         assert job["error"]["user_message"].startswith("Генерация заняла слишком много времени. Кредиты возвращены.")
-        assert 500 <= job["settled_at_ms"] - job["started_at_ms"] <= 5000
+        # The watchdog's clock runs from a moment before the state is on disk.
+        assert 400 <= job["settled_at_ms"] - job["started_at_ms"] <= 5000
         assert_succeeded(await client.settled(following))
         events = await socket.until_end_of(job_id)
     assert_heard_only_an_error(events)
