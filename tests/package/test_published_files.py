@@ -168,7 +168,8 @@ def test_everything_that_an_installed_package_needs_is_published(published: list
 
 def test_nothing_that_only_developers_need_is_published(published: list[str]) -> None:
     developers = re.compile(
-        r"^(tests|sandbox|benchmarks|build|shared|\.[^/]+)(/|$)|^(Makefile|requirements-(dev|demo)\.txt)$"
+        r"^(tests|sandbox|demo|benchmarks|examples|build|shared|\.[^/]+)(/|$)"
+        r"|^(Makefile|CONTRIBUTING\.md|SECURITY\.md|requirements-(dev|demo)\.txt)$"
         r"|(^|/)(__pycache__|node_modules)/|\.(pyc|db|sqlite3?|log)$"
     )
     assert [name for name in published if developers.search(name)] == []
@@ -248,7 +249,7 @@ def test_the_comfy_table_has_what_the_registry_wants(pyproject: dict[str, Any], 
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
     assert "web" not in comfy, "WEB_DIRECTORY registers the folder; `web` would do it twice"
     for included in comfy.get("includes", []):
-        assert not re.match(r"/?(tests|sandbox|benchmarks)", included)
+        assert not re.match(r"/?(tests|sandbox|demo|benchmarks)", included)
 
 
 def test_the_changelog_names_the_version_or_what_is_to_come(root: Path, pyproject: dict[str, Any]) -> None:
