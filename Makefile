@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 CLIENTS := build/clients
+TOOLS := prometheus nginx caddy
 CHAOS ?= 200
 CHAOS_REAL ?= 20
 LEDGER ?= 500
@@ -46,7 +47,7 @@ demo: $(VENV)/.run-ready
 serve: $(VENV)/.run-ready
 	$(BIN)/python sandbox/tour.py --serve
 
-test: check $(VENV)/.run-ready $(VENV)/.promtool-ready $(CLIENTS)/.ready
+test: check $(VENV)/.run-ready $(VENV)/.tools-ready $(CLIENTS)/.ready
 	$(BIN)/pytest tests $(PYTEST_ARGS)
 
 check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
@@ -101,13 +102,14 @@ $(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt requi
 	@$(PIP) --no-deps "insightface>=1.0.1"
 	@touch $@
 
-# Prometheus' own judge of metrics, which no package of PyPI has. Nothing is installed outside of here, and without
-# apt-get that one test is skipped.
-$(VENV)/.promtool-ready: $(VENV)/.created
-	@mkdir -p $(VENV)/promtool
-	@cd $(VENV)/promtool && { apt-get download prometheus || { apt-get update && apt-get download prometheus; } && \
-		dpkg-deb -x prometheus_*.deb . && rm -f prometheus_*.deb usr/bin/prometheus; } >/dev/null 2>&1 || \
-		echo "No promtool could be had from apt-get; its test will be skipped."
+# What no package of PyPI has: Prometheus' own judge of metrics, and the proxies of the deployment manual. Nothing is
+# installed outside of here, and without apt-get the tests that want them are skipped.
+$(VENV)/.tools-ready: $(VENV)/.created
+	@mkdir -p $(VENV)/tools
+	@cd $(VENV)/tools && { apt-get download $(TOOLS) || { apt-get update && apt-get download $(TOOLS); } && \
+		for package in *.deb; do dpkg-deb -x $$package . || exit 1; done && \
+		rm -f *.deb usr/bin/prometheus; } >/dev/null 2>&1 || \
+		echo "No $(TOOLS) could be had from apt-get; their tests will be skipped."
 	@touch $@
 
 # Clients from PyPI and npm, in an environment of their own: what they pin is not what the server runs on. Without npm,

@@ -7,6 +7,8 @@ ComfyUI that this checkout sits in, then in `~/comfy/ComfyUI` and `~/comfy/Comfy
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -28,6 +30,10 @@ FAULTS = SANDBOX / "custom_nodes" / "guarded_faults"
 READY_WITHIN_S = 240.0
 
 _WINDOWS = os.name == "nt"
+
+#: Below those that a system gives to outgoing connections: one of these could take the port before the server does.
+#: No browser refuses them either, as it would 10080. Each process begins elsewhere, for several start servers at once.
+_ports = itertools.cycle(11_000 + (os.getpid() * 499 + offset) % 20_000 for offset in range(20_000))
 
 # A shell's background job ignores SIGINT, and what we start would inherit that and never hear `stop`.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -84,10 +90,12 @@ def _python(tree: Path) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback's on which nothing listens, and which this process has not given out before."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("_ports never ends")
 
 
 class HostProcess:

@@ -19,15 +19,34 @@ ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
 PHOTO = "photo.png"
 
 
-def kinds() -> list[object]:
+def kinds(wanted: Callable[[HostKind], bool] = lambda kind: True) -> list[object]:
+    """Parameters for a fixture that starts a host: the sandbox, and every real ComfyUI."""
+    # The first test of a host pays for its start.
+    marks = [pytest.mark.comfyui, pytest.mark.timeout(360)]
     return [
-        pytest.param(sandbox_kind(), id="sandbox"),
-        *(
-            # The first test of a host pays for its start.
-            pytest.param(kind, id=kind.name.replace(" ", "-"), marks=[pytest.mark.comfyui, pytest.mark.timeout(360)])
-            for kind in real_kinds()
-        ),
+        pytest.param(kind, id=kind.name.replace(" ", "-"), marks=marks if kind.real else ())
+        for kind in (sandbox_kind(), *real_kinds())
+        if wanted(kind)
     ]
+
+
+def hosts(wanted: Callable[[HostKind], bool], fixture: str = "host") -> pytest.MarkDecorator:
+    """Run the test on these kinds of host alone; on the others there is nothing to test, and so nothing to skip."""
+    return pytest.mark.parametrize(fixture, kinds(wanted), indirect=True)
+
+
+def is_real(kind: HostKind) -> bool:
+    return kind.real
+
+
+def serves(route: str) -> Callable[[HostKind], bool]:
+    """Whether a host's sources name the route: `/api/jobs` is younger than the oldest ComfyUI that is supported."""
+
+    def found(kind: HostKind) -> bool:
+        tree = kind.main.parent
+        return any(f'"{route}"' in path.read_text() for path in (tree / "server.py", *tree.glob("api_server/*.py")))
+
+    return found
 
 
 def put_photo(base: Path) -> None:

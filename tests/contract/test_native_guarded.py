@@ -4,10 +4,11 @@ know it."""
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from contract.client import (
+    Answer,
     Client,
     Socket,
     assert_ended_badly,
@@ -23,7 +24,7 @@ from contract.client import (
     types_of,
     unique,
 )
-from contract.conftest import kinds, put_photo
+from contract.conftest import hosts, kinds, put_photo, serves
 from contract.test_access import make_key
 
 from comfyui_guarded.sandbox.launch import HostProcess
@@ -154,18 +155,23 @@ async def test_from_the_answer_to_the_history_a_job_is_never_out_of_sight(native
     assert looks > 5
 
 
-@pytest.mark.parametrize("delete", ["queue", "jobs"])
-async def test_what_is_deleted_from_the_queue_is_cancelled(native, delete):
+async def test_what_is_deleted_from_the_queue_is_cancelled(native):
+    await assert_cancels(native, lambda unwanted: native.request("POST", "/queue", {"delete": [unwanted]}))
+
+
+@hosts(serves("/api/jobs/{job_id}/cancel"), "guarded_host")
+async def test_what_is_cancelled_as_newer_editors_do_it_is_cancelled(native):
+    answer = await assert_cancels(native, lambda unwanted: native.request("POST", f"/api/jobs/{unwanted}/cancel", {}))
+    assert answer.json == {"cancelled": True}
+
+
+async def assert_cancels(native: Client, cancel: Callable[[str], Awaitable[Answer]]) -> Answer:
+    """Of two prompts in ComfyUI's queue behind one that runs, the second is cancelled and the first goes on."""
     async with busy(native), native.socket() as socket:
         wanted = await native.native_submit(picture())
         unwanted = await native.native_submit(picture(), client_id=socket.client_id)
-        if delete == "queue":
-            assert (await native.request("POST", "/queue", {"delete": [unwanted]})).status == 200
-        else:
-            answer = await native.request("POST", f"/api/jobs/{unwanted}/cancel", {})
-            if answer.status in (404, 405):
-                pytest.skip("this ComfyUI has no such route")
-            assert answer.json == {"cancelled": True}
+        answer = await cancel(unwanted)
+        assert answer.status == 200, answer
         events = await socket.until_end_of(unwanted)
         assert_heard_only_an_error(events)
         assert_native_error((await native.get(f"/history/{unwanted}"))[unwanted])
@@ -173,6 +179,7 @@ async def test_what_is_deleted_from_the_queue_is_cancelled(native, delete):
         assert await native.native_queue() == [*await native.native_running(), wanted]
     assert_ended_badly(await native.settled(unwanted), "cancelled")
     assert_succeeded(await native.settled(wanted))
+    return answer
 
 
 async def test_clearing_the_queue_cancels_what_waits_and_leaves_what_runs(native):

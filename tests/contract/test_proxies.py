@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from contract.test_access import make_key
 
 from comfyui_guarded.sandbox.launch import HostProcess, free_port, sandbox_kind
 
+#: Where `make` has put them, and where Debian does.
+PROGRAMS = os.pathsep.join(
+    f"{root}/usr/{folder}" for root in (f"{sys.prefix}/tools", "") for folder in ("sbin", "bin", "local/bin")
+)
 MANUAL = Path(__file__).parents[2] / "docs" / "deploy.md"
 
 
@@ -52,7 +57,7 @@ def caddy(folder: Path, port: int, upstream: int) -> list[str]:
 @pytest.fixture(scope="module", params=[nginx, caddy], ids=["nginx", "caddy"])
 def proxied(request, tmp_path_factory):
     """(URL of the proxy, key of a bot) of a guarded server behind it."""
-    program = shutil.which(request.param.__name__, path="/usr/sbin:/usr/bin:/usr/local/bin")
+    program = shutil.which(request.param.__name__, path=PROGRAMS)
     if program is None:
         pytest.skip(f"{request.param.__name__} is not installed")
     folder = tmp_path_factory.mktemp("proxied")

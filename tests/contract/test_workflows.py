@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from contract.client import assert_refusal, assert_succeeded, node
+from contract.conftest import hosts, is_real
 from contract.test_form import form, part
 from PIL import Image
 
@@ -161,9 +162,8 @@ async def test_a_prompt_of_4000_characters_arrives_as_it_was(sandbox_with_own_te
     assert_refusal(await post(sandbox_with_own_template, "words", {"text": words + "x"}), "policy_violation", 422)
 
 
+@hosts(is_real)  # the sandbox has no editor
 async def test_comfyui_s_template_browser_lists_the_workflows_with_their_previews(client):
-    if not client.host.kind.real:
-        pytest.skip("the sandbox has no editor")
     (listed,) = [names for pack, names in (await client.get("/api/workflow_templates")).items() if "Guarded" in pack]
     assert set(listed) == OURS
     workflow = await client.get("/api/workflow_templates/ComfyUI-Guarded/sdxl.json")

@@ -5,22 +5,12 @@ from pathlib import Path
 
 import pytest
 from contract.client import Client, connected
+from contract.conftest import kinds
 from results import corpus, pictures
 
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess, real_kinds, sandbox_kind
+from comfyui_guarded.sandbox.launch import HostKind, HostProcess
 
 HOST_NODES = Path(__file__).parent / "host_nodes"
-
-
-def _kinds() -> list[object]:
-    return [
-        pytest.param(sandbox_kind(), id="sandbox"),
-        *(
-            # The first test of a host pays for its start.
-            pytest.param(kind, id=kind.name.replace(" ", "-"), marks=[pytest.mark.comfyui, pytest.mark.timeout(360)])
-            for kind in real_kinds()
-        ),
-    ]
 
 
 def _put_inputs(folder: Path) -> None:
@@ -37,7 +27,7 @@ def _put_inputs(folder: Path) -> None:
     (folder / "model.glb").write_bytes(b"glTF" + bytes(2000))
 
 
-@pytest.fixture(scope="session", params=_kinds())
+@pytest.fixture(scope="session", params=kinds())
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param

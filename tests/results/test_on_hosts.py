@@ -13,6 +13,7 @@ from contract.client import (
     save,
     unique,
 )
+from contract.conftest import hosts, is_real
 
 
 def report(source: str, prefix: str | None = None, class_type: str = "ResultsReport") -> dict[str, Any]:
@@ -176,11 +177,8 @@ async def test_on_fail_warn_lets_a_bad_image_pass_into_the_graph(client: Client)
 # With ComfyUI's own video nodes. -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def real(client: Client) -> Client:
-    if not client.host.kind.real:
-        pytest.skip("the sandbox has no VIDEO")
-    return client
+#: The sandbox has no VIDEO.
+on_real_hosts = hosts(is_real)
 
 
 def video(kind: str, **checks: Any) -> dict[str, Any]:
@@ -192,8 +190,9 @@ def video(kind: str, **checks: Any) -> dict[str, Any]:
     }
 
 
-async def test_a_video_is_validated_and_saved(real: Client):
-    job = await real.run(video("moving", duration_s=2.0, width=128, frames=50))
+@on_real_hosts
+async def test_a_video_is_validated_and_saved(client: Client):
+    job = await client.run(video("moving", duration_s=2.0, width=128, frames=50))
     assert_succeeded(job)
     (artifact,) = job["artifacts"]
     assert (artifact["kind"], artifact["frames"], artifact["fps"], artifact["duration_s"]) == ("video", 50, 25, 2)
@@ -209,17 +208,19 @@ async def test_a_video_is_validated_and_saved(real: Client):
         ("moving", {"needs_audio": True}, "result_incomplete"),
     ],
 )
-async def test_a_bad_video_does_not_get_as_far_as_a_file(real: Client, kind: str, checks: dict[str, Any], code: str):
-    assert_ended_badly(await real.run(video(kind, **checks)), code)
+@on_real_hosts
+async def test_a_bad_video_does_not_get_as_far_as_a_file(client: Client, kind: str, checks: dict[str, Any], code: str):
+    assert_ended_badly(await client.run(video(kind, **checks)), code)
 
 
 @pytest.mark.parametrize(("kind", "code"), [("moving", None), ("frozen", "result_corrupt")])
-async def test_a_webm_of_comfyuis_own_writer_is_judged(real: Client, kind: str, code: str | None):
+@on_real_hosts
+async def test_a_webm_of_comfyuis_own_writer_is_judged(client: Client, kind: str, code: str | None):
     prompt = {
         "1": frames(kind, 50),
         "2": node("SaveWEBM", images=["1", 0], filename_prefix=unique(), codec="vp9", fps=25.0, crf=20.0),
     }
-    job = await real.run(prompt)
+    job = await client.run(prompt)
     if code is None:
         assert_succeeded(job)
         assert job["artifacts"][0]["frames"] == 50
@@ -227,11 +228,12 @@ async def test_a_webm_of_comfyuis_own_writer_is_judged(real: Client, kind: str, 
         assert_ended_badly(job, code)
 
 
-async def test_a_video_file_is_validated_without_loading_it(real: Client):
+@on_real_hosts
+async def test_a_video_file_is_validated_without_loading_it(client: Client):
     prompt = {
         "1": node("LoadVideo", file="good.mp4"),
         "2": node("GuardedValidateVideo", video=["1", 0], duration_s=2.0),
         "3": node("SaveVideo", video=["2", 0], filename_prefix=unique(), format="auto", codec="auto"),
     }
-    assert_succeeded(await real.run(prompt))
-    assert_ended_badly(await real.run({**prompt, "1": node("LoadVideo", file="frozen.mp4")}), "result_corrupt")
+    assert_succeeded(await client.run(prompt))
+    assert_ended_badly(await client.run({**prompt, "1": node("LoadVideo", file="frozen.mp4")}), "result_corrupt")

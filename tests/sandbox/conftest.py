@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from comfyui_guarded.sandbox.launch import HostKind, free_port, real_kinds
+
 REPO = Path(__file__).parents[2]
 FAULTS = REPO / "sandbox/custom_nodes/guarded_faults"
-COMFY = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI").split(os.pathsep)[0]).expanduser()
-COMFY_PYTHON = Path(os.environ.get("COMFYUI_PYTHON", "~/comfy/venv/bin/python")).expanduser()
 EVENT_TIMEOUT_S = 20
 
 
@@ -28,9 +26,7 @@ class Host:
     """One running server, and how tests talk to it."""
 
     def __init__(self, command: list[str], base: Path, start_timeout_s: float) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.base = base
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = base / "server.log"
@@ -123,13 +119,13 @@ def start_sandbox(base: Path, *flags: str) -> Host:
     return Host(command, base, start_timeout_s=30)
 
 
-def start_real(base: Path) -> Host:
+def start_real(kind: HostKind, base: Path) -> Host:
     for folder in ("user", "input", "custom_nodes"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     (base / "custom_nodes/guarded_faults").symlink_to(FAULTS)
     database = f"sqlite:///{base}/user/comfyui.db"
     flags = ["--cpu", "--disable-api-nodes", "--database-url", database]
-    return Host([str(COMFY_PYTHON), str(COMFY / "main.py"), *flags], base, start_timeout_s=150)
+    return Host([kind.python, str(kind.main), *flags], base, start_timeout_s=150)
 
 
 @pytest.fixture(scope="session")
@@ -149,12 +145,10 @@ def fresh_sandbox(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    if not COMFY_PYTHON.exists() or not (COMFY / "main.py").exists():
-        pytest.skip(f"no real ComfyUI: set COMFYUI_PATH and COMFYUI_PYTHON (looked at {COMFY}, {COMFY_PYTHON})")
-    try:
-        host = start_real(tmp_path_factory.mktemp("real"))
-    except RuntimeError as error:
-        pytest.skip(f"the real ComfyUI {error}")
+    kinds = real_kinds()
+    if not kinds:
+        pytest.skip("no real ComfyUI was found: set COMFYUI_PATH and COMFYUI_PYTHON")
+    host = start_real(kinds[0], tmp_path_factory.mktemp("real"))
     yield host
     host.stop()
 

@@ -25,7 +25,7 @@ from comfyui_guarded.guard.watchdog import Watchdog
 REPO = Path(__file__).parents[2]
 FAMILIES = (*COUNTED, *READ)
 #: Where `make` puts it, or the system's.
-PROMTOOL = shutil.which("promtool", path=f"{Path(sys.prefix) / 'promtool' / 'usr' / 'bin'}") or shutil.which("promtool")
+PROMTOOL = shutil.which("promtool", path=f"{sys.prefix}/tools/usr/bin") or shutil.which("promtool")
 
 
 class Watched:
