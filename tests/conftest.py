@@ -1,8 +1,12 @@
 import importlib.util
 import os
+import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 
 def _register_alias() -> None:
@@ -30,3 +34,47 @@ settings.register_profile(
 )
 settings.register_profile("dev", deadline=None, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+# Several servers share the cores: with a thread per core in each of them, torch waits most of its time for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: Folders in which one server per kind of host, the session's fixture `host`, is enough for all modules.
+SHARED_HOSTS = ("contract", "results")
+_KIND = re.compile(r"[\[-](sandbox|ComfyUI-[\w.]+)[]-]")
+
+
+class ByServer(LoadScopeScheduling):  # type: ignore[misc]
+    """For pytest-xdist: what shares a server runs on one worker, so that each server is started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        kind = _KIND.search(nodeid)
+        folder = module.partition("/")[0]
+        shared = kind and folder in SHARED_HOSTS
+        return f"{folder if shared else module} on {kind[1] if kind else 'no host'}"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
+    return ByServer(config, log)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--serial",
+        choices=("with", "without", "only"),
+        default="with",
+        help="tests that measure time or starve the machine (marked `serial`): with the others, left out, or alone",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("serial")
+    left_out = [item for item in items if wanted != "with" and (wanted == "only") != _is_serial(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _is_serial(item: pytest.Item) -> bool:
+    return item.get_closest_marker("serial") is not None
