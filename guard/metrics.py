@@ -47,7 +47,7 @@ class Family:
     buckets: tuple[float, ...] = ()
 
 
-ADMITTED = Family("guarded_jobs_admitted_total", "counter", "Jobs that were let in.")
+ADMITTED = Family("guarded_jobs_admitted_total", "counter", "Jobs that were admitted.")
 SETTLED = Family(
     "guarded_jobs_settled_total",
     "counter",
@@ -64,17 +64,17 @@ RUN = Family(
     "guarded_job_run_seconds",
     "histogram",
     "How long jobs that succeeded ran, by template: (own graph) for a prompt of the caller's own, (other) for "
-    f"whatever comes after the first {TEMPLATES} names.",
+    f"templates after the first {TEMPLATES} names.",
     ("template",),
     _RUN_S,
 )
-REFUSALS = Family(
-    "guarded_admission_refusals_total", "counter", "Prompts that were not let in, by error code.", ("code",)
-)
+REFUSALS = Family("guarded_admission_refusals_total", "counter", "Prompts that were refused, by error code.", ("code",))
 FACE_CHECKS = Family(
-    "guarded_face_checks_total", "counter", "Pictures looked at for faces: passed, or the error code.", ("outcome",)
+    "guarded_face_checks_total", "counter", "Pictures checked for faces: passed, or the error code.", ("outcome",)
 )
-FACE_CHECK_TIME = Family("guarded_face_check_seconds", "histogram", "How long that took.", buckets=_CHECK_S)
+FACE_CHECK_TIME = Family(
+    "guarded_face_check_seconds", "histogram", "How long a check for faces took.", buckets=_CHECK_S
+)
 DELIVERIES = Family(
     "guarded_webhook_deliveries_total",
     "counter",
@@ -82,49 +82,54 @@ DELIVERIES = Family(
     ("outcome",),
 )
 DELIVERY_TIME = Family(
-    "guarded_webhook_delivery_seconds", "histogram", "How long an attempt took.", buckets=_DELIVERY_S
+    "guarded_webhook_delivery_seconds",
+    "histogram",
+    "How long an attempt to deliver a webhook took.",
+    buckets=_DELIVERY_S,
 )
 
 TIMEOUTS = Family(
     "guarded_timeouts_total",
     "counter",
-    "Limits that a running prompt has passed: job (its time), stall (no progress), native (a prompt that did not come "
-    "through the guard). A job that waited too long is code queue_timeout of guarded_jobs_settled_total.",
+    "Running prompts that exceeded a limit: job (its time), stall (no progress), native (a prompt that did not come "
+    "through the guard). A job that waited too long counts as code queue_timeout of guarded_jobs_settled_total.",
     ("limit",),
 )
 INTERRUPTS = Family(
     "guarded_interrupts_total",
     "counter",
-    "Running prompts that were told to stop: stop (a timeout or a cancel), inject (an exception was raised in one "
-    "that checks for no stop).",
+    "Running prompts that were stopped: stop (a timeout or a cancel), inject (an exception was raised in one that "
+    "does not check for a stop).",
     ("how",),
 )
 REPLACEMENTS = Family(
     "guarded_worker_replacements_total",
     "counter",
-    "Workers that another one took over from: hung or dead.",
+    "Workers that were replaced: hung or dead.",
     ("reason",),
 )
 QUEUED = Family("guarded_queue_jobs", "gauge", "Jobs that wait for a slot.")
 SLOTS = Family("guarded_slots", "gauge", "Slots in front of the GPU (queue.max_jobs).")
 SLOTS_USED = Family("guarded_slots_used", "gauge", "Slots that a job holds.")
-READY = Family("guarded_ready", "gauge", "1 while a job can be let in, as /guarded/ready says.")
+READY = Family("guarded_ready", "gauge", "1 while the server takes jobs, as /guarded/ready says.")
 WORKER_UP = Family("guarded_worker_up", "gauge", "1 while a thread serves ComfyUI's queue.")
 DISOWNED = Family("guarded_workers_disowned", "gauge", "Workers that hang in a node and were left behind.")
 GPU_INFO = Family("guarded_gpu_info", "gauge", "1, for each GPU that the driver shows.", ("gpu", "name", "uuid"))
-GPU_BUSY = Family("guarded_gpu_utilization_ratio", "gauge", "Part of the time in which the GPU worked.", ("gpu",))
-VRAM_USED = Family("guarded_gpu_memory_used_bytes", "gauge", "VRAM in use, by whatever process.", ("gpu",))
-VRAM_SIZE = Family("guarded_gpu_memory_size_bytes", "gauge", "VRAM that there is.", ("gpu",))
+GPU_BUSY = Family("guarded_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU worked.", ("gpu",))
+VRAM_USED = Family("guarded_gpu_memory_used_bytes", "gauge", "VRAM in use by all processes.", ("gpu",))
+VRAM_SIZE = Family("guarded_gpu_memory_size_bytes", "gauge", "Size of the VRAM.", ("gpu",))
 DISK_FREE = Family("guarded_disk_free_bytes", "gauge", "Free space on the disk of a root.", ("root",))
 DISK_SIZE = Family("guarded_disk_size_bytes", "gauge", "Size of the disk of a root.", ("root",))
-ROOT_FILES = Family("guarded_root_files", "gauge", "Files in a root, once somebody has asked for them.", ("root",))
-ROOT_BYTES = Family("guarded_root_bytes", "gauge", "Their size.", ("root",))
-WOULD_FREE = Family("guarded_sweep_would_free_bytes", "gauge", "What the next sweep would free for its age.", ("root",))
+ROOT_FILES = Family("guarded_root_files", "gauge", "Files in a root; counted once somebody asks.", ("root",))
+ROOT_BYTES = Family("guarded_root_bytes", "gauge", "Size of the files in a root.", ("root",))
+WOULD_FREE = Family(
+    "guarded_sweep_would_free_bytes", "gauge", "Bytes that the next sweep would free because of age.", ("root",)
+)
 SWEEPS = Family("guarded_sweeps_total", "counter", "Sweeps of the janitor, without dry runs.")
-SWEPT_FILES = Family("guarded_sweep_deleted_files_total", "counter", "Files that they deleted.")
-SWEPT_BYTES = Family("guarded_sweep_freed_bytes_total", "counter", "Bytes that they freed.")
-SWEPT_JOBS = Family("guarded_sweep_forgotten_jobs_total", "counter", "Settled jobs that they forgot.")
-SWEEP_ERRORS = Family("guarded_sweep_errors_total", "counter", "What went wrong in them.")
+SWEPT_FILES = Family("guarded_sweep_deleted_files_total", "counter", "Files that sweeps deleted.")
+SWEPT_BYTES = Family("guarded_sweep_freed_bytes_total", "counter", "Bytes that sweeps freed.")
+SWEPT_JOBS = Family("guarded_sweep_forgotten_jobs_total", "counter", "Records of settled jobs that sweeps deleted.")
+SWEEP_ERRORS = Family("guarded_sweep_errors_total", "counter", "Errors in sweeps.")
 
 #: Counted as it happens.
 COUNTED = (ADMITTED, SETTLED, WAIT, RUN, REFUSALS, FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME)
@@ -363,8 +368,8 @@ def markdown() -> str:
         "",
         "Generated from `guard/metrics.py` by `python <folder> metrics`; do not edit.",
         "",
-        "`GET /guarded/metrics` is for operators and answers in Prometheus' text format. From another machine it wants",
-        "a key with the scope `operate`:",
+        "`GET /guarded/metrics` answers operators in Prometheus' text format. From another machine it wants a key with",
+        "the scope `operate`:",
         "",
         "```yaml",
         "scrape_configs:",
@@ -374,9 +379,9 @@ def markdown() -> str:
         '    static_configs: [{targets: ["gpu-box:8188"]}]',
         "```",
         "",
-        "A scrape waits for no disk, driver or queue. Counters begin at zero with each start of the server. Beside",
-        "these there are `process_resident_memory_bytes`, `process_cpu_seconds_total` and the other `process_…` of",
-        "prometheus-client (on Linux).",
+        "A scrape waits for no disk, driver or queue. Counters begin at zero with each start of the server. On Linux",
+        "there are also `process_resident_memory_bytes`, `process_cpu_seconds_total` and the other `process_…` metrics",
+        "of prometheus-client.",
         "",
         "| metric | type | labels | what it says |",
         "| --- | --- | --- | --- |",
@@ -397,7 +402,7 @@ def markdown() -> str:
 
 _QUESTIONS = (
     (
-        "success rate over an hour, cancelled jobs left out",
+        "success rate over an hour, without cancelled jobs",
         'sum(rate(guarded_jobs_settled_total{outcome="succeeded"}[1h])) / '
         'sum(rate(guarded_jobs_settled_total{outcome!="cancelled"}[1h]))',
     ),
@@ -410,7 +415,7 @@ _QUESTIONS = (
         "histogram_quantile(0.95, sum by (template, le) (rate(guarded_job_run_seconds_bucket[1h])))",
     ),
     ("why jobs fail", 'sum by (code) (increase(guarded_jobs_settled_total{outcome="failed"}[24h]))'),
-    ("alarm: no job can be let in", "guarded_ready == 0"),
+    ("alarm: the server takes no jobs", "guarded_ready == 0"),
     ("alarm: jobs hang", "increase(guarded_worker_replacements_total[1h]) > 0"),
-    ("alarm: the disk runs full", "guarded_disk_free_bytes / guarded_disk_size_bytes < 0.05"),
+    ("alarm: the disk is nearly full", "guarded_disk_free_bytes / guarded_disk_size_bytes < 0.05"),
 )

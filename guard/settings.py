@@ -59,37 +59,41 @@ class _Section(BaseModel):
 
 class QueueSettings(_Section):
     max_jobs: int = Field(1, ge=1, le=64, description="How many guarded jobs may be in front of the GPU at once.")
-    max_queued: int = Field(1000, ge=1, description="How many jobs may wait; one more is answered `queue_full`.")
-    timeout_s: Seconds = Field(1800, description="A job that has not begun to run after this settles `queue_timeout`.")
+    max_queued: int = Field(1000, ge=1, description="How many jobs may wait; one more gets `queue_full`.")
+    timeout_s: Seconds = Field(1800, description="A job that has not started after this settles as `queue_timeout`.")
     idempotency_max_age_s: Age = Field(
-        86400, description="How long an `Idempotency-Key` is remembered; never longer than the job that it made."
+        86400, description="How long the server remembers an `Idempotency-Key`; never longer than its job."
     )
     max_wait_s: Seconds = Field(600, description="The longest that `?wait=` holds an answer.")
 
 
 class WatchdogSettings(_Section):
     job_timeout_s: Seconds = Field(600, description="How long a job may run. A job's own `timeout_s` may be smaller.")
-    stall_timeout_s: SecondsOrOff = Field(0, description="A job without progress for this long is ended; 0 is off.")
+    stall_timeout_s: SecondsOrOff = Field(0, description="How long a job may run without progress; 0 is off.")
     native_timeout_s: SecondsOrOff = Field(
-        0, description="The same limit for prompts that did not come through the guard; 0 is off."
+        0, description="How long a prompt may run that did not come through the guard; 0 is off."
     )
-    interrupt_grace_s: Seconds = Field(10, description="How long a stopped job may go on before `on_stuck` is done.")
+    interrupt_grace_s: Seconds = Field(10, description="How long a stopped job may go on before `on_stuck` applies.")
     inject: bool = Field(True, description="Raise an exception in a stopped job that does not check for interrupts.")
     on_stuck: Literal["replace", "restart", "exit", "report"] = Field(
         "replace",
-        description="With a worker that does not let go: start another, restart the process, exit (75), or only log.",
+        description="How to end a worker that does not let go: start another, restart the process, exit (75), or log.",
     )
-    max_disowned: int = Field(1, ge=0, le=8, description="Hung workers left behind by `replace`; then it restarts.")
-    max_attempts: int = Field(2, ge=1, le=10, description="How often a job is begun when the process dies under it.")
+    max_disowned: int = Field(
+        1, ge=0, le=8, description="How many hung workers `replace` leaves behind before it restarts."
+    )
+    max_attempts: int = Field(
+        2, ge=1, le=10, description="How often a job may start if the process dies while it runs."
+    )
     gil_hang_s: float = Field(
         120,
         ge=5,
         le=86400,
-        description="With `on_stuck = exit`: the process ends (1) when C code has held Python's lock for so long.",
+        description="With `on_stuck = exit`: exit (1) after C code has held Python's lock for this long.",
     )
     free_memory: bool = Field(True, description="Unload models after a job that timed out or ran out of memory.")
     on_gpu_fault: Literal["restart", "report"] = Field(
-        "restart", description="After a CUDA error that leaves the process without a usable GPU."
+        "restart", description="What to do after a CUDA error that leaves the process without a usable GPU."
     )
     shutdown_grace_s: SecondsOrOff = Field(30, description="How long SIGTERM waits for the running job; 0 is off.")
 
@@ -98,49 +102,54 @@ class ResultsSettings(_Section):
     min_image_bytes: Bytes = Field(1024, description="A result image smaller than this is `result_too_small`.")
     min_video_bytes: Bytes = Field(10240, description="A result video smaller than this is `result_too_small`.")
     expected_video_bytes_per_s: Bytes = Field(
-        51200, description="A video with fewer bytes a second gets the warning `low_bitrate`; calm clips do."
+        51200, description="A video with fewer bytes a second gets the warning `low_bitrate`, as calm clips do."
     )
-    strict_bitrate: bool = Field(False, description="Such a video is `result_too_small` instead.")
+    strict_bitrate: bool = Field(False, description="Refuse such a video as `result_too_small` instead.")
     refuse_blank: bool = Field(
-        True, description="One flat colour, all black, white or transparent is `result_blank`; else a warning."
+        True, description="Refuse one flat colour, all black, white or transparent as `result_blank`; false: only warn."
     )
-    refuse_frozen: bool = Field(True, description="A video that shows one still is `result_corrupt`; else a warning.")
-    refuse_silent: bool = Field(True, description="A sound file without a sound is `result_blank`; else a warning.")
+    refuse_frozen: bool = Field(
+        True, description="Refuse a video that shows one still as `result_corrupt`; false: only warn."
+    )
+    refuse_silent: bool = Field(True, description="Refuse a silent sound file as `result_blank`; false: only warn.")
     flat_levels: float = Field(
         5,
         ge=0,
         le=64,
-        description="Colours that differ by no more (of 255) are one: codecs move a flat colour by up to 4.",
+        description="Colours that differ by at most this (of 255) count as one: codecs move a flat colour by up to 4.",
     )
     black_level: float = Field(
         8,
         ge=0,
         le=64,
-        description="Nothing above this level (0.2 % of white's light) is black; night photos have more.",
+        description="A picture without anything above this level (0.2 % of white's light) is black.",
     )
     max_blank_share: float = Field(
-        0.5, ge=0, le=1, description="Share of a video's frames that may be blank: fades are, half a clip is no fade."
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of a video's frames that may be blank, as in a fade; half a clip is no fade.",
     )
     frozen_levels: float = Field(
-        1.5, ge=0, le=64, description="A video that changes by no more (of 255, encoder noise taken out) is frozen."
+        1.5, ge=0, le=64, description="A video that changes by at most this (of 255, without encoder noise) is frozen."
     )
     silent_dbfs: float = Field(
         -66, ge=-120, le=0, description="A sound whose loudest sample is below this is silent; dither is at -90."
     )
     duration_tolerance: float = Field(
-        0.1, ge=0, le=1, description="A video by this share shorter than the graph asked for is `result_incomplete`."
+        0.1, ge=0, le=1, description="A video shorter by this share than the graph asked for is `result_incomplete`."
     )
     max_image_pixels: int = Field(
         300_000_000, ge=1, description="Pixels that a result image may decode to (a 16k picture has 268 million)."
     )
     max_decoded_pixels: int = Field(
-        8_000_000_000, ge=1, description="Pixels decoded per job (2 minutes of 1080p at 30 fps); the rest is sampled."
+        8_000_000_000, ge=1, description="Pixels to decode per job (2 minutes of 1080p at 30 fps); then only samples."
     )
     check_timeout_s: Seconds = Field(
-        30, description="How long the checks of one job's files may take; from half of it on they look at samples."
+        30, description="How long the checks of one job's files may take; after half of it they look at samples."
     )
     quarantine_max_bytes: Bytes = Field(
-        2 * 2**30, description="Refused files kept for the operator, oldest deleted first; 0 keeps none."
+        2 * 2**30, description="Size of the refused files kept for the operator; the oldest go first; 0 keeps none."
     )
 
 
@@ -148,16 +157,16 @@ class FacesSettings(_Section):
     detector: str = Field(
         "auto", description="`auto`, `centerface`, `insightface` or `insightface/<pack>`. Packs are non-commercial."
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` counts only where onnxruntime really has it.")
-    try_rotations: bool = Field(True, description="Look at a picture turned, too, before saying that it shows no face.")
-    at_once: int = Field(2, ge=1, le=16, description="Pictures looked at at the same time.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` works only if onnxruntime really has it.")
+    try_rotations: bool = Field(True, description="Also turn a picture before saying that it shows no face.")
+    at_once: int = Field(2, ge=1, le=16, description="How many pictures to search at the same time.")
     required_by: dict[str, list[str]] | None = Field(
         None,
-        description="Node classes that need a face, with the inputs that bring it (JSON); null: those we know.",
+        description="Node classes that need a face, with the inputs that bring it (JSON); null: the built-in list.",
     )
 
 
-#: Limits for a kind of card, so that what is let in fits it; each may be overridden.
+#: Limits for a kind of card, so that admitted jobs fit it; each may be overridden.
 PROFILES: dict[str, dict[str, float]] = {
     name: dict(zip(("vram_budget_gb", "max_pixels", "max_steps", "max_frames", "max_seconds"), limits, strict=True))
     for name, limits in {
@@ -180,24 +189,28 @@ def _profile(value: object) -> object:
 class PolicySettings(_Section):
     profile: Annotated[str, BeforeValidator(_profile)] = Field(
         "",
-        description=f"Limits for a card: {', '.join(f'`{name}`' for name in PROFILES)}. They stand in for the defaults "
-        "of the settings from `vram_budget_gb` to `max_seconds`; what is set beside it wins.",
+        description=f"Limits for a card: {', '.join(f'`{name}`' for name in PROFILES)}. They replace the "
+        "defaults from `vram_budget_gb` to `max_seconds`; a limit of your own wins over the profile's.",
     )
-    vram_budget_gb: float = Field(0, ge=0, description="VRAM that a job may need; 0: not known.")
+    vram_budget_gb: float = Field(0, ge=0, description="VRAM that a job may need; 0: unknown.")
     max_pixels: int = Field(0, ge=0, description="Width × height × batch that a node may ask for; 0: no limit.")
     max_steps: int = Field(0, ge=0, description="Steps that a node may ask for; 0: no limit.")
     max_frames: int = Field(0, ge=0, description="Frames of a film; 0: no limit.")
     max_seconds: float = Field(0, ge=0, description="Length of a film or sound; 0: no limit.")
     allow_nodes: tuple[str, ...] = Field(
-        (), description="Node classes that prompts may use, as patterns with `*` and `?`; none: all that are there."
+        (), description="Node classes that prompts may use, as patterns with `*` and `?`; empty: all."
     )
-    deny_nodes: tuple[str, ...] = Field((), description="Node classes that they may not; wins over `allow_nodes`.")
+    deny_nodes: tuple[str, ...] = Field(
+        (), description="Node classes that prompts may not use; wins over `allow_nodes`."
+    )
     strict: bool = Field(
-        False, description="Refuse what is limited above where the value comes from a node that computes it."
+        False, description="Refuse a limited input if a node computes its value, which cannot be known beforehand."
     )
-    max_nodes: int = Field(1000, ge=1, description="Nodes in a prompt. 3,000 stall ComfyUI's validation for seconds.")
+    max_nodes: int = Field(1000, ge=1, description="Nodes in a prompt: 3,000 stall ComfyUI's validation for seconds.")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Size of a request's body.")
-    max_depth: int = Field(50, ge=4, le=400, description="Nesting of a request's JSON. 900 kill ComfyUI's worker.")
+    max_depth: int = Field(
+        50, ge=4, le=400, description="Nesting of a request's JSON: 900 levels kill ComfyUI's worker."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -213,25 +226,25 @@ class LimitsSettings(_Section):
         0,
         ge=0,
         le=1e6,
-        description="Jobs that each client may ask for, and at once; a key may have its own limit.",
+        description="Jobs that each client may submit, also all at once; a key may have its own limit.",
     )
     total_jobs_per_minute: float = Field(0, ge=0, le=1e6, description="The same for all clients together.")
     max_queued: int = Field(
         0,
         ge=0,
-        description="Jobs of each client that may wait; one more is `queue_full`. Keys may have their own.",
+        description="How many jobs of each client may wait; one more gets `queue_full`. A key may have its own limit.",
     )
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
     body_timeout_s: Seconds = Field(
         30,
-        description="A request's body that comes in at less than 1 KiB a second over this time is given up, and so is "
-        "the sending of a file of which the client takes nothing for so long.",
+        description="Give up a request whose body arrives at less than 1 KiB a second over this time, and a file that "
+        "the client stops reading for this long.",
     )
 
 
 class UploadsSettings(_Section):
-    max_file_bytes: int = Field(64 * 2**20, ge=1024, description="Size of one file that is sent.")
+    max_file_bytes: int = Field(64 * 2**20, ge=1024, description="Size of one uploaded file.")
     max_files: int = Field(16, ge=1, le=1000, description="Files sent with one prompt.")
     max_request_bytes: int = Field(128 * 2**20, ge=1024, description="Size of all files sent with one prompt.")
 
@@ -247,11 +260,11 @@ def _networks(given: tuple[str, ...]) -> tuple[str, ...]:
 class AccessSettings(_Section):
     trust_loopback: bool = Field(
         True,
-        description="A direct loopback connection needs no key: its Host header names this machine, and no header says "
-        "that a proxy or tunnel passed it on.",
+        description="Ask no key of a direct loopback connection: one whose Host header names this machine and that no "
+        "proxy or tunnel passed on.",
     )
     trusted_proxies: Annotated[tuple[str, ...], AfterValidator(_networks)] = Field(
-        (), description="Addresses or networks of proxies whose `X-Forwarded-For` is believed: `10.0.0.0/8`."
+        (), description="Addresses or networks of proxies whose `X-Forwarded-For` to believe: `10.0.0.0/8`."
     )
     allowed_origins: tuple[str, ...] = Field(
         (), description="Other sites whose pages may use this server from a browser: `https://bot.example`."
@@ -271,14 +284,13 @@ def _webhook_secret(secret: str) -> str:
 
 
 class WebhooksSettings(_Section):
-    max_age_s: Age = Field(259200, description="A delivery that has not succeeded after this is given up.")
+    max_age_s: Age = Field(259200, description="Give up a delivery that has not succeeded after this.")
     timeout_s: Seconds = Field(10, description="How long a receiver may take to answer.")
-    first_retry_s: Seconds = Field(5, description="The pause after a failure; it doubles with each, up to an hour.")
-    allow_http: bool = Field(False, description="Take addresses without TLS, too.")
+    first_retry_s: Seconds = Field(5, description="The pause after a failure; it doubles each time, up to an hour.")
+    allow_http: bool = Field(False, description="Also accept addresses without TLS.")
     allowed_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = Field(
         (),
-        description="Networks that are not public and may be reached all the same, as in `127.0.0.0/8`: for a bot on "
-        "this machine or its network.",
+        description="Non-public networks that webhooks may reach, such as `127.0.0.0/8` for a bot on this machine.",
     )
     secret: Annotated[str, AfterValidator(_webhook_secret)] = Field(
         "", description="Signs webhooks of `local` (`whsec_…`); empty: made once, in `__guarded/webhook.secret`."
@@ -288,7 +300,7 @@ class WebhooksSettings(_Section):
 class NativeSettings(_Section):
     mode: Literal["open", "guarded", "closed"] = Field(
         "open",
-        description="ComfyUI's own routes. `open`: as they are. `guarded`: its POST /prompt goes through the guard, "
+        description="ComfyUI's own routes. `open`: unchanged. `guarded`: its POST /prompt goes through the guard, "
         "and off loopback every path wants a key. `closed`: off loopback nothing outside /guarded answers.",
     )
 
@@ -308,39 +320,38 @@ def _below_a_root(folders: dict[str, float | str]) -> dict[str, float | str]:
 
 
 class JanitorSettings(_Section):
-    enabled: bool = Field(
-        True, description="Sweep by itself. Off, it only watches the free space and sweeps on demand."
-    )
+    enabled: bool = Field(True, description="Sweep regularly; false: only watch the free space and sweep on demand.")
     interval_s: Seconds = Field(3600, description="The time between two sweeps.")
-    output_max_age_s: Age = Field(86400, description="Output files last modified longer ago than this are deleted.")
+    output_max_age_s: Age = Field(86400, description="Delete output files last modified longer ago than this.")
     temp_max_age_s: Age = Field(3600, description="The same for temp files.")
     input_max_age_s: Age = Field(604800, description="The same for input files.")
     folders: Annotated[dict[str, Age | Literal["off"]], AfterValidator(_below_a_root)] = Field(
-        {}, description='Other ages for folders and all that is below: `{"output/video": 3600, "input": "off"}`.'
+        {}, description='Other ages for folders and everything below: `{"output/video": 3600, "input": "off"}`.'
     )
     keep: tuple[str, ...] = Field(
         (),
         description="Files and folders to keep, beside `example.png` and dotfiles: patterns (`*`, `?`, `[…]`) for a "
-        "name, or with a slash for a path from its root on (`output/best/*`).",
+        "name, or with a slash for a path that begins with its root (`output/best/*`).",
     )
     adopt_existing: bool = Field(
         False,
-        description="Treat files that were there before the first start like all others; else they are left alone.",
+        description="Treat files from before the first start like all others; false: leave them alone.",
     )
     settle_s: Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)] = Field(
-        300, description="Files modified within this time are left alone, however full the disk: they may be in use."
+        300,
+        description="Leave files alone that were modified within this time, however full the disk: they may be in use.",
     )
     unread_max_age_s: Age = Field(
-        259200, description="How long the results of a job are kept for an owner who has not fetched them."
+        259200, description="How long to keep a job's results for an owner who has not fetched them."
     )
-    history_max_age_s: Age = Field(2592000, description="Settled jobs are forgotten after this.")
-    quarantine_max_age_s: Age = Field(604800, description="Refused results are deleted from quarantine after this.")
+    history_max_age_s: Age = Field(2592000, description="Delete the records of settled jobs after this.")
+    quarantine_max_age_s: Age = Field(604800, description="Delete refused results from quarantine after this.")
     min_free_bytes: Bytes = Field(
-        2 * 2**30, description="Below this much free space the oldest files go, whatever their age; 0: never."
+        2 * 2**30, description="Below this much free space, delete the oldest files whatever their age; 0: never."
     )
-    target_free_bytes: Bytes = Field(4 * 2**30, description="… until this much is free.")
+    target_free_bytes: Bytes = Field(4 * 2**30, description="Then delete until this much is free.")
     floor_free_bytes: Bytes = Field(
-        2**29, description="Below this much free space new jobs are answered `disk_full`; 0: never."
+        2**29, description="Below this much free space, answer new jobs with `disk_full`; 0: never."
     )
 
     @model_validator(mode="after")
@@ -360,14 +371,16 @@ def _language(value: object) -> object:
 
 class MessagesSettings(_Section):
     locale: Annotated[str, BeforeValidator(_language)] = Field(
-        "ru", description="Language of user texts when neither `guard.locale` nor `Accept-Language` names one."
+        "ru", description="Language of user texts if neither `guard.locale` nor `Accept-Language` names one."
     )
 
 
 class LogSettings(_Section):
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What the guard writes to the log.")
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The least severe level that the guard logs."
+    )
     format: Literal["text", "json"] = Field(
-        "text", description="`text`: lines among ComfyUI's own; `json`: one object a line, on stderr."
+        "text", description="`text`: lines among ComfyUI's own; `json`: one object per line, on stderr."
     )
 
 
@@ -497,11 +510,11 @@ def markdown() -> str:
         "",
         "Generated from `guard/settings.py` by `python <folder> settings`; do not edit.",
         "",
-        "They are read at start from `guarded.toml` in `<ComfyUI's user directory>/__guarded/` (sections and names",
-        "as below) and from the environment, which wins: `GUARDED_QUEUE__MAX_JOBS=2` is `queue.max_jobs`.",
-        "`MAX_GPU_JOBS` is accepted for `queue.max_jobs`. An unknown key or a bad value stops the plugin (not ComfyUI)",
-        "at start, with a line in the log that names the key: ComfyUI then runs as if this package were not there, and",
-        "`native.mode` shuts nothing. `doctor` reads `guarded.toml` before a restart does. For instance:",
+        "At start the guard reads `guarded.toml` in `<ComfyUI's user directory>/__guarded/` (sections and names as",
+        "below) and the environment, which wins: `GUARDED_QUEUE__MAX_JOBS=2` is `queue.max_jobs`, and so is",
+        "`MAX_GPU_JOBS=2`. An unknown key or a bad value keeps the package off, with a line in the log that names the",
+        "key: ComfyUI then runs as if the package were not there, and `native.mode` protects nothing. Run `doctor` to",
+        "check `guarded.toml` before a restart. For instance:",
         "",
         "```toml",
         "[queue]",
