@@ -5,7 +5,7 @@ knows what open jobs name, `sweep` is one pass, `thread` is when, `command` is t
 """
 
 from .in_use import InUse
-from .sweep import Report
+from .report import Report
 from .thread import Janitor
 
 __all__ = ["InUse", "Janitor", "Report"]

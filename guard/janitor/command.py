@@ -15,7 +15,7 @@ from ..clock import Clock
 from ..host import Folders
 from ..settings import Settings, SettingsError, load
 from ..store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, database
-from .sweep import shown
+from .report import shown
 from .thread import Janitor, summary
 
 #: Below `output/`, ComfyUI registers these for models. A server knows of more; here they are what can be known.

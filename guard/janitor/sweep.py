@@ -1,3 +1,4 @@
+# Over 400 lines: one walk, whose steps share open folders and what is in use.
 """One pass over the roots: what is too old goes, and where the disk is short the oldest of the rest.
 
 Files are streamed, a folder at a time; what is remembered of them does not grow with their number.
@@ -14,13 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import InternalError
 from .disk import Disk
 from .folder import HANDLES, Folder, open_root
 from .in_use import InUse, called, fold
+from .report import SAMPLES, Report, Tally, shown
 from .rules import Root, Rules
 
 log = logging.getLogger("guarded.janitor")
@@ -34,8 +35,6 @@ MAX_DEPTH = 100
 OLDEST = 20_000
 #: Files not fetched yet that are kept in memory (a few MB); of more, the store is asked batch by batch.
 UNREAD_AT_HAND = 10_000
-#: Paths and errors that a report quotes.
-SAMPLES = 20
 #: Jobs forgotten in one commit: other commits wait no longer for it than a few ms.
 FORGET = 200
 #: How long the sweep waits for the store's answer.
@@ -54,91 +53,6 @@ class Records(Protocol):
 
 class Stopped(Exception):
     """The server is ending."""
-
-
-@dataclass
-class Tally:
-    files: int = 0
-    bytes: int = 0
-
-    def add(self, size: int) -> None:
-        self.files += 1
-        self.bytes += size
-
-
-@dataclass
-class Report:
-    """What one sweep did; with `dry_run`, what it would have done.
-
-    Attributes:
-        found: by root, every file that was looked at, before anything was deleted.
-        deleted: by root. A file with a second name elsewhere (a hard link) frees nothing and counts no bytes.
-        kept: by reason: `young`; `existing`, there before the first start; `keep`, a pattern; `in_use`, named by an
-            open job; `unread`, not fetched yet; `off`; `special`, links and what is no file. Of files that are too
-            young for the sweep nobody asked whether anything else keeps them too.
-        oldest: of `deleted`, those that went because the disk was short.
-        skipped: folders not entered: foreign (models, other roots), mounts, links to folders, too deep.
-        vanished: gone before we came to them.
-        jobs: settled jobs forgotten.
-        samples: the first few paths, of a dry run only.
-    """
-
-    started_at_ms: int
-    dry_run: bool
-    duration_s: float = 0.0
-    found: dict[str, Tally] = field(default_factory=dict)
-    deleted: dict[str, Tally] = field(default_factory=dict)
-    oldest: Tally = field(default_factory=Tally)
-    folders: int = 0
-    kept: dict[str, Tally] = field(default_factory=dict)
-    skipped: int = 0
-    vanished: int = 0
-    jobs: int = 0
-    errors: int = 0
-    error_samples: list[str] = field(default_factory=list)
-    samples: list[str] = field(default_factory=list)
-
-    @property
-    def files(self) -> int:
-        return sum(tally.files for tally in self.deleted.values())
-
-    @property
-    def bytes(self) -> int:
-        return sum(tally.bytes for tally in self.deleted.values())
-
-    def failed(self, what: str, error: object) -> None:
-        self.errors += 1
-        if len(self.error_samples) < SAMPLES:
-            said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            self.error_samples.append(f"{shown(what)}: {said}" if what else said)
-
-    def body(self) -> dict[str, Any]:
-        def tallies(found: dict[str, Tally]) -> dict[str, dict[str, int]]:
-            return {name: {"files": tally.files, "bytes": tally.bytes} for name, tally in found.items() if tally.files}
-
-        return {
-            "started_at_ms": self.started_at_ms,
-            "duration_s": round(self.duration_s, 3),
-            "dry_run": self.dry_run,
-            "files": self.files,
-            "bytes": self.bytes,
-            "folders": self.folders,
-            "jobs": self.jobs,
-            "deleted": tallies(self.deleted),
-            "oldest": {"files": self.oldest.files, "bytes": self.oldest.bytes},
-            "kept": tallies(self.kept),
-            "skipped": self.skipped,
-            "vanished": self.vanished,
-            "errors": self.errors,
-            "error_samples": self.error_samples,
-            "samples": self.samples,
-        }
-
-
-def shown(path: str) -> str:
-    """A path that a terminal, a log line and JSON can carry, whatever bytes are in it."""
-    printable = path.isprintable() and not any("\ud800" <= letter <= "\udfff" for letter in path)
-    return path if printable else ascii(path)[1:-1]
 
 
 class _Found(NamedTuple):

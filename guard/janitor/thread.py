@@ -20,8 +20,9 @@ from .disk import disks
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
+from .report import Report, Tally
 from .rules import Rules, absolute_roots
-from .sweep import Records, Report, Stopped, Sweep, Tally
+from .sweep import Records, Stopped, Sweep
 
 log = logging.getLogger("guarded.janitor")
 

@@ -1,0 +1,94 @@
+"""What a sweep did, or would have done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Paths and errors that a report quotes.
+SAMPLES = 20
+
+
+@dataclass
+class Tally:
+    files: int = 0
+    bytes: int = 0
+
+    def add(self, size: int) -> None:
+        self.files += 1
+        self.bytes += size
+
+
+@dataclass
+class Report:
+    """What one sweep did; with `dry_run`, what it would have done.
+
+    Attributes:
+        found: by root, every file that was looked at, before anything was deleted.
+        deleted: by root. A file with a second name elsewhere (a hard link) frees nothing and counts no bytes.
+        kept: by reason: `young`; `existing`, there before the first start; `keep`, a pattern; `in_use`, named by an
+            open job; `unread`, not fetched yet; `off`; `special`, links and what is no file. Of files that are too
+            young for the sweep nobody asked whether anything else keeps them too.
+        oldest: of `deleted`, those that went because the disk was short.
+        skipped: folders not entered: foreign (models, other roots), mounts, links to folders, too deep.
+        vanished: gone before we came to them.
+        jobs: settled jobs forgotten.
+        samples: the first few paths, of a dry run only.
+    """
+
+    started_at_ms: int
+    dry_run: bool
+    duration_s: float = 0.0
+    found: dict[str, Tally] = field(default_factory=dict)
+    deleted: dict[str, Tally] = field(default_factory=dict)
+    oldest: Tally = field(default_factory=Tally)
+    folders: int = 0
+    kept: dict[str, Tally] = field(default_factory=dict)
+    skipped: int = 0
+    vanished: int = 0
+    jobs: int = 0
+    errors: int = 0
+    error_samples: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> int:
+        return sum(tally.files for tally in self.deleted.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(tally.bytes for tally in self.deleted.values())
+
+    def failed(self, what: str, error: object) -> None:
+        self.errors += 1
+        if len(self.error_samples) < SAMPLES:
+            said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            self.error_samples.append(f"{shown(what)}: {said}" if what else said)
+
+    def body(self) -> dict[str, Any]:
+        def tallies(found: dict[str, Tally]) -> dict[str, dict[str, int]]:
+            return {name: {"files": tally.files, "bytes": tally.bytes} for name, tally in found.items() if tally.files}
+
+        return {
+            "started_at_ms": self.started_at_ms,
+            "duration_s": round(self.duration_s, 3),
+            "dry_run": self.dry_run,
+            "files": self.files,
+            "bytes": self.bytes,
+            "folders": self.folders,
+            "jobs": self.jobs,
+            "deleted": tallies(self.deleted),
+            "oldest": {"files": self.oldest.files, "bytes": self.oldest.bytes},
+            "kept": tallies(self.kept),
+            "skipped": self.skipped,
+            "vanished": self.vanished,
+            "errors": self.errors,
+            "error_samples": self.error_samples,
+            "samples": self.samples,
+        }
+
+
+def shown(path: str) -> str:
+    """A path that a terminal, a log line and JSON can carry, whatever bytes are in it."""
+    printable = path.isprintable() and not any("\ud800" <= letter <= "\udfff" for letter in path)
+    return path if printable else ascii(path)[1:-1]
