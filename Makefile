@@ -42,10 +42,10 @@ help:
 	@echo "COMFYUI_PATH=<folder> runs demo, serve and the contract tests on that ComfyUI"
 
 demo: $(VENV)/.run-ready
-	$(BIN)/python sandbox/tour.py
+	$(BIN)/python demo/tour.py
 
 serve: $(VENV)/.run-ready
-	$(BIN)/python sandbox/tour.py --serve
+	$(BIN)/python demo/tour.py --serve
 
 test: check $(VENV)/.run-ready $(VENV)/.tools-ready $(CLIENTS)/.ready
 	$(BIN)/pytest tests $(PYTEST_ARGS)

@@ -26,10 +26,11 @@ def main() -> int:
 
 
 def _run() -> int:
-    from comfyui_guarded.guard import metrics, settings
+    from comfyui_guarded.guard import settings
     from comfyui_guarded.guard.access import command as keys
     from comfyui_guarded.guard.doctor import command as doctor
     from comfyui_guarded.guard.janitor import command as janitor
+    from comfyui_guarded.guard.operators import metrics
 
     parser = argparse.ArgumentParser(prog="guarded", description="ComfyUI-Guarded, without a server.")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -12,41 +12,42 @@ from typing import Any
 from . import server_routes
 from .guard import journal, runtime
 from .guard.access import LOCAL, Access, Keys, Tokens, reached_from_elsewhere
-from .guard.admission import Admission
-from .guard.backlog import Backlog
-from .guard.client_ids import ClientIds
+from .guard.access.client_ids import ClientIds
+from .guard.callers.backlog import Backlog
+from .guard.callers.estimate import KINDS, Estimates
+from .guard.callers.jobs import Jobs
+from .guard.callers.positions import Places
+from .guard.callers.sockets import Sockets
 from .guard.clock import Clock
 from .guard.doctor import Doctor
-from .guard.drain import Drain
 from .guard.errors import GuardError
-from .guard.estimate import KINDS, Estimates
-from .guard.events import Events
+from .guard.events.outbox import Outbox, own_secret
+from .guard.events.stream import Events
 from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
 from .guard.faces.machine import FaceMachine
-from .guard.files import Files
-from .guard.gpu import Gpus
-from .guard.health import Health
+from .guard.files.files import Files
+from .guard.files.references import References
+from .guard.files.uploads import Uploads
 from .guard.janitor import Janitor
-from .guard.jobs import Jobs
-from .guard.limits import Limits
-from .guard.metrics import Exposition, Metrics
-from .guard.places import Places
-from .guard.process import Process
-from .guard.queue import Dispatcher, Runs
-from .guard.references import References
-from .guard.secrets import Secrets
+from .guard.life.dispatcher import Dispatcher
+from .guard.life.drain import Drain
+from .guard.life.health import Health
+from .guard.life.process import Process
+from .guard.life.runs import Runs
+from .guard.life.secrets import Secrets
+from .guard.life.settle import Settler
+from .guard.life.watchdog import Watchdog
+from .guard.operators.gpu import Gpus
+from .guard.operators.metrics import Exposition, Metrics
+from .guard.operators.stats import Stats
 from .guard.settings import SettingsError, load
-from .guard.settle import Settler
-from .guard.sockets import Sockets
-from .guard.stats import Stats
 from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
+from .guard.submit.admission import Admission
+from .guard.submit.limits import Limits
 from .guard.templates.catalogue import Templates
-from .guard.uploads import Uploads
-from .guard.watchdog import Watchdog
-from .guard.webhooks import Outbox, own_secret
-from .server_routes.webhooks import Sender
+from .server_routes.sender import Sender
 
 log = logging.getLogger("guarded")
 

@@ -33,7 +33,7 @@ import alias  # noqa: E402
 
 alias.register()
 
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess, real_kinds, sandbox_kind  # noqa: E402
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, real_kinds, sandbox_kind  # noqa: E402
 
 #: So that neither a limit of the guard nor a timeout ends what a benchmark sets up.
 NO_LIMITS = {
@@ -65,7 +65,7 @@ def host_kind(name: str) -> HostKind:
         return sandbox_kind()
     kinds = sorted(real_kinds(), key=lambda kind: [int(part) for part in kind.name.split()[-1].split(".")])
     if not kinds:
-        sys.exit("No real ComfyUI was found; COMFYUI_PATH names one (sandbox/launch.py says where it is looked for).")
+        sys.exit("No real ComfyUI was found; COMFYUI_PATH names one (tests/hosts/launch.py says where we look).")
     return kinds[-1 if name == "newest" else 0]
 
 

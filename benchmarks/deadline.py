@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 from _common import arguments, base_directory, connections, host_kind, no_op, percentile, table
 
-from comfyui_guarded.sandbox.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import HostProcess
 
 PROMISE_S = 1.0
 TIMEOUT_S = 0.5

@@ -26,7 +26,7 @@ import aiohttp
 from _common import arguments, base_directory, cpu_s, host_kind, percentile, table
 from aiohttp import web
 
-from comfyui_guarded.sandbox.launch import HostProcess, free_port
+from comfyui_guarded.tests.hosts.launch import HostProcess, free_port
 
 TARGET_MS = 50.0
 SETTINGS = {"GUARDED_WEBHOOKS__ALLOW_HTTP": "true", "GUARDED_WEBHOOKS__ALLOWED_NETWORKS": "127.0.0.0/8"}

@@ -61,7 +61,7 @@ def refusal_over_http(repeat: int) -> None:
     register()
     from PIL import Image
 
-    from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+    from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)

@@ -23,10 +23,10 @@ sys.path.insert(0, str(_common.ROOT / "tests"))
 
 from unit.test_stats import made
 
-from comfyui_guarded.guard import stats as module
 from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.stats import Stats
+from comfyui_guarded.guard.operators import stats as module
+from comfyui_guarded.guard.operators.stats import Stats
 from comfyui_guarded.guard.store.sqlite import SqliteStore
 
 OWNERS = ("local", "bot-a", "bot-b", "bot-c", "bot-d", "bot-e")

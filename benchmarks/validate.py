@@ -45,7 +45,7 @@ def check_in_thread(path: Path) -> None:
     """As a job's files are checked: with the thread, and the time limit."""
     from results.checking import DEFAULTS, outcome
 
-    from comfyui_guarded.guard import artifacts
+    from comfyui_guarded.guard.results import checks as artifacts
 
     reported = outcome(path)
     artifacts.within(30, lambda: artifacts.check(reported, DEFAULTS))

@@ -305,12 +305,6 @@ FAMILY: dict[str, type[GuardError]] = {cls.code: cls for cls in GuardError.__sub
 BY_NAME: dict[str, type[GuardError]] = {f"{MODULE}.{cls.__name__}": cls for cls in FAMILY.values()}
 
 
-#: What a job's own ending may say of the machine rather than of the job.
-NO_SPACE = ("No space left on device", "database or disk is full", "not enough space on the disk")
-#: After these, every later CUDA call of the process fails too.
-GPU_FAULT = ("CUDA error:", "device-side assert", "HIP error:", "CUDNN_STATUS_EXECUTION_FAILED")
-
-
 def type_name(code: str) -> str:
     """What ComfyUI shows as ``exception_type`` for a code."""
     return f"{MODULE}.{FAMILY[code].__name__}"

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ..guard import runtime
@@ -26,10 +24,9 @@ from ..guard.faces.chooser import AUTO, CHOICES
 from ..guard.faces.images import decode, read, rgb
 from ..guard.faces.machine import FaceMachine
 from . import shown
+from .tensors import Floats, to_floats, to_kind_of, to_pixels, to_tensor
 
 CATEGORY = "guarded/faces"
-
-_Floats = npt.NDArray[np.float32]
 
 #: Pictures of a batch that are shown in the editor.
 _SHOWN = 4
@@ -122,12 +119,12 @@ class GuardedFaceCheck:
         """Raises NoFaceError, TooManyFacesError, FaceTooSmallError for the first picture that breaks the rules."""
         checker = _machine().checker
         wanted = FaceRules.of(rules)
-        frames = _array(image)
+        frames = to_floats(image)
         view = _View(unique_id, extra_pnginfo)
         found = []
         for index, frame in enumerate(frames):
             name = f"image {index + 1} of {len(frames)}" if len(frames) > 1 else ""
-            pixels = _pixels(frame)
+            pixels = to_pixels(frame)
             with view.of(pixels):
                 found.append(checker.check(pixels, wanted, name, _asked(detector)))
                 view.found(pixels, found[-1].body())
@@ -136,7 +133,7 @@ class GuardedFaceCheck:
         masks = np.stack([_mask(frame, faces) for frame, faces in zip(frames, found, strict=True)])
         crops = _crops(frames, found)
         count = sum(len(faces.faces) for faces in found)
-        return image, count, json.dumps(told), _like(image, masks), _like(image, crops)
+        return image, count, json.dumps(told), to_kind_of(image, masks), to_kind_of(image, crops)
 
 
 class GuardedLoadFaceImage:
@@ -170,7 +167,7 @@ class GuardedLoadFaceImage:
         view.found(levels, found.body())
         view.passed()
         pixels = levels.astype(np.float32) / 255
-        return _tensor(pixels[None]), _tensor(_transparent(opened)[None])
+        return to_tensor(pixels[None]), to_tensor(_transparent(opened)[None])
 
     @classmethod
     def IS_CHANGED(cls, image: str, **_others: Any) -> str:
@@ -246,33 +243,7 @@ def _asked(detector: str) -> str | None:
     return None if detector == AUTO else detector
 
 
-def _array(image: Any) -> _Floats:
-    """The frames of an IMAGE as float32, wherever it lies."""
-    if hasattr(image, "detach"):
-        image = image.detach().float().cpu().numpy()
-    frames = np.asarray(image, np.float32)
-    return frames[None] if frames.ndim == 3 else frames
-
-
-def _like(image: Any, values: _Floats) -> Any:
-    """`values` as a tensor of the kind and device of `image`, or as they are where that is an array."""
-    return image.new_tensor(values) if hasattr(image, "new_tensor") else values
-
-
-def _tensor(values: _Floats) -> Any:
-    """`values` as a torch tensor where the host has loaded torch; the sandbox has none."""
-    torch = sys.modules.get("torch")
-    return torch.from_numpy(np.ascontiguousarray(values)) if torch is not None else values
-
-
-def _pixels(frame: _Floats) -> Pixels:
-    """A frame as uint8 RGB: grey thrice, alpha left out, NaN black."""
-    values = np.clip(np.nan_to_num(frame), 0, 1) * 255
-    colours = np.repeat(values[:, :, :1], 3, axis=2) if frame.shape[2] < 3 else values[:, :, :3]
-    return np.ascontiguousarray(np.round(colours).astype(np.uint8))
-
-
-def _mask(frame: _Floats, faces: Faces) -> _Floats:
+def _mask(frame: Floats, faces: Faces) -> Floats:
     mask = np.zeros(frame.shape[:2], np.float32)
     for face in faces.faces:
         left, top, right, bottom = face.box
@@ -280,14 +251,14 @@ def _mask(frame: _Floats, faces: Faces) -> _Floats:
     return mask
 
 
-def _crops(frames: _Floats, found: list[Faces]) -> _Floats:
+def _crops(frames: Floats, found: list[Faces]) -> Floats:
     """The largest face of each frame, square, all of the first one's size; the whole frame where there is none."""
     cut = [_crop(frame, faces) for frame, faces in zip(frames, found, strict=True)]
     height, width = cut[0].shape[:2]
     return np.stack([_resized(crop, width, height) for crop in cut])
 
 
-def _crop(frame: _Floats, faces: Faces) -> _Floats:
+def _crop(frame: Floats, faces: Faces) -> Floats:
     face = faces.largest
     if face is None:
         return frame
@@ -299,7 +270,7 @@ def _crop(frame: _Floats, faces: Faces) -> _Floats:
     return frame[top : top + side, left : left + side]
 
 
-def _resized(crop: _Floats, width: int, height: int) -> _Floats:
+def _resized(crop: Floats, width: int, height: int) -> Floats:
     if crop.shape[:2] == (height, width):
         return crop
     planes = [
@@ -314,7 +285,7 @@ def _flat(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if "A" in image.getbands() or image.mode == "P" else rgb(image)
 
 
-def _transparent(image: Image.Image) -> _Floats:
+def _transparent(image: Image.Image) -> Floats:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if "A" not in image.getbands():

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..guard import artifacts, runtime
-from ..guard.budget import Budget
-from ..guard.containers import sniff
+from ..guard import runtime
 from ..guard.errors import InternalError, InvalidWorkflowError, ResultCorruptError
-from ..guard.pixels import Checks, check_images
+from ..guard.results import checks as artifacts
+from ..guard.results.budget import Budget
+from ..guard.results.containers import sniff
+from ..guard.results.pixels import Checks, check_images
 from .tensors import to_array, to_bytes
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..guard.pixels import as_array
+from ..guard.faces import Pixels
+from ..guard.results.pixels import as_array
+
+Floats = npt.NDArray[np.float32]
 
 
 def to_array(images: Any) -> np.ndarray[Any, Any]:
@@ -19,8 +24,27 @@ def to_bytes(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.clip(picture * 255.0, 0, 255).astype(np.uint8)
 
 
-def like(template: Any, array: np.ndarray[Any, Any]) -> Any:
-    """An array as whatever `template` is: a tensor of its type on its device, or the array itself."""
-    if hasattr(template, "new_tensor"):
-        return template.new_tensor(array)
-    return array.astype(getattr(template, "dtype", np.float32), copy=False)
+def to_floats(image: Any) -> Floats:
+    """The frames of an IMAGE as float32, wherever it lies."""
+    if hasattr(image, "detach"):
+        image = image.detach().float().cpu().numpy()
+    frames = np.asarray(image, np.float32)
+    return frames[None] if frames.ndim == 3 else frames
+
+
+def to_kind_of(image: Any, values: Floats) -> Any:
+    """`values` as a tensor of the kind and device of `image`, or as they are where that is an array."""
+    return image.new_tensor(values) if hasattr(image, "new_tensor") else values
+
+
+def to_tensor(values: Floats) -> Any:
+    """`values` as a torch tensor where the host has loaded torch; the sandbox has none."""
+    torch = sys.modules.get("torch")
+    return torch.from_numpy(np.ascontiguousarray(values)) if torch is not None else values
+
+
+def to_pixels(frame: Floats) -> Pixels:
+    """A frame as uint8 RGB: grey thrice, alpha left out, NaN black."""
+    values = np.clip(np.nan_to_num(frame), 0, 1) * 255
+    colours = np.repeat(values[:, :, :1], 3, axis=2) if frame.shape[2] < 3 else values[:, :, :3]
+    return np.ascontiguousarray(np.round(colours).astype(np.uint8))

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from io import BytesIO
 from typing import Any
 
-from ..guard import media, runtime
-from ..guard.artifacts import error_of
-from ..guard.budget import Budget
-from ..guard.findings import Facts, Fault, Finding
-from ..guard.pixels import Checks, check_frames, check_images
+from ..guard import runtime
+from ..guard.results import media
+from ..guard.results.budget import Budget
+from ..guard.results.checks import error_of
+from ..guard.results.findings import Facts, Fault, Finding
+from ..guard.results.pixels import Checks, check_frames, check_images
 from ..guard.settings import ResultsSettings
 from . import shown
 from .tensors import to_array

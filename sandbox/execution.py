@@ -15,14 +15,7 @@ import comfy.model_management
 import nodes
 from comfy_execution.caching import CacheKeys, OutputCache
 from comfy_execution.graph import DependencyCycleError, DynamicPrompt, ExecutionList
-from comfy_execution.node_call import (
-    CacheEntry,
-    get_input_data,
-    map_over_lists,
-    pending_tasks,
-    split_returns,
-    unwrap,
-)
+from comfy_execution.node_call import CacheEntry, get_input_data, map_over_lists, pending_tasks, split_returns, unwrap
 from comfy_execution.progress import (
     WebUIProgressHandler,
     add_progress_handler,

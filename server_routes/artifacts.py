@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ..guard import previews
 from ..guard.errors import ArtifactGoneError, NotFoundError
+from ..guard.results import previews
 from .about import FLAG, About
 from .sending import OpenFile, has_the_end, headers_of, send, unchanged
 from .table import Call, Route

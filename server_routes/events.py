@@ -9,9 +9,10 @@ import time
 from aiohttp import web
 
 from ..guard.errors import GuardError, InvalidRequestError, NotFoundError
-from ..guard.events import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event, Subscription
+from ..guard.events.stream import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event, Subscription
 from .about import FLAG, About
-from .table import Call, Route, number
+from .asked import number
+from .table import Call, Route
 
 #: A comment after so long without an event: proxies cut what is silent for a minute, and it tells us who has gone.
 HEARTBEAT_S = 15.0

@@ -19,7 +19,7 @@ from ..guard.errors import (
 )
 from ..guard.faces.check import Faces
 from ..guard.faces.gate import AskedRules
-from ..guard.files import annotated, show_as_seen
+from ..guard.files.names import annotated, show_as_seen
 from .about import FACES, About
 from .table import Call, Route, answered, read_body
 

@@ -11,7 +11,7 @@ from aiohttp import BodyPartReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
-from ..guard.uploads import Incoming, UploadedFile, Uploads
+from ..guard.files.uploads import Incoming, UploadedFile, Uploads
 
 #: What goes to the disk at once: a photo takes a few trips to another thread, and a request little memory.
 _BLOCK_BYTES = 2**20

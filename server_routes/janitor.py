@@ -8,7 +8,8 @@ from aiohttp import web
 
 from ..guard.errors import InvalidRequestError
 from .about import WAIT, About
-from .table import Call, Route, answered, number
+from .asked import number
+from .table import Call, Route, answered
 
 #: How long an answer waits for its sweep, where the caller does not say. Proxies give up after a minute.
 _WAIT_S = 50

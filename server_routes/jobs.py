@@ -7,7 +7,8 @@ from aiohttp import web
 from ..guard.errors import DiskFullError, InvalidRequestError, NotFoundError, ServerUnavailableError
 from ..guard.job import JobState
 from .about import WAIT, About
-from .table import Call, Route, answered, number
+from .asked import number
+from .table import Call, Route, answered
 
 _PAGE = 50
 _PAGE_AT_MOST = 500

@@ -9,9 +9,9 @@ from typing import Any
 
 from aiohttp import web
 
-from ..guard.admission import GuardOptions
 from ..guard.errors import FAMILY, ForbiddenError, GuardError, InvalidRequestError, UnauthorizedError
 from ..guard.job import JobState
+from ..guard.submit.request import GuardOptions
 from .about import About, Schema
 from .table import PREFIX, Call, Route, answered
 

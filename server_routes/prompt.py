@@ -7,12 +7,13 @@ import functools
 
 from aiohttp import web
 
-from ..guard.admission import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Fill, Submission, from_form
+from ..guard.files.uploads import UploadedFile
 from ..guard.store import Submitted
-from ..guard.uploads import UploadedFile
+from ..guard.submit.request import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Fill, Submission, from_form
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
+from .asked import number
 from .form import is_form, received
-from .table import Call, Route, answered, number, read_body
+from .table import Call, Route, answered, read_body
 
 
 async def post_prompt(call: Call) -> web.StreamResponse:

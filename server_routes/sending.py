@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
-from ..guard.containers import sniff
+from ..guard.results.containers import sniff
 
 _CHUNK = 1 << 18
 

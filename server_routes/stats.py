@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..guard.errors import ServerUnavailableError
-from ..guard.metrics import CONTENT_TYPE
+from ..guard.operators.metrics import CONTENT_TYPE
 from .about import About
 from .table import Call, Route, answered
 

@@ -17,9 +17,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from ..guard import messages
 from ..guard.access import Access, Client
 from ..guard.access import Request as Asking
-from ..guard.admission import Admission
+from ..guard.callers.jobs import Jobs
+from ..guard.callers.sockets import Sockets
 from ..guard.doctor import Doctor
-from ..guard.drain import Drain
 from ..guard.errors import (
     ForbiddenError,
     GuardError,
@@ -29,21 +29,21 @@ from ..guard.errors import (
     NotFoundError,
     PayloadTooLargeError,
 )
-from ..guard.events import Events
+from ..guard.events.outbox import Outbox
+from ..guard.events.stream import Events
 from ..guard.faces.gate import FaceGate
-from ..guard.files import Files
-from ..guard.health import Health
+from ..guard.files.files import Files
+from ..guard.files.uploads import Uploads
 from ..guard.host import Host
 from ..guard.janitor import Janitor
-from ..guard.jobs import Jobs
-from ..guard.limits import Limits
-from ..guard.metrics import Exposition
+from ..guard.life.drain import Drain
+from ..guard.life.health import Health
+from ..guard.operators.metrics import Exposition
+from ..guard.operators.stats import Stats
 from ..guard.settings import Settings
-from ..guard.sockets import Sockets
-from ..guard.stats import Stats
+from ..guard.submit.admission import Admission
+from ..guard.submit.limits import Limits
 from ..guard.templates.catalogue import Templates
-from ..guard.uploads import Uploads
-from ..guard.webhooks import Outbox
 from .about import About
 
 log = logging.getLogger("guarded.http")
@@ -274,20 +274,6 @@ def failed(
     if error.status == 401:
         told.setdefault("WWW-Authenticate", "Bearer")
     return answered(error.body(locale), told, error.status or 500)
-
-
-def number(call: Call, name: str, default: float, low: float, high: float) -> float:
-    """A number from the query string. Raises InvalidRequestError."""
-    raw = call.request.query.get(name)
-    if raw is None:
-        return default
-    try:
-        value = float(raw)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be a number from {low:g} to {high:g}.", extra_info={"field": name})
-    return value
 
 
 def answered(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from ..client import LOCAL, Client, KeyLimits
 from ..errors import ForbiddenError, UnauthorizedError
 from ..settings import AccessSettings
-from .client import LOCAL, Client, KeyLimits
 from .keys import Keys
 from .tokens import Tokens
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from ..cli import age_s, own_folder, user_folder
 from ..clock import Clock
 from ..errors import InvalidRequestError
+from ..events.webhook_rules import Rules
 from ..settings import SettingsError, load
-from ..webhooks import Rules
 from . import keys
 from .keys import SCOPES, SUBMIT, Key, KeysError
 

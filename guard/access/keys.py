@@ -17,8 +17,8 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
+from ..client import LOCAL, Client, KeyLimits
 from ..clock import Clock
-from .client import LOCAL, Client, KeyLimits
 
 log = logging.getLogger("guarded.access")
 

@@ -7,13 +7,12 @@ import binascii
 import hashlib
 import hmac
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..client import Client
 from ..clock import Clock
-from .client import Client
+from ..private_files import random_key
 
 FILE = "token.key"
 
@@ -58,19 +57,3 @@ class Tokens:
 
 def _encoded(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def random_key(path: Path) -> bytes:
-    """The 32 bytes that lie there, made at the first call and readable by this user alone. Raises OSError."""
-    try:
-        key = path.read_bytes()
-    except FileNotFoundError:
-        key = b""
-    if len(key) != 32:
-        key = secrets.token_bytes(32)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key)
-    return key

@@ -13,9 +13,9 @@ from typing import Any
 from ..access import Keys
 from ..clock import Clock
 from ..faces.chooser import Chooser
-from ..health import Health
 from ..host import Host
 from ..janitor import Janitor
+from ..life.health import Health
 from ..settings import Settings
 from ..templates.catalogue import Templates
 from .facts import Facts, remember

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files.names import FOLDER
+from ..files.uploads import INCOMING
 from ..host import Folders
 from ..settings import JanitorSettings
-from ..uploads import FOLDER, INCOMING
 from .folder import Identity
 
 #: ComfyUI's own: the sample input, and the file that keeps `output/` in its repository; and everything hidden.

@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from .. import webhooks
 from ..clock import Clock
 from ..errors import (
     ConflictError,
@@ -34,6 +33,7 @@ from ..errors import (
     ServerRestartedError,
     ServerUnavailableError,
 )
+from ..events import outbox as webhooks
 from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, Kind, NewJob, Result, Verdict, Webhook
 from ..settings import SettingsError
 from . import (

@@ -24,7 +24,7 @@ from comfy.cli_args import args
 
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
-from . import inputs, report
+from . import folders, inputs, report
 from .handler import NativePrompt, native_get
 from .merged import Merged
 from .run import Run
@@ -218,10 +218,10 @@ class ComfyHost:
         return self._workers.alive()
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
-        return report.resolved(kind, subfolder, filename)
+        return folders.resolved(kind, subfolder, filename)
 
     def folders(self) -> Folders:
-        return report.folders()
+        return folders.folders()
 
     def input_folder(self) -> Path:
         return Path(folder_paths.get_input_directory())
@@ -232,7 +232,7 @@ class ComfyHost:
         return list(dict.fromkeys([Path(folder_paths.models_dir), *(Path(folder).parent for folder in registered)]))
 
     def model_name(self, folder: str, file: str) -> str | None:
-        return report.model_name(folder, file)
+        return folders.model_name(folder, file)
 
     def video_memory(self) -> int | None:
         device = comfy.model_management.get_torch_device()
@@ -242,7 +242,7 @@ class ComfyHost:
         return int(comfy.model_management.get_total_memory(device))
 
     def own_directory(self) -> Path:
-        return report.own_directory()
+        return folders.own_directory()
 
     def describe(self) -> dict[str, Any]:
         version = getattr(sys.modules.get("comfyui_version"), "__version__", "unknown")

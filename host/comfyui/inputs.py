@@ -13,9 +13,8 @@ from typing import Any
 import folder_paths
 import nodes
 
-from ...guard.files import is_plain
+from ...guard.files.names import FOLDER, is_plain
 from ...guard.host import Names
-from ...guard.uploads import FOLDER
 
 try:
     from comfy_execution.graph import get_input_info

@@ -5,53 +5,26 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import protocol
 
 from ...guard.errors import type_name
-from ...guard.host import Folders, Outcome, ReportedFile
+from ...guard.host import Outcome, ReportedFile
+from .folders import resolved
 
 try:
     from comfy_execution.utils import get_executing_context
 except ImportError:  # before ComfyUI 0.3.45
     get_executing_context = None
 
-_TYPES = ("output", "temp", "input")
-
 
 def executing_prompt() -> str | None:
     """The prompt whose node runs in this context, as ComfyUI knows it; None between nodes and in bare threads."""
     context = get_executing_context() if get_executing_context is not None else None
     return context.prompt_id if context is not None else None
-
-
-def own_directory() -> Path:
-    """`<user>/__guarded`: no route of ComfyUI's serves it."""
-    system_user = getattr(folder_paths, "get_system_user_directory", None)
-    folder = system_user("guarded") if system_user else os.path.join(folder_paths.get_user_directory(), "__guarded")
-    return Path(folder)
-
-
-def folders() -> Folders:
-    """The roots, and every folder that is registered for models or belongs to the host itself."""
-    keep = [folder_paths.get_user_directory()]
-    # Other packs write into this table as they like, from other threads too.
-    for entry in list(folder_paths.folder_names_and_paths.values()):
-        paths = entry[0] if isinstance(entry, (list, tuple)) and entry else ()
-        keep += [path for path in ([paths] if isinstance(paths, str) else list(paths)) if isinstance(path, str)]
-    return Folders(
-        output=Path(folder_paths.get_output_directory()),
-        temp=Path(folder_paths.get_temp_directory()),
-        input=Path(folder_paths.get_input_directory()),
-        keep=tuple(map(Path, keep)),
-        program=Path(folder_paths.__file__).parent,
-    )
 
 
 def files_in(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -66,31 +39,6 @@ def files_in(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                 for item in items:
                     if isinstance(item, Mapping) and isinstance(item.get("filename"), str):
                         yield str(node_id), dict(item)
-
-
-def model_name(kind: str, file: str) -> str | None:
-    """Under which name a model of that kind is listed, in whichever folder it was sorted."""
-    listed = folder_paths.get_filename_list(kind) if kind in folder_paths.folder_names_and_paths else []
-    if file in listed:
-        return file
-    for name in listed:
-        if name.replace("\\", "/").rpartition("/")[2] == file:
-            return str(name)
-    return file if os.path.isfile(os.path.join(folder_paths.models_dir, kind, file)) else None
-
-
-def resolved(kind: str, subfolder: str, filename: str) -> Path | None:
-    """The file's real path, if that lies inside the root of its type; symlinks are followed before it is judged."""
-    folder = folder_paths.get_directory_by_type(kind) if kind in _TYPES else None
-    if folder is None:
-        return None
-    base = os.path.realpath(folder)
-    try:
-        full = os.path.realpath(os.path.join(base, subfolder, filename))
-        inside = os.path.commonpath([base, full]) == base and full != base
-    except ValueError:  # another drive, or a NUL in the name
-        return None
-    return Path(full) if inside else None
 
 
 def reported(node_id: str, item: Mapping[str, Any]) -> ReportedFile:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from ...guard import pictures
 from ...guard.errors import ArtifactGoneError, BadImageError, ForbiddenError, InvalidRequestError, NotFoundError
-from ...guard.files import TYPES, Found, annotated, is_plain
-from ...guard.uploads import UploadedFile, disk_errors
+from ...guard.files import pictures
+from ...guard.files.files import Found
+from ...guard.files.names import TYPES, annotated, is_plain
+from ...guard.files.uploads import UploadedFile, disk_errors
 from ..about import UPLOAD, About
 from ..form import is_form, received
 from ..sending import OpenFile, has_the_end, headers_of, send, unchanged

@@ -6,10 +6,9 @@ import asyncio
 
 from aiohttp import web
 
-from ...guard.errors import InvalidRequestError
 from ..about import COMMAND, About
+from ..asked import command, ids, whole
 from ..table import Call, Route, answered
-from .bodies import command, ids
 
 #: ComfyUI keeps 10,000 in memory and sends them all.
 _AT_MOST = 1000
@@ -17,7 +16,7 @@ _AT_MOST = 1000
 
 async def get_history(call: Call) -> web.StreamResponse:
     """First settled first; the last ones, or with `offset` those from there on."""
-    limit, offset = _whole(call, "max_items"), _whole(call, "offset")
+    limit, offset = whole(call, "max_items"), whole(call, "offset")
     if offset is not None and offset < 0:
         offset = None  # which is how ComfyUI says "the last ones"
     if limit is not None and limit <= 0:
@@ -40,19 +39,6 @@ async def post_history(call: Call) -> web.StreamResponse:
     if named:
         await call.services.jobs.hide(call.client, named)
     return web.Response()
-
-
-def _whole(call: Call, name: str) -> int | None:
-    raw = call.request.query.get(name)
-    if raw is None:
-        return None
-    try:
-        value = int(raw)
-    except ValueError:
-        value = None
-    if value is None or abs(value) > 2**53:
-        raise InvalidRequestError(f"{name} must be a whole number.", extra_info={"field": name})
-    return value
 
 
 ROUTES = [

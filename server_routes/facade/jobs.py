@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ...guard import as_comfyui
+from ...guard.callers import as_comfyui
 from ...guard.errors import InvalidRequestError, NotFoundError
 from ...guard.store import Listing
 from ..about import COMMAND, STORE, About
-from ..table import Call, Route, answered, number
-from .bodies import command, ids
+from ..asked import command, ids, number, one_of
+from ..table import Call, Route, answered
 
 _AT_MOST = 1000
 
@@ -27,8 +27,8 @@ async def list_jobs(call: Call) -> web.StreamResponse:
     listing = Listing(
         states=frozenset().union(*(as_comfyui.STATUSES[name] for name in asked or as_comfyui.STATUSES)),
         workflow_id=query.get("workflow_id") or None,
-        by_run_time=_one_of(call, "sort_by", "created_at", "execution_duration") == "execution_duration",
-        ascending=_one_of(call, "sort_order", "desc", "asc") == "asc",
+        by_run_time=one_of(call, "sort_by", "created_at", "execution_duration") == "execution_duration",
+        ascending=one_of(call, "sort_order", "desc", "asc") == "asc",
         limit=int(number(call, "limit", _AT_MOST, 1, 2**53)),
         offset=max(offset, 0),
     )
@@ -71,13 +71,6 @@ async def _cancelled(call: Call, job_id: str) -> bool:
     cancelled = await jobs.cancel(job)
     call.services.wake()
     return cancelled.verdict is not None and cancelled.verdict.code == "cancelled"
-
-
-def _one_of(call: Call, name: str, usual: str, other: str) -> str:
-    value = call.request.query.get(name, usual).lower()
-    if value not in (usual, other):
-        raise InvalidRequestError(f"{name} must be {usual} or {other}.", extra_info={"field": name})
-    return value
 
 
 ROUTES = [

@@ -8,8 +8,8 @@ from aiohttp import web
 
 from ...guard.errors import InvalidRequestError
 from ..about import COMMAND, About
+from ..asked import command, ids
 from ..table import Call, Route, answered
-from .bodies import command, ids
 
 
 async def get_prompt(call: Call) -> web.StreamResponse:

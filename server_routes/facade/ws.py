@@ -8,7 +8,7 @@ import logging
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from ...guard.sockets import Socket
+from ...guard.callers.sockets import Socket
 from ..about import About
 from ..events import LAST_EVENT_ID, last_event_id
 from ..table import Call, Route

@@ -15,7 +15,7 @@ import pytest
 from contract.client import PlainClient
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from comfyui_guarded.sandbox.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import HostProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"

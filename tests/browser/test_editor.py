@@ -11,7 +11,7 @@ from browser.conftest import PATIENCE_MS, Faults, made_key, put_photos, shoot
 from contract.client import PlainClient, Prompt, node, save, sleep
 from playwright.sync_api import Browser, Page, expect
 
-from comfyui_guarded.sandbox.launch import HostProcess, real_kinds
+from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
 
 pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.timeout(360)]
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.timeout(360)
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Locale": "en"}
 
 
-NO_COMFYUI = "the editor is a real ComfyUI's: COMFYUI_PATH names one (sandbox/launch.py says where it is looked for)"
+NO_COMFYUI = "the editor is a real ComfyUI's: COMFYUI_PATH names one (tests/hosts/launch.py says where we look)"
 KINDS = [pytest.param(kind, id=kind.name.replace(" ", "-")) for kind in real_kinds()]
 
 

@@ -8,12 +8,12 @@ from browser.conftest import PATIENCE_MS, shoot
 from contract.client import PlainClient, assert_ended_badly, assert_succeeded, node, save, sleep
 from playwright.sync_api import Browser, Page
 
-from comfyui_guarded.sandbox.launch import HostProcess, real_kinds
+from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
 
 # Its scripts alone take the editor seconds to load.
 pytestmark = [pytest.mark.browser, pytest.mark.comfyui, pytest.mark.timeout(360)]
 
-NO_COMFYUI = "the editor is a real ComfyUI's: COMFYUI_PATH names one (sandbox/launch.py says where it is looked for)"
+NO_COMFYUI = "the editor is a real ComfyUI's: COMFYUI_PATH names one (tests/hosts/launch.py says where we look)"
 
 
 @pytest.fixture(scope="module")

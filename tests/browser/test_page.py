@@ -15,7 +15,7 @@ from browser.conftest import PATIENCE_MS, Faults, made_key, put_photos, shoot
 from contract.client import PlainClient, node, picture, raises, save, sleep, text
 from playwright.sync_api import Browser, Page, expect
 
-from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
 pytestmark = pytest.mark.browser
 

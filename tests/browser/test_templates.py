@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page
 from workflows import editor
 from workflows.studio import ASTRONAUT, TEMPLATES, furnish
 
-from comfyui_guarded.sandbox.launch import HostProcess, real_kinds
+from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
 
 pytestmark = [
     pytest.mark.browser,

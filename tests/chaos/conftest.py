@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from contract.client import PATIENCE_S, TERMINAL
 
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess, real_kinds, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, real_kinds, sandbox_kind
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 from contract.client import PATIENCE_S, Client, assert_succeeded, connected, text  # noqa: E402
 
-from comfyui_guarded.sandbox.launch import HostProcess, real_kinds, sandbox_kind  # noqa: E402
+from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds, sandbox_kind  # noqa: E402
 
 #: The noise of an allocator.
 SLACK_MB = 24.0

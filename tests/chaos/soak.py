@@ -29,7 +29,7 @@ sys.path[0] = str(TESTS)
 import conftest  # noqa: E402, F401, registers the package under its fixed name
 from contract.client import TERMINAL, Client, Job, Prompt, connected, node, picture, raises, save, sleep, text  # noqa: E402
 
-from comfyui_guarded.sandbox.launch import HostProcess, real_kinds, sandbox_kind  # noqa: E402
+from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds, sandbox_kind  # noqa: E402
 
 SETTINGS = {
     "GUARDED_WATCHDOG__INTERRUPT_GRACE_S": "1",

@@ -21,7 +21,7 @@ from contract.client import (
     text,
 )
 
-from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 

@@ -11,7 +11,7 @@ from chaos.conftest import newest_real, transitions
 from contract.client import TERMINAL, connected, sleep
 from contract.sse import Reader
 
-from comfyui_guarded.sandbox.launch import sandbox_kind
+from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 

@@ -23,8 +23,8 @@ from contract.client import (
     text,
 )
 
-from comfyui_guarded.guard.process import EXIT_STUCK
-from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+from comfyui_guarded.guard.life.process import EXIT_STUCK
+from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
 pytestmark = [
     pytest.mark.chaos,

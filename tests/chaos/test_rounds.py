@@ -31,7 +31,7 @@ from contract.client import (
 )
 
 from comfyui_guarded.guard.job import TRANSITIONS, JobState
-from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
 SANDBOX_ROUNDS = int(os.environ.get("GUARDED_CHAOS", "20"))
 REAL_ROUNDS = int(os.environ.get("GUARDED_CHAOS_REAL", "3"))

@@ -7,7 +7,7 @@ import pytest
 from chaos.conftest import assert_settled_once, database, newest_real, transitions
 from contract.client import Client, assert_ended_badly, assert_succeeded, connected, picture, sleep, text
 
-from comfyui_guarded.sandbox.launch import sandbox_kind
+from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 

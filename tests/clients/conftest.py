@@ -15,7 +15,7 @@ from contract.client import node, unique
 from contract.conftest import kinds
 from contract.test_access import make_key
 
-from comfyui_guarded.sandbox.launch import ROOT, HostProcess
+from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess
 
 DRIVERS = Path(__file__).parent / "drivers"
 #: Where `make` has put the packages.

@@ -18,7 +18,7 @@ import aiohttp
 
 from comfyui_guarded.guard.access.keys import Key, create
 from comfyui_guarded.guard.errors import FAMILY
-from comfyui_guarded.sandbox.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import HostProcess
 
 #: Far above what anything here takes; only a promise that is broken reaches it.
 PATIENCE_S = 60.0

@@ -12,7 +12,7 @@ import pytest
 from contract.client import Client, KeyedClient, connected, make_key
 from PIL import Image
 
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess, real_kinds, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, real_kinds, sandbox_kind
 
 #: Of scikit-image, where `make` has put the demo's pictures.
 ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"

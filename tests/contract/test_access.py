@@ -15,7 +15,7 @@ from contract.conftest import kinds
 
 from comfyui_guarded import server_routes
 from comfyui_guarded.guard.access.keys import revoke
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, sandbox_kind
 
 #: Says that a proxy has passed the request on: it then comes from anywhere, and loopback does not count.
 ELSEWHERE = {"X-Forwarded-For": "203.0.113.9"}

@@ -24,7 +24,8 @@ from contract.conftest import PHOTO
 from contract.test_form import form, part
 from PIL import Image
 
-from comfyui_guarded.guard.uploads import FOLDER, INCOMING, folder_of
+from comfyui_guarded.guard.files.names import FOLDER, folder_of
+from comfyui_guarded.guard.files.uploads import INCOMING
 
 
 def png(color=(200, 30, 30), size=(64, 48), mode="RGB"):

@@ -13,7 +13,7 @@ from contract.client import Answer, assert_refusal, assert_succeeded, node, phot
 from contract.conftest import PHOTO
 from PIL import Image
 
-from comfyui_guarded.guard.uploads import FOLDER, folder_of
+from comfyui_guarded.guard.files.names import FOLDER, folder_of
 
 
 def noise(seed: int, size: int = 64) -> bytes:

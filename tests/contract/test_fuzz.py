@@ -10,7 +10,7 @@ from contract.client import PlainClient, assert_ended_badly, assert_refusal, ass
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from comfyui_guarded.sandbox.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import HostProcess
 
 GOOD = {"1": node("FaultText", text="x", seed=0)}
 PICTURE = {

@@ -17,7 +17,7 @@ import pytest
 from contract.client import Client, assert_refusal, assert_succeeded, node, text
 from contract.test_access import opened
 
-from comfyui_guarded.sandbox.launch import HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
 MIB = 2**20
 

@@ -11,19 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract.client import (
-    Client,
-    assert_refusal,
-    assert_succeeded,
-    connected,
-    photo_copy,
-    picture,
-    text,
-    unique,
-)
+from contract.client import Client, assert_refusal, assert_succeeded, connected, photo_copy, picture, text, unique
 from contract.conftest import PHOTO, kinds
 
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess
 
 DAY_S = 86400
 MB = 2**20

@@ -31,7 +31,7 @@ from contract.client import (
 )
 from contract.conftest import kinds
 
-from comfyui_guarded.sandbox.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import HostProcess
 
 pytestmark = pytest.mark.chaos
 

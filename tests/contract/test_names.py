@@ -11,7 +11,7 @@ from contract.client import Answer, assert_refusal, node, text
 from contract.conftest import put_photo
 from contract.test_access import ELSEWHERE, Box, opened
 
-from comfyui_guarded.sandbox.launch import sandbox_kind
+from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
 SECRET = b"the secret that nobody is to read"
 

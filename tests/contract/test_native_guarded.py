@@ -27,7 +27,7 @@ from contract.client import (
 from contract.conftest import hosts, kinds, put_photo, serves
 from contract.test_access import make_key
 
-from comfyui_guarded.sandbox.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import HostProcess
 
 GUARDED = {"GUARDED_NATIVE__MODE": "guarded"}
 

@@ -18,7 +18,7 @@ import pytest
 from contract.client import PATIENCE_S, sleep, text
 from contract.test_access import make_key
 
-from comfyui_guarded.sandbox.launch import HostProcess, free_port, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostProcess, free_port, sandbox_kind
 
 #: Where `make` has put them, and where Debian does.
 PROGRAMS = os.pathsep.join(

@@ -10,16 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from contract.client import (
-    assert_ended_badly,
-    assert_succeeded,
-    connected,
-    node,
-)
+from contract.client import assert_ended_badly, assert_succeeded, connected, node
 from workflows import specs
 from workflows.studio import ASTRONAUT, MOTION, PHOTO, TEMPLATES, furnish
 
-from comfyui_guarded.sandbox.launch import HostProcess, real_kinds
+from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
 
 TESTS = Path(__file__).parents[1]
 BASE, REFINER = "sd_xl_base_1.0.safetensors", "sd_xl_refiner_1.0.safetensors"

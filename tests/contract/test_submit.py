@@ -5,7 +5,7 @@ import uuid
 import pytest
 from contract.client import ARTIFACT_KEYS, JOB_KEYS, assert_succeeded, photo_copy, picture, sleep, text
 
-from comfyui_guarded.sandbox.launch import real_kinds
+from comfyui_guarded.tests.hosts.launch import real_kinds
 
 
 def test_the_suite_runs_on_a_real_comfyui_too():

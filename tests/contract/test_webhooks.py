@@ -17,7 +17,7 @@ from contract.conftest import kinds
 from contract.test_access import make_key
 from standardwebhooks import Webhook as Verifier
 
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess, free_port
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, free_port
 
 SETTINGS = {
     "GUARDED_WEBHOOKS__ALLOW_HTTP": "true",

@@ -22,7 +22,7 @@ from contract.client import PATIENCE_S, node
 from examples.telegram import Sent, Telegram, telegram
 from faces import photos
 
-from comfyui_guarded.sandbox.launch import ROOT, HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, sandbox_kind
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HOST_NODES = Path(__file__).parent / "host_nodes"

@@ -20,7 +20,7 @@ from examples.conftest import ENDING_BY_TEXT, EXAMPLES, HOST_NODES, new_key
 from PIL import Image
 
 from comfyui_guarded.guard import messages
-from comfyui_guarded.sandbox.launch import ROOT, HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, sandbox_kind
 
 BLOCK = re.compile(r"```(sh|json)\n(.*?)```", re.DOTALL)
 

@@ -7,7 +7,7 @@ import pytest
 from comfyui_guarded.guard.errors import InvalidRequestError
 from comfyui_guarded.guard.faces.check import FaceRules
 from comfyui_guarded.guard.faces.required import REQUIRED_BY, Wanted, loaded, wanted
-from comfyui_guarded.guard.files import annotated
+from comfyui_guarded.guard.files.names import annotated
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:

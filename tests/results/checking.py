@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from comfyui_guarded.guard import artifacts
-from comfyui_guarded.guard.budget import Budget
 from comfyui_guarded.guard.errors import GuardError
 from comfyui_guarded.guard.host import Outcome, ReportedFile
 from comfyui_guarded.guard.job import Artifact
+from comfyui_guarded.guard.results import checks
+from comfyui_guarded.guard.results.budget import Budget
 from comfyui_guarded.guard.settings import ResultsSettings
 
 DEFAULTS = ResultsSettings()
@@ -35,7 +35,7 @@ def outcome(*paths: Path, prompt: Mapping[str, Any] | None = None, cached: froze
 
 
 def check(path: Path, settings: ResultsSettings = DEFAULTS, budget: Budget | None = None, **more: Any) -> Artifact:
-    (artifact,) = artifacts.check(outcome(path, **more), settings, budget)
+    (artifact,) = checks.check(outcome(path, **more), settings, budget)
     return artifact
 
 

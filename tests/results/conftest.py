@@ -8,7 +8,7 @@ from contract.client import Client, connected
 from contract.conftest import kinds
 from results import corpus, pictures
 
-from comfyui_guarded.sandbox.launch import HostKind, HostProcess
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess
 
 HOST_NODES = Path(__file__).parent / "host_nodes"
 

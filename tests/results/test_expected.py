@@ -7,9 +7,9 @@ import pytest
 from results import corpus, pictures
 from results.checking import check, outcome, refusal
 
-from comfyui_guarded.guard import artifacts, expected
 from comfyui_guarded.guard.errors import ResultMissingError
-from comfyui_guarded.guard.expected import Expected
+from comfyui_guarded.guard.results import checks, expected
+from comfyui_guarded.guard.results.expected import Expected
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def test_files_out_of_the_hosts_cache_are_not_the_jobs_own(tmp_path: Path):
     path.write_bytes(corpus.image(pictures.landscape(128), "PNG"))
     cached = outcome(path, cached=frozenset({"9"}))
     with pytest.raises(ResultMissingError):
-        artifacts.check(cached, artifacts.ResultsSettings())
-    assert artifacts.own_files(cached) == ()
-    assert artifacts.own_outputs(cached) == {}
-    assert artifacts.own_outputs(outcome(path)).keys() == {"9"}
+        checks.check(cached, checks.ResultsSettings())
+    assert checks.own_files(cached) == ()
+    assert checks.own_outputs(cached) == {}
+    assert checks.own_outputs(outcome(path)).keys() == {"9"}

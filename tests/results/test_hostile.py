@@ -14,15 +14,15 @@ import pytest
 from results import corpus, pictures
 from results.checking import DEFAULTS, check, outcome, refusal
 
-from comfyui_guarded.guard import artifacts
-from comfyui_guarded.guard.budget import Budget, BudgetFile
-from comfyui_guarded.guard.containers import sniff
 from comfyui_guarded.guard.errors import (
     ResultBlankError,
     ResultCorruptError,
     ResultIncompleteError,
     ResultTooSmallError,
 )
+from comfyui_guarded.guard.results import checks
+from comfyui_guarded.guard.results.budget import Budget, BudgetFile
+from comfyui_guarded.guard.results.containers import sniff
 
 VERDICTS = (ResultBlankError, ResultCorruptError, ResultIncompleteError, ResultTooSmallError)
 
@@ -169,7 +169,7 @@ def test_many_pictures_on_a_slow_machine_pass_with_a_warning(tmp_path: Path):
         paths.append(tmp_path / f"{number}.png")
         paths[-1].write_bytes(corpus.image(pictures.landscape(64, number), "PNG"))
     clock.per_look_s = DEFAULTS.check_timeout_s * 0.006
-    found = artifacts.check(outcome(*paths), DEFAULTS, Budget(DEFAULTS, clock))
+    found = checks.check(outcome(*paths), DEFAULTS, Budget(DEFAULTS, clock))
     assert (found[0].warnings, found[-1].warnings) == ((), ("partly_checked",))
 
 
@@ -197,7 +197,7 @@ def test_a_disk_that_stalls_ends_the_checks_and_their_thread(suffix: str, tmp_pa
 
     began_s = time.monotonic()
     with pytest.raises(Exception, match=r"within|cut off|EOF|ended|Invalid|truncated|broken|missing"):
-        artifacts.within(0.5, lambda: artifacts.look(Slow(content), kind, len(content), settings, Budget(settings)))
+        checks.within(0.5, lambda: checks.look(Slow(content), kind, len(content), settings, Budget(settings)))
     assert time.monotonic() - began_s < 1.5
     ends_s = time.monotonic() + 3
     while any(thread.name == "guarded-checks" for thread in threading.enumerate()):

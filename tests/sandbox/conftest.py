@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from comfyui_guarded.sandbox.launch import HostKind, free_port, real_kinds
+from comfyui_guarded.tests.hosts.launch import HostKind, free_port, real_kinds
 
 REPO = Path(__file__).parents[2]
-FAULTS = REPO / "sandbox/custom_nodes/guarded_faults"
+FAULTS = REPO / "tests/hosts/guarded_faults"
 EVENT_TIMEOUT_S = 20
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comfyui_guarded.guard.errors import DiskFullError
+from comfyui_guarded.guard.files.uploads import Uploads
 from comfyui_guarded.guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store.sqlite import SqliteStore
-from comfyui_guarded.guard.uploads import Uploads
 
 #: Answers to wait for; long, so that only a hang reaches it.
 LONG_S = 60.0

@@ -2,17 +2,18 @@
 
 from unit.fakes import LONG_S, FakeProcess, new_job, settings
 
-from comfyui_guarded.guard.client_ids import ClientIds
-from comfyui_guarded.guard.estimate import Estimates
-from comfyui_guarded.guard.events import Events
-from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.access.client_ids import ClientIds
+from comfyui_guarded.guard.callers.estimate import Estimates
+from comfyui_guarded.guard.callers.jobs import Jobs
+from comfyui_guarded.guard.events.stream import Events
 from comfyui_guarded.guard.job import Kind
-from comfyui_guarded.guard.jobs import Jobs
-from comfyui_guarded.guard.queue import Dispatcher, Runs
-from comfyui_guarded.guard.secrets import Secrets
-from comfyui_guarded.guard.settle import Settler
+from comfyui_guarded.guard.life.dispatcher import Dispatcher
+from comfyui_guarded.guard.life.health import Health
+from comfyui_guarded.guard.life.runs import Runs
+from comfyui_guarded.guard.life.secrets import Secrets
+from comfyui_guarded.guard.life.settle import Settler
+from comfyui_guarded.guard.life.watchdog import Watchdog
 from comfyui_guarded.guard.store import Run
-from comfyui_guarded.guard.watchdog import Watchdog
 
 
 class Machine:

@@ -8,9 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.fakes import GRAPH, LONG_S, FakeFaces, FakeHost, new_id, new_job, settings, uploads
 
-from comfyui_guarded.guard import admission
 from comfyui_guarded.guard.access import Client
-from comfyui_guarded.guard.admission import Admission, Submission, host_body, parse, refused
 from comfyui_guarded.guard.errors import (
     BadImageError,
     ConflictError,
@@ -25,13 +23,17 @@ from comfyui_guarded.guard.errors import (
     QueueFullError,
     ServerUnavailableError,
 )
-from comfyui_guarded.guard.files import Files
-from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.files.files import Files
+from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.host import Refusal, Rehearsal
+from comfyui_guarded.guard.host_words import host_body, refused
 from comfyui_guarded.guard.job import JobState, Verdict
-from comfyui_guarded.guard.limits import Limits
-from comfyui_guarded.guard.references import References
-from comfyui_guarded.guard.secrets import SECRET_NAMES, Secrets
+from comfyui_guarded.guard.life.health import Health
+from comfyui_guarded.guard.life.secrets import SECRET_NAMES, Secrets
+from comfyui_guarded.guard.submit import request
+from comfyui_guarded.guard.submit.admission import Admission
+from comfyui_guarded.guard.submit.limits import Limits
+from comfyui_guarded.guard.submit.request import Submission, parse
 
 BOT = Client("bot", operator=False)
 OTHER = Client("other", operator=False)
@@ -172,7 +174,7 @@ def test_a_guard_field_that_is_unknown_or_wrong_is_refused_by_name(guard, names)
 
 
 def test_a_guard_of_null_or_nothing_means_the_defaults():
-    assert parse(_raw(guard=None), DEPTH).options == parse(_raw(), DEPTH).options == admission.GuardOptions()
+    assert parse(_raw(guard=None), DEPTH).options == parse(_raw(), DEPTH).options == request.GuardOptions()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_a_key_that_stands_twice_is_found_without_comparing_every_key_with_every
 
     names = [Key(f"key{at}") for at in range(2_000)]
     with pytest.raises(InvalidRequestError, match="twice"):
-        admission._unique([(name, 0) for name in [*names, Key("key1999")]])
+        request._unique([(name, 0) for name in [*names, Key("key1999")]])
     assert compared < 50 * len(names)
 
 

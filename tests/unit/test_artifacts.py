@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageFile
 from unit.fakes import LONG_S
 
-from comfyui_guarded.guard import artifacts
 from comfyui_guarded.guard.errors import GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
 from comfyui_guarded.guard.host import Outcome, ReportedFile
+from comfyui_guarded.guard.results import checks, quarantine, verified
 from comfyui_guarded.guard.settings import ResultsSettings
 
 DEFAULTS = ResultsSettings()
@@ -91,7 +91,7 @@ def checked(tmp_path):
     def check(name, content, settings=DEFAULTS):
         path = tmp_path / name
         path.write_bytes(content)
-        (artifact,) = artifacts.check(_outcome(path), settings)
+        (artifact,) = checks.check(_outcome(path), settings)
         return artifact
 
     return check
@@ -325,19 +325,19 @@ def test_a_file_of_a_kind_that_nobody_knows_passes_with_a_warning(checked):
 
 def test_a_reported_file_that_is_not_there_is_missing(tmp_path):
     with pytest.raises(ResultMissingError, match=r"gone\.png"):
-        artifacts.check(_outcome(tmp_path / "gone.png"), DEFAULTS)
+        checks.check(_outcome(tmp_path / "gone.png"), DEFAULTS)
 
 
 def test_a_reported_file_outside_its_folder_is_missing():
     with pytest.raises(ResultMissingError, match=r"passwd") as caught:
-        artifacts.check(_outcome(_reported(None, name="../../etc/passwd")), DEFAULTS)
+        checks.check(_outcome(_reported(None, name="../../etc/passwd")), DEFAULTS)
     assert caught.value.extra_info == {"node_id": "2", "filename": "../../etc/passwd"}
 
 
 def test_a_folder_instead_of_a_file_is_missing(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(ResultMissingError):
-        artifacts.check(_outcome(tmp_path / "a.png"), DEFAULTS)
+        checks.check(_outcome(tmp_path / "a.png"), DEFAULTS)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -345,7 +345,7 @@ def test_a_named_pipe_instead_of_a_file_is_missing_and_holds_nobody_up(tmp_path)
     os.mkfifo(tmp_path / "a.png")
     try:
         with pytest.raises(ResultMissingError):
-            artifacts.within(2, lambda: artifacts.check(_outcome(tmp_path / "a.png"), DEFAULTS))
+            checks.within(2, lambda: checks.check(_outcome(tmp_path / "a.png"), DEFAULTS))
     finally:
         with contextlib.suppress(OSError):  # lets a check that waits for a writer go
             os.close(os.open(tmp_path / "a.png", os.O_WRONLY | os.O_NONBLOCK))
@@ -354,18 +354,18 @@ def test_a_named_pipe_instead_of_a_file_is_missing_and_holds_nobody_up(tmp_path)
 @pytest.mark.parametrize("outputs", [{}, {"2": {}}, {"2": {"images": []}}, {"2": None}, {"1": {}, "2": {"text": []}}])
 def test_a_success_that_reports_nothing_is_missing(outputs):
     with pytest.raises(ResultMissingError):
-        artifacts.check(_outcome(outputs=outputs), DEFAULTS)
+        checks.check(_outcome(outputs=outputs), DEFAULTS)
 
 
 @pytest.mark.parametrize("outputs", [{"2": {"text": ["hi"]}}, {"2": {"result": [0]}}, {"1": {}, "2": {"text": [""]}}])
 def test_nodes_that_report_text_or_data_count_as_they_are(outputs):
-    assert artifacts.check(_outcome(outputs=outputs), DEFAULTS) == ()
+    assert checks.check(_outcome(outputs=outputs), DEFAULTS) == ()
 
 
 def test_input_files_are_not_results_and_results_are_numbered_without_them(tmp_path):
     (tmp_path / "a.png").write_bytes(_encoded("png"))
     (tmp_path / "b.png").write_bytes(_encoded("png"))
-    found = artifacts.check(
+    found = checks.check(
         _outcome(_reported(tmp_path / "gone.png", "input"), _reported(tmp_path / "a.png", "temp"), tmp_path / "b.png"),
         DEFAULTS,
     )
@@ -376,7 +376,7 @@ def test_one_bad_file_among_good_ones_refuses_the_job(tmp_path):
     for name, content in (("a.png", _encoded("png")), ("b.png", _encoded("png")[:-100]), ("c.png", _encoded("png"))):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ResultCorruptError, match=r"b\.png"):
-        artifacts.check(_outcome(*(tmp_path / name for name in ("a.png", "b.png", "c.png"))), DEFAULTS)
+        checks.check(_outcome(*(tmp_path / name for name in ("a.png", "b.png", "c.png"))), DEFAULTS)
 
 
 # The time limit. --------------------------------------------------------------------------------------------------
@@ -385,17 +385,17 @@ def test_one_bad_file_among_good_ones_refuses_the_job(tmp_path):
 def test_a_check_that_never_returns_is_given_up():
     forever = threading.Event()
     with pytest.raises(ResultCorruptError, match="could not be checked"):
-        artifacts.within(0.05, lambda: forever.wait(LONG_S))
+        checks.within(0.05, lambda: forever.wait(LONG_S))
     forever.set()
 
 
 def test_the_result_and_the_error_of_a_check_come_through():
-    assert artifacts.within(LONG_S, lambda: None) is None
-    assert artifacts.within(LONG_S, lambda: 5) == 5
+    assert checks.within(LONG_S, lambda: None) is None
+    assert checks.within(LONG_S, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        artifacts.within(LONG_S, lambda: 1 / 0)
+        checks.within(LONG_S, lambda: 1 / 0)
     with pytest.raises(SystemExit):
-        artifacts.within(LONG_S, lambda: exec("raise SystemExit"))
+        checks.within(LONG_S, lambda: exec("raise SystemExit"))
 
 
 # Quarantine. ------------------------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_refused_files_are_moved_out_of_the_reach_of_every_route(tmp_path):
         (tmp_path / folder / "a.png").write_bytes(folder.encode())
         files.append(_reported(tmp_path / folder / "a.png", "temp" if folder == "two" else "output"))
     aside = tmp_path / "quarantine" / "job"
-    artifacts.quarantine(files, aside)
+    quarantine.quarantine(files, aside)
     assert sorted(file.read_bytes() for file in aside.iterdir()) == [b"one", b"two"]
     assert not any(file.path.exists() for file in files)
 
@@ -420,7 +420,7 @@ def test_quarantine_leaves_alone_what_is_not_the_jobs_own_file(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "input.png").write_bytes(b"an upload")
     aside = tmp_path / "quarantine"
-    artifacts.quarantine(
+    quarantine.quarantine(
         [
             _reported(tmp_path / "link.png"),
             _reported(tmp_path / "dangling.png"),
@@ -440,16 +440,16 @@ def test_quarantine_leaves_alone_what_is_not_the_jobs_own_file(tmp_path):
 
 def test_a_file_named_twice_is_moved_once_and_no_other_is_lost(tmp_path):
     (tmp_path / "a.png").write_bytes(b"a")
-    artifacts.quarantine([_reported(tmp_path / "a.png")] * 2, tmp_path / "aside")
+    quarantine.quarantine([_reported(tmp_path / "a.png")] * 2, tmp_path / "aside")
     (tmp_path / "a.png").write_bytes(b"another")
-    artifacts.quarantine([_reported(tmp_path / "a.png")], tmp_path / "aside")
+    quarantine.quarantine([_reported(tmp_path / "a.png")], tmp_path / "aside")
     assert sorted(file.read_bytes() for file in (tmp_path / "aside").iterdir()) == [b"a", b"another"]
 
 
 def test_a_quarantine_that_cannot_be_made_is_logged_and_no_more(tmp_path, caplog):
     (tmp_path / "a.png").write_bytes(b"a")
     (tmp_path / "aside").write_bytes(b"a file where the folder should be")
-    artifacts.quarantine([_reported(tmp_path / "a.png")], tmp_path / "aside")
+    quarantine.quarantine([_reported(tmp_path / "a.png")], tmp_path / "aside")
     assert "could not set a.png aside" in caplog.text
 
 
@@ -460,12 +460,12 @@ def test_a_file_is_unchanged_only_while_its_bytes_are_the_same(tmp_path, checked
     path = tmp_path / "a.png"
     content = _encoded("png")
     found = checked("a.png", content)
-    assert artifacts.is_unchanged(found, path)
+    assert verified.is_unchanged(found, path)
     path.write_bytes(content[:-1] + b"x")
-    assert not artifacts.is_unchanged(found, path)
+    assert not verified.is_unchanged(found, path)
     path.write_bytes(content + b"x")
-    assert not artifacts.is_unchanged(found, path)
+    assert not verified.is_unchanged(found, path)
     path.unlink()
-    assert not artifacts.is_unchanged(found, path)
+    assert not verified.is_unchanged(found, path)
     path.mkdir()
-    assert not artifacts.is_unchanged(found, path)
+    assert not verified.is_unchanged(found, path)

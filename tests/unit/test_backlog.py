@@ -6,8 +6,8 @@ import threading
 import pytest
 from unit.fakes import LONG_S
 
-from comfyui_guarded.guard import backlog as module
-from comfyui_guarded.guard.backlog import Backlog
+from comfyui_guarded.guard.callers import backlog as module
+from comfyui_guarded.guard.callers.backlog import Backlog
 from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.job import SUCCESS, Result
 

@@ -9,11 +9,11 @@ import time
 import pytest
 from unit.fakes import LONG_S, FailingStore, new_job
 
-from comfyui_guarded.guard import queue
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.job import SUCCESS, JobState
+from comfyui_guarded.guard.life import runs
 from comfyui_guarded.guard.store import sqlite
 from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreUnusableError
 
@@ -193,7 +193,7 @@ def _read_only(store, on):
 
 
 async def test_a_database_that_hangs_holds_the_worker_up_for_a_while_and_loses_no_verdict(machine, monkeypatch):
-    monkeypatch.setattr(queue, "STORE_WAIT_S", 0.05)
+    monkeypatch.setattr(runs, "STORE_WAIT_S", 0.05)
     job_id = await machine.dispatch()
     hung = threading.Event()
     machine.store._writer.run(lambda _db: hung.wait(LONG_S))

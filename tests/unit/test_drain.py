@@ -10,9 +10,9 @@ import threading
 import pytest
 from unit.fakes import LONG_S, new_job
 
-from comfyui_guarded.guard.drain import Drain
 from comfyui_guarded.guard.errors import ServerUnavailableError
-from comfyui_guarded.guard.process import EXIT_STUCK
+from comfyui_guarded.guard.life.drain import Drain
+from comfyui_guarded.guard.life.process import EXIT_STUCK
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -77,7 +77,7 @@ def _python(code: str, tmp_path) -> subprocess.Popen:
         import alias
         alias.register()
         sys.path.pop(0)
-        from comfyui_guarded.guard.process import Process
+        from comfyui_guarded.guard.life.process import Process
         process = Process(lambda: print("closed", flush=True))
     """
     script = tmp_path / "script.py"

@@ -5,9 +5,9 @@ import threading
 import pytest
 from unit.fakes import LONG_S, new_id, new_job
 
-from comfyui_guarded.guard import events as events_module
 from comfyui_guarded.guard.errors import CancelledError, GenerationTimeoutError
-from comfyui_guarded.guard.events import ALARM, PREVIEW, PROGRESS, STATE, Events
+from comfyui_guarded.guard.events import stream as events_module
+from comfyui_guarded.guard.events.stream import ALARM, PREVIEW, PROGRESS, STATE, Events
 from comfyui_guarded.guard.host import Progress
 from comfyui_guarded.guard.job import SUCCESS, Job, JobState, Verdict
 

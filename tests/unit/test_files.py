@@ -16,12 +16,13 @@ from unit.janitor import DAY_S, Box, age_folders, put
 
 from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.errors import BadImageError, DiskFullError, InvalidRequestError, NotFoundError
-from comfyui_guarded.guard.files import Files, as_seen, is_plain, own_folder
+from comfyui_guarded.guard.files.files import Files
+from comfyui_guarded.guard.files.names import FOLDER, as_seen, folder_of, is_plain, own_folder
+from comfyui_guarded.guard.files.references import References
+from comfyui_guarded.guard.files.uploads import INCOMING
 from comfyui_guarded.guard.host import Folders, Names
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result
-from comfyui_guarded.guard.references import References
 from comfyui_guarded.guard.store import Listing, sqlite
-from comfyui_guarded.guard.uploads import FOLDER, INCOMING, folder_of
 
 MINE, YOURS = Client("mine", operator=False), Client("yours", operator=False)
 

@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from comfyui_guarded.guard import gpu as module
-from comfyui_guarded.guard.gpu import Gpus
+from comfyui_guarded.guard.operators import gpu as module
+from comfyui_guarded.guard.operators.gpu import Gpus
 
 GIB = 2**30
 

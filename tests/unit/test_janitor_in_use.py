@@ -13,19 +13,20 @@ from unit.fakes import LONG_S, FailingStore, FakeFaces, FakeHost, new_id, new_jo
 from unit.janitor import DAY_S, Box, put
 
 from comfyui_guarded.guard.access import LOCAL, Client
-from comfyui_guarded.guard.admission import Admission, Submission
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.files import Files
-from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.files.files import Files
+from comfyui_guarded.guard.files.names import folder_of
+from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.janitor import Janitor
 from comfyui_guarded.guard.janitor.in_use import InUse, called, names_in
 from comfyui_guarded.guard.janitor.sweep import Sweep
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
-from comfyui_guarded.guard.limits import Limits
-from comfyui_guarded.guard.references import References
-from comfyui_guarded.guard.secrets import Secrets
+from comfyui_guarded.guard.life.health import Health
+from comfyui_guarded.guard.life.secrets import Secrets
 from comfyui_guarded.guard.store import IdempotencyKey
-from comfyui_guarded.guard.uploads import folder_of
+from comfyui_guarded.guard.submit.admission import Admission
+from comfyui_guarded.guard.submit.limits import Limits
+from comfyui_guarded.guard.submit.request import Submission
 
 ROOTS = ["/srv/output", "/srv/input"]
 

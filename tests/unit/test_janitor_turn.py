@@ -15,12 +15,12 @@ from unit.fakes import LONG_S, FailingStore, FakeHost, new_job
 from unit.janitor import DAY_S, Box, age_folders, put, small_disk
 
 from comfyui_guarded.guard.errors import DiskFullError, ServerUnavailableError
-from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.janitor import command
 from comfyui_guarded.guard.janitor import sweep as sweep_module
 from comfyui_guarded.guard.janitor.marker import Marker
 from comfyui_guarded.guard.janitor.thread import FRUITLESS_S, HISTORY, PRESSURE_AGAIN_S
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result
+from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.settings import Settings, SettingsError, load
 
 REPO = Path(__file__).parents[2]

@@ -13,14 +13,14 @@ from unit.fakes import LONG_S, FakeHost, FakeProcess, new_job, settings
 from unit.janitor import Box
 from unit.test_gpu import A5000, GIB, fake_nvml
 
-from comfyui_guarded.guard import metrics as module
 from comfyui_guarded.guard.errors import FAMILY, ServerUnavailableError
-from comfyui_guarded.guard.gpu import Gpus
-from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.job import SUCCESS, Verdict
-from comfyui_guarded.guard.metrics import COUNTED, OTHER, OWN_GRAPH, READ, TEMPLATES, Exposition, Metrics
+from comfyui_guarded.guard.life.health import Health
+from comfyui_guarded.guard.life.watchdog import Watchdog
+from comfyui_guarded.guard.operators import metrics as module
+from comfyui_guarded.guard.operators.gpu import Gpus
+from comfyui_guarded.guard.operators.metrics import COUNTED, OTHER, OWN_GRAPH, READ, TEMPLATES, Exposition, Metrics
 from comfyui_guarded.guard.store.sqlite import SqliteStore
-from comfyui_guarded.guard.watchdog import Watchdog
 
 REPO = Path(__file__).parents[2]
 FAMILIES = (*COUNTED, *READ)

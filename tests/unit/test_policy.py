@@ -8,10 +8,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from unit.fakes import settings
 
-from comfyui_guarded.guard import policy
 from comfyui_guarded.guard.errors import PolicyViolationError
-from comfyui_guarded.guard.policy import Policy
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings, SettingsError, load
+from comfyui_guarded.guard.submit import policy
+from comfyui_guarded.guard.submit.policy import Policy
 
 
 def node(class_type, **inputs):

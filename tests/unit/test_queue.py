@@ -7,12 +7,12 @@ import pytest
 from unit.fakes import GRAPH, LONG_S, new_job
 from unit.machine import Machine
 
-from comfyui_guarded.guard import queue
 from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
+from comfyui_guarded.guard.host_words import failure
 from comfyui_guarded.guard.job import JobState
-from comfyui_guarded.guard.queue import failure
+from comfyui_guarded.guard.life import dispatcher, runs
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 RAISED = Outcome(
@@ -186,7 +186,7 @@ async def test_a_dispatcher_runs_by_itself_and_outlives_a_store_that_fails(machi
 
     claim, pause = machine.store.claim, asyncio.sleep
     monkeypatch.setattr(machine.store, "claim", broken)
-    monkeypatch.setattr(queue.asyncio, "sleep", no_pause)
+    monkeypatch.setattr(dispatcher.asyncio, "sleep", no_pause)
     dispatched = asyncio.Event()
 
     async def tell(_job_id):
@@ -249,7 +249,7 @@ async def test_a_refused_result_is_moved_aside_and_fails_the_job(machine, tmp_pa
 
 
 async def test_a_check_with_a_bug_fails_the_job_and_not_the_worker(machine, monkeypatch):
-    monkeypatch.setattr(queue.artifacts, "check", lambda *_args: 1 / 0)
+    monkeypatch.setattr(runs.checks, "check", lambda *_args: 1 / 0)
     job_id = await machine.run()
     assert machine.runs.finished(job_id, TEXT).code == "internal_error"
     assert machine.ended(job_id) == ("failed", "internal_error")
@@ -258,7 +258,7 @@ async def test_a_check_with_a_bug_fails_the_job_and_not_the_worker(machine, monk
 async def test_a_check_that_never_returns_fails_the_job_within_its_limit(store, host, clock, tmp_path, monkeypatch):
     machine = Machine(store, host, clock, tmp_path, results={"check_timeout_s": 0.05})
     forever = threading.Event()
-    monkeypatch.setattr(queue.artifacts, "check", lambda *_args: forever.wait(LONG_S))
+    monkeypatch.setattr(runs.checks, "check", lambda *_args: forever.wait(LONG_S))
     job_id = await machine.run()
     assert machine.runs.finished(job_id, TEXT).code == "result_corrupt"
     forever.set()

@@ -3,11 +3,11 @@
 import pytest
 from unit.fakes import LONG_S, ByHand, new_job
 
-from comfyui_guarded.guard.client_ids import ClientIds
+from comfyui_guarded.guard.access.client_ids import ClientIds
 from comfyui_guarded.guard.errors import CancelledError, DiskFullError, GenerationTimeoutError, QueueTimeoutError
 from comfyui_guarded.guard.job import SUCCESS, JobState, Result, Verdict
-from comfyui_guarded.guard.secrets import Secrets
-from comfyui_guarded.guard.settle import Settler
+from comfyui_guarded.guard.life.secrets import Secrets
+from comfyui_guarded.guard.life.settle import Settler
 from comfyui_guarded.guard.store import Settled
 
 TIMEOUT = GenerationTimeoutError("The job ran longer than 1 s.")

@@ -6,17 +6,17 @@ import pytest
 from unit.fakes import LONG_S, FakeHost, FakeProcess, new_job, settings
 from unit.janitor import Box
 
-from comfyui_guarded.guard import stats as module
 from comfyui_guarded.guard.access import LOCAL, Client
-from comfyui_guarded.guard.client_ids import ClientIds
+from comfyui_guarded.guard.access.client_ids import ClientIds
 from comfyui_guarded.guard.errors import FAMILY
-from comfyui_guarded.guard.gpu import Gpus
-from comfyui_guarded.guard.health import Health
 from comfyui_guarded.guard.job import SUCCESS, Verdict
-from comfyui_guarded.guard.settle import Settler
-from comfyui_guarded.guard.stats import HOUR_MS, Stats, slowest
+from comfyui_guarded.guard.life.health import Health
+from comfyui_guarded.guard.life.settle import Settler
+from comfyui_guarded.guard.life.watchdog import Watchdog
+from comfyui_guarded.guard.operators import stats as module
+from comfyui_guarded.guard.operators.gpu import Gpus
+from comfyui_guarded.guard.operators.stats import HOUR_MS, Stats, slowest
 from comfyui_guarded.guard.store.sqlite import SqliteStore
-from comfyui_guarded.guard.watchdog import Watchdog
 
 BOT = Client("bot", operator=False)
 NOW_MS = 1_800_000_000_000 + HOUR_MS // 2  # half past an hour

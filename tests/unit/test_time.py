@@ -4,7 +4,7 @@ import pytest
 
 from comfyui_guarded.guard import clock as clock_module
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.estimate import shape
+from comfyui_guarded.guard.graph import shape
 
 
 class Wall:

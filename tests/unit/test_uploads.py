@@ -8,7 +8,6 @@ import pytest
 from unit.fakes import LONG_S, FakeFaces, FakeHost, new_id, settings, uploads
 
 from comfyui_guarded.guard.access import Client
-from comfyui_guarded.guard.admission import Admission, Submission, from_form
 from comfyui_guarded.guard.errors import (
     ConflictError,
     GuardError,
@@ -17,14 +16,17 @@ from comfyui_guarded.guard.errors import (
     PayloadTooLargeError,
     ServerUnavailableError,
 )
-from comfyui_guarded.guard.files import Files
-from comfyui_guarded.guard.health import Health
+from comfyui_guarded.guard.files.files import Files
+from comfyui_guarded.guard.files.names import FOLDER, folder_of
+from comfyui_guarded.guard.files.references import References
+from comfyui_guarded.guard.files.uploads import UploadedFile, names, rename
 from comfyui_guarded.guard.host import Folders, Refusal, Rehearsal
 from comfyui_guarded.guard.janitor.in_use import InUse, called
-from comfyui_guarded.guard.limits import Limits
-from comfyui_guarded.guard.references import References
-from comfyui_guarded.guard.secrets import Secrets
-from comfyui_guarded.guard.uploads import FOLDER, UploadedFile, folder_of, names, rename
+from comfyui_guarded.guard.life.health import Health
+from comfyui_guarded.guard.life.secrets import Secrets
+from comfyui_guarded.guard.submit.admission import Admission
+from comfyui_guarded.guard.submit.limits import Limits
+from comfyui_guarded.guard.submit.request import Submission, from_form
 
 BOT, OTHER = Client("bot", operator=False), Client("other", operator=False)
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 40

@@ -10,9 +10,9 @@ from comfyui_guarded.guard import clock as clock_module
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.host import Outcome, Progress
+from comfyui_guarded.guard.life.watchdog import FAULT_GRACE_S, INJECT_AFTER, TURN_S
 from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.store.sqlite import SqliteStore
-from comfyui_guarded.guard.watchdog import FAULT_GRACE_S, INJECT_AFTER, TURN_S
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 INTERRUPTED = Outcome(success=False, interrupted=True)

@@ -13,14 +13,15 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 from unit.fakes import LONG_S, new_job, settings
 
-from comfyui_guarded.guard import webhooks
 from comfyui_guarded.guard.errors import InvalidRequestError
+from comfyui_guarded.guard.events import outbox as webhooks
+from comfyui_guarded.guard.events.outbox import Attempt, Outbox, retry_at_ms
+from comfyui_guarded.guard.events.webhook_rules import Rules
 from comfyui_guarded.guard.job import SUCCESS, JobState, Verdict, Webhook
 from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.store import DeliveryState
 from comfyui_guarded.guard.store.sqlite import _found
-from comfyui_guarded.guard.webhooks import Attempt, Outbox, Rules, retry_at_ms
-from comfyui_guarded.server_routes.webhooks import Sender, _Resolver
+from comfyui_guarded.server_routes.sender import Sender, _Resolver
 
 
 def rules(**given):

@@ -10,8 +10,8 @@ from PIL import Image
 from workflows import editor, specs
 
 from comfyui_guarded.guard.errors import GuardError
-from comfyui_guarded.guard.policy import Policy
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings
+from comfyui_guarded.guard.submit.policy import Policy
 from comfyui_guarded.guard.templates.manifest import MAX_SEED, Template
 from comfyui_guarded.guard.templates.render import in_force, rendered, vram_gib
 

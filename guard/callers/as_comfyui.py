@@ -1,0 +1,189 @@
+"""Jobs in the shapes in which ComfyUI shows its prompts: queue rows, history entries, `/api/jobs`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import type_name
+from ..files.names import as_seen, own_folder
+from ..job import OPEN, Job, JobState
+from ..store import Entry
+
+RUNNING = frozenset({JobState.RUNNING, JobState.VALIDATING})
+#: The words of `/api/jobs`, and the states that they stand for.
+STATUSES: dict[str, frozenset[JobState]] = {
+    "pending": OPEN - RUNNING,
+    "in_progress": RUNNING,
+    "completed": frozenset({JobState.SUCCEEDED}),
+    "failed": frozenset({JobState.FAILED}),
+    "cancelled": frozenset({JobState.CANCELLED}),
+}
+
+#: Kinds of output that ComfyUI's page can show, and files that it shows whatever they stand under.
+_SHOWN = frozenset({"images", "video", "audio", "3d", "text"})
+_MODELS = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
+_TEXTS = (".txt", ".md", ".json")
+_LONGEST_TEXT = 1024
+
+
+def row(entry: Entry) -> list[Any]:
+    """`[number, prompt_id, prompt, extra_data, outputs_to_execute]`, the prompt as its owner has sent it."""
+    job = entry.job
+    stored = json.loads(entry.body)
+    if own_folder(job.owner).encode() in entry.body:
+        stored = as_seen(stored, job.owner)
+    return _row(job, stored.get("prompt", {}), stored.get("extra_data") or {})
+
+
+def bare_row(job: Job) -> list[Any]:
+    """The same without its prompt."""
+    return _row(job, {}, {})
+
+
+def _row(job: Job, prompt: Any, extra_data: Mapping[str, Any]) -> list[Any]:
+    told = {**extra_data, "create_time": job.created_at_ms}
+    if job.client_id is not None:
+        told["client_id"] = job.client_id
+    return [job.number, job.job_id, prompt, told, list(job.outputs_to_execute)]
+
+
+def queue(entries: list[Entry]) -> dict[str, Any]:
+    """ComfyUI's `/queue`."""
+    rows: dict[str, Any] = {"queue_running": [], "queue_pending": []}
+    for entry in entries:
+        rows["queue_running" if entry.job.state in RUNNING else "queue_pending"].append(row(entry))
+    return rows
+
+
+def history_entry(entry: Entry, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """A settled job in ComfyUI's history, also where ComfyUI never ran it. `shown`: the job as JSON."""
+    job = entry.job
+    prompt = row(entry)
+    return {
+        "prompt": prompt,
+        "outputs": job.result.outputs,
+        "status": _status(job),
+        "meta": {
+            node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
+            for node_id in job.result.outputs
+            if node_id in prompt[2]
+        },
+        "guard": dict(shown),
+    }
+
+
+def item(job: Job, workflow_id: str | None) -> dict[str, Any]:
+    """A job as `/api/jobs` lists it."""
+    status = next(name for name, states in STATUSES.items() if job.state in states)
+    found = {"id": job.job_id, "status": status, "priority": job.number, "create_time": job.created_at_ms}
+    if job.state.settled:
+        outputs = list(_outputs(job.result.outputs))
+        error = _execution_error(job)
+        found |= {
+            "execution_start_time": job.started_at_ms,
+            "execution_end_time": job.settled_at_ms,
+            "execution_error": error[1] if error else None,
+            "outputs_count": sum("content" not in output for output in outputs),
+            "previewable_outputs_count": sum(_rank(output) < 4 and "content" not in output for output in outputs),
+            "preview_output": _preview(outputs),
+        }
+    else:
+        found |= {"outputs_count": 0, "previewable_outputs_count": 0}
+    found["workflow_id"] = workflow_id
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def item_in_full(entry: Entry) -> dict[str, Any]:
+    """A job as `/api/jobs/{id}` answers it."""
+    _number, _id, prompt, extra_data, _outputs_to_execute = row(entry)
+    found = item(entry.job, extra_data.get("extra_pnginfo", {}).get("workflow", {}).get("id"))
+    if entry.job.state.settled:
+        found["outputs"] = entry.job.result.outputs
+        found["execution_status"] = _status(entry.job)
+        found["workflow"] = {"prompt": prompt, "extra_data": extra_data}
+    return found
+
+
+def ending(job: Job) -> list[Any]:
+    """How a settled job ended, as a pair of ComfyUI's event and its data."""
+    end = {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
+    return _execution_error(job) or ["execution_success", end]
+
+
+def _status(job: Job) -> dict[str, Any]:
+    succeeded = job.state is JobState.SUCCEEDED
+    return {
+        "status_str": "success" if succeeded else "error",
+        "completed": succeeded,
+        "messages": list(_messages(job)),
+    }
+
+
+def _messages(job: Job) -> Iterator[list[Any]]:
+    """Pairs of event and data. What ended before its time says error first: some clients know no interrupts."""
+    end = {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
+    if job.started_at_ms is not None:
+        yield ["execution_start", {"prompt_id": job.job_id, "timestamp": job.started_at_ms}]
+    yield (ended := ending(job))
+    if job.state is JobState.CANCELLED or (job.verdict is not None and job.verdict.code == "interrupted"):
+        place = {name: ended[1][name] for name in ("node_id", "node_type", "executed")}
+        yield ["execution_interrupted", {**end, **place}]
+
+
+def _execution_error(job: Job) -> list[Any] | None:
+    if job.verdict is None or job.verdict.code is None:
+        return None
+    details = job.verdict.details
+    return [
+        "execution_error",
+        {
+            "prompt_id": job.job_id,
+            "timestamp": job.settled_at_ms,
+            "node_id": details.get("node_id"),
+            "node_type": details.get("node_type"),
+            "executed": [],
+            "exception_message": job.verdict.message,
+            "exception_type": details.get("exception_type") or type_name(job.verdict.code),
+            "traceback": [],
+            "current_inputs": {},
+            "current_outputs": [],
+        },
+    ]
+
+
+def _outputs(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every output that ComfyUI counts or could show, with the node and the key that it stands under."""
+    for node_id, output in outputs.items():
+        for kind, values in output.items() if isinstance(output, dict) else ():
+            if kind == "animated" or not isinstance(values, list):
+                continue
+            for value in values:
+                if isinstance(value, dict):
+                    yield {"mediaType": kind, **value, "nodeId": node_id}
+                elif isinstance(value, str) and value.lower().endswith(_MODELS):
+                    model = {"filename": value, "type": "output", "subfolder": "", "mediaType": "3d"}
+                    yield {**model, "nodeId": node_id}
+                elif kind == "text":
+                    text = str(value)
+                    cut = {"truncated": True} if len(text) > _LONGEST_TEXT else {}
+                    yield {"content": text[:_LONGEST_TEXT], **cut, "nodeId": node_id, "mediaType": kind}
+
+
+def _rank(output: Mapping[str, Any]) -> int:
+    """What ComfyUI's page shows first: 0 a saved file, 1 a temporary one, 2 a text file, 3 a text; 4 not at all."""
+    name = str(output.get("filename", "")).lower()
+    if "content" in output:
+        return 3
+    if output["mediaType"] == "text" or name.endswith(_TEXTS):
+        return 2
+    media = str(output.get("format") or "").startswith(("video/", "audio/"))
+    if output["mediaType"] in _SHOWN or media or name.endswith(_MODELS):
+        return 0 if output.get("type") == "output" else 1
+    return 4
+
+
+def _preview(outputs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    best = min(outputs, key=_rank, default=None)
+    return best if best is not None and _rank(best) < 4 else None

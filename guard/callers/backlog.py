@@ -1,0 +1,134 @@
+"""The guard's jobs in the host's own queue and history, where the host does not have them itself.
+
+For `native.mode = "guarded"`: the editor and every client of the host's own routes then see, delete and clear what
+waits here as they would what waits there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+from ..access import LOCAL
+from ..errors import CancelledError, GuardError
+from ..host import Host
+from ..job import OPEN, Job
+from ..life.settle import Settler
+from ..store import Store
+from . import as_comfyui
+from .jobs import Jobs
+
+log = logging.getLogger("guarded.backlog")
+
+#: Waiting jobs shown at once, next ones first.
+SHOWN = 1000
+#: Bodies of waiting jobs whose rows are kept at hand, and shown whole.
+KEPT_BYTES = 8 * 2**20
+#: How long a reader of the host's queue, which waits for us on the event loop, is held up at most by what is not at
+#: hand yet; and by a single body.
+LOOK_S = 0.25
+BODY_S = 2.0
+
+
+class Backlog:
+    """See :class:`guard.host.Backlog`. Any thread, except where it says so."""
+
+    def __init__(self, store: Store, host: Host, settler: Settler, jobs: Jobs) -> None:
+        """Blocks while it reads what an earlier process has left, so before the event loop serves."""
+        self._store = store
+        self._host = host
+        self._settler = settler
+        self._jobs = jobs
+        #: First come first; changed on the store's thread alone.
+        self._open = {job.job_id: job for job in reversed(store.jobs(None, OPEN, 2**31).result())}
+        #: Of open jobs, with the sizes of their bodies, and these together.
+        self._rows: dict[str, tuple[list[Any], int]] = {}
+        self._bytes = 0
+        #: Bodies that there was no room for.
+        self._large: dict[str, int] = {}
+        self._lock = threading.Lock()
+        #: What is on its way out of the history (None: all of it), and so is not in it any more.
+        self._going: set[str | None] = set()
+
+    def changed(self, job: Job) -> None:
+        """A new state is durable. The store's thread."""
+        if not job.state.settled:
+            is_new = job.job_id not in self._open
+            self._open[job.job_id] = job
+            if is_new:
+                self._host.queue_changed()
+            return
+        with self._lock:
+            self._open.pop(job.job_id, None)
+            self._bytes -= self._rows.pop(job.job_id, ([], 0))[1]
+            self._large.pop(job.job_id, None)
+        self._host.queue_changed()
+
+    def count(self, known: Collection[str]) -> int:
+        return max(len(self._open) - sum(job_id in self._open for job_id in known), 0)
+
+    def rows(self, known: Collection[str]) -> list[list[Any]]:
+        ends_s = time.monotonic() + LOOK_S
+        rows = []
+        for job_id in [job_id for job_id in list(self._open) if job_id not in known][:SHOWN]:
+            has_room = self._bytes + self._large.get(job_id, 1) <= KEPT_BYTES
+            if job_id not in self._rows and has_room and time.monotonic() < ends_s:
+                self._read(job_id)
+            if (kept := self._rows.get(job_id)) is not None:
+                rows.append(kept[0])
+            elif (job := self._open.get(job_id)) is not None:
+                rows.append(as_comfyui.bare_row(job))
+        return rows
+
+    def row(self, job_id: str) -> list[Any] | None:
+        kept = self._rows.get(job_id)
+        return kept[0] if kept is not None else self._read(job_id)
+
+    def take_out(self, job_ids: Collection[str]) -> None:
+        for job_id in job_ids:
+            if (job := self._open.get(job_id)) is not None:
+                self._settler.end_waiting(job, CancelledError("The job was taken out of ComfyUI's queue."))
+
+    def waiting(self, known: Collection[str]) -> list[str]:
+        return [job_id for job_id in list(self._open) if job_id not in known]
+
+    def history_entry(self, job_id: str) -> dict[str, Any] | None:
+        if job_id in self._going or None in self._going:
+            return None
+        try:
+            entry = self._store.entry(job_id).result(BODY_S)
+        except (GuardError, FutureTimeoutError) as error:
+            log.warning("job %s cannot be shown in ComfyUI's history: %r", job_id, error)
+            return None
+        if entry is None or not entry.job.state.settled:
+            return None
+        return as_comfyui.history_entry(entry, self._jobs.shown(entry.job, None))
+
+    def forget(self, job_id: str | None) -> None:
+        self._going.add(job_id)
+        hidden = self._store.hide(LOCAL.owner, None) if job_id is None else self._store.hide(None, [job_id])
+        hidden.add_done_callback(lambda _done: self._going.discard(job_id))
+
+    def _read(self, job_id: str) -> list[Any] | None:
+        """None where it cannot be read, or does not wait any more."""
+        try:
+            entry = self._store.entry(job_id).result(BODY_S)
+        except (GuardError, FutureTimeoutError) as error:
+            log.warning("job %s cannot be shown whole in ComfyUI's queue: %r", job_id, error)
+            return None
+        if entry is None or entry.job.state.settled:
+            return None
+        row, size = as_comfyui.row(entry), len(entry.body)
+        with self._lock:
+            if job_id in self._open and job_id not in self._rows:
+                if self._bytes + size <= KEPT_BYTES:
+                    self._rows[job_id] = (row, size)
+                    self._bytes += size
+                    self._large.pop(job_id, None)
+                else:
+                    self._large[job_id] = size
+        return row

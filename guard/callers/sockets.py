@@ -1,0 +1,313 @@
+"""Websockets of callers: who hears what of the host's messages, and which verdicts have been missed.
+
+A socket hears what the host sends to its client id. Of what the host sends to everybody, only an operator hears all;
+another hears `status`, with the count of its own jobs. Between the host's messages come `guarded` ones: the events of
+the client id's jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import uuid
+from asyncio import wrap_future
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from ..access import Client
+from ..access.client_ids import ClientIds
+from ..clock import Clock
+from ..errors import GuardError
+from ..events.stream import ALARM, POSITION, PROGRESS, STATE, Event, Events
+from ..host import Host
+from ..job import Job
+from ..store import Store
+from . import as_comfyui
+from .jobs import Jobs
+
+log = logging.getLogger("guarded.sockets")
+
+#: What may wait to be sent on one socket; more, and the socket is closed: its client cannot keep up.
+OUTBOX_BYTES = 16 * 2**20
+OUTBOX_MESSAGES = 2_000
+#: How long a verdict is kept for a client id that has no socket, and how many.
+MISSED_FOR_MS = 3_600_000
+MISSED_AT_MOST = 100
+#: `status` is sent so often at most, and always before the message that ends a job.
+STATUS_EVERY_S = 0.1
+#: How long after the last socket has closed the jobs' events are still read.
+FOLLOW_S = 15.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """One frame: text, or a binary preview. `verdict_of`: the job whose end it tells."""
+
+    content: str | bytes
+    verdict_of: str | None = None
+
+
+class Socket:
+    """One open websocket: who listens, and what is still to be sent. Event loop.
+
+    `abort` closes it, and is called once: when more waits than the client can be expected to take, or when its key has
+    ended. One that `resumes` hears the jobs' events from a reader of its own.
+    """
+
+    def __init__(
+        self, client: Client, client_id: str, sid: str, abort: Callable[[], None], resumes: bool = False
+    ) -> None:
+        self.resumes = resumes
+        self.client = client
+        self.client_id = client_id
+        self.sid = sid
+        #: The count that it was told last.
+        self.remaining: int | None = None
+        self.first_word = True
+        #: Jobs whose end it was told of: as it happened (kept while the missed ones are looked up), and afterwards.
+        self.heard_live: set[str] | None = set()
+        self.caught_up: set[str] = set()
+        self._abort: Callable[[], None] | None = abort
+        self._outbox: deque[Message] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    def put(self, message: Message) -> None:
+        if self._abort is None:
+            return
+        self._outbox.append(message)
+        self._bytes += len(message.content)
+        if self._bytes > OUTBOX_BYTES or len(self._outbox) > OUTBOX_MESSAGES:
+            log.warning("a websocket of %s cannot keep up and is closed", self.client.owner)
+            self.hang_up()
+        self._filled.set()
+
+    def hang_up(self) -> None:
+        """Send nothing more, and close it."""
+        if self._abort is not None:
+            abort, self._abort = self._abort, None
+            self._outbox.clear()
+            abort()
+
+    def say(self, event: str, data: Any, verdict_of: str | None = None) -> None:
+        self.put(Message(json.dumps({"type": event, "data": data}), verdict_of))
+
+    async def next(self) -> Message:
+        """What is to be sent next, once there is something."""
+        while not self._outbox:
+            self._filled.clear()
+            await self._filled.wait()
+        message = self._outbox.popleft()
+        self._bytes -= len(message.content)
+        self._taken.set()
+        return message
+
+    async def room(self) -> None:
+        """Until the client has taken half of what may wait for it."""
+        while len(self._outbox) > OUTBOX_MESSAGES // 2 or self._bytes > OUTBOX_BYTES // 2:
+            self._taken.clear()
+            await self._taken.wait()
+
+
+class Sockets:
+    """All open sockets. Event loop, except where it says so."""
+
+    def __init__(
+        self, store: Store, host: Host, jobs: Jobs, events: Events, client_ids: ClientIds, clock: Clock
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._jobs = jobs
+        self._events = events
+        self._client_ids = client_ids
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sockets: set[Socket] = set()
+        self._by_sid: dict[str, set[Socket]] = {}
+        self._status_due: asyncio.TimerHandle | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    def open(self, client: Client, client_id: str, abort: Callable[[], None], *, resumes: bool = False) -> Socket:
+        """A socket that hears all from here on; the jobs' events of one that `resumes` come by :meth:`resume`."""
+        self._loop = asyncio.get_running_loop()
+        known = client_id or uuid.uuid4().hex
+        socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes)
+        socket.remaining = self._remaining(client)
+        socket.say("status", {**_status(socket.remaining), "sid": known})
+        if (node_id := self._host.executing(socket.sid)) is not None:
+            socket.say("executing", {"node": node_id})
+        self._sockets.add(socket)
+        self._by_sid.setdefault(socket.sid, set()).add(socket)
+        if self._following is None:
+            self._following = self._loop.create_task(self._follow(), name="guarded-socket-events")
+        return socket
+
+    async def catch_up(self, socket: Socket) -> None:
+        """What the client id's jobs came to while it had no socket, each told as ComfyUI would have told it."""
+        since_ms = self._clock.now_ms() - MISSED_FOR_MS
+        try:
+            jobs = await wrap_future(
+                self._store.missed(socket.client.owner, socket.client_id, since_ms, MISSED_AT_MOST)
+            )
+        except GuardError as error:
+            log.warning("what a websocket has missed cannot be read: %s", error)
+            return
+        live, socket.heard_live = socket.heard_live or set(), None
+        for job in jobs:
+            if job.job_id in live:
+                continue
+            socket.caught_up.add(job.job_id)
+            for node_id, output in job.result.outputs.items():
+                data = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": job.job_id}
+                socket.say("executed", data)
+            event, data = as_comfyui.ending(job)
+            if not socket.resumes:
+                socket.put(_frame(Event(STATE, functools.partial(self._jobs.shown, job, None), job, job.event_id)))
+            socket.say(event, data, verdict_of=job.job_id)
+            socket.say("executing", {"node": None, "prompt_id": job.job_id})
+
+    async def resume(self, socket: Socket, after: int) -> None:
+        """Every state of the client id's jobs behind the one of that number, then what happens to them. Never ends."""
+        with self._events.subscribe((STATE, POSITION, PROGRESS), owner=socket.client.owner, after=after) as reader:
+            while True:
+                try:
+                    events = await reader.next(FOLLOW_S)
+                except GuardError as error:
+                    log.warning("what happened to the jobs cannot be read: %s", error)
+                    await asyncio.sleep(1)
+                    continue
+                for event in events:
+                    if self._sid_of(event) == socket.sid:
+                        await socket.room()
+                        socket.put(_frame(event))
+
+    def hang_up(self, holds: Callable[[Client], bool]) -> None:
+        """Close the sockets of clients that would not be let in any more."""
+        for socket in self._sockets:
+            if not holds(socket.client):
+                socket.hang_up()
+
+    def close(self, socket: Socket) -> None:
+        self._sockets.discard(socket)
+        same = self._by_sid[socket.sid]
+        same.discard(socket)
+        if not same:
+            del self._by_sid[socket.sid]
+            self._host.socket_left(socket.sid)
+
+    def said(self, socket: Socket, text: str) -> None:
+        """The client has spoken. Only feature flags, said first, mean anything; ComfyUI too ignores the rest."""
+        first, socket.first_word = socket.first_word, False
+        if not first:
+            return
+        try:
+            word = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(word, dict) and word.get("type") == "feature_flags":
+            features = self._host.negotiate(socket.sid, word.get("data"))
+            if features is not None:
+                socket.say("feature_flags", features)
+
+    def sent(self, message: Message) -> None:
+        """The message is on its way to the client. What follows it does not wait for the disk."""
+        if (job_id := message.verdict_of) is not None:
+
+            def done(heard: Future[None]) -> None:
+                if (error := heard.exception()) is not None:
+                    log.warning("that job %s was heard of is not on disk: %s", job_id, error, extra={"job_id": job_id})
+
+            self._store.heard(job_id).add_done_callback(done)
+
+    def changed(self, job: Job) -> None:
+        """A new state is durable. The store's thread."""
+        if self._sockets and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._owe_status)
+
+    def wants(self, sid: str | None) -> bool:
+        """Any thread."""
+        return bool(self._sockets) if sid is None else sid in self._by_sid
+
+    def passed(self, event: Any, data: Any, sid: str | None, message: str | bytes) -> None:
+        if sid is not None:
+            self._to_client_id(event, data, sid, message)
+        elif event == "status":
+            self._owe_status()
+        else:
+            for socket in self._sockets:
+                if socket.client.operator:
+                    socket.put(Message(message))
+
+    def _to_client_id(self, event: Any, data: Any, sid: str, message: str | bytes) -> None:
+        prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
+        ends = event in ("execution_success", "execution_error") and isinstance(prompt_id, str)
+        frame = Message(message, prompt_id if ends else None)
+        for socket in self._by_sid.get(sid, ()):
+            if prompt_id in socket.caught_up:
+                continue
+            if frame.verdict_of is not None and socket.heard_live is not None:
+                socket.heard_live.add(frame.verdict_of)
+            if event == "executing" and data.get("node") is None:
+                self._tell_status(socket, self._remaining(socket.client))
+            socket.put(frame)
+
+    async def _follow(self) -> None:
+        """One reader of all jobs' events for all sockets, for as long as there are any."""
+        with self._events.subscribe((STATE, POSITION, PROGRESS, ALARM)) as reader:
+            while self._sockets:
+                try:
+                    events = await reader.next(FOLLOW_S)
+                except GuardError as error:
+                    log.warning("what happened to the jobs cannot be read: %s", error)
+                    await asyncio.sleep(1)
+                    continue
+                for event in events:
+                    self._tell(event)
+        self._following = None
+
+    def _tell(self, event: Event) -> None:
+        if event.job is None:
+            sockets = [socket for socket in self._sockets if socket.client.operator]
+        else:
+            sockets = [socket for socket in self._by_sid.get(self._sid_of(event) or "", ()) if not socket.resumes]
+        if sockets:
+            frame = _frame(event)
+            for socket in sockets:
+                socket.put(frame)
+
+    def _sid_of(self, event: Event) -> str | None:
+        job = event.job
+        return None if job is None or job.client_id is None else self._client_ids.of(job.owner, job.client_id)
+
+    def _owe_status(self) -> None:
+        if self._status_due is None:
+            self._status_due = asyncio.get_running_loop().call_later(STATUS_EVERY_S, self._tell_all_status)
+
+    def _tell_all_status(self) -> None:
+        self._status_due = None
+        remaining = {client: self._remaining(client) for client in {socket.client for socket in self._sockets}}
+        for socket in self._sockets:
+            if remaining[socket.client] != socket.remaining:
+                self._tell_status(socket, remaining[socket.client])
+
+    def _tell_status(self, socket: Socket, remaining: int) -> None:
+        socket.remaining = remaining
+        socket.say("status", _status(remaining))
+
+    def _remaining(self, client: Client) -> int:
+        return self._store.open(None if client.operator else client.owner)
+
+
+def _status(remaining: int) -> dict[str, Any]:
+    return {"status": {"exec_info": {"queue_remaining": remaining}}}
+
+
+def _frame(event: Event) -> Message:
+    numbered = {} if event.id is None else {"id": event.id}
+    return Message(json.dumps({"type": "guarded", "data": {"event": event.name, **numbered, **event.data}}))

@@ -1,0 +1,1 @@
+"""Tell what happens to jobs without being asked: streams of events, webhooks."""

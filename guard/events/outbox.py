@@ -1,0 +1,215 @@
+"""Webhooks: what they say, where they may go, and when they are tried again. The outbox itself is the store's."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import random
+import secrets
+from asyncio import wrap_future
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..access import Client
+from ..clock import Clock
+from ..errors import ForbiddenError, NotFoundError
+from ..job import Job
+from ..settings import WebhooksSettings
+from ..store import Delivery, DeliveryState, Store
+from .webhook_rules import Rules
+
+log = logging.getLogger("guarded.webhooks")
+
+SECRET_FILE = "webhook.secret"
+
+#: Between two attempts it doubles from `webhooks.first_retry_s` up to this.
+RETRY_AT_MOST_S = 3600.0
+#: A receiver may ask for a longer pause (Retry-After), up to this.
+ASKED_AT_MOST_S = 3600.0
+
+
+#: The secret that signs an owner's webhooks; None for one that may send none (any more).
+SecretOf = Callable[[str], "str | None"]
+
+
+def payload(job: Job, at_ms: int) -> str:
+    """What is sent, as JSON: it stays the same however often it is tried."""
+    at = datetime.fromtimestamp(at_ms / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"type": type_of(job), "timestamp": at, "data": job.body()})
+
+
+def type_of(job: Job) -> str:
+    return f"job.{job.state.value}"
+
+
+def new_id() -> str:
+    """For the header `webhook-id`."""
+    return f"msg_{secrets.token_hex(16)}"
+
+
+# When it is tried again. -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one attempt went. `status` is the receiver's, None where it gave none."""
+
+    status: int | None = None
+    error: str | None = None
+    retry_after_s: float = 0.0
+    hopeless: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """In a word, for the figures."""
+        if self.status is None:
+            return "refused" if self.hopeless else "unreachable"
+        return "delivered" if self.delivered else "gone" if self.status == 410 else "failed"
+
+    @property
+    def delivered(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def final(self) -> bool:
+        """No further attempt can change it: 410 says that the receiver wants no more."""
+        return self.delivered or self.hopeless or self.status == 410
+
+
+def retry_at_ms(settings: WebhooksSettings, attempt: Attempt, attempts: int, since_ms: int, now_ms: int) -> int | None:
+    """When to try again after `attempts` attempts; None where it is given up.
+
+    The pause doubles, and half of it is chance: receivers that come back are not met by everything at once.
+    """
+    if attempt.final:
+        return None
+    pause_s = min(settings.first_retry_s * 2 ** min(attempts - 1, 30), RETRY_AT_MOST_S) * random.uniform(0.5, 1.0)
+    pause_s = max(pause_s, min(attempt.retry_after_s, ASKED_AT_MOST_S))
+    at_ms = now_ms + int(pause_s * 1000)
+    return at_ms if at_ms <= since_ms + settings.max_age_s * 1000 else None
+
+
+class Outbox:
+    """What has to be told. The store fills it; somebody empties it who can make connections. Event loop."""
+
+    def __init__(self, settings: WebhooksSettings, store: Store, secret_of: SecretOf, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._secret_of = secret_of
+        self._clock = clock
+        self.rules = Rules(settings)
+        self._filled: Callable[[], None] = lambda: None
+        self._given_up: Callable[[Delivery, str], None] = lambda _delivery, _why: None
+
+    def on_work(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when there is something new to send. Any thread."""
+        self._filled = listener
+
+    def on_giving_up(self, listener: Callable[[Delivery, str], None]) -> None:
+        """Call `listener` with each delivery that is given up, and why. Event loop."""
+        self._given_up = listener
+
+    def changed(self, job: Job) -> None:
+        """A new state is durable, and so is what it has to tell. The store's thread."""
+        if job.webhook is not None:
+            self._filled()
+
+    async def due(
+        self, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> tuple[list[Delivery], float | None]:
+        """Deliveries to try now, and in how many seconds the next one will be due (None: not by itself)."""
+        now_ms = self._clock.now_ms()
+        due = await wrap_future(self._store.due_deliveries(now_ms, limit, under_way=under_way, full=full))
+        return due.deliveries, None if due.next_at_ms is None else max(due.next_at_ms - now_ms, 0) / 1000
+
+    def signed(self, delivery: Delivery) -> Mapping[str, str]:
+        """The headers of an attempt that is made now.
+
+        Raises:
+            GuardError: it may not be sent (any more).
+        """
+        self.rules.check(delivery.url)  # the settings may be others than at its admission
+        secret = self._secret_of(delivery.owner)
+        if secret is None:
+            raise ForbiddenError("Its owner has no key any more that could sign it.")
+        return headers(secret, delivery.webhook_id, delivery.payload, self._clock.now_ms())
+
+    async def attempted(self, delivery: Delivery, attempt: Attempt) -> None:
+        """Write down how an attempt has ended. Raises GuardError where that cannot be written."""
+        now_ms = self._clock.now_ms()
+        next_at_ms = retry_at_ms(self._settings, attempt, delivery.attempts + 1, delivery.since_ms, now_ms)
+        if attempt.delivered:
+            state = DeliveryState.DELIVERED
+        elif next_at_ms is None:
+            state = DeliveryState.DEAD
+        else:
+            state = DeliveryState.PENDING
+        await wrap_future(
+            self._store.attempted(delivery.number, state, next_at_ms or now_ms, attempt.status, attempt.error)
+        )
+        if state is DeliveryState.DEAD:
+            why = attempt.error or "?"
+            log.warning(
+                "webhook %s of job %s is given up: %s",
+                delivery.webhook_id,
+                delivery.job_id,
+                why,
+                extra={"job_id": delivery.job_id},
+            )
+            self._given_up(delivery, why)
+
+    async def page(
+        self, client: Client, states: frozenset[DeliveryState], limit: int, before: int | None
+    ) -> list[Delivery]:
+        """The client's deliveries in those states, newest first; everybody's, for an operator."""
+        owner = None if client.operator else client.owner
+        return await wrap_future(self._store.deliveries(owner, states, limit, before))
+
+    async def redeliver(self, webhook_id: str, client: Client) -> Delivery:
+        """Try it again from now on, under its old id, whatever has become of it.
+
+        Raises:
+            NotFoundError: there is none, or none that the client may see.
+        """
+        owner = None if client.operator else client.owner
+        delivery = await wrap_future(self._store.redeliver(webhook_id, owner))
+        if delivery is None:
+            raise NotFoundError(f"There is no webhook {webhook_id[:64]}.")
+        self._filled()
+        return delivery
+
+
+# Who signs. --------------------------------------------------------------------------------------------------
+
+
+def own_secret(own: Path) -> str:
+    """The secret for jobs of `local`: made once, kept for this user's eyes only. Blocks. Raises OSError."""
+    path = own / SECRET_FILE
+    with contextlib.suppress(FileNotFoundError):
+        if kept := path.read_text(encoding="ascii").strip():
+            return kept
+    secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secret + "\n")
+    return secret
+
+
+def headers(secret: str, webhook_id: str, body: str, now_ms: int) -> Mapping[str, str]:
+    """Signed by the Standard Webhooks scheme, at the time of the attempt."""
+    from standardwebhooks import Webhook
+
+    at = datetime.fromtimestamp(now_ms // 1000, timezone.utc)
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "ComfyUI-Guarded",
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(now_ms // 1000),
+        "webhook-signature": Webhook(secret).sign(webhook_id, at, body),
+    }

@@ -1,0 +1,44 @@
+"""Prompts as graphs: links, circles, and the shape by which two prompts cost the same."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+
+def is_link(value: Any) -> bool:
+    """As ComfyUI sees it, to which true is the number 1."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return isinstance(value[0], str) and isinstance(value[1], (int, float))
+
+
+def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
+    """Node ids that feed each other in a circle, also where no output hangs on them."""
+    done: set[str] = set()
+    for start in graph:
+        if start in done:
+            continue
+        path: list[str] = []
+        on_path: set[str] = set()
+        stack: list[tuple[str, bool]] = [(start, False)]
+        while stack:
+            node_id, leaving = stack.pop()
+            if leaving:
+                on_path.discard(path.pop())
+                done.add(node_id)
+            elif node_id in on_path:
+                return [*path[path.index(node_id) :], node_id]
+            elif node_id not in done:
+                path.append(node_id)
+                on_path.add(node_id)
+                stack.append((node_id, True))
+                stack += [(value[0], False) for value in graph[node_id]["inputs"].values() if is_link(value)]
+    return None
+
+
+def shape(prompt: Mapping[str, Any]) -> str:
+    """A short name for prompts made of the same node classes, whatever their values."""
+    classes = "\n".join(sorted(node["class_type"] for node in prompt.values()))
+    return f"{zlib.crc32(classes.encode('utf-8', 'replace')):08x}"

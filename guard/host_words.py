@@ -1,0 +1,120 @@
+"""What ComfyUI's texts mean: its refusals and its failures, turned into our errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from .errors import (
+    BY_NAME,
+    BadImageError,
+    DiskFullError,
+    GenerationFailedError,
+    GuardError,
+    InvalidWorkflowError,
+    JobInterruptedError,
+    MissingModelError,
+    MissingNodeError,
+    OutOfMemoryError,
+)
+from .host import Host, Outcome, Refusal
+
+MODEL_SUFFIXES = frozenset(
+    {".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".onnx", ".gguf", ".pkl", ".engine"}
+)
+
+MEDIA_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+    | {".mp4", ".webm", ".mov", ".mkv", ".avi", ".wav", ".mp3", ".flac", ".ogg", ".m4a"}
+)
+
+
+def host_body(body: dict[str, Any], job_id: str) -> dict[str, Any]:
+    """The body for ComfyUI's own handler: ordering is the guard's business, everything else passes through."""
+    passed = {name: value for name, value in body.items() if name not in ("guard", "number", "front")}
+    passed["prompt_id"] = job_id
+    return passed
+
+
+def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardError:
+    """Our error for the host's refusal, by what is really missing."""
+    told: dict[str, Any] = {"node_errors": refusal.node_errors, "host_type": refusal.type}
+    if missing := host.missing_classes(graph):
+        nodes = [node_id for node_id, node in graph.items() if node["class_type"] in missing]
+        return MissingNodeError(
+            f"This server lacks the node class {', '.join(missing)}.",
+            details=refusal.details,
+            extra_info={**refusal.extra_info, "classes": missing, "nodes": nodes},
+            **told,
+        )
+    wanting = list(_wanting(refusal.node_errors))
+    for suffixes, error, text in (
+        (MODEL_SUFFIXES, MissingModelError, "This server lacks the model {value}."),
+        (MEDIA_SUFFIXES, BadImageError, "The input file {value} cannot be used."),
+    ):
+        for node_id, name, value in wanting:
+            if PurePosixPath(value.split(" [")[0].replace("\\", "/")).suffix.lower() in suffixes:
+                return error(
+                    text.format(value=PurePosixPath(value.replace("\\", "/")).name),
+                    details=refusal.details,
+                    extra_info={**refusal.extra_info, "node_id": node_id, "input": name, "value": value},
+                    **told,
+                )
+    return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **told)
+
+
+def _wanting(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """(node id, input, value) of every value that the host did not find."""
+    for node_id, entry in node_errors.items():
+        for error in entry.get("errors", ()):
+            info = error.get("extra_info") or {}
+            name = str(info.get("input_name", ""))
+            if error.get("type") == "value_not_in_list":
+                yield node_id, name, str(info.get("received_value", ""))
+            elif error.get("type") == "custom_validation_failed":
+                # ComfyUI's loaders say `image - Invalid image file: name.png`.
+                yield node_id, name, str(error.get("details", "")).rpartition(": ")[2]
+
+
+#: What a job's own ending may say of the machine rather than of the job.
+NO_SPACE = ("No space left on device", "database or disk is full", "not enough space on the disk")
+
+#: After these, every later CUDA call of the process fails too.
+GPU_FAULT = ("CUDA error:", "device-side assert", "HIP error:", "CUDNN_STATUS_EXECUTION_FAILED")
+
+#: "CUDA out of memory. Tried …", "CUDA error: out of memory", "HIP out of memory", "MPS backend out of memory (…)".
+_OUT_OF_MEMORY = re.compile(r"\b(CUDA|HIP|XPU|MPS)\b[^\n]{0,20}out of memory|Allocation on device")
+
+
+def failure(outcome: Outcome) -> GuardError:
+    """The error of a run that the host calls failed, by what it says of the exception."""
+    if outcome.interrupted:
+        return JobInterruptedError("The job was interrupted in ComfyUI.")
+    message = outcome.exception_message.strip().split("\n\nTIPS:")[0].strip()
+    facts = {
+        "node_id": outcome.node_id,
+        "node_type": outcome.node_type,
+        "exception_type": outcome.exception_type,
+        "exception_message": message[:2000],
+    }
+    if outcome.exception_type in BY_NAME:
+        return BY_NAME[outcome.exception_type](message, extra_info=facts)
+    if _is_out_of_memory(outcome):
+        return OutOfMemoryError("The GPU ran out of memory.", extra_info=facts)
+    if contains(message, NO_SPACE):
+        return DiskFullError("The disk is full.", details=message[:300], extra_info=facts)
+    return GenerationFailedError(
+        f"{outcome.node_type or 'A node'} failed: {message[:300] or outcome.exception_type}", extra_info=facts
+    )
+
+
+def _is_out_of_memory(outcome: Outcome) -> bool:
+    """torch names the class in several places, and some allocators only say it in words."""
+    name = outcome.exception_type.rpartition(".")[2]
+    return name in ("OutOfMemoryError", "MemoryError") or _OUT_OF_MEMORY.search(outcome.exception_message) is not None
+
+
+def contains(text: str, marks: tuple[str, ...]) -> bool:
+    return any(mark in text for mark in marks)

@@ -1,0 +1,121 @@
+"""Give free slots to waiting jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from asyncio import wrap_future
+from typing import Any
+
+from ..access.client_ids import ClientIds
+from ..clock import Clock
+from ..errors import GuardError, InternalError
+from ..host import Host
+from ..host_words import host_body, refused
+from ..settings import Settings
+from ..store import Claimed, Store
+from .health import Health
+from .runs import Runs
+from .secrets import Secrets
+from .settle import Settler
+
+log = logging.getLogger("guarded.queue")
+
+#: A lease outlives its job's own limits by this much; only a server that shares its queue ever looks at it.
+LEASE_SLACK_S = 300.0
+
+
+class Dispatcher:
+    """Gives free slots to waiting jobs. One task on the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        host: Host,
+        health: Health,
+        settler: Settler,
+        runs: Runs,
+        secrets: Secrets,
+        client_ids: ClientIds,
+        holder: str,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._host = host
+        self._health = health
+        self._settler = settler
+        self._runs = runs
+        self._secrets = secrets
+        self._client_ids = client_ids
+        self._holder = holder
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._awake: asyncio.Event
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Event loop, once every custom node is loaded."""
+        self._loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+        self._task = self._loop.create_task(self._run(), name="guarded-dispatcher")
+
+    def wake(self) -> None:
+        """A job has come in, a slot is free, or the worker is back. Any thread.
+
+        Without a free slot nobody is woken: the slot that becomes free will do it.
+        """
+        if self._store.leased >= self._settings.queue.max_jobs:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                while await self.turn():
+                    pass
+            except Exception as error:
+                # The store cannot be used, or a fault of ours: either way the queue goes on when it is over.
+                log.error("dispatch is held up: %s", error, exc_info=not isinstance(error, GuardError))
+                await asyncio.sleep(1)
+                continue
+            await self._awake.wait()
+            self._awake.clear()
+
+    async def turn(self) -> bool:
+        """Dispatch one job. False: there is no slot, no job or no worker; nothing to do until woken."""
+        settings = self._settings
+        if not self._store.queued or self._store.leased >= settings.queue.max_jobs or self._health.problems():
+            return False
+        lease_s = settings.queue.timeout_s + settings.watchdog.job_timeout_s + LEASE_SLACK_S
+        deadline_ms = self._clock.now_ms() + int(lease_s * 1000)
+        claimed = await wrap_future(self._store.claim(self._holder, settings.queue.max_jobs, deadline_ms))
+        if claimed is None:
+            return False
+        try:
+            await self._dispatch(claimed)
+        except Exception as error:
+            if not isinstance(error, GuardError):
+                log.exception(
+                    "job %s could not be handed to the host",
+                    claimed.job.job_id,
+                    extra={"job_id": claimed.job.job_id, "quotes_prompt": True},
+                )
+                error = InternalError("The host did not take the job.", details=f"{type(error).__name__}: {error}")
+            self._settler.end(claimed.job, error)
+            self._runs.released(claimed.job.job_id)
+        return True
+
+    async def _dispatch(self, claimed: Claimed) -> None:
+        job = claimed.job
+        self._runs.expect(job)
+        body: dict[str, Any] = host_body(json.loads(claimed.body), job.job_id)
+        client_id = self._client_ids.of_job(job.job_id, job.owner, job.client_id)
+        body["client_id"] = client_id
+        body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}
+        refusal = await self._host.dispatch(job.job_id, client_id, body)
+        if refusal is not None:
+            raise refused(refusal, body["prompt"], self._host)

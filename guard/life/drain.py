@@ -1,0 +1,43 @@
+"""Draining: no new job is taken, the running one may end, those that wait stay in the store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from ..store import Store
+from .health import Health
+
+log = logging.getLogger("guarded.drain")
+
+_LOOK_S = 0.1
+
+
+class Drain:
+    """Any thread."""
+
+    def __init__(self, health: Health, store: Store, wake: Callable[[], None]) -> None:
+        self._health = health
+        self._store = store
+        self._wake = wake
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._health.draining:
+                log.warning("draining: no new job is taken")
+            self._health.draining = True
+
+    def end(self) -> None:
+        with self._lock:
+            self._health.draining = False
+        self._wake()
+
+    def run(self, grace_s: float) -> None:
+        """Begin, and return when no job holds a slot any more, or after `grace_s`."""
+        self.begin()
+        ends_s = time.monotonic() + grace_s
+        while time.monotonic() < ends_s and self._store.counts().result(grace_s).leased:
+            time.sleep(_LOOK_S)

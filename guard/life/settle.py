@@ -1,0 +1,170 @@
+"""One ending for every outcome: the verdict is durable first, then heard, and the first one holds.
+
+What the store cannot take (a full disk) is kept here and handed in again until it can.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from ..access.client_ids import ClientIds
+from ..errors import GuardError
+from ..host import Host
+from ..job import Job, JobState, Result, Verdict
+from ..store import Settled, Store
+from .secrets import Secrets
+
+log = logging.getLogger("guarded.settle")
+
+
+class Settler:
+    """Gives jobs their verdicts. Any thread; nothing here waits."""
+
+    def __init__(self, store: Store, host: Host, secrets: Secrets, client_ids: ClientIds) -> None:
+        self._store = store
+        self._host = host
+        self._secrets = secrets
+        self._client_ids = client_ids
+        #: By job, the verdict that the store could not take, and how to hand it in again.
+        self._unwritten: dict[str, tuple[Verdict, Callable[[], object]]] = {}
+        self._complained: set[str] = set()
+        #: Jobs whose slots could not be freed.
+        self._unreleased: set[str] = set()
+        self._released: Callable[[], None] = lambda: None
+        self._ending: Callable[[str], None] = lambda _job_id: None
+
+    def on_release(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever a slot has become free. The store's thread."""
+        self._released = listener
+
+    def on_end(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the id of every job that is ended before its time."""
+        self._ending = listener
+
+    def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
+        """The future is done once the verdict is durable."""
+        self._rewrite(job.job_id)
+        future = self._store.settle(job.job_id, verdict, result)
+        self._follow(future, job, verdict, lambda: self.settle(job, verdict, result))
+        return future
+
+    def end(self, job: Job, error: GuardError) -> Future[Settled | None]:
+        """End a job that has not come to its own end: settle it, stop it, tell its socket.
+
+        The stop does not wait for the disk: the verdict is already on its way, ahead of whatever the stopped run
+        reports, so that the run's own ending cannot overtake it.
+        """
+        self._rewrite(job.job_id)
+        verdict = Verdict.of(error)
+        future = self._store.settle(job.job_id, verdict)
+        self._host.stop(job.job_id)
+        self._ending(job.job_id)
+        self._follow(future, job, verdict, lambda: self.end(job, error))
+        future.add_done_callback(lambda done: self._announce(done, error))
+        return future
+
+    def end_waiting(self, job: Job, error: GuardError) -> Future[Settled | None]:
+        """The same for a job that ought to be waiting; one that has begun to run meanwhile is left alone."""
+        self._rewrite(job.job_id)
+        verdict = Verdict.of(error)
+        future = self._store.settle(job.job_id, verdict, only_waiting=True)
+        self._follow(future, job, verdict, lambda: self.end_waiting(job, error))
+
+        def stop(done: Future[Settled | None]) -> None:
+            if _won(done) is not None:
+                self._host.stop(job.job_id)
+
+        future.add_done_callback(stop)
+        future.add_done_callback(lambda done: self._announce(done, error))
+        return future
+
+    def release(self, job_id: str) -> None:
+        """Free the job's slot."""
+
+        def done(future: Future[None]) -> None:
+            """The store's thread."""
+            if future.exception() is not None:
+                self._unreleased.add(job_id)
+            else:
+                self._released()
+
+        self._store.release(job_id).add_done_callback(done)
+
+    def unwritten(self, job_id: str) -> Verdict | None:
+        """The verdict that holds for the job although it is not on disk yet."""
+        kept = self._unwritten.get(job_id)
+        return kept[0] if kept is not None else None
+
+    def retry(self) -> None:
+        """Hand in again what the store could not take. Called now and then by the watchdog."""
+        for job_id in list(self._unwritten):
+            self._rewrite(job_id)
+        again, self._unreleased = self._unreleased, set()
+        for job_id in again:
+            self.release(job_id)
+
+    def _rewrite(self, job_id: str) -> None:
+        """Before any later verdict for the same job, so that the first one still holds."""
+        kept = self._unwritten.pop(job_id, None)
+        if kept is not None:
+            kept[1]()
+
+    def _follow(self, future: Future[Settled | None], job: Job, verdict: Verdict, again: Callable[[], object]) -> None:
+        def done(future: Future[Settled | None]) -> None:
+            """The store's thread."""
+            if (failure := future.exception()) is not None:
+                self._unwritten.setdefault(job.job_id, (verdict, again))
+                if job.job_id in self._complained:
+                    return  # once is enough: it is tried every half second
+                self._complained.add(job.job_id)
+                log.error(
+                    "job %s: verdict %s is not on disk yet: %s",
+                    job.job_id,
+                    verdict.code or "success",
+                    failure,
+                    extra={"job_id": job.job_id},
+                )
+                return
+            self._complained.discard(job.job_id)
+            self._secrets.forget(job.job_id)
+            if (settled := _won(future)) is not None:
+                _tell(settled)
+
+        future.add_done_callback(done)
+
+    def _announce(self, done: Future[Settled | None], error: GuardError) -> None:
+        """The store's thread, once the verdict is durable."""
+        if (job := _won(done)) is not None:
+            client_id = self._client_ids.of(job.owner, job.client_id) if job.client_id is not None else None
+            self._host.announce(job.job_id, client_id, error)
+
+
+def _tell(job: Job) -> None:
+    """The line in the log that says how the job ended, and one for each doubtful file of a success."""
+    about = {"job_id": job.job_id}
+    verdict = job.verdict
+    if verdict is None or verdict.state is JobState.CANCELLED:
+        log.info("job %s %s", job.job_id, job.state.value, extra=about)
+    elif verdict.state is JobState.FAILED:
+        said = verdict.message
+        if "exception_message" in verdict.details:
+            # A node's own words may quote the prompt.
+            said = "node {node_id} ({node_type}) raised {exception_type}".format_map(verdict.details)
+        log.error("job %s failed: %s: %s", job.job_id, verdict.code, said, extra=about)
+    else:
+        took_s = ((job.settled_at_ms or 0) - (job.started_at_ms or job.created_at_ms)) / 1000
+        files = job.result.artifacts
+        log.info("job %s succeeded in %.1f s with %d files", job.job_id, took_s, len(files), extra=about)
+        for file in files:
+            if file.warnings:
+                log.warning("job %s: %s: %s", job.job_id, file.filename, ", ".join(file.warnings), extra=about)
+
+
+def _won(done: Future[Settled | None]) -> Job | None:
+    """The job, where this very verdict has ended it."""
+    if done.exception() is not None:
+        return None
+    settled = done.result()
+    return settled.job if settled is not None and settled.won else None

@@ -1,0 +1,272 @@
+"""Deadlines and the ladder: a thread of its own, on the monotonic clock, that never waits for the event loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from ..clock import Clock
+from ..errors import GenerationTimeoutError, GuardError, QueueTimeoutError, WorkerDiedError
+from ..host import Host
+from ..job import Job
+from ..settings import Settings
+from ..store import Store
+from .health import Health
+from .process import Process
+from .settle import Settler
+
+log = logging.getLogger("guarded.watchdog")
+
+#: The longest sleep between two looks; a deadline that is nearer wakes it earlier.
+TURN_S = 0.5
+#: The part of the grace after which an exception is injected: most nodes have met a check by then.
+INJECT_AFTER = 0.2
+#: Between a fault of the GPU and the restart: time for the verdict to reach whoever waits for it.
+FAULT_GRACE_S = 1.0
+
+
+@dataclass
+class _Watched:
+    """A prompt that the worker has. `job` is None for one that did not come through the guard."""
+
+    prompt_id: str
+    job: Job | None
+    deadline_s: float
+    active_s: float
+    stopped_s: float = math.inf
+    injected: bool = False
+    stuck: bool = False
+
+
+class Watchdog:
+    """Ends what runs or waits too long, and mends the worker. The thread only calls :meth:`turn`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        host: Host,
+        health: Health,
+        settler: Settler,
+        process: Process,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._host = host
+        self._health = health
+        self._settler = settler
+        self._process = process
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._watched: dict[str, _Watched] = {}
+        self._looking: Future[list[Job]] | None = None
+        self._restart_s = math.inf
+        self._repaired: Callable[[], None] = lambda: None
+        self._alarmed: Callable[[str, str], None] = lambda _code, _message: None
+        #: What was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
+        self.counts: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def on_repair(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when a worker serves the queue again."""
+        self._repaired = listener
+
+    def on_alarm(self, listener: Callable[[str, str], None]) -> None:
+        """Call `listener` with a code and a message where a worker has to be given up. The watchdog's thread."""
+        self._alarmed = listener
+
+    @property
+    def replaced(self) -> int:
+        """How many workers another one has taken over from, since the start."""
+        return self.counts["replace hung"] + self.counts["replace dead"]
+
+    # What it is told. ----------------------------------------------------------------------------------------
+
+    def watch(self, job: Job) -> None:
+        """The job clock starts now. The worker's thread."""
+        self._watch(job.job_id, job, job.timeout_s)
+
+    def watch_native(self, prompt_id: str) -> None:
+        """The same for a prompt that did not come through the guard. The worker's thread."""
+        self._watch(prompt_id, None, self._settings.watchdog.native_timeout_s or math.inf)
+
+    def moved(self, job_id: str) -> None:
+        """The job makes progress. The worker's thread."""
+        watched = self._watched.get(job_id)
+        if watched is not None:
+            watched.active_s = self._clock.monotonic_s()
+
+    def stopping(self, job_id: str) -> None:
+        """Somebody else has ended the job: see to it that the worker lets go. Any thread."""
+        with self._condition:
+            watched = self._watched.get(job_id)
+            if watched is not None and watched.stopped_s == math.inf:
+                watched.stopped_s = self._clock.monotonic_s()
+                self.counts["stop"] += 1
+                self._condition.notify()
+
+    def forget(self, prompt_id: str) -> None:
+        """The run is over. Any thread."""
+        with self._condition:
+            watched = self._watched.pop(prompt_id, None)
+        if watched is not None and watched.stuck and self._health.stuck:
+            self._health.stuck = False
+            log.warning("%s has let go of the worker after all", prompt_id, extra={"job_id": prompt_id})
+            self._repaired()
+
+    def gpu_fault(self) -> None:
+        """The GPU cannot be used any more by this process. The worker's thread."""
+        if self._settings.watchdog.on_gpu_fault == "report":
+            log.error("the GPU can no longer be used by this process; restart it")
+            return
+        with self._condition:
+            self._restart_s = self._clock.monotonic_s() + FAULT_GRACE_S
+        self._health.restarting = True
+
+    # What it does. -------------------------------------------------------------------------------------------
+
+    def turn(self, now_s: float) -> float:
+        """Do what is due at `now_s` (monotonic seconds). Returns when to look again."""
+        if self._settings.watchdog.on_stuck == "exit":
+            self._process.end_if_silent(self._settings.watchdog.gil_hang_s)
+        if now_s >= self._restart_s:
+            self._process.restart("the GPU can no longer be used by this process")
+        alive = self._host.worker_alive()
+        # In this order: a worker that is dead by now begins nothing more.
+        with self._condition:
+            watched = list(self._watched.values())
+        if not alive:
+            self._bury(watched)
+        else:
+            for one in watched:
+                if one.stopped_s < math.inf:
+                    self._climb(one, now_s)
+                elif (limit := self._over(one, now_s)) is not None:
+                    self._end(one, now_s, limit)
+        self._settler.retry()
+        self._end_overdue()
+        return min([*(one.deadline_s for one in watched if one.deadline_s > now_s), now_s + TURN_S])
+
+    def _watch(self, prompt_id: str, job: Job | None, timeout_s: float) -> None:
+        now_s = self._clock.monotonic_s()
+        with self._condition:
+            self._watched[prompt_id] = _Watched(prompt_id, job, now_s + timeout_s, now_s)
+            self._condition.notify()
+
+    def _over(self, one: _Watched, now_s: float) -> GuardError | None:
+        """The limit that the prompt has passed, if it has."""
+        if one.deadline_s <= now_s:
+            timeout_s = one.job.timeout_s if one.job is not None else self._settings.watchdog.native_timeout_s
+            return GenerationTimeoutError(
+                f"The job ran longer than {timeout_s:g} s.", extra_info={"timeout_s": timeout_s}
+            )
+        stall_s = self._settings.watchdog.stall_timeout_s
+        if stall_s and one.job is not None and one.active_s + stall_s <= now_s:
+            return GenerationTimeoutError(
+                f"The job made no progress for {stall_s:g} s.", extra_info={"stall_timeout_s": stall_s}
+            )
+        return None
+
+    def _end(self, one: _Watched, now_s: float, error: GuardError) -> None:
+        """The first rung: the verdict, and a stop that holds until the worker lets go."""
+        if one.job is None:  # of a job, its verdict says the same
+            log.error("native prompt %s: %s", one.prompt_id, error.message)
+        with self._condition:
+            one.stopped_s = now_s
+            self.counts["stop"] += 1
+            limit = "native" if one.job is None else "stall" if "stall_timeout_s" in error.extra_info else "job"
+            self.counts[f"timeout {limit}"] += 1
+        if one.job is not None:
+            self._settler.end(one.job, error)
+        else:
+            self._host.stop(one.prompt_id)
+        if self._settings.watchdog.free_memory:
+            self._host.free_memory()
+
+    def _climb(self, one: _Watched, now_s: float) -> None:
+        """The further rungs, for a worker that was told to stop and has not let go."""
+        settings = self._settings.watchdog
+        if settings.inject and not one.injected and now_s >= one.stopped_s + settings.interrupt_grace_s * INJECT_AFTER:
+            one.injected = True
+            if self._host.inject(one.prompt_id):
+                self.counts["inject"] += 1
+                log.warning(
+                    "%s checks for no interrupt; an exception was raised in it",
+                    one.prompt_id,
+                    extra={"job_id": one.prompt_id},
+                )
+        if not one.stuck and now_s >= one.stopped_s + settings.interrupt_grace_s:
+            one.stuck = True
+            self._stuck(one)
+
+    def _stuck(self, one: _Watched) -> None:
+        """The last rungs: without the worker."""
+        settings = self._settings.watchdog
+        reason = f"{one.prompt_id} does not end, {settings.interrupt_grace_s:g} s after it was stopped"
+        if settings.on_stuck == "report":
+            self._health.stuck = True
+            log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason, extra={"job_id": one.prompt_id})
+            self._alarmed("worker_stuck", reason)
+        elif settings.on_stuck == "exit":
+            self._process.exit(reason)
+        elif settings.on_stuck == "restart":
+            self._process.restart(reason)
+        elif self._host.hung_workers() >= settings.max_disowned:
+            self._process.restart(f"{reason}, and {self._host.hung_workers()} worker(s) hang already")
+        elif self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
+            self.counts["replace hung"] += 1
+            log.error("%s; another worker has taken over", reason, extra={"job_id": one.prompt_id})
+            self._alarmed("worker_replaced", f"{reason}; another worker has taken over")
+        else:
+            one.stuck = False  # it is just letting go; if not, the next turn tries again
+
+    def _bury(self, watched: list[_Watched]) -> None:
+        """The worker is dead: its jobs end, and another takes over."""
+        error = WorkerDiedError("ComfyUI's worker thread died under the job.")
+        for one in watched:
+            if one.job is not None:
+                self._settler.end(one.job, error)
+        if self._host.replace_worker(None, error):
+            self.counts["replace dead"] += 1
+            log.error("ComfyUI's worker thread was found dead; another has taken over")
+            self._alarmed("worker_replaced", "ComfyUI's worker thread was found dead; another has taken over")
+            self._repaired()
+        for one in watched:
+            self.forget(one.prompt_id)
+
+    def _end_overdue(self) -> None:
+        """Look for jobs that have waited too long; the answer comes on the store's thread."""
+        if self._looking is not None and not self._looking.done():
+            return
+        timeout_s = self._settings.queue.timeout_s
+        self._looking = self._store.overdue(self._clock.now_ms() - int(timeout_s * 1000))
+        self._looking.add_done_callback(self._overdue)
+
+    def _overdue(self, done: Future[list[Job]]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        timeout_s = self._settings.queue.timeout_s
+        error = QueueTimeoutError(f"The job waited longer than {timeout_s:g} s.", extra_info={"timeout_s": timeout_s})
+        for job in done.result():
+            self._settler.end_waiting(job, error)
+
+    def _loop(self) -> None:
+        again_s = self._clock.monotonic_s()
+        while True:
+            with self._condition:
+                self._condition.wait(max(again_s - self._clock.monotonic_s(), 0))
+            try:
+                again_s = self.turn(self._clock.monotonic_s())
+            except Exception:
+                # Without this thread nothing ends a hung job, so no fault of ours may end it.
+                log.exception("the watchdog stumbled")
+                again_s = self._clock.monotonic_s() + TURN_S

@@ -1,0 +1,1 @@
+"""Answer the operator: figures for people, for Prometheus, and of the GPU."""

@@ -1,0 +1,218 @@
+"""The figures that an operator and a bot's owner look at: what ended, how fast, what waits, and how the machine is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+import time
+from asyncio import wrap_future
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..access import Client
+from ..clock import Clock
+from ..host import Host
+from ..janitor import Janitor
+from ..job import JobState
+from ..life.health import Health
+from ..life.watchdog import Watchdog
+from ..settings import Settings
+from ..store import Store
+from .gpu import Gpus
+
+#: How long an answer holds for whoever asks next.
+HOLDS_S = 3.0
+HOUR_MS = 3_600_000
+WINDOWS_MS = {"1h": HOUR_MS, "24h": 24 * HOUR_MS, "7d": 7 * 24 * HOUR_MS}
+CHART_HOURS = 24
+#: A verdict is dated before it is committed; on a disk in trouble that takes a while.
+LATE_MS = 60_000
+#: The last jobs whose run times are compared by template.
+RECENT_JOBS = 2_000
+SLOWEST = 10
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many jobs ended, and how long those that had begun ran in all."""
+
+    jobs: int = 0
+    runs: int = 0
+    run_ms: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.jobs + other.jobs, self.runs + other.runs, self.run_ms + other.run_ms)
+
+
+#: By code; None for success.
+Codes = dict["str | None", Tally]
+#: By owner; None for everybody together.
+Owners = dict["str | None", Codes]
+
+
+class Stats:
+    """Event loop; the store's reader thread does the counting, an hour's jobs at a time.
+
+    Hours that are over do not change: they are counted once and kept, so that a week of a million jobs costs what its
+    last two hours do.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        host: Host,
+        health: Health,
+        watchdog: Watchdog,
+        janitor: Janitor,
+        gpus: Gpus,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._host = host
+        self._health = health
+        self._watchdog = watchdog
+        self._janitor = janitor
+        self._gpus = gpus
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._hours: dict[int, Owners] = {}
+        self._counted: tuple[float, dict[str, list[Owners]], list[tuple[int, Owners]]] | None = None
+        self._answers: dict[str | None, tuple[float, dict[str, Any]]] = {}
+
+    async def body(self, client: Client) -> dict[str, Any]:
+        """As JSON: an operator sees all of it, another client the figures of its own jobs."""
+        owner = None if client.operator else client.owner
+        async with self._lock:
+            now_s = time.monotonic()
+            self._answers = {who: kept for who, kept in self._answers.items() if now_s < kept[0] + HOLDS_S}
+            if owner not in self._answers:
+                self._answers[owner] = now_s, await self._figures(owner)
+            figures = self._answers[owner][1]
+        return {**figures, **await self._machine()} if client.operator else figures
+
+    async def _figures(self, owner: str | None) -> dict[str, Any]:
+        now_ms = self._clock.now_ms()
+        windows, chart = await self._ended(now_ms)
+        counts = await wrap_future(self._store.counts(owner))
+        since_ms = now_ms - max(WINDOWS_MS.values())
+        runs = await wrap_future(self._store.template_runs_ms(owner, RECENT_JOBS, since_ms))
+        return {
+            "now_ms": now_ms,
+            "windows": {name: window(_of(owner, pieces)) for name, pieces in windows.items()},
+            "queue": {"queued": counts.queued, "running": counts.running, "max_jobs": self._settings.queue.max_jobs},
+            "slowest": slowest(runs),
+            "chart": [{"from_ms": from_ms, **outcomes(_of(owner, [hour]))} for from_ms, hour in chart],
+        }
+
+    async def _machine(self) -> dict[str, Any]:
+        running = await wrap_future(self._store.jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1))
+        gpu = self._gpus.ours
+        return {
+            "gpu": gpu.body() if gpu is not None else None,
+            "disk": self._janitor.places(),
+            "worker": {
+                "alive": self._host.worker_alive(),
+                "running": running[0].job_id if running else None,
+                "replaced": self._watchdog.replaced,
+                "disowned": self._host.hung_workers(),
+            },
+            "alarms": self._health.alarms(),
+        }
+
+    async def _ended(self, now_ms: int) -> tuple[dict[str, list[Owners]], list[tuple[int, Owners]]]:
+        """What ended, of everybody: the pieces of each window, and the hours of the chart."""
+        now_s = time.monotonic()
+        if self._counted is None or now_s >= self._counted[0] + HOLDS_S:
+            windows = {name: await self._pieces(now_ms - ms, now_ms + 1) for name, ms in WINDOWS_MS.items()}
+            this_hour = now_ms // HOUR_MS
+            chart = [
+                (hour * HOUR_MS, await self._hour(hour, now_ms))
+                for hour in range(this_hour - CHART_HOURS + 1, this_hour + 1)
+            ]
+            oldest = (now_ms - max(WINDOWS_MS.values())) // HOUR_MS
+            self._hours = {hour: kept for hour, kept in self._hours.items() if hour >= oldest}
+            self._counted = now_s, windows, chart
+        return self._counted[1], self._counted[2]
+
+    async def _pieces(self, from_ms: int, before_ms: int) -> list[Owners]:
+        """The time from `from_ms` to `before_ms` as whole hours, with what is left at both ends."""
+        first, last = -(-from_ms // HOUR_MS), before_ms // HOUR_MS
+        return [
+            await self._count(from_ms, first * HOUR_MS),
+            *[await self._hour(hour, before_ms) for hour in range(first, last)],
+            await self._count(last * HOUR_MS, before_ms),
+        ]
+
+    async def _hour(self, hour: int, now_ms: int) -> Owners:
+        if hour not in self._hours:
+            counted = await self._count(hour * HOUR_MS, (hour + 1) * HOUR_MS)
+            if (hour + 1) * HOUR_MS + LATE_MS > now_ms:
+                return counted
+            self._hours[hour] = counted
+        return self._hours[hour]
+
+    async def _count(self, from_ms: int, before_ms: int) -> Owners:
+        owners: Owners = {None: {}}
+        for one in await wrap_future(self._store.ended(from_ms, before_ms)):
+            tally = Tally(one.jobs, one.runs, one.run_ms)
+            owners.setdefault(one.owner, {})[one.code] = tally
+            owners[None][one.code] = owners[None].get(one.code, Tally()) + tally
+        return owners
+
+
+def _of(owner: str | None, pieces: Iterable[Owners]) -> Codes:
+    found: Codes = {}
+    for piece in pieces:
+        for code, tally in piece.get(owner, {}).items():
+            found[code] = found.get(code, Tally()) + tally
+    return found
+
+
+def outcomes(codes: Mapping[str | None, Tally]) -> dict[str, Any]:
+    """How many succeeded, failed and were cancelled, and how long a success ran on average."""
+    good, cancelled = codes.get(None, Tally()), codes.get("cancelled", Tally())
+    return {
+        "succeeded": good.jobs,
+        "failed": sum(tally.jobs for tally in codes.values()) - good.jobs - cancelled.jobs,
+        "cancelled": cancelled.jobs,
+        "average_run_s": round(good.run_ms / good.runs / 1000, 3) if good.runs else None,
+    }
+
+
+def window(codes: Mapping[str | None, Tally]) -> dict[str, Any]:
+    """The same with the share of successes among the jobs that nobody cancelled, and the codes of the others."""
+    counted = outcomes(codes)
+    decided = counted["succeeded"] + counted["failed"]
+    worst = sorted(((code, tally.jobs) for code, tally in codes.items() if code), key=lambda item: (-item[1], item[0]))
+    return {
+        "jobs": decided + counted["cancelled"],
+        **counted,
+        "success_rate": round(counted["succeeded"] / decided, 4) if decided else None,
+        "by_code": dict(worst),
+    }
+
+
+def slowest(runs: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+    """The templates whose runs take longest; template "" is the callers' own graphs."""
+    by_template: dict[str, list[int]] = {}
+    for template, run_ms in runs:
+        by_template.setdefault(template, []).append(run_ms)
+    medians = {template: statistics.median(times) for template, times in by_template.items()}
+    return [
+        {
+            "template": template,
+            "jobs": len(by_template[template]),
+            "median_run_s": round(medians[template] / 1000, 3),
+            "p95_run_s": round(_p95(by_template[template]) / 1000, 3),
+        }
+        for template in sorted(medians, key=lambda name: (-medians[name], name))[:SLOWEST]
+    ]
+
+
+def _p95(values: list[int]) -> int:
+    """The smallest of them that 95 per cent of them do not exceed."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]

@@ -1,0 +1,112 @@
+"""Checks of picture files: PNG, JPEG, WEBP and GIF, still or moving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from ..settings import ResultsSettings
+from .budget import Budget, BudgetFile
+from .containers import BrokenFileError, Kind
+from .findings import Facts, Finding
+from .pixels import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
+
+#: The classes and not Image.open: that one judges sizes by a limit of the whole process, which other packs change.
+_PLUGINS: dict[str, Any] = {
+    "png": PngImagePlugin.PngImageFile,
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
+#: Of a moving picture, at most about so many frames are compared.
+_SAMPLES = 32
+#: Points a side that are looked at before the whole picture is.
+_PROBES = 9
+
+
+def opened(handle: Any, kind: Kind) -> Image.Image:
+    """The picture, not yet decoded. Raises whatever Pillow raises."""
+    image: Image.Image = _PLUGINS[kind.format](handle)
+    return image
+
+
+def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Budget) -> Facts:
+    """Every frame decoded, as far as the budget goes.
+
+    Raises:
+        BrokenFileError: it has more pixels than `results.max_image_pixels`.
+        Exception: whatever Pillow raises for a damaged file.
+    """
+    handle.seek(0)
+    with opened(handle, kind) as image:
+        width, height = image.size
+        if width * height > settings.max_image_pixels:
+            raise BrokenFileError(f"it has {width} × {height} pixels, more than results.max_image_pixels")
+        frames = getattr(image, "n_frames", 1)
+        if frames == 1:
+            if budget.spent:
+                return Facts(width=width, height=height, warnings=("partly_checked",))
+            image.load()
+            budget.take(width * height)
+            found = _blank(image, settings)
+            return Facts(width=width, height=height, findings=(found,) if found else ())
+        return _moving(image, frames, settings, budget)
+
+
+def _moving(image: Image.Image, frames: int, settings: ResultsSettings, budget: Budget) -> Facts:
+    """Each frame is decoded on top of the one before it, so that memory does not grow with their number."""
+    width, height = image.size
+    footage = Footage(settings)
+    duration_ms = 0.0
+    warnings: tuple[str, ...] = ()
+    step = max(1, frames // _SAMPLES)
+    for index in range(frames):
+        if index and budget.spent:
+            warnings = ("partly_checked",)
+            break
+        budget.check()
+        image.seek(index)
+        image.load()
+        budget.take(width * height)
+        duration_ms += float(image.info.get("duration") or 0)
+        if index % step == 0 or index == frames - 1:
+            footage.see(_blank(image, settings), _thumbnail(image))
+    duration_s = round(duration_ms / 1000, 3) if duration_ms and not warnings else None
+    return Facts(
+        width=width,
+        height=height,
+        frames=frames,
+        duration_s=duration_s,
+        fps=round(frames / duration_s, 3) if duration_s else None,
+        findings=tuple(footage.findings()),
+        warnings=warnings,
+    )
+
+
+def _blank(image: Image.Image, settings: ResultsSettings) -> Finding | None:
+    """A few points first: where two of them differ enough, the whole picture need not be read once more."""
+    few = image.resize((min(_PROBES, image.width), min(_PROBES, image.height)), Image.Resampling.NEAREST)
+    if blank(_levels(few), settings) is None:
+        return None
+    return blank(_levels(image), settings)
+
+
+def _levels(image: Image.Image) -> Levels:
+    if "transparency" in image.info or image.mode in ("P", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA", "I", "I;16"):
+        image = image.convert("RGB")
+    extrema: Any = image.getextrema()
+    bands: list[Range] = list(extrema) if isinstance(extrema[0], tuple) else [extrema]
+    if image.mode.startswith("I"):  # 16 bits
+        bands = [(low / 257, high / 257) for low, high in bands]
+    alpha = bands.pop() if image.mode in ("LA", "RGBA") else None
+    return Levels(bands, (), alpha)
+
+
+def _thumbnail(image: Image.Image) -> Thumb:
+    grey = image.convert("L")
+    size = (min(THUMB_SIDE, grey.width), min(THUMB_SIDE, grey.height))
+    return np.asarray(grey.resize(size, Image.Resampling.BOX), np.float32)

@@ -1,0 +1,290 @@
+"""Checks of films and sound, through PyAV: what opens, decodes, moves and sounds.
+
+Only the demuxer that belongs to the file's first bytes may open it, so that a playlist in disguise cannot send libav
+anywhere. One decoding context per stream, frames are looked at one by one and let go: memory does not grow with their
+number. Where the budget ends, the rest of a film is sampled at its key frames instead of being decoded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..settings import ResultsSettings
+from .budget import Budget, BudgetFile
+from .containers import BrokenFileError, Kind
+from .findings import Facts, Fault, Finding
+from .pixels import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
+
+#: Of a film, at least about so many frames are compared; and one of so many at the least.
+_SAMPLES = 32
+_SAMPLE_EVERY = 64
+#: Where the budget has ended: so many key frames, spread over the rest.
+_JUMPS = 8
+#: libav reads this much at a time; its own 32 KB make many small calls into Python.
+_BUFFER = 1 << 18
+#: Streams beyond these are not looked at, and a file with more is nobody's result.
+_MAX_STREAMS = 64
+#: What a decoder may be asked to allocate for one frame: 16k × 8k. libav's own limit is twice as much.
+_MAX_FRAME_PIXELS = 2**27
+
+
+def _opened(source: Any, kind: Kind | None) -> Any:
+    """The container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so."""
+    import av  # heavy: only when there is a film or a sound to look at
+
+    facts: dict[str, Any] = {
+        "mode": "r",
+        "format": kind.demuxer if kind else None,
+        "buffer_size": _BUFFER,
+        "options": {"max_streams": str(_MAX_STREAMS)},
+    }
+    try:
+        return av.open(source, metadata_errors="ignore", **facts)
+    except TypeError:
+        return av.open(source, **facts)
+
+
+def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Budget) -> Facts:
+    """Every frame of the first film decoded and every sound of the first track, as far as the budget goes.
+
+    Args:
+        source: a :class:`BudgetFile`; from nodes also a path or a BytesIO.
+        kind: which demuxer may open it; None leaves that to libav, for files that did not come from a prompt.
+
+    Raises:
+        BrokenFileError: it has neither pictures nor sound, or fewer frames than it says.
+        Exception: whatever libav raises for a damaged file.
+    """
+    if isinstance(source, BudgetFile):
+        source.seek(0)
+    with _opened(source, kind) as container:
+        # A stream without a codec context is one that this libav cannot decode; touching its packets crashes it.
+        film = next((s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)), None)
+        sound = next((s for s in container.streams.audio if s.codec_context is not None), None)
+        if film is not None:
+            return _film(container, film, sound, settings, budget)
+        if sound is not None:
+            return _sound(container, sound, settings, budget)
+        if container.streams.video or container.streams.audio:
+            raise BrokenFileError("it has no stream that this server can decode")
+    raise BrokenFileError("it has neither pictures nor sound")
+
+
+def _is_cover(stream: Any) -> bool:
+    """A picture that is attached to a sound."""
+    return "attached_pic" in str(getattr(stream, "disposition", "")).lower()
+
+
+def _film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budget: Budget) -> Facts:
+    import av
+
+    if film.width * film.height > min(settings.max_image_pixels, _MAX_FRAME_PIXELS):
+        raise BrokenFileError(f"its frames have {film.width} × {film.height} pixels")
+    film.thread_type = "AUTO"
+    film.codec_context.options = {**film.codec_context.options, "max_pixels": str(_MAX_FRAME_PIXELS)}
+    rate = float(film.average_rate or film.guessed_rate or 0)
+    announced_s = float(container.duration / av.time_base) if container.duration else None
+    announced = int(film.frames or (rate * announced_s if announced_s else 0))
+    step = min(max(announced // _SAMPLES, 1), _SAMPLE_EVERY)
+
+    viewer = _Viewer(settings)
+    loudness = Loudness() if sound is not None else None
+    frames = 0
+    damaged = 0
+    last: Any = None
+    first_s: float | None = None
+    last_s = 0.0
+    partly = False
+    for frame in _frames(container, film, sound):
+        budget.check()
+        if not isinstance(frame, av.VideoFrame):
+            if loudness is not None:
+                loudness.hear(frame)
+            continue
+        damaged += frame.is_corrupt
+        if frame.time is not None:
+            first_s = frame.time if first_s is None else first_s
+            last_s = max(last_s, float(frame.time))
+        budget.take(frame.width * frame.height)
+        last = frame
+        if frames % step == 0:
+            viewer.see(frame)
+            last = None
+        frames += 1
+        if budget.spent:
+            partly = True
+            break
+    if not frames:
+        raise BrokenFileError("it has no frames")
+    if damaged:
+        raise BrokenFileError(f"{damaged} of its {frames} frames are damaged")
+    if last is not None:
+        viewer.see(last)
+    if partly:
+        for frame in _jumps(container, film, last_s, announced_s, budget):
+            viewer.see(frame)
+        frames = max(announced, frames)
+    elif film.frames and frames < film.frames * (1 - settings.duration_tolerance):
+        raise BrokenFileError(f"{frames} of {film.frames} frames are there")
+
+    shown_s = last_s - (first_s or 0) + (1 / rate if rate else 0)
+    duration_s = (announced_s or shown_s) if partly else max(shown_s, 0)
+    warnings = ["partly_checked"] if partly else []
+    if sound is not None and loudness is not None and not partly and loudness.silent(settings):
+        warnings.append("silent_audio")
+    return Facts(
+        kind="video",
+        width=film.width,
+        height=film.height,
+        frames=frames,
+        fps=round(rate, 3) or None,
+        duration_s=round(duration_s, 3),
+        findings=tuple(viewer.footage.findings()),
+        warnings=tuple(warnings),
+        audio=sound is not None,
+    )
+
+
+def _frames(container: Any, film: Any, sound: Any) -> Iterator[Any]:
+    """Every frame of both streams. A sound that cannot be decoded does not make the film a bad one."""
+    import av
+
+    streams = [film, sound] if sound is not None else [film]
+    deaf = False
+    for packet in container.demux(streams):
+        if packet.stream is film:
+            yield from packet.decode()
+        elif not deaf:
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                deaf = True
+
+
+def _jumps(container: Any, film: Any, from_s: float, until_s: float | None, budget: Budget) -> Iterator[Any]:
+    """A key frame each at places spread over the rest. What cannot be reached is left out."""
+    import av
+
+    if until_s is None or until_s <= from_s:
+        return
+    for jump in range(1, _JUMPS + 1):
+        budget.check()
+        target_s = from_s + (until_s - from_s) * jump / (_JUMPS + 1)
+        try:
+            container.seek(int(target_s / film.time_base), stream=film)
+            yield from itertools.islice(container.decode(film), 1)
+        except (av.error.FFmpegError, StopIteration):
+            continue
+
+
+class _Viewer:
+    """Looks at frames. One scaler for all of them: to set one up takes longer than to decode a calm frame."""
+
+    def __init__(self, settings: ResultsSettings) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._scaler: Any = VideoReformatter()
+        self._settings = settings
+        self.footage = Footage(settings)
+
+    def see(self, frame: Any) -> None:
+        self.footage.see(blank(_levels(frame), self._settings), self._thumbnail(frame))
+
+    def _thumbnail(self, frame: Any) -> Thumb:
+        """In 16 bits: rounding to whole levels would hide, or feign, a movement of one."""
+        width, height = min(THUMB_SIDE, frame.width), min(THUMB_SIDE, frame.height)
+        small = self._scaler.reformat(frame, width=width, height=height, format="gray16le", interpolation="AREA")
+        lines: NDArray[Any] = np.frombuffer(small.planes[0], "<u2").reshape(-1, small.planes[0].line_size // 2)
+        thumb: Thumb = lines[:height, :width].astype(np.float32)
+        thumb /= 257
+        return thumb
+
+
+def _levels(frame: Any) -> Levels:
+    """Straight from the planes where they are Y, Cb and Cr, which is nearly always; no frame is converted for it."""
+    format = frame.format
+    bits = format.components[0].bits if format.components else 0
+    if format.is_planar and not format.is_rgb and 8 <= bits <= 16 and not format.name.endswith("be"):
+        luma, *chroma = [_plane_range(plane, bits) for plane in itertools.islice(frame.planes, 3)]
+        full = format.name.startswith("yuvj") or int(frame.color_range) == 2
+        if not full:  # black is 16 and white is 235
+            luma = (_stretched(luma[0]), _stretched(luma[1]))
+        return Levels([luma], chroma)
+    pixels = frame.to_ndarray(format="rgb24")
+    return Levels([(float(pixels[..., band].min()), float(pixels[..., band].max())) for band in range(3)])
+
+
+def _stretched(level: float) -> float:
+    return min(max((level - 16) * 255 / 219, 0.0), 255.0)
+
+
+def _plane_range(plane: Any, bits: int) -> Range:
+    """The levels of a plane, as of 8 bits."""
+    size = 1 if bits == 8 else 2
+    lines: NDArray[Any] = np.frombuffer(plane, np.uint8 if size == 1 else np.dtype("<u2"))
+    lines = lines.reshape(-1, plane.line_size // size)[: plane.height, : plane.width]
+    scale = 2.0 ** (bits - 8)
+    return float(lines.min()) / scale, float(lines.max()) / scale
+
+
+class Loudness:
+    """The loudest sample of a track, as a share of full scale. Constant memory."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self.seconds = 0.0
+
+    def hear(self, frame: Any) -> None:
+        samples = frame.to_ndarray()
+        self.seconds += frame.samples / frame.sample_rate if frame.sample_rate else 0.0
+        if not samples.size:
+            return
+        low, high = float(samples.min()), float(samples.max())
+        if not np.isfinite(low + high):
+            raise BrokenFileError("it has samples that are NaN or infinite")
+        if samples.dtype.kind == "f":
+            middle, full = 0.0, 1.0
+        elif samples.dtype.kind == "u":
+            middle, full = 128.0, 128.0
+        else:
+            middle, full = 0.0, -float(np.iinfo(samples.dtype).min)
+        self.peak = max(self.peak, (high - middle) / full, (middle - low) / full)
+
+    def silent(self, settings: ResultsSettings) -> bool:
+        return self.peak <= 10 ** (settings.silent_dbfs / 20)
+
+
+def _sound(container: Any, sound: Any, settings: ResultsSettings, budget: Budget) -> Facts:
+    import av
+
+    announced_s = float(container.duration / av.time_base) if container.duration else None
+    loudness = Loudness()
+    partly = False
+    for frame in container.decode(sound):
+        budget.check()
+        loudness.hear(frame)
+        if budget.spent:
+            partly = True
+            break
+    if not loudness.seconds:
+        raise BrokenFileError("it has no sound")
+    if not partly and announced_s and loudness.seconds < announced_s * (1 - settings.duration_tolerance):
+        raise BrokenFileError(f"{loudness.seconds:.3g} of {announced_s:.3g} seconds are there")
+    findings: tuple[Finding, ...] = ()
+    if not partly and loudness.silent(settings):
+        peak_dbfs = 20 * float(np.log10(max(loudness.peak, 1e-6)))
+        text = f"its loudest sample is at {peak_dbfs:.0f} dBFS"
+        findings = (Finding(Fault.SILENT, text, round(peak_dbfs, 1), settings.silent_dbfs),)
+    duration_s = announced_s if partly and announced_s else loudness.seconds
+    return Facts(
+        kind="audio",
+        duration_s=round(duration_s, 3),
+        findings=findings,
+        warnings=("partly_checked",) if partly else (),
+        audio=True,
+    )

@@ -1,0 +1,319 @@
+"""Checks of pixels: is there a picture at all, and does it move?
+
+Levels are 0..255 throughout, whatever the source (float arrays in 0..1, 8 and 10 bit files). Every verdict is named
+and carries its measurement; the thresholds are settings (`results.*`), with their reasons in docs/results.md.
+
+Arrays are frames × height × width × channels, float in 0..1: numpy's, or anything that has `.detach().cpu().numpy()`,
+so that a torch tensor is taken without importing torch. Nothing here copies a batch; what is allocated is at most
+as large as one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..settings import ResultsSettings
+from .findings import Fault, Finding
+
+Range = tuple[float, float]
+Thumb = NDArray[np.float32]
+
+#: A frame is compared with others as a grid of this many cells a side. A cell of a 512 pixel frame is 8 pixels wide:
+#: coarse enough for a codec's noise to average out, fine enough for an eyelid to show.
+THUMB_SIDE = 64
+#: … and, for what moves as a whole, as a grid of so many blocks of cells a side.
+_BLOCKS = 8
+_CELL_NOISE = 5.0
+#: At most so many frames of a batch are looked at for movement and speckle; NaN and blankness are looked for in all.
+SAMPLES = 64
+#: A grid of so many points a side is looked at first: two of them that differ settle that a frame is not blank.
+_PROBES = 9
+
+# Speckle of decoded NaN: pixels of exactly 0 between bright ones. A quarter of full scale keeps dark textures out;
+# 32 pixels and 0.02 % keep out the eyes of pixel art, which come in ones and twos; and a channel of 16 levels or fewer
+# is a dither or a palette, where isolated black is drawn on purpose.
+_SPECKLE_NEIGHBOUR = 0.25
+_SPECKLE_PIXELS = 32
+_SPECKLE_SHARE = 0.0002
+_SPECKLE_LEVELS = 16
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The darkest and the brightest level of each band of one frame.
+
+    `light` are the bands that say how bright it is (all colours of RGB, Y of YCbCr), `others` those that only say
+    whether there is more than one colour (Cb, Cr), `alpha` the opacity.
+    """
+
+    light: Sequence[Range]
+    others: Sequence[Range] = ()
+    alpha: Range | None = None
+
+
+def blank(levels: Levels, settings: ResultsSettings) -> Finding | None:
+    """Whether a frame shows nothing: flat, black, white or transparent."""
+    flat, black = settings.flat_levels, settings.black_level
+    if levels.alpha is not None:
+        if levels.alpha[1] <= black:
+            return Finding(Fault.TRANSPARENT, "it is transparent all over", levels.alpha[1], black)
+        if levels.alpha[1] - levels.alpha[0] > flat:
+            return None  # a shape, cut out of whatever colour
+    darkest, brightest = min(low for low, _ in levels.light), max(high for _, high in levels.light)
+    if brightest <= black:
+        return Finding(Fault.BLACK, f"its brightest level is {brightest:.3g} of 255", brightest, black)
+    if darkest >= 255 - flat:
+        return Finding(Fault.WHITE, f"its darkest level is {darkest:.3g} of 255", darkest, 255 - flat)
+    spread = max(high - low for low, high in (*levels.light, *levels.others))
+    if spread <= flat:
+        return Finding(Fault.FLAT, f"its colours differ by {spread:.3g} of 255 levels", spread, flat)
+    return None
+
+
+class Footage:
+    """What frames show one after the other: how many are blank, and whether anything moves. Constant memory."""
+
+    def __init__(self, settings: ResultsSettings) -> None:
+        self._settings = settings
+        self._cells: _Extremes | None = None
+        self._blocks: _Extremes | None = None
+        self._first_blank: Finding | None = None
+        self._compared = 0
+        self.seen = 0
+        self.blank = 0
+
+    def see(self, found: Finding | None, thumb: Thumb | None) -> None:
+        """The next frame: whether it is blank, and its thumbnail (see :func:`thumbnail`), where it has one."""
+        self.seen += 1
+        if found is not None:
+            self.blank += 1
+            self._first_blank = self._first_blank or found
+        if thumb is None:
+            return
+        self._compared += 1
+        blocks = _means(thumb, _BLOCKS)
+        if self._cells is None or self._blocks is None:
+            self._cells, self._blocks = _Extremes(thumb), _Extremes(blocks)
+        else:
+            self._cells.add(thumb)
+            self._blocks.add(blocks)
+
+    @property
+    def movement(self) -> float:
+        """How much the frames differ, in levels, with the noise of an encoder taken out.
+
+        An encoder at work on a still picture changes single cells by several levels, each in its own direction, from
+        one key frame to the next. Something that moves changes a cell by more, or many neighbours in the same
+        direction: the larger counts of the change of a block of cells, and of a fifth of that of a single cell.
+        """
+        if self._cells is None or self._blocks is None:
+            return 0.0
+        return max(self._blocks.spread(), self._cells.spread() / _CELL_NOISE)
+
+    def findings(self) -> Iterator[Finding]:
+        """Blank first: a black video is frozen, too, but that is not what is wrong with it."""
+        if not self.seen:
+            return
+        share = self.blank / self.seen
+        if self._first_blank is not None and share > self._settings.max_blank_share:
+            if self.blank == self.seen:
+                yield self._first_blank
+            else:
+                text = f"{share:.0%} of its frames are blank"
+                yield Finding(Fault.BLANK_FRAMES, text, round(share, 3), self._settings.max_blank_share)
+        elif self._compared > 1 and self.movement <= self._settings.frozen_levels:
+            text = f"its frames differ by {self.movement:.2g} of 255 levels"
+            yield Finding(Fault.FROZEN, text, round(self.movement, 3), self._settings.frozen_levels)
+
+
+class _Extremes:
+    """The least and the most that each cell has been."""
+
+    def __init__(self, cells: Thumb) -> None:
+        self._least = cells
+        self._most = cells
+
+    def add(self, cells: Thumb) -> None:
+        """A frame of another size than the first counts as a change of everything."""
+        if cells.shape != self._least.shape:
+            self._most = self._least + np.float32(255)
+            return
+        self._least = np.minimum(self._least, cells)
+        self._most = np.maximum(self._most, cells)
+
+    def spread(self) -> float:
+        return float((self._most - self._least).max())
+
+
+def thumbnail(grey: NDArray[Any]) -> Thumb:
+    """height × width (× channels) levels, as means over a grid of at most THUMB_SIDE cells a side. Edges that fill no
+    whole cell are left out."""
+    return _means(grey, THUMB_SIDE)
+
+
+def _means(grey: NDArray[Any], side: int) -> Thumb:
+    height, width = grey.shape[:2]
+    rows, columns = max(height // side, 1), max(width // side, 1)
+    tall, wide = height // rows, width // columns
+    cells = grey[: tall * rows, : wide * columns].reshape(tall, rows, wide, columns, *grey.shape[2:])
+    means: Thumb = cells.mean(axis=(1, 3, *range(4, cells.ndim)), dtype=np.float32)
+    return means
+
+
+def as_array(images: Any) -> NDArray[Any]:
+    """An IMAGE as a numpy view: frames × height × width × channels. A tensor on the CPU shares its memory.
+
+    Raises:
+        ValueError: it has another number of axes.
+    """
+    if hasattr(images, "detach"):
+        images = images.detach().cpu()
+        if str(images.dtype) == "torch.bfloat16":  # numpy has no such type
+            images = images.float()
+        images = images.numpy()
+    array: NDArray[Any] = np.asarray(images)
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4 or 0 in array.shape:
+        raise ValueError(f"an image of frames × height × width × channels was expected, got {array.shape}")
+    return array
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Which checks of an array are wanted, and what it should be; None: any."""
+
+    nan: bool = True
+    blank: bool = True
+    speckle: bool = True
+    frozen: bool = False
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+
+
+def check_images(images: NDArray[Any], checks: Checks, settings: ResultsSettings) -> list[Finding]:
+    """The faults of a batch of pictures, each of which must be good by itself; the worst first.
+
+    Args:
+        images: frames × height × width × channels, float in 0..1; see :func:`as_array`.
+    """
+    return [*_shape(images, checks), *_pixels(images, checks, settings, each=True)]
+
+
+def check_frames(images: NDArray[Any], checks: Checks, settings: ResultsSettings) -> list[Finding]:
+    """The faults of the frames of one video, of which some may be blank (a fade); the worst first."""
+    return [*_shape(images, checks), *_pixels(images, checks, settings, each=False)]
+
+
+def _shape(images: NDArray[Any], checks: Checks) -> Iterator[Finding]:
+    frames, height, width, _ = images.shape
+    for name, has, wanted in (("wide", width, checks.width), ("high", height, checks.height)):
+        if wanted is not None and has != wanted:
+            yield Finding(Fault.WRONG_SIZE, f"it is {has} pixels {name}; {wanted} were expected", has, wanted)
+    if checks.frames is not None and frames < checks.frames:
+        text = f"it has {frames} frames; {checks.frames} were expected"
+        yield Finding(Fault.TOO_FEW_FRAMES, text, frames, checks.frames)
+
+
+def _pixels(images: NDArray[Any], checks: Checks, settings: ResultsSettings, *, each: bool) -> Iterator[Finding]:
+    step = max(1, len(images) // SAMPLES)
+    footage = Footage(settings)
+    first_blank: Finding | None = None
+    speckle: Finding | None = None
+    for index, frame in enumerate(images):
+        if checks.nan and (found := _nan(frame, index)) is not None:
+            yield found
+            return  # every other measure of it would be NaN
+        sampled = index % step == 0 or index == len(images) - 1
+        empty = blank(_levels(frame), settings) if checks.blank and _may_be_blank(frame, settings) else None
+        if empty is not None and first_blank is None:
+            first_blank = Finding(empty.fault, empty.text, empty.measured, empty.limit, index)
+        if sampled and checks.speckle and speckle is None:
+            speckle = _speckle(frame, index)
+        if checks.frozen or not each:
+            # A frame that is not sampled still counts as blank or not; only its movement is not looked at.
+            thumb = thumbnail(frame[..., :3]) * _scale(frame) if sampled and checks.frozen else None
+            footage.see(empty, thumb)
+    if each and first_blank is not None:
+        yield first_blank
+    for found in footage.findings():
+        if (found.fault is Fault.FROZEN and checks.frozen) or (found.fault is not Fault.FROZEN and not each):
+            yield found
+    if speckle is not None:
+        yield speckle
+
+
+def _nan(frame: NDArray[Any], index: int) -> Finding | None:
+    """A sum over the frame is NaN or infinite when any value is: one pass, nothing allocated."""
+    if frame.dtype.kind != "f":
+        return None
+    with np.errstate(all="ignore"):
+        total = frame.sum(dtype=np.float32 if frame.dtype.itemsize < 8 else np.float64)
+    if np.isfinite(total):
+        return None
+    bad = int(frame.size - np.isfinite(frame).sum())
+    if not bad:
+        return None  # finite, but too large to add up
+    text = f"frame {index} has {bad} values that are NaN or infinite"
+    return Finding(Fault.NAN, text, bad, 0, index)
+
+
+def _scale(frame: NDArray[Any]) -> float:
+    return 255.0 if frame.dtype.kind == "f" else 255.0 / np.iinfo(frame.dtype).max
+
+
+def _bands(frame: NDArray[Any]) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
+    """The colour channels of height × width × channels, and its alpha. Values outside 0..1 are cut off on saving,
+    and so are they here."""
+    channels = frame.shape[-1]
+    alpha = frame[..., channels - 1] if channels in (2, 4) else None
+    return [frame[..., band] for band in range(min(channels, 3) if channels != 2 else 1)], alpha
+
+
+def _range(band: NDArray[Any], scale: float) -> Range:
+    low, high = float(band.min()) * scale, float(band.max()) * scale
+    return min(max(low, 0.0), 255.0), min(max(high, 0.0), 255.0)
+
+
+def _levels(frame: NDArray[Any]) -> Levels:
+    scale = _scale(frame)
+    colours, alpha = _bands(frame)
+    return Levels([_range(band, scale) for band in colours], (), _range(alpha, scale) if alpha is not None else None)
+
+
+def _may_be_blank(frame: NDArray[Any], settings: ResultsSettings) -> bool:
+    """False where a few points already show that it is not; then the whole frame need not be read."""
+    height, width = frame.shape[:2]
+    points = frame[:: max(height // _PROBES, 1), :: max(width // _PROBES, 1)]
+    return blank(_levels(points), settings) is not None
+
+
+def _speckle(frame: NDArray[Any], index: int) -> Finding | None:
+    """Pixels that are exactly 0 in a channel while all four neighbours are bright in it: NaN, after a conversion to
+    integers. Speckle that touches itself, as when half of all pixels are NaN, still leaves many alone."""
+    height, width = frame.shape[:2]
+    if height < 3 or width < 3:
+        return None
+    bright = _SPECKLE_NEIGHBOUR * 255.0 / _scale(frame)
+    for band in _bands(frame)[0]:
+        if band.min() != 0:
+            continue
+        holes = band[1:-1, 1:-1] == 0
+        for neighbour in (band[:-2, 1:-1], band[2:, 1:-1], band[1:-1, :-2], band[1:-1, 2:]):
+            holes &= neighbour > bright
+        count = int(holes.sum())
+        share = count / holes.size
+        if count < _SPECKLE_PIXELS or share < _SPECKLE_SHARE:
+            continue
+        sample = band[:: max(height // 64, 1), :: max(width // 64, 1)]
+        if len(np.unique(np.round(sample * (_scale(frame))))) <= _SPECKLE_LEVELS:
+            continue
+        text = f"{count} single pixels of frame {index} are holes, as NaN leaves them"
+        return Finding(Fault.SPECKLE, text, round(share, 6), _SPECKLE_SHARE, index)
+    return None

@@ -1,0 +1,81 @@
+"""Small pictures of large ones, for a messenger. Not for the event loop."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import IO
+
+from PIL import Image, ImageOps
+
+from ..errors import InvalidRequestError
+from . import images
+from .containers import sniff
+
+_MIMES = {"webp": "image/webp", "jpeg": "image/jpeg", "png": "image/png"}
+_SIDES = (16, 2048)
+_SHAPE = re.compile(r"([a-z]*)(?:;([0-9]{0,3}))?(?:;([0-9]{0,4}))?")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """How a preview is wanted: format, quality (1..100, not of PNG), the longer side in pixels at the most."""
+
+    format: str = "webp"
+    quality: int = 90
+    side: int = 512
+
+    @property
+    def mime(self) -> str:
+        return _MIMES[self.format]
+
+    @property
+    def name(self) -> str:
+        return f"{self.format}-{self.quality}-{self.side}"
+
+
+def parsed(text: str) -> Preview:
+    """`webp;90;512`, as ComfyUI's /view has it, with the side at its end; what is left out has its default.
+
+    Raises:
+        InvalidRequestError: another format, quality or side.
+    """
+    found = _SHAPE.fullmatch(text.strip().lower())
+    format, quality, side = (found[1], int(found[2] or 90), int(found[3] or 512)) if found else ("?", 0, 0)
+    format = {"": "webp", "jpg": "jpeg"}.get(format, format)
+    low, high = _SIDES
+    if format not in _MIMES or not 1 <= quality <= 100 or not low <= side <= high:
+        raise InvalidRequestError(
+            f"preview must be format;quality;side: {', '.join(_MIMES)}; 1 to 100; {low} to {high} pixels.",
+            extra_info={"field": "preview"},
+        )
+    return Preview(format, quality, side)
+
+
+def of(handle: IO[bytes], wanted: Preview) -> bytes:
+    """The first frame of a picture that has passed the checks, made smaller where it is larger; without metadata.
+
+    Raises:
+        InvalidRequestError: it is no picture.
+    """
+    kind = sniff(handle.read(64))
+    handle.seek(0)
+    if kind is None or kind.name != "image":
+        raise InvalidRequestError("Only pictures have previews.", extra_info={"field": "preview"})
+    with images.opened(handle, kind) as image:
+        # A JPEG is decoded at an eighth of its size where that is enough.
+        image.draft("RGB", (wanted.side, wanted.side))
+        shown = ImageOps.exif_transpose(image)
+        has_alpha = "A" in shown.getbands() or "transparency" in shown.info
+        if shown.mode.startswith("I"):
+            shown = shown.point(lambda level: level / 257).convert("L")
+        shown = shown.convert("RGBA" if has_alpha else "RGB")
+        shown.thumbnail((wanted.side, wanted.side), Image.Resampling.LANCZOS)
+    if wanted.format == "jpeg" and shown.mode == "RGBA":
+        paper = Image.new("RGB", shown.size, "white")
+        paper.paste(shown, mask=shown.getchannel("A"))
+        shown = paper
+    buffer = io.BytesIO()
+    shown.save(buffer, format=wanted.format.upper(), **({} if wanted.format == "png" else {"quality": wanted.quality}))
+    return buffer.getvalue()

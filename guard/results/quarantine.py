@@ -1,0 +1,84 @@
+"""Move refused files aside for the operator, within bounds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..host import ReportedFile
+from ..settings import ResultsSettings
+from .checks import ROOTS
+
+log = logging.getLogger("guarded.artifacts")
+
+
+def quarantine(files: Iterable[ReportedFile], folder: Path, settings: ResultsSettings | None = None) -> None:
+    """Move a refused job's files aside, out of the reach of every route, for the operator to look at.
+
+    With `settings`, what all quarantines (the folder's parent) hold is bounded; see :func:`bound_quarantine`.
+    """
+    limit = settings.quarantine_max_bytes if settings is not None else None
+    for file in files:
+        if file.type not in ROOTS or file.path is None:
+            continue
+        try:
+            status = os.lstat(file.path)
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            if limit is not None and status.st_size > limit:
+                os.unlink(file.path)
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = folder / f"{len(os.listdir(folder))}-{file.path.name}"
+            shutil.move(file.path, aside)
+            os.utime(aside)  # its age counts from now
+        except FileNotFoundError:
+            continue  # reported twice, or never there
+        except OSError as error:
+            log.warning("could not set %s aside: %s", file.filename, error)
+    if settings is not None:
+        bound_quarantine(folder.parent, settings)
+
+
+def bound_quarantine(root: Path, settings: ResultsSettings) -> int:
+    """Delete the oldest until the quarantine holds no more than `results.quarantine_max_bytes`.
+
+    Returns how many files went. What is too old the janitor deletes.
+    """
+    kept: list[tuple[float, int, Path]] = []
+    removed = 0
+    for folder in _entries(root):
+        for file in _entries(folder):
+            try:
+                status = file.lstat()
+            except OSError:
+                continue
+            kept.append((status.st_mtime, status.st_size, file))
+    kept.sort()
+    total = sum(size for _, size, _ in kept)
+    for _, size, file in kept:
+        if total <= settings.quarantine_max_bytes:
+            break
+        try:
+            file.unlink()
+            total -= size
+            removed += 1
+        except OSError as error:
+            log.warning("could not delete %s from quarantine: %s", file.name, error)
+    for folder in _entries(root):
+        try:
+            folder.rmdir()
+        except OSError:
+            continue  # not empty, or no folder
+    return removed
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

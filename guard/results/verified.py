@@ -1,0 +1,81 @@
+"""Open a job's file only while it still has the bytes that were checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO
+
+from ..job import Artifact
+from .budget import Budget
+
+
+def is_unchanged(artifact: Artifact, path: Path) -> bool:
+    """Whether the file at `path` still has the artifact's bytes. Reads it whole: not for the event loop."""
+    try:
+        with open(path, "rb") as handle:
+            return holds(artifact, handle)
+    except OSError:
+        return False
+
+
+def holds(artifact: Artifact, handle: IO[bytes]) -> bool:
+    """Whether an open file has the artifact's bytes. Reads it whole, and leaves it at its beginning."""
+    same = os.fstat(handle.fileno()).st_size == artifact.bytes and sha256(handle) == artifact.sha256
+    handle.seek(0)
+    return same
+
+
+class Verified:
+    """Opens artifacts that still have their bytes, and remembers what it has hashed: a player that jumps about in a
+    film asks for dozens of ranges. Any thread, not the event loop."""
+
+    #: A file that was changed this shortly before it was hashed may change again within one tick of its clock.
+    _SETTLED_S = 2.0
+    _REMEMBERED = 1024
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
+        """The open file, at its beginning; None where it is gone or another. What is read from it is what was
+        judged, whatever happens to the name meanwhile."""
+        try:
+            handle = open(path, "rb")  # noqa: SIM115 - the caller closes it
+        except OSError:
+            return None
+        try:
+            status = os.fstat(handle.fileno())
+            # Contents cannot change without st_ctime (on Windows: st_mtime) changing.
+            key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            with self._lock:
+                known = self._known.get(key)
+            if known == artifact.sha256 and status.st_size == artifact.bytes:
+                return handle
+            if stat.S_ISREG(status.st_mode) and holds(artifact, handle):
+                if time.time() - max(status.st_ctime, status.st_mtime) > self._SETTLED_S:
+                    with self._lock:
+                        self._known[key] = artifact.sha256
+                        while len(self._known) > self._REMEMBERED:
+                            self._known.popitem(last=False)
+                return handle
+        except OSError:
+            pass
+        handle.close()
+        return None
+
+
+def sha256(handle: IO[bytes], budget: Budget | None = None) -> str:
+    handle.seek(0)
+    digest = hashlib.sha256()
+    while chunk := handle.read(1 << 20):
+        digest.update(chunk)
+        if budget is not None:
+            budget.check()
+    return digest.hexdigest()

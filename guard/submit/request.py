@@ -1,0 +1,339 @@
+"""The request: strict JSON or a form, its options, and the shape of its graph."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .. import messages
+from ..access import Client
+from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError
+from ..faces.gate import AskedCheck
+from ..files.uploads import UploadedFile
+from ..graph import find_circle, is_link
+from ..life.secrets import SECRET_NAMES
+from ..store import IdempotencyKey
+
+#: It is in every list, event and webhook that shows the job.
+METADATA_BYTES = 2**16
+
+#: Larger bodies are parsed on another thread: 16 MiB of small numbers take more than a second.
+PARSED_AT_ONCE_BYTES = 2**18
+
+#: Half of a surrogate pair: JSON may spell it, but neither SQLite nor a socket can carry it.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def _asked_check(value: object) -> object:
+    """True is the check with every rule at its default."""
+    return {} if value is True else None if value is False else value
+
+
+def _bounded_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(metadata)) > METADATA_BYTES:
+        raise ValueError(f"it is over {METADATA_BYTES} bytes as JSON")
+    return metadata
+
+
+_State = Literal["queued", "dispatched", "running", "validating", "succeeded", "failed", "cancelled"]
+
+
+class AskedWebhook(BaseModel):
+    """Where the caller wants to be told of the job; without `events`, of its end."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    events: Annotated[list[_State], Field(min_length=1)] | None = None
+
+
+class GuardOptions(BaseModel):
+    """The `guard` object of a request. A field that this version does not know is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    locale: Annotated[str, Field(max_length=35)] | None = None
+    face_check: Annotated[AskedCheck | None, BeforeValidator(_asked_check)] = None
+    webhook: AskedWebhook | None = None
+    metadata: Annotated[dict[str, Any], AfterValidator(_bounded_metadata)] = {}
+
+
+_NO_OPTIONS = GuardOptions()
+
+#: Turns the body of a request for a template into that of a prompt, in place; gives the parameters in force. It may
+#: wait for the disk.
+Fill = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One POST to `/guarded/prompt`, as it came; of a form, `raw` is what :func:`from_form` made of its fields.
+
+    Or one to `/guarded/workflows/{template}`; `fill` makes a prompt of it.
+    """
+
+    raw: bytes
+    client: Client
+    idempotency_key: str | None = None
+    accept_language: str | None = None
+    files: tuple[UploadedFile, ...] = ()
+    file_bytes: int = 0
+    template: str = ""
+    fill: Fill | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request whose shape is sound."""
+
+    body: dict[str, Any]
+    graph: dict[str, Any]
+    options: GuardOptions
+    job_id: str
+    client_id: str | None
+    order: float | None
+    front: bool
+    secrets: dict[str, Any]
+    parameters: dict[str, Any]
+
+
+#: The fields of a body as a form has them: JSON, except those that are words.
+_JSON_FIELDS = ("prompt", "parameters", "guard", "extra_data", "number", "front", "partial_execution_targets")
+
+_WORD_FIELDS = ("client_id", "prompt_id")
+
+FORM_FIELDS = (*_JSON_FIELDS, *_WORD_FIELDS)
+
+
+def from_form(fields: Mapping[str, bytes]) -> bytes:
+    """The body that a form's fields stand for, as `Submission.raw`. Raises InvalidRequestError."""
+    if unknown := sorted(fields.keys() - set(FORM_FIELDS)):
+        raise InvalidRequestError(
+            f"There is no field {unknown[0][:100]!r}; a part that is a file has a file name.",
+            extra_info={"field": unknown[0][:100]},
+        )
+    body: dict[str, Any] = {}
+    for name in FORM_FIELDS:  # in one order, whatever the form's
+        if name in fields:
+            value = fields[name]
+            words = name in _WORD_FIELDS
+            body[name] = value.decode("utf-8", "replace") if words else _decoded(value, f"The field {name}")
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
+    """A request's body, its shape checked.
+
+    What ComfyUI answers with a 500, dies of, or silently misreads is refused here: docs/comfyui.md has the list.
+
+    Raises:
+        InvalidRequestError, InvalidWorkflowError, and what `fill` raises.
+    """
+    body = _decoded(raw)
+    if not isinstance(body, dict):
+        raise InvalidRequestError(f"The body must be a JSON object, not {_kind(body)}.")
+    if _depth(body) > max_depth:
+        raise InvalidRequestError(
+            f"The body is nested more than {max_depth} levels deep.", extra_info={"max_depth": max_depth}
+        )
+    options = _options(body.pop("guard", None))
+    try:
+        parameters = {} if fill is None else dict(fill(body))
+    except GuardError as error:
+        error.locale = messages.choose(options.locale, None, "") or None
+        raise
+    extra_data = _extra_data(body)
+    client_id = body.get("client_id", extra_data.get("client_id"))
+    if client_id is not None and (not isinstance(client_id, str) or len(client_id) > 255):
+        raise InvalidRequestError("client_id must be a string of at most 255 characters.")
+    targets = body.get("partial_execution_targets")
+    if targets is not None and not (isinstance(targets, list) and all(isinstance(item, str) for item in targets)):
+        raise InvalidRequestError("partial_execution_targets must be a list of node ids.")
+    order = body.get("number")
+    if order is not None and (isinstance(order, bool) or not isinstance(order, (int, float)) or abs(order) > 2**53):
+        raise InvalidRequestError("number must be a number.")
+    front = body.get("front", False)
+    if not isinstance(front, bool):
+        raise InvalidRequestError("front must be true or false.")
+    return Prompt(
+        body=body,
+        graph=_graph(body),
+        options=options,
+        job_id=_job_id(body),
+        client_id=client_id or None,
+        order=None if order is None else float(order),
+        front=front,
+        secrets={name: extra_data[name] for name in SECRET_NAMES if extra_data.get(name) is not None},
+        parameters=parameters,
+    )
+
+
+def _decoded(raw: bytes, what: str = "The body") -> Any:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{what} is not UTF-8.", details=str(error)) from None
+    try:
+        body = _DECODER.decode(text)
+        if _SURROGATE.search(raw):
+            json.dumps(body, ensure_ascii=False).encode()
+    except RecursionError:
+        raise InvalidRequestError(f"{what} is nested too deeply.") from None
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{what} holds half of a surrogate pair.") from None
+    except ValueError as error:
+        raise InvalidRequestError(f"{what} is not JSON.", details=str(error)) from None
+    return body
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice, _count = Counter(name for name, _value in pairs).most_common(1)[0]
+        raise InvalidRequestError(f"The key {twice[:100]!r} stands twice in one object.")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise InvalidRequestError(f"{name} is not a number in JSON.")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise InvalidRequestError(f"The number {text[:40]} is too large.")
+    return number
+
+
+def _bounded(text: str) -> int:
+    # ComfyUI's seeds are 64 bits; Python refuses more than 4,300 digits by itself, slowly.
+    if len(text) > 40:
+        raise InvalidRequestError(f"The number {text[:40]}… is too large.")
+    return int(text)
+
+
+def _depth(value: Any) -> int:
+    """How deeply a JSON value nests; level by level, so that no input exhausts the stack."""
+    depth, level = 0, [value]
+    while level := [item for item in level if type(item) is dict or type(item) is list]:
+        depth += 1
+        level = [item for holder in level for item in (holder.values() if type(holder) is dict else holder)]
+    return depth
+
+
+#: Made once: `json.loads` with hooks would make one for each request.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+)
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
+
+
+def _options(given: Any) -> GuardOptions:
+    if given is None:
+        return _NO_OPTIONS
+    if not isinstance(given, dict):
+        raise InvalidRequestError(f"guard must be an object, not {_kind(given)}.")
+    try:
+        return GuardOptions.model_validate(given)
+    except ValidationError as error:
+        item = error.errors()[0]
+        field = ".".join(str(part) for part in item["loc"])
+        said = "there is no such field" if item["type"] == "extra_forbidden" else item["msg"]
+        raise InvalidRequestError(f"guard.{field}: {said}.", extra_info={"field": f"guard.{field}"}) from None
+
+
+def _extra_data(body: dict[str, Any]) -> dict[str, Any]:
+    extra_data = body.get("extra_data", {})
+    if not isinstance(extra_data, dict):
+        raise InvalidRequestError(f"extra_data must be an object, not {_kind(extra_data)}.")
+    pnginfo = extra_data.get("extra_pnginfo", {})
+    if not isinstance(pnginfo, dict) or not isinstance(pnginfo.get("workflow", {}), dict):
+        raise InvalidRequestError("extra_data.extra_pnginfo must be an object, and its workflow too.")
+    return extra_data
+
+
+def _job_id(body: dict[str, Any]) -> str:
+    given = body.get("prompt_id")
+    if given is None:
+        return str(uuid.uuid4())
+    try:
+        if isinstance(given, str) and str(uuid.UUID(given)) == given:
+            return given
+    except ValueError:
+        pass
+    raise InvalidRequestError(
+        "prompt_id must be a UUID in its canonical lower-case form; without one the server makes one.",
+        extra_info={"field": "prompt_id"},
+    )
+
+
+def _graph(body: dict[str, Any]) -> dict[str, Any]:
+    if "prompt" not in body:
+        if "nodes" in body and "links" in body:
+            raise _ui_format()
+        raise InvalidRequestError("The body has no prompt.", extra_info={"field": "prompt"}, host_type="no_prompt")
+    graph = body["prompt"]
+    if not isinstance(graph, dict):
+        raise InvalidWorkflowError(f"prompt must be an object of nodes, not {_kind(graph)}.")
+    if isinstance(graph.get("nodes"), list):
+        raise _ui_format()
+    if not graph:
+        raise InvalidWorkflowError("The prompt has no nodes.", host_type="prompt_no_outputs")
+    for node_id, node in graph.items():
+        if not isinstance(node, dict):
+            raise _bad_node(node_id, f"must be an object, not {_kind(node)}")
+        if not isinstance(node.get("class_type"), str) or not node["class_type"]:
+            raise _bad_node(node_id, "has no class_type")
+        if not isinstance(node.get("inputs"), dict):
+            raise _bad_node(node_id, "has no inputs (an empty object will do)")
+        if not isinstance(node.get("_meta", {}), dict):
+            raise _bad_node(node_id, "has a _meta that is no object")
+        for name, value in node["inputs"].items():
+            if is_link(value) and value[0] not in graph:
+                raise _bad_node(node_id, f"takes {name} from node {value[0]!r}, which the prompt does not have")
+    if circle := find_circle(graph):
+        raise InvalidWorkflowError(
+            "The prompt goes round in a circle.", details=" -> ".join(circle), extra_info={"nodes": circle}
+        )
+    return graph
+
+
+def _bad_node(node_id: str, said: str) -> GuardError:
+    return InvalidWorkflowError(f"Node {node_id[:100]!r} {said}.", extra_info={"node_id": node_id})
+
+
+def _ui_format() -> GuardError:
+    return InvalidWorkflowError(
+        "This is a workflow in the editor's own format, not a prompt.",
+        details="In ComfyUI, export it with Workflow > Export (API) and send that.",
+    )
+
+
+def idempotency(request: Submission, since_ms: int) -> IdempotencyKey | None:
+    if request.idempotency_key is None:
+        return None
+    if not _IDEMPOTENCY_KEY.fullmatch(request.idempotency_key):
+        raise InvalidRequestError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    digest = hashlib.sha256(request.raw)
+    # Of a form, what it says and not how: its boundary and the order of its parts may be others next time.
+    for file in sorted(request.files, key=lambda file: (file.field, file.filename, file.sha256)):
+        digest.update(json.dumps([file.field, file.filename, file.sha256]).encode())
+    if request.template:  # the same body, sent to another template, is another request
+        digest.update(b"\0" + request.template.encode())
+    return IdempotencyKey(request.idempotency_key, digest.hexdigest(), since_ms)

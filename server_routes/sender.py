@@ -1,0 +1,208 @@
+"""Send webhooks: connections, look-ups, time limits, and many receivers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import aiohttp
+from aiohttp import abc
+
+from ..guard.errors import GuardError
+from ..guard.events.outbox import Attempt, Outbox
+from ..guard.events.webhook_rules import Rules
+from ..guard.store import Delivery
+
+log = logging.getLogger("guarded.webhooks")
+
+#: Deliveries under way at once, and of them to one receiver: one that hangs must not hold up the others.
+AT_ONCE = 32
+
+AT_ONCE_TO_ONE = 8
+
+
+#: Of an answer so much is read, to use its connection again; what it says is of no interest.
+READ_BYTES = 16 * 2**10
+
+#: The longest sleep; what is due earlier wakes it.
+LOOK_S = 60.0
+
+#: After a fault of the store or of ours.
+PAUSE_S = 5.0
+
+
+class Sender:
+    """Empties the outbox. One task on the event loop, and one for each delivery that is under way.
+
+    A delivery is marked in the store only when its attempt has ended: whatever dies before that, it is sent again.
+    """
+
+    def __init__(self, outbox: Outbox, timeout_s: float) -> None:
+        self._outbox = outbox
+        self._timeout_s = timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._awake: asyncio.Event
+        self._session: aiohttp.ClientSession | None = None
+        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self._to: Counter[str] = Counter()
+        self._attempted: Callable[[str, float], None] = lambda _outcome, _took_s: None
+
+    def on_attempt(self, listener: Callable[[str, float], None]) -> None:
+        """Call `listener` with how each attempt ended, in a word, and how long it took."""
+        self._attempted = listener
+
+    def wake(self) -> None:
+        """Any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    async def run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+        while True:
+            self._awake.clear()
+            try:
+                sleep_s = await self.turn()
+            except Exception as error:
+                log.error("the outbox of webhooks: %s", error, exc_info=not isinstance(error, GuardError))
+                sleep_s = PAUSE_S
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._awake.wait(), sleep_s)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def turn(self) -> float:
+        """Begin all deliveries that are due and have room; how long until the next one is due."""
+        full = [target for target, count in self._to.items() if count >= AT_ONCE_TO_ONE]
+        room = max(AT_ONCE - len(self._under_way), 0)
+        deliveries, next_s = await self._outbox.due(room, under_way=list(self._under_way), full=full)
+        for delivery in deliveries:
+            if self._to[delivery.target] < AT_ONCE_TO_ONE:
+                self._to[delivery.target] += 1
+                self._under_way[delivery.number] = asyncio.create_task(self._deliver(delivery))
+        # What found no room is looked for again when a delivery ends.
+        return LOOK_S if next_s is None else min(next_s, LOOK_S)
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        began_s = time.monotonic()
+        try:
+            attempt = await self._attempt(delivery)
+            self._attempted(attempt.outcome, time.monotonic() - began_s)
+            await self._outbox.attempted(delivery, attempt)
+        except Exception as error:
+            # Of the store, or of ours: the delivery stays in the outbox, and is not to be tried without a pause.
+            log.error("webhook %s: %s", delivery.webhook_id, error, exc_info=not isinstance(error, GuardError))
+            await asyncio.sleep(PAUSE_S)
+        finally:
+            del self._under_way[delivery.number]
+            self._to[delivery.target] -= 1
+            if not self._to[delivery.target]:
+                del self._to[delivery.target]
+            self._awake.set()
+
+    async def _attempt(self, delivery: Delivery) -> Attempt:
+        try:
+            headers = self._outbox.signed(delivery)
+        except GuardError as error:
+            return Attempt(error=error.message, hopeless=True)
+        except ImportError as error:  # until somebody installs it
+            return Attempt(error=f"the package standardwebhooks cannot be imported: {error}")
+        try:
+            async with self._opened().post(
+                delivery.url, data=delivery.payload.encode(), headers=headers, allow_redirects=False
+            ) as response:
+                with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
+                    await response.content.read(READ_BYTES)  # the verdict is the status
+                    if not response.content.at_eof():
+                        response.close()
+                return _judged(response)
+        except asyncio.TimeoutError:
+            return Attempt(error=f"no answer within {self._timeout_s:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Attempt(error=(str(error) or type(error).__name__)[:500])
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                resolver=_Resolver(self._outbox.rules),
+                use_dns_cache=False,
+                limit=AT_ONCE,
+                **({"socket_factory": self._socket} if hasattr(aiohttp, "SocketFactoryType") else {}),
+            )
+            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+            # No cookies, and no proxy from the environment.
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
+        return self._session
+
+    def _socket(self, address_info: Any) -> socket.socket:
+        """The last look, at the very address that is connected to."""
+        family, kind, protocol, _name, address = address_info
+        _check(self._outbox.rules, address[0])
+        return socket.socket(family, kind, protocol)
+
+
+class _Resolver(abc.AbstractResolver):
+    """Looks a name up, and hands over only what may be connected to: that, and nothing looked up later, is used."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        # Of its own: a name whose servers do not answer takes its thread for half a minute, and anybody may send
+        # some. On the loop's own threads, all that waits for the disk would wait for them too.
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="guarded-names")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[abc.ResolveResult]:
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port, family)
+        for result in found:
+            _check(self._rules, result["host"])
+        return found
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[abc.ResolveResult]:
+    """Raises OSError. Blocks."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+    return [
+        abc.ResolveResult(
+            hostname=host,
+            host=str(address[0]),
+            port=port,
+            family=family,
+            proto=protocol,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+        )
+        for family, _kind, protocol, _name, address in found
+    ]
+
+
+def _check(rules: Rules, address: str) -> None:
+    """Raises OSError where no connection to that address may be made."""
+    if not rules.allows(ipaddress.ip_address(address.partition("%")[0])):
+        raise PermissionError(errno.EACCES, "its name leads to an address that may not be reached")
+
+
+def _judged(response: aiohttp.ClientResponse) -> Attempt:
+    if 300 <= response.status < 400:
+        return Attempt(response.status, "redirects are not followed")
+    asked = response.headers.get("Retry-After", "")
+    return Attempt(
+        response.status,
+        None if response.status < 300 else f"the receiver said {response.status}",
+        float(asked) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 0.0,
+    )
