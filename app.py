@@ -11,13 +11,14 @@ from typing import Any
 
 from . import server_routes
 from .guard import journal, runtime
-from .guard.access import LOCAL, Access, Keys, Tokens, reached_from_elsewhere
+from .guard.access import Access, Keys, Tokens, reached_from_elsewhere
 from .guard.access.client_ids import ClientIds
 from .guard.callers.backlog import Backlog
 from .guard.callers.estimate import KINDS, Estimates
 from .guard.callers.jobs import Jobs
 from .guard.callers.positions import Places
 from .guard.callers.sockets import Sockets
+from .guard.client import LOCAL
 from .guard.clock import Clock
 from .guard.doctor import Doctor
 from .guard.errors import GuardError

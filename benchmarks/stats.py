@@ -23,7 +23,7 @@ sys.path.insert(0, str(_common.ROOT / "tests"))
 
 from unit.test_stats import made
 
-from comfyui_guarded.guard.access import LOCAL, Client
+from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.operators import stats as module
 from comfyui_guarded.guard.operators.stats import Stats

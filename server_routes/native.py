@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..guard.access import LOCAL
+from ..guard.client import LOCAL
 from ..guard.errors import ForbiddenError, GuardError
 from .table import PREFIX, Route, Services, answering, failed, identified, pattern
 

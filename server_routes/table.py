@@ -15,10 +15,11 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..guard import messages
-from ..guard.access import Access, Client
+from ..guard.access import Access
 from ..guard.access import Request as Asking
 from ..guard.callers.jobs import Jobs
 from ..guard.callers.sockets import Sockets
+from ..guard.client import Client
 from ..guard.doctor import Doctor
 from ..guard.errors import (
     ForbiddenError,

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ..client import LOCAL, Client, KeyLimits
+from ..client import LOCAL, Client
 from ..errors import ForbiddenError, UnauthorizedError
 from ..settings import AccessSettings
 from .keys import Keys
 from .tokens import Tokens
 
-__all__ = ["LOCAL", "Access", "Client", "KeyLimits", "Keys", "Request", "Tokens", "reached_from_elsewhere"]
+__all__ = ["Access", "Keys", "Request", "Tokens", "reached_from_elsewhere"]
 
 #: A tunnel or proxy on the same box adds one of these; the request then comes from who knows where.
 _FORWARDED = ("forwarded", "x-real-ip")

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
-from ..access import LOCAL
+from ..client import LOCAL
 from ..errors import CancelledError, GuardError
 from ..host import Host
 from ..job import OPEN, Job

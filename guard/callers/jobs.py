@@ -9,7 +9,7 @@ from asyncio import wrap_future
 from pathlib import Path
 from typing import IO, Any
 
-from ..access import Client
+from ..client import Client
 from ..errors import CancelledError, GuardError, NotFoundError
 from ..events.stream import Events
 from ..job import OPEN, WAITING, Artifact, Job, JobState

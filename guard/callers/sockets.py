@@ -19,8 +19,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from ..access import Client
 from ..access.client_ids import ClientIds
+from ..client import Client
 from ..clock import Clock
 from ..errors import GuardError
 from ..events.stream import ALARM, POSITION, PROGRESS, STATE, Event, Events

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..access import Client
+from ..client import Client
 from ..clock import Clock
 from ..errors import ForbiddenError, NotFoundError
 from ..job import Job

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ..access import Client
+from ..client import Client
 from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
 from ..host import Host
 from ..job import Artifact, Job

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..access import LOCAL
+from ..client import LOCAL
 from ..errors import GuardError
 from ..host_words import MEDIA_SUFFIXES
 

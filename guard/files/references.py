@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from ..access import LOCAL, Client
+from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, BadImageError
 from ..host import Folders, Host, Names
 from .files import Files

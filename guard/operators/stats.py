@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..access import Client
+from ..client import Client
 from ..clock import Clock
 from ..host import Host
 from ..janitor import Janitor

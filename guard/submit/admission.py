@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import messages
-from ..access import Client
+from ..client import Client
 from ..clock import Clock
 from ..errors import (
     DiskFullError,

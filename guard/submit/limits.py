@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..access import Client
+from ..client import Client
 from ..clock import Clock
 from ..errors import PayloadTooLargeError, RateLimitedError
 from ..settings import LimitsSettings

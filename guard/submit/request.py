@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .. import messages
-from ..access import Client
+from ..client import Client
 from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError
 from ..faces.gate import AskedCheck
 from ..files.uploads import UploadedFile

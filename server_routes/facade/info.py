@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ...guard.access import LOCAL
+from ...guard.client import LOCAL
 from ...guard.files.names import names_uploads, own_folder
 from ..about import About
 from ..table import Call, Route, answered

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.fakes import GRAPH, LONG_S, FakeFaces, FakeHost, new_id, new_job, settings, uploads
 
-from comfyui_guarded.guard.access import Client
+from comfyui_guarded.guard.client import Client
 from comfyui_guarded.guard.errors import (
     BadImageError,
     ConflictError,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from unit.fakes import LONG_S, FailingStore, FakeHost, new_job
 from unit.janitor import DAY_S, Box, age_folders, put
 
-from comfyui_guarded.guard.access import LOCAL, Client
+from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import BadImageError, DiskFullError, InvalidRequestError, NotFoundError
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.names import FOLDER, as_seen, folder_of, is_plain, own_folder

@@ -12,7 +12,7 @@ import pytest
 from unit.fakes import LONG_S, FailingStore, FakeFaces, FakeHost, new_id, new_job, settings, uploads
 from unit.janitor import DAY_S, Box, put
 
-from comfyui_guarded.guard.access import LOCAL, Client
+from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.names import folder_of

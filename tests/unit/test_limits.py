@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unit.fakes import GRAPH, LONG_S, settings
 from unit.test_admission import Gate
 
-from comfyui_guarded.guard.access import Client, KeyLimits
+from comfyui_guarded.guard.client import Client, KeyLimits
 from comfyui_guarded.guard.errors import ConflictError, PayloadTooLargeError, QueueFullError, RateLimitedError
 from comfyui_guarded.guard.host import Refusal, Rehearsal
 from comfyui_guarded.guard.submit.limits import Limits

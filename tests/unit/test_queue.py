@@ -7,7 +7,7 @@ import pytest
 from unit.fakes import GRAPH, LONG_S, new_job
 from unit.machine import Machine
 
-from comfyui_guarded.guard.access import LOCAL, Client
+from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
 from comfyui_guarded.guard.host_words import failure

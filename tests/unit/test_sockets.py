@@ -6,10 +6,10 @@ import json
 import pytest
 from unit.fakes import LONG_S
 
-from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.access.client_ids import ClientIds
 from comfyui_guarded.guard.callers import sockets
 from comfyui_guarded.guard.callers.sockets import Message, Sockets
+from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.events.stream import Event
 from comfyui_guarded.guard.job import SUCCESS, Result

@@ -6,8 +6,8 @@ import pytest
 from unit.fakes import LONG_S, FakeHost, FakeProcess, new_job, settings
 from unit.janitor import Box
 
-from comfyui_guarded.guard.access import LOCAL, Client
 from comfyui_guarded.guard.access.client_ids import ClientIds
+from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import FAMILY
 from comfyui_guarded.guard.job import SUCCESS, Verdict
 from comfyui_guarded.guard.life.health import Health

@@ -7,7 +7,7 @@ import os
 import pytest
 from unit.fakes import LONG_S, FakeFaces, FakeHost, new_id, settings, uploads
 
-from comfyui_guarded.guard.access import Client
+from comfyui_guarded.guard.client import Client
 from comfyui_guarded.guard.errors import (
     ConflictError,
     GuardError,
