@@ -10,8 +10,8 @@ import hmac
 import json
 from pathlib import Path
 
+from ..client import LOCAL
 from ..private_files import random_key
-from . import LOCAL
 
 FILE = "client_ids.key"
 

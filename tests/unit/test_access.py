@@ -7,10 +7,7 @@ import pytest
 from multidict import CIMultiDict
 
 from comfyui_guarded.guard.access import (
-    LOCAL,
     Access,
-    Client,
-    KeyLimits,
     Keys,
     Request,
     Tokens,
@@ -18,6 +15,7 @@ from comfyui_guarded.guard.access import (
     reached_from_elsewhere,
 )
 from comfyui_guarded.guard.access.keys import Key, KeysError, create, read, revoke
+from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import ForbiddenError, UnauthorizedError
 from comfyui_guarded.guard.settings import AccessSettings, Settings, SettingsError, load
