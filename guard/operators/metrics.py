@@ -366,7 +366,7 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from `guard/metrics.py` by `python <folder> metrics`; do not edit.",
+        "Generated from `guard/operators/metrics.py` by `python <folder> metrics`; do not edit.",
         "",
         "`GET /guarded/metrics` answers operators in Prometheus' text format. From another machine it wants a key with",
         "the scope `operate`:",
