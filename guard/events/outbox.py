@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import logging
 import os
 import random
@@ -35,21 +34,6 @@ ASKED_AT_MOST_S = 3600.0
 
 #: The secret that signs an owner's webhooks; None for one that may send none (any more).
 SecretOf = Callable[[str], "str | None"]
-
-
-def payload(job: Job, at_ms: int) -> str:
-    """What is sent, as JSON: it stays the same however often it is tried."""
-    at = datetime.fromtimestamp(at_ms / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return json.dumps({"type": type_of(job), "timestamp": at, "data": job.body()})
-
-
-def type_of(job: Job) -> str:
-    return f"job.{job.state.value}"
-
-
-def new_id() -> str:
-    """For the header `webhook-id`."""
-    return f"msg_{secrets.token_hex(16)}"
 
 
 # When it is tried again. -------------------------------------------------------------------------------------

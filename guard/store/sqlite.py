@@ -33,16 +33,13 @@ from ..errors import (
     ServerRestartedError,
     ServerUnavailableError,
 )
-from ..events import outbox as webhooks
 from ..job import OPEN, TRANSITIONS, WAITING, Artifact, Job, JobState, Kind, NewJob, Result, Verdict, Webhook
 from ..settings import SettingsError
-from . import (
+from . import outbox
+from .facts import (
     Changes,
     Claimed,
     Counts,
-    Delivery,
-    DeliveryState,
-    Due,
     Ended,
     Entry,
     IdempotencyKey,
@@ -56,6 +53,7 @@ from . import (
     Waiting,
 )
 from .line import Line, Turn
+from .outbox import Delivery, DeliveryState, Due
 from .schema import MIGRATIONS
 
 log = logging.getLogger("guarded.store")
@@ -854,13 +852,13 @@ class SqliteStore:
             "INSERT INTO webhooks (webhook_id, type, job_id, owner, url, target, payload, state, attempts, "
             "created_at_ms, since_ms, next_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, ?, ?, ?)",
             (
-                webhooks.new_id(),
-                webhooks.type_of(job),
+                outbox.new_id(),
+                outbox.type_of(job),
                 job.job_id,
                 job.owner,
                 job.webhook.url,
                 f"{parts.scheme}://{parts.netloc}".lower(),
-                webhooks.payload(job, now_ms),
+                outbox.payload(job, now_ms),
                 *(now_ms, now_ms, now_ms),
             ),
         )
