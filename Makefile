@@ -86,6 +86,7 @@ $(VENV)/.created:
 		{ echo "Python 3.10 or newer is needed; this is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "No venv could be made. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PIP) --upgrade pip # the one that comes with Python 3.10 searches for minutes before it finds what fits together
 	@touch $@
 
 $(VENV)/.run-ready: $(VENV)/.created requirements.txt requirements-demo.txt

@@ -29,7 +29,8 @@ TESTS = (
 def main() -> None:
     if not Path(PYTHON).exists():
         venv.create(VENV, with_pip=True)
-    run(PYTHON, *["-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"], *_requirements())
+    install("--upgrade", "pip")
+    install("-r", "requirements.txt", "-r", "requirements-dev.txt")
     link_alias()
     run(PYTHON, "-m", "ruff", "format", "--check", ".")
     run(PYTHON, "-m", "ruff", "check", ".")
@@ -38,8 +39,8 @@ def main() -> None:
     run(PYTHON, "-m", "pytest", *TESTS, *sys.argv[1:])
 
 
-def _requirements() -> list[str]:
-    return [word for name in ("requirements.txt", "requirements-dev.txt") for word in ("-r", name)]
+def install(*what: str) -> None:
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", *what)
 
 
 def link_alias() -> None:
