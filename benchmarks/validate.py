@@ -48,7 +48,7 @@ def check_in_thread(path: Path) -> None:
     from comfyui_guarded.guard.results import checks as artifacts
 
     reported = outcome(path)
-    artifacts.within(30, lambda: artifacts.check(reported, DEFAULTS))
+    artifacts.run_within(30, lambda: artifacts.check(reported, DEFAULTS))
 
 
 def pillow(path: Path) -> None:

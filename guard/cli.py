@@ -9,7 +9,7 @@ from pathlib import Path
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def age_s(text: str) -> float:
+def parse_age(text: str) -> float:
     """`90m`, `24h`, `7d` or seconds, in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
     if found is None or not float(found[1]):
@@ -22,6 +22,6 @@ def user_folder(package: Path) -> Path | None:
     return package.parent.parent / "user" if package.parent.name == "custom_nodes" else None
 
 
-def own_folder(user: Path) -> Path:
+def guard_folder(user: Path) -> Path:
     """Our folder below ComfyUI's user folder; none of ComfyUI's routes serves it."""
     return user / "__guarded"

@@ -43,6 +43,10 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
+#: ComfyUI's folders that a job's results lie in.
+RESULT_ROOTS = ("output", "temp")
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One result file of a job, as it was when it passed the checks.

@@ -87,7 +87,7 @@ def _stack(record: logging.LogRecord) -> list[str]:
     return [clean(line) for part in parts for line in part.rstrip("\n").split("\n")]
 
 
-class Seldom:
+class Throttle:
     """For events that strangers can cause as often as they like: one line a second for each kind. Any thread."""
 
     def __init__(self, every_s: float = 1.0) -> None:
@@ -95,7 +95,7 @@ class Seldom:
         self._lock = threading.Lock()
         self._last: dict[str, tuple[float, int]] = {}
 
-    def left_out(self, kind: str) -> int | None:
+    def take(self, kind: str) -> int | None:
         """How many of that kind have had no line since the last one; None: this one gets none either."""
         now_s = time.monotonic()
         with self._lock:

@@ -21,7 +21,7 @@ from ..guard.errors import InternalError, InvalidWorkflowError, ResultCorruptErr
 from ..guard.results import checks as artifacts
 from ..guard.results.budget import Budget
 from ..guard.results.containers import sniff
-from ..guard.results.pixels import Checks, check_images
+from ..guard.results.content import Checks, check_images
 from .tensors import to_array, to_bytes
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -89,7 +89,7 @@ class GuardedSaveImage:
         batch = to_array(images)
         settings = runtime.current().settings.results
         if findings := check_images(batch, Checks(blank=False, speckle=False), settings):
-            raise artifacts.error_of(findings[0], "The image")
+            raise artifacts.make_error(findings[0], "The image")
         place = _Place(filename_prefix, batch.shape[2], batch.shape[1], _job_id(prompt, unique_id))
         metadata = _metadata(prompt, extra_pnginfo) if embed_workflow else {}
         options = _options(format, quality, lossless, metadata)
@@ -205,7 +205,7 @@ def _read_back(path: Path, size: tuple[int, int]) -> None:
             kind = sniff(handle.read(artifacts.SNIFF_BYTES))
             if kind is None:
                 raise ValueError("it is no picture")
-            facts = artifacts.look(handle, kind, os.fstat(handle.fileno()).st_size, settings, Budget(settings))
+            facts = artifacts.inspect(handle, kind, os.fstat(handle.fileno()).st_size, settings, Budget(settings))
     except OSError:
         raise
     except Exception as error:

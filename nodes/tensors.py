@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..guard.faces import Pixels
-from ..guard.results.pixels import as_array
+from ..guard.results.content import as_array
 
 Floats = npt.NDArray[np.float32]
 

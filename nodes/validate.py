@@ -12,11 +12,11 @@ from io import BytesIO
 from typing import Any
 
 from ..guard import runtime
-from ..guard.results import media
+from ..guard.results import film_files
 from ..guard.results.budget import Budget
-from ..guard.results.checks import error_of
+from ..guard.results.checks import make_error
+from ..guard.results.content import Checks, check_frames, check_images
 from ..guard.results.findings import Facts, Fault, Finding
-from ..guard.results.pixels import Checks, check_frames, check_images
 from ..guard.settings import ResultsSettings
 from . import shown
 from .tensors import to_array
@@ -177,7 +177,7 @@ def _told(findings: list[Finding], name: str, on_fail: str, node: tuple[Any, Any
         node: its id and the prompt's `extra_pnginfo`, to show the verdict on it.
     """
     lines = [f"{finding.fault.value}: {finding.text}" for finding in findings]
-    error = error_of(findings[0], name) if findings and on_fail != "warn" else None
+    error = make_error(findings[0], name) if findings and on_fail != "warn" else None
     shown.show(*node, {"code": error.code if error else None, "lines": lines, "pictures": []})
     if error is not None:
         raise error
@@ -202,7 +202,7 @@ def _of_video(
         source = video.get_stream_source()
         if isinstance(source, BytesIO):
             source.seek(0)
-        facts = media.check(source, None, settings, Budget(settings))
+        facts = film_files.check(source, None, settings, Budget(settings))
         yield from _shape(facts, checks)
         yield from _short(facts.duration_s or 0.0, duration_s, settings)
         if needs_audio and not facts.audio:

@@ -20,7 +20,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     if not 0 <= index < len(job.result.artifacts):
         raise NotFoundError(f"Job {job.job_id} has no artifact {raw[:20]}.")
     artifact = job.result.artifacts[index]
-    wanted = previews.parsed(call.request.query["preview"]) if "preview" in call.request.query else None
+    wanted = previews.parse(call.request.query["preview"]) if "preview" in call.request.query else None
     path = call.services.host.file(artifact.type, artifact.subfolder, artifact.filename)
     handle = await jobs.open_artifact(artifact, path) if path is not None else None
     if handle is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..cli import age_s, own_folder, user_folder
+from ..cli import guard_folder, parse_age, user_folder
 from ..clock import Clock
 from ..errors import InvalidRequestError
 from ..events.webhook_rules import Rules
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]
     if user is None or not user.is_dir():
         say(f"{user or 'the user folder'} is not there: start ComfyUI once, or give its user folder with --user DIR")
         return 2
-    own = own_folder(user)
+    own = guard_folder(user)
     now_ms = Clock().now_ms()
     try:
         if arguments.keys_command == "create":
@@ -115,7 +115,7 @@ def _day(at_ms: int) -> str:
 def _age_with_unit(text: str) -> float:
     if text.strip()[-1:].isdigit():
         raise argparse.ArgumentTypeError(f"{text} of what? 24h, 30d")
-    return age_s(text)
+    return parse_age(text)
 
 
 def _positive(text: str) -> float:

@@ -14,7 +14,8 @@ from ..errors import CancelledError, GuardError, NotFoundError
 from ..events.stream import Events
 from ..job import OPEN, WAITING, Artifact, Job, JobState
 from ..life.settle import Settler
-from ..results import previews, verified
+from ..results import previews
+from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
 from ..settings import Settings
 from ..store import Entry, Listing, Store, Waiting
@@ -38,7 +39,7 @@ class Jobs:
         self._settler = settler
         self._events = events
         self._estimates = estimates
-        self._verified = verified.Verified()
+        self._opener = ArtifactOpener()
         self._previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
     async def get(self, job_id: str, client: Client) -> Job:
@@ -83,12 +84,12 @@ class Jobs:
 
     async def open_artifact(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
         """The file, if it is still the one that passed: ComfyUI gives a deleted picture's name to the next one."""
-        return await asyncio.to_thread(self._verified.open, artifact, path)
+        return await asyncio.to_thread(self._opener.open, artifact, path)
 
     async def preview(self, handle: IO[bytes], wanted: Preview) -> bytes:
         """A small picture of a file that passed. Few at a time: each may hold a large one in memory."""
         async with self._previews:
-            return await asyncio.to_thread(previews.of, handle, wanted)
+            return await asyncio.to_thread(previews.render, handle, wanted)
 
     async def body(self, job: Job, locale: str | None = None) -> dict[str, Any]:
         """The job as JSON; a waiting one with its position."""

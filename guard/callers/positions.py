@@ -34,11 +34,11 @@ def notice(position: int, running: int, max_jobs: int, eta_s: float | None, loca
     if eta_s is None:
         return messages.text("queued" if position == 1 else "queued_place", locale, **facts)
     if eta_s <= _SECONDS_UP_TO:
-        time = messages.counted("seconds", max(round(eta_s), 1), locale)
+        time = messages.format_count("seconds", max(round(eta_s), 1), locale)
     elif eta_s <= _MINUTES_UP_TO:
-        time = messages.counted("minutes", round(eta_s / 60), locale)
+        time = messages.format_count("minutes", round(eta_s / 60), locale)
     else:
-        time = messages.counted("hours", round(eta_s / 3600), locale)
+        time = messages.format_count("hours", round(eta_s / 3600), locale)
     return messages.text("queued_time", locale, time=time, **facts)
 
 

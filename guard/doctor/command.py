@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..access.keys import Key, KeysError, read
-from ..cli import own_folder, user_folder
+from ..cli import guard_folder, user_folder
 from ..clock import Clock
 from ..faces.chooser import Chooser
 from ..host import Folders, Host
@@ -20,7 +20,7 @@ from ..janitor import Janitor
 from ..settings import Settings, SettingsError, load
 from ..templates.catalogue import Templates
 from .checks import LEVELS, Line, lines
-from .facts import Facts, remembered
+from .facts import Facts, recall
 
 _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 
@@ -41,10 +41,10 @@ def run(
     if user is None or not user.is_dir():
         say(f"{user or 'the user folder'} is not there: start ComfyUI once, or give its user folder with --user DIR")
         return 2
-    own = own_folder(user)
-    known = remembered(own)
+    own = guard_folder(user)
+    known = recall(own)
     asked = _asked(own, known[0]) if known is not None else None
-    found = asked or lines(gathered(own, environment, package, runs=asked is not None))
+    found = asked or lines(gather(own, environment, package, runs=asked is not None))
     if arguments.json:
         say(json.dumps({"lines": [line.body() for line in found]}, ensure_ascii=False, indent=1))
     else:
@@ -59,14 +59,14 @@ def worst(found: Iterable[Line]) -> int:
     return max((LEVELS.index(line.level) for line in found), default=0)
 
 
-def gathered(own: Path, environment: Mapping[str, str], package: Path, *, runs: bool = False) -> Facts:
+def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bool = False) -> Facts:
     """The facts as they can be known from outside of the server."""
     try:
         settings = load(own / "guarded.toml", environment)
     except SettingsError:
         settings = Settings()  # the checks say so
     base = own.parent.parent
-    host, folders, models = remembered(own) or (
+    host, folders, models = recall(own) or (
         {},
         Folders(base / "output", base / "temp", base / "input"),
         [base / "models"],

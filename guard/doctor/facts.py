@@ -70,7 +70,7 @@ def remember(own: Path, host: Host) -> None:
         log.warning("%s cannot be written: %s", FILE, error)
 
 
-def remembered(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
+def recall(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
     """Host, roots and model folders as at the last start; None where there was none, or its note is gone."""
     try:
         note = json.loads((own / FILE).read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from ..client import Client
 from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
 from ..host import Host
 from ..job import Artifact, Job
-from ..results.verified import Verified
+from ..results.opener import ArtifactOpener
 from ..store import Store
 from .names import TYPES, annotated, is_plain, loadable, names_uploads, own_folder
 from .uploads import disk_errors
@@ -65,7 +65,7 @@ class Files:
         self._host = host
         self._store = store
         self._drawing = asyncio.Semaphore(_DRAWN_AT_ONCE)
-        self._verified = Verified()
+        self._opener = ArtifactOpener()
 
     async def drawn(self, work: Callable[[], T]) -> T:
         """Work on decoded pictures, on another thread. Little at a time: each may hold a large one in memory."""
@@ -154,7 +154,7 @@ class Files:
         artifact = found.artifact
         if artifact is None or client.operator:
             return
-        handle = await asyncio.to_thread(self._verified.open, artifact, found.path)
+        handle = await asyncio.to_thread(self._opener.open, artifact, found.path)
         if handle is None:
             raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.")
         handle.close()

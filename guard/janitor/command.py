@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..cli import age_s, own_folder, user_folder
+from ..cli import guard_folder, parse_age, user_folder
 from ..clock import Clock
 from ..host import Folders
 from ..settings import Settings, SettingsError, load
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind = Path if root == "temp" else _folder
         parser.add_argument(f"--{root}", type=kind, metavar="DIR", help=f"ComfyUI's {root} folder")
     parser.add_argument(
-        "--max-age", type=age_s, metavar="AGE", help="for all of them: 90m, 24h, 7d (else the settings)"
+        "--max-age", type=parse_age, metavar="AGE", help="for all of them: 90m, 24h, 7d (else the settings)"
     )
     parser.add_argument(
         "--user", type=Path, metavar="DIR", help="ComfyUI's user folder, with the settings, the job database and the "
@@ -58,7 +58,7 @@ def run(
         say("nothing to sweep: give --output, --temp or --input")
         return 2
     user = arguments.user or user_folder(package)
-    own = own_folder(user) if user is not None else None
+    own = guard_folder(user) if user is not None else None
     try:
         settings = _settings(own, environment, arguments)
     except SettingsError as error:

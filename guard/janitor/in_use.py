@@ -21,7 +21,7 @@ _PATH_AT_MOST = 4096
 _NAME_AT_MOST = 255
 _ANNOTATIONS = ("[output]", "[input]", "[temp]")
 
-#: What a file that is about to go is called: see :func:`called`.
+#: What a file that is about to go is called: see :func:`make_keys`.
 Doomed = Callable[[], Iterable[str]]
 
 
@@ -34,7 +34,7 @@ def fold(path: str) -> str:
     return path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
 
 
-def called(root: str, path: str, absolute: Iterable[str]) -> list[str]:
+def make_keys(root: str, path: str, absolute: Iterable[str]) -> list[str]:
     """The keys by which a prompt may name the file `path` below `root`.
 
     Args:
@@ -44,13 +44,13 @@ def called(root: str, path: str, absolute: Iterable[str]) -> list[str]:
     return [key, f"{key} [{root}]", *(f"{fold(folder)}/{key}" for folder in absolute)]
 
 
-def names_in(prompt: Any, roots: Callable[[], Iterable[str]]) -> set[str]:
+def collect_names(prompt: Any, roots: Callable[[], Iterable[str]]) -> set[str]:
     """The keys of everything in a prompt's inputs that might name a file or a folder.
 
     Any string may: which inputs are file names, only the node knows. As ComfyUI does it, `name [output]` is a name
     below that root; without one it may be meant below any.
 
-    Besides the keys as :func:`called` has them: `a/` for `a/b`, the folder that a node may be about to write into;
+    Besides the keys as :func:`make_keys` has them: `a/` for `a/b`, the folder that a node may be about to write into;
     and for a quick look the last part of each key with a slash before it (no key begins with one slash and has no
     other).
     """
@@ -153,13 +153,13 @@ class InUse:
             self._sweeping = False
             self._stored, self._recent = set(), set()
 
-    def stored(self, body: bytes) -> None:
+    def add_stored(self, body: bytes) -> None:
         """The body of an open job."""
         try:
             prompt = json.loads(body).get("prompt")
         except (ValueError, AttributeError):
             return  # admission let it in, so this is a fault of ours; ComfyUI will never run it either
-        self._stored |= names_in(prompt, self._roots)
+        self._stored |= collect_names(prompt, self._roots)
 
     @contextmanager
     def about_to_delete(self, doomed: Doomed) -> Iterator[None]:
@@ -178,7 +178,7 @@ class InUse:
         last = "/" + fold(name)
         return last in self._stored or last in self._held or last in self._recent
 
-    def names(self, keys: Iterable[str]) -> bool:
+    def names_any(self, keys: Iterable[str]) -> bool:
         """Whether a file with these keys is named."""
         return any(key in self._stored or key in self._held or key in self._recent for key in keys)
 
@@ -199,7 +199,7 @@ class Hold:
 
     async def keep(self, prompt: Mapping[str, Any]) -> None:
         """From here on nothing that the prompt names is deleted; what was about to go is gone by the end."""
-        names = names_in(prompt, self._in_use._roots) - self.names
+        names = collect_names(prompt, self._in_use._roots) - self.names
         self._in_use._hold(names)
         self.names |= names
         # Some ms at most; the other side is a thread, which knows nothing of this loop.

@@ -24,10 +24,6 @@ BROKEN_UPLOAD_AGE_S = 3600.0
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 
-class RootRefusedError(Exception):
-    """A root that nothing may be deleted in."""
-
-
 @dataclass(frozen=True)
 class Root:
     """A folder to sweep.

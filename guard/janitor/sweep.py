@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from ..errors import InternalError
 from .disk import Disk
 from .folder import HANDLES, Folder, open_root
-from .in_use import InUse, called, fold
+from .in_use import InUse, fold, make_keys
 from .report import SAMPLES, Report, Tally, shown
 from .rules import Root, Rules
 
@@ -125,7 +125,7 @@ class Sweep:
             self._check_stopped()
             bodies, dealt = _answer(self._records.bodies(numbers[:1000]))
             for body in bodies:
-                self._in_use.stored(body)
+                self._in_use.add_stored(body)
             numbers = numbers[dealt:] if dealt else []
 
     def unread(self, root: Root, prefix: str, found: Sequence[_Found]) -> frozenset[str]:
@@ -250,7 +250,7 @@ class Sweep:
         # `a/` is in use where a prompt names `a/b`: a node may be about to write there.
         keys = [*self._keys(root, path), f"{fold(path)}/"]
         with self._in_use.about_to_delete(lambda: keys):
-            if self._in_use.names(keys):
+            if self._in_use.names_any(keys):
                 return False
             if not self._report.dry_run:
                 try:
@@ -302,7 +302,7 @@ class Sweep:
                 yield from self._keys(root, prefix + file.name)
 
         with in_use.about_to_delete(doomed):
-            if in_use.names(around):
+            if in_use.names_any(around):
                 for file in found:
                     self.keep("in_use", file.bytes)
                 return False
@@ -336,10 +336,10 @@ class Sweep:
 
     def is_named(self, root: Root, prefix: str, name: str) -> bool:
         """Whether an open job names the file."""
-        return self._in_use.may_name(name) and self._in_use.names(self._keys(root, prefix + name))
+        return self._in_use.may_name(name) and self._in_use.names_any(self._keys(root, prefix + name))
 
     def _keys(self, root: Root, path: str) -> list[str]:
-        return [key for name in root.names for key in called(name, path, root.absolute)]
+        return [key for name in root.names for key in make_keys(name, path, root.absolute)]
 
     def _told(self, root: Root, path: str) -> None:
         full = f"{root.name}/{path}"

@@ -139,7 +139,7 @@ class Janitor:
             "sweeps": [report.body() for report in reversed(list(self._reports))],
         }
 
-    def places(self) -> dict[str, dict[str, int | None]]:
+    def roots(self) -> dict[str, dict[str, int | None]]:
         """By root: the room on its disk, the files in it, and what the next sweep would free by age.
 
         The files are counted once somebody asks, and again after some minutes; until then they are None.

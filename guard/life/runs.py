@@ -124,12 +124,12 @@ class Runs:
             return Verdict.of(error), Result()
         results = self._settings.results
         try:
-            found = checks.within(results.check_timeout_s, lambda: checks.check(outcome, results))
+            found = checks.run_within(results.check_timeout_s, lambda: checks.check(outcome, results))
         except Exception as error:
             if not isinstance(error, GuardError):
                 log.exception("job %s: the checks failed", job_id, extra={"job_id": job_id})
                 error = InternalError("The result could not be checked.", details=f"{type(error).__name__}: {error}")
-            quarantine.quarantine(checks.own_files(outcome), self._quarantine / job_id, results)
+            quarantine.set_aside(checks.own_files(outcome), self._quarantine / job_id, results)
             return Verdict.of(error), Result()
         return SUCCESS, Result(checks.own_outputs(outcome), found)
 

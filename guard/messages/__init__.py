@@ -70,7 +70,7 @@ def text(key: str, locale: str, **facts: object) -> str:
     return template.format(**facts) if facts else template
 
 
-def counted(key: str, number: int, locale: str) -> str:
+def format_count(key: str, number: int, locale: str) -> str:
     """As in "5 minutes": the form that goes with the number.
 
     A language file has its forms in one text, `{n} minute|{n} minutes`; three of them where the language has one for

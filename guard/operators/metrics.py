@@ -321,7 +321,7 @@ class Exposition:
             *((DISK_FREE, "free_bytes"), (DISK_SIZE, "total_bytes"), (ROOT_FILES, "files"), (ROOT_BYTES, "bytes")),
             (WOULD_FREE, "would_free_bytes"),
         )
-        for root, facts in self._janitor.places().items():
+        for root, facts in self._janitor.roots().items():
             for family, name in named:
                 if (value := facts[name]) is not None:
                     yield family, (root,), value

@@ -113,7 +113,7 @@ class Stats:
         gpu = self._gpus.ours
         return {
             "gpu": gpu.body() if gpu is not None else None,
-            "disk": self._janitor.places(),
+            "disk": self._janitor.roots(),
             "worker": {
                 "alive": self._host.worker_alive(),
                 "running": running[0].job_id if running else None,

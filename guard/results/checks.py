@@ -1,8 +1,8 @@
 """The files of a job that has run: which are its own, whether each is what it claims to be, and where the bad ones go.
 
 Runs on a thread of its own with a time limit; nothing here touches the event loop. Files are judged by content, not
-by name: :mod:`.containers` says what a file is and whether it is all there, :mod:`.images` and :mod:`.media` decode
-it, :mod:`.pixels` says whether it shows anything, :mod:`.expected` what the graph asked for.
+by name: :mod:`.containers` says what a file is and whether it is all there, :mod:`.image_files` and :mod:`.film_files`
+decode it, :mod:`.content` says whether it shows anything, :mod:`.expected` what the graph asked for.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ from ..errors import (
     ResultTooSmallError,
 )
 from ..host import Outcome, ReportedFile
-from ..job import Artifact
+from ..job import RESULT_ROOTS, Artifact
 from ..settings import ResultsSettings
-from . import expected, images, media
+from . import expected, film_files, image_files
 from .budget import Budget, BudgetFile
 from .containers import Kind, sniff
 from .expected import Expected
 from .findings import Facts, Fault, Finding
-from .verified import sha256
+from .opener import hash_file
 
 log = logging.getLogger("guarded.artifacts")
 
 T = TypeVar("T")
 
-ROOTS = ("output", "temp")
 SNIFF_BYTES = 64
 
 #: What each fault settles a job with.
@@ -84,8 +83,8 @@ def check(outcome: Outcome, settings: ResultsSettings, budget: Budget | None = N
         raise ResultMissingError("The job ended without any result of its own.")
     budget = budget or Budget(settings)
     return tuple(
-        _artifact(index, file, expected.of(outcome.prompt, file.node_id), settings, budget)
-        for index, file in enumerate(file for file in own_files(outcome) if file.type in ROOTS)
+        _artifact(index, file, expected.infer(outcome.prompt, file.node_id), settings, budget)
+        for index, file in enumerate(file for file in own_files(outcome) if file.type in RESULT_ROOTS)
     )
 
 
@@ -101,7 +100,7 @@ def own_outputs(outcome: Outcome) -> dict[str, Any]:
     return {node_id: output for node_id, output in outcome.outputs.items() if node_id not in from_cache}
 
 
-def within(timeout_s: float, work: Callable[[], T]) -> T:
+def run_within(timeout_s: float, work: Callable[[], T]) -> T:
     """The result of `work`, done on a thread of its own.
 
     Raises:
@@ -168,7 +167,7 @@ def _artifact(index: int, file: ReportedFile, asked: Expected, settings: Results
             artifact = replace(artifact, warnings=("unknown_kind",))
         else:
             try:
-                found = look(handle, kind, status.st_size, settings, budget)
+                found = inspect(handle, kind, status.st_size, settings, budget)
             except GuardError as error:
                 error.extra_info.update(facts)
                 raise
@@ -177,7 +176,7 @@ def _artifact(index: int, file: ReportedFile, asked: Expected, settings: Results
                     f"{file.filename} does not decode.", details=f"{type(error).__name__}: {error}", extra_info=facts
                 ) from None
             artifact = _judged(artifact, found, asked, settings)
-        return replace(artifact, sha256=sha256(handle, budget))
+        return replace(artifact, sha256=hash_file(handle, budget))
 
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
@@ -198,7 +197,7 @@ def _floor(kinds: tuple[str | None, ...], settings: ResultsSettings) -> int:
     return 1
 
 
-def look(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings, budget: Budget) -> Facts:
+def inspect(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings, budget: Budget) -> Facts:
     """What a file is like and what is wrong with it.
 
     Raises:
@@ -209,8 +208,8 @@ def look(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings, bu
     kind.whole(file, size)  # type: ignore[arg-type]
     budget.check()
     if kind.name == "image":
-        return images.check(file, kind, settings, budget)
-    return media.check(file, kind, settings, budget)
+        return image_files.check(file, kind, settings, budget)
+    return film_files.check(file, kind, settings, budget)
 
 
 def _judged(artifact: Artifact, found: Facts, asked: Expected, settings: ResultsSettings) -> Artifact:
@@ -248,7 +247,7 @@ def _judged(artifact: Artifact, found: Facts, asked: Expected, settings: Results
         if finding.fault in _OPTIONAL and not getattr(settings, _OPTIONAL[finding.fault]):
             warnings.append(finding.fault.value)
             continue
-        raise error_of(finding, artifact.filename, node_id=artifact.node_id, filename=artifact.filename)
+        raise make_error(finding, artifact.filename, node_id=artifact.node_id, filename=artifact.filename)
     return replace(
         artifact,
         kind=found.kind,
@@ -261,7 +260,7 @@ def _judged(artifact: Artifact, found: Facts, asked: Expected, settings: Results
     )
 
 
-def error_of(finding: Finding, name: str, **facts: Any) -> GuardError:
+def make_error(finding: Finding, name: str, **facts: Any) -> GuardError:
     """The typed error for a finding in what is called `name`."""
     return _ERRORS[finding.fault](f"{name}: {finding.text}.", extra_info={**facts, **finding.facts()})
 

@@ -75,7 +75,7 @@ class Expected:
         return self.frames / self.fps if self.frames and self.fps else None
 
 
-def of(prompt: Mapping[str, Any], node_id: str) -> Expected:
+def infer(prompt: Mapping[str, Any], node_id: str) -> Expected:
     """What the prompt asks of its node `node_id`."""
     node = prompt.get(node_id)
     if not isinstance(node, Mapping):

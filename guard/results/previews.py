@@ -10,7 +10,7 @@ from typing import IO
 from PIL import Image, ImageOps
 
 from ..errors import InvalidRequestError
-from . import images
+from . import image_files
 from .containers import sniff
 
 _MIMES = {"webp": "image/webp", "jpeg": "image/jpeg", "png": "image/png"}
@@ -35,7 +35,7 @@ class Preview:
         return f"{self.format}-{self.quality}-{self.side}"
 
 
-def parsed(text: str) -> Preview:
+def parse(text: str) -> Preview:
     """`webp;90;512`, as ComfyUI's /view has it, with the side at its end; what is left out has its default.
 
     Raises:
@@ -53,7 +53,7 @@ def parsed(text: str) -> Preview:
     return Preview(format, quality, side)
 
 
-def of(handle: IO[bytes], wanted: Preview) -> bytes:
+def render(handle: IO[bytes], wanted: Preview) -> bytes:
     """The first frame of a picture that has passed the checks, made smaller where it is larger; without metadata.
 
     Raises:
@@ -63,7 +63,7 @@ def of(handle: IO[bytes], wanted: Preview) -> bytes:
     handle.seek(0)
     if kind is None or kind.name != "image":
         raise InvalidRequestError("Only pictures have previews.", extra_info={"field": "preview"})
-    with images.opened(handle, kind) as image:
+    with image_files.open_image(handle, kind) as image:
         # A JPEG is decoded at an eighth of its size where that is enough.
         image.draft("RGB", (wanted.side, wanted.side))
         shown = ImageOps.exif_transpose(image)

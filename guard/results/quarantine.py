@@ -10,20 +10,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..host import ReportedFile
+from ..job import RESULT_ROOTS
 from ..settings import ResultsSettings
-from .checks import ROOTS
 
 log = logging.getLogger("guarded.artifacts")
 
 
-def quarantine(files: Iterable[ReportedFile], folder: Path, settings: ResultsSettings | None = None) -> None:
+def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSettings | None = None) -> None:
     """Move a refused job's files aside, out of the reach of every route, for the operator to look at.
 
-    With `settings`, what all quarantines (the folder's parent) hold is bounded; see :func:`bound_quarantine`.
+    With `settings`, what all quarantines (the folder's parent) hold is bounded; see :func:`trim`.
     """
     limit = settings.quarantine_max_bytes if settings is not None else None
     for file in files:
-        if file.type not in ROOTS or file.path is None:
+        if file.type not in RESULT_ROOTS or file.path is None:
             continue
         try:
             status = os.lstat(file.path)
@@ -41,10 +41,10 @@ def quarantine(files: Iterable[ReportedFile], folder: Path, settings: ResultsSet
         except OSError as error:
             log.warning("could not set %s aside: %s", file.filename, error)
     if settings is not None:
-        bound_quarantine(folder.parent, settings)
+        trim(folder.parent, settings)
 
 
-def bound_quarantine(root: Path, settings: ResultsSettings) -> int:
+def trim(root: Path, settings: ResultsSettings) -> int:
     """Delete the oldest until the quarantine holds no more than `results.quarantine_max_bytes`.
 
     Returns how many files went. What is too old the janitor deletes.

@@ -40,7 +40,7 @@ from ..host import Host, Refusal
 from ..host_words import host_body, refused
 from ..janitor.in_use import Hold, InUse
 from ..job import NewJob, Webhook
-from ..journal import Seldom
+from ..journal import Throttle
 from ..life.health import Health
 from ..life.secrets import SECRET_NAMES, Secrets
 from ..settings import Settings
@@ -87,7 +87,7 @@ class Admission:
         #: Without a janitor, nothing is deleted.
         self._in_use = in_use or InUse(list)
         self._refused: Callable[[str], None] = lambda _code: None
-        self._refusals = Seldom()
+        self._refusals = Throttle()
 
     def on_refusal(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the error code of each prompt that is not let in."""
@@ -105,8 +105,8 @@ class Admission:
         except Exception as error:
             code = error.code if isinstance(error, GuardError) else InternalError.code
             self._refused(code)
-            if (left_out := self._refusals.left_out(code)) is not None:
-                more = f" ({left_out} more since the last line)" if left_out else ""
+            if (skipped := self._refusals.take(code)) is not None:
+                more = f" ({skipped} more since the last line)" if skipped else ""
                 level = logging.WARNING if code in _FULL else logging.INFO
                 log.log(level, "a prompt of %s was refused: %s%s", request.client.owner, code, more)
             raise

@@ -29,7 +29,7 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
     for step in range(1, 50):
         graph[str(step)] = node("ImageBatch", image1=[str(step - 1), 0], image2=[str(step - 1), 0])
     graph["w"] = node("VHS_VideoCombine", images=["49", 0], frame_rate=8)
-    assert expected.of(graph, "w") == Expected(2**49, 8)
+    assert expected.infer(graph, "w") == Expected(2**49, 8)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
     ],
 )
 def test_what_is_certain_is_expected(graph: dict[str, Any], wanted: Expected):
-    assert expected.of(graph, "9") == wanted
+    assert expected.infer(graph, "9") == wanted
 
 
 def graph(frames: int, fps: float, **more: Any) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def test_a_disk_that_stalls_ends_the_checks_and_their_thread(suffix: str, tmp_pa
 
     began_s = time.monotonic()
     with pytest.raises(Exception, match=r"within|cut off|EOF|ended|Invalid|truncated|broken|missing"):
-        checks.within(0.5, lambda: checks.look(Slow(content), kind, len(content), settings, Budget(settings)))
+        checks.run_within(0.5, lambda: checks.inspect(Slow(content), kind, len(content), settings, Budget(settings)))
     assert time.monotonic() - began_s < 1.5
     ends_s = time.monotonic() + 3
     while any(thread.name == "guarded-checks" for thread in threading.enumerate()):

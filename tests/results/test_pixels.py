@@ -7,8 +7,8 @@ import pytest
 from results import pictures
 from results.checking import DEFAULTS
 
+from comfyui_guarded.guard.results.content import Checks, Footage, as_array, check_frames, check_images, thumbnail
 from comfyui_guarded.guard.results.findings import Fault, Finding
-from comfyui_guarded.guard.results.pixels import Checks, Footage, as_array, check_frames, check_images, thumbnail
 
 ALL = Checks(frozen=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from results.checking import DEFAULTS, reported
 
 from comfyui_guarded.guard.job import Artifact
-from comfyui_guarded.guard.results import quarantine, verified
+from comfyui_guarded.guard.results import opener, quarantine
 
 DAY_S = 86400
 
@@ -22,7 +22,7 @@ def put(folder: Path, name: str, size: int, age_s: float = 0) -> Path:
 
 def test_a_refused_file_moves_aside(tmp_path: Path):
     bad = put(tmp_path / "output", "bad.png", 100, age_s=30 * DAY_S)
-    quarantine.quarantine([reported(bad), reported(bad)], tmp_path / "q" / "job", DEFAULTS)
+    quarantine.set_aside([reported(bad), reported(bad)], tmp_path / "q" / "job", DEFAULTS)
     assert not bad.exists()
     assert [path.name for path in (tmp_path / "q" / "job").iterdir()] == ["0-bad.png"]
 
@@ -31,7 +31,7 @@ def test_a_link_and_a_missing_file_stay_what_they_are(tmp_path: Path):
     target = put(tmp_path / "elsewhere", "theirs.png", 10)
     link = tmp_path / "link.png"
     link.symlink_to(target)
-    quarantine.quarantine([reported(link), reported(tmp_path / "no.png")], tmp_path / "q" / "job", DEFAULTS)
+    quarantine.set_aside([reported(link), reported(tmp_path / "no.png")], tmp_path / "q" / "job", DEFAULTS)
     assert target.exists()
     assert link.is_symlink()
 
@@ -41,31 +41,31 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path):
     root = tmp_path / "q"
     for number in range(4):
         put(root / f"job{number}", "0-x.png", 100, age_s=100 - number)
-    assert quarantine.bound_quarantine(root, settings) == 2
+    assert quarantine.trim(root, settings) == 2
     assert sorted(path.name for path in root.iterdir()) == ["job2", "job3"]
 
 
 def test_a_file_larger_than_the_whole_quarantine_is_deleted(tmp_path: Path):
     bad = put(tmp_path / "output", "bad.png", 100)
     settings = DEFAULTS.model_copy(update={"quarantine_max_bytes": 0})
-    quarantine.quarantine([reported(bad)], tmp_path / "q" / "job", settings)
+    quarantine.set_aside([reported(bad)], tmp_path / "q" / "job", settings)
     assert not bad.exists()
     assert not (tmp_path / "q" / "job").exists()
 
 
 def test_no_quarantine_is_no_trouble(tmp_path: Path):
-    assert quarantine.bound_quarantine(tmp_path / "none", DEFAULTS) == 0
+    assert quarantine.trim(tmp_path / "none", DEFAULTS) == 0
 
 
 def test_a_verified_file_is_not_hashed_again_until_it_changes(tmp_path: Path, monkeypatch):
     path = put(tmp_path, "x.png", 3000, age_s=10)
     hashed = []
-    original = verified.sha256
-    monkeypatch.setattr(verified, "sha256", lambda *args: hashed.append(1) or original(*args))
-    monkeypatch.setattr(verified.Verified, "_SETTLED_S", -1)
+    original = opener.hash_file
+    monkeypatch.setattr(opener, "hash_file", lambda *args: hashed.append(1) or original(*args))
+    monkeypatch.setattr(opener.ArtifactOpener, "_SETTLED_S", -1)
     with open(path, "rb") as handle:
         artifact = Artifact(0, "1", "image", "x.png", "", "output", 3000, original(handle))
-    files = verified.Verified()
+    files = opener.ArtifactOpener()
     for _ in range(3):
         with files.open(artifact, path) as handle:
             assert len(handle.read()) == 3000

@@ -14,7 +14,7 @@ from unit.fakes import LONG_S
 
 from comfyui_guarded.guard.errors import GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
 from comfyui_guarded.guard.host import Outcome, ReportedFile
-from comfyui_guarded.guard.results import checks, quarantine, verified
+from comfyui_guarded.guard.results import checks, opener, quarantine
 from comfyui_guarded.guard.settings import ResultsSettings
 
 DEFAULTS = ResultsSettings()
@@ -345,7 +345,7 @@ def test_a_named_pipe_instead_of_a_file_is_missing_and_holds_nobody_up(tmp_path)
     os.mkfifo(tmp_path / "a.png")
     try:
         with pytest.raises(ResultMissingError):
-            checks.within(2, lambda: checks.check(_outcome(tmp_path / "a.png"), DEFAULTS))
+            checks.run_within(2, lambda: checks.check(_outcome(tmp_path / "a.png"), DEFAULTS))
     finally:
         with contextlib.suppress(OSError):  # lets a check that waits for a writer go
             os.close(os.open(tmp_path / "a.png", os.O_WRONLY | os.O_NONBLOCK))
@@ -385,17 +385,17 @@ def test_one_bad_file_among_good_ones_refuses_the_job(tmp_path):
 def test_a_check_that_never_returns_is_given_up():
     forever = threading.Event()
     with pytest.raises(ResultCorruptError, match="could not be checked"):
-        checks.within(0.05, lambda: forever.wait(LONG_S))
+        checks.run_within(0.05, lambda: forever.wait(LONG_S))
     forever.set()
 
 
 def test_the_result_and_the_error_of_a_check_come_through():
-    assert checks.within(LONG_S, lambda: None) is None
-    assert checks.within(LONG_S, lambda: 5) == 5
+    assert checks.run_within(LONG_S, lambda: None) is None
+    assert checks.run_within(LONG_S, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        checks.within(LONG_S, lambda: 1 / 0)
+        checks.run_within(LONG_S, lambda: 1 / 0)
     with pytest.raises(SystemExit):
-        checks.within(LONG_S, lambda: exec("raise SystemExit"))
+        checks.run_within(LONG_S, lambda: exec("raise SystemExit"))
 
 
 # Quarantine. ------------------------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_refused_files_are_moved_out_of_the_reach_of_every_route(tmp_path):
         (tmp_path / folder / "a.png").write_bytes(folder.encode())
         files.append(_reported(tmp_path / folder / "a.png", "temp" if folder == "two" else "output"))
     aside = tmp_path / "quarantine" / "job"
-    quarantine.quarantine(files, aside)
+    quarantine.set_aside(files, aside)
     assert sorted(file.read_bytes() for file in aside.iterdir()) == [b"one", b"two"]
     assert not any(file.path.exists() for file in files)
 
@@ -420,7 +420,7 @@ def test_quarantine_leaves_alone_what_is_not_the_jobs_own_file(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "input.png").write_bytes(b"an upload")
     aside = tmp_path / "quarantine"
-    quarantine.quarantine(
+    quarantine.set_aside(
         [
             _reported(tmp_path / "link.png"),
             _reported(tmp_path / "dangling.png"),
@@ -440,32 +440,34 @@ def test_quarantine_leaves_alone_what_is_not_the_jobs_own_file(tmp_path):
 
 def test_a_file_named_twice_is_moved_once_and_no_other_is_lost(tmp_path):
     (tmp_path / "a.png").write_bytes(b"a")
-    quarantine.quarantine([_reported(tmp_path / "a.png")] * 2, tmp_path / "aside")
+    quarantine.set_aside([_reported(tmp_path / "a.png")] * 2, tmp_path / "aside")
     (tmp_path / "a.png").write_bytes(b"another")
-    quarantine.quarantine([_reported(tmp_path / "a.png")], tmp_path / "aside")
+    quarantine.set_aside([_reported(tmp_path / "a.png")], tmp_path / "aside")
     assert sorted(file.read_bytes() for file in (tmp_path / "aside").iterdir()) == [b"a", b"another"]
 
 
 def test_a_quarantine_that_cannot_be_made_is_logged_and_no_more(tmp_path, caplog):
     (tmp_path / "a.png").write_bytes(b"a")
     (tmp_path / "aside").write_bytes(b"a file where the folder should be")
-    quarantine.quarantine([_reported(tmp_path / "a.png")], tmp_path / "aside")
+    quarantine.set_aside([_reported(tmp_path / "a.png")], tmp_path / "aside")
     assert "could not set a.png aside" in caplog.text
 
 
 # Later. -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_unchanged_only_while_its_bytes_are_the_same(tmp_path, checked):
+def test_a_file_is_opened_only_while_its_bytes_are_the_same(tmp_path, checked):
     path = tmp_path / "a.png"
     content = _encoded("png")
-    found = checked("a.png", content)
-    assert verified.is_unchanged(found, path)
+    artifact = checked("a.png", content)
+    files = opener.ArtifactOpener()
+    with files.open(artifact, path) as handle:
+        assert handle.read() == content
     path.write_bytes(content[:-1] + b"x")
-    assert not verified.is_unchanged(found, path)
+    assert files.open(artifact, path) is None
     path.write_bytes(content + b"x")
-    assert not verified.is_unchanged(found, path)
+    assert files.open(artifact, path) is None
     path.unlink()
-    assert not verified.is_unchanged(found, path)
+    assert files.open(artifact, path) is None
     path.mkdir()
-    assert not verified.is_unchanged(found, path)
+    assert files.open(artifact, path) is None

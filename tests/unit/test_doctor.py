@@ -16,7 +16,7 @@ from unit.janitor import DAY_S, Box, put
 from comfyui_guarded.guard.access.keys import Key
 from comfyui_guarded.guard.doctor import checks, command
 from comfyui_guarded.guard.doctor.checks import Line, lines
-from comfyui_guarded.guard.doctor.facts import FILE, Facts, remember, remembered
+from comfyui_guarded.guard.doctor.facts import FILE, Facts, recall, remember
 from comfyui_guarded.guard.settings import Settings, SettingsError, origins
 from comfyui_guarded.guard.store.sqlite import SqliteStore
 
@@ -312,17 +312,17 @@ class TestTheCommand:
         assert "--user" in told[0]
 
     def test_models_are_found_below_the_model_folders(self, user):
-        facts = command.gathered(user / "__guarded", {}, REPO)
+        facts = command.gather(user / "__guarded", {}, REPO)
         missing = {one["name"]: one["missing"]["models"] for one in facts.templates}
         assert "sd_xl_base_1.0.safetensors" in missing["sdxl"]
         put(user.parent / "models" / "checkpoints" / "xl" / "sd_xl_base_1.0.safetensors")
-        facts = command.gathered(user / "__guarded", {}, REPO)
+        facts = command.gather(user / "__guarded", {}, REPO)
         missing = {one["name"]: one["missing"]["models"] for one in facts.templates}
         assert "sd_xl_base_1.0.safetensors" not in missing["sdxl"]
 
     def test_pictures_from_before_are_counted_and_left(self, user):
         picture = put(user.parent / "output" / "gallery.png", age_s=400 * DAY_S)
-        facts = command.gathered(user / "__guarded", {}, REPO)
+        facts = command.gather(user / "__guarded", {}, REPO)
         assert facts.existing == (1, 10)
         assert picture.exists()
 
@@ -331,13 +331,13 @@ class TestTheCommand:
         box = Box(tmp_path / "elsewhere")
         host.places = box.folders
         remember(own, host)
-        assert remembered(own) == (host.describe(), replace(box.folders, keep=()), [])
-        assert command.gathered(own, {}, REPO).folders.output == box.output
+        assert recall(own) == (host.describe(), replace(box.folders, keep=()), [])
+        assert command.gather(own, {}, REPO).folders.output == box.output
 
     @pytest.mark.parametrize("note", ["", "[]", '{"host": 1}', '{"host": {}}'])
     def test_a_note_that_cannot_be_read_is_none(self, tmp_path, note):
         (tmp_path / FILE).write_text(note)
-        assert remembered(tmp_path) is None
+        assert recall(tmp_path) is None
 
     def test_json(self, user):
         told = []

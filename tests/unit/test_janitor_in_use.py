@@ -18,7 +18,7 @@ from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.names import folder_of
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.janitor import Janitor
-from comfyui_guarded.guard.janitor.in_use import InUse, called, names_in
+from comfyui_guarded.guard.janitor.in_use import InUse, collect_names, make_keys
 from comfyui_guarded.guard.janitor.sweep import Sweep
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
 from comfyui_guarded.guard.life.health import Health
@@ -68,8 +68,8 @@ def queued(store: FailingStore, *values: Any, **facts: Any) -> str:
     ],
 )
 def test_a_prompt_names_a_file_in_every_way_that_a_node_may_read_it(value: Any, root: str, path: str):
-    names = names_in(graph(value), lambda: ROOTS)
-    assert names & set(called(root, path, [f"/srv/{root}"]))
+    names = collect_names(graph(value), lambda: ROOTS)
+    assert names & set(make_keys(root, path, [f"/srv/{root}"]))
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,15 @@ def test_a_prompt_names_a_file_in_every_way_that_a_node_may_read_it(value: Any, 
     ],
 )
 def test_what_a_prompt_does_not_name_it_does_not_hold(value: Any, root: str, path: str):
-    assert not names_in(graph(value), lambda: ROOTS) & set(called(root, path, [f"/srv/{root}"]))
+    assert not collect_names(graph(value), lambda: ROOTS) & set(make_keys(root, path, [f"/srv/{root}"]))
 
 
 @pytest.mark.parametrize("prompt", [None, [], {"1": None}, {"1": {"inputs": "x.png"}}, {"1": {}}])
 def test_prompts_of_any_shape_are_borne(prompt: Any):
-    names_in(prompt, lambda: ROOTS)
-    InUse(lambda: ROOTS).stored(json.dumps({"prompt": prompt}).encode())
-    InUse(lambda: ROOTS).stored(b"\xff")
-    InUse(lambda: ROOTS).stored(b"[]")
+    collect_names(prompt, lambda: ROOTS)
+    InUse(lambda: ROOTS).add_stored(json.dumps({"prompt": prompt}).encode())
+    InUse(lambda: ROOTS).add_stored(b"\xff")
+    InUse(lambda: ROOTS).add_stored(b"[]")
 
 
 def test_the_inputs_of_open_jobs_stay_and_those_of_settled_ones_go(box: Box, store: FailingStore):
@@ -208,9 +208,9 @@ class TestAdmissionDuringASweep:
                 await asyncio.wait_for(other, LONG_S)
                 await asyncio.sleep(0.02)
                 assert not keeping.done()
-                assert in_use.names(["a.png"]), "but it is held from the first moment"
+                assert in_use.names_any(["a.png"]), "but it is held from the first moment"
             await asyncio.wait_for(keeping, LONG_S)
-        assert not in_use.names(["a.png"])
+        assert not in_use.names_any(["a.png"])
         assert not in_use._held
 
     async def test_under_a_storm_of_both_no_admitted_job_ever_misses_its_file(self, box: Box):

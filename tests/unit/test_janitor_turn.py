@@ -416,4 +416,4 @@ class TestTheCommandLine:
         ("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("24h", 86400), ("1.5d", 129600)]
     )
     def test_ages_have_units(self, text: str, seconds: float):
-        assert command.age_s(text) == seconds
+        assert command.parse_age(text) == seconds

@@ -11,7 +11,7 @@ from unit.fakes import LONG_S
 from comfyui_guarded.guard import journal
 from comfyui_guarded.guard.errors import GenerationFailedError, NoFaceError
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
-from comfyui_guarded.guard.journal import Seldom, clean
+from comfyui_guarded.guard.journal import Throttle, clean
 from comfyui_guarded.guard.settings import LogSettings
 
 KEY = "gk_0123abcd_" + "A" * 43
@@ -158,8 +158,8 @@ class TestHowAJobEnded:
 def test_what_strangers_cause_is_written_once_a_second_with_the_number_of_the_others(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    seldom = Seldom()
-    assert [seldom.left_out("a") for _ in range(4)] == [0, None, None, None]
-    assert seldom.left_out("b") == 0
+    throttle = Throttle()
+    assert [throttle.take("a") for _ in range(4)] == [0, None, None, None]
+    assert throttle.take("b") == 0
     now[0] += 1.0
-    assert seldom.left_out("a") == 3
+    assert throttle.take("a") == 3

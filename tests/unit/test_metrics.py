@@ -245,7 +245,7 @@ def everything(watched):
     watched.metrics.face_checked("no_face", 0.2)
     watched.metrics.delivered("failed", 3.0)
     watched.janitor.turn(1_000.0)
-    watched.janitor.places()
+    watched.janitor.roots()
     watched.janitor.turn(1_002.0)
     text = watched.text()
     for family in FAMILIES:

@@ -21,7 +21,7 @@ from comfyui_guarded.guard.files.names import FOLDER, folder_of
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.files.uploads import UploadedFile, names, rename
 from comfyui_guarded.guard.host import Folders, Refusal, Rehearsal
-from comfyui_guarded.guard.janitor.in_use import InUse, called
+from comfyui_guarded.guard.janitor.in_use import InUse, make_keys
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import Secrets
 from comfyui_guarded.guard.submit.admission import Admission
@@ -254,8 +254,8 @@ async def test_the_janitor_knows_the_file_by_the_body_that_is_stored(door):
     file = door.file()
     submitted = await door.admit(file)
     in_use = InUse(list)
-    in_use.stored(door.store.entry(submitted.job.job_id).result(LONG_S).body)
-    assert in_use.names(called("input", file.stored_as("bot"), []))
+    in_use.add_stored(door.store.entry(submitted.job.job_id).result(LONG_S).body)
+    assert in_use.names_any(make_keys("input", file.stored_as("bot"), []))
 
 
 async def test_the_same_key_with_the_same_files_is_the_same_request_and_with_others_a_conflict(door):

@@ -10,8 +10,8 @@ from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImag
 from ..settings import ResultsSettings
 from .budget import Budget, BudgetFile
 from .containers import BrokenFileError, Kind
+from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
 from .findings import Facts, Finding
-from .pixels import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
 
 #: The classes and not Image.open: that one judges sizes by a limit of the whole process, which other packs change.
 _PLUGINS: dict[str, Any] = {
@@ -26,7 +26,7 @@ _SAMPLES = 32
 _PROBES = 9
 
 
-def opened(handle: Any, kind: Kind) -> Image.Image:
+def open_image(handle: Any, kind: Kind) -> Image.Image:
     """The picture, not yet decoded. Raises whatever Pillow raises."""
     image: Image.Image = _PLUGINS[kind.format](handle)
     return image
@@ -40,7 +40,7 @@ def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Bud
         Exception: whatever Pillow raises for a damaged file.
     """
     handle.seek(0)
-    with opened(handle, kind) as image:
+    with open_image(handle, kind) as image:
         width, height = image.size
         if width * height > settings.max_image_pixels:
             raise BrokenFileError(f"it has {width} × {height} pixels, more than results.max_image_pixels")

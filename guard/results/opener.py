@@ -15,23 +15,14 @@ from ..job import Artifact
 from .budget import Budget
 
 
-def is_unchanged(artifact: Artifact, path: Path) -> bool:
-    """Whether the file at `path` still has the artifact's bytes. Reads it whole: not for the event loop."""
-    try:
-        with open(path, "rb") as handle:
-            return holds(artifact, handle)
-    except OSError:
-        return False
-
-
 def holds(artifact: Artifact, handle: IO[bytes]) -> bool:
     """Whether an open file has the artifact's bytes. Reads it whole, and leaves it at its beginning."""
-    same = os.fstat(handle.fileno()).st_size == artifact.bytes and sha256(handle) == artifact.sha256
+    same = os.fstat(handle.fileno()).st_size == artifact.bytes and hash_file(handle) == artifact.sha256
     handle.seek(0)
     return same
 
 
-class Verified:
+class ArtifactOpener:
     """Opens artifacts that still have their bytes, and remembers what it has hashed: a player that jumps about in a
     film asks for dozens of ranges. Any thread, not the event loop."""
 
@@ -71,7 +62,7 @@ class Verified:
         return None
 
 
-def sha256(handle: IO[bytes], budget: Budget | None = None) -> str:
+def hash_file(handle: IO[bytes], budget: Budget | None = None) -> str:
     handle.seek(0)
     digest = hashlib.sha256()
     while chunk := handle.read(1 << 20):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ..settings import ResultsSettings
 from .budget import Budget, BudgetFile
 from .containers import BrokenFileError, Kind
+from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
 from .findings import Facts, Fault, Finding
-from .pixels import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
 
 #: Of a film, at least about so many frames are compared; and one of so many at the least.
 _SAMPLES = 32
@@ -33,7 +33,7 @@ _MAX_STREAMS = 64
 _MAX_FRAME_PIXELS = 2**27
 
 
-def _opened(source: Any, kind: Kind | None) -> Any:
+def _open(source: Any, kind: Kind | None) -> Any:
     """The container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so."""
     import av  # heavy: only when there is a film or a sound to look at
 
@@ -62,7 +62,7 @@ def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Bud
     """
     if isinstance(source, BudgetFile):
         source.seek(0)
-    with _opened(source, kind) as container:
+    with _open(source, kind) as container:
         # A stream without a codec context is one that this libav cannot decode; touching its packets crashes it.
         film = next((s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)), None)
         sound = next((s for s in container.streams.audio if s.codec_context is not None), None)
