@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Most tests wait for a server most of the time: two cores are busy with four at once.
+WORKERS ?= 4
 CLIENTS := build/clients
 TOOLS := prometheus nginx caddy
 CHAOS ?= 200
@@ -27,7 +29,7 @@ unexport PYTHONHOME
 help:
 	@echo "make demo    a tour on real photos: one line per job, exit 0 if every outcome was the expected one"
 	@echo "make serve   the same server, kept running"
-	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose)"
+	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose, WORKERS=4)"
 	@echo "make check   format, lint, types, who may import whom"
 	@echo "make clients published clients of ComfyUI, unchanged, also on every real ComfyUI that is found"
 	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
@@ -47,8 +49,14 @@ demo: $(VENV)/.run-ready
 serve: $(VENV)/.run-ready
 	$(BIN)/python demo/tour.py --serve
 
+# First what can run side by side, then, each by itself, what measures time, kills servers or fills disks. 2 is Ctrl-C; 5
+# is that PYTEST_ARGS has chosen none there.
 test: check $(VENV)/.run-ready $(VENV)/.tools-ready $(CLIENTS)/.ready
-	$(BIN)/pytest tests $(PYTEST_ARGS)
+	@chosen() { echo "pytest tests $$*"; $(BIN)/pytest tests "$$@" $(PYTEST_ARGS); }; \
+	chosen --serial without --numprocesses $(WORKERS); beside=$$?; \
+	[ $$beside -ne 2 ] || exit 2; \
+	chosen --serial only; alone=$$?; \
+	case $$beside,$$alone in 0,0 | 0,5 | 5,0) ;; *) exit 1 ;; esac
 
 check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
 	$(BIN)/ruff format --check .

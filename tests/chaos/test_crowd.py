@@ -7,6 +7,7 @@ from chaos.crowd import SLACK_MB, visited
 
 pytestmark = [
     pytest.mark.chaos,
+    pytest.mark.serial,
     pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the server's memory from /proc"),
 ]
 

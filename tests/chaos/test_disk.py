@@ -23,7 +23,7 @@ from contract.client import (
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(600)]
 
 __all__ = ["small_disk"]
 

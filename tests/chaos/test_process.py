@@ -28,6 +28,7 @@ from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
 pytestmark = [
     pytest.mark.chaos,
+    pytest.mark.serial,
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.name == "nt", reason="signals, and a restart under the same pid"),
 ]

@@ -38,7 +38,11 @@ REAL_ROUNDS = int(os.environ.get("GUARDED_CHAOS_REAL", "3"))
 #: Longer than a round with a cold real ComfyUI may take on two busy cores.
 ROUND_WITHIN_S = 60
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + ROUND_WITHIN_S * max(SANDBOX_ROUNDS // 6, REAL_ROUNDS))]
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.serial,
+    pytest.mark.timeout(600 + ROUND_WITHIN_S * max(SANDBOX_ROUNDS // 6, REAL_ROUNDS)),
+]
 
 CLIENTS, JOBS_A_ROUND = 4, 12
 MAX_ATTEMPTS = 2

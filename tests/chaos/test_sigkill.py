@@ -9,7 +9,7 @@ from contract.client import Client, assert_ended_badly, assert_succeeded, connec
 
 from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(600)]
 
 
 async def running_for_the(attempt: int, client: Client, job_id: str) -> None:

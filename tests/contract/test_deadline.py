@@ -7,7 +7,7 @@ import time
 import pytest
 from contract.client import Client, Job, Prompt, assert_ended_badly, node, save, sleep, text
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.serial]
 
 #: The promise is one second; here it has ten times that, for machines that are busy with other things.
 PROMISE_S = 1.0

@@ -55,6 +55,7 @@ SEEDS = {
 }
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("suffix", SEEDS)
 def test_damaged_at_random_it_gets_a_verdict_and_nothing_else(suffix: str, tmp_path: Path):
@@ -74,6 +75,7 @@ def test_damaged_at_random_it_gets_a_verdict_and_nothing_else(suffix: str, tmp_p
         assert time.monotonic() - began_s < 5
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     "content",
     [
@@ -183,6 +185,7 @@ def test_with_the_time_gone_nothing_more_is_read():
         file.read(1)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".png", ".mp3"])
 def test_a_disk_that_stalls_ends_the_checks_and_their_thread(suffix: str, tmp_path: Path):
     """Every read takes a while: the verdict comes in time, and the thread is gone soon after."""

@@ -211,6 +211,7 @@ def test_the_root_is_plain_text(sandbox):
     assert (status, b"sandbox" in content) == (200, True)
 
 
+@pytest.mark.serial
 def test_a_no_op_prompt_is_answered_quickly(sandbox, nodes):
     body = {"prompt": nodes.saved("quick")}
     took_ms = []
