@@ -25,7 +25,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 WANTED = "no Chromium was found: apt-get install chromium, or python -m playwright install chromium"
 
 #: Far above what anything here takes.
-PATIENCE_MS = 30_000
+PATIENCE_MS = 90_000
 
 
 def browser_path(own: str) -> str | None:
