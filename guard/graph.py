@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 
-def is_link(value: Any) -> bool:
-    """As ComfyUI sees it, to which true is the number 1."""
+def is_link(value: object) -> TypeGuard[list[Any]]:
+    """Whether an input's value is `[node id, output index]`, by ComfyUI's own test (comfy_execution/graph_utils.py).
+
+    So the index may be a float, or a boolean, and a tuple is no link.
+    """
     if not isinstance(value, list) or len(value) != 2:
         return False
     return isinstance(value[0], str) and isinstance(value[1], (int, float))

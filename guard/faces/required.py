@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..graph import is_link
 from .check import FaceRules
 
 FACE_CHECK = "GuardedFaceCheck"
@@ -163,7 +164,7 @@ def _sources(graph: Mapping[str, Any], node_id: str, name: str) -> Iterator[tupl
     seen = set()
     while waiting:
         link, part = waiting.pop()
-        if not _is_link(link, graph) or (link[0], link[1], part) in seen:
+        if not is_link(link) or link[0] not in graph or (link[0], link[1], part) in seen:
             continue
         seen.add((link[0], link[1], part))
         source, slot = graph[link[0]], link[1]
@@ -187,10 +188,6 @@ def _named(node: Mapping[str, Any]) -> str:
     return image if isinstance(image, str) else ""
 
 
-def _is_link(value: object, graph: Mapping[str, Any]) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in graph
-
-
 def _relaxed(rules: FaceRules) -> FaceRules:
     return replace(rules, min_faces=min(rules.min_faces, 1), max_faces=0, min_face_fraction=0.0)
 
@@ -202,5 +199,6 @@ def _upstream(graph: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
         node_id = waiting.pop()
         if node_id not in alive:
             alive.add(node_id)
-            waiting += [value[0] for value in graph[node_id]["inputs"].values() if _is_link(value, graph)]
+            links = [value for value in graph[node_id]["inputs"].values() if is_link(value)]
+            waiting += [link[0] for link in links if link[0] in graph]
     return alive

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, BadImageError
+from ..graph import is_link
 from ..host import Folders, Host, Names
 from .files import Files
 from .names import annotated, is_plain, names_uploads, own_folder
@@ -68,7 +69,7 @@ class References:
             declared = self._host.file_inputs(node["class_type"])
             found += _texts(node_id, node, declared)
             for taken in declared:
-                if _is_link(node["inputs"].get(taken)):
+                if is_link(node["inputs"].get(taken)):
                     raise BadImageError(
                         f"{node['class_type']} takes the name of its file from another node.",
                         details="What that will be is not known before it runs: name the file where it is loaded.",
@@ -145,21 +146,14 @@ class References:
 def _may_lead_out(value: Any) -> bool:
     if type(value) is str:
         return _MAY_LEAD_OUT.search(value) is not None
-    return isinstance(value, dict) or (isinstance(value, list) and not _is_link(value))
-
-
-def _is_link(value: Any) -> bool:
-    """As ComfyUI sees it."""
-    return (
-        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
-    )
+    return isinstance(value, dict) or (isinstance(value, list) and not is_link(value))
 
 
 def _texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names]) -> Iterator[_Reference]:
     """Every constant text of a node that may be a name, however deep; links are none."""
     inputs = node["inputs"]
     for name, value in inputs.items():
-        if isinstance(value, (int, float)) or _is_link(value):
+        if isinstance(value, (int, float)) or is_link(value):
             continue
         waiting: list[tuple[Any, Any]] = [(inputs, name)]
         while waiting:

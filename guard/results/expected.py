@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
+
+from ..graph import is_link
 
 #: Longer chains than this, or circles, say nothing.
 _DEEPEST = 64
@@ -87,12 +89,12 @@ def infer(prompt: Mapping[str, Any], node_id: str) -> Expected:
     frames = _first(prompt, writer, _COUNTS)
     if frames is None:
         link = _inputs(writer).get("images")
-        frames = _frames(prompt, link, _DEEPEST, {}) if _is_link(link) else None
+        frames = _frames(prompt, link, _DEEPEST, {}) if is_link(link) else None
     fps = _first(prompt, writer, _RATES)
     if frames is not None and writer.get("class_type") == "VHS_VideoCombine":
         frames = _combined(prompt, writer, frames)
     sound = _inputs(writer).get("audio")
-    if sound is None or not _is_link(sound):
+    if sound is None or not is_link(sound):
         return Expected(int(frames) if frames is not None else None, fps)
     maker = prompt.get(str(sound[0]))
     certain = isinstance(maker, Mapping) and maker.get("class_type") in _SOUNDS
@@ -129,7 +131,7 @@ def _counted(
 
     def over(name: str) -> float | None:
         incoming = inputs.get(name)
-        return _frames(prompt, incoming, depth - 1, known) if _is_link(incoming) else None
+        return _frames(prompt, incoming, depth - 1, known) if is_link(incoming) else None
 
     if kind in _LATENTS:
         latent, step = _LATENTS[kind]
@@ -157,7 +159,7 @@ def _first(prompt: Mapping[str, Any], node: Mapping[str, Any], names: tuple[str,
 
 def _number(prompt: Mapping[str, Any], value: Any) -> float | None:
     """A positive number, given as such or by a primitive node."""
-    if _is_link(value):
+    if is_link(value):
         node = prompt.get(str(value[0]))
         if not isinstance(node, Mapping) or node.get("class_type") not in ("PrimitiveInt", "PrimitiveFloat"):
             return None
@@ -171,7 +173,7 @@ def _source(prompt: Mapping[str, Any], node: Mapping[str, Any], name: str) -> Ma
     """The node that an input of type VIDEO comes from, past the nodes that hand a film on as it is."""
     for _ in range(_DEEPEST):
         link = _inputs(node).get(name)
-        found = prompt.get(str(link[0])) if _is_link(link) else None
+        found = prompt.get(str(link[0])) if is_link(link) else None
         if not isinstance(found, Mapping):
             return None
         if found.get("class_type") != "GuardedValidateVideo":
@@ -183,7 +185,3 @@ def _source(prompt: Mapping[str, Any], node: Mapping[str, Any], name: str) -> Ma
 def _inputs(node: Mapping[str, Any]) -> Mapping[str, Any]:
     inputs = node.get("inputs")
     return inputs if isinstance(inputs, Mapping) else {}
-
-
-def _is_link(value: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[1], int)

@@ -12,9 +12,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from ..errors import PolicyViolationError
+from ..graph import is_link
 from ..settings import PolicySettings
 
 #: Nodes with several inputs that hand on one of them: what comes out is at most the largest of these. (A node with one
@@ -193,7 +194,7 @@ class _Numbers:
 
     def read(self, value: Any) -> tuple[float | None, bool]:
         """The largest number that an input can have, as far as that is known, and whether that is all of it."""
-        if _is_link(value):
+        if is_link(value):
             return self._largest.get(value[0]), value[0] not in self._uncertain and value[0] in self._kinds
         return _number(value), True
 
@@ -202,7 +203,7 @@ class _Numbers:
         needs = dict.fromkeys(self._kinds, 0)
         feeds: dict[str, list[str]] = {node_id: [] for node_id in self._kinds}
         for node_id, _name, value in self.inputs():
-            if _is_link(value) and value[0] in feeds:
+            if is_link(value) and value[0] in feeds:
                 needs[node_id] += 1
                 feeds[value[0]].append(node_id)
         known: dict[str, _Amount] = {}
@@ -224,14 +225,14 @@ class _Numbers:
         """What the node gives, and the inputs by which it says so itself."""
         kind, inputs = self._kinds[node_id], self._inputs[node_id]
         names: list[str] = []
-        incoming = [known[value[0]] for value in inputs.values() if _is_link(value) and value[0] in known]
+        incoming = [known[value[0]] for value in inputs.values() if is_link(value) and value[0] in known]
         area = max((amount.area for amount in incoming), default=0)
         frames = max((amount.frames for amount in incoming), default=0)
         batch = max((amount.batch for amount in incoming), default=1)
         if kind in _JOINS and len(incoming) > 1:
             batch = sum(amount.batch for amount in incoming)
             frames = sum(amount.frames for amount in incoming)
-            names.append(next(name for name, value in inputs.items() if _is_link(value)))
+            names.append(next(name for name, value in inputs.items() if is_link(value)))
         if kind not in _NO_PICTURE and (size := self._size(inputs)) is not None:
             names.append(size[0])
             area = size[1]
@@ -300,7 +301,7 @@ class _Numbers:
             numbers = 0
             for name in names:
                 value = inputs.get(name)
-                if _is_link(value):
+                if is_link(value):
                     readers.setdefault(value[0], []).append(node_id)
                     numbers += 1
                 elif (number := _number(value)) is not None:
@@ -341,13 +342,6 @@ def _height_of(name: str) -> str:
 
 def _width_of(name: str) -> str:
     return name.replace("height", "width")
-
-
-def _is_link(value: object) -> TypeGuard[list[Any]]:
-    """As ComfyUI sees it."""
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    return isinstance(value[0], str) and isinstance(value[1], (int, float))
 
 
 def _number(value: Any) -> float | None:

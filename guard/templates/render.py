@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import InvalidRequestError, PolicyViolationError
+from ..graph import is_link
 from .manifest import OutOfRangeError, Template, Values, WrongKindError, holds
 
 #: Drawn seeds are whole numbers that every JSON reader, JavaScript's too, gives back unchanged.
@@ -104,5 +105,5 @@ def _needed(graph: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
         node_id = waiting.pop()
         if node_id not in needed:
             needed.add(node_id)
-            waiting += [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
+            waiting += [value[0] for value in graph[node_id]["inputs"].values() if is_link(value)]
     return {node_id: node for node_id, node in graph.items() if node_id in needed}

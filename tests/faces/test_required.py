@@ -33,6 +33,15 @@ def test_a_face_check_straight_behind_a_loader_is_found_with_its_rules() -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("link", "followed"), [(["1", 0], True), (["1", 0.0], True), (["1", "0"], False), (["1", [0]], False)]
+)
+def test_a_link_is_followed_where_comfyui_takes_it_for_one(link: list[Any], followed: bool) -> None:
+    graph = {"1": LOAD, "2": node("GuardedFaceCheck", image=link), "3": node("PreviewImage", images=["2", 0])}
+    assert images(graph, outputs=["3"]) == ([("2", "photo.png")] if followed else [])
+    assert loaded(graph, ["3"]) == ([("1", "photo.png")] if followed else [])
+
+
 def test_the_face_loader_wants_a_face_itself() -> None:
     graph = {"7": node("GuardedLoadFaceImage", image="a/b.png [output]", max_faces=1, detector="auto")}
     entry = wanted(graph)[0]

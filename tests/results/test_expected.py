@@ -36,6 +36,8 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
     ("graph", "wanted"),
     [
         ({**WAN, "9": node("SaveWEBM", images=["3", 0], fps=16.0)}, Expected(81, 16.0)),
+        ({**WAN, "9": node("SaveWEBM", images=["3", 0.0], fps=16.0)}, Expected(81, 16.0)),
+        ({**WAN, "9": node("SaveWEBM", images=[3, 0], fps=16.0)}, Expected(None, 16.0)),
         ({**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=16, pingpong=False)}, Expected(81, 16)),
         ({**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=8, pingpong=True)}, Expected(160, 8)),
         ({**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=8, meta_batch=["5", 0])}, Expected(None, 8)),
