@@ -1,3 +1,4 @@
+# Over 400 lines: one table of all settings.
 """The settings table: every name, default and help text there is.
 
 Read from `guarded.toml` and from `GUARDED_<SECTION>__<NAME>` in the environment, which wins. `docs/settings.md` is

@@ -9,7 +9,8 @@ import time
 from aiohttp import web
 
 from ..guard.errors import GuardError, InvalidRequestError, NotFoundError
-from ..guard.events.stream import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event, Subscription
+from ..guard.events.event import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event
+from ..guard.events.stream import Subscription
 from .about import FLAG, About
 from .asked import number
 from .table import Call, Route

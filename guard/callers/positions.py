@@ -9,7 +9,8 @@ from typing import Any
 
 from .. import messages
 from ..errors import GuardError
-from ..events.stream import POSITION, Event, Events
+from ..events.event import POSITION, Event
+from ..events.stream import Events
 from ..job import Job
 from ..settings import QueueSettings
 from ..store import Standing, Store

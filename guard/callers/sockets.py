@@ -23,7 +23,8 @@ from ..access.client_ids import ClientIds
 from ..client import Client
 from ..clock import Clock
 from ..errors import GuardError
-from ..events.stream import ALARM, POSITION, PROGRESS, STATE, Event, Events
+from ..events.event import ALARM, POSITION, PROGRESS, STATE, Event
+from ..events.stream import Events
 from ..host import Host
 from ..job import Job
 from ..store import Store

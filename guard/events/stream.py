@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import functools
-import json
 import logging
 import threading
 from asyncio import wrap_future
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 from ..host import Progress
 from ..job import Job, JobState
 from ..store import Standing, Store
+from .event import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event
 
 log = logging.getLogger("guarded.events")
-
-STATE = "state"
-POSITION = "position"
-PROGRESS = "progress"
-PREVIEW = "preview"
-ALARM = "alarm"
 
 #: Endings that a person should look into.
 _ALARMING = frozenset({"generation_timeout", "worker_died", "internal_error"})
@@ -38,44 +29,6 @@ ALARMS_KEPT = 100
 PROGRESS_EVERY_S = 0.1
 #: The time between two previews of one job: encoding them takes the processor.
 PREVIEW_EVERY_S = 0.2
-
-_dumps = json.JSONEncoder(ensure_ascii=False).encode
-
-
-@dataclass(frozen=True, eq=False)
-class Event:
-    """One thing that happened, as every reader gets it. docs/events.md has `data` by `name`.
-
-    Attributes:
-        make: makes `data`; called once, and only where somebody looks at it.
-        job: whose it is, as it was then (of a position: as it stands in the queue); None for an alarm.
-        id: of a state: its number, durable and growing over all jobs, to resume from. None for all else.
-    """
-
-    name: str
-    make: Callable[[], dict[str, Any]]
-    job: Job | Standing | None = None
-    id: int | None = None
-
-    @functools.cached_property
-    def data(self) -> dict[str, Any]:
-        return self.make()
-
-    @functools.cached_property
-    def text(self) -> str:
-        """`data` as JSON in one line, encoded once for all readers."""
-        text = _dumps(self.data)
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair: a file name that is no UTF-8, say
-            text = json.dumps(self.data)
-        return text
-
-    @functools.cached_property
-    def frame(self) -> bytes:
-        """The event as a server-sent one."""
-        numbered = f"id: {self.id}\n" if self.id is not None else ""
-        return f"{numbered}event: {self.name}\ndata: {self.text}\n\n".encode()
 
 
 class Events:

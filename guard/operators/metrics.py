@@ -1,8 +1,8 @@
-"""Metrics for Prometheus: what is counted as it happens, and what is read when somebody scrapes.
+"""Metrics for Prometheus: counted as things happen, or read when somebody scrapes.
 
-What happens to jobs is counted from the store's changes, each of which is told once, when it is durable: nothing is
-counted twice, whoever asked for it. All else is read where it is known. `docs/metrics.md` is generated from the table
-(`python <folder> metrics`).
+Jobs are counted from the store's changes. The store reports each change once, when it is durable, so nothing counts
+twice. All other values are read from whoever knows them. `python <folder> metrics` generates `docs/metrics.md` from the
+table in :mod:`.families`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import FAMILY, ServerUnavailableError
 from ..host import Host
@@ -23,122 +22,48 @@ from ..life.health import Health
 from ..life.watchdog import Watchdog
 from ..settings import Settings
 from ..store import Store
+from .families import (
+    ADMITTED,
+    COUNTED,
+    DELIVERIES,
+    DELIVERY_TIME,
+    DISK_FREE,
+    DISK_SIZE,
+    DISOWNED,
+    FACE_CHECK_TIME,
+    FACE_CHECKS,
+    GPU_BUSY,
+    GPU_INFO,
+    INTERRUPTS,
+    QUEUED,
+    READ,
+    READY,
+    REFUSALS,
+    REPLACEMENTS,
+    ROOT_BYTES,
+    ROOT_FILES,
+    RUN,
+    SETTLED,
+    SLOTS,
+    SLOTS_USED,
+    SWEEP_ERRORS,
+    SWEEPS,
+    SWEPT_BYTES,
+    SWEPT_FILES,
+    SWEPT_JOBS,
+    TEMPLATES,
+    TIMEOUTS,
+    VRAM_SIZE,
+    VRAM_USED,
+    WAIT,
+    WORKER_UP,
+    WOULD_FREE,
+    Family,
+)
 from .gpu import Gpus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-#: Template names that get a line of their own; whatever comes after them shares one.
-TEMPLATES = 50
 OWN_GRAPH, OTHER = "(own graph)", "(other)"
-
-_WAIT_S = (0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
-_RUN_S = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 3600)
-_CHECK_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-_DELIVERY_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-
-
-@dataclass(frozen=True)
-class Family:
-    """One metric. A counter's name ends in `_total`; `buckets` are a histogram's upper bounds."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-
-ADMITTED = Family("guarded_jobs_admitted_total", "counter", "Jobs that were admitted.")
-SETTLED = Family(
-    "guarded_jobs_settled_total",
-    "counter",
-    "Jobs that ended: outcome is succeeded, failed or cancelled, code the error code (empty for success).",
-    ("outcome", "code"),
-)
-WAIT = Family(
-    "guarded_job_wait_seconds",
-    "histogram",
-    "From admission until the worker took the job for the first time.",
-    buckets=_WAIT_S,
-)
-RUN = Family(
-    "guarded_job_run_seconds",
-    "histogram",
-    "How long jobs that succeeded ran, by template: (own graph) for a prompt of the caller's own, (other) for "
-    f"templates after the first {TEMPLATES} names.",
-    ("template",),
-    _RUN_S,
-)
-REFUSALS = Family("guarded_admission_refusals_total", "counter", "Prompts that were refused, by error code.", ("code",))
-FACE_CHECKS = Family(
-    "guarded_face_checks_total", "counter", "Pictures checked for faces: passed, or the error code.", ("outcome",)
-)
-FACE_CHECK_TIME = Family(
-    "guarded_face_check_seconds", "histogram", "How long a check for faces took.", buckets=_CHECK_S
-)
-DELIVERIES = Family(
-    "guarded_webhook_deliveries_total",
-    "counter",
-    "Attempts to deliver a webhook: delivered, failed, gone, refused (by our own rules) or unreachable.",
-    ("outcome",),
-)
-DELIVERY_TIME = Family(
-    "guarded_webhook_delivery_seconds",
-    "histogram",
-    "How long an attempt to deliver a webhook took.",
-    buckets=_DELIVERY_S,
-)
-
-TIMEOUTS = Family(
-    "guarded_timeouts_total",
-    "counter",
-    "Running prompts that exceeded a limit: job (its time), stall (no progress), native (a prompt that did not come "
-    "through the guard). A job that waited too long counts as code queue_timeout of guarded_jobs_settled_total.",
-    ("limit",),
-)
-INTERRUPTS = Family(
-    "guarded_interrupts_total",
-    "counter",
-    "Running prompts that were stopped: stop (a timeout or a cancel), inject (an exception was raised in one that "
-    "does not check for a stop).",
-    ("how",),
-)
-REPLACEMENTS = Family(
-    "guarded_worker_replacements_total",
-    "counter",
-    "Workers that were replaced: hung or dead.",
-    ("reason",),
-)
-QUEUED = Family("guarded_queue_jobs", "gauge", "Jobs that wait for a slot.")
-SLOTS = Family("guarded_slots", "gauge", "Slots in front of the GPU (queue.max_jobs).")
-SLOTS_USED = Family("guarded_slots_used", "gauge", "Slots that a job holds.")
-READY = Family("guarded_ready", "gauge", "1 while the server takes jobs, as /guarded/ready says.")
-WORKER_UP = Family("guarded_worker_up", "gauge", "1 while a thread serves ComfyUI's queue.")
-DISOWNED = Family("guarded_workers_disowned", "gauge", "Workers that hang in a node and were left behind.")
-GPU_INFO = Family("guarded_gpu_info", "gauge", "1, for each GPU that the driver shows.", ("gpu", "name", "uuid"))
-GPU_BUSY = Family("guarded_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU worked.", ("gpu",))
-VRAM_USED = Family("guarded_gpu_memory_used_bytes", "gauge", "VRAM in use by all processes.", ("gpu",))
-VRAM_SIZE = Family("guarded_gpu_memory_size_bytes", "gauge", "Size of the VRAM.", ("gpu",))
-DISK_FREE = Family("guarded_disk_free_bytes", "gauge", "Free space on the disk of a root.", ("root",))
-DISK_SIZE = Family("guarded_disk_size_bytes", "gauge", "Size of the disk of a root.", ("root",))
-ROOT_FILES = Family("guarded_root_files", "gauge", "Files in a root; counted once somebody asks.", ("root",))
-ROOT_BYTES = Family("guarded_root_bytes", "gauge", "Size of the files in a root.", ("root",))
-WOULD_FREE = Family(
-    "guarded_sweep_would_free_bytes", "gauge", "Bytes that the next sweep would free because of age.", ("root",)
-)
-SWEEPS = Family("guarded_sweeps_total", "counter", "Sweeps of the janitor, without dry runs.")
-SWEPT_FILES = Family("guarded_sweep_deleted_files_total", "counter", "Files that sweeps deleted.")
-SWEPT_BYTES = Family("guarded_sweep_freed_bytes_total", "counter", "Bytes that sweeps freed.")
-SWEPT_JOBS = Family("guarded_sweep_forgotten_jobs_total", "counter", "Records of settled jobs that sweeps deleted.")
-SWEEP_ERRORS = Family("guarded_sweep_errors_total", "counter", "Errors in sweeps.")
-
-#: Counted as it happens.
-COUNTED = (ADMITTED, SETTLED, WAIT, RUN, REFUSALS, FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME)
-#: Read when somebody scrapes.
-READ = (
-    *(TIMEOUTS, INTERRUPTS, REPLACEMENTS, QUEUED, SLOTS, SLOTS_USED, READY, WORKER_UP, DISOWNED),
-    *(GPU_INFO, GPU_BUSY, VRAM_USED, VRAM_SIZE, DISK_FREE, DISK_SIZE, ROOT_FILES, ROOT_BYTES, WOULD_FREE),
-    *(SWEEPS, SWEPT_FILES, SWEPT_BYTES, SWEPT_JOBS, SWEEP_ERRORS),
-)
 
 _TERMINAL_CODES = tuple(code for code, error in FAMILY.items() if error.status is None and code != "cancelled")
 _Labels = tuple[str, ...]
@@ -366,7 +291,7 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from `guard/operators/metrics.py` by `python <folder> metrics`; do not edit.",
+        "Generated from `guard/operators/families.py` by `python <folder> metrics`; do not edit.",
         "",
         "`GET /guarded/metrics` answers operators in Prometheus' text format. From another machine it wants a key with",
         "the scope `operate`:",

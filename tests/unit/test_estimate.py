@@ -8,7 +8,8 @@ from unit.fakes import LONG_S, new_job, settings
 from comfyui_guarded.guard.callers.estimate import ENOUGH, KINDS, RECENT, Estimates, usual
 from comfyui_guarded.guard.callers.positions import Places, notice
 from comfyui_guarded.guard.errors import ServerUnavailableError
-from comfyui_guarded.guard.events.stream import POSITION, Events
+from comfyui_guarded.guard.events.event import POSITION
+from comfyui_guarded.guard.events.stream import Events
 from comfyui_guarded.guard.job import SUCCESS, Kind
 from comfyui_guarded.guard.store import Run, Waiting
 

@@ -7,7 +7,8 @@ from unit.fakes import LONG_S, new_id, new_job
 
 from comfyui_guarded.guard.errors import CancelledError, GenerationTimeoutError
 from comfyui_guarded.guard.events import stream as events_module
-from comfyui_guarded.guard.events.stream import ALARM, PREVIEW, PROGRESS, STATE, Events
+from comfyui_guarded.guard.events.event import ALARM, PREVIEW, PROGRESS, STATE
+from comfyui_guarded.guard.events.stream import Events
 from comfyui_guarded.guard.host import Progress
 from comfyui_guarded.guard.job import SUCCESS, Job, JobState, Verdict
 

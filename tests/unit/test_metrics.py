@@ -18,8 +18,9 @@ from comfyui_guarded.guard.job import SUCCESS, Verdict
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.watchdog import Watchdog
 from comfyui_guarded.guard.operators import metrics as module
+from comfyui_guarded.guard.operators.families import ADMITTED, COUNTED, READ, TEMPLATES
 from comfyui_guarded.guard.operators.gpu import Gpus
-from comfyui_guarded.guard.operators.metrics import COUNTED, OTHER, OWN_GRAPH, READ, TEMPLATES, Exposition, Metrics
+from comfyui_guarded.guard.operators.metrics import OTHER, OWN_GRAPH, Exposition, Metrics
 from comfyui_guarded.guard.store.sqlite import SqliteStore
 
 REPO = Path(__file__).parents[2]
@@ -109,7 +110,7 @@ class TestWhatIsCounted:
         store.claim("local", 1, 0).result(LONG_S)
         store.requeue(job_id).result(LONG_S)
         store.close()
-        assert {labels: value for family, labels, value in metrics.samples() if family is module.ADMITTED} == {(): 0}
+        assert {labels: value for family, labels, value in metrics.samples() if family is ADMITTED} == {(): 0}
 
     def test_run_times_of_successes_by_template(self, watched):
         watched.job(template="portrait")

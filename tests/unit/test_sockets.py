@@ -11,7 +11,7 @@ from comfyui_guarded.guard.callers import sockets
 from comfyui_guarded.guard.callers.sockets import Message, Sockets
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import CancelledError
-from comfyui_guarded.guard.events.stream import Event
+from comfyui_guarded.guard.events.event import Event
 from comfyui_guarded.guard.job import SUCCESS, Result
 
 BOT, OTHER = Client("bot", operator=False), Client("other", operator=False)

@@ -1,0 +1,56 @@
+"""One thing that happened to a job, as every reader gets it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..job import Job
+from ..store import Standing
+
+STATE = "state"
+POSITION = "position"
+PROGRESS = "progress"
+PREVIEW = "preview"
+ALARM = "alarm"
+
+_dumps = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """One thing that happened, as every reader gets it. docs/events.md has `data` by `name`.
+
+    Attributes:
+        make: makes `data`; called once, and only where somebody looks at it.
+        job: whose it is, as it was then (of a position: as it stands in the queue); None for an alarm.
+        id: of a state: its number, durable and growing over all jobs, to resume from. None for all else.
+    """
+
+    name: str
+    make: Callable[[], dict[str, Any]]
+    job: Job | Standing | None = None
+    id: int | None = None
+
+    @functools.cached_property
+    def data(self) -> dict[str, Any]:
+        return self.make()
+
+    @functools.cached_property
+    def text(self) -> str:
+        """`data` as JSON in one line, encoded once for all readers."""
+        text = _dumps(self.data)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair: a file name that is no UTF-8, say
+            text = json.dumps(self.data)
+        return text
+
+    @functools.cached_property
+    def frame(self) -> bytes:
+        """The event as a server-sent one."""
+        numbered = f"id: {self.id}\n" if self.id is not None else ""
+        return f"{numbered}event: {self.name}\ndata: {self.text}\n\n".encode()
