@@ -90,7 +90,7 @@ def decode(
 def suppress(boxes: _Floats) -> list[int]:
     """Which of the boxes (count × 4, most confident first) remain when each takes out those that overlap it."""
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    remaining = np.arange(len(boxes))
+    remaining: npt.NDArray[np.integer[Any]] = np.arange(len(boxes))
     kept: list[int] = []
     while remaining.size:
         best, remaining = int(remaining[0]), remaining[1:]

@@ -108,7 +108,7 @@ class InsightFace:
         size = self._fixed
         if size is None:
             size = (-(-width // _MULTIPLE) * _MULTIPLE, -(-height // _MULTIPLE) * _MULTIPLE)
-            padded = np.zeros((size[1], size[0], 3), np.uint8)
+            padded: Pixels = np.zeros((size[1], size[0], 3), np.uint8)
             padded[:height, :width] = pixels
         else:
             padded = pixels
