@@ -1,0 +1,52 @@
+"""Reach the event loop from any thread: call a function on it, or wake the task that waits there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+
+
+class LoopCaller:
+    """Calls functions on the event loop. Calls before :meth:`bind`, and after the loop has closed, do nothing."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self) -> None:
+        """Use the running loop from now on. Event loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Have the loop call `function` soon. Any thread; does not wait."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: the process ends
+                self._loop.call_soon_threadsafe(function)
+
+
+class Wake:
+    """Wakes one task on the event loop. A :meth:`set` while the task works, or before it starts, is not lost."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._caller: LoopCaller | None = None
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Let the task's next wait, or the one that it is in, return. Any thread; does not wait."""
+        with self._lock:
+            if self._caller is not None:
+                self._caller.call(self._event.set)
+            else:
+                self._event.set()  # no loop knows the event yet
+
+    async def wait(self, timeout_s: float | None = None) -> None:
+        """Return once :meth:`set` was called since the last wait, or after `timeout_s`. Event loop."""
+        with self._lock:
+            if self._caller is None:
+                self._caller = LoopCaller()
+                self._caller.bind()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._event.wait(), timeout_s)
+        self._event.clear()

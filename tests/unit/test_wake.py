@@ -1,0 +1,76 @@
+"""Wake, LoopCaller and Signal: how threads reach the event loop, and how listeners hear."""
+
+import asyncio
+import threading
+
+import pytest
+from unit.fakes import LONG_S
+
+from comfyui_guarded.guard.signal import Signal
+from comfyui_guarded.guard.wake import LoopCaller, Wake
+
+
+def on_a_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+async def test_another_thread_wakes_the_task_that_waits():
+    wake = Wake()
+    waiting = asyncio.create_task(wake.wait())
+    await asyncio.sleep(0)
+    on_a_thread(wake.set)
+    await asyncio.wait_for(waiting, LONG_S)
+
+
+async def test_a_wake_before_the_first_wait_is_not_lost_and_counts_once():
+    wake = Wake()
+    on_a_thread(wake.set)
+    await asyncio.wait_for(wake.wait(), LONG_S)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(wake.wait(), 0.01)
+
+
+async def test_a_wake_between_two_waits_is_not_lost():
+    wake = Wake()
+    await wake.wait(0)
+    on_a_thread(wake.set)
+    await asyncio.wait_for(wake.wait(), LONG_S)
+
+
+async def test_a_wait_ends_after_its_time_without_a_wake():
+    await asyncio.wait_for(Wake().wait(0.01), LONG_S)
+
+
+def test_a_wake_after_the_loop_has_closed_does_nothing():
+    wake, caller = Wake(), LoopCaller()
+
+    async def use():
+        caller.bind()
+        await wake.wait(0)
+
+    asyncio.run(use())
+    wake.set()
+    caller.call(lambda: None)
+
+
+async def test_a_call_from_another_thread_comes_on_the_loop():
+    caller, threads, called = LoopCaller(), [], asyncio.Event()
+    caller.call(called.set)  # not bound yet
+    caller.bind()
+    await asyncio.sleep(0)
+    assert not called.is_set()
+    on_a_thread(lambda: caller.call(lambda: (threads.append(threading.current_thread()), called.set())))
+    await asyncio.wait_for(called.wait(), LONG_S)
+    assert threads == [threading.current_thread()]
+
+
+def test_a_listener_that_raises_is_logged_and_keeps_the_others_from_nothing(caplog):
+    signal: Signal[[str]] = Signal()
+    heard = []
+    signal.subscribe(lambda word: 1 / 0)
+    signal.subscribe(heard.append)
+    signal("now")
+    assert heard == ["now"]
+    assert "a listener failed" in caplog.text
