@@ -44,7 +44,7 @@ from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.stats import Stats
 from .guard.settings import SettingsError, load
-from .guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database
+from .guard.store import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
 from .guard.submit.admission import Admission
 from .guard.submit.limits import Limits
 from .guard.templates.catalogue import Templates
@@ -84,7 +84,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     clock = Clock()
     keys = Keys(own, clock)
     access = Access(settings.access, keys, Tokens(own, clock))
-    store = SqliteStore(database(settings.store.url, own), clock)
+    store = SqliteStore(database_path(settings.store.url, own), clock)
     try:
         recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
     except GuardError as error:

@@ -26,7 +26,7 @@ from _common import HostProcess, Load
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import NewJob
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 OWNERS = ("local", "bot-a", "bot-b", "bot-c", "bot-d", "bot-e")
 BODY_BYTES = 2048

@@ -26,7 +26,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import SUCCESS, JobState, NewJob, Verdict
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 OWNERS = ("local", "bot-a", "bot-b", "bot-c")
 #: The page's promise.

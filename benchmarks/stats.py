@@ -27,7 +27,7 @@ from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.operators import stats as module
 from comfyui_guarded.guard.operators.stats import Stats
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 OWNERS = ("local", "bot-a", "bot-b", "bot-c", "bot-d", "bot-e")
 TEMPLATES = ("", "portrait", "talking-head", "upscale")

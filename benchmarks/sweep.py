@@ -145,7 +145,7 @@ async def _sweeping(base: Path) -> dict[str, Any]:
     from comfyui_guarded.guard.host import Folders
     from comfyui_guarded.guard.janitor import Janitor
     from comfyui_guarded.guard.settings import Settings
-    from comfyui_guarded.guard.store.sqlite import SqliteStore
+    from comfyui_guarded.guard.store import SqliteStore
 
     settings = Settings.model_validate(
         {"janitor": {"enabled": False, "output_max_age_s": MAX_AGE_MIN * 60, "adopt_existing": True}}

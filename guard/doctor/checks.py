@@ -20,8 +20,8 @@ from typing import Literal
 from ..access import reached_from_elsewhere
 from ..janitor.disk import disks
 from ..settings import Settings, SettingsError, load, origins, rows
+from ..store import database_path
 from ..store.schema import MIGRATIONS
-from ..store.sqlite import database
 from .facts import Facts
 
 log = logging.getLogger("guarded.doctor")
@@ -263,7 +263,7 @@ def _outside(listen: str, settings: Settings) -> Iterator[Line]:
 
 
 def _store(facts: Facts, settings: Settings) -> Iterator[Line]:
-    path = database(settings.store.url, facts.own)
+    path = database_path(settings.store.url, facts.own)
     if not path.is_file():
         yield Line("ok", "store", f"{path} is made at the first start.")
         return

@@ -14,7 +14,7 @@ from ..cli import guard_folder, parse_age, user_folder
 from ..clock import Clock
 from ..host import Folders
 from ..settings import Settings, SettingsError, load
-from ..store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, database
+from ..store import SqliteStore, StoreLockedError, StoreTooNewError, database_path
 from .report import shown
 from .thread import Janitor, summary
 
@@ -71,7 +71,7 @@ def run(
         store = None
         try:
             # Its waiting jobs, and the results that nobody has fetched, are as safe from us as from a running server.
-            path = database(settings.store.url, own) if own is not None else None
+            path = database_path(settings.store.url, own) if own is not None else None
             if path is not None and path.is_file():
                 store = stack.enter_context(contextlib.closing(SqliteStore(path, Clock())))
         except StoreLockedError:

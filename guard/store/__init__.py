@@ -5,6 +5,7 @@ done, the change is on disk and every listener has been told. Calls take effect 
 of two verdicts for one job, the one handed in first holds.
 """
 
+from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
 from .facts import (
     Changes,
     Claimed,
@@ -23,6 +24,7 @@ from .facts import (
 )
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
+from .sqlite import SqliteStore
 
 __all__ = [
     "Changes",
@@ -39,8 +41,13 @@ __all__ = [
     "Recovery",
     "Run",
     "Settled",
+    "SqliteStore",
     "Standing",
     "Store",
+    "StoreLockedError",
+    "StoreTooNewError",
+    "StoreUnusableError",
     "Submitted",
     "Waiting",
+    "database_path",
 ]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, field
 
-from ..job import Kind
+from ..job import Job, Kind
+from .facts import Standing, Waiting
+
+#: Jobs ahead of one, and their owners, that are looked up one by one to see how long they will take.
+LOOKED_UP = 200
+LOOKED_UP_OWNERS = 50
 
 
 @dataclass
@@ -73,6 +78,9 @@ class Line:
     def queued(self) -> int:
         return sum(turn.queued for turn in list(self.turns.values()))
 
+    def queued_of(self, owner: str) -> int:
+        return self.turns.get(owner, Turn()).queued
+
     def open(self, owner: str | None) -> int:
         """How many of the owner's jobs (None: everybody's) have not ended."""
         turns = list(self.turns.values()) if owner is None else [self.turns.get(owner, Turn())]
@@ -112,3 +120,65 @@ class Line:
             name: min(turn.queued, own + ((turn.served, name) < (mine, owner))) for name, turn in turns if name != owner
         }
         return {**found, owner: own}
+
+    # Where jobs stand. The writer's thread, or another that reads. ---------------------------------------------
+
+    def locate(self, db: sqlite3.Connection, job: Job) -> Waiting:
+        """Where a queued job stands if every owner goes on taking turns."""
+        last = job.number == self.number and not self.reordered
+        queued = self.queued_of(job.owner)
+        # A reader's view of the table may be a commit older than the line.
+        ahead = self.ahead(job.owner, max(queued - 1 - (0 if last else _count_behind(db, job)), 0))
+        count = sum(ahead.values())
+        return Waiting(1 + count, self.leased, self._count_kinds(db, job, ahead, count))
+
+    def _count_kinds(self, db: sqlite3.Connection, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
+        """What the jobs before this one are. Looked up one by one only where they are few."""
+        kinds: dict[Kind, float] = {**self.kinds}
+        total = sum(kinds.values())
+        if count >= total - 1:
+            kinds[job.kind] = kinds.get(job.kind, 0) - 1
+            return {kind: number for kind, number in kinds.items() if number > 0}
+        if count > LOOKED_UP or len(ahead) > LOOKED_UP_OWNERS:
+            return {kind: number * count / total for kind, number in kinds.items()}
+        kinds = {}
+        for owner, number in ahead.items():
+            if number:
+                for template, shape, several in db.execute(
+                    "SELECT template, shape, count(*) FROM (SELECT template, shape FROM jobs INDEXED BY jobs_queued "
+                    "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, place, number LIMIT ?) GROUP BY 1, 2",
+                    (owner, number),
+                ):
+                    kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + several
+        return kinds
+
+    def list_standings(self, db: sqlite3.Connection) -> list[Standing]:
+        """All queued jobs, next one first, if every owner goes on taking turns."""
+        turns = dict(self.turns)
+        rows, own, last = [], 0, None
+        for owner, *facts in db.execute(
+            "SELECT owner, job_id, client_id, locale, template, shape FROM jobs INDEXED BY jobs_queued "
+            "WHERE state = 'queued' ORDER BY owner, priority DESC, place, number"
+        ):
+            own, last = (own + 1 if owner == last else 0), owner
+            rows.append((own, turns.get(owner, Turn()).served, owner, facts))
+        rows.sort(key=lambda row: row[:3])
+        return [
+            Standing(job_id, owner, client_id, locale, Kind(template, shape))
+            for _own, _served, owner, (job_id, client_id, locale, template, shape) in rows
+        ]
+
+
+def _count_behind(db: sqlite3.Connection, job: Job) -> int:
+    """How many of the owner's waiting jobs come after this one. Counted from behind: new jobs stand at the end."""
+    (place,) = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
+    (later,) = db.execute(
+        "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
+        "AND priority = ? AND (place, number) > (?, ?)",
+        (job.owner, job.priority, place, job.number),
+    ).fetchone()
+    (lower,) = db.execute(
+        "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND priority < ?",
+        (job.owner, job.priority),
+    ).fetchone()
+    return int(later + lower)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import enum
 import json
 import secrets
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..job import Job
+from .rows import marks
 
 
 class DeliveryState(str, enum.Enum):
@@ -75,16 +79,102 @@ class Due:
     next_at_ms: int | None
 
 
-def payload(job: Job, at_ms: int) -> str:
+_NAMES = tuple(field.name for field in fields(Delivery))
+_COLUMNS = ", ".join(_NAMES)
+
+
+def put(db: sqlite3.Connection, job: Job, now_ms: int) -> None:
+    """Put in what the job's owner wants to be told of its new state, if anything."""
+    if job.webhook is None or job.state.value not in job.webhook.events:
+        return
+    parts = urlsplit(job.webhook.url)
+    db.execute(
+        "INSERT INTO webhooks (webhook_id, type, job_id, owner, url, target, payload, state, attempts, "
+        "created_at_ms, since_ms, next_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, ?, ?, ?)",
+        (
+            f"msg_{secrets.token_hex(16)}",
+            f"job.{job.state.value}",
+            job.job_id,
+            job.owner,
+            job.webhook.url,
+            f"{parts.scheme}://{parts.netloc}".lower(),
+            _payload(job, now_ms),
+            *(now_ms, now_ms, now_ms),
+        ),
+    )
+
+
+def _payload(job: Job, at_ms: int) -> str:
     """What is sent, as JSON: it stays the same however often it is tried."""
     at = datetime.fromtimestamp(at_ms / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return json.dumps({"type": type_of(job), "timestamp": at, "data": job.body()})
+    return json.dumps({"type": f"job.{job.state.value}", "timestamp": at, "data": job.body()})
 
 
-def type_of(job: Job) -> str:
-    return f"job.{job.state.value}"
+def find_due(db: sqlite3.Connection, now_ms: int, limit: int, under_way: Collection[int], full: Collection[str]) -> Due:
+    # Only the first pending delivery of each job, so that they arrive in order.
+    first = (
+        "state = 'pending' AND NOT EXISTS (SELECT 1 FROM webhooks AS earlier WHERE "
+        "earlier.job_id = webhooks.job_id AND earlier.state = 'pending' AND earlier.number < webhooks.number) "
+        f"AND number NOT IN ({marks(under_way)}) AND target NOT IN ({marks(full)})"
+    )
+    values = (*under_way, *full)
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM webhooks INDEXED BY webhooks_pending WHERE {first} AND next_at_ms <= ? "
+        "ORDER BY next_at_ms, number LIMIT ?",
+        (*values, now_ms, limit),
+    ).fetchall()
+    (next_at_ms,) = db.execute(
+        f"SELECT min(next_at_ms) FROM webhooks INDEXED BY webhooks_pending WHERE {first} AND next_at_ms > ?",
+        (*values, now_ms),
+    ).fetchone()
+    return Due(list(map(_read, rows)), next_at_ms)
 
 
-def new_id() -> str:
-    """For the header `webhook-id`."""
-    return f"msg_{secrets.token_hex(16)}"
+def record_attempt(
+    db: sqlite3.Connection,
+    number: int,
+    state: DeliveryState,
+    next_at_ms: int,
+    status: int | None,
+    error: str | None,
+    now_ms: int,
+) -> None:
+    ended_at_ms = None if state is DeliveryState.PENDING else now_ms
+    db.execute(
+        "UPDATE webhooks SET state = ?, attempts = attempts + 1, next_at_ms = ?, ended_at_ms = ?, "
+        "last_status = ?, last_error = ? WHERE number = ?",
+        (state.value, next_at_ms, ended_at_ms, status, error, number),
+    )
+
+
+def redeliver(db: sqlite3.Connection, webhook_id: str, owner: str | None, now_ms: int) -> Delivery | None:
+    query = f"SELECT {_COLUMNS} FROM webhooks WHERE webhook_id = ?"
+    row = db.execute(query, (webhook_id,)).fetchone()
+    if row is None or owner not in (None, _read(row).owner):
+        return None
+    db.execute(
+        "UPDATE webhooks SET state = 'pending', attempts = 0, since_ms = ?, next_at_ms = ?, "
+        "ended_at_ms = NULL WHERE webhook_id = ?",
+        (now_ms, now_ms, webhook_id),
+    )
+    return _read(db.execute(query, (webhook_id,)).fetchone())
+
+
+def list_deliveries(
+    db: sqlite3.Connection, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None
+) -> list[Delivery]:
+    where = [f"state IN ({marks(states)})"]
+    values: list[Any] = [state.value for state in states]
+    if owner is not None:
+        where.append("owner = ?")
+        values.append(owner)
+    if before is not None:
+        where.append("number < ?")
+        values.append(before)
+    query = f"SELECT {_COLUMNS} FROM webhooks WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
+    return list(map(_read, db.execute(query, [*values, limit])))
+
+
+def _read(row: tuple[Any, ...]) -> Delivery:
+    stored = dict(zip(_NAMES, row, strict=True))
+    return Delivery(**{**stored, "state": DeliveryState(stored["state"])})

@@ -13,7 +13,7 @@ from comfyui_guarded.guard.files.uploads import Uploads
 from comfyui_guarded.guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 #: Answers to wait for; long, so that only a hang reaches it.
 LONG_S = 60.0
@@ -253,9 +253,9 @@ class FailingStore(SqliteStore):
 
     def flush(self) -> None:
         """Return once everything handed in is done, and everybody told."""
-        self._writer.run(lambda _db: None).result(LONG_S)
+        self._engine.write(lambda _db: None).result(LONG_S)
         # What a callback handed in meanwhile.
-        self._writer.run(lambda _db: None).result(LONG_S)
+        self._engine.write(lambda _db: None).result(LONG_S)
 
 
 class ByHand:

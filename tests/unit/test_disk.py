@@ -14,13 +14,12 @@ from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.job import SUCCESS, JobState
 from comfyui_guarded.guard.life import runs
-from comfyui_guarded.guard.store import sqlite
-from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreUnusableError
+from comfyui_guarded.guard.store import SqliteStore, StoreUnusableError, disk, engine, sqlite
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 
 
-class Store(FailingStore):
+class _WatchfulEngine(engine.Engine):
     """Looks after its file at every commit, and at no other time."""
 
     def _is_gone(self):
@@ -32,8 +31,9 @@ class Store(FailingStore):
 
 
 @pytest.fixture
-def store(tmp_path, clock):
-    opened = Store(tmp_path / "guarded.db", clock)
+def store(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(sqlite, "Engine", _WatchfulEngine)
+    opened = FailingStore(tmp_path / "guarded.db", clock)
     yield opened
     opened.close()
 
@@ -41,7 +41,7 @@ def store(tmp_path, clock):
 @pytest.fixture
 def idle_store(tmp_path, clock, monkeypatch):
     """One that looks after its file while it has nothing to do."""
-    monkeypatch.setattr(sqlite, "LOOK_S", 0.02)
+    monkeypatch.setattr(engine, "LOOK_S", 0.02)
     opened = SqliteStore(tmp_path / "guarded.db", clock)
     yield opened
     opened.close()
@@ -110,7 +110,7 @@ def test_a_database_deleted_under_an_idle_server_is_written_anew_before_anything
     _made_busy(store)
     store.path.unlink()
     ends_s = time.monotonic() + LONG_S
-    while not store.path.exists() or store._identity != sqlite._identity(store.path):
+    while not store.path.exists() or store._engine._identity != disk.identify(store.path):
         assert time.monotonic() < ends_s
         time.sleep(0.01)
     assert _on_disk(store.path, tmp_path) == BUSY
@@ -131,12 +131,12 @@ def test_a_database_that_cannot_be_written_anew_yet_is_so_later_and_nothing_is_p
     store, ids = busy
     folder = store.path.parent / "below"
     store.path.unlink()
-    real, store.path = store.path, folder / "guarded.db"
+    real, store._engine.path = store.path, folder / "guarded.db"
     folder.write_text("a file where the folder should be")
     error = store.settle(ids[1], SUCCESS).exception(LONG_S)
     assert isinstance(error, ServerUnavailableError)
     assert isinstance(store.submit(new_job(), 10).exception(LONG_S), ServerUnavailableError)
-    store.path = real
+    store._engine.path = real
     assert store.settle(ids[1], SUCCESS).result(LONG_S).won
     assert _on_disk(real, tmp_path) == [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.QUEUED]
 
@@ -148,7 +148,7 @@ def test_a_database_written_anew_on_a_disk_that_is_full_leaves_no_halves_behind(
     for _ in range(3):
         # What a full disk leaves of it, and SQLite does not write over.
         half.write_bytes(b"half a database")
-        monkeypatch.setattr(sqlite, "_connected", _no_room)
+        monkeypatch.setattr(engine, "connect", _no_room)
         assert store.settle(ids[1], SUCCESS).exception(LONG_S) is not None
     monkeypatch.undo()
     assert store.settle(ids[1], SUCCESS).result(LONG_S).won
@@ -178,7 +178,7 @@ async def test_a_database_that_has_become_read_only_is_said_so_and_loses_no_verd
     machine.turn(2)
     assert machine.runs.finished(job_id, TEXT).code == "generation_timeout"
     machine.runs.released(job_id)
-    store._writer.run(lambda _db: None).exception(LONG_S)  # that it could not be written is known by then
+    store._engine.write(lambda _db: None).exception(LONG_S)  # that it could not be written is known by then
     assert store.get(job_id).result(LONG_S).state is JobState.RUNNING, "what cannot be written can still be read"
     _read_only(store, False)
     machine.turn()
@@ -189,14 +189,14 @@ async def test_a_database_that_has_become_read_only_is_said_so_and_loses_no_verd
 
 def _read_only(store, on):
     # Not through the thread: it could not even begin.
-    store._writer._db.execute(f"PRAGMA query_only = {int(on)}")
+    store._engine._writer._db.execute(f"PRAGMA query_only = {int(on)}")
 
 
 async def test_a_database_that_hangs_holds_the_worker_up_for_a_while_and_loses_no_verdict(machine, monkeypatch):
     monkeypatch.setattr(runs, "STORE_WAIT_S", 0.05)
     job_id = await machine.dispatch()
     hung = threading.Event()
-    machine.store._writer.run(lambda _db: hung.wait(LONG_S))
+    machine.store._engine.write(lambda _db: hung.wait(LONG_S))
     assert machine.runs.started(job_id), "a job need not wait for the disk"
     assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
     machine.runs.released(job_id)
@@ -208,7 +208,7 @@ async def test_a_database_that_hangs_holds_the_worker_up_for_a_while_and_loses_n
 async def test_a_watchdog_does_not_wait_for_a_database_that_hangs(machine, host):
     job_id = await machine.run(timeout_s=1.0)
     hung = threading.Event()
-    for thread in (machine.store._writer, machine.store._reader):
+    for thread in (machine.store._engine._writer, machine.store._engine._reader):
         thread.run(lambda _db: hung.wait(LONG_S))
     for after_s in (0, 2, 3):
         machine.turn(after_s)
@@ -238,7 +238,7 @@ def test_a_failing_look_does_not_end_the_stores_thread(idle_store, monkeypatch):
         looked.set()
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(idle_store, "_is_gone", failing)
+    monkeypatch.setattr(idle_store._engine, "_is_gone", failing)
     assert looked.wait(LONG_S)
     monkeypatch.undo()
     assert idle_store.submit(new_job(), 10).result(LONG_S)

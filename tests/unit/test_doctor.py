@@ -18,7 +18,7 @@ from comfyui_guarded.guard.doctor import checks, command
 from comfyui_guarded.guard.doctor.checks import Line, lines
 from comfyui_guarded.guard.doctor.facts import FILE, Facts, recall, remember
 from comfyui_guarded.guard.settings import Settings, SettingsError, origins
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 REPO = Path(__file__).parents[2]
 NOW_MS = int(time.time() * 1000)

@@ -152,16 +152,16 @@ def test_the_line_is_the_order_in_which_the_jobs_are_served(store):
 def test_what_is_ahead_survives_a_restart_and_a_transaction_that_is_taken_back(store):
     for shape in ("a", "a", "b"):
         submit(store, "o", shape)
-    before = dict(store._line.kinds)
+    before = dict(store._transitions.line.kinds)
 
     def buggy(db):
         db.execute("UPDATE jobs SET priority = 99")
-        store._line.kinds.clear()
+        store._transitions.line.kinds.clear()
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ServerUnavailableError):
-        store._writer.run(buggy).result(LONG_S)
-    assert store._line.kinds == before == {Kind("", "a"): 2, Kind("", "b"): 1}
+        store._engine.write(buggy).result(LONG_S)
+    assert store._transitions.line.kinds == before == {Kind("", "a"): 2, Kind("", "b"): 1}
 
 
 # What a user reads. ------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ async def test_a_job_is_told_as_it_was_at_each_state(store, events):
 
 
 async def test_states_that_come_while_a_reader_catches_up_follow_those_from_the_store(store, events, monkeypatch):
-    monkeypatch.setattr("comfyui_guarded.guard.store.sqlite.CHANGES", 3)
+    monkeypatch.setattr("comfyui_guarded.guard.store.queries.CHANGES", 3)
     earlier = [await asyncio.to_thread(run, store) for _ in range(4)]
     with events.subscribe(after=0) as reader:
         told = await states(reader, earlier[0])

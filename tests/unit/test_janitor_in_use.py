@@ -118,7 +118,7 @@ def test_the_inputs_of_open_jobs_stay_and_those_of_settled_ones_go(box: Box, sto
 
 
 def test_many_large_bodies_are_read_a_few_at_a_time(box: Box, store: FailingStore, monkeypatch):
-    monkeypatch.setattr("comfyui_guarded.guard.store.sqlite.BODIES_BYTES", 1000)
+    monkeypatch.setattr("comfyui_guarded.guard.store.queries.BODIES_BYTES", 1000)
     for number in range(30):
         put(box.input / f"{number}.png")
         queued(store, f"{number}.png", "x" * 300)
@@ -128,7 +128,7 @@ def test_many_large_bodies_are_read_a_few_at_a_time(box: Box, store: FailingStor
 def test_where_the_store_cannot_say_what_is_in_use_nothing_is_deleted(box: Box, store: FailingStore):
     put(box.input / "a.png")
     janitor = box.janitor(store)
-    store._reader.close()
+    store._engine._reader.close()
     report = janitor.sweep(time.time())
     assert box.left() == {"input/a.png"}
     assert (report.files, report.errors) == (0, 1)
@@ -334,7 +334,7 @@ class TestHistory:
         counts = {}
         for table in ("jobs", "bodies", "transitions", "idempotency", "unread"):
             query = f"SELECT count(*) FROM {table}"
-            counts[table] = store._reader.run(lambda db, query=query: db.execute(query).fetchone()[0]).result(LONG_S)
+            counts[table] = store._engine.read(lambda db, query=query: db.execute(query).fetchone()[0]).result(LONG_S)
         assert counts == {"jobs": 1, "bodies": 1, "transitions": 1, "idempotency": 0, "unread": 0}
         # The key is free again.
         assert not store.submit(new_job(), 1000, IdempotencyKey("k1", "d")).result(LONG_S).replayed

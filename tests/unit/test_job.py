@@ -16,7 +16,7 @@ from unit.fakes import LONG_S, new_id, new_job
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, GenerationFailedError, GuardError, NoFaceError
 from comfyui_guarded.guard.job import OPEN, SUCCESS, TERMINAL, TRANSITIONS, WAITING, JobState, Verdict
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 QUEUED, DISPATCHED, RUNNING, VALIDATING = (
     JobState.QUEUED,
@@ -222,7 +222,9 @@ class StoreMachine(RuleBasedStateMachine):
         """The positions are the order in which everything that waits would be claimed."""
         copy = SqliteStore(self._copied(), self.clock)
         try:
-            copy._line.turns = deepcopy(self.store._line.turns)  # a new process begins a new round
+            copy._transitions.line.turns = deepcopy(
+                self.store._transitions.line.turns
+            )  # a new process begins a new round
             order = []
             while (claimed := copy.claim("local", 10**9, 0).result(LONG_S)) is not None:
                 order.append(claimed.job.job_id)
@@ -250,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert counts.leased == len(self.leases) <= self.max_jobs
         assert counts.running == states.count(RUNNING) + states.count(VALIDATING)
         endings = looked.result(LONG_S)
-        turns = {owner: turn.queued for owner, turn in self.store._line.turns.items() if turn.queued}
+        turns = {owner: turn.queued for owner, turn in self.store._transitions.line.turns.items() if turn.queued}
         assert turns == {owner: queued.count(owner) for owner in set(queued)}
         assert endings == [(1,)] * len(self.ended)
 
@@ -318,7 +320,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _look(self):
         endings = "SELECT count(*) FROM transitions WHERE state IN ('succeeded', 'failed', 'cancelled') GROUP BY job_id"
-        return self.store._reader.run(lambda db: db.execute(endings).fetchall())
+        return self.store._engine.read(lambda db: db.execute(endings).fetchall())
 
 
 TestStoreMachine = StoreMachine.TestCase

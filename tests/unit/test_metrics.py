@@ -21,7 +21,7 @@ from comfyui_guarded.guard.operators import metrics as module
 from comfyui_guarded.guard.operators.families import ADMITTED, COUNTED, READ, TEMPLATES
 from comfyui_guarded.guard.operators.gpu import Gpus
 from comfyui_guarded.guard.operators.metrics import OTHER, OWN_GRAPH, Exposition, Metrics
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 REPO = Path(__file__).parents[2]
 FAMILIES = (*COUNTED, *READ)
@@ -186,7 +186,7 @@ class TestWhatIsRead:
         def asked(_operation):
             raise AssertionError("a scrape waits for nobody")
 
-        for thread in (watched.store._reader, watched.store._writer):
+        for thread in (watched.store._engine._reader, watched.store._engine._writer):
             monkeypatch.setattr(thread, "run", asked)
         assert "guarded_queue_jobs" in watched.text()
 

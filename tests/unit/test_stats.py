@@ -16,7 +16,7 @@ from comfyui_guarded.guard.life.watchdog import Watchdog
 from comfyui_guarded.guard.operators import stats as module
 from comfyui_guarded.guard.operators.gpu import Gpus
 from comfyui_guarded.guard.operators.stats import HOUR_MS, Stats, slowest
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 BOT = Client("bot", operator=False)
 NOW_MS = 1_800_000_000_000 + HOUR_MS // 2  # half past an hour

@@ -21,8 +21,15 @@ from comfyui_guarded.guard.errors import (
     ServerUnavailableError,
 )
 from comfyui_guarded.guard.job import OPEN, SUCCESS, Artifact, JobState, Kind, Result, Verdict
-from comfyui_guarded.guard.store import Counts, IdempotencyKey, sqlite
-from comfyui_guarded.guard.store.sqlite import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError
+from comfyui_guarded.guard.store import (
+    Counts,
+    IdempotencyKey,
+    SqliteStore,
+    StoreLockedError,
+    StoreTooNewError,
+    StoreUnusableError,
+    disk,
+)
 
 REPO = Path(__file__).parents[2]
 CANCELLED = Verdict(JobState.CANCELLED, "cancelled", "The job was cancelled.")
@@ -57,7 +64,7 @@ class _Held:
 
     def __init__(self, store):
         self._go, holding = threading.Event(), threading.Event()
-        self._done = store._writer.run(lambda _db: (holding.set(), self._go.wait(LONG_S)))
+        self._done = store._engine.write(lambda _db: (holding.set(), self._go.wait(LONG_S)))
         assert holding.wait(LONG_S)
 
     def __enter__(self):
@@ -89,8 +96,8 @@ def test_jobs_of_many_threads_are_all_durable_and_have_numbers_of_their_own(stor
 
 def test_what_comes_in_together_shares_commits(store):
     commits = []
-    committed = store._writer._work
-    store._writer._work = lambda db, batch: (commits.append(len(batch)), committed(db, batch))
+    committed = store._engine._writer._work
+    store._engine._writer._work = lambda db, batch: (commits.append(len(batch)), committed(db, batch))
     with _Held(store):
         futures = [store.submit(new_job(), 10**9) for _ in range(200)]
     assert [future.result(LONG_S).job.number for future in futures] == list(range(1, 201))
@@ -120,13 +127,13 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
 
     def buggy(db):
         db.execute("UPDATE jobs SET priority = 99")
-        store._line.waits("nobody", Kind("", ""), 99)
-        store._changed.append("a change that will not be")
+        store._transitions.line.waits("nobody", Kind("", ""), 99)
+        store._transitions.changed.append("a change that will not be")
         raise fault
 
     with _Held(store):
         before = store.submit(new_job(), 10**9)
-        broken = store._writer.run(buggy)
+        broken = store._engine.write(buggy)
         after = store.submit(new_job(), 10**9)
     assert isinstance(broken.exception(LONG_S), ServerUnavailableError)
     assert before.result(LONG_S).job.number == 1
@@ -140,8 +147,8 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
 def test_a_commit_that_meets_a_failing_disk_tells_everybody_and_the_next_one_goes_well(store, monkeypatch, nth):
     told, looks = [], []
     store.on_change(told.append)
-    step = ["_inserted", "_attempt"][nth - 1]
-    native = getattr(store, step)
+    failing, step = [(store._transitions, "_insert"), (store._engine, "_attempt")][nth - 1]
+    native = getattr(failing, step)
 
     def failing_once(*arguments):
         done = native(*arguments)
@@ -150,7 +157,7 @@ def test_a_commit_that_meets_a_failing_disk_tells_everybody_and_the_next_one_goe
             raise sqlite3.OperationalError("disk I/O error")
         return done
 
-    monkeypatch.setattr(store, step, failing_once)
+    monkeypatch.setattr(failing, step, failing_once)
     assert isinstance(store.submit(new_job(), 10**9).exception(LONG_S), ServerUnavailableError)
     assert (told, store.queued) == ([], 0)
     assert _submit(store).waiting.position == 1
@@ -159,7 +166,7 @@ def test_a_commit_that_meets_a_failing_disk_tells_everybody_and_the_next_one_goe
 
 @pytest.mark.parametrize("thread", ["_writer", "_reader"])
 def test_a_fault_in_the_stores_own_thread_is_told_to_whoever_waits_and_the_thread_lives(store, thread):
-    thread = getattr(store, thread)
+    thread = getattr(store._engine, thread)
     work = thread._work
 
     def broken_once(_db, _batch):
@@ -453,7 +460,7 @@ def test_a_corrupt_file_is_set_aside_whole_and_a_new_one_begun(tmp_path, clock, 
 
 
 def test_two_corrupt_files_in_the_same_second_are_both_kept(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(sqlite.time, "strftime", lambda *_args: "20300101-000000")
+    monkeypatch.setattr(disk.time, "strftime", lambda *_args: "20300101-000000")
     path = tmp_path / "jobs.db"
     for content in (b"first " * 1000, b"second " * 1000):
         path.write_bytes(content)
@@ -479,8 +486,8 @@ def test_a_corrupt_file_is_closed_before_it_is_set_aside(tmp_path, clock, monkey
         replace(*args)
 
     replaced = []
-    monkeypatch.setattr(sqlite.sqlite3, "connect", noting)
-    monkeypatch.setattr(sqlite.os, "replace", replacing)
+    monkeypatch.setattr(disk.sqlite3, "connect", noting)
+    monkeypatch.setattr(disk.os, "replace", replacing)
     (tmp_path / "jobs.db").write_bytes(b"not a database " * 1000)
     SqliteStore(tmp_path / "jobs.db", clock).close()
     assert replaced
@@ -490,7 +497,7 @@ def test_a_database_of_a_later_version_is_refused_untouched(tmp_path, clock):
     path = tmp_path / "jobs.db"
     _old_database(path, clock)
     db = sqlite3.connect(path)
-    db.execute(f"PRAGMA user_version = {len(sqlite.MIGRATIONS) + 1}")
+    db.execute(f"PRAGMA user_version = {len(disk.MIGRATIONS) + 1}")
     db.close()
     before = path.read_bytes()
     with pytest.raises(StoreTooNewError, match=r"jobs\.db"):
@@ -509,7 +516,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.register()
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 try:
     SqliteStore(Path(sys.argv[2]), Clock())
 except Exception as error:
@@ -541,14 +548,14 @@ def test_a_migration_keeps_the_jobs(tmp_path, clock, monkeypatch):
     path = tmp_path / "jobs.db"
     ids = _old_database(path, clock)
     second = "ALTER TABLE jobs ADD COLUMN mood TEXT NOT NULL DEFAULT 'fine'; CREATE TABLE extra (x INTEGER);"
-    monkeypatch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, second))
+    monkeypatch.setattr(disk, "MIGRATIONS", (*disk.MIGRATIONS, second))
     store = SqliteStore(path, clock)
     assert [job.job_id for job in store.jobs(None, None, 100).result(LONG_S)] == ids[::-1]
     assert store.queued == len(ids)
     assert _submit(store).job.number == len(ids) + 1
     store.close()
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (len(sqlite.MIGRATIONS),)
+    assert db.execute("PRAGMA user_version").fetchone() == (len(disk.MIGRATIONS),)
     assert db.execute("SELECT DISTINCT mood FROM jobs").fetchall() == [("fine",)]
     db.close()
     SqliteStore(path, clock).close()  # not migrated twice
@@ -558,7 +565,7 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(tmp_path,
     path = tmp_path / "jobs.db"
     ids = _old_database(path, clock)
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, "DELETE FROM jobs; SELECT no_such_function();"))
+        patch.setattr(disk, "MIGRATIONS", (*disk.MIGRATIONS, "DELETE FROM jobs; SELECT no_such_function();"))
         with pytest.raises(StoreUnusableError):
             SqliteStore(path, clock)
     store = SqliteStore(path, clock)
@@ -571,7 +578,7 @@ def test_a_full_disk_is_said_by_name_and_is_over_when_there_is_room_again(store)
     kept = _submit(store).job.job_id
 
     def limit(pages):
-        return store._writer.run(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone()).result(LONG_S)
+        return store._engine.write(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone()).result(LONG_S)
 
     limit(1)  # SQLite never goes below what there is
     big = new_job(body=b"x" * 1_000_000)
@@ -789,7 +796,7 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
 def test_no_question_about_the_open_jobs_reads_through_the_settled_ones(store):
     """The watchdog asks twice a second, and a store may hold a million."""
     asked = []
-    store._reader._db.set_trace_callback(asked.append)
+    store._engine._reader._db.set_trace_callback(asked.append)
     few = frozenset({JobState.RUNNING, JobState.VALIDATING})
     for future in (
         store.overdue(1),

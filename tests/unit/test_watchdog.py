@@ -12,7 +12,7 @@ from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.host import Outcome, Progress
 from comfyui_guarded.guard.life.watchdog import FAULT_GRACE_S, INJECT_AFTER, TURN_S
 from comfyui_guarded.guard.settings import SettingsError, load
-from comfyui_guarded.guard.store.sqlite import SqliteStore
+from comfyui_guarded.guard.store import SqliteStore
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 INTERRUPTED = Outcome(success=False, interrupted=True)

@@ -20,7 +20,7 @@ from comfyui_guarded.guard.events.webhook_rules import Rules
 from comfyui_guarded.guard.job import SUCCESS, JobState, Verdict, Webhook
 from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.store import DeliveryState
-from comfyui_guarded.guard.store.sqlite import _found
+from comfyui_guarded.guard.store.rows import find_job
 from comfyui_guarded.server_routes.sender import Sender, _Resolver
 
 
@@ -248,11 +248,13 @@ def test_a_transaction_that_is_taken_back_takes_its_deliveries_with_it(store):
     job_id = store.submit(new_job(webhook=HOOK), 9).result(LONG_S).job.job_id
 
     def buggy(db):
-        store._move(db, _found(db, job_id), JobState.CANCELLED, verdict=Verdict(JobState.CANCELLED, "cancelled"))
+        store._transitions._move(
+            db, find_job(db, job_id), JobState.CANCELLED, verdict=Verdict(JobState.CANCELLED, "cancelled")
+        )
         raise ZeroDivisionError
 
     with pytest.raises(Exception, match="database"):
-        store._writer.run(buggy).result(LONG_S)
+        store._engine.write(buggy).result(LONG_S)
     assert due(store) == []
 
 

@@ -1,0 +1,67 @@
+"""Result files: which job made each, and which of them their owners have not fetched yet."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import sqlite3
+from collections.abc import Sequence
+
+from ..job import Job
+from .rows import find_job, marks
+
+#: Paths looked up in one query; SQLite allows 999 marks and more.
+PATHS_AT_ONCE = 500
+
+
+def record(db: sqlite3.Connection, job: Job) -> None:
+    """Write down the files of a job that succeeded."""
+    files = [
+        (artifact.type, _path_key(f"{artifact.subfolder}/{artifact.filename}"), job.job_id, artifact.index)
+        for artifact in job.result.artifacts
+    ]
+    # An earlier file of the same name has been written over; only the newest can still be fetched.
+    db.executemany("INSERT OR REPLACE INTO made VALUES (?, ?, ?, ?)", files)
+    db.executemany(
+        "INSERT OR REPLACE INTO unread VALUES (?, ?, ?, ?, ?)",
+        [(*file, job.settled_at_ms) for file in files],
+    )
+
+
+def find_maker(db: sqlite3.Connection, kind: str, path: str) -> tuple[Job, int] | None:
+    query = "SELECT job_id, artifact FROM made WHERE type = ? AND path = ?"
+    row = db.execute(query, (kind, _path_key(path))).fetchone()
+    job = find_job(db, row[0]) if row is not None else None
+    return (job, row[1]) if job is not None else None
+
+
+def mark_fetched(db: sqlite3.Connection, job_id: str, artifact: int) -> None:
+    db.execute("DELETE FROM unread WHERE job_id = ? AND artifact = ?", (job_id, artifact))
+
+
+def select_unread(db: sqlite3.Connection, kind: str, paths: Sequence[str], since_ms: int) -> frozenset[str]:
+    by_key = {_path_key(path): path for path in paths}
+    unread: list[str] = []
+    keys = list(by_key)
+    for start in range(0, len(keys), PATHS_AT_ONCE):
+        some = keys[start : start + PATHS_AT_ONCE]
+        query = f"SELECT path FROM unread WHERE type = ? AND since_ms >= ? AND path IN ({marks(some)})"
+        unread += [by_key[bytes(key)] for (key,) in db.execute(query, (kind, since_ms, *some))]
+    return frozenset(unread)
+
+
+def list_unread(db: sqlite3.Connection, since_ms: int, at_most: int) -> dict[str, frozenset[str]] | None:
+    query = "SELECT type, path FROM unread WHERE since_ms >= ? LIMIT ?"
+    rows = db.execute(query, (since_ms, at_most + 1)).fetchall()
+    if len(rows) > at_most:
+        return None
+    by_kind: dict[str, set[str]] = {}
+    for kind, key in rows:
+        by_kind.setdefault(kind, set()).add(key.decode("utf-8", "surrogatepass"))
+    return {kind: frozenset(paths) for kind, paths in by_kind.items()}
+
+
+def _path_key(path: str) -> bytes:
+    """A path below a root as the tables have it: with slashes, and bytes since file names need not be UTF-8."""
+    slashed = path.replace("\\", "/") if os.name == "nt" else path
+    return posixpath.normpath(slashed.lstrip("/")).encode("utf-8", "surrogatepass")

@@ -1,0 +1,132 @@
+"""Jobs as rows: the columns, how a job is written into them and read out of them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
+
+COLUMNS = (
+    "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
+    "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
+    "verdict, result"
+)
+
+#: As the index `jobs_open` has it, word for word: only then does SQLite see that it may use it. Without it, each
+#: question about the few open jobs reads through all that ever settled.
+IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
+
+
+def read_job(row: tuple[Any, ...]) -> Job:
+    (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
+    (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
+    event_id, webhook, verdict, result = rest
+    return Job(
+        job_id=job_id,
+        number=number,
+        owner=owner,
+        state=JobState(state),
+        priority=priority,
+        attempts=attempts,
+        created_at_ms=created,
+        started_at_ms=started,
+        settled_at_ms=ended,
+        timeout_s=timeout_s,
+        locale=locale,
+        client_id=client_id,
+        shape=shape,
+        template=template,
+        parameters=json.loads(parameters),
+        outputs_to_execute=tuple(json.loads(outputs)),
+        metadata=json.loads(metadata),
+        has_secrets=bool(has_secrets),
+        event_id=event_id,
+        webhook=_read_webhook(json.loads(webhook)) if webhook else None,
+        verdict=_read_verdict(json.loads(verdict)) if verdict else None,
+        result=_read_result(json.loads(result)) if result else Result(),
+    )
+
+
+def _read_webhook(stored: dict[str, Any]) -> Webhook:
+    return Webhook(stored["url"], tuple(stored["events"]))
+
+
+def _read_verdict(stored: dict[str, Any]) -> Verdict:
+    return Verdict(JobState(stored["state"]), stored["code"], stored["message"], stored["details"])
+
+
+def _read_result(stored: dict[str, Any]) -> Result:
+    artifacts = tuple(Artifact(**{**item, "warnings": tuple(item["warnings"])}) for item in stored["artifacts"])
+    return Result(stored["outputs"], artifacts)
+
+
+def insert_job(db: sqlite3.Connection, new: NewJob, number: int, order: float, event_id: int) -> None:
+    """Write a new job and its body. Raises `sqlite3.IntegrityError` where its id is taken."""
+    db.execute(
+        "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
+        "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook) "
+        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            number,
+            new.job_id,
+            new.owner,
+            new.priority,
+            order,
+            new.created_at_ms,
+            new.timeout_s,
+            new.locale,
+            new.client_id,
+            new.shape,
+            new.template,
+            json.dumps(new.parameters),
+            json.dumps(new.outputs_to_execute),
+            json.dumps(new.metadata),
+            new.has_secrets,
+            event_id,
+            json.dumps(asdict(new.webhook)) if new.webhook else None,
+        ),
+    )
+    db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))
+
+
+def update_job(db: sqlite3.Connection, job: Job) -> None:
+    """Write what a change of state may change."""
+    db.execute(
+        "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, event_id = ?, code = ?, "
+        "verdict = ?, result = ? WHERE number = ?",
+        (
+            job.state.value,
+            job.attempts,
+            job.started_at_ms,
+            job.settled_at_ms,
+            job.event_id,
+            job.verdict.code if job.verdict else None,
+            json.dumps(asdict(job.verdict)) if job.verdict else None,
+            json.dumps(asdict(job.result)) if job.state.settled else None,
+            job.number,
+        ),
+    )
+
+
+def find_job(db: sqlite3.Connection, job_id: str) -> Job | None:
+    row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    return read_job(row) if row else None
+
+
+def match_owner(owner: str | None) -> tuple[str, list[Any]]:
+    """A condition for the owner's rows (None: everybody's), and its values."""
+    return ("1", []) if owner is None else ("owner = ?", [owner])
+
+
+def marks(values: Collection[object]) -> str:
+    """As many `?` as there are values, for `IN (…)`."""
+    return ", ".join("?" * len(values))
+
+
+def count(db: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> int:
+    (number,) = db.execute(query, values).fetchone()
+    return cast(int, number)

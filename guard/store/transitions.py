@@ -1,0 +1,195 @@
+"""Let jobs in and change their state: each with its number, its delivery and its effect on the queue, in one commit."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from ..clock import Clock
+from ..errors import ConflictError, QueueFullError, ServerRestartedError, ServerUnavailableError
+from ..job import TRANSITIONS, WAITING, Job, JobState, Kind, NewJob, Result, Verdict
+from . import outbox, result_files
+from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
+from .line import Line
+from .queries import replay
+from .rows import COLUMNS, IS_OPEN, find_job, insert_job, read_job, update_job
+
+
+class Transitions:
+    """What the writer's thread does to jobs, inside the engine's transactions.
+
+    Attributes:
+        line: the queue as the transaction leaves it. Other threads may read it; they may see it before its commit.
+        changed: jobs that this transaction has given a new state, to be told once that is durable.
+    """
+
+    line: Line
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.changed: list[Job] = []
+
+    def load(self, db: sqlite3.Connection) -> None:
+        """Begin anew from what the tables hold: at the start, and after a transaction that was taken back."""
+        self.changed.clear()
+        self.line = Line.read(db)
+
+    def recover(self, db: sqlite3.Connection, holder: str, max_attempts: int) -> Recovery:
+        rows = db.execute(
+            f"SELECT {COLUMNS} FROM jobs WHERE {IS_OPEN} AND state IN ('dispatched', 'running', 'validating')"
+        ).fetchall()
+        secretive = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets").fetchall()
+        requeued, settled = 0, []
+        for job in map(read_job, [*rows, *secretive]):
+            is_worn = job.state is not JobState.DISPATCHED and job.attempts >= max_attempts
+            if job.has_secrets or is_worn:
+                error = ServerRestartedError(
+                    "The server restarted while the job ran."
+                    if is_worn
+                    else "The server restarted, and the job's API credentials are kept in memory only."
+                )
+                settled.append(self._end(db, job, Verdict.of(error), None))
+            else:
+                self._move(db, job, JobState.QUEUED)
+                requeued += 1
+        db.execute("DELETE FROM leases WHERE holder = ?", (holder,))
+        self.line = Line.read(db)
+        return Recovery(requeued, tuple(settled))
+
+    def submit(
+        self,
+        db: sqlite3.Connection,
+        new: NewJob,
+        max_queued: int,
+        key: IdempotencyKey | None,
+        max_queued_of_owner: int | None,
+    ) -> Submitted:
+        if key is not None and (earlier := replay(db, self.line, new.owner, key)):
+            return earlier
+        if (queued := self.line.queued) >= max_queued:
+            raise QueueFullError.with_waiting(queued, max_queued)
+        own = self.line.queued_of(new.owner)
+        if max_queued_of_owner is not None and own >= max_queued_of_owner:
+            raise QueueFullError.with_waiting(own, max_queued_of_owner, of_owner=True)
+        job = self._insert(db, new)
+        if key is not None:
+            db.execute(
+                "INSERT OR REPLACE INTO idempotency (owner, key, body_digest, job_id, created_at_ms) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
+            )
+        return Submitted(job, self.line.locate(db, job))
+
+    def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
+        owner = self.line.next_owner()
+        if owner is None or self.line.leased >= max_jobs:
+            return None
+        row = db.execute(
+            f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
+            "ORDER BY priority DESC, place, number LIMIT 1",
+            (owner,),
+        ).fetchone()
+        job = self._move(db, read_job(row), JobState.DISPATCHED)
+        self.line.serve(owner)
+        # Leases have no deadline: a start frees those of the process before it.
+        db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
+        self.line.leased += 1
+        (body,) = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
+        return Claimed(job, body)
+
+    def advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
+        job = find_job(db, job_id)
+        return None if job is None or job.state.settled else self._move(db, job, state)
+
+    def settle(
+        self, db: sqlite3.Connection, job_id: str, verdict: Verdict, result: Result | None, only_waiting: bool
+    ) -> Settled | None:
+        job = find_job(db, job_id)
+        if job is None:
+            return None
+        if job.state.settled or (only_waiting and job.state not in WAITING):
+            return Settled(job, won=False)
+        return Settled(self._end(db, job, verdict, result), won=True)
+
+    def release(self, db: sqlite3.Connection, job_id: str) -> None:
+        self.line.leased -= db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,)).rowcount
+
+    def _insert(self, db: sqlite3.Connection, new: NewJob) -> Job:
+        number = self.line.number + 1
+        order = new.order if new.order is not None else float(-number if new.front else number)
+        try:
+            insert_job(db, new, number, order, self.line.event_id + 1)
+        except sqlite3.IntegrityError:
+            raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
+        event_id = self._note(db, new.job_id, new.created_at_ms, JobState.QUEUED)
+        self.line.number = number
+        self.line.reordered = self.line.reordered or new.priority != 0 or order != number
+        self.line.waits(new.owner, Kind(new.template, new.shape), +1)
+        job = Job(
+            job_id=new.job_id,
+            number=number,
+            owner=new.owner,
+            state=JobState.QUEUED,
+            priority=new.priority,
+            attempts=0,
+            created_at_ms=new.created_at_ms,
+            started_at_ms=None,
+            settled_at_ms=None,
+            timeout_s=new.timeout_s,
+            locale=new.locale,
+            client_id=new.client_id,
+            shape=new.shape,
+            template=new.template,
+            parameters=new.parameters,
+            outputs_to_execute=new.outputs_to_execute,
+            metadata=new.metadata,
+            has_secrets=new.has_secrets,
+            event_id=event_id,
+            webhook=new.webhook,
+        )
+        outbox.put(db, job, new.created_at_ms)
+        self.changed.append(job)
+        return job
+
+    def _move(self, db: sqlite3.Connection, job: Job, state: JobState, **changes: Any) -> Job:
+        """Change a job's state; nothing else does."""
+        if state not in TRANSITIONS[job.state]:
+            raise ServerUnavailableError(f"job {job.job_id} cannot go from {job.state.value} to {state.value}")
+        now_ms = self._clock.now_ms()
+        if state is JobState.RUNNING:
+            changes.update(started_at_ms=now_ms, attempts=job.attempts + 1)
+        elif state is JobState.QUEUED:
+            changes.update(started_at_ms=None)
+        elif state.settled:
+            changes.update(settled_at_ms=now_ms)
+        moved = job.evolve(state=state, event_id=self._note(db, job.job_id, now_ms, state), **changes)
+        update_job(db, moved)
+        outbox.put(db, moved, now_ms)
+        if JobState.QUEUED in (job.state, state):
+            self.line.waits(job.owner, job.kind, +1 if state is JobState.QUEUED else -1)
+        if change := _is_begun(state) - _is_begun(job.state):
+            self.line.begins(job.owner, change)
+        self.changed.append(moved)
+        return moved
+
+    def _end(self, db: sqlite3.Connection, job: Job, verdict: Verdict, result: Result | None) -> Job:
+        settled = self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
+        if job.client_id is not None:
+            db.execute(
+                "INSERT INTO unheard VALUES (?, ?, ?, ?)",
+                (job.job_id, job.owner, job.client_id, settled.settled_at_ms),
+            )
+        if settled.state is JobState.SUCCEEDED:
+            result_files.record(db, settled)
+        return settled
+
+    def _note(self, db: sqlite3.Connection, job_id: str, at_ms: int, state: JobState) -> int:
+        """Write down a change of state; return its number."""
+        self.line.event_id += 1
+        db.execute("INSERT INTO transitions VALUES (?, ?, ?, ?)", (self.line.event_id, job_id, at_ms, state.value))
+        return self.line.event_id
+
+
+def _is_begun(state: JobState) -> bool:
+    """Whether a job in that state has left the line and not ended."""
+    return state is not JobState.QUEUED and not state.settled
