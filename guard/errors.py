@@ -8,9 +8,13 @@ that a bot reads ``comfyui_guarded.NoFaceError`` on every machine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import messages
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 MODULE = "comfyui_guarded"
 
@@ -308,3 +312,22 @@ BY_NAME: dict[str, type[GuardError]] = {f"{MODULE}.{cls.__name__}": cls for cls 
 def type_name(code: str) -> str:
     """What ComfyUI shows as ``exception_type`` for a code."""
     return f"{MODULE}.{FAMILY[code].__name__}"
+
+
+def read_complaint(item: ErrorDetails, what: str = "field") -> tuple[str, str]:
+    """The field that pydantic complains of, dotted, and what is wrong with it.
+
+    Args:
+        item: of ``ValidationError.errors()``.
+        what: the word for a field, where there is none of that name.
+    """
+    field = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return field, f"there is no such {what}"
+    return field, item["msg"].removeprefix("Value error, ")
+
+
+def refuse_field(error: ValidationError, prefix: str = "") -> InvalidRequestError:
+    """The refusal of a request by pydantic: it names the first wrong field, with `prefix` before it."""
+    field, complaint = read_complaint(error.errors()[0])
+    return InvalidRequestError(f"{prefix}{field}: {complaint}.", extra_info={"field": f"{prefix}{field}"})

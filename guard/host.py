@@ -107,6 +107,10 @@ class Folders:
     keep: tuple[Path, ...] = ()
     program: Path | None = None
 
+    def roots(self) -> dict[str, Path | None]:
+        """The three roots by name, in the order of ROOTS."""
+        return {"output": self.output, "temp": self.temp, "input": self.input}
+
 
 class HostListener(Protocol):
     """What the host tells the core.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from . import messages
 from .errors import FAMILY, GuardError
@@ -43,8 +43,11 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
-#: ComfyUI's folders that a job's results lie in.
-RESULT_ROOTS = ("output", "temp")
+#: ComfyUI's three folders for files, as a file's `type` calls them.
+Root = Literal["output", "temp", "input"]
+ROOTS: tuple[Root, ...] = get_args(Root)
+#: Those that a job's results lie in.
+RESULT_ROOTS: tuple[Root, ...] = ("output", "temp")
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,25 @@ import secrets
 from pathlib import Path
 
 
-def random_key(path: Path) -> bytes:
-    """The 32 bytes that lie there, made at the first call and readable by this user alone. Raises OSError."""
+def write(path: Path, data: bytes) -> None:
+    """Put `data` in the place of what lies there, whole or not at all, readable by this user alone. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def read_or_make_key(path: Path) -> bytes:
+    """The 32 bytes that lie there; made at the first call. Raises OSError."""
     try:
         key = path.read_bytes()
     except FileNotFoundError:
         key = b""
     if len(key) != 32:
         key = secrets.token_bytes(32)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key)
+        write(path, key)
     return key

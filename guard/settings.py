@@ -26,8 +26,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from . import messages
+from .errors import read_complaint
+from .job import ROOTS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -306,9 +309,6 @@ class NativeSettings(_Section):
     )
 
 
-ROOTS = ("output", "temp", "input")
-
-
 def _below_a_root(folders: dict[str, float | str]) -> dict[str, float | str]:
     """Keys as `root/folder/…`, without a slash at the end."""
     cleaned = {}
@@ -425,7 +425,7 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(_complaint(item, named) for item in error.errors())) from None
+        raise SettingsError("; ".join(_complain(item, named) for item in error.errors())) from None
 
 
 def origins(toml_file: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -485,13 +485,12 @@ def _parsed(raw: str, path: tuple[str, str]) -> Any:
     return [part.strip() for part in raw.split(",") if part.strip()]
 
 
-def _complaint(item: Any, named: Mapping[tuple[str, ...], str]) -> str:
-    path = tuple(str(part) for part in item["loc"])
-    key = ".".join(path)
-    source = f" (from {named[path[:2]]})" if path[:2] in named else ""
-    if item["type"] == "extra_forbidden":
-        return f"{key}{source}: there is no such setting"
-    return f"{key}{source}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"
+def _complain(item: ErrorDetails, named: Mapping[tuple[str, ...], str]) -> str:
+    key, complaint = read_complaint(item, "setting")
+    variable = named.get(tuple(key.split(".")[:2]))
+    source = f" (from {variable})" if variable else ""
+    got = "" if item["type"] == "extra_forbidden" else f", got {item['input']!r}"
+    return f"{key}{source}: {complaint}{got}"
 
 
 def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..guard.errors import InvalidRequestError, PayloadTooLargeError
+from ..guard.errors import InvalidRequestError, PayloadTooLargeError, refuse_field
 from .about import About
 from .table import Call, Route, answered, own_path, read_body
 
@@ -30,9 +30,7 @@ async def post_token(call: Call) -> web.StreamResponse:
     try:
         wanted = Wanted.model_validate(json.loads(await read_body(call.request, _MAX_BYTES)))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise InvalidRequestError(f"{name}: {first['msg']}", extra_info={"field": name}) from None
+        raise refuse_field(error) from None
     except (ValueError, RecursionError):
         raise InvalidRequestError("The body must be JSON: an object with `path`.") from None
     parts = urlsplit(wanted.path)

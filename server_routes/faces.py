@@ -16,10 +16,12 @@ from ..guard.errors import (
     InvalidRequestError,
     NotFoundError,
     PayloadTooLargeError,
+    refuse_field,
 )
 from ..guard.faces.check import Faces
 from ..guard.faces.gate import AskedRules
 from ..guard.files.names import annotated, show_as_seen
+from ..guard.job import ROOTS
 from .about import FACES, About
 from .table import Call, Route, answered, read_body
 
@@ -63,7 +65,7 @@ async def _stored(call: Call, raw: bytes) -> Faces:
     if not isinstance(given, dict) or not isinstance(given.get("image"), str) or not given["image"]:
         raise InvalidRequestError("image must name a file.", extra_info={"field": "image"})
     name, folder, kind = given.pop("image"), given.pop("subfolder", ""), given.pop("type", "input")
-    if kind not in ("input", "output", "temp") or not isinstance(folder, str):
+    if kind not in ROOTS or not isinstance(folder, str):
         raise InvalidRequestError("type must be input, output or temp, and subfolder a string.")
     rules = _rules(given).rules()
     annotation, name = annotated(name)
@@ -108,10 +110,7 @@ def _rules(given: dict[str, Any]) -> AskedRules:
     try:
         return AskedRules.model_validate(given, strict=False)
     except ValidationError as error:
-        item = error.errors()[0]
-        field = ".".join(str(part) for part in item["loc"])
-        said = "there is no such field" if item["type"] == "extra_forbidden" else item["msg"]
-        raise InvalidRequestError(f"{field}: {said}.", extra_info={"field": field}) from None
+        raise refuse_field(error) from None
 
 
 ROUTES = [

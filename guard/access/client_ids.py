@@ -10,8 +10,8 @@ import hmac
 import json
 from pathlib import Path
 
+from .. import private_files
 from ..client import LOCAL
-from ..private_files import random_key
 
 FILE = "client_ids.key"
 
@@ -25,7 +25,7 @@ class ClientIds:
     @classmethod
     def load(cls, own_directory: Path) -> ClientIds:
         """With the key that lies there, or a new one. Raises OSError."""
-        return cls(random_key(own_directory / FILE))
+        return cls(private_files.read_or_make_key(own_directory / FILE))
 
     def of(self, owner: str, client_id: str) -> str:
         if owner == LOCAL.owner:

@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import re
 import secrets
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
+from .. import private_files
 from ..client import LOCAL, Client, KeyLimits
 from ..clock import Clock
 
@@ -179,16 +179,7 @@ def _writing(own: Path) -> FileLock:
 
 
 def _write(own: Path, keys: Iterable[Key]) -> None:
-    """All or nothing, and for this user's eyes only."""
-    path = own / FILE
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump([asdict(key) for key in keys], file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    private_files.write(own / FILE, json.dumps([asdict(key) for key in keys], indent=1).encode())
 
 
 def _digest(secret: str) -> str:

@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import private_files
 from ..client import Client
 from ..clock import Clock
-from ..private_files import random_key
 
 FILE = "token.key"
 
@@ -30,7 +30,7 @@ class Tokens:
 
     def __init__(self, own: Path, clock: Clock) -> None:
         """Reads or makes the key; blocks, so before the event loop serves. Raises OSError."""
-        self._key = random_key(own / FILE)
+        self._key = private_files.read_or_make_key(own / FILE)
         self._clock = clock
 
     def sign(self, client: Client, path: str, ttl_s: float) -> str:

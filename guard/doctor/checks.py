@@ -165,8 +165,7 @@ def _templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
 
 
 def _folders(facts: Facts, _settings: Settings) -> Iterator[Line]:
-    named = [("output", facts.folders.output), ("temp", facts.folders.temp), ("input", facts.folders.input)]
-    for name, path in [*named, ("own", facts.own)]:
+    for name, path in [*facts.folders.roots().items(), ("own", facts.own)]:
         if path is None:
             continue
         there = _nearest(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..access.keys import Key
 from ..host import Folders, Host
+from ..job import ROOTS
 from ..settings import Settings
 
 log = logging.getLogger("guarded.doctor")
@@ -56,9 +57,7 @@ def remember(own: Path, host: Host) -> None:
     folders = host.folders()
     note = {
         "host": host.describe(),
-        "output": _text(folders.output),
-        "temp": _text(folders.temp),
-        "input": _text(folders.input),
+        **{root: _text(path) for root, path in folders.roots().items()},
         "models": [str(path) for path in host.model_folders()],
     }
     part = own / f"{FILE}.part"
@@ -74,7 +73,7 @@ def recall(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
     """Host, roots and model folders as at the last start; None where there was none, or its note is gone."""
     try:
         note = json.loads((own / FILE).read_text(encoding="utf-8"))
-        output, temp, source = (Path(note[name]) if note[name] else None for name in ("output", "temp", "input"))
+        output, temp, source = (Path(note[name]) if note[name] else None for name in ROOTS)
         return dict(note["host"]), Folders(output, temp, source), [Path(path) for path in note["models"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None

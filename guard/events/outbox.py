@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-import os
 import random
 import secrets
 from asyncio import wrap_future
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from .. import private_files
 from ..client import Client
 from ..clock import Clock
 from ..errors import ForbiddenError, NotFoundError
@@ -178,10 +178,7 @@ def own_secret(own: Path) -> str:
         if kept := path.read_text(encoding="ascii").strip():
             return kept
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(secret + "\n")
+    private_files.write(path, f"{secret}\n".encode())
     return secret
 
 

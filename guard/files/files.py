@@ -22,10 +22,10 @@ from typing import TypeVar
 from ..client import Client
 from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
 from ..host import Host
-from ..job import Artifact, Job
+from ..job import ROOTS, Artifact, Job
 from ..results.opener import ArtifactOpener
 from ..store import Store
-from .names import TYPES, annotated, is_plain, loadable, names_uploads, own_folder
+from .names import annotated, is_plain, loadable, names_uploads, own_folder
 from .uploads import disk_errors
 
 #: Folders in one another that an upload may go into.
@@ -99,8 +99,8 @@ class Files:
             InvalidRequestError: the name, the type or the subfolder will not do.
             DiskFullError, ServerUnavailableError
         """
-        if kind not in TYPES:
-            raise InvalidRequestError(f"type must be one of {', '.join(TYPES)}.", extra_info={"field": "type"})
+        if kind not in ROOTS:
+            raise InvalidRequestError(f"type must be one of {', '.join(ROOTS)}.", extra_info={"field": "type"})
         if not _is_file_name(filename):
             raise InvalidRequestError("The file's name must be a plain one, without folders.")
         own = own_folder(client.owner)

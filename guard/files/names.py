@@ -13,8 +13,7 @@ from typing import Any
 from ..client import LOCAL
 from ..errors import GuardError
 from ..host_words import MEDIA_SUFFIXES
-
-TYPES = ("input", "output", "temp")
+from ..job import ROOTS
 
 
 def own_folder(owner: str) -> str:
@@ -27,7 +26,7 @@ def annotated(name: str) -> tuple[str, str]:
 
     As ComfyUI reads it (folder_paths.annotated_filepath): without a type it lies in the input folder.
     """
-    for kind in ("output", "input", "temp"):
+    for kind in ROOTS:
         if name.endswith(f"[{kind}]"):
             return kind, name[: -len(kind) - 3]
     return "input", name

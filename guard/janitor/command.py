@@ -13,6 +13,7 @@ from pathlib import Path
 from ..cli import guard_folder, parse_age, user_folder
 from ..clock import Clock
 from ..host import Folders
+from ..job import ROOTS
 from ..settings import Settings, SettingsError, load
 from ..store import SqliteStore, StoreLockedError, StoreTooNewError, database_path
 from .report import shown
@@ -23,7 +24,7 @@ MODEL_FOLDERS = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for root in ("output", "temp", "input"):
+    for root in ROOTS:
         # ComfyUI deletes its temp folder when it ends, which is when this is run.
         kind = Path if root == "temp" else _folder
         parser.add_argument(f"--{root}", type=kind, metavar="DIR", help=f"ComfyUI's {root} folder")
@@ -116,5 +117,5 @@ def _settings(own: Path | None, environment: Mapping[str, str], arguments: argpa
     if arguments.adopt_existing:
         changes["adopt_existing"] = True
     if arguments.max_age is not None:
-        changes.update({f"{root}_max_age_s": arguments.max_age for root in ("output", "temp", "input")})
+        changes.update({f"{root}_max_age_s": arguments.max_age for root in ROOTS})
     return settings.model_copy(update={"janitor": janitor.model_copy(update=changes)})

@@ -65,13 +65,14 @@ class Rules:
             f"input/{INCOMING}": min(BROKEN_UPLOAD_AGE_S, settings.input_max_age_s),
             **{folder: None if age == "off" else float(age) for folder, age in settings.folders.items()},
         }
-        for name, given, age_s in (
-            ("output", folders.output, settings.output_max_age_s),
-            ("temp", folders.temp, settings.temp_max_age_s),
-            ("input", folders.input, settings.input_max_age_s),
-        ):
+        ages = {
+            "output": settings.output_max_age_s,
+            "temp": settings.temp_max_age_s,
+            "input": settings.input_max_age_s,
+        }
+        for name, given in folders.roots().items():
             if given is not None:
-                self._add(name, given, self._ages.get(name, age_s), folders.program)
+                self._add(name, given, self._ages.get(name, ages[name]), folders.program)
         self.quarantine = own / "quarantine" if own is not None else None
         if self.quarantine is not None and self.quarantine.is_dir():
             path = Path(os.path.realpath(self.quarantine))

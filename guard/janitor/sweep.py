@@ -18,6 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import InternalError
+from ..job import RESULT_ROOTS
 from .disk import Disk
 from .folder import HANDLES, Folder, open_root
 from .in_use import InUse, fold, make_keys
@@ -134,7 +135,7 @@ class Sweep:
             return frozenset()
         unread: frozenset[str] = frozenset()
         for kind in root.names:
-            if kind in ("output", "temp"):
+            if kind in RESULT_ROOTS:
                 paths = [prefix + file.name for file in found]
                 if self._unread is not None:
                     unread |= self._unread.get(kind, frozenset()).intersection(paths)

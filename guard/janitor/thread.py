@@ -328,7 +328,7 @@ class Janitor:
 
 def _room(places: Folders) -> dict[str, dict[str, int]]:
     room = {}
-    for name, path in (("output", places.output), ("temp", places.temp), ("input", places.input)):
+    for name, path in places.roots().items():
         for disk in disks([path] if path is not None else []):
             with suppress(OSError):
                 room[name] = {"total_bytes": disk.total(), "free_bytes": disk.free()}

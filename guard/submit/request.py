@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .. import messages
 from ..client import Client
-from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError
+from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError, refuse_field
 from ..faces.gate import AskedCheck
 from ..files.uploads import UploadedFile
 from ..graph import find_circle, is_link
@@ -252,10 +252,7 @@ def _options(given: Any) -> GuardOptions:
     try:
         return GuardOptions.model_validate(given)
     except ValidationError as error:
-        item = error.errors()[0]
-        field = ".".join(str(part) for part in item["loc"])
-        said = "there is no such field" if item["type"] == "extra_forbidden" else item["msg"]
-        raise InvalidRequestError(f"guard.{field}: {said}.", extra_info={"field": f"guard.{field}"}) from None
+        raise refuse_field(error, "guard.") from None
 
 
 def _extra_data(body: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..errors import read_complaint
 from ..messages import FALLBACK
 
 if sys.version_info >= (3, 11):
@@ -237,9 +238,8 @@ class Template:
             template = cls(name, manifest, graph)
             template._check()
         except ValidationError as error:
-            item = error.errors()[0]
-            where = ".".join(str(part) for part in item["loc"])
-            raise TemplateError(f"template {name}: {where}: {item['msg']}") from None
+            field, complaint = read_complaint(error.errors()[0])
+            raise TemplateError(f"template {name}: {field}: {complaint}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TemplateError(f"template {name}: {type(error).__name__}: {error}") from None
         return template

@@ -8,8 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...guard.host import Folders
-
-_TYPES = ("output", "temp", "input")
+from ...guard.job import ROOTS
 
 
 def own_directory() -> Path:
@@ -48,7 +47,7 @@ def model_name(kind: str, file: str) -> str | None:
 
 def resolved(kind: str, subfolder: str, filename: str) -> Path | None:
     """The file's real path, if that lies inside the root of its type; symlinks are followed before it is judged."""
-    folder = folder_paths.get_directory_by_type(kind) if kind in _TYPES else None
+    folder = folder_paths.get_directory_by_type(kind) if kind in ROOTS else None
     if folder is None:
         return None
     base = os.path.realpath(folder)

@@ -14,8 +14,9 @@ from aiohttp import web
 from ...guard.errors import ArtifactGoneError, BadImageError, ForbiddenError, InvalidRequestError, NotFoundError
 from ...guard.files import pictures
 from ...guard.files.files import Found
-from ...guard.files.names import TYPES, annotated, is_plain
+from ...guard.files.names import annotated, is_plain
 from ...guard.files.uploads import UploadedFile, disk_errors
+from ...guard.job import ROOTS
 from ..about import UPLOAD, About
 from ..form import is_form, received
 from ..sending import OpenFile, has_the_end, headers_of, send, unchanged
@@ -81,8 +82,8 @@ async def _named(call: Call, filename: str, kind: str, subfolder: str) -> Found:
         kind = shown_as
     if not is_plain(name):
         raise InvalidRequestError("filename must lie below the folder of its type.", extra_info={"field": "filename"})
-    if kind not in TYPES:
-        raise InvalidRequestError(f"type must be one of {', '.join(TYPES)}.", extra_info={"field": "type"})
+    if kind not in ROOTS:
+        raise InvalidRequestError(f"type must be one of {', '.join(ROOTS)}.", extra_info={"field": "type"})
     if subfolder and not is_plain(subfolder):
         raise ForbiddenError("subfolder must lie below the folder of its type.", extra_info={"field": "subfolder"})
     # As ComfyUI has it: a folder in the file name does not count.
@@ -180,7 +181,7 @@ ROUTES = [
             query={
                 "filename": {"type": "string"},
                 "subfolder": {"type": "string"},
-                "type": {"type": "string", "enum": list(TYPES)},
+                "type": {"type": "string", "enum": list(ROOTS)},
                 "preview": {"type": "string"},
                 "channel": {"type": "string", "enum": ["rgba", "rgb", "a"]},
             },

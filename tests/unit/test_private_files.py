@@ -1,0 +1,37 @@
+import os
+import stat
+
+import pytest
+
+from comfyui_guarded.guard import private_files
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes; there the user's own folder protects them")
+def test_a_private_file_is_for_its_user_alone_whatever_lay_there(tmp_path):
+    path = tmp_path / "folder" / "token.key"
+    private_files.write(path, b"one")
+    path.chmod(0o644)
+    private_files.write(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["token.key"]
+
+
+def test_a_link_in_the_way_is_replaced_and_not_followed(tmp_path):
+    path, elsewhere = tmp_path / "token.key", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"theirs")
+    for link in (path, path.with_suffix(".new")):
+        link.symlink_to(elsewhere)
+    private_files.write(path, b"ours")
+    assert (path.read_bytes(), elsewhere.read_bytes()) == (b"ours", b"theirs")
+
+
+def test_a_key_is_made_once_and_again_where_it_was_cut_off(tmp_path):
+    path = tmp_path / "token.key"
+    key = private_files.read_or_make_key(path)
+    assert len(key) == 32
+    assert private_files.read_or_make_key(path) == key
+    path.write_bytes(key[:5])
+    made = private_files.read_or_make_key(path)
+    assert len(made) == 32
+    assert made != key
