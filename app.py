@@ -138,14 +138,15 @@ def _build(host: Any, prompt_server: Any) -> None:
     store.on_change(sockets.changed)
     store.on_change(places.changed)
     store.on_change(outbox.changed)
-    outbox.on_work(sender.wake)
-    sender.on_attempt(metrics.delivered)
-    outbox.on_giving_up(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
-    watchdog.on_alarm(events.alarm)
+    store.on_change(dispatcher.changed)
+    outbox.filled.subscribe(sender.wake)
+    sender.attempted.subscribe(metrics.delivered)
+    outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
+    watchdog.alarmed.subscribe(events.alarm)
     janitor.on_full(lambda message: events.alarm("disk_full", message))
-    settler.on_release(dispatcher.wake)
-    settler.on_end(watchdog.stopping)
-    watchdog.on_repair(dispatcher.wake)
+    settler.released.subscribe(dispatcher.wake)
+    settler.ending.subscribe(watchdog.stopping)
+    watchdog.repaired.subscribe(dispatcher.wake)
     drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
     host.listen_sockets(sockets)
@@ -192,7 +193,6 @@ def _build(host: Any, prompt_server: Any) -> None:
         health=health,
         faces=faces,
         drain=drain,
-        wake=dispatcher.wake,
         janitor=janitor,
         uploads=uploads,
         files=files,

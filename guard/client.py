@@ -26,5 +26,14 @@ class Client:
     limits: KeyLimits = KeyLimits()
     webhook: str | None = None
 
+    @property
+    def sees_only(self) -> str | None:
+        """The owner whose jobs the client may see; None for an operator, who sees everybody's."""
+        return None if self.operator else self.owner
+
+    def may_see(self, owner: str) -> bool:
+        """Whether the client may see that owner's jobs."""
+        return self.operator or self.owner == owner
+
 
 LOCAL = Client("local", operator=True)

@@ -46,7 +46,7 @@ async def get_job_events(call: Call) -> web.StreamResponse:
 
 async def get_events(call: Call) -> web.StreamResponse:
     """From now on, or behind the last event that the caller has seen."""
-    owner = None if call.client.operator else call.client.owner
+    owner = call.client.sees_only
     after = last_event_id(call)
     if after is None:
         # With its number at hand from the start, a reader misses nothing by being cut off before the first event.

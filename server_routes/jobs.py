@@ -44,7 +44,6 @@ async def delete_job(call: Call) -> web.StreamResponse:
     job = await jobs.get(call.request.match_info["job_id"], call.client)
     if not job.state.settled:
         job = await jobs.cancel(job)
-        call.services.wake()
     return answered(await jobs.body(job, call.locale))
 
 

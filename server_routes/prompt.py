@@ -36,7 +36,6 @@ async def admitted(call: Call, template: str = "") -> web.StreamResponse:
     else:
         raw = await read_body(call.request, call.services.settings.policy.max_body_bytes)
         submitted = await _admitted(call, raw, (), 0, template)
-    call.services.wake()
     jobs = call.services.jobs
     job = submitted.job
     guard = jobs.place(job, submitted.waiting, job.locale)

@@ -10,7 +10,6 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +19,9 @@ from aiohttp import abc
 from ..guard.errors import GuardError
 from ..guard.events.outbox import Attempt, Outbox
 from ..guard.events.webhook_rules import Rules
+from ..guard.signal import Signal
 from ..guard.store import Delivery
+from ..guard.wake import Wake
 
 log = logging.getLogger("guarded.webhooks")
 
@@ -49,34 +50,25 @@ class Sender:
     def __init__(self, outbox: Outbox, timeout_s: float) -> None:
         self._outbox = outbox
         self._timeout_s = timeout_s
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._awake: asyncio.Event
+        self._wake = Wake()
+        #: An attempt has ended: how, in a word, and how many seconds it took. Called on the event loop.
+        self.attempted: Signal[[str, float]] = Signal()
         self._session: aiohttp.ClientSession | None = None
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._to: Counter[str] = Counter()
-        self._attempted: Callable[[str, float], None] = lambda _outcome, _took_s: None
-
-    def on_attempt(self, listener: Callable[[str, float], None]) -> None:
-        """Call `listener` with how each attempt ended, in a word, and how long it took."""
-        self._attempted = listener
 
     def wake(self) -> None:
         """Any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._awake.set)
+        self._wake.set()
 
     async def run(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._awake = asyncio.Event()
         while True:
-            self._awake.clear()
             try:
                 sleep_s = await self.turn()
             except Exception as error:
                 log.error("the outbox of webhooks: %s", error, exc_info=not isinstance(error, GuardError))
                 sleep_s = PAUSE_S
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._awake.wait(), sleep_s)
+            await self._wake.wait(sleep_s)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -98,7 +90,7 @@ class Sender:
         began_s = time.monotonic()
         try:
             attempt = await self._attempt(delivery)
-            self._attempted(attempt.outcome, time.monotonic() - began_s)
+            self.attempted(attempt.outcome, time.monotonic() - began_s)
             await self._outbox.attempted(delivery, attempt)
         except Exception as error:
             # Of the store, or of ours: the delivery stays in the outbox, and is not to be tried without a pause.
@@ -109,7 +101,7 @@ class Sender:
             self._to[delivery.target] -= 1
             if not self._to[delivery.target]:
                 del self._to[delivery.target]
-            self._awake.set()
+            self._wake.set()
 
     async def _attempt(self, delivery: Delivery) -> Attempt:
         try:

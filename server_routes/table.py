@@ -72,7 +72,6 @@ class Services:
     health: Health
     faces: FaceGate
     drain: Drain
-    wake: Callable[[], None]
     janitor: Janitor
     uploads: Uploads
     files: Files

@@ -45,7 +45,7 @@ class Jobs:
     async def get(self, job_id: str, client: Client) -> Job:
         """Raises NotFoundError where there is none, or none that the client may see."""
         job = await wrap_future(self._store.get(job_id))
-        if job is None or not _may_see(client, job):
+        if job is None or not client.may_see(job.owner):
             raise NotFoundError(f"There is no job {job_id[:64]}.")
         return job
 
@@ -65,7 +65,7 @@ class Jobs:
     async def page(
         self, client: Client, states: frozenset[JobState] | None, limit: int, before: int | None
     ) -> list[Job]:
-        return await wrap_future(self._store.jobs(_owner(client), states, limit, before))
+        return await wrap_future(self._store.jobs(client.sees_only, states, limit, before))
 
     async def cancel(self, job: Job) -> Job:
         """Cancel it, unless it has ended; done once that is durable."""
@@ -127,16 +127,16 @@ class Jobs:
 
     def remaining(self, client: Client) -> int:
         """How many of the caller's jobs have not settled."""
-        return self._store.open(_owner(client))
+        return self._store.open(client.sees_only)
 
     async def queue(self, client: Client) -> dict[str, Any]:
         """The caller's open jobs as ComfyUI's `/queue`, first come first."""
-        entries = await wrap_future(self._store.queue(_owner(client)))
+        entries = await wrap_future(self._store.queue(client.sees_only))
         return await asyncio.to_thread(as_comfyui.queue, entries)
 
     async def history(self, client: Client, limit: int, offset: int | None) -> dict[str, Any]:
         """The caller's settled jobs as ComfyUI's `/history`: from `offset` on, first settled first, or the last."""
-        entries = await wrap_future(self._store.history(_owner(client), limit, offset))
+        entries = await wrap_future(self._store.history(client.sees_only, limit, offset))
         return await asyncio.to_thread(lambda: {entry.job.job_id: self._history_entry(entry) for entry in entries})
 
     async def history_of(self, job_id: str, client: Client) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Jobs:
 
     async def listing(self, client: Client, asked: Listing) -> tuple[list[dict[str, Any]], int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
-        page = await wrap_future(self._store.listing(_owner(client), asked))
+        page = await wrap_future(self._store.listing(client.sees_only, asked))
         return await asyncio.to_thread(lambda: [as_comfyui.item(*found) for found in page.jobs]), page.total
 
     async def listed(self, job_id: str, client: Client) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Jobs:
 
     async def hide(self, client: Client, job_ids: list[str] | None) -> None:
         """Take settled jobs out of what ComfyUI's clients see of them; None: all of the caller's own."""
-        owner = client.owner if job_ids is None else _owner(client)
+        owner = client.owner if job_ids is None else client.sees_only
         await wrap_future(self._store.hide(owner, job_ids))
 
     async def take_out(self, client: Client, job_ids: list[str] | None) -> None:
@@ -178,7 +178,7 @@ class Jobs:
         if job_ids is None:
             return await wrap_future(self._store.jobs(client.owner, OPEN, self._at_most_open))
         found = [await wrap_future(self._store.get(job_id)) for job_id in job_ids]
-        return [job for job in found if job is not None and _may_see(client, job) and not job.state.settled]
+        return [job for job in found if job is not None and client.may_see(job.owner) and not job.state.settled]
 
     @property
     def _at_most_open(self) -> int:
@@ -186,15 +186,7 @@ class Jobs:
 
     async def _entry(self, job_id: str, client: Client) -> Entry | None:
         entry = await wrap_future(self._store.entry(job_id))
-        return entry if entry is not None and _may_see(client, entry.job) else None
+        return entry if entry is not None and client.may_see(entry.job.owner) else None
 
     def _history_entry(self, entry: Entry) -> dict[str, Any]:
         return as_comfyui.history_entry(entry, self.shown(entry.job, None))
-
-
-def _owner(client: Client) -> str | None:
-    return None if client.operator else client.owner
-
-
-def _may_see(client: Client, job: Job) -> bool:
-    return client.operator or job.owner == client.owner

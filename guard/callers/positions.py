@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from asyncio import wrap_future
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..events.stream import Events
 from ..job import Job
 from ..settings import QueueSettings
 from ..store import Standing, Store
+from ..wake import Wake
 from .estimate import Estimates
 
 log = logging.getLogger("guarded.places")
@@ -35,12 +37,12 @@ def notice(position: int, running: int, max_jobs: int, eta_s: float | None, loca
     if eta_s is None:
         return messages.text("queued" if position == 1 else "queued_place", locale, **facts)
     if eta_s <= _SECONDS_UP_TO:
-        time = messages.format_count("seconds", max(round(eta_s), 1), locale)
+        wait = messages.format_count("seconds", max(round(eta_s), 1), locale)
     elif eta_s <= _MINUTES_UP_TO:
-        time = messages.format_count("minutes", round(eta_s / 60), locale)
+        wait = messages.format_count("minutes", round(eta_s / 60), locale)
     else:
-        time = messages.format_count("hours", round(eta_s / 3600), locale)
-    return messages.text("queued_time", locale, time=time, **facts)
+        wait = messages.format_count("hours", round(eta_s / 3600), locale)
+    return messages.text("queued_time", locale, time=wait, **facts)
 
 
 class Places:
@@ -51,30 +53,26 @@ class Places:
         self._store = store
         self._events = events
         self._estimates = estimates
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._awake: asyncio.Event
+        self._wake = Wake()
         #: By job, the place and whether there was an estimate, as told last.
         self._told: dict[str, tuple[int, bool]] = {}
         self._asked: set[str] = set()
+        events.joined.subscribe(self._joined)
 
     def changed(self, _job: Job) -> None:
         """A job has come, gone or begun. The store's thread."""
-        if self._events.wanted(POSITION) and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._awake.set)
+        if self._events.wanted(POSITION):
+            self._wake.set()
 
     async def run(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._awake = asyncio.Event()
-        self._events.on_subscribe(self._joined)
         while True:
-            await self._awake.wait()
-            self._awake.clear()
-            began_s = self._loop.time()
+            await self._wake.wait()
+            began_s = time.monotonic()
             try:
                 await self.turn()
             except GuardError as error:
                 log.warning("the queue cannot be looked at: %s", error)
-            await asyncio.sleep(max(LEAST_S, REST_FACTOR * (self._loop.time() - began_s)))
+            await asyncio.sleep(max(LEAST_S, REST_FACTOR * (time.monotonic() - began_s)))
 
     async def turn(self) -> None:
         """Look at the queue, and tell of every place that has changed enough."""
@@ -91,7 +89,7 @@ class Places:
         """Somebody begins to read; of its one job it is told at once. Event loop."""
         if job_id is not None:
             self._asked.add(job_id)
-        self._awake.set()
+        self._wake.set()
 
     def _moved(self, standings: list[Standing]) -> list[tuple[Standing, int, float | None]]:
         """On a thread of its own: 10,000 jobs take some 10 ms."""

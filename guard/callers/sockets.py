@@ -28,6 +28,7 @@ from ..events.stream import Events
 from ..host import Host
 from ..job import Job
 from ..store import Store
+from ..wake import LoopCaller
 from . import as_comfyui
 from .jobs import Jobs
 
@@ -128,7 +129,7 @@ class Sockets:
         self._events = events
         self._client_ids = client_ids
         self._clock = clock
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = LoopCaller()
         self._sockets: set[Socket] = set()
         self._by_sid: dict[str, set[Socket]] = {}
         self._status_due: asyncio.TimerHandle | None = None
@@ -136,7 +137,7 @@ class Sockets:
 
     def open(self, client: Client, client_id: str, abort: Callable[[], None], *, resumes: bool = False) -> Socket:
         """A socket that hears all from here on; the jobs' events of one that `resumes` come by :meth:`resume`."""
-        self._loop = asyncio.get_running_loop()
+        self._loop.bind()
         known = client_id or uuid.uuid4().hex
         socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes)
         socket.remaining = self._remaining(client)
@@ -146,7 +147,7 @@ class Sockets:
         self._sockets.add(socket)
         self._by_sid.setdefault(socket.sid, set()).add(socket)
         if self._following is None:
-            self._following = self._loop.create_task(self._follow(), name="guarded-socket-events")
+            self._following = asyncio.create_task(self._follow(), name="guarded-socket-events")
         return socket
 
     async def catch_up(self, socket: Socket) -> None:
@@ -228,8 +229,8 @@ class Sockets:
 
     def changed(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
-        if self._sockets and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._owe_status)
+        if self._sockets:
+            self._loop.call(self._owe_status)
 
     def wants(self, sid: str | None) -> bool:
         """Any thread."""
@@ -302,7 +303,7 @@ class Sockets:
         socket.say("status", _status(remaining))
 
     def _remaining(self, client: Client) -> int:
-        return self._store.open(None if client.operator else client.owner)
+        return self._store.open(client.sees_only)
 
 
 def _status(remaining: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..clock import Clock
 from ..errors import ForbiddenError, NotFoundError
 from ..job import Job
 from ..settings import WebhooksSettings
+from ..signal import Signal
 from ..store import Delivery, DeliveryState, Store
 from .webhook_rules import Rules
 
@@ -87,21 +88,15 @@ class Outbox:
         self._secret_of = secret_of
         self._clock = clock
         self.rules = Rules(settings)
-        self._filled: Callable[[], None] = lambda: None
-        self._given_up: Callable[[Delivery, str], None] = lambda _delivery, _why: None
-
-    def on_work(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when there is something new to send. Any thread."""
-        self._filled = listener
-
-    def on_giving_up(self, listener: Callable[[Delivery, str], None]) -> None:
-        """Call `listener` with each delivery that is given up, and why. Event loop."""
-        self._given_up = listener
+        #: There is something new to send. Called on any thread.
+        self.filled: Signal[[]] = Signal()
+        #: A delivery is given up, and why. Called on the event loop.
+        self.given_up: Signal[[Delivery, str]] = Signal()
 
     def changed(self, job: Job) -> None:
         """A new state is durable, and so is what it has to tell. The store's thread."""
         if job.webhook is not None:
-            self._filled()
+            self.filled()
 
     async def due(
         self, limit: int, *, under_way: Collection[int], full: Collection[str]
@@ -145,14 +140,13 @@ class Outbox:
                 why,
                 extra={"job_id": delivery.job_id},
             )
-            self._given_up(delivery, why)
+            self.given_up(delivery, why)
 
     async def page(
         self, client: Client, states: frozenset[DeliveryState], limit: int, before: int | None
     ) -> list[Delivery]:
         """The client's deliveries in those states, newest first; everybody's, for an operator."""
-        owner = None if client.operator else client.owner
-        return await wrap_future(self._store.deliveries(owner, states, limit, before))
+        return await wrap_future(self._store.deliveries(client.sees_only, states, limit, before))
 
     async def redeliver(self, webhook_id: str, client: Client) -> Delivery:
         """Try it again from now on, under its old id, whatever has become of it.
@@ -160,11 +154,10 @@ class Outbox:
         Raises:
             NotFoundError: there is none, or none that the client may see.
         """
-        owner = None if client.operator else client.owner
-        delivery = await wrap_future(self._store.redeliver(webhook_id, owner))
+        delivery = await wrap_future(self._store.redeliver(webhook_id, client.sees_only))
         if delivery is None:
             raise NotFoundError(f"There is no webhook {webhook_id[:64]}.")
-        self._filled()
+        self.filled()
         return delivery
 
 

@@ -13,7 +13,9 @@ from types import TracebackType
 
 from ..host import Progress
 from ..job import Job, JobState
+from ..signal import Signal
 from ..store import Standing, Store
+from ..wake import LoopCaller
 from .event import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event
 
 log = logging.getLogger("guarded.events")
@@ -37,7 +39,7 @@ class Events:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = LoopCaller()
         #: Of the running jobs; no progress until the first report.
         self._running: dict[str, tuple[Job, Progress | None]] = {}
         #: What the loop has not passed on yet: states and alarms, in order, and the jobs that have moved on.
@@ -46,11 +48,12 @@ class Events:
         #: The newest picture of each job that nobody has been shown yet.
         self._pictures: dict[str, tuple[str, Callable[[], bytes]]] = {}
         self._progress_due_s = 0.0
+        #: A reader of positions begins: called with its one job (None: several) on the event loop.
+        self.joined: Signal[[str | None]] = Signal()
         # Event loop only.
         self._showing: dict[str, asyncio.Task[None]] = {}
         self._count = 0
         self._wanted: Counter[str] = Counter()
-        self._joined: Callable[[str | None], None] = lambda _job_id: None
         self._of_job: dict[str, set[Subscription]] = {}
         self._of_owner: dict[str, set[Subscription]] = {}
         self._of_all: set[Subscription] = set()
@@ -85,7 +88,7 @@ class Events:
             if self._count:
                 self._moved.add(job_id)
         if first:
-            self._call(self._arm_progress)
+            self._loop.call(self._arm_progress)
 
     def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
         """The worker's thread. Of many pictures the newest is encoded, on a thread of its own, if anybody wants it."""
@@ -97,7 +100,7 @@ class Events:
             first = job_id not in self._pictures
             self._pictures[job_id] = (mime, encode)
         if first:
-            self._call(lambda: self._begin_showing(job_id))
+            self._loop.call(lambda: self._begin_showing(job_id))
 
     def tell(self, event: Event) -> None:
         """Pass on what is no state. Event loop."""
@@ -123,22 +126,18 @@ class Events:
             after: the `id` of the last state that it knows: it gets every later one, also those of earlier
                 processes. None: from now on. What the store says after this call is not newer than what will come.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop.bind()
         subscription = Subscription(self, self._store, frozenset(names), owner, job_id, after)
         self._count += 1
         self._wanted.update(subscription.names)
         self._group(subscription).add(subscription)
         if POSITION in subscription.names:
-            self._joined(job_id)
+            self.joined(job_id)
         return subscription
 
     def wanted(self, name: str) -> bool:
         """Whether anybody reads such events. Any thread."""
         return self._wanted[name] > 0
-
-    def on_subscribe(self, listener: Callable[[str | None], None]) -> None:
-        """Call `listener` with the one job (None: several) of each new reader of positions. Event loop."""
-        self._joined = listener
 
     async def head(self) -> int:
         """The number of the last state that there is. Raises GuardError where the store cannot be read."""
@@ -171,11 +170,7 @@ class Events:
             self._inbox.append(item)
             first = len(self._inbox) == 1
         if first:
-            self._call(self._pass_on)
-
-    def _call(self, callback: Callable[[], object]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(callback)
+            self._loop.call(self._pass_on)
 
     def _pass_on(self) -> None:
         with self._lock:

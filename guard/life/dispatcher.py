@@ -13,8 +13,10 @@ from ..clock import Clock
 from ..errors import GuardError, InternalError
 from ..host import Host
 from ..host_words import host_body, refused
+from ..job import Job, JobState
 from ..settings import Settings
 from ..store import Claimed, Store
+from ..wake import Wake
 from .health import Health
 from .runs import Runs
 from .secrets import Secrets
@@ -52,25 +54,25 @@ class Dispatcher:
         self._client_ids = client_ids
         self._holder = holder
         self._clock = clock
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._awake: asyncio.Event
+        self._wake = Wake()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Event loop, once every custom node is loaded."""
-        self._loop = asyncio.get_running_loop()
-        self._awake = asyncio.Event()
-        self._task = self._loop.create_task(self._run(), name="guarded-dispatcher")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="guarded-dispatcher")
+
+    def changed(self, job: Job) -> None:
+        """A new state is durable: wake up if a job waits now. The store's thread."""
+        if job.state is JobState.QUEUED:
+            self.wake()
 
     def wake(self) -> None:
-        """A job has come in, a slot is free, or the worker is back. Any thread.
+        """A job waits, a slot is free, or the worker is back. Any thread.
 
-        Without a free slot nobody is woken: the slot that becomes free will do it.
+        Without a free slot this does nothing: the next release wakes the dispatcher.
         """
-        if self._store.leased >= self._settings.queue.max_jobs:
-            return
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._awake.set)
+        if self._store.leased < self._settings.queue.max_jobs:
+            self._wake.set()
 
     async def _run(self) -> None:
         while True:
@@ -82,8 +84,7 @@ class Dispatcher:
                 log.error("dispatch is held up: %s", error, exc_info=not isinstance(error, GuardError))
                 await asyncio.sleep(1)
                 continue
-            await self._awake.wait()
-            self._awake.clear()
+            await self._wake.wait()
 
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker; nothing to do until woken."""

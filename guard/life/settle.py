@@ -13,6 +13,7 @@ from ..access.client_ids import ClientIds
 from ..errors import GuardError
 from ..host import Host
 from ..job import Job, JobState, Result, Verdict
+from ..signal import Signal
 from ..store import Settled, Store
 from .secrets import Secrets
 
@@ -32,16 +33,10 @@ class Settler:
         self._complained: set[str] = set()
         #: Jobs whose slots could not be freed.
         self._unreleased: set[str] = set()
-        self._released: Callable[[], None] = lambda: None
-        self._ending: Callable[[str], None] = lambda _job_id: None
-
-    def on_release(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever a slot has become free. The store's thread."""
-        self._released = listener
-
-    def on_end(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with the id of every job that is ended before its time."""
-        self._ending = listener
+        #: A slot has become free. Called on the store's thread.
+        self.released: Signal[[]] = Signal()
+        #: The job of that id is being ended before its own end. Called on any thread.
+        self.ending: Signal[[str]] = Signal()
 
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
         """The future is done once the verdict is durable."""
@@ -60,7 +55,7 @@ class Settler:
         verdict = Verdict.of(error)
         future = self._store.settle(job.job_id, verdict)
         self._host.stop(job.job_id)
-        self._ending(job.job_id)
+        self.ending(job.job_id)
         self._follow(future, job, verdict, lambda: self.end(job, error))
         future.add_done_callback(lambda done: self._announce(done, error))
         return future
@@ -88,7 +83,7 @@ class Settler:
             if future.exception() is not None:
                 self._unreleased.add(job_id)
             else:
-                self._released()
+                self.released()
 
         self._store.release(job_id).add_done_callback(done)
 

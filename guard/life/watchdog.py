@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from ..errors import GenerationTimeoutError, GuardError, QueueTimeoutError, Work
 from ..host import Host
 from ..job import Job
 from ..settings import Settings
+from ..signal import Signal
 from ..store import Store
 from .health import Health
 from .process import Process
@@ -67,22 +67,16 @@ class Watchdog:
         self._watched: dict[str, _Watched] = {}
         self._looking: Future[list[Job]] | None = None
         self._restart_s = math.inf
-        self._repaired: Callable[[], None] = lambda: None
-        self._alarmed: Callable[[str, str], None] = lambda _code, _message: None
+        #: A worker serves the queue again. Called on any thread.
+        self.repaired: Signal[[]] = Signal()
+        #: A worker had to be given up: a code and a message. Called on the watchdog's thread.
+        self.alarmed: Signal[[str, str]] = Signal()
         #: What was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
-
-    def on_repair(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when a worker serves the queue again."""
-        self._repaired = listener
-
-    def on_alarm(self, listener: Callable[[str, str], None]) -> None:
-        """Call `listener` with a code and a message where a worker has to be given up. The watchdog's thread."""
-        self._alarmed = listener
 
     @property
     def replaced(self) -> int:
@@ -121,7 +115,7 @@ class Watchdog:
         if watched is not None and watched.stuck and self._health.stuck:
             self._health.stuck = False
             log.warning("%s has let go of the worker after all", prompt_id, extra={"job_id": prompt_id})
-            self._repaired()
+            self.repaired()
 
     def gpu_fault(self) -> None:
         """The GPU cannot be used any more by this process. The worker's thread."""
@@ -215,7 +209,7 @@ class Watchdog:
         if settings.on_stuck == "report":
             self._health.stuck = True
             log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason, extra={"job_id": one.prompt_id})
-            self._alarmed("worker_stuck", reason)
+            self.alarmed("worker_stuck", reason)
         elif settings.on_stuck == "exit":
             self._process.exit(reason)
         elif settings.on_stuck == "restart":
@@ -225,7 +219,7 @@ class Watchdog:
         elif self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
             self.counts["replace hung"] += 1
             log.error("%s; another worker has taken over", reason, extra={"job_id": one.prompt_id})
-            self._alarmed("worker_replaced", f"{reason}; another worker has taken over")
+            self.alarmed("worker_replaced", f"{reason}; another worker has taken over")
         else:
             one.stuck = False  # it is just letting go; if not, the next turn tries again
 
@@ -238,8 +232,8 @@ class Watchdog:
         if self._host.replace_worker(None, error):
             self.counts["replace dead"] += 1
             log.error("ComfyUI's worker thread was found dead; another has taken over")
-            self._alarmed("worker_replaced", "ComfyUI's worker thread was found dead; another has taken over")
-            self._repaired()
+            self.alarmed("worker_replaced", "ComfyUI's worker thread was found dead; another has taken over")
+            self.repaired()
         for one in watched:
             self.forget(one.prompt_id)
 

@@ -85,7 +85,7 @@ class Stats:
 
     async def body(self, client: Client) -> dict[str, Any]:
         """As JSON: an operator sees all of it, another client the figures of its own jobs."""
-        owner = None if client.operator else client.owner
+        owner = client.sees_only
         async with self._lock:
             now_s = time.monotonic()
             self._answers = {who: kept for who, kept in self._answers.items() if now_s < kept[0] + HOLDS_S}

@@ -69,7 +69,6 @@ async def _cancelled(call: Call, job_id: str) -> bool:
     if job.state.settled:
         return False
     cancelled = await jobs.cancel(job)
-    call.services.wake()
     return cancelled.verdict is not None and cancelled.verdict.code == "cancelled"
 
 

@@ -31,7 +31,6 @@ async def post_queue(call: Call) -> web.StreamResponse:
         await call.services.jobs.take_out(call.client, None)
     if named:
         await call.services.jobs.take_out(call.client, named)
-    call.services.wake()
     return web.Response()
 
 
@@ -41,7 +40,6 @@ async def post_interrupt(call: Call) -> web.StreamResponse:
     if prompt_id and not isinstance(prompt_id, str):
         raise InvalidRequestError("prompt_id must be a string.", extra_info={"field": "prompt_id"})
     await call.services.jobs.interrupt(call.client, prompt_id or None)
-    call.services.wake()
     return web.Response()
 
 

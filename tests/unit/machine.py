@@ -47,7 +47,8 @@ class Machine:
         self.jobs = Jobs(self.settings, store, self.settler, self.events, self.estimates)
         store.on_change(self.estimates.changed)
         store.on_change(self.events.changed)
-        self.settler.on_end(self.watchdog.stopping)
+        store.on_change(self.dispatcher.changed)
+        self.settler.ending.subscribe(self.watchdog.stopping)
         host.listen(self.runs)
 
     def submit(self, **facts):

@@ -1,7 +1,5 @@
 """How long until a waiting job begins, and what its user is told."""
 
-import asyncio
-
 import pytest
 from unit.fakes import LONG_S, new_job, settings
 
@@ -253,8 +251,6 @@ async def test_a_place_far_back_is_told_when_it_has_changed_by_a_twentieth(store
 
 
 async def test_a_new_reader_of_a_job_is_told_its_place_although_it_has_not_changed(store, events, places):
-    events.on_subscribe(places._joined)
-    places._awake = asyncio.Event()
     job_id = submit(store, "a", "fast").job.job_id
     await places.turn()
     with events.subscribe([POSITION], job_id=job_id) as reader:

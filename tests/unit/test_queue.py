@@ -197,11 +197,31 @@ async def test_a_dispatcher_runs_by_itself_and_outlives_a_store_that_fails(machi
     machine.dispatcher.start()
     await asyncio.wait_for(dispatched.wait(), LONG_S)
     dispatched.clear()
-    machine.settler.on_release(machine.dispatcher.wake)
+    machine.settler.released.subscribe(machine.dispatcher.wake)
     second = machine.submit()
     machine.runs.released(host.dispatched[0][0])  # on whatever thread: the dispatcher wakes
     await asyncio.wait_for(dispatched.wait(), LONG_S)
     assert host.dispatched[1][0] == second
+    machine.dispatcher._task.cancel()
+    await asyncio.gather(machine.dispatcher._task, return_exceptions=True)
+
+
+async def test_a_job_that_comes_to_wait_wakes_the_dispatcher_and_with_every_slot_taken_it_does_not(
+    machine, host, monkeypatch
+):
+    dispatched, woken = asyncio.Event(), []
+
+    async def tell(_job_id):
+        dispatched.set()
+
+    host.during_dispatch = tell
+    machine.dispatcher.start()
+    await asyncio.sleep(0.05)  # it has found nothing to do
+    first = machine.submit()
+    await asyncio.wait_for(dispatched.wait(), LONG_S)
+    monkeypatch.setattr(machine.dispatcher._wake, "set", lambda: woken.append(1))
+    machine.submit()
+    assert ([job_id for job_id, *_rest in host.dispatched], woken) == ([first], [])
     machine.dispatcher._task.cancel()
     await asyncio.gather(machine.dispatcher._task, return_exceptions=True)
 
@@ -289,7 +309,7 @@ async def test_a_slot_is_free_when_the_worker_is_and_not_when_the_user_was_told(
 
 async def test_whoever_waits_for_a_slot_is_told_once_it_is_free(machine):
     leased = []
-    machine.settler.on_release(lambda: leased.append(machine.store.counts().result(LONG_S).leased))
+    machine.settler.released.subscribe(lambda: leased.append(machine.store.counts().result(LONG_S).leased))
     job_id = await machine.dispatch()
     machine.runs.released(job_id)
     machine.store.flush()

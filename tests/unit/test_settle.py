@@ -199,7 +199,7 @@ def test_the_verdict_of_an_error_is_what_the_job_shows(settler, store):
 
 def test_whoever_waits_for_a_slot_is_told_once_it_is_free_and_not_before(settler, store):
     leased = []
-    settler.on_release(lambda: leased.append(store.counts().result(LONG_S).leased))
+    settler.released.subscribe(lambda: leased.append(store.counts().result(LONG_S).leased))
     jobs = [_run(store) for _ in range(3)]
     store.failing = frozenset({"release"})
     for job in jobs:

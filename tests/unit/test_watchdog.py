@@ -267,7 +267,7 @@ async def test_a_cancelled_job_that_does_not_stop_climbs_too(machine, host):
 @pytest.mark.parametrize(("on_stuck", "code"), [("replace", "worker_replaced"), ("report", "worker_stuck")])
 async def test_an_operator_is_alarmed_once_where_a_worker_hangs(made, on_stuck, code):
     machine, alarms = made(on_stuck=on_stuck), []
-    machine.watchdog.on_alarm(lambda *alarm: alarms.append(alarm))
+    machine.watchdog.alarmed.subscribe(lambda *alarm: alarms.append(alarm))
     job_id = await _stopped(machine)
     machine.turn(11)
     machine.turn(100)
@@ -316,7 +316,7 @@ async def test_a_stuck_worker_ends_the_process_where_the_settings_say_so(made, h
 async def test_where_a_stuck_worker_is_only_reported_its_slot_stays_taken_and_no_job_is_let_in(made, host):
     repaired = []
     machine = made(on_stuck="report")
-    machine.watchdog.on_repair(lambda: repaired.append(1))
+    machine.watchdog.repaired.subscribe(lambda: repaired.append(1))
     job_id = await _stopped(machine)
     machine.submit()
     assert machine.health.problems() == []
@@ -349,9 +349,9 @@ async def test_a_timer_that_is_shorter_than_the_looks_is_no_setting():
 
 async def test_a_dead_worker_is_replaced_its_jobs_settle_and_the_dispatcher_is_woken(machine, host):
     repaired = []
-    machine.watchdog.on_repair(lambda: repaired.append(machine.health.problems()))
+    machine.watchdog.repaired.subscribe(lambda: repaired.append(machine.health.problems()))
     alarms = []
-    machine.watchdog.on_alarm(lambda code, _message: alarms.append(code))
+    machine.watchdog.alarmed.subscribe(lambda code, _message: alarms.append(code))
     job_id = await machine.run(client_id="socket")
     host.alive = False
     assert machine.health.problems() == ["worker dead"]

@@ -384,7 +384,7 @@ async def test_a_delivery_that_the_rules_no_longer_allow_or_nobody_can_sign_is_g
         (delivery,) = due(store)
         outbox = Outbox(settings().webhooks, store, lambda _owner, secret=secret: secret, clock)
         given_up = []
-        outbox.on_giving_up(lambda delivery, why, given_up=given_up: given_up.append((delivery.webhook_id, why)))
+        outbox.given_up.subscribe(lambda delivery, why, given_up=given_up: given_up.append((delivery.webhook_id, why)))
         attempt = await Sender(outbox, 1)._attempt(delivery)
         assert attempt.hopeless
         await outbox.attempted(delivery, attempt)
