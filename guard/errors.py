@@ -8,7 +8,10 @@ that a bot reads ``comfyui_guarded.NoFaceError`` on every machine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import WithJsonSchema
+from typing_extensions import TypeAliasType, TypedDict
 
 from . import messages
 
@@ -21,6 +24,34 @@ MODULE = "comfyui_guarded"
 #: Statuses that always say when to come back, and when that is where nothing better is known.
 _ASK_AGAIN = frozenset({429, 503, 507})
 RETRY_AFTER_S = 10.0
+
+
+class RefusalError(TypedDict):
+    """The error as ComfyUI tells it; `type` and `message` are ComfyUI's own where ComfyUI refused."""
+
+    type: str
+    message: str
+    details: str
+    extra_info: dict[str, Any]
+
+
+class RefusalGuard(TypedDict):
+    """The guard's part. `refund` concerns this request alone: give back what was taken for it."""
+
+    code: ErrorCode
+    user_message: str
+    refund: Literal[True]
+    retryable: bool
+    retry_after_s: float | None
+    job_id: str | None
+
+
+class Refusal(TypedDict):
+    """Every refusal: ComfyUI's shape, and the guard's part beside it."""
+
+    error: RefusalError
+    node_errors: dict[str, Any]
+    guard: RefusalGuard
 
 
 def _class_name(code: str) -> str:
@@ -72,7 +103,7 @@ class GuardError(Exception):
         #: The language that the request itself asked for; None: whatever its headers say.
         self.locale: str | None = None
 
-    def body(self, locale: str, job_id: str | None = None) -> dict[str, Any]:
+    def body(self, locale: str, job_id: str | None = None) -> Refusal:
         """The one error body: ComfyUI's shape, and ours under ``guard``."""
         return {
             "error": {
@@ -306,6 +337,8 @@ class CancelledError(GuardError):
 
 
 FAMILY: dict[str, type[GuardError]] = {cls.code: cls for cls in GuardError.__subclasses__()}
+#: A code of the family.
+ErrorCode = TypeAliasType("ErrorCode", Annotated[str, WithJsonSchema({"type": "string", "enum": sorted(FAMILY)})])
 BY_NAME: dict[str, type[GuardError]] = {f"{MODULE}.{cls.__name__}": cls for cls in FAMILY.values()}
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import GuardError
-from .job import Verdict
+from .job import ProgressBody, Verdict
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,15 @@ class Progress:
     node_title: str | None
     percent: int
 
-    def body(self) -> dict[str, Any]:
-        return asdict(self)
+    def body(self) -> ProgressBody:
+        """As JSON."""
+        return {
+            "value": self.value,
+            "max": self.max,
+            "node_id": self.node_id,
+            "node_title": self.node_title,
+            "percent": self.percent,
+        }
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class Backlog(Protocol):
     def take_out(self, job_ids: Collection[str]) -> None:
         """Somebody took them out of the queue."""
 
-    def history_entry(self, job_id: str) -> dict[str, Any] | None:
+    def history_entry(self, job_id: str) -> Mapping[str, Any] | None:
         """A settled job as an entry of ComfyUI's history."""
 
     def forget(self, job_id: str | None) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict
 
 from . import messages
-from .errors import FAMILY, GuardError
+from .errors import FAMILY, ErrorCode, GuardError
 
 
 class JobState(str, enum.Enum):
@@ -50,6 +53,71 @@ ROOTS: tuple[Root, ...] = get_args(Root)
 RESULT_ROOTS: tuple[Root, ...] = ("output", "temp")
 
 
+class ProgressBody(TypedDict):
+    """The current node's own steps, and per cent over all nodes that the job has to run."""
+
+    value: float
+    max: float
+    node_id: str | None
+    node_title: str | None
+    percent: int
+
+
+class ArtifactBody(TypedDict):
+    """One result file, as it was when it passed the checks; `url` has it."""
+
+    index: int
+    node_id: str
+    kind: str
+    filename: str
+    subfolder: str
+    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(RESULT_ROOTS)})]
+    bytes: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    width: int | None
+    height: int | None
+    duration_s: float | None
+    warnings: list[str]
+    frames: int | None
+    fps: float | None
+    url: str
+
+
+class JobError(TypedDict):
+    """Why a job ended badly."""
+
+    code: ErrorCode
+    message: str
+    user_message: str
+    retryable: bool
+    details: dict[str, Any]
+
+
+class JobBody(TypedDict):
+    """A job. Times are milliseconds since the epoch; `error` is null and `refund` false where it succeeded."""
+
+    job_id: str
+    prompt_id: str
+    state: JobState
+    position: int | None
+    eta_s: float | None
+    owner: str
+    template: str | None
+    parameters: dict[str, Any] | None
+    priority: int
+    attempts: int
+    created_at_ms: int
+    started_at_ms: int | None
+    settled_at_ms: int | None
+    timeout_s: float
+    progress: ProgressBody | None
+    outputs: dict[str, Any]
+    artifacts: list[ArtifactBody]
+    error: JobError | None
+    refund: bool | None
+    metadata: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One result file of a job, as it was when it passed the checks.
@@ -71,6 +139,26 @@ class Artifact:
     warnings: tuple[str, ...] = ()
     frames: int | None = None
     fps: float | None = None
+
+    def body(self, job_id: str) -> ArtifactBody:
+        """The artifact of that job as JSON."""
+        return {
+            "index": self.index,
+            "node_id": self.node_id,
+            "kind": self.kind,
+            "filename": self.filename,
+            "subfolder": self.subfolder,
+            "type": self.type,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "width": self.width,
+            "height": self.height,
+            "duration_s": self.duration_s,
+            "warnings": list(self.warnings),
+            "frames": self.frames,
+            "fps": self.fps,
+            "url": f"/guarded/jobs/{job_id}/artifacts/{self.index}",
+        }
 
 
 @dataclass(frozen=True)
@@ -188,7 +276,7 @@ class Job:
     def evolve(self, **changes: Any) -> Job:
         return replace(self, **changes)
 
-    def error_body(self, locale: str | None = None) -> dict[str, Any] | None:
+    def error_body(self, locale: str | None = None) -> JobError | None:
         """The `error` of the job's JSON; None unless it ended badly."""
         if self.verdict is None or self.verdict.code is None:
             return None
@@ -205,14 +293,14 @@ class Job:
         *,
         position: int | None = None,
         eta_s: float | None = None,
-        progress: dict[str, Any] | None = None,
+        progress: ProgressBody | None = None,
         locale: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> JobBody:
         """The job as JSON, the same wherever one is shown."""
         return {
             "job_id": self.job_id,
             "prompt_id": self.job_id,
-            "state": self.state.value,
+            "state": self.state,
             "position": position,
             "eta_s": eta_s,
             "owner": self.owner,
@@ -226,10 +314,7 @@ class Job:
             "timeout_s": self.timeout_s,
             "progress": progress,
             "outputs": self.result.outputs,
-            "artifacts": [
-                {**asdict(artifact), "url": f"/guarded/jobs/{self.job_id}/artifacts/{artifact.index}"}
-                for artifact in self.result.artifacts
-            ],
+            "artifacts": [artifact.body(self.job_id) for artifact in self.result.artifacts],
             "error": self.error_body(locale),
             "refund": self.state is not JobState.SUCCEEDED if self.state.settled else None,
             "metadata": self.metadata,

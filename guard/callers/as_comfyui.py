@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import NotRequired, TypeAliasType, TypedDict
 
 from ..errors import type_name
 from ..files.names import as_seen, own_folder
-from ..job import OPEN, Job, JobState
+from ..job import OPEN, Job, JobBody, JobState
 from ..store import Entry
 
 RUNNING = frozenset({JobState.RUNNING, JobState.VALIDATING})
 #: The words of `/api/jobs`, and the states that they stand for.
-STATUSES: dict[str, frozenset[JobState]] = {
+STATUSES: dict[Status, frozenset[JobState]] = {
     "pending": OPEN - RUNNING,
     "in_progress": RUNNING,
     "completed": frozenset({JobState.SUCCEEDED}),
@@ -26,6 +29,103 @@ _SHOWN = frozenset({"images", "video", "audio", "3d", "text"})
 _MODELS = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 _TEXTS = (".txt", ".md", ".json")
 _LONGEST_TEXT = 1024
+
+
+#: What `/queue` and `/history` show of a prompt.
+QueueRow = TypeAliasType(
+    "QueueRow",
+    Annotated[
+        list[Any],
+        Field(
+            min_length=5,
+            max_length=5,
+            description="`[number, prompt_id, prompt, extra_data, outputs_to_execute]`, as ComfyUI has it.",
+        ),
+    ],
+)
+
+
+class QueueBody(TypedDict):
+    """ComfyUI's `/queue`."""
+
+    queue_running: list[QueueRow]
+    queue_pending: list[QueueRow]
+
+
+class HistoryStatus(TypedDict):
+    """How a prompt ended. `messages` are pairs: ComfyUI's event and its data."""
+
+    status_str: Literal["success", "error"]
+    completed: bool
+    messages: list[list[Any]]
+
+
+class HistoryNode(TypedDict):
+    """Where the outputs of a node belong."""
+
+    node_id: str
+    display_node: str
+    parent_node: str | None
+    real_node_id: str
+
+
+class HistoryEntry(TypedDict):
+    """A settled job as an entry of ComfyUI's `/history`, with `guard`, the job itself."""
+
+    prompt: QueueRow
+    outputs: dict[str, Any]
+    status: HistoryStatus
+    meta: dict[str, HistoryNode]
+    guard: JobBody
+
+
+class ExecutionError(TypedDict):
+    """ComfyUI's `execution_error`."""
+
+    prompt_id: str
+    timestamp: int | None
+    node_id: str | None
+    node_type: str | None
+    executed: list[str]
+    exception_message: str
+    exception_type: str
+    traceback: list[str]
+    current_inputs: dict[str, Any]
+    current_outputs: list[Any]
+
+
+Status = Literal["pending", "in_progress", "completed", "failed", "cancelled"]
+
+
+class ListedJob(TypedDict):
+    """A job as ComfyUI's `/api/jobs` lists it; what has not happened is left out. Times are milliseconds."""
+
+    id: str
+    status: Status
+    priority: int
+    create_time: int
+    execution_start_time: NotRequired[int]
+    execution_end_time: NotRequired[int]
+    execution_error: NotRequired[ExecutionError]
+    outputs_count: int
+    previewable_outputs_count: int
+    preview_output: NotRequired[dict[str, Any]]
+    workflow_id: NotRequired[str]
+
+
+class SentWorkflow(TypedDict):
+    """The prompt as it was sent."""
+
+    prompt: dict[str, Any]
+    extra_data: dict[str, Any]
+
+
+class ListedJobInFull(ListedJob):
+    """A job as ComfyUI's `/api/jobs/{id}` answers it; once it has settled, with its outputs and its workflow."""
+
+    outputs: NotRequired[dict[str, Any]]
+    execution_status: NotRequired[HistoryStatus]
+    workflow: NotRequired[SentWorkflow]
 
 
 def row(entry: Entry) -> list[Any]:
@@ -49,15 +149,16 @@ def _row(job: Job, prompt: Any, extra_data: Mapping[str, Any]) -> list[Any]:
     return [job.number, job.job_id, prompt, told, list(job.outputs_to_execute)]
 
 
-def queue(entries: list[Entry]) -> dict[str, Any]:
+def queue(entries: list[Entry]) -> QueueBody:
     """ComfyUI's `/queue`."""
-    rows: dict[str, Any] = {"queue_running": [], "queue_pending": []}
+    rows: QueueBody = {"queue_running": [], "queue_pending": []}
     for entry in entries:
-        rows["queue_running" if entry.job.state in RUNNING else "queue_pending"].append(row(entry))
+        shown = rows["queue_running"] if entry.job.state in RUNNING else rows["queue_pending"]
+        shown.append(row(entry))
     return rows
 
 
-def history_entry(entry: Entry, shown: Mapping[str, Any]) -> dict[str, Any]:
+def history_entry(entry: Entry, shown: JobBody) -> HistoryEntry:
     """A settled job in ComfyUI's history, also where ComfyUI never ran it. `shown`: the job as JSON."""
     job = entry.job
     prompt = row(entry)
@@ -70,49 +171,55 @@ def history_entry(entry: Entry, shown: Mapping[str, Any]) -> dict[str, Any]:
             for node_id in job.result.outputs
             if node_id in prompt[2]
         },
-        "guard": dict(shown),
+        "guard": shown,
     }
 
 
-def item(job: Job, workflow_id: str | None) -> dict[str, Any]:
+def item(job: Job, workflow_id: str | None) -> ListedJob:
     """A job as `/api/jobs` lists it."""
-    status = next(name for name, states in STATUSES.items() if job.state in states)
-    found = {"id": job.job_id, "status": status, "priority": job.number, "create_time": job.created_at_ms}
+    outputs = list(_outputs(job.result.outputs)) if job.state.settled else []
+    listed: ListedJob = {
+        "id": job.job_id,
+        "status": next(name for name, states in STATUSES.items() if job.state in states),
+        "priority": job.number,
+        "create_time": job.created_at_ms,
+        "outputs_count": sum("content" not in output for output in outputs),
+        "previewable_outputs_count": sum(_rank(output) < 4 and "content" not in output for output in outputs),
+    }
     if job.state.settled:
-        outputs = list(_outputs(job.result.outputs))
-        error = _execution_error(job)
-        found |= {
-            "execution_start_time": job.started_at_ms,
-            "execution_end_time": job.settled_at_ms,
-            "execution_error": error[1] if error else None,
-            "outputs_count": sum("content" not in output for output in outputs),
-            "previewable_outputs_count": sum(_rank(output) < 4 and "content" not in output for output in outputs),
-            "preview_output": _preview(outputs),
-        }
-    else:
-        found |= {"outputs_count": 0, "previewable_outputs_count": 0}
-    found["workflow_id"] = workflow_id
-    return {name: value for name, value in found.items() if value is not None}
+        if job.started_at_ms is not None:
+            listed["execution_start_time"] = job.started_at_ms
+        if job.settled_at_ms is not None:
+            listed["execution_end_time"] = job.settled_at_ms
+        if (error := _execution_error(job)) is not None:
+            listed["execution_error"] = error
+        if (preview := _preview(outputs)) is not None:
+            listed["preview_output"] = preview
+    if workflow_id is not None:
+        listed["workflow_id"] = workflow_id
+    return listed
 
 
-def item_in_full(entry: Entry) -> dict[str, Any]:
+def item_in_full(entry: Entry) -> ListedJobInFull:
     """A job as `/api/jobs/{id}` answers it."""
     _number, _id, prompt, extra_data, _outputs_to_execute = row(entry)
-    found = item(entry.job, extra_data.get("extra_pnginfo", {}).get("workflow", {}).get("id"))
+    workflow_id = extra_data.get("extra_pnginfo", {}).get("workflow", {}).get("id")
+    listed: ListedJobInFull = {**item(entry.job, workflow_id)}  # type: ignore[typeddict-item]  # mypy asks for all keys
     if entry.job.state.settled:
-        found["outputs"] = entry.job.result.outputs
-        found["execution_status"] = _status(entry.job)
-        found["workflow"] = {"prompt": prompt, "extra_data": extra_data}
-    return found
+        listed["outputs"] = entry.job.result.outputs
+        listed["execution_status"] = _status(entry.job)
+        listed["workflow"] = {"prompt": prompt, "extra_data": extra_data}
+    return listed
 
 
 def ending(job: Job) -> list[Any]:
     """How a settled job ended, as a pair of ComfyUI's event and its data."""
-    end = {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
-    return _execution_error(job) or ["execution_success", end]
+    if (error := _execution_error(job)) is not None:
+        return ["execution_error", error]
+    return ["execution_success", {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}]
 
 
-def _status(job: Job) -> dict[str, Any]:
+def _status(job: Job) -> HistoryStatus:
     succeeded = job.state is JobState.SUCCEEDED
     return {
         "status_str": "success" if succeeded else "error",
@@ -132,25 +239,22 @@ def _messages(job: Job) -> Iterator[list[Any]]:
         yield ["execution_interrupted", {**end, **place}]
 
 
-def _execution_error(job: Job) -> list[Any] | None:
+def _execution_error(job: Job) -> ExecutionError | None:
     if job.verdict is None or job.verdict.code is None:
         return None
     details = job.verdict.details
-    return [
-        "execution_error",
-        {
-            "prompt_id": job.job_id,
-            "timestamp": job.settled_at_ms,
-            "node_id": details.get("node_id"),
-            "node_type": details.get("node_type"),
-            "executed": [],
-            "exception_message": job.verdict.message,
-            "exception_type": details.get("exception_type") or type_name(job.verdict.code),
-            "traceback": [],
-            "current_inputs": {},
-            "current_outputs": [],
-        },
-    ]
+    return {
+        "prompt_id": job.job_id,
+        "timestamp": job.settled_at_ms,
+        "node_id": details.get("node_id"),
+        "node_type": details.get("node_type"),
+        "executed": [],
+        "exception_message": job.verdict.message,
+        "exception_type": details.get("exception_type") or type_name(job.verdict.code),
+        "traceback": [],
+        "current_inputs": {},
+        "current_outputs": [],
+    }
 
 
 def _outputs(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -96,7 +96,7 @@ class Backlog:
     def waiting(self, known: Collection[str]) -> list[str]:
         return [job_id for job_id in list(self._open) if job_id not in known]
 
-    def history_entry(self, job_id: str) -> dict[str, Any] | None:
+    def history_entry(self, job_id: str) -> as_comfyui.HistoryEntry | None:
         if job_id in self._going or None in self._going:
             return None
         try:

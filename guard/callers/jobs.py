@@ -9,10 +9,12 @@ from asyncio import wrap_future
 from pathlib import Path
 from typing import IO, Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from ..client import Client
 from ..errors import CancelledError, GuardError, NotFoundError
 from ..events.stream import Events
-from ..job import OPEN, WAITING, Artifact, Job, JobState
+from ..job import OPEN, WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..results import previews
 from ..results.opener import ArtifactOpener
@@ -26,6 +28,20 @@ from .positions import notice
 log = logging.getLogger("guarded.jobs")
 
 _PREVIEWS_AT_ONCE = 2
+
+
+class SubmittedGuard(TypedDict):
+    """Where a new job stands. `job` is there with `?wait`, `template` and `parameters` where a template made it."""
+
+    state: JobState
+    position: int | None
+    eta_s: float | None
+    running: int | None
+    max_jobs: int
+    user_message: str | None
+    job: NotRequired[JobBody]
+    template: NotRequired[str]
+    parameters: NotRequired[dict[str, Any]]
 
 
 class Jobs:
@@ -91,12 +107,12 @@ class Jobs:
         async with self._previews:
             return await asyncio.to_thread(previews.render, handle, wanted)
 
-    async def body(self, job: Job, locale: str | None = None) -> dict[str, Any]:
+    async def body(self, job: Job, locale: str | None = None) -> JobBody:
         """The job as JSON; a waiting one with its position."""
         waiting = await wrap_future(self._store.waiting(job.job_id)) if job.state is JobState.QUEUED else None
         return self.shown(job, waiting, locale)
 
-    def shown(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> dict[str, Any]:
+    def shown(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> JobBody:
         # An ending can be read a moment before its listeners have heard of it.
         running = job.state in (JobState.RUNNING, JobState.VALIDATING)
         progress = self._events.progress(job.job_id) if running else None
@@ -107,13 +123,13 @@ class Jobs:
             locale=locale,
         )
 
-    def place(self, job: Job, waiting: Waiting | None, locale: str) -> dict[str, Any]:
+    def place(self, job: Job, waiting: Waiting | None, locale: str) -> SubmittedGuard:
         """The `guard` part of a submit answer: where the job stands, and what to tell the user meanwhile."""
         max_jobs = self._settings.queue.max_jobs
         must_wait = waiting is not None and waiting.position + waiting.running > max_jobs
         eta_s = self._estimates.starts_in_s(waiting) if waiting and must_wait else None
         return {
-            "state": job.state.value,
+            "state": job.state,
             "position": waiting.position if waiting else None,
             "eta_s": eta_s,
             "running": waiting.running if waiting else None,
@@ -129,27 +145,27 @@ class Jobs:
         """How many of the caller's jobs have not settled."""
         return self._store.open(client.sees_only)
 
-    async def queue(self, client: Client) -> dict[str, Any]:
+    async def queue(self, client: Client) -> as_comfyui.QueueBody:
         """The caller's open jobs as ComfyUI's `/queue`, first come first."""
         entries = await wrap_future(self._store.queue(client.sees_only))
         return await asyncio.to_thread(as_comfyui.queue, entries)
 
-    async def history(self, client: Client, limit: int, offset: int | None) -> dict[str, Any]:
+    async def history(self, client: Client, limit: int, offset: int | None) -> dict[str, as_comfyui.HistoryEntry]:
         """The caller's settled jobs as ComfyUI's `/history`: from `offset` on, first settled first, or the last."""
         entries = await wrap_future(self._store.history(client.sees_only, limit, offset))
         return await asyncio.to_thread(lambda: {entry.job.job_id: self._history_entry(entry) for entry in entries})
 
-    async def history_of(self, job_id: str, client: Client) -> dict[str, Any]:
+    async def history_of(self, job_id: str, client: Client) -> dict[str, as_comfyui.HistoryEntry]:
         """The one job, as ComfyUI's `/history/{id}`: empty until it has settled, and where it is not the caller's."""
         entry = await self._entry(job_id, client)
         return {job_id: self._history_entry(entry)} if entry is not None and entry.job.state.settled else {}
 
-    async def listing(self, client: Client, asked: Listing) -> tuple[list[dict[str, Any]], int]:
+    async def listing(self, client: Client, asked: Listing) -> tuple[list[as_comfyui.ListedJob], int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
         page = await wrap_future(self._store.listing(client.sees_only, asked))
         return await asyncio.to_thread(lambda: [as_comfyui.item(*found) for found in page.jobs]), page.total
 
-    async def listed(self, job_id: str, client: Client) -> dict[str, Any]:
+    async def listed(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
         """The one job, as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
         entry = await self._entry(job_id, client)
         if entry is None:
@@ -188,5 +204,5 @@ class Jobs:
         entry = await wrap_future(self._store.entry(job_id))
         return entry if entry is not None and client.may_see(entry.job.owner) else None
 
-    def _history_entry(self, entry: Entry) -> dict[str, Any]:
+    def _history_entry(self, entry: Entry) -> as_comfyui.HistoryEntry:
         return as_comfyui.history_entry(entry, self.shown(entry.job, None))

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from asyncio import wrap_future
-from typing import Any
+from collections.abc import Callable
+
+from typing_extensions import TypedDict
 
 from .. import messages
 from ..errors import GuardError
@@ -43,6 +45,17 @@ def notice(position: int, running: int, max_jobs: int, eta_s: float | None, loca
     else:
         wait = messages.format_count("hours", round(eta_s / 3600), locale)
     return messages.text("queued_time", locale, time=wait, **facts)
+
+
+class PositionBody(TypedDict):
+    """Where a waiting job stands (1 is next), and what to tell its user meanwhile."""
+
+    job_id: str
+    position: int
+    eta_s: float | None
+    running: int
+    max_jobs: int
+    user_message: str | None
 
 
 class Places:
@@ -107,7 +120,7 @@ class Places:
         self._told = told
         return moved
 
-    def _body(self, standing: Standing, position: int, running: int, eta_s: float | None) -> Any:
+    def _body(self, standing: Standing, position: int, running: int, eta_s: float | None) -> Callable[[], PositionBody]:
         max_jobs = self._settings.max_jobs
         return lambda: {
             "job_id": standing.job_id,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from ..access import Keys
 from ..clock import Clock
@@ -18,9 +19,15 @@ from ..janitor import Janitor
 from ..life.health import Health
 from ..settings import Settings
 from ..templates.catalogue import Templates
-from .facts import Facts, remember
+from .facts import Facts, LineBody, remember
 
 __all__ = ["Doctor"]
+
+
+class DoctorBody(TypedDict):
+    """A line for each thing that the doctor has looked at."""
+
+    lines: list[LineBody]
 
 
 class Doctor:
@@ -54,7 +61,7 @@ class Doctor:
         """Write down what only a running server knows, for the command line."""
         remember(self._own, self._host)
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> DoctorBody:
         """As JSON: a line for each thing that was looked at."""
         from .checks import lines  # nothing that a start should wait for
 

@@ -13,20 +13,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..access import reached_from_elsewhere
 from ..janitor.disk import disks
 from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path
 from ..store.schema import MIGRATIONS
-from .facts import Facts
+from .facts import Facts, Level, LineBody
 
 log = logging.getLogger("guarded.doctor")
 
-Level = Literal["ok", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "warning", "error")
 
 FOLDER = "python custom_nodes/<folder>"
@@ -46,8 +44,9 @@ class Line:
     message: str
     mend: str = ""
 
-    def body(self) -> dict[str, str]:
-        return asdict(self)
+    def body(self) -> LineBody:
+        """As JSON."""
+        return {"level": self.level, "check": self.check, "message": self.message, "mend": self.mend}
 
 
 def lines(facts: Facts) -> list[Line]:

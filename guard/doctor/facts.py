@@ -8,17 +8,32 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from ..access.keys import Key
 from ..host import Folders, Host
 from ..job import ROOTS
+from ..life.health import AlarmBody
 from ..settings import Settings
 
 log = logging.getLogger("guarded.doctor")
 
 #: Written at each start, into our own folder.
 FILE = "last_start.json"
+
+
+Level = Literal["ok", "warning", "error"]
+
+
+class LineBody(TypedDict):
+    """What the doctor thinks of one thing, and how to mend it."""
+
+    level: Level
+    check: str
+    message: str
+    mend: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Facts:
     faces: Mapping[str, Any]
     templates: Sequence[Mapping[str, Any]]
     existing: tuple[int, int] | None
-    alarms: Sequence[Mapping[str, str]] = field(default_factory=list)
+    alarms: Sequence[AlarmBody] = field(default_factory=list)
     server_ms: int | None = None
 
 

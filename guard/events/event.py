@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..job import Job
+from typing_extensions import TypedDict
+
+from ..job import Job, ProgressBody
 from ..store import Standing
 
 STATE = "state"
@@ -18,6 +19,28 @@ PREVIEW = "preview"
 ALARM = "alarm"
 
 _dumps = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class AlarmEvent(TypedDict):
+    """Something that an operator should look at; `job_id` where it concerns one job."""
+
+    code: str
+    job_id: str | None
+    message: str
+
+
+class ProgressEvent(ProgressBody):
+    """How far a running job is."""
+
+    job_id: str
+
+
+class PreviewEvent(TypedDict):
+    """A picture of a running job, in Base64."""
+
+    job_id: str
+    mime: str
+    data: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +54,12 @@ class Event:
     """
 
     name: str
-    make: Callable[[], dict[str, Any]]
+    make: Callable[[], Mapping[str, object]]
     job: Job | Standing | None = None
     id: int | None = None
 
     @functools.cached_property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Mapping[str, object]:
         return self.make()
 
     @functools.cached_property

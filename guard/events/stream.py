@@ -16,7 +16,17 @@ from ..job import Job, JobState
 from ..signal import Signal
 from ..store import Standing, Store
 from ..wake import LoopCaller
-from .event import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event
+from .event import (
+    ALARM,
+    POSITION,
+    PREVIEW,
+    PROGRESS,
+    STATE,
+    AlarmEvent,
+    Event,
+    PreviewEvent,
+    ProgressEvent,
+)
 
 log = logging.getLogger("guarded.events")
 
@@ -75,7 +85,8 @@ class Events:
 
     def alarm(self, code: str, message: str, job_id: str | None = None) -> None:
         """Something that an operator should look at. Any thread."""
-        self._put(Event(ALARM, lambda: {"code": code, "job_id": job_id, "message": message}))
+        body: AlarmEvent = {"code": code, "job_id": job_id, "message": message}
+        self._put(Event(ALARM, lambda: body))
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         """The worker's thread. A node that goes on after its job has ended is not listened to."""
@@ -360,11 +371,15 @@ def _state(job: Job, progress: Progress | None = None) -> Event:
 
 
 def _moved(job: Job, progress: Progress) -> Event:
-    return Event(PROGRESS, lambda: {"job_id": job.job_id, **progress.body()}, job)
+    def make() -> ProgressEvent:
+        return {"job_id": job.job_id, **progress.body()}
+
+    return Event(PROGRESS, make, job)
 
 
 def _seen(job: Job, mime: str, data: str) -> Event:
-    return Event(PREVIEW, lambda: {"job_id": job.job_id, "mime": mime, "data": data}, job)
+    body: PreviewEvent = {"job_id": job.job_id, "mime": mime, "data": data}
+    return Event(PREVIEW, lambda: body, job)
 
 
 def _expire(woken: asyncio.Future[bool]) -> None:

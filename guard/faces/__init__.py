@@ -8,10 +8,12 @@ node reaches what app.py built.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+from typing_extensions import TypedDict
 
 #: uint8, height × width × 3, RGB.
 Pixels = npt.NDArray[np.uint8]
@@ -21,6 +23,14 @@ Box = tuple[float, float, float, float]
 #: What a detector finds below this is not even a candidate. On the photos of the tests CenterFace gives no upright
 #: face less than 0.70 at its first look; 0.35 leaves room for worse photos, and the close-up sorts out what is none.
 CANDIDATE = 0.35
+
+
+class FaceBody(TypedDict):
+    """A face. `box` is [x1, y1, x2, y2] in pixels; `landmarks` may be empty."""
+
+    box: Annotated[list[float], Field(min_length=4, max_length=4)]
+    confidence: float
+    landmarks: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Face:
         """The longer side in pixels: the height of an upright face, and of a sideways one too."""
         return max(self.width, self.height)
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> FaceBody:
         """The face as JSON."""
         return {
             "box": [round(value, 1) for value in self.box],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from ..errors import (
     BadImageError,
@@ -22,7 +23,7 @@ from ..errors import (
     NoFaceError,
     TooManyFacesError,
 )
-from . import CANDIDATE, Face, Pixels
+from . import CANDIDATE, Face, FaceBody, Pixels
 from .chooser import Chooser
 from .images import Limits, Picture, picture, read
 from .search import MAX_PIXELS, search
@@ -82,6 +83,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+class FacesBody(TypedDict):
+    """The faces that count under the rules, those that are too small, and the size of the upright picture."""
+
+    faces: list[FaceBody]
+    small_faces: list[FaceBody]
+    width: int
+    height: int
+    detector: str
+
+
 @dataclass(frozen=True)
 class Faces:
     """What was found in a picture.
@@ -103,7 +114,7 @@ class Faces:
     def largest(self) -> Face | None:
         return max(self.faces, key=lambda face: face.size, default=None)
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> FacesBody:
         """As JSON, for the endpoint and for an error's extra_info."""
         return {
             "faces": [face.body() for face in self.faces],

@@ -6,21 +6,37 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from ..errors import InvalidRequestError, ServerUnavailableError
 from . import Detector, centerface, onnx
 from .centerface import CenterFace
 from .insightface import InsightFace, Pack, packs, roots
-from .onnx import Device
+from .onnx import Device, OnnxruntimeBody
 
 log = logging.getLogger("guarded.faces")
 
 AUTO = "auto"
 #: What a setting or a node may ask for; `insightface/<pack>` names one pack.
 CHOICES = (AUTO, "centerface", "insightface")
+
+
+class ChoiceBody(TypedDict):
+    """The detector (null: none), and why it is that one."""
+
+    detector: str | None
+    reason: str
+    device: Device
+    loaded: bool
+
+
+class FaceFacts(ChoiceBody):
+    """The detector, and the state of onnxruntime."""
+
+    onnxruntime: OnnxruntimeBody
 
 
 @dataclass(frozen=True)
@@ -39,8 +55,9 @@ class Choice:
     device: Device
     loaded: bool = False
 
-    def body(self) -> dict[str, Any]:
-        return asdict(self)
+    def body(self) -> ChoiceBody:
+        """As JSON."""
+        return {"detector": self.detector, "reason": self.reason, "device": self.device, "loaded": self.loaded}
 
 
 class Chooser:
@@ -92,18 +109,18 @@ class Chooser:
             return self._loaded[asked][0]
         return self._choose(asked)[0]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> FaceFacts:
         """The choice and onnxruntime's state, for health and doctor. Imports onnxruntime: not for the event loop."""
         state = onnx.state()
-        facts: dict[str, Any] = {"onnxruntime": state.body()}
+        choice: ChoiceBody
         try:
-            facts.update(self.choice().body())
+            choice = self.choice().body()
         except (ServerUnavailableError, InvalidRequestError) as error:
-            facts.update(detector=None, reason=error.message, device=self._device, loaded=False)
+            choice = {"detector": None, "reason": error.message, "device": self._device, "loaded": False}
         if not state.providers:
             problem = state.problem or "onnxruntime is not installed."
-            facts.update(detector=None, reason=f"No face can be looked for: {problem}")
-        return facts
+            choice = {**choice, "detector": None, "reason": f"No face can be looked for: {problem}"}
+        return {**choice, "onnxruntime": state.body()}
 
     def _choose(self, asked: str) -> tuple[Choice, Pack | None]:
         if asked == "centerface":

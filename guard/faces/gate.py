@@ -14,6 +14,7 @@ from ..errors import GuardError, InvalidRequestError
 from ..settings import FacesSettings
 from . import CANDIDATE
 from .check import FaceRules, Faces
+from .chooser import FaceFacts
 from .machine import FaceMachine
 from .required import Wanted, loaded, wanted
 
@@ -82,7 +83,7 @@ class FaceGate:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._machine.checker.check, data, rules)
 
-    async def facts(self) -> dict[str, Any]:
+    async def facts(self) -> FaceFacts:
         """The detector and why, for health and doctor."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._machine.checker.chooser.facts)
 

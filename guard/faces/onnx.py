@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from ..errors import ServerUnavailableError
 
 Device = Literal["cpu", "cuda"]
@@ -25,6 +27,16 @@ PACKAGES = (
 
 #: Packages whose module has another name.
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "google": "protobuf"}
+
+
+class OnnxruntimeBody(TypedDict):
+    """What is installed under the name onnxruntime, and the one command that mends it where `problem` is not empty."""
+
+    packages: dict[str, str]
+    providers: list[str]
+    problem: str
+    broken: bool
+    command: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,8 @@ class OnnxruntimeState:
     broken: bool = False
     command: str = ""
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> OnnxruntimeBody:
+        """As JSON."""
         return {
             "packages": self.packages,
             "providers": list(self.providers),

@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from typing_extensions import TypedDict
 
 #: Paths and errors that a report quotes.
 SAMPLES = 20
+
+
+class TallyBody(TypedDict):
+    """Files, and their bytes together."""
+
+    files: int
+    bytes: int
+
+
+class SweepBody(TypedDict):
+    """What one sweep did; with `dry_run`, what it would have done."""
+
+    started_at_ms: int
+    duration_s: float
+    dry_run: bool
+    files: int
+    bytes: int
+    folders: int
+    jobs: int
+    deleted: dict[str, TallyBody]
+    oldest: TallyBody
+    kept: dict[str, TallyBody]
+    skipped: int
+    vanished: int
+    errors: int
+    error_samples: list[str]
+    samples: list[str]
 
 
 @dataclass
@@ -17,6 +45,10 @@ class Tally:
     def add(self, size: int) -> None:
         self.files += 1
         self.bytes += size
+
+    def body(self) -> TallyBody:
+        """As JSON."""
+        return {"files": self.files, "bytes": self.bytes}
 
 
 @dataclass
@@ -65,9 +97,11 @@ class Report:
             said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             self.error_samples.append(f"{shown(what)}: {said}" if what else said)
 
-    def body(self) -> dict[str, Any]:
-        def tallies(found: dict[str, Tally]) -> dict[str, dict[str, int]]:
-            return {name: {"files": tally.files, "bytes": tally.bytes} for name, tally in found.items() if tally.files}
+    def body(self) -> SweepBody:
+        """As JSON."""
+
+        def tallies(by_name: dict[str, Tally]) -> dict[str, TallyBody]:
+            return {name: tally.body() for name, tally in by_name.items() if tally.files}
 
         return {
             "started_at_ms": self.started_at_ms,
@@ -78,7 +112,7 @@ class Report:
             "folders": self.folders,
             "jobs": self.jobs,
             "deleted": tallies(self.deleted),
-            "oldest": {"files": self.oldest.files, "bytes": self.oldest.bytes},
+            "oldest": self.oldest.body(),
             "kept": tallies(self.kept),
             "skipped": self.skipped,
             "vanished": self.vanished,

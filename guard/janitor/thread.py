@@ -10,7 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from ..clock import Clock
 from ..errors import DiskFullError, GuardError, ServerUnavailableError
@@ -20,7 +22,7 @@ from .disk import disks
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
-from .report import Report, Tally
+from .report import Report, SweepBody, Tally
 from .rules import Rules, absolute_roots
 from .sweep import Records, Stopped, Sweep
 
@@ -39,6 +41,54 @@ COUNT_AGAIN_S = 300.0
 COUNT_SHARE = 0.01
 #: Sweeps remembered.
 HISTORY = 20
+
+
+class DiskBody(TypedDict):
+    """A disk: `full` lets no job in, `short` deletes the oldest files first."""
+
+    path: str
+    total_bytes: int
+    free_bytes: int
+    state: Literal["ok", "short", "full"]
+
+
+class SweepTotals(TypedDict):
+    """What the sweeps since the start have done together."""
+
+    sweeps: int
+    files: int
+    bytes: int
+    jobs: int
+    errors: int
+
+
+class JanitorBody(TypedDict):
+    """How the janitor stands; `sweeps` are the last ones, newest first."""
+
+    enabled: bool
+    sweeping: bool
+    first_start_ms: int
+    adopted: bool
+    next_sweep_at_ms: int | None
+    disks: list[DiskBody]
+    totals: SweepTotals
+    sweeps: list[SweepBody]
+
+
+class _RoomBody(TypedDict):
+    total_bytes: int
+    free_bytes: int
+
+
+class _CountBody(TypedDict):
+    files: int | None
+    bytes: int | None
+    would_free_files: int | None
+    would_free_bytes: int | None
+
+
+class RootBody(_RoomBody, _CountBody):
+    """A root: its disk, its files, and what the next sweep would free by age. Null until the files are counted."""
 
 
 class Janitor:
@@ -71,14 +121,14 @@ class Janitor:
         self._closed = False
         self._sweeping = threading.Lock()
         self._reports: deque[Report] = deque(maxlen=HISTORY)
-        self._totals = {"sweeps": 0, "files": 0, "bytes": 0, "jobs": 0, "errors": 0}
-        self._disks: list[dict[str, Any]] = []
-        self._room: dict[str, dict[str, int]] = {}
-        self._counted: dict[str, dict[str, int]] = {}
+        self._totals: SweepTotals = {"sweeps": 0, "files": 0, "bytes": 0, "jobs": 0, "errors": 0}
+        self._disks: list[DiskBody] = []
+        self._room: dict[str, _RoomBody] = {}
+        self._counted: dict[str, _CountBody] = {}
         self._existing: tuple[int, int] | None = None
         self._count_wanted = False
         self._count_due_s = float("-inf")
-        self._full: dict[str, Any] | None = None
+        self._full: dict[str, int] | None = None
         self._short = False
         self._filled: Callable[[str], None] = lambda _message: None
         self._due_s: float | None = None
@@ -126,7 +176,7 @@ class Janitor:
             return None
         return DiskFullError("The disk is almost full.", extra_info=full, retry_after_s=60)
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JanitorBody:
         """How it stands, as JSON: sweeps, newest first."""
         return {
             "enabled": self._settings.enabled,
@@ -135,17 +185,17 @@ class Janitor:
             "adopted": self._adopted,
             "next_sweep_at_ms": round(self._due_s * 1000) if self._due_s is not None else None,
             "disks": self._disks,
-            "totals": dict(self._totals),
+            "totals": self._totals.copy(),
             "sweeps": [report.body() for report in reversed(list(self._reports))],
         }
 
-    def roots(self) -> dict[str, dict[str, int | None]]:
+    def roots(self) -> dict[str, RootBody]:
         """By root: the room on its disk, the files in it, and what the next sweep would free by age.
 
         The files are counted once somebody asks, and again after some minutes; until then they are None.
         """
         self._count_wanted = True
-        unknown = dict.fromkeys(("files", "bytes", "would_free_files", "would_free_bytes"))
+        unknown: _CountBody = {"files": None, "bytes": None, "would_free_files": None, "would_free_bytes": None}
         counted = self._counted
         return {root: {**room, **counted.get(root, unknown)} for root, room in self._room.items()}
 
@@ -274,7 +324,7 @@ class Janitor:
 
     def _look(self) -> None:
         """How much room there is, on every disk that matters."""
-        found: list[dict[str, Any]] = []
+        found: list[DiskBody] = []
         settings = self._settings
         places = self._folders()
         folders = [path for path in (places.output, places.temp, places.input) if path is not None]
@@ -286,7 +336,7 @@ class Janitor:
             except OSError as error:
                 log.debug("no free space is known for %s: %s", disk.path, error)
                 continue
-            state = "ok"
+            state: Literal["ok", "short", "full"] = "ok"
             if free < settings.floor_free_bytes:
                 state = "full"
             elif free < settings.min_free_bytes:
@@ -301,7 +351,7 @@ class Janitor:
             log.info("the disk has room again: jobs are let in")
         self._disks = found
         self._room = _room(places)
-        self._full = full and {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes}
+        self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
 
     def _loop(self) -> None:
         wait_s = 0.0
@@ -326,8 +376,8 @@ class Janitor:
                 self._asked.popleft()[1].set_exception(_ended())
 
 
-def _room(places: Folders) -> dict[str, dict[str, int]]:
-    room = {}
+def _room(places: Folders) -> dict[str, _RoomBody]:
+    room: dict[str, _RoomBody] = {}
     for name, path in places.roots().items():
         for disk in disks([path] if path is not None else []):
             with suppress(OSError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from ..errors import DiskFullError, ServerUnavailableError
 from ..host import Host
 from ..store import Store
@@ -15,6 +17,22 @@ _ALARMS = {
     "worker dead": "ComfyUI's worker thread is dead.",
     "worker stuck": "The worker hangs in a node, and watchdog.on_stuck is report.",
 }
+
+
+class AlarmBody(TypedDict):
+    """What an operator should look at now."""
+
+    code: str
+    message: str
+
+
+class HealthFacts(TypedDict):
+    """The host and its features, why no job can be let in now, and how many jobs and hung workers there are."""
+
+    host: dict[str, Any]
+    problems: list[str]
+    queued: int
+    hung_workers: int
 
 
 class Health:
@@ -72,8 +90,8 @@ class Health:
         if (full := self._disk_full()) is not None:
             raise full
 
-    def alarms(self) -> list[dict[str, str]]:
-        """What an operator should look at now, as (code, message)."""
+    def alarms(self) -> list[AlarmBody]:
+        """What an operator should look at now."""
         found = [(name.replace(" ", "_"), text) for name, text in _ALARMS.items() if name in self.problems()]
         if (full := self._disk_full()) is not None:
             found.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))
@@ -83,7 +101,7 @@ class Health:
             )
         return [{"code": code, "message": message} for code, message in found]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> HealthFacts:
         """More than the bare status, for callers who may see it."""
         return {
             "host": self._host.describe(),

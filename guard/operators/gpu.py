@@ -8,15 +8,26 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from typing_extensions import TypedDict
 
 log = logging.getLogger("guarded.gpu")
 
 LOOK_S = 5.0
 #: A driver in trouble hangs for minutes. What it said before that is no longer true.
 STALE_S = 30.0
+
+
+class GpuBody(TypedDict):
+    """The GPU that ComfyUI runs on; null is what the driver does not say."""
+
+    name: str
+    utilization_percent: int | None
+    vram_used_bytes: int | None
+    vram_total_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,14 @@ class Gpu:
     vram_used_bytes: int | None
     vram_total_bytes: int | None
 
-    def body(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in ("index", "uuid")}
+    def body(self) -> GpuBody:
+        """As JSON."""
+        return {
+            "name": self.name,
+            "utilization_percent": self.utilization_percent,
+            "vram_used_bytes": self.vram_used_bytes,
+            "vram_total_bytes": self.vram_total_bytes,
+        }
 
 
 class Gpus:

@@ -225,11 +225,11 @@ class Exposition:
         yield from self._gpu()
         yield from self._disk()
         totals = self._janitor.body()["totals"]
-        for family, name in (
-            *((SWEEPS, "sweeps"), (SWEPT_FILES, "files"), (SWEPT_BYTES, "bytes"), (SWEPT_JOBS, "jobs")),
-            (SWEEP_ERRORS, "errors"),
-        ):
-            yield family, (), totals[name]
+        yield SWEEPS, (), totals["sweeps"]
+        yield SWEPT_FILES, (), totals["files"]
+        yield SWEPT_BYTES, (), totals["bytes"]
+        yield SWEPT_JOBS, (), totals["jobs"]
+        yield SWEEP_ERRORS, (), totals["errors"]
 
     def _gpu(self) -> Iterator[tuple[Family, _Labels, float]]:
         for gpu in self._gpus.all:
@@ -242,14 +242,17 @@ class Exposition:
                 yield VRAM_SIZE, label, gpu.vram_total_bytes
 
     def _disk(self) -> Iterator[tuple[Family, _Labels, float]]:
-        named = (
-            *((DISK_FREE, "free_bytes"), (DISK_SIZE, "total_bytes"), (ROOT_FILES, "files"), (ROOT_BYTES, "bytes")),
-            (WOULD_FREE, "would_free_bytes"),
-        )
         for root, facts in self._janitor.roots().items():
-            for family, name in named:
-                if (value := facts[name]) is not None:
-                    yield family, (root,), value
+            yield DISK_FREE, (root,), facts["free_bytes"]
+            yield DISK_SIZE, (root,), facts["total_bytes"]
+            counted = (
+                (ROOT_FILES, facts["files"]),
+                (ROOT_BYTES, facts["bytes"]),
+                (WOULD_FREE, facts["would_free_bytes"]),
+            )
+            for family, count in counted:
+                if count is not None:
+                    yield family, (root,), count
 
 
 class _Collector:

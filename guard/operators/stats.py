@@ -9,18 +9,20 @@ import time
 from asyncio import wrap_future
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from typing_extensions import NotRequired, TypedDict
 
 from ..client import Client
 from ..clock import Clock
 from ..host import Host
 from ..janitor import Janitor
+from ..janitor.thread import RootBody
 from ..job import JobState
-from ..life.health import Health
+from ..life.health import AlarmBody, Health
 from ..life.watchdog import Watchdog
 from ..settings import Settings
 from ..store import Store
-from .gpu import Gpus
+from .gpu import GpuBody, Gpus
 
 #: How long an answer holds for whoever asks next.
 HOLDS_S = 3.0
@@ -32,6 +34,69 @@ LATE_MS = 60_000
 #: The last jobs whose run times are compared by template.
 RECENT_JOBS = 2_000
 SLOWEST = 10
+
+
+class OutcomesBody(TypedDict):
+    """How many succeeded, failed and were cancelled, and how long a success ran on average."""
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    average_run_s: float | None
+
+
+class WindowBody(OutcomesBody):
+    """What ended in a time, with the share of successes among the jobs that nobody cancelled."""
+
+    jobs: int
+    success_rate: float | None
+    by_code: dict[str, int]
+
+
+class HourBody(OutcomesBody):
+    """What ended in an hour by the clock."""
+
+    from_ms: int
+
+
+class QueueCounts(TypedDict):
+    """How many jobs wait and run."""
+
+    queued: int
+    running: int
+    max_jobs: int
+
+
+class SlowestBody(TypedDict):
+    """The run times of a template's successes; template "" is the callers' own graphs."""
+
+    template: str
+    jobs: int
+    median_run_s: float
+    p95_run_s: float
+
+
+class WorkerBody(TypedDict):
+    """ComfyUI's worker, and those that hang in a node and were left behind."""
+
+    alive: bool
+    running: str | None
+    replaced: int
+    disowned: int
+
+
+class StatsBody(TypedDict):
+    """The figures; `gpu`, `disk`, `worker` and `alarms` are for operators."""
+
+    now_ms: int
+    windows: dict[str, WindowBody]
+    queue: QueueCounts
+    slowest: list[SlowestBody]
+    chart: list[HourBody]
+    gpu: NotRequired[GpuBody | None]
+    disk: NotRequired[dict[str, RootBody]]
+    worker: NotRequired[WorkerBody]
+    alarms: NotRequired[list[AlarmBody]]
 
 
 @dataclass(frozen=True)
@@ -81,9 +146,9 @@ class Stats:
         self._lock = asyncio.Lock()
         self._hours: dict[int, Owners] = {}
         self._counted: tuple[float, dict[str, list[Owners]], list[tuple[int, Owners]]] | None = None
-        self._answers: dict[str | None, tuple[float, dict[str, Any]]] = {}
+        self._answers: dict[str | None, tuple[float, StatsBody]] = {}
 
-    async def body(self, client: Client) -> dict[str, Any]:
+    async def body(self, client: Client) -> StatsBody:
         """As JSON: an operator sees all of it, another client the figures of its own jobs."""
         owner = client.sees_only
         async with self._lock:
@@ -92,9 +157,9 @@ class Stats:
             if owner not in self._answers:
                 self._answers[owner] = now_s, await self._figures(owner)
             figures = self._answers[owner][1]
-        return {**figures, **await self._machine()} if client.operator else figures
+        return await self._with_machine(figures) if client.operator else figures
 
-    async def _figures(self, owner: str | None) -> dict[str, Any]:
+    async def _figures(self, owner: str | None) -> StatsBody:
         now_ms = self._clock.now_ms()
         windows, chart = await self._ended(now_ms)
         counts = await wrap_future(self._store.counts(owner))
@@ -108,10 +173,11 @@ class Stats:
             "chart": [{"from_ms": from_ms, **outcomes(_of(owner, [hour]))} for from_ms, hour in chart],
         }
 
-    async def _machine(self) -> dict[str, Any]:
+    async def _with_machine(self, figures: StatsBody) -> StatsBody:
         running = await wrap_future(self._store.jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1))
         gpu = self._gpus.ours
         return {
+            **figures,
             "gpu": gpu.body() if gpu is not None else None,
             "disk": self._janitor.roots(),
             "worker": {
@@ -172,7 +238,7 @@ def _of(owner: str | None, pieces: Iterable[Owners]) -> Codes:
     return found
 
 
-def outcomes(codes: Mapping[str | None, Tally]) -> dict[str, Any]:
+def outcomes(codes: Mapping[str | None, Tally]) -> OutcomesBody:
     """How many succeeded, failed and were cancelled, and how long a success ran on average."""
     good, cancelled = codes.get(None, Tally()), codes.get("cancelled", Tally())
     return {
@@ -183,7 +249,7 @@ def outcomes(codes: Mapping[str | None, Tally]) -> dict[str, Any]:
     }
 
 
-def window(codes: Mapping[str | None, Tally]) -> dict[str, Any]:
+def window(codes: Mapping[str | None, Tally]) -> WindowBody:
     """The same with the share of successes among the jobs that nobody cancelled, and the codes of the others."""
     counted = outcomes(codes)
     decided = counted["succeeded"] + counted["failed"]
@@ -196,7 +262,7 @@ def window(codes: Mapping[str | None, Tally]) -> dict[str, Any]:
     }
 
 
-def slowest(runs: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+def slowest(runs: Iterable[tuple[str, int]]) -> list[SlowestBody]:
     """The templates whose runs take longest; template "" is the callers' own graphs."""
     by_template: dict[str, list[int]] = {}
     for template, run_ms in runs:

@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlsplit
 
+from typing_extensions import TypedDict
+
 from ..job import Job
 from .rows import marks
 
@@ -22,6 +24,23 @@ class DeliveryState(str, enum.Enum):
     PENDING = "pending"  # to be tried, or tried again
     DELIVERED = "delivered"  # the receiver has answered 2xx
     DEAD = "dead"  # given up
+
+
+class DeliveryBody(TypedDict):
+    """One webhook in the outbox. `next_at_ms` is null unless it is to be tried again."""
+
+    id: str
+    type: str
+    job_id: str
+    owner: str
+    url: str
+    state: DeliveryState
+    attempts: int
+    created_at_ms: int
+    next_at_ms: int | None
+    ended_at_ms: int | None
+    last_status: int | None
+    last_error: str | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ class Delivery:
     last_status: int | None
     last_error: str | None
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> DeliveryBody:
         """As callers see it."""
         return {
             "id": self.webhook_id,
@@ -61,7 +80,7 @@ class Delivery:
             "job_id": self.job_id,
             "owner": self.owner,
             "url": self.url,
-            "state": self.state.value,
+            "state": self.state,
             "attempts": self.attempts,
             "created_at_ms": self.created_at_ms,
             "next_at_ms": self.next_at_ms if self.state is DeliveryState.PENDING else None,

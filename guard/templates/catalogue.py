@@ -8,16 +8,78 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from ..errors import InvalidRequestError, MissingModelError, MissingNodeError, NotFoundError, PolicyViolationError
 from ..host import Host
 from ..settings import PolicySettings
-from .manifest import Model, NodePack, Template, TemplateError, Values, holds, in_language
+from .manifest import (
+    Model,
+    NodePack,
+    ParameterBody,
+    PresetBody,
+    Template,
+    TemplateError,
+    Values,
+    holds,
+    in_language,
+)
 from .render import completed, in_force, rendered, vram_gib
 
 log = logging.getLogger("guarded.templates")
 
 #: What a request for a template may hold beside `parameters` and `guard`: as for a prompt of the caller's own.
 _BESIDE = frozenset({"client_id", "prompt_id", "extra_data", "number", "front"})
+
+
+class ModelFacts(TypedDict):
+    """A model file: the folder below ComfyUI's models that it belongs into, and where it is to be had."""
+
+    file: str
+    folder: str
+    size_mb: int
+    source: str
+    licence: str
+
+
+class ModelBody(ModelFacts):
+    """A model that a template needs where parameters have the values of `when`, and whether it is here."""
+
+    when: dict[str, bool | str]
+    present: bool
+
+
+class NodePackBody(TypedDict):
+    """A package of node classes that a template needs, and whether it is here."""
+
+    name: str
+    source: str
+    licence: str
+    present: bool
+
+
+class MissingBody(TypedDict):
+    """What this server lacks for a template at its defaults."""
+
+    models: list[str]
+    node_packs: list[str]
+    classes: list[str]
+
+
+class WorkflowBody(TypedDict):
+    """A template: what it takes, and what this server lacks for it. `read_at`: repository and commit."""
+
+    name: str
+    title: str
+    description: str
+    parameters: list[ParameterBody]
+    presets: list[PresetBody]
+    vram_gb: float | None
+    models: list[ModelBody]
+    node_packs: list[NodePackBody]
+    read_at: dict[str, str]
+    missing: MissingBody
+    ready: bool
 
 
 class Templates:
@@ -80,11 +142,11 @@ class Templates:
         body["prompt"] = rendered(template, values, names)
         return values
 
-    def described(self, locale: str) -> list[dict[str, Any]]:
+    def described(self, locale: str) -> list[WorkflowBody]:
         """Every template as JSON, with what is missing here."""
         return [self._described(template, locale) for template in self._all.values()]
 
-    def _described(self, template: Template, locale: str) -> dict[str, Any]:
+    def _described(self, template: Template, locale: str) -> WorkflowBody:
         manifest = template.manifest
         names = self._model_names(template)
         classes = self._host.missing_classes(template.graph)
@@ -97,7 +159,7 @@ class Templates:
             "title": in_language(manifest.title, locale),
             "description": in_language(manifest.description, locale),
             "parameters": [parameter.described(name, locale) for name, parameter in manifest.parameters.items()],
-            "presets": [preset.model_dump() for preset in manifest.presets],
+            "presets": [preset.body() for preset in manifest.presets],
             "vram_gb": need or None,
             "models": [
                 {**_of_model(model), "when": model.when, "present": model.file in names} for model in manifest.models
@@ -173,5 +235,11 @@ def _packs_of(template: Template, classes: Collection[str]) -> list[NodePack]:
     return [pack for pack in template.manifest.node_packs if set(classes) & set(pack.classes)]
 
 
-def _of_model(model: Model) -> dict[str, Any]:
-    return model.model_dump(include={"file", "folder", "size_mb", "source", "licence"})
+def _of_model(model: Model) -> ModelFacts:
+    return {
+        "file": model.file,
+        "folder": model.folder,
+        "size_mb": model.size_mb,
+        "source": model.source,
+        "licence": model.licence,
+    }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import NotRequired, TypedDict
 
 from ..errors import read_complaint
 from ..messages import FALLBACK
@@ -54,6 +55,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+ParameterType = Literal["integer", "number", "boolean", "choice", "text", "file", "seed"]
+
+
 class Parameter(_Part):
     """One value that a caller may set.
 
@@ -64,7 +68,7 @@ class Parameter(_Part):
         max_length: of texts, in characters.
     """
 
-    type: Literal["integer", "number", "boolean", "choice", "text", "file", "seed"]
+    type: ParameterType
     into: tuple[str, ...] = ()
     default: bool | int | float | str | None = None
     min: int | float | None = None
@@ -113,20 +117,26 @@ class Parameter(_Part):
             raise OutOfRangeError(f"must have {self.max_length} characters at most, not {len(value)}")
         return value
 
-    def described(self, name: str, locale: str) -> dict[str, Any]:
+    def described(self, name: str, locale: str) -> ParameterBody:
         """The parameter as JSON: what applies to its type, and nothing else."""
-        told: dict[str, Any] = {"name": name, "type": self.type, "required": self.required, "default": self.default}
+        told: ParameterBody = {
+            "name": name,
+            "type": self.type,
+            "required": self.required,
+            "default": self.default,
+            "help": in_language(self.help, locale),
+        }
         if self.type in ("integer", "number"):
-            told |= {"min": self.min, "max": self.max}
+            told["min"], told["max"] = self.min, self.max
         if self.type == "integer" and self.step > 1:
             told["step"] = self.step
         if self.type == "seed":
-            told |= {"min": 0, "max": MAX_SEED}
+            told["min"], told["max"] = 0, MAX_SEED
         if self.type == "text":
             told["max_length"] = self.max_length
         if self.type == "choice":
             told["choices"] = list(self.choices)
-        return {**told, "help": in_language(self.help, locale)}
+        return told
 
     def _integer(self, value: Any) -> int:
         # 20.0 is what some clients make of 20.
@@ -151,9 +161,35 @@ class _Conditional(_Part):
     when: dict[str, bool | str] = {}
 
 
+class ParameterBody(TypedDict):
+    """One value that a caller may set: beside `help`, what applies to its type."""
+
+    name: str
+    type: ParameterType
+    required: bool
+    default: bool | int | float | str | None
+    min: NotRequired[int | float | None]
+    max: NotRequired[int | float | None]
+    step: NotRequired[int]
+    max_length: NotRequired[int]
+    choices: NotRequired[list[str]]
+    help: str
+
+
 class Preset(_Conditional):
     """Values for parameters that the caller left out. Of several presets for one parameter, the first counts."""
 
+    parameters: dict[str, Any]
+
+    def body(self) -> PresetBody:
+        """As JSON."""
+        return {"when": self.when, "parameters": self.parameters}
+
+
+class PresetBody(TypedDict):
+    """Values for parameters that the caller left out, where other parameters have the values of `when`."""
+
+    when: dict[str, bool | str]
     parameters: dict[str, Any]
 
 

@@ -26,6 +26,7 @@ BROUGHT_BY_COMFYUI = {
     "pydantic",
     "pydantic-settings",
     "tomli",
+    "typing-extensions",
 }
 
 
