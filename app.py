@@ -105,7 +105,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     process = Process(store.close)
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
-    dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, client_ids, HOLDER, clock)
+    dispatcher = Dispatcher(settings, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     janitor = Janitor(settings.janitor, store, host.folders, own, clock)
     health.watch_disk(janitor.disk_full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)

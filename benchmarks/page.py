@@ -82,7 +82,7 @@ def _fill(database: Path, history: int) -> None:
         )
         # The store takes calls in order, so that the one that waits is the one that is claimed.
         store.submit(new, 10 * history)
-        store.claim("local", 10 * history, now_ms + 600_000)
+        store.claim("local", 10 * history)
         store.start(job_id)
         failed = count % 10 == 0
         verdict = Verdict(JobState.FAILED, "no_face", "No face found in photo.png.") if failed else None

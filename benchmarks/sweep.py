@@ -184,7 +184,7 @@ def _fill(store: Any, output: Path) -> None:
         body = json.dumps({"prompt": graph}).encode()
         job = NewJob(str(uuid.uuid4()), "bot", body, int(time.time() * 1000), 600.0, "en")
         store.submit(job, JOBS + 1).result()
-    claimed = store.claim("local", 1, 0).result()
+    claimed = store.claim("local", 1).result()
     store.settle(claimed.job.job_id, SUCCESS, Result({}, tuple(artifacts))).result()
 
 

@@ -9,7 +9,6 @@ from asyncio import wrap_future
 from typing import Any
 
 from ..access.client_ids import ClientIds
-from ..clock import Clock
 from ..errors import GuardError, InternalError
 from ..host import Host
 from ..host_words import host_body, refused
@@ -23,9 +22,6 @@ from .secrets import Secrets
 from .settle import Settler
 
 log = logging.getLogger("guarded.queue")
-
-#: A lease outlives its job's own limits by this much; only a server that shares its queue ever looks at it.
-LEASE_SLACK_S = 300.0
 
 
 class Dispatcher:
@@ -42,7 +38,6 @@ class Dispatcher:
         secrets: Secrets,
         client_ids: ClientIds,
         holder: str,
-        clock: Clock,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -53,7 +48,6 @@ class Dispatcher:
         self._secrets = secrets
         self._client_ids = client_ids
         self._holder = holder
-        self._clock = clock
         self._wake = Wake()
         self._task: asyncio.Task[None] | None = None
 
@@ -91,9 +85,7 @@ class Dispatcher:
         settings = self._settings
         if not self._store.queued or self._store.leased >= settings.queue.max_jobs or self._health.problems():
             return False
-        lease_s = settings.queue.timeout_s + settings.watchdog.job_timeout_s + LEASE_SLACK_S
-        deadline_ms = self._clock.now_ms() + int(lease_s * 1000)
-        claimed = await wrap_future(self._store.claim(self._holder, settings.queue.max_jobs, deadline_ms))
+        claimed = await wrap_future(self._store.claim(self._holder, settings.queue.max_jobs))
         if claimed is None:
             return False
         try:

@@ -63,11 +63,8 @@ class Store(Protocol):
     ) -> Future[Submitted]:
         """Let a job in. Raises `QueueFullError`, `ConflictError` (id or key taken)."""
 
-    def claim(self, holder: str, max_jobs: int, deadline_ms: int) -> Future[Claimed | None]:
+    def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         """Give a free slot to the next job, fairly between owners; None without a slot or a job."""
-
-    def requeue(self, job_id: str) -> Future[Job | None]:
-        """Take a dispatched job back: it waits again, at its old place, and its slot is free."""
 
     def start(self, job_id: str) -> Future[Job | None]:
         """dispatched → running, one attempt more. None where it has settled meanwhile."""

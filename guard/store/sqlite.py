@@ -104,15 +104,8 @@ class SqliteStore(Store):
     ) -> Future[Submitted]:
         return self._engine.write(lambda db: self._transitions.submit(db, new, max_queued, key, max_queued_of_owner))
 
-    def claim(self, holder: str, max_jobs: int, deadline_ms: int) -> Future[Claimed | None]:
+    def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(lambda db: self._transitions.claim(db, holder, max_jobs))
-
-    def requeue(self, job_id: str) -> Future[Job | None]:
-        def operation(db: sqlite3.Connection) -> Job | None:
-            self._transitions.release(db, job_id)
-            return self._transitions.advance(db, job_id, JobState.QUEUED)
-
-        return self._engine.write(operation)
 
     def start(self, job_id: str) -> Future[Job | None]:
         return self._engine.write(lambda db: self._transitions.advance(db, job_id, JobState.RUNNING))

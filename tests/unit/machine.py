@@ -41,7 +41,6 @@ class Machine:
             self.secrets,
             self.client_ids,
             "local",
-            clock,
         )
         self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
         self.jobs = Jobs(self.settings, store, self.settler, self.events, self.estimates)

@@ -56,7 +56,7 @@ def _made_busy(store):
     """As the store of a server in the middle of it: one job has ended, one runs, one waits."""
     ids = [store.submit(new_job(), 10).result(LONG_S).job.job_id for _ in range(3)]
     for job_id in ids[:2]:
-        store.claim("local", 2, 0).result(LONG_S)
+        store.claim("local", 2).result(LONG_S)
         store.start(job_id).result(LONG_S)
     store.settle(ids[0], SUCCESS).result(LONG_S)
     return ids

@@ -91,7 +91,7 @@ def test_of_the_running_job_the_rest_counts_and_never_less_than_a_tenth(store, c
     monkeypatch.setattr(clock, "now_ms", lambda: now_ms)
     job_id = store.submit(new_job(shape="fast"), 9).result(LONG_S).job.job_id
     assert estimates.rest_s() == 0
-    store.claim("local", 9, 0).result(LONG_S)
+    store.claim("local", 9).result(LONG_S)
     assert estimates.rest_s() == 20
     store.start(job_id).result(LONG_S)
     for after_s, rest_s in ((0, 20), (5, 15), (19, 2), (300, 2)):
@@ -107,7 +107,7 @@ def test_times_are_learned_as_jobs_succeed_and_read_again_by_the_next_process(st
     now_ms = clock.now_ms()
     for _ in range(ENOUGH):
         job_id = store.submit(new_job(shape="s", template="t"), 9).result(LONG_S).job.job_id
-        store.claim("local", 9, 0).result(LONG_S)
+        store.claim("local", 9).result(LONG_S)
         monkeypatch.setattr(clock, "now_ms", lambda: now_ms)
         store.start(job_id).result(LONG_S)
         monkeypatch.setattr(clock, "now_ms", lambda: now_ms + 7000)
@@ -141,10 +141,10 @@ def test_the_line_is_the_order_in_which_the_jobs_are_served(store):
         for number in range(count):
             submit(store, owner, "x", priority=number % 2)
     # Not the first round: a was served already.
-    store.claim("local", 99, 0).result(LONG_S)
+    store.claim("local", 99).result(LONG_S)
     line = store.line().result(LONG_S)
     assert [store.waiting(each.job_id).result(LONG_S).position for each in line] == list(range(1, 10))
-    assert [store.claim("local", 99, 0).result(LONG_S).job.job_id for _ in line] == [each.job_id for each in line]
+    assert [store.claim("local", 99).result(LONG_S).job.job_id for _ in line] == [each.job_id for each in line]
 
 
 def test_what_is_ahead_survives_a_restart_and_a_transaction_that_is_taken_back(store):
@@ -224,7 +224,7 @@ async def test_positions_are_told_as_they_change_and_only_then(store, events, pl
         assert set(await told(of_last)) == {ids[2]}
         await places.turn()
         assert await told(reader) == {}
-        store.claim("local", 1, 0).result(LONG_S)
+        store.claim("local", 1).result(LONG_S)
         await places.turn()
         seen = await told(reader)
         assert {job_id: data["position"] for job_id, data in seen.items()} == {ids[1]: 1, ids[2]: 2}
@@ -240,7 +240,7 @@ async def test_a_place_far_back_is_told_when_it_has_changed_by_a_twentieth(store
         assert len(await told(reader)) == 200
         counts = dict.fromkeys(ids, 0)
         for _ in range(100):
-            store.claim("local", 999, 0).result(LONG_S)
+            store.claim("local", 999).result(LONG_S)
             await places.turn()
             for job_id, data in (await told(reader)).items():
                 counts[job_id] += 1

@@ -35,7 +35,7 @@ def submit(store, owner="bot", **facts):
 def run(store, owner="bot"):
     """A job's whole life: five states."""
     job_id = submit(store, owner).job_id
-    store.claim("local", 10**6, 0).result(LONG_S)
+    store.claim("local", 10**6).result(LONG_S)
     store.start(job_id).result(LONG_S)
     store.validate(job_id).result(LONG_S)
     store.settle(job_id, SUCCESS).result(LONG_S)
@@ -62,7 +62,7 @@ async def test_a_reader_hears_every_state_of_its_job_in_order_and_of_no_other(st
     job = submit(store)
     with events.subscribe(job_id=job.job_id) as reader:
         other = submit(store)
-        store.claim("local", 9, 0).result(LONG_S)
+        store.claim("local", 9).result(LONG_S)
         store.start(job.job_id).result(LONG_S)
         store.settle(other.job_id, CANCELLED)
         store.settle(job.job_id, SUCCESS).result(LONG_S)
@@ -108,10 +108,10 @@ async def test_a_reader_resumes_behind_any_state_without_a_gap_or_a_repetition(s
 async def test_a_job_is_told_as_it_was_at_each_state(store, events):
     """Also where it was begun twice."""
     job = submit(store)
-    store.claim("local", 1, 0).result(LONG_S)
+    store.claim("local", 1).result(LONG_S)
     store.start(job.job_id).result(LONG_S)
     store.recover("local", 2).result(LONG_S)
-    store.claim("local", 1, 0).result(LONG_S)
+    store.claim("local", 1).result(LONG_S)
     store.start(job.job_id).result(LONG_S)
     store.settle(job.job_id, SUCCESS).result(LONG_S)
     with events.subscribe(job_id=job.job_id, after=0) as reader:

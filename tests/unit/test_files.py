@@ -50,7 +50,7 @@ class Place:
         data = self.put(f"{kind}/{filename}").read_bytes()
         job = new_job(owner=owner)
         self.store.submit(job, 100).result(LONG_S)
-        self.store.claim("local", 1, 10**15).result(LONG_S)
+        self.store.claim("local", 1).result(LONG_S)
         self.store.start(job.job_id).result(LONG_S)
         folder, _slash, name = filename.rpartition("/")
         artifact = Artifact(0, "1", "image", name, folder, kind, len(data), hashlib.sha256(data).hexdigest())
@@ -316,7 +316,7 @@ def test_the_janitor_takes_uploads_by_age_whatever_they_are_called(tmp_path):
 def _ended(store, owner, **facts):
     job = new_job(owner=owner, **facts)
     store.submit(job, 100).result(LONG_S)
-    store.claim("local", 5, 10**15).result(LONG_S)
+    store.claim("local", 5).result(LONG_S)
     store.start(job.job_id).result(LONG_S)
     store.settle(job.job_id, SUCCESS).result(LONG_S)
     return job.job_id

@@ -103,7 +103,7 @@ def test_the_inputs_of_open_jobs_stay_and_those_of_settled_ones_go(box: Box, sto
     queued(store, "queued.png", "again.png [output]", "set")
     running = queued(store, "running.png", order=-2.0)
     settled = queued(store, "settled.png", order=-1.0)
-    store.claim("h", 2, 0).result(LONG_S)
+    store.claim("h", 2).result(LONG_S)
     store.start(running).result(LONG_S)
     store.settle(settled, Verdict.of(_error())).result(LONG_S)
     report = box.janitor(store).sweep(time.time())
@@ -256,7 +256,7 @@ def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 class TestUnread:
     def _succeeded(self, store: FailingStore, *names: str, kind: str = "output") -> str:
         job_id = queued(store, "x")
-        store.claim("h", 1, 0).result(LONG_S)
+        store.claim("h", 1).result(LONG_S)
         artifacts = []
         for index, name in enumerate(names):
             subfolder, _, filename = name.rpartition("/")
@@ -341,7 +341,7 @@ class TestHistory:
 
     def test_a_settled_job_whose_worker_has_not_let_go_stays(self, box: Box, store: FailingStore):
         job_id = queued(store, "x")
-        store.claim("h", 1, 0).result(LONG_S)
+        store.claim("h", 1).result(LONG_S)
         store.settle(job_id, Verdict.of(_error())).result(LONG_S)
         janitor = box.janitor(store, history_max_age_s=DAY_S)
         assert janitor.sweep(time.time() + 2 * DAY_S).jobs == 0

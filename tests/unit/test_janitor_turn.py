@@ -197,7 +197,7 @@ class TestPressure:
             put(box.output / f"{number}.png", (20 - number) * HOUR_S, size=100)
         job = new_job()
         store.submit(job, 10).result(LONG_S)
-        store.claim("h", 1, 0).result(LONG_S)
+        store.claim("h", 1).result(LONG_S)
         artifacts = tuple(
             Artifact(index, "2", "image", f"{index}.png", "", "output", 100, "0" * 64) for index in range(6)
         )

@@ -158,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def claim(self):
         next_up = [job_id for job_id, position in self._positions().items() if position == 1]
-        claimed = self.store.claim("local", self.max_jobs, 0).result(LONG_S)
+        claimed = self.store.claim("local", self.max_jobs).result(LONG_S)
         if len(self.leases) >= self.max_jobs or not next_up:
             assert claimed is None
             return
@@ -190,16 +190,6 @@ class StoreMachine(RuleBasedStateMachine):
         assert settled.job.state is self.model[job_id].state
 
     @rule(job_id=jobs)
-    def requeue(self, job_id):
-        if self.model[job_id].state is DISPATCHED:
-            assert self.store.requeue(job_id).result(LONG_S).state is QUEUED
-            self._expect(job_id, state=QUEUED)
-            self.leases.discard(job_id)
-        elif self.model[job_id].state in TERMINAL:
-            assert self.store.requeue(job_id).result(LONG_S) is None
-            self.leases.discard(job_id)
-
-    @rule(job_id=jobs)
     def release(self, job_id):
         if self.model[job_id].state is not DISPATCHED:
             self.store.release(job_id).result(LONG_S)
@@ -226,7 +216,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store._transitions.line.turns
             )  # a new process begins a new round
             order = []
-            while (claimed := copy.claim("local", 10**9, 0).result(LONG_S)) is not None:
+            while (claimed := copy.claim("local", 10**9).result(LONG_S)) is not None:
                 order.append(claimed.job.job_id)
         finally:
             copy.close()

@@ -127,7 +127,7 @@ class TestHowAJobEnded:
         def end(verdict, result=None):
             caplog.set_level(logging.INFO, "guarded")
             job_id = machine.submit()
-            machine.store.claim("local", 1, 0).result(LONG_S)
+            machine.store.claim("local", 1).result(LONG_S)
             machine.store.start(job_id).result(LONG_S)
             machine.settler.settle(machine.job(job_id), verdict, result).result(LONG_S)
             machine.store.flush()

@@ -243,5 +243,5 @@ async def test_a_place_that_is_free_again_may_be_taken(store, host, clock):
     gate = Gate(store, host, clock, limits={"max_queued": 1})
     await gate.admit()
     assert isinstance(await gate.refusal(), QueueFullError)
-    store.claim("local", 1, 10**15).result(LONG_S)
+    store.claim("local", 1).result(LONG_S)
     await gate.admit()

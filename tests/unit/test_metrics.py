@@ -48,10 +48,10 @@ class Watched:
     def job(self, code=None, *, requeued=False, **facts):
         facts.setdefault("created_at_ms", self.clock.now_ms())
         job_id = self.store.submit(new_job(**facts), 10**9).result(LONG_S).job.job_id
-        self.store.claim("local", 10**9, 0).result(LONG_S)
+        self.store.claim("local", 10**9).result(LONG_S)
         if requeued:
-            self.store.requeue(job_id).result(LONG_S)
-            self.store.claim("local", 10**9, 0).result(LONG_S)
+            self.store.recover("local", 2).result(LONG_S)
+            self.store.claim("local", 10**9).result(LONG_S)
         self.store.start(job_id).result(LONG_S)
         verdict = SUCCESS if code is None else Verdict.of(FAMILY[code]("on purpose"))
         for _ in range(2):  # a late verdict changes nothing
@@ -104,11 +104,11 @@ class TestWhatIsCounted:
 
     def test_jobs_of_an_earlier_process_are_not_admitted_again(self, watched, tmp_path, clock):
         store = SqliteStore(tmp_path / "other.db", clock)
-        job_id = store.submit(new_job(), 10).result(LONG_S).job.job_id
+        store.submit(new_job(), 10).result(LONG_S)
         metrics = Metrics()
         store.on_change(metrics.changed)
-        store.claim("local", 1, 0).result(LONG_S)
-        store.requeue(job_id).result(LONG_S)
+        store.claim("local", 1).result(LONG_S)
+        store.recover("local", 2).result(LONG_S)
         store.close()
         assert {labels: value for family, labels, value in metrics.samples() if family is ADMITTED} == {(): 0}
 
@@ -152,7 +152,7 @@ class TestWhatIsRead:
     def test_queue_slots_and_worker(self, watched):
         for _ in range(3):
             watched.store.submit(new_job(), 10).result(LONG_S)
-        watched.store.claim("local", 1, 0).result(LONG_S)
+        watched.store.claim("local", 1).result(LONG_S)
         watched.host.hung = 2
         watched.health.draining = True
         watched.store.flush()

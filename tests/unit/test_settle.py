@@ -32,7 +32,7 @@ def _submit(store, **facts):
 
 def _run(store, **facts):
     job = _submit(store, **facts)
-    store.claim("local", 100, 0).result(LONG_S)
+    store.claim("local", 100).result(LONG_S)
     return store.start(job.job_id).result(LONG_S)
 
 

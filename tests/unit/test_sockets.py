@@ -248,8 +248,8 @@ async def test_a_store_that_cannot_be_read_leaves_the_socket_open(hub, store):
 def test_open_jobs_are_counted_by_owner_also_after_a_restart(machine, store, tmp_path, clock):
     machine.submit()
     running = machine.submit(owner="other")
-    store.claim("local", 2, 10**15).result(LONG_S)
-    store.claim("local", 2, 10**15).result(LONG_S)
+    store.claim("local", 2).result(LONG_S)
+    store.claim("local", 2).result(LONG_S)
     assert (store.open("bot"), store.open("other"), store.open(None), store.open("nobody")) == (1, 1, 2, 0)
     store.start(running).result(LONG_S)
     machine.submit()

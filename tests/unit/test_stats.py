@@ -49,7 +49,7 @@ class Past:
         new = new_job(owner=owner, template=template, created_at_ms=self.clock.ms)
         job_id = self.store.submit(new, 10**9).result(LONG_S).job.job_id
         if began:
-            self.store.claim("local", 10**9, 0).result(LONG_S)
+            self.store.claim("local", 10**9).result(LONG_S)
             self.store.start(job_id).result(LONG_S)
         self.clock.ms = ended_ms
         verdict = SUCCESS if code is None else Verdict.of(FAMILY[code]("on purpose"))
@@ -146,7 +146,7 @@ async def test_a_client_sees_its_own_figures_and_nothing_of_the_machine(past, st
 
 async def test_an_operator_sees_the_machine(past, stats):
     job_id = past.store.submit(new_job(), 10).result(LONG_S).job.job_id
-    past.store.claim("local", 1, 0).result(LONG_S)
+    past.store.claim("local", 1).result(LONG_S)
     past.store.start(job_id).result(LONG_S)
     body = await stats.body(LOCAL)
     assert body["worker"] == {"alive": True, "running": job_id, "replaced": 0, "disowned": 0}

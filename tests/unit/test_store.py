@@ -40,7 +40,7 @@ def _submit(store, job_id=None, *, max_queued=10**9, key=None, **facts):
 
 
 def _claim(store, max_jobs=1):
-    claimed = store.claim("local", max_jobs, 0).result(LONG_S)
+    claimed = store.claim("local", max_jobs).result(LONG_S)
     return claimed.job.job_id if claimed is not None else None
 
 
@@ -276,7 +276,7 @@ def test_a_requeued_job_has_its_old_place_and_its_slot_is_free(store):
     first, second = (_submit(store).job.job_id for _ in range(2))
     assert _claim(store) == first
     assert _claim(store) is None
-    assert store.requeue(first).result(LONG_S).state is JobState.QUEUED
+    assert store.recover("local", 2).result(LONG_S).requeued == 1
     assert store.waiting(first).result(LONG_S).position == 1
     assert store.waiting(second).result(LONG_S).position == 2
     assert _claim(store) == first
@@ -301,7 +301,7 @@ def test_positions_among_ten_thousand_queued_are_right(store):
     assert store.queued == 10_000
     picked = random.Random(3).sample(ids, 200)
     told = {job_id: store.waiting(job_id).result(LONG_S).position for job_id in picked}
-    claims = [store.claim("local", 10**9, 0) for _ in ids]
+    claims = [store.claim("local", 10**9) for _ in ids]
     place = {claim.result(LONG_S).job.job_id: at for at, claim in enumerate(claims, start=1)}
     assert set(place) == set(ids)
     assert told == {job_id: place[job_id] for job_id in picked}
@@ -730,7 +730,6 @@ def test_nothing_is_known_of_a_job_that_never_was(store):
     assert store.waiting("x").result(LONG_S) is None
     assert store.start("x").result(LONG_S) is None
     assert store.settle("x", CANCELLED).result(LONG_S) is None
-    assert store.requeue("x").result(LONG_S) is None
     assert store.release("x").result(LONG_S) is None
 
 
@@ -763,16 +762,19 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
     store = SqliteStore(path, clock)
     names = ["dispatched", "once", "checked", "twice", "secret-running", "secret-queued", "queued"]
     ids = {name: new_id() for name in names}
+    _submit(store, ids["twice"])
+    for _ in range(2):
+        assert store.recover("local", 2).result(LONG_S).settled == ()
+        assert _claim(store, 99) == ids["twice"]
+        store.start(ids["twice"]).result(LONG_S)
     for name in names:
-        _submit(store, ids[name], has_secrets=name.startswith("secret"))
-    for _ in range(5):
+        if name != "twice":
+            _submit(store, ids[name], has_secrets=name.startswith("secret"))
+    for _ in range(4):
         _claim(store, 99)
-    for name in ("once", "checked", "twice", "secret-running"):
+    for name in ("once", "checked", "secret-running"):
         store.start(ids[name]).result(LONG_S)
     store.validate(ids["checked"]).result(LONG_S)
-    store.requeue(ids["twice"]).result(LONG_S)
-    assert _claim(store, 99) == ids["twice"]
-    store.start(ids["twice"]).result(LONG_S)
     store.close()
 
     store = SqliteStore(path, clock)

@@ -212,7 +212,7 @@ EVERY = Webhook("https://b.example:8443/hook", tuple(state.value for state in Jo
 
 def finish(store, webhook, verdict=SUCCESS):
     job_id = store.submit(new_job(webhook=webhook), 10**6).result(LONG_S).job.job_id
-    store.claim("local", 10**6, 0).result(LONG_S)
+    store.claim("local", 10**6).result(LONG_S)
     store.start(job_id).result(LONG_S)
     store.validate(job_id).result(LONG_S)
     store.settle(job_id, verdict).result(LONG_S)
