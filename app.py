@@ -134,7 +134,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     store.on_change(estimates.changed)
     store.on_change(events.changed)
     store.on_change(metrics.changed)
-    admission.on_refusal(metrics.refused)
+    admission.refused.subscribe(metrics.refused)
     store.on_change(sockets.changed)
     store.on_change(places.changed)
     store.on_change(outbox.changed)

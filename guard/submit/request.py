@@ -322,7 +322,11 @@ def _ui_format() -> GuardError:
     )
 
 
-def idempotency(request: Submission, since_ms: int) -> IdempotencyKey | None:
+def read_idempotency_key(request: Submission, since_ms: int) -> IdempotencyKey | None:
+    """The key with the digest of what it stands for; jobs older than `since_ms` no longer answer to it.
+
+    Raises InvalidRequestError.
+    """
     if request.idempotency_key is None:
         return None
     if not _IDEMPOTENCY_KEY.fullmatch(request.idempotency_key):
