@@ -1,12 +1,11 @@
 import importlib.util
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.scheduler import LoadScopeScheduling
+from side_by_side import ByServer, rank
 
 
 def _register_alias() -> None:
@@ -38,33 +37,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 # Several servers share the cores: with a thread per core in each of them, torch waits most of its time for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Folders in which one server per kind of host, the session's fixture `host`, is enough for all modules ...
-SHARED_HOSTS = ("contract", "results")
-#: ... except for these, which start servers with settings of their own.
-OWN_HOSTS = ("ladder", "native_guarded", "sampler", "webhooks")
-#: Folders whose tests take long, each of them.
-SLOW = ("browser", "clients", "contract", "examples")
-_KIND = re.compile(r"[\[-](sandbox|ComfyUI-[\w.]+)[]-]")
-
-
-class ByServer(LoadScopeScheduling):  # type: ignore[misc]
-    """For pytest-xdist: what shares a server runs on one worker, so that each server is started once."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        module = nodeid.partition("::")[0]
-        folder, _, file = module.partition("/")
-        kind = _KIND.search(nodeid)
-        shared = kind and folder in SHARED_HOSTS and not file.removeprefix("test_").startswith(OWN_HOSTS)
-        return f"{folder if shared else module} on {kind[1] if kind else 'no host'}"
-
-
-def _rank(item: pytest.Item) -> int:
-    """What takes long begins first, so that no worker is left alone with it in the end."""
-    folder, kind = item.path.parent.name, _KIND.search(item.nodeid)
-    if kind and kind[1] != "sandbox":
-        return 0 if folder in SHARED_HOSTS else 1
-    return 2 if folder in SLOW else 3
-
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:
     return ByServer(config, log)
@@ -88,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         gone = set(left_out)
         items[:] = [item for item in items if item not in gone]
     if hasattr(config, "workerinput"):
-        items.sort(key=_rank)
+        items.sort(key=rank)
 
 
 def _is_serial(item: pytest.Item) -> bool:

@@ -1,0 +1,38 @@
+"""How pytest-xdist deals out the tests: what shares a server runs on one worker, so that each server is started once."""
+
+import re
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+#: Folders in which one server per kind of host, the session's fixture `host`, is enough for all modules ...
+SHARED_HOSTS = ("contract", "results")
+#: ... except for these, which start servers with settings of their own.
+OWN_HOSTS = ("ladder", "native_guarded", "sampler", "webhooks")
+#: Folders whose tests take long, each of them.
+SLOW = ("browser", "clients", "contract", "examples")
+_KIND = re.compile(r"[\[-](sandbox|ComfyUI-[\w.]+)[]-]")
+
+
+class ByServer(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals out whole groups, in the order in which they were collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def group(nodeid: str) -> str:
+    """`contract on ComfyUI-0.33.0` for what shares a folder's server; else the module, for each kind of host."""
+    module = nodeid.partition("::")[0]
+    folder, _, file = module.partition("/")
+    kind = _KIND.search(nodeid)
+    shared = kind and folder in SHARED_HOSTS and not file.removeprefix("test_").startswith(OWN_HOSTS)
+    return f"{folder if shared else module} on {kind[1] if kind else 'no host'}"
+
+
+def rank(item: pytest.Item) -> int:
+    """What takes long begins first, so that no worker is left alone with it in the end."""
+    folder, kind = item.path.parent.name, _KIND.search(item.nodeid)
+    if kind and kind[1] != "sandbox":
+        return 0 if folder in SHARED_HOSTS else 1
+    return 2 if folder in SLOW else 3
