@@ -1,4 +1,4 @@
-"""How pytest-xdist deals out the tests: what shares a server runs on one worker, so that each server is started once."""
+"""How pytest-xdist deals out tests: what shares a server runs on one worker, so that each server is started once."""
 
 import re
 
