@@ -16,13 +16,13 @@ from .guard.access.client_ids import ClientIds
 from .guard.callers.backlog import Backlog
 from .guard.callers.estimate import KINDS, Estimates
 from .guard.callers.jobs import Jobs
-from .guard.callers.positions import Places
+from .guard.callers.positions import Positions
 from .guard.callers.sockets import Sockets
 from .guard.client import LOCAL
 from .guard.clock import Clock
 from .guard.doctor import Doctor
 from .guard.errors import GuardError
-from .guard.events.outbox import Outbox, own_secret
+from .guard.events.outbox import Outbox, read_or_make_secret
 from .guard.events.stream import Events
 from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
@@ -90,7 +90,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     except GuardError as error:
         store.close()
         raise StoreUnusableError(f"the job database {store.path} cannot be used: {error}") from error
-    local_secret = settings.webhooks.secret or own_secret(own)
+    local_secret = settings.webhooks.secret or read_or_make_secret(own)
 
     def secret_of(owner: str) -> str | None:
         return local_secret if owner == LOCAL.owner else keys.webhook_secret(owner)
@@ -109,7 +109,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     janitor = Janitor(settings.janitor, store, host.folders, own, clock)
     health.watch_disk(janitor.disk_full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
-    checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.face_checked)
+    checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.count_face_check)
     machine = FaceMachine(checker, host.file, host.input_folder)
     faces = FaceGate(machine, settings.faces)
     runtime.install(runtime.Runtime(settings, host, machine))
@@ -125,7 +125,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     jobs = Jobs(settings, store, settler, events, estimates)
     outbox = Outbox(settings.webhooks, store, secret_of, clock)
     sender = Sender(outbox, settings.webhooks.timeout_s)
-    places = Places(settings.queue, store, events, estimates)
+    positions = Positions(settings.queue, store, events, estimates)
     gpus = Gpus()
     exposition = Exposition(metrics, settings, store, host, health, watchdog, janitor, gpus)
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
@@ -134,18 +134,18 @@ def _build(host: Any, prompt_server: Any) -> None:
     store.on_change(estimates.changed)
     store.on_change(events.changed)
     store.on_change(metrics.changed)
-    admission.refused.subscribe(metrics.refused)
+    admission.refused.subscribe(metrics.count_refusal)
     store.on_change(sockets.changed)
-    store.on_change(places.changed)
+    store.on_change(positions.changed)
     store.on_change(outbox.changed)
     store.on_change(dispatcher.changed)
     outbox.filled.subscribe(sender.wake)
-    sender.attempted.subscribe(metrics.delivered)
+    sender.attempted.subscribe(metrics.count_delivery)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
     watchdog.alarmed.subscribe(events.alarm)
     janitor.on_full(lambda message: events.alarm("disk_full", message))
     settler.released.subscribe(dispatcher.wake)
-    settler.ending.subscribe(watchdog.stopping)
+    settler.ending.subscribe(watchdog.expect_stop)
     watchdog.repaired.subscribe(dispatcher.wake)
     drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
@@ -165,10 +165,10 @@ def _build(host: Any, prompt_server: Any) -> None:
     tasks: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
 
     async def serving(_app: Any) -> None:
-        health.serving()
+        health.mark_serving()
         dispatcher.start()
         tasks.append(asyncio.create_task(faces.look_around()))
-        tasks.append(asyncio.create_task(places.run()))
+        tasks.append(asyncio.create_task(positions.run()))
         tasks.append(asyncio.create_task(sender.run()))
         tasks.append(asyncio.create_task(_keep_fresh(keys, access, sockets)))
         watchdog.start()

@@ -33,7 +33,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     finally:
         handle.close()
     if has_the_end(call.request, response, file):
-        await jobs.fetched(job, artifact, call.client)
+        await jobs.mark_fetched(job, artifact, call.client)
     return response
 
 

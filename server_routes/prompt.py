@@ -38,7 +38,7 @@ async def admitted(call: Call, template: str = "") -> web.StreamResponse:
         submitted = await _admitted(call, raw, (), 0, template)
     jobs = call.services.jobs
     job = submitted.job
-    guard = jobs.place(job, submitted.waiting, job.locale)
+    guard = jobs.describe_position(job, submitted.waiting, job.locale)
     if job.template:
         guard |= {"template": job.template, "parameters": job.parameters}
     if wait_s:

@@ -91,7 +91,7 @@ class Sender:
         try:
             attempt = await self._attempt(delivery)
             self.attempted(attempt.outcome, time.monotonic() - began_s)
-            await self._outbox.attempted(delivery, attempt)
+            await self._outbox.record_attempt(delivery, attempt)
         except Exception as error:
             # Of the store, or of ours: the delivery stays in the outbox, and is not to be tried without a pause.
             log.error("webhook %s: %s", delivery.webhook_id, error, exc_info=not isinstance(error, GuardError))
@@ -105,7 +105,7 @@ class Sender:
 
     async def _attempt(self, delivery: Delivery) -> Attempt:
         try:
-            headers = self._outbox.signed(delivery)
+            headers = self._outbox.sign(delivery)
         except GuardError as error:
             return Attempt(error=error.message, hopeless=True)
         except ImportError as error:  # until somebody installs it

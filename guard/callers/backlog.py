@@ -106,7 +106,7 @@ class Backlog:
             return None
         if entry is None or not entry.job.state.settled:
             return None
-        return as_comfyui.history_entry(entry, self._jobs.shown(entry.job, None))
+        return as_comfyui.history_entry(entry, self._jobs.describe(entry.job, None))
 
     def forget(self, job_id: str | None) -> None:
         self._going.add(job_id)

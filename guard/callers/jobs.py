@@ -88,7 +88,7 @@ class Jobs:
         settled = await wrap_future(self._settler.end(job, CancelledError("The job was cancelled.")))
         return settled.job if settled is not None else job
 
-    async def fetched(self, job: Job, artifact: Artifact, client: Client) -> None:
+    async def mark_fetched(self, job: Job, artifact: Artifact, client: Client) -> None:
         """The client has got that file. Where it is the job's owner, the janitor need not keep it any longer."""
         if client.owner == job.owner:
             try:
@@ -110,9 +110,9 @@ class Jobs:
     async def body(self, job: Job, locale: str | None = None) -> JobBody:
         """The job as JSON; a waiting one with its position."""
         waiting = await wrap_future(self._store.waiting(job.job_id)) if job.state is JobState.QUEUED else None
-        return self.shown(job, waiting, locale)
+        return self.describe(job, waiting, locale)
 
-    def shown(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> JobBody:
+    def describe(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> JobBody:
         # An ending can be read a moment before its listeners have heard of it.
         running = job.state in (JobState.RUNNING, JobState.VALIDATING)
         progress = self._events.progress(job.job_id) if running else None
@@ -123,7 +123,7 @@ class Jobs:
             locale=locale,
         )
 
-    def place(self, job: Job, waiting: Waiting | None, locale: str) -> SubmittedGuard:
+    def describe_position(self, job: Job, waiting: Waiting | None, locale: str) -> SubmittedGuard:
         """The `guard` part of a submit answer: where the job stands, and what to tell the user meanwhile."""
         max_jobs = self._settings.queue.max_jobs
         must_wait = waiting is not None and waiting.position + waiting.running > max_jobs
@@ -165,7 +165,7 @@ class Jobs:
         page = await wrap_future(self._store.listing(client.sees_only, asked))
         return await asyncio.to_thread(lambda: [as_comfyui.item(*found) for found in page.jobs]), page.total
 
-    async def listed(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
+    async def listing_of(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
         """The one job, as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
         entry = await self._entry(job_id, client)
         if entry is None:
@@ -205,4 +205,4 @@ class Jobs:
         return entry if entry is not None and client.may_see(entry.job.owner) else None
 
     def _history_entry(self, entry: Entry) -> as_comfyui.HistoryEntry:
-        return as_comfyui.history_entry(entry, self.shown(entry.job, None))
+        return as_comfyui.history_entry(entry, self.describe(entry.job, None))

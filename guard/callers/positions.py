@@ -20,7 +20,7 @@ from ..store import Standing, Store
 from ..wake import Wake
 from .estimate import Estimates
 
-log = logging.getLogger("guarded.places")
+log = logging.getLogger("guarded.positions")
 
 #: The least time between two looks at the whole queue; a long queue is given more, so that looking takes 5 % at most.
 LEAST_S = 0.25
@@ -58,7 +58,7 @@ class PositionBody(TypedDict):
     user_message: str | None
 
 
-class Places:
+class Positions:
     """Watches the queue while somebody wants to know. One task on the event loop."""
 
     def __init__(self, settings: QueueSettings, store: Store, events: Events, estimates: Estimates) -> None:
@@ -74,7 +74,7 @@ class Places:
 
     def changed(self, _job: Job) -> None:
         """A job has come, gone or begun. The store's thread."""
-        if self._events.wanted(POSITION):
+        if self._events.has_readers(POSITION):
             self._wake.set()
 
     async def run(self) -> None:

@@ -110,7 +110,7 @@ class Socket:
         self._taken.set()
         return message
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Until the client has taken half of what may wait for it."""
         while len(self._outbox) > OUTBOX_MESSAGES // 2 or self._bytes > OUTBOX_BYTES // 2:
             self._taken.clear()
@@ -170,7 +170,7 @@ class Sockets:
                 socket.say("executed", data)
             event, data = as_comfyui.ending(job)
             if not socket.resumes:
-                socket.put(_frame(Event(STATE, functools.partial(self._jobs.shown, job, None), job, job.event_id)))
+                socket.put(_frame(Event(STATE, functools.partial(self._jobs.describe, job, None), job, job.event_id)))
             socket.say(event, data, verdict_of=job.job_id)
             socket.say("executing", {"node": None, "prompt_id": job.job_id})
 
@@ -186,7 +186,7 @@ class Sockets:
                     continue
                 for event in events:
                     if self._sid_of(event) == socket.sid:
-                        await socket.room()
+                        await socket.wait_for_room()
                         socket.put(_frame(event))
 
     def hang_up(self, holds: Callable[[Client], bool]) -> None:
@@ -203,7 +203,7 @@ class Sockets:
             del self._by_sid[socket.sid]
             self._host.socket_left(socket.sid)
 
-    def said(self, socket: Socket, text: str) -> None:
+    def hear(self, socket: Socket, text: str) -> None:
         """The client has spoken. Only feature flags, said first, mean anything; ComfyUI too ignores the rest."""
         first, socket.first_word = socket.first_word, False
         if not first:
@@ -217,7 +217,7 @@ class Sockets:
             if features is not None:
                 socket.say("feature_flags", features)
 
-    def sent(self, message: Message) -> None:
+    def mark_sent(self, message: Message) -> None:
         """The message is on its way to the client. What follows it does not wait for the disk."""
         if (job_id := message.verdict_of) is not None:
 

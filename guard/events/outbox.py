@@ -106,7 +106,7 @@ class Outbox:
         due = await wrap_future(self._store.due_deliveries(now_ms, limit, under_way=under_way, full=full))
         return due.deliveries, None if due.next_at_ms is None else max(due.next_at_ms - now_ms, 0) / 1000
 
-    def signed(self, delivery: Delivery) -> Mapping[str, str]:
+    def sign(self, delivery: Delivery) -> Mapping[str, str]:
         """The headers of an attempt that is made now.
 
         Raises:
@@ -116,9 +116,9 @@ class Outbox:
         secret = self._secret_of(delivery.owner)
         if secret is None:
             raise ForbiddenError("Its owner has no key any more that could sign it.")
-        return headers(secret, delivery.webhook_id, delivery.payload, self._clock.now_ms())
+        return make_headers(secret, delivery.webhook_id, delivery.payload, self._clock.now_ms())
 
-    async def attempted(self, delivery: Delivery, attempt: Attempt) -> None:
+    async def record_attempt(self, delivery: Delivery, attempt: Attempt) -> None:
         """Write down how an attempt has ended. Raises GuardError where that cannot be written."""
         now_ms = self._clock.now_ms()
         next_at_ms = retry_at_ms(self._settings, attempt, delivery.attempts + 1, delivery.since_ms, now_ms)
@@ -164,7 +164,7 @@ class Outbox:
 # Who signs. --------------------------------------------------------------------------------------------------
 
 
-def own_secret(own: Path) -> str:
+def read_or_make_secret(own: Path) -> str:
     """The secret for jobs of `local`: made once, kept for this user's eyes only. Blocks. Raises OSError."""
     path = own / SECRET_FILE
     with contextlib.suppress(FileNotFoundError):
@@ -175,7 +175,7 @@ def own_secret(own: Path) -> str:
     return secret
 
 
-def headers(secret: str, webhook_id: str, body: str, now_ms: int) -> Mapping[str, str]:
+def make_headers(secret: str, webhook_id: str, body: str, now_ms: int) -> Mapping[str, str]:
     """Signed by the Standard Webhooks scheme, at the time of the attempt."""
     from standardwebhooks import Webhook
 

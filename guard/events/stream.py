@@ -103,7 +103,7 @@ class Events:
 
     def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
         """The worker's thread. Of many pictures the newest is encoded, on a thread of its own, if anybody wants it."""
-        if not self.wanted(PREVIEW):
+        if not self.has_readers(PREVIEW):
             return
         with self._lock:
             if job_id not in self._running:
@@ -146,7 +146,7 @@ class Events:
             self.joined(job_id)
         return subscription
 
-    def wanted(self, name: str) -> bool:
+    def has_readers(self, name: str) -> bool:
         """Whether anybody reads such events. Any thread."""
         return self._wanted[name] > 0
 

@@ -52,7 +52,7 @@ class Health:
         """Ask `full` before a job is let in. Those that are in already go on: the floor is kept for their results."""
         self._disk_full = full
 
-    def serving(self) -> None:
+    def mark_serving(self) -> None:
         """The server is up, every custom node loaded. Before that, a prompt would be judged too early."""
         self._serving = True
 

@@ -66,7 +66,7 @@ class Runs:
         except GuardError:
             started = job  # the disk is in trouble; the job need not be
         if started is None:
-            self._watchdog.stopping(job_id)
+            self._watchdog.expect_stop(job_id)
             return False
         log.info("job %s started", job_id, extra={"job_id": job_id})
         return True
@@ -81,7 +81,7 @@ class Runs:
             settled = _waited(self._settler.settle(job, verdict, result))
         except GuardError:
             # The settler goes on trying; an earlier verdict that it could not write holds against this one.
-            return self._settler.unwritten(job_id) or verdict
+            return self._settler.unwritten_verdict(job_id) or verdict
         return settled.job.verdict or verdict if settled is not None else verdict
 
     def released(self, job_id: str) -> None:
@@ -90,7 +90,7 @@ class Runs:
         self._settler.release(job_id)
 
     def progressed(self, job_id: str, progress: Progress) -> None:
-        self._watchdog.moved(job_id)
+        self._watchdog.note_progress(job_id)
         self._events.progressed(job_id, progress)
 
     def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
@@ -120,7 +120,7 @@ class Runs:
                 if self._settings.watchdog.free_memory:
                     self._host.free_memory()
             elif contains(outcome.exception_message, GPU_FAULT):
-                self._watchdog.gpu_fault()
+                self._watchdog.handle_gpu_fault()
             return Verdict.of(error), Result()
         results = self._settings.results
         try:

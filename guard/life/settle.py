@@ -87,7 +87,7 @@ class Settler:
 
         self._store.release(job_id).add_done_callback(done)
 
-    def unwritten(self, job_id: str) -> Verdict | None:
+    def unwritten_verdict(self, job_id: str) -> Verdict | None:
         """The verdict that holds for the job although it is not on disk yet."""
         kept = self._unwritten.get(job_id)
         return kept[0] if kept is not None else None

@@ -79,7 +79,7 @@ class Watchdog:
         self._thread.start()
 
     @property
-    def replaced(self) -> int:
+    def replacements(self) -> int:
         """How many workers another one has taken over from, since the start."""
         return self.counts["replace hung"] + self.counts["replace dead"]
 
@@ -93,13 +93,13 @@ class Watchdog:
         """The same for a prompt that did not come through the guard. The worker's thread."""
         self._watch(prompt_id, None, self._settings.watchdog.native_timeout_s or math.inf)
 
-    def moved(self, job_id: str) -> None:
+    def note_progress(self, job_id: str) -> None:
         """The job makes progress. The worker's thread."""
         watched = self._watched.get(job_id)
         if watched is not None:
             watched.active_s = self._clock.monotonic_s()
 
-    def stopping(self, job_id: str) -> None:
+    def expect_stop(self, job_id: str) -> None:
         """Somebody else has ended the job: see to it that the worker lets go. Any thread."""
         with self._condition:
             watched = self._watched.get(job_id)
@@ -117,7 +117,7 @@ class Watchdog:
             log.warning("%s has let go of the worker after all", prompt_id, extra={"job_id": prompt_id})
             self.repaired()
 
-    def gpu_fault(self) -> None:
+    def handle_gpu_fault(self) -> None:
         """The GPU cannot be used any more by this process. The worker's thread."""
         if self._settings.watchdog.on_gpu_fault == "report":
             log.error("the GPU can no longer be used by this process; restart it")

@@ -115,16 +115,16 @@ class Metrics:
         if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
             self._observe(RUN, (job.settled_at_ms - job.started_at_ms) / 1000, self._template(job.template))
 
-    def refused(self, code: str) -> None:
+    def count_refusal(self, code: str) -> None:
         """A prompt was not let in."""
         self._add(REFUSALS, code)
 
-    def face_checked(self, outcome: str, took_s: float) -> None:
+    def count_face_check(self, outcome: str, took_s: float) -> None:
         """A picture was looked at; `outcome` is `passed` or an error code."""
         self._add(FACE_CHECKS, outcome)
         self._observe(FACE_CHECK_TIME, took_s)
 
-    def delivered(self, outcome: str, took_s: float) -> None:
+    def count_delivery(self, outcome: str, took_s: float) -> None:
         """A webhook was tried; `outcome` is one of a few words."""
         self._add(DELIVERIES, outcome)
         self._observe(DELIVERY_TIME, took_s)

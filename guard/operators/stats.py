@@ -183,7 +183,7 @@ class Stats:
             "worker": {
                 "alive": self._host.worker_alive(),
                 "running": running[0].job_id if running else None,
-                "replaced": self._watchdog.replaced,
+                "replaced": self._watchdog.replacements,
                 "disowned": self._host.hung_workers(),
             },
             "alarms": self._health.alarms(),

@@ -39,7 +39,7 @@ async def get_view(call: Call) -> web.StreamResponse:
     finally:
         file.handle.close()
     if found.job is not None and found.artifact is not None and has_the_end(call.request, response, file):
-        await call.services.jobs.fetched(found.job, found.artifact, call.client)
+        await call.services.jobs.mark_fetched(found.job, found.artifact, call.client)
     return response
 
 

@@ -44,7 +44,7 @@ async def list_jobs(call: Call) -> web.StreamResponse:
 
 async def get_job(call: Call) -> web.StreamResponse:
     """One job, in the shape of ComfyUI's newer view."""
-    return answered(await call.services.jobs.listed(call.request.match_info["job_id"], call.client))
+    return answered(await call.services.jobs.listing_of(call.request.match_info["job_id"], call.client))
 
 
 async def cancel_job(call: Call) -> web.StreamResponse:

@@ -37,7 +37,7 @@ async def get_ws(call: Call) -> web.StreamResponse:
         await sockets.catch_up(socket)
         async for message in ws:
             if message.type is WSMsgType.TEXT:
-                sockets.said(socket, message.data)
+                sockets.hear(socket, message.data)
     except Exception:
         log.exception("a websocket failed")  # which is no request any more: nothing could be answered
         await ws.close(code=WSCloseCode.INTERNAL_ERROR)
@@ -57,7 +57,7 @@ async def _write(call: Call, ws: web.WebSocketResponse, socket: Socket) -> None:
                 await ws.send_str(message.content)
             else:
                 await ws.send_bytes(message.content)
-            call.services.sockets.sent(message)
+            call.services.sockets.mark_sent(message)
 
 
 def _abort(request: web.Request) -> None:

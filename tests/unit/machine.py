@@ -24,7 +24,7 @@ class Machine:
         self.settings = settings(**sections)
         self.events, self.secrets = Events(store), Secrets()
         self.health = Health(host, store)
-        self.health.serving()
+        self.health.mark_serving()
         self.client_ids = ClientIds(b"key" * 11)
         self.settler = Settler(store, host, self.secrets, self.client_ids)
         self.process = FakeProcess()
@@ -47,7 +47,7 @@ class Machine:
         store.on_change(self.estimates.changed)
         store.on_change(self.events.changed)
         store.on_change(self.dispatcher.changed)
-        self.settler.ending.subscribe(self.watchdog.stopping)
+        self.settler.ending.subscribe(self.watchdog.expect_stop)
         host.listen(self.runs)
 
     def submit(self, **facts):

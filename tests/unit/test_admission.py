@@ -464,7 +464,7 @@ class Gate:
         self.store, self.host = store, host
         self.secrets = Secrets()
         self.health = Health(host, store)
-        self.health.serving()
+        self.health.mark_serving()
         self.faces = FakeFaces()
         chosen = settings(**sections)
         files, self.limits = uploads(host.input_folder), Limits(chosen.limits, clock)

@@ -4,7 +4,7 @@ import pytest
 from unit.fakes import LONG_S, new_job, settings
 
 from comfyui_guarded.guard.callers.estimate import ENOUGH, KINDS, RECENT, Estimates, usual
-from comfyui_guarded.guard.callers.positions import Places, notice
+from comfyui_guarded.guard.callers.positions import Positions, notice
 from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.events.event import POSITION
 from comfyui_guarded.guard.events.stream import Events
@@ -207,25 +207,25 @@ def events(store):
 
 
 @pytest.fixture
-def places(store, events, clock):
-    return Places(settings().queue, store, events, Estimates(clock, runs(FAST, 2, 2, 2)))
+def positions(store, events, clock):
+    return Positions(settings().queue, store, events, Estimates(clock, runs(FAST, 2, 2, 2)))
 
 
 async def told(reader):
     return {event.data["job_id"]: event.data for event in await reader.next(0.001)}
 
 
-async def test_positions_are_told_as_they_change_and_only_then(store, events, places):
+async def test_positions_are_told_as_they_change_and_only_then(store, events, positions):
     ids = [submit(store, "a", "fast").job.job_id for _ in range(3)]
     with events.subscribe([POSITION]) as reader, events.subscribe([POSITION], job_id=ids[2]) as of_last:
-        await places.turn()
+        await positions.turn()
         seen = await told(reader)
         assert [(seen[job_id]["position"], seen[job_id]["eta_s"]) for job_id in ids] == [(1, 0), (2, 2), (3, 4)]
         assert set(await told(of_last)) == {ids[2]}
-        await places.turn()
+        await positions.turn()
         assert await told(reader) == {}
         store.claim("local", 1).result(LONG_S)
-        await places.turn()
+        await positions.turn()
         seen = await told(reader)
         assert {job_id: data["position"] for job_id, data in seen.items()} == {ids[1]: 1, ids[2]: 2}
         assert seen[ids[1]]["running"] == 1
@@ -233,15 +233,15 @@ async def test_positions_are_told_as_they_change_and_only_then(store, events, pl
         assert (await told(of_last))[ids[2]]["position"] == 2
 
 
-async def test_a_place_far_back_is_told_when_it_has_changed_by_a_twentieth(store, events, places):
+async def test_a_position_far_back_is_told_when_it_has_changed_by_a_twentieth(store, events, positions):
     ids = [submit(store, "a", "fast").job.job_id for _ in range(200)]
     with events.subscribe([POSITION]) as reader:
-        await places.turn()
+        await positions.turn()
         assert len(await told(reader)) == 200
         counts = dict.fromkeys(ids, 0)
         for _ in range(100):
             store.claim("local", 999).result(LONG_S)
-            await places.turn()
+            await positions.turn()
             for job_id, data in (await told(reader)).items():
                 counts[job_id] += 1
                 assert data["position"] >= 1
@@ -250,9 +250,9 @@ async def test_a_place_far_back_is_told_when_it_has_changed_by_a_twentieth(store
         assert sum(counts.values()) < 100 * 80
 
 
-async def test_a_new_reader_of_a_job_is_told_its_place_although_it_has_not_changed(store, events, places):
+async def test_a_new_reader_of_a_job_is_told_its_position_although_it_has_not_changed(store, events, positions):
     job_id = submit(store, "a", "fast").job.job_id
-    await places.turn()
+    await positions.turn()
     with events.subscribe([POSITION], job_id=job_id) as reader:
-        await places.turn()
+        await positions.turn()
         assert (await told(reader))[job_id]["position"] == 1

@@ -357,5 +357,5 @@ def _error() -> Any:
 
 def _ready(host: FakeHost, store: FailingStore) -> Health:
     health = Health(host, store)
-    health.serving()
+    health.mark_serving()
     return health

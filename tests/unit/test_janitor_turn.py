@@ -260,7 +260,7 @@ class TestTheFloor:
         janitor = box.janitor(min_free_bytes=300, target_free_bytes=500, floor_free_bytes=100)
         health = Health(host, store)
         health.watch_disk(janitor.disk_full)
-        health.serving()
+        health.mark_serving()
         with small_disk(box.base, 1000) as disk:
             janitor.turn(time.time())
             health.check_ready()

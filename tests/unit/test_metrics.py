@@ -38,7 +38,7 @@ class Watched:
         self.settings = settings()
         self.metrics = Metrics()
         self.health = Health(self.host, store)
-        self.health.serving()
+        self.health.mark_serving()
         self.watchdog = Watchdog(self.settings, store, self.host, self.health, None, FakeProcess(), clock)
         self.box = Box(tmp_path / "box")
         self.janitor = self.box.janitor(store)
@@ -136,10 +136,10 @@ class TestWhatIsCounted:
         assert histogram.sum == 104.5
 
     def test_face_checks_refusals_and_webhooks(self, watched):
-        watched.metrics.refused("queue_full")
-        watched.metrics.face_checked("passed", 0.03)
-        watched.metrics.face_checked("no_face", 0.2)
-        watched.metrics.delivered("delivered", 0.1)
+        watched.metrics.count_refusal("queue_full")
+        watched.metrics.count_face_check("passed", 0.03)
+        watched.metrics.count_face_check("no_face", 0.2)
+        watched.metrics.count_delivery("delivered", 0.1)
         seen = watched.samples()
         assert seen['guarded_admission_refusals_total{code="queue_full"}'] == 1
         assert seen['guarded_face_checks_total{outcome="no_face"}'] == 1
@@ -203,7 +203,7 @@ async def test_what_the_watchdog_does_is_counted(machine):
     counts = machine.watchdog.counts
     assert (counts["timeout job"], counts["stop"]) == (1, 1)
     machine.turn(100.0)
-    assert counts["replace hung"] == machine.watchdog.replaced == 1
+    assert counts["replace hung"] == machine.watchdog.replacements == 1
     other = await machine.run()
     machine.settler.end(machine.job(other), FAMILY["cancelled"]("enough")).result(LONG_S)
     assert counts["stop"] == 2
@@ -242,9 +242,9 @@ def everything(watched):
     for code in (None, "out_of_memory", "cancelled"):
         watched.job(code, template='a "name"\\n')
     watched.gpus.look(fake_nvml(A5000))
-    watched.metrics.refused("rate_limited")
-    watched.metrics.face_checked("no_face", 0.2)
-    watched.metrics.delivered("failed", 3.0)
+    watched.metrics.count_refusal("rate_limited")
+    watched.metrics.count_face_check("no_face", 0.2)
+    watched.metrics.count_delivery("failed", 3.0)
     watched.janitor.turn(1_000.0)
     watched.janitor.roots()
     watched.janitor.turn(1_002.0)

@@ -437,7 +437,7 @@ async def test_an_ending_that_is_read_before_its_listeners_have_heard_of_it_show
     machine.runs.progressed(job_id, Progress(5, 20, "3", "KSampler", 40))
     ended = machine.job(job_id).evolve(state=JobState.SUCCEEDED)
     assert machine.events.progress(job_id) is not None
-    assert machine.jobs.shown(ended, None)["progress"] is None
+    assert machine.jobs.describe(ended, None)["progress"] is None
 
 
 async def test_a_cancel_is_idempotent(machine):
@@ -450,10 +450,10 @@ async def test_a_cancel_is_idempotent(machine):
 
 async def test_the_first_in_line_need_not_wait_and_the_second_is_told_its_place_and_when(machine):
     first = machine.store.submit(new_job(), 10).result(LONG_S)
-    assert machine.jobs.place(first.job, first.waiting, "en")["user_message"] is None
+    assert machine.jobs.describe_position(first.job, first.waiting, "en")["user_message"] is None
     await machine.dispatcher.turn()
     second = machine.store.submit(new_job(), 10).result(LONG_S)
-    assert machine.jobs.place(second.job, second.waiting, "en") == {
+    assert machine.jobs.describe_position(second.job, second.waiting, "en") == {
         "state": "queued",
         "position": 1,
         "eta_s": 10.0,

@@ -222,13 +222,13 @@ def test_whoever_waits_for_a_slot_is_told_once_it_is_free_and_not_before(settler
 
 def test_the_verdict_that_holds_is_known_while_the_disk_is_full(settler, store):
     job, other = _run(store), _run(store)
-    assert settler.unwritten(job.job_id) is None
+    assert settler.unwritten_verdict(job.job_id) is None
     store.failing = frozenset({"settle"})
     settler.end(job, TIMEOUT)
     settler.settle(job, SUCCESS, RESULT)
-    assert settler.unwritten(job.job_id).code == "generation_timeout"
-    assert settler.unwritten(other.job_id) is None
+    assert settler.unwritten_verdict(job.job_id).code == "generation_timeout"
+    assert settler.unwritten_verdict(other.job_id) is None
     store.failing = frozenset()
     settler.retry()
     store.flush()
-    assert settler.unwritten(job.job_id) is None
+    assert settler.unwritten_verdict(job.job_id) is None

@@ -154,13 +154,13 @@ async def test_without_sockets_nobody_reads_the_events(hub, machine, monkeypatch
     monkeypatch.setattr(sockets, "FOLLOW_S", 0.01)
     socket, _ = opened(hub)
     await asyncio.sleep(0)
-    assert machine.events.wanted("state")
+    assert machine.events.has_readers("state")
     hub.close(socket)
     await asyncio.sleep(0.1)
-    assert not machine.events.wanted("state")
+    assert not machine.events.has_readers("state")
     opened(hub)
     await asyncio.sleep(0)
-    assert machine.events.wanted("state")
+    assert machine.events.has_readers("state")
 
 
 async def test_missed_verdicts_are_told_in_order_and_forgotten_once_they_are_sent(hub, machine, store):
@@ -184,7 +184,7 @@ async def test_missed_verdicts_are_told_in_order_and_forgotten_once_they_are_sen
     await hub.catch_up(again)
     assert len(await said(again)) == 1 + len(told), "nothing was sent yet"
     for message in verdicts:
-        hub.sent(message)
+        hub.mark_sent(message)
     store.flush()
     last, _ = opened(hub)
     await hub.catch_up(last)
@@ -229,8 +229,8 @@ async def test_a_client_that_does_not_read_is_closed_and_its_rest_dropped(hub):
 async def test_only_the_first_word_can_be_feature_flags(hub, host):
     socket, _ = opened(hub)
     await said(socket)
-    hub.said(socket, '{"type": "feature_flags", "data": {"a": true}}')
-    hub.said(socket, '{"type": "feature_flags", "data": {"a": false}}')
+    hub.hear(socket, '{"type": "feature_flags", "data": {"a": true}}')
+    hub.hear(socket, '{"type": "feature_flags", "data": {"a": false}}')
     assert await said(socket) == [("feature_flags", {"supports_preview_metadata": True})]
     assert host.flags == {socket.sid: {"a": True}}
     hub.close(socket)
@@ -241,7 +241,7 @@ async def test_a_store_that_cannot_be_read_leaves_the_socket_open(hub, store):
     socket, closed = opened(hub)
     store.close()
     await hub.catch_up(socket)
-    hub.sent(Message("{}", verdict_of="x"))
+    hub.mark_sent(Message("{}", verdict_of="x"))
     assert closed == []
 
 

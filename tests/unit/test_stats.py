@@ -80,7 +80,7 @@ def made(store, clock, tmp_path, host=None):
     host = host or FakeHost()
     inforce = settings()
     health = Health(host, store)
-    health.serving()
+    health.mark_serving()
     settler = Settler(store, host, None, ClientIds(b"key" * 11))
     watchdog = Watchdog(inforce, store, host, health, settler, FakeProcess(), clock)
     janitor = Box(tmp_path / "box").janitor(store)

@@ -47,7 +47,7 @@ class Door:
         self.store, self.host, self.faces, self.input = store, FakeHost(), FakeFaces(), folder / "input"
         self.host.places = Folders(None, None, self.input)
         health = Health(self.host, store)
-        health.serving()
+        health.mark_serving()
         self.uploads = uploads(self.host.input_folder, max_file_bytes=4096)
         limits = Limits(settings().limits, clock)
         references = References(self.host, Files(self.host, store))

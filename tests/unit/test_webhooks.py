@@ -158,12 +158,12 @@ def test_a_secret_that_is_too_weak_stops_the_plugin_by_name(secret):
 
 
 def test_a_receiver_can_verify_what_it_gets(tmp_path):
-    secret = webhooks.own_secret(tmp_path)
-    assert webhooks.own_secret(tmp_path) == secret
+    secret = webhooks.read_or_make_secret(tmp_path)
+    assert webhooks.read_or_make_secret(tmp_path) == secret
     if os.name != "nt":
         assert (tmp_path / webhooks.SECRET_FILE).stat().st_mode & 0o077 == 0
     body = json.dumps({"type": "job.succeeded", "data": {"metadata": {"chat": "Привет"}}})
-    headers = dict(webhooks.headers(secret, "msg_1", body, int(time.time() * 1000)))
+    headers = dict(webhooks.make_headers(secret, "msg_1", body, int(time.time() * 1000)))
     assert Verifier(secret).verify(body, headers)["type"] == "job.succeeded"
     for change in ({"webhook-id": "msg_2"}, {"webhook-timestamp": str(int(time.time()) - 10)}):
         with pytest.raises(WebhookVerificationError):
@@ -373,7 +373,7 @@ async def test_where_the_package_that_signs_is_missing_a_delivery_waits_as_after
     attempt = await Sender(outbox, 1)._attempt(delivery)
     assert (attempt.outcome, attempt.final) == ("unreachable", False)
     assert "standardwebhooks" in attempt.error
-    await outbox.attempted(delivery, attempt)
+    await outbox.record_attempt(delivery, attempt)
     assert due(store, clock.now_ms()) == []
     assert [(again.number, again.attempts) for again in due(store)] == [(delivery.number, 1)]
 
@@ -387,6 +387,6 @@ async def test_a_delivery_that_the_rules_no_longer_allow_or_nobody_can_sign_is_g
         outbox.given_up.subscribe(lambda delivery, why, given_up=given_up: given_up.append((delivery.webhook_id, why)))
         attempt = await Sender(outbox, 1)._attempt(delivery)
         assert attempt.hopeless
-        await outbox.attempted(delivery, attempt)
+        await outbox.record_attempt(delivery, attempt)
         assert [webhook_id for webhook_id, _why in given_up] == [delivery.webhook_id]
         assert due(store) == []
