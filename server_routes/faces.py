@@ -20,7 +20,7 @@ from ..guard.errors import (
 )
 from ..guard.faces.check import Faces
 from ..guard.faces.gate import AskedRules
-from ..guard.files.names import annotated, show_as_seen
+from ..guard.files.names import split_annotation, use_owner_names
 from ..guard.job import ROOTS
 from .about import FACES, About
 from .table import Call, Route, answered, read_body
@@ -68,7 +68,7 @@ async def _stored(call: Call, raw: bytes) -> Faces:
     if kind not in ROOTS or not isinstance(folder, str):
         raise InvalidRequestError("type must be input, output or temp, and subfolder a string.")
     rules = _rules(given).rules()
-    annotation, name = annotated(name)
+    annotation, name = split_annotation(name)
     kind = annotation if annotation != "input" else kind
     image = f"{folder}/{name}" if folder else name
     try:
@@ -79,7 +79,7 @@ async def _stored(call: Call, raw: bytes) -> Faces:
     try:
         return await call.services.faces.check_file(found.name, rules)
     except GuardError as error:
-        show_as_seen(error, call.client.owner)
+        use_owner_names(error, call.client.owner)
         raise
 
 

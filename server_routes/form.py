@@ -105,7 +105,7 @@ async def _file(
     part: BodyPartReader, uploads: Uploads, incoming: list[Incoming], bytes_left: int
 ) -> tuple[UploadedFile, int]:
     """Write one part to the disk, and how large it was."""
-    file = await asyncio.to_thread(uploads.incoming, part.name or "", part.filename or "")
+    file = await asyncio.to_thread(uploads.start_file, part.name or "", part.filename or "")
     incoming.append(file)
     size, block, done = 0, bytearray(), False
     while not done:
@@ -121,7 +121,7 @@ async def _file(
         if block and (done or len(block) >= _BLOCK_BYTES):
             await asyncio.to_thread(file.write, bytes(block))
             block.clear()
-    return await asyncio.to_thread(file.received), size
+    return await asyncio.to_thread(file.finish), size
 
 
 def _discard(incoming: list[Incoming]) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from typing_extensions import NotRequired, TypeAliasType, TypedDict
 
 from ..errors import type_name
-from ..files.names import as_seen, own_folder
+from ..files.names import owner_folder, strip_owner_folder
 from ..job import OPEN, Job, JobBody, JobState
 from ..store import Entry
 
@@ -132,8 +132,8 @@ def row(entry: Entry) -> list[Any]:
     """`[number, prompt_id, prompt, extra_data, outputs_to_execute]`, the prompt as its owner has sent it."""
     job = entry.job
     stored = json.loads(entry.body)
-    if own_folder(job.owner).encode() in entry.body:
-        stored = as_seen(stored, job.owner)
+    if owner_folder(job.owner).encode() in entry.body:
+        stored = strip_owner_folder(stored, job.owner)
     return _row(job, stored.get("prompt", {}), stored.get("extra_data") or {})
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadImageError
-from ..files.names import annotated
+from ..files.names import split_annotation
 from .check import FaceChecker
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
@@ -30,7 +30,7 @@ class FaceMachine:
 
     def path(self, image: str) -> Path:
         """Where an image lies that a loader names. Raises BadImageError: outside its folder, or not there."""
-        kind, name = annotated(image)
+        kind, name = split_annotation(image)
         path = self.file(kind, "", name) if name else None
         if path is None or not os.path.isfile(path):  # which says False of a name that is too long
             raise BadImageError(f"The image {image} is not there.", extra_info={"image": image})

@@ -90,7 +90,7 @@ class Wanted:
     Attributes:
         node_id, class_type, input: of the node that wants the face.
         loader_id: the node that loads the picture.
-        image: as the loader names it, perhaps with ` [output]` behind; see `guard.files.annotated`.
+        image: as the loader names it, perhaps with ` [output]` behind; see `guard.files.split_annotation`.
         rules: what it must show.
         detector: None: the setting's.
     """

@@ -25,8 +25,8 @@ from ..host import Host
 from ..job import ROOTS, Artifact, Job
 from ..results.opener import ArtifactOpener
 from ..store import Store
-from .names import annotated, is_plain, loadable, names_uploads, own_folder
-from .uploads import disk_errors
+from .names import annotate, is_plain, mentions_uploads, owner_folder, split_annotation
+from .uploads import translate_disk_errors
 
 #: Folders in one another that an upload may go into.
 _DEEPEST = 32
@@ -44,7 +44,7 @@ def _is_deep(folder: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Found:
+class OwnFile:
     """A file that the caller may have.
 
     Attributes:
@@ -67,30 +67,30 @@ class Files:
         self._drawing = asyncio.Semaphore(_DRAWN_AT_ONCE)
         self._opener = ArtifactOpener()
 
-    async def drawn(self, work: Callable[[], T]) -> T:
+    async def work_on_pictures(self, work: Callable[[], T]) -> T:
         """Work on decoded pictures, on another thread. Little at a time: each may hold a large one in memory."""
         async with self._drawing:
             return await asyncio.to_thread(work)
 
-    async def uploads(self, client: Client) -> list[str]:
+    async def list_uploads(self, client: Client) -> list[str]:
         """The names of what a caller with a key has uploaded for its prompts, without subfolders."""
-        folder = self._host.file("input", "", own_folder(client.owner))
-        return await asyncio.to_thread(_files_in, folder) if folder is not None else []
+        folder = self._host.file("input", "", owner_folder(client.owner))
+        return await asyncio.to_thread(_list_files, folder) if folder is not None else []
 
-    async def find(self, client: Client, kind: str, name: str) -> Found:
+    async def find(self, client: Client, kind: str, name: str) -> OwnFile:
         """The file that the caller means by `name` below the root `kind`.
 
         Raises:
             NotFoundError: there is none, or none that is the caller's.
         """
-        found = await asyncio.to_thread(self.look, client, kind, name) if is_plain(name) else None
+        found = await asyncio.to_thread(self.find_upload, client, kind, name) if is_plain(name) else None
         if found is None and kind != "input" and is_plain(name):
-            found = await self.made(client, kind, name)
+            found = await self.find_result(client, kind, name)
         if found is None:
             raise NotFoundError(f"There is no file {name[:200]}.", extra_info={"filename": name[:200], "type": kind})
         return found
 
-    def keep(self, client: Client, sent: Path, filename: str, kind: str, subfolder: str, overwrite: bool) -> str:
+    def save(self, client: Client, sent: Path, filename: str, kind: str, subfolder: str, overwrite: bool) -> str:
         """Move an upload into its owner's folder, and say what it is called there. Not for the event loop.
 
         As ComfyUI does it: without `overwrite` a name that is taken gets a number, unless the file is the same.
@@ -103,38 +103,38 @@ class Files:
             raise InvalidRequestError(f"type must be one of {', '.join(ROOTS)}.", extra_info={"field": "type"})
         if not _is_file_name(filename):
             raise InvalidRequestError("The file's name must be a plain one, without folders.")
-        own = own_folder(client.owner)
+        own = owner_folder(client.owner)
         target = self._host.file(kind, "/".join(part for part in (own, subfolder) if part), filename)
         # Its real place: a link that some node has made leads nowhere else.
         root = self._host.file(kind, "", own) if own else None
         outside = target is None or (root is not None and root not in target.parents) or _is_deep(subfolder)
-        if outside or (subfolder and not is_plain(subfolder)) or (own and names_uploads(subfolder)):
+        if outside or (subfolder and not is_plain(subfolder)) or (own and mentions_uploads(subfolder)):
             raise InvalidRequestError(
                 "subfolder must lie below the folder of its type.", extra_info={"field": "subfolder"}
             )
         assert target is not None
-        with disk_errors():
-            return _kept(sent, target.parent, filename, overwrite)
+        with translate_disk_errors():
+            return _move_in(sent, target.parent, filename, overwrite)
 
-    def look(self, client: Client, kind: str, name: str, *, folders: bool = False) -> Found | None:
+    def find_upload(self, client: Client, kind: str, name: str, *, folders: bool = False) -> OwnFile | None:
         """The caller's upload of that name, or the shared input. Looks at the disk: not for the event loop.
 
         Args:
             folders: a folder will do as well.
         """
-        own = own_folder(client.owner)
+        own = owner_folder(client.owner)
         if own:
             name = name.removeprefix(f"{own}/")
             path = self._below(kind, f"{own}/{name}", folders)
             # Its real place: a link that some node has made leads nowhere else.
             root = self._host.file(kind, "", own)
             if path is not None and root is not None and root in path.parents:
-                return Found(path, loadable(kind, f"{own}/{name}"))
+                return OwnFile(path, annotate(kind, f"{own}/{name}"))
         if kind != "input" or (path := self._below(kind, name, folders)) is None:
             return None
-        return Found(path, loadable(kind, name)) if client.operator or self._is_shared(name, path) else None
+        return OwnFile(path, annotate(kind, name)) if client.operator or self._is_shared(name, path) else None
 
-    async def made(self, client: Client, kind: str, name: str) -> Found | None:
+    async def find_result(self, client: Client, kind: str, name: str) -> OwnFile | None:
         """The result of a job of the caller's; an operator may have whatever lies there."""
         path = await asyncio.to_thread(self._below, kind, name, False)
         if path is None:
@@ -142,10 +142,10 @@ class Files:
         made = await wrap_future(self._store.made(kind, name))
         if made is not None and (client.operator or made[0].owner == client.owner):
             job, index = made
-            return Found(path, loadable(kind, name), job, job.result.artifacts[index])
-        return Found(path, loadable(kind, name)) if client.operator else None
+            return OwnFile(path, annotate(kind, name), job, job.result.artifacts[index])
+        return OwnFile(path, annotate(kind, name)) if client.operator else None
 
-    async def check_unchanged(self, client: Client, found: Found) -> None:
+    async def check_unchanged(self, client: Client, found: OwnFile) -> None:
         """Before another hand opens the file: a name that was deleted may be somebody else's by now.
 
         Raises:
@@ -167,7 +167,7 @@ class Files:
 
     def _is_shared(self, name: str, path: Path) -> bool:
         """Whether an input is everybody's: not an owner's, and no result, where such a root lies below input."""
-        if names_uploads(name) or names_uploads(str(path)):
+        if mentions_uploads(name) or mentions_uploads(str(path)):
             return False
         places = self._host.folders()
         others = [Path(os.path.realpath(root)) for root in (places.output, places.temp) if root is not None]
@@ -175,11 +175,11 @@ class Files:
         return not any(top in root.parents and (root == path or root in path.parents) for root in others)
 
 
-def _kept(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
+def _move_in(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     name, (stem, suffix) = filename, os.path.splitext(filename)
     copy = 0
-    while not overwrite and not _taken(folder / name):
+    while not overwrite and not _take_name(folder / name):
         if _is_same(sent, folder / name):
             os.utime(folder / name)  # sent again: it is as young as if it had been written
             sent.unlink()
@@ -200,7 +200,7 @@ def _kept(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
     return name
 
 
-def _taken(path: Path) -> bool:
+def _take_name(path: Path) -> bool:
     """Whether the name is ours now: of two uploads at once, one gets it."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -219,12 +219,19 @@ def _is_same(one: Path, other: Path) -> bool:
 def _is_file_name(name: str) -> bool:
     """Whether an upload may be called so: on any file system, and so that a prompt can name it."""
     odd = any(letter in name for letter in ("/", "\\", *(':*?"<>|' if os.name == "nt" else "")))
-    odd = odd or names_uploads(name)
+    odd = odd or mentions_uploads(name)
     short = len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
-    return short and is_plain(name) and name.isprintable() and name != "." and not odd and annotated(name)[1] == name
+    return (
+        short
+        and is_plain(name)
+        and name.isprintable()
+        and name != "."
+        and not odd
+        and split_annotation(name)[1] == name
+    )
 
 
-def _files_in(folder: Path) -> list[str]:
+def _list_files(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))

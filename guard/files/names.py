@@ -16,12 +16,12 @@ from ..host_words import MEDIA_SUFFIXES
 from ..job import ROOTS
 
 
-def own_folder(owner: str) -> str:
+def owner_folder(owner: str) -> str:
     """The owner's folder below a root; empty for `local`."""
-    return "" if owner == LOCAL.owner else folder_of(owner)
+    return "" if owner == LOCAL.owner else upload_folder(owner)
 
 
-def annotated(name: str) -> tuple[str, str]:
+def split_annotation(name: str) -> tuple[str, str]:
     """(folder type, name below it) of a file as a loader names it: `a/b.png [output]` is (`output`, `a/b.png`).
 
     As ComfyUI reads it (folder_paths.annotated_filepath): without a type it lies in the input folder.
@@ -38,7 +38,7 @@ def is_plain(name: str) -> bool:
     return bool(parts[0]) and ".." not in parts and "\0" not in name and not re.match(r"[A-Za-z]:", name)
 
 
-def names_uploads(text: str) -> bool:
+def mentions_uploads(text: str) -> bool:
     """Whether a text speaks of the folder that holds the owners' folders, however a file system may read it."""
     if not text.isascii():
         # HFS+ takes no notice of characters that do not show.
@@ -47,33 +47,36 @@ def names_uploads(text: str) -> bool:
     return FOLDER in text.casefold()
 
 
-def as_seen(value: Any, owner: str) -> Any:
+def strip_owner_folder(value: Any, owner: str) -> Any:
     """JSON in which the owner's own folder is not to be seen: what it calls `photo.png` is called so."""
-    own = own_folder(owner)
-    return _renamed(value, {f"{own}/": ""}) if own else value
+    own = owner_folder(owner)
+    return _replace_names(value, {f"{own}/": ""}) if own else value
 
 
-def show_as_seen(error: GuardError, owner: str, sent: Mapping[str, str] | None = None) -> None:
+def use_owner_names(error: GuardError, owner: str, sent: Mapping[str, str] | None = None) -> None:
     """Call the owner's files in an error as the owner calls them; `sent`: what came along, from its stored names."""
-    own = own_folder(owner)
+    own = owner_folder(owner)
     names = {**(sent or {}), **({f"{own}/": ""} if own else {})}
-    error.message, error.details = _renamed(error.message, names), _renamed(error.details, names)
-    error.extra_info, error.node_errors = _renamed(error.extra_info, names), _renamed(error.node_errors, names)
+    error.message, error.details = _replace_names(error.message, names), _replace_names(error.details, names)
+    error.extra_info, error.node_errors = (
+        _replace_names(error.extra_info, names),
+        _replace_names(error.node_errors, names),
+    )
 
 
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+def _replace_names(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for name, seen in names.items():
             value = value.replace(name, seen)
         return value
     if isinstance(value, Mapping):
-        return {key: _renamed(item, names) for key, item in value.items()}
+        return {key: _replace_names(item, names) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_renamed(item, names) for item in value]
+        return [_replace_names(item, names) for item in value]
     return value
 
 
-def loadable(kind: str, name: str) -> str:
+def annotate(kind: str, name: str) -> str:
     return name if kind == "input" else f"{name} [{kind}]"
 
 
@@ -82,7 +85,7 @@ FOLDER = "guarded-uploads"
 
 
 @functools.lru_cache(maxsize=1024)
-def folder_of(owner: str) -> str:
+def upload_folder(owner: str) -> str:
     """The owner's upload folder, below the host's input folder, with slashes. No two owners share one."""
     readable = re.sub(r"[^a-z0-9]+", "-", owner.lower())[:32].strip("-")
     return f"{FOLDER}/{readable}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}".replace("/-", "/")

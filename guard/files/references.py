@@ -18,7 +18,7 @@ from ..errors import ArtifactGoneError, BadImageError
 from ..graph import is_link
 from ..host import Folders, Host, Names
 from .files import Files
-from .names import annotated, is_plain, names_uploads, own_folder
+from .names import is_plain, mentions_uploads, owner_folder, split_annotation
 
 #: PATH_MAX. ComfyUI takes the `./` out of a name before it looks.
 _LONGEST = 4096
@@ -39,7 +39,7 @@ class _Reference(NamedTuple):
     key: Any
     names: Names | None
 
-    def refused(self) -> BadImageError:
+    def refuse(self) -> BadImageError:
         """One answer, whatever is wrong with it: whether somebody else has such a file is nobody's business."""
         return BadImageError(
             f"The input file {self.text[:200]} cannot be used.",
@@ -55,7 +55,7 @@ class References:
         self._host = host
         self._files = files
 
-    async def settle(self, graph: Mapping[str, Any], client: Client) -> bool:
+    async def resolve(self, graph: Mapping[str, Any], client: Client) -> bool:
         """Make every file name in the prompt say where the caller's file lies. Whether that changed the prompt.
 
         Raises:
@@ -67,7 +67,7 @@ class References:
         found: list[_Reference] = []
         for node_id, node in graph.items():
             declared = self._host.file_inputs(node["class_type"])
-            found += _texts(node_id, node, declared)
+            found += _list_texts(node_id, node, declared)
             for taken in declared:
                 if is_link(node["inputs"].get(taken)):
                     raise BadImageError(
@@ -78,16 +78,16 @@ class References:
         if not found:
             return False
         changed = False
-        for reference, name in zip(found, await asyncio.to_thread(self._judged, found, client), strict=True):
+        for reference, name in zip(found, await asyncio.to_thread(self._judge, found, client), strict=True):
             if name is None:
-                kind, below = annotated(reference.text)
-                found_file = await self._files.made(client, kind, below)
+                kind, below = split_annotation(reference.text)
+                found_file = await self._files.find_result(client, kind, below)
                 if found_file is None:
-                    raise reference.refused()
+                    raise reference.refuse()
                 try:
                     await self._files.check_unchanged(client, found_file)
                 except ArtifactGoneError:
-                    raise reference.refused() from None
+                    raise reference.refuse() from None
             elif name != reference.text:
                 reference.holder[reference.key] = name
                 changed = True
@@ -99,47 +99,47 @@ class References:
             # Most nodes have nothing of the kind, and this is in every submit's way.
             if not any(map(_may_lead_out, node["inputs"].values())):
                 continue
-            for reference in _texts(node_id, node, {}):
-                kind, name = annotated(reference.text)
+            for reference in _list_texts(node_id, node, {}):
+                kind, name = split_annotation(reference.text)
                 names = self._host.file_inputs(node["class_type"]).get(reference.input)
                 if names is Names.FILE and not is_plain(name) and self._host.file(kind, "", name) is None:
-                    raise reference.refused()
+                    raise reference.refuse()
 
-    def _judged(self, found: list[_Reference], client: Client) -> list[str | None]:
+    def _judge(self, found: list[_Reference], client: Client) -> list[str | None]:
         """What to put in the place of each; None for what only the store can tell, a result. Not for the event loop.
 
         Raises:
-            BadImageError: see `settle`.
+            BadImageError: see `resolve`.
         """
-        own = own_folder(client.owner)
+        own = owner_folder(client.owner)
         places: set[PurePath] | None = None
         judged: list[str | None] = []
         for reference in found:
-            kind, name = annotated(reference.text)
-            foreign = names_uploads(name) and not _is_below(name, own)
+            kind, name = split_annotation(reference.text)
+            foreign = mentions_uploads(name) and not _is_below(name, own)
             if reference.names is Names.FILE or (name != reference.text and _ANNOTATED.fullmatch(reference.text)):
                 if foreign or not is_plain(name) or len(name) > _LONGEST:
-                    raise reference.refused()
-                judged.append(self._placed(reference, client, kind, name))
+                    raise reference.refuse()
+                judged.append(self._find_file(reference, client, kind, name))
                 continue
             # Where a node reads any path of the server, only a URL is not one.
             path = reference.names is Names.PATH and "://" not in reference.text
             if not foreign and not path and len(name) <= _LONGEST and _ABSOLUTE.match(name):
-                places = _absolute(self._host.folders()) if places is None else places
+                places = _list_folders(self._host.folders()) if places is None else places
                 foreign = _is_inside(name, places)
             if foreign or path:
-                raise reference.refused()
+                raise reference.refuse()
             judged.append(reference.text)
         return judged
 
-    def _placed(self, reference: _Reference, client: Client, kind: str, name: str) -> str | None:
-        if (upload := self._files.look(client, kind, name, folders=True)) is not None:
+    def _find_file(self, reference: _Reference, client: Client, kind: str, name: str) -> str | None:
+        if (upload := self._files.find_upload(client, kind, name, folders=True)) is not None:
             return upload.name if upload.name != name else reference.text
         if kind != "input":
             return None
         path = self._host.file(kind, "", name)
         if path is None or os.path.exists(path):
-            raise reference.refused()
+            raise reference.refuse()
         return reference.text  # the host says best what it lacks
 
 
@@ -149,7 +149,7 @@ def _may_lead_out(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and not is_link(value))
 
 
-def _texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names]) -> Iterator[_Reference]:
+def _list_texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names]) -> Iterator[_Reference]:
     """Every constant text of a node that may be a name, however deep; links are none."""
     inputs = node["inputs"]
     for name, value in inputs.items():
@@ -170,10 +170,10 @@ def _texts(node_id: str, node: Mapping[str, Any], declared: Mapping[str, Names])
 
 def _is_below(name: str, folder: str) -> bool:
     rest = name.removeprefix(f"{folder}/")
-    return rest != name and is_plain(name) and not names_uploads(rest)
+    return rest != name and is_plain(name) and not mentions_uploads(rest)
 
 
-def _absolute(places: Folders) -> set[PurePath]:
+def _list_folders(places: Folders) -> set[PurePath]:
     """ComfyUI's folders, as given and without links."""
     roots = [root for root in (places.input, places.output, places.temp, places.program) if root is not None]
     return {

@@ -24,7 +24,7 @@ from ..errors import DiskFullError, GuardError, InvalidRequestError, PayloadTooL
 from ..host import Names
 from ..results.containers import sniff
 from ..settings import UploadsSettings
-from .names import FOLDER, folder_of, media_suffix
+from .names import FOLDER, media_suffix, upload_folder
 
 #: What is still on its way in. No owner's folder has such a name, since theirs end in a hash.
 INCOMING = f"{FOLDER}/.incoming"
@@ -67,7 +67,7 @@ class UploadedFile:
 
     def stored_as(self, owner: str) -> str:
         """Its name as a loader node gives it."""
-        return f"{folder_of(owner)}/{self.sha256}{self.suffix}"
+        return f"{upload_folder(owner)}/{self.sha256}{self.suffix}"
 
 
 class Incoming:
@@ -81,7 +81,7 @@ class Incoming:
         self._head = b""
         self._digest = hashlib.sha256()
         self.path = folder / uuid.uuid4().hex
-        with disk_errors():
+        with translate_disk_errors():
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = open(self.path, "xb", buffering=0)  # noqa: SIM115
 
@@ -96,14 +96,14 @@ class Incoming:
         if len(self._head) < _HEAD_BYTES:
             self._head += data[:_HEAD_BYTES]
         self._digest.update(data)
-        with disk_errors():
+        with translate_disk_errors():
             rest = memoryview(data)
             while rest:
                 rest = rest[self._file.write(rest) :]
 
-    def received(self) -> UploadedFile:
+    def finish(self) -> UploadedFile:
         """All of it has come."""
-        with disk_errors():
+        with translate_disk_errors():
             self._file.close()
         if not self._size:
             raise InvalidRequestError(f"The file {self._field[:100]} is empty.", extra_info={"field": self._field})
@@ -138,13 +138,13 @@ class Uploads:
             for path in (self._input_folder() / INCOMING).iterdir():
                 path.unlink(missing_ok=True)
 
-    def incoming(self, field: str, filename: str) -> Incoming:
+    def start_file(self, field: str, filename: str) -> Incoming:
         """A place to write a file to. Blocks on the disk."""
         folder = self._input_folder() / INCOMING
         return Incoming(folder, field, filename, self.settings.max_file_bytes)
 
     @asynccontextmanager
-    async def placed(self, owner: str, files: Iterable[UploadedFile]) -> AsyncIterator[None]:
+    async def place(self, owner: str, files: Iterable[UploadedFile]) -> AsyncIterator[None]:
         """Inside the block each file lies under its stored name; after a refusal (a GuardError) no longer.
 
         After any other exception it stays: whether its job exists, nobody knows then.
@@ -153,7 +153,7 @@ class Uploads:
         placed: list[str] = []
         try:
             for name, path in paths.items():
-                await asyncio.to_thread(self._place, name, path)
+                await asyncio.to_thread(self._place_file, name, path)
                 placed.append(name)
             yield
         except GuardError:
@@ -165,11 +165,11 @@ class Uploads:
         else:
             self._release(placed, True)
 
-    def _place(self, name: str, path: Path) -> None:
+    def _place_file(self, name: str, path: Path) -> None:
         target = self._input_folder() / name
-        with self._lock, disk_errors():
+        with self._lock, translate_disk_errors():
             there = target.exists()
-            _moved(path, target)
+            _move(path, target)
             self._held[name] += 1
             if not there:
                 self._fresh.add(name)
@@ -188,7 +188,7 @@ class Uploads:
                             (self._input_folder() / name).unlink()
 
 
-def names(files: Iterable[UploadedFile], owner: str) -> dict[str, str | None]:
+def map_names(files: Iterable[UploadedFile], owner: str) -> dict[str, str | None]:
     """What a prompt may call the files → their stored names; None where two different ones have that name.
 
     A part's field comes before another part's file name.
@@ -204,7 +204,7 @@ def names(files: Iterable[UploadedFile], owner: str) -> dict[str, str | None]:
     return found
 
 
-def rename(
+def rename_inputs(
     graph: Mapping[str, Any],
     stored: Mapping[str, str | None],
     file_inputs: Callable[[str], Mapping[str, Names]],
@@ -213,7 +213,7 @@ def rename(
 
     Args:
         graph: API format, its shape checked; changed in place.
-        stored: see :func:`names`.
+        stored: see :func:`map_names`.
         file_inputs: Host.file_inputs.
 
     Raises:
@@ -236,7 +236,7 @@ def rename(
     return used
 
 
-def _moved(path: Path, target: Path) -> None:
+def _move(path: Path, target: Path) -> None:
     """Over what is there: it has the same bytes, and is as good as new for the janitor."""
     for attempt in range(10):
         try:
@@ -260,7 +260,7 @@ _BAD_NAME = frozenset(
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
+def translate_disk_errors() -> Iterator[None]:
     """What the disk says, as an error of ours."""
     try:
         yield

@@ -32,7 +32,7 @@ from ..events import webhook_rules
 from ..faces.gate import FaceGate
 from ..faces.required import FACE_LOADER
 from ..files import uploads
-from ..files.names import show_as_seen
+from ..files.names import use_owner_names
 from ..files.references import References
 from ..files.uploads import Uploads
 from ..graph import shape
@@ -128,10 +128,10 @@ class Admission:
         if request.files:
             request = self._rename_files(request, prompt)
             await hold.keep(prompt.graph)  # before they come: the janitor may be about to delete one of the same name
-            await stack.enter_async_context(self._uploads.placed(client.owner, request.files))
+            await stack.enter_async_context(self._uploads.place(client.owner, request.files))
         self._policy.check(prompt.graph)
         webhook = self._choose_webhook(prompt.options.webhook, client)
-        moved = await self._references.settle(prompt.graph, client)
+        moved = await self._references.resolve(prompt.graph, client)
         body = _write_body(request, prompt, moved)  # now, because validation changes the prompt as it goes
         await hold.keep(prompt.graph)  # before anything looks at the files that it names
         outputs = await self._rehearse(prompt)
@@ -179,7 +179,7 @@ class Admission:
     def _rename_files(self, request: Submission, prompt: Prompt) -> Submission:
         """Give the request's files their stored names in the prompt, and write its body anew."""
         owner = request.client.owner
-        used = uploads.rename(prompt.graph, uploads.names(request.files, owner), self._host.file_inputs)
+        used = uploads.rename_inputs(prompt.graph, uploads.map_names(request.files, owner), self._host.file_inputs)
         for file in request.files:
             if file.stored_as(owner) not in used:
                 raise InvalidRequestError(
@@ -273,7 +273,7 @@ def _address_refusals(request: Submission, locale: str) -> Iterator[None]:
     except GuardError as error:
         error.locale = locale
         owner = request.client.owner
-        show_as_seen(error, owner, {file.stored_as(owner): file.filename or file.field for file in request.files})
+        use_owner_names(error, owner, {file.stored_as(owner): file.filename or file.field for file in request.files})
         raise
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from ...guard.errors import ArtifactGoneError, BadImageError, ForbiddenError, InvalidRequestError, NotFoundError
-from ...guard.files import pictures
-from ...guard.files.files import Found
-from ...guard.files.names import annotated, is_plain
-from ...guard.files.uploads import UploadedFile, disk_errors
+from ...guard.files import view
+from ...guard.files.files import OwnFile
+from ...guard.files.names import is_plain, split_annotation
+from ...guard.files.uploads import UploadedFile, translate_disk_errors
 from ...guard.job import ROOTS
 from ..about import UPLOAD, About
 from ..form import is_form, received
@@ -63,21 +63,21 @@ async def post_mask(call: Call) -> web.StreamResponse:
         await call.services.files.check_unchanged(call.client, found)
 
         def put_on() -> None:
-            with disk_errors():
-                mask.write_bytes(pictures.masked(found.path, mask))
+            with translate_disk_errors():
+                mask.write_bytes(view.apply_mask(found.path, mask))
 
-        await call.services.files.drawn(put_on)
+        await call.services.files.work_on_pictures(put_on)
         return await _kept(call, upload)
 
 
 # Out. --------------------------------------------------------------------------------------------------------
 
 
-async def _named(call: Call, filename: str, kind: str, subfolder: str) -> Found:
+async def _named(call: Call, filename: str, kind: str, subfolder: str) -> OwnFile:
     """The file behind ComfyUI's three names. Raises NotFoundError, InvalidRequestError, ForbiddenError."""
     if not filename:
         raise NotFoundError("filename is missing.", extra_info={"field": "filename"})
-    shown_as, name = annotated(filename)
+    shown_as, name = split_annotation(filename)
     if name != filename:
         kind = shown_as
     if not is_plain(name):
@@ -91,7 +91,7 @@ async def _named(call: Call, filename: str, kind: str, subfolder: str) -> Found:
     return await call.services.files.find(call.client, kind, f"{subfolder}/{name}" if subfolder else name)
 
 
-async def _opened(call: Call, found: Found) -> OpenFile:
+async def _opened(call: Call, found: OwnFile) -> OpenFile:
     """Raises ArtifactGoneError where the file is no longer what the caller's job made."""
     if found.artifact is not None:
         handle = await call.services.jobs.open_artifact(found.artifact, found.path)
@@ -117,10 +117,10 @@ async def _converted(call: Call, file: OpenFile) -> web.StreamResponse:
 
     def convert() -> tuple[bytes, str]:
         if asked is not None:
-            return pictures.preview(file.handle, asked, channel)
-        return pictures.one_channel(file.handle, channel)
+            return view.encode_preview(file.handle, asked, channel)
+        return view.extract_channel(file.handle, channel)
 
-    body, media_type = await call.services.files.drawn(convert)
+    body, media_type = await call.services.files.work_on_pictures(convert)
     return web.Response(body=body, content_type=media_type, headers=headers)
 
 
@@ -164,7 +164,7 @@ async def _upload(call: Call) -> AsyncIterator[_Upload]:
 
 
 async def _kept(call: Call, upload: _Upload) -> web.StreamResponse:
-    keep, file = call.services.files.keep, upload.file
+    keep, file = call.services.files.save, upload.file
     name = await asyncio.to_thread(
         keep, call.client, file.path, file.filename, upload.type, upload.subfolder, upload.overwrite
     )

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from ...guard.client import LOCAL
-from ...guard.files.names import names_uploads, own_folder
+from ...guard.files.names import mentions_uploads, owner_folder
 from ..about import About
 from ..table import Call, Route, answered
 
@@ -52,8 +52,8 @@ async def get_system_stats(call: Call) -> web.StreamResponse:
 async def _object_info(call: Call, raw: bytes) -> web.StreamResponse:
     if call.client.owner == LOCAL.owner:
         return _as_it_is(raw)
-    folder = own_folder(call.client.owner)
-    own = await call.services.files.uploads(call.client)
+    folder = owner_folder(call.client.owner)
+    own = await call.services.files.list_uploads(call.client)
     return await asyncio.to_thread(lambda: answered(_limited(json.loads(raw), folder, own)))
 
 
@@ -86,7 +86,7 @@ def _chooser(folder: str, added: list[str]) -> Callable[[list[Any]], list[Any]]:
         shown = [
             item.removeprefix(f"{folder}/") if isinstance(item, str) else item
             for item in choices
-            if not isinstance(item, str) or not names_uploads(item) or item.startswith(f"{folder}/")
+            if not isinstance(item, str) or not mentions_uploads(item) or item.startswith(f"{folder}/")
         ]
         return [*shown, *(name for name in added if name not in shown)]
 

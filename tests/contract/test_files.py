@@ -24,7 +24,7 @@ from contract.conftest import PHOTO
 from contract.test_form import form, part
 from PIL import Image
 
-from comfyui_guarded.guard.files.names import FOLDER, folder_of
+from comfyui_guarded.guard.files.names import FOLDER, upload_folder
 from comfyui_guarded.guard.files.uploads import INCOMING
 
 
@@ -98,7 +98,7 @@ async def test_a_client_that_reads_only_the_name_goes_on_working(client, mine):
     job = await mine.run(photo_copy(answer["name"]))
     assert_succeeded(job)
     assert is_negative(await result(mine, job), data)
-    assert (client.base / "input" / folder_of("mine") / "me.png").read_bytes() == data
+    assert (client.base / "input" / upload_folder("mine") / "me.png").read_bytes() == data
     assert not (client.base / "input" / "me.png").exists()
     assert (await view(mine, "me.png", type="input")).content == data
     # It is shown what it has sent, wherever its prompt comes back.
@@ -182,7 +182,7 @@ async def test_an_upload_that_is_no_file_or_too_large_is_refused_and_leaves_noth
         FOLDER,
     ):
         assert_refusal(await upload(mine, fresh(), name), "invalid_request")
-    for subfolder in ("..", "/etc", "a/../../b", FOLDER, f"{FOLDER}/{folder_of('yours')}"):
+    for subfolder in ("..", "/etc", "a/../../b", FOLDER, f"{FOLDER}/{upload_folder('yours')}"):
         assert_refusal(await upload(mine, fresh(), "x.png", subfolder=subfolder), "invalid_request")
     assert_refusal(await upload(mine, fresh(), "x.png", type="models"), "invalid_request")
     assert_refusal(await mine.request("POST", "/guarded/upload/image", raw=b"image=x"), "invalid_request")
@@ -207,7 +207,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(client, mine):
     await client.polled(under_way, bool)
     writer.close()
     await client.polled(under_way, lambda found: not found)
-    assert not (client.base / "input" / folder_of("mine") / "broken.png").exists()
+    assert not (client.base / "input" / upload_folder("mine") / "broken.png").exists()
 
 
 async def test_a_mask_is_laid_on_the_senders_picture(client, mine, yours):
@@ -244,13 +244,13 @@ async def test_a_prompt_names_no_file_that_is_not_its_senders(client, mine, your
     made = theirs["artifacts"][0]["filename"]
     for value in (
         name,
-        f"{folder_of('yours')}/{name}",
-        f"{folder_of('yours').upper()}/{name}",
-        f"./{folder_of('yours')}/{name}",
-        f"x/../{folder_of('yours')}/{name}",
-        f"{folder_of('mine')}/../{folder_of('yours').split('/')[1]}/{name}",
-        f"../input/{folder_of('yours')}/{name}",
-        f"{folder_of('yours')}/{name} [input]",
+        f"{upload_folder('yours')}/{name}",
+        f"{upload_folder('yours').upper()}/{name}",
+        f"./{upload_folder('yours')}/{name}",
+        f"x/../{upload_folder('yours')}/{name}",
+        f"{upload_folder('mine')}/../{upload_folder('yours').split('/')[1]}/{name}",
+        f"../input/{upload_folder('yours')}/{name}",
+        f"{upload_folder('yours')}/{name} [input]",
         f"../output/{made}",
         f"{made} [output]",
         f"none_{made} [output]",
@@ -270,7 +270,7 @@ async def test_a_prompt_names_no_file_that_is_not_its_senders(client, mine, your
 
 
 async def test_a_text_that_leads_into_anothers_folder_is_refused_whatever_input_it_stands_in(client, mine):
-    for words in (f"{folder_of('yours')}/x.png", str(client.base / "output" / "x.png"), f"see {FOLDER}/"):
+    for words in (f"{upload_folder('yours')}/x.png", str(client.base / "output" / "x.png"), f"see {FOLDER}/"):
         graph = {"1": node("FaultText", text=words, seed=0)}
         assert_refusal(await mine.submit(graph), "bad_image")
     for words in ("a guarded castle", "/imagine a cat", "one/two", "photo.png", "../x", "what [output]"):
@@ -292,7 +292,7 @@ async def test_a_prompt_may_go_on_with_what_its_sender_has_made(mine, yours):
 async def test_a_link_among_the_inputs_leads_nowhere_else(client, mine, yours):
     await uploaded(yours, fresh(), "linked.png")
     secret = client.base / "user" / "__guarded" / "keys.json"
-    for number, target in enumerate((secret, client.base / "input" / folder_of("yours") / "linked.png")):
+    for number, target in enumerate((secret, client.base / "input" / upload_folder("yours") / "linked.png")):
         link = client.base / "input" / f"link{number}.png"
         link.symlink_to(target)
         try:
@@ -343,7 +343,7 @@ async def test_the_face_check_takes_an_upload_by_its_name(client, mine, yours):
         refused = assert_refusal(await mine.request("POST", "/guarded/face-check", body), "no_face")
         assert FOLDER not in json.dumps(refused)
         assert_refusal(await yours.request("POST", "/guarded/face-check", body), "bad_image")
-    body = {"image": f"{folder_of('mine')}/{name}"}
+    body = {"image": f"{upload_folder('mine')}/{name}"}
     assert_refusal(await yours.request("POST", "/guarded/face-check", body), "bad_image")
     refused = assert_refusal(await mine.submit(photo_copy(name), guard={"face_check": True}), "no_face")
     assert FOLDER not in json.dumps(refused)
@@ -409,13 +409,13 @@ async def test_view_shows_nothing_outside_and_nothing_that_is_not_the_callers(cl
     name = f"{unique('hidden')}.png"
     await uploaded(yours, fresh(), name)
     (client.base / "output" / "native.png").write_bytes(fresh())
-    folder = folder_of("yours")
+    folder = upload_folder("yours")
     for filename, query, code in (
         (name, {"type": "input"}, "not_found"),
         (name, {"type": "input", "subfolder": folder}, "not_found"),
         (name, {"type": "input", "subfolder": folder.upper()}, "not_found"),
         (name, {"type": "input", "subfolder": f"x/../{folder}"}, "forbidden"),
-        (name, {"type": "input", "subfolder": f"{folder_of('mine')}/../{folder.split('/')[1]}"}, "forbidden"),
+        (name, {"type": "input", "subfolder": f"{upload_folder('mine')}/../{folder.split('/')[1]}"}, "forbidden"),
         ("native.png", {}, "not_found"),
         ("native.png", {"type": "input", "subfolder": "../output"}, "forbidden"),
         ("native.png", {"subfolder": str(client.base / "output")}, "forbidden"),

@@ -7,7 +7,7 @@ import pytest
 from comfyui_guarded.guard.errors import InvalidRequestError
 from comfyui_guarded.guard.faces.check import FaceRules
 from comfyui_guarded.guard.faces.required import REQUIRED_BY, Wanted, loaded, wanted
-from comfyui_guarded.guard.files.names import annotated
+from comfyui_guarded.guard.files.names import split_annotation
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -201,4 +201,4 @@ def test_rules_out_of_range_are_an_invalid_request() -> None:
     ],
 )
 def test_a_name_says_in_which_folder_it_lies(image: str, expected: tuple[str, str]) -> None:
-    assert annotated(image) == expected
+    assert split_annotation(image) == expected

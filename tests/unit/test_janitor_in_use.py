@@ -15,7 +15,7 @@ from unit.janitor import DAY_S, Box, put
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.files.files import Files
-from comfyui_guarded.guard.files.names import folder_of
+from comfyui_guarded.guard.files.names import upload_folder
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.janitor import Janitor
 from comfyui_guarded.guard.janitor.in_use import InUse, collect_names, make_keys
@@ -169,13 +169,13 @@ class TestAdmissionDuringASweep:
         """The prompt says `a.png`; what is stored, and held, is where that lies."""
         host.places = box.folders
         janitor = box.janitor(store)
-        for folder in (folder_of("mine"), folder_of("yours"), "."):
+        for folder in (upload_folder("mine"), upload_folder("yours"), "."):
             put(box.input / folder / "a.png")
         prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
         raw = json.dumps({"prompt": prompt}).encode()
         await _admission(store, host, clock, janitor).admit(Submission(raw, Client("mine", operator=False)))
         await asyncio.to_thread(janitor.sweep, time.time())
-        assert box.left() == {f"input/{folder_of('mine')}/a.png"}
+        assert box.left() == {f"input/{upload_folder('mine')}/a.png"}
 
     async def test_a_job_let_in_after_the_sweep_has_looked_into_the_store_is_safe(
         self, box: Box, store: FailingStore, host: FakeHost, clock: Clock, monkeypatch

@@ -17,9 +17,9 @@ from comfyui_guarded.guard.errors import (
     ServerUnavailableError,
 )
 from comfyui_guarded.guard.files.files import Files
-from comfyui_guarded.guard.files.names import FOLDER, folder_of
+from comfyui_guarded.guard.files.names import FOLDER, upload_folder
 from comfyui_guarded.guard.files.references import References
-from comfyui_guarded.guard.files.uploads import UploadedFile, names, rename
+from comfyui_guarded.guard.files.uploads import UploadedFile, map_names, rename_inputs
 from comfyui_guarded.guard.host import Folders, Refusal, Rehearsal
 from comfyui_guarded.guard.janitor.in_use import InUse, make_keys
 from comfyui_guarded.guard.life.health import Health
@@ -56,9 +56,9 @@ class Door:
         )
 
     def file(self, data=PNG, field="photo", filename="me.png") -> UploadedFile:
-        incoming = self.uploads.incoming(field, filename)
+        incoming = self.uploads.start_file(field, filename)
         incoming.write(data)
-        return incoming.received()
+        return incoming.finish()
 
     async def admit(self, *files, client=BOT, key=None, **body):
         return await self.admission.admit(Submission(raw(**body), client, key, files=files))
@@ -87,7 +87,7 @@ def door(store, clock, tmp_path):
 
 def test_every_owner_has_a_folder_of_its_own_that_any_file_system_can_have():
     owners = ["local", "bot", "BOT", "bot a", "bot-a", "бот", "", "../..", "a" * 500, "con", "x/y", "\x00"]
-    folders = [folder_of(owner) for owner in owners]
+    folders = [upload_folder(owner) for owner in owners]
     assert len(set(folders)) == len(owners)
     for folder in folders:
         assert folder.startswith(f"{FOLDER}/")
@@ -113,33 +113,33 @@ def test_every_owner_has_a_folder_of_its_own_that_any_file_system_can_have():
 def test_a_file_is_named_by_its_bytes_and_never_by_a_suffix_that_no_picture_has(door, data, filename, suffix):
     file = door.file(data, filename=filename)
     assert file.suffix == suffix
-    assert file.stored_as("bot") == f"{folder_of('bot')}/{file.sha256}{suffix}"
+    assert file.stored_as("bot") == f"{upload_folder('bot')}/{file.sha256}{suffix}"
 
 
 def test_a_prompt_may_name_a_file_by_its_field_or_by_its_own_name(door):
     one, two = door.file(b"one", "a", "me.png"), door.file(b"two", "b", "you.png")
-    stored = names([one, two], "bot")
+    stored = map_names([one, two], "bot")
     assert {name: stored[name] for name in ("a", "me.png")} == dict.fromkeys(("a", "me.png"), one.stored_as("bot"))
     assert {name: stored[name] for name in ("b", "you.png")} == dict.fromkeys(("b", "you.png"), two.stored_as("bot"))
 
 
 def test_a_name_that_two_different_files_have_is_refused_only_where_the_prompt_uses_it(door):
     one, two = door.file(b"one", "a", "photo.jpg"), door.file(b"two", "b", "photo.jpg")
-    stored = names([one, two], "bot")
+    stored = map_names([one, two], "bot")
     assert stored["photo.jpg"] is None
     takes = FakeHost().file_inputs
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "a"}}}
-    assert rename(graph, stored, takes) == {one.stored_as("bot")}
+    assert rename_inputs(graph, stored, takes) == {one.stored_as("bot")}
     with pytest.raises(InvalidRequestError):
-        rename({"1": {"class_type": "LoadImage", "inputs": {"image": "photo.jpg"}}}, stored, takes)
-    same = names([one, door.file(b"one", "b", "photo.jpg")], "bot")
+        rename_inputs({"1": {"class_type": "LoadImage", "inputs": {"image": "photo.jpg"}}}, stored, takes)
+    same = map_names([one, door.file(b"one", "b", "photo.jpg")], "bot")
     assert same["photo.jpg"] == one.stored_as("bot")
 
 
 def test_a_field_comes_before_another_parts_file_name(door):
     one, two = door.file(b"one", "photo.png", "x.png"), door.file(b"two", "b", "photo.png")
-    assert names([one, two], "bot")["photo.png"] == one.stored_as("bot")
-    assert names([two, one], "bot")["photo.png"] == one.stored_as("bot")
+    assert map_names([one, two], "bot")["photo.png"] == one.stored_as("bot")
+    assert map_names([two, one], "bot")["photo.png"] == one.stored_as("bot")
 
 
 # The way in. ------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ async def test_what_the_host_refuses_is_told_in_the_language_of_the_request_and_
 
 
 def test_a_file_over_the_limit_is_refused_as_it_comes(door):
-    incoming = door.uploads.incoming("photo", "me.png")
+    incoming = door.uploads.start_file("photo", "me.png")
     incoming.write(b"x" * 4096)
     with pytest.raises(PayloadTooLargeError) as caught:
         incoming.write(b"x")

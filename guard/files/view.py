@@ -19,7 +19,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @contextmanager
-def _opened(source: IO[bytes] | Path) -> Iterator[Image.Image]:
+def _open(source: IO[bytes] | Path) -> Iterator[Image.Image]:
     """Raises BadImageError, also for what goes wrong inside the block: Pillow decodes late."""
     try:
         with Image.open(source, formats=_FORMATS) as image:
@@ -30,7 +30,7 @@ def _opened(source: IO[bytes] | Path) -> Iterator[Image.Image]:
         raise BadImageError("The file cannot be shown as a picture.") from None
 
 
-def preview(source: IO[bytes], asked: str, channel: str) -> tuple[bytes, str]:
+def encode_preview(source: IO[bytes], asked: str, channel: str) -> tuple[bytes, str]:
     """The whole picture in a smaller format: `webp` or `jpeg`, with `;quality` behind. (bytes, media type)
 
     Raises:
@@ -40,34 +40,34 @@ def preview(source: IO[bytes], asked: str, channel: str) -> tuple[bytes, str]:
     if kind not in ("webp", "jpeg") or "a" in channel:
         kind = "webp"
     quality = min(max(int(rest[-1]), 1), 100) if rest and rest[-1].isascii() and rest[-1].isdigit() else 90
-    with _opened(source) as image:
+    with _open(source) as image:
         transparent = "A" in image.getbands() or "transparency" in image.info
         mode = "RGBA" if transparent and kind == "webp" and channel != "rgb" else "RGB"
-        return _encoded(image.convert(mode), kind, quality=quality)
+        return _encode(image.convert(mode), kind, quality=quality)
 
 
-def one_channel(source: IO[bytes], channel: str) -> tuple[bytes, str]:
+def extract_channel(source: IO[bytes], channel: str) -> tuple[bytes, str]:
     """A PNG of the colours (`rgb`), or of the opacity alone (`a`). (bytes, media type)
 
     Raises:
         BadImageError: it is no picture, or too large.
     """
-    with _opened(source) as image:
+    with _open(source) as image:
         if channel == "rgb":
-            return _encoded(image.convert("RGB"), "png")
+            return _encode(image.convert("RGB"), "png")
         alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
         shown = Image.new("RGBA", image.size)
         shown.putalpha(alpha)
-        return _encoded(shown, "png")
+        return _encode(shown, "png")
 
 
-def masked(original: Path, opacity: Path) -> bytes:
+def apply_mask(original: Path, opacity: Path) -> bytes:
     """`original` as PNG with the opacity of another picture of its size, and its own texts.
 
     Raises:
         BadImageError: either is no picture or too large, or their sizes differ.
     """
-    with _opened(original) as image, _opened(opacity) as layer:
+    with _open(original) as image, _open(opacity) as layer:
         texts = PngImagePlugin.PngInfo()
         for name, text in getattr(image, "text", {}).items():
             texts.add_text(name, text)
@@ -78,7 +78,7 @@ def masked(original: Path, opacity: Path) -> bytes:
         return buffer.getvalue()
 
 
-def _encoded(image: Image.Image, kind: str, **options: int) -> tuple[bytes, str]:
+def _encode(image: Image.Image, kind: str, **options: int) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     image.save(buffer, format=kind.upper(), **options)
     return buffer.getvalue(), f"image/{kind}"
