@@ -4,37 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from typing_extensions import TypedDict
+from .bodies import SweepBody, TallyBody
 
 #: Paths and errors that a report quotes.
 SAMPLES = 20
-
-
-class TallyBody(TypedDict):
-    """Files, and their bytes together."""
-
-    files: int
-    bytes: int
-
-
-class SweepBody(TypedDict):
-    """What one sweep did; with `dry_run`, what it would have done."""
-
-    started_at_ms: int
-    duration_s: float
-    dry_run: bool
-    files: int
-    bytes: int
-    folders: int
-    jobs: int
-    deleted: dict[str, TallyBody]
-    oldest: TallyBody
-    kept: dict[str, TallyBody]
-    skipped: int
-    vanished: int
-    errors: int
-    error_samples: list[str]
-    samples: list[str]
 
 
 @dataclass

@@ -12,17 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from typing_extensions import TypedDict
-
 from ..clock import Clock
 from ..errors import DiskFullError, GuardError, ServerUnavailableError
 from ..host import Folders
 from ..settings import JanitorSettings
+from .bodies import CountBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
 from .disk import disks
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
-from .report import Report, SweepBody, Tally
+from .report import Report, Tally
 from .rules import Rules, absolute_roots
 from .sweep import Records, Stopped, Sweep
 
@@ -41,54 +40,6 @@ COUNT_AGAIN_S = 300.0
 COUNT_SHARE = 0.01
 #: Sweeps remembered.
 HISTORY = 20
-
-
-class DiskBody(TypedDict):
-    """A disk: `full` lets no job in, `short` deletes the oldest files first."""
-
-    path: str
-    total_bytes: int
-    free_bytes: int
-    state: Literal["ok", "short", "full"]
-
-
-class SweepTotals(TypedDict):
-    """What the sweeps since the start have done together."""
-
-    sweeps: int
-    files: int
-    bytes: int
-    jobs: int
-    errors: int
-
-
-class JanitorBody(TypedDict):
-    """How the janitor stands; `sweeps` are the last ones, newest first."""
-
-    enabled: bool
-    sweeping: bool
-    first_start_ms: int
-    adopted: bool
-    next_sweep_at_ms: int | None
-    disks: list[DiskBody]
-    totals: SweepTotals
-    sweeps: list[SweepBody]
-
-
-class _RoomBody(TypedDict):
-    total_bytes: int
-    free_bytes: int
-
-
-class _CountBody(TypedDict):
-    files: int | None
-    bytes: int | None
-    would_free_files: int | None
-    would_free_bytes: int | None
-
-
-class RootBody(_RoomBody, _CountBody):
-    """A root: its disk, its files, and what the next sweep would free by age. Null until the files are counted."""
 
 
 class Janitor:
@@ -123,8 +74,8 @@ class Janitor:
         self._reports: deque[Report] = deque(maxlen=HISTORY)
         self._totals: SweepTotals = {"sweeps": 0, "files": 0, "bytes": 0, "jobs": 0, "errors": 0}
         self._disks: list[DiskBody] = []
-        self._room: dict[str, _RoomBody] = {}
-        self._counted: dict[str, _CountBody] = {}
+        self._room: dict[str, RoomBody] = {}
+        self._counted: dict[str, CountBody] = {}
         self._existing: tuple[int, int] | None = None
         self._count_wanted = False
         self._count_due_s = float("-inf")
@@ -195,7 +146,7 @@ class Janitor:
         The files are counted once somebody asks, and again after some minutes; until then they are None.
         """
         self._count_wanted = True
-        unknown: _CountBody = {"files": None, "bytes": None, "would_free_files": None, "would_free_bytes": None}
+        unknown: CountBody = {"files": None, "bytes": None, "would_free_files": None, "would_free_bytes": None}
         counted = self._counted
         return {root: {**room, **counted.get(root, unknown)} for root, room in self._room.items()}
 
@@ -376,8 +327,8 @@ class Janitor:
                 self._asked.popleft()[1].set_exception(_ended())
 
 
-def _room(places: Folders) -> dict[str, _RoomBody]:
-    room: dict[str, _RoomBody] = {}
+def _room(places: Folders) -> dict[str, RoomBody]:
+    room: dict[str, RoomBody] = {}
     for name, path in places.roots().items():
         for disk in disks([path] if path is not None else []):
             with suppress(OSError):

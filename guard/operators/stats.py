@@ -16,7 +16,7 @@ from ..client import Client
 from ..clock import Clock
 from ..host import Host
 from ..janitor import Janitor
-from ..janitor.thread import RootBody
+from ..janitor.bodies import RootBody
 from ..job import JobState
 from ..life.health import AlarmBody, Health
 from ..life.watchdog import Watchdog
