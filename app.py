@@ -99,7 +99,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     metrics = Metrics()
     secrets = Secrets()
     client_ids = ClientIds.load(own)
-    estimates = Estimates(clock, store.recent_runs(KINDS).result())
+    estimates = Estimates(clock, store.list_recent_runs(KINDS).result())
     health = Health(host, store)
     settler = Settler(store, host, secrets, client_ids)
     process = Process(store.close)

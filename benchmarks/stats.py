@@ -59,7 +59,7 @@ async def _compared(base: Path, options: argparse.Namespace) -> None:
             answers, owners, watchdog = rows[name]
             answers.append(await _timed(stats[name].body(LOCAL)))
             owners.append(await _timed(stats[name].body(Client("bot-a", operator=False))))
-            watchdog.append(await _timed(wrap_future(store.overdue(clock.now_ms() - WEEK_MS))))
+            watchdog.append(await _timed(wrap_future(store.list_overdue(clock.now_ms() - WEEK_MS))))
     print(f"{'':44} {'empty':>10} {'full':>10}")
     for label, number in (
         ("the first answer after a start, ms", 0),

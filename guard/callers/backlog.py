@@ -44,7 +44,7 @@ class Backlog:
         self._settler = settler
         self._jobs = jobs
         #: First come first; changed on the store's thread alone.
-        self._open = {job.job_id: job for job in reversed(store.jobs(None, OPEN, 2**31).result())}
+        self._open = {job.job_id: job for job in reversed(store.list_jobs(None, OPEN, 2**31).result())}
         #: Of open jobs, with the sizes of their bodies, and these together.
         self._rows: dict[str, tuple[list[Any], int]] = {}
         self._bytes = 0
@@ -100,7 +100,7 @@ class Backlog:
         if job_id in self._going or None in self._going:
             return None
         try:
-            entry = self._store.entry(job_id).result(BODY_S)
+            entry = self._store.find_entry(job_id).result(BODY_S)
         except (GuardError, FutureTimeoutError) as error:
             log.warning("job %s cannot be shown in ComfyUI's history: %r", job_id, error)
             return None
@@ -116,7 +116,7 @@ class Backlog:
     def _read(self, job_id: str) -> list[Any] | None:
         """None where it cannot be read, or does not wait any more."""
         try:
-            entry = self._store.entry(job_id).result(BODY_S)
+            entry = self._store.find_entry(job_id).result(BODY_S)
         except (GuardError, FutureTimeoutError) as error:
             log.warning("job %s cannot be shown whole in ComfyUI's queue: %r", job_id, error)
             return None

@@ -81,7 +81,7 @@ class Jobs:
     async def page(
         self, client: Client, states: frozenset[JobState] | None, limit: int, before: int | None
     ) -> list[Job]:
-        return await wrap_future(self._store.jobs(client.sees_only, states, limit, before))
+        return await wrap_future(self._store.list_jobs(client.sees_only, states, limit, before))
 
     async def cancel(self, job: Job) -> Job:
         """Cancel it, unless it has ended; done once that is durable."""
@@ -92,7 +92,7 @@ class Jobs:
         """The client has got that file. Where it is the job's owner, the janitor need not keep it any longer."""
         if client.owner == job.owner:
             try:
-                await wrap_future(self._store.fetched(job.job_id, artifact.index))
+                await wrap_future(self._store.mark_fetched(job.job_id, artifact.index))
             except GuardError as error:
                 log.warning(
                     "job %s: that artifact %d was fetched is not on disk: %s", job.job_id, artifact.index, error
@@ -109,7 +109,7 @@ class Jobs:
 
     async def body(self, job: Job, locale: str | None = None) -> JobBody:
         """The job as JSON; a waiting one with its position."""
-        waiting = await wrap_future(self._store.waiting(job.job_id)) if job.state is JobState.QUEUED else None
+        waiting = await wrap_future(self._store.locate(job.job_id)) if job.state is JobState.QUEUED else None
         return self.describe(job, waiting, locale)
 
     def describe(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> JobBody:
@@ -143,16 +143,16 @@ class Jobs:
 
     def remaining(self, client: Client) -> int:
         """How many of the caller's jobs have not settled."""
-        return self._store.open(client.sees_only)
+        return self._store.count_open(client.sees_only)
 
     async def queue(self, client: Client) -> as_comfyui.QueueBody:
         """The caller's open jobs as ComfyUI's `/queue`, first come first."""
-        entries = await wrap_future(self._store.queue(client.sees_only))
+        entries = await wrap_future(self._store.list_queue(client.sees_only))
         return await asyncio.to_thread(as_comfyui.queue, entries)
 
     async def history(self, client: Client, limit: int, offset: int | None) -> dict[str, as_comfyui.HistoryEntry]:
         """The caller's settled jobs as ComfyUI's `/history`: from `offset` on, first settled first, or the last."""
-        entries = await wrap_future(self._store.history(client.sees_only, limit, offset))
+        entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
         return await asyncio.to_thread(lambda: {entry.job.job_id: self._history_entry(entry) for entry in entries})
 
     async def history_of(self, job_id: str, client: Client) -> dict[str, as_comfyui.HistoryEntry]:
@@ -162,7 +162,7 @@ class Jobs:
 
     async def listing(self, client: Client, asked: Listing) -> tuple[list[as_comfyui.ListedJob], int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
-        page = await wrap_future(self._store.listing(client.sees_only, asked))
+        page = await wrap_future(self._store.find_page(client.sees_only, asked))
         return await asyncio.to_thread(lambda: [as_comfyui.item(*found) for found in page.jobs]), page.total
 
     async def listing_of(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
@@ -192,7 +192,7 @@ class Jobs:
     async def _open(self, client: Client, job_ids: list[str] | None) -> list[Job]:
         """The caller's jobs that have not settled; all of them only of its own, also for an operator."""
         if job_ids is None:
-            return await wrap_future(self._store.jobs(client.owner, OPEN, self._at_most_open))
+            return await wrap_future(self._store.list_jobs(client.owner, OPEN, self._at_most_open))
         found = [await wrap_future(self._store.get(job_id)) for job_id in job_ids]
         return [job for job in found if job is not None and client.may_see(job.owner) and not job.state.settled]
 
@@ -201,7 +201,7 @@ class Jobs:
         return self._settings.queue.max_queued + self._settings.queue.max_jobs
 
     async def _entry(self, job_id: str, client: Client) -> Entry | None:
-        entry = await wrap_future(self._store.entry(job_id))
+        entry = await wrap_future(self._store.find_entry(job_id))
         return entry if entry is not None and client.may_see(entry.job.owner) else None
 
     def _history_entry(self, entry: Entry) -> as_comfyui.HistoryEntry:

@@ -92,7 +92,7 @@ class Positions:
         for job_id in self._asked:
             self._told.pop(job_id, None)
         self._asked.clear()
-        standings = await wrap_future(self._store.line())
+        standings = await wrap_future(self._store.list_standings())
         running = self._store.leased
         moved = await asyncio.to_thread(self._moved, standings)
         for standing, position, eta_s in moved:

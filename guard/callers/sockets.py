@@ -155,7 +155,7 @@ class Sockets:
         since_ms = self._clock.now_ms() - MISSED_FOR_MS
         try:
             jobs = await wrap_future(
-                self._store.missed(socket.client.owner, socket.client_id, since_ms, MISSED_AT_MOST)
+                self._store.list_missed(socket.client.owner, socket.client_id, since_ms, MISSED_AT_MOST)
             )
         except GuardError as error:
             log.warning("what a websocket has missed cannot be read: %s", error)
@@ -225,7 +225,7 @@ class Sockets:
                 if (error := heard.exception()) is not None:
                     log.warning("that job %s was heard of is not on disk: %s", job_id, error, extra={"job_id": job_id})
 
-            self._store.heard(job_id).add_done_callback(done)
+            self._store.mark_heard(job_id).add_done_callback(done)
 
     def changed(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
@@ -303,7 +303,7 @@ class Sockets:
         socket.say("status", _status(remaining))
 
     def _remaining(self, client: Client) -> int:
-        return self._store.open(client.sees_only)
+        return self._store.count_open(client.sees_only)
 
 
 def _status(remaining: int) -> dict[str, Any]:

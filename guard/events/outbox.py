@@ -103,7 +103,7 @@ class Outbox:
     ) -> tuple[list[Delivery], float | None]:
         """Deliveries to try now, and in how many seconds the next one will be due (None: not by itself)."""
         now_ms = self._clock.now_ms()
-        due = await wrap_future(self._store.due_deliveries(now_ms, limit, under_way=under_way, full=full))
+        due = await wrap_future(self._store.find_due_deliveries(now_ms, limit, under_way=under_way, full=full))
         return due.deliveries, None if due.next_at_ms is None else max(due.next_at_ms - now_ms, 0) / 1000
 
     def sign(self, delivery: Delivery) -> Mapping[str, str]:
@@ -129,7 +129,7 @@ class Outbox:
         else:
             state = DeliveryState.PENDING
         await wrap_future(
-            self._store.attempted(delivery.number, state, next_at_ms or now_ms, attempt.status, attempt.error)
+            self._store.record_attempt(delivery.number, state, next_at_ms or now_ms, attempt.status, attempt.error)
         )
         if state is DeliveryState.DEAD:
             why = attempt.error or "?"
@@ -146,7 +146,7 @@ class Outbox:
         self, client: Client, states: frozenset[DeliveryState], limit: int, before: int | None
     ) -> list[Delivery]:
         """The client's deliveries in those states, newest first; everybody's, for an operator."""
-        return await wrap_future(self._store.deliveries(client.sees_only, states, limit, before))
+        return await wrap_future(self._store.list_deliveries(client.sees_only, states, limit, before))
 
     async def redeliver(self, webhook_id: str, client: Client) -> Delivery:
         """Try it again from now on, under its old id, whatever has become of it.

@@ -152,7 +152,7 @@ class Events:
 
     async def head(self) -> int:
         """The number of the last state that there is. Raises GuardError where the store cannot be read."""
-        return (await wrap_future(self._store.changes(2**53))).head
+        return (await wrap_future(self._store.read_changes(2**53))).head
 
     def _close(self, subscription: Subscription) -> None:
         group = self._group(subscription)
@@ -346,7 +346,7 @@ class Subscription:
 
     async def _from_store(self) -> list[Event]:
         """The next part of what the reader is owed."""
-        changes = await wrap_future(self._store.changes(self._seen, owner=self.owner, job_id=self.job_id))
+        changes = await wrap_future(self._store.read_changes(self._seen, owner=self.owner, job_id=self.job_id))
         if self._seen > changes.head:
             self._seen = 0  # a number from another database: this one was begun anew
             return []

@@ -139,7 +139,7 @@ class Files:
         path = await asyncio.to_thread(self._below, kind, name, False)
         if path is None:
             return None
-        made = await wrap_future(self._store.made(kind, name))
+        made = await wrap_future(self._store.find_maker(kind, name))
         if made is not None and (client.operator or made[0].owner == client.owner):
             job, index = made
             return OwnFile(path, annotate(kind, name), job, job.result.artifacts[index])

@@ -45,10 +45,10 @@ STORE_WAIT_S = 30.0
 class Records(Protocol):
     """What a sweep asks of the job store: see :class:`guard.store.Store`."""
 
-    def open_numbers(self) -> Future[list[int]]: ...
-    def bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]: ...
-    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]: ...
-    def unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]: ...
+    def list_open_numbers(self) -> Future[list[int]]: ...
+    def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]: ...
+    def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]: ...
+    def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]: ...
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]: ...
 
 
@@ -120,11 +120,11 @@ class Sweep:
             self._unread = {}
             return
         # From now on there can only be more of files that are too young to go.
-        self._unread = _answer(self._records.all_unread(self._unread_since_ms, UNREAD_AT_HAND))
-        numbers = _answer(self._records.open_numbers())
+        self._unread = _answer(self._records.list_unread(self._unread_since_ms, UNREAD_AT_HAND))
+        numbers = _answer(self._records.list_open_numbers())
         while numbers:
             self._check_stopped()
-            bodies, dealt = _answer(self._records.bodies(numbers[:1000]))
+            bodies, dealt = _answer(self._records.read_bodies(numbers[:1000]))
             for body in bodies:
                 self._in_use.add_stored(body)
             numbers = numbers[dealt:] if dealt else []
@@ -140,7 +140,7 @@ class Sweep:
                 if self._unread is not None:
                     unread |= self._unread.get(kind, frozenset()).intersection(paths)
                 elif self._records is not None:
-                    unread |= _answer(self._records.unread(kind, paths, self._unread_since_ms))
+                    unread |= _answer(self._records.select_unread(kind, paths, self._unread_since_ms))
         return unread
 
     # Walking. ------------------------------------------------------------------------------------------------

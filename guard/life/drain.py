@@ -39,5 +39,5 @@ class Drain:
         """Begin, and return when no job holds a slot any more, or after `grace_s`."""
         self.begin()
         ends_s = time.monotonic() + grace_s
-        while time.monotonic() < ends_s and self._store.counts().result(grace_s).leased:
+        while time.monotonic() < ends_s and self._store.count_jobs().result(grace_s).leased:
             time.sleep(_LOOK_S)

@@ -242,7 +242,7 @@ class Watchdog:
         if self._looking is not None and not self._looking.done():
             return
         timeout_s = self._settings.queue.timeout_s
-        self._looking = self._store.overdue(self._clock.now_ms() - int(timeout_s * 1000))
+        self._looking = self._store.list_overdue(self._clock.now_ms() - int(timeout_s * 1000))
         self._looking.add_done_callback(self._overdue)
 
     def _overdue(self, done: Future[list[Job]]) -> None:

@@ -162,9 +162,9 @@ class Stats:
     async def _figures(self, owner: str | None) -> StatsBody:
         now_ms = self._clock.now_ms()
         windows, chart = await self._ended(now_ms)
-        counts = await wrap_future(self._store.counts(owner))
+        counts = await wrap_future(self._store.count_jobs(owner))
         since_ms = now_ms - max(WINDOWS_MS.values())
-        runs = await wrap_future(self._store.template_runs_ms(owner, RECENT_JOBS, since_ms))
+        runs = await wrap_future(self._store.list_template_runs_ms(owner, RECENT_JOBS, since_ms))
         return {
             "now_ms": now_ms,
             "windows": {name: window(_of(owner, pieces)) for name, pieces in windows.items()},
@@ -174,7 +174,9 @@ class Stats:
         }
 
     async def _with_machine(self, figures: StatsBody) -> StatsBody:
-        running = await wrap_future(self._store.jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1))
+        running = await wrap_future(
+            self._store.list_jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1)
+        )
         gpu = self._gpus.ours
         return {
             **figures,
@@ -223,7 +225,7 @@ class Stats:
 
     async def _count(self, from_ms: int, before_ms: int) -> Owners:
         owners: Owners = {None: {}}
-        for one in await wrap_future(self._store.ended(from_ms, before_ms)):
+        for one in await wrap_future(self._store.count_endings(from_ms, before_ms)):
             tally = Tally(one.jobs, one.runs, one.run_ms)
             owners.setdefault(one.owner, {})[one.code] = tally
             owners[None][one.code] = owners[None].get(one.code, Tally()) + tally

@@ -78,10 +78,10 @@ class Line:
     def queued(self) -> int:
         return sum(turn.queued for turn in list(self.turns.values()))
 
-    def queued_of(self, owner: str) -> int:
+    def count_queued(self, owner: str) -> int:
         return self.turns.get(owner, Turn()).queued
 
-    def open(self, owner: str | None) -> int:
+    def count_open(self, owner: str | None) -> int:
         """How many of the owner's jobs (None: everybody's) have not ended."""
         turns = list(self.turns.values()) if owner is None else [self.turns.get(owner, Turn())]
         return sum(turn.queued + turn.begun for turn in turns)
@@ -126,7 +126,7 @@ class Line:
     def locate(self, db: sqlite3.Connection, job: Job) -> Waiting:
         """Where a queued job stands if every owner goes on taking turns."""
         last = job.number == self.number and not self.reordered
-        queued = self.queued_of(job.owner)
+        queued = self.count_queued(job.owner)
         # A reader's view of the table may be a commit older than the line.
         ahead = self.ahead(job.owner, max(queued - 1 - (0 if last else _count_behind(db, job)), 0))
         count = sum(ahead.values())

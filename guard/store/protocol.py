@@ -33,14 +33,14 @@ class Store(Protocol):
     def queued(self) -> int:
         """How many jobs waited at the last commit; costs nothing."""
 
-    def queued_of(self, owner: str) -> int:
+    def count_queued(self, owner: str) -> int:
         """How many of the owner's jobs wait, about; costs nothing."""
 
     @property
     def leased(self) -> int:
         """How many slots were taken at the last commit; costs nothing."""
 
-    def open(self, owner: str | None) -> int:
+    def count_open(self, owner: str | None) -> int:
         """How many of the owner's jobs (None: everybody's) have not settled, as of about now; costs nothing."""
 
     def on_change(self, listener: Callable[[Job], None]) -> None:
@@ -85,15 +85,15 @@ class Store(Protocol):
 
     def get(self, job_id: str) -> Future[Job | None]: ...
 
-    def waiting(self, job_id: str) -> Future[Waiting | None]:
+    def locate(self, job_id: str) -> Future[Waiting | None]:
         """Where a queued job stands; None where it is not queued."""
 
-    def jobs(
+    def list_jobs(
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
         """Jobs, newest first; `before` is the `number` to go on from."""
 
-    def changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
+    def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
         """What has happened behind the change of that number, to one owner's jobs, to one job, or to all.
 
         Not all at once where that is much: go on from `up_to`.
@@ -101,63 +101,63 @@ class Store(Protocol):
 
     # What the facade shows as ComfyUI's. `owner` None: everybody's. ------------------------------------------
 
-    def entry(self, job_id: str) -> Future[Entry | None]:
+    def find_entry(self, job_id: str) -> Future[Entry | None]:
         """The job, unless it is hidden."""
 
-    def queue(self, owner: str | None) -> Future[list[Entry]]:
+    def list_queue(self, owner: str | None) -> Future[list[Entry]]:
         """The owner's jobs that have not settled, first come first. Where their bodies are too much together, the
         last ones come with an empty object as theirs; so it is in the history, with the earliest ones."""
 
-    def history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
+    def list_history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
         """The owner's settled jobs that are not hidden, first settled first: from `offset` on, or the last ones."""
 
-    def listing(self, owner: str | None, asked: Listing) -> Future[Page]:
+    def find_page(self, owner: str | None, asked: Listing) -> Future[Page]:
         """The owner's jobs that are not hidden."""
 
     def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]:
         """Take the owner's settled jobs (None: all of them) out of history and listing."""
 
-    def made(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
+    def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
         """The last job that made a file of that name (below the root `kind`, with slashes), and which artifact."""
 
-    def overdue(self, created_before_ms: int) -> Future[list[Job]]:
+    def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
         """Queued and dispatched jobs that were admitted before that time."""
 
-    def line(self) -> Future[list[Standing]]:
+    def list_standings(self) -> Future[list[Standing]]:
         """All queued jobs, next one first, if every owner goes on taking turns."""
 
-    def recent_runs(self, limit: int) -> Future[list[Run]]:
+    def list_recent_runs(self, limit: int) -> Future[list[Run]]:
         """The last `limit` successes, oldest first."""
 
-    def counts(self, owner: str | None = None) -> Future[Counts]:
+    def count_jobs(self, owner: str | None = None) -> Future[Counts]:
         """Of everybody's jobs, or of one owner's."""
 
-    def ended(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
+    def count_endings(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
         """What ended in that time. Ask for an hour or so at a time: others wait for the reader meanwhile."""
 
-    def template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
+    def list_template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
         """(template, run time) of the successes since then among the last `limit` jobs, newest first."""
 
-    def missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
-        """The client id's jobs that settled after `since_ms` without `heard`: the last `limit`, oldest first."""
+    def list_missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
+        """The client id's jobs that settled after `since_ms` without `mark_heard`: the last `limit`, oldest first."""
 
-    def heard(self, job_id: str) -> Future[None]:
+    def mark_heard(self, job_id: str) -> Future[None]:
         """A websocket of the job's client id has been sent the verdict."""
 
     # The outbox of webhooks: a change of state that somebody wants to hear of puts its delivery in, in one commit. ----
 
-    def due_deliveries(
+    def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
     ) -> Future[Due]:
         """Up to `limit` deliveries to try: of each job the first one only, none of the numbers `under_way`, and none
         for the targets in `full`."""
 
-    def attempted(
+    def record_attempt(
         self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
     ) -> Future[None]:
         """An attempt has ended; the delivery is now in `state`."""
 
-    def deliveries(
+    def list_deliveries(
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
     ) -> Future[list[Delivery]]:
         """Deliveries, newest first; `before` is the `number` to go on from."""
@@ -167,20 +167,20 @@ class Store(Protocol):
 
     # What the janitor asks. ----------------------------------------------------------------------------------
 
-    def open_numbers(self) -> Future[list[int]]:
+    def list_open_numbers(self) -> Future[list[int]]:
         """The numbers of all jobs that have not settled."""
 
-    def bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
+    def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
         """The bodies of the first few of `numbers` (some MiB together), and how many numbers that dealt with."""
 
-    def fetched(self, job_id: str, artifact: int) -> Future[None]:
+    def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
         """The owner has got that result file."""
 
-    def unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
+    def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
         """Which of the files (paths below the root `kind`, with slashes) belong to a job that succeeded after
         `since_ms` and whose owner has not fetched them."""
 
-    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
+    def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
         """All such files by root; None where there are more than `at_most`."""
 
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:

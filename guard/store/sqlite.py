@@ -61,15 +61,15 @@ class SqliteStore(Store):
     def queued(self) -> int:
         return self._queued
 
-    def queued_of(self, owner: str) -> int:
-        return self._transitions.line.queued_of(owner)
+    def count_queued(self, owner: str) -> int:
+        return self._transitions.line.count_queued(owner)
 
     @property
     def leased(self) -> int:
         return self._leased
 
-    def open(self, owner: str | None) -> int:
-        return self._transitions.line.open(owner)
+    def count_open(self, owner: str | None) -> int:
+        return self._transitions.line.count_open(owner)
 
     def on_change(self, listener: Callable[[Job], None]) -> None:
         self._listeners.append(listener)
@@ -121,16 +121,16 @@ class SqliteStore(Store):
     def release(self, job_id: str) -> Future[None]:
         return self._engine.write(lambda db: self._transitions.release(db, job_id))
 
-    def fetched(self, job_id: str, artifact: int) -> Future[None]:
+    def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
         return self._engine.write(lambda db: result_files.mark_fetched(db, job_id, artifact))
 
-    def heard(self, job_id: str) -> Future[None]:
+    def mark_heard(self, job_id: str) -> Future[None]:
         def operation(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM unheard WHERE job_id = ?", (job_id,))
 
         return self._engine.write(operation)
 
-    def attempted(
+    def record_attempt(
         self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
     ) -> Future[None]:
         return self._engine.write(
@@ -176,7 +176,7 @@ class SqliteStore(Store):
     def get(self, job_id: str) -> Future[Job | None]:
         return self._engine.read(lambda db: find_job(db, job_id))
 
-    def waiting(self, job_id: str) -> Future[Waiting | None]:
+    def locate(self, job_id: str) -> Future[Waiting | None]:
         def operation(db: sqlite3.Connection) -> Waiting | None:
             job = find_job(db, job_id)
             is_queued = job is not None and job.state is JobState.QUEUED
@@ -184,70 +184,70 @@ class SqliteStore(Store):
 
         return self._engine.read(operation)
 
-    def jobs(
+    def list_jobs(
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
         return self._engine.read(lambda db: queries.list_jobs(db, owner, states, limit, before))
 
-    def missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
+    def list_missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
         return self._engine.read(lambda db: queries.list_missed(db, owner, client_id, since_ms, limit))
 
-    def changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
+    def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
         return self._engine.read(lambda db: queries.read_changes(db, after, owner, job_id))
 
-    def entry(self, job_id: str) -> Future[Entry | None]:
+    def find_entry(self, job_id: str) -> Future[Entry | None]:
         return self._engine.read(lambda db: queries.find_entry(db, job_id))
 
-    def queue(self, owner: str | None) -> Future[list[Entry]]:
+    def list_queue(self, owner: str | None) -> Future[list[Entry]]:
         return self._engine.read(lambda db: queries.list_queue(db, owner))
 
-    def history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
+    def list_history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
         return self._engine.read(lambda db: queries.list_history(db, owner, limit, offset))
 
-    def listing(self, owner: str | None, asked: Listing) -> Future[Page]:
+    def find_page(self, owner: str | None, asked: Listing) -> Future[Page]:
         return self._engine.read(lambda db: queries.find_page(db, owner, asked))
 
-    def made(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
+    def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
         return self._engine.read(lambda db: result_files.find_maker(db, kind, path))
 
-    def overdue(self, created_before_ms: int) -> Future[list[Job]]:
+    def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
         return self._engine.read(lambda db: queries.list_overdue(db, created_before_ms))
 
-    def line(self) -> Future[list[Standing]]:
+    def list_standings(self) -> Future[list[Standing]]:
         # Not the reader's thread: 10,000 jobs take it some 50 ms, and so long every other look would wait.
         return self._engine.read_slowly(lambda db: self._transitions.line.list_standings(db))
 
-    def recent_runs(self, limit: int) -> Future[list[Run]]:
+    def list_recent_runs(self, limit: int) -> Future[list[Run]]:
         return self._engine.read(lambda db: queries.list_recent_runs(db, limit))
 
-    def counts(self, owner: str | None = None) -> Future[Counts]:
+    def count_jobs(self, owner: str | None = None) -> Future[Counts]:
         return self._engine.read(lambda db: queries.count_jobs(db, owner))
 
-    def ended(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
+    def count_endings(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
         return self._engine.read(lambda db: queries.count_endings(db, from_ms, before_ms))
 
-    def template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
+    def list_template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
         return self._engine.read(lambda db: queries.list_template_runs_ms(db, owner, limit, since_ms))
 
-    def due_deliveries(
+    def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
     ) -> Future[Due]:
         numbers, targets = tuple(under_way), tuple(full)
         return self._engine.read(lambda db: outbox.find_due(db, now_ms, limit, numbers, targets))
 
-    def deliveries(
+    def list_deliveries(
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
     ) -> Future[list[Delivery]]:
         return self._engine.read(lambda db: outbox.list_deliveries(db, owner, states, limit, before))
 
-    def open_numbers(self) -> Future[list[int]]:
+    def list_open_numbers(self) -> Future[list[int]]:
         return self._engine.read(queries.list_open_numbers)
 
-    def bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
+    def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
         return self._engine.read(lambda db: queries.read_bodies(db, numbers))
 
-    def unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
+    def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
         return self._engine.read(lambda db: result_files.select_unread(db, kind, paths, since_ms))
 
-    def all_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
+    def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
         return self._engine.read(lambda db: result_files.list_unread(db, since_ms, at_most))

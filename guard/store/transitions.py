@@ -68,7 +68,7 @@ class Transitions:
             return earlier
         if (queued := self.line.queued) >= max_queued:
             raise QueueFullError.with_waiting(queued, max_queued)
-        own = self.line.queued_of(new.owner)
+        own = self.line.count_queued(new.owner)
         if max_queued_of_owner is not None and own >= max_queued_of_owner:
             raise QueueFullError.with_waiting(own, max_queued_of_owner, of_owner=True)
         job = self._insert(db, new)

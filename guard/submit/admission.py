@@ -161,7 +161,7 @@ class Admission:
         """The store looks again when it commits; this saves the work where the queue is plainly full."""
         if self._store.queued >= self._settings.queue.max_queued:
             raise QueueFullError.with_waiting(self._store.queued, self._settings.queue.max_queued)
-        own, max_own = self._store.queued_of(client.owner), self._limits.max_queued(client)
+        own, max_own = self._store.count_queued(client.owner), self._limits.max_queued(client)
         if max_own is not None and own >= max_own:
             raise QueueFullError.with_waiting(own, max_own, of_owner=True)
 

@@ -78,4 +78,4 @@ class Machine:
 
     def leased(self):
         self.store.flush()
-        return self.store.counts().result(LONG_S).leased
+        return self.store.count_jobs().result(LONG_S).leased

@@ -503,7 +503,7 @@ async def test_an_admitted_prompt_is_a_durable_job(gate, store):
     assert job == submitted.job
     assert (job.owner, job.client_id, job.priority, job.metadata) == ("bot", "c", 7, {"chat": 5})
     assert (job.state, job.locale, job.outputs_to_execute) == (JobState.QUEUED, "en", ("2",))
-    assert store.entry(job_id).result(LONG_S).body == raw
+    assert store.find_entry(job_id).result(LONG_S).body == raw
     assert submitted.waiting.position == 1
     (shown,) = gate.host.rehearsed
     assert shown == {"prompt": GRAPH, "client_id": "c", "prompt_id": job_id}
@@ -671,7 +671,7 @@ async def test_a_job_id_in_use_is_a_conflict(gate):
 async def test_secrets_stay_in_memory_and_never_reach_the_disk(gate, store, host, name, value):
     raw = _raw(extra_data={name: value, "x": 1}, workflow_id="w", number=3)
     job = (await gate.admit(raw)).job
-    kept = store.entry(job.job_id).result(LONG_S).body
+    kept = store.find_entry(job.job_id).result(LONG_S).body
     assert json.loads(kept) == {"prompt": GRAPH, "extra_data": {"x": 1}, "workflow_id": "w", "number": 3}
     assert job.has_secrets
     assert gate.secrets.of(job.job_id) == {name: value}
@@ -683,7 +683,7 @@ async def test_secrets_stay_in_memory_and_never_reach_the_disk(gate, store, host
 async def test_a_secret_spelled_with_escapes_is_one_all_the_same(gate, store):
     raw = _raw(extra_data={SECRET_NAMES[0]: "s3cret"}).replace(b"auth_token", b"auth\\u005ftoken")
     job = (await gate.admit(raw)).job
-    assert b"s3cret" not in store.entry(job.job_id).result(LONG_S).body
+    assert b"s3cret" not in store.find_entry(job.job_id).result(LONG_S).body
 
 
 async def test_a_secret_that_is_null_is_none(gate):

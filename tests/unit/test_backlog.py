@@ -48,7 +48,7 @@ def test_a_row_is_what_comfyui_would_have_in_its_queue(backlog, machine):
 
 def test_what_is_too_much_to_show_whole_is_shown_bare_until_there_is_room(backlog, machine, monkeypatch):
     first, second = machine.submit(), machine.submit()
-    size = len(machine.store.entry(first).result(LONG_S).body)
+    size = len(machine.store.find_entry(first).result(LONG_S).body)
     monkeypatch.setattr(module, "KEPT_BYTES", size)
     for _ in range(2):
         whole, bare = backlog.rows([])

@@ -63,7 +63,7 @@ def _made_busy(store):
 
 
 def _states(store):
-    return [job.state for job in store.jobs(None, None, 100).result(LONG_S)][::-1]
+    return [job.state for job in store.list_jobs(None, None, 100).result(LONG_S)][::-1]
 
 
 def _on_disk(path, tmp_path):

@@ -113,7 +113,7 @@ def test_times_are_learned_as_jobs_succeed_and_read_again_by_the_next_process(st
         monkeypatch.setattr(clock, "now_ms", lambda: now_ms + 7000)
         store.settle(job_id, SUCCESS).result(LONG_S)
     assert estimates.usual_s(Kind("t", "other")) == 7
-    assert Estimates(clock, store.recent_runs(10).result(LONG_S)).usual_s(Kind("", "s")) == 7
+    assert Estimates(clock, store.list_recent_runs(10).result(LONG_S)).usual_s(Kind("", "s")) == 7
 
 
 # What the store says of those ahead. -------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_the_store_names_the_jobs_ahead_by_kind_in_the_order_of_turns(store):
     last = submit(store, "a", "new")
     assert (last.waiting.position, last.waiting.ahead) == (6, {Kind("", "slow"): 3, Kind("", "fast"): 2})
     for submitted in (first, second, last):
-        assert store.waiting(submitted.job.job_id).result(LONG_S).ahead == submitted.waiting.ahead
+        assert store.locate(submitted.job.job_id).result(LONG_S).ahead == submitted.waiting.ahead
 
 
 def test_the_line_is_the_order_in_which_the_jobs_are_served(store):
@@ -142,8 +142,8 @@ def test_the_line_is_the_order_in_which_the_jobs_are_served(store):
             submit(store, owner, "x", priority=number % 2)
     # Not the first round: a was served already.
     store.claim("local", 99).result(LONG_S)
-    line = store.line().result(LONG_S)
-    assert [store.waiting(each.job_id).result(LONG_S).position for each in line] == list(range(1, 10))
+    line = store.list_standings().result(LONG_S)
+    assert [store.locate(each.job_id).result(LONG_S).position for each in line] == list(range(1, 10))
     assert [store.claim("local", 99).result(LONG_S).job.job_id for _ in line] == [each.job_id for each in line]
 
 

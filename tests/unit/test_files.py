@@ -330,13 +330,13 @@ def test_what_is_hidden_is_gone_from_history_alone(store):
     waiting = new_job(owner="mine")
     store.submit(waiting, 100).result(LONG_S)
     store.hide("mine", [mine[0], theirs, waiting.job_id]).result(LONG_S)
-    assert [entry.job.job_id for entry in store.history(None, 10, None).result(LONG_S)] == [*mine[1:], theirs]
-    assert store.entry(mine[0]).result(LONG_S) is None
+    assert [entry.job.job_id for entry in store.list_history(None, 10, None).result(LONG_S)] == [*mine[1:], theirs]
+    assert store.find_entry(mine[0]).result(LONG_S) is None
     assert store.get(mine[0]).result(LONG_S) is not None
-    assert [entry.job.job_id for entry in store.queue("mine").result(LONG_S)] == [waiting.job_id]
-    assert store.open("mine") == 1
+    assert [entry.job.job_id for entry in store.list_queue("mine").result(LONG_S)] == [waiting.job_id]
+    assert store.count_open("mine") == 1
     store.hide("mine", None).result(LONG_S)
-    assert [entry.job.job_id for entry in store.history(None, 10, 0).result(LONG_S)] == [theirs]
+    assert [entry.job.job_id for entry in store.list_history(None, 10, 0).result(LONG_S)] == [theirs]
 
 
 def test_bodies_that_are_too_much_together_are_left_out_and_their_jobs_are_not(store, monkeypatch):
@@ -346,11 +346,11 @@ def test_bodies_that_are_too_much_together_are_left_out_and_their_jobs_are_not(s
     waiting = [new_job(owner="mine", body=body) for _ in range(3)]
     for job in waiting:
         store.submit(job, 100).result(LONG_S)
-    queue = store.queue("mine").result(LONG_S)
+    queue = store.list_queue("mine").result(LONG_S)
     assert [(entry.job.job_id, entry.body) for entry in queue] == [
         (job.job_id, shown) for job, shown in zip(waiting, (body, body, b"{}"), strict=True)
     ]
-    history = store.history("mine", 10, None).result(LONG_S)
+    history = store.list_history("mine", 10, None).result(LONG_S)
     assert [(entry.job.job_id, entry.body) for entry in history] == list(zip(ended, (b"{}", body, body), strict=True))
 
 
@@ -358,17 +358,17 @@ def test_a_body_that_sqlite_cannot_read_has_no_workflow(store):
     body = {"prompt": {}, "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}}
     with_id = _ended(store, "mine", body=json.dumps(body).encode())
     odd = _ended(store, "mine", body=b"\xef\xbb\xbf" + json.dumps(body).encode())
-    page = store.listing("mine", Listing(frozenset(JobState))).result(LONG_S)
+    page = store.find_page("mine", Listing(frozenset(JobState))).result(LONG_S)
     assert {job.job_id: workflow for job, workflow in page.jobs} == {with_id: "w", odd: None}
-    page = store.listing("mine", Listing(frozenset(JobState), workflow_id="w")).result(LONG_S)
+    page = store.find_page("mine", Listing(frozenset(JobState), workflow_id="w")).result(LONG_S)
     assert [job.job_id for job, _workflow in page.jobs] == [with_id]
 
 
 def test_what_was_made_is_forgotten_with_its_job(place):
     place.made("mine", "a.png")
-    assert place.store.made("output", "a.png").result(LONG_S)[1] == 0
+    assert place.store.find_maker("output", "a.png").result(LONG_S)[1] == 0
     place.store.forget(10**15, 10).result(LONG_S)
-    assert place.store.made("output", "a.png").result(LONG_S) is None
+    assert place.store.find_maker("output", "a.png").result(LONG_S) is None
 
 
 async def test_of_many_uploads_at_once_each_gets_a_name(place):

@@ -274,7 +274,7 @@ class TestUnread:
         report = janitor.sweep(time.time())
         assert box.left() == {"output/a.png", "output/sub/b.png"}
         assert report.kept["unread"].files == 2
-        store.fetched(job_id, 0).result(LONG_S)
+        store.mark_fetched(job_id, 0).result(LONG_S)
         janitor.sweep(time.time())
         assert box.left() == {"output/sub/b.png"}
 
@@ -307,7 +307,7 @@ class TestUnread:
         put(box.output / "a.png")
         first = self._succeeded(store, "a.png")
         self._succeeded(store, "a.png")
-        store.fetched(first, 0).result(LONG_S)
+        store.mark_fetched(first, 0).result(LONG_S)
         box.janitor(store).sweep(time.time())
         assert box.left() == {"output/a.png"}
 

@@ -146,7 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert number == len(self.model) + 1
             place = order if order is not None else float(-number if front else number)
             self.model[new.job_id] = Model(owner, number, priority, place, secret)
-            assert submitted.waiting == self.store.waiting(new.job_id).result(LONG_S)
+            assert submitted.waiting == self.store.locate(new.job_id).result(LONG_S)
             assert submitted.waiting.running == len(self.leases)
             ids.append(new.job_id)
         return multiple(*ids)
@@ -232,7 +232,7 @@ class StoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         # Asked for all together: the reader answers in one go.
-        listed, counted = self.store.jobs(None, None, 10**6), self.store.counts()
+        listed, counted = self.store.list_jobs(None, None, 10**6), self.store.count_jobs()
         looked, positions = self._look(), self._positions()
         self._jobs_are_the_models_and_what_has_ended_stays_ended(listed.result(LONG_S))
         queued = [known.owner for known in self.model.values() if known.state is QUEUED]
@@ -262,7 +262,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _positions(self):
         queued = [job_id for job_id, known in self.model.items() if known.state is QUEUED]
-        asked = {job_id: self.store.waiting(job_id) for job_id in queued}
+        asked = {job_id: self.store.locate(job_id) for job_id in queued}
         return {job_id: future.result(LONG_S).position for job_id, future in asked.items()}
 
     def _expect(self, job_id, **changes):

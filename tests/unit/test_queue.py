@@ -309,7 +309,7 @@ async def test_a_slot_is_free_when_the_worker_is_and_not_when_the_user_was_told(
 
 async def test_whoever_waits_for_a_slot_is_told_once_it_is_free(machine):
     leased = []
-    machine.settler.released.subscribe(lambda: leased.append(machine.store.counts().result(LONG_S).leased))
+    machine.settler.released.subscribe(lambda: leased.append(machine.store.count_jobs().result(LONG_S).leased))
     job_id = await machine.dispatch()
     machine.runs.released(job_id)
     machine.store.flush()

@@ -199,20 +199,20 @@ def test_the_verdict_of_an_error_is_what_the_job_shows(settler, store):
 
 def test_whoever_waits_for_a_slot_is_told_once_it_is_free_and_not_before(settler, store):
     leased = []
-    settler.released.subscribe(lambda: leased.append(store.counts().result(LONG_S).leased))
+    settler.released.subscribe(lambda: leased.append(store.count_jobs().result(LONG_S).leased))
     jobs = [_run(store) for _ in range(3)]
     store.failing = frozenset({"release"})
     for job in jobs:
         settler.release(job.job_id)
     settler.retry()
     store.flush()
-    assert store.counts().result(LONG_S).leased == 3
+    assert store.count_jobs().result(LONG_S).leased == 3
     assert all(count == 3 for count in leased)
     leased.clear()
     store.failing = frozenset()
     settler.retry()
     store.flush()
-    assert store.counts().result(LONG_S).leased == 0
+    assert store.count_jobs().result(LONG_S).leased == 0
     assert leased[-1] == 0
     leased.clear()
     settler.retry()

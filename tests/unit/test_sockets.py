@@ -250,15 +250,15 @@ def test_open_jobs_are_counted_by_owner_also_after_a_restart(machine, store, tmp
     running = machine.submit(owner="other")
     store.claim("local", 2).result(LONG_S)
     store.claim("local", 2).result(LONG_S)
-    assert (store.open("bot"), store.open("other"), store.open(None), store.open("nobody")) == (1, 1, 2, 0)
+    assert [store.count_open(owner) for owner in ("bot", "other", None, "nobody")] == [1, 1, 2, 0]
     store.start(running).result(LONG_S)
     machine.submit()
     store.close()
     again = type(store)(tmp_path / "guarded.db", clock)
     try:
-        assert (again.open("bot"), again.open("other"), again.open(None)) == (2, 1, 3)
+        assert (again.count_open("bot"), again.count_open("other"), again.count_open(None)) == (2, 1, 3)
         again.settle(running, SUCCESS).result(LONG_S)
         again.recover("local", 2).result(LONG_S)
-        assert (again.open("bot"), again.open("other")) == (2, 0)
+        assert (again.count_open("bot"), again.count_open("other")) == (2, 0)
     finally:
         again.close()

@@ -186,13 +186,13 @@ async def test_the_chart_has_the_last_24_hours_by_the_clock(past, stats):
 
 async def test_an_hour_that_is_over_is_counted_once(past, stats, monkeypatch):
     asked = []
-    counted = past.store.ended
+    counted = past.store.count_endings
 
     def ended(from_ms, before_ms):
         asked.append((from_ms, before_ms))
         return counted(from_ms, before_ms)
 
-    monkeypatch.setattr(past.store, "ended", ended)
+    monkeypatch.setattr(past.store, "count_endings", ended)
     past.job(5 * HOUR_MS)
     await stats.body(LOCAL)
     first, asked[:] = len(asked), []

@@ -117,7 +117,7 @@ def test_a_refused_operation_does_not_take_its_neighbours_down(store):
     assert isinstance(full.exception(LONG_S), QueueFullError)
     assert isinstance(illegal.exception(LONG_S), GuardError)
     assert (before.result().waiting.position, after.result().waiting.position) == (2, 3)
-    assert store.counts().result(LONG_S).queued == store.queued == 3
+    assert store.count_jobs().result(LONG_S).queued == store.queued == 3
 
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError("a bug"), KeyError("a bug"), sqlite3.IntegrityError("a bug")])
@@ -140,7 +140,7 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
     assert after.result(LONG_S).waiting.position == 2
     assert store.queued == 2
     assert [job.number for job in told] == [1, 2]
-    assert [job.priority for job in store.jobs(None, None, 10).result(LONG_S)] == [0, 0]
+    assert [job.priority for job in store.list_jobs(None, None, 10).result(LONG_S)] == [0, 0]
 
 
 @pytest.mark.parametrize("nth", [1, 2], ids=["in the operation", "before the commit"])
@@ -266,7 +266,7 @@ def test_priority_number_and_front_reorder_within_an_owner_only(store):
 
 def test_jobs_with_the_same_number_go_in_the_order_in_which_they_came(store):
     ids = [_submit(store, order=5.0) for _ in range(4)]
-    positions = [store.waiting(each.job.job_id).result(LONG_S).position for each in ids]
+    positions = [store.locate(each.job.job_id).result(LONG_S).position for each in ids]
     assert positions == [1, 2, 3, 4]
     assert [each.waiting.position for each in ids] == [1, 2, 3, 4]
     assert _claimed_in_order(store) == [each.job.job_id for each in ids]
@@ -277,8 +277,8 @@ def test_a_requeued_job_has_its_old_place_and_its_slot_is_free(store):
     assert _claim(store) == first
     assert _claim(store) is None
     assert store.recover("local", 2).result(LONG_S).requeued == 1
-    assert store.waiting(first).result(LONG_S).position == 1
-    assert store.waiting(second).result(LONG_S).position == 2
+    assert store.locate(first).result(LONG_S).position == 1
+    assert store.locate(second).result(LONG_S).position == 2
     assert _claim(store) == first
 
 
@@ -300,7 +300,7 @@ def test_positions_among_ten_thousand_queued_are_right(store):
     ids = [future.result(LONG_S).job.job_id for future in futures]
     assert store.queued == 10_000
     picked = random.Random(3).sample(ids, 200)
-    told = {job_id: store.waiting(job_id).result(LONG_S).position for job_id in picked}
+    told = {job_id: store.locate(job_id).result(LONG_S).position for job_id in picked}
     claims = [store.claim("local", 10**9) for _ in ids]
     place = {claim.result(LONG_S).job.job_id: at for at, claim in enumerate(claims, start=1)}
     assert set(place) == set(ids)
@@ -550,7 +550,7 @@ def test_a_migration_keeps_the_jobs(tmp_path, clock, monkeypatch):
     second = "ALTER TABLE jobs ADD COLUMN mood TEXT NOT NULL DEFAULT 'fine'; CREATE TABLE extra (x INTEGER);"
     monkeypatch.setattr(disk, "MIGRATIONS", (*disk.MIGRATIONS, second))
     store = SqliteStore(path, clock)
-    assert [job.job_id for job in store.jobs(None, None, 100).result(LONG_S)] == ids[::-1]
+    assert [job.job_id for job in store.list_jobs(None, None, 100).result(LONG_S)] == ids[::-1]
     assert store.queued == len(ids)
     assert _submit(store).job.number == len(ids) + 1
     store.close()
@@ -570,7 +570,7 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(tmp_path,
             SqliteStore(path, clock)
     store = SqliteStore(path, clock)
     assert store.queued == len(ids)
-    assert len(store.jobs(None, None, 100).result(LONG_S)) == len(ids)
+    assert len(store.list_jobs(None, None, 100).result(LONG_S)) == len(ids)
     store.close()
 
 
@@ -651,7 +651,7 @@ def test_a_list_is_newest_first_filtered_and_paged(store):
     store.settle(ids[0], CANCELLED).result(LONG_S)
 
     def listed(owner=None, states=None, limit=100, before=None):
-        return [ids.index(job.job_id) for job in store.jobs(owner, states, limit, before).result(LONG_S)]
+        return [ids.index(job.job_id) for job in store.list_jobs(owner, states, limit, before).result(LONG_S)]
 
     assert listed() == [4, 3, 2, 1, 0]
     assert listed("a") == [4, 2, 0]
@@ -660,7 +660,7 @@ def test_a_list_is_newest_first_filtered_and_paged(store):
     assert listed("a", frozenset({JobState.CANCELLED, JobState.FAILED})) == [0]
     assert listed(states=frozenset()) == []
     pages, before = [], None
-    while page := store.jobs(None, None, 2, before).result(LONG_S):
+    while page := store.list_jobs(None, None, 2, before).result(LONG_S):
         pages.append([ids.index(job.job_id) for job in page])
         before = page[-1].number
     assert pages == [[4, 3], [2, 1], [0]]
@@ -676,9 +676,9 @@ def test_overdue_are_the_jobs_that_wait_since_before_a_time(store):
     assert _claim(store, 2) == old_dispatched
     store.start(old_running).result(LONG_S)
     store.settle(old_settled, CANCELLED).result(LONG_S)
-    overdue = {job.job_id for job in store.overdue(200).result(LONG_S)}
+    overdue = {job.job_id for job in store.list_overdue(200).result(LONG_S)}
     assert overdue == {old_queued, old_dispatched}
-    assert store.overdue(100).result(LONG_S) == []
+    assert store.list_overdue(100).result(LONG_S) == []
 
 
 def test_an_overdue_verdict_leaves_alone_what_has_begun_to_run(store):
@@ -720,14 +720,14 @@ def test_a_job_comes_back_from_the_disk_as_it_was(store):
     assert read.verdict == SUCCESS
     assert (read.metadata, read.timeout_s, read.client_id) == ({"a": ["б", None, 1.5]}, 1.25, "c")
     assert read.started_at_ms <= read.settled_at_ms
-    assert store.entry(new.job_id).result(LONG_S).body == new.body
+    assert store.find_entry(new.job_id).result(LONG_S).body == new.body
     assert json.loads(json.dumps(read.body()))["refund"] is False
 
 
 def test_nothing_is_known_of_a_job_that_never_was(store):
     assert store.get("x").result(LONG_S) is None
-    assert store.entry("x").result(LONG_S) is None
-    assert store.waiting("x").result(LONG_S) is None
+    assert store.find_entry("x").result(LONG_S) is None
+    assert store.locate("x").result(LONG_S) is None
     assert store.start("x").result(LONG_S) is None
     assert store.settle("x", CANCELLED).result(LONG_S) is None
     assert store.release("x").result(LONG_S) is None
@@ -750,7 +750,7 @@ def test_run_times_are_those_of_the_last_successes_oldest_first(tmp_path):
         store.settle(job_id, SUCCESS).result(LONG_S)
         store.release(job_id).result(LONG_S)
     store.settle(_submit(store).job.job_id, CANCELLED).result(LONG_S)
-    assert [run.run_ms for run in store.recent_runs(2).result(LONG_S)] == [20, 30]
+    assert [run.run_ms for run in store.list_recent_runs(2).result(LONG_S)] == [20, 30]
     store.close()
 
 
@@ -788,7 +788,7 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
         body = store.get(job_id).result(LONG_S).body()
         assert (body["state"], body["error"]["code"], body["refund"]) == ("failed", "server_restarted", True)
     assert len(told) == 6
-    assert store.counts().result(LONG_S).leased == 0
+    assert store.count_jobs().result(LONG_S).leased == 0
     assert _claimed_in_order(store) == [ids[name] for name in ("dispatched", "once", "checked", "queued")]
     attempts = {name: store.get(ids[name]).result(LONG_S).attempts for name in names}
     assert (attempts["dispatched"], attempts["once"], attempts["twice"]) == (0, 1, 2)
@@ -801,14 +801,14 @@ def test_no_question_about_the_open_jobs_reads_through_the_settled_ones(store):
     store._engine._reader._db.set_trace_callback(asked.append)
     few = frozenset({JobState.RUNNING, JobState.VALIDATING})
     for future in (
-        store.overdue(1),
-        store.counts(),
-        store.counts("bot"),
-        store.open_numbers(),
-        store.jobs(None, few, 10),
-        store.jobs("bot", few, 10),
-        store.jobs(None, OPEN, 10),
-        store.ended(0, 1),
+        store.list_overdue(1),
+        store.count_jobs(),
+        store.count_jobs("bot"),
+        store.list_open_numbers(),
+        store.list_jobs(None, few, 10),
+        store.list_jobs("bot", few, 10),
+        store.list_jobs(None, OPEN, 10),
+        store.count_endings(0, 1),
     ):
         future.result(LONG_S)
     assert len(asked) >= 8
@@ -829,14 +829,14 @@ def test_what_ended_is_counted_by_owner_and_code(store, clock):
     store.settle(second, CANCELLED).result(LONG_S)
     _submit(store, owner="b")
     now_ms = clock.now_ms()
-    found = store.ended(now_ms - 60_000, now_ms + 1).result(LONG_S)
+    found = store.count_endings(now_ms - 60_000, now_ms + 1).result(LONG_S)
     assert sorted((one.owner, one.code, one.jobs, one.runs) for one in found if one.code) == [("a", "cancelled", 1, 0)]
     (success,) = [one for one in found if one.code is None]
     assert (success.owner, success.jobs, success.runs) == ("a", 1, 1)
     assert success.run_ms >= 0
-    assert store.ended(0, now_ms - 60_000).result(LONG_S) == []
-    assert store.counts("b").result(LONG_S) == Counts(queued=1, leased=0, running=0)
-    assert store.counts("a").result(LONG_S) == Counts(queued=0, leased=1, running=0)
+    assert store.count_endings(0, now_ms - 60_000).result(LONG_S) == []
+    assert store.count_jobs("b").result(LONG_S) == Counts(queued=1, leased=0, running=0)
+    assert store.count_jobs("a").result(LONG_S) == Counts(queued=0, leased=1, running=0)
 
 
 def test_run_times_come_with_their_template_the_newest_first(store, clock):
@@ -845,8 +845,8 @@ def test_run_times_come_with_their_template_the_newest_first(store, clock):
         _claim(store)
         _run_to_success(store, job_id)
     _submit(store, template="waiting")
-    names = [template for template, _run_ms in store.template_runs_ms(None, 3, 0).result(LONG_S)]
+    names = [template for template, _run_ms in store.list_template_runs_ms(None, 3, 0).result(LONG_S)]
     assert names == ["video", ""]
-    assert store.template_runs_ms("stranger", 9, 0).result(LONG_S) == []
-    assert len(store.template_runs_ms("bot", 9, 0).result(LONG_S)) == 3
-    assert store.template_runs_ms(None, 9, clock.now_ms() + 1).result(LONG_S) == []
+    assert store.list_template_runs_ms("stranger", 9, 0).result(LONG_S) == []
+    assert len(store.list_template_runs_ms("bot", 9, 0).result(LONG_S)) == 3
+    assert store.list_template_runs_ms(None, 9, clock.now_ms() + 1).result(LONG_S) == []

@@ -74,7 +74,7 @@ class Door:
         return sorted(path.as_posix() for path in below if ".incoming" not in path.parts)
 
     def body(self, submitted) -> dict:
-        return json.loads(self.store.entry(submitted.job.job_id).result(LONG_S).body)["prompt"]
+        return json.loads(self.store.find_entry(submitted.job.job_id).result(LONG_S).body)["prompt"]
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ async def test_the_janitor_knows_the_file_by_the_body_that_is_stored(door):
     file = door.file()
     submitted = await door.admit(file)
     in_use = InUse(list)
-    in_use.add_stored(door.store.entry(submitted.job.job_id).result(LONG_S).body)
+    in_use.add_stored(door.store.find_entry(submitted.job.job_id).result(LONG_S).body)
     assert in_use.names_any(make_keys("input", file.stored_as("bot"), []))
 
 

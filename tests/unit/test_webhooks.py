@@ -221,7 +221,7 @@ def finish(store, webhook, verdict=SUCCESS):
 
 
 def due(store, now_ms=2**53, limit=100, under_way=(), full=()):
-    return store.due_deliveries(now_ms, limit, under_way=under_way, full=full).result(LONG_S).deliveries
+    return store.find_due_deliveries(now_ms, limit, under_way=under_way, full=full).result(LONG_S).deliveries
 
 
 def test_a_settled_job_puts_one_delivery_into_the_outbox_with_the_job_as_it_ended(store):
@@ -265,9 +265,9 @@ def test_of_a_job_only_the_first_delivery_that_is_left_is_due_so_that_they_come_
         assert len(found) == 1
         told.append(found[0].type)
         # Not delivered yet: the next one waits for it, also while it waits itself.
-        store.attempted(found[0].number, DeliveryState.PENDING, 10**15, 500, "x").result(LONG_S)
+        store.record_attempt(found[0].number, DeliveryState.PENDING, 10**15, 500, "x").result(LONG_S)
         assert due(store, now_ms=10**14) == []
-        store.attempted(found[0].number, DeliveryState.DELIVERED, 0, 200, None).result(LONG_S)
+        store.record_attempt(found[0].number, DeliveryState.DELIVERED, 0, 200, None).result(LONG_S)
     assert told == ["job.queued", "job.dispatched", "job.running", "job.validating", "job.succeeded"]
 
 
@@ -282,19 +282,19 @@ def test_what_is_under_way_or_for_a_target_that_is_full_is_not_due(store):
 def test_the_store_says_when_the_next_one_is_due(store):
     finish(store, HOOK)
     (delivery,) = due(store)
-    store.attempted(delivery.number, DeliveryState.PENDING, 5000, 500, "x").result(LONG_S)
-    found = store.due_deliveries(4000, 9, under_way=(), full=()).result(LONG_S)
+    store.record_attempt(delivery.number, DeliveryState.PENDING, 5000, 500, "x").result(LONG_S)
+    found = store.find_due_deliveries(4000, 9, under_way=(), full=()).result(LONG_S)
     assert (found.deliveries, found.next_at_ms) == ([], 5000)
 
 
 def test_a_delivery_that_was_given_up_is_tried_again_under_its_old_id_by_whom_it_belongs_to(store):
     finish(store, HOOK)
     (delivery,) = due(store)
-    store.attempted(delivery.number, DeliveryState.DEAD, 0, 410, "x").result(LONG_S)
+    store.record_attempt(delivery.number, DeliveryState.DEAD, 0, 410, "x").result(LONG_S)
     assert due(store) == []
-    (dead,) = store.deliveries("bot", frozenset({DeliveryState.DEAD}), 9).result(LONG_S)
+    (dead,) = store.list_deliveries("bot", frozenset({DeliveryState.DEAD}), 9).result(LONG_S)
     assert (dead.webhook_id, dead.attempts, dead.last_status) == (delivery.webhook_id, 1, 410)
-    assert store.deliveries("other", frozenset(DeliveryState), 9).result(LONG_S) == []
+    assert store.list_deliveries("other", frozenset(DeliveryState), 9).result(LONG_S) == []
     assert store.redeliver(delivery.webhook_id, "other").result(LONG_S) is None
     assert store.redeliver("msg_unknown", None).result(LONG_S) is None
     again = store.redeliver(delivery.webhook_id, "bot").result(LONG_S)
@@ -306,7 +306,7 @@ def test_a_delivery_that_was_given_up_is_tried_again_under_its_old_id_by_whom_it
 def test_a_job_that_is_forgotten_takes_its_deliveries_with_it(store):
     finish(store, HOOK)
     assert store.forget(2**53, 9).result(LONG_S) == 1
-    assert store.deliveries(None, frozenset(DeliveryState), 9).result(LONG_S) == []
+    assert store.list_deliveries(None, frozenset(DeliveryState), 9).result(LONG_S) == []
 
 
 # The sending. ------------------------------------------------------------------------------------------------
