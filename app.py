@@ -11,8 +11,11 @@ from typing import Any
 
 from . import server_routes
 from .guard import journal, runtime
-from .guard.access import Access, Keys, Tokens, reached_from_elsewhere
+from .guard.access.access import Access
+from .guard.access.addresses import is_reachable_from_elsewhere
 from .guard.access.client_ids import ClientIds
+from .guard.access.keys import Keys
+from .guard.access.tokens import Tokens
 from .guard.callers.backlog import Backlog
 from .guard.callers.estimate import KINDS, Estimates
 from .guard.callers.jobs import Jobs
@@ -72,7 +75,7 @@ def install() -> None:
         _build(host, prompt_server())
     except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
-        if reached_from_elsewhere(host.describe()["listen"]):
+        if is_reachable_from_elsewhere(host.describe()["listen"]):
             log.error("ComfyUI runs without it: open to whoever reaches this server, whatever native.mode says")
 
 
@@ -211,7 +214,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         # In front of ComfyUI's own, one of which answers every OPTIONS.
         prompt_server.app.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
-    if settings.native.mode == "open" and reached_from_elsewhere(host.describe()["listen"]):
+    if settings.native.mode == "open" and is_reachable_from_elsewhere(host.describe()["listen"]):
         log.warning(
             "ComfyUI's own routes are open to whoever reaches this server, past every key and limit: "
             'set native.mode = "guarded" or "closed", or listen on 127.0.0.1 alone'
@@ -223,4 +226,4 @@ async def _keep_fresh(keys: Keys, access: Access, sockets: Sockets) -> None:
     while True:
         await asyncio.sleep(1)
         await asyncio.to_thread(keys.refresh)
-        sockets.hang_up(access.holds)
+        sockets.hang_up(access.is_current)

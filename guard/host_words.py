@@ -38,7 +38,7 @@ def host_body(body: dict[str, Any], job_id: str) -> dict[str, Any]:
     return passed
 
 
-def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardError:
+def explain_refusal(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardError:
     """Our error for the host's refusal, by what is really missing."""
     told: dict[str, Any] = {"node_errors": refusal.node_errors, "host_type": refusal.type}
     if missing := host.missing_classes(graph):
@@ -49,12 +49,12 @@ def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardErro
             extra_info={**refusal.extra_info, "classes": missing, "nodes": nodes},
             **told,
         )
-    wanting = list(_wanting(refusal.node_errors))
+    missing_values = list(_list_missing(refusal.node_errors))
     for suffixes, error, text in (
         (MODEL_SUFFIXES, MissingModelError, "This server lacks the model {value}."),
         (MEDIA_SUFFIXES, BadImageError, "The input file {value} cannot be used."),
     ):
-        for node_id, name, value in wanting:
+        for node_id, name, value in missing_values:
             if PurePosixPath(value.split(" [")[0].replace("\\", "/")).suffix.lower() in suffixes:
                 return error(
                     text.format(value=PurePosixPath(value.replace("\\", "/")).name),
@@ -65,7 +65,7 @@ def refused(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardErro
     return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **told)
 
 
-def _wanting(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+def _list_missing(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     """(node id, input, value) of every value that the host did not find."""
     for node_id, entry in node_errors.items():
         for error in entry.get("errors", ()):
@@ -88,7 +88,7 @@ GPU_FAULT = ("CUDA error:", "device-side assert", "HIP error:", "CUDNN_STATUS_EX
 _OUT_OF_MEMORY = re.compile(r"\b(CUDA|HIP|XPU|MPS)\b[^\n]{0,20}out of memory|Allocation on device")
 
 
-def failure(outcome: Outcome) -> GuardError:
+def explain_failure(outcome: Outcome) -> GuardError:
     """The error of a run that the host calls failed, by what it says of the exception."""
     if outcome.interrupted:
         return JobInterruptedError("The job was interrupted in ComfyUI.")

@@ -80,7 +80,7 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
             if rest_s <= 0:
                 break
             events = await reader.next(min(rest_s, HEARTBEAT_S))
-            if not call.services.access.holds(call.client):
+            if not call.services.access.is_current(call.client):
                 break  # its key has ended meanwhile
         await response.write_eof()
     return response

@@ -15,8 +15,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..guard import messages
-from ..guard.access import Access
-from ..guard.access import Request as Asking
+from ..guard.access.access import Access
+from ..guard.access.access import Request as Asking
 from ..guard.callers.jobs import Jobs
 from ..guard.callers.sockets import Sockets
 from ..guard.client import Client
@@ -269,7 +269,7 @@ def failed(
     if error.retry_after_s is not None:
         told["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))
     if error.status in (401, 403):
-        address = services.access.address(request.remote, request.headers)
+        address = services.access.find_address(request.remote, request.headers)
         log.info("%s for %s %.200r from %s: %s", error.status, request.method, request.path, address, error.message)
     if error.status == 401:
         told.setdefault("WWW-Authenticate", "Bearer")

@@ -99,7 +99,7 @@ def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
         elif key.expires_at_ms is None:
             state = "active"
         else:
-            state = f"{'active until' if key.counts(now_ms) else 'expired'} {_day(key.expires_at_ms)}"
+            state = f"{'active until' if key.is_active(now_ms) else 'expired'} {_day(key.expires_at_ms)}"
         limits = [
             f"{name} {value:g}"
             for name, value in (("jobs/min", key.jobs_per_minute), ("queued", key.max_queued))

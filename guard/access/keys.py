@@ -56,7 +56,7 @@ class Key:
     max_queued: int | None = None
     webhook: str | None = None
 
-    def counts(self, now_ms: int) -> bool:
+    def is_active(self, now_ms: int) -> bool:
         return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
 
     def client(self) -> Client:
@@ -97,30 +97,32 @@ class Keys:
         self._clients = {key.key_id: key.client() for key in keys}
         self._keys = {key.key_id: key for key in keys}
 
-    def client(self, secret: str) -> Client | None:
+    def find(self, secret: str) -> Client | None:
         """The client whose key this is; None for a key that does not count."""
         found = _KEY.fullmatch(secret)
         key = self._keys.get(found[1]) if found else None
         # As long for an unknown id as for a wrong secret.
         fits = hmac.compare_digest(_digest(secret), key.sha256 if key is not None else _digest(""))
-        return self._clients.get(key.key_id) if key is not None and fits and key.counts(self._clock.now_ms()) else None
+        return (
+            self._clients.get(key.key_id) if key is not None and fits and key.is_active(self._clock.now_ms()) else None
+        )
 
-    def by_id(self, key_id: str) -> Client | None:
+    def find_by_id(self, key_id: str) -> Client | None:
         """The client of a key that counts."""
         key = self._keys.get(key_id)
-        return self._clients.get(key_id) if key is not None and key.counts(self._clock.now_ms()) else None
+        return self._clients.get(key_id) if key is not None and key.is_active(self._clock.now_ms()) else None
 
     def webhook_secret(self, owner: str) -> str | None:
         """What signs the owner's webhooks: the newest of its keys that count."""
         now_ms = self._clock.now_ms()
-        own = [key for key in list(self._keys.values()) if key.name == owner and key.counts(now_ms)]
+        own = [key for key in list(self._keys.values()) if key.name == owner and key.is_active(now_ms)]
         return max(own, key=lambda key: key.created_at_ms).webhook_secret if own else None
 
-    def any_active(self) -> bool:
+    def has_active(self) -> bool:
         now_ms = self._clock.now_ms()
-        return any(key.counts(now_ms) for key in list(self._keys.values()))
+        return any(key.is_active(now_ms) for key in list(self._keys.values()))
 
-    def all(self) -> list[Key]:
+    def list_all(self) -> list[Key]:
         return list(self._keys.values())
 
 

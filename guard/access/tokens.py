@@ -35,14 +35,14 @@ class Tokens:
 
     def sign(self, client: Client, path: str, ttl_s: float) -> str:
         claims = {"o": client.owner, "k": client.key_id, "p": path, "e": self._clock.now_ms() + int(ttl_s * 1000)}
-        payload = _encoded(json.dumps(claims, separators=(",", ":")).encode())
-        return f"{payload}.{self._signature(payload)}"
+        payload = _encode(json.dumps(claims, separators=(",", ":")).encode())
+        return f"{payload}.{self._sign(payload)}"
 
-    def verified(self, token: str, path: str) -> Grant | None:
+    def verify(self, token: str, path: str) -> Grant | None:
         """The grant of a token for this very path; None for any other token."""
         payload, _, signature = token.partition(".")
         try:
-            if not hmac.compare_digest(signature.encode(), self._signature(payload).encode()):
+            if not hmac.compare_digest(signature.encode(), self._sign(payload).encode()):
                 return None
             claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
         except (binascii.Error, UnicodeError, ValueError):
@@ -51,9 +51,9 @@ class Tokens:
             return None
         return Grant(claims["o"], claims["k"])
 
-    def _signature(self, payload: str) -> str:
-        return _encoded(hmac.new(self._key, payload.encode(), hashlib.sha256).digest())
+    def _sign(self, payload: str) -> str:
+        return _encode(hmac.new(self._key, payload.encode(), hashlib.sha256).digest())
 
 
-def _encoded(data: bytes) -> str:
+def _encode(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from ..access import Keys
+from ..access.keys import Keys
 from ..clock import Clock
 from ..faces.chooser import Chooser
 from ..host import Host
@@ -72,7 +72,7 @@ class Doctor:
             host=self._host.describe(),
             folders=self._host.folders(),
             running=True,
-            keys=self._keys.all(),
+            keys=self._keys.list_all(),
             faces=self._chooser.facts(),
             templates=self._templates.described("en"),
             existing=self._janitor.existing(),

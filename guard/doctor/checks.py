@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..access import reached_from_elsewhere
+from ..access.addresses import is_reachable_from_elsewhere
 from ..janitor.disk import disks
 from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path
@@ -214,14 +214,14 @@ def _janitor(facts: Facts, settings: Settings) -> Iterator[Line]:
 
 def _access(facts: Facts, settings: Settings) -> Iterator[Line]:
     listen = facts.host.get("listen")
-    outside = listen is not None and reached_from_elsewhere(listen)
+    outside = listen is not None and is_reachable_from_elsewhere(listen)
     if facts.keys is None:
         yield Line("error", "keys", "keys.json cannot be read.", f"Restore it, or make new keys: {FOLDER} keys create")
         return
     now_ms = int(time.time() * 1000)
-    active = [key for key in facts.keys if key.counts(now_ms)]
+    active = [key for key in facts.keys if key.is_active(now_ms)]
     ending = [key for key in active if key.expires_at_ms is not None and key.expires_at_ms < now_ms + SOON_MS]
-    expired = [key for key in facts.keys if not key.counts(now_ms) and key.revoked_at_ms is None]
+    expired = [key for key in facts.keys if not key.is_active(now_ms) and key.revoked_at_ms is None]
     if not active:
         level: Level = "warning" if outside or facts.keys else "ok"
         text = "Each of them has expired or was revoked." if facts.keys else "There are none."

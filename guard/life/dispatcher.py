@@ -11,7 +11,7 @@ from typing import Any
 from ..access.client_ids import ClientIds
 from ..errors import GuardError, InternalError
 from ..host import Host
-from ..host_words import host_body, refused
+from ..host_words import explain_refusal, host_body
 from ..job import Job, JobState
 from ..settings import Settings
 from ..store import Claimed, Store
@@ -111,4 +111,4 @@ class Dispatcher:
         body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}
         refusal = await self._host.dispatch(job.job_id, client_id, body)
         if refusal is not None:
-            raise refused(refusal, body["prompt"], self._host)
+            raise explain_refusal(refusal, body["prompt"], self._host)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError, WorkerDiedError
 from ..events.stream import Events
 from ..host import Host, Outcome, Progress
-from ..host_words import GPU_FAULT, contains, failure
+from ..host_words import GPU_FAULT, contains, explain_failure
 from ..job import SUCCESS, Job, Result, Verdict
 from ..results import checks, quarantine
 from ..settings import Settings
@@ -114,7 +114,7 @@ class Runs:
 
     def _judged(self, job_id: str, outcome: Outcome) -> tuple[Verdict, Result]:
         if not outcome.success:
-            error = failure(outcome)
+            error = explain_failure(outcome)
             # In this order: "CUDA error: out of memory" leaves the GPU as usable as it was.
             if isinstance(error, OutOfMemoryError):
                 if self._settings.watchdog.free_memory:

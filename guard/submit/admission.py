@@ -37,7 +37,7 @@ from ..files.references import References
 from ..files.uploads import Uploads
 from ..graph import shape
 from ..host import Host, Refusal
-from ..host_words import host_body, refused
+from ..host_words import explain_refusal, host_body
 from ..janitor.in_use import InUse
 from ..job import NewJob, Webhook
 from ..journal import Throttle
@@ -202,7 +202,7 @@ class Admission:
         if rehearsal.refusal is not None:
             if _is_by_face_loader(rehearsal.refusal, prompt.graph):
                 await self._faces.check_prompt(prompt.graph, None, None)  # raises the typed error
-            raise refused(rehearsal.refusal, prompt.graph, self._host)
+            raise explain_refusal(rehearsal.refusal, prompt.graph, self._host)
         return rehearsal.outputs_to_execute
 
     def _make_job(

@@ -6,15 +6,11 @@ import stat
 import pytest
 from multidict import CIMultiDict
 
-from comfyui_guarded.guard.access import (
-    Access,
-    Keys,
-    Request,
-    Tokens,
-    command,
-    reached_from_elsewhere,
-)
-from comfyui_guarded.guard.access.keys import Key, KeysError, create, read, revoke
+from comfyui_guarded.guard.access import command
+from comfyui_guarded.guard.access.access import Access, Request
+from comfyui_guarded.guard.access.addresses import is_reachable_from_elsewhere
+from comfyui_guarded.guard.access.keys import Key, Keys, KeysError, create, read, revoke
+from comfyui_guarded.guard.access.tokens import Tokens
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import ForbiddenError, UnauthorizedError
@@ -218,28 +214,28 @@ def test_an_authorization_that_holds_no_key_is_refused(enter, own, header):
 def test_a_revoked_key_is_out_without_a_restart(own, wall):
     key, secret = made(own)
     keys = Keys(own, wall)
-    assert keys.client(secret) is not None
+    assert keys.find(secret) is not None
     revoke(own, key.key_id, wall.now_ms())
     keys.refresh()
-    assert keys.client(secret) is None
-    assert keys.by_id(key.key_id) is None
+    assert keys.find(secret) is None
+    assert keys.find_by_id(key.key_id) is None
 
 
 def test_a_key_made_later_counts_without_a_restart(own, wall):
     keys = Keys(own, wall)
     _key, secret = made(own)
-    assert keys.client(secret) is None
+    assert keys.find(secret) is None
     keys.refresh()
-    assert keys.client(secret) is not None
+    assert keys.find(secret) is not None
 
 
 def test_a_key_ends_when_it_expires(own, wall):
     _key, secret = made(own, expires_at_ms=wall.at_ms + 1)
     keys = Keys(own, wall)
-    assert keys.client(secret) is not None
+    assert keys.find(secret) is not None
     wall.at_ms += 1
-    assert keys.client(secret) is None
-    assert not keys.any_active()
+    assert keys.find(secret) is None
+    assert not keys.has_active()
 
 
 def test_a_key_file_that_cannot_be_read_changes_nothing(own, wall, caplog):
@@ -248,11 +244,11 @@ def test_a_key_file_that_cannot_be_read_changes_nothing(own, wall, caplog):
     (own / "keys.json").write_text('[{"key_id": 7')
     keys.refresh()
     keys.refresh()
-    assert keys.client(secret) is not None
+    assert keys.find(secret) is not None
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     (own / "keys.json").unlink()
     keys.refresh()
-    assert keys.client(secret) is None
+    assert keys.find(secret) is None
 
 
 def test_the_file_holds_no_secret_and_is_for_its_user_alone(own):
@@ -442,7 +438,7 @@ def test_a_picture_with_a_token_may_stand_in_any_page(enter, own, token):
 )
 def test_a_forwarded_address_counts_only_from_a_trusted_proxy(own, wall, proxies, peer, forwarded, address):
     access = Access(AccessSettings(trusted_proxies=proxies), Keys(own, wall), Tokens(own, wall))
-    assert access.address(peer, CIMultiDict({"X-Forwarded-For": forwarded})) == address
+    assert access.find_address(peer, CIMultiDict({"X-Forwarded-For": forwarded})) == address
 
 
 def test_a_proxy_that_is_no_network_is_named():
@@ -458,7 +454,7 @@ def test_a_proxy_that_is_no_network_is_named():
     [(["127.0.0.1"], False), (["localhost", "::1"], False), (["0.0.0.0"], True), (["127.0.0.1", "10.0.0.5"], True)],
 )
 def test_a_server_is_reached_from_elsewhere_by_any_address_that_is_not_loopback(listen, elsewhere):
-    assert reached_from_elsewhere(listen) is elsewhere
+    assert is_reachable_from_elsewhere(listen) is elsewhere
 
 
 def _commanded(tmp_path, *words):

@@ -26,7 +26,7 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.host import Refusal, Rehearsal
-from comfyui_guarded.guard.host_words import host_body, refused
+from comfyui_guarded.guard.host_words import explain_refusal, host_body
 from comfyui_guarded.guard.job import JobState, Verdict
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import SECRET_NAMES, Secrets
@@ -429,7 +429,7 @@ def _not_valid(details):
     ids=str,
 )  # fmt: skip
 def test_a_refusal_of_the_host_is_named_by_what_is_really_missing(node_errors, error, shown):
-    found = refused(_host_refusal(node_errors), GRAPH, FakeHost())
+    found = explain_refusal(_host_refusal(node_errors), GRAPH, FakeHost())
     assert type(found) is error
     assert shown in found.message
     body = found.body("ru")
@@ -441,13 +441,13 @@ def test_a_refusal_of_the_host_is_named_by_what_is_really_missing(node_errors, e
 
 def test_a_missing_model_is_named_before_a_missing_input():
     errors = {"3": _not_valid("image - Invalid image file: p.png"), "4": _not_in_list("ckpt_name", "m.safetensors")}
-    assert refused(_host_refusal(errors), GRAPH, FakeHost()).code == "missing_model"
+    assert explain_refusal(_host_refusal(errors), GRAPH, FakeHost()).code == "missing_model"
 
 
 def test_a_missing_class_is_named_before_everything_else():
     host = FakeHost()
     host.missing = ["SaveImage"]
-    found = refused(_host_refusal({"4": _not_in_list("ckpt_name", "m.safetensors")}), GRAPH, host)
+    found = explain_refusal(_host_refusal({"4": _not_in_list("ckpt_name", "m.safetensors")}), GRAPH, host)
     assert type(found) is MissingNodeError
     assert found.status == 422
     assert "SaveImage" in found.message

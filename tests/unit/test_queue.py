@@ -10,7 +10,7 @@ from unit.machine import Machine
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
-from comfyui_guarded.guard.host_words import failure
+from comfyui_guarded.guard.host_words import explain_failure
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import dispatcher, runs
 
@@ -48,7 +48,7 @@ RAISED = Outcome(
     ],
 )
 def test_a_failed_run_is_named_by_its_exception(exception_type, message, code):
-    error = failure(
+    error = explain_failure(
         Outcome(
             success=False, exception_type=exception_type, exception_message=message, node_id="3", node_type="KSampler"
         )
@@ -61,15 +61,15 @@ def test_a_failed_run_is_named_by_its_exception(exception_type, message, code):
 @pytest.mark.parametrize("code", sorted(FAMILY))
 def test_an_error_of_ours_that_a_node_raised_keeps_its_code_and_message(code):
     outcome = Outcome(success=False, exception_type=type_name(code), exception_message="told\n")
-    assert (failure(outcome).code, failure(outcome).message) == (code, "told")
+    assert (explain_failure(outcome).code, explain_failure(outcome).message) == (code, "told")
 
 
 def test_an_interrupt_is_no_failure_of_the_node():
-    assert failure(Outcome(success=False, interrupted=True, exception_type="ValueError")).code == "interrupted"
+    assert explain_failure(Outcome(success=False, interrupted=True, exception_type="ValueError")).code == "interrupted"
 
 
 def test_a_failure_says_what_failed_and_leaves_comfyuis_tips_out():
-    error = failure(
+    error = explain_failure(
         Outcome(
             success=False, exception_type="ValueError", node_type="KSampler",
             exception_message="Bad steps.\n\nTIPS: reduce your batch size\n" + "x" * 10_000,
@@ -80,7 +80,7 @@ def test_a_failure_says_what_failed_and_leaves_comfyuis_tips_out():
 
 
 def test_an_endless_exception_message_is_cut():
-    error = failure(Outcome(success=False, exception_type="ValueError", exception_message="x" * 10**6))
+    error = explain_failure(Outcome(success=False, exception_type="ValueError", exception_message="x" * 10**6))
     assert len(error.message) < 1000
     assert len(error.extra_info["exception_message"]) <= 2000
 

@@ -1,0 +1,45 @@
+"""Addresses and hosts: which of them are this machine itself."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+
+def is_reachable_from_elsewhere(listen: Iterable[str]) -> bool:
+    """Whether other machines reach a server that listens on these addresses."""
+    return not all(host == "localhost" or is_loopback(host) for host in listen)
+
+
+@functools.lru_cache(maxsize=256)
+def is_loopback_host(header: str) -> bool:
+    try:
+        host = urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return False
+    return host == "localhost" or is_loopback(host)
+
+
+@functools.lru_cache(maxsize=256)
+def is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+@functools.lru_cache(maxsize=256)
+def read_authority(url: str) -> tuple[str, int | None] | None:
+    """Host and port of a URL, None for a default port; None where there is no host."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if not parts.hostname:
+        return None
+    return parts.hostname.lower(), None if port in (80, 443) else port
