@@ -74,14 +74,14 @@ class Dispatcher:
                 while await self.turn():
                     pass
             except Exception as error:
-                # The store cannot be used, or a fault of ours: either way the queue goes on when it is over.
-                log.error("dispatch is held up: %s", error, exc_info=not isinstance(error, GuardError))
+                # The store fails, or our code does. Try again: the queue must go on once that is over.
+                log.error("no job can be dispatched: %s", error, exc_info=not isinstance(error, GuardError))
                 await asyncio.sleep(1)
                 continue
             await self._wake.wait()
 
     async def turn(self) -> bool:
-        """Dispatch one job. False: there is no slot, no job or no worker; nothing to do until woken."""
+        """Dispatch one job. False: there is no slot, no job or no worker, so wait until somebody calls :meth:`wake`."""
         settings = self._settings
         if not self._store.queued or self._store.leased >= settings.queue.max_jobs or self._health.problems():
             return False

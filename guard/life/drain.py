@@ -1,4 +1,4 @@
-"""Draining: no new job is taken, the running one may end, those that wait stay in the store."""
+"""Drain the server: refuse new jobs, let the running one end, leave those that wait in the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOK_S = 0.1
 
 
 class Drain:
-    """Any thread."""
+    """Begins and ends a drain. Any thread."""
 
     def __init__(self, health: Health, store: Store, wake: Callable[[], None]) -> None:
         self._health = health
@@ -25,18 +25,20 @@ class Drain:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
+        """Take no new job from now on."""
         with self._lock:
             if not self._health.draining:
                 log.warning("draining: no new job is taken")
             self._health.draining = True
 
     def end(self) -> None:
+        """Take jobs again."""
         with self._lock:
             self._health.draining = False
         self._wake()
 
     def run(self, grace_s: float) -> None:
-        """Begin, and return when no job holds a slot any more, or after `grace_s`."""
+        """Begin, and wait until no job holds a slot any more, or for `grace_s`."""
         self.begin()
         ends_s = time.monotonic() + grace_s
         while time.monotonic() < ends_s and self._store.count_jobs().result(grace_s).leased:

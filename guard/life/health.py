@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it can take a job now."""
+"""Say whether the server can take a job now, and what is wrong where it cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALARMS = {
 
 
 class AlarmBody(TypedDict):
-    """What an operator should look at now."""
+    """What an operator should look at now, each with a code and a message."""
 
     code: str
     message: str
@@ -36,7 +36,7 @@ class HealthFacts(TypedDict):
 
 
 class Health:
-    """What `/guarded/health` and `/guarded/ready` say, and what admission asks first."""
+    """What `/guarded/health` and `/guarded/ready` answer, and what admission asks first. Any thread."""
 
     def __init__(self, host: Host, store: Store) -> None:
         self._host = host
@@ -45,38 +45,38 @@ class Health:
         self._disk_full: Callable[[], DiskFullError | None] = lambda: None
         self.draining = False
         self.restarting = False
-        #: The worker hangs, and the settings say to leave it so.
+        #: The worker hangs, and watchdog.on_stuck is `report`.
         self.stuck = False
 
     def watch_disk(self, full: Callable[[], DiskFullError | None]) -> None:
-        """Ask `full` before a job is let in. Those that are in already go on: the floor is kept for their results."""
+        """Ask `full` before a job is admitted. Admitted jobs go on: the free space is there for their results."""
         self._disk_full = full
 
     def mark_serving(self) -> None:
-        """The server is up, every custom node loaded. Before that, a prompt would be judged too early."""
+        """The server serves, and every custom node is loaded: only from now on can a prompt be validated."""
         self._serving = True
 
     def problems(self) -> list[str]:
-        """Why no job can be taken now; empty where one can."""
-        found = []
+        """Why no job can run now; empty where one can."""
+        problems = []
         if not self._serving:
-            found.append("starting")
+            problems.append("starting")
         if self.draining:
-            found.append("draining")
+            problems.append("draining")
         if self.restarting:
-            found.append("restarting")
+            problems.append("restarting")
         if not self._host.worker_alive():
-            found.append("worker dead")
+            problems.append("worker dead")
         if self.stuck:
-            found.append("worker stuck")
-        return found
+            problems.append("worker stuck")
+        return problems
 
     def refusals(self) -> list[str]:
-        """Why no job can be let in now: the problems, and a disk below its floor."""
+        """Why no job can be admitted now: the problems, and a disk with too little free space."""
         return [*self.problems(), *(["disk full"] if self._disk_full() else [])]
 
     def check_ready(self) -> None:
-        """Raises ServerUnavailableError or DiskFullError unless a job can be let in now."""
+        """Raises ServerUnavailableError or DiskFullError unless a job can be admitted now."""
         if problems := self.problems():
             raise ServerUnavailableError(
                 f"The server cannot take a job now: {', '.join(problems)}.",
@@ -86,23 +86,23 @@ class Health:
         self.check_disk()
 
     def check_disk(self) -> None:
-        """Raises DiskFullError where nothing more may be written."""
+        """Raises DiskFullError if the disk has too little free space."""
         if (full := self._disk_full()) is not None:
             raise full
 
     def alarms(self) -> list[AlarmBody]:
-        """What an operator should look at now."""
-        found = [(name.replace(" ", "_"), text) for name, text in _ALARMS.items() if name in self.problems()]
+        """What an operator should look at now, each with a code and a message."""
+        alarms = [(name.replace(" ", "_"), text) for name, text in _ALARMS.items() if name in self.problems()]
         if (full := self._disk_full()) is not None:
-            found.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))
+            alarms.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))
         if hung := self._host.hung_workers():
-            found.append(
+            alarms.append(
                 ("worker_hangs", f"{hung} worker(s) hang in a node and were left behind; a restart frees them.")
             )
-        return [{"code": code, "message": message} for code, message in found]
+        return [{"code": code, "message": message} for code, message in alarms]
 
     def facts(self) -> HealthFacts:
-        """More than the bare status, for callers who may see it."""
+        """Details for operators, as JSON."""
         return {
             "host": self._host.describe(),
             "problems": self.refusals(),

@@ -1,4 +1,4 @@
-"""From a free slot to an ended run: leases, dispatch, and what the worker reports."""
+"""Turn what the worker reports of a run into states and verdicts."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ log = logging.getLogger("guarded.queue")
 
 T = TypeVar("T")
 
-
-#: How long the worker waits for the disk before it goes on all the same.
+#: The worker waits this long for the disk, then goes on without it.
 STORE_WAIT_S = 10.0
 
 
 class Runs:
-    """The jobs that the host has: what it tells of them, turned into states and verdicts.
+    """Listens to the host (see :class:`guard.host.HostListener`) and writes down what happens to its jobs.
 
-    The callbacks come on the worker's thread, which may be held up for a moment: nothing else could run meanwhile.
+    The host calls on the worker's thread. A call may hold it up for a moment: nothing else could run meanwhile.
     """
 
     def __init__(
@@ -62,9 +61,9 @@ class Runs:
         job = self._jobs[job_id]
         self._watchdog.watch(job)
         try:
-            started = _waited(self._store.start(job_id))
+            started = _wait_for(self._store.start(job_id))
         except GuardError:
-            started = job  # the disk is in trouble; the job need not be
+            started = job  # a disk in trouble need not stop the job
         if started is None:
             self._watchdog.expect_stop(job_id)
             return False
@@ -76,11 +75,11 @@ class Runs:
         self._watchdog.forget(job_id)
         if outcome.success:
             self._store.validate(job_id)
-        verdict, result = self._judged(job_id, outcome)
+        verdict, result = self._judge(job_id, outcome)
         try:
-            settled = _waited(self._settler.settle(job, verdict, result))
+            settled = _wait_for(self._settler.settle(job, verdict, result))
         except GuardError:
-            # The settler goes on trying; an earlier verdict that it could not write holds against this one.
+            # The settler tries again. If it also holds an earlier verdict that is not written yet, that one counts.
             return self._settler.unwritten_verdict(job_id) or verdict
         return settled.job.verdict or verdict if settled is not None else verdict
 
@@ -112,10 +111,11 @@ class Runs:
     def native_finished(self, prompt_id: str) -> None:
         self._watchdog.forget(prompt_id)
 
-    def _judged(self, job_id: str, outcome: Outcome) -> tuple[Verdict, Result]:
+    def _judge(self, job_id: str, outcome: Outcome) -> tuple[Verdict, Result]:
+        """Decide how the run ended; check the files of a successful one, and set them aside where they fail."""
         if not outcome.success:
             error = explain_failure(outcome)
-            # In this order: "CUDA error: out of memory" leaves the GPU as usable as it was.
+            # Ask for this first: "CUDA error: out of memory" looks like a fault of the GPU and is none.
             if isinstance(error, OutOfMemoryError):
                 if self._settings.watchdog.free_memory:
                     self._host.free_memory()
@@ -124,21 +124,21 @@ class Runs:
             return Verdict.of(error), Result()
         results = self._settings.results
         try:
-            found = checks.run_within(results.check_timeout_s, lambda: checks.check(outcome, results))
+            artifacts = checks.run_within(results.check_timeout_s, lambda: checks.check(outcome, results))
         except Exception as error:
             if not isinstance(error, GuardError):
-                log.exception("job %s: the checks failed", job_id, extra={"job_id": job_id})
+                log.exception("job %s: the checks raised", job_id, extra={"job_id": job_id})
                 error = InternalError("The result could not be checked.", details=f"{type(error).__name__}: {error}")
             quarantine.set_aside(checks.own_files(outcome), self._quarantine / job_id, results)
             return Verdict.of(error), Result()
-        return SUCCESS, Result(checks.own_outputs(outcome), found)
+        return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
 
 
-def _waited(future: Future[T]) -> T:
-    """The store's answer, for a thread that can wait a while.
+def _wait_for(future: Future[T]) -> T:
+    """Wait for the store's answer. Not for the event loop.
 
     Raises:
-        GuardError: the store refused, or did not answer in time.
+        GuardError: the store refused, or did not answer within `STORE_WAIT_S`.
     """
     try:
         return future.result(STORE_WAIT_S)

@@ -1,6 +1,6 @@
-"""One ending for every outcome: the verdict is durable first, then heard, and the first one holds.
+"""End every job in one way: first make the verdict durable, then tell of it. The first verdict counts.
 
-What the store cannot take (a full disk) is kept here and handed in again until it can.
+A verdict that the store cannot write (a full disk) stays here and is handed in again until the store can.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ log = logging.getLogger("guarded.settle")
 
 
 class Settler:
-    """Gives jobs their verdicts. Any thread; nothing here waits."""
+    """Gives jobs their verdicts. Any thread; no method waits."""
 
     def __init__(self, store: Store, host: Host, secrets: Secrets, client_ids: ClientIds) -> None:
         self._store = store
         self._host = host
         self._secrets = secrets
         self._client_ids = client_ids
-        #: By job, the verdict that the store could not take, and how to hand it in again.
+        #: By job: the verdict that the store could not write, and how to hand it in again.
         self._unwritten: dict[str, tuple[Verdict, Callable[[], object]]] = {}
+        #: Jobs whose unwritten verdict is in the log already.
         self._complained: set[str] = set()
         #: Jobs whose slots could not be freed.
         self._unreleased: set[str] = set()
@@ -39,17 +40,17 @@ class Settler:
         self.ending: Signal[[str]] = Signal()
 
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
-        """The future is done once the verdict is durable."""
+        """Give a job its verdict; the future is done once that is durable."""
         self._rewrite(job.job_id)
         future = self._store.settle(job.job_id, verdict, result)
         self._follow(future, job, verdict, lambda: self.settle(job, verdict, result))
         return future
 
     def end(self, job: Job, error: GuardError) -> Future[Settled | None]:
-        """End a job that has not come to its own end: settle it, stop it, tell its socket.
+        """End a job before its own end: settle it, stop it, tell its socket.
 
-        The stop does not wait for the disk: the verdict is already on its way, ahead of whatever the stopped run
-        reports, so that the run's own ending cannot overtake it.
+        The stop does not wait for the disk. The store takes calls in order, and the verdict goes first: whatever the
+        stopped run reports comes too late to count.
         """
         self._rewrite(job.job_id)
         verdict = Verdict.of(error)
@@ -61,14 +62,14 @@ class Settler:
         return future
 
     def end_waiting(self, job: Job, error: GuardError) -> Future[Settled | None]:
-        """The same for a job that ought to be waiting; one that has begun to run meanwhile is left alone."""
+        """End a job that waits; leave it alone if it has begun to run meanwhile."""
         self._rewrite(job.job_id)
         verdict = Verdict.of(error)
         future = self._store.settle(job.job_id, verdict, only_waiting=True)
         self._follow(future, job, verdict, lambda: self.end_waiting(job, error))
 
         def stop(done: Future[Settled | None]) -> None:
-            if _won(done) is not None:
+            if _job_if_won(done) is not None:
                 self._host.stop(job.job_id)
 
         future.add_done_callback(stop)
@@ -88,34 +89,36 @@ class Settler:
         self._store.release(job_id).add_done_callback(done)
 
     def unwritten_verdict(self, job_id: str) -> Verdict | None:
-        """The verdict that holds for the job although it is not on disk yet."""
-        kept = self._unwritten.get(job_id)
-        return kept[0] if kept is not None else None
+        """The verdict that counts for the job although it is not on disk yet."""
+        verdict, _again = self._unwritten.get(job_id, (None, None))
+        return verdict
 
     def retry(self) -> None:
-        """Hand in again what the store could not take. Called now and then by the watchdog."""
+        """Hand in again what the store could not write. The watchdog calls this at every turn."""
         for job_id in list(self._unwritten):
             self._rewrite(job_id)
-        again, self._unreleased = self._unreleased, set()
-        for job_id in again:
+        unreleased, self._unreleased = self._unreleased, set()
+        for job_id in unreleased:
             self.release(job_id)
 
     def _rewrite(self, job_id: str) -> None:
-        """Before any later verdict for the same job, so that the first one still holds."""
-        kept = self._unwritten.pop(job_id, None)
-        if kept is not None:
-            kept[1]()
+        """Hand in a verdict that is not written yet, before any later one for the same job: the first one counts."""
+        if (unwritten := self._unwritten.pop(job_id, None)) is not None:
+            _verdict, again = unwritten
+            again()
 
     def _follow(self, future: Future[Settled | None], job: Job, verdict: Verdict, again: Callable[[], object]) -> None:
+        """Keep the verdict where it cannot be written; log the ending where it can."""
+
         def done(future: Future[Settled | None]) -> None:
             """The store's thread."""
             if (failure := future.exception()) is not None:
                 self._unwritten.setdefault(job.job_id, (verdict, again))
                 if job.job_id in self._complained:
-                    return  # once is enough: it is tried every half second
+                    return  # log it once: every turn of the watchdog tries again
                 self._complained.add(job.job_id)
                 log.error(
-                    "job %s: verdict %s is not on disk yet: %s",
+                    "job %s: the verdict %s cannot be written yet: %s",
                     job.job_id,
                     verdict.code or "success",
                     failure,
@@ -124,20 +127,20 @@ class Settler:
                 return
             self._complained.discard(job.job_id)
             self._secrets.forget(job.job_id)
-            if (settled := _won(future)) is not None:
-                _tell(settled)
+            if (ended := _job_if_won(future)) is not None:
+                _log_ending(ended)
 
         future.add_done_callback(done)
 
     def _announce(self, done: Future[Settled | None], error: GuardError) -> None:
-        """The store's thread, once the verdict is durable."""
-        if (job := _won(done)) is not None:
+        """Tell the job's socket, once the verdict is durable. The store's thread."""
+        if (job := _job_if_won(done)) is not None:
             client_id = self._client_ids.of(job.owner, job.client_id) if job.client_id is not None else None
             self._host.announce(job.job_id, client_id, error)
 
 
-def _tell(job: Job) -> None:
-    """The line in the log that says how the job ended, and one for each doubtful file of a success."""
+def _log_ending(job: Job) -> None:
+    """Log how the job ended, and the warnings about each file of a success."""
     about = {"job_id": job.job_id}
     verdict = job.verdict
     if verdict is None or verdict.state is JobState.CANCELLED:
@@ -157,8 +160,8 @@ def _tell(job: Job) -> None:
                 log.warning("job %s: %s: %s", job.job_id, file.filename, ", ".join(file.warnings), extra=about)
 
 
-def _won(done: Future[Settled | None]) -> Job | None:
-    """The job, where this very verdict has ended it."""
+def _job_if_won(done: Future[Settled | None]) -> Job | None:
+    """The job, if this very verdict ended it."""
     if done.exception() is not None:
         return None
     settled = done.result()

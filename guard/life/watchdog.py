@@ -1,4 +1,7 @@
-"""Deadlines and the ladder: a thread of its own, on the monotonic clock, that never waits for the event loop."""
+"""End jobs at their deadlines, and replace a worker that hangs or has died.
+
+A thread of its own, on the monotonic clock, that never waits for the event loop. docs/architecture.md has the ladder.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,17 @@ from .settle import Settler
 
 log = logging.getLogger("guarded.watchdog")
 
-#: The longest sleep between two looks; a deadline that is nearer wakes it earlier.
+#: The longest sleep between two turns; a nearer deadline shortens it.
 TURN_S = 0.5
-#: The part of the grace after which an exception is injected: most nodes have met a check by then.
+#: The share of the grace after which an exception is injected: most nodes have reached a check by then.
 INJECT_AFTER = 0.2
-#: Between a fault of the GPU and the restart: time for the verdict to reach whoever waits for it.
+#: The time between a fault of the GPU and the restart: the verdict must reach whoever waits for it.
 FAULT_GRACE_S = 1.0
 
 
 @dataclass
 class _Watched:
-    """A prompt that the worker has. `job` is None for one that did not come through the guard."""
+    """A prompt that the worker has. `job` is None for a native one, which did not come through the guard."""
 
     prompt_id: str
     job: Job | None
@@ -44,7 +47,7 @@ class _Watched:
 
 
 class Watchdog:
-    """Ends what runs or waits too long, and mends the worker. The thread only calls :meth:`turn`."""
+    """Ends what runs or waits too long, and replaces the worker. The thread only calls :meth:`turn`."""
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Watchdog:
         self.repaired: Signal[[]] = Signal()
         #: A worker had to be given up: a code and a message. Called on the watchdog's thread.
         self.alarmed: Signal[[str, str]] = Signal()
-        #: What was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
+        #: How often each was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
 
@@ -80,17 +83,17 @@ class Watchdog:
 
     @property
     def replacements(self) -> int:
-        """How many workers another one has taken over from, since the start."""
+        """How many workers were replaced since the start."""
         return self.counts["replace hung"] + self.counts["replace dead"]
 
-    # What it is told. ----------------------------------------------------------------------------------------
+    # What others tell it. ----------------------------------------------------------------------------------------
 
     def watch(self, job: Job) -> None:
-        """The job clock starts now. The worker's thread."""
+        """Start the job's clock. The worker's thread."""
         self._watch(job.job_id, job, job.timeout_s)
 
     def watch_native(self, prompt_id: str) -> None:
-        """The same for a prompt that did not come through the guard. The worker's thread."""
+        """Start the clock of a native prompt. The worker's thread."""
         self._watch(prompt_id, None, self._settings.watchdog.native_timeout_s or math.inf)
 
     def note_progress(self, job_id: str) -> None:
@@ -100,7 +103,7 @@ class Watchdog:
             watched.active_s = self._clock.monotonic_s()
 
     def expect_stop(self, job_id: str) -> None:
-        """Somebody else has ended the job: see to it that the worker lets go. Any thread."""
+        """Somebody else has ended the job: climb the ladder if the worker does not let go. Any thread."""
         with self._condition:
             watched = self._watched.get(job_id)
             if watched is not None and watched.stopped_s == math.inf:
@@ -114,11 +117,11 @@ class Watchdog:
             watched = self._watched.pop(prompt_id, None)
         if watched is not None and watched.stuck and self._health.stuck:
             self._health.stuck = False
-            log.warning("%s has let go of the worker after all", prompt_id, extra={"job_id": prompt_id})
+            log.warning("%s has ended after all, and the worker is free", prompt_id, extra={"job_id": prompt_id})
             self.repaired()
 
     def handle_gpu_fault(self) -> None:
-        """The GPU cannot be used any more by this process. The worker's thread."""
+        """Restart the process soon, since it can no longer use the GPU. The worker's thread."""
         if self._settings.watchdog.on_gpu_fault == "report":
             log.error("the GPU can no longer be used by this process; restart it")
             return
@@ -129,22 +132,22 @@ class Watchdog:
     # What it does. -------------------------------------------------------------------------------------------
 
     def turn(self, now_s: float) -> float:
-        """Do what is due at `now_s` (monotonic seconds). Returns when to look again."""
+        """Do what is due at `now_s` (monotonic seconds). Returns when the next turn is due."""
         if self._settings.watchdog.on_stuck == "exit":
             self._process.end_if_silent(self._settings.watchdog.gil_hang_s)
         if now_s >= self._restart_s:
             self._process.restart("the GPU can no longer be used by this process")
         alive = self._host.worker_alive()
-        # In this order: a worker that is dead by now begins nothing more.
+        # Only now, since a dead worker begins nothing more.
         with self._condition:
             watched = list(self._watched.values())
         if not alive:
-            self._bury(watched)
+            self._bury_worker(watched)
         else:
             for one in watched:
                 if one.stopped_s < math.inf:
                     self._climb(one, now_s)
-                elif (limit := self._over(one, now_s)) is not None:
+                elif (limit := self._find_limit(one, now_s)) is not None:
                     self._end(one, now_s, limit)
         self._settler.retry()
         self._end_overdue()
@@ -156,8 +159,8 @@ class Watchdog:
             self._watched[prompt_id] = _Watched(prompt_id, job, now_s + timeout_s, now_s)
             self._condition.notify()
 
-    def _over(self, one: _Watched, now_s: float) -> GuardError | None:
-        """The limit that the prompt has passed, if it has."""
+    def _find_limit(self, one: _Watched, now_s: float) -> GuardError | None:
+        """The error for a limit that the prompt has passed, if it has."""
         if one.deadline_s <= now_s:
             timeout_s = one.job.timeout_s if one.job is not None else self._settings.watchdog.native_timeout_s
             return GenerationTimeoutError(
@@ -171,8 +174,8 @@ class Watchdog:
         return None
 
     def _end(self, one: _Watched, now_s: float, error: GuardError) -> None:
-        """The first rung: the verdict, and a stop that holds until the worker lets go."""
-        if one.job is None:  # of a job, its verdict says the same
+        """The first rung: give the verdict, and set a stop that holds until the worker lets go."""
+        if one.job is None:  # the settler logs the same for a job
             log.error("native prompt %s: %s", one.prompt_id, error.message)
         with self._condition:
             one.stopped_s = now_s
@@ -187,23 +190,23 @@ class Watchdog:
             self._host.free_memory()
 
     def _climb(self, one: _Watched, now_s: float) -> None:
-        """The further rungs, for a worker that was told to stop and has not let go."""
+        """The next rungs, for a prompt that was told to stop and has not ended."""
         settings = self._settings.watchdog
         if settings.inject and not one.injected and now_s >= one.stopped_s + settings.interrupt_grace_s * INJECT_AFTER:
             one.injected = True
             if self._host.inject(one.prompt_id):
                 self.counts["inject"] += 1
                 log.warning(
-                    "%s checks for no interrupt; an exception was raised in it",
+                    "%s does not check for interrupts; an exception was raised in its code",
                     one.prompt_id,
                     extra={"job_id": one.prompt_id},
                 )
         if not one.stuck and now_s >= one.stopped_s + settings.interrupt_grace_s:
             one.stuck = True
-            self._stuck(one)
+            self._give_worker_up(one)
 
-    def _stuck(self, one: _Watched) -> None:
-        """The last rungs: without the worker."""
+    def _give_worker_up(self, one: _Watched) -> None:
+        """The last rungs: go on without the worker, as `watchdog.on_stuck` says."""
         settings = self._settings.watchdog
         reason = f"{one.prompt_id} does not end, {settings.interrupt_grace_s:g} s after it was stopped"
         if settings.on_stuck == "report":
@@ -221,10 +224,10 @@ class Watchdog:
             log.error("%s; another worker has taken over", reason, extra={"job_id": one.prompt_id})
             self.alarmed("worker_replaced", f"{reason}; another worker has taken over")
         else:
-            one.stuck = False  # it is just letting go; if not, the next turn tries again
+            one.stuck = False  # the prompt is just ending; if not, the next turn tries again
 
-    def _bury(self, watched: list[_Watched]) -> None:
-        """The worker is dead: its jobs end, and another takes over."""
+    def _bury_worker(self, watched: list[_Watched]) -> None:
+        """The worker is dead: end its jobs, and let another take over."""
         error = WorkerDiedError("ComfyUI's worker thread died under the job.")
         for one in watched:
             if one.job is not None:
@@ -238,14 +241,15 @@ class Watchdog:
             self.forget(one.prompt_id)
 
     def _end_overdue(self) -> None:
-        """Look for jobs that have waited too long; the answer comes on the store's thread."""
+        """Look for jobs that have waited too long. The answer comes on the store's thread."""
         if self._looking is not None and not self._looking.done():
             return
         timeout_s = self._settings.queue.timeout_s
         self._looking = self._store.list_overdue(self._clock.now_ms() - int(timeout_s * 1000))
-        self._looking.add_done_callback(self._overdue)
+        self._looking.add_done_callback(self._end_each)
 
-    def _overdue(self, done: Future[list[Job]]) -> None:
+    def _end_each(self, done: Future[list[Job]]) -> None:
+        """End the jobs that the store found. The store's thread."""
         if done.cancelled() or done.exception() is not None:
             return
         timeout_s = self._settings.queue.timeout_s
@@ -261,6 +265,6 @@ class Watchdog:
             try:
                 again_s = self.turn(self._clock.monotonic_s())
             except Exception:
-                # Without this thread nothing ends a hung job, so no fault of ours may end it.
-                log.exception("the watchdog stumbled")
+                # Without this thread nothing ends a hung job, so no fault of ours may end the thread.
+                log.exception("the watchdog failed at one turn and goes on")
                 again_s = self._clock.monotonic_s() + TURN_S
