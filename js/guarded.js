@@ -29,7 +29,7 @@ app.registerExtension({
         {
             id: BADGE,
             name: "Show running and waiting jobs in the top bar",
-            tooltip: "A click on it opens the sidebar tab.",
+            tooltip: "A click opens the sidebar tab.",
             category: ["Guarded", "Panel", "Badge"],
             type: "boolean",
             defaultValue: true,
@@ -37,8 +37,8 @@ app.registerExtension({
         },
         {
             id: TOASTS,
-            name: "Tell of timeouts, replaced workers and full disks",
-            tooltip: "As a short notice in the corner, when it happens.",
+            name: "Notify about timeouts, replaced workers and full disks",
+            tooltip: "A short notice in the corner when it happens.",
             category: ["Guarded", "Panel", "Toasts"],
             type: "boolean",
             defaultValue: true,

@@ -36,15 +36,17 @@ _MINUTES_UP_TO = 90 * 60
 def notice(position: int, running: int, max_jobs: int, eta_s: float | None, locale: str) -> str:
     """What an end user reads who has to wait."""
     facts = {"running": running, "max_jobs": max_jobs, "position": position}
+    # Where nothing runs the server is not busy: the job is about to begin, or the server takes none right now.
+    key = "queued" if running else "waiting"
     if eta_s is None:
-        return messages.text("queued" if position == 1 else "queued_place", locale, **facts)
+        return messages.text(key if position == 1 else f"{key}_place", locale, **facts)
     if eta_s <= _SECONDS_UP_TO:
         wait = messages.format_count("seconds", max(round(eta_s), 1), locale)
     elif eta_s <= _MINUTES_UP_TO:
         wait = messages.format_count("minutes", round(eta_s / 60), locale)
     else:
         wait = messages.format_count("hours", round(eta_s / 3600), locale)
-    return messages.text("queued_time", locale, time=wait, **facts)
+    return messages.text(f"{key}_time", locale, time=wait, **facts)
 
 
 class PositionBody(TypedDict):

@@ -196,6 +196,12 @@ def test_a_notice_without_an_estimate_promises_nothing_to_those_further_back():
     assert notice(7, 1, 1, None, "ru") == "Сервер загружен (1/1 задач). Ваше место в очереди: 7."
 
 
+def test_a_notice_calls_no_server_busy_where_nothing_runs():
+    assert notice(1, 0, 1, None, "ru") == "Ваша генерация начнется через несколько секунд..."
+    assert notice(7, 0, 1, None, "ru") == "Ваше место в очереди: 7."
+    assert notice(2, 0, 1, 32, "ru") == "Ваше место в очереди: 2. Генерация начнется примерно через 32 секунды."
+
+
 # What readers are told. --------------------------------------------------------------------------------------
 
 
