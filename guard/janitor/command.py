@@ -16,7 +16,7 @@ from ..host import Folders
 from ..job import ROOTS
 from ..settings import Settings, SettingsError, load
 from ..store import SqliteStore, StoreLockedError, StoreTooNewError, database_path
-from .report import shown
+from .report import escape
 from .thread import Janitor, summary
 
 #: Below `output/`, ComfyUI registers these for models. A server knows of more; here they are what can be known.
@@ -99,7 +99,7 @@ def run(
             "and are left alone; --adopt-existing sweeps them too"
         )
     for line in report.error_samples:
-        say(f"error: {shown(line)}")
+        say(f"error: {escape(line)}")
     return 1 if report.errors else 0
 
 

@@ -29,14 +29,14 @@ class Report:
     """What one sweep did; with `dry_run`, what it would have done.
 
     Attributes:
-        found: by root, every file that was looked at, before anything was deleted.
+        seen: by root, every file that was looked at, before anything was deleted.
         deleted: by root. A file with a second name elsewhere (a hard link) frees nothing and counts no bytes.
         kept: by reason: `young`; `existing`, there before the first start; `keep`, a pattern; `in_use`, named by an
             open job; `unread`, not fetched yet; `off`; `special`, links and what is no file. Of files that are too
-            young for the sweep nobody asked whether anything else keeps them too.
-        oldest: of `deleted`, those that went because the disk was short.
+            young for the sweep it does not say whether anything else keeps them too.
+        oldest: those of `deleted` that went because the disk was short.
         skipped: folders not entered: foreign (models, other roots), mounts, links to folders, too deep.
-        vanished: gone before we came to them.
+        vanished: gone before the sweep came to them.
         jobs: settled jobs forgotten.
         samples: the first few paths, of a dry run only.
     """
@@ -44,7 +44,7 @@ class Report:
     started_at_ms: int
     dry_run: bool
     duration_s: float = 0.0
-    found: dict[str, Tally] = field(default_factory=dict)
+    seen: dict[str, Tally] = field(default_factory=dict)
     deleted: dict[str, Tally] = field(default_factory=dict)
     oldest: Tally = field(default_factory=Tally)
     folders: int = 0
@@ -64,11 +64,25 @@ class Report:
     def bytes(self) -> int:
         return sum(tally.bytes for tally in self.deleted.values())
 
-    def failed(self, what: str, error: object) -> None:
+    def keep(self, reason: str, size: int) -> bool:
+        """Count a file that stays; False, since its folder is not empty then."""
+        self.kept.setdefault(reason, Tally()).add(size)
+        return False
+
+    def add_error(self, what: str, error: object) -> None:
+        """Count an error; `what`: the path that it is about; "" for none."""
         self.errors += 1
         if len(self.error_samples) < SAMPLES:
             said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            self.error_samples.append(f"{shown(what)}: {said}" if what else said)
+            self.error_samples.append(f"{escape(what)}: {said}" if what else said)
+
+    def add_file_error(self, path: str, error: OSError) -> bool:
+        """Count a file that could not be handled; return whether it is gone, which is no error."""
+        if isinstance(error, FileNotFoundError):
+            self.vanished += 1
+            return True
+        self.add_error(path, error)
+        return False
 
     def body(self) -> SweepBody:
         """As JSON."""
@@ -95,7 +109,7 @@ class Report:
         }
 
 
-def shown(path: str) -> str:
-    """A path that a terminal, a log line and JSON can carry, whatever bytes are in it."""
+def escape(path: str) -> str:
+    """Make a path fit for a terminal, a log line and JSON, whatever bytes are in it."""
     printable = path.isprintable() and not any("\ud800" <= letter <= "\udfff" for letter in path)
     return path if printable else ascii(path)[1:-1]

@@ -211,7 +211,7 @@ class Janitor:
             Stopped: the server is ending.
         """
         with self._sweeping:
-            report = self._swept(now_s, dry_run, relieve)
+            report = self._run_sweep(now_s, dry_run, relieve)
             self._reports.append(report)
             if not dry_run:
                 for name in ("files", "bytes", "jobs", "errors"):
@@ -221,13 +221,13 @@ class Janitor:
             log.info("%s", summary(report))
             return report
 
-    def _swept(self, now_s: float, dry_run: bool, relieve: bool) -> Report:
+    def _run_sweep(self, now_s: float, dry_run: bool, relieve: bool) -> Report:
         report = Report(round(now_s * 1000), dry_run)
         began_s = time.monotonic()
         try:
             rules = Rules(self._settings, self._folders(), self._own)
             for problem in rules.problems:
-                report.failed("", problem)
+                report.add_error("", problem)
             Sweep(
                 rules,
                 now_s=now_s,
@@ -245,22 +245,22 @@ class Janitor:
         except Exception as error:
             if not isinstance(error, GuardError):
                 log.exception("a sweep failed")
-            report.failed("", error)
+            report.add_error("", error)
         report.duration_s = time.monotonic() - began_s
         return report
 
     def count(self, now_s: float) -> None:
         """Rehearse the next sweep, for its figures alone. The thread, or the command line, which has none."""
         self._count_wanted = False
-        report = self._swept(max(self._due_s or now_s, now_s), dry_run=True, relieve=False)
+        report = self._run_sweep(max(self._due_s or now_s, now_s), dry_run=True, relieve=False)
         self._counted = {
             root: {
-                "files": found.files,
-                "bytes": found.bytes,
+                "files": tally.files,
+                "bytes": tally.bytes,
                 "would_free_files": report.deleted.get(root, Tally()).files,
                 "would_free_bytes": report.deleted.get(root, Tally()).bytes,
             }
-            for root, found in report.found.items()
+            for root, tally in report.seen.items()
         }
         past = report.kept.get("existing", Tally())
         self._existing = past.files, past.bytes

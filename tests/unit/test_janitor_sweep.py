@@ -16,8 +16,9 @@ from unit.janitor import DAY_S, Box, age, age_folders, put
 
 from comfyui_guarded.guard.host import Folders
 from comfyui_guarded.guard.janitor import folder as folder_module
-from comfyui_guarded.guard.janitor import sweep as sweep_module
 from comfyui_guarded.guard.janitor.folder import HANDLES, open_root
+from comfyui_guarded.guard.janitor.report import SAMPLES
+from comfyui_guarded.guard.janitor.walk import MAX_DEPTH
 
 needs_handles = pytest.mark.skipif(not HANDLES, reason="this platform cannot open folders by handle")
 ways = pytest.mark.parametrize(
@@ -380,7 +381,7 @@ def test_a_dry_run_counts_the_same_and_deletes_nothing(box: Box):
     real = janitor.sweep(time.time())
     assert box.left() == set()
     assert (dry.files, dry.bytes, dry.folders) == (real.files, real.bytes, real.folders) == (30, 300, 1)
-    assert len(dry.samples) == sweep_module.SAMPLES
+    assert len(dry.samples) == SAMPLES
 
 
 class TestErrors:
@@ -445,7 +446,7 @@ class TestErrors:
     @needs_handles
     def test_folders_nested_without_end_are_left_and_use_no_more_handles(self, box: Box):
         deep = box.output
-        for _level in range(sweep_module.MAX_DEPTH + 20):
+        for _level in range(MAX_DEPTH + 20):
             deep = deep / "d"
         put(deep / "x.png")
         report = box.janitor().sweep(time.time())
