@@ -1,1 +1,1 @@
-"""The servers that we can live in, each behind the promise of `guard/host.py`."""
+"""The servers that the guard can live in, each behind the promise of `guard/host.py`."""

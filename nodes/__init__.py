@@ -1,4 +1,4 @@
-"""The nodes of the package, for ComfyUI's editor."""
+"""The package's nodes for ComfyUI's editor: check faces, check results, save a picture."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The routes under `/guarded`: request → core → response, and no rules of their own."""
+"""The routes under `/guarded`: a request in, a call to the core, a response out, and no rules of their own."""
 
 from . import (
     access,

@@ -1,7 +1,6 @@
-"""The doctor: what is set, what is there, what is missing, what is unsafe, each with its mend.
+"""Examine the installation: what is set, missing or unsafe, and how to fix it.
 
-`facts` is what it looks at and how the command line comes to know it without a server, `checks` are the judgements,
-`command` is the command line.
+`facts` collects what there is to know, also without a server, `checks` judges it, `command` is the command line.
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""Tell what happens to jobs without being asked: streams of events, webhooks."""
+"""Report what happens to jobs to those who listen: streams of events, webhooks.
+
+`event` is one thing that happened, `stream` passes it to many readers, `outbox` decides what to deliver and when to try
+again, `webhook_rules` says which addresses are allowed.
+"""

@@ -1,8 +1,8 @@
-"""Faces: is there one, how many, how large?
+"""Search photos for faces: is there one, how many, how large?
 
 `chooser` picks a detector, `images` opens what users send, `search` looks in several ways before it says no, `check`
-holds a picture against the rules, `required` reads from a prompt which pictures need a face, `machine` is how a
-node reaches what app.py built.
+compares a picture with the rules, `required` finds the pictures in a prompt that need a face, `gate` checks a prompt's
+pictures before a job exists, `machine` lets nodes use all that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The janitor: a rented disk that never fills.
+"""Delete old files and records, so that a rented disk never fills.
 
-`rules` says what may go, `folder` is how it is looked at and deleted (by handle, where the platform can), `in_use`
-knows what open jobs name, `sweep` is one pass, `thread` is when, `command` is the same from the command line.
+`rules` says what may go, `folder` lists and deletes (by handle, if the platform can), `in_use` knows what open jobs
+name, `sweep` is one pass, `report` what it did, `thread` decides when, `command` is the command line.
 """
 
 from .in_use import InUse

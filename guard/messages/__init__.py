@@ -1,7 +1,7 @@
-"""What an end user reads: one JSON file per language, keyed by error code (and `queued*` for notices).
+"""Texts for end users: one JSON file per language, keyed by error code (and `queued*` for notices).
 
-Another language is one more file in this folder, `de.json` or `pt-br.json`; what it lacks, or has a mistake in, is
-shown in English.
+To add a language, add a file such as `de.json` or `pt-br.json`. A text that it lacks, or has a mistake in, is shown in
+English.
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""Answer the operator: figures for people, for Prometheus, and of the GPU."""
+"""Answer the operator: figures for people and for Prometheus, and about the GPU.
+
+`stats` has the figures of the page, `metrics` those for Prometheus after the table in `families`, `gpu` asks NVIDIA's
+driver.
+"""

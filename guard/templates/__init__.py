@@ -1,6 +1,6 @@
-"""Templates: named parameters → a prompt.
+"""Turn named parameters into a prompt, after a template.
 
 A template is a pair of files: `name.json`, a graph in API format as ComfyUI exports it, and `name.toml`, which says
-what may be changed in it and what it needs. :mod:`.manifest` reads them, :mod:`.render` fills them in, and
-:mod:`.catalogue` knows which there are and what this server lacks for them.
+what may change in it and what it needs. `manifest` reads them, `render` fills them in, `catalogue` knows which
+templates there are and what this server lacks for them.
 """

@@ -1,7 +1,7 @@
 """THE SEAM: the only place that imports ComfyUI. It serves ComfyUI and the sandbox, which has the same modules.
 
-What bites here is written down, measured, in docs/comfyui.md. Everything is found out by looking at what is there;
-version numbers are never compared, since hosts newer than any that we know will come.
+docs/comfyui.md describes ComfyUI's surprises, as measured. The seam looks for features and never compares version
+numbers, since hosts newer than any that we know will come.
 """
 
 from typing import Any

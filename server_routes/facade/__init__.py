@@ -1,4 +1,4 @@
-"""ComfyUI's own routes, limited to the caller: an existing client works by changing its base URL."""
+"""ComfyUI's own routes, limited to the caller, so that an existing client works with another base URL."""
 
 from __future__ import annotations
 
