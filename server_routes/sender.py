@@ -78,7 +78,7 @@ class Sender:
         """Begin all deliveries that are due and have room; how long until the next one is due."""
         full = [target for target, count in self._to.items() if count >= AT_ONCE_TO_ONE]
         room = max(AT_ONCE - len(self._under_way), 0)
-        deliveries, next_s = await self._outbox.due(room, under_way=list(self._under_way), full=full)
+        deliveries, next_s = await self._outbox.find_due(room, under_way=list(self._under_way), full=full)
         for delivery in deliveries:
             if self._to[delivery.target] < AT_ONCE_TO_ONE:
                 self._to[delivery.target] += 1

@@ -1,4 +1,4 @@
-"""Webhooks: what they say, where they may go, and when they are tried again. The outbox itself is the store's."""
+"""Decide which webhooks to send, sign them, and say when to try again. The store keeps them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import random
 import secrets
 from asyncio import wrap_future
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Protocol
 
 from .. import private_files
 from ..client import Client
@@ -20,29 +22,28 @@ from ..errors import ForbiddenError, NotFoundError
 from ..job import Job
 from ..settings import WebhooksSettings
 from ..signal import Signal
-from ..store import Delivery, DeliveryState, Store
+from ..store import Delivery, DeliveryState, Due
 from .webhook_rules import Rules
 
 log = logging.getLogger("guarded.webhooks")
 
 SECRET_FILE = "webhook.secret"
 
-#: Between two attempts it doubles from `webhooks.first_retry_s` up to this.
+#: The pause between two attempts doubles, from `webhooks.first_retry_s` up to this.
 RETRY_AT_MOST_S = 3600.0
 #: A receiver may ask for a longer pause (Retry-After), up to this.
 ASKED_AT_MOST_S = 3600.0
 
-
-#: The secret that signs an owner's webhooks; None for one that may send none (any more).
+#: The secret that signs an owner's webhooks; None for an owner that may not send any (any more).
 SecretOf = Callable[[str], "str | None"]
 
 
-# When it is tried again. -------------------------------------------------------------------------------------
+# When to try again. ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """How one attempt went. `status` is the receiver's, None where it gave none."""
+    """How one attempt went. `status` is the receiver's answer; None where it gave none."""
 
     status: int | None = None
     error: str | None = None
@@ -51,7 +52,7 @@ class Attempt:
 
     @property
     def outcome(self) -> str:
-        """In a word, for the figures."""
+        """The outcome in a word, for the metrics."""
         if self.status is None:
             return "refused" if self.hopeless else "unreachable"
         return "delivered" if self.delivered else "gone" if self.status == 410 else "failed"
@@ -62,14 +63,14 @@ class Attempt:
 
     @property
     def final(self) -> bool:
-        """No further attempt can change it: 410 says that the receiver wants no more."""
+        """Whether another attempt is of no use: delivered, not allowed, or no longer wanted by the receiver (410)."""
         return self.delivered or self.hopeless or self.status == 410
 
 
 def retry_at_ms(settings: WebhooksSettings, attempt: Attempt, attempts: int, since_ms: int, now_ms: int) -> int | None:
-    """When to try again after `attempts` attempts; None where it is given up.
+    """When to try again after `attempts` attempts; None to give up.
 
-    The pause doubles, and half of it is chance: receivers that come back are not met by everything at once.
+    The pause doubles. Half of it is random, so that not everything reaches a receiver at once when it comes back.
     """
     if attempt.final:
         return None
@@ -79,10 +80,25 @@ def retry_at_ms(settings: WebhooksSettings, attempt: Attempt, attempts: int, sin
     return at_ms if at_ms <= since_ms + settings.max_age_s * 1000 else None
 
 
-class Outbox:
-    """What has to be told. The store fills it; somebody empties it who can make connections. Event loop."""
+class Deliveries(Protocol):
+    """What the outbox asks of the job store: see :class:`guard.store.Store`."""
 
-    def __init__(self, settings: WebhooksSettings, store: Store, secret_of: SecretOf, clock: Clock) -> None:
+    def find_due_deliveries(
+        self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> Future[Due]: ...
+    def record_attempt(
+        self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
+    ) -> Future[None]: ...
+    def list_deliveries(
+        self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
+    ) -> Future[list[Delivery]]: ...
+    def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]: ...
+
+
+class Outbox:
+    """The webhooks that are still to be sent: the store puts them in, and a sender takes them out. Event loop."""
+
+    def __init__(self, settings: WebhooksSettings, store: Deliveries, secret_of: SecretOf, clock: Clock) -> None:
         self._settings = settings
         self._store = store
         self._secret_of = secret_of
@@ -90,36 +106,36 @@ class Outbox:
         self.rules = Rules(settings)
         #: There is something new to send. Called on any thread.
         self.filled: Signal[[]] = Signal()
-        #: A delivery is given up, and why. Called on the event loop.
+        #: Nobody will try that delivery again: the delivery, and why. Called on the event loop.
         self.given_up: Signal[[Delivery, str]] = Signal()
 
     def changed(self, job: Job) -> None:
-        """A new state is durable, and so is what it has to tell. The store's thread."""
+        """A new state is durable, together with its webhook. The store's thread."""
         if job.webhook is not None:
             self.filled()
 
-    async def due(
+    async def find_due(
         self, limit: int, *, under_way: Collection[int], full: Collection[str]
     ) -> tuple[list[Delivery], float | None]:
-        """Deliveries to try now, and in how many seconds the next one will be due (None: not by itself)."""
+        """Deliveries to try now, and in how many seconds the next one will be due (None: none is waiting)."""
         now_ms = self._clock.now_ms()
         due = await wrap_future(self._store.find_due_deliveries(now_ms, limit, under_way=under_way, full=full))
         return due.deliveries, None if due.next_at_ms is None else max(due.next_at_ms - now_ms, 0) / 1000
 
     def sign(self, delivery: Delivery) -> Mapping[str, str]:
-        """The headers of an attempt that is made now.
+        """The signed headers for an attempt now.
 
         Raises:
-            GuardError: it may not be sent (any more).
+            GuardError: the webhook may not be sent (any more).
         """
-        self.rules.check(delivery.url)  # the settings may be others than at its admission
+        self.rules.check(delivery.url)  # the settings may have changed since its job was admitted
         secret = self._secret_of(delivery.owner)
         if secret is None:
             raise ForbiddenError("Its owner has no key any more that could sign it.")
         return make_headers(secret, delivery.webhook_id, delivery.payload, self._clock.now_ms())
 
     async def record_attempt(self, delivery: Delivery, attempt: Attempt) -> None:
-        """Write down how an attempt has ended. Raises GuardError where that cannot be written."""
+        """Write down how an attempt ended. Raises GuardError where the store cannot."""
         now_ms = self._clock.now_ms()
         next_at_ms = retry_at_ms(self._settings, attempt, delivery.attempts + 1, delivery.since_ms, now_ms)
         if attempt.delivered:
@@ -149,7 +165,7 @@ class Outbox:
         return await wrap_future(self._store.list_deliveries(client.sees_only, states, limit, before))
 
     async def redeliver(self, webhook_id: str, client: Client) -> Delivery:
-        """Try it again from now on, under its old id, whatever has become of it.
+        """Send it again from now on, under its old id, whether it was delivered or not.
 
         Raises:
             NotFoundError: there is none, or none that the client may see.
@@ -161,22 +177,22 @@ class Outbox:
         return delivery
 
 
-# Who signs. --------------------------------------------------------------------------------------------------
+# The signature. ----------------------------------------------------------------------------------------------
 
 
 def read_or_make_secret(own: Path) -> str:
-    """The secret for jobs of `local`: made once, kept for this user's eyes only. Blocks. Raises OSError."""
+    """The secret that signs webhooks of the owner `local`; made at the first call. Blocks. Raises OSError."""
     path = own / SECRET_FILE
     with contextlib.suppress(FileNotFoundError):
-        if kept := path.read_text(encoding="ascii").strip():
-            return kept
+        if secret := path.read_text(encoding="ascii").strip():
+            return secret
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
     private_files.write(path, f"{secret}\n".encode())
     return secret
 
 
 def make_headers(secret: str, webhook_id: str, body: str, now_ms: int) -> Mapping[str, str]:
-    """Signed by the Standard Webhooks scheme, at the time of the attempt."""
+    """The headers, signed as Standard Webhooks prescribes, with the time of the attempt."""
     from standardwebhooks import Webhook
 
     at = datetime.fromtimestamp(now_ms // 1000, timezone.utc)

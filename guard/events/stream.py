@@ -1,4 +1,4 @@
-"""What happened to the jobs: one stream that the store and the worker write, with many readers."""
+"""Pass on what happens to jobs: the store and the worker write one stream, which has many readers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import threading
 from asyncio import wrap_future
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from types import TracebackType
+from typing import Protocol
 
 from ..host import Progress
 from ..job import Job, JobState
 from ..signal import Signal
-from ..store import Standing, Store
+from ..store import Changes, Standing
 from ..wake import LoopCaller
 from .event import (
     ALARM,
@@ -30,45 +32,51 @@ from .event import (
 
 log = logging.getLogger("guarded.events")
 
-#: Endings that a person should look into.
+#: An ending with one of these codes is also an alarm for operators.
 _ALARMING = frozenset({"generation_timeout", "worker_died", "internal_error"})
 
-#: States kept for one reader. One that is further behind reads them again from the store, where they are for good.
+#: At most this many states wait for one reader. A reader that is further behind reads them from the store.
 STATES_KEPT = 256
-#: Alarms kept for one reader.
+#: At most this many alarms wait for one reader.
 ALARMS_KEPT = 100
-#: The time between two reports of progress.
+#: The least time between two reports of progress.
 PROGRESS_EVERY_S = 0.1
-#: The time between two previews of one job: encoding them takes the processor.
+#: The least time between two previews of one job: it takes the processor to encode them.
 PREVIEW_EVERY_S = 0.2
 
 
-class Events:
-    """Passes on what it is told, from any thread, to readers on the event loop. Without readers it does nothing."""
+class ChangeLog(Protocol):
+    """What the stream asks of the job store: see :class:`guard.store.Store`."""
 
-    def __init__(self, store: Store) -> None:
+    def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]: ...
+
+
+class Events:
+    """Takes events from any thread, and gives them to readers on the event loop. Without readers it does nothing."""
+
+    def __init__(self, store: ChangeLog) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._loop = LoopCaller()
-        #: Of the running jobs; no progress until the first report.
+        #: The running jobs, each with its last report of progress.
         self._running: dict[str, tuple[Job, Progress | None]] = {}
-        #: What the loop has not passed on yet: states and alarms, in order, and the jobs that have moved on.
+        #: What the loop has not passed on yet: states and alarms, in order, and the jobs that have made progress.
         self._inbox: list[Job | Event] = []
         self._moved: set[str] = set()
-        #: The newest picture of each job that nobody has been shown yet.
+        #: The newest picture of each job, if no reader has had it yet.
         self._pictures: dict[str, tuple[str, Callable[[], bytes]]] = {}
         self._progress_due_s = 0.0
-        #: A reader of positions begins: called with its one job (None: several) on the event loop.
+        #: A new reader wants positions: called with its one job (None: several) on the event loop.
         self.joined: Signal[[str | None]] = Signal()
         # Event loop only.
         self._showing: dict[str, asyncio.Task[None]] = {}
         self._count = 0
-        self._wanted: Counter[str] = Counter()
+        self._readers_of: Counter[str] = Counter()
         self._of_job: dict[str, set[Subscription]] = {}
         self._of_owner: dict[str, set[Subscription]] = {}
         self._of_all: set[Subscription] = set()
 
-    # What it is told. ----------------------------------------------------------------------------------------
+    # What others tell it. ----------------------------------------------------------------------------------------
 
     def changed(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
@@ -84,12 +92,12 @@ class Events:
             self.alarm(job.verdict.code, job.verdict.message, job.job_id)
 
     def alarm(self, code: str, message: str, job_id: str | None = None) -> None:
-        """Something that an operator should look at. Any thread."""
+        """Tell operators of something that they should look at. Any thread."""
         body: AlarmEvent = {"code": code, "job_id": job_id, "message": message}
         self._put(Event(ALARM, lambda: body))
 
     def progressed(self, job_id: str, progress: Progress) -> None:
-        """The worker's thread. A node that goes on after its job has ended is not listened to."""
+        """Note how far the job is, unless it has ended. The worker's thread."""
         with self._lock:
             known = self._running.get(job_id)
             if known is None:
@@ -102,7 +110,10 @@ class Events:
             self._loop.call(self._arm_progress)
 
     def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
-        """The worker's thread. Of many pictures the newest is encoded, on a thread of its own, if anybody wants it."""
+        """Take a picture. Only the newest is encoded, on a thread of its own, if somebody reads previews.
+
+        The worker's thread.
+        """
         if not self.has_readers(PREVIEW):
             return
         with self._lock:
@@ -114,10 +125,11 @@ class Events:
             self._loop.call(lambda: self._begin_showing(job_id))
 
     def tell(self, event: Event) -> None:
-        """Pass on what is no state. Event loop."""
+        """Give an event that is no state to whoever reads such events. Event loop."""
         self._give(event, self._readers(event.name, event.job))
 
     def progress(self, job_id: str) -> Progress | None:
+        """How far the job is; None where it does not run, or has reported nothing yet. Any thread."""
         return self._running.get(job_id, (None, None))[1]
 
     # Who reads. ----------------------------------------------------------------------------------------------
@@ -130,17 +142,17 @@ class Events:
         job_id: str | None = None,
         after: int | None = None,
     ) -> Subscription:
-        """A reader of one job, of an owner's jobs, or (with neither) of everybody's. Event loop; close it.
+        """Begin to read one job's events, an owner's, or (with neither) everybody's. Event loop; close it.
 
         Args:
-            names: of the events that it wants.
-            after: the `id` of the last state that it knows: it gets every later one, also those of earlier
-                processes. None: from now on. What the store says after this call is not newer than what will come.
+            names: the events that the reader wants.
+            after: the `id` of the last state that the reader knows: it gets every later one, also those of earlier
+                processes. None: from now on. Read the store after this call: the reader gets every later state.
         """
         self._loop.bind()
         subscription = Subscription(self, self._store, frozenset(names), owner, job_id, after)
         self._count += 1
-        self._wanted.update(subscription.names)
+        self._readers_of.update(subscription.names)
         self._group(subscription).add(subscription)
         if POSITION in subscription.names:
             self.joined(job_id)
@@ -148,18 +160,19 @@ class Events:
 
     def has_readers(self, name: str) -> bool:
         """Whether anybody reads such events. Any thread."""
-        return self._wanted[name] > 0
+        return self._readers_of[name] > 0
 
     async def head(self) -> int:
-        """The number of the last state that there is. Raises GuardError where the store cannot be read."""
+        """The number of the last state. Raises GuardError where the store cannot be read."""
         return (await wrap_future(self._store.read_changes(2**53))).head
 
-    def _close(self, subscription: Subscription) -> None:
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Give the reader nothing more. Event loop."""
         group = self._group(subscription)
         if subscription in group:
             group.discard(subscription)
             self._count -= 1
-            self._wanted.subtract(subscription.names)
+            self._readers_of.subtract(subscription.names)
         for key, groups in ((subscription.job_id, self._of_job), (subscription.owner, self._of_owner)):
             if key is not None and not groups.get(key, True):
                 del groups[key]
@@ -171,10 +184,10 @@ class Events:
             return self._of_owner.setdefault(subscription.owner, set())
         return self._of_all
 
-    # How it goes from the one to the other. ------------------------------------------------------------------
+    # From the writers to the readers. ------------------------------------------------------------------------
 
     def _put(self, item: Job | Event) -> None:
-        # A reader that begins at this moment reads what is durable from the store.
+        # A reader that begins just now finds this in the store.
         if not self._count:
             return
         with self._lock:
@@ -188,7 +201,7 @@ class Events:
             items, self._inbox = self._inbox, []
         for item in items:
             if isinstance(item, Job):
-                self._give(_state(item, self.progress(item.job_id)), self._readers(STATE, item))
+                self._give(_state_event(item, self.progress(item.job_id)), self._readers(STATE, item))
             else:
                 self.tell(item)
 
@@ -203,7 +216,7 @@ class Events:
             self._moved.clear()
         for job, progress in moved:
             if progress is not None:
-                self.tell(_moved(job, progress))
+                self.tell(_progress_event(job, progress))
 
     def _begin_showing(self, job_id: str) -> None:
         if job_id not in self._showing:
@@ -226,11 +239,11 @@ class Events:
     async def _encode(self, job: Job, mime: str, encode: Callable[[], bytes]) -> None:
         try:
             data = base64.b64encode(await asyncio.to_thread(encode)).decode()
-        except Exception as error:  # a picture of somebody's own kind
+        except Exception as error:  # another pack's kind of picture may raise anything
             log.debug("job %s: its preview cannot be encoded: %s", job.job_id, error)
             return
         if job.job_id in self._running:
-            self.tell(_seen(job, mime, data))
+            self.tell(_preview_event(job, mime, data))
 
     def _readers(self, name: str, job: Job | Standing | None) -> list[Subscription]:
         groups = [self._of_all]
@@ -247,14 +260,14 @@ class Events:
 class Subscription:
     """What one reader has not read yet. Event loop.
 
-    It holds little, however slow the reader: of each job's progress, position and preview only the last; of states
-    and alarms a number. States beyond that number are read from the store, so that none is ever missed.
+    It holds little, however slow the reader is: the last progress, position and preview of each job, `STATES_KEPT`
+    states and `ALARMS_KEPT` alarms. It reads further states from the store, so a reader misses none.
     """
 
     def __init__(
         self,
         events: Events,
-        store: Store,
+        store: ChangeLog,
         names: frozenset[str],
         owner: str | None,
         job_id: str | None,
@@ -268,12 +281,12 @@ class Subscription:
         self._states: deque[Event] = deque()
         self._alarms: deque[Event] = deque(maxlen=ALARMS_KEPT)
         self._latest: dict[tuple[str, str], Event] = {}
-        #: The last state given to the reader, the last one that it must have from the store, and whether that one is
-        #: still to be found out.
+        #: The last state that the reader has; the last one that it must get from the store; whether the store must
+        #: first say which one that is.
         self._seen = after or 0
         self._owed = 0
         self._resuming = after is not None
-        self._woken: asyncio.Future[bool] | None = None
+        self._wakeup: asyncio.Future[bool] | None = None
 
     def __enter__(self) -> Subscription:
         return self
@@ -284,52 +297,54 @@ class Subscription:
         self.close()
 
     def close(self) -> None:
-        self._events._close(self)
+        """Read nothing more."""
+        self._events.unsubscribe(self)
 
     def has_seen(self, event_id: int) -> None:
-        """The reader knows the state of that number, from elsewhere."""
+        """Leave out the states up to that number: the reader knows them from elsewhere."""
         self._seen = max(self._seen, event_id)
 
     async def next(self, timeout_s: float) -> list[Event]:
-        """What has happened since the last call, at least one event; none where nothing does within `timeout_s`.
+        """What has happened since the last call; waits for it, and returns nothing only after `timeout_s`.
 
-        States come in order and without a gap; progress, position and preview as they are now.
+        States come in order and without a gap. Of progress, position and preview only the newest come.
 
         Raises:
             GuardError: the store cannot be read.
         """
         while True:
-            if self._behind:
-                found = await self._from_store()
+            if self._is_behind:
+                events = await self._read_store()
             else:
                 if not (self._states or self._alarms or self._latest) and not await self._wait(timeout_s):
                     return []
-                found = self._take()
-            if found:
-                return found
+                events = self._take()
+            if events:
+                return events
 
     def put(self, event: Event) -> None:
+        """Keep the event for the reader, and wake it."""
         if event.job is None:
             self._alarms.append(event)
         elif event.id is not None:
             self._put_state(event, event.id, event.job.job_id)
         else:
             self._latest[event.name, event.job.job_id] = event
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(True)
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(True)
 
     @property
-    def _behind(self) -> bool:
+    def _is_behind(self) -> bool:
         return self._resuming or self._seen < self._owed
 
     def _put_state(self, event: Event, event_id: int, job_id: str) -> None:
-        # Progress and position tell of the state before.
+        # Progress and position belong to the state before.
         for key in [key for key in self._latest if key[1] == job_id] if self._latest else ():
             del self._latest[key]
         if len(self._states) == STATES_KEPT:
             self._states.clear()
             self._owed = event_id
-        elif self._behind:
+        elif self._is_behind:
             self._owed = max(self._owed, event_id)
         else:
             self._states.append(event)
@@ -338,50 +353,51 @@ class Subscription:
         states = [event for event in self._states if event.id is not None and event.id > self._seen]
         if states:
             self._seen = states[-1].id or self._seen
-        found = [*states, *self._alarms, *self._latest.values()]
+        events = [*states, *self._alarms, *self._latest.values()]
         self._states.clear()
         self._alarms.clear()
         self._latest.clear()
-        return found
+        return events
 
-    async def _from_store(self) -> list[Event]:
-        """The next part of what the reader is owed."""
+    async def _read_store(self) -> list[Event]:
+        """The next states that the reader must get from the store."""
         changes = await wrap_future(self._store.read_changes(self._seen, owner=self.owner, job_id=self.job_id))
         if self._seen > changes.head:
-            self._seen = 0  # a number from another database: this one was begun anew
+            self._seen = 0  # the number is from another database, and this one is newer
             return []
         if self._resuming:
             self._resuming, self._owed = False, max(self._owed, changes.head)
         self._seen = changes.up_to
-        return [_state(job) for job in changes.jobs]
+        return [_state_event(job) for job in changes.jobs]
 
     async def _wait(self, timeout_s: float) -> bool:
+        """Whether something came within `timeout_s`."""
         loop = asyncio.get_running_loop()
-        self._woken = loop.create_future()
-        timer = loop.call_later(timeout_s, _expire, self._woken)
+        self._wakeup = loop.create_future()
+        timer = loop.call_later(timeout_s, _expire, self._wakeup)
         try:
-            return await self._woken
+            return await self._wakeup
         finally:
             timer.cancel()
-            self._woken = None
+            self._wakeup = None
 
 
-def _state(job: Job, progress: Progress | None = None) -> Event:
+def _state_event(job: Job, progress: Progress | None = None) -> Event:
     return Event(STATE, lambda: job.body(progress=progress.body() if progress else None), job, job.event_id)
 
 
-def _moved(job: Job, progress: Progress) -> Event:
+def _progress_event(job: Job, progress: Progress) -> Event:
     def make() -> ProgressEvent:
         return {"job_id": job.job_id, **progress.body()}
 
     return Event(PROGRESS, make, job)
 
 
-def _seen(job: Job, mime: str, data: str) -> Event:
+def _preview_event(job: Job, mime: str, data: str) -> Event:
     body: PreviewEvent = {"job_id": job.job_id, "mime": mime, "data": data}
     return Event(PREVIEW, lambda: body, job)
 
 
-def _expire(woken: asyncio.Future[bool]) -> None:
-    if not woken.done():
-        woken.set_result(False)
+def _expire(wakeup: asyncio.Future[bool]) -> None:
+    if not wakeup.done():
+        wakeup.set_result(False)

@@ -1,4 +1,4 @@
-"""Which addresses a webhook may go to: public ones, by name, by number, and after each look-up."""
+"""Refuse webhooks to addresses inside the operator's network: in the URL, and again after each look-up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from ..errors import InvalidRequestError
 from ..settings import WebhooksSettings
 
-#: So narrow that no two parsers of URLs can disagree on the host: no user, no backslash, no fragment, ASCII only.
+#: Narrow on purpose, so that no two parsers disagree on the host: no user, backslash or fragment, ASCII only.
 _URL = re.compile(
     r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{1,5}))?([/?][\x21\x22\x24-\x5b\x5d-\x7e]*)?", re.I
 )
@@ -16,10 +16,8 @@ _URL = re.compile(
 
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 
-#: Address space that is public by name only: it reaches a cloud's own services from inside.
+#: These count as public addresses, but reach a cloud's own services from inside.
 _INSIDE = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48", "fec0::/10")))
-
-
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -36,32 +34,32 @@ class Rules:
         self._allowed = [ipaddress.ip_network(network) for network in settings.allowed_networks]
 
     def check(self, url: str) -> None:
-        """Refuse what can be refused before the name is looked up.
+        """Check all that can be checked before the name is looked up.
 
         Raises:
-            InvalidRequestError: not a plain URL, not https, or the address itself is one that may not be reached.
+            InvalidRequestError: it is no plain URL, not https, or names an address that may not be reached.
         """
-        found = _URL.fullmatch(url) if len(url) <= 2000 else None
-        if found is None or int(found[3] or 443) > 65535:
-            raise _refused("must be a plain http(s) URL of at most 2000 ASCII characters, without user and fragment")
-        scheme, host = found[1].lower(), found[2].strip("[]").rstrip(".").lower()
+        parts = _URL.fullmatch(url) if len(url) <= 2000 else None
+        if parts is None or int(parts[3] or 443) > 65535:
+            raise _error("must be a plain http(s) URL of at most 2000 ASCII characters, without user and fragment")
+        scheme, host = parts[1].lower(), parts[2].strip("[]").rstrip(".").lower()
         if scheme != "https" and not self._allow_http:
-            raise _refused("must begin with https (the operator may allow http: webhooks.allow_http)")
+            raise _error("must begin with https (the operator may allow http: webhooks.allow_http)")
         if host == "localhost" or host.endswith(".localhost"):
             host = "127.0.0.1"
         try:
             address: Address | None = ipaddress.ip_address(host)
         except ValueError:
             address = None
-            # 2130706433, 0177.0.0.1, 127.1: one library takes them for names, another for addresses.
+            # 2130706433, 0177.0.0.1, 127.1: some libraries take these for names, others for addresses.
             if ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) or not host:
-                raise _refused("names an address in a spelling that is not taken") from None
+                raise _error("names an address in a spelling that is not taken") from None
         if address is not None and not self.allows(address):
-            raise _refused("names an address that may not be reached (the operator may: webhooks.allowed_networks)")
+            raise _error("names an address that may not be reached (the operator may: webhooks.allowed_networks)")
 
     def allows(self, address: Address) -> bool:
-        """Whether a connection to that very address may be made: a public one, or one that the settings allow."""
-        real = _real(address)
+        """Whether a webhook may connect to the address: it is public, or the settings allow it."""
+        real = _real_address(address)
         if any(seen in network for seen in {address, real} for network in self._allowed):
             return True
         return (
@@ -71,8 +69,8 @@ class Rules:
         )
 
 
-def _real(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one leads to, where it does: mapped, NAT64, 6to4, Teredo, compatible."""
+def _real_address(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one leads to (mapped, NAT64, 6to4, Teredo, compatible), or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -86,5 +84,5 @@ def _real(address: Address) -> Address:
     return address
 
 
-def _refused(said: str) -> InvalidRequestError:
-    return InvalidRequestError(f"guard.webhook.url {said}.", extra_info={"field": "guard.webhook.url"})
+def _error(text: str) -> InvalidRequestError:
+    return InvalidRequestError(f"guard.webhook.url {text}.", extra_info={"field": "guard.webhook.url"})
