@@ -15,6 +15,7 @@ from unit.fakes import LONG_S
 from comfyui_guarded.guard.errors import GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
 from comfyui_guarded.guard.host import Outcome, ReportedFile
 from comfyui_guarded.guard.results import checks, opener, quarantine
+from comfyui_guarded.guard.results.findings import Fault
 from comfyui_guarded.guard.settings import ResultsSettings
 
 DEFAULTS = ResultsSettings()
@@ -471,3 +472,7 @@ def test_a_file_is_opened_only_while_its_bytes_are_the_same(tmp_path, checked):
     assert files.open(artifact, path) is None
     path.mkdir()
     assert files.open(artifact, path) is None
+
+
+def test_every_fault_ends_a_job_with_an_error():
+    assert set(checks._ERRORS) == set(Fault)
