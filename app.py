@@ -134,14 +134,14 @@ def _build(host: Any, prompt_server: Any) -> None:
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
-    store.on_change(estimates.changed)
-    store.on_change(events.changed)
-    store.on_change(metrics.changed)
+    store.changed.subscribe(estimates.changed)
+    store.changed.subscribe(events.changed)
+    store.changed.subscribe(metrics.changed)
     admission.refused.subscribe(metrics.count_refusal)
-    store.on_change(sockets.changed)
-    store.on_change(positions.changed)
-    store.on_change(outbox.changed)
-    store.on_change(dispatcher.changed)
+    store.changed.subscribe(sockets.changed)
+    store.changed.subscribe(positions.changed)
+    store.changed.subscribe(outbox.changed)
+    store.changed.subscribe(dispatcher.changed)
     outbox.filled.subscribe(sender.wake)
     sender.attempted.subscribe(metrics.count_delivery)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
@@ -208,7 +208,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":
         backlog = Backlog(store, host, settler, jobs)
-        store.on_change(backlog.changed)
+        store.changed.subscribe(backlog.changed)
         host.show_backlog(backlog)
     if settings.native.mode != "open":
         # In front of ComfyUI's own, one of which answers every OPTIONS.

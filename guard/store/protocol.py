@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
 from ..job import Job, JobState, NewJob, Result, Verdict
+from ..signal import Signal
 from .facts import (
     Changes,
     Claimed,
@@ -29,6 +30,9 @@ from .outbox import Delivery, DeliveryState, Due
 class Store(Protocol):
     """The job store. Raises `ServerUnavailableError` or `DiskFullError` through the future where it cannot write."""
 
+    #: Each change of state, told on the store's thread once it is durable.
+    changed: Signal[[Job]]
+
     @property
     def queued(self) -> int:
         """How many jobs waited at the last commit; costs nothing."""
@@ -42,9 +46,6 @@ class Store(Protocol):
 
     def count_open(self, owner: str | None) -> int:
         """How many of the owner's jobs (None: everybody's) have not settled, as of about now; costs nothing."""
-
-    def on_change(self, listener: Callable[[Job], None]) -> None:
-        """Tell `listener` of each change of state, on the store's thread, once it is durable. Must be quick."""
 
     def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
         """Deal with what `holder`'s dead process held: dispatched jobs wait again; running ones too, until they

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from ..clock import Clock
 from ..job import Job, JobState, NewJob, Result, Verdict
+from ..signal import Signal
 from . import outbox, queries, result_files
 from .engine import Engine
 from .facts import (
@@ -33,8 +33,6 @@ from .protocol import Store
 from .rows import find_job, match_owner
 from .transitions import Transitions
 
-log = logging.getLogger("guarded.store")
-
 
 class SqliteStore(Store):
     """See :class:`guard.store.Store`, which says what each method does."""
@@ -47,7 +45,7 @@ class SqliteStore(Store):
             StoreUnusableError: the disk does not let us.
         """
         self._clock = clock
-        self._listeners: list[Callable[[Job], None]] = []
+        self.changed: Signal[[Job]] = Signal()
         self._transitions = Transitions(clock)
         self._engine = Engine(path, self._transitions.load, self._publish)
         line = self._transitions.line
@@ -71,9 +69,6 @@ class SqliteStore(Store):
     def count_open(self, owner: str | None) -> int:
         return self._transitions.line.count_open(owner)
 
-    def on_change(self, listener: Callable[[Job], None]) -> None:
-        self._listeners.append(listener)
-
     def close(self) -> None:
         self._engine.close()
 
@@ -83,11 +78,7 @@ class SqliteStore(Store):
         self._queued, self._leased = line.queued, line.leased
         changed, self._transitions.changed = self._transitions.changed, []
         for job in changed:
-            for listener in self._listeners:
-                try:
-                    listener(job)
-                except Exception:
-                    log.exception("a listener failed on job %s", job.job_id, extra={"job_id": job.job_id})
+            self.changed(job)
 
     # What changes something: the writer's thread. ------------------------------------------------------------
 

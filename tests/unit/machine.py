@@ -44,9 +44,9 @@ class Machine:
         )
         self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
         self.jobs = Jobs(self.settings, store, self.settler, self.events, self.estimates)
-        store.on_change(self.estimates.changed)
-        store.on_change(self.events.changed)
-        store.on_change(self.dispatcher.changed)
+        store.changed.subscribe(self.estimates.changed)
+        store.changed.subscribe(self.events.changed)
+        store.changed.subscribe(self.dispatcher.changed)
         self.settler.ending.subscribe(self.watchdog.expect_stop)
         host.listen(self.runs)
 

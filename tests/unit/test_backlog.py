@@ -15,7 +15,7 @@ from comfyui_guarded.guard.job import SUCCESS, Result
 @pytest.fixture
 def backlog(machine, store, host):
     made = Backlog(store, host, machine.settler, machine.jobs)
-    store.on_change(made.changed)
+    store.changed.subscribe(made.changed)
     return made
 
 

@@ -16,7 +16,7 @@ from comfyui_guarded.guard.job import SUCCESS, Job, JobState, Verdict
 @pytest.fixture
 def events(store):
     made = Events(store)
-    store.on_change(made.changed)
+    store.changed.subscribe(made.changed)
     return made
 
 

@@ -231,7 +231,7 @@ async def test_a_job_that_comes_to_wait_wakes_the_dispatcher_and_with_every_slot
 
 async def test_a_run_goes_through_its_states_and_its_verdict_is_durable_when_the_worker_goes_on(machine):
     states = []
-    machine.store.on_change(lambda job: states.append(job.state.value))
+    machine.store.changed.subscribe(lambda job: states.append(job.state.value))
     job_id = await machine.run()
     verdict = machine.runs.finished(job_id, TEXT)
     assert verdict.state is JobState.SUCCEEDED

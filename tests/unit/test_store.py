@@ -123,7 +123,7 @@ def test_a_refused_operation_does_not_take_its_neighbours_down(store):
 @pytest.mark.parametrize("fault", [ZeroDivisionError("a bug"), KeyError("a bug"), sqlite3.IntegrityError("a bug")])
 def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault):
     told = []
-    store.on_change(told.append)
+    store.changed.subscribe(told.append)
 
     def buggy(db):
         db.execute("UPDATE jobs SET priority = 99")
@@ -146,7 +146,7 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
 @pytest.mark.parametrize("nth", [1, 2], ids=["in the operation", "before the commit"])
 def test_a_commit_that_meets_a_failing_disk_tells_everybody_and_the_next_one_goes_well(store, monkeypatch, nth):
     told, looks = [], []
-    store.on_change(told.append)
+    store.changed.subscribe(told.append)
     failing, step = [(store._transitions, "_insert"), (store._engine, "_attempt")][nth - 1]
     native = getattr(failing, step)
 
@@ -603,7 +603,7 @@ def test_a_listener_hears_of_a_change_only_once_it_is_durable(store):
         seen.append((job.state.value, *db.execute("SELECT state FROM jobs WHERE job_id = ?", (job.job_id,)).fetchone()))
         db.close()
 
-    store.on_change(listener)
+    store.changed.subscribe(listener)
     job_id = _submit(store).job.job_id
     _claim(store)
     _run_to_success(store, job_id)
@@ -612,7 +612,7 @@ def test_a_listener_hears_of_a_change_only_once_it_is_durable(store):
 
 def test_whoever_gets_an_answer_knows_that_the_listeners_were_told_before(store):
     told = []
-    store.on_change(lambda job: told.append(job.job_id))
+    store.changed.subscribe(lambda job: told.append(job.job_id))
     for _ in range(50):
         job_id = _submit(store).job.job_id
         assert told[-1] == job_id
@@ -624,8 +624,8 @@ def test_a_listener_that_raises_harms_nobody(store, caplog):
     def broken(_job):
         raise ValueError("a broken listener")
 
-    store.on_change(broken)
-    store.on_change(lambda job: told.append(job.job_id))
+    store.changed.subscribe(broken)
+    store.changed.subscribe(lambda job: told.append(job.job_id))
     ids = [_submit(store).job.job_id for _ in range(2)]
     assert told == ids
     assert "a broken listener" in caplog.text
@@ -633,7 +633,7 @@ def test_a_listener_that_raises_harms_nobody(store, caplog):
 
 def test_what_was_refused_is_told_to_nobody(store):
     told = []
-    store.on_change(told.append)
+    store.changed.subscribe(told.append)
     job_id = _submit(store).job.job_id
     told.clear()
     for refused in (store.submit(new_job(job_id), 10**9), store.submit(new_job(), 1), store.start(job_id)):
@@ -779,7 +779,7 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
 
     store = SqliteStore(path, clock)
     told = []
-    store.on_change(lambda job: told.append(job.job_id))
+    store.changed.subscribe(lambda job: told.append(job.job_id))
     recovery = store.recover("local", 2).result(LONG_S)
     assert recovery.requeued == 3
     given_up = {ids["twice"], ids["secret-running"], ids["secret-queued"]}
