@@ -635,7 +635,7 @@ async def test_what_the_host_refuses_makes_no_job(gate, store, host):
     error = await gate.refusal(_raw(extra_data={SECRET_NAMES[0]: "s3cret"}), idempotency_key="k")
     assert isinstance(error, MissingModelError)
     assert store.queued == 0
-    assert gate.secrets._kept == {}
+    assert gate.secrets._by_job == {}
     host.rehearsal = Rehearsal(None, ("2",))
     assert not (await gate.admit(idempotency_key="k")).replayed
 
@@ -645,7 +645,7 @@ async def test_faces_are_looked_for_after_the_host_has_agreed_and_before_there_i
     error = await gate.refusal(_raw(extra_data={SECRET_NAMES[0]: "s3cret"}), idempotency_key="k")
     assert error is gate.faces.error
     assert store.queued == 0
-    assert gate.secrets._kept == {}
+    assert gate.secrets._by_job == {}
     assert gate.faces.asked == [(GRAPH, ("2",), None)]
     host.rehearsal = Rehearsal(_host_refusal(), ())
     assert isinstance(await gate.refusal(), InvalidWorkflowError)
@@ -714,7 +714,7 @@ async def test_of_two_equal_requests_at_once_one_job_is_made_and_only_its_secret
     assert first.job.job_id == second.job.job_id
     assert {first.replayed, second.replayed} == {True, False}
     assert store.queued == 1
-    assert list(gate.secrets._kept) == [first.job.job_id]
+    assert list(gate.secrets._by_job) == [first.job.job_id]
 
 
 async def test_secrets_are_forgotten_when_the_job_could_not_be_let_in(store, host, clock):
@@ -725,7 +725,7 @@ async def test_secrets_are_forgotten_when_the_job_could_not_be_let_in(store, hos
 
     host.during_rehearsal = overtaken
     assert isinstance(await gate.refusal(_raw(extra_data={SECRET_NAMES[0]: "s3cret"})), QueueFullError)
-    assert gate.secrets._kept == {}
+    assert gate.secrets._by_job == {}
 
 
 async def test_a_settled_job_can_be_read_by_its_key(gate, store):
