@@ -148,9 +148,9 @@ def guard_insightface_side(options: argparse.Namespace) -> dict[str, Any]:
 
     from comfyui_guarded.guard.errors import GuardError
     from comfyui_guarded.guard.faces.check import FaceChecker
-    from comfyui_guarded.guard.faces.insightface import InsightFace, packs
+    from comfyui_guarded.guard.faces.insightface import InsightFace, find_packs
 
-    pack = next(pack for pack in packs([options.pack.parent]) if pack.folder.name == options.pack.name)
+    pack = next(pack for pack in find_packs([options.pack.parent]) if pack.folder.name == options.pack.name)
 
     class One:
         def __init__(self) -> None:

@@ -21,8 +21,8 @@ from ..guard.errors import GuardError, ServerUnavailableError
 from ..guard.faces import CANDIDATE, Pixels
 from ..guard.faces.check import FaceRules, Faces
 from ..guard.faces.chooser import AUTO, CHOICES
-from ..guard.faces.images import decode, read, rgb
 from ..guard.faces.machine import FaceMachine
+from ..guard.faces.photos import decode, read, to_rgb
 from . import shown
 from .tensors import Floats, to_floats, to_kind_of, to_pixels, to_tensor
 
@@ -46,7 +46,7 @@ def _machine() -> FaceMachine:
 def _images() -> list[str]:
     """For the loader's widget; empty while the guard is off."""
     faces = runtime.current().faces
-    return [] if faces is None else faces.images()
+    return [] if faces is None else faces.list_images()
 
 
 def _rules() -> dict[str, Any]:
@@ -159,7 +159,7 @@ class GuardedLoadFaceImage:
             BadImageError, NoFaceError, TooManyFacesError, FaceTooSmallError
         """
         faces = _machine()
-        data = read(faces.path(image), faces.checker.limits, image)
+        data = read(faces.find_image(image), faces.checker.limits, image)
         found = faces.checker.check(data, FaceRules.of(rules), image, _asked(detector))
         opened = decode(data, faces.checker.limits, image).image
         levels = np.asarray(_flat(opened))
@@ -172,7 +172,7 @@ class GuardedLoadFaceImage:
     @classmethod
     def IS_CHANGED(cls, image: str, **_others: Any) -> str:
         faces = _machine()
-        return hashlib.sha256(read(faces.path(image), faces.checker.limits, image)).hexdigest()
+        return hashlib.sha256(read(faces.find_image(image), faces.checker.limits, image)).hexdigest()
 
     @classmethod
     async def VALIDATE_INPUTS(
@@ -232,7 +232,7 @@ class _View:
 def _refusal(image: str, rules: dict[str, Any], detector: str) -> bool | str:
     try:
         faces = _machine()
-        faces.checker.check(faces.path(image), FaceRules.of(rules), image, _asked(detector))
+        faces.checker.check(faces.find_image(image), FaceRules.of(rules), image, _asked(detector))
     except GuardError as error:
         return f"{error.code}: {error.message}"
     return True
@@ -282,7 +282,7 @@ def _resized(crop: Floats, width: int, height: int) -> Floats:
 
 def _flat(image: Image.Image) -> Image.Image:
     """RGB as LoadImage makes it: alpha is left out, not laid over white; it goes into the mask."""
-    return image.convert("RGB") if "A" in image.getbands() or image.mode == "P" else rgb(image)
+    return image.convert("RGB") if "A" in image.getbands() or image.mode == "P" else to_rgb(image)
 
 
 def _transparent(image: Image.Image) -> Floats:

@@ -15,7 +15,7 @@ from .table import Call, Route, answered
 async def get_workflows(call: Call) -> web.StreamResponse:
     """The templates, what each takes, and what this server lacks for it."""
     locale = call.locale or call.services.settings.messages.locale
-    return answered({"workflows": await asyncio.to_thread(call.services.templates.described, locale)})
+    return answered({"workflows": await asyncio.to_thread(call.services.templates.describe, locale)})
 
 
 async def post_workflow(call: Call) -> web.StreamResponse:

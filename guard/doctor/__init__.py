@@ -73,7 +73,7 @@ class Doctor:
             running=True,
             keys=self._keys.list_all(),
             faces=self._chooser.facts(),
-            templates=self._templates.described("en"),
+            templates=self._templates.describe("en"),
             existing=self._janitor.existing(),
             alarms=self._health.alarms(),
             server_ms=self._clock.now_ms(),

@@ -81,7 +81,7 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
         running=runs,
         keys=_keys(own),
         faces=Chooser(lambda: models, settings.faces.detector, settings.faces.device).facts(),
-        templates=Templates(cast(Host, _Offline(models)), settings.policy, templates).described("en"),
+        templates=Templates(cast(Host, _Offline(models)), settings.policy, templates).describe("en"),
         existing=_existing(own, settings, folders),
     )
 

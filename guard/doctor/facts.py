@@ -47,7 +47,7 @@ class Facts:
         running: whether a server runs on `own`.
         keys: every key; None where the file cannot be read.
         faces: as :meth:`Chooser.facts` has them.
-        templates: as :meth:`Templates.described` has them.
+        templates: as :meth:`Templates.describe` has them.
         existing: files and bytes from before the first start that the janitor leaves alone; None: not counted yet.
         alarms: of the running server.
         server_ms: the running server's clock, which goes on steadily when the machine's is set.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import CANDIDATE, Face, Pixels
-from .onnx import Device, default_threads, device_of, session
+from .onnx import Device, default_threads, device_of, open_session
 
 WEIGHTS = Path(__file__).with_name("weights") / "centerface.onnx"
 
@@ -35,7 +35,7 @@ class CenterFace:
         Raises:
             ServerUnavailableError: onnxruntime is missing.
         """
-        self._session: Any = session(WEIGHTS, device, threads or default_threads())
+        self._session: Any = open_session(WEIGHTS, device, threads or default_threads())
         self.device = device_of(self._session)
 
     @property

@@ -25,7 +25,7 @@ from ..errors import (
 )
 from . import CANDIDATE, Face, FaceBody, Pixels
 from .chooser import Chooser
-from .images import Limits, Picture, picture, read
+from .photos import PhotoLimits, Picture, open_picture, read
 from .search import MAX_PIXELS, search
 
 
@@ -126,7 +126,7 @@ class Faces:
 
 
 #: What was found, before any rule: the faces, width, height, detector.
-_Found = tuple[tuple[Face, ...], int, int, str]
+_Sighting = tuple[tuple[Face, ...], int, int, str]
 
 
 class FaceChecker:
@@ -146,16 +146,16 @@ class FaceChecker:
         chooser: Chooser,
         *,
         try_rotations: bool = True,
-        limits: Limits | None = None,
+        limits: PhotoLimits | None = None,
         remembered: int = 256,
         at_once: int = 2,
         on_check: Callable[[str, float], None] = lambda _outcome, _took_s: None,
     ) -> None:
         self._chooser = chooser
         self._try_rotations = try_rotations
-        self._limits = limits or Limits()
+        self._limits = limits or PhotoLimits()
         self._remembered = remembered
-        self._known: OrderedDict[tuple[Any, ...], _Found] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], _Sighting] = OrderedDict()
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(at_once)
         self._on_check = on_check
@@ -165,7 +165,7 @@ class FaceChecker:
         return self._chooser
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> PhotoLimits:
         return self._limits
 
     def check(
@@ -197,7 +197,7 @@ class FaceChecker:
         finally:
             self._on_check(outcome, time.monotonic() - began_s)
 
-    def _find(self, image: Path | bytes | Pixels, rules: FaceRules, name: str, detector: str | None) -> _Found:
+    def _find(self, image: Path | bytes | Pixels, rules: FaceRules, name: str, detector: str | None) -> _Sighting:
         pixels = image if isinstance(image, np.ndarray) else None
         data = read(image, self._limits, name) if isinstance(image, (Path, bytes)) else b""
         digest = hashlib.sha256(np.ascontiguousarray(pixels).data if pixels is not None else data).digest()
@@ -210,7 +210,9 @@ class FaceChecker:
                 return self._known[key]
         ready = self._chooser.get(detector)
         with self._room:
-            shown = _picture(pixels, name) if pixels is not None else picture(data, self._limits, MAX_PIXELS, name)
+            shown = (
+                _wrap_pixels(pixels, name) if pixels is not None else open_picture(data, self._limits, MAX_PIXELS, name)
+            )
             faces = search(ready, shown, max(rules.min_faces, 1), rules.min_confidence, self._try_rotations)
         found = (tuple(faces), shown.width, shown.height, ready.name)
         with self._lock:
@@ -220,7 +222,7 @@ class FaceChecker:
         return found
 
 
-def judge(found: _Found, rules: FaceRules, name: str = "") -> Faces:
+def judge(found: _Sighting, rules: FaceRules, name: str = "") -> Faces:
     """Hold what was found against the rules. Pure. Raises as FaceChecker.check does."""
     candidates, width, height, detector = found
     floor = rules.min_face_fraction * min(width, height)
@@ -240,7 +242,7 @@ def judge(found: _Found, rules: FaceRules, name: str = "") -> Faces:
         message = (
             f"No face found {shown}."
             if not sure
-            else f"{_faces(len(sure))} found {shown}; at least {rules.min_faces} are needed."
+            else f"{_count_faces(len(sure))} found {shown}; at least {rules.min_faces} are needed."
         )
         doubtful = f"The likeliest spot has a confidence of {best:.2f}; " if not sure and best else ""
         needed = f"{rules.min_confidence:.2f} is needed. " if doubtful else ""
@@ -256,18 +258,18 @@ def judge(found: _Found, rules: FaceRules, name: str = "") -> Faces:
         )
     if rules.max_faces and count > rules.max_faces:
         raise TooManyFacesError(
-            f"{_faces(count)} found {shown}; at most {rules.max_faces} are allowed.",
+            f"{_count_faces(count)} found {shown}; at most {rules.max_faces} are allowed.",
             details=f"Detector: {detector}.",
             extra_info=facts,
         )
     return faces
 
 
-def _faces(count: int) -> str:
+def _count_faces(count: int) -> str:
     return "1 face" if count == 1 else f"{count} faces"
 
 
-def _picture(pixels: Pixels, name: str) -> Picture:
+def _wrap_pixels(pixels: Pixels, name: str) -> Picture:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise BadImageError("A picture must be uint8, height × width × 3.", extra_info={"image": name})
     return Picture(pixels, width=pixels.shape[1], height=pixels.shape[0])

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from ..errors import InvalidRequestError, ServerUnavailableError
 from . import Detector, centerface, onnx
 from .centerface import CenterFace
-from .insightface import InsightFace, Pack, packs, roots
+from .insightface import InsightFace, Pack, find_packs, list_roots
 from .onnx import Device, OnnxruntimeBody
 
 log = logging.getLogger("guarded.faces")
@@ -111,7 +111,7 @@ class Chooser:
 
     def facts(self) -> FaceFacts:
         """The choice and onnxruntime's state, for health and doctor. Imports onnxruntime: not for the event loop."""
-        state = onnx.state()
+        state = onnx.read_state()
         choice: ChoiceBody
         try:
             choice = self.choice().body()
@@ -130,7 +130,7 @@ class Chooser:
                 f"There is no face detector {asked!r}; there are {', '.join(CHOICES)} and insightface/<pack>.",
                 extra_info={"detector": asked, "detectors": list(CHOICES)},
             )
-        found = packs(roots(self._models()))
+        found = find_packs(list_roots(self._models()))
         if asked == AUTO:
             if not found:
                 return self._centerface("No InsightFace pack is there."), None

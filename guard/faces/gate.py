@@ -16,7 +16,7 @@ from . import CANDIDATE
 from .check import FaceRules, Faces
 from .chooser import FaceFacts
 from .machine import FaceMachine
-from .required import Wanted, loaded, wanted
+from .required import Wanted, find_wanted, list_loaded
 
 log = logging.getLogger("guarded.faces")
 
@@ -65,7 +65,7 @@ class FaceGate:
             InvalidRequestError: `asked` names a node that loads no picture.
             ServerUnavailableError: there is no detector.
         """
-        needed = [*wanted(graph, self._settings.required_by, outputs=outputs), *_asked(graph, outputs, asked)]
+        needed = [*find_wanted(graph, self._settings.required_by, outputs=outputs), *_list_asked(graph, outputs, asked)]
         for one in needed:
             try:
                 await self.check_file(one.image, one.rules, one.detector)
@@ -76,7 +76,7 @@ class FaceGate:
     async def check_file(self, image: str, rules: FaceRules, detector: str | None = None) -> Faces:
         """The same for one picture that lies in a folder of the host, named as a loader names it."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._looked_at, image, rules, detector)
+        return await loop.run_in_executor(self._threads, self._check_file, image, rules, detector)
 
     async def check_bytes(self, data: bytes, rules: FaceRules) -> Faces:
         """The same for a picture that came with the request."""
@@ -96,14 +96,14 @@ class FaceGate:
             level = logging.ERROR if state["broken"] else logging.WARNING
             log.log(level, "faces: %s To mend it: %s", state["problem"], state["command"])
 
-    def _looked_at(self, image: str, rules: FaceRules, detector: str | None) -> Faces:
-        return self._machine.checker.check(self._machine.path(image), rules, image, detector)
+    def _check_file(self, image: str, rules: FaceRules, detector: str | None) -> Faces:
+        return self._machine.checker.check(self._machine.find_image(image), rules, image, detector)
 
 
-def _asked(graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None) -> list[Wanted]:
+def _list_asked(graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None) -> list[Wanted]:
     if asked is None:
         return []
-    pictures = loaded(graph, outputs)
+    pictures = list_loaded(graph, outputs)
     unknown = set(asked.nodes or ()) - {node_id for node_id, _image in pictures}
     if unknown:
         raise InvalidRequestError(

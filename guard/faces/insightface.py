@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import ServerUnavailableError
 from . import CANDIDATE, Face, Pixels
-from .onnx import Device, default_threads, device_of, missing, session
+from .onnx import Device, default_threads, device_of, explain_missing, open_session
 
 #: Best first; what else is there follows by name.
 PREFERRED = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc", "antelope")
@@ -35,7 +35,7 @@ class Pack:
     model: Path
 
 
-def packs(roots: Iterable[Path]) -> list[Pack]:
+def find_packs(roots: Iterable[Path]) -> list[Pack]:
     """The packs below `roots` (folders like `models/insightface/models`), the best first; no file is opened.
 
     A pack that was unzipped into a folder of its own name (`antelopev2/antelopev2/*.onnx`, on which insightface
@@ -43,27 +43,27 @@ def packs(roots: Iterable[Path]) -> list[Pack]:
     """
     found: dict[str, Pack] = {}
     for root in roots:
-        for folder in _folders(root):
-            model = next((file for inner in (folder, folder / folder.name) if (file := _detection(inner))), None)
+        for folder in _list_folders(root):
+            model = next((file for inner in (folder, folder / folder.name) if (file := _find_model(inner))), None)
             if model is not None:
                 found.setdefault(folder.name, Pack(folder.name, folder, model))
     rank = {name: place for place, name in enumerate(PREFERRED)}
     return sorted(found.values(), key=lambda pack: (rank.get(pack.name, len(rank)), pack.name))
 
 
-def roots(models: Iterable[Path]) -> list[Path]:
+def list_roots(models: Iterable[Path]) -> list[Path]:
     """Where packs may lie: below each of ComfyUI's model folders, and in insightface's own."""
     return [*(folder / "insightface" / "models" for folder in models), Path.home() / ".insightface" / "models"]
 
 
-def _folders(root: Path) -> list[Path]:
+def _list_folders(root: Path) -> list[Path]:
     try:
         return sorted(entry for entry in root.iterdir() if entry.is_dir())
     except OSError:
         return []
 
 
-def _detection(folder: Path) -> Path | None:
+def _find_model(folder: Path) -> Path | None:
     """The detection model's file in a folder, by its name."""
     for pattern in _DETECTION_FILES:
         for file in sorted(folder.glob(pattern)):
@@ -81,8 +81,8 @@ class InsightFace:
         Raises:
             ServerUnavailableError: insightface or what it needs is missing, or the file is no SCRFD model.
         """
-        scrfd = _scrfd()
-        opened = session(pack.model, device, threads or default_threads())
+        scrfd = _import_scrfd()
+        opened = open_session(pack.model, device, threads or default_threads())
         try:
             # Without the file's name: insightface 2 would open it again, and keep a session for each size of picture.
             self._model: Any = scrfd(session=opened)
@@ -92,9 +92,9 @@ class InsightFace:
             self._model.prepare(0, det_thresh=CANDIDATE, input_size=self._fixed or (640, 640))
             outputs = len(opened.get_outputs())
         except Exception as error:
-            raise _no_model(pack, f"{type(error).__name__}: {error}") from None
+            raise _refuse_model(pack, f"{type(error).__name__}: {error}") from None
         if outputs not in (6, 9, 10, 15):  # what SCRFD's own constructor knows
-            raise _no_model(pack, f"It has {outputs} outputs; SCRFD has 6, 9, 10 or 15.")
+            raise _refuse_model(pack, f"It has {outputs} outputs; SCRFD has 6, 9, 10 or 15.")
         self.device = device_of(opened)
         self._name = f"insightface/{pack.name}"
 
@@ -123,14 +123,14 @@ class InsightFace:
         return sorted(found, key=lambda face: -face.confidence)
 
 
-def _scrfd() -> Any:
+def _import_scrfd() -> Any:
     try:
         return importlib.import_module("insightface.model_zoo.scrfd").SCRFD
     except Exception as error:
-        raise missing("insightface", error) from None
+        raise explain_missing("insightface", error) from None
 
 
-def _no_model(pack: Pack, details: str) -> ServerUnavailableError:
+def _refuse_model(pack: Pack, details: str) -> ServerUnavailableError:
     return ServerUnavailableError(
         f"{pack.model.name} of the InsightFace pack {pack.name} is not a detection model that insightface can use.",
         details=details,

@@ -28,7 +28,7 @@ class FaceMachine:
     file: Callable[[str, str, str], Path | None]
     input_folder: Callable[[], Path]
 
-    def path(self, image: str) -> Path:
+    def find_image(self, image: str) -> Path:
         """Where an image lies that a loader names. Raises BadImageError: outside its folder, or not there."""
         kind, name = split_annotation(image)
         path = self.file(kind, "", name) if name else None
@@ -36,7 +36,7 @@ class FaceMachine:
             raise BadImageError(f"The image {image} is not there.", extra_info={"image": image})
         return path
 
-    def images(self) -> list[str]:
+    def list_images(self) -> list[str]:
         """The pictures directly in the input folder, by name, as LoadImage lists them."""
         try:
             return sorted(

@@ -68,9 +68,9 @@ class OnnxruntimeState:
         }
 
 
-def state() -> OnnxruntimeState:
+def read_state() -> OnnxruntimeState:
     """Look at what is installed. Imports onnxruntime (a third of a second, once): not for the event loop."""
-    packages = installed()
+    packages = list_installed()
     try:
         providers = tuple(importlib.import_module("onnxruntime").get_available_providers())
     except Exception:
@@ -79,7 +79,7 @@ def state() -> OnnxruntimeState:
     return judge(packages, providers)
 
 
-def installed() -> dict[str, str]:
+def list_installed() -> dict[str, str]:
     """Name → version of each installed package that writes the folder `onnxruntime`."""
     found = {}
     for name in PACKAGES:
@@ -91,7 +91,7 @@ def installed() -> dict[str, str]:
 
 
 def judge(packages: dict[str, str], providers: tuple[str, ...]) -> OnnxruntimeState:
-    """The verdict on what is installed. Pure; `state` gathers the facts.
+    """The verdict on what is installed. Pure; `read_state` gathers the facts.
 
     Uninstalling one of two would delete files of the other, so both go before one comes back (measured: with
     onnxruntime on top of onnxruntime-gpu, CUDAExecutionProvider is gone; docs/faces.md).
@@ -121,7 +121,7 @@ def judge(packages: dict[str, str], providers: tuple[str, ...]) -> OnnxruntimeSt
     return OnnxruntimeState(packages, providers)
 
 
-def runtime() -> Any:
+def import_runtime() -> Any:
     """The module onnxruntime.
 
     Raises:
@@ -130,10 +130,10 @@ def runtime() -> Any:
     try:
         return importlib.import_module("onnxruntime")
     except Exception as error:
-        raise missing("onnxruntime", error) from None
+        raise explain_missing("onnxruntime", error) from None
 
 
-def missing(package: str, error: Exception) -> ServerUnavailableError:
+def explain_missing(package: str, error: Exception) -> ServerUnavailableError:
     """The error for a package that cannot be imported; names the one that is not there, where that is why."""
     absent = (error.name or package).split(".")[0] if isinstance(error, ModuleNotFoundError) else None
     name = _DISTRIBUTIONS.get(absent or package, absent or package)
@@ -145,7 +145,7 @@ def missing(package: str, error: Exception) -> ServerUnavailableError:
     )
 
 
-def session(model: Path, device: Device, threads: int) -> Any:
+def open_session(model: Path, device: Device, threads: int) -> Any:
     """An InferenceSession of `model`; on `cuda` where CUDAExecutionProvider is really there, else on the CPU.
 
     A session may run in several threads at once. The arena is off: it would keep the memory of the largest picture
@@ -154,7 +154,7 @@ def session(model: Path, device: Device, threads: int) -> Any:
     Raises:
         ServerUnavailableError: no onnxruntime, or the file is no model.
     """
-    onnxruntime = runtime()
+    onnxruntime = import_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

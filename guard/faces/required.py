@@ -104,7 +104,7 @@ class Wanted:
     detector: str | None = None
 
 
-def wanted(
+def find_wanted(
     graph: Mapping[str, Any],
     required_by: Mapping[str, Sequence[str]] | None = None,
     rules: FaceRules | None = None,
@@ -122,27 +122,29 @@ def wanted(
         InvalidRequestError: a face-check node's rules are out of range.
     """
     classes = REQUIRED_BY if required_by is None else required_by
-    alive = set(graph) if outputs is None else _upstream(graph, outputs)
+    alive = set(graph) if outputs is None else _find_upstream(graph, outputs)
     found: dict[tuple[str, FaceRules, str | None], Wanted] = {}
     for node_id, node in graph.items():
         if node_id not in alive:
             continue
-        for name, needed, detector in _needs(node, classes, rules or FaceRules()):
-            for loader_id, image, part in _sources(graph, node_id, name):
-                fitting = _relaxed(needed) if part else needed
+        for name, needed, detector in _list_needs(node, classes, rules or FaceRules()):
+            for loader_id, image, part in _trace_sources(graph, node_id, name):
+                fitting = _relax(needed) if part else needed
                 if fitting.min_faces or fitting.max_faces:
                     entry = Wanted(node_id, node["class_type"], name, loader_id, image, fitting, detector)
                     found.setdefault((image, fitting, detector), entry)
     return list(found.values())
 
 
-def loaded(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) -> list[tuple[str, str]]:
+def list_loaded(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) -> list[tuple[str, str]]:
     """(node id, image name) of every picture that a loader node of the prompt names."""
-    alive = set(graph) if outputs is None else _upstream(graph, outputs)
-    return [(node_id, image) for node_id, node in graph.items() if node_id in alive and (image := _named(node))]
+    alive = set(graph) if outputs is None else _find_upstream(graph, outputs)
+    return [
+        (node_id, image) for node_id, node in graph.items() if node_id in alive and (image := _read_image_name(node))
+    ]
 
 
-def _needs(
+def _list_needs(
     node: Mapping[str, Any], classes: Mapping[str, Sequence[str]], rules: FaceRules
 ) -> Iterator[tuple[str, FaceRules, str | None]]:
     """(input, rules, detector) of each picture that a node wants a face in."""
@@ -155,9 +157,9 @@ def _needs(
             yield name, rules, None
 
 
-def _sources(graph: Mapping[str, Any], node_id: str, name: str) -> Iterator[tuple[str, str, bool]]:
+def _trace_sources(graph: Mapping[str, Any], node_id: str, name: str) -> Iterator[tuple[str, str, bool]]:
     """(loader id, image, whether only a part of it arrives) for the picture at a node's input."""
-    if image := _named(graph[node_id]):
+    if image := _read_image_name(graph[node_id]):
         yield node_id, image, False
         return
     waiting = [(graph[node_id]["inputs"].get(name), False)]
@@ -174,7 +176,7 @@ def _sources(graph: Mapping[str, Any], node_id: str, name: str) -> Iterator[tupl
         elif slot != _CHECKED_OUTPUT:
             continue
         elif kind in LOADERS:
-            if image := _named(source):
+            if image := _read_image_name(source):
                 yield link[0], image, part
         else:
             cuts = kind in _PART or (kind == "ImageScale" and source["inputs"].get("crop", "disabled") != "disabled")
@@ -182,17 +184,17 @@ def _sources(graph: Mapping[str, Any], node_id: str, name: str) -> Iterator[tupl
                 waiting.append((source["inputs"].get(passed), part or cuts))
 
 
-def _named(node: Mapping[str, Any]) -> str:
+def _read_image_name(node: Mapping[str, Any]) -> str:
     """The image that a loader node names; empty for other nodes, and where the name comes over a link."""
     image = node["inputs"].get(LOADERS.get(node["class_type"], ""))
     return image if isinstance(image, str) else ""
 
 
-def _relaxed(rules: FaceRules) -> FaceRules:
+def _relax(rules: FaceRules) -> FaceRules:
     return replace(rules, min_faces=min(rules.min_faces, 1), max_faces=0, min_face_fraction=0.0)
 
 
-def _upstream(graph: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
+def _find_upstream(graph: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
     alive: set[str] = set()
     waiting = [node_id for node_id in outputs if node_id in graph]
     while waiting:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from . import Box, Detector, Face, Pixels
-from .images import Picture, shrunk
+from .photos import Picture, shrink
 
 #: Pixels that a picture is scaled down to at the most: in a 12-megapixel group photo a face of 22 pixels has 10 here.
 MAX_PIXELS = 2_400_000
@@ -51,8 +51,8 @@ def search(
         min_confidence: from which on a face counts as one of those. Others are in the answer as well.
         try_rotations: look at the picture turned by 90, 180 and 270 degrees too before giving up.
     """
-    pixels = shrunk(picture.pixels, MAX_PIXELS)
-    first = shrunk(pixels, _FIRST_PIXELS)
+    pixels = shrink(picture.pixels, MAX_PIXELS)
+    first = shrink(pixels, _FIRST_PIXELS)
     height, width = pixels.shape[:2]
     rows, columns = first.shape[:2]
     grown = (width / columns, height / rows)
@@ -63,23 +63,23 @@ def search(
 
     crowd = bool(faces) and max(face.size for face in faces) < _CROWD_FRACTION * min(width, height)
     if width * height > _TILES_FROM_PIXELS and (crowd or wanting(min_confidence)):
-        faces = merged([*faces, *_in_tiles(detector, pixels)])
+        faces = merge([*faces, *_search_tiles(detector, pixels)])
     if wanting(min_confidence):
-        framed = look(detector, first, shrunk(first, _FRAMED_PIXELS), _FRAME)
-        faces = merged([*faces, *(_scaled(face, *grown) for face in framed)])
+        framed = look(detector, first, shrink(first, _FRAMED_PIXELS), _FRAME)
+        faces = merge([*faces, *(_scale(face, *grown) for face in framed)])
     # Faces that lie on their side are found in part: the picture is set upright, and looked at as before. A doubtful
     # face may be the right way up in a turned picture, and then is where it really is.
-    lean = _lean(face for face in faces if face.confidence >= min_confidence)
+    lean = _find_lean(face for face in faces if face.confidence >= min_confidence)
     for quarters in sorted((1, 3, 2), key=lambda quarters: quarters != lean) if try_rotations else ():
         if quarters != lean and not wanting(max(min_confidence, _SURE)):
             break
         view = np.ascontiguousarray(np.rot90(first, quarters))
-        turned = look(detector, view, view if quarters == lean else shrunk(view, _TURNED_PIXELS))
-        turned = [_scaled(_turned_back(face, quarters, columns, rows), *grown) for face in turned]
+        turned = look(detector, view, view if quarters == lean else shrink(view, _TURNED_PIXELS))
+        turned = [_scale(_turn_back(face, quarters, columns, rows), *grown) for face in turned]
         if any(face.confidence >= _SURE for face in turned):
             faces = [face for face in faces if face.confidence >= _SURE]
-        faces = merged([*faces, *turned])
-    return [_scaled(face, picture.width / width, picture.height / height) for face in faces]
+        faces = merge([*faces, *turned])
+    return [_scale(face, picture.width / width, picture.height / height) for face in faces]
 
 
 def look(detector: Detector, pixels: Pixels, small: Pixels, frame: float = 0.0) -> list[Face]:
@@ -93,14 +93,14 @@ def look(detector: Detector, pixels: Pixels, small: Pixels, frame: float = 0.0) 
     framed = np.pad(small, ((top, top), (left, left), (0, 0))) if frame else small
     found = []
     for face in detector.find(framed):
-        back = _scaled(_moved(face, -left, -top), width / columns, height / rows)
-        box = _cut(back.box, width, height)
+        back = _scale(_move(face, -left, -top), width / columns, height / rows)
+        box = _clip(back.box, width, height)
         if box is not None:
-            found.append(_confirmed(detector, pixels, replace(back, box=box)))
+            found.append(_look_closer(detector, pixels, replace(back, box=box)))
     return sorted(found, key=lambda face: -face.confidence)
 
 
-def _lean(faces: Iterable[Face]) -> int:
+def _find_lean(faces: Iterable[Face]) -> int:
     """By how many quarters np.rot90 must turn the picture for most of the faces to stand upright, by their landmarks.
 
     (CenterFace's landmarks tell that even for faces on their head: within 30 degrees on the photos of the tests.)
@@ -115,22 +115,22 @@ def _lean(faces: Iterable[Face]) -> int:
     return votes.index(max(votes))
 
 
-def merged(faces: Iterable[Face]) -> list[Face]:
+def merge(faces: Iterable[Face]) -> list[Face]:
     """Of faces that overlap by 40 % of both, or 70 % of the smaller, the most confident; most confident first."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.confidence):
-        if not any(_same(face, other) for other in kept):
+        if not any(_is_same(face, other) for other in kept):
             kept.append(face)
     return kept
 
 
-def _same(face: Face, other: Face) -> bool:
-    common = _area(_common(face.box, other.box))
+def _is_same(face: Face, other: Face) -> bool:
+    common = _area(_intersect(face.box, other.box))
     areas = _area(face.box), _area(other.box)
     return common > 0.4 * (sum(areas) - common) or common > 0.7 * min(areas)
 
 
-def _common(box: Box, other: Box) -> Box:
+def _intersect(box: Box, other: Box) -> Box:
     return max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3])
 
 
@@ -138,7 +138,7 @@ def _area(box: Box) -> float:
     return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
 
 
-def _confirmed(detector: Detector, pixels: Pixels, face: Face) -> Face:
+def _look_closer(detector: Detector, pixels: Pixels, face: Face) -> Face:
     """The face, with the mean of its confidence and the close-up's, unless it is sure already."""
     if face.confidence >= _SURE:
         return face
@@ -147,7 +147,7 @@ def _confirmed(detector: Detector, pixels: Pixels, face: Face) -> Face:
     cut = (round(middle_x - reach), round(middle_y - reach), round(middle_x + reach), round(middle_y + reach))
     side = (_CLOSE_UP_SIDE, _CLOSE_UP_SIDE)
     # What lies outside the picture is black.
-    close = np.asarray(_cropped(pixels, cut).resize(side, Image.Resampling.BILINEAR))
+    close = np.asarray(_crop(pixels, cut).resize(side, Image.Resampling.BILINEAR))
     expected = _CLOSE_UP_SIDE / _CLOSE_UP
     seen = 0.0
     for other in detector.find(close):
@@ -157,7 +157,7 @@ def _confirmed(detector: Detector, pixels: Pixels, face: Face) -> Face:
     return replace(face, confidence=(face.confidence + seen) / 2)
 
 
-def _cropped(pixels: Pixels, cut: tuple[int, int, int, int]) -> Image.Image:
+def _crop(pixels: Pixels, cut: tuple[int, int, int, int]) -> Image.Image:
     height, width = pixels.shape[:2]
     left, top, right, bottom = cut
     inside = pixels[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
@@ -167,19 +167,19 @@ def _cropped(pixels: Pixels, cut: tuple[int, int, int, int]) -> Image.Image:
     return Image.fromarray(canvas)
 
 
-def _in_tiles(detector: Detector, pixels: Pixels) -> list[Face]:
+def _search_tiles(detector: Detector, pixels: Pixels) -> list[Face]:
     height, width = pixels.shape[:2]
     found = []
-    for top in _starts(height):
-        for left in _starts(width):
+    for top in _list_starts(height):
+        for left in _list_starts(width):
             tile = pixels[top : top + _TILE, left : left + _TILE]
             for face in detector.find(np.ascontiguousarray(tile)):
-                if not _halved(face.box, left, top, width, height):
-                    found.append(_confirmed(detector, pixels, _moved(face, left, top)))
+                if not _is_halved(face.box, left, top, width, height):
+                    found.append(_look_closer(detector, pixels, _move(face, left, top)))
     return found
 
 
-def _starts(length: int) -> list[int]:
+def _list_starts(length: int) -> list[int]:
     """Where tiles begin along a side: evenly, so that neighbours overlap by `_OVERLAP` at least."""
     if length <= _TILE:
         return [0]
@@ -187,7 +187,7 @@ def _starts(length: int) -> list[int]:
     return [round(index * (length - _TILE) / (count - 1)) for index in range(count)]
 
 
-def _halved(box: Box, left: int, top: int, width: int, height: int) -> bool:
+def _is_halved(box: Box, left: int, top: int, width: int, height: int) -> bool:
     """Whether the tile's own edge may have cut the face. Its neighbour, or the first look, has it whole."""
     right, bottom = min(_TILE, width - left), min(_TILE, height - top)
     return (
@@ -198,24 +198,24 @@ def _halved(box: Box, left: int, top: int, width: int, height: int) -> bool:
     )
 
 
-def _cut(box: Box, width: float, height: float) -> Box | None:
-    cut = _common(box, (0.0, 0.0, float(width), float(height)))
+def _clip(box: Box, width: float, height: float) -> Box | None:
+    cut = _intersect(box, (0.0, 0.0, float(width), float(height)))
     return cut if cut[0] < cut[2] and cut[1] < cut[3] else None
 
 
-def _moved(face: Face, x: float, y: float) -> Face:
+def _move(face: Face, x: float, y: float) -> Face:
     left, top, right, bottom = face.box
     box = (left + x, top + y, right + x, bottom + y)
     return replace(face, box=box, landmarks=tuple((a + x, b + y) for a, b in face.landmarks))
 
 
-def _scaled(face: Face, x: float, y: float) -> Face:
+def _scale(face: Face, x: float, y: float) -> Face:
     left, top, right, bottom = face.box
     box = (left * x, top * y, right * x, bottom * y)
     return replace(face, box=box, landmarks=tuple((a * x, b * y) for a, b in face.landmarks))
 
 
-def _turned_back(face: Face, quarters: int, width: int, height: int) -> Face:
+def _turn_back(face: Face, quarters: int, width: int, height: int) -> Face:
     """From a picture of `width` × `height` that np.rot90 has turned by `quarters` back to itself."""
 
     def back(x: float, y: float) -> tuple[float, float]:

@@ -21,10 +21,10 @@ from .manifest import (
     Template,
     TemplateError,
     Values,
-    holds,
-    in_language,
+    applies,
+    choose_text,
 )
-from .render import completed, in_force, rendered, vram_gib
+from .render import choose_values, complete, estimate_vram_gib, render
 
 log = logging.getLogger("guarded.templates")
 
@@ -112,7 +112,7 @@ class Templates:
 
         Raises:
             NotFoundError: no such template.
-            InvalidRequestError, PolicyViolationError: parameters; see :func:`.render.in_force`. Also: it needs more
+            InvalidRequestError, PolicyViolationError: parameters; see `choose_values`. Also: it needs more
                 memory than there is.
             MissingNodeError, MissingModelError: this server lacks something for it.
         """
@@ -134,35 +134,36 @@ class Templates:
                 extra_info={"fields": unknown},
             )
         files = {each: each for each in uploaded if each in template.manifest.parameters and given.get(each) is None}
-        values = in_force(template, {**given, **files})
+        values = choose_values(template, {**given, **files})
         names = self._model_names(template)
         self._check_nodes(template)
         self._check_models(template, values, names)
         self._check_memory(template, values)
-        body["prompt"] = rendered(template, values, names)
+        body["prompt"] = render(template, values, names)
         return values
 
-    def described(self, locale: str) -> list[WorkflowBody]:
+    def describe(self, locale: str) -> list[WorkflowBody]:
         """Every template as JSON, with what is missing here."""
-        return [self._described(template, locale) for template in self._all.values()]
+        return [self._describe(template, locale) for template in self._all.values()]
 
-    def _described(self, template: Template, locale: str) -> WorkflowBody:
+    def _describe(self, template: Template, locale: str) -> WorkflowBody:
         manifest = template.manifest
         names = self._model_names(template)
         classes = self._host.missing_classes(template.graph)
-        missing_packs = _packs_of(template, classes)
-        default = completed(template, {})
-        missing = [model for model in manifest.models if model.file not in names and holds(model.when, default)]
-        need = vram_gib(template, default)
+        missing_packs = _find_packs(template, classes)
+        default = complete(template, {})
+        missing = [model for model in manifest.models if model.file not in names and applies(model.when, default)]
+        need = estimate_vram_gib(template, default)
         return {
             "name": template.name,
-            "title": in_language(manifest.title, locale),
-            "description": in_language(manifest.description, locale),
-            "parameters": [parameter.described(name, locale) for name, parameter in manifest.parameters.items()],
+            "title": choose_text(manifest.title, locale),
+            "description": choose_text(manifest.description, locale),
+            "parameters": [parameter.describe(name, locale) for name, parameter in manifest.parameters.items()],
             "presets": [preset.body() for preset in manifest.presets],
             "vram_gb": need or None,
             "models": [
-                {**_of_model(model), "when": model.when, "present": model.file in names} for model in manifest.models
+                {**_describe_model(model), "when": model.when, "present": model.file in names}
+                for model in manifest.models
             ],
             "node_packs": [
                 {
@@ -194,7 +195,7 @@ class Templates:
         missing = self._host.missing_classes(template.graph)
         if not missing:
             return
-        packs = _packs_of(template, missing)
+        packs = _find_packs(template, missing)
         hint = "".join(f" Install {pack.name}: {pack.source}." for pack in packs) or " Update ComfyUI."
         raise MissingNodeError(
             f"Template {template.name}: this server lacks the node class {', '.join(missing)}.{hint}",
@@ -205,12 +206,14 @@ class Templates:
         )
 
     def _check_models(self, template: Template, values: Values, names: Mapping[str, str]) -> None:
-        missing = [model for model in template.manifest.models if model.file not in names and holds(model.when, values)]
+        missing = [
+            model for model in template.manifest.models if model.file not in names and applies(model.when, values)
+        ]
         if missing:
             said = "; ".join(f"{model.file} belongs in models/{model.folder}, from {model.source}" for model in missing)
             raise MissingModelError(
                 f"Template {template.name}: this server lacks a model: {said}.",
-                extra_info={"models": [_of_model(model) for model in missing]},
+                extra_info={"models": [_describe_model(model) for model in missing]},
             )
 
     def _check_memory(self, template: Template, values: Values) -> None:
@@ -218,7 +221,7 @@ class Templates:
             raise refusal
 
     def _memory_refusal(self, template: Template, values: Values) -> PolicyViolationError | None:
-        need = vram_gib(template, values)
+        need = estimate_vram_gib(template, values)
         total = self._host.video_memory()
         card = None if total is None else round(total / 2**30, 1)
         budget = self._policy.vram_budget_gb or None
@@ -231,11 +234,11 @@ class Templates:
         )
 
 
-def _packs_of(template: Template, classes: Collection[str]) -> list[NodePack]:
+def _find_packs(template: Template, classes: Collection[str]) -> list[NodePack]:
     return [pack for pack in template.manifest.node_packs if set(classes) & set(pack.classes)]
 
 
-def _of_model(model: Model) -> ModelFacts:
+def _describe_model(model: Model) -> ModelFacts:
     return {
         "file": model.file,
         "folder": model.folder,

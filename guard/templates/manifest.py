@@ -40,14 +40,14 @@ class OutOfRangeError(ValueError):
     """A value of the right type beyond the parameter's limits; the message says which."""
 
 
-def _in_english(texts: dict[str, str]) -> dict[str, str]:
+def _require_english(texts: dict[str, str]) -> dict[str, str]:
     if FALLBACK not in texts:
         raise ValueError(f"a text in {FALLBACK!r} is needed")
     return texts
 
 
 #: Language → text.
-Texts = Annotated[dict[str, str], AfterValidator(_in_english)]
+Texts = Annotated[dict[str, str], AfterValidator(_require_english)]
 Values = Mapping[str, Any]
 
 
@@ -79,7 +79,7 @@ class Parameter(_Part):
     help: Texts
 
     @model_validator(mode="after")
-    def _whole(self) -> Parameter:
+    def _check_whole(self) -> Parameter:
         if self.type in ("integer", "number") and (self.min is None or self.max is None or self.min > self.max):
             raise ValueError(f"{self.type} needs min and max")
         if self.type == "choice" and not self.choices:
@@ -95,11 +95,11 @@ class Parameter(_Part):
     def read(self, value: Any) -> Any:
         """The value as the graph gets it. Raises WrongKindError, OutOfRangeError."""
         if self.type in ("integer", "seed"):
-            return self._integer(value)
+            return self._read_integer(value)
         if self.type == "number":
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise WrongKindError("must be a number")
-            self._within(value, self.min, self.max)
+            self._check_within(value, self.min, self.max)
             return float(value)
         if self.type == "boolean":
             if not isinstance(value, bool):
@@ -117,14 +117,14 @@ class Parameter(_Part):
             raise OutOfRangeError(f"must have {self.max_length} characters at most, not {len(value)}")
         return value
 
-    def described(self, name: str, locale: str) -> ParameterBody:
+    def describe(self, name: str, locale: str) -> ParameterBody:
         """The parameter as JSON: what applies to its type, and nothing else."""
         told: ParameterBody = {
             "name": name,
             "type": self.type,
             "required": self.required,
             "default": self.default,
-            "help": in_language(self.help, locale),
+            "help": choose_text(self.help, locale),
         }
         if self.type in ("integer", "number"):
             told["min"], told["max"] = self.min, self.max
@@ -138,19 +138,19 @@ class Parameter(_Part):
             told["choices"] = list(self.choices)
         return told
 
-    def _integer(self, value: Any) -> int:
+    def _read_integer(self, value: Any) -> int:
         # 20.0 is what some clients make of 20.
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
             raise WrongKindError("must be a whole number")
         whole = int(value)
         low, high = (0, MAX_SEED) if self.type == "seed" else (self.min, self.max)
-        self._within(whole, low, high)
+        self._check_within(whole, low, high)
         if (whole - int(low or 0)) % self.step:
             raise OutOfRangeError(f"must be {low} plus a multiple of {self.step}")
         return whole
 
     @staticmethod
-    def _within(value: float, low: float | None, high: float | None) -> None:
+    def _check_within(value: float, low: float | None, high: float | None) -> None:
         if low is not None and high is not None and not low <= value <= high:
             raise OutOfRangeError(f"must be from {low} to {high}")
 
@@ -283,7 +283,7 @@ class Template:
     def _check(self) -> None:
         """Everything that a manifest names must be there. Raises ValueError."""
         known = {f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"]}
-        if unknown := sorted({target for target in self._targets() if target not in known}):
+        if unknown := sorted({target for target in self._list_targets() if target not in known}):
             raise ValueError(f"the graph has no input {', '.join(unknown)}")
         if unknown := sorted(set(self.manifest.outputs) - set(self.graph)):
             raise ValueError(f"the graph has no node {', '.join(unknown)}")
@@ -302,7 +302,7 @@ class Template:
             if any(parameters[name].type != "integer" for name in step.pixels):
                 raise ValueError(f"the size in {step.step} must come from integers")
 
-    def _targets(self) -> Iterator[str]:
+    def _list_targets(self) -> Iterator[str]:
         for parameter in self.manifest.parameters.values():
             yield from parameter.into
         for model in self.manifest.models:
@@ -311,10 +311,10 @@ class Template:
             yield from wiring.inputs
 
 
-def in_language(texts: Mapping[str, str], locale: str) -> str:
+def choose_text(texts: Mapping[str, str], locale: str) -> str:
     return texts.get(locale) or texts[FALLBACK]
 
 
-def holds(when: Mapping[str, Any], values: Values) -> bool:
+def applies(when: Mapping[str, Any], values: Values) -> bool:
     """Whether the parameters have the values of a condition."""
     return all(values[name] == value for name, value in when.items())

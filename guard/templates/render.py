@@ -9,13 +9,15 @@ from typing import Any
 
 from ..errors import InvalidRequestError, PolicyViolationError
 from ..graph import is_link
-from .manifest import OutOfRangeError, Template, Values, WrongKindError, holds
+from .manifest import OutOfRangeError, Template, Values, WrongKindError, applies
 
 #: Drawn seeds are whole numbers that every JSON reader, JavaScript's too, gives back unchanged.
 SEEDS = 2**53
 
 
-def in_force(template: Template, given: Mapping[str, Any], draw: Callable[[int], int] = secrets.randbelow) -> Values:
+def choose_values(
+    template: Template, given: Mapping[str, Any], draw: Callable[[int], int] = secrets.randbelow
+) -> Values:
     """Every parameter's value: what was given, else a preset's, else the default, else a drawn seed.
 
     Raises:
@@ -43,28 +45,28 @@ def in_force(template: Template, given: Mapping[str, Any], draw: Callable[[int],
             raise error_class(f"Template {template.name}: {said}.", extra_info={"parameters": faults})
     return {
         name: draw(SEEDS) if value is None else manifest.parameters[name].read(value)
-        for name, value in completed(template, values).items()
+        for name, value in complete(template, values).items()
     }
 
 
-def completed(template: Template, given: Values) -> dict[str, Any]:
+def complete(template: Template, given: Values) -> dict[str, Any]:
     """Presets and defaults for what is not `given`; None for what has neither."""
     manifest = template.manifest
     values = {name: given.get(name, parameter.default) for name, parameter in manifest.parameters.items()}
     chosen = set(given)
     for preset in manifest.presets:
-        if holds(preset.when, values):
+        if applies(preset.when, values):
             for name in preset.parameters.keys() - chosen:
                 values[name] = preset.parameters[name]
                 chosen.add(name)
     return values
 
 
-def rendered(template: Template, values: Values, model_names: Mapping[str, str] | None = None) -> dict[str, Any]:
+def render(template: Template, values: Values, model_names: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The graph with `values` in it, and nothing that its outputs do not need.
 
     Args:
-        values: of every parameter, from :func:`in_force`.
+        values: of every parameter, from :func:`choose_values`.
         model_names: model file → the name under which the host lists it, where that is another.
     """
     graph: dict[str, Any] = copy.deepcopy(template.graph)
@@ -76,13 +78,13 @@ def rendered(template: Template, values: Values, model_names: Mapping[str, str] 
         for target in model.into:
             _put(graph, target, (model_names or {}).get(model.file, model.file))
     for wiring in manifest.wiring:
-        if holds(wiring.when, values):
+        if applies(wiring.when, values):
             for target, value in wiring.inputs.items():
                 _put(graph, target, copy.deepcopy(value))
-    return _needed(graph, manifest.outputs)
+    return _drop_unneeded(graph, manifest.outputs)
 
 
-def vram_gib(template: Template, values: Values) -> float:
+def estimate_vram_gib(template: Template, values: Values) -> float:
     """What the largest step takes on the card, estimated; 0 where the template says nothing."""
     largest = 0.0
     for step in template.manifest.vram:
@@ -98,7 +100,7 @@ def _put(graph: dict[str, Any], target: str, value: Any) -> None:
     graph[node_id]["inputs"][name] = value
 
 
-def _needed(graph: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
+def _drop_unneeded(graph: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
     needed: set[str] = set()
     waiting = list(outputs)
     while waiting:

@@ -21,7 +21,7 @@ from comfyui_guarded.guard.errors import (
 )
 from comfyui_guarded.guard.faces import Box, Pixels
 from comfyui_guarded.guard.faces.check import FaceChecker, FaceRules
-from comfyui_guarded.guard.faces.images import Limits
+from comfyui_guarded.guard.faces.photos import PhotoLimits
 
 
 def scene(*patches: Box, red: int = 255) -> Pixels:
@@ -205,7 +205,7 @@ def test_no_more_pictures_than_allowed_are_looked_at_at_once() -> None:
             return super().find(pixels)
 
     slow = Slow()
-    checker = FaceChecker(OnlyChooser(slow), at_once=2, limits=Limits())  # type: ignore[arg-type]
+    checker = FaceChecker(OnlyChooser(slow), at_once=2, limits=PhotoLimits())  # type: ignore[arg-type]
     photos = [scene((20 + index, 30, 90 + index, 110)) for index in range(8)]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(checker.check, photos))

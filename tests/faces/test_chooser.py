@@ -138,7 +138,7 @@ def test_a_missing_package_is_named(models: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_insightface_itself_lacks_is_named() -> None:
-    error = onnx.missing("insightface", ModuleNotFoundError("No module named 'cv2'", name="cv2"))
+    error = onnx.explain_missing("insightface", ModuleNotFoundError("No module named 'cv2'", name="cv2"))
     assert "opencv-python-headless, which is not installed" in error.message
     assert error.details.startswith("insightface does not load")
 
@@ -195,12 +195,12 @@ def test_a_package_that_does_not_import_is_broken() -> None:
 def test_the_facts_for_health_are_json_and_name_the_choice() -> None:
     facts = Chooser().facts()
     assert {"detector", "reason", "device", "loaded", "onnxruntime"} == set(facts)
-    assert facts["onnxruntime"]["packages"] == onnx.installed()
+    assert facts["onnxruntime"]["packages"] == onnx.list_installed()
 
 
 def test_without_onnxruntime_the_facts_say_that_no_face_can_be_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(onnx, "installed", dict)
+    monkeypatch.setattr(onnx, "list_installed", dict)
     facts = Chooser().facts()
     assert facts["detector"] is None
     assert facts["reason"] == "No face can be looked for: onnxruntime is not installed."

@@ -11,7 +11,7 @@ from faces import scrfd
 
 from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.faces.chooser import Chooser
-from comfyui_guarded.guard.faces.insightface import InsightFace, packs, roots
+from comfyui_guarded.guard.faces.insightface import InsightFace, find_packs, list_roots
 
 #: What else is in antelopev2; a session of any of these would fail.
 OTHERS = ("1k3d68.onnx", "2d106det.onnx", "genderage.onnx", "glintr100.onnx")
@@ -31,12 +31,12 @@ def test_packs_are_found_best_first(tmp_path: Path) -> None:
     root = tmp_path / "insightface" / "models"
     for name, detection in (("buffalo_l", "det_10g.onnx"), ("mine", "det_mine.onnx"), ("antelopev2", "scrfd_10g.onnx")):
         pack_files(root / name, detection)
-    assert [pack.name for pack in packs([root])] == ["antelopev2", "buffalo_l", "mine"]
+    assert [pack.name for pack in find_packs([root])] == ["antelopev2", "buffalo_l", "mine"]
 
 
 def test_a_pack_unzipped_into_a_folder_of_its_own_name_is_found(tmp_path: Path) -> None:
     pack_files(tmp_path / "antelopev2" / "antelopev2")
-    assert [pack.model for pack in packs([tmp_path])] == [
+    assert [pack.model for pack in find_packs([tmp_path])] == [
         tmp_path / "antelopev2" / "antelopev2" / "scrfd_10g_bnkps.onnx"
     ]
 
@@ -46,17 +46,17 @@ def test_the_first_root_wins_and_missing_ones_do_no_harm(tmp_path: Path) -> None
     pack_files(tmp_path / "b" / "buffalo_l", "det_10g.onnx")
     (tmp_path / "b" / "empty").mkdir()
     (tmp_path / "b" / "file.onnx").write_bytes(b"")
-    found = packs([tmp_path / "none", tmp_path / "a", tmp_path / "b"])
+    found = find_packs([tmp_path / "none", tmp_path / "a", tmp_path / "b"])
     assert [pack.folder for pack in found] == [tmp_path / "a" / "buffalo_l"]
 
 
 def test_the_landmark_model_of_buffalo_is_not_taken_for_its_detector(tmp_path: Path) -> None:
     pack_files(tmp_path / "buffalo_l", "det_10g.onnx")
-    assert packs([tmp_path])[0].model.name == "det_10g.onnx"
+    assert find_packs([tmp_path])[0].model.name == "det_10g.onnx"
 
 
 def test_packs_are_looked_for_in_comfyuis_folder_and_in_insightfaces_own(tmp_path: Path) -> None:
-    assert roots([tmp_path]) == [
+    assert list_roots([tmp_path]) == [
         tmp_path / "insightface" / "models",
         Path.home() / ".insightface" / "models",
     ]
@@ -187,4 +187,4 @@ def test_a_model_that_is_no_scrfd_is_refused(models: Path) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
     onnx.save(model, str(folder / "scrfd_10g_bnkps.onnx"))
     with pytest.raises(ServerUnavailableError, match="is not a detection model"):
-        InsightFace(packs(roots([models]))[0])
+        InsightFace(find_packs(list_roots([models]))[0])

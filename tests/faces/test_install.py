@@ -15,7 +15,7 @@ from comfyui_guarded.guard.faces import onnx
 )
 def test_installing_insightface_as_documented_leaves_onnxruntime_its_gpu():
     pytest.importorskip("insightface", reason="requirements-insightface.txt says how to install it")
-    state = onnx.state()
+    state = onnx.read_state()
     assert list(state.packages) == ["onnxruntime-gpu"]
     assert onnx.CUDA in state.providers
     assert (state.problem, state.broken, state.command) == ("", False, "")

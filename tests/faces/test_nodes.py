@@ -283,4 +283,4 @@ def test_the_machine_lists_only_pictures(connected: Path) -> None:
     (connected / "folder.png").mkdir()
     faces = runtime.current().faces
     assert faces is not None
-    assert faces.images() == ["a.jpg", "b.PNG"]
+    assert faces.list_images() == ["a.jpg", "b.PNG"]

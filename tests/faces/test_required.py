@@ -6,7 +6,7 @@ import pytest
 
 from comfyui_guarded.guard.errors import InvalidRequestError
 from comfyui_guarded.guard.faces.check import FaceRules
-from comfyui_guarded.guard.faces.required import REQUIRED_BY, Wanted, loaded, wanted
+from comfyui_guarded.guard.faces.required import REQUIRED_BY, Wanted, find_wanted, list_loaded
 from comfyui_guarded.guard.files.names import split_annotation
 
 
@@ -18,7 +18,7 @@ LOAD = node("LoadImage", image="photo.png")
 
 
 def images(graph: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
-    return [(entry.node_id, entry.image) for entry in wanted(graph, **options)]
+    return [(entry.node_id, entry.image) for entry in find_wanted(graph, **options)]
 
 
 def test_a_face_check_straight_behind_a_loader_is_found_with_its_rules() -> None:
@@ -28,7 +28,7 @@ def test_a_face_check_straight_behind_a_loader_is_found_with_its_rules() -> None
             "GuardedFaceCheck", image=["1", 0], min_faces=2, max_faces=3, min_confidence=0.6, detector="centerface"
         ),
     }
-    assert wanted(graph) == [
+    assert find_wanted(graph) == [
         Wanted("2", "GuardedFaceCheck", "image", "1", "photo.png", FaceRules(2, 3, 0.6), "centerface")
     ]
 
@@ -39,12 +39,12 @@ def test_a_face_check_straight_behind_a_loader_is_found_with_its_rules() -> None
 def test_a_link_is_followed_where_comfyui_takes_it_for_one(link: list[Any], followed: bool) -> None:
     graph = {"1": LOAD, "2": node("GuardedFaceCheck", image=link), "3": node("PreviewImage", images=["2", 0])}
     assert images(graph, outputs=["3"]) == ([("2", "photo.png")] if followed else [])
-    assert loaded(graph, ["3"]) == ([("1", "photo.png")] if followed else [])
+    assert list_loaded(graph, ["3"]) == ([("1", "photo.png")] if followed else [])
 
 
 def test_the_face_loader_wants_a_face_itself() -> None:
     graph = {"7": node("GuardedLoadFaceImage", image="a/b.png [output]", max_faces=1, detector="auto")}
-    entry = wanted(graph)[0]
+    entry = find_wanted(graph)[0]
     assert (entry.node_id, entry.loader_id, entry.image, entry.detector) == ("7", "7", "a/b.png [output]", None)
     assert entry.rules == FaceRules(max_faces=1)
 
@@ -53,7 +53,7 @@ def test_the_face_loader_wants_a_face_itself() -> None:
 def test_every_listed_class_wants_a_face(kind: str, name: str) -> None:
     graph = {"1": LOAD, "2": node(kind, **{name: ["1", 0]})}
     rules = FaceRules(min_faces=1, min_face_fraction=0.1)
-    assert wanted(graph, rules=rules) == [Wanted("2", kind, name, "1", "photo.png", rules)]
+    assert find_wanted(graph, rules=rules) == [Wanted("2", kind, name, "1", "photo.png", rules)]
 
 
 def test_the_operators_list_replaces_the_shipped_one() -> None:
@@ -75,7 +75,7 @@ def test_the_operators_list_replaces_the_shipped_one() -> None:
 )
 def test_nodes_that_pass_a_picture_along_whole_are_looked_through(passing: dict[str, Any]) -> None:
     graph = {"1": LOAD, "2": passing, "3": node("GuardedFaceCheck", image=["2", 0], max_faces=1)}
-    assert [(entry.node_id, entry.rules) for entry in wanted(graph)] == [("3", FaceRules(max_faces=1))]
+    assert [(entry.node_id, entry.rules) for entry in find_wanted(graph)] == [("3", FaceRules(max_faces=1))]
 
 
 @pytest.mark.parametrize(
@@ -89,15 +89,15 @@ def test_nodes_that_pass_a_picture_along_whole_are_looked_through(passing: dict[
 )
 def test_behind_a_cut_only_that_there_is_a_face_can_be_said(cutting: dict[str, Any]) -> None:
     graph = {"1": LOAD, "2": cutting, "3": node("GuardedFaceCheck", image=["2", 0], min_faces=2, max_faces=2)}
-    assert [entry.rules for entry in wanted(graph)] == [FaceRules(min_faces=1, max_faces=0, min_face_fraction=0)]
+    assert [entry.rules for entry in find_wanted(graph)] == [FaceRules(min_faces=1, max_faces=0, min_face_fraction=0)]
 
 
 def test_the_crop_of_a_face_check_is_a_part_and_its_mask_is_no_picture() -> None:
     graph = {"1": LOAD, "2": node("GuardedFaceCheck", image=["1", 0], min_faces=0), "3": node("ApplyPulid")}
     graph["3"]["inputs"]["image"] = ["2", 4]
-    assert [entry.rules.min_face_fraction for entry in wanted(graph)] == [0]
+    assert [entry.rules.min_face_fraction for entry in find_wanted(graph)] == [0]
     graph["3"]["inputs"]["image"] = ["2", 3]
-    assert wanted(graph) == []
+    assert find_wanted(graph) == []
 
 
 def test_a_picture_that_is_made_on_the_way_is_left_to_the_graph() -> None:
@@ -109,14 +109,14 @@ def test_a_picture_that_is_made_on_the_way_is_left_to_the_graph() -> None:
         "5": node("ReActorFaceSwap", enabled=True, input_image=["4", 0], source_image=["1", 0]),
         "6": node("GuardedFaceCheck", image=["4", 0]),
     }
-    assert [(entry.node_id, entry.input) for entry in wanted(graph)] == [("5", "source_image")]
+    assert [(entry.node_id, entry.input) for entry in find_wanted(graph)] == [("5", "source_image")]
 
 
 def test_a_node_that_is_switched_off_wants_no_face() -> None:
     swap = node("ReActorFaceSwap", enabled=False, input_image=["1", 0], source_image=["1", 0])
-    assert wanted({"1": LOAD, "2": swap}) == []
+    assert find_wanted({"1": LOAD, "2": swap}) == []
     off = node("AdvancedLivePortrait", turn_on=False, src_images=["1", 0])
-    assert wanted({"1": LOAD, "2": off}) == []
+    assert find_wanted({"1": LOAD, "2": off}) == []
 
 
 def test_every_picture_of_a_batch_is_wanted() -> None:
@@ -148,14 +148,14 @@ def test_what_no_output_needs_is_not_wanted() -> None:
     }
     assert images(graph, outputs=["4"]) == []
     assert images(graph, outputs=["3"]) == [("2", "photo.png")]
-    assert loaded(graph, outputs=["4"]) == [("1", "photo.png")]
+    assert list_loaded(graph, outputs=["4"]) == [("1", "photo.png")]
 
 
 @pytest.mark.parametrize(
     "link", [None, "x", ["9", 0], ["1"], ["1", 0, 0], [1, 0], ["1", 1], ["1", "0"], [["1"], 0], {}, 3]
 )
 def test_a_link_that_leads_to_no_picture_is_passed_over(link: Any) -> None:
-    assert wanted({"1": LOAD, "2": node("GuardedFaceCheck", image=link)}) == []
+    assert find_wanted({"1": LOAD, "2": node("GuardedFaceCheck", image=link)}) == []
 
 
 def test_a_name_that_comes_over_a_link_is_left_to_the_graph() -> None:
@@ -164,7 +164,7 @@ def test_a_name_that_comes_over_a_link_is_left_to_the_graph() -> None:
         "2": node("LoadImage", image=["1", 0]),
         "3": node("GuardedFaceCheck", image=["2", 0]),
     }
-    assert wanted(graph) == []
+    assert find_wanted(graph) == []
 
 
 def test_a_cycle_ends() -> None:
@@ -173,8 +173,8 @@ def test_a_cycle_ends() -> None:
         "2": node("ImageScaleBy", image=["1", 0]),
         "3": node("GuardedFaceCheck", image=["1", 0]),
     }
-    assert wanted(graph) == []
-    assert wanted(graph, outputs=["3"]) == []
+    assert find_wanted(graph) == []
+    assert find_wanted(graph, outputs=["3"]) == []
 
 
 def test_a_chain_of_thousands_of_nodes_is_followed() -> None:
@@ -187,7 +187,7 @@ def test_a_chain_of_thousands_of_nodes_is_followed() -> None:
 
 def test_rules_out_of_range_are_an_invalid_request() -> None:
     with pytest.raises(InvalidRequestError):
-        wanted({"1": LOAD, "2": node("GuardedFaceCheck", image=["1", 0], min_faces=-1)})
+        find_wanted({"1": LOAD, "2": node("GuardedFaceCheck", image=["1", 0], min_faces=-1)})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from comfyui_guarded.guard.errors import NoFaceError
 from comfyui_guarded.guard.faces import Box, Detector, Face
 from comfyui_guarded.guard.faces.check import FaceChecker, FaceRules
 from comfyui_guarded.guard.faces.chooser import Chooser
-from comfyui_guarded.guard.faces.images import Picture
-from comfyui_guarded.guard.faces.search import merged, search
+from comfyui_guarded.guard.faces.photos import Picture
+from comfyui_guarded.guard.faces.search import merge, search
 
 ASTRONAUT = "skimage/data/astronaut.png"
 CAMERA = "skimage/data/camera.png"
@@ -188,4 +188,4 @@ def test_of_faces_on_top_of_each_other_the_most_confident_remains() -> None:
         return Face(box, (), confidence)
 
     whole, part, beside = face((0, 0, 100, 100), 0.9), face((10, 10, 60, 60), 0.8), face((90, 0, 190, 100), 0.7)
-    assert merged([beside, part, whole]) == [whole, beside]
+    assert merge([beside, part, whole]) == [whole, beside]

@@ -15,7 +15,7 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.settings import PolicySettings
 from comfyui_guarded.guard.templates.catalogue import Templates
 from comfyui_guarded.guard.templates.manifest import Template, TemplateError
-from comfyui_guarded.guard.templates.render import in_force, rendered, vram_gib
+from comfyui_guarded.guard.templates.render import choose_values, estimate_vram_gib, render
 
 GRAPH = {
     "1": {"class_type": "Load", "inputs": {"name": "m.safetensors"}},
@@ -122,36 +122,36 @@ def templates(host, folder):
 
 
 def test_what_is_left_out_has_its_default_and_the_seed_is_drawn(template):
-    values = in_force(template, {"text": "cat"}, draw=lambda below: below - 1)
+    values = choose_values(template, {"text": "cat"}, draw=lambda below: below - 1)
     assert values == {
         "text": "cat", "quality": "low", "size": 16, "warmth": 0.5, "polish": False, "seed": 2**53 - 1,
     }  # fmt: skip
 
 
 def test_seeds_are_drawn_anew_each_time_and_a_given_one_is_kept(template):
-    drawn = {in_force(template, {"text": ""})["seed"] for _ in range(20)}
+    drawn = {choose_values(template, {"text": ""})["seed"] for _ in range(20)}
     assert len(drawn) == 20
-    assert in_force(template, {"text": "", "seed": 2**64 - 1})["seed"] == 2**64 - 1
+    assert choose_values(template, {"text": "", "seed": 2**64 - 1})["seed"] == 2**64 - 1
 
 
 def test_a_preset_sets_what_was_left_out_and_nothing_else(template):
-    assert in_force(template, {"text": "", "quality": "high"})["size"] == 32
-    assert in_force(template, {"text": "", "quality": "high", "size": 8})["size"] == 8
-    assert in_force(template, {"text": "", "quality": "high", "size": None})["size"] == 32
+    assert choose_values(template, {"text": "", "quality": "high"})["size"] == 32
+    assert choose_values(template, {"text": "", "quality": "high", "size": 8})["size"] == 8
+    assert choose_values(template, {"text": "", "quality": "high", "size": None})["size"] == 32
 
 
 @pytest.mark.parametrize(
     "text", ['"}], "', "{", "\\", "'; --", "\n\t\x00", "🎈" * 10, "кот"], ids=["quotes", *map(str, range(6))]
 )
 def test_a_prompt_may_hold_anything(template, text):
-    graph = rendered(template, in_force(template, {"text": text}))
+    graph = render(template, choose_values(template, {"text": text}))
     assert json.loads(json.dumps(graph))["2"]["inputs"]["text"] == text
     assert graph["4"] == GRAPH["4"]
 
 
 def test_what_the_outputs_do_not_need_is_left_out_and_wiring_brings_it_in(template):
-    assert set(rendered(template, in_force(template, {"text": ""}))) == {"1", "2", "4"}
-    polished = rendered(template, in_force(template, {"text": "", "polish": True}))
+    assert set(render(template, choose_values(template, {"text": ""}))) == {"1", "2", "4"}
+    polished = render(template, choose_values(template, {"text": "", "polish": True}))
     assert set(polished) == {"1", "2", "3", "4"}
     assert polished["4"]["inputs"]["image"] == ["3", 0]
     assert template.graph == GRAPH
@@ -159,19 +159,21 @@ def test_what_the_outputs_do_not_need_is_left_out_and_wiring_brings_it_in(templa
 
 def test_every_wrong_parameter_is_named_at_once(template):
     with pytest.raises(InvalidRequestError) as refused:
-        in_force(template, {"txt": "cat", "size": "big", "polish": 1, "warmth": True, "seed": 1.5, "quality": "best"})
+        choose_values(
+            template, {"txt": "cat", "size": "big", "polish": 1, "warmth": True, "seed": 1.5, "quality": "best"}
+        )
     assert set(refused.value.extra_info["parameters"]) == {"txt", "text", "size", "polish", "warmth", "seed", "quality"}
 
 
 def test_every_value_beyond_its_limits_is_named_at_once(template):
     given = {"text": "x" * 11, "size": 12, "warmth": 1.01, "seed": -1}
     with pytest.raises(PolicyViolationError) as refused:
-        in_force(template, given)
+        choose_values(template, given)
     assert set(refused.value.extra_info["parameters"]) == set(given)
 
 
 def test_numbers_may_come_as_other_clients_write_them(template):
-    values = in_force(template, {"text": "", "size": 24.0, "warmth": 1})
+    values = choose_values(template, {"text": "", "size": 24.0, "warmth": 1})
     assert (values["size"], values["warmth"]) == (24, 1.0)
     assert type(values["size"]) is int
 
@@ -201,7 +203,7 @@ def test_a_template_that_contradicts_itself_is_not_taken(tmp_path, wrong, said):
 def test_one_bad_template_does_not_hide_the_others(folder, host, caplog):
     written(folder, "outputs = 5", name="broken")
     templates = Templates(host, PolicySettings(), [folder])
-    assert [each["name"] for each in templates.described("en")] == ["thing"]
+    assert [each["name"] for each in templates.describe("en")] == ["thing"]
     assert "broken" in caplog.text
 
 
@@ -209,7 +211,7 @@ def test_an_operators_template_takes_the_place_of_ours(folder, host, tmp_path_fa
     own = tmp_path_factory.mktemp("own")
     written(own, MANIFEST.replace("A thing", "Their thing"))
     templates = Templates(host, PolicySettings(), [folder, own, own / "none"])
-    assert [each["title"] for each in templates.described("en")] == ["Their thing"]
+    assert [each["title"] for each in templates.describe("en")] == ["Their thing"]
 
 
 def test_a_request_for_a_template_becomes_one_for_a_prompt(templates):
@@ -255,7 +257,7 @@ def test_a_missing_node_names_its_pack_and_where_to_get_it(templates, host):
         "classes": ["Make"],
         "node_packs": [{"name": "Makers", "source": "https://example.org/makers"}],
     }
-    shown = templates.described("en")[0]
+    shown = templates.describe("en")[0]
     assert (shown["missing"]["node_packs"], shown["missing"]["classes"]) == (["Makers"], ["Make"])
     assert not shown["ready"]
 
@@ -268,14 +270,14 @@ def test_a_missing_model_names_its_folder_and_where_to_get_it(templates, host):
     with pytest.raises(MissingModelError, match=r"models/polish, from https://example.org/wax") as refused:
         templates.fill("thing", {"parameters": {"text": "", "polish": True}})
     assert [model["file"] for model in refused.value.extra_info["models"]] == ["wax.safetensors"]
-    assert templates.described("en")[0]["ready"]
+    assert templates.describe("en")[0]["ready"]
     host.models = {}
-    assert templates.described("en")[0]["missing"]["models"] == ["m.safetensors"]
+    assert templates.describe("en")[0]["missing"]["models"] == ["m.safetensors"]
 
 
 def test_more_memory_than_the_card_has_or_the_operator_allows_is_refused(folder, host, template):
     templates = Templates(host, PolicySettings(vram_budget_gb=20), [folder])
-    assert vram_gib(template, {**in_force(template, {"text": ""})}) == 18.0
+    assert estimate_vram_gib(template, {**choose_values(template, {"text": ""})}) == 18.0
     templates.fill("thing", {"parameters": {"text": ""}})
     with pytest.raises(PolicyViolationError) as refused:
         templates.fill("thing", {"parameters": {"text": "", "size": 24}})
@@ -283,11 +285,11 @@ def test_more_memory_than_the_card_has_or_the_operator_allows_is_refused(folder,
     host.vram_bytes = 16 * 2**30
     with pytest.raises(PolicyViolationError, match="16 GB may be used"):
         templates.fill("thing", {"parameters": {"text": ""}})
-    assert not templates.described("en")[0]["ready"]
+    assert not templates.describe("en")[0]["ready"]
 
 
 def test_the_list_speaks_the_language_that_was_asked_for(templates):
-    shown = templates.described("ru")[0]
+    shown = templates.describe("ru")[0]
     assert (shown["title"], shown["description"]) == ("Вещь", "Makes a thing.")
     assert shown["parameters"][0] == {
         "name": "text", "type": "text", "required": True, "default": None, "max_length": 10, "help": "Что.",

@@ -13,7 +13,7 @@ from comfyui_guarded.guard.errors import GuardError
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings
 from comfyui_guarded.guard.submit.policy import Policy
 from comfyui_guarded.guard.templates.manifest import MAX_SEED, Template
-from comfyui_guarded.guard.templates.render import in_force, rendered, vram_gib
+from comfyui_guarded.guard.templates.render import choose_values, estimate_vram_gib, render
 
 KNOWN = specs.all_nodes()
 TEMPLATES = {path.stem: Template.read(path) for path in sorted(editor.API.glob("*.toml"))}
@@ -107,14 +107,14 @@ def test_any_parameters_inside_the_limits_make_a_graph_that_its_nodes_take(name,
         for each, parameter in template.manifest.parameters.items()
         if parameter.required or data.draw(st.booleans(), label=f"{each}?")
     }
-    values = in_force(template, asked)
+    values = choose_values(template, asked)
     assert asked.items() <= values.items()
-    graph = rendered(template, values)
+    graph = render(template, values)
     assert specs.faults(graph, KNOWN) == []
     assert set(template.manifest.outputs) <= set(graph) <= set(template.graph)
-    assert 0 <= vram_gib(template, values) < 20
+    assert 0 <= estimate_vram_gib(template, values) < 20
     # The same parameters again, as the answer gave them, are the same graph.
-    assert rendered(template, in_force(template, json.loads(json.dumps(values)))) == graph
+    assert render(template, choose_values(template, json.loads(json.dumps(values)))) == graph
 
 
 @every_template
@@ -125,7 +125,7 @@ def test_any_parameter_outside_its_limits_is_refused_by_name(name, data):
     wrong = data.draw(st.sampled_from(sorted(parameters)))
     asked[wrong] = data.draw(values_beyond(parameters[wrong]), label=wrong)
     with pytest.raises(GuardError) as refused:
-        in_force(TEMPLATES[name], asked)
+        choose_values(TEMPLATES[name], asked)
     assert refused.value.code in ("invalid_request", "policy_violation")
     assert list(refused.value.extra_info["parameters"]) == [wrong]
 
@@ -135,9 +135,9 @@ def test_any_parameter_outside_its_limits_is_refused_by_name(name, data):
 def test_every_profile_lets_a_template_pass_as_it_stands(name, profile):
     template, settings = TEMPLATES[name], PolicySettings(profile=profile)
     given = {each: "x" for each, parameter in template.manifest.parameters.items() if parameter.required}
-    values = in_force(template, given)
-    Policy(settings).check(rendered(template, values))
-    assert vram_gib(template, values) <= settings.vram_budget_gb
+    values = choose_values(template, given)
+    Policy(settings).check(render(template, values))
+    assert estimate_vram_gib(template, values) <= settings.vram_budget_gb
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl_face"])
@@ -147,19 +147,19 @@ def test_quality_and_aspect_choose_size_and_steps(name):
     for aspect in template.manifest.parameters["aspect"].choices:
         wide, high = map(int, aspect.split(":"))
         for quality, steps, pixels in (("fast", 15, 768**2), ("balanced", 20, 1024**2), ("high", 35, 1024**2)):
-            values = in_force(template, {**given, "quality": quality, "aspect": aspect})
+            values = choose_values(template, {**given, "quality": quality, "aspect": aspect})
             assert values["steps"] == steps
             assert values["width"] / values["height"] == pytest.approx(wide / high, rel=0.07)
             assert values["width"] * values["height"] == pytest.approx(pixels, rel=0.08)
 
 
 def test_the_mission_s_numbers_are_the_defaults():
-    sdxl = in_force(TEMPLATES["sdxl"], {"prompt": "a cat"})
+    sdxl = choose_values(TEMPLATES["sdxl"], {"prompt": "a cat"})
     assert (sdxl["width"], sdxl["height"], sdxl["steps"], sdxl["sampler"]) == (1024, 1024, 20, "euler_ancestral")
-    assert in_force(TEMPLATES["sdxl"], {"prompt": "", "aspect": "16:9"})["width"] == 1344
-    film = rendered(TEMPLATES["liveportrait"], in_force(TEMPLATES["liveportrait"], {"photo": "p", "motion": "m"}))
+    assert choose_values(TEMPLATES["sdxl"], {"prompt": "", "aspect": "16:9"})["width"] == 1344
+    film = render(TEMPLATES["liveportrait"], choose_values(TEMPLATES["liveportrait"], {"photo": "p", "motion": "m"}))
     assert (film["8"]["inputs"]["force_rate"], film["8"]["inputs"]["frame_load_cap"]) == (25, 375)
-    assert "9" not in rendered(TEMPLATES["sdxl"], sdxl)
+    assert "9" not in render(TEMPLATES["sdxl"], sdxl)
 
 
 def test_the_manual_s_example_is_a_template(tmp_path):
@@ -169,5 +169,5 @@ def test_the_manual_s_example_is_a_template(tmp_path):
     (tmp_path / "stickers.json").write_text(
         json.dumps({node: {"class_type": "X", "inputs": inputs} for node in "345689"})
     )
-    values = in_force(Template.read(tmp_path / "stickers.toml"), {"prompt": "a cat", "style": "shaded"})
+    values = choose_values(Template.read(tmp_path / "stickers.toml"), {"prompt": "a cat", "style": "shaded"})
     assert values == {"prompt": "a cat", "style": "shaded", "steps": 24, "size": 512}

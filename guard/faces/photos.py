@@ -29,7 +29,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b
 
 
 @dataclass(frozen=True)
-class Limits:
+class PhotoLimits:
     """How large a picture may be.
 
     Attributes:
@@ -42,7 +42,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Photo:
     """A decoded picture, upright; `width` and `height` are its full size, `image` may be a smaller draft of it."""
 
     image: Image.Image
@@ -64,10 +64,10 @@ class Picture:
     height: int
 
 
-def read(source: Path | bytes, limits: Limits, name: str = "") -> bytes:
+def read(source: Path | bytes, limits: PhotoLimits, name: str = "") -> bytes:
     """The file's bytes. Raises BadImageError: it is missing, no file, or too large."""
     if isinstance(source, bytes):
-        _bounded(len(source), limits, name)
+        _check_size(len(source), limits, name)
         return source
     name = name or source.name
     try:
@@ -75,26 +75,26 @@ def read(source: Path | bytes, limits: Limits, name: str = "") -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BadImageError(f"{name} is not a file.", extra_info={"image": name})
-            _bounded(status.st_size, limits, name)
+            _check_size(status.st_size, limits, name)
             return file.read(limits.max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise BadImageError(f"The image {name} {why}.", extra_info={"image": name}) from None
 
 
-def _bounded(size: int, limits: Limits, name: str) -> None:
+def _check_size(size: int, limits: PhotoLimits, name: str) -> None:
     if size > limits.max_bytes:
         raise BadImageError(
-            f"{_called(name)} has {size} bytes; {limits.max_bytes} are allowed.",
+            f"{_name_picture(name)} has {size} bytes; {limits.max_bytes} are allowed.",
             extra_info={"image": name, "bytes": size, "max_bytes": limits.max_bytes},
         )
 
 
-def _called(name: str) -> str:
+def _name_picture(name: str) -> str:
     return f"The image {name}" if name else "The image"
 
 
-def decode(data: bytes, limits: Limits, name: str = "", at_least: int | None = None) -> Opened:
+def decode(data: bytes, limits: PhotoLimits, name: str = "", at_least: int | None = None) -> Photo:
     """The picture in `data`: its first frame, upright, in whatever mode it has.
 
     Args:
@@ -105,55 +105,55 @@ def decode(data: bytes, limits: Limits, name: str = "", at_least: int | None = N
         BadImageError: not a picture, cut off, broken, or more than `limits.max_pixels`.
     """
     try:
-        image = _heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _pillow(data)
+        image = _open_heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
         width, height = image.size
         if width * height > limits.max_pixels:
             raise BadImageError(
-                f"{_called(name)} has {width} × {height} pixels; {limits.max_pixels} are allowed.",
+                f"{_name_picture(name)} has {width} × {height} pixels; {limits.max_pixels} are allowed.",
                 extra_info={"image": name, "width": width, "height": height, "max_pixels": limits.max_pixels},
             )
         if at_least is not None and isinstance(image, JpegImageFile):
             image.draft(None, (at_least, at_least))
-        upright = _upright(image if isinstance(image, Image.Image) else image.to_pillow())
+        upright = _turn_upright(image if isinstance(image, Image.Image) else image.to_pillow())
         turned = (upright.width > upright.height) != (width > height)
-        return Opened(upright, *((height, width) if turned else (width, height)))
+        return Photo(upright, *((height, width) if turned else (width, height)))
     except BadImageError:
         raise
     except Exception as error:
         # Pillow's readers raise nearly anything on hostile input: SyntaxError, struct.error, IndexError, MemoryError.
-        raise _unreadable(name, error) from None
+        raise _refuse(name, error) from None
 
 
-def _unreadable(name: str, error: Exception) -> BadImageError:
+def _refuse(name: str, error: Exception) -> BadImageError:
     if isinstance(error, UnidentifiedImageError):
         said = "It is in no format that is known here."  # Pillow's own words name an object in memory
     else:
         said = f"{type(error).__name__}: {error}"
     return BadImageError(
-        f"{_called(name)} cannot be read as a picture.",
+        f"{_name_picture(name)} cannot be read as a picture.",
         details=said,
         extra_info={"image": name},
     )
 
 
-def picture(data: bytes, limits: Limits, max_pixels: int, name: str = "") -> Picture:
+def open_picture(data: bytes, limits: PhotoLimits, max_pixels: int, name: str = "") -> Picture:
     """The picture in `data`, scaled down to `max_pixels` where it has more. Raises BadImageError."""
     opened = decode(data, limits, name, at_least=round(max_pixels**0.5))
     try:
-        return Picture(np.asarray(_shrunk(rgb(opened.image), max_pixels)), opened.width, opened.height)
+        return Picture(np.asarray(_shrink(to_rgb(opened.image), max_pixels)), opened.width, opened.height)
     except Exception as error:
-        raise _unreadable(name, error) from None
+        raise _refuse(name, error) from None
 
 
-def shrunk(pixels: Pixels, max_pixels: int) -> Pixels:
+def shrink(pixels: Pixels, max_pixels: int) -> Pixels:
     """`pixels`, scaled down to `max_pixels` where there are more."""
     height, width = pixels.shape[:2]
     if width * height <= max_pixels:
         return pixels
-    return np.asarray(_shrunk(Image.fromarray(pixels), max_pixels))
+    return np.asarray(_shrink(Image.fromarray(pixels), max_pixels))
 
 
-def _shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
+def _shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     scale = (max_pixels / (image.width * image.height)) ** 0.5
     if scale >= 1:
         return image
@@ -162,12 +162,12 @@ def _shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
-def rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as 8-bit RGB: what is transparent over white, 16 bits by their upper 8, floats from 0..1."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        return Image.fromarray(_to_eight_bits(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")
@@ -176,7 +176,7 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Pixels:
+def _to_eight_bits(image: Image.Image) -> Pixels:
     """A grey picture of more than 8 bits. Mode I comes from 16-bit files; F from TIFFs, mostly 0..1."""
     values = np.nan_to_num(np.asarray(image, np.float64))
     if image.mode == "F":
@@ -187,21 +187,21 @@ def _eight_bits(image: Image.Image) -> Pixels:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def _list_formats() -> tuple[str, ...]:
     """What this Pillow can open of `_FORMATS` (MPO counts as JPEG; AVIF came with 11.3)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _pillow(data: bytes) -> Image.Image:
+def _open_with_pillow(data: bytes) -> Image.Image:
     # The limit on pixels is ours: other packs switch Pillow's off for the whole process.
-    image = Image.open(io.BytesIO(data), formats=_formats())
-    if not _whole(data):
+    image = Image.open(io.BytesIO(data), formats=_list_formats())
+    if not _is_whole(data):
         raise EOFError("the file ends before its end mark")
     return image
 
 
-def _heif(data: bytes) -> Any:
+def _open_heif(data: bytes) -> Any:
     """HEIC through pillow-heif, without registering it with Pillow, which would change other nodes' LoadImage.
 
     The answer has a size and is decoded by `to_pillow`, which turns it upright.
@@ -216,7 +216,7 @@ def _heif(data: bytes) -> Any:
     return pillow_heif.open_heif(io.BytesIO(data))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
@@ -225,28 +225,28 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _whole(data: bytes) -> bool:
+def _is_whole(data: bytes) -> bool:
     """Whether the file goes on to its own end mark.
 
     Pillow tells by itself, but not after another pack has set ImageFile.LOAD_TRUNCATED_IMAGES for the whole process
     (ComfyUI does so for a moment whenever a picture fails to load).
     """
     if data.startswith(b"\x89PNG"):
-        return _whole_png(data)
+        return _is_whole_png(data)
     if data.startswith(b"\xff\xd8"):
-        return _whole_jpeg(data)
+        return _is_whole_jpeg(data)
     if data.startswith(b"GIF8"):
-        return _whole_gif(data)
+        return _is_whole_gif(data)
     if data.startswith(b"RIFF"):
         return int.from_bytes(data[4:8], "little") + 8 <= len(data)
     if data.startswith(b"BM"):
         return int.from_bytes(data[2:6], "little") <= len(data)
     if data.startswith((b"II", b"MM")):
-        return _whole_tiff(data)
+        return _is_whole_tiff(data)
     return True  # AVIF: its decoder knows no tolerance
 
 
-def _whole_png(data: bytes) -> bool:
+def _is_whole_png(data: bytes) -> bool:
     at = 8
     while at + 12 <= len(data):
         if data[at + 4 : at + 8] == b"IEND":
@@ -259,7 +259,7 @@ def _whole_png(data: bytes) -> bool:
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def _whole_jpeg(data: bytes) -> bool:
+def _is_whole_jpeg(data: bytes) -> bool:
     """Segment by segment, since the thumbnail in the EXIF data has an end mark of its own."""
     at = 2
     while marker := _JPEG_MARKER.search(data, at):
@@ -271,13 +271,13 @@ def _whole_jpeg(data: bytes) -> bool:
     return False
 
 
-def _whole_gif(data: bytes) -> bool:
+def _is_whole_gif(data: bytes) -> bool:
     """Up to the end of the first frame; many GIFs lack the trailer, and no other frame is looked at."""
-    at = 13 + _gif_colors(data[10])
+    at = 13 + _count_color_bytes(data[10])
     while at < len(data):
         kind = data[at]
         if kind == 0x2C:
-            at += 11 + _gif_colors(data[at + 9]) if at + 9 < len(data) else len(data)
+            at += 11 + _count_color_bytes(data[at + 9]) if at + 9 < len(data) else len(data)
         elif kind == 0x21:
             at += 2
         else:
@@ -292,12 +292,12 @@ def _whole_gif(data: bytes) -> bool:
     return False
 
 
-def _gif_colors(packed: int) -> int:
+def _count_color_bytes(packed: int) -> int:
     """Bytes of the colour table that a GIF's flags announce."""
     return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
 
 
-def _whole_tiff(data: bytes) -> bool:
+def _is_whole_tiff(data: bytes) -> bool:
     with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
         tags: Any = getattr(image, "tag_v2", {})
         for starts, sizes in ((273, 279), (324, 325)):  # StripOffsets and StripByteCounts, TileOffsets and …

@@ -14,9 +14,9 @@ from PIL import Image, ImageFile
 
 from comfyui_guarded.guard.errors import BadImageError
 from comfyui_guarded.guard.faces.check import FaceChecker
-from comfyui_guarded.guard.faces.images import Limits, decode, picture, read, rgb
+from comfyui_guarded.guard.faces.photos import PhotoLimits, decode, open_picture, read, to_rgb
 
-LIMITS = Limits()
+LIMITS = PhotoLimits()
 ASTRONAUT = "skimage/data/astronaut.png"
 
 
@@ -27,7 +27,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def shown(data: bytes) -> np.ndarray:
-    return picture(data, LIMITS, 2_400_000).pixels
+    return open_picture(data, LIMITS, 2_400_000).pixels
 
 
 def quarters() -> Image.Image:
@@ -105,7 +105,7 @@ def test_a_photo_is_turned_as_its_camera_says(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     for data in (saved(sent, "PNG", exif=exif), saved(sent, "WEBP", lossless=True, exif=exif)):
-        upright = picture(data, LIMITS, 2_400_000)
+        upright = open_picture(data, LIMITS, 2_400_000)
         assert (upright.width, upright.height) == (40, 24)
         assert np.array_equal(upright.pixels, np.asarray(quarters()))
 
@@ -129,7 +129,7 @@ def test_sixteen_bits_keep_their_brightness() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])
 def test_any_mode_becomes_rgb(mode: str) -> None:
-    assert rgb(Image.new(mode, (4, 4))).mode == "RGB"
+    assert to_rgb(Image.new(mode, (4, 4))).mode == "RGB"
 
 
 def test_a_large_jpeg_is_decoded_small_and_keeps_its_size() -> None:
@@ -137,7 +137,7 @@ def test_a_large_jpeg_is_decoded_small_and_keeps_its_size() -> None:
     drafted = decode(data, LIMITS, at_least=1000)
     assert (drafted.width, drafted.height) == (3000, 4000)
     assert drafted.image.size == (1500, 2000)
-    found = picture(data, LIMITS, 1_000_000)
+    found = open_picture(data, LIMITS, 1_000_000)
     assert (found.width, found.height) == (3000, 4000)
     assert found.pixels.shape[0] * found.pixels.shape[1] == pytest.approx(1_000_000, rel=0.01)
 
@@ -208,7 +208,7 @@ def test_a_decompression_bomb_is_a_bad_image(
 
 def test_the_error_for_too_many_pixels_says_how_many() -> None:
     with pytest.raises(BadImageError, match="40 × 24 pixels; 100 are allowed") as caught:
-        picture(png(quarters()), Limits(max_pixels=100), 1000, "photo.png")
+        open_picture(png(quarters()), PhotoLimits(max_pixels=100), 1000, "photo.png")
     assert caught.value.extra_info == {"image": "photo.png", "width": 40, "height": 24, "max_pixels": 100}
 
 
@@ -216,9 +216,9 @@ def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(bytes(2000))
     with pytest.raises(BadImageError, match=r"photo\.png has 2000 bytes; 1000 are allowed"):
-        read(path, Limits(max_bytes=1000))
+        read(path, PhotoLimits(max_bytes=1000))
     with pytest.raises(BadImageError, match="1000 are allowed"):
-        read(bytes(2000), Limits(max_bytes=1000))
+        read(bytes(2000), PhotoLimits(max_bytes=1000))
 
 
 @pytest.mark.parametrize(
