@@ -1,4 +1,4 @@
-"""Jobs in the shapes in which ComfyUI shows its prompts: queue rows, history entries, `/api/jobs`."""
+"""Give jobs the shapes in which ComfyUI shows its prompts: queue rows, history entries, `/api/jobs`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..job import OPEN, Job, JobBody, JobState
 from ..store import Entry
 
 RUNNING = frozenset({JobState.RUNNING, JobState.VALIDATING})
-#: The words of `/api/jobs`, and the states that they stand for.
+#: The statuses of `/api/jobs`, and the states that each stands for.
 STATUSES: dict[Status, frozenset[JobState]] = {
     "pending": OPEN - RUNNING,
     "in_progress": RUNNING,
@@ -24,7 +24,7 @@ STATUSES: dict[Status, frozenset[JobState]] = {
     "cancelled": frozenset({JobState.CANCELLED}),
 }
 
-#: Kinds of output that ComfyUI's page can show, and files that it shows whatever they stand under.
+#: ComfyUI's page shows these kinds of output, and files with these endings under any kind.
 _SHOWN = frozenset({"images", "video", "audio", "3d", "text"})
 _MODELS = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 _TEXTS = (".txt", ".md", ".json")
@@ -129,7 +129,7 @@ class ListedJobInFull(ListedJob):
 
 
 def row(entry: Entry) -> list[Any]:
-    """`[number, prompt_id, prompt, extra_data, outputs_to_execute]`, the prompt as its owner has sent it."""
+    """`[number, prompt_id, prompt, extra_data, outputs_to_execute]`, the prompt as its owner sent it."""
     job = entry.job
     stored = json.loads(entry.body)
     if owner_folder(job.owner).encode() in entry.body:
@@ -138,28 +138,28 @@ def row(entry: Entry) -> list[Any]:
 
 
 def bare_row(job: Job) -> list[Any]:
-    """The same without its prompt."""
+    """The same without the prompt."""
     return _row(job, {}, {})
 
 
 def _row(job: Job, prompt: Any, extra_data: Mapping[str, Any]) -> list[Any]:
-    told = {**extra_data, "create_time": job.created_at_ms}
+    extra_data = {**extra_data, "create_time": job.created_at_ms}
     if job.client_id is not None:
-        told["client_id"] = job.client_id
-    return [job.number, job.job_id, prompt, told, list(job.outputs_to_execute)]
+        extra_data["client_id"] = job.client_id
+    return [job.number, job.job_id, prompt, extra_data, list(job.outputs_to_execute)]
 
 
 def queue(entries: list[Entry]) -> QueueBody:
     """ComfyUI's `/queue`."""
     rows: QueueBody = {"queue_running": [], "queue_pending": []}
     for entry in entries:
-        shown = rows["queue_running"] if entry.job.state in RUNNING else rows["queue_pending"]
-        shown.append(row(entry))
+        part = rows["queue_running"] if entry.job.state in RUNNING else rows["queue_pending"]
+        part.append(row(entry))
     return rows
 
 
-def history_entry(entry: Entry, shown: JobBody) -> HistoryEntry:
-    """A settled job in ComfyUI's history, also where ComfyUI never ran it. `shown`: the job as JSON."""
+def history_entry(entry: Entry, body: JobBody) -> HistoryEntry:
+    """A settled job as an entry of ComfyUI's history, even if ComfyUI never ran it. `body`: the job as JSON."""
     job = entry.job
     prompt = row(entry)
     return {
@@ -171,7 +171,7 @@ def history_entry(entry: Entry, shown: JobBody) -> HistoryEntry:
             for node_id in job.result.outputs
             if node_id in prompt[2]
         },
-        "guard": shown,
+        "guard": body,
     }
 
 
@@ -213,7 +213,7 @@ def item_in_full(entry: Entry) -> ListedJobInFull:
 
 
 def ending(job: Job) -> list[Any]:
-    """How a settled job ended, as a pair of ComfyUI's event and its data."""
+    """How a settled job ended, as ComfyUI's event and its data."""
     if (error := _execution_error(job)) is not None:
         return ["execution_error", error]
     return ["execution_success", {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}]
@@ -229,14 +229,14 @@ def _status(job: Job) -> HistoryStatus:
 
 
 def _messages(job: Job) -> Iterator[list[Any]]:
-    """Pairs of event and data. What ended before its time says error first: some clients know no interrupts."""
+    """Pairs of event and data. An interrupted job has an error first: some clients do not know interrupts."""
     end = {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
     if job.started_at_ms is not None:
         yield ["execution_start", {"prompt_id": job.job_id, "timestamp": job.started_at_ms}]
-    yield (ended := ending(job))
+    yield (last := ending(job))
     if job.state is JobState.CANCELLED or (job.verdict is not None and job.verdict.code == "interrupted"):
-        place = {name: ended[1][name] for name in ("node_id", "node_type", "executed")}
-        yield ["execution_interrupted", {**end, **place}]
+        node = {name: last[1][name] for name in ("node_id", "node_type", "executed")}
+        yield ["execution_interrupted", {**end, **node}]
 
 
 def _execution_error(job: Job) -> ExecutionError | None:
@@ -258,7 +258,7 @@ def _execution_error(job: Job) -> ExecutionError | None:
 
 
 def _outputs(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every output that ComfyUI counts or could show, with the node and the key that it stands under."""
+    """Every output that ComfyUI counts or could show, with its node and its kind."""
     for node_id, output in outputs.items():
         for kind, values in output.items() if isinstance(output, dict) else ():
             if kind == "animated" or not isinstance(values, list):

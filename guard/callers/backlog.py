@@ -1,7 +1,7 @@
-"""The guard's jobs in the host's own queue and history, where the host does not have them itself.
+"""Show the guard's waiting and settled jobs in the host's own queue and history.
 
-For `native.mode = "guarded"`: the editor and every client of the host's own routes then see, delete and clear what
-waits here as they would what waits there.
+For `native.mode = "guarded"`: the editor and other clients of the host's own routes see, delete and clear the guard's
+jobs like the host's own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .jobs import Jobs
 
 log = logging.getLogger("guarded.backlog")
 
-#: Waiting jobs shown at once, next ones first.
+#: At most this many waiting jobs are shown at once, the next ones first.
 SHOWN = 1000
-#: Bodies of waiting jobs whose rows are kept at hand, and shown whole.
+#: Rows with prompts are cached up to this many bytes; jobs beyond are shown without their prompts.
 KEPT_BYTES = 8 * 2**20
-#: How long a reader of the host's queue, which waits for us on the event loop, is held up at most by what is not at
-#: hand yet; and by a single body.
+#: A reader of the host's queue holds up the event loop. It waits for rows that are not cached for this long in all,
+#: and for one body for this long.
 LOOK_S = 0.25
 BODY_S = 2.0
 
@@ -38,21 +38,21 @@ class Backlog:
     """See :class:`guard.host.Backlog`. Any thread, except where it says so."""
 
     def __init__(self, store: Store, host: Host, settler: Settler, jobs: Jobs) -> None:
-        """Blocks while it reads what an earlier process has left, so before the event loop serves."""
+        """Read the jobs that an earlier process left. Blocks, so build it before the event loop serves."""
         self._store = store
         self._host = host
         self._settler = settler
         self._jobs = jobs
-        #: First come first; changed on the store's thread alone.
+        #: Oldest first. Only the store's thread changes it.
         self._open = {job.job_id: job for job in reversed(store.list_jobs(None, OPEN, 2**31).result())}
-        #: Of open jobs, with the sizes of their bodies, and these together.
+        #: Cached rows of open jobs, each with the size of its body, and the sum of these sizes.
         self._rows: dict[str, tuple[list[Any], int]] = {}
         self._bytes = 0
-        #: Bodies that there was no room for.
+        #: The sizes of bodies that did not fit into the cache.
         self._large: dict[str, int] = {}
         self._lock = threading.Lock()
-        #: What is on its way out of the history (None: all of it), and so is not in it any more.
-        self._going: set[str | None] = set()
+        #: Jobs that are being hidden (None: all), and so are shown in the history no more.
+        self._hiding: set[str | None] = set()
 
     def changed(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
@@ -77,16 +77,16 @@ class Backlog:
         for job_id in [job_id for job_id in list(self._open) if job_id not in known][:SHOWN]:
             has_room = self._bytes + self._large.get(job_id, 1) <= KEPT_BYTES
             if job_id not in self._rows and has_room and time.monotonic() < ends_s:
-                self._read(job_id)
-            if (kept := self._rows.get(job_id)) is not None:
-                rows.append(kept[0])
+                self._read_row(job_id)
+            if (cached := self._rows.get(job_id)) is not None:
+                rows.append(cached[0])
             elif (job := self._open.get(job_id)) is not None:
                 rows.append(as_comfyui.bare_row(job))
         return rows
 
     def row(self, job_id: str) -> list[Any] | None:
-        kept = self._rows.get(job_id)
-        return kept[0] if kept is not None else self._read(job_id)
+        cached = self._rows.get(job_id)
+        return cached[0] if cached is not None else self._read_row(job_id)
 
     def take_out(self, job_ids: Collection[str]) -> None:
         for job_id in job_ids:
@@ -97,7 +97,7 @@ class Backlog:
         return [job_id for job_id in list(self._open) if job_id not in known]
 
     def history_entry(self, job_id: str) -> as_comfyui.HistoryEntry | None:
-        if job_id in self._going or None in self._going:
+        if job_id in self._hiding or None in self._hiding:
             return None
         try:
             entry = self._store.find_entry(job_id).result(BODY_S)
@@ -109,12 +109,12 @@ class Backlog:
         return as_comfyui.history_entry(entry, self._jobs.describe(entry.job, None))
 
     def forget(self, job_id: str | None) -> None:
-        self._going.add(job_id)
-        hidden = self._store.hide(LOCAL.owner, None) if job_id is None else self._store.hide(None, [job_id])
-        hidden.add_done_callback(lambda _done: self._going.discard(job_id))
+        self._hiding.add(job_id)
+        future = self._store.hide(LOCAL.owner, None) if job_id is None else self._store.hide(None, [job_id])
+        future.add_done_callback(lambda _done: self._hiding.discard(job_id))
 
-    def _read(self, job_id: str) -> list[Any] | None:
-        """None where it cannot be read, or does not wait any more."""
+    def _read_row(self, job_id: str) -> list[Any] | None:
+        """The whole row, cached if it fits; None where the job cannot be read, or has settled."""
         try:
             entry = self._store.find_entry(job_id).result(BODY_S)
         except (GuardError, FutureTimeoutError) as error:

@@ -1,4 +1,4 @@
-"""How long until a waiting job begins: by how long jobs like those before it took, or nothing rather than a guess."""
+"""Estimate when a waiting job begins, from the run times of jobs like those before it; never guess."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ..clock import Clock
 from ..job import Job, JobState, Kind
 from ..store import Run, Waiting
 
-#: Run times remembered of each template and each shape, and how many make a median worth saying.
+#: So many run times of each template and each shape are kept; a median needs so many.
 RECENT = 20
 ENOUGH = 3
-#: A median is said where half of the run times lie within this share of it, or within a second.
+#: A median counts if half of the run times lie within this share of it, or within `SLACK_S`.
 SPREAD = 0.5
 SLACK_S = 1.0
-#: Templates and shapes remembered; those that were seen last.
+#: So many templates and shapes are kept, those that ran last.
 KINDS = 1000
-#: A job that has run longer than usual still needs this share of the usual time, as far as anybody can tell.
+#: A job that has run longer than usual is taken to need this share of the usual time still.
 LEFT_AT_LEAST = 0.1
 
 _ALL = Kind("", "")
 
 
 class Estimates:
-    """The run times of the last successes, and who runs now. Any thread."""
+    """Knows the run times of the last successes, and the jobs that run now. Any thread."""
 
     def __init__(self, clock: Clock, runs: Iterable[Run] = ()) -> None:
-        """`runs`: of earlier processes, oldest first."""
+        """`runs`: those of earlier processes, oldest first."""
         self._clock = clock
         self._lock = threading.Lock()
         #: By template, by shape (a Kind without the other), and of all jobs (the empty Kind).
         self._recent: OrderedDict[Kind, deque[float]] = OrderedDict()
         self._usual_s: dict[Kind, float | None] = {}
-        #: The jobs that hold a slot, with the time at which they began to run.
+        #: The jobs that hold a slot: their kind, and when they began to run (None: not yet).
         self._under_way: dict[str, tuple[Kind, int | None]] = {}
         for run in runs:
             self._learn(run.kind, run.run_ms / 1000)
@@ -51,7 +51,7 @@ class Estimates:
                 self._learn(job.kind, (job.settled_at_ms - job.started_at_ms) / 1000)
 
     def starts_in_s(self, waiting: Waiting) -> float | None:
-        """When a job that waits so may begin; None where too little is known of those before it."""
+        """In how many seconds the job may begin; None where too little is known of the jobs before it."""
         total_s = self.rest_s()
         for kind, count in waiting.ahead.items():
             usual_s = self.usual_s(kind)
@@ -61,14 +61,14 @@ class Estimates:
         return None if total_s is None else round(total_s, 1)
 
     def usual_s(self, kind: Kind) -> float | None:
-        """How long such a job runs: by its template, else by its shape, else as all jobs do; None where that varies."""
-        for known in _known(kind):
+        """How long such a job usually runs: by its template, else its shape, else all jobs; None where that varies."""
+        for known in _kinds_of(kind):
             if len(self._recent.get(known, ())) >= ENOUGH:
-                return self._usual_s[known]  # where its like vary too much, all others say even less
+                return self._usual_s[known]  # if jobs so alike vary too much, others tell even less
         return None
 
     def rest_s(self) -> float | None:
-        """How long the jobs that hold a slot still need: ComfyUI runs one after the other."""
+        """How long the jobs that hold a slot still need, one after the other; None where that is not known."""
         with self._lock:
             under_way = list(self._under_way.values())
         total_s = 0.0
@@ -81,29 +81,29 @@ class Estimates:
         return total_s
 
     def _learn(self, kind: Kind, run_s: float) -> None:
-        for known in _known(kind):
+        for known in _kinds_of(kind):
             recent = self._recent.setdefault(known, deque(maxlen=RECENT))
             self._recent.move_to_end(known)
             recent.append(run_s)
-            self._usual_s[known] = usual(recent)
+            self._usual_s[known] = usual_run_s(recent)
         while len(self._recent) > KINDS:
-            forgotten, _recent = self._recent.popitem(last=False)
-            self._usual_s.pop(forgotten, None)
+            oldest, _recent = self._recent.popitem(last=False)
+            self._usual_s.pop(oldest, None)
 
 
-def _known(kind: Kind) -> list[Kind]:
-    """As what a job's time is remembered, the nearest first."""
+def _kinds_of(kind: Kind) -> list[Kind]:
+    """The kinds under which a run time is kept: by template, by shape, all jobs."""
     own = [Kind(kind.template, "")] if kind.template else []
     alike = [Kind("", kind.shape)] if kind.shape else []
     return [*own, *alike, _ALL]
 
 
-def usual(run_times_s: Iterable[float]) -> float | None:
-    """The median; None where there are too few, or half of them lie too far from it."""
-    seen = list(run_times_s)
-    if len(seen) < ENOUGH:
+def usual_run_s(run_times_s: Iterable[float]) -> float | None:
+    """The median; None where there are too few times, or half of them lie too far from it."""
+    times_s = list(run_times_s)
+    if len(times_s) < ENOUGH:
         return None
-    low_s, median_s, high_s = statistics.quantiles(seen, n=4, method="inclusive")
+    low_s, median_s, high_s = statistics.quantiles(times_s, n=4, method="inclusive")
     if max(median_s - low_s, high_s - median_s) > max(SPREAD * median_s, SLACK_S):
         return None
     return median_s

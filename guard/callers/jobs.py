@@ -1,4 +1,4 @@
-"""What callers see of jobs, and how they cancel them: each caller its own, an operator everybody's."""
+"""Show callers their jobs, and cancel them: a caller sees its own jobs, an operator everybody's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SubmittedGuard(TypedDict):
 
 
 class Jobs:
-    """The reading side. Event loop; the store's reader thread does the looking."""
+    """Looks jobs up for callers. Event loop; the store's reader thread waits for the disk."""
 
     def __init__(
         self, settings: Settings, store: Store, settler: Settler, events: Events, estimates: Estimates
@@ -66,44 +66,48 @@ class Jobs:
         return job
 
     async def wait(self, job: Job, timeout_s: float, known: JobState | None) -> Job:
-        """The job once it is in another state than `known` (None: once it has settled), or as it is after a time."""
+        """Wait until the job is in another state than `known` (None: has settled), for `timeout_s` at most.
+
+        Returns the job as it is then. `queue.max_wait_s` bounds the time.
+        """
         ends_s = time.monotonic() + min(timeout_s, self._settings.queue.max_wait_s)
         with self._events.subscribe(job_id=job.job_id) as reader:
             seen = await wrap_future(self._store.get(job.job_id)) or job
             while not (seen.state.settled or (known is not None and seen.state is not known)):
                 rest_s = ends_s - time.monotonic()
-                if rest_s <= 0 or not (told := await reader.next(rest_s)):
+                if rest_s <= 0 or not (events := await reader.next(rest_s)):
                     break
-                states = [event.job for event in told if isinstance(event.job, Job)]
+                states = [event.job for event in events if isinstance(event.job, Job)]
                 seen = max([seen, *states], key=lambda job: job.event_id)
         return seen
 
     async def page(
         self, client: Client, states: frozenset[JobState] | None, limit: int, before: int | None
     ) -> list[Job]:
+        """The client's jobs in those states (None: in any), newest first; `before` is the `number` to go on from."""
         return await wrap_future(self._store.list_jobs(client.sees_only, states, limit, before))
 
     async def cancel(self, job: Job) -> Job:
-        """Cancel it, unless it has ended; done once that is durable."""
+        """Cancel the job, unless it has ended. Returns it once that is durable."""
         settled = await wrap_future(self._settler.end(job, CancelledError("The job was cancelled.")))
         return settled.job if settled is not None else job
 
     async def mark_fetched(self, job: Job, artifact: Artifact, client: Client) -> None:
-        """The client has got that file. Where it is the job's owner, the janitor need not keep it any longer."""
+        """The client has received the file. If it owns the job, the janitor need not keep the file any longer."""
         if client.owner == job.owner:
             try:
                 await wrap_future(self._store.mark_fetched(job.job_id, artifact.index))
             except GuardError as error:
                 log.warning(
-                    "job %s: that artifact %d was fetched is not on disk: %s", job.job_id, artifact.index, error
+                    "job %s: that artifact %d was fetched cannot be written: %s", job.job_id, artifact.index, error
                 )
 
     async def open_artifact(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
-        """The file, if it is still the one that passed: ComfyUI gives a deleted picture's name to the next one."""
+        """Open the file if it is still the one that was checked: ComfyUI gives a deleted file's name to the next."""
         return await asyncio.to_thread(self._opener.open, artifact, path)
 
     async def preview(self, handle: IO[bytes], wanted: Preview) -> bytes:
-        """A small picture of a file that passed. Few at a time: each may hold a large one in memory."""
+        """Make a small picture of a checked file. Few at a time: each may take a large picture into memory."""
         async with self._previews:
             return await asyncio.to_thread(previews.render, handle, wanted)
 
@@ -113,7 +117,8 @@ class Jobs:
         return self.describe(job, waiting, locale)
 
     def describe(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> JobBody:
-        # An ending can be read a moment before its listeners have heard of it.
+        """The job as JSON, with its progress if it runs. Any thread."""
+        # Ask for the state: a reader can see the end of a job before `events` hears of it.
         running = job.state in (JobState.RUNNING, JobState.VALIDATING)
         progress = self._events.progress(job.job_id) if running else None
         return job.body(
@@ -124,7 +129,7 @@ class Jobs:
         )
 
     def describe_position(self, job: Job, waiting: Waiting | None, locale: str) -> SubmittedGuard:
-        """The `guard` part of a submit answer: where the job stands, and what to tell the user meanwhile."""
+        """The `guard` part of the answer to a submit: the job's position, and what to tell the user meanwhile."""
         max_jobs = self._settings.queue.max_jobs
         must_wait = waiting is not None and waiting.position + waiting.running > max_jobs
         eta_s = self._estimates.starts_in_s(waiting) if waiting and must_wait else None
@@ -139,62 +144,63 @@ class Jobs:
             ),
         }
 
-    # As ComfyUI shows them. Long lists are made on another thread. --------------------------------------------
+    # As ComfyUI shows them. Another thread makes the long lists. ---------------------------------------------
 
     def remaining(self, client: Client) -> int:
         """How many of the caller's jobs have not settled."""
         return self._store.count_open(client.sees_only)
 
     async def queue(self, client: Client) -> as_comfyui.QueueBody:
-        """The caller's open jobs as ComfyUI's `/queue`, first come first."""
+        """The caller's open jobs as ComfyUI's `/queue`, oldest first."""
         entries = await wrap_future(self._store.list_queue(client.sees_only))
         return await asyncio.to_thread(as_comfyui.queue, entries)
 
     async def history(self, client: Client, limit: int, offset: int | None) -> dict[str, as_comfyui.HistoryEntry]:
-        """The caller's settled jobs as ComfyUI's `/history`: from `offset` on, first settled first, or the last."""
+        """The caller's settled jobs as ComfyUI's `/history`, oldest first: from `offset` on, or the last."""
         entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
         return await asyncio.to_thread(lambda: {entry.job.job_id: self._history_entry(entry) for entry in entries})
 
     async def history_of(self, job_id: str, client: Client) -> dict[str, as_comfyui.HistoryEntry]:
-        """The one job, as ComfyUI's `/history/{id}`: empty until it has settled, and where it is not the caller's."""
+        """The job as ComfyUI's `/history/{id}`: empty unless it has settled and is the caller's."""
         entry = await self._entry(job_id, client)
         return {job_id: self._history_entry(entry)} if entry is not None and entry.job.state.settled else {}
 
     async def listing(self, client: Client, asked: Listing) -> tuple[list[as_comfyui.ListedJob], int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
         page = await wrap_future(self._store.find_page(client.sees_only, asked))
-        return await asyncio.to_thread(lambda: [as_comfyui.item(*found) for found in page.jobs]), page.total
+        jobs = await asyncio.to_thread(lambda: [as_comfyui.item(job, workflow_id) for job, workflow_id in page.jobs])
+        return jobs, page.total
 
     async def listing_of(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
-        """The one job, as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
+        """The job as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
         entry = await self._entry(job_id, client)
         if entry is None:
             raise NotFoundError(f"There is no job {job_id[:64]}.")
         return as_comfyui.item_in_full(entry)
 
     async def hide(self, client: Client, job_ids: list[str] | None) -> None:
-        """Take settled jobs out of what ComfyUI's clients see of them; None: all of the caller's own."""
+        """Hide settled jobs from history and listings; None: all of the caller's own."""
         owner = client.owner if job_ids is None else client.sees_only
         await wrap_future(self._store.hide(owner, job_ids))
 
     async def take_out(self, client: Client, job_ids: list[str] | None) -> None:
-        """Cancel those of the jobs that still wait; None: all of the caller's own."""
-        waiting = [job for job in await self._open(client, job_ids) if job.state in WAITING]
+        """Cancel those of the jobs that wait; None: all of the caller's own that wait."""
+        waiting = [job for job in await self._open_jobs(client, job_ids) if job.state in WAITING]
         error = CancelledError("The job was taken out of the queue.")
         await asyncio.gather(*(wrap_future(self._settler.end_waiting(job, error)) for job in waiting))
 
     async def interrupt(self, client: Client, job_id: str | None) -> None:
-        """Cancel that job if it runs; None: whatever of the caller's own runs."""
-        for job in await self._open(client, None if job_id is None else [job_id]):
+        """Cancel the job if it runs; None: all of the caller's own that run."""
+        for job in await self._open_jobs(client, None if job_id is None else [job_id]):
             if job.state in as_comfyui.RUNNING:
                 await self.cancel(job)
 
-    async def _open(self, client: Client, job_ids: list[str] | None) -> list[Job]:
-        """The caller's jobs that have not settled; all of them only of its own, also for an operator."""
+    async def _open_jobs(self, client: Client, job_ids: list[str] | None) -> list[Job]:
+        """Those of the jobs that have not settled; None: all of the caller's own, for an operator too."""
         if job_ids is None:
             return await wrap_future(self._store.list_jobs(client.owner, OPEN, self._at_most_open))
-        found = [await wrap_future(self._store.get(job_id)) for job_id in job_ids]
-        return [job for job in found if job is not None and client.may_see(job.owner) and not job.state.settled]
+        jobs = [await wrap_future(self._store.get(job_id)) for job_id in job_ids]
+        return [job for job in jobs if job is not None and client.may_see(job.owner) and not job.state.settled]
 
     @property
     def _at_most_open(self) -> int:

@@ -1,12 +1,14 @@
-"""Where the waiting jobs stand, told as it changes: worked out once for all readers, and only where there are any."""
+"""Tell readers where the waiting jobs stand in the queue, as it changes: computed once for all readers."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from asyncio import wrap_future
-from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
 
 from typing_extensions import TypedDict
 
@@ -16,25 +18,26 @@ from ..events.event import POSITION, Event
 from ..events.stream import Events
 from ..job import Job
 from ..settings import QueueSettings
-from ..store import Standing, Store
+from ..store import Standing
 from ..wake import Wake
 from .estimate import Estimates
 
 log = logging.getLogger("guarded.positions")
 
-#: The least time between two looks at the whole queue; a long queue is given more, so that looking takes 5 % at most.
+#: The least time between two looks at the whole queue. After a look that took t comes a rest of 20 t, so that looking
+#: takes 5 % of the time at most.
 LEAST_S = 0.25
 REST_FACTOR = 20
-#: A place is told when it has changed by this share of itself: each step near the head, every 500th at 10,000.
+#: A position is told once it has changed by this share: every step near the head, every 500th at 10,000.
 TOLD_SHARE = 0.05
 
-#: A notice in seconds up to here, in minutes up to there, in hours above.
+#: A notice gives seconds up to the first, minutes up to the second, hours above.
 _SECONDS_UP_TO = 90
 _MINUTES_UP_TO = 90 * 60
 
 
 def notice(position: int, running: int, max_jobs: int, eta_s: float | None, locale: str) -> str:
-    """What an end user reads who has to wait."""
+    """The text for an end user who has to wait."""
     facts = {"running": running, "max_jobs": max_jobs, "position": position}
     # Where nothing runs the server is not busy: the job is about to begin, or the server takes none right now.
     key = "queued" if running else "waiting"
@@ -60,77 +63,87 @@ class PositionBody(TypedDict):
     user_message: str | None
 
 
-class Positions:
-    """Watches the queue while somebody wants to know. One task on the event loop."""
+class Queue(Protocol):
+    """What positions are computed from: see :class:`guard.store.Store`."""
 
-    def __init__(self, settings: QueueSettings, store: Store, events: Events, estimates: Estimates) -> None:
+    @property
+    def leased(self) -> int: ...
+    def list_standings(self) -> Future[list[Standing]]: ...
+
+
+class Positions:
+    """Watches the queue while somebody reads positions. One task on the event loop."""
+
+    def __init__(self, settings: QueueSettings, queue: Queue, events: Events, estimates: Estimates) -> None:
         self._settings = settings
-        self._store = store
+        self._queue = queue
         self._events = events
         self._estimates = estimates
         self._wake = Wake()
-        #: By job, the place and whether there was an estimate, as told last.
+        #: By job: the position that was told last, and whether with an estimate.
         self._told: dict[str, tuple[int, bool]] = {}
-        self._asked: set[str] = set()
-        events.joined.subscribe(self._joined)
+        #: Jobs with a new reader, which gets the position at once.
+        self._due: set[str] = set()
+        events.joined.subscribe(self._serve_reader)
 
     def changed(self, _job: Job) -> None:
-        """A job has come, gone or begun. The store's thread."""
+        """A new state is durable, so positions may have changed. The store's thread."""
         if self._events.has_readers(POSITION):
             self._wake.set()
 
     async def run(self) -> None:
+        """Take a turn whenever the queue has changed, and a rest after it. Never ends."""
         while True:
             await self._wake.wait()
             began_s = time.monotonic()
             try:
                 await self.turn()
             except GuardError as error:
-                log.warning("the queue cannot be looked at: %s", error)
+                log.warning("positions in the queue cannot be read: %s", error)
             await asyncio.sleep(max(LEAST_S, REST_FACTOR * (time.monotonic() - began_s)))
 
     async def turn(self) -> None:
-        """Look at the queue, and tell of every place that has changed enough."""
-        for job_id in self._asked:
+        """Look at the queue, and tell every position that has changed enough."""
+        for job_id in self._due:
             self._told.pop(job_id, None)
-        self._asked.clear()
-        standings = await wrap_future(self._store.list_standings())
-        running = self._store.leased
-        moved = await asyncio.to_thread(self._moved, standings)
-        for standing, position, eta_s in moved:
-            self._events.tell(Event(POSITION, self._body(standing, position, running, eta_s), standing))
+        self._due.clear()
+        standings = await wrap_future(self._queue.list_standings())
+        running = self._queue.leased
+        changes = await asyncio.to_thread(self._find_changes, standings)
+        for standing, position, eta_s in changes:
+            make = functools.partial(self._describe, standing, position, running, eta_s)
+            self._events.tell(Event(POSITION, make, standing))
 
-    def _joined(self, job_id: str | None) -> None:
-        """Somebody begins to read; of its one job it is told at once. Event loop."""
+    def _serve_reader(self, job_id: str | None) -> None:
+        """Tell a new reader of one job its position soon. Event loop."""
         if job_id is not None:
-            self._asked.add(job_id)
+            self._due.add(job_id)
         self._wake.set()
 
-    def _moved(self, standings: list[Standing]) -> list[tuple[Standing, int, float | None]]:
-        """On a thread of its own: 10,000 jobs take some 10 ms."""
-        moved, told = [], {}
+    def _find_changes(self, standings: list[Standing]) -> list[tuple[Standing, int, float | None]]:
+        """The positions that must be told now. For a thread of its own: 10,000 jobs take some 10 ms."""
+        changes, told = [], {}
         ahead_s = self._estimates.rest_s()
         for position, standing in enumerate(standings, start=1):
             before = self._told.get(standing.job_id)
             now = (position, ahead_s is not None)
             if before is None or before[1] != now[1] or abs(position - before[0]) > position * TOLD_SHARE:
-                moved.append((standing, position, None if ahead_s is None else round(ahead_s, 1)))
+                changes.append((standing, position, None if ahead_s is None else round(ahead_s, 1)))
                 before = now
             told[standing.job_id] = before
             usual_s = self._estimates.usual_s(standing.kind)
             ahead_s = None if ahead_s is None or usual_s is None else ahead_s + usual_s
         self._told = told
-        return moved
+        return changes
 
-    def _body(self, standing: Standing, position: int, running: int, eta_s: float | None) -> Callable[[], PositionBody]:
+    def _describe(self, standing: Standing, position: int, running: int, eta_s: float | None) -> PositionBody:
         max_jobs = self._settings.max_jobs
-        return lambda: {
+        must_wait = position + running > max_jobs
+        return {
             "job_id": standing.job_id,
             "position": position,
             "eta_s": eta_s,
             "running": running,
             "max_jobs": max_jobs,
-            "user_message": (
-                notice(position, running, max_jobs, eta_s, standing.locale) if position + running > max_jobs else None
-            ),
+            "user_message": notice(position, running, max_jobs, eta_s, standing.locale) if must_wait else None,
         }

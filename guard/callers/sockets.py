@@ -1,8 +1,8 @@
-"""Websockets of callers: who hears what of the host's messages, and which verdicts have been missed.
+"""Serve callers' websockets: pass on the host's messages, and tell verdicts that a client id missed.
 
-A socket hears what the host sends to its client id. Of what the host sends to everybody, only an operator hears all;
-another hears `status`, with the count of its own jobs. Between the host's messages come `guarded` ones: the events of
-the client id's jobs.
+A socket hears what the host sends to its client id. Of what the host sends to everybody, an operator hears all, and
+others hear only `status`, with the count of their own jobs. Between the host's messages come `guarded` ones: the events
+of the client id's jobs.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from .jobs import Jobs
 
 log = logging.getLogger("guarded.sockets")
 
-#: What may wait to be sent on one socket; more, and the socket is closed: its client cannot keep up.
+#: A socket is closed when more than this waits to be sent on it: its client cannot keep up.
 OUTBOX_BYTES = 16 * 2**20
 OUTBOX_MESSAGES = 2_000
-#: How long a verdict is kept for a client id that has no socket, and how many.
+#: A client id without a socket can hear a verdict later for so long, and so many verdicts.
 MISSED_FOR_MS = 3_600_000
 MISSED_AT_MOST = 100
-#: `status` is sent so often at most, and always before the message that ends a job.
+#: The least time between two `status` messages; one always comes before the message that ends a job.
 STATUS_EVERY_S = 0.1
-#: How long after the last socket has closed the jobs' events are still read.
+#: The jobs' events are still read for so long after the last socket has closed.
 FOLLOW_S = 15.0
 
 
 @dataclass(frozen=True)
 class Message:
-    """One frame: text, or a binary preview. `verdict_of`: the job whose end it tells."""
+    """One frame: text, or a binary preview. `verdict_of`: the id of the job whose end it tells."""
 
     content: str | bytes
     verdict_of: str | None = None
@@ -57,8 +57,8 @@ class Message:
 class Socket:
     """One open websocket: who listens, and what is still to be sent. Event loop.
 
-    `abort` closes it, and is called once: when more waits than the client can be expected to take, or when its key has
-    ended. One that `resumes` hears the jobs' events from a reader of its own.
+    `abort` closes the connection. It is called once at most: when too much waits to be sent, or when the client's key
+    has ended. A socket that `resumes` gets the jobs' events from :meth:`Sockets.resume`.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Socket:
         self.client = client
         self.client_id = client_id
         self.sid = sid
-        #: The count that it was told last.
+        #: The count of jobs that it was told last.
         self.remaining: int | None = None
         self.first_word = True
-        #: Jobs whose end it was told of: as it happened (kept while the missed ones are looked up), and afterwards.
+        #: Jobs whose end it heard: live (until the missed verdicts are read; then None), and by `catch_up`.
         self.heard_live: set[str] | None = set()
         self.caught_up: set[str] = set()
         self._abort: Callable[[], None] | None = abort
@@ -81,6 +81,7 @@ class Socket:
         self._taken = asyncio.Event()
 
     def put(self, message: Message) -> None:
+        """Send the message after those that wait already."""
         if self._abort is None:
             return
         self._outbox.append(message)
@@ -91,17 +92,18 @@ class Socket:
         self._filled.set()
 
     def hang_up(self) -> None:
-        """Send nothing more, and close it."""
+        """Send nothing more, and close the connection."""
         if self._abort is not None:
             abort, self._abort = self._abort, None
             self._outbox.clear()
             abort()
 
     def say(self, event: str, data: Any, verdict_of: str | None = None) -> None:
+        """Send an event as ComfyUI would: `{type, data}`."""
         self.put(Message(json.dumps({"type": event, "data": data}), verdict_of))
 
     async def next(self) -> Message:
-        """What is to be sent next, once there is something."""
+        """Wait for the next message to send."""
         while not self._outbox:
             self._filled.clear()
             await self._filled.wait()
@@ -111,14 +113,14 @@ class Socket:
         return message
 
     async def wait_for_room(self) -> None:
-        """Until the client has taken half of what may wait for it."""
+        """Wait until less than half of what may wait is waiting."""
         while len(self._outbox) > OUTBOX_MESSAGES // 2 or self._bytes > OUTBOX_BYTES // 2:
             self._taken.clear()
             await self._taken.wait()
 
 
 class Sockets:
-    """All open sockets. Event loop, except where it says so."""
+    """All open sockets. Event loop, except where a method says otherwise."""
 
     def __init__(
         self, store: Store, host: Host, jobs: Jobs, events: Events, client_ids: ClientIds, clock: Clock
@@ -136,7 +138,7 @@ class Sockets:
         self._following: asyncio.Task[None] | None = None
 
     def open(self, client: Client, client_id: str, abort: Callable[[], None], *, resumes: bool = False) -> Socket:
-        """A socket that hears all from here on; the jobs' events of one that `resumes` come by :meth:`resume`."""
+        """Open a socket that hears everything from now on; call :meth:`resume` for one that `resumes`."""
         self._loop.bind()
         known = client_id or uuid.uuid4().hex
         socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes)
@@ -151,14 +153,14 @@ class Sockets:
         return socket
 
     async def catch_up(self, socket: Socket) -> None:
-        """What the client id's jobs came to while it had no socket, each told as ComfyUI would have told it."""
+        """Tell the verdicts that the client id missed while it had no socket, as ComfyUI would have told them."""
         since_ms = self._clock.now_ms() - MISSED_FOR_MS
         try:
             jobs = await wrap_future(
                 self._store.list_missed(socket.client.owner, socket.client_id, since_ms, MISSED_AT_MOST)
             )
         except GuardError as error:
-            log.warning("what a websocket has missed cannot be read: %s", error)
+            log.warning("the verdicts that a websocket missed cannot be read: %s", error)
             return
         live, socket.heard_live = socket.heard_live or set(), None
         for job in jobs:
@@ -175,13 +177,13 @@ class Sockets:
             socket.say("executing", {"node": None, "prompt_id": job.job_id})
 
     async def resume(self, socket: Socket, after: int) -> None:
-        """Every state of the client id's jobs behind the one of that number, then what happens to them. Never ends."""
+        """Tell every state of the client id's jobs after the one of that number, then what happens. Never ends."""
         with self._events.subscribe((STATE, POSITION, PROGRESS), owner=socket.client.owner, after=after) as reader:
             while True:
                 try:
                     events = await reader.next(FOLLOW_S)
                 except GuardError as error:
-                    log.warning("what happened to the jobs cannot be read: %s", error)
+                    log.warning("the events of jobs cannot be read: %s", error)
                     await asyncio.sleep(1)
                     continue
                 for event in events:
@@ -190,12 +192,13 @@ class Sockets:
                         socket.put(_frame(event))
 
     def hang_up(self, holds: Callable[[Client], bool]) -> None:
-        """Close the sockets of clients that would not be let in any more."""
+        """Close the sockets of clients whose access has ended: `holds` says whether a client still has it."""
         for socket in self._sockets:
             if not holds(socket.client):
                 socket.hang_up()
 
     def close(self, socket: Socket) -> None:
+        """Forget a socket whose connection has closed."""
         self._sockets.discard(socket)
         same = self._by_sid[socket.sid]
         same.discard(socket)
@@ -204,7 +207,7 @@ class Sockets:
             self._host.socket_left(socket.sid)
 
     def hear(self, socket: Socket, text: str) -> None:
-        """The client has spoken. Only feature flags, said first, mean anything; ComfyUI too ignores the rest."""
+        """Take a message of the client. Like ComfyUI, ignore all but feature flags in the first one."""
         first, socket.first_word = socket.first_word, False
         if not first:
             return
@@ -218,19 +221,24 @@ class Sockets:
                 socket.say("feature_flags", features)
 
     def mark_sent(self, message: Message) -> None:
-        """The message is on its way to the client. What follows it does not wait for the disk."""
+        """The message has left for the client: note that its verdict was heard. Does not wait for the disk."""
         if (job_id := message.verdict_of) is not None:
 
             def done(heard: Future[None]) -> None:
                 if (error := heard.exception()) is not None:
-                    log.warning("that job %s was heard of is not on disk: %s", job_id, error, extra={"job_id": job_id})
+                    log.warning(
+                        "job %s: that it was heard cannot be written: %s",
+                        job_id,
+                        error,
+                        extra={"job_id": job_id},
+                    )
 
             self._store.mark_heard(job_id).add_done_callback(done)
 
     def changed(self, job: Job) -> None:
-        """A new state is durable. The store's thread."""
+        """A new state is durable: the counts in `status` may have changed. The store's thread."""
         if self._sockets:
-            self._loop.call(self._owe_status)
+            self._loop.call(self._schedule_status)
 
     def wants(self, sid: str | None) -> bool:
         """Any thread."""
@@ -238,15 +246,15 @@ class Sockets:
 
     def passed(self, event: Any, data: Any, sid: str | None, message: str | bytes) -> None:
         if sid is not None:
-            self._to_client_id(event, data, sid, message)
+            self._send_to_client_id(event, data, sid, message)
         elif event == "status":
-            self._owe_status()
+            self._schedule_status()
         else:
             for socket in self._sockets:
                 if socket.client.operator:
                     socket.put(Message(message))
 
-    def _to_client_id(self, event: Any, data: Any, sid: str, message: str | bytes) -> None:
+    def _send_to_client_id(self, event: Any, data: Any, sid: str, message: str | bytes) -> None:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         ends = event in ("execution_success", "execution_error") and isinstance(prompt_id, str)
         frame = Message(message, prompt_id if ends else None)
@@ -260,20 +268,21 @@ class Sockets:
             socket.put(frame)
 
     async def _follow(self) -> None:
-        """One reader of all jobs' events for all sockets, for as long as there are any."""
+        """Read all jobs' events for all sockets, as long as there are any."""
         with self._events.subscribe((STATE, POSITION, PROGRESS, ALARM)) as reader:
             while self._sockets:
                 try:
                     events = await reader.next(FOLLOW_S)
                 except GuardError as error:
-                    log.warning("what happened to the jobs cannot be read: %s", error)
+                    log.warning("the events of jobs cannot be read: %s", error)
                     await asyncio.sleep(1)
                     continue
                 for event in events:
-                    self._tell(event)
+                    self._pass_on(event)
         self._following = None
 
-    def _tell(self, event: Event) -> None:
+    def _pass_on(self, event: Event) -> None:
+        """Send the event to the sockets that should hear it."""
         if event.job is None:
             sockets = [socket for socket in self._sockets if socket.client.operator]
         else:
@@ -287,7 +296,8 @@ class Sockets:
         job = event.job
         return None if job is None or job.client_id is None else self._client_ids.of(job.owner, job.client_id)
 
-    def _owe_status(self) -> None:
+    def _schedule_status(self) -> None:
+        """Send `status` soon to the sockets whose count has changed."""
         if self._status_due is None:
             self._status_due = asyncio.get_running_loop().call_later(STATUS_EVERY_S, self._tell_all_status)
 

@@ -8,22 +8,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
 
 from ..access.client_ids import ClientIds
 from ..errors import GuardError
 from ..host import Host
 from ..job import Job, JobState, Result, Verdict
 from ..signal import Signal
-from ..store import Settled, Store
+from ..store import Settled
 from .secrets import Secrets
 
 log = logging.getLogger("guarded.settle")
 
 
+class Records(Protocol):
+    """What the settler asks of the job store: see :class:`guard.store.Store`."""
+
+    def settle(
+        self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
+    ) -> Future[Settled | None]: ...
+    def release(self, job_id: str) -> Future[None]: ...
+
+
 class Settler:
     """Gives jobs their verdicts. Any thread; no method waits."""
 
-    def __init__(self, store: Store, host: Host, secrets: Secrets, client_ids: ClientIds) -> None:
+    def __init__(self, store: Records, host: Host, secrets: Secrets, client_ids: ClientIds) -> None:
         self._store = store
         self._host = host
         self._secrets = secrets

@@ -3,7 +3,7 @@
 import pytest
 from unit.fakes import LONG_S, new_job, settings
 
-from comfyui_guarded.guard.callers.estimate import ENOUGH, KINDS, RECENT, Estimates, usual
+from comfyui_guarded.guard.callers.estimate import ENOUGH, KINDS, RECENT, Estimates, usual_run_s
 from comfyui_guarded.guard.callers.positions import Positions, notice
 from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.events.event import POSITION
@@ -41,7 +41,7 @@ def waiting(**ahead):
     ],
 )
 def test_the_usual_time_is_the_median_or_nothing_where_times_are_few_or_far_apart(seen, expected):
-    assert usual(seen) == expected
+    assert usual_run_s(seen) == expected
 
 
 def test_jobs_of_one_template_are_judged_by_it_and_others_by_their_shape(clock):
