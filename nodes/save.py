@@ -22,6 +22,7 @@ from ..guard.results import checks as artifacts
 from ..guard.results.budget import Budget
 from ..guard.results.containers import sniff
 from ..guard.results.content import Checks, check_images
+from ..guard.results.judgement import make_error
 from .tensors import to_array, to_bytes
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -89,7 +90,7 @@ class GuardedSaveImage:
         batch = to_array(images)
         settings = runtime.current().settings.results
         if findings := check_images(batch, Checks(blank=False, speckle=False), settings):
-            raise artifacts.make_error(findings[0], "The image")
+            raise make_error(findings[0], "The image")
         place = _Place(filename_prefix, batch.shape[2], batch.shape[1], _job_id(prompt, unique_id))
         metadata = _metadata(prompt, extra_pnginfo) if embed_workflow else {}
         options = _options(format, quality, lossless, metadata)

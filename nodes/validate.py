@@ -14,9 +14,9 @@ from typing import Any
 from ..guard import runtime
 from ..guard.results import film_files
 from ..guard.results.budget import Budget
-from ..guard.results.checks import make_error
 from ..guard.results.content import Checks, check_frames, check_images
 from ..guard.results.findings import Facts, Fault, Finding
+from ..guard.results.judgement import make_error
 from ..guard.settings import ResultsSettings
 from . import shown
 from .tensors import to_array

@@ -1,4 +1,4 @@
-"""How much work the checks of one job may be, and a file that keeps to it."""
+"""Bound the work of checking one job, and the reading of its files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import IO
 from ..errors import ResultCorruptError
 from ..settings import ResultsSettings
 
-#: From here on only samples are looked at: a long film on a slow machine is no broken film.
+#: After this share of the time look only at samples: a long film on a slow machine is not a broken film.
 _SAMPLE_FROM = 0.5
-#: From here on nothing more is read. Before `within` gives up, so that the thread that checks ends by itself.
+#: After this share read nothing more. It ends before `run_within` gives up, so that the thread ends by itself.
 _END_AT = 0.9
 
 
 class Budget:
-    """The time and the pixels of one job's checks. One thread.
+    """The time and the pixels that one job's checks may take. One thread.
 
-    Two limits: past the first, `spent` says so and the checks go on with samples; past the second, every read of a
-    file raises. Whatever libav or a structure walk does with a hostile file, it has to read it.
+    There are two limits: past the first, `spent` is true and the checks go on with samples; past the second, every
+    read of a file raises. Whatever libav or a structure walk does with a hostile file, it has to read it.
     """
 
     def __init__(self, settings: ResultsSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,7 +32,7 @@ class Budget:
         self._pixels = settings.max_decoded_pixels
 
     def take(self, pixels: int) -> None:
-        """So many pixels have been decoded."""
+        """Count pixels that have been decoded."""
         self._pixels -= pixels
 
     @property
@@ -41,13 +41,13 @@ class Budget:
         return self._pixels <= 0 or self._clock() >= self._sample_from_s
 
     def check(self) -> None:
-        """Raises ResultCorruptError when all the time is gone."""
+        """Raise ResultCorruptError when all the time is gone."""
         if self._clock() >= self._end_s:
             raise ResultCorruptError(f"The result could not be checked within {self._timeout_s:g} s.")
 
 
 class BudgetFile:
-    """An open file that stops being readable when the budget is gone. What Pillow, libav and the walks read from."""
+    """An open file that cannot be read once the budget is gone. Pillow, libav and the structure walks read from it."""
 
     def __init__(self, handle: IO[bytes], budget: Budget) -> None:
         self._handle = handle

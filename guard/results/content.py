@@ -1,11 +1,11 @@
-"""Checks of pixels: is there a picture at all, and does it move?
+"""Check pixels: is there a picture at all, and does it move?
 
-Levels are 0..255 throughout, whatever the source (float arrays in 0..1, 8 and 10 bit files). Every verdict is named
+Levels are 0..255 throughout, whatever the source (float arrays in 0..1, 8 and 10 bit files). Every finding is named
 and carries its measurement; the thresholds are settings (`results.*`), with their reasons in docs/results.md.
 
 Arrays are frames × height × width × channels, float in 0..1: numpy's, or anything that has `.detach().cpu().numpy()`,
-so that a torch tensor is taken without importing torch. Nothing here copies a batch; what is allocated is at most
-as large as one frame.
+so a torch tensor is taken without importing torch. Nothing here copies a batch; allocations are at most as large as
+one frame.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Thumb = NDArray[np.float32]
 #: A frame is compared with others as a grid of this many cells a side. A cell of a 512 pixel frame is 8 pixels wide:
 #: coarse enough for a codec's noise to average out, fine enough for an eyelid to show.
 THUMB_SIDE = 64
-#: … and, for what moves as a whole, as a grid of so many blocks of cells a side.
+#: … and, for what moves as a whole, as a grid of this many blocks of cells a side.
 _BLOCKS = 8
 _CELL_NOISE = 5.0
-#: At most so many frames of a batch are looked at for movement and speckle; NaN and blankness are looked for in all.
+#: Look at this many frames of a batch at most for movement and speckle, and at all of them for NaN and blankness.
 SAMPLES = 64
-#: A grid of so many points a side is looked at first: two of them that differ settle that a frame is not blank.
+#: Look first at a grid of this many points a side: if two of them differ, the frame is not blank.
 _PROBES = 9
 
 # Speckle of decoded NaN: pixels of exactly 0 between bright ones. A quarter of full scale keeps dark textures out;
 # 32 pixels and 0.02 % keep out the eyes of pixel art, which come in ones and twos; and a channel of 16 levels or fewer
-# is a dither or a palette, where isolated black is drawn on purpose.
+# is a dither or a palette, where isolated black is meant.
 _SPECKLE_NEIGHBOUR = 0.25
 _SPECKLE_PIXELS = 32
 _SPECKLE_SHARE = 0.0002
@@ -47,8 +47,8 @@ _SPECKLE_LEVELS = 16
 class Levels:
     """The darkest and the brightest level of each band of one frame.
 
-    `light` are the bands that say how bright it is (all colours of RGB, Y of YCbCr), `others` those that only say
-    whether there is more than one colour (Cb, Cr), `alpha` the opacity.
+    `light`: the bands that say how bright it is (all colours of RGB, Y of YCbCr). `others`: those that only say
+    whether there is more than one colour (Cb, Cr). `alpha`: the opacity.
     """
 
     light: Sequence[Range]
@@ -56,14 +56,14 @@ class Levels:
     alpha: Range | None = None
 
 
-def blank(levels: Levels, settings: ResultsSettings) -> Finding | None:
-    """Whether a frame shows nothing: flat, black, white or transparent."""
+def find_blank(levels: Levels, settings: ResultsSettings) -> Finding | None:
+    """Find whether a frame shows nothing: it is flat, black, white or transparent."""
     flat, black = settings.flat_levels, settings.black_level
     if levels.alpha is not None:
         if levels.alpha[1] <= black:
             return Finding(Fault.TRANSPARENT, "it is transparent all over", levels.alpha[1], black)
         if levels.alpha[1] - levels.alpha[0] > flat:
-            return None  # a shape, cut out of whatever colour
+            return None  # a shape, whatever its colour
     darkest, brightest = min(low for low, _ in levels.light), max(high for _, high in levels.light)
     if brightest <= black:
         return Finding(Fault.BLACK, f"its brightest level is {brightest:.3g} of 255", brightest, black)
@@ -87,16 +87,16 @@ class Footage:
         self.seen = 0
         self.blank = 0
 
-    def see(self, found: Finding | None, thumb: Thumb | None) -> None:
-        """The next frame: whether it is blank, and its thumbnail (see :func:`thumbnail`), where it has one."""
+    def see(self, blank: Finding | None, thumb: Thumb | None) -> None:
+        """Take the next frame: how it is blank, if it is, and its thumbnail (see :func:`make_thumbnail`), if any."""
         self.seen += 1
-        if found is not None:
+        if blank is not None:
             self.blank += 1
-            self._first_blank = self._first_blank or found
+            self._first_blank = self._first_blank or blank
         if thumb is None:
             return
         self._compared += 1
-        blocks = _means(thumb, _BLOCKS)
+        blocks = _average(thumb, _BLOCKS)
         if self._cells is None or self._blocks is None:
             self._cells, self._blocks = _Extremes(thumb), _Extremes(blocks)
         else:
@@ -105,7 +105,7 @@ class Footage:
 
     @property
     def movement(self) -> float:
-        """How much the frames differ, in levels, with the noise of an encoder taken out.
+        """How much the frames differ, in levels, without the noise of an encoder.
 
         An encoder at work on a still picture changes single cells by several levels, each in its own direction, from
         one key frame to the next. Something that moves changes a cell by more, or many neighbours in the same
@@ -150,13 +150,13 @@ class _Extremes:
         return float((self._most - self._least).max())
 
 
-def thumbnail(grey: NDArray[Any]) -> Thumb:
+def make_thumbnail(grey: NDArray[Any]) -> Thumb:
     """height × width (× channels) levels, as means over a grid of at most THUMB_SIDE cells a side. Edges that fill no
     whole cell are left out."""
-    return _means(grey, THUMB_SIDE)
+    return _average(grey, THUMB_SIDE)
 
 
-def _means(grey: NDArray[Any], side: int) -> Thumb:
+def _average(grey: NDArray[Any], side: int) -> Thumb:
     height, width = grey.shape[:2]
     rows, columns = max(height // side, 1), max(width // side, 1)
     tall, wide = height // rows, width // columns
@@ -203,15 +203,15 @@ def check_images(images: NDArray[Any], checks: Checks, settings: ResultsSettings
     Args:
         images: frames × height × width × channels, float in 0..1; see :func:`as_array`.
     """
-    return [*_shape(images, checks), *_pixels(images, checks, settings, each=True)]
+    return [*_check_shape(images, checks), *_check_pixels(images, checks, settings, each=True)]
 
 
 def check_frames(images: NDArray[Any], checks: Checks, settings: ResultsSettings) -> list[Finding]:
     """The faults of the frames of one video, of which some may be blank (a fade); the worst first."""
-    return [*_shape(images, checks), *_pixels(images, checks, settings, each=False)]
+    return [*_check_shape(images, checks), *_check_pixels(images, checks, settings, each=False)]
 
 
-def _shape(images: NDArray[Any], checks: Checks) -> Iterator[Finding]:
+def _check_shape(images: NDArray[Any], checks: Checks) -> Iterator[Finding]:
     frames, height, width, _ = images.shape
     for name, has, wanted in (("wide", width, checks.width), ("high", height, checks.height)):
         if wanted is not None and has != wanted:
@@ -221,36 +221,38 @@ def _shape(images: NDArray[Any], checks: Checks) -> Iterator[Finding]:
         yield Finding(Fault.TOO_FEW_FRAMES, text, frames, checks.frames)
 
 
-def _pixels(images: NDArray[Any], checks: Checks, settings: ResultsSettings, *, each: bool) -> Iterator[Finding]:
+def _check_pixels(images: NDArray[Any], checks: Checks, settings: ResultsSettings, *, each: bool) -> Iterator[Finding]:
     step = max(1, len(images) // SAMPLES)
     footage = Footage(settings)
     first_blank: Finding | None = None
     speckle: Finding | None = None
     for index, frame in enumerate(images):
-        if checks.nan and (found := _nan(frame, index)) is not None:
-            yield found
+        if checks.nan and (nan := _find_nan(frame, index)) is not None:
+            yield nan
             return  # every other measure of it would be NaN
         sampled = index % step == 0 or index == len(images) - 1
-        empty = blank(_levels(frame), settings) if checks.blank and _may_be_blank(frame, settings) else None
+        empty = (
+            find_blank(_measure_levels(frame), settings) if checks.blank and _may_be_blank(frame, settings) else None
+        )
         if empty is not None and first_blank is None:
             first_blank = Finding(empty.fault, empty.text, empty.measured, empty.limit, index)
         if sampled and checks.speckle and speckle is None:
-            speckle = _speckle(frame, index)
+            speckle = _find_speckle(frame, index)
         if checks.frozen or not each:
             # A frame that is not sampled still counts as blank or not; only its movement is not looked at.
-            thumb = thumbnail(frame[..., :3]) * _scale(frame) if sampled and checks.frozen else None
+            thumb = make_thumbnail(frame[..., :3]) * _scale(frame) if sampled and checks.frozen else None
             footage.see(empty, thumb)
     if each and first_blank is not None:
         yield first_blank
-    for found in footage.findings():
-        if (found.fault is Fault.FROZEN and checks.frozen) or (found.fault is not Fault.FROZEN and not each):
-            yield found
+    for finding in footage.findings():
+        if (finding.fault is Fault.FROZEN and checks.frozen) or (finding.fault is not Fault.FROZEN and not each):
+            yield finding
     if speckle is not None:
         yield speckle
 
 
-def _nan(frame: NDArray[Any], index: int) -> Finding | None:
-    """A sum over the frame is NaN or infinite when any value is: one pass, nothing allocated."""
+def _find_nan(frame: NDArray[Any], index: int) -> Finding | None:
+    """The sum over a frame is NaN or infinite when any value is: one pass, no allocation."""
     if frame.dtype.kind != "f":
         return None
     with np.errstate(all="ignore"):
@@ -268,40 +270,44 @@ def _scale(frame: NDArray[Any]) -> float:
     return 255.0 if frame.dtype.kind == "f" else 255.0 / np.iinfo(frame.dtype).max
 
 
-def _bands(frame: NDArray[Any]) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
-    """The colour channels of height × width × channels, and its alpha. Values outside 0..1 are cut off on saving,
-    and so are they here."""
+def _split_bands(frame: NDArray[Any]) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
+    """Split height × width × channels into its colours and its alpha."""
     channels = frame.shape[-1]
     alpha = frame[..., channels - 1] if channels in (2, 4) else None
     return [frame[..., band] for band in range(min(channels, 3) if channels != 2 else 1)], alpha
 
 
-def _range(band: NDArray[Any], scale: float) -> Range:
+def _measure_range(band: NDArray[Any], scale: float) -> Range:
+    """Values outside 0..1 are cut off here, as saving cuts them off."""
     low, high = float(band.min()) * scale, float(band.max()) * scale
     return min(max(low, 0.0), 255.0), min(max(high, 0.0), 255.0)
 
 
-def _levels(frame: NDArray[Any]) -> Levels:
+def _measure_levels(frame: NDArray[Any]) -> Levels:
     scale = _scale(frame)
-    colours, alpha = _bands(frame)
-    return Levels([_range(band, scale) for band in colours], (), _range(alpha, scale) if alpha is not None else None)
+    colours, alpha = _split_bands(frame)
+    return Levels(
+        [_measure_range(band, scale) for band in colours],
+        (),
+        _measure_range(alpha, scale) if alpha is not None else None,
+    )
 
 
 def _may_be_blank(frame: NDArray[Any], settings: ResultsSettings) -> bool:
-    """False where a few points already show that it is not; then the whole frame need not be read."""
+    """False where a few points already show something; then the whole frame need not be read."""
     height, width = frame.shape[:2]
     points = frame[:: max(height // _PROBES, 1), :: max(width // _PROBES, 1)]
-    return blank(_levels(points), settings) is not None
+    return find_blank(_measure_levels(points), settings) is not None
 
 
-def _speckle(frame: NDArray[Any], index: int) -> Finding | None:
-    """Pixels that are exactly 0 in a channel while all four neighbours are bright in it: NaN, after a conversion to
-    integers. Speckle that touches itself, as when half of all pixels are NaN, still leaves many alone."""
+def _find_speckle(frame: NDArray[Any], index: int) -> Finding | None:
+    """Find pixels that are exactly 0 in a channel while all four neighbours are bright in it: NaN after a conversion to
+    integers. Even where half of all pixels are NaN, many of them stand alone."""
     height, width = frame.shape[:2]
     if height < 3 or width < 3:
         return None
     bright = _SPECKLE_NEIGHBOUR * 255.0 / _scale(frame)
-    for band in _bands(frame)[0]:
+    for band in _split_bands(frame)[0]:
         if band.min() != 0:
             continue
         holes = band[1:-1, 1:-1] == 0

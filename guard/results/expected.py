@@ -1,7 +1,7 @@
-"""What a graph asked a writer node for: how many frames, how fast, with sound or without.
+"""Work out what a graph asked a writer node for: how many frames, how fast, with sound or without.
 
-Only what can be known for certain counts: a chain of nodes whose effect on the number of frames is listed here, with
-constants at its end. One unknown node, and nothing is expected.
+Only what is certain counts: a chain of nodes whose effect on the number of frames is listed here, with constants at
+its end. With one unknown node in it, nothing is expected.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 from ..graph import is_link
 
-#: Longer chains than this, or circles, say nothing.
+#: Longer chains than this, and circles, say nothing.
 _DEEPEST = 64
 
-#: Names under which writer nodes take their rate: VHS_VideoCombine; CreateVideo, SaveWEBM, SaveAnimatedWEBP and PNG.
+#: The inputs that give writer nodes their rate: VHS_VideoCombine; CreateVideo, SaveWEBM, SaveAnimatedWEBP and PNG.
 _RATES = ("frame_rate", "fps")
-#: … and, in packs that write frames themselves, how many there will be.
+#: … and, in packs that write frames themselves, their number.
 _COUNTS = ("num_frames", "frame_count", "frames")
 
-#: Nodes that hand on as many frames as they get, and the input that they get them from.
+#: Nodes that pass on as many frames as they get, and the input that brings them.
 _KEEPS = {
     "KSampler": "latent_image",
     "KSamplerAdvanced": "latent_image",
@@ -39,7 +39,7 @@ _KEEPS = {
     "GuardedValidateImage": "image",
 }
 
-#: Latents of `length` frames. The model works in steps, and what does not fill one is lost: (length - 1) // step * step
+#: Latents of `length` frames. The model works in steps and drops what does not fill one: (length - 1) // step * step
 #: + 1 frames come out. (class → (which output is the latent, step); comfy_extras of ComfyUI 0.3.64 to 0.33.0)
 _LATENTS = {
     "EmptyHunyuanLatentVideo": (0, 4),
@@ -54,13 +54,13 @@ _LATENTS = {
     "HunyuanImageToVideo": (1, 4),
 }
 
-#: Where a sound comes from that is certainly there. A film's own track (GetVideoComponents) may not exist.
+#: Nodes that certainly give a sound. A film's own track (GetVideoComponents) may not exist.
 _SOUNDS = frozenset({"LoadAudio", "VAEDecodeAudio", "EmptyAudio", "RecordAudio", "TrimAudioDuration"})
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What one writer node was asked for; None where that cannot be known.
+    """What the graph asks one writer node for; None where that cannot be known.
 
     Attributes:
         audio: it was given a sound that certainly exists.
@@ -78,21 +78,21 @@ class Expected:
 
 
 def infer(prompt: Mapping[str, Any], node_id: str) -> Expected:
-    """What the prompt asks of its node `node_id`."""
+    """Work out what the prompt asks of its node `node_id`."""
     node = prompt.get(node_id)
     if not isinstance(node, Mapping):
         return Expected()
-    source = _source(prompt, node, "video")
+    source = _find_source(prompt, node, "video")
     writer = source if source is not None and source.get("class_type") == "CreateVideo" else node
     if source is not None and writer is node:
         return Expected()  # a film that came as one: as long as it is
-    frames = _first(prompt, writer, _COUNTS)
+    frames = _find_number(prompt, writer, _COUNTS)
     if frames is None:
         link = _inputs(writer).get("images")
-        frames = _frames(prompt, link, _DEEPEST, {}) if is_link(link) else None
-    fps = _first(prompt, writer, _RATES)
+        frames = _frames_over(prompt, link, _DEEPEST, {}) if is_link(link) else None
+    fps = _find_number(prompt, writer, _RATES)
     if frames is not None and writer.get("class_type") == "VHS_VideoCombine":
-        frames = _combined(prompt, writer, frames)
+        frames = _count_vhs(prompt, writer, frames)
     sound = _inputs(writer).get("audio")
     if sound is None or not is_link(sound):
         return Expected(int(frames) if frames is not None else None, fps)
@@ -101,8 +101,8 @@ def infer(prompt: Mapping[str, Any], node_id: str) -> Expected:
     return Expected(int(frames) if frames is not None else None, fps, audio=certain, perhaps_audio=not certain)
 
 
-def _combined(prompt: Mapping[str, Any], writer: Mapping[str, Any], frames: float) -> float | None:
-    """VHS plays back and forth, and in some formats several times over; in meta batches it gets only a part."""
+def _count_vhs(prompt: Mapping[str, Any], writer: Mapping[str, Any], frames: float) -> float | None:
+    """VHS plays back and forth, and in some formats several times over; in a meta batch it gets only a part."""
     inputs = _inputs(writer)
     if "meta_batch" in inputs or inputs.get("trim_to_audio"):
         return None
@@ -111,17 +111,17 @@ def _combined(prompt: Mapping[str, Any], writer: Mapping[str, Any], frames: floa
     return frames
 
 
-def _frames(
+def _frames_over(
     prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], float | None]
 ) -> float | None:
-    """How many frames come over a link. What is `known` is not asked again: two links may lead to one node."""
+    """How many frames come over a link. `known` keeps the answers, since two links may lead to one node."""
     asked = (str(link[0]), link[1])
     if asked not in known:
-        known[asked] = _counted(prompt, link, depth, known)
+        known[asked] = _count_frames(prompt, link, depth, known)
     return known[asked]
 
 
-def _counted(
+def _count_frames(
     prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], float | None]
 ) -> float | None:
     node = prompt.get(str(link[0]))
@@ -131,18 +131,18 @@ def _counted(
 
     def over(name: str) -> float | None:
         incoming = inputs.get(name)
-        return _frames(prompt, incoming, depth - 1, known) if is_link(incoming) else None
+        return _frames_over(prompt, incoming, depth - 1, known) if is_link(incoming) else None
 
     if kind in _LATENTS:
         latent, step = _LATENTS[kind]
-        length = _number(prompt, inputs.get("length"))
-        if length is None or output != latent or _number(prompt, inputs.get("batch_size", 1)) != 1:
+        length = _resolve_number(prompt, inputs.get("length"))
+        if length is None or output != latent or _resolve_number(prompt, inputs.get("batch_size", 1)) != 1:
             return None
         return (int(length) - 1) // step * step + 1
     if kind in ("EmptyImage", "EmptyLatentImage", "EmptySD3LatentImage"):
-        return _number(prompt, inputs.get("batch_size", 1))
+        return _resolve_number(prompt, inputs.get("batch_size", 1))
     if kind == "RepeatImageBatch":
-        count, amount = over("image"), _number(prompt, inputs.get("amount"))
+        count, amount = over("image"), _resolve_number(prompt, inputs.get("amount"))
         return count * amount if count is not None and amount is not None else None
     if kind == "ImageBatch":
         first, second = over("image1"), over("image2")
@@ -152,13 +152,13 @@ def _counted(
     return None
 
 
-def _first(prompt: Mapping[str, Any], node: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
+def _find_number(prompt: Mapping[str, Any], node: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
     inputs = _inputs(node)
-    return next((value for name in names if (value := _number(prompt, inputs.get(name))) is not None), None)
+    return next((value for name in names if (value := _resolve_number(prompt, inputs.get(name))) is not None), None)
 
 
-def _number(prompt: Mapping[str, Any], value: Any) -> float | None:
-    """A positive number, given as such or by a primitive node."""
+def _resolve_number(prompt: Mapping[str, Any], value: Any) -> float | None:
+    """Resolve a positive number, given as such or by a primitive node."""
     if is_link(value):
         node = prompt.get(str(value[0]))
         if not isinstance(node, Mapping) or node.get("class_type") not in ("PrimitiveInt", "PrimitiveFloat"):
@@ -169,16 +169,16 @@ def _number(prompt: Mapping[str, Any], value: Any) -> float | None:
     return value
 
 
-def _source(prompt: Mapping[str, Any], node: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-    """The node that an input of type VIDEO comes from, past the nodes that hand a film on as it is."""
+def _find_source(prompt: Mapping[str, Any], node: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Find the node that an input of type VIDEO comes from, past nodes that pass a film on unchanged."""
     for _ in range(_DEEPEST):
         link = _inputs(node).get(name)
-        found = prompt.get(str(link[0])) if is_link(link) else None
-        if not isinstance(found, Mapping):
+        maker = prompt.get(str(link[0])) if is_link(link) else None
+        if not isinstance(maker, Mapping):
             return None
-        if found.get("class_type") != "GuardedValidateVideo":
-            return found
-        node = found
+        if maker.get("class_type") != "GuardedValidateVideo":
+            return maker
+        node = maker
     return None
 
 

@@ -1,8 +1,8 @@
-"""Checks of films and sound, through PyAV: what opens, decodes, moves and sounds.
+"""Check films and sounds through PyAV: do they open, decode, move and sound?
 
 Only the demuxer that belongs to the file's first bytes may open it, so that a playlist in disguise cannot send libav
-anywhere. One decoding context per stream, frames are looked at one by one and let go: memory does not grow with their
-number. Where the budget ends, the rest of a film is sampled at its key frames instead of being decoded.
+anywhere. Frames are looked at one by one and released, so memory does not grow with their number. Where the budget
+ends, the rest of a film is sampled at its key frames instead of being decoded.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 from ..settings import ResultsSettings
 from .budget import Budget, BudgetFile
 from .containers import BrokenFileError, Kind
-from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
+from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, find_blank
 from .findings import Facts, Fault, Finding
 
-#: Of a film, at least about so many frames are compared; and one of so many at the least.
+#: Compare at least about this many frames of a film, and at least one of every so many.
 _SAMPLES = 32
 _SAMPLE_EVERY = 64
-#: Where the budget has ended: so many key frames, spread over the rest.
+#: Where the budget has ended, look at this many key frames, spread over the rest.
 _JUMPS = 8
-#: libav reads this much at a time; its own 32 KB make many small calls into Python.
+#: Let libav read this much at a time; its own 32 KB cause many small calls into Python.
 _BUFFER = 1 << 18
-#: Streams beyond these are not looked at, and a file with more is nobody's result.
+#: libav looks at no more streams; no result has so many.
 _MAX_STREAMS = 64
-#: What a decoder may be asked to allocate for one frame: 16k × 8k. libav's own limit is twice as much.
+#: A decoder may allocate this much for one frame: 16k × 8k. libav's own limit is twice as much.
 _MAX_FRAME_PIXELS = 2**27
 
 
 def _open(source: Any, kind: Kind | None) -> Any:
-    """The container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so."""
+    """Open the container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so."""
     import av  # heavy: only when there is a film or a sound to look at
 
     facts: dict[str, Any] = {
@@ -50,7 +50,7 @@ def _open(source: Any, kind: Kind | None) -> Any:
 
 
 def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Budget) -> Facts:
-    """Every frame of the first film decoded and every sound of the first track, as far as the budget goes.
+    """Decode every frame of the first film and every sound of the first track, as far as the budget goes.
 
     Args:
         source: a :class:`BudgetFile`; from nodes also a path or a BytesIO.
@@ -67,20 +67,20 @@ def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Bud
         film = next((s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)), None)
         sound = next((s for s in container.streams.audio if s.codec_context is not None), None)
         if film is not None:
-            return _film(container, film, sound, settings, budget)
+            return _check_film(container, film, sound, settings, budget)
         if sound is not None:
-            return _sound(container, sound, settings, budget)
+            return _check_sound(container, sound, settings, budget)
         if container.streams.video or container.streams.audio:
             raise BrokenFileError("it has no stream that this server can decode")
     raise BrokenFileError("it has neither pictures nor sound")
 
 
 def _is_cover(stream: Any) -> bool:
-    """A picture that is attached to a sound."""
+    """Whether it is a picture attached to a sound."""
     return "attached_pic" in str(getattr(stream, "disposition", "")).lower()
 
 
-def _film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budget: Budget) -> Facts:
+def _check_film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budget: Budget) -> Facts:
     import av
 
     if film.width * film.height > min(settings.max_image_pixels, _MAX_FRAME_PIXELS):
@@ -100,7 +100,7 @@ def _film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budg
     first_s: float | None = None
     last_s = 0.0
     partly = False
-    for frame in _frames(container, film, sound):
+    for frame in _decode(container, film, sound):
         budget.check()
         if not isinstance(frame, av.VideoFrame):
             if loudness is not None:
@@ -126,7 +126,7 @@ def _film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budg
     if last is not None:
         viewer.see(last)
     if partly:
-        for frame in _jumps(container, film, last_s, announced_s, budget):
+        for frame in _sample_rest(container, film, last_s, announced_s, budget):
             viewer.see(frame)
         frames = max(announced, frames)
     elif film.frames and frames < film.frames * (1 - settings.duration_tolerance):
@@ -135,7 +135,7 @@ def _film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budg
     shown_s = last_s - (first_s or 0) + (1 / rate if rate else 0)
     duration_s = (announced_s or shown_s) if partly else max(shown_s, 0)
     warnings = ["partly_checked"] if partly else []
-    if sound is not None and loudness is not None and not partly and loudness.silent(settings):
+    if sound is not None and loudness is not None and not partly and loudness.is_silent(settings):
         warnings.append("silent_audio")
     return Facts(
         kind="video",
@@ -150,8 +150,8 @@ def _film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budg
     )
 
 
-def _frames(container: Any, film: Any, sound: Any) -> Iterator[Any]:
-    """Every frame of both streams. A sound that cannot be decoded does not make the film a bad one."""
+def _decode(container: Any, film: Any, sound: Any) -> Iterator[Any]:
+    """Decode both streams, frame by frame. A sound that cannot be decoded does not make the film a bad one."""
     import av
 
     streams = [film, sound] if sound is not None else [film]
@@ -166,8 +166,8 @@ def _frames(container: Any, film: Any, sound: Any) -> Iterator[Any]:
                 deaf = True
 
 
-def _jumps(container: Any, film: Any, from_s: float, until_s: float | None, budget: Budget) -> Iterator[Any]:
-    """A key frame each at places spread over the rest. What cannot be reached is left out."""
+def _sample_rest(container: Any, film: Any, from_s: float, until_s: float | None, budget: Budget) -> Iterator[Any]:
+    """Decode key frames spread over the rest, and pass over those that cannot be reached."""
     import av
 
     if until_s is None or until_s <= from_s:
@@ -183,7 +183,7 @@ def _jumps(container: Any, film: Any, from_s: float, until_s: float | None, budg
 
 
 class _Viewer:
-    """Looks at frames. One scaler for all of them: to set one up takes longer than to decode a calm frame."""
+    """Looks at frames. All share one scaler: setting one up takes longer than decoding a calm frame."""
 
     def __init__(self, settings: ResultsSettings) -> None:
         from av.video.reformatter import VideoReformatter
@@ -193,10 +193,10 @@ class _Viewer:
         self.footage = Footage(settings)
 
     def see(self, frame: Any) -> None:
-        self.footage.see(blank(_levels(frame), self._settings), self._thumbnail(frame))
+        self.footage.see(find_blank(_measure_levels(frame), self._settings), self._make_thumbnail(frame))
 
-    def _thumbnail(self, frame: Any) -> Thumb:
-        """In 16 bits: rounding to whole levels would hide, or feign, a movement of one."""
+    def _make_thumbnail(self, frame: Any) -> Thumb:
+        """Scale in 16 bits: rounding to whole levels would hide, or feign, a movement of one."""
         width, height = min(THUMB_SIDE, frame.width), min(THUMB_SIDE, frame.height)
         small = self._scaler.reformat(frame, width=width, height=height, format="gray16le", interpolation="AREA")
         lines: NDArray[Any] = np.frombuffer(small.planes[0], "<u2").reshape(-1, small.planes[0].line_size // 2)
@@ -205,26 +205,26 @@ class _Viewer:
         return thumb
 
 
-def _levels(frame: Any) -> Levels:
-    """Straight from the planes where they are Y, Cb and Cr, which is nearly always; no frame is converted for it."""
+def _measure_levels(frame: Any) -> Levels:
+    """Measure the planes themselves where they are Y, Cb and Cr, as nearly always, instead of converting the frame."""
     format = frame.format
     bits = format.components[0].bits if format.components else 0
     if format.is_planar and not format.is_rgb and 8 <= bits <= 16 and not format.name.endswith("be"):
-        luma, *chroma = [_plane_range(plane, bits) for plane in itertools.islice(frame.planes, 3)]
+        luma, *chroma = [_measure_plane(plane, bits) for plane in itertools.islice(frame.planes, 3)]
         full = format.name.startswith("yuvj") or int(frame.color_range) == 2
         if not full:  # black is 16 and white is 235
-            luma = (_stretched(luma[0]), _stretched(luma[1]))
+            luma = (_stretch(luma[0]), _stretch(luma[1]))
         return Levels([luma], chroma)
     pixels = frame.to_ndarray(format="rgb24")
     return Levels([(float(pixels[..., band].min()), float(pixels[..., band].max())) for band in range(3)])
 
 
-def _stretched(level: float) -> float:
+def _stretch(level: float) -> float:
     return min(max((level - 16) * 255 / 219, 0.0), 255.0)
 
 
-def _plane_range(plane: Any, bits: int) -> Range:
-    """The levels of a plane, as of 8 bits."""
+def _measure_plane(plane: Any, bits: int) -> Range:
+    """The darkest and brightest level of a plane, scaled to 8 bits."""
     size = 1 if bits == 8 else 2
     lines: NDArray[Any] = np.frombuffer(plane, np.uint8 if size == 1 else np.dtype("<u2"))
     lines = lines.reshape(-1, plane.line_size // size)[: plane.height, : plane.width]
@@ -255,11 +255,11 @@ class Loudness:
             middle, full = 0.0, -float(np.iinfo(samples.dtype).min)
         self.peak = max(self.peak, (high - middle) / full, (middle - low) / full)
 
-    def silent(self, settings: ResultsSettings) -> bool:
+    def is_silent(self, settings: ResultsSettings) -> bool:
         return self.peak <= 10 ** (settings.silent_dbfs / 20)
 
 
-def _sound(container: Any, sound: Any, settings: ResultsSettings, budget: Budget) -> Facts:
+def _check_sound(container: Any, sound: Any, settings: ResultsSettings, budget: Budget) -> Facts:
     import av
 
     announced_s = float(container.duration / av.time_base) if container.duration else None
@@ -276,7 +276,7 @@ def _sound(container: Any, sound: Any, settings: ResultsSettings, budget: Budget
     if not partly and announced_s and loudness.seconds < announced_s * (1 - settings.duration_tolerance):
         raise BrokenFileError(f"{loudness.seconds:.3g} of {announced_s:.3g} seconds are there")
     findings: tuple[Finding, ...] = ()
-    if not partly and loudness.silent(settings):
+    if not partly and loudness.is_silent(settings):
         peak_dbfs = 20 * float(np.log10(max(loudness.peak, 1e-6)))
         text = f"its loudest sample is at {peak_dbfs:.0f} dBFS"
         findings = (Finding(Fault.SILENT, text, round(peak_dbfs, 1), settings.silent_dbfs),)

@@ -1,4 +1,4 @@
-"""What a check of a result can find, whether it looked at an array or at a file."""
+"""Name what a check of a result can find, in an array or in a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Fault(str, enum.Enum):
     FLAT = "flat"  # one colour
     BLACK = "black"  # nothing brighter than results.black_level
     WHITE = "white"  # nothing darker than 255 - results.flat_levels
-    TRANSPARENT = "transparent"  # nothing to be seen through its alpha
-    SPECKLE = "speckle"  # holes of decoded NaN
+    TRANSPARENT = "transparent"  # its alpha hides everything
+    SPECKLE = "speckle"  # holes that decoded NaN leaves
     FROZEN = "frozen"  # every frame shows the same
     BLANK_FRAMES = "blank_frames"  # too many of the frames are blank
     WRONG_SIZE = "wrong_size"
@@ -31,7 +31,7 @@ class Finding:
 
     Attributes:
         measured, limit: in the unit that `text` names.
-        frame: index of the first frame that shows it; None where it is not about one frame.
+        frame: index of the first frame that shows it; None where it concerns no single frame.
     """
 
     fault: Fault
@@ -53,9 +53,9 @@ class Facts:
     Attributes:
         audio: whether it has a sound track that can be decoded.
         width, height: in pixels; None for sound.
-        frames: how many were decoded, or, where not all were, how many the file says it has; None for a still.
+        frames: how many were decoded or, where not all were, how many the file says it has; None for a still.
         findings: the worst first.
-        warnings: short names of what is odd but no reason to refuse.
+        warnings: short names of what is odd but no reason to refuse it.
     """
 
     kind: str = "image"

@@ -1,4 +1,4 @@
-"""Checks of picture files: PNG, JPEG, WEBP and GIF, still or moving."""
+"""Check picture files through Pillow: PNG, JPEG, WEBP and GIF, still or moving."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImag
 from ..settings import ResultsSettings
 from .budget import Budget, BudgetFile
 from .containers import BrokenFileError, Kind
-from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, blank
+from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, find_blank
 from .findings import Facts, Finding
 
-#: The classes and not Image.open: that one judges sizes by a limit of the whole process, which other packs change.
+#: These classes instead of Image.open, which judges sizes by a limit of the whole process that other packs change.
 _PLUGINS: dict[str, Any] = {
     "png": PngImagePlugin.PngImageFile,
     "jpeg": JpegImagePlugin.JpegImageFile,
     "gif": GifImagePlugin.GifImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
 }
-#: Of a moving picture, at most about so many frames are compared.
+#: Compare about this many frames of a moving picture at most.
 _SAMPLES = 32
-#: Points a side that are looked at before the whole picture is.
+#: Look at this many points a side before the whole picture.
 _PROBES = 9
 
 
 def open_image(handle: Any, kind: Kind) -> Image.Image:
-    """The picture, not yet decoded. Raises whatever Pillow raises."""
+    """Open the picture without decoding it. Raises whatever Pillow raises."""
     image: Image.Image = _PLUGINS[kind.format](handle)
     return image
 
 
 def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Budget) -> Facts:
-    """Every frame decoded, as far as the budget goes.
+    """Decode every frame, as far as the budget goes.
 
     Raises:
         BrokenFileError: it has more pixels than `results.max_image_pixels`.
@@ -50,13 +50,13 @@ def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Bud
                 return Facts(width=width, height=height, warnings=("partly_checked",))
             image.load()
             budget.take(width * height)
-            found = _blank(image, settings)
-            return Facts(width=width, height=height, findings=(found,) if found else ())
-        return _moving(image, frames, settings, budget)
+            blank = _find_blank(image, settings)
+            return Facts(width=width, height=height, findings=(blank,) if blank else ())
+        return _check_moving(image, frames, settings, budget)
 
 
-def _moving(image: Image.Image, frames: int, settings: ResultsSettings, budget: Budget) -> Facts:
-    """Each frame is decoded on top of the one before it, so that memory does not grow with their number."""
+def _check_moving(image: Image.Image, frames: int, settings: ResultsSettings, budget: Budget) -> Facts:
+    """Decode each frame on top of the one before it, so that memory does not grow with their number."""
     width, height = image.size
     footage = Footage(settings)
     duration_ms = 0.0
@@ -72,7 +72,7 @@ def _moving(image: Image.Image, frames: int, settings: ResultsSettings, budget: 
         budget.take(width * height)
         duration_ms += float(image.info.get("duration") or 0)
         if index % step == 0 or index == frames - 1:
-            footage.see(_blank(image, settings), _thumbnail(image))
+            footage.see(_find_blank(image, settings), _make_thumbnail(image))
     duration_s = round(duration_ms / 1000, 3) if duration_ms and not warnings else None
     return Facts(
         width=width,
@@ -85,15 +85,15 @@ def _moving(image: Image.Image, frames: int, settings: ResultsSettings, budget: 
     )
 
 
-def _blank(image: Image.Image, settings: ResultsSettings) -> Finding | None:
-    """A few points first: where two of them differ enough, the whole picture need not be read once more."""
+def _find_blank(image: Image.Image, settings: ResultsSettings) -> Finding | None:
+    """Look at a few points first: where two of them differ enough, the whole picture need not be read again."""
     few = image.resize((min(_PROBES, image.width), min(_PROBES, image.height)), Image.Resampling.NEAREST)
-    if blank(_levels(few), settings) is None:
+    if find_blank(_measure_levels(few), settings) is None:
         return None
-    return blank(_levels(image), settings)
+    return find_blank(_measure_levels(image), settings)
 
 
-def _levels(image: Image.Image) -> Levels:
+def _measure_levels(image: Image.Image) -> Levels:
     if "transparency" in image.info or image.mode in ("P", "PA", "RGBa", "La"):
         image = image.convert("RGBA")
     elif image.mode not in ("L", "LA", "RGB", "RGBA", "I", "I;16"):
@@ -106,7 +106,7 @@ def _levels(image: Image.Image) -> Levels:
     return Levels(bands, (), alpha)
 
 
-def _thumbnail(image: Image.Image) -> Thumb:
+def _make_thumbnail(image: Image.Image) -> Thumb:
     grey = image.convert("L")
     size = (min(THUMB_SIDE, grey.width), min(THUMB_SIDE, grey.height))
     return np.asarray(grey.resize(size, Image.Resampling.BOX), np.float32)

@@ -16,17 +16,17 @@ from .budget import Budget
 
 
 def holds(artifact: Artifact, handle: IO[bytes]) -> bool:
-    """Whether an open file has the artifact's bytes. Reads it whole, and leaves it at its beginning."""
+    """Whether an open file has the artifact's bytes. Reads all of it and rewinds it."""
     same = os.fstat(handle.fileno()).st_size == artifact.bytes and hash_file(handle) == artifact.sha256
     handle.seek(0)
     return same
 
 
 class ArtifactOpener:
-    """Opens artifacts that still have their bytes, and remembers what it has hashed: a player that jumps about in a
-    film asks for dozens of ranges. Any thread, not the event loop."""
+    """Opens artifacts that still have their bytes, and remembers what it has hashed: a player that seeks in a film
+    asks for dozens of ranges. Any thread, not the event loop."""
 
-    #: A file that was changed this shortly before it was hashed may change again within one tick of its clock.
+    #: A file that changed this shortly before it was hashed may change again within one tick of the disk's clock.
     _SETTLED_S = 2.0
     _REMEMBERED = 1024
 
@@ -35,10 +35,10 @@ class ArtifactOpener:
         self._lock = threading.Lock()
 
     def open(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
-        """The open file, at its beginning; None where it is gone or another. What is read from it is what was
-        judged, whatever happens to the name meanwhile."""
+        """Open the file; None where it is gone or has other bytes. The caller reads what was checked, whatever happens
+        to the name meanwhile, and closes it."""
         try:
-            handle = open(path, "rb")  # noqa: SIM115 - the caller closes it
+            handle = open(path, "rb")  # noqa: SIM115
         except OSError:
             return None
         try:
@@ -63,6 +63,7 @@ class ArtifactOpener:
 
 
 def hash_file(handle: IO[bytes], budget: Budget | None = None) -> str:
+    """The SHA-256 of all of an open file, in hex. Raises ResultCorruptError when the budget's time is gone."""
     handle.seek(0)
     digest = hashlib.sha256()
     while chunk := handle.read(1 << 20):

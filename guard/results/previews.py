@@ -1,4 +1,4 @@
-"""Small pictures of large ones, for a messenger. Not for the event loop."""
+"""Make small pictures of large ones, for messengers. Not for the event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHAPE = re.compile(r"([a-z]*)(?:;([0-9]{0,3}))?(?:;([0-9]{0,4}))?")
 
 @dataclass(frozen=True)
 class Preview:
-    """How a preview is wanted: format, quality (1..100, not of PNG), the longer side in pixels at the most."""
+    """What a caller wants: format, quality (1..100, not for PNG), the most pixels of the longer side."""
 
     format: str = "webp"
     quality: int = 90
@@ -36,13 +36,13 @@ class Preview:
 
 
 def parse(text: str) -> Preview:
-    """`webp;90;512`, as ComfyUI's /view has it, with the side at its end; what is left out has its default.
+    """Parse `webp;90;512`, as ComfyUI's /view has it, with the side added; what is left out has its default.
 
     Raises:
-        InvalidRequestError: another format, quality or side.
+        InvalidRequestError: no such format, or quality or side out of range.
     """
-    found = _SHAPE.fullmatch(text.strip().lower())
-    format, quality, side = (found[1], int(found[2] or 90), int(found[3] or 512)) if found else ("?", 0, 0)
+    match = _SHAPE.fullmatch(text.strip().lower())
+    format, quality, side = (match[1], int(match[2] or 90), int(match[3] or 512)) if match else ("?", 0, 0)
     format = {"": "webp", "jpg": "jpeg"}.get(format, format)
     low, high = _SIDES
     if format not in _MIMES or not 1 <= quality <= 100 or not low <= side <= high:
@@ -54,10 +54,10 @@ def parse(text: str) -> Preview:
 
 
 def render(handle: IO[bytes], wanted: Preview) -> bytes:
-    """The first frame of a picture that has passed the checks, made smaller where it is larger; without metadata.
+    """Shrink the first frame of a picture that has passed the checks to the wanted size; drop its metadata.
 
     Raises:
-        InvalidRequestError: it is no picture.
+        InvalidRequestError: it is not a picture.
     """
     kind = sniff(handle.read(64))
     handle.seek(0)

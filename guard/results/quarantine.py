@@ -1,4 +1,4 @@
-"""Move refused files aside for the operator, within bounds."""
+"""Move refused files aside for the operator, within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = logging.getLogger("guarded.artifacts")
 
 
 def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSettings | None = None) -> None:
-    """Move a refused job's files aside, out of the reach of every route, for the operator to look at.
+    """Move a refused job's files into `folder`, which no route serves, for the operator to look at.
 
-    With `settings`, what all quarantines (the folder's parent) hold is bounded; see :func:`trim`.
+    With `settings`, also bound what all quarantines (the folder's parent) hold; see :func:`trim`.
     """
     limit = settings.quarantine_max_bytes if settings is not None else None
     for file in files:
@@ -35,9 +35,9 @@ def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSett
             folder.mkdir(parents=True, exist_ok=True)
             aside = folder / f"{len(os.listdir(folder))}-{file.path.name}"
             shutil.move(file.path, aside)
-            os.utime(aside)  # its age counts from now
+            os.utime(aside)  # count its age from now
         except FileNotFoundError:
-            continue  # reported twice, or never there
+            continue  # reported twice, or it never existed
         except OSError as error:
             log.warning("could not set %s aside: %s", file.filename, error)
     if settings is not None:
@@ -47,20 +47,20 @@ def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSett
 def trim(root: Path, settings: ResultsSettings) -> int:
     """Delete the oldest until the quarantine holds no more than `results.quarantine_max_bytes`.
 
-    Returns how many files went. What is too old the janitor deletes.
+    Returns how many files it deleted. The janitor deletes what is too old.
     """
-    kept: list[tuple[float, int, Path]] = []
+    files: list[tuple[float, int, Path]] = []
     removed = 0
-    for folder in _entries(root):
-        for file in _entries(folder):
+    for folder in _list(root):
+        for file in _list(folder):
             try:
                 status = file.lstat()
             except OSError:
                 continue
-            kept.append((status.st_mtime, status.st_size, file))
-    kept.sort()
-    total = sum(size for _, size, _ in kept)
-    for _, size, file in kept:
+            files.append((status.st_mtime, status.st_size, file))
+    files.sort()
+    total = sum(size for _, size, _ in files)
+    for _, size, file in files:
         if total <= settings.quarantine_max_bytes:
             break
         try:
@@ -69,15 +69,15 @@ def trim(root: Path, settings: ResultsSettings) -> int:
             removed += 1
         except OSError as error:
             log.warning("could not delete %s from quarantine: %s", file.name, error)
-    for folder in _entries(root):
+    for folder in _list(root):
         try:
             folder.rmdir()
         except OSError:
-            continue  # not empty, or no folder
+            continue  # not empty, or not a folder
     return removed
 
 
-def _entries(folder: Path) -> list[Path]:
+def _list(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError:

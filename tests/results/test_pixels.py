@@ -7,7 +7,7 @@ import pytest
 from results import pictures
 from results.checking import DEFAULTS
 
-from comfyui_guarded.guard.results.content import Checks, Footage, as_array, check_frames, check_images, thumbnail
+from comfyui_guarded.guard.results.content import Checks, Footage, as_array, check_frames, check_images, make_thumbnail
 from comfyui_guarded.guard.results.findings import Fault, Finding
 
 ALL = Checks(frozen=True)
@@ -148,7 +148,7 @@ def test_no_batch_is_copied():
 
 def test_memory_does_not_grow_with_the_number_of_frames():
     footage = Footage(DEFAULTS)
-    thumb = thumbnail(pictures.landscape(256).mean(-1) * 255)
+    thumb = make_thumbnail(pictures.landscape(256).mean(-1) * 255)
     tracemalloc.start()
     for _ in range(100):
         footage.see(None, thumb + 0)
@@ -161,5 +161,5 @@ def test_memory_does_not_grow_with_the_number_of_frames():
 
 def test_odd_sizes_have_thumbnails():
     for height, width in ((1, 1), (3, 200), (65, 63), (1080, 1920)):
-        thumb = thumbnail(np.full((height, width), 7, np.float32))
+        thumb = make_thumbnail(np.full((height, width), 7, np.float32))
         assert np.allclose(thumb, 7)

@@ -1,0 +1,136 @@
+"""Judge what the checks found: which faults refuse a job and with which error, and which are only warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import (
+    GuardError,
+    ResultBlankError,
+    ResultCorruptError,
+    ResultIncompleteError,
+    ResultTooSmallError,
+)
+from ..job import Artifact
+from ..settings import ResultsSettings
+from .expected import Expected
+from .findings import Facts, Fault, Finding
+
+#: The error that each fault settles a job with.
+_ERRORS: dict[Fault, type[GuardError]] = {
+    Fault.NAN: ResultCorruptError,
+    Fault.SPECKLE: ResultCorruptError,
+    Fault.FROZEN: ResultCorruptError,
+    Fault.FLAT: ResultBlankError,
+    Fault.BLACK: ResultBlankError,
+    Fault.WHITE: ResultBlankError,
+    Fault.TRANSPARENT: ResultBlankError,
+    Fault.BLANK_FRAMES: ResultBlankError,
+    Fault.SILENT: ResultBlankError,
+    Fault.WRONG_SIZE: ResultIncompleteError,
+    Fault.TOO_FEW_FRAMES: ResultIncompleteError,
+    Fault.TOO_SHORT: ResultIncompleteError,
+    Fault.NO_AUDIO: ResultIncompleteError,
+}
+#: The setting that turns a fault into a warning.
+_OPTIONAL: dict[Fault, str] = {
+    Fault.FLAT: "refuse_blank",
+    Fault.BLACK: "refuse_blank",
+    Fault.WHITE: "refuse_blank",
+    Fault.TRANSPARENT: "refuse_blank",
+    Fault.BLANK_FRAMES: "refuse_blank",
+    Fault.FROZEN: "refuse_frozen",
+    Fault.SILENT: "refuse_silent",
+}
+#: Suffixes that promise something: a file that bears one and is of no kind we know is broken.
+_CLAIMS = {
+    ".png": "image", ".jpg": "image", ".jpeg": "image", ".webp": "image", ".gif": "image",
+    ".mp4": "video", ".webm": "video", ".mov": "video", ".mkv": "video",
+    ".wav": "audio", ".mp3": "audio", ".flac": "audio", ".ogg": "audio",
+}  # fmt: skip
+
+
+def claimed_kind(filename: str) -> str | None:
+    """What a file's name promises: `image`, `video` or `audio`; None: nothing."""
+    return _CLAIMS.get(Path(filename).suffix.lower())
+
+
+def judge(artifact: Artifact, facts: Facts, asked: Expected, settings: ResultsSettings) -> Artifact:
+    """Return the artifact with its facts and warnings.
+
+    Raises:
+        ResultBlankError, ResultCorruptError, ResultIncompleteError, ResultTooSmallError: for the first finding that
+            no setting turns into a warning.
+    """
+    warnings = list(facts.warnings)
+    suffix = Path(artifact.filename).suffix.lower()
+    where = {"node_id": artifact.node_id, "filename": artifact.filename}
+    if suffix in (".mp4", ".mov", ".mkv") and facts.kind == "audio":
+        raise ResultCorruptError(f"{artifact.filename} has no pictures.", extra_info=where)
+    if suffix in _CLAIMS and _CLAIMS[suffix] != facts.kind and suffix != ".webm":
+        warnings.append("misnamed")
+    findings = [*facts.findings, *_compare(facts, asked, settings, warnings)]
+    rate = artifact.bytes / facts.duration_s if facts.kind == "video" and facts.duration_s else None
+    if rate is not None and rate < settings.expected_video_bytes_per_s:
+        if settings.strict_bitrate:
+            raise ResultTooSmallError(
+                f"{artifact.filename} has {rate:.0f} bytes a second; "
+                f"{settings.expected_video_bytes_per_s} were expected.",
+                extra_info={
+                    **where,
+                    "bytes_per_s": round(rate),
+                    "min_bytes_per_s": settings.expected_video_bytes_per_s,
+                },
+            )
+        warnings.append("low_bitrate")
+    for finding in findings:
+        if finding.fault in _OPTIONAL and not getattr(settings, _OPTIONAL[finding.fault]):
+            warnings.append(finding.fault.value)
+            continue
+        raise make_error(finding, artifact.filename, **where)
+    return replace(
+        artifact,
+        kind=facts.kind,
+        width=facts.width,
+        height=facts.height,
+        duration_s=facts.duration_s,
+        frames=facts.frames,
+        fps=facts.fps,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def make_error(finding: Finding, name: str, **facts: Any) -> GuardError:
+    """Make the typed error for a finding in the file or input called `name`; `facts` go into its `extra_info`."""
+    return _ERRORS[finding.fault](f"{name}: {finding.text}.", extra_info={**facts, **finding.facts()})
+
+
+def _compare(facts: Facts, asked: Expected, settings: ResultsSettings, warnings: list[str]) -> Iterator[Finding]:
+    """Find where the file falls short of what the graph asked its writer for. One that is longer is only odd."""
+    moving = facts.kind == "video" or facts.frames is not None
+    if facts.kind == "audio" or not (moving or asked.fps):
+        return
+    short = 1 - settings.duration_tolerance
+    if asked.frames is not None and asked.frames > 1:
+        frames = facts.frames or 1
+        few = frames < asked.frames * short and frames < asked.frames - 1
+        duration_s, asked_s = facts.duration_s, asked.duration_s
+        if facts.kind == "video" and duration_s is not None and asked_s is not None and asked.fps:
+            frame_s = 1.01 / asked.fps  # a little over one, since durations are rounded
+            if duration_s < asked_s * short and duration_s < asked_s - frame_s:
+                text = f"it is {duration_s:.3g} s long; the graph asks for {asked_s:.3g} s"
+                yield Finding(Fault.TOO_SHORT, text, duration_s, round(asked_s, 3))
+            elif duration_s > asked_s * (1 + settings.duration_tolerance) + frame_s:
+                warnings.append("longer_than_asked")
+        elif few and (duration_s is None or asked_s is None or duration_s < asked_s * short):
+            # Writers of GIF and WEBP merge equal frames and round their durations, so either may be right.
+            text = f"it has {frames} frames; the graph asks for {asked.frames}"
+            yield Finding(Fault.TOO_FEW_FRAMES, text, frames, asked.frames)
+    if facts.kind == "video" and not facts.audio:
+        if asked.audio:
+            yield Finding(Fault.NO_AUDIO, "it has no sound, but the graph gives it one")
+        elif asked.perhaps_audio:
+            warnings.append("no_audio")
