@@ -193,7 +193,7 @@ def answering(route: Route, services: Services) -> Callable[[web.Request], Await
         finally:
             pace.end()
         if route.limited and not response.prepared:
-            response.headers.update(services.limits.fields(client))
+            response.headers.update(services.limits.header_fields(client))
         return response
 
     return answer

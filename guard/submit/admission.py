@@ -57,7 +57,7 @@ _FULL = frozenset({QueueFullError.code, DiskFullError.code, ServerUnavailableErr
 
 
 class Admission:
-    """Lets jobs in. Event loop; the store's thread does the writing."""
+    """Decides which requests become jobs. Event loop; the store's thread writes them down."""
 
     def __init__(
         self,
@@ -85,8 +85,7 @@ class Admission:
         self._secrets = secrets
         self._clock = clock
         self._uploads = uploads
-        #: Without a janitor, nothing is deleted.
-        self._in_use = in_use or InUse(list)
+        self._in_use = in_use or InUse(list)  # without a janitor, nothing is deleted
         #: Announces the error code of each prompt that is not let in.
         self.refused: Signal[[str]] = Signal()
         self._refusals = Throttle()
@@ -127,7 +126,7 @@ class Admission:
         stack.enter_context(_address_refusals(request, locale))
         if request.files:
             request = self._rename_files(request, prompt)
-            await hold.keep(prompt.graph)  # before they come: the janitor may be about to delete one of the same name
+            await hold.keep(prompt.graph)  # first, because the janitor may be deleting one of the same name
             await stack.enter_async_context(self._uploads.place(client.owner, request.files))
         self._policy.check(prompt.graph)
         webhook = self._choose_webhook(prompt.options.webhook, client)
@@ -158,7 +157,7 @@ class Admission:
             self._limits.take_upload(request.client, request.file_bytes)
 
     def _check_room(self, client: Client) -> None:
-        """The store looks again when it commits; this saves the work where the queue is plainly full."""
+        """Refuse early where the queue is full; the store checks again when it commits."""
         if self._store.queued >= self._settings.queue.max_queued:
             raise QueueFullError.with_waiting(self._store.queued, self._settings.queue.max_queued)
         own, max_own = self._store.count_queued(client.owner), self._limits.max_queued(client)
@@ -166,7 +165,10 @@ class Admission:
             raise QueueFullError.with_waiting(own, max_own, of_owner=True)
 
     def _count_job(self, client: Client, undo: ExitStack) -> None:
-        """Undone where no job comes of it: a bot whose users send photos without a face is not to be shut out."""
+        """Count one job for the client, until `undo` takes it back.
+
+        A refusal costs nothing, or a bot would be shut out whose users send photos without a face.
+        """
         self._limits.take_job(client)
         undo.callback(self._limits.give_job_back, client)
 
@@ -177,14 +179,14 @@ class Admission:
         return parse(request.raw, max_depth)
 
     def _rename_files(self, request: Submission, prompt: Prompt) -> Submission:
-        """Give the request's files their stored names in the prompt, and write its body anew."""
+        """Give the request's files their stored names in the prompt, and write the body anew."""
         owner = request.client.owner
         used = uploads.rename_inputs(prompt.graph, uploads.map_names(request.files, owner), self._host.file_inputs)
         for file in request.files:
             if file.stored_as(owner) not in used:
                 raise InvalidRequestError(
                     f"No loader input of the prompt names the file {file.field[:100]!r}.",
-                    details="Where the loader names its file, give the name of the form's field or the file's own.",
+                    details="In the loader, put the name of the form's field or the file's own name.",
                     extra_info={"field": file.field, "filename": file.filename},
                 )
         return replace(request, raw=json.dumps(prompt.body).encode())
@@ -278,7 +280,7 @@ def _address_refusals(request: Submission, locale: str) -> Iterator[None]:
 
 
 def _is_by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:
-    """Whether the host refused a node of ours that looks for a face in its own validation."""
+    """Whether the host refused our face loader, whose own validation looks for a face."""
     return any(graph[node_id]["class_type"] == FACE_LOADER for node_id in refusal.node_errors if node_id in graph)
 
 

@@ -1,6 +1,6 @@
-"""How much a client may ask for in a time: token buckets, one per owner and one for all.
+"""Limit how much a client may ask for in a time: token buckets, one per owner and one for all.
 
-A bucket holds what may be asked for at once and fills up steadily. Event loop only.
+A bucket holds as much as may be asked for at once, and refills steadily. Event loop only.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from ..clock import Clock
 from ..errors import PayloadTooLargeError, RateLimitedError
 from ..settings import LimitsSettings
 
-#: What adding up fractions may lose.
+#: Adding up fractions may lose this much.
 _EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Quota:
-    """`units` in `window_s` seconds, and as many at once."""
+    """`units` in `window_s` seconds; all of them may come at once."""
 
     units: float
     window_s: float
 
     @staticmethod
     def per_minute(rate: float) -> Quota:
-        """Less than one a minute is one in more than a minute."""
+        """A rate below one a minute becomes one in more than a minute."""
         units = max(math.floor(rate), 1)
         return Quota(units, units * 60 / rate)
 
@@ -36,26 +36,26 @@ class Quota:
 
 
 class _Bucket:
-    """Full at first."""
+    """What one owner, or everybody together, has left; full at first."""
 
     def __init__(self, quota: Quota, now_s: float) -> None:
         self.left = quota.units
         self._at_s = now_s
 
-    def filled(self, quota: Quota, now_s: float) -> float:
-        """What is in it now."""
+    def fill(self, quota: Quota, now_s: float) -> float:
+        """Add what has come since the last look, up to the quota. Returns what is in it now."""
         self.left = min(self.left + max(now_s - self._at_s, 0) * quota.per_s, quota.units)
         self._at_s = now_s
         return self.left
 
     def wait_s(self, quota: Quota, units: float, now_s: float) -> float:
-        """How long until `units` are in it."""
-        missing = units - self.filled(quota, now_s)
+        """Seconds until `units` are in it; 0 where they are."""
+        missing = units - self.fill(quota, now_s)
         return missing / quota.per_s if missing > _EPSILON else 0
 
 
 class Limits:
-    """What each owner has left. One bucket for each, of which there are no more than keys."""
+    """What each owner has left. There are no more buckets than keys."""
 
     def __init__(self, settings: LimitsSettings, clock: Clock) -> None:
         self._settings = settings
@@ -63,30 +63,30 @@ class Limits:
         self._buckets: dict[tuple[str, str | None], _Bucket] = {}
 
     def max_queued(self, client: Client) -> int | None:
-        """How many of the client's jobs may wait at once; None: as many as there is room for."""
+        """How many of the client's jobs may wait at once; None for as many as there is room for."""
         own = client.limits.max_queued
         return (self._settings.max_queued if own is None else own) or None
 
     def take_job(self, client: Client) -> None:
-        """Count one job. Whoever does not make it after all gives it back.
+        """Count one job. The caller gives it back where no job comes of it.
 
         Raises:
-            RateLimitedError: it is one too many; nothing was counted.
+            RateLimitedError: it is one too many, and was not counted.
         """
-        quotas = [(client.owner, self._jobs_of(client)), (None, _per_minute(self._settings.total_jobs_per_minute))]
+        quotas = [(client.owner, self._job_quota(client)), (None, _per_minute(self._settings.total_jobs_per_minute))]
         self._take("jobs", quotas, 1)
 
     def give_job_back(self, client: Client) -> None:
-        for owner, quota in ((client.owner, self._jobs_of(client)), (None, self._settings.total_jobs_per_minute)):
+        for owner, quota in ((client.owner, self._job_quota(client)), (None, self._settings.total_jobs_per_minute)):
             if quota and (bucket := self._buckets.get(("jobs", owner))) is not None:
-                bucket.left += 1  # `filled` cuts what is too much
+                bucket.left += 1  # `fill` cuts off what is more than the quota
 
     def take_upload(self, client: Client, size: int) -> None:
         """Count the bytes of an upload.
 
         Raises:
-            RateLimitedError: too many of late; nothing was counted.
-            PayloadTooLargeError: more than would ever be let in at once.
+            RateLimitedError: too many within the hour; nothing was counted.
+            PayloadTooLargeError: more than a whole hour's quota.
         """
         rates = {client.owner: self._settings.upload_bytes_per_hour, None: self._settings.total_upload_bytes_per_hour}
         quotas = [(owner, Quota(rate, 3600) if rate else None) for owner, rate in rates.items()]
@@ -97,24 +97,24 @@ class Limits:
                 )
         self._take("bytes", quotas, size)
 
-    def fields(self, client: Client) -> dict[str, str]:
+    def header_fields(self, client: Client) -> dict[str, str]:
         """The header fields that tell a client what it has left (draft-ietf-httpapi-ratelimit-headers-10).
 
-        `r` jobs may be asked for now, and after `t` seconds all `q` again. None where jobs are not limited.
+        The client may ask for `r` jobs now, and for all `q` again after `t` seconds. Empty where jobs are not limited.
         """
-        quota = self._jobs_of(client)
+        quota = self._job_quota(client)
         if quota is None:
             return {}
         now_s = self._clock.monotonic_s()
         bucket = self._buckets.get(("jobs", client.owner))
-        left = quota.units if bucket is None else bucket.filled(quota, now_s)
+        left = quota.units if bucket is None else bucket.fill(quota, now_s)
         full_s = 0 if bucket is None else bucket.wait_s(quota, quota.units, now_s)
         return {
             "RateLimit-Policy": f'"jobs";q={int(quota.units)};w={max(round(quota.window_s), 1)}',
             "RateLimit": f'"jobs";r={int(max(left + _EPSILON, 0))};t={math.ceil(full_s - _EPSILON)}',
         }
 
-    def _jobs_of(self, client: Client) -> Quota | None:
+    def _job_quota(self, client: Client) -> Quota | None:
         own = client.limits.jobs_per_minute
         return _per_minute(self._settings.jobs_per_minute if own is None else own)
 
@@ -127,9 +127,9 @@ class Limits:
             bucket = self._buckets.setdefault((what, owner), _Bucket(quota, now_s))
             wait_s = bucket.wait_s(quota, units, now_s)
             if wait_s:
-                whose = "this server takes" if owner is None else "you may ask for"
+                allowed = "this server takes" if owner is None else "you may ask for"
                 raise RateLimitedError(
-                    f"That is more than {whose}: {quota.units:g} {what} in {quota.window_s:g} s.",
+                    f"That is more than {allowed}: {quota.units:g} {what} in {quota.window_s:g} s.",
                     retry_after_s=wait_s,
                     extra_info={
                         "limit": quota.units,

@@ -1,8 +1,8 @@
-"""What a prompt may ask for: node classes, pixels, steps, frames, seconds.
+"""Limit what a prompt may ask for: node classes, pixels, steps, frames, seconds.
 
-Numbers are found by the names of inputs and, through links, in the nodes that hand a number on. What a node computes
-(a formula, the size of a loaded picture) cannot be known here and is allowed, unless `policy.strict` says otherwise.
-Every pass looks at each node and each link once, and circles end it no later.
+Inputs are known by their names, and links lead to the nodes that hand a number on. What a node computes (a formula, the
+size of a loaded picture) cannot be known here and is allowed, unless `policy.strict` says otherwise. Every pass looks
+at each node and each link once, in circles too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..errors import PolicyViolationError
 from ..graph import is_link
 from ..settings import PolicySettings
 
-#: Nodes with several inputs that hand on one of them: what comes out is at most the largest of these. (A node with one
-#: single input, as constants, converters and reroutes have, hands on that one and need not stand here.)
+#: Nodes with several inputs that hand on one of them: at most the largest of these comes out. (A node with a single
+#: input, such as a constant, a converter or a reroute, hands that one on and need not stand here.)
 _HANDS_ON = {
     "ComfySwitchNode": ("on_true", "on_false"),
     "ComfySoftSwitchNode": ("on_true", "on_false"),
@@ -29,7 +29,7 @@ _HANDS_ON = {
     "Constant Number": ("number", "number_as_text"),
 }
 
-#: These say where on a canvas a text is about, not how large a picture is made: 4096 is usual and costs nothing.
+#: Their sizes say which part of a canvas a text describes, not how large the picture is: 4096 is usual and harmless.
 _NO_PICTURE = frozenset({"CLIPTextEncodeSDXL", "CLIPTextEncodeSDXLRefiner"})
 
 _STEPS = re.compile(r"(?:.+_)?steps")
@@ -44,13 +44,13 @@ _SECONDS = frozenset(
     {"seconds", "duration", "duration_s", "duration_seconds", "seconds_total", "total_seconds", "total_second_length"}
 )
 _BATCHES = frozenset({"batch_size", "batch_count", "num_images"})
-#: One side of a picture whose other side follows: at worst, it is a square.
+#: Inputs that set one side of a picture, from which the other follows: at worst, the picture is a square.
 _SIDES = frozenset({"longer_size", "longer_edge", "largest_size", "shorter_size"})
 _SCALES = frozenset({"scale_by", "upscale_by", "upscale_factor", "scale_factor", "rescale_factor"})
-#: ResizeImageMaskNode's; a bare `multiplier` is mostly no scale.
+#: ResizeImageMaskNode's. A bare `multiplier` rarely is a scale.
 _SCALE_OF_RESIZE = "resize_type.multiplier"
 
-#: Nodes that give more pictures than they get, and the input that says how many times.
+#: Nodes that give more pictures than they get, and the input that says how many times as many.
 _REPEATS = {
     "RepeatImageBatch": "amount",
     "RepeatLatentBatch": "amount",
@@ -58,7 +58,7 @@ _REPEATS = {
     "VHS_DuplicateLatents": "multiply_by",
     "VHS_DuplicateMasks": "multiply_by",
 }
-#: The same for films, where the pictures between two frames are made.
+#: The same for films: nodes that make pictures between the frames.
 _INTERPOLATES = {"FrameInterpolate": "multiplier", "RIFE VFI": "multiplier", "FILM VFI": "multiplier"}
 #: Nodes that give all the pictures of all their inputs.
 _JOINS = frozenset(
@@ -68,13 +68,19 @@ _JOINS = frozenset(
 #: Nodes that take `length` pictures out of a batch.
 _CUTS = frozenset({"ImageFromBatch", "LatentFromBatch"})
 
-#: Beyond this, all is equally too much. Doubled a thousand times, a number would grow longer than the graph.
+#: Anything beyond this is too much. Without a bound, a number doubled a thousand times would outgrow the graph.
 _ENDLESS = 1e18
 
 
 @dataclass(frozen=True)
 class _Amount:
-    """What a node gives at most: pixels of one picture, pictures, frames of a film; 0 where nothing is known."""
+    """What a node gives at most.
+
+    Attributes:
+        area: pixels of one picture; 0: unknown.
+        batch: pictures.
+        frames: of a film; 0: unknown.
+    """
 
     area: float = 0
     batch: float = 1
@@ -82,19 +88,19 @@ class _Amount:
 
 
 class Policy:
-    """The operator's limits."""
+    """The operator's limits, checked against graphs."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
-        self._allowed = _pattern(settings.allow_nodes)
-        self._denied = _pattern(settings.deny_nodes)
+        self._allowed = _compile(settings.allow_nodes)
+        self._denied = _compile(settings.deny_nodes)
         self._numbers = any((settings.max_pixels, settings.max_steps, settings.max_frames, settings.max_seconds))
 
     def check(self, graph: Mapping[str, Any]) -> None:
-        """Let a graph pass whose nodes are objects with a `class_type` and `inputs`.
+        """Check a graph, whose nodes must be objects with a `class_type` and `inputs`.
 
         Raises:
-            PolicyViolationError: something in it is over a limit; node, input, value and limit are named.
+            PolicyViolationError: something is over a limit; names the node, input, value and limit.
         """
         if len(graph) > self._settings.max_nodes:
             raise PolicyViolationError(
@@ -114,15 +120,15 @@ class Policy:
             kind = node["class_type"]
             if self._denied and self._denied.fullmatch(kind):
                 limit = next(pattern for pattern in settings.deny_nodes if _matches(pattern, kind))
-                raise _violation(node_id, kind, "class_type", kind, limit, "deny_nodes", "is denied on this server")
+                raise _refuse(node_id, kind, "class_type", kind, limit, "deny_nodes", "is denied on this server")
             if self._allowed and not self._allowed.fullmatch(kind):
                 limit = ", ".join(settings.allow_nodes)
-                raise _violation(node_id, kind, "class_type", kind, limit, "allow_nodes", "is not allowed here")
+                raise _refuse(node_id, kind, "class_type", kind, limit, "allow_nodes", "is not allowed here")
 
     def _check_inputs(self, numbers: _Numbers) -> None:
         settings = self._settings
         for node_id, name, value in numbers.inputs():
-            leaf = _leaf(name)
+            leaf = _last_part(name)
             if _STEPS.fullmatch(leaf):
                 limit: float = settings.max_steps
                 what = "steps"
@@ -130,7 +136,7 @@ class Policy:
                 limit, what = settings.max_frames, "frames"
             elif leaf in _SECONDS:
                 limit, what = settings.max_seconds, "seconds"
-            elif _sizes(name):
+            elif _sets_size(name):
                 limit, what = settings.max_pixels, "pixels"
             else:
                 continue
@@ -138,51 +144,51 @@ class Policy:
                 continue
             known, certain = numbers.read(value)
             if settings.strict and not certain:
-                said = f"has an input {name} whose value cannot be known beforehand; it must be a number or a constant"
-                raise _violation(node_id, numbers.kind(node_id), name, None, limit, "strict", said)
+                complaint = f"has an input {name} whose value only the run can tell; it must be a number or a constant"
+                raise _refuse(node_id, numbers.kind(node_id), name, None, limit, "strict", complaint)
             if known is not None and known > limit and what != "pixels":
-                raise self._over(numbers, node_id, name, known, limit, what)
+                raise self._refuse_amount(numbers, node_id, name, known, limit, what)
 
     def _check_amounts(self, numbers: _Numbers) -> None:
         settings = self._settings
         for node_id, name, amount, rate in numbers.amounts():
             pixels = amount.area * amount.batch
             if settings.max_pixels and pixels > settings.max_pixels:
-                raise self._over(numbers, node_id, name, pixels, settings.max_pixels, "pixels")
+                raise self._refuse_amount(numbers, node_id, name, pixels, settings.max_pixels, "pixels")
             if rate is None:
                 continue
             frames = max(amount.frames, 1) * amount.batch
             if settings.max_frames and frames > settings.max_frames:
-                raise self._over(numbers, node_id, name, frames, settings.max_frames, "frames")
+                raise self._refuse_amount(numbers, node_id, name, frames, settings.max_frames, "frames")
             seconds = frames / rate if rate > 0 else 0
             if settings.max_seconds and seconds > settings.max_seconds:
-                raise self._over(numbers, node_id, name, seconds, settings.max_seconds, "seconds")
+                raise self._refuse_amount(numbers, node_id, name, seconds, settings.max_seconds, "seconds")
 
-    def _over(
+    def _refuse_amount(
         self, numbers: _Numbers, node_id: str, name: str, value: float, limit: float, what: str
     ) -> PolicyViolationError:
         kind = numbers.kind(node_id)
-        said = f"asks for {_shown(value)} {what} (input {name}); at most {_shown(limit)} are allowed"
-        return _violation(node_id, kind, name, value if value < _ENDLESS else None, limit, f"max_{what}", said)
+        complaint = f"asks for {_format(value)} {what} (input {name}); at most {_format(limit)} are allowed"
+        return _refuse(node_id, kind, name, value if value < _ENDLESS else None, limit, f"max_{what}", complaint)
 
 
-def _violation(
-    node_id: str, kind: str, name: str, value: float | str | None, limit: float | str, setting: str, said: str
+def _refuse(
+    node_id: str, kind: str, name: str, value: float | str | None, limit: float | str, setting: str, complaint: str
 ) -> PolicyViolationError:
     return PolicyViolationError(
-        f"{kind[:100]} (node {node_id[:100]}) {said}.",
+        f"{kind[:100]} (node {node_id[:100]}) {complaint}.",
         details=f"policy.{setting}",
         extra_info={"node_id": node_id, "class_type": kind, "input": name, "value": value, "limit": limit},
     )
 
 
 class _Numbers:
-    """The numbers of one graph."""
+    """The numbers of one graph, traced through its links."""
 
     def __init__(self, graph: Mapping[str, Any]) -> None:
         self._kinds = {node_id: str(node["class_type"]) for node_id, node in graph.items()}
         self._inputs: dict[str, Mapping[str, Any]] = {node_id: node["inputs"] for node_id, node in graph.items()}
-        self._largest, self._uncertain = self._handed_on()
+        self._largest, self._uncertain = self._trace_numbers()
 
     def kind(self, node_id: str) -> str:
         return self._kinds[node_id]
@@ -193,13 +199,13 @@ class _Numbers:
                 yield node_id, name, value
 
     def read(self, value: Any) -> tuple[float | None, bool]:
-        """The largest number that an input can have, as far as that is known, and whether that is all of it."""
+        """(the largest number that an input can have, None where unknown; whether that is certain)."""
         if is_link(value):
             return self._largest.get(value[0]), value[0] not in self._uncertain and value[0] in self._kinds
-        return _number(value), True
+        return _read_number(value), True
 
     def amounts(self) -> Iterable[tuple[str, str, _Amount, float | None]]:
-        """(node id, input, amount, frame rate) of every node that sets or changes how much there is, or has a rate."""
+        """(node id, input, amount, frame rate) of every node that sets or changes an amount, or has a frame rate."""
         needs = dict.fromkeys(self._kinds, 0)
         feeds: dict[str, list[str]] = {node_id: [] for node_id in self._kinds}
         for node_id, _name, value in self.inputs():
@@ -208,10 +214,10 @@ class _Numbers:
                 feeds[value[0]].append(node_id)
         known: dict[str, _Amount] = {}
         ready = [node_id for node_id, count in needs.items() if not count]
-        while ready:  # what goes round in a circle never gets here: ComfyUI cannot run it either
+        while ready:  # nodes in a circle never become ready, and ComfyUI cannot run them either
             node_id = ready.pop()
-            names, known[node_id] = self._amount(node_id, known)
-            rate = self._first(node_id, _RATES)
+            names, known[node_id] = self._find_amount(node_id, known)
+            rate = self._find_number(node_id, _RATES)
             if rate is not None:
                 names = [*names, rate[0]]
             if names:
@@ -221,8 +227,8 @@ class _Numbers:
                 if not needs[fed]:
                     ready.append(fed)
 
-    def _amount(self, node_id: str, known: Mapping[str, _Amount]) -> tuple[list[str], _Amount]:
-        """What the node gives, and the inputs by which it says so itself."""
+    def _find_amount(self, node_id: str, known: Mapping[str, _Amount]) -> tuple[list[str], _Amount]:
+        """The inputs by which the node itself sets an amount, and the amount that it gives."""
         kind, inputs = self._kinds[node_id], self._inputs[node_id]
         names: list[str] = []
         incoming = [known[value[0]] for value in inputs.values() if is_link(value) and value[0] in known]
@@ -233,11 +239,11 @@ class _Numbers:
             batch = sum(amount.batch for amount in incoming)
             frames = sum(amount.frames for amount in incoming)
             names.append(next(name for name, value in inputs.items() if is_link(value)))
-        if kind not in _NO_PICTURE and (size := self._size(inputs)) is not None:
+        if kind not in _NO_PICTURE and (size := self._find_size(inputs)) is not None:
             names.append(size[0])
             area = size[1]
         for name, value in inputs.items():
-            leaf = _leaf(name)
+            leaf = _last_part(name)
             number = self.read(value)[0]
             if number is None or number <= 0:
                 continue
@@ -258,39 +264,40 @@ class _Numbers:
             names.append(name)
         return names, _Amount(min(area, _ENDLESS), min(batch, _ENDLESS), min(frames, _ENDLESS))
 
-    def _size(self, inputs: Mapping[str, Any]) -> tuple[str, float] | None:
-        """The input that sets a picture's size, and the largest such size in pixels."""
-        found: list[tuple[float, str]] = []
+    def _find_size(self, inputs: Mapping[str, Any]) -> tuple[str, float] | None:
+        """(input, pixels) of the largest size that the node sets; None where it sets none."""
+        sizes: list[tuple[float, str]] = []
         for name, value in inputs.items():
-            leaf = _leaf(name)
-            width = self.read(value)[0] if _sizes(name) else None
+            leaf = _last_part(name)
+            width = self.read(value)[0] if _sets_size(name) else None
             if width is None or width <= 0:
                 continue
             if leaf == "megapixels":
-                found.append((width * 2**20, name))  # as ComfyUI's ImageScaleToTotalPixels counts them
+                sizes.append((width * 2**20, name))  # as ComfyUI's ImageScaleToTotalPixels counts them
             elif leaf in _SIDES:
-                found.append((width * width, name))
+                sizes.append((width * width, name))
             elif _WIDTH.fullmatch(leaf):
-                height = self.read(inputs.get(_height_of(name)))[0]
-                # A height that follows from the picture may be anything; one pixel is certain.
-                found.append((width * max(height or 1, 1), name))
-            elif (height_only := inputs.get(_width_of(name))) is None or (self.read(height_only)[0] or 0) <= 0:
-                found.append((width, name))
-        if not found:
+                height = self.read(inputs.get(_name_height(name)))[0]
+                # A height that follows from the picture may be anything from one pixel on.
+                sizes.append((width * max(height or 1, 1), name))
+            elif (height_only := inputs.get(_name_width(name))) is None or (self.read(height_only)[0] or 0) <= 0:
+                sizes.append((width, name))
+        if not sizes:
             return None
-        area, name = max(found)
+        area, name = max(sizes)
         return name, area
 
-    def _first(self, node_id: str, names: frozenset[str]) -> tuple[str, float] | None:
+    def _find_number(self, node_id: str, names: frozenset[str]) -> tuple[str, float] | None:
         for name, value in self._inputs[node_id].items():
-            if _leaf(name) in names and (number := self.read(value)[0]) is not None:
+            if _last_part(name) in names and (number := self.read(value)[0]) is not None:
                 return name, number
         return None
 
-    def _handed_on(self) -> tuple[dict[str, float], set[str]]:
-        """For nodes that hand a number on: the largest that may come out; and all nodes of which that is not certain.
+    def _trace_numbers(self) -> tuple[dict[str, float], set[str]]:
+        """Follow numbers through the nodes that hand them on, in circles too.
 
-        The largest numbers travel first, so that the first to reach a node is its largest, circles or not.
+        The largest numbers travel first, so that the first to reach a node is the largest that may come out of it.
+        Returns them by node, and the nodes where they are not certain.
         """
         largest: dict[str, float] = {}
         uncertain: set[str] = set()
@@ -304,7 +311,7 @@ class _Numbers:
                 if is_link(value):
                     readers.setdefault(value[0], []).append(node_id)
                     numbers += 1
-                elif (number := _number(value)) is not None:
+                elif (number := _read_number(value)) is not None:
                     seeds.append((-number, node_id))
                     numbers += 1
             if not numbers:
@@ -326,26 +333,26 @@ class _Numbers:
         return largest, uncertain
 
 
-def _leaf(name: str) -> str:
-    """`resize_type.width`, as ComfyUI's dynamic inputs are called, is a width."""
+def _last_part(name: str) -> str:
+    """The name without the prefix of ComfyUI's dynamic inputs: `resize_type.width` is a `width`."""
     return name.rpartition(".")[2]
 
 
-def _sizes(name: str) -> bool:
-    leaf = _leaf(name)
+def _sets_size(name: str) -> bool:
+    leaf = _last_part(name)
     return leaf == "megapixels" or leaf in _SIDES or bool(_WIDTH.fullmatch(leaf) or _HEIGHT.fullmatch(leaf))
 
 
-def _height_of(name: str) -> str:
+def _name_height(name: str) -> str:
     return name.replace("width", "height")
 
 
-def _width_of(name: str) -> str:
+def _name_width(name: str) -> str:
     return name.replace("height", "width")
 
 
-def _number(value: Any) -> float | None:
-    """The number that ComfyUI makes of an input: it unwraps `__value__`, and converts text."""
+def _read_number(value: Any) -> float | None:
+    """The number that ComfyUI makes of an input; it unwraps `__value__` and converts text."""
     while isinstance(value, dict) and "__value__" in value:
         value = value["__value__"]
     if not isinstance(value, (int, float, str)):
@@ -359,18 +366,18 @@ def _number(value: Any) -> float | None:
     return None if math.isnan(number) else max(min(number, _ENDLESS), -_ENDLESS)
 
 
-def _pattern(patterns: Sequence[str]) -> re.Pattern[str] | None:
-    """One that matches what any of the patterns does; `*` and `?` alone are wild, since class names have brackets."""
+def _compile(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    """Compile the patterns into one. Only `*` and `?` are wild, because class names have brackets."""
     wild = (re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".") for pattern in patterns)
     return re.compile("|".join(wild), re.DOTALL) if patterns else None
 
 
 def _matches(pattern: str, kind: str) -> bool:
-    compiled = _pattern([pattern])
+    compiled = _compile([pattern])
     return compiled is not None and compiled.fullmatch(kind) is not None
 
 
-def _shown(number: float) -> str:
+def _format(number: float) -> str:
     if number >= _ENDLESS:
         return "endless"
     return str(int(number)) if number == int(number) else f"{number:.3f}"

@@ -1,4 +1,4 @@
-"""The request: strict JSON or a form, its options, and the shape of its graph."""
+"""Read a request: strict JSON or a form, its options, and the shape of its graph."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from ..graph import find_circle, is_link
 from ..life.secrets import SECRET_NAMES
 from ..store import IdempotencyKey
 
-#: It is in every list, event and webhook that shows the job.
+#: Kept small because every list, event and webhook that shows the job carries the metadata.
 METADATA_BYTES = 2**16
 
-#: Larger bodies are parsed on another thread: 16 MiB of small numbers take more than a second.
+#: Larger bodies are parsed on another thread, because 16 MiB of small numbers take more than a second.
 PARSED_AT_ONCE_BYTES = 2**18
 
-#: Half of a surrogate pair: JSON may spell it, but neither SQLite nor a socket can carry it.
+#: Half of a surrogate pair. JSON can spell it, but neither SQLite nor a socket can carry it.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def _asked_check(value: object) -> object:
-    """True is the check with every rule at its default."""
+def _read_face_check(value: object) -> object:
+    """Read `true` as the check with every rule at its default."""
     return {} if value is True else None if value is False else value
 
 
-def _bounded_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     if len(json.dumps(metadata)) > METADATA_BYTES:
         raise ValueError(f"it is over {METADATA_BYTES} bytes as JSON")
     return metadata
@@ -50,7 +50,7 @@ _State = Literal["queued", "dispatched", "running", "validating", "succeeded", "
 
 
 class AskedWebhook(BaseModel):
-    """Where the caller wants to be told of the job; without `events`, of its end."""
+    """Where to tell the caller of the job; without `events`, only of its end."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -66,23 +66,26 @@ class GuardOptions(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     locale: Annotated[str, Field(max_length=35)] | None = None
-    face_check: Annotated[AskedCheck | None, BeforeValidator(_asked_check)] = None
+    face_check: Annotated[AskedCheck | None, BeforeValidator(_read_face_check)] = None
     webhook: AskedWebhook | None = None
-    metadata: Annotated[dict[str, Any], AfterValidator(_bounded_metadata)] = {}
+    metadata: Annotated[dict[str, Any], AfterValidator(_check_metadata)] = {}
 
 
 _NO_OPTIONS = GuardOptions()
 
-#: Turns the body of a request for a template into that of a prompt, in place; gives the parameters in force. It may
-#: wait for the disk.
+#: Turns the body of a request for a template into that of a prompt, in place, and returns the parameters with their
+#: defaults filled in. It may wait for the disk.
 Fill = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One POST to `/guarded/prompt`, as it came; of a form, `raw` is what :func:`from_form` made of its fields.
+    """One POST to `/guarded/prompt` or `/guarded/workflows/{template}`, as it came.
 
-    Or one to `/guarded/workflows/{template}`; `fill` makes a prompt of it.
+    Attributes:
+        raw: the body; for a form, what :func:`from_form` made of its fields.
+        files, file_bytes: the files of a form, and their size together.
+        template, fill: the template's name, and what makes a prompt of its parameters.
     """
 
     raw: bytes
@@ -97,7 +100,15 @@ class Submission:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A request whose shape is sound."""
+    """A request whose shape is sound.
+
+    Attributes:
+        body: the parsed body without `guard`.
+        graph: its `prompt`, in API format.
+        order, front: ComfyUI's `number` and `front`.
+        secrets: the API credentials of its `extra_data`.
+        parameters: of a template, with the defaults filled in.
+    """
 
     body: dict[str, Any]
     graph: dict[str, Any]
@@ -110,52 +121,53 @@ class Prompt:
     parameters: dict[str, Any]
 
 
-#: The fields of a body as a form has them: JSON, except those that are words.
+#: The fields of a form whose values are JSON.
 _JSON_FIELDS = ("prompt", "parameters", "guard", "extra_data", "number", "front", "partial_execution_targets")
 
-_WORD_FIELDS = ("client_id", "prompt_id")
+#: … and those whose values are plain text.
+_TEXT_FIELDS = ("client_id", "prompt_id")
 
-FORM_FIELDS = (*_JSON_FIELDS, *_WORD_FIELDS)
+FORM_FIELDS = (*_JSON_FIELDS, *_TEXT_FIELDS)
 
 
 def from_form(fields: Mapping[str, bytes]) -> bytes:
-    """The body that a form's fields stand for, as `Submission.raw`. Raises InvalidRequestError."""
+    """Make a JSON body, a `Submission.raw`, of a form's fields. Raises InvalidRequestError."""
     if unknown := sorted(fields.keys() - set(FORM_FIELDS)):
         raise InvalidRequestError(
             f"There is no field {unknown[0][:100]!r}; a part that is a file has a file name.",
             extra_info={"field": unknown[0][:100]},
         )
     body: dict[str, Any] = {}
-    for name in FORM_FIELDS:  # in one order, whatever the form's
+    for name in FORM_FIELDS:  # always in this order, so that equal forms have equal digests
         if name in fields:
             value = fields[name]
-            words = name in _WORD_FIELDS
-            body[name] = value.decode("utf-8", "replace") if words else _decoded(value, f"The field {name}")
+            is_text = name in _TEXT_FIELDS
+            body[name] = value.decode("utf-8", "replace") if is_text else _decode(value, f"The field {name}")
     return json.dumps(body, ensure_ascii=False).encode()
 
 
 def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
-    """A request's body, its shape checked.
+    """Parse a request's body and check its shape.
 
-    What ComfyUI answers with a 500, dies of, or silently misreads is refused here: docs/comfyui.md has the list.
+    This refuses what ComfyUI would answer with a 500, die of, or silently misread; docs/comfyui.md has the list.
 
     Raises:
         InvalidRequestError, InvalidWorkflowError, and what `fill` raises.
     """
-    body = _decoded(raw)
+    body = _decode(raw)
     if not isinstance(body, dict):
-        raise InvalidRequestError(f"The body must be a JSON object, not {_kind(body)}.")
-    if _depth(body) > max_depth:
+        raise InvalidRequestError(f"The body must be a JSON object, not {_name_kind(body)}.")
+    if _measure_depth(body) > max_depth:
         raise InvalidRequestError(
             f"The body is nested more than {max_depth} levels deep.", extra_info={"max_depth": max_depth}
         )
-    options = _options(body.pop("guard", None))
+    options = _read_options(body.pop("guard", None))
     try:
         parameters = {} if fill is None else dict(fill(body))
     except GuardError as error:
         error.locale = messages.choose(options.locale, None, "") or None
         raise
-    extra_data = _extra_data(body)
+    extra_data = _read_extra_data(body)
     client_id = body.get("client_id", extra_data.get("client_id"))
     if client_id is not None and (not isinstance(client_id, str) or len(client_id) > 255):
         raise InvalidRequestError("client_id must be a string of at most 255 characters.")
@@ -170,9 +182,9 @@ def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
         raise InvalidRequestError("front must be true or false.")
     return Prompt(
         body=body,
-        graph=_graph(body),
+        graph=_read_graph(body),
         options=options,
-        job_id=_job_id(body),
+        job_id=_read_job_id(body),
         client_id=client_id or None,
         order=None if order is None else float(order),
         front=front,
@@ -181,7 +193,7 @@ def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
     )
 
 
-def _decoded(raw: bytes, what: str = "The body") -> Any:
+def _decode(raw: bytes, what: str = "The body") -> Any:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -199,34 +211,35 @@ def _decoded(raw: bytes, what: str = "The body") -> Any:
     return body
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where a key stands twice in it: readers would differ on which value counts."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
         twice, _count = Counter(name for name, _value in pairs).most_common(1)[0]
         raise InvalidRequestError(f"The key {twice[:100]!r} stands twice in one object.")
-    return found
+    return members
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise InvalidRequestError(f"{name} is not a number in JSON.")
 
 
-def _finite(text: str) -> float:
+def _read_float(text: str) -> float:
     number = float(text)
     if math.isinf(number):
         raise InvalidRequestError(f"The number {text[:40]} is too large.")
     return number
 
 
-def _bounded(text: str) -> int:
-    # ComfyUI's seeds are 64 bits; Python refuses more than 4,300 digits by itself, slowly.
+def _read_int(text: str) -> int:
+    # ComfyUI's seeds have 64 bits. Python itself refuses more than 4,300 digits, but slowly.
     if len(text) > 40:
         raise InvalidRequestError(f"The number {text[:40]}… is too large.")
     return int(text)
 
 
-def _depth(value: Any) -> int:
-    """How deeply a JSON value nests; level by level, so that no input exhausts the stack."""
+def _measure_depth(value: Any) -> int:
+    """How deeply a JSON value nests. Counts level by level, so that no input exhausts the stack."""
     depth, level = 0, [value]
     while level := [item for item in level if type(item) is dict or type(item) is list]:
         depth += 1
@@ -234,38 +247,38 @@ def _depth(value: Any) -> int:
     return depth
 
 
-#: Made once: `json.loads` with hooks would make one for each request.
+#: Made once, because `json.loads` with hooks would make a decoder for each request.
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+    object_pairs_hook=_make_object, parse_constant=_refuse_constant, parse_float=_read_float, parse_int=_read_int
 )
 
 
-def _kind(value: object) -> str:
+def _name_kind(value: object) -> str:
     return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
 
 
-def _options(given: Any) -> GuardOptions:
+def _read_options(given: Any) -> GuardOptions:
     if given is None:
         return _NO_OPTIONS
     if not isinstance(given, dict):
-        raise InvalidRequestError(f"guard must be an object, not {_kind(given)}.")
+        raise InvalidRequestError(f"guard must be an object, not {_name_kind(given)}.")
     try:
         return GuardOptions.model_validate(given)
     except ValidationError as error:
         raise refuse_field(error, "guard.") from None
 
 
-def _extra_data(body: dict[str, Any]) -> dict[str, Any]:
+def _read_extra_data(body: dict[str, Any]) -> dict[str, Any]:
     extra_data = body.get("extra_data", {})
     if not isinstance(extra_data, dict):
-        raise InvalidRequestError(f"extra_data must be an object, not {_kind(extra_data)}.")
+        raise InvalidRequestError(f"extra_data must be an object, not {_name_kind(extra_data)}.")
     pnginfo = extra_data.get("extra_pnginfo", {})
     if not isinstance(pnginfo, dict) or not isinstance(pnginfo.get("workflow", {}), dict):
         raise InvalidRequestError("extra_data.extra_pnginfo must be an object, and its workflow too.")
     return extra_data
 
 
-def _job_id(body: dict[str, Any]) -> str:
+def _read_job_id(body: dict[str, Any]) -> str:
     given = body.get("prompt_id")
     if given is None:
         return str(uuid.uuid4())
@@ -275,47 +288,47 @@ def _job_id(body: dict[str, Any]) -> str:
     except ValueError:
         pass
     raise InvalidRequestError(
-        "prompt_id must be a UUID in its canonical lower-case form; without one the server makes one.",
+        "prompt_id must be a UUID in its canonical lower-case form; leave it out and the server makes one.",
         extra_info={"field": "prompt_id"},
     )
 
 
-def _graph(body: dict[str, Any]) -> dict[str, Any]:
+def _read_graph(body: dict[str, Any]) -> dict[str, Any]:
     if "prompt" not in body:
         if "nodes" in body and "links" in body:
-            raise _ui_format()
+            raise _refuse_ui_format()
         raise InvalidRequestError("The body has no prompt.", extra_info={"field": "prompt"}, host_type="no_prompt")
     graph = body["prompt"]
     if not isinstance(graph, dict):
-        raise InvalidWorkflowError(f"prompt must be an object of nodes, not {_kind(graph)}.")
+        raise InvalidWorkflowError(f"prompt must be an object of nodes, not {_name_kind(graph)}.")
     if isinstance(graph.get("nodes"), list):
-        raise _ui_format()
+        raise _refuse_ui_format()
     if not graph:
         raise InvalidWorkflowError("The prompt has no nodes.", host_type="prompt_no_outputs")
     for node_id, node in graph.items():
         if not isinstance(node, dict):
-            raise _bad_node(node_id, f"must be an object, not {_kind(node)}")
+            raise _refuse_node(node_id, f"must be an object, not {_name_kind(node)}")
         if not isinstance(node.get("class_type"), str) or not node["class_type"]:
-            raise _bad_node(node_id, "has no class_type")
+            raise _refuse_node(node_id, "has no class_type")
         if not isinstance(node.get("inputs"), dict):
-            raise _bad_node(node_id, "has no inputs (an empty object will do)")
+            raise _refuse_node(node_id, "has no inputs (an empty object will do)")
         if not isinstance(node.get("_meta", {}), dict):
-            raise _bad_node(node_id, "has a _meta that is no object")
+            raise _refuse_node(node_id, "has a _meta that is no object")
         for name, value in node["inputs"].items():
             if is_link(value) and value[0] not in graph:
-                raise _bad_node(node_id, f"takes {name} from node {value[0]!r}, which the prompt does not have")
+                raise _refuse_node(node_id, f"takes {name} from node {value[0]!r}, which the prompt does not have")
     if circle := find_circle(graph):
         raise InvalidWorkflowError(
-            "The prompt goes round in a circle.", details=" -> ".join(circle), extra_info={"nodes": circle}
+            "The prompt's nodes feed each other in a circle.", details=" -> ".join(circle), extra_info={"nodes": circle}
         )
     return graph
 
 
-def _bad_node(node_id: str, said: str) -> GuardError:
-    return InvalidWorkflowError(f"Node {node_id[:100]!r} {said}.", extra_info={"node_id": node_id})
+def _refuse_node(node_id: str, fault: str) -> GuardError:
+    return InvalidWorkflowError(f"Node {node_id[:100]!r} {fault}.", extra_info={"node_id": node_id})
 
 
-def _ui_format() -> GuardError:
+def _refuse_ui_format() -> GuardError:
     return InvalidWorkflowError(
         "This is a workflow in the editor's own format, not a prompt.",
         details="In ComfyUI, export it with Workflow > Export (API) and send that.",
@@ -332,9 +345,9 @@ def read_idempotency_key(request: Submission, since_ms: int) -> IdempotencyKey |
     if not _IDEMPOTENCY_KEY.fullmatch(request.idempotency_key):
         raise InvalidRequestError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
     digest = hashlib.sha256(request.raw)
-    # Of a form, what it says and not how: its boundary and the order of its parts may be others next time.
+    # For a form, its content counts: the boundary and the order of the parts may differ when it is sent again.
     for file in sorted(request.files, key=lambda file: (file.field, file.filename, file.sha256)):
         digest.update(json.dumps([file.field, file.filename, file.sha256]).encode())
-    if request.template:  # the same body, sent to another template, is another request
+    if request.template:  # the same body sent to another template is another request
         digest.update(b"\0" + request.template.encode())
     return IdempotencyKey(request.idempotency_key, digest.hexdigest(), since_ms)

@@ -270,7 +270,7 @@ def test_a_key_that_stands_twice_is_found_without_comparing_every_key_with_every
 
     names = [Key(f"key{at}") for at in range(2_000)]
     with pytest.raises(InvalidRequestError, match="twice"):
-        request._unique([(name, 0) for name in [*names, Key("key1999")]])
+        request._make_object([(name, 0) for name in [*names, Key("key1999")]])
     assert compared < 50 * len(names)
 
 

@@ -51,7 +51,7 @@ def test_without_a_limit_nothing_is_counted_or_said(clock):
     limits = made(clock)
     for _ in range(1000):
         limits.take_job(BOT)
-    assert limits.fields(BOT) == {}
+    assert limits.header_fields(BOT) == {}
 
 
 def test_a_minutes_jobs_may_come_at_once_and_then_one_after_the_other(clock):
@@ -110,22 +110,22 @@ def test_all_together_have_a_limit_of_their_own_and_a_refusal_counts_for_nobody(
     limits.take_job(OTHER)
     error = refused(limits, OTHER)
     assert error.extra_info["scope"] == "server"
-    assert limits.fields(OTHER)["RateLimit"].startswith('"jobs";r=1;')
+    assert limits.header_fields(OTHER)["RateLimit"].startswith('"jobs";r=1;')
     limits.give_job_back(BOT)
     limits.take_job(OTHER)
 
 
 def test_the_fields_say_what_is_left(clock):
     limits = made(clock, jobs_per_minute=6)
-    assert limits.fields(BOT) == {"RateLimit-Policy": '"jobs";q=6;w=60', "RateLimit": '"jobs";r=6;t=0'}
+    assert limits.header_fields(BOT) == {"RateLimit-Policy": '"jobs";q=6;w=60', "RateLimit": '"jobs";r=6;t=0'}
     limits.take_job(BOT)
     limits.take_job(BOT)
-    assert limits.fields(BOT)["RateLimit"] == '"jobs";r=4;t=20'
+    assert limits.header_fields(BOT)["RateLimit"] == '"jobs";r=4;t=20'
     clock.now_s += 11
-    assert limits.fields(BOT)["RateLimit"] == '"jobs";r=5;t=9'
+    assert limits.header_fields(BOT)["RateLimit"] == '"jobs";r=5;t=9'
     limits.give_job_back(BOT)
     limits.give_job_back(BOT)
-    assert limits.fields(BOT)["RateLimit"] == '"jobs";r=6;t=0'
+    assert limits.header_fields(BOT)["RateLimit"] == '"jobs";r=6;t=0'
 
 
 def test_a_clock_that_stands_still_or_goes_back_gives_nothing_away(clock):
@@ -147,7 +147,7 @@ def test_no_more_than_the_quota_and_what_has_filled_up_is_ever_let_in(rate, step
         if isinstance(step, float):
             clock.now_s += step
         elif step == "fields":
-            policy, left = limits.fields(BOT).values()
+            policy, left = limits.header_fields(BOT).values()
             assert re.fullmatch(r'"jobs";q=\d+;w=\d+', policy)
             assert re.fullmatch(r'"jobs";r=\d+;t=\d+', left)
         elif step == "back" and taken:
@@ -182,7 +182,7 @@ def _raw(graph=GRAPH):
 
 
 def _left(gate):
-    return re.search(r"r=(\d+)", gate.limits.fields(BOT)["RateLimit"])[1]
+    return re.search(r"r=(\d+)", gate.limits.header_fields(BOT)["RateLimit"])[1]
 
 
 async def test_a_job_that_is_refused_costs_nothing_of_the_rate(store, host, clock):
