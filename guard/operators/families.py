@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: Template names that get a line of their own; whatever comes after them shares one.
+#: So many template names get a label of their own; the names after them share one.
 TEMPLATES = 50
 
 _WAIT_S = (0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)

@@ -1,4 +1,4 @@
-"""What the GPUs are doing, as NVIDIA's driver says it; nothing where there is no such GPU."""
+"""Ask NVIDIA's driver what the GPUs do; say nothing where there is no such GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 log = logging.getLogger("guarded.gpu")
 
 LOOK_S = 5.0
-#: A driver in trouble hangs for minutes. What it said before that is no longer true.
+#: A driver in trouble hangs for minutes. Its last answer counts no longer than this.
 STALE_S = 30.0
 
 
@@ -52,14 +52,14 @@ class Gpu:
 
 
 class Gpus:
-    """A thread that asks the driver every few seconds; readers get its last answer, and wait for nothing."""
+    """Asks the driver every few seconds on a thread of its own; readers get its last answer without a wait."""
 
     def __init__(self, environment: Mapping[str, str] | None = None, nvml: ModuleType | None = None) -> None:
-        """`nvml`: the module `pynvml`, or one like it; imported on the thread where none is given."""
+        """`nvml`: the module `pynvml`, or one like it. Without it the thread imports `pynvml`."""
         self._environment = os.environ if environment is None else environment
         self._nvml = nvml
-        self._found: tuple[Gpu, ...] = ()
-        self._found_s = float("-inf")
+        self._gpus: tuple[Gpu, ...] = ()
+        self._seen_s = float("-inf")
         self._thread = threading.Thread(target=self._loop, name="guarded-gpu", daemon=True)
 
     def start(self) -> None:
@@ -68,11 +68,11 @@ class Gpus:
     @property
     def all(self) -> tuple[Gpu, ...]:
         """Every GPU that the driver shows."""
-        return self._found if time.monotonic() < self._found_s + STALE_S else ()
+        return self._gpus if time.monotonic() < self._seen_s + STALE_S else ()
 
     @property
     def ours(self) -> Gpu | None:
-        """The one that ComfyUI runs on: the first of `CUDA_VISIBLE_DEVICES`, which ComfyUI's `--cuda-device` sets."""
+        """The GPU that ComfyUI runs on: the first of `CUDA_VISIBLE_DEVICES`, which ComfyUI's `--cuda-device` sets."""
         named = self._environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
         for gpu in self.all:
             if named == str(gpu.index) or (not named.isdecimal() and named and gpu.uuid.startswith(named)):
@@ -81,8 +81,8 @@ class Gpus:
 
     def look(self, nvml: ModuleType) -> None:
         """Ask the driver once. Raises whatever NVML raises."""
-        self._found = tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-        self._found_s = time.monotonic()
+        self._gpus = tuple(_read_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+        self._seen_s = time.monotonic()
 
     def _loop(self) -> None:
         try:
@@ -98,33 +98,33 @@ class Gpus:
                 complained = False
             except Exception as error:
                 if not complained:
-                    log.warning("the GPU's driver does not answer: %s: %s", type(error).__name__, error)
+                    log.warning("the driver of the GPU does not answer: %s: %s", type(error).__name__, error)
                 complained = True
             time.sleep(LOOK_S)
 
 
-def _gpu(nvml: ModuleType, index: int) -> Gpu:
+def _read_gpu(nvml: ModuleType, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = _answer(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-    busy = _answer(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+    memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    busy = _ask(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
     return Gpu(
         index=index,
-        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-        name=_text(nvml.nvmlDeviceGetName(handle)),
+        uuid=_decode(nvml.nvmlDeviceGetUUID(handle)),
+        name=_decode(nvml.nvmlDeviceGetName(handle)),
         utilization_percent=int(busy.gpu) if busy is not None else None,
         vram_used_bytes=int(memory.used) if memory is not None else None,
         vram_total_bytes=int(memory.total) if memory is not None else None,
     )
 
 
-def _answer(nvml: ModuleType, question: Any, handle: Any) -> Any:
-    """None where this GPU cannot say (MIG parts have no utilization, GPUs that share the system's memory none)."""
+def _ask(nvml: ModuleType, question: Any, handle: Any) -> Any:
+    """The answer; None where this GPU has none (a MIG part on utilization, a GPU that shares memory on memory)."""
     try:
         return question(handle)
     except nvml.NVMLError_NotSupported:
         return None
 
 
-def _text(value: str | bytes) -> str:
+def _decode(value: str | bytes) -> str:
     """Old versions of the package answer in bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

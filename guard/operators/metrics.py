@@ -70,6 +70,8 @@ _Labels = tuple[str, ...]
 
 
 class _Histogram:
+    """How often a value fell below each bound, and the sum of the values."""
+
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
@@ -81,7 +83,7 @@ class _Histogram:
 
 
 class Metrics:
-    """What is counted as it happens. Any thread; nothing here waits, and none of it needs prometheus-client."""
+    """Counts things as they happen. Any thread; no method waits, or needs prometheus-client."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,17 +93,17 @@ class Metrics:
         self._histograms: dict[Family, dict[_Labels, _Histogram]] = {
             family: {} for family in COUNTED if family.kind == "histogram"
         }
-        #: Open jobs that a change was told of: another `queued` of theirs is no admission.
+        #: Open jobs that were counted: if one becomes `queued` again, that is no admission.
         self._known: set[str] = set()
         self._templates: set[str] = set()
-        # A rate needs a zero to begin from.
+        # Prometheus computes a rate only from a series that begins with zero.
         self._counters[ADMITTED][()] = 0
         self._counters[SETTLED].update({("succeeded", ""): 0, ("cancelled", "cancelled"): 0})
         self._counters[SETTLED].update({("failed", code): 0 for code in _TERMINAL_CODES})
         self._counters[FACE_CHECKS]["passed",] = 0
 
     def changed(self, job: Job) -> None:
-        """A job's new state is durable. The store's thread."""
+        """Count a job's new state, which is durable. The store's thread."""
         if job.state is JobState.QUEUED and job.job_id not in self._known:
             self._add(ADMITTED)
         if job.state is JobState.RUNNING and job.attempts == 1 and job.started_at_ms is not None:
@@ -113,34 +115,34 @@ class Metrics:
         code = job.verdict.code if job.verdict is not None else None
         self._add(SETTLED, job.state.value, code or "")
         if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
-            self._observe(RUN, (job.settled_at_ms - job.started_at_ms) / 1000, self._template(job.template))
+            self._observe(RUN, (job.settled_at_ms - job.started_at_ms) / 1000, self._label_of(job.template))
 
     def count_refusal(self, code: str) -> None:
-        """A prompt was not let in."""
+        """Count a prompt that was refused with that error code."""
         self._add(REFUSALS, code)
 
     def count_face_check(self, outcome: str, took_s: float) -> None:
-        """A picture was looked at; `outcome` is `passed` or an error code."""
+        """Count a check for faces; `outcome` is `passed` or an error code."""
         self._add(FACE_CHECKS, outcome)
         self._observe(FACE_CHECK_TIME, took_s)
 
     def count_delivery(self, outcome: str, took_s: float) -> None:
-        """A webhook was tried; `outcome` is one of a few words."""
+        """Count an attempt to deliver a webhook; `outcome` is as in :attr:`guard.events.outbox.Attempt.outcome`."""
         self._add(DELIVERIES, outcome)
         self._observe(DELIVERY_TIME, took_s)
 
     def samples(self) -> Iterator[tuple[Family, _Labels, int | _Histogram]]:
-        """Everything counted so far."""
+        """Everything that was counted so far."""
         with self._lock:
-            found: list[tuple[Family, _Labels, int | _Histogram]] = [
+            samples: list[tuple[Family, _Labels, int | _Histogram]] = [
                 (family, labels, value) for family, values in self._counters.items() for labels, value in values.items()
             ]
             for family, histograms in self._histograms.items():
                 for labels, histogram in histograms.items():
                     copy = _Histogram(histogram.bounds)
                     copy.counts, copy.sum = list(histogram.counts), histogram.sum
-                    found.append((family, labels, copy))
-        yield from found
+                    samples.append((family, labels, copy))
+        yield from samples
 
     def _add(self, family: Family, *labels: str) -> None:
         with self._lock:
@@ -153,8 +155,8 @@ class Metrics:
                 histograms[labels] = _Histogram(family.buckets)
             histograms[labels].observe(max(value, 0.0))
 
-    def _template(self, name: str) -> str:
-        """A label for it; there are never more than a few dozen. The store's thread."""
+    def _label_of(self, name: str) -> str:
+        """The label for a template; there are never more than `TEMPLATES` and two. The store's thread."""
         if not name:
             return OWN_GRAPH
         if name not in self._templates and len(self._templates) >= TEMPLATES:
@@ -164,7 +166,7 @@ class Metrics:
 
 
 class Exposition:
-    """The whole of it as Prometheus reads it. Looks only at values that are at hand: it waits for no disk or driver."""
+    """Answers a scrape. Reads only values that are in memory: it does not wait for a disk or a driver."""
 
     def __init__(
         self,
@@ -187,7 +189,7 @@ class Exposition:
         self._gpus = gpus
 
     def text(self) -> bytes:
-        """A scrape. Some milliseconds of work: not for the event loop.
+        """All metrics in Prometheus' text format. Takes some milliseconds: not for the event loop.
 
         Raises:
             ServerUnavailableError: prometheus-client is not installed.
@@ -204,11 +206,11 @@ class Exposition:
             ) from None
         registry = core.CollectorRegistry()
         library.ProcessCollector(registry=registry)
-        registry.register(_Collector(core, [*self._metrics.samples(), *self._read()]))
-        found: bytes = library.generate_latest(registry)
-        return found
+        registry.register(_Collector(core, [*self._metrics.samples(), *self._read_samples()]))
+        text: bytes = library.generate_latest(registry)
+        return text
 
-    def _read(self) -> Iterator[tuple[Family, _Labels, float]]:
+    def _read_samples(self) -> Iterator[tuple[Family, _Labels, float]]:
         counts = self._watchdog.counts
         for limit in ("job", "stall", "native"):
             yield TIMEOUTS, (limit,), counts[f"timeout {limit}"]
@@ -222,8 +224,8 @@ class Exposition:
         yield READY, (), not self._health.refusals()
         yield WORKER_UP, (), self._host.worker_alive()
         yield DISOWNED, (), self._host.hung_workers()
-        yield from self._gpu()
-        yield from self._disk()
+        yield from self._read_gpus()
+        yield from self._read_roots()
         totals = self._janitor.body()["totals"]
         yield SWEEPS, (), totals["sweeps"]
         yield SWEPT_FILES, (), totals["files"]
@@ -231,7 +233,7 @@ class Exposition:
         yield SWEPT_JOBS, (), totals["jobs"]
         yield SWEEP_ERRORS, (), totals["errors"]
 
-    def _gpu(self) -> Iterator[tuple[Family, _Labels, float]]:
+    def _read_gpus(self) -> Iterator[tuple[Family, _Labels, float]]:
         for gpu in self._gpus.all:
             label = (str(gpu.index),)
             yield GPU_INFO, (*label, gpu.name, gpu.uuid), 1
@@ -241,22 +243,22 @@ class Exposition:
                 yield VRAM_USED, label, gpu.vram_used_bytes
                 yield VRAM_SIZE, label, gpu.vram_total_bytes
 
-    def _disk(self) -> Iterator[tuple[Family, _Labels, float]]:
+    def _read_roots(self) -> Iterator[tuple[Family, _Labels, float]]:
         for root, facts in self._janitor.roots().items():
             yield DISK_FREE, (root,), facts["free_bytes"]
             yield DISK_SIZE, (root,), facts["total_bytes"]
-            counted = (
+            counts = (
                 (ROOT_FILES, facts["files"]),
                 (ROOT_BYTES, facts["bytes"]),
                 (WOULD_FREE, facts["would_free_bytes"]),
             )
-            for family, count in counted:
+            for family, count in counts:
                 if count is not None:
                     yield family, (root,), count
 
 
 class _Collector:
-    """Samples as the families of prometheus-client, in the order of the table, those without samples too."""
+    """Turns samples into the families of prometheus-client, in the order of the table, with or without samples."""
 
     def __init__(self, core: Any, samples: Iterable[tuple[Family, _Labels, float | _Histogram]]) -> None:
         self._core = core
@@ -271,26 +273,26 @@ class _Collector:
             "histogram": self._core.HistogramMetricFamily,
         }
         for family in (*COUNTED, *READ):
-            made = kinds[family.kind](family.name, family.help, labels=family.labels)
+            metric = kinds[family.kind](family.name, family.help, labels=family.labels)
             for labels, value in self._samples[family]:
                 if isinstance(value, _Histogram):
-                    made.add_metric(labels, _buckets(value), value.sum)
+                    metric.add_metric(labels, _buckets(value), value.sum)
                 else:
-                    made.add_metric(labels, float(value))
-            yield made
+                    metric.add_metric(labels, float(value))
+            yield metric
 
 
 def _buckets(histogram: _Histogram) -> list[tuple[str, int]]:
-    """Each with all that is below it, as Prometheus has them."""
-    found, total = [], 0
+    """Cumulative counts, as Prometheus wants them: each bucket includes those below it."""
+    buckets, total = [], 0
     for bound, count in zip((*map(str, map(float, histogram.bounds)), "+Inf"), histogram.counts, strict=True):
         total += count
-        found.append((bound, total))
-    return found
+        buckets.append((bound, total))
+    return buckets
 
 
 def markdown() -> str:
-    """`docs/metrics.md`, whole."""
+    """The text of `docs/metrics.md`."""
     lines = [
         "# Metrics",
         "",

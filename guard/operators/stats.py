@@ -1,4 +1,4 @@
-"""The figures that an operator and a bot's owner look at: what ended, how fast, what waits, and how the machine is."""
+"""Count the figures for operators and owners of bots: what ended, how fast, what waits, how the machine is."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ..settings import Settings
 from ..store import Store
 from .gpu import GpuBody, Gpus
 
-#: How long an answer holds for whoever asks next.
+#: An answer serves whoever asks within this time.
 HOLDS_S = 3.0
 HOUR_MS = 3_600_000
 WINDOWS_MS = {"1h": HOUR_MS, "24h": 24 * HOUR_MS, "7d": 7 * 24 * HOUR_MS}
 CHART_HOURS = 24
-#: A verdict is dated before it is committed; on a disk in trouble that takes a while.
+#: A verdict gets its time before its commit, which takes a while on a disk in trouble. An hour is final after this.
 LATE_MS = 60_000
-#: The last jobs whose run times are compared by template.
+#: Run times are compared by template over this many of the last jobs.
 RECENT_JOBS = 2_000
 SLOWEST = 10
 
@@ -101,7 +101,7 @@ class StatsBody(TypedDict):
 
 @dataclass(frozen=True)
 class Tally:
-    """How many jobs ended, and how long those that had begun ran in all."""
+    """How many jobs ended, how many of them had begun to run, and how long these ran in all."""
 
     jobs: int = 0
     runs: int = 0
@@ -118,10 +118,10 @@ Owners = dict["str | None", Codes]
 
 
 class Stats:
-    """Event loop; the store's reader thread does the counting, an hour's jobs at a time.
+    """Answers `/guarded/stats`. Event loop; the store's reader thread counts, an hour's jobs at a time.
 
-    Hours that are over do not change: they are counted once and kept, so that a week of a million jobs costs what its
-    last two hours do.
+    Hours that are over do not change, so each is counted once and kept: a week of a million jobs costs no more than its
+    last two hours.
     """
 
     def __init__(
@@ -145,35 +145,36 @@ class Stats:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._hours: dict[int, Owners] = {}
+        #: When the store was last counted, the parts of each window, and the hours of the chart.
         self._counted: tuple[float, dict[str, list[Owners]], list[tuple[int, Owners]]] | None = None
         self._answers: dict[str | None, tuple[float, StatsBody]] = {}
 
     async def body(self, client: Client) -> StatsBody:
-        """As JSON: an operator sees all of it, another client the figures of its own jobs."""
+        """The figures as JSON: all of them for an operator, those of its own jobs for another client."""
         owner = client.sees_only
         async with self._lock:
             now_s = time.monotonic()
-            self._answers = {who: kept for who, kept in self._answers.items() if now_s < kept[0] + HOLDS_S}
+            self._answers = {who: answer for who, answer in self._answers.items() if now_s < answer[0] + HOLDS_S}
             if owner not in self._answers:
-                self._answers[owner] = now_s, await self._figures(owner)
+                self._answers[owner] = now_s, await self._count_figures(owner)
             figures = self._answers[owner][1]
-        return await self._with_machine(figures) if client.operator else figures
+        return await self._add_machine(figures) if client.operator else figures
 
-    async def _figures(self, owner: str | None) -> StatsBody:
+    async def _count_figures(self, owner: str | None) -> StatsBody:
         now_ms = self._clock.now_ms()
-        windows, chart = await self._ended(now_ms)
+        windows, chart = await self._count_endings(now_ms)
         counts = await wrap_future(self._store.count_jobs(owner))
         since_ms = now_ms - max(WINDOWS_MS.values())
         runs = await wrap_future(self._store.list_template_runs_ms(owner, RECENT_JOBS, since_ms))
         return {
             "now_ms": now_ms,
-            "windows": {name: window(_of(owner, pieces)) for name, pieces in windows.items()},
+            "windows": {name: window(_merge(owner, parts)) for name, parts in windows.items()},
             "queue": {"queued": counts.queued, "running": counts.running, "max_jobs": self._settings.queue.max_jobs},
             "slowest": slowest(runs),
-            "chart": [{"from_ms": from_ms, **outcomes(_of(owner, [hour]))} for from_ms, hour in chart],
+            "chart": [{"from_ms": from_ms, **outcomes(_merge(owner, [hour]))} for from_ms, hour in chart],
         }
 
-    async def _with_machine(self, figures: StatsBody) -> StatsBody:
+    async def _add_machine(self, figures: StatsBody) -> StatsBody:
         running = await wrap_future(
             self._store.list_jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1)
         )
@@ -191,57 +192,58 @@ class Stats:
             "alarms": self._health.alarms(),
         }
 
-    async def _ended(self, now_ms: int) -> tuple[dict[str, list[Owners]], list[tuple[int, Owners]]]:
-        """What ended, of everybody: the pieces of each window, and the hours of the chart."""
+    async def _count_endings(self, now_ms: int) -> tuple[dict[str, list[Owners]], list[tuple[int, Owners]]]:
+        """Everybody's jobs that ended: the parts of each window, and the hours of the chart."""
         now_s = time.monotonic()
         if self._counted is None or now_s >= self._counted[0] + HOLDS_S:
-            windows = {name: await self._pieces(now_ms - ms, now_ms + 1) for name, ms in WINDOWS_MS.items()}
+            windows = {name: await self._count_parts(now_ms - ms, now_ms + 1) for name, ms in WINDOWS_MS.items()}
             this_hour = now_ms // HOUR_MS
             chart = [
-                (hour * HOUR_MS, await self._hour(hour, now_ms))
+                (hour * HOUR_MS, await self._count_hour(hour, now_ms))
                 for hour in range(this_hour - CHART_HOURS + 1, this_hour + 1)
             ]
             oldest = (now_ms - max(WINDOWS_MS.values())) // HOUR_MS
-            self._hours = {hour: kept for hour, kept in self._hours.items() if hour >= oldest}
+            self._hours = {hour: owners for hour, owners in self._hours.items() if hour >= oldest}
             self._counted = now_s, windows, chart
         return self._counted[1], self._counted[2]
 
-    async def _pieces(self, from_ms: int, before_ms: int) -> list[Owners]:
-        """The time from `from_ms` to `before_ms` as whole hours, with what is left at both ends."""
+    async def _count_parts(self, from_ms: int, before_ms: int) -> list[Owners]:
+        """The time from `from_ms` to `before_ms`: whole hours, and the rest at either end."""
         first, last = -(-from_ms // HOUR_MS), before_ms // HOUR_MS
         return [
             await self._count(from_ms, first * HOUR_MS),
-            *[await self._hour(hour, before_ms) for hour in range(first, last)],
+            *[await self._count_hour(hour, before_ms) for hour in range(first, last)],
             await self._count(last * HOUR_MS, before_ms),
         ]
 
-    async def _hour(self, hour: int, now_ms: int) -> Owners:
+    async def _count_hour(self, hour: int, now_ms: int) -> Owners:
         if hour not in self._hours:
-            counted = await self._count(hour * HOUR_MS, (hour + 1) * HOUR_MS)
+            owners = await self._count(hour * HOUR_MS, (hour + 1) * HOUR_MS)
             if (hour + 1) * HOUR_MS + LATE_MS > now_ms:
-                return counted
-            self._hours[hour] = counted
+                return owners
+            self._hours[hour] = owners
         return self._hours[hour]
 
     async def _count(self, from_ms: int, before_ms: int) -> Owners:
         owners: Owners = {None: {}}
-        for one in await wrap_future(self._store.count_endings(from_ms, before_ms)):
-            tally = Tally(one.jobs, one.runs, one.run_ms)
-            owners.setdefault(one.owner, {})[one.code] = tally
-            owners[None][one.code] = owners[None].get(one.code, Tally()) + tally
+        for ended in await wrap_future(self._store.count_endings(from_ms, before_ms)):
+            tally = Tally(ended.jobs, ended.runs, ended.run_ms)
+            owners.setdefault(ended.owner, {})[ended.code] = tally
+            owners[None][ended.code] = owners[None].get(ended.code, Tally()) + tally
         return owners
 
 
-def _of(owner: str | None, pieces: Iterable[Owners]) -> Codes:
-    found: Codes = {}
-    for piece in pieces:
-        for code, tally in piece.get(owner, {}).items():
-            found[code] = found.get(code, Tally()) + tally
-    return found
+def _merge(owner: str | None, parts: Iterable[Owners]) -> Codes:
+    """The owner's tallies over all the parts."""
+    codes: Codes = {}
+    for part in parts:
+        for code, tally in part.get(owner, {}).items():
+            codes[code] = codes.get(code, Tally()) + tally
+    return codes
 
 
 def outcomes(codes: Mapping[str | None, Tally]) -> OutcomesBody:
-    """How many succeeded, failed and were cancelled, and how long a success ran on average."""
+    """How many jobs succeeded, failed and were cancelled, and how long a success ran on average."""
     good, cancelled = codes.get(None, Tally()), codes.get("cancelled", Tally())
     return {
         "succeeded": good.jobs,
@@ -252,14 +254,14 @@ def outcomes(codes: Mapping[str | None, Tally]) -> OutcomesBody:
 
 
 def window(codes: Mapping[str | None, Tally]) -> WindowBody:
-    """The same with the share of successes among the jobs that nobody cancelled, and the codes of the others."""
-    counted = outcomes(codes)
-    decided = counted["succeeded"] + counted["failed"]
+    """The outcomes, the share of successes among jobs that nobody cancelled, and how often each code occurred."""
+    totals = outcomes(codes)
+    decided = totals["succeeded"] + totals["failed"]
     worst = sorted(((code, tally.jobs) for code, tally in codes.items() if code), key=lambda item: (-item[1], item[0]))
     return {
-        "jobs": decided + counted["cancelled"],
-        **counted,
-        "success_rate": round(counted["succeeded"] / decided, 4) if decided else None,
+        "jobs": decided + totals["cancelled"],
+        **totals,
+        "success_rate": round(totals["succeeded"] / decided, 4) if decided else None,
         "by_code": dict(worst),
     }
 
@@ -282,5 +284,5 @@ def slowest(runs: Iterable[tuple[str, int]]) -> list[SlowestBody]:
 
 
 def _p95(values: list[int]) -> int:
-    """The smallest of them that 95 per cent of them do not exceed."""
+    """The smallest value that 95 per cent of the values do not exceed."""
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]

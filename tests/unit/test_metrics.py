@@ -123,10 +123,10 @@ class TestWhatIsCounted:
         assert seen['guarded_job_run_seconds_bucket{le="+Inf",template="portrait"}'] == 2
 
     def test_templates_without_end_share_one_line(self, watched):
-        names = {watched.metrics._template(f"t{number}") for number in range(TEMPLATES * 3)}
+        names = {watched.metrics._label_of(f"t{number}") for number in range(TEMPLATES * 3)}
         assert len(names) == TEMPLATES + 1
         assert OTHER in names
-        assert watched.metrics._template("t0") == "t0"
+        assert watched.metrics._label_of("t0") == "t0"
 
     def test_a_histogram_counts_each_value_up_from_its_bucket(self):
         histogram = module._Histogram((1, 5))
