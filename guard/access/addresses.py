@@ -1,4 +1,4 @@
-"""Addresses and hosts: which of them are this machine itself."""
+"""Tell which addresses and hosts are this machine itself."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def is_reachable_from_elsewhere(listen: Iterable[str]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def is_loopback_host(header: str) -> bool:
+    """Whether a Host header names this machine."""
     try:
         host = urlsplit(f"//{header}").hostname or ""
     except ValueError:
@@ -24,6 +25,7 @@ def is_loopback_host(header: str) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
+    """Whether a text is a loopback address, IPv6's form of an IPv4 one included."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

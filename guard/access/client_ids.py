@@ -1,6 +1,6 @@
-"""Websocket client ids as the host knows them: one space for each owner.
+"""Give the host other websocket client ids than callers use, so that owners' ids never meet.
 
-Whoever knows a client id could otherwise listen to its jobs, or take its socket's place.
+Otherwise whoever knows a client id could listen to its jobs, or take its socket's place.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ FILE = "client_ids.key"
 
 
 class ClientIds:
-    """From (owner, the client's own id) to the id that the host is given: a keyed hash, for `local` the id itself."""
+    """Maps an owner's client id to the host's: by a keyed hash, except for `local`, whose ids stay as they are."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     @classmethod
     def load(cls, own_directory: Path) -> ClientIds:
-        """With the key that lies there, or a new one. Raises OSError."""
+        """Read the key there, or make one. Raises OSError."""
         return cls(private_files.read_or_make_key(own_directory / FILE))
 
     def of(self, owner: str, client_id: str) -> str:
@@ -34,5 +34,5 @@ class ClientIds:
         return hmac.new(self._key, told, hashlib.sha256).hexdigest()
 
     def of_job(self, job_id: str, owner: str, client_id: str | None) -> str:
-        """The id that a job runs under: without one, the host would tell everybody how it goes."""
+        """The id that a job runs under. Without any, the host would tell everybody how it goes."""
         return self.of(owner, client_id or f"guarded-{job_id}")

@@ -20,30 +20,35 @@ from .keys import SCOPES, SUBMIT, Key, KeysError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="keys_command", required=True)
     create = commands.add_parser("create", help="make a key and print it, this once")
-    create.add_argument("name", help="whose jobs they are: a bot's name, say")
+    create.add_argument("name", help="the owner of the jobs made with it, such as a bot's name")
     create.add_argument(
-        "--scope", choices=SCOPES, default=SUBMIT, help="`operate` sees and stops everybody's jobs (default: submit)"
+        "--scope",
+        choices=SCOPES,
+        default=SUBMIT,
+        help="`operate` also sees and stops everybody's jobs (default: submit)",
     )
-    create.add_argument("--jobs-per-minute", type=_positive, metavar="N", help="else the settings' limit")
-    create.add_argument("--max-queued", type=_count, metavar="N", help="how many of its jobs may wait at once")
-    create.add_argument("--expires", type=_age_with_unit, metavar="AGE", help="24h, 30d; else it does not expire")
-    create.add_argument("--webhook", metavar="URL", help="is told of every ending of its jobs")
-    create.add_argument("--same-owner", action="store_true", help="one more key for a name that has one already")
+    create.add_argument("--jobs-per-minute", type=_read_rate, metavar="N", help="instead of the limit in the settings")
+    create.add_argument("--max-queued", type=_read_count, metavar="N", help="how many of its jobs may wait at once")
+    create.add_argument(
+        "--expires", type=_read_age, metavar="AGE", help="24h, 30d; without it, the key does not expire"
+    )
+    create.add_argument("--webhook", metavar="URL", help="the address to tell when a job of its owner ends")
+    create.add_argument("--same-owner", action="store_true", help="make one more key for a name that has one already")
     listing = commands.add_parser("list", help="every key, without its secret")
     revoke = commands.add_parser("revoke", help="end a key for good")
-    revoke.add_argument("key", help="its id, or its name for all keys of that name")
+    revoke.add_argument("key", help="its id, or a name to end all keys of that name")
     for command in (create, listing, revoke):
         command.add_argument(
             "--user", type=Path, metavar="DIR",
-            help="ComfyUI's user folder; by default that of the ComfyUI which this package lies in",
+            help="ComfyUI's user folder (default: that of the ComfyUI that this package lies in)",
         )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]) -> int:
-    """Returns the exit status: 0, or 2 where it could not be done."""
+    """Run the command. Returns the exit status: 0, or 2 where it failed."""
     user = arguments.user or user_folder(package)
     if user is None or not user.is_dir():
-        say(f"{user or 'the user folder'} is not there: start ComfyUI once, or give its user folder with --user DIR")
+        say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
         return 2
     own = guard_folder(user)
     now_ms = Clock().now_ms()
@@ -83,7 +88,7 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
 
 
 def _check_webhook(url: str, own: Path) -> None:
-    """Raises KeysError where the server would never deliver there."""
+    """Raise KeysError where the server would never deliver there."""
     try:
         Rules(load(own / "guarded.toml", os.environ).webhooks).check(url)
     except InvalidRequestError as error:
@@ -95,11 +100,11 @@ def _check_webhook(url: str, own: Path) -> None:
 def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
     for key in keys.read(own):
         if key.revoked_at_ms is not None:
-            state = f"revoked {_day(key.revoked_at_ms)}"
+            state = f"revoked {_format_day(key.revoked_at_ms)}"
         elif key.expires_at_ms is None:
             state = "active"
         else:
-            state = f"{'active until' if key.is_active(now_ms) else 'expired'} {_day(key.expires_at_ms)}"
+            state = f"{'active until' if key.is_active(now_ms) else 'expired'} {_format_day(key.expires_at_ms)}"
         limits = [
             f"{name} {value:g}"
             for name, value in (("jobs/min", key.jobs_per_minute), ("queued", key.max_queued))
@@ -108,24 +113,24 @@ def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
         say("  ".join([key.key_id, key.name, key.scope, state, *limits, *filter(None, [key.webhook])]))
 
 
-def _day(at_ms: int) -> str:
+def _format_day(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _age_with_unit(text: str) -> float:
+def _read_age(text: str) -> float:
     if text.strip()[-1:].isdigit():
-        raise argparse.ArgumentTypeError(f"{text} of what? 24h, 30d")
+        raise argparse.ArgumentTypeError(f"{text} needs a unit, as in 24h or 30d")
     return parse_age(text)
 
 
-def _positive(text: str) -> float:
+def _read_rate(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 
-def _count(text: str) -> int:
+def _read_count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")

@@ -1,4 +1,4 @@
-"""The keys: a file in our own folder, which the command line writes and the server reads again when it changes."""
+"""Store the keys in a file in our own folder. The command line writes it; the server reads it again when it changes."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Key:
     """One key as it is stored: the secret part only as its SHA-256.
 
     Attributes:
-        name: the owner of what is done with it. Several keys may share one name: the old and the new one, say.
-        scope: `submit`, or `operate`, which sees and stops everybody's jobs as well.
-        webhook_secret: signs what is sent to its owner's webhooks (Standard Webhooks: `whsec_…`).
+        name: the owner of the jobs made with it. Several keys may share a name, such as the old and the new one.
+        scope: `submit`, or `operate`, which also sees and stops everybody's jobs.
+        webhook_secret: signs its owner's webhooks (Standard Webhooks: `whsec_…`).
     """
 
     key_id: str
@@ -68,7 +68,7 @@ _FILE = TypeAdapter(list[Key])
 
 
 class Keys:
-    """What the server knows of the keys. `refresh` runs on any thread, all else on the event loop."""
+    """The server's copy of the keys. `refresh` runs on any thread, everything else on the event loop."""
 
     def __init__(self, own: Path, clock: Clock) -> None:
         self._path = own / FILE
@@ -79,10 +79,10 @@ class Keys:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the file again if it has changed. One that cannot be read changes nothing, and is complained of."""
+        """Read the file again where it has changed. A file that cannot be read changes nothing and is logged."""
         try:
-            found = self._path.stat()
-            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+            status = self._path.stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
         except OSError:
             seen = None
         if seen == self._seen:
@@ -98,22 +98,20 @@ class Keys:
         self._keys = {key.key_id: key for key in keys}
 
     def find(self, secret: str) -> Client | None:
-        """The client whose key this is; None for a key that does not count."""
-        found = _KEY.fullmatch(secret)
-        key = self._keys.get(found[1]) if found else None
-        # As long for an unknown id as for a wrong secret.
+        """The client whose key this is; None where the key is unknown, revoked or expired."""
+        match = _KEY.fullmatch(secret)
+        key = self._keys.get(match[1]) if match else None
+        # This takes as long for an unknown id as for a wrong secret.
         fits = hmac.compare_digest(_digest(secret), key.sha256 if key is not None else _digest(""))
-        return (
-            self._clients.get(key.key_id) if key is not None and fits and key.is_active(self._clock.now_ms()) else None
-        )
+        return self.find_by_id(key.key_id) if key is not None and fits else None
 
     def find_by_id(self, key_id: str) -> Client | None:
-        """The client of a key that counts."""
+        """The client of the key with that id; None where it is unknown, revoked or expired."""
         key = self._keys.get(key_id)
         return self._clients.get(key_id) if key is not None and key.is_active(self._clock.now_ms()) else None
 
     def webhook_secret(self, owner: str) -> str | None:
-        """What signs the owner's webhooks: the newest of its keys that count."""
+        """The secret that signs the owner's webhooks, that of its newest active key; None where it has none."""
         now_ms = self._clock.now_ms()
         own = [key for key in list(self._keys.values()) if key.name == owner and key.is_active(now_ms)]
         return max(own, key=lambda key: key.created_at_ms).webhook_secret if own else None
@@ -126,24 +124,23 @@ class Keys:
         return list(self._keys.values())
 
 
-# What the command line does. ---------------------------------------------------------------------------------
-
-
 def create(own: Path, wanted: Key, *, same_owner: bool) -> tuple[Key, str]:
-    """Make a key; its id, hash and webhook secret are drawn here. Returns it, and the secret, which nobody keeps.
+    """Make a key like `wanted`, with a new id, secret and webhook secret. Returns it and the secret, kept nowhere.
 
     Raises:
-        KeysError: a name that cannot be one, or that has belonged to a key before, whose jobs this one would see.
+        KeysError: the name cannot be one, or has belonged to a key before, whose jobs this one would see.
     """
     if _NAME.fullmatch(wanted.name) is None or wanted.name == LOCAL.owner:
-        raise KeysError(f"{wanted.name!r} is no name for a key: letters, digits, '.', '_' and '-', and not 'local'.")
+        raise KeysError(
+            f"{wanted.name!r} cannot be a key's name: use letters, digits, '.', '_' and '-', but not 'local'."
+        )
     key_id = secrets.token_hex(4)
     secret = f"gk_{key_id}_{secrets.token_urlsafe(32)}"
     drawn = base64.b64encode(secrets.token_bytes(32)).decode()
     key = replace(wanted, key_id=key_id, sha256=_digest(secret), webhook_secret=f"whsec_{drawn}")
     with _writing(own):
         keys = read(own)
-        # Windows and macOS fold case in file names, and owners have folders.
+        # Owners have folders, and Windows and macOS ignore case in their names.
         earlier = {other.name for other in keys if other.name.lower() == key.name.lower()}
         if earlier and not (same_owner and earlier == {key.name}):
             raise KeysError(
@@ -154,18 +151,18 @@ def create(own: Path, wanted: Key, *, same_owner: bool) -> tuple[Key, str]:
 
 
 def revoke(own: Path, which: str, now_ms: int) -> list[Key]:
-    """Revoke the key of that id, or all of that name. Raises KeysError where none counts."""
+    """Revoke the key of that id, or all of that name. Raises KeysError where there is none to revoke."""
     with _writing(own):
         keys = read(own)
         gone = [key for key in keys if which in (key.key_id, key.name) and key.revoked_at_ms is None]
         if not gone:
-            raise KeysError(f"there is no key {which!r} that could be revoked")
+            raise KeysError(f"there is no key {which!r} to revoke")
         _write(own, [replace(key, revoked_at_ms=now_ms) if key in gone else key for key in keys])
     return gone
 
 
 def read(own: Path) -> list[Key]:
-    """All keys, the revoked ones too. Raises KeysError where the file cannot be used."""
+    """Read all keys, the revoked ones too. Raises KeysError where the file cannot be used."""
     path = own / FILE
     try:
         return _FILE.validate_json(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Short-lived tokens for the query string: image tags and browsers' websockets can send no header."""
+"""Sign short-lived tokens for the query string, because image tags and browsers' websockets can send no header."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ FILE = "token.key"
 
 @dataclass(frozen=True)
 class Grant:
-    """What a token that holds says: as whom, and by which key (None: made on trusted loopback)."""
+    """What a valid token says: as whom it acts, and which key made it (None: trusted loopback)."""
 
     owner: str
     key_id: str | None
 
 
 class Tokens:
-    """Signs and verifies. The key lies in our own folder, so that a token outlives a restart."""
+    """Signs and verifies. Its key lies in our own folder, so that a token outlives a restart."""
 
     def __init__(self, own: Path, clock: Clock) -> None:
-        """Reads or makes the key; blocks, so before the event loop serves. Raises OSError."""
+        """Read or make the key. Blocks, so call it before the event loop serves. Raises OSError."""
         self._key = private_files.read_or_make_key(own / FILE)
         self._clock = clock
 
@@ -39,7 +39,7 @@ class Tokens:
         return f"{payload}.{self._sign(payload)}"
 
     def verify(self, token: str, path: str) -> Grant | None:
-        """The grant of a token for this very path; None for any other token."""
+        """What a token for this very path grants; None for any other token."""
         payload, _, signature = token.partition(".")
         try:
             if not hmac.compare_digest(signature.encode(), self._sign(payload).encode()):

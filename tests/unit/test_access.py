@@ -484,4 +484,4 @@ def test_a_key_may_have_the_webhooks_that_the_settings_allow(tmp_path):
 def test_when_a_key_expires_is_told_with_a_unit(tmp_path, capsys):
     with pytest.raises(SystemExit):
         _commanded(tmp_path, "create", "bot", "--expires", "30")
-    assert "30 of what? 24h, 30d" in capsys.readouterr().err
+    assert "30 needs a unit, as in 24h or 30d" in capsys.readouterr().err
