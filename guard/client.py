@@ -1,4 +1,4 @@
-"""Client: who a job belongs to."""
+"""Client: who asks, and whose jobs it may see."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KeyLimits:
-    """What a key may ask for; None leaves it to the settings."""
+    """The limits of a key; None: as the settings say."""
 
     jobs_per_minute: float | None = None
     max_queued: int | None = None
@@ -15,9 +15,9 @@ class KeyLimits:
 
 @dataclass(frozen=True)
 class Client:
-    """Who a job belongs to. `operator` sees and stops everybody's.
+    """Who asks, and owns the jobs that it submits. An `operator` sees and stops everybody's jobs.
 
-    `key_id` is None for trusted loopback; `webhook` is where the key's owner wants to be told of its jobs.
+    `key_id` is None for trusted loopback; `webhook` is the URL that is told of the key's jobs.
     """
 
     owner: str

@@ -1,4 +1,4 @@
-"""Time that a change of the machine's clock cannot bend."""
+"""Tell the time in a way that does not jump when somebody sets the machine's clock."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import time
 
 
 class Clock:
-    """Milliseconds since the epoch, read once from the wall and then carried on by the monotonic clock.
+    """Reads the wall clock once, at the start, and goes on by the monotonic clock.
 
-    Deadlines are compared against it, so a wall clock that jumps (NTP after boot, an operator with `date -s`)
-    neither ends a job early nor lets one run for ever; across a restart the wall is read again.
+    So a wall clock that jumps (NTP after boot, an operator with `date -s`) neither ends a job early nor lets one run
+    for ever. After a restart the wall clock is read again.
     """
 
     def __init__(self) -> None:
         self._offset_s = time.time() - time.monotonic()
 
     def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
         return int((time.monotonic() + self._offset_s) * 1000)
 
     def monotonic_s(self) -> float:
+        """Seconds on the monotonic clock."""
         return time.monotonic()

@@ -1,4 +1,4 @@
-"""How a node reaches the machine that app.py built: nodes are made by ComfyUI, which hands them nothing of ours."""
+"""Hand nodes the machine that app.py built: ComfyUI makes the nodes, and passes them nothing of ours."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _current = Runtime(Settings())
 
 
 def install(runtime: Runtime) -> None:
-    """Called once, by app.py."""
+    """Let nodes use `runtime` from now on. app.py calls it once."""
     global _current
     _current = runtime
 
 
 def current() -> Runtime:
+    """The runtime that was installed; before that, one with default settings alone."""
     return _current
