@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from typing_extensions import TypedDict
 
+from ..host import Progress
 from ..job import Job, ProgressBody
 from ..store import Standing
 
@@ -77,3 +78,19 @@ class Event:
         """The event as a server-sent one."""
         numbered = f"id: {self.id}\n" if self.id is not None else ""
         return f"{numbered}event: {self.name}\ndata: {self.text}\n\n".encode()
+
+
+def state_event(job: Job, progress: Progress | None = None) -> Event:
+    return Event(STATE, lambda: job.body(progress=progress.body() if progress else None), job, job.event_id)
+
+
+def progress_event(job: Job, progress: Progress) -> Event:
+    def make() -> ProgressEvent:
+        return {"job_id": job.job_id, **progress.body()}
+
+    return Event(PROGRESS, make, job)
+
+
+def preview_event(job: Job, mime: str, data: str) -> Event:
+    body: PreviewEvent = {"job_id": job.job_id, "mime": mime, "data": data}
+    return Event(PREVIEW, lambda: body, job)

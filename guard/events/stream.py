@@ -22,12 +22,12 @@ from .event import (
     ALARM,
     POSITION,
     PREVIEW,
-    PROGRESS,
     STATE,
     AlarmEvent,
     Event,
-    PreviewEvent,
-    ProgressEvent,
+    preview_event,
+    progress_event,
+    state_event,
 )
 
 log = logging.getLogger("guarded.events")
@@ -201,7 +201,7 @@ class Events:
             items, self._inbox = self._inbox, []
         for item in items:
             if isinstance(item, Job):
-                self._give(_state_event(item, self.progress(item.job_id)), self._readers(STATE, item))
+                self._give(state_event(item, self.progress(item.job_id)), self._readers(STATE, item))
             else:
                 self.tell(item)
 
@@ -216,7 +216,7 @@ class Events:
             self._moved.clear()
         for job, progress in moved:
             if progress is not None:
-                self.tell(_progress_event(job, progress))
+                self.tell(progress_event(job, progress))
 
     def _begin_showing(self, job_id: str) -> None:
         if job_id not in self._showing:
@@ -243,7 +243,7 @@ class Events:
             log.debug("job %s: its preview cannot be encoded: %s", job.job_id, error)
             return
         if job.job_id in self._running:
-            self.tell(_preview_event(job, mime, data))
+            self.tell(preview_event(job, mime, data))
 
     def _readers(self, name: str, job: Job | Standing | None) -> list[Subscription]:
         groups = [self._of_all]
@@ -368,7 +368,7 @@ class Subscription:
         if self._resuming:
             self._resuming, self._owed = False, max(self._owed, changes.head)
         self._seen = changes.up_to
-        return [_state_event(job) for job in changes.jobs]
+        return [state_event(job) for job in changes.jobs]
 
     async def _wait(self, timeout_s: float) -> bool:
         """Whether something came within `timeout_s`."""
@@ -380,22 +380,6 @@ class Subscription:
         finally:
             timer.cancel()
             self._wakeup = None
-
-
-def _state_event(job: Job, progress: Progress | None = None) -> Event:
-    return Event(STATE, lambda: job.body(progress=progress.body() if progress else None), job, job.event_id)
-
-
-def _progress_event(job: Job, progress: Progress) -> Event:
-    def make() -> ProgressEvent:
-        return {"job_id": job.job_id, **progress.body()}
-
-    return Event(PROGRESS, make, job)
-
-
-def _preview_event(job: Job, mime: str, data: str) -> Event:
-    body: PreviewEvent = {"job_id": job.job_id, "mime": mime, "data": data}
-    return Event(PREVIEW, lambda: body, job)
 
 
 def _expire(wakeup: asyncio.Future[bool]) -> None:
