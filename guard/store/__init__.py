@@ -1,8 +1,9 @@
-"""Keep every durable fact, through kills and restarts, where a second engine could take over without the core noticing.
+"""Keep jobs, their verdicts, their files and their webhooks on disk, so that they survive a kill or a restart.
 
-Each method of :class:`Store` returns a :class:`concurrent.futures.Future` at once, from any thread; by the time it is
-done, the change is on disk and every listener has been told. Calls take effect in the order in which they were made:
-of two verdicts for one job, the one handed in first holds.
+The core knows the :class:`Store` protocol alone, so another engine can take SQLite's place. The files: `protocol` says
+what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (threads and
+commits), `disk` (the file), `transitions` (what changes jobs), `queries` (what reads them), `outbox`, `result_files`,
+`line` (the queue's order), `rows` and `schema`.
 """
 
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path

@@ -1,4 +1,4 @@
-"""The database file: where it lies, how it is opened, checked and migrated, and what is set aside instead of lost."""
+"""The database file: find it, open it, check and migrate it, and set aside what cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schema import MIGRATIONS
 
 log = logging.getLogger("guarded.store")
 
-#: The log may grow to this many pages (of 4 KiB) before a commit has to work it into the database itself.
+#: Pages (of 4 KiB) in the log at which a commit works it into the database itself.
 LOG_PAGES = 25_000
 #: Check files up to this size page by page when opening them (64 MiB take about 0.2 s).
 CHECKED_BYTES = 64 * 2**20
@@ -25,17 +25,17 @@ class StoreLockedError(Exception):
 
 
 class StoreUnusableError(Exception):
-    """The database can be neither opened nor made: a read-only or full disk, or no rights."""
+    """The database can be neither opened nor created: the disk is read-only or full, or rights are missing."""
 
 
 class StoreTooNewError(Exception):
-    """A later version of this package has written this database."""
+    """A later version of this package wrote this database."""
 
 
 def database_path(url: str, own: Path) -> Path:
-    """The SQLite file of `store.url`; `own`, the guard's folder, holds it by default.
+    """The SQLite file that `store.url` names; `guarded.db` in the guard's folder, `own`, if it is empty.
 
-    Raises SettingsError for what this version cannot use.
+    Raises SettingsError for a URL that this version cannot use.
     """
     if not url:
         return own / "guarded.db"
@@ -59,19 +59,19 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open and migrate the database. Set a file aside that SQLite cannot read; never write over it."""
+    """Open and migrate the database. A file that SQLite cannot read is set aside, never overwritten."""
     try:
         return _migrate(path)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
-            raise  # locked, read-only, no room: the file itself may be well
+            raise  # locked, read-only, no room: the file itself may be fine
         aside = _unused(path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}"))
         for suffix in ("", "-wal", "-shm"):
             if (part := Path(f"{path}{suffix}")).exists():
                 os.replace(part, f"{aside}{suffix}")
         log.error(
-            "the job database %s cannot be read (%s); it was set aside as %s and a new one begun. "
-            "Jobs that waited in it are not in the queue any more.",
+            "the job database %s cannot be read (%s); it was set aside as %s, and a new one is in use. "
+            "Jobs that waited in it are no longer queued.",
             path,
             " ".join(str(error).split()),
             aside.name,
@@ -80,9 +80,9 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def rewrite(db: sqlite3.Connection, path: Path) -> None:
-    """Write all that `db` holds to `path`, where its own file is gone; set aside what lies there instead."""
+    """Write all that `db` holds to `path`, from which its own file has gone. Set aside any file that lies there now."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: a full disk or a kill may cut it off.
+    # Under another name first: a full disk or a kill may cut it short.
     fresh = path.with_name(f"{path.name}.restored")
     fresh.unlink(missing_ok=True)
     db.execute("VACUUM INTO ?", (str(fresh),))
@@ -94,7 +94,7 @@ def rewrite(db: sqlite3.Connection, path: Path) -> None:
 
 
 def identify(path: Path) -> tuple[int, int]:
-    """The file's device and inode: another file of that name has others."""
+    """The device and inode of a file, which another file of the same name does not have."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
@@ -118,7 +118,7 @@ def _migrate(path: Path) -> sqlite3.Connection:
 
 
 def _unused(path: Path) -> Path:
-    """`path`, or with a number behind it where that name is taken."""
+    """`path`, with a number appended if that name is taken."""
     number = 1
     unused = path
     while unused.exists():

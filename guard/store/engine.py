@@ -1,7 +1,7 @@
 """Run operations on the database: each on a thread that owns its connection, many writes in one commit.
 
-WAL with `synchronous=NORMAL`: a commit survives the death of the process (SIGKILL included); a power cut may take
-the last ones, the file stays whole.
+The database is in WAL mode with `synchronous=NORMAL`: a commit survives the death of the process, by SIGKILL too. A
+power cut may lose the last commits but leaves the file whole.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ log = logging.getLogger("guarded.store")
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
-#: Operations, each with the future that hears of its end.
+#: Operations, each with the future that gets its result.
 Batch = list[tuple[Operation[Any], "Future[Any]"]]
 
-#: Operations in one commit. 32 clients at once share one; more would only make the first of them wait.
+#: The most operations in one commit. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
-#: Work the log into the database after this many commits, on a thread of its own: that waits about 10 ms for the
-#: disk, and without this some unlucky commit would.
+#: After this many commits the tidier works the log into the database. That waits about 10 ms for the disk, which
+#: otherwise some commit would have to do.
 TIDY_COMMITS = 250
-#: How often the writer looks whether its file is still there.
+#: How often the writer checks that its file is still there.
 LOOK_S = 1.0
 
 
 class Engine:
     """An open database file, locked against other processes.
 
-    Three threads, each with its own connection: `guarded-store` writes, `guarded-store-reader` looks, so that a long
-    list holds up no commit, and `guarded-store-tidier` does what would hold up the reader.
+    Three threads, each with a connection of its own: `guarded-store` writes; `guarded-store-reader` reads, so that a
+    long list holds up no commit; `guarded-store-tidier` does what would hold up the reader.
     """
 
     def __init__(self, path: Path, load: Operation[None], publish: Callable[[], None]) -> None:
         """Open or create the database; blocks.
 
         Args:
-            load: reads what is kept in memory beside the tables; called here, and again on the writer's thread after
-                each transaction that was taken back.
+            load: reads from the tables what the caller keeps in memory. Called here, and on the writer's thread after
+                each transaction that was rolled back.
             publish: called on the writer's thread after each commit, before the operations' futures are done.
 
         Raises:
-            StoreLockedError, StoreTooNewError: the file is another's; it is left untouched.
-            StoreUnusableError: the disk does not let us.
+            StoreLockedError: another process has the file open.
+            StoreTooNewError: a later version wrote it.
+            StoreUnusableError: the disk refuses.
         """
         self.path = path
         self._load = load
@@ -75,9 +76,9 @@ class Engine:
             self._is_loaded = True
             self._identity = identify(path)
             self._looked_s = time.monotonic()
-            self._writer = Worker("guarded-store", db, self._commit, self._look)
-            self._reader = Worker("guarded-store-reader", connect(path), _read)
-            self._tidier = Worker("guarded-store-tidier", connect(path), _read)
+            self._writer = DatabaseThread("guarded-store", db, self._commit, self._look)
+            self._reader = DatabaseThread("guarded-store-reader", connect(path), _read)
+            self._tidier = DatabaseThread("guarded-store-tidier", connect(path), _read)
         except sqlite3.OperationalError as error:
             self._lock.release()
             raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
@@ -86,15 +87,15 @@ class Engine:
             raise
 
     def write(self, operation: Operation[T]) -> Future[T]:
-        """Run it on the writer's thread, in a transaction; the future is done when that is on disk."""
+        """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk."""
         return self._writer.run(operation)
 
     def read(self, operation: Operation[T]) -> Future[T]:
-        """Run it on the reader's thread; it may only look."""
+        """Run an operation that changes nothing on the reader's thread."""
         return self._reader.run(operation)
 
     def read_slowly(self, operation: Operation[T]) -> Future[T]:
-        """Run on the tidier's thread what would hold up the other looks; it may only look."""
+        """Run an operation that changes nothing on the tidier's thread, since it would hold up the reader."""
         return self._tidier.run(operation)
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ class Engine:
     # The writer's thread. ------------------------------------------------------------------------------------
 
     def _commit(self, db: sqlite3.Connection, batch: Batch) -> None:
-        """One transaction for a batch; an operation that refuses takes nothing of its neighbours down."""
+        """Do a batch in one transaction. An operation that refuses harms none of its neighbours."""
         refusals: list[tuple[Future[Any], GuardError]] = []
         try:
             if self._is_gone():
@@ -123,10 +124,10 @@ class Engine:
                     batch = [item for item in batch if item[1] not in refused]
             db.execute("COMMIT")
         except BaseException as error:
-            # Nothing of the batch is durable, so nobody may be told that it is.
+            # Nothing of the batch is on disk, so nobody may be told that it is.
             with contextlib.suppress(sqlite3.Error):
                 self._take_back(db)
-            failure = explain_failure(error)
+            failure = report_failure(error)
             for _operation, future in batch:
                 future.set_exception(failure)
             for future, refusal in refusals:
@@ -145,10 +146,10 @@ class Engine:
     def _attempt(
         self, db: sqlite3.Connection, batch: Batch, refusals: list[tuple[Future[Any], GuardError]]
     ) -> list[tuple[Future[Any], Any]] | None:
-        """Begin a transaction and do the batch in it; those that refuse go to `refusals`.
+        """Begin a transaction and do the batch in it; add the operations that refuse to `refusals`.
 
-        None: one has refused after it had written, and all must be done again without it. (They look before they
-        write, so that hardly ever happens, and spares every one of them a savepoint.)
+        None: an operation refused after it had written, so the batch must be done again without it. That hardly ever
+        happens, as operations check before they write, and it is cheaper than a savepoint for each.
         """
         db.execute("BEGIN IMMEDIATE")
         results = []
@@ -159,7 +160,7 @@ class Engine:
             except sqlite3.OperationalError:
                 raise
             except Exception as error:
-                refusals.append((future, error if isinstance(error, GuardError) else explain_failure(error)))
+                refusals.append((future, error if isinstance(error, GuardError) else report_failure(error)))
                 if db.total_changes != writes:
                     return None
         return results
@@ -172,14 +173,14 @@ class Engine:
         self._is_loaded = True
 
     def _look(self, db: sqlite3.Connection) -> None:
-        """While nothing is handed in: write a lost file anew now, not with the next job."""
+        """Write a lost file anew while there is nothing to do, instead of with the next job."""
         if self._is_gone():
             self._restore(db)
 
     def _is_gone(self) -> bool:
-        """Whether the file under our name is no longer the one we write to: someone has deleted or replaced it.
+        """Whether someone has deleted or replaced the file that we write to.
 
-        SQLite would go on writing to the nameless file, and all of it would be lost with the process.
+        SQLite would keep writing to the nameless file, and all of it would be lost with the process.
         """
         now_s = time.monotonic()
         if now_s < self._looked_s + LOOK_S:
@@ -191,9 +192,9 @@ class Engine:
             return True
 
     def _restore(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """Write everything out again under the old name, and go on there."""
+        """Write everything to a new file of the old name, and continue there."""
         log.error("the job database %s was deleted or replaced under the running server; writing it anew", self.path)
-        self._looked_s = 0.0  # until it has succeeded, every commit tries again
+        self._looked_s = 0.0  # every commit tries again until this succeeds
         rewrite(db, self.path)
         fresh = connect(self.path)
         self._writer.swap(fresh)
@@ -203,8 +204,8 @@ class Engine:
         return fresh
 
 
-class Worker:
-    """A thread that owns a connection and works off what is handed to it, in order."""
+class DatabaseThread:
+    """A thread that owns a connection and runs what it is handed, in order."""
 
     def __init__(
         self,
@@ -213,7 +214,7 @@ class Worker:
         work: Callable[[sqlite3.Connection, Batch], None],
         idle: Operation[None] | None = None,
     ) -> None:
-        """`idle` is called every `LOOK_S` while there is no work."""
+        """`work` runs a batch; `idle` is called every `LOOK_S` while there is none."""
         self._db = db
         self._work = work
         self._idle = idle
@@ -231,7 +232,7 @@ class Worker:
         return future
 
     def swap(self, db: sqlite3.Connection) -> None:
-        """Go on with another connection, from the next batch on; the old one is closed when its batch is through."""
+        """Use another connection from the next batch on; the old one is closed when its batch is done."""
         old, self._db = self._db, db
         self.run(lambda _db: old.close())
 
@@ -246,7 +247,7 @@ class Worker:
             try:
                 batch = [self._inbox.get(timeout=LOOK_S if self._idle is not None else None)]
             except queue.Empty:
-                self._do_idle()
+                self._run_idle()
                 continue
             while len(batch) < BATCH:
                 try:
@@ -254,25 +255,25 @@ class Worker:
                 except queue.Empty:
                     break
             is_open = None not in batch
-            # A caller that has gone away (a cancelled request) has taken its operation back.
+            # A request that was cancelled has cancelled its operation.
             work = [item for item in batch if item is not None and item[1].set_running_or_notify_cancel()]
             if work:
                 try:
                     self._work(self._db, work)
                 except BaseException as error:
-                    # A fault of ours: whoever waits must hear of it, and the thread must live.
-                    failure = explain_failure(error)
+                    # A bug: the callers must hear of it, and the thread must live.
+                    failure = report_failure(error)
                     for _operation, future in work:
                         if not future.done():
                             future.set_exception(failure)
         self._db.close()
 
-    def _do_idle(self) -> None:
+    def _run_idle(self) -> None:
         try:
             if self._idle is not None:
                 self._idle(self._db)
         except Exception as error:
-            explain_failure(error)
+            report_failure(error)
 
 
 def _read(db: sqlite3.Connection, batch: Batch) -> None:
@@ -282,11 +283,11 @@ def _read(db: sqlite3.Connection, batch: Batch) -> None:
         except GuardError as error:
             future.set_exception(error)
         except BaseException as error:
-            future.set_exception(explain_failure(error))
+            future.set_exception(report_failure(error))
 
 
-def explain_failure(error: BaseException) -> GuardError:
-    """Log that the database failed, and return what a caller hears of it."""
+def report_failure(error: BaseException) -> GuardError:
+    """Log that the database failed; return the error for the callers."""
     log.error("the job store failed: %s", error, exc_info=not isinstance(error, sqlite3.Error))
     if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
         return DiskFullError("The disk with the job database is full.", retry_after_s=60)

@@ -1,4 +1,4 @@
-"""Facts about jobs that the store takes and gives."""
+"""What the store takes and gives besides jobs themselves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from ..job import Job, JobState, Kind
 
 @dataclass(frozen=True)
 class Waiting:
-    """How a queued job stands: 1 is next; `running` jobs hold the slots.
+    """Where a queued job stands.
 
-    `ahead`: how many of which kind come before it; far back, by their share in the whole queue.
+    Attributes:
+        position: 1 is next.
+        running: jobs that hold a slot.
+        ahead: how many jobs of each kind come before it. Far back in a long queue this is an estimate, from each
+            kind's share of the whole queue.
     """
 
     position: int
@@ -22,7 +26,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Standing:
-    """A queued job in the order in which all would be served."""
+    """A queued job, in a list of all of them in the order in which they will run."""
 
     job_id: str
     owner: str
@@ -33,7 +37,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Run:
-    """How long a job ran that succeeded."""
+    """The run time of one job that succeeded."""
 
     kind: Kind
     run_ms: int
@@ -41,7 +45,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that is in the store for good. `replayed`: it had been already, under the same idempotency key."""
+    """A job that is on disk. `replayed`: an earlier request with the same idempotency key made it.
+
+    `waiting` is None once it is no longer queued.
+    """
 
     job: Job
     waiting: Waiting | None
@@ -50,7 +57,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A caller's key for one request, the digest of that request's body, and since when the key counts."""
+    """A caller's key for one request, the digest of the request's body, and the time before which a key is too old."""
 
     key: str
     body_digest: str
@@ -59,7 +66,7 @@ class IdempotencyKey:
 
 @dataclass(frozen=True)
 class Claimed:
-    """A job that has just been given a lease, with the body to dispatch."""
+    """A job that has just taken a slot, with the body to dispatch."""
 
     job: Job
     body: bytes
@@ -67,7 +74,7 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Settled:
-    """The job after a settle. `won`: this very verdict ended it."""
+    """The job after a settle. `won`: this verdict ended it, and no earlier one."""
 
     job: Job
     won: bool
@@ -75,9 +82,11 @@ class Settled:
 
 @dataclass(frozen=True)
 class Changes:
-    """Jobs as they were after each change of state, in the order in which those happened.
+    """Jobs as they were after each change of state, in order.
 
-    `up_to`: the number of the last change that was looked at; `head`: of the last that there is.
+    Attributes:
+        up_to: number of the last change that was read.
+        head: number of the last change that there is.
     """
 
     jobs: list[Job]
@@ -96,9 +105,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Ended:
-    """How many jobs of one owner ended in one way; `code` is None for success.
+    """How many jobs of one owner ended in one way.
 
-    `runs` of them had begun to run, `run_ms` long in all.
+    Attributes:
+        code: the verdict's; None for success.
+        runs: how many of the jobs had begun to run.
+        run_ms: their run times added up.
     """
 
     owner: str
@@ -110,7 +122,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Entry:
-    """A job, with the body that it was submitted with."""
+    """A job and the body that it was submitted with."""
 
     job: Job
     body: bytes
@@ -118,11 +130,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """What ComfyUI's `/api/jobs` may be asked for.
+    """A query of ComfyUI's `/api/jobs`.
 
     Attributes:
-        workflow_id: of the editor, in `extra_data.extra_pnginfo.workflow`; None: any.
-        by_run_time: sort by how long a job ran, else by its age.
+        workflow_id: the editor's, from `extra_data.extra_pnginfo.workflow`; None: any.
+        by_run_time: sort by run time, otherwise by the time of the submit.
     """
 
     states: frozenset[JobState]
@@ -135,7 +147,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of the jobs found, each with its workflow's id, and how many were found in all."""
+    """Some of the jobs that match, each with its workflow's id, and how many match in all."""
 
     jobs: tuple[tuple[Job, str | None], ...]
     total: int
@@ -143,7 +155,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a start found of an earlier process's jobs."""
+    """What became of an earlier process's open jobs: how many wait again, and which ended."""
 
     requeued: int
     settled: tuple[Job, ...]

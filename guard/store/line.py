@@ -1,4 +1,4 @@
-"""What the queue's order needs at hand, so that no submit has to count the queue: who waits, and whose turn it is."""
+"""The queue's order, kept in memory so that no submit has to count the queue: who waits, and whose turn is next."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from dataclasses import dataclass, field
 from ..job import Job, Kind
 from .facts import Standing, Waiting
 
-#: Jobs ahead of one, and their owners, that are looked up one by one to see how long they will take.
+#: Up to this many jobs ahead, of this many owners, are counted by kind in the table.
 LOOKED_UP = 200
 LOOKED_UP_OWNERS = 50
 
 
 @dataclass
 class Turn:
-    """One owner's line: how many jobs wait in it, how many have left it and not ended, in which round it was served."""
+    """One owner's line: how many jobs wait, how many left it and have not ended, and the last round that served it."""
 
     queued: int = 0
-    begun: int = 0
+    under_way: int = 0
     served: int = 0
 
 
 @dataclass
 class Line:
-    """Kept by the writer beside its transaction, and read again from the tables whenever one is taken back.
+    """The line of each owner, and whose turn it is. The writer keeps it in step with its transaction, and reads it
+    again from the tables after a rollback.
 
     Attributes:
-        kinds: how many waiting jobs there are of which kind.
-        turns: by owner; none without open jobs that was never served.
+        turns: by owner, for owners with open jobs or that were served before.
+        kinds: how many waiting jobs there are of each kind.
         leased: how many slots are taken.
-        number: of the job that came last.
-        event_id: of the transition that came last.
-        reordered: whether a waiting job may stand elsewhere than in the order of arrival.
+        number: the newest job's.
+        event_id: the newest change of state's.
+        reordered: whether a waiting job may have another position than its arrival gives it.
     """
 
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Line:
 
     @classmethod
     def read(cls, db: sqlite3.Connection) -> Line:
-        """Rounds begin anew with each process."""
+        """Read the line from the tables; the count of rounds starts again."""
         (leased,) = db.execute("SELECT count(*) FROM leases").fetchone()
         (reordered,) = db.execute(
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND (priority <> 0 OR place <> number))"
@@ -58,19 +59,20 @@ class Line:
         for owner, template, shape, count in waiting:
             turns.setdefault(owner, Turn()).queued += count
             kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + count
-        begun = db.execute(
-            # The first condition is the index's own; without it SQLite reads through all that ever settled.
+        under_way = db.execute(
+            # The first condition is the index's own; without it SQLite reads all jobs that ever settled.
             "SELECT owner, count(*) FROM jobs INDEXED BY jobs_open "
             "WHERE state IN ('queued', 'dispatched', 'running', 'validating') "
             "AND state IN ('dispatched', 'running', 'validating') GROUP BY owner"
         )
-        for owner, count in begun:
-            turns.setdefault(owner, Turn()).begun = count
-        return cls(turns, kinds, leased, cls.last(db, "jobs"), cls.last(db, "transitions"), bool(reordered))
+        for owner, count in under_way:
+            turns.setdefault(owner, Turn()).under_way = count
+        number, event_id = cls.last_number(db, "jobs"), cls.last_number(db, "transitions")
+        return cls(turns, kinds, leased, number, event_id, bool(reordered))
 
     @staticmethod
-    def last(db: sqlite3.Connection, table: str) -> int:
-        """The last number that the table has given away."""
+    def last_number(db: sqlite3.Connection, table: str) -> int:
+        """The last number that the table has assigned."""
         (number,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
         return int(number)
 
@@ -82,18 +84,18 @@ class Line:
         return self.turns.get(owner, Turn()).queued
 
     def count_open(self, owner: str | None) -> int:
-        """How many of the owner's jobs (None: everybody's) have not ended."""
+        """Count the owner's jobs (None: everybody's) that have not ended."""
         turns = list(self.turns.values()) if owner is None else [self.turns.get(owner, Turn())]
-        return sum(turn.queued + turn.begun for turn in turns)
+        return sum(turn.queued + turn.under_way for turn in turns)
 
-    def begins(self, owner: str, change: int) -> None:
-        """One more or one fewer of the owner's jobs has left the line without having ended."""
-        self.turns.setdefault(owner, Turn()).begun += change
+    def add_under_way(self, owner: str, change: int) -> None:
+        """Count `change` more of the owner's jobs as having left the line without having ended."""
+        self.turns.setdefault(owner, Turn()).under_way += change
 
-    def waits(self, owner: str, kind: Kind, change: int) -> None:
-        """One more or one fewer of the owner's jobs waits.
+    def add_queued(self, owner: str, kind: Kind, change: int) -> None:
+        """Count `change` more of the owner's jobs as waiting.
 
-        An owner whose line was empty takes its turn from now, not from the rounds in which it wanted nothing.
+        An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served.
         """
         turn = self.turns.setdefault(owner, Turn())
         if turn.queued == 0:
@@ -104,36 +106,37 @@ class Line:
         if not self.kinds[kind]:
             del self.kinds[kind]
 
-    def next_owner(self) -> str | None:
-        """Whose turn was longest ago, of those who wait."""
+    def pick_owner(self) -> str | None:
+        """The waiting owner whose last turn was the longest ago."""
         waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
         return min(waiting)[1] if waiting else None
 
     def serve(self, owner: str) -> None:
+        """Note that the owner has had its turn."""
         self.turns[owner].served = 1 + max(turn.served for turn in self.turns.values())
 
-    def ahead(self, owner: str, own: int) -> dict[str, int]:
-        """How many jobs of each owner come before that owner's job that has `own` of its own in front."""
+    def count_ahead(self, owner: str, own: int) -> dict[str, int]:
+        """Count, by owner, the jobs before a job of `owner` that `own` of that owner's jobs precede."""
         turns = list(self.turns.items())
         mine = self.turns.get(owner, Turn()).served
-        found = {
+        of_others = {
             name: min(turn.queued, own + ((turn.served, name) < (mine, owner))) for name, turn in turns if name != owner
         }
-        return {**found, owner: own}
+        return {**of_others, owner: own}
 
-    # Where jobs stand. The writer's thread, or another that reads. ---------------------------------------------
+    # Where jobs stand. Any thread, with its own connection. --------------------------------------------------
 
     def locate(self, db: sqlite3.Connection, job: Job) -> Waiting:
-        """Where a queued job stands if every owner goes on taking turns."""
+        """Where a queued job stands, if every owner keeps taking turns."""
         last = job.number == self.number and not self.reordered
         queued = self.count_queued(job.owner)
-        # A reader's view of the table may be a commit older than the line.
-        ahead = self.ahead(job.owner, max(queued - 1 - (0 if last else _count_behind(db, job)), 0))
+        # The tables may be a commit older than the line, on a thread that reads.
+        ahead = self.count_ahead(job.owner, max(queued - 1 - (0 if last else _count_behind(db, job)), 0))
         count = sum(ahead.values())
         return Waiting(1 + count, self.leased, self._count_kinds(db, job, ahead, count))
 
     def _count_kinds(self, db: sqlite3.Connection, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
-        """What the jobs before this one are. Looked up one by one only where they are few."""
+        """Count the jobs before this one by kind: exactly where they are few, otherwise by each kind's share."""
         kinds: dict[Kind, float] = {**self.kinds}
         total = sum(kinds.values())
         if count >= total - 1:
@@ -153,7 +156,7 @@ class Line:
         return kinds
 
     def list_standings(self, db: sqlite3.Connection) -> list[Standing]:
-        """All queued jobs, next one first, if every owner goes on taking turns."""
+        """List all queued jobs in the order in which they will run, if every owner keeps taking turns."""
         turns = dict(self.turns)
         rows, own, last = [], 0, None
         for owner, *facts in db.execute(
@@ -170,7 +173,7 @@ class Line:
 
 
 def _count_behind(db: sqlite3.Connection, job: Job) -> int:
-    """How many of the owner's waiting jobs come after this one. Counted from behind: new jobs stand at the end."""
+    """Count the owner's waiting jobs after this one: they are few, as new jobs stand at the end."""
     (place,) = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
     (later,) = db.execute(
         "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "

@@ -1,4 +1,4 @@
-"""The outbox: webhooks that wait to be delivered, written in one commit with the change of state that they tell of."""
+"""The outbox: webhooks to deliver, each written in the same commit as the change of state that it reports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .rows import marks
 
 
 class DeliveryState(str, enum.Enum):
-    """Where a delivery is."""
+    """How far a delivery has come."""
 
-    PENDING = "pending"  # to be tried, or tried again
-    DELIVERED = "delivered"  # the receiver has answered 2xx
+    PENDING = "pending"  # to be tried, for the first time or again
+    DELIVERED = "delivered"  # the receiver answered 2xx
     DEAD = "dead"  # given up
 
 
@@ -103,7 +103,7 @@ _COLUMNS = ", ".join(_NAMES)
 
 
 def put(db: sqlite3.Connection, job: Job, now_ms: int) -> None:
-    """Put in what the job's owner wants to be told of its new state, if anything."""
+    """Add a delivery for the job's new state, if its webhook asks for that."""
     if job.webhook is None or job.state.value not in job.webhook.events:
         return
     parts = urlsplit(job.webhook.url)
@@ -124,7 +124,7 @@ def put(db: sqlite3.Connection, job: Job, now_ms: int) -> None:
 
 
 def _payload(job: Job, at_ms: int) -> str:
-    """What is sent, as JSON: it stays the same however often it is tried."""
+    """What is sent, as JSON: the same at every attempt."""
     at = datetime.fromtimestamp(at_ms / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps({"type": f"job.{job.state.value}", "timestamp": at, "data": job.body()})
 

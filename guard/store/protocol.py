@@ -28,31 +28,46 @@ from .outbox import Delivery, DeliveryState, Due
 
 
 class Store(Protocol):
-    """The job store. Raises `ServerUnavailableError` or `DiskFullError` through the future where it cannot write."""
+    """The job store.
 
-    #: Each change of state, told on the store's thread once it is durable.
+    Each method that returns a :class:`concurrent.futures.Future` may be called on any thread and returns at once. When
+    the future is done, the change is on disk and every listener has been told. Changes take effect in the order of the
+    calls: of two verdicts for one job, the first one holds. A future raises `ServerUnavailableError` or
+    `DiskFullError` where the database cannot be used.
+
+    `owner` None stands for everybody, where a method takes it.
+    """
+
+    #: Announces each change of state on the store's thread, once it is on disk.
     changed: Signal[[Job]]
+
+    # Counts kept in memory: they cost nothing, on any thread, and may be a commit older than the tables. --------
 
     @property
     def queued(self) -> int:
-        """How many jobs waited at the last commit; costs nothing."""
-
-    def count_queued(self, owner: str) -> int:
-        """How many of the owner's jobs wait, about; costs nothing."""
+        """Jobs that wait, of all owners."""
 
     @property
     def leased(self) -> int:
-        """How many slots were taken at the last commit; costs nothing."""
+        """Slots that are taken."""
+
+    def count_queued(self, owner: str) -> int:
+        """Count the owner's jobs that wait."""
 
     def count_open(self, owner: str | None) -> int:
-        """How many of the owner's jobs (None: everybody's) have not settled, as of about now; costs nothing."""
+        """Count the owner's jobs that have not settled."""
+
+    # A job's life. ---------------------------------------------------------------------------------------------
 
     def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
-        """Deal with what `holder`'s dead process held: dispatched jobs wait again; running ones too, until they
-        have been begun `max_attempts` times; jobs whose secrets died with it settle as `server_restarted`."""
+        """Take up what `holder` left open when its process died.
+
+        Dispatched jobs wait again; so do running ones that began fewer than `max_attempts` times. Jobs that began that
+        often, and jobs whose secrets died with the process, settle as `server_restarted`.
+        """
 
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
-        """The job that the key made, if it made one. Raises `ConflictError` where the body was another."""
+        """Find the job that an earlier request with this key made. Raises `ConflictError` if the body differed."""
 
     def submit(
         self,
@@ -62,130 +77,150 @@ class Store(Protocol):
         *,
         max_queued_of_owner: int | None = None,
     ) -> Future[Submitted]:
-        """Let a job in. Raises `QueueFullError`, `ConflictError` (id or key taken)."""
+        """Put a job into the queue. Raises `QueueFullError`, or `ConflictError` if its id or key is taken."""
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
-        """Give a free slot to the next job, fairly between owners; None without a slot or a job."""
+        """Give a slot to the next job; owners take turns. None if no slot is free or no job waits."""
 
     def start(self, job_id: str) -> Future[Job | None]:
-        """dispatched → running, one attempt more. None where it has settled meanwhile."""
+        """Move a dispatched job to running, and count the attempt. None if it has settled."""
 
     def validate(self, job_id: str) -> Future[Job | None]:
-        """running → validating. None where it has settled meanwhile."""
+        """Move a running job to validating. None if it has settled."""
 
     def settle(
         self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
     ) -> Future[Settled | None]:
-        """Give a job its verdict, unless it has one (or, with `only_waiting`, has begun to run).
+        """Give a job its verdict, unless it has one or, with `only_waiting`, has begun to run.
 
-        None: no such job. The lease stays until `release`.
+        None if there is no such job. The job keeps its slot until `release`.
         """
 
     def release(self, job_id: str) -> Future[None]:
         """Free the job's slot."""
 
-    def get(self, job_id: str) -> Future[Job | None]: ...
+    def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
+        """Delete up to `limit` jobs that settled before that time, with everything about them; return how many."""
+
+    # Jobs. -----------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> Future[Job | None]:
+        """Read one job."""
 
     def locate(self, job_id: str) -> Future[Waiting | None]:
-        """Where a queued job stands; None where it is not queued."""
+        """Say where a job stands in the queue; None if it is not queued."""
 
     def list_jobs(
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
-        """Jobs, newest first; `before` is the `number` to go on from."""
-
-    def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
-        """What has happened behind the change of that number, to one owner's jobs, to one job, or to all.
-
-        Not all at once where that is much: go on from `up_to`.
-        """
-
-    # What the facade shows as ComfyUI's. `owner` None: everybody's. ------------------------------------------
-
-    def find_entry(self, job_id: str) -> Future[Entry | None]:
-        """The job, unless it is hidden."""
-
-    def list_queue(self, owner: str | None) -> Future[list[Entry]]:
-        """The owner's jobs that have not settled, first come first. Where their bodies are too much together, the
-        last ones come with an empty object as theirs; so it is in the history, with the earliest ones."""
-
-    def list_history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
-        """The owner's settled jobs that are not hidden, first settled first: from `offset` on, or the last ones."""
-
-    def find_page(self, owner: str | None, asked: Listing) -> Future[Page]:
-        """The owner's jobs that are not hidden."""
-
-    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]:
-        """Take the owner's settled jobs (None: all of them) out of history and listing."""
-
-    def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
-        """The last job that made a file of that name (below the root `kind`, with slashes), and which artifact."""
+        """List jobs, newest first; `before` is the `number` of the last one of the page before."""
 
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
-        """Queued and dispatched jobs that were admitted before that time."""
+        """List queued and dispatched jobs that came in before that time."""
 
     def list_standings(self) -> Future[list[Standing]]:
-        """All queued jobs, next one first, if every owner goes on taking turns."""
+        """List all queued jobs in the order in which they will run."""
 
-    def list_recent_runs(self, limit: int) -> Future[list[Run]]:
-        """The last `limit` successes, oldest first."""
+    def list_open_numbers(self) -> Future[list[int]]:
+        """List the numbers of all jobs that have not settled."""
 
-    def count_jobs(self, owner: str | None = None) -> Future[Counts]:
-        """Of everybody's jobs, or of one owner's."""
+    def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
+        """Read bodies by their jobs' numbers, a few MiB at once; return them and how many numbers they cover.
 
-    def count_endings(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
-        """What ended in that time. Ask for an hour or so at a time: others wait for the reader meanwhile."""
+        Jobs that are gone have no body in the list, but count as covered.
+        """
 
-    def list_template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
-        """(template, run time) of the successes since then among the last `limit` jobs, newest first."""
+    def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
+        """Read the changes of state after the one of that number, of one owner, of one job, or of all.
+
+        A long list comes in parts: continue from `up_to`.
+        """
+
+    # Verdicts that a websocket has not been sent. --------------------------------------------------------------
 
     def list_missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
-        """The client id's jobs that settled after `since_ms` without `mark_heard`: the last `limit`, oldest first."""
+        """List the client id's jobs that settled since then and were not marked as heard.
+
+        The newest `limit` of them, oldest first.
+        """
 
     def mark_heard(self, job_id: str) -> Future[None]:
-        """A websocket of the job's client id has been sent the verdict."""
+        """Note that a websocket of the job's client id was sent the verdict."""
 
-    # The outbox of webhooks: a change of state that somebody wants to hear of puts its delivery in, in one commit. ----
+    # What the facade shows as ComfyUI's queue and history. -----------------------------------------------------
+
+    def find_entry(self, job_id: str) -> Future[Entry | None]:
+        """Read a job with its body; None if it is hidden."""
+
+    def list_queue(self, owner: str | None) -> Future[list[Entry]]:
+        """List the owner's jobs that have not settled, oldest first.
+
+        Where the bodies are too large together, the newest jobs have an empty object as theirs.
+        """
+
+    def list_history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
+        """List the owner's settled jobs that are not hidden, first settled first: from `offset`, or the last ones.
+
+        Where the bodies are too large together, some jobs have an empty object as theirs: the last ones of a page
+        with an `offset`, otherwise the earliest.
+        """
+
+    def find_page(self, owner: str | None, asked: Listing) -> Future[Page]:
+        """Find the owner's jobs that match and are not hidden."""
+
+    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]:
+        """Take the owner's settled jobs (`job_ids` None: all of them) out of history and listing."""
+
+    # Result files. `kind` is ComfyUI's (output or temp); paths are below that root, with slashes. ---------------
+
+    def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
+        """Find the last job that made a file of that name, and the artifact's index."""
+
+    def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
+        """Note that the owner has fetched that result file."""
+
+    def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
+        """Select the files of jobs that succeeded since then and whose owner has not fetched them."""
+
+    def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
+        """List all such files by kind; None if there are more than `at_most`."""
+
+    # Figures. --------------------------------------------------------------------------------------------------
+
+    def count_jobs(self, owner: str | None = None) -> Future[Counts]:
+        """Count the owner's jobs that wait, hold a slot, and run."""
+
+    def count_endings(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
+        """Count what ended in that time. Ask for an hour or so at a time: other look-ups wait meanwhile."""
+
+    def list_recent_runs(self, limit: int) -> Future[list[Run]]:
+        """List the last `limit` successes, oldest first."""
+
+    def list_template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
+        """List (template, run time) of the successes since then among the owner's last `limit` jobs, newest first."""
+
+    # The outbox. A change of state puts its delivery in, in the same commit. -------------------------------------
 
     def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
     ) -> Future[Due]:
-        """Up to `limit` deliveries to try: of each job the first one only, none of the numbers `under_way`, and none
-        for the targets in `full`."""
+        """Find up to `limit` deliveries to try now.
+
+        Each job's first pending one only; none whose number is `under_way`, and none to the targets in `full`.
+        """
 
     def record_attempt(
         self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
     ) -> Future[None]:
-        """An attempt has ended; the delivery is now in `state`."""
+        """Note how an attempt ended; the delivery is now in `state`."""
 
     def list_deliveries(
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
     ) -> Future[list[Delivery]]:
-        """Deliveries, newest first; `before` is the `number` to go on from."""
+        """List deliveries, newest first; `before` is the `number` of the last one of the page before."""
 
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
-        """Try that delivery again, as if it were new; None where there is none (or it is another owner's)."""
-
-    # What the janitor asks. ----------------------------------------------------------------------------------
-
-    def list_open_numbers(self) -> Future[list[int]]:
-        """The numbers of all jobs that have not settled."""
-
-    def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
-        """The bodies of the first few of `numbers` (some MiB together), and how many numbers that dealt with."""
-
-    def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
-        """The owner has got that result file."""
-
-    def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
-        """Which of the files (paths below the root `kind`, with slashes) belong to a job that succeeded after
-        `since_ms` and whose owner has not fetched them."""
-
-    def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
-        """All such files by root; None where there are more than `at_most`."""
-
-    def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
-        """Delete up to `limit` jobs that settled before that time, with all that is known of them; how many."""
+        """Make a delivery pending again, as if it were new; None if the owner has no such delivery."""
 
     def close(self) -> None:
-        """Finish what was handed in and close. Later calls fail."""
+        """Finish what was handed in, then close. Later calls fail."""

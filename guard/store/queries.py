@@ -1,4 +1,4 @@
-"""What the store is asked about jobs: look-ups that change nothing. :class:`.protocol.Store` says what each answers."""
+"""Read jobs: the queries behind the methods of :class:`.protocol.Store` that change nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .facts import Changes, Counts, Ended, Entry, IdempotencyKey, Listing, Page,
 from .line import Line
 from .rows import COLUMNS, IS_OPEN, count, find_job, marks, match_owner, read_job
 
-#: Bodies shown in one queue or history; the jobs beyond are there without theirs.
+#: Bytes of bodies in one queue or history; the remaining jobs come without theirs.
 ENTRIES_BYTES = 64 * 2**20
-#: Changes of state looked through together for one reader.
+#: Changes of state read at once for one reader.
 CHANGES = 2000
-#: Bodies handed out together. One alone may have `policy.max_body_bytes`.
+#: Bytes of bodies read at once. A single body may have `policy.max_body_bytes`.
 BODIES_BYTES = 4 * 2**20
 
 _WORKFLOW_ID = (
@@ -83,10 +83,10 @@ def list_overdue(db: sqlite3.Connection, created_before_ms: int) -> list[Job]:
 
 
 def read_changes(db: sqlite3.Connection, after: int, owner: str | None, job_id: str | None) -> Changes:
-    db.execute("BEGIN")  # so that all looks are at the same state of the tables
+    db.execute("BEGIN")  # so that all queries see the same state of the tables
     try:
-        head = Line.last(db, "transitions")
-        # So many at once, whoever's they are: a reader far behind must not hold up the others.
+        head = Line.last_number(db, "transitions")
+        # Count everybody's changes: a reader far behind must not hold up the others.
         up_to = head if job_id is not None else min(head, after + CHANGES)
         where, values = ("job_id = ? AND ", (job_id,)) if job_id is not None else ("", ())
         rows = db.execute(
@@ -104,7 +104,7 @@ def read_changes(db: sqlite3.Connection, after: int, owner: str | None, job_id: 
 
 
 def _relive(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
-    """The job as it was after each of its changes of state, by their numbers."""
+    """The job as it was after each of its changes of state, by the numbers of those."""
     attempts, started_at_ms = 0, None
     lives = {}
     for event_id, at_ms, value in db.execute(
@@ -154,12 +154,12 @@ def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: 
 
 
 def _add_bodies(db: sqlite3.Connection, rows: list[Any]) -> list[Entry]:
-    """The jobs with their bodies; the later ones come without, where together they are too much."""
+    """Add their bodies to jobs; the later ones come without, where the bodies are too large together."""
     entries, left = [], ENTRIES_BYTES
     for job in map(read_job, rows):
         query = "SELECT CASE WHEN length(body) <= ? THEN body END FROM bodies WHERE number = ?"
         row = db.execute(query, (left, job.number)).fetchone()
-        if row is not None:  # else the job has just been forgotten
+        if row is not None:  # otherwise the job was just forgotten
             left -= len(row[0] or b"")
             entries.append(Entry(job, row[0] or b"{}"))
     return entries
@@ -177,7 +177,7 @@ def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page
     order = "coalesce(settled_at_ms - started_at_ms, 0)" if asked.by_run_time else "created_at_ms"
     way = "ASC" if asked.ascending else "DESC"
     order = f"ORDER BY {order} {way}, number {way}"
-    # The bodies of all the others are not read: there may be gigabytes of them.
+    # Read no other bodies: there may be gigabytes of them.
     shown = f"SELECT number FROM {of} WHERE {where} {order} LIMIT ? OFFSET ?"
     query = f"SELECT {COLUMNS}, {_WORKFLOW_ID} FROM jobs JOIN bodies USING (number) WHERE number IN ({shown}) {order}"
     limit = -1 if asked.limit is None else asked.limit
@@ -200,7 +200,7 @@ def list_recent_runs(db: sqlite3.Connection, limit: int) -> list[Run]:
 def count_jobs(db: sqlite3.Connection, owner: str | None) -> Counts:
     mine, whose = ("", ()) if owner is None else (" AND owner = ?", (owner,))
     queued = f"SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued'{mine}"
-    # CROSS keeps the order: from the few leases to their jobs.
+    # CROSS keeps the order of the join: from the few leases to their jobs.
     leased = f"SELECT count(*) FROM leases{mine and ' CROSS JOIN jobs USING (job_id) WHERE owner = ?'}"
     running = (
         f"SELECT count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND state IN ('running', 'validating'){mine}"

@@ -1,4 +1,4 @@
-"""Result files: which job made each, and which of them their owners have not fetched yet."""
+"""Result files: which job made each, and which of them the owners have not fetched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..job import Job
 from .rows import find_job, marks
 
-#: Paths looked up in one query; SQLite allows 999 marks and more.
+#: Paths in one query: old builds of SQLite allow 999 parameters.
 PATHS_AT_ONCE = 500
 
 
@@ -62,6 +62,6 @@ def list_unread(db: sqlite3.Connection, since_ms: int, at_most: int) -> dict[str
 
 
 def _path_key(path: str) -> bytes:
-    """A path below a root as the tables have it: with slashes, and bytes since file names need not be UTF-8."""
+    """A path below a root as in the tables: with slashes, and as bytes, since file names need not be UTF-8."""
     slashed = path.replace("\\", "/") if os.name == "nt" else path
     return posixpath.normpath(slashed.lstrip("/")).encode("utf-8", "surrogatepass")

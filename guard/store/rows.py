@@ -1,4 +1,4 @@
-"""Jobs as rows: the columns, how a job is written into them and read out of them."""
+"""Jobs as rows: the columns, and how a job is written into them and read from them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ COLUMNS = (
     "verdict, result"
 )
 
-#: As the index `jobs_open` has it, word for word: only then does SQLite see that it may use it. Without it, each
-#: question about the few open jobs reads through all that ever settled.
+#: The condition of the index `jobs_open`, word for word, as SQLite uses the index only then. Without it, each query
+#: about the few open jobs reads all jobs that ever settled.
 IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 
 
@@ -94,7 +94,7 @@ def insert_job(db: sqlite3.Connection, new: NewJob, number: int, order: float, e
 
 
 def update_job(db: sqlite3.Connection, job: Job) -> None:
-    """Write what a change of state may change."""
+    """Write the columns that a change of state may change."""
     db.execute(
         "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, event_id = ?, code = ?, "
         "verdict = ?, result = ? WHERE number = ?",

@@ -1,8 +1,8 @@
-"""The tables, one migration after the other. A migration that was released is never edited."""
+"""The tables, as a list of migrations. A released migration is never edited."""
 
 from __future__ import annotations
 
-#: `PRAGMA user_version` is the number of migrations that a database has had.
+#: `PRAGMA user_version` says how many of these a database has had.
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE jobs (

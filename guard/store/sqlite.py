@@ -1,4 +1,4 @@
-"""The job store on SQLite: which thread does what, and who is told."""
+"""The job store on SQLite: which thread does what, and what is announced."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class SqliteStore(Store):
         """Open or create the database; blocks, so call it before the event loop serves.
 
         Raises:
-            StoreLockedError, StoreTooNewError: the file is another's; it is left untouched.
-            StoreUnusableError: the disk does not let us.
+            StoreLockedError: another process has the file open.
+            StoreTooNewError: a later version wrote it; it is left as it is.
+            StoreUnusableError: the disk refuses.
         """
         self._clock = clock
         self.changed: Signal[[Job]] = Signal()
@@ -73,14 +74,14 @@ class SqliteStore(Store):
         self._engine.close()
 
     def _publish(self) -> None:
-        """Tell what has become durable. The writer's thread."""
+        """Announce what a commit has made durable. The writer's thread."""
         line = self._transitions.line
         self._queued, self._leased = line.queued, line.leased
         changed, self._transitions.changed = self._transitions.changed, []
         for job in changed:
             self.changed(job)
 
-    # What changes something: the writer's thread. ------------------------------------------------------------
+    # On the writer's thread. ---------------------------------------------------------------------------------
 
     def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
         return self._engine.write(lambda db: self._transitions.recover(db, holder, max_attempts))
@@ -133,7 +134,7 @@ class SqliteStore(Store):
 
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
         def operation(db: sqlite3.Connection) -> int:
-            # A settled job keeps its lease while the worker has not let go of it.
+            # A settled job keeps its lease until ComfyUI's worker lets go of it.
             rows = db.execute(
                 "SELECT number, job_id FROM jobs INDEXED BY jobs_settled WHERE settled_at_ms < ? "
                 "AND job_id NOT IN (SELECT job_id FROM leases) ORDER BY settled_at_ms LIMIT ?",
@@ -159,7 +160,7 @@ class SqliteStore(Store):
 
         return self._engine.write(operation)
 
-    # What only looks: the reader's thread, so that a long list holds up no commit. ---------------------------
+    # On the reader's thread, so that a long list holds up no commit. ------------------------------------------
 
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
         return self._engine.read(lambda db: queries.replay(db, self._transitions.line, owner, key))
@@ -205,7 +206,7 @@ class SqliteStore(Store):
         return self._engine.read(lambda db: queries.list_overdue(db, created_before_ms))
 
     def list_standings(self) -> Future[list[Standing]]:
-        # Not the reader's thread: 10,000 jobs take it some 50 ms, and so long every other look would wait.
+        # Not on the reader's thread: 10,000 jobs take about 50 ms, and every other query would wait.
         return self._engine.read_slowly(lambda db: self._transitions.line.list_standings(db))
 
     def list_recent_runs(self, limit: int) -> Future[list[Run]]:

@@ -1,4 +1,4 @@
-"""Let jobs in and change their state: each with its number, its delivery and its effect on the queue, in one commit."""
+"""Let jobs in and change their state, with all that depends on it: the queue's order, webhooks, result files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .rows import COLUMNS, IS_OPEN, find_job, insert_job, read_job, update_job
 
 
 class Transitions:
-    """What the writer's thread does to jobs, inside the engine's transactions.
+    """Changes jobs inside the engine's transactions. The writer's thread; others may read `line`.
 
     Attributes:
-        line: the queue as the transaction leaves it. Other threads may read it; they may see it before its commit.
-        changed: jobs that this transaction has given a new state, to be told once that is durable.
+        line: the queue's order as the transaction leaves it; other threads may see it before the commit.
+        changed: jobs as they are after each change of state in this transaction, to be announced after the commit.
     """
 
     line: Line
@@ -30,7 +30,7 @@ class Transitions:
         self.changed: list[Job] = []
 
     def load(self, db: sqlite3.Connection) -> None:
-        """Begin anew from what the tables hold: at the start, and after a transaction that was taken back."""
+        """Read the line from the tables, at the start and after a rollback."""
         self.changed.clear()
         self.line = Line.read(db)
 
@@ -41,11 +41,11 @@ class Transitions:
         secretive = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets").fetchall()
         requeued, settled = 0, []
         for job in map(read_job, [*rows, *secretive]):
-            is_worn = job.state is not JobState.DISPATCHED and job.attempts >= max_attempts
-            if job.has_secrets or is_worn:
+            is_used_up = job.state is not JobState.DISPATCHED and job.attempts >= max_attempts
+            if job.has_secrets or is_used_up:
                 error = ServerRestartedError(
                     "The server restarted while the job ran."
-                    if is_worn
+                    if is_used_up
                     else "The server restarted, and the job's API credentials are kept in memory only."
                 )
                 settled.append(self._end(db, job, Verdict.of(error), None))
@@ -81,7 +81,7 @@ class Transitions:
         return Submitted(job, self.line.locate(db, job))
 
     def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
-        owner = self.line.next_owner()
+        owner = self.line.pick_owner()
         if owner is None or self.line.leased >= max_jobs:
             return None
         row = db.execute(
@@ -91,7 +91,7 @@ class Transitions:
         ).fetchone()
         job = self._move(db, read_job(row), JobState.DISPATCHED)
         self.line.serve(owner)
-        # Leases have no deadline: a start frees those of the process before it.
+        # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
         self.line.leased += 1
         (body,) = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
@@ -124,7 +124,7 @@ class Transitions:
         event_id = self._note(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self.line.number = number
         self.line.reordered = self.line.reordered or new.priority != 0 or order != number
-        self.line.waits(new.owner, Kind(new.template, new.shape), +1)
+        self.line.add_queued(new.owner, Kind(new.template, new.shape), +1)
         job = Job(
             job_id=new.job_id,
             number=number,
@@ -152,7 +152,7 @@ class Transitions:
         return job
 
     def _move(self, db: sqlite3.Connection, job: Job, state: JobState, **changes: Any) -> Job:
-        """Change a job's state; nothing else does."""
+        """Change a job's state. Nothing else does."""
         if state not in TRANSITIONS[job.state]:
             raise ServerUnavailableError(f"job {job.job_id} cannot go from {job.state.value} to {state.value}")
         now_ms = self._clock.now_ms()
@@ -166,9 +166,9 @@ class Transitions:
         update_job(db, moved)
         outbox.put(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
-            self.line.waits(job.owner, job.kind, +1 if state is JobState.QUEUED else -1)
-        if change := _is_begun(state) - _is_begun(job.state):
-            self.line.begins(job.owner, change)
+            self.line.add_queued(job.owner, job.kind, +1 if state is JobState.QUEUED else -1)
+        if change := _is_under_way(state) - _is_under_way(job.state):
+            self.line.add_under_way(job.owner, change)
         self.changed.append(moved)
         return moved
 
@@ -190,6 +190,6 @@ class Transitions:
         return self.line.event_id
 
 
-def _is_begun(state: JobState) -> bool:
-    """Whether a job in that state has left the line and not ended."""
+def _is_under_way(state: JobState) -> bool:
+    """Whether a job in that state has left the line and has not ended."""
     return state is not JobState.QUEUED and not state.settled
