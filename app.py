@@ -146,7 +146,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     sender.attempted.subscribe(metrics.count_delivery)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
     watchdog.alarmed.subscribe(events.alarm)
-    janitor.on_full(lambda message: events.alarm("disk_full", message))
+    janitor.disk_filled.subscribe(lambda message: events.alarm("disk_full", message))
     settler.released.subscribe(dispatcher.wake)
     settler.ending.subscribe(watchdog.expect_stop)
     watchdog.repaired.subscribe(dispatcher.wake)

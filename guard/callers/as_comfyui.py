@@ -142,7 +142,7 @@ def bare_row(job: Job) -> list[Any]:
     return _row(job, {}, {})
 
 
-def _row(job: Job, prompt: Any, extra_data: Mapping[str, Any]) -> list[Any]:
+def _row(job: Job, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> list[Any]:
     extra_data = {**extra_data, "create_time": job.created_at_ms}
     if job.client_id is not None:
         extra_data["client_id"] = job.client_id

@@ -16,6 +16,7 @@ from ..clock import Clock
 from ..errors import DiskFullError, GuardError, ServerUnavailableError
 from ..host import Folders
 from ..settings import JanitorSettings
+from ..signal import Signal
 from .bodies import CountBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
 from .disk import disks
 from .folder import HANDLES
@@ -81,7 +82,8 @@ class Janitor:
         self._count_due_s = float("-inf")
         self._full: dict[str, int] | None = None
         self._short = False
-        self._filled: Callable[[str], None] = lambda _message: None
+        #: The disk has become too full to let jobs in: called with a message on the janitor's thread.
+        self.disk_filled: Signal[[str]] = Signal()
         self._due_s: float | None = None
         self._relief_due_s = float("-inf")
         self._last_s = float("-inf")
@@ -115,10 +117,6 @@ class Janitor:
     def adopt(self) -> None:
         """Let go of what was there before the first start. Writes a file: not for the event loop."""
         self.marker.adopt()
-
-    def on_full(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with a message when the disk has become too full to let jobs in. The janitor's thread."""
-        self._filled = listener
 
     def disk_full(self) -> DiskFullError | None:
         """Why no job is let in: the free space is below its floor."""
@@ -297,7 +295,7 @@ class Janitor:
         full = next((disk for disk in found if disk["state"] == "full"), None)
         if full is not None and self._full is None:
             log.error("the disk is almost full (%d bytes free): no jobs are let in", full["free_bytes"])
-            self._filled(f"The disk is almost full ({full['free_bytes']} bytes free): no jobs are let in.")
+            self.disk_filled(f"The disk is almost full ({full['free_bytes']} bytes free): no jobs are let in.")
         elif full is None and self._full is not None:
             log.info("the disk has room again: jobs are let in")
         self._disks = found

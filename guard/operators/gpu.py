@@ -7,14 +7,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TypeVar
 
 from typing_extensions import TypedDict
 
 log = logging.getLogger("guarded.gpu")
+
+T = TypeVar("T")
 
 LOOK_S = 5.0
 #: A driver in trouble hangs for minutes. Its last answer counts no longer than this.
@@ -117,7 +119,7 @@ def _read_gpu(nvml: ModuleType, index: int) -> Gpu:
     )
 
 
-def _ask(nvml: ModuleType, question: Any, handle: Any) -> Any:
+def _ask(nvml: ModuleType, question: Callable[[object], T], handle: object) -> T | None:
     """The answer; None where this GPU has none (a MIG part on utilization, a GPU that shares memory on memory)."""
     try:
         return question(handle)

@@ -56,7 +56,7 @@ class TestTheClock:
         put(box.output / "a.png", size=100)
         janitor = box.janitor(enabled=False, min_free_bytes=50, target_free_bytes=60, floor_free_bytes=40)
         alarms: list[str] = []
-        janitor.on_full(alarms.append)
+        janitor.disk_filled.subscribe(alarms.append)
         with small_disk(box.base, 120):
             for second in range(0, 8000, 1000):
                 janitor.turn(time.time() + second)
