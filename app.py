@@ -134,14 +134,14 @@ def _build(host: Any, prompt_server: Any) -> None:
     stats = Stats(settings, store, host, health, watchdog, janitor, gpus, clock)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
-    store.changed.subscribe(estimates.changed)
-    store.changed.subscribe(events.changed)
-    store.changed.subscribe(metrics.changed)
+    store.changed.subscribe(estimates.follow)
+    store.changed.subscribe(events.follow)
+    store.changed.subscribe(metrics.follow)
     admission.refused.subscribe(metrics.count_refusal)
-    store.changed.subscribe(sockets.changed)
-    store.changed.subscribe(positions.changed)
-    store.changed.subscribe(outbox.changed)
-    store.changed.subscribe(dispatcher.changed)
+    store.changed.subscribe(sockets.follow)
+    store.changed.subscribe(positions.follow)
+    store.changed.subscribe(outbox.follow)
+    store.changed.subscribe(dispatcher.follow)
     outbox.filled.subscribe(sender.wake)
     sender.attempted.subscribe(metrics.count_delivery)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
@@ -208,7 +208,7 @@ def _build(host: Any, prompt_server: Any) -> None:
     server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":
         backlog = Backlog(store, host, settler, jobs)
-        store.changed.subscribe(backlog.changed)
+        store.changed.subscribe(backlog.follow)
         host.show_backlog(backlog)
     if settings.native.mode != "open":
         # In front of ComfyUI's own, one of which answers every OPTIONS.

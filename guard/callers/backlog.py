@@ -54,7 +54,7 @@ class Backlog:
         #: Jobs that are being hidden (None: all), and so are shown in the history no more.
         self._hiding: set[str | None] = set()
 
-    def changed(self, job: Job) -> None:
+    def follow(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
         if not job.state.settled:
             is_new = job.job_id not in self._open

@@ -40,7 +40,7 @@ class Estimates:
         for run in runs:
             self._learn(run.kind, run.run_ms / 1000)
 
-    def changed(self, job: Job) -> None:
+    def follow(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
         with self._lock:
             if job.state in (JobState.DISPATCHED, JobState.RUNNING):

@@ -86,7 +86,7 @@ class Positions:
         self._due: set[str] = set()
         events.joined.subscribe(self._serve_reader)
 
-    def changed(self, _job: Job) -> None:
+    def follow(self, _job: Job) -> None:
         """A new state is durable, so positions may have changed. The store's thread."""
         if self._events.has_readers(POSITION):
             self._wake.set()

@@ -149,7 +149,7 @@ class Sockets:
         self._sockets.add(socket)
         self._by_sid.setdefault(socket.sid, set()).add(socket)
         if self._following is None:
-            self._following = asyncio.create_task(self._follow(), name="guarded-socket-events")
+            self._following = asyncio.create_task(self._read_events(), name="guarded-socket-events")
         return socket
 
     async def catch_up(self, socket: Socket) -> None:
@@ -235,7 +235,7 @@ class Sockets:
 
             self._store.mark_heard(job_id).add_done_callback(done)
 
-    def changed(self, job: Job) -> None:
+    def follow(self, job: Job) -> None:
         """A new state is durable: the counts in `status` may have changed. The store's thread."""
         if self._sockets:
             self._loop.call(self._schedule_status)
@@ -267,7 +267,7 @@ class Sockets:
                 self._tell_status(socket, self._remaining(socket.client))
             socket.put(frame)
 
-    async def _follow(self) -> None:
+    async def _read_events(self) -> None:
         """Read all jobs' events for all sockets, as long as there are any."""
         with self._events.subscribe((STATE, POSITION, PROGRESS, ALARM)) as reader:
             while self._sockets:

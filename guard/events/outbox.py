@@ -109,7 +109,7 @@ class Outbox:
         #: Nobody will try that delivery again: the delivery, and why. Called on the event loop.
         self.given_up: Signal[[Delivery, str]] = Signal()
 
-    def changed(self, job: Job) -> None:
+    def follow(self, job: Job) -> None:
         """A new state is durable, together with its webhook. The store's thread."""
         if job.webhook is not None:
             self.filled()

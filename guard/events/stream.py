@@ -78,7 +78,7 @@ class Events:
 
     # What others tell it. ----------------------------------------------------------------------------------------
 
-    def changed(self, job: Job) -> None:
+    def follow(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
         with self._lock:
             if job.state is JobState.RUNNING:

@@ -55,7 +55,7 @@ class Dispatcher:
         """Event loop, once every custom node is loaded."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="guarded-dispatcher")
 
-    def changed(self, job: Job) -> None:
+    def follow(self, job: Job) -> None:
         """A new state is durable: wake up if a job waits now. The store's thread."""
         if job.state is JobState.QUEUED:
             self.wake()

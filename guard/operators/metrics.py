@@ -102,7 +102,7 @@ class Metrics:
         self._counters[SETTLED].update({("failed", code): 0 for code in _TERMINAL_CODES})
         self._counters[FACE_CHECKS]["passed",] = 0
 
-    def changed(self, job: Job) -> None:
+    def follow(self, job: Job) -> None:
         """Count a job's new state, which is durable. The store's thread."""
         if job.state is JobState.QUEUED and job.job_id not in self._known:
             self._add(ADMITTED)

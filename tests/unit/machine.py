@@ -44,9 +44,9 @@ class Machine:
         )
         self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
         self.jobs = Jobs(self.settings, store, self.settler, self.events, self.estimates)
-        store.changed.subscribe(self.estimates.changed)
-        store.changed.subscribe(self.events.changed)
-        store.changed.subscribe(self.dispatcher.changed)
+        store.changed.subscribe(self.estimates.follow)
+        store.changed.subscribe(self.events.follow)
+        store.changed.subscribe(self.dispatcher.follow)
         self.settler.ending.subscribe(self.watchdog.expect_stop)
         host.listen(self.runs)
 

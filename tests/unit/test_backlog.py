@@ -15,7 +15,7 @@ from comfyui_guarded.guard.job import SUCCESS, Result
 @pytest.fixture
 def backlog(machine, store, host):
     made = Backlog(store, host, machine.settler, machine.jobs)
-    store.changed.subscribe(made.changed)
+    store.changed.subscribe(made.follow)
     return made
 
 

@@ -86,7 +86,7 @@ def test_one_job_ahead_of_which_nothing_is_known_makes_it_unknown(clock):
 
 def test_of_the_running_job_the_rest_counts_and_never_less_than_a_tenth(store, clock, monkeypatch):
     estimates = Estimates(clock, runs(FAST, *[20] * ENOUGH))
-    store.changed.subscribe(estimates.changed)
+    store.changed.subscribe(estimates.follow)
     now_ms = clock.now_ms()
     monkeypatch.setattr(clock, "now_ms", lambda: now_ms)
     job_id = store.submit(new_job(shape="fast"), 9).result(LONG_S).job.job_id
@@ -103,7 +103,7 @@ def test_of_the_running_job_the_rest_counts_and_never_less_than_a_tenth(store, c
 
 def test_times_are_learned_as_jobs_succeed_and_read_again_by_the_next_process(store, clock, monkeypatch):
     estimates = Estimates(clock)
-    store.changed.subscribe(estimates.changed)
+    store.changed.subscribe(estimates.follow)
     now_ms = clock.now_ms()
     for _ in range(ENOUGH):
         job_id = store.submit(new_job(shape="s", template="t"), 9).result(LONG_S).job.job_id
@@ -208,7 +208,7 @@ def test_a_notice_calls_no_server_busy_where_nothing_runs():
 @pytest.fixture
 def events(store):
     made = Events(store)
-    store.changed.subscribe(made.changed)
+    store.changed.subscribe(made.follow)
     return made
 
 

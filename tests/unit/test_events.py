@@ -16,7 +16,7 @@ from comfyui_guarded.guard.job import SUCCESS, Job, JobState, Verdict
 @pytest.fixture
 def events(store):
     made = Events(store)
-    store.changed.subscribe(made.changed)
+    store.changed.subscribe(made.follow)
     return made
 
 
@@ -210,36 +210,36 @@ BODY = {"value": 5, "max": 20, "node_id": "3", "node_title": "KSampler", "percen
 
 def test_progress_is_known_while_the_job_runs(events):
     assert events.progress("a") is None
-    events.changed(_job(state=JobState.RUNNING))
+    events.follow(_job(state=JobState.RUNNING))
     assert events.progress("a") is None
     events.progressed("a", PROGRESS_OF_A)
     assert events.progress("a").body() == BODY
     assert events.progress("b") is None
-    events.changed(_job(state=JobState.VALIDATING))
+    events.follow(_job(state=JobState.VALIDATING))
     assert events.progress("a") is PROGRESS_OF_A
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled", "queued"])
 def test_progress_is_forgotten_when_the_job_ends_also_if_its_node_goes_on_telling(events, state):
     """After a timeout a node may go on for minutes."""
-    events.changed(_job(state=JobState.RUNNING))
+    events.follow(_job(state=JobState.RUNNING))
     events.progressed("a", PROGRESS_OF_A)
-    events.changed(_job(state=JobState(state)))
+    events.follow(_job(state=JobState(state)))
     events.progressed("a", PROGRESS_OF_A)
     assert events.progress("a") is None
     assert events._running == {}
 
 
 def test_a_job_that_is_begun_again_does_not_show_its_old_progress(events):
-    events.changed(_job(state=JobState.RUNNING))
+    events.follow(_job(state=JobState.RUNNING))
     events.progressed("a", PROGRESS_OF_A)
-    events.changed(_job(state=JobState.RUNNING))
+    events.follow(_job(state=JobState.RUNNING))
     assert events.progress("a") is None
 
 
 async def test_of_much_progress_a_reader_hears_the_last(events):
     with events.subscribe([PROGRESS]) as reader:
-        events.changed(_job(state=JobState.RUNNING))
+        events.follow(_job(state=JobState.RUNNING))
         for value in range(1000):
             events.progressed("a", Progress(value, 1000, "3", "x", value // 10))
         seen = []
@@ -253,7 +253,7 @@ async def test_of_much_progress_a_reader_hears_the_last(events):
 
 
 async def test_progress_from_before_anybody_read_does_not_keep_later_progress_back(events):
-    events.changed(_job(state=JobState.RUNNING))
+    events.follow(_job(state=JobState.RUNNING))
     events.progressed("a", PROGRESS_OF_A)
     with events.subscribe([PROGRESS], job_id="a") as reader:
         events.progressed("a", PROGRESS_OF_A)
@@ -262,10 +262,10 @@ async def test_progress_from_before_anybody_read_does_not_keep_later_progress_ba
 
 async def test_progress_does_not_follow_the_end_of_its_job(events):
     with events.subscribe([PROGRESS, STATE]) as reader:
-        events.changed(_job(state=JobState.RUNNING, event_id=1))
+        events.follow(_job(state=JobState.RUNNING, event_id=1))
         events.progressed("a", PROGRESS_OF_A)
         await asyncio.sleep(0.01)
-        events.changed(_job(state=JobState.SUCCEEDED, event_id=2))
+        events.follow(_job(state=JobState.SUCCEEDED, event_id=2))
         await asyncio.sleep(0.01)
         assert [event.name for event in await reader.next(LONG_S)] == [STATE, STATE]
         assert await reader.next(0.001) == []
@@ -277,7 +277,7 @@ async def test_a_preview_is_encoded_only_where_somebody_wants_it_and_only_the_ne
     def picture(number):
         return lambda: encoded.append(number) or b"picture %d" % number
 
-    events.changed(_job(state=JobState.RUNNING))
+    events.follow(_job(state=JobState.RUNNING))
     events.previewed("a", "image/jpeg", picture(0))
     with events.subscribe([PREVIEW], job_id="b"):
         events.previewed("a", "image/jpeg", picture(1))
@@ -296,7 +296,7 @@ async def test_a_preview_is_encoded_only_where_somebody_wants_it_and_only_the_ne
         assert encoded[-1] == 99
         events.previewed("a", "image/png", picture(100))
         assert base64.b64decode((await reader.next(LONG_S))[0].data["data"]) == b"picture 100"
-    events.changed(_job(state=JobState.SUCCEEDED))
+    events.follow(_job(state=JobState.SUCCEEDED))
     with events.subscribe([PREVIEW], job_id="a") as reader:
         events.previewed("a", "image/png", picture(101))
         assert await reader.next(0.05) == []
@@ -305,7 +305,7 @@ async def test_a_preview_is_encoded_only_where_somebody_wants_it_and_only_the_ne
 
 
 async def test_a_picture_that_cannot_be_encoded_does_no_harm(events):
-    events.changed(_job(state=JobState.RUNNING))
+    events.follow(_job(state=JobState.RUNNING))
     with events.subscribe([PREVIEW]) as reader:
         events.previewed("a", "image/jpeg", lambda: 1 / 0)
         await asyncio.sleep(0.02)

@@ -43,7 +43,7 @@ class Watched:
         self.box = Box(tmp_path / "box")
         self.janitor = self.box.janitor(store)
         self.gpus = Gpus({})
-        store.changed.subscribe(self.metrics.changed)
+        store.changed.subscribe(self.metrics.follow)
 
     def job(self, code=None, *, requeued=False, **facts):
         facts.setdefault("created_at_ms", self.clock.now_ms())
@@ -106,7 +106,7 @@ class TestWhatIsCounted:
         store = SqliteStore(tmp_path / "other.db", clock)
         store.submit(new_job(), 10).result(LONG_S)
         metrics = Metrics()
-        store.changed.subscribe(metrics.changed)
+        store.changed.subscribe(metrics.follow)
         store.claim("local", 1).result(LONG_S)
         store.recover("local", 2).result(LONG_S)
         store.close()

@@ -20,7 +20,7 @@ BOT, OTHER = Client("bot", operator=False), Client("other", operator=False)
 @pytest.fixture
 def hub(machine, store, host, clock):
     made = Sockets(store, host, machine.jobs, machine.events, machine.client_ids, clock)
-    store.changed.subscribe(made.changed)
+    store.changed.subscribe(made.follow)
     return made
 
 
