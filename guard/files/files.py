@@ -1,8 +1,8 @@
-"""A caller's files: what it has uploaded, the shared inputs, and what its jobs have made.
+"""Find a caller's files: its uploads, the shared inputs, and the results of its jobs.
 
-Every owner with a key has a folder of its own below input, output and temp, which looks to that owner as if its
-files lay in the root itself: `photo.png` is the owner's own where there is one, else the shared one. `local`, the
-operator at the machine, has the roots themselves, as in plain ComfyUI.
+Every owner with a key has a folder below input, output and temp, and names the files in it as if they lay in the root
+itself: `photo.png` is the owner's own where there is one, else the shared one. `local`, the operator at the machine,
+uses the roots themselves, as in plain ComfyUI.
 """
 
 from __future__ import annotations
@@ -15,41 +15,44 @@ import re
 import shutil
 from asyncio import wrap_future
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ..client import Client
 from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
 from ..host import Host
 from ..job import ROOTS, Artifact, Job
 from ..results.opener import ArtifactOpener
-from ..store import Store
 from .names import annotate, is_plain, mentions_uploads, owner_folder, split_annotation
 from .uploads import translate_disk_errors
 
-#: Folders in one another that an upload may go into.
-_DEEPEST = 32
-
 T = TypeVar("T")
 
-_DRAWN_AT_ONCE = 2
-#: NAME_MAX in bytes, and room for a number.
+#: An upload's subfolder may have this many parts. Nobody sorts files deeper, and in a thousand folders inside one
+#: another even Python's own functions fail.
+_DEEPEST = 32
+
+_PICTURES_AT_ONCE = 2
+#: NAME_MAX in bytes, less some room for a number.
 _LONGEST_NAME = 240
 
 
-def _is_deep(folder: str) -> bool:
-    """Deeper than anybody sorts files; thousands deep, not even Python's own functions reach the ground."""
-    return len(re.split(r"[/\\]", folder)) > _DEEPEST
+class Makers(Protocol):
+    """The part of the store that knows which job made a file."""
+
+    def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
+        """See Store."""
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """A file that the caller may have.
+    """A file that the caller may read.
 
     Attributes:
-        name: as a loader of ComfyUI finds it.
-        job, artifact: whose result it is, where it is one.
+        name: by which a loader of ComfyUI finds it.
+        job, artifact: for a result, the job that made it and which of its artifacts it is.
     """
 
     path: Path
@@ -59,56 +62,57 @@ class OwnFile:
 
 
 class Files:
-    """Event loop; the looking is done on other threads."""
+    """Lives on the event loop, and looks at the disk on other threads."""
 
-    def __init__(self, host: Host, store: Store) -> None:
+    def __init__(self, host: Host, store: Makers) -> None:
         self._host = host
         self._store = store
-        self._drawing = asyncio.Semaphore(_DRAWN_AT_ONCE)
+        self._pictures = asyncio.Semaphore(_PICTURES_AT_ONCE)
         self._opener = ArtifactOpener()
 
     async def work_on_pictures(self, work: Callable[[], T]) -> T:
-        """Work on decoded pictures, on another thread. Little at a time: each may hold a large one in memory."""
-        async with self._drawing:
+        """Run work that decodes pictures on another thread, two at once at most: a large one takes much memory."""
+        async with self._pictures:
             return await asyncio.to_thread(work)
 
     async def list_uploads(self, client: Client) -> list[str]:
-        """The names of what a caller with a key has uploaded for its prompts, without subfolders."""
+        """List the uploads of a caller with a key, those in its input folder itself, by name."""
         folder = self._host.file("input", "", owner_folder(client.owner))
         return await asyncio.to_thread(_list_files, folder) if folder is not None else []
 
     async def find(self, client: Client, kind: str, name: str) -> OwnFile:
-        """The file that the caller means by `name` below the root `kind`.
+        """Find the file that the caller calls `name` below the root `kind`.
 
         Raises:
-            NotFoundError: there is none, or none that is the caller's.
+            NotFoundError: there is none, or it is not the caller's.
         """
-        found = await asyncio.to_thread(self.find_upload, client, kind, name) if is_plain(name) else None
-        if found is None and kind != "input" and is_plain(name):
-            found = await self.find_result(client, kind, name)
-        if found is None:
+        file = await asyncio.to_thread(self.find_upload, client, kind, name) if is_plain(name) else None
+        if file is None and kind != "input" and is_plain(name):
+            file = await self.find_result(client, kind, name)
+        if file is None:
             raise NotFoundError(f"There is no file {name[:200]}.", extra_info={"filename": name[:200], "type": kind})
-        return found
+        return file
 
     def save(self, client: Client, sent: Path, filename: str, kind: str, subfolder: str, overwrite: bool) -> str:
-        """Move an upload into its owner's folder, and say what it is called there. Not for the event loop.
+        """Move an upload into its owner's folder. Returns its name there. Not for the event loop.
 
-        As ComfyUI does it: without `overwrite` a name that is taken gets a number, unless the file is the same.
+        As in ComfyUI, a name that is taken gets a number, unless the file is the same or `overwrite` is set.
 
         Raises:
-            InvalidRequestError: the name, the type or the subfolder will not do.
+            InvalidRequestError: the name, the type or the subfolder is not allowed.
             DiskFullError, ServerUnavailableError
         """
         if kind not in ROOTS:
             raise InvalidRequestError(f"type must be one of {', '.join(ROOTS)}.", extra_info={"field": "type"})
         if not _is_file_name(filename):
-            raise InvalidRequestError("The file's name must be a plain one, without folders.")
+            raise InvalidRequestError("The file's name must be plain, without folders.")
         own = owner_folder(client.owner)
         target = self._host.file(kind, "/".join(part for part in (own, subfolder) if part), filename)
-        # Its real place: a link that some node has made leads nowhere else.
+        # The host follows links, so that a link that some node has made leads nowhere else.
         root = self._host.file(kind, "", own) if own else None
-        outside = target is None or (root is not None and root not in target.parents) or _is_deep(subfolder)
-        if outside or (subfolder and not is_plain(subfolder)) or (own and mentions_uploads(subfolder)):
+        is_outside = target is None or (root is not None and root not in target.parents)
+        is_deep = len(re.split(r"[/\\]", subfolder)) > _DEEPEST
+        if is_outside or is_deep or (subfolder and not is_plain(subfolder)) or (own and mentions_uploads(subfolder)):
             raise InvalidRequestError(
                 "subfolder must lie below the folder of its type.", extra_info={"field": "subfolder"}
             )
@@ -117,16 +121,16 @@ class Files:
             return _move_in(sent, target.parent, filename, overwrite)
 
     def find_upload(self, client: Client, kind: str, name: str, *, folders: bool = False) -> OwnFile | None:
-        """The caller's upload of that name, or the shared input. Looks at the disk: not for the event loop.
+        """Find the caller's upload of that name, or else the shared input. Not for the event loop.
 
         Args:
-            folders: a folder will do as well.
+            folders: accept a folder too.
         """
         own = owner_folder(client.owner)
         if own:
             name = name.removeprefix(f"{own}/")
             path = self._below(kind, f"{own}/{name}", folders)
-            # Its real place: a link that some node has made leads nowhere else.
+            # The host follows links, so that a link that some node has made leads nowhere else.
             root = self._host.file(kind, "", own)
             if path is not None and root is not None and root in path.parents:
                 return OwnFile(path, annotate(kind, f"{own}/{name}"))
@@ -135,26 +139,26 @@ class Files:
         return OwnFile(path, annotate(kind, name)) if client.operator or self._is_shared(name, path) else None
 
     async def find_result(self, client: Client, kind: str, name: str) -> OwnFile | None:
-        """The result of a job of the caller's; an operator may have whatever lies there."""
+        """Find the result of one of the caller's jobs; for an operator, any file."""
         path = await asyncio.to_thread(self._below, kind, name, False)
         if path is None:
             return None
-        made = await wrap_future(self._store.find_maker(kind, name))
-        if made is not None and (client.operator or made[0].owner == client.owner):
-            job, index = made
+        maker = await wrap_future(self._store.find_maker(kind, name))
+        if maker is not None and (client.operator or maker[0].owner == client.owner):
+            job, index = maker
             return OwnFile(path, annotate(kind, name), job, job.result.artifacts[index])
         return OwnFile(path, annotate(kind, name)) if client.operator else None
 
-    async def check_unchanged(self, client: Client, found: OwnFile) -> None:
-        """Before another hand opens the file: a name that was deleted may be somebody else's by now.
+    async def check_unchanged(self, client: Client, file: OwnFile) -> None:
+        """Check before ComfyUI opens the file by its name, which may be somebody else's file by now.
 
         Raises:
             ArtifactGoneError: it is no longer what the client's job made.
         """
-        artifact = found.artifact
+        artifact = file.artifact
         if artifact is None or client.operator:
             return
-        handle = await asyncio.to_thread(self._opener.open, artifact, found.path)
+        handle = await asyncio.to_thread(self._opener.open, artifact, file.path)
         if handle is None:
             raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.")
         handle.close()
@@ -166,11 +170,11 @@ class Files:
         return path if os.path.isfile(path) or (folders and os.path.isdir(path)) else None
 
     def _is_shared(self, name: str, path: Path) -> bool:
-        """Whether an input is everybody's: not an owner's, and no result, where such a root lies below input."""
+        """Whether an input is everybody's: not an owner's, and no result, where output or temp lie below input."""
         if mentions_uploads(name) or mentions_uploads(str(path)):
             return False
-        places = self._host.folders()
-        others = [Path(os.path.realpath(root)) for root in (places.output, places.temp) if root is not None]
+        roots = self._host.folders()
+        others = [Path(os.path.realpath(root)) for root in (roots.output, roots.temp) if root is not None]
         top = Path(os.path.realpath(self._host.input_folder()))
         return not any(top in root.parents and (root == path or root in path.parents) for root in others)
 
@@ -181,7 +185,7 @@ def _move_in(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
     copy = 0
     while not overwrite and not _take_name(folder / name):
         if _is_same(sent, folder / name):
-            os.utime(folder / name)  # sent again: it is as young as if it had been written
+            os.utime(folder / name)  # sent again, so for the janitor it is new
             sent.unlink()
             return name
         copy += 1
@@ -201,7 +205,7 @@ def _move_in(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
 
 
 def _take_name(path: Path) -> bool:
-    """Whether the name is ours now: of two uploads at once, one gets it."""
+    """Create an empty file of that name. False where it is taken: of two uploads at once, one gets the name."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except FileExistsError:
@@ -217,7 +221,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether an upload may be called so: on any file system, and so that a prompt can name it."""
+    """Whether an upload may have that name: on this file system, and so that a prompt can name it."""
     odd = any(letter in name for letter in ("/", "\\", *(':*?"<>|' if os.name == "nt" else "")))
     odd = odd or mentions_uploads(name)
     short = len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME

@@ -1,4 +1,4 @@
-"""How files are named: an owner's folder, ComfyUI's `name [type]`, and what a name looks like to its owner."""
+"""Name files: an owner's folder, ComfyUI's `name [type]`, and what a name looks like to its owner."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def owner_folder(owner: str) -> str:
 
 
 def split_annotation(name: str) -> tuple[str, str]:
-    """(folder type, name below it) of a file as a loader names it: `a/b.png [output]` is (`output`, `a/b.png`).
+    """(root, name below it) of a file as a loader names it: `a/b.png [output]` is (`output`, `a/b.png`).
 
-    As ComfyUI reads it (folder_paths.annotated_filepath): without a type it lies in the input folder.
+    As in ComfyUI (folder_paths.annotated_filepath), a file without a type lies in the input folder.
     """
     for kind in ROOTS:
         if name.endswith(f"[{kind}]"):
@@ -33,28 +33,32 @@ def split_annotation(name: str) -> tuple[str, str]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name stays below the folder that it is looked for in, by its letters alone."""
+    """Whether a name stays below its folder, judged by its letters alone."""
     parts = re.split(r"[/\\]", name)
     return bool(parts[0]) and ".." not in parts and "\0" not in name and not re.match(r"[A-Za-z]:", name)
 
 
 def mentions_uploads(text: str) -> bool:
-    """Whether a text speaks of the folder that holds the owners' folders, however a file system may read it."""
+    """Whether a text contains the name of the folder that holds the owners' folders, as any file system may read it."""
     if not text.isascii():
-        # HFS+ takes no notice of characters that do not show.
-        seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-        text = unicodedata.normalize("NFKC", seen)
+        # HFS+ ignores invisible characters.
+        visible = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+        text = unicodedata.normalize("NFKC", visible)
     return FOLDER in text.casefold()
 
 
 def strip_owner_folder(value: Any, owner: str) -> Any:
-    """JSON in which the owner's own folder is not to be seen: what it calls `photo.png` is called so."""
+    """Copy JSON without the owner's folder in its texts, so that a file is called what its owner calls it."""
     own = owner_folder(owner)
     return _replace_names(value, {f"{own}/": ""}) if own else value
 
 
 def use_owner_names(error: GuardError, owner: str, sent: Mapping[str, str] | None = None) -> None:
-    """Call the owner's files in an error as the owner calls them; `sent`: what came along, from its stored names."""
+    """Call the files in an error what their owner calls them.
+
+    Args:
+        sent: stored name → the owner's name, of files that came with the request.
+    """
     own = owner_folder(owner)
     names = {**(sent or {}), **({f"{own}/": ""} if own else {})}
     error.message, error.details = _replace_names(error.message, names), _replace_names(error.details, names)
@@ -66,8 +70,8 @@ def use_owner_names(error: GuardError, owner: str, sent: Mapping[str, str] | Non
 
 def _replace_names(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        for name, seen in names.items():
-            value = value.replace(name, seen)
+        for name, shown in names.items():
+            value = value.replace(name, shown)
         return value
     if isinstance(value, Mapping):
         return {key: _replace_names(item, names) for key, item in value.items()}
@@ -77,21 +81,22 @@ def _replace_names(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def annotate(kind: str, name: str) -> str:
+    """The name by which a loader finds a file: `photo.png`, `photo.png [output]`."""
     return name if kind == "input" else f"{name} [{kind}]"
 
 
-#: Below the host's folders; holds the owners' folders. No text speaks of it by chance.
+#: The folder below each root that holds the owners' folders. No text contains this name by chance.
 FOLDER = "guarded-uploads"
 
 
 @functools.lru_cache(maxsize=1024)
 def upload_folder(owner: str) -> str:
-    """The owner's upload folder, below the host's input folder, with slashes. No two owners share one."""
+    """The folder that the owner's uploads go to, below a root and with slashes; no two owners share one."""
     readable = re.sub(r"[^a-z0-9]+", "-", owner.lower())[:32].strip("-")
     return f"{FOLDER}/{readable}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}".replace("/-", "/")
 
 
 def media_suffix(name: str) -> str:
-    """The suffix of a name that a picture, film or sound may have, in lower case; else empty."""
+    """The suffix of a name in lower case, where pictures, films or sounds have such; else empty."""
     suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
     return suffix if suffix in MEDIA_SUFFIXES else ""

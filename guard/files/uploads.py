@@ -1,8 +1,8 @@
-"""Files that callers send: where each owner's lie, and how those of one request come there.
+"""Store the files that come with prompts, each in its owner's folder.
 
-A file that comes with a prompt is named by its content, so that the same picture, sent by a bot a thousand times, is
-stored once. It is written beside its place first (`.incoming`) and moved there while
-the request is looked at; if that ends in a refusal, and no other request has named it meanwhile, it is taken away.
+A file's name there is made of its content, so that a picture that a bot sends a thousand times is stored once. It is
+received into `.incoming`, and moved to its place before its prompt is checked. If the prompt is refused, and no other
+request has used the file meanwhile, it is deleted again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..results.containers import sniff
 from ..settings import UploadsSettings
 from .names import FOLDER, media_suffix, upload_folder
 
-#: What is still on its way in. No owner's folder has such a name, since theirs end in a hash.
+#: Files that are still being received. No owner's folder has such a name, because theirs end in a hash.
 INCOMING = f"{FOLDER}/.incoming"
 _HEAD_BYTES = 32
 
-#: MIME type → suffix, for what is recognised by its first bytes; a name may lie.
+#: MIME type → suffix, for files that their first bytes identify; a name may lie.
 _SUFFIXES = {
     "image/png": ".png",
     "image/jpeg": ".jpg",
@@ -53,10 +53,10 @@ class UploadedFile:
     """One file of a form, received whole.
 
     Attributes:
-        field, filename: what the form calls it; `filename` may be empty.
+        field, filename: its names in the form; `filename` may be empty.
         sha256: of its bytes, in hexadecimal.
-        suffix: by its content, else by its name; may be empty.
-        path: where it lies until it is placed.
+        suffix: from its content, else from its name; may be empty.
+        path: where it lies until `Uploads.place` moves it.
     """
 
     field: str
@@ -66,12 +66,12 @@ class UploadedFile:
     path: Path
 
     def stored_as(self, owner: str) -> str:
-        """Its name as a loader node gives it."""
+        """Its name for a loader node."""
         return f"{upload_folder(owner)}/{self.sha256}{self.suffix}"
 
 
 class Incoming:
-    """A file on its way in. Each method blocks on the disk: not for the event loop."""
+    """A file that is being received. Each method blocks on the disk: not for the event loop."""
 
     def __init__(self, folder: Path, field: str, filename: str, max_bytes: int) -> None:
         self._field = field
@@ -102,7 +102,7 @@ class Incoming:
                 rest = rest[self._file.write(rest) :]
 
     def finish(self) -> UploadedFile:
-        """All of it has come."""
+        """Close the file, of which all has come. Raises InvalidRequestError where it is empty."""
         with translate_disk_errors():
             self._file.close()
         if not self._size:
@@ -112,66 +112,66 @@ class Incoming:
         return UploadedFile(self._field, self._filename, self._digest.hexdigest(), suffix, self.path)
 
     def discard(self) -> None:
-        """Delete it, unless it has been placed."""
+        """Delete the file, unless it was moved to its place."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
 
 class Uploads:
-    """The files of requests under way.
+    """The files of requests that are being decided.
 
     Attributes:
-        settings: how large and how many.
+        settings: how many files there may be, and how large.
     """
 
     def __init__(self, settings: UploadsSettings, input_folder: Callable[[], Path]) -> None:
         self.settings = settings
         self._input_folder = input_folder
         self._lock = threading.Lock()  # held for a rename or an unlink
-        #: Stored names that requests under way have placed, and those of them that nobody else knows.
+        #: The stored names that requests under way use, and those of them that were not there before.
         self._held: Counter[str] = Counter()
         self._fresh: set[str] = set()
 
     def tidy(self) -> None:
-        """Delete what an earlier process was receiving when it died. Blocks on the disk; before requests come."""
+        """Delete what an earlier process was receiving when it died. Blocks, so call it before requests come."""
         with suppress(OSError):
             for path in (self._input_folder() / INCOMING).iterdir():
                 path.unlink(missing_ok=True)
 
     def start_file(self, field: str, filename: str) -> Incoming:
-        """A place to write a file to. Blocks on the disk."""
+        """Begin to receive a file. Blocks on the disk."""
         folder = self._input_folder() / INCOMING
         return Incoming(folder, field, filename, self.settings.max_file_bytes)
 
     @asynccontextmanager
     async def place(self, owner: str, files: Iterable[UploadedFile]) -> AsyncIterator[None]:
-        """Inside the block each file lies under its stored name; after a refusal (a GuardError) no longer.
+        """Keep each file under its stored name during the block, and after it unless a GuardError left the block.
 
-        After any other exception it stays: whether its job exists, nobody knows then.
+        After any other exception the files stay, because nobody knows then whether the job exists.
         """
         paths = {file.stored_as(owner): file.path for file in files}
-        placed: list[str] = []
+        names: list[str] = []
         try:
             for name, path in paths.items():
                 await asyncio.to_thread(self._place_file, name, path)
-                placed.append(name)
+                names.append(name)
             yield
         except GuardError:
-            await asyncio.to_thread(self._release, placed, False)
+            await asyncio.to_thread(self._release, names, False)
             raise
         except BaseException:
-            self._release(placed, True)
+            self._release(names, True)
             raise
         else:
-            self._release(placed, True)
+            self._release(names, True)
 
     def _place_file(self, name: str, path: Path) -> None:
         target = self._input_folder() / name
         with self._lock, translate_disk_errors():
-            there = target.exists()
+            was_there = target.exists()
             _move(path, target)
             self._held[name] += 1
-            if not there:
+            if not was_there:
                 self._fresh.add(name)
 
     def _release(self, names: Iterable[str], admitted: bool) -> None:
@@ -189,19 +189,19 @@ class Uploads:
 
 
 def map_names(files: Iterable[UploadedFile], owner: str) -> dict[str, str | None]:
-    """What a prompt may call the files → their stored names; None where two different ones have that name.
+    """Map what a prompt may call the files to their stored names; to None where two different files have that name.
 
-    A part's field comes before another part's file name.
+    The field of one part wins over the file name of another.
     """
-    found: dict[str, str | None] = {}
-    for called in ("filename", "field"):
+    stored_names: dict[str, str | None] = {}
+    for attribute in ("filename", "field"):
         level: dict[str, str | None] = {}
         for file in files:
-            stored, name = file.stored_as(owner), getattr(file, called)
+            stored, name = file.stored_as(owner), getattr(file, attribute)
             if name:
                 level[name] = stored if level.get(name, stored) == stored else None
-        found.update(level)
-    return found
+        stored_names.update(level)
+    return stored_names
 
 
 def rename_inputs(
@@ -209,7 +209,7 @@ def rename_inputs(
     stored: Mapping[str, str | None],
     file_inputs: Callable[[str], Mapping[str, Names]],
 ) -> set[str]:
-    """Put the stored names into the loader inputs that name a file of the request; the stored names in use.
+    """Put the stored names into the loader inputs that name a file of the request. Returns the names that were put in.
 
     Args:
         graph: API format, its shape checked; changed in place.
@@ -217,7 +217,7 @@ def rename_inputs(
         file_inputs: Host.file_inputs.
 
     Raises:
-        InvalidRequestError: a name that two different files have.
+        InvalidRequestError: an input gives a name that two different files have.
     """
     used = set()
     for node_id, node in graph.items():
@@ -237,7 +237,7 @@ def rename_inputs(
 
 
 def _move(path: Path, target: Path) -> None:
-    """Over what is there: it has the same bytes, and is as good as new for the janitor."""
+    """Move the file over one that may be there: it has the same bytes, and for the janitor it is new again."""
     for attempt in range(10):
         try:
             os.replace(path, target)
@@ -249,11 +249,12 @@ def _move(path: Path, target: Path) -> None:
         except PermissionError:
             if not target.exists():
                 raise
-            os.utime(target)  # Windows, while somebody reads it
+            os.utime(target)  # on Windows, while somebody reads the file
             return
 
 
-#: Too long, or not to be written there; a folder by the name of a file, or the other way round.
+#: The name is too long, or has letters that the disk does not take; or a folder has the name of a file, or a file
+#: that of a folder.
 _BAD_NAME = frozenset(
     {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 )
@@ -261,7 +262,7 @@ _BAD_NAME = frozenset(
 
 @contextmanager
 def translate_disk_errors() -> Iterator[None]:
-    """What the disk says, as an error of ours."""
+    """Turn the disk's errors in the block into ours."""
     try:
         yield
     except OSError as error:

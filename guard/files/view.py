@@ -1,4 +1,4 @@
-"""Pictures as ComfyUI's `/view` converts them, and masks laid on pictures. Not for the event loop."""
+"""Convert pictures as ComfyUI's `/view` does, and lay masks on them. Not for the event loop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import BadImageError
 
-#: Decoded, converted and encoded again, such a picture takes close to a gigabyte.
+#: To decode, convert and encode such a picture takes almost a gigabyte.
 MAX_PIXELS = 100_000_000
-#: Nothing else is tried: Pillow would hand an EPS file to Ghostscript.
+#: No other format is tried, because Pillow would give an EPS file to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @contextmanager
 def _open(source: IO[bytes] | Path) -> Iterator[Image.Image]:
-    """Raises BadImageError, also for what goes wrong inside the block: Pillow decodes late."""
+    """Open a picture. Raises BadImageError, also for faults inside the block, because Pillow decodes late."""
     try:
         with Image.open(source, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -31,10 +31,10 @@ def _open(source: IO[bytes] | Path) -> Iterator[Image.Image]:
 
 
 def encode_preview(source: IO[bytes], asked: str, channel: str) -> tuple[bytes, str]:
-    """The whole picture in a smaller format: `webp` or `jpeg`, with `;quality` behind. (bytes, media type)
+    """Encode the picture as `webp` or `jpeg`, with `;quality` behind that in `asked`. Returns (bytes, media type).
 
     Raises:
-        BadImageError: it is no picture, or too large.
+        BadImageError: the file is no picture, or too large.
     """
     kind, *rest = asked.split(";")
     if kind not in ("webp", "jpeg") or "a" in channel:
@@ -47,34 +47,34 @@ def encode_preview(source: IO[bytes], asked: str, channel: str) -> tuple[bytes, 
 
 
 def extract_channel(source: IO[bytes], channel: str) -> tuple[bytes, str]:
-    """A PNG of the colours (`rgb`), or of the opacity alone (`a`). (bytes, media type)
+    """Encode the colours alone (`rgb`), or the opacity alone (`a`), as PNG. Returns (bytes, media type).
 
     Raises:
-        BadImageError: it is no picture, or too large.
+        BadImageError: the file is no picture, or too large.
     """
     with _open(source) as image:
         if channel == "rgb":
             return _encode(image.convert("RGB"), "png")
         alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
-        shown = Image.new("RGBA", image.size)
-        shown.putalpha(alpha)
-        return _encode(shown, "png")
+        layer = Image.new("RGBA", image.size)
+        layer.putalpha(alpha)
+        return _encode(layer, "png")
 
 
 def apply_mask(original: Path, opacity: Path) -> bytes:
-    """`original` as PNG with the opacity of another picture of its size, and its own texts.
+    """Encode `original` as PNG, with its own texts and the opacity of another picture of its size.
 
     Raises:
-        BadImageError: either is no picture or too large, or their sizes differ.
+        BadImageError: one of them is no picture or too large, or their sizes differ.
     """
     with _open(original) as image, _open(opacity) as layer:
         texts = PngImagePlugin.PngInfo()
         for name, text in getattr(image, "text", {}).items():
             texts.add_text(name, text)
-        shown = image.convert("RGBA")
-        shown.putalpha(layer.convert("RGBA").getchannel("A"))
+        picture = image.convert("RGBA")
+        picture.putalpha(layer.convert("RGBA").getchannel("A"))
         buffer = io.BytesIO()
-        shown.save(buffer, format="PNG", compress_level=4, pnginfo=texts)
+        picture.save(buffer, format="PNG", compress_level=4, pnginfo=texts)
         return buffer.getvalue()
 
 
