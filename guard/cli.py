@@ -1,4 +1,4 @@
-"""What the commands share: where the server keeps our folder, and ages as people write them."""
+"""What the commands share: where our folder lies, and ages as people write them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_age(text: str) -> float:
-    """`90m`, `24h`, `7d` or seconds, in seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
-    if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"an age is a number with s, m, h or d behind it, not {text!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    """Parse `90m`, `24h`, `7d` or seconds; return seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"an age is a number followed by s, m, h or d, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def user_folder(package: Path) -> Path | None:

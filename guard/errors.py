@@ -1,8 +1,8 @@
 """The GuardError family and the one error body.
 
 A code is stable for ever; the class is ``CamelCase(code) + "Error"``. ComfyUI prints an exception's type with the
-module it was loaded as, which for a custom node is an install path: the family therefore names a fixed module, so
-that a bot reads ``comfyui_guarded.NoFaceError`` on every machine.
+module it was loaded as, which for a custom node is an install path. The family therefore names a fixed module, and a
+bot reads ``comfyui_guarded.NoFaceError`` on every machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MODULE = "comfyui_guarded"
 
-#: Statuses that always say when to come back, and when that is where nothing better is known.
+#: Statuses that always say when to come back, and the time to say where nothing better is known.
 _ASK_AGAIN = frozenset({429, 503, 507})
 RETRY_AFTER_S = 10.0
 
@@ -62,10 +62,10 @@ class GuardError(Exception):
     """A refusal, or the reason why a job failed.
 
     Attributes:
-        code: what a program reads.
+        code: for programs; stable.
         status: the HTTP status of a refusal; None for codes that only ever settle a job (those are read with 200).
         retryable: whether the same request may succeed later.
-        details: more for a human; may be empty.
+        details: more for a person; may be empty.
         extra_info: facts for a program, JSON-ready.
         retry_after_s: when to come back, where that is known.
         node_errors: ComfyUI's own per-node errors, where it refused the prompt.
@@ -100,7 +100,7 @@ class GuardError(Exception):
         self.retry_after_s = retry_after_s
         self.node_errors = dict(node_errors or {})
         self.host_type = host_type
-        #: The language that the request itself asked for; None: whatever its headers say.
+        #: The language that the request itself asked for; None: take it from its headers.
         self.locale: str | None = None
 
     def body(self, locale: str, job_id: str | None = None) -> Refusal:
@@ -150,13 +150,13 @@ class MissingModelError(GuardError):
 
 
 class PolicyViolationError(GuardError):
-    """Over a limit that the operator has set."""
+    """The prompt exceeds a limit that the operator has set."""
 
     code, status, retryable = "policy_violation", 422, False
 
 
 class BadImageError(GuardError):
-    """An input image that is missing or cannot be read."""
+    """An input image is missing or cannot be read."""
 
     code, status, retryable = "bad_image", 422, False
 
@@ -180,13 +180,13 @@ class FaceTooSmallError(GuardError):
 
 
 class UnauthorizedError(GuardError):
-    """No key, or one that is not known."""
+    """There is no key, or it is not known."""
 
     code, status, retryable = "unauthorized", 401, False
 
 
 class ForbiddenError(GuardError):
-    """The key does not reach this far."""
+    """The key's scope does not allow this."""
 
     code, status, retryable = "forbidden", 403, False
 
@@ -222,7 +222,7 @@ class PayloadTooLargeError(GuardError):
 
 
 class InternalError(GuardError):
-    """Ours; never expected."""
+    """A fault of the guard itself; never expected."""
 
     code, status, retryable = "internal_error", 500, True
 
@@ -234,15 +234,17 @@ class RateLimitedError(GuardError):
 
 
 class QueueFullError(GuardError):
-    """No room left in the queue, or none for more jobs of this client."""
+    """The queue has no room, or none for more jobs of this client."""
 
     code, status, retryable = "queue_full", 429, True
 
     @classmethod
     def with_waiting(cls, queued: int, max_queued: int, *, of_owner: bool = False) -> QueueFullError:
-        said = f"{queued} of your jobs wait, and no more may" if of_owner else f"The queue is full ({queued} jobs wait)"
+        message = f"{queued} of your jobs are waiting; no more may wait."
+        if not of_owner:
+            message = f"The queue is full ({queued} jobs are waiting)."
         facts = {"queued": queued, "max_queued": max_queued, **({"scope": "client"} if of_owner else {})}
-        return cls(f"{said}.", extra_info=facts)
+        return cls(message, extra_info=facts)
 
 
 class ServerUnavailableError(GuardError):
@@ -252,7 +254,7 @@ class ServerUnavailableError(GuardError):
 
 
 class DiskFullError(GuardError):
-    """Below the floor of free disk space."""
+    """Free disk space is below its floor."""
 
     code, status, retryable = "disk_full", 507, True
 
@@ -295,7 +297,7 @@ class ServerRestartedError(GuardError):
 
 
 class JobInterruptedError(GuardError):
-    """Someone pressed interrupt in ComfyUI. (Its type is `InterruptedError` by the rule; Python has one of its own.)"""
+    """Someone pressed interrupt in ComfyUI. (Its type is `InterruptedError`, a name that Python itself uses.)"""
 
     code, status, retryable = "interrupted", None, True
 
@@ -343,7 +345,7 @@ BY_NAME: dict[str, type[GuardError]] = {f"{MODULE}.{cls.__name__}": cls for cls 
 
 
 def type_name(code: str) -> str:
-    """What ComfyUI shows as ``exception_type`` for a code."""
+    """The name that ComfyUI shows as ``exception_type`` for a code."""
     return f"{MODULE}.{FAMILY[code].__name__}"
 
 

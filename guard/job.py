@@ -1,4 +1,4 @@
-"""A job as data: its state, what it may become next, and how it is shown."""
+"""A job as data: its state, the states that may follow, and its JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import FAMILY, ErrorCode, GuardError
 
 
 class JobState(str, enum.Enum):
-    """Where a job is; docs/architecture.md says who moves it on."""
+    """Where a job stands; docs/architecture.md says what moves it on."""
 
     QUEUED = "queued"  # admitted and durable, waiting for a slot
     DISPATCHED = "dispatched"  # holds a lease, in ComfyUI's own queue
@@ -33,8 +33,8 @@ TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 OPEN = frozenset(JobState) - TERMINAL
 WAITING = frozenset({JobState.QUEUED, JobState.DISPATCHED})
 
-#: What may follow what. Back to `queued` leads a restart. A dispatched job succeeds where the disk was in trouble when
-#: the worker took it, so that its `running` was never written.
+#: The states that may follow each. A restart leads back to `queued`. A dispatched job may succeed: its `running` was
+#: never written where the disk failed when the worker took the job.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.DISPATCHED, JobState.FAILED, JobState.CANCELLED}),
     JobState.DISPATCHED: frozenset({JobState.QUEUED, JobState.RUNNING, *TERMINAL}),
@@ -163,7 +163,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a job ends: a terminal state and, unless it succeeded, why."""
+    """How a job ends: a terminal state and, unless it succeeded, the reason."""
 
     state: JobState
     code: str | None = None
@@ -199,7 +199,7 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Webhook:
-    """Where somebody wants to be told of a job, and of which of its states (their values)."""
+    """Where to report a job, and which of its states (their values)."""
 
     url: str
     events: tuple[str, ...] = tuple(sorted(state.value for state in TERMINAL))
@@ -209,15 +209,15 @@ class Webhook:
 class NewJob:
     """An admitted prompt on its way into the store.
 
-    Args of note:
-        body: what `/guarded/prompt` was sent, as JSON text, without secrets.
+    Attributes:
+        body: the request that `/guarded/prompt` received, as JSON text, without secrets.
         shape: a short name for graphs of the same node classes; estimates go by it.
         template: the template that rendered the prompt; "" for a graph of the caller's own.
-        parameters: the template's parameters in force, the seed among them.
-        order: ComfyUI's `number`, where the client gave one; smaller goes first within its owner.
-        front: to the head of its owner's line.
+        parameters: the template's parameters in force, with the seed.
+        order: ComfyUI's `number`, where the client gave one; the smaller goes first among its owner's jobs.
+        front: it goes to the head of its owner's line.
         outputs_to_execute: ids of the output nodes that ComfyUI will run.
-        has_secrets: it needs values that are kept in memory only and do not survive a restart.
+        has_secrets: it needs values that exist only in memory and do not survive a restart.
     """
 
     job_id: str

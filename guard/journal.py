@@ -1,8 +1,8 @@
-"""How the guard writes its log: one line per event, none of which somebody else's text can forge or give away.
+"""How the guard writes its log: one line per event, which no stranger's text can forge and which leaks no key.
 
-Lines go where the host's own go, or, with `log.format = "json"`, to stderr, one JSON object each. A record that
-carries an exception raised by somebody's node, whose text may quote the prompt, says so with
-`extra={"quotes_prompt": True}`: its stack is shown, and its text at the level DEBUG only.
+Lines go where the host's own go or, with `log.format = "json"`, to stderr, one JSON object each. A record with an
+exception from a node, whose text may quote the prompt, says so with `extra={"quotes_prompt": True}`: the log shows its
+stack, but its text only at the level DEBUG.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from datetime import datetime, timezone
 from .settings import LogSettings
 
 LOGGER = logging.getLogger("guarded")
-#: What opens doors: keys as `keys create` makes them, and whatever stands where keys and tokens are sent.
+#: Secrets: keys as `keys create` makes them, and whatever stands where keys and tokens are sent.
 _SECRETS = re.compile(r"(gk_[0-9a-f]{8}_)[\w-]+|((?:Bearer|Basic) +)[^\s\"']+|(\b(?:api_key|token)\w*[=:] *)[^\s&\"']+")
 _HIDDEN = "…"
 
 
 def install(settings: LogSettings) -> None:
-    """Write the guard's records by these settings from now on. Called once, at start."""
+    """Write the guard's records by these settings from now on. Call it once, at start."""
     LOGGER.setLevel(settings.level)
     LOGGER.handlers = [_Json() if settings.format == "json" else _Text()]
     LOGGER.propagate = False
 
 
 def clean(text: str) -> str:
-    """In one line, nothing in it that moves a terminal's cursor or turns its writing round, and no key."""
+    """Make one line of a text that moves no terminal's cursor, does not reverse its writing, and holds no key."""
     if not text.isprintable():
         text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-    return _SECRETS.sub(lambda found: f"{found[1] or found[2] or found[3]}{_HIDDEN}", text)
+    return _SECRETS.sub(lambda match: f"{match[1] or match[2] or match[3]}{_HIDDEN}", text)
 
 
 class _Text(logging.Handler):
@@ -43,13 +43,13 @@ class _Text(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            told = logging.makeLogRecord(record.__dict__)
-            told.msg, told.args = f"[guarded] {clean(record.getMessage())}", ()
-            told.exc_info, told.exc_text, told.stack_info = None, None, None
-            if lines := _stack(record):
-                # Indented, so that no line of an exception's text can pass for one of ours.
-                told.exc_text = "\n".join(f"    {line}" for line in lines)
-            logging.getLogger().handle(told)
+            copy = logging.makeLogRecord(record.__dict__)
+            copy.msg, copy.args = f"[guarded] {clean(record.getMessage())}", ()
+            copy.exc_info, copy.exc_text, copy.stack_info = None, None, None
+            if lines := _format_stack(record):
+                # Indent it, so that no line of an exception's text can pass for one of ours.
+                copy.exc_text = "\n".join(f"    {line}" for line in lines)
+            logging.getLogger().handle(copy)
         except Exception:
             self.handleError(record)
 
@@ -67,7 +67,7 @@ class _Json(logging.Handler):
             }
             if (job_id := getattr(record, "job_id", None)) is not None:
                 line["job_id"] = clean(str(job_id))
-            if lines := _stack(record):
+            if lines := _format_stack(record):
                 line["exception"] = "\n".join(lines)
             sys.stderr.write(json.dumps(line) + "\n")
             sys.stderr.flush()
@@ -75,8 +75,8 @@ class _Json(logging.Handler):
             self.handleError(record)
 
 
-def _stack(record: logging.LogRecord) -> list[str]:
-    """The record's exception, line by line."""
+def _format_stack(record: logging.LogRecord) -> list[str]:
+    """Format the record's exception, line by line."""
     if not isinstance(record.exc_info, tuple) or record.exc_info[1] is None:
         return []
     error = record.exc_info[1]
@@ -88,7 +88,7 @@ def _stack(record: logging.LogRecord) -> list[str]:
 
 
 class Throttle:
-    """For events that strangers can cause as often as they like: one line a second for each kind. Any thread."""
+    """Lets one line a second through for each kind of event that strangers can cause at will. Any thread."""
 
     def __init__(self, every_s: float = 1.0) -> None:
         self._every_s = every_s
@@ -96,12 +96,12 @@ class Throttle:
         self._last: dict[str, tuple[float, int]] = {}
 
     def take(self, kind: str) -> int | None:
-        """How many of that kind have had no line since the last one; None: this one gets none either."""
+        """Take a line's turn: return how many of its kind were skipped since the last; None: skip this one too."""
         now_s = time.monotonic()
         with self._lock:
-            last_s, others = self._last.get(kind, (float("-inf"), 0))
+            last_s, skipped = self._last.get(kind, (float("-inf"), 0))
             if now_s < last_s + self._every_s:
-                self._last[kind] = last_s, others + 1
+                self._last[kind] = last_s, skipped + 1
                 return None
             self._last[kind] = now_s, 0
-            return others
+            return skipped

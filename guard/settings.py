@@ -1,4 +1,4 @@
-# Over 400 lines: one table of all settings.
+# Over 400 lines: one table of all settings, whose rows are most of it.
 """The settings table: every name, default and help text there is.
 
 Read from `guarded.toml` and from `GUARDED_<SECTION>__<NAME>` in the environment, which wins. `docs/settings.md` is
@@ -45,7 +45,7 @@ Age = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; the message names the key. The plugin stays off."""
+    """A setting that cannot be used; the message names its key. The package stays off."""
 
 
 class _Section(BaseModel):
@@ -53,8 +53,8 @@ class _Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """TOML's `true` is not the number 1, as pydantic would have it."""
+    def _refuse_truth_as_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse `true` for a number, which pydantic takes for 1."""
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind in (int, float):
             raise ValueError("a number is needed")
@@ -184,14 +184,14 @@ PROFILES: dict[str, dict[str, float]] = {
 }
 
 
-def _profile(value: object) -> object:
+def _check_profile(value: object) -> object:
     if isinstance(value, str) and value and value not in PROFILES:
         raise ValueError(f"there is no such profile; there are {', '.join(sorted(PROFILES))}")
     return value
 
 
 class PolicySettings(_Section):
-    profile: Annotated[str, BeforeValidator(_profile)] = Field(
+    profile: Annotated[str, BeforeValidator(_check_profile)] = Field(
         "",
         description=f"Limits for a card: {', '.join(f'`{name}`' for name in PROFILES)}. They replace the "
         "defaults from `vram_budget_gb` to `max_seconds`; a limit of your own wins over the profile's.",
@@ -218,7 +218,7 @@ class PolicySettings(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_profile(cls, values: object) -> object:
+    def _apply_profile(cls, values: object) -> object:
         chosen = values.get("profile") if isinstance(values, dict) else None
         return {**PROFILES[chosen], **values} if isinstance(values, dict) and chosen in PROFILES else values
 
@@ -257,7 +257,7 @@ class StoreSettings(_Section):
     url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
 
 
-def _networks(given: tuple[str, ...]) -> tuple[str, ...]:
+def _normalize_networks(given: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(ipaddress.ip_network(network)) for network in given)
 
 
@@ -267,7 +267,7 @@ class AccessSettings(_Section):
         description="Ask no key of a direct loopback connection: one whose Host header names this machine and that no "
         "proxy or tunnel passed on.",
     )
-    trusted_proxies: Annotated[tuple[str, ...], AfterValidator(_networks)] = Field(
+    trusted_proxies: Annotated[tuple[str, ...], AfterValidator(_normalize_networks)] = Field(
         (), description="Addresses or networks of proxies whose `X-Forwarded-For` to believe: `10.0.0.0/8`."
     )
     allowed_origins: tuple[str, ...] = Field(
@@ -276,7 +276,7 @@ class AccessSettings(_Section):
     max_token_s: Seconds = Field(86400, description="The longest life of a signed token (`POST /guarded/tokens`).")
 
 
-def _webhook_secret(secret: str) -> str:
+def _check_secret(secret: str) -> str:
     if secret:
         try:
             key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
@@ -292,11 +292,11 @@ class WebhooksSettings(_Section):
     timeout_s: Seconds = Field(10, description="How long a receiver may take to answer.")
     first_retry_s: Seconds = Field(5, description="The pause after a failure; it doubles each time, up to an hour.")
     allow_http: bool = Field(False, description="Also accept addresses without TLS.")
-    allowed_networks: Annotated[tuple[str, ...], AfterValidator(_networks)] = Field(
+    allowed_networks: Annotated[tuple[str, ...], AfterValidator(_normalize_networks)] = Field(
         (),
         description="Non-public networks that webhooks may reach, such as `127.0.0.0/8` for a bot on this machine.",
     )
-    secret: Annotated[str, AfterValidator(_webhook_secret)] = Field(
+    secret: Annotated[str, AfterValidator(_check_secret)] = Field(
         "", description="Signs webhooks of `local` (`whsec_…`); empty: made once, in `__guarded/webhook.secret`."
     )
 
@@ -309,13 +309,13 @@ class NativeSettings(_Section):
     )
 
 
-def _below_a_root(folders: dict[str, float | str]) -> dict[str, float | str]:
-    """Keys as `root/folder/…`, without a slash at the end."""
+def _clean_folders(folders: dict[str, float | str]) -> dict[str, float | str]:
+    """Write each key as `root/folder/…`, without a slash at the end."""
     cleaned = {}
     for folder, age in folders.items():
         parts = [part for part in folder.replace("\\", "/").split("/") if part]
         if not parts or parts[0] not in ROOTS or {".", ".."} & set(parts):
-            raise ValueError(f"a folder is named as output/…, temp/… or input/…, not {folder!r}")
+            raise ValueError(f"name a folder as output/…, temp/… or input/…, not {folder!r}")
         cleaned["/".join(parts)] = age
     return cleaned
 
@@ -326,7 +326,7 @@ class JanitorSettings(_Section):
     output_max_age_s: Age = Field(86400, description="Delete output files last modified longer ago than this.")
     temp_max_age_s: Age = Field(3600, description="The same for temp files.")
     input_max_age_s: Age = Field(604800, description="The same for input files.")
-    folders: Annotated[dict[str, Age | Literal["off"]], AfterValidator(_below_a_root)] = Field(
+    folders: Annotated[dict[str, Age | Literal["off"]], AfterValidator(_clean_folders)] = Field(
         {}, description='Other ages for folders and everything below: `{"output/video": 3600, "input": "off"}`.'
     )
     keep: tuple[str, ...] = Field(
@@ -356,7 +356,7 @@ class JanitorSettings(_Section):
     )
 
     @model_validator(mode="after")
-    def _in_order(self) -> JanitorSettings:
+    def _check_order(self) -> JanitorSettings:
         if self.min_free_bytes and self.floor_free_bytes > self.min_free_bytes:
             raise ValueError("floor_free_bytes must not be above min_free_bytes")
         if self.target_free_bytes < self.min_free_bytes:
@@ -364,14 +364,14 @@ class JanitorSettings(_Section):
         return self
 
 
-def _language(value: object) -> object:
+def _check_language(value: object) -> object:
     if isinstance(value, str) and value not in messages.languages():
         raise ValueError(f"no texts for {value!r}; there are {', '.join(sorted(messages.languages()))}")
     return value
 
 
 class MessagesSettings(_Section):
-    locale: Annotated[str, BeforeValidator(_language)] = Field(
+    locale: Annotated[str, BeforeValidator(_check_language)] = Field(
         "ru", description="Language of user texts if neither `guard.locale` nor `Accept-Language` names one."
     )
 
@@ -409,18 +409,18 @@ _ENV_ALIASES = {"MAX_GPU_JOBS": ("queue", "max_jobs")}
 
 
 def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
-    """The settings from `toml_file` (where it exists), overridden by `environment`.
+    """Load the settings from `toml_file`, if it exists, and from `environment`, which wins.
 
     Raises:
-        SettingsError: an unknown key or a bad value, named; or a file that is not TOML.
+        SettingsError: an unknown key or a bad value, which it names; or the file is not TOML.
     """
-    values = _from_file(toml_file)
+    values = _read_file(toml_file)
     named: dict[tuple[str, ...], str] = {}
-    for variable, path, raw in _from_environment(environment):
+    for variable, path, raw in _read_environment(environment):
         section = values.setdefault(path[0], {})
         if not isinstance(section, dict):
             raise SettingsError(f"{path[0]}: expected a section")
-        section[path[1]] = _parsed(raw, path)
+        section[path[1]] = _parse(raw, path)
         named[path] = variable
     try:
         return Settings.model_validate(values)
@@ -429,21 +429,21 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
 
 
 def origins(toml_file: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Who sets each setting that is not left at its default: the file's name, or a variable's.
+    """Where each setting that is not left at its default comes from: the name of the file or of a variable.
 
     Raises:
         SettingsError: the file is not TOML.
     """
-    found = {
+    from_file = {
         f"{section}.{name}": toml_file.name
-        for section, values in _from_file(toml_file).items()
+        for section, values in _read_file(toml_file).items()
         if isinstance(values, dict)
         for name in values
     }
-    return found | {".".join(path): variable for variable, path, _raw in _from_environment(environment)}
+    return from_file | {".".join(path): variable for variable, path, _raw in _read_environment(environment)}
 
 
-def _from_file(toml_file: Path | None) -> dict[str, Any]:
+def _read_file(toml_file: Path | None) -> dict[str, Any]:
     if toml_file is None or not toml_file.is_file():
         return {}
     try:
@@ -452,25 +452,25 @@ def _from_file(toml_file: Path | None) -> dict[str, Any]:
         raise SettingsError(f"{toml_file.name} is not TOML: {error}") from error
 
 
-def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, tuple[str, str], str]]:
-    found = []
+def _read_environment(environment: Mapping[str, str]) -> list[tuple[str, tuple[str, str], str]]:
+    values = []
     for variable, raw in sorted(environment.items()):
         if variable in _ENV_ALIASES:
-            found.append((variable, _ENV_ALIASES[variable], raw))
+            values.append((variable, _ENV_ALIASES[variable], raw))
         elif variable.startswith(ENV_PREFIX) and "__" in variable:
             section, _, name = variable[len(ENV_PREFIX) :].lower().partition("__")
-            found.append((variable, (section, name), raw))
+            values.append((variable, (section, name), raw))
         elif variable.startswith(ENV_PREFIX):
-            # GUARDED_URL and the like are other programs'; a setting that is spelled nearly right is meant for us.
+            # GUARDED_URL and the like belong to other programs; a setting that is spelled nearly right is meant for us.
             section, _, name = variable[len(ENV_PREFIX) :].partition("_")
             if section.lower() in Settings.model_fields and name:
                 raise SettingsError(f"{variable}: two underscores are needed, {ENV_PREFIX}{section}__{name}")
-    # The aliases first, so that where both are set the full name wins.
-    return sorted(found, key=lambda item: item[0].startswith(ENV_PREFIX))
+    # The aliases come first, so that the full name wins where both are set.
+    return sorted(values, key=lambda item: item[0].startswith(ENV_PREFIX))
 
 
-def _parsed(raw: str, path: tuple[str, str]) -> Any:
-    """Lists may be comma-separated or JSON, maps are JSON; all else pydantic reads from the string itself."""
+def _parse(raw: str, path: tuple[str, str]) -> Any:
+    """Parse a list (comma-separated or JSON) or a map (JSON); pydantic reads all else from the string itself."""
     section = Settings.model_fields.get(path[0])
     field = section.annotation.model_fields.get(path[1]) if section and section.annotation else None
     # `dict[…] | None` is a map too.
@@ -494,7 +494,7 @@ def _complain(item: ErrorDetails, named: Mapping[tuple[str, ...], str]) -> str:
 
 
 def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
-    """Every setting as (dotted name, default or value in force, help)."""
+    """List every setting as (dotted name, default or value in force, help)."""
     current = settings or Settings()
     return [
         (f"{section}.{name}", getattr(getattr(current, section), name), field.description or "")
@@ -504,7 +504,7 @@ def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
 
 
 def markdown() -> str:
-    """`docs/settings.md`, whole."""
+    """Write all of `docs/settings.md`."""
     lines = [
         "# Settings",
         "",

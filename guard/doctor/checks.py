@@ -1,4 +1,4 @@
-"""The judgements: each looks at some of the facts and says what it thinks, with a mend where something is wrong."""
+"""The checks: each looks at some of the facts and says what is well, what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ log = logging.getLogger("guarded.doctor")
 LEVELS: tuple[Level, ...] = ("ok", "warning", "error")
 
 FOLDER = "python custom_nodes/<folder>"
-#: Nothing here was made before that.
+#: A clock that is before this time (October 2025) is wrong.
 BUILT_S = 1_760_000_000
-#: Clocks that differ by no more agree.
+#: Clocks that differ by no more than this agree.
 SKEW_S = 60.0
 SOON_MS = 7 * 86_400_000
-#: Of requirements.txt; onnxruntime has a check of its own, and without the others nothing would run.
+#: Packages of requirements.txt that need a look: onnxruntime has its own check, and without the others nothing runs.
 PACKAGES = ("av", "filelock", "pydantic", "standardwebhooks", "prometheus-client", "nvidia-ml-py")
 
 
 @dataclass(frozen=True)
 class Line:
+    """What one check says; `mend`: how to fix what is wrong."""
+
     level: Level
     check: str
     message: str
@@ -49,27 +51,28 @@ class Line:
         return {"level": self.level, "check": self.check, "message": self.message, "mend": self.mend}
 
 
-def lines(facts: Facts) -> list[Line]:
-    """Everything the doctor has to say. Waits for the disk; a check that stumbles says so and harms no other."""
-    found: list[Line] = []
+def examine(facts: Facts) -> list[Line]:
+    """Run all checks. Waits for the disk; a check that fails says so and stops no other."""
+    lines: list[Line] = []
     try:
         settings = facts.in_force or load(facts.own / "guarded.toml", facts.environment)
     except SettingsError as error:
         settings = Settings()
         mend = "Correct it there; until then ComfyUI runs without the guard."
-        found.append(Line("error", "settings", f"They cannot be used: {error}.", mend))
+        lines.append(Line("error", "settings", f"The settings cannot be used: {error}.", mend))
     for check in CHECKS:
         try:
-            found += check(facts, settings)
+            lines += check(facts, settings)
         except Exception as error:
             log.exception("the check %s failed", check.__name__)
-            said = f"This could not be looked at: {type(error).__name__}: {error}"
-            found.append(Line("warning", check.__name__.strip("_"), said, "Please report it."))
-    return found
+            name = check.__name__.removeprefix("_check").strip("_")
+            message = f"This check failed: {type(error).__name__}: {error}"
+            lines.append(Line("warning", name, message, "Please report it."))
+    return lines
 
 
-def _settings(facts: Facts, settings: Settings) -> Iterator[Line]:
-    """Those that are not at their default, and who has set them."""
+def _check_settings(facts: Facts, settings: Settings) -> Iterator[Line]:
+    """The settings that are not at their default, and where each comes from."""
     try:
         from_where = origins(facts.own / "guarded.toml", facts.environment)
         changed = facts.in_force is not None and load(facts.own / "guarded.toml", facts.environment) != settings
@@ -84,30 +87,30 @@ def _settings(facts: Facts, settings: Settings) -> Iterator[Line]:
         if name in from_where:
             yield Line("ok", "settings", f"{name} = {json.dumps(value, ensure_ascii=False)}, from {from_where[name]}")
     count = sum(name not in from_where for name, _value, _help in rows(settings))
-    yield Line("ok", "settings", f"{count} settings have their defaults.")
+    yield Line("ok", "settings", f"{count} settings are at their defaults.")
     if changed:
         yield Line("warning", "settings", "guarded.toml has changed since the server started.", "Restart ComfyUI.")
 
 
-def _host(facts: Facts, _settings: Settings) -> Iterator[Line]:
-    told = dict(facts.host)
-    if not told:
+def _check_host(facts: Facts, _settings: Settings) -> Iterator[Line]:
+    host = dict(facts.host)
+    if not host:
         mend = "Start ComfyUI once; until then its folders are guessed."
         yield Line("warning", "host", "No server with this package has started here yet.", mend)
         return
     when = "running" if facts.running else "as at its last start"
     python = f", Python {platform.python_version()}" if facts.running else ""
-    yield Line("ok", "host", f"{told.pop('name', 'ComfyUI')} {told.pop('version', '?')}{python}, {when}")
-    features = {name: value for name, value in told.items() if isinstance(value, bool)}
+    yield Line("ok", "host", f"{host.pop('name', 'ComfyUI')} {host.pop('version', '?')}{python}, {when}")
+    features = {name: value for name, value in host.items() if isinstance(value, bool)}
     has = ", ".join(name for name, value in features.items() if value) or "nothing"
     lacks = ", ".join(name for name, value in features.items() if not value) or "nothing"
-    yield Line("ok", "host", f"Found in it: {has}; not found: {lacks}.")
+    yield Line("ok", "host", f"It has: {has}. It lacks: {lacks}.")
     if features.get("replaceable_worker") is False:
         mend = 'Set watchdog.on_stuck = "restart" or "exit".'
         yield Line("warning", "host", "A worker that hangs cannot be replaced in this ComfyUI.", mend)
 
 
-def _alarms(facts: Facts, _settings: Settings) -> Iterator[Line]:
+def _check_alarms(facts: Facts, _settings: Settings) -> Iterator[Line]:
     mends = {
         "draining": "POST /guarded/drain?off=1 ends it.",
         "worker_dead": "Restart ComfyUI.",
@@ -115,30 +118,30 @@ def _alarms(facts: Facts, _settings: Settings) -> Iterator[Line]:
         "worker_hangs": "Restart ComfyUI when it suits: until then its memory stays taken.",
     }
     for alarm in facts.alarms:
-        if alarm["code"] != "disk_full":  # the disks have lines of their own
+        if alarm["code"] != "disk_full":  # the check of the disks says that
             level: Level = "error" if alarm["code"] in ("worker_dead", "worker_stuck") else "warning"
             yield Line(level, "worker", alarm["message"], mends.get(alarm["code"], ""))
     if facts.running and not facts.alarms:
-        yield Line("ok", "worker", "It serves the queue.")
+        yield Line("ok", "worker", "The worker serves the queue.")
 
 
-def _packages(_facts: Facts, _settings: Settings) -> Iterator[Line]:
-    missing = [name for name in PACKAGES if not _installed(name)]
+def _check_packages(_facts: Facts, _settings: Settings) -> Iterator[Line]:
+    missing = [name for name in PACKAGES if not _is_installed(name)]
     if missing:
         mend = f'"{sys.executable}" -m pip install {" ".join(missing)}'
         yield Line("warning", "packages", f"Not installed: {', '.join(missing)}.", mend)
     else:
-        yield Line("ok", "packages", "What requirements.txt asks for is installed.")
+        yield Line("ok", "packages", "Everything that requirements.txt asks for is installed.")
 
 
-def _faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
-    told, state = facts.faces, facts.faces["onnxruntime"]
-    if told["detector"] is None:
+def _check_faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
+    faces, state = facts.faces, facts.faces["onnxruntime"]
+    if faces["detector"] is None:
         mend = state["command"] or "Install requirements.txt with ComfyUI's Python."
-        yield Line("error", "faces", f"No face can be looked for: {told['reason']}", mend)
+        yield Line("error", "faces", f"The server cannot look for faces: {faces['reason']}", mend)
     else:
-        where = "in memory" if told["loaded"] else "loaded at the first check"
-        yield Line("ok", "faces", f"{told['detector']} on the {told['device'].upper()}, {where}. {told['reason']}")
+        where = "in memory" if faces["loaded"] else "it loads at the first check"
+        yield Line("ok", "faces", f"{faces['detector']} on the {faces['device'].upper()}, {where}. {faces['reason']}")
     if state["problem"]:
         yield Line("error" if state["broken"] else "warning", "onnxruntime", state["problem"], state["command"])
     else:
@@ -146,7 +149,7 @@ def _faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
         yield Line("ok", "onnxruntime", f"{packages}; it offers {', '.join(state['providers']) or 'nothing'}.")
 
 
-def _templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
+def _check_templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
     for template in facts.templates:
         check = f"template {template['name']}"
         missing = set(template["missing"]["models"])
@@ -158,61 +161,63 @@ def _templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
             if pack["name"] in template["missing"]["node_packs"]:
                 yield Line("warning", check, f"The node pack {pack['name']} is missing.", f"Install {pack['source']}.")
         if not missing and not template["missing"]["node_packs"]:
-            unseen = " Whether its node packs are, only a running server can tell." if template["node_packs"] else ""
-            ready = "Its models are there." if not facts.running else "Everything for it is there."
-            yield Line("ok", check, ready + (unseen if not facts.running else ""))
+            unseen = " Only a running server can tell whether its node packs are." if template["node_packs"] else ""
+            message = "Its models are installed." if not facts.running else "Everything that it needs is installed."
+            yield Line("ok", check, message + (unseen if not facts.running else ""))
 
 
-def _folders(facts: Facts, _settings: Settings) -> Iterator[Line]:
+def _check_folders(facts: Facts, _settings: Settings) -> Iterator[Line]:
     for name, path in [*facts.folders.roots().items(), ("own", facts.own)]:
         if path is None:
             continue
-        there = _nearest(path)
-        if os.access(there, os.W_OK | os.X_OK):
+        existing = _find_existing(path)
+        if os.access(existing, os.W_OK | os.X_OK):
             yield Line("ok", "folders", f"{name}: {path} can be written.")
         else:
-            mend = f"Give ComfyUI's user the right to write there: chown -R <user> {path}"
+            mend = f"Let ComfyUI's user write there: chown -R <user> {path}"
             yield Line("error", "folders", f"{name}: {path} cannot be written.", mend)
 
 
-def _disk(facts: Facts, settings: Settings) -> Iterator[Line]:
+def _check_disk(facts: Facts, settings: Settings) -> Iterator[Line]:
     rules = settings.janitor
     folders = (facts.folders.output, facts.folders.temp, facts.folders.input, facts.own)
     for disk in disks([path for path in folders if path is not None]):
         free, total = disk.free(), disk.total()
-        said = f"{disk.path}: {_size(free)} of {_size(total)} free"
-        mend = "POST /guarded/janitor/sweep, lower janitor.…_max_age_s, or a larger disk."
+        room = f"{disk.path}: {_format_size(free)} of {_format_size(total)} free"
+        mend = "POST /guarded/janitor/sweep, lower janitor.…_max_age_s, or use a larger disk."
         if free < rules.floor_free_bytes:
-            yield Line("error", "disk", f"{said}, below janitor.floor_free_bytes: no job is let in.", mend)
+            yield Line("error", "disk", f"{room}, below janitor.floor_free_bytes: jobs are refused.", mend)
         elif free < rules.min_free_bytes:
-            yield Line("warning", "disk", f"{said}, below janitor.min_free_bytes: the oldest files go.", mend)
+            yield Line("warning", "disk", f"{room}, below janitor.min_free_bytes: the oldest files are deleted.", mend)
         else:
-            yield Line("ok", "disk", f"{said}.")
+            yield Line("ok", "disk", f"{room}.")
 
 
-def _janitor(facts: Facts, settings: Settings) -> Iterator[Line]:
+def _check_janitor(facts: Facts, settings: Settings) -> Iterator[Line]:
     rules = settings.janitor
     if not rules.enabled:
         mend = "Set janitor.enabled = true, or run `… janitor` from cron."
-        yield Line("warning", "janitor", "It is off: old files stay until the disk is full.", mend)
+        yield Line("warning", "janitor", "The janitor is off: old files stay until the disk is full.", mend)
     if rules.floor_free_bytes == 0:
         mend = "Leave janitor.floor_free_bytes at its default."
-        yield Line("warning", "janitor", "Jobs are let in however full the disk is.", mend)
+        yield Line("warning", "janitor", "Jobs are accepted however full the disk is.", mend)
     if facts.existing is None:
-        yield Line("ok", "janitor", "What was there before the first start has not been counted yet.")
+        yield Line("ok", "janitor", "The files from before the first start have not been counted yet.")
     elif facts.existing[0]:
         files, size = facts.existing
         yield Line(
             "warning",
             "janitor",
-            f"{files} files ({_size(size)}) were there before this package first started and are left alone.",
-            "If they may go: POST /guarded/janitor/adopt, or the button on the operator's page.",
+            f"{files} files ({_format_size(size)}) from before the first start of this package are left alone.",
+            "To let the janitor delete them: POST /guarded/janitor/adopt, or the button on the operator's page.",
         )
     elif rules.enabled:
-        yield Line("ok", "janitor", f"It sweeps every {rules.interval_s:g} s; nothing from before its time is left.")
+        yield Line(
+            "ok", "janitor", f"It sweeps every {rules.interval_s:g} s; no file from before the first start is left."
+        )
 
 
-def _access(facts: Facts, settings: Settings) -> Iterator[Line]:
+def _check_access(facts: Facts, settings: Settings) -> Iterator[Line]:
     listen = facts.host.get("listen")
     outside = listen is not None and is_reachable_from_elsewhere(listen)
     if facts.keys is None:
@@ -224,34 +229,39 @@ def _access(facts: Facts, settings: Settings) -> Iterator[Line]:
     expired = [key for key in facts.keys if not key.is_active(now_ms) and key.revoked_at_ms is None]
     if not active:
         level: Level = "warning" if outside or facts.keys else "ok"
-        text = "Each of them has expired or was revoked." if facts.keys else "There are none."
+        text = "Every key has expired or was revoked." if facts.keys else "There are no keys."
         mend = f"{FOLDER} keys create NAME" if level != "ok" else ""
-        yield Line(level, "keys", f"{text} Only direct connections from this machine are let in.", mend)
+        yield Line(level, "keys", f"{text} Only direct connections from this machine have access.", mend)
     else:
-        yield Line("ok", "keys", f"Those that count: {', '.join(sorted({key.name for key in active}))}.")
+        yield Line("ok", "keys", f"Valid keys: {', '.join(sorted({key.name for key in active}))}.")
     for key in ending:
         days = ((key.expires_at_ms or 0) - now_ms) / 86_400_000
         yield Line("warning", "keys", f"{key.name} ({key.key_id}) expires in {days:.1f} days.", f"{FOLDER} keys create")
     for key in expired:
         yield Line("warning", "keys", f"{key.name} ({key.key_id}) has expired.", f"{FOLDER} keys revoke {key.key_id}")
     if listen is None:
-        yield Line("ok", "network", "Where the server listens is not known until it has started.")
+        yield Line("ok", "network", "It is not known where the server listens until it has started.")
     elif not outside:
         yield Line("ok", "network", "The server listens on this machine only.")
     else:
-        yield from _outside(", ".join(listen), settings)
+        yield from _check_open_network(", ".join(listen), settings)
     if settings.access.trusted_proxies and any("/0" in network for network in settings.access.trusted_proxies):
         mend = "Name your proxy's address in access.trusted_proxies."
-        yield Line("warning", "network", "Every address counts as a trusted proxy: the log may be told anything.", mend)
+        yield Line(
+            "warning",
+            "network",
+            "Every address counts as a trusted proxy: anyone can forge addresses in the log.",
+            mend,
+        )
 
 
-def _outside(listen: str, settings: Settings) -> Iterator[Line]:
+def _check_open_network(listen: str, settings: Settings) -> Iterator[Line]:
     if settings.native.mode == "open":
         yield Line(
             "error",
             "network",
             f"The server listens on {listen}, and ComfyUI's own routes are open: whoever reaches them needs no key, "
-            "sees everybody's prompts and pictures, and goes past every limit.",
+            "sees everybody's prompts and pictures, and escapes every limit.",
             'Set native.mode = "guarded" or "closed", or start ComfyUI with --listen 127.0.0.1.',
         )
     else:
@@ -260,14 +270,14 @@ def _outside(listen: str, settings: Settings) -> Iterator[Line]:
     yield Line("warning", "network", "Keys travel unencrypted unless a proxy speaks TLS.", mend)
 
 
-def _store(facts: Facts, settings: Settings) -> Iterator[Line]:
+def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
     path = database_path(settings.store.url, facts.own)
     if not path.is_file():
-        yield Line("ok", "store", f"{path} is made at the first start.")
+        yield Line("ok", "store", f"The first start makes {path}.")
         return
     for aside in sorted(path.parent.glob(f"{path.name}.corrupt-*")):
         if aside.suffix not in (".db-wal", ".db-shm"):
-            mend = "Look for lost jobs in it, and delete it."
+            mend = "Look for lost jobs in it, then delete it."
             yield Line("warning", "store", f"A job database that could not be read was set aside: {aside.name}.", mend)
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -276,9 +286,9 @@ def _store(facts: Facts, settings: Settings) -> Iterator[Line]:
         mend = "Update this package, or give the server another user directory."
         yield Line("error", "store", f"{path} was written by a later version of this package.", mend)
         return
-    # What was written last lies in the log beside it.
+    # The latest writes lie in the log beside it.
     size = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.is_file())
-    yield Line("ok", "store", f"{path}: {_size(size)}.")
+    yield Line("ok", "store", f"{path}: {_format_size(size)}.")
     ahead_s = newest_ms / 1000 - time.time()
     if ahead_s > SKEW_S:
         mend = "Set the machine's clock (chrony, systemd-timesyncd)."
@@ -287,7 +297,7 @@ def _store(facts: Facts, settings: Settings) -> Iterator[Line]:
         )
 
 
-def _clock(facts: Facts, _settings: Settings) -> Iterator[Line]:
+def _check_clock(facts: Facts, _settings: Settings) -> Iterator[Line]:
     mend = "Set the machine's clock (chrony, systemd-timesyncd), and restart ComfyUI."
     now_s = time.time()
     if now_s < BUILT_S:
@@ -301,19 +311,19 @@ def _clock(facts: Facts, _settings: Settings) -> Iterator[Line]:
         with tempfile.NamedTemporaryFile(dir=facts.own, prefix=".doctor-") as probe:
             off_s = os.fstat(probe.fileno()).st_mtime - time.time()
         if abs(off_s) > SKEW_S:
-            said = f"The disk dates new files {off_s:+.0f} s off the machine's clock: ages would be wrong."
-            yield Line("error", "clock", said, "Set the clock of the machine that the disk belongs to.")
+            message = f"The disk dates new files {off_s:+.0f} s off the machine's clock: ages would be wrong."
+            yield Line("error", "clock", message, "Set the clock of the machine that the disk belongs to.")
             return
-    yield Line("ok", "clock", "It agrees with itself and with the disk's.")
+    yield Line("ok", "clock", "The clock is steady and agrees with the disk's.")
 
 
 CHECKS: tuple[Callable[[Facts, Settings], Iterator[Line]], ...] = (
-    *(_settings, _host, _alarms, _packages, _faces, _templates, _folders),
-    *(_disk, _janitor, _access, _store, _clock),
+    *(_check_settings, _check_host, _check_alarms, _check_packages, _check_faces, _check_templates, _check_folders),
+    *(_check_disk, _check_janitor, _check_access, _check_store, _check_clock),
 )
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -321,12 +331,12 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _nearest(path: Path) -> Path:
-    """The folder itself, or the one in which it would be made."""
+def _find_existing(path: Path) -> Path:
+    """Find the folder itself or the nearest above it that exists."""
     return next((folder for folder in (path, *path.parents) if folder.exists()), path)
 
 
-def _size(count: float) -> str:
+def _format_size(count: float) -> str:
     for unit in ("bytes", "KB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break

@@ -1,4 +1,4 @@
-"""`doctor` on the command line: beside a running server and without one. ComfyUI itself is not imported."""
+"""`doctor` on the command line, beside a running server or without one. It does not import ComfyUI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..host import Folders, Host
 from ..janitor import Janitor
 from ..settings import Settings, SettingsError, load
 from ..templates.catalogue import Templates
-from .checks import LEVELS, Line, lines
+from .checks import LEVELS, Line, examine
 from .facts import Facts, recall
 
 _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
@@ -28,43 +28,44 @@ _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user", type=Path, metavar="DIR",
-        help="ComfyUI's user folder; by default that of the ComfyUI which this package lies in",
+        help="ComfyUI's user folder; by default that of the ComfyUI that this package lies in",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print what GET /guarded/doctor answers")
+    parser.add_argument("--json", action="store_true", help="print the JSON that GET /guarded/doctor answers")
 
 
 def run(
     arguments: argparse.Namespace, environment: Mapping[str, str], package: Path, say: Callable[[str], None]
 ) -> int:
-    """Returns the exit status: 0 all is well, 1 a warning, 2 an error."""
+    """Examine and report. Returns the exit status: 0 all is well, 1 a warning, 2 an error."""
     user = arguments.user or user_folder(package)
     if user is None or not user.is_dir():
         say(f"{user or 'the user folder'} is not there: start ComfyUI once, or give its user folder with --user DIR")
         return 2
     own = guard_folder(user)
-    known = recall(own)
-    asked = _asked(own, known[0]) if known is not None else None
-    found = asked or lines(gather(own, environment, package, runs=asked is not None))
+    last_start = recall(own)
+    answer = _ask_server(own, last_start[0]) if last_start is not None else None
+    lines = answer or examine(gather(own, environment, package, runs=answer is not None))
     if arguments.json:
-        say(json.dumps({"lines": [line.body() for line in found]}, ensure_ascii=False, indent=1))
+        say(json.dumps({"lines": [line.body() for line in lines]}, ensure_ascii=False, indent=1))
     else:
-        for line in found:
+        for line in lines:
             say(f"{_SIGNS[line.level]} {line.check}: {line.message}")
             if line.mend:
                 say(f"            -> {line.mend}")
-    return worst(found)
+    return worst(lines)
 
 
-def worst(found: Iterable[Line]) -> int:
-    return max((LEVELS.index(line.level) for line in found), default=0)
+def worst(lines: Iterable[Line]) -> int:
+    """The exit status for these lines."""
+    return max((LEVELS.index(line.level) for line in lines), default=0)
 
 
 def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bool = False) -> Facts:
-    """The facts as they can be known from outside of the server."""
+    """Gather the facts that can be known from outside the server."""
     try:
         settings = load(own / "guarded.toml", environment)
     except SettingsError:
-        settings = Settings()  # the checks say so
+        settings = Settings()  # the checks report it
     base = own.parent.parent
     host, folders, models = recall(own) or (
         {},
@@ -79,15 +80,15 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
         host=host,
         folders=folders,
         running=runs,
-        keys=_keys(own),
+        keys=_read_keys(own),
         faces=Chooser(lambda: models, settings.faces.detector, settings.faces.device).facts(),
         templates=Templates(cast(Host, _Offline(models)), settings.policy, templates).describe("en"),
-        existing=_existing(own, settings, folders),
+        existing=_count_existing(own, settings, folders),
     )
 
 
 class _Offline:
-    """What of a host can be known without one: files below the model folders."""
+    """Answers for a host what can be known without one: the files below the model folders."""
 
     def __init__(self, models: list[Path]) -> None:
         self._models = models
@@ -105,32 +106,32 @@ class _Offline:
         return None
 
 
-def _asked(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
-    """What a server that runs on `own` says itself; empty where it wants a key, None where none answers."""
+def _ask_server(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
+    """Ask the server that runs on `own`; empty where it wants a key, None where none answers."""
     addresses = [address for address in host.get("listen") or () if address not in ("0.0.0.0", "::")]
     address = next((one for one in addresses if ":" not in one), "127.0.0.1")
-    # A proxy from the environment knows nothing of this machine.
+    # A proxy from the environment cannot reach this machine.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"http://{address}:{host.get('port')}/guarded/doctor", timeout=60) as answer:
-            found = [Line(**line) for line in json.load(answer)["lines"]]
+            lines = [Line(**line) for line in json.load(answer)["lines"]]
     except urllib.error.HTTPError as error:
         return [] if error.code in (401, 403) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    # Another server may have the port by now.
-    return found if any(line.check == "folders" and str(own) in line.message for line in found) else None
+    # By now another server may have the port.
+    return lines if any(line.check == "folders" and str(own) in line.message for line in lines) else None
 
 
-def _keys(own: Path) -> list[Key] | None:
+def _read_keys(own: Path) -> list[Key] | None:
     try:
         return list(read(own))
     except KeysError:
         return None
 
 
-def _existing(own: Path, settings: Settings, folders: Folders) -> tuple[int, int]:
-    """By a rehearsal of a sweep; nothing is deleted or written."""
+def _count_existing(own: Path, settings: Settings, folders: Folders) -> tuple[int, int]:
+    """Count by rehearsing a sweep; delete and write nothing."""
     janitor = Janitor(settings.janitor, None, lambda: folders, own, Clock(), create_marker=False)
     janitor.count(time.time())
     return janitor.existing() or (0, 0)

@@ -1,4 +1,4 @@
-"""What the doctor looks at; and a note of each start, from which the command line knows folders and host."""
+"""What the doctor looks at, and a note of each start that tells the command line of folders and host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..settings import Settings
 
 log = logging.getLogger("guarded.doctor")
 
-#: Written at each start, into our own folder.
+#: Each start writes this file into our own folder.
 FILE = "last_start.json"
 
 
@@ -38,11 +38,11 @@ class LineBody(TypedDict):
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is judged.
+    """All that the checks look at.
 
     Attributes:
         own: our own folder, with settings, keys and the job database.
-        in_force: what the running server goes by; None for the command line, which reads the settings itself.
+        in_force: the running server's settings; None for the command line, which reads the settings itself.
         host: as :meth:`Host.describe` has it; empty where no server has started here yet.
         running: whether a server runs on `own`.
         keys: every key; None where the file cannot be read.
@@ -50,7 +50,7 @@ class Facts:
         templates: as :meth:`Templates.describe` has them.
         existing: files and bytes from before the first start that the janitor leaves alone; None: not counted yet.
         alarms: of the running server.
-        server_ms: the running server's clock, which goes on steadily when the machine's is set.
+        server_ms: the running server's clock, which goes on steadily when somebody sets the machine's.
     """
 
     own: Path
@@ -68,11 +68,11 @@ class Facts:
 
 
 def remember(own: Path, host: Host) -> None:
-    """Note what only the running host knows. A disk that does not take it is somebody else's complaint."""
+    """Note what only the running host knows. A disk that cannot take it is a matter for other checks."""
     folders = host.folders()
     note = {
         "host": host.describe(),
-        **{root: _text(path) for root, path in folders.roots().items()},
+        **{root: _to_text(path) for root, path in folders.roots().items()},
         "models": [str(path) for path in host.model_folders()],
     }
     part = own / f"{FILE}.part"
@@ -85,7 +85,7 @@ def remember(own: Path, host: Host) -> None:
 
 
 def recall(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
-    """Host, roots and model folders as at the last start; None where there was none, or its note is gone."""
+    """Recall host, roots and model folders as of the last start; None where there was none, or its note is gone."""
     try:
         note = json.loads((own / FILE).read_text(encoding="utf-8"))
         output, temp, source = (Path(note[name]) if note[name] else None for name in ROOTS)
@@ -94,5 +94,5 @@ def recall(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
         return None
 
 
-def _text(path: Path | None) -> str | None:
+def _to_text(path: Path | None) -> str | None:
     return str(path) if path is not None else None

@@ -1,4 +1,4 @@
-"""Texts for end users: one JSON file per language, keyed by error code (and `queued*` for notices).
+"""Texts for end users: one JSON file per language, keyed by error code (and `queued*` and `waiting*` for notices).
 
 To add a language, add a file such as `de.json` or `pt-br.json`. A text that it lacks, or has a mistake in, is shown in
 English.
@@ -31,49 +31,49 @@ def languages() -> frozenset[str]:
 
 @functools.cache
 def table(language: str) -> Mapping[str, str]:
-    """Every sound text of a language."""
+    """Read a language's texts, without those that cannot be used."""
     try:
         texts = json.loads(_files()[language].read_text(encoding="utf-8"))
         if not isinstance(texts, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         log.error("the texts in %s cannot be read: %s", _files()[language].name, error)
         return {}
     if language == FALLBACK:
         return texts
-    sound = {
-        key: text for key, text in texts.items() if key in table(FALLBACK) and _is_sound(text, table(FALLBACK)[key])
+    usable = {
+        key: text for key, text in texts.items() if key in table(FALLBACK) and _is_usable(text, table(FALLBACK)[key])
     }
-    if wrong := sorted(texts.keys() - sound.keys()):
+    if wrong := sorted(texts.keys() - usable.keys()):
         log.error("the texts in %s for %s cannot be used", _files()[language].name, ", ".join(wrong))
-    return sound
+    return usable
 
 
-def _is_sound(text: object, english: str) -> bool:
-    """Whether it can be filled in with what the English text is filled in with."""
+def _is_usable(text: object, english: str) -> bool:
+    """Whether what fills in the English text can fill in this one."""
     if not isinstance(text, str) or not text.strip():
         return False
     try:
-        return _blanks(text) <= _blanks(english)
-    except ValueError:  # a brace that nothing closes
+        return _list_blanks(text) <= _list_blanks(english)
+    except ValueError:  # a brace is not closed
         return False
 
 
-def _blanks(text: str) -> set[str]:
+def _list_blanks(text: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 def text(key: str, locale: str, **facts: object) -> str:
-    """The text for `key` in `locale` (English where that language lacks it), with `facts` filled in."""
+    """The text for `key` in `locale` (in English where that language lacks it), with `facts` filled in."""
     language = locale if locale in languages() else FALLBACK
     template = table(language).get(key) or table(FALLBACK)[key]
     return template.format(**facts) if facts else template
 
 
 def format_count(key: str, number: int, locale: str) -> str:
-    """As in "5 minutes": the form that goes with the number.
+    """Write a number of things, as in "5 minutes", in the form that goes with the number.
 
-    A language file has its forms in one text, `{n} minute|{n} minutes`; three of them where the language has one for
+    A language file has the forms in one text, `{n} minute|{n} minutes`; three of them where the language has one for
     1, 21, 31 …, one for 2 to 4, 22 to 24 … and one for all else.
     """
     forms = text(key, locale).split("|")
@@ -86,23 +86,23 @@ def format_count(key: str, number: int, locale: str) -> str:
 
 
 def choose(wanted: str | None, accept_language: str | None, default: str) -> str:
-    """A language we have: the one asked for by name, else the best of `Accept-Language`, else the default."""
-    if wanted is not None and (language := _known(wanted)):
+    """Choose a language with texts: the one asked for by name, else the best of `Accept-Language`, else the default."""
+    if wanted is not None and (language := _match(wanted)):
         return language
-    for _quality, tag in sorted(_accepted(accept_language or ""), key=lambda pair: -pair[0]):
-        if language := _known(tag):
+    for _quality, tag in sorted(_parse_accepted(accept_language or ""), key=lambda pair: -pair[0]):
+        if language := _match(tag):
             return language
     return default
 
 
-def _known(tag: str) -> str | None:
-    """`pt-BR` is `pt-br` where we have that, else `pt`."""
+def _match(tag: str) -> str | None:
+    """Match `pt-BR` to `pt-br` where there is one, else to `pt`."""
     named = tag.strip().lower().replace("_", "-")
     return next((language for language in (named, named.split("-")[0]) if language in languages()), None)
 
 
-def _accepted(header: str) -> list[tuple[float, str]]:
-    """`ru-RU;q=0.8, en` as (quality, tag) pairs; parts that make no sense are passed over, as RFC 9110 allows."""
+def _parse_accepted(header: str) -> list[tuple[float, str]]:
+    """Parse `ru-RU;q=0.8, en` into (quality, tag) pairs; pass over parts that make no sense, as RFC 9110 allows."""
     pairs: list[tuple[float, str]] = []
     for part in header[:200].split(","):
         tag, _, parameter = part.partition(";")

@@ -1,4 +1,4 @@
-"""The doctor: each fault has a line with a mend, and what is well is not complained of."""
+"""The doctor: each fault has a line that says how to fix it, and what is well is not complained of."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from unit.janitor import DAY_S, Box, put
 
 from comfyui_guarded.guard.access.keys import Key
 from comfyui_guarded.guard.doctor import checks, command
-from comfyui_guarded.guard.doctor.checks import Line, lines
+from comfyui_guarded.guard.doctor.checks import Line, examine
 from comfyui_guarded.guard.doctor.facts import FILE, Facts, recall, remember
 from comfyui_guarded.guard.settings import Settings, SettingsError, origins
 from comfyui_guarded.guard.store import SqliteStore
@@ -73,18 +73,18 @@ def key(name="bot", **facts):
 
 def wrong(facts):
     """(level, check) of everything that is not well; each must have a mend."""
-    found = [line for line in lines(facts) if line.level != "ok"]
+    found = [line for line in examine(facts) if line.level != "ok"]
     assert all(line.mend for line in found), found
     return [(line.level, line.check) for line in found]
 
 
 def said(facts, check):
-    return " ".join(f"{line.message} {line.mend}" for line in lines(facts) if line.check == check)
+    return " ".join(f"{line.message} {line.mend}" for line in examine(facts) if line.check == check)
 
 
 def test_a_server_without_a_fault_has_none(well):
     assert wrong(well) == []
-    seen = {line.check for line in lines(well)}
+    seen = {line.check for line in examine(well)}
     assert seen == {
         *("settings", "host", "worker", "packages", "faces", "onnxruntime", "template sdxl", "folders", "disk"),
         *("janitor", "keys", "network", "store", "clock"),
@@ -105,8 +105,8 @@ def test_a_check_that_stumbles_harms_no_other(well, monkeypatch):
         raise ValueError("oops")
         yield
 
-    monkeypatch.setattr(checks, "CHECKS", (_broken, checks._disk))
-    first, *others = lines(well)
+    monkeypatch.setattr(checks, "CHECKS", (_broken, checks._check_disk))
+    first, *others = examine(well)
     assert (first.level, first.check) == ("warning", "broken")
     assert others
 
@@ -153,7 +153,7 @@ class TestTheMachine:
         ]
 
     def test_packages_that_are_missing(self, well, monkeypatch):
-        monkeypatch.setattr(checks, "_installed", lambda name: name != "prometheus-client")
+        monkeypatch.setattr(checks, "_is_installed", lambda name: name != "prometheus-client")
         assert wrong(well) == [("warning", "packages")]
         assert "pip install prometheus-client" in said(well, "packages")
 
@@ -265,7 +265,7 @@ class TestWhoIsLetIn:
         ]
         facts = replace(well, keys=keys)
         assert wrong(facts) == [("warning", "keys")] * 2
-        assert "Those that count: late, soon." in said(facts, "keys")
+        assert "Valid keys: late, soon." in said(facts, "keys")
 
     def test_a_key_file_that_cannot_be_read(self, well):
         assert wrong(replace(well, keys=None)) == [("error", "keys")]
