@@ -6,8 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
 
-from ..store import Store
+from ..store import Counts
 from .health import Health
 
 log = logging.getLogger("guarded.drain")
@@ -15,10 +17,16 @@ log = logging.getLogger("guarded.drain")
 _LOOK_S = 0.1
 
 
+class Slots(Protocol):
+    """What a drain asks of the job store: see :class:`guard.store.Store`."""
+
+    def count_jobs(self) -> Future[Counts]: ...
+
+
 class Drain:
     """Begins and ends a drain. Any thread."""
 
-    def __init__(self, health: Health, store: Store, wake: Callable[[], None]) -> None:
+    def __init__(self, health: Health, store: Slots, wake: Callable[[], None]) -> None:
         self._health = health
         self._store = store
         self._wake = wake

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from typing_extensions import TypedDict
 
 from ..errors import DiskFullError, ServerUnavailableError
 from ..host import Host
-from ..store import Store
 
 _ALARMS = {
     "draining": "No new job is taken: the server drains.",
@@ -35,10 +34,17 @@ class HealthFacts(TypedDict):
     hung_workers: int
 
 
+class Queue(Protocol):
+    """What the report of health asks of the job store: see :class:`guard.store.Store`."""
+
+    @property
+    def queued(self) -> int: ...
+
+
 class Health:
     """What `/guarded/health` and `/guarded/ready` answer, and what admission asks first. Any thread."""
 
-    def __init__(self, host: Host, store: Store) -> None:
+    def __init__(self, host: Host, store: Queue) -> None:
         self._host = host
         self._store = store
         self._serving = False

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError, WorkerDiedError
 from ..events.stream import Events
@@ -16,7 +16,6 @@ from ..host_words import GPU_FAULT, contains, explain_failure
 from ..job import SUCCESS, Job, Result, Verdict
 from ..results import checks, quarantine
 from ..settings import Settings
-from ..store import Store
 from .settle import Settler
 from .watchdog import Watchdog
 
@@ -28,6 +27,13 @@ T = TypeVar("T")
 STORE_WAIT_S = 10.0
 
 
+class Steps(Protocol):
+    """What a run asks of the job store: see :class:`guard.store.Store`."""
+
+    def start(self, job_id: str) -> Future[Job | None]: ...
+    def validate(self, job_id: str) -> Future[Job | None]: ...
+
+
 class Runs:
     """Listens to the host (see :class:`guard.host.HostListener`) and writes down what happens to its jobs.
 
@@ -37,7 +43,7 @@ class Runs:
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        store: Steps,
         host: Host,
         settler: Settler,
         watchdog: Watchdog,

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..clock import Clock
 from ..errors import GenerationTimeoutError, GuardError, QueueTimeoutError, WorkerDiedError
@@ -18,7 +19,6 @@ from ..host import Host
 from ..job import Job
 from ..settings import Settings
 from ..signal import Signal
-from ..store import Store
 from .health import Health
 from .process import Process
 from .settle import Settler
@@ -46,13 +46,19 @@ class _Watched:
     stuck: bool = False
 
 
+class Overdue(Protocol):
+    """What the watchdog asks of the job store: see :class:`guard.store.Store`."""
+
+    def list_overdue(self, created_before_ms: int) -> Future[list[Job]]: ...
+
+
 class Watchdog:
     """Ends what runs or waits too long, and replaces the worker. The thread only calls :meth:`turn`."""
 
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        store: Overdue,
         host: Host,
         health: Health,
         settler: Settler,

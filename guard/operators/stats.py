@@ -8,7 +8,9 @@ import statistics
 import time
 from asyncio import wrap_future
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -17,11 +19,11 @@ from ..clock import Clock
 from ..host import Host
 from ..janitor import Janitor
 from ..janitor.bodies import RootBody
-from ..job import JobState
+from ..job import Job, JobState
 from ..life.health import AlarmBody, Health
 from ..life.watchdog import Watchdog
 from ..settings import Settings
-from ..store import Store
+from ..store import Counts, Ended
 from .gpu import GpuBody, Gpus
 
 #: An answer serves whoever asks within this time.
@@ -117,6 +119,17 @@ Codes = dict["str | None", Tally]
 Owners = dict["str | None", Codes]
 
 
+class Records(Protocol):
+    """What the figures are counted from: see :class:`guard.store.Store`."""
+
+    def count_jobs(self, owner: str | None = None) -> Future[Counts]: ...
+    def count_endings(self, from_ms: int, before_ms: int) -> Future[list[Ended]]: ...
+    def list_template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]: ...
+    def list_jobs(
+        self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
+    ) -> Future[list[Job]]: ...
+
+
 class Stats:
     """Answers `/guarded/stats`. Event loop; the store's reader thread counts, an hour's jobs at a time.
 
@@ -127,7 +140,7 @@ class Stats:
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        store: Records,
         host: Host,
         health: Health,
         watchdog: Watchdog,

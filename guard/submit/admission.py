@@ -12,9 +12,10 @@ import logging
 import math
 from asyncio import wrap_future
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from .. import messages
 from ..client import Client
@@ -45,7 +46,7 @@ from ..life.health import Health
 from ..life.secrets import SECRET_NAMES, Secrets
 from ..settings import Settings
 from ..signal import Signal
-from ..store import IdempotencyKey, Store, Submitted
+from ..store import IdempotencyKey, Submitted
 from .limits import Limits
 from .policy import Policy
 from .request import PARSED_AT_ONCE_BYTES, AskedWebhook, Prompt, Submission, parse, read_idempotency_key
@@ -56,13 +57,30 @@ log = logging.getLogger("guarded.admission")
 _FULL = frozenset({QueueFullError.code, DiskFullError.code, ServerUnavailableError.code})
 
 
+class Queue(Protocol):
+    """What admission asks of the job store: see :class:`guard.store.Store`."""
+
+    @property
+    def queued(self) -> int: ...
+    def count_queued(self, owner: str) -> int: ...
+    def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]: ...
+    def submit(
+        self,
+        new: NewJob,
+        max_queued: int,
+        key: IdempotencyKey | None = None,
+        *,
+        max_queued_of_owner: int | None = None,
+    ) -> Future[Submitted]: ...
+
+
 class Admission:
     """Decides which requests become jobs. Event loop; the store's thread writes them down."""
 
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        store: Queue,
         host: Host,
         health: Health,
         faces: FaceGate,
