@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import BaseModel
+
 from ..guard.errors import (
     BadImageError,
     ConflictError,
@@ -27,6 +29,13 @@ from ..guard.errors import (
 
 Schema = Mapping[str, Any]
 
+#: A type whose JSON the body is (a TypedDict, a pydantic model, `dict[str, Any]`), or the media type of another body.
+Body = Any
+
+#: Why the store may not be read.
+READ: tuple[type[GuardError], ...] = (ServerUnavailableError,)
+#: Why the store may not be written.
+WRITE: tuple[type[GuardError], ...] = (*READ, DiskFullError)
 #: Why a picture is refused.
 FACES: tuple[type[GuardError], ...] = (BadImageError, NoFaceError, TooManyFacesError, FaceTooSmallError)
 #: Why a job is not let in.
@@ -41,20 +50,21 @@ ADMISSION: tuple[type[GuardError], ...] = (
     PayloadTooLargeError,
     QueueFullError,
     RateLimitedError,
-    ServerUnavailableError,
-    DiskFullError,
+    *WRITE,
 )
-
-#: Why something that is to be written may not be.
-STORE: tuple[type[GuardError], ...] = (ServerUnavailableError, DiskFullError)
-#: A short body that tells what to do.
-COMMAND: tuple[type[GuardError], ...] = (PayloadTooLargeError, *STORE)
+#: Why a short body with a command is refused.
+COMMAND: tuple[type[GuardError], ...] = (PayloadTooLargeError, *WRITE)
 #: Why a file is not taken.
 UPLOAD: tuple[type[GuardError], ...] = (*COMMAND, RateLimitedError)
 
+#: The media type of a file whose own type is known only when it is sent.
+FILE = "application/octet-stream"
+#: The answers of a route that sends files.
+FILES: Mapping[int, Body] = {200: FILE, 206: FILE, 304: None, 412: None, 416: None}
+
 SUBMIT_HEADERS: Mapping[str, str] = {
-    "Idempotency-Key": "The same key and body get the first job again.",
-    "Accept-Language": "Of the texts for users.",
+    "Idempotency-Key": "The same key with the same body returns the first job.",
+    "Accept-Language": "Language of the texts for users.",
 }
 #: `?wait=S`.
 WAIT: Schema = {"type": "number", "minimum": 0, "maximum": 86400}
@@ -62,20 +72,29 @@ WAIT: Schema = {"type": "number", "minimum": 0, "maximum": 86400}
 FLAG: Schema = {"type": "string"}
 
 
+def describe_page(largest: int) -> dict[str, Schema]:
+    """The query of a list that comes in pages."""
+    return {
+        "state": {"type": "string"},
+        "limit": {"type": "integer", "minimum": 1, "maximum": largest},
+        "before": {"type": "integer", "minimum": 1, "maximum": 2**53},
+    }
+
+
 @dataclass(frozen=True)
 class About:
     """What a route takes and answers.
 
     Attributes:
-        answers: by status, the name of a schema (JSON), a media type (other bodies), or None (no body).
-        query: parameters, by name.
-        headers: those that the route looks at, by name, with what they mean.
-        body: by media type, what may be sent. Whether ours looks at the media type is the route's business.
-        refusals: beyond 401 and 403, which every route may answer that is not open.
+        answers: by status, the body; None where there is none.
+        query: parameters, by name, or a model whose fields they are.
+        headers: those that the route reads, by name, with what they mean.
+        body: by media type, what may be sent. Whether the handler reads the media type is its own business.
+        refusals: beyond 400 for a query or body, 401 and 403 (not of open routes), and 500.
     """
 
-    answers: Mapping[int, str | None]
-    query: Mapping[str, Schema] = field(default_factory=dict)
+    answers: Mapping[int, Body]
+    query: Mapping[str, Schema] | type[BaseModel] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Mapping[str, str | Schema] = field(default_factory=dict)
+    body: Mapping[str, Body] = field(default_factory=dict)
     refusals: tuple[type[GuardError], ...] = ()

@@ -6,8 +6,8 @@ from aiohttp import web
 
 from ..guard.errors import ArtifactGoneError, NotFoundError
 from ..guard.results import previews
-from .about import FLAG, About
-from .sending import OpenFile, has_the_end, headers_of, send, unchanged
+from .about import FILES, FLAG, READ, About
+from .sending import OpenFile, answer_unchanged, has_the_end, make_headers, send
 from .table import Call, Route
 
 
@@ -39,8 +39,8 @@ async def get_artifact(call: Call) -> web.StreamResponse:
 
 async def _preview(call: Call, file: OpenFile, wanted: previews.Preview) -> web.StreamResponse:
     etag = f"{file.etag}-{wanted.name}"
-    headers = headers_of(call.request, f"{file.filename}.{wanted.format}", etag, file.handle)
-    if (answer := unchanged(call.request, etag, headers)) is not None:
+    headers = make_headers(call.request, f"{file.filename}.{wanted.format}", etag, file.handle)
+    if (answer := answer_unchanged(call.request, etag, headers)) is not None:
         return answer
     body = await call.services.jobs.preview(file.handle, wanted)
     return web.Response(body=body, content_type=wanted.mime, headers=headers)
@@ -53,10 +53,10 @@ ROUTES = [
         "/jobs/{job_id}/artifacts/{index}",
         get_artifact,
         about=About(
-            {200: "*/*", 206: "*/*", 304: None, 412: None, 416: None},
+            FILES,
             query={"preview": {"type": "string"}, "download": FLAG},
             headers={"Range": "One range of bytes.", "If-None-Match": "The ETag of what the client has."},
-            refusals=(NotFoundError, ArtifactGoneError),
+            refusals=(NotFoundError, ArtifactGoneError, *READ),
         ),
     )
 ]

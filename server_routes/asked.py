@@ -1,24 +1,41 @@
-"""Read what a request asks: short JSON bodies and query parameters, each refused with a clear error."""
+"""Read what a request asks: bodies and query parameters, each refused with a clear error."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
+
+from aiohttp import web
 
 from ..guard.errors import InvalidRequestError
-from .table import Call, read_body
+from .table import Call, refuse_size
+
+E = TypeVar("E", bound=Enum)
 
 #: A command with the ids of ten thousand jobs.
-_AT_MOST_BYTES = 2**20
+_COMMAND_BYTES = 2**20
 
 
-async def command(call: Call) -> dict[str, Any]:
-    """What a short body says; an empty one says nothing.
+async def read_body(request: web.Request, max_bytes: int) -> bytes:
+    """The whole body. Raises PayloadTooLargeError without having read much more than that."""
+    if (request.content_length or 0) > max_bytes:
+        raise refuse_size(max_bytes)
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            raise refuse_size(max_bytes)
+    return bytes(body)
+
+
+async def read_command(call: Call) -> dict[str, Any]:
+    """What a short JSON body says, whatever its content type; an empty one says nothing.
 
     Raises:
         InvalidRequestError: it is no JSON object. ComfyUI takes that for a wish to stop whatever runs.
     """
-    raw = await read_body(call.request, _AT_MOST_BYTES)
+    raw = await read_body(call.request, _COMMAND_BYTES)
     if not raw.strip():
         return {}
     try:
@@ -31,38 +48,18 @@ async def command(call: Call) -> dict[str, Any]:
     return body
 
 
-def ids(body: dict[str, Any], name: str) -> list[str] | None:
+def read_ids(body: dict[str, Any], name: str) -> list[str] | None:
     """A list of job ids; None where the body has none. Raises InvalidRequestError."""
-    found = body.get(name)
-    if found is None:
+    ids = body.get(name)
+    if ids is None:
         return None
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
         raise InvalidRequestError(f"{name} must be a list of ids.", extra_info={"field": name})
-    return found
+    return ids
 
 
-def whole(call: Call, name: str) -> int | None:
-    raw = call.request.query.get(name)
-    if raw is None:
-        return None
-    try:
-        value = int(raw)
-    except ValueError:
-        value = None
-    if value is None or abs(value) > 2**53:
-        raise InvalidRequestError(f"{name} must be a whole number.", extra_info={"field": name})
-    return value
-
-
-def one_of(call: Call, name: str, usual: str, other: str) -> str:
-    value = call.request.query.get(name, usual).lower()
-    if value not in (usual, other):
-        raise InvalidRequestError(f"{name} must be {usual} or {other}.", extra_info={"field": name})
-    return value
-
-
-def number(call: Call, name: str, default: float, low: float, high: float) -> float:
-    """A number from the query string. Raises InvalidRequestError."""
+def read_number(call: Call, name: str, default: float, low: float, high: float) -> float:
+    """A number from the query. Raises InvalidRequestError."""
     raw = call.request.query.get(name)
     if raw is None:
         return default
@@ -73,3 +70,53 @@ def number(call: Call, name: str, default: float, low: float, high: float) -> fl
     if not low <= value <= high:
         raise InvalidRequestError(f"{name} must be a number from {low:g} to {high:g}.", extra_info={"field": name})
     return value
+
+
+def read_whole_number(call: Call, name: str) -> int | None:
+    """A whole number from the query; None where it has none. Raises InvalidRequestError."""
+    raw = call.request.query.get(name)
+    if raw is None:
+        return None
+    value: int | None
+    try:
+        value = int(raw)
+    except ValueError:
+        value = None
+    if value is None or abs(value) > 2**53:
+        raise InvalidRequestError(f"{name} must be a whole number.", extra_info={"field": name})
+    return value
+
+
+def read_choice(call: Call, name: str, usual: str, other: str) -> str:
+    """One of two words from the query. Raises InvalidRequestError."""
+    value = call.request.query.get(name, usual).lower()
+    if value not in (usual, other):
+        raise InvalidRequestError(f"{name} must be {usual} or {other}.", extra_info={"field": name})
+    return value
+
+
+def read_flag(call: Call, name: str) -> bool:
+    """Whether the query sets a flag."""
+    return call.request.query.get(name) in ("1", "true")
+
+
+def read_states(call: Call, known: type[E], usual: tuple[str, ...] = ()) -> frozenset[E]:
+    """The states that `state` names, repeated or comma-separated. Raises InvalidRequestError."""
+    names = [name for value in call.request.query.getall("state", usual) for name in value.split(",") if name]
+    return frozenset(read_state(name, known) for name in names)
+
+
+def read_state(name: str, known: type[E]) -> E:
+    """The state of that name. Raises InvalidRequestError."""
+    try:
+        return known(name)
+    except ValueError:
+        names = ", ".join(str(state.value) for state in known)
+        raise InvalidRequestError(f"state must be one of {names}.", extra_info={"field": "state"}) from None
+
+
+def read_page(call: Call, usual: int, largest: int) -> tuple[int, int | None]:
+    """How many a page of a list may have, and the number that all on it must be below. Raises InvalidRequestError."""
+    limit = int(read_number(call, "limit", usual, 1, largest))
+    before = int(read_number(call, "before", 2**53, 1, 2**53)) if "before" in call.request.query else None
+    return limit, before

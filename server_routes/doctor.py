@@ -1,4 +1,4 @@
-"""/guarded/doctor: what is set, there, missing and unsafe, with the mend. For operators."""
+"""/guarded/doctor: what is set, missing or unsafe, and how to mend it. For operators."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 
 from aiohttp import web
 
+from ..guard.doctor import DoctorBody
 from .about import About
-from .table import Call, Route, answered
+from .table import Call, Route, respond
 
 
 async def get_doctor(call: Call) -> web.StreamResponse:
-    """A line for each thing that was looked at; takes as long as the disks and onnxruntime's import."""
-    return answered(await asyncio.to_thread(call.services.doctor.body))
+    """A line for each check; takes as long as the disks and onnxruntime's import."""
+    return respond(await asyncio.to_thread(call.services.doctor.body))
 
 
-ROUTES = [Route("GET", "/doctor", get_doctor, operate=True, about=About({200: "Doctor"}))]
+ROUTES = [Route("GET", "/doctor", get_doctor, operate=True, about=About({200: DoctorBody}))]

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Mapping
 
 from aiohttp import web
 
 from ..guard.errors import GuardError, InvalidRequestError, NotFoundError
 from ..guard.events.event import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event
 from ..guard.events.stream import Subscription
-from .about import FLAG, About
-from .asked import number
+from ..guard.job import Job
+from .about import FLAG, READ, About, Schema
+from .asked import read_flag, read_number
 from .table import Call, Route
 
-#: A comment after so long without an event: proxies cut what is silent for a minute, and it tells us who has gone.
+#: Send a comment after so long without an event: proxies cut a silent connection after a minute, and a failed write
+#: tells us who has gone.
 HEARTBEAT_S = 15.0
 HEARTBEAT = b": still here\n\n"
-#: A reader that takes nothing for so long is let go. It comes back with the last id that it has seen.
+#: Let a reader go that takes nothing for so long. It comes back with the last id that it has seen.
 STALLED_S = 60.0
 
 _HEADERS = {
@@ -29,10 +32,13 @@ _HEADERS = {
 
 
 async def get_job_events(call: Call) -> web.StreamResponse:
-    """The job as it is, or what the caller has missed of it; then what happens, to its end."""
-    after = last_event_id(call)
+    """The job as it is, or what the caller has missed of it; then what happens, to its end.
+
+    The data of each event is an `Event`.
+    """
+    after = read_last_event_id(call)
     job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
-    with call.services.events.subscribe(_names(call), job_id=job.job_id, after=after) as reader:
+    with call.services.events.subscribe(_choose_names(call), job_id=job.job_id, after=after) as reader:
         if after is not None and job.state.settled and after >= job.event_id:
             return web.Response(status=204)  # what tells a browser not to come again
         first = []
@@ -45,26 +51,29 @@ async def get_job_events(call: Call) -> web.StreamResponse:
 
 
 async def get_events(call: Call) -> web.StreamResponse:
-    """From now on, or behind the last event that the caller has seen."""
+    """What happens from now on, or after the last event that the caller has seen.
+
+    The data of each event is an `Event`.
+    """
     owner = call.client.sees_only
-    after = last_event_id(call)
+    after = read_last_event_id(call)
     if after is None:
         # With its number at hand from the start, a reader misses nothing by being cut off before the first event.
         after = await call.services.events.head()
-    names = _names(call) | ({ALARM} if call.client.operator else set())
+    names = _choose_names(call) | ({ALARM} if call.client.operator else set())
     with call.services.events.subscribe(names, owner=owner, after=after) as reader:
         return await _stream(call, reader, [], after)
 
 
 async def _stream(call: Call, reader: Subscription, first: list[Event], after: int | None = None) -> web.StreamResponse:
-    ends_s = time.monotonic() + number(call, "wait", float("inf"), 0, float("inf"))
+    ends_s = time.monotonic() + read_number(call, "wait", float("inf"), 0, float("inf"))
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(call.request)
     loop = asyncio.get_running_loop()
-    # An id without data is remembered, and told to nobody.
+    # A browser remembers an id without data, and tells its page of no event.
     chunk = b"retry: 1000\n\n" + (b"" if after is None else f"id: {after}\n\n".encode())
     events = first
-    # Of one that is slow, gone, or asks for what the store cannot read now: it will come again.
+    # A reader that is slow or gone, or whose events the store cannot read now, will come again.
     with contextlib.suppress(ConnectionError, GuardError):
         while True:
             chunk += b"".join([event.frame for event in events]) or HEARTBEAT
@@ -74,7 +83,7 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
             finally:
                 stalled.cancel()
             chunk = b""
-            if reader.job_id is not None and any(event.id and event.job.state.settled for event in events):
+            if reader.job_id is not None and any(_is_ending(event) for event in events):
                 break
             rest_s = ends_s - time.monotonic()
             if rest_s <= 0:
@@ -86,13 +95,17 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     return response
 
 
+def _is_ending(event: Event) -> bool:
+    return isinstance(event.job, Job) and event.job.state.settled
+
+
 def _cut_off(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
 
 
-def last_event_id(call: Call) -> int | None:
-    """`Last-Event-ID`, as a browser sends it when it comes again; in the query for those that cannot send it."""
+def read_last_event_id(call: Call) -> int | None:
+    """`Last-Event-ID`, as a browser sends it when it comes again; in the query for clients that cannot send it."""
     given = call.request.headers.get("Last-Event-ID") or call.request.query.get("last_event_id")
     if not given:
         return None
@@ -101,22 +114,26 @@ def last_event_id(call: Call) -> int | None:
     return int(given)
 
 
-def _names(call: Call) -> set[str]:
+def _choose_names(call: Call) -> set[str]:
     names = {STATE, POSITION, PROGRESS}
-    return names | {PREVIEW} if call.request.query.get("preview") in ("1", "true") else names
+    return names | {PREVIEW} if read_flag(call, "preview") else names
 
 
-LAST_EVENT_ID = {"type": "integer", "minimum": 0, "maximum": 10**18}
+LAST_EVENT_ID: Schema = {"type": "integer", "minimum": 0, "maximum": 10**18}
 
-_QUERY = {"wait": {"type": "number", "minimum": 0}, "preview": FLAG, "last_event_id": LAST_EVENT_ID}
+_QUERY: Mapping[str, Schema] = {
+    "wait": {"type": "number", "minimum": 0},
+    "preview": FLAG,
+    "last_event_id": LAST_EVENT_ID,
+}
 _RESUMING = {"Last-Event-ID": "The id of the last event that the client has seen."}
 
 ROUTES = [
-    Route("GET", "/events", get_events, about=About({200: "text/event-stream"}, _QUERY, _RESUMING)),
+    Route("GET", "/events", get_events, about=About({200: "text/event-stream"}, _QUERY, _RESUMING, refusals=READ)),
     Route(
         "GET",
         "/jobs/{job_id}/events",
         get_job_events,
-        about=About({200: "text/event-stream", 204: None}, _QUERY, _RESUMING, refusals=(NotFoundError,)),
+        about=About({200: "text/event-stream", 204: None}, _QUERY, _RESUMING, refusals=(NotFoundError, *READ)),
     ),
 ]

@@ -1,4 +1,4 @@
-"""POST /guarded/face-check: ask before a credit is taken."""
+"""POST /guarded/face-check: ask before you take a credit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
 from ..guard.errors import (
@@ -18,56 +17,51 @@ from ..guard.errors import (
     PayloadTooLargeError,
     refuse_field,
 )
-from ..guard.faces.check import Faces
+from ..guard.faces.check import FaceRules, Faces, FacesBody
 from ..guard.faces.gate import AskedRules
 from ..guard.files.names import split_annotation, use_owner_names
 from ..guard.job import ROOTS
-from .about import FACES, About
-from .table import Call, Route, answered, read_body
+from .about import FACES, FILE, WRITE, About
+from .asked import read_body
+from .form import receive_form
+from .shapes import Binary, PictureForm, StoredPicture
+from .table import Call, Route, respond
 
-_RULES = {"min_faces": "integer", "max_faces": "integer", "min_confidence": "number", "min_face_fraction": "number"}
+_FIELDS = ("image", *AskedRules.model_fields)
 
 
 async def post_face_check(call: Call) -> web.StreamResponse:
     """The faces in a picture, or the typed error.
 
-    The picture is the body itself, the `image` part of a multipart form, or a file that the host has:
-    `{"image": "photo.png", "type": "input", "subfolder": ""}`. Rules come beside it: in the JSON, as further form
-    fields, or in the query.
+    The picture is the body itself, the `image` part of a multipart form, or a file that the server has:
+    `{"image": "photo.png", "type": "input", "subfolder": ""}`. Give the rules as further JSON fields, form fields or
+    query parameters.
     """
     request = call.request
     kind = request.content_type
     if kind == "multipart/form-data":
-        try:
-            data, given = await _form(request, call.services.uploads.settings.max_file_bytes)
-        except (
-            ValueError,
-            AssertionError,
-            AttributeError,
-            HttpProcessingError,
-        ) as error:  # no boundary, cut off, a form in a form
-            raise InvalidRequestError("The form cannot be read.", details=str(error)) from None
-        faces = await call.services.faces.check_bytes(data, _rules(given).rules())
+        data, given = await _read_form(call)
+        faces = await call.services.faces.check_bytes(data, _read_rules(given))
     elif (data := await read_body(request, call.services.uploads.settings.max_file_bytes)).lstrip().startswith(b"{"):
-        faces = await _stored(call, data)  # whatever the type says: no picture begins like that
+        faces = await _check_stored(call, data)  # whatever the content type says: no picture begins like that
     elif not data:
         raise InvalidRequestError("The body holds no picture.")
     else:
-        faces = await call.services.faces.check_bytes(data, _rules(dict(request.query)).rules())
-    return answered(faces.body())
+        faces = await call.services.faces.check_bytes(data, _read_rules(dict(request.query)))
+    return respond(faces.body())
 
 
-async def _stored(call: Call, raw: bytes) -> Faces:
+async def _check_stored(call: Call, raw: bytes) -> Faces:
     try:
         given = json.loads(raw)
     except (ValueError, RecursionError):
-        raise InvalidRequestError("The body begins like JSON and is none.") from None
+        raise InvalidRequestError("The body begins like JSON but is none.") from None
     if not isinstance(given, dict) or not isinstance(given.get("image"), str) or not given["image"]:
         raise InvalidRequestError("image must name a file.", extra_info={"field": "image"})
     name, folder, kind = given.pop("image"), given.pop("subfolder", ""), given.pop("type", "input")
     if kind not in ROOTS or not isinstance(folder, str):
         raise InvalidRequestError("type must be input, output or temp, and subfolder a string.")
-    rules = _rules(given).rules()
+    rules = _read_rules(given)
     annotation, name = split_annotation(name)
     kind = annotation if annotation != "input" else kind
     image = f"{folder}/{name}" if folder else name
@@ -83,32 +77,26 @@ async def _stored(call: Call, raw: bytes) -> Faces:
         raise
 
 
-async def _form(request: web.Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
-    data, given = b"", {}
-    size = 0
-    async for part in await request.multipart():
-        name = getattr(part, "name", None)
-        value = bytearray()
-        while chunk := await part.read_chunk():  # type: ignore[union-attr]
-            size += len(chunk)
-            if size > max_bytes:
-                raise PayloadTooLargeError(
-                    f"The form is over {max_bytes} bytes.", extra_info={"max_body_bytes": max_bytes}
-                )
-            value += chunk
-        if name == "image":
-            data = bytes(value)
-        elif name is not None:
-            given[name] = value.decode("utf-8", "replace")
+async def _read_form(call: Call) -> tuple[bytes, dict[str, Any]]:
+    """The picture of a form, and the rules beside it."""
+    largest = call.services.uploads.settings.max_file_bytes
+    async with receive_form(call.request, call.services.uploads, _FIELDS, largest) as form:
+        data = form.fields.pop("image", b"")
+        given: dict[str, Any] = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}
+        given.update((file.field, "") for file in form.files)
     if not data:
         raise InvalidRequestError("The form has no part `image`.", extra_info={"field": "image"})
     return data, given
 
 
-def _rules(given: dict[str, Any]) -> AskedRules:
-    """Numbers may come as text: forms and queries have nothing else."""
+def _read_rules(given: dict[str, Any]) -> FaceRules:
+    """The rules that the fields name. Numbers may come as text: forms and queries have nothing else.
+
+    Raises:
+        InvalidRequestError
+    """
     try:
-        return AskedRules.model_validate(given, strict=False)
+        return AskedRules.model_validate(given, strict=False).rules()
     except ValidationError as error:
         raise refuse_field(error) from None
 
@@ -119,14 +107,10 @@ ROUTES = [
         "/face-check",
         post_face_check,
         about=About(
-            {200: "Faces"},
-            query={name: {"type": kind} for name, kind in _RULES.items()},
-            body={
-                "application/json": "StoredImage",
-                "image/*": {"type": "string", "contentMediaType": "application/octet-stream"},
-                "multipart/form-data": "PictureForm",
-            },
-            refusals=(*FACES, PayloadTooLargeError),
+            {200: FacesBody},
+            query=AskedRules,
+            body={"application/json": StoredPicture, FILE: Binary, "multipart/form-data": PictureForm},
+            refusals=(*FACES, PayloadTooLargeError, *WRITE),
         ),
     )
 ]

@@ -13,9 +13,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
 from ..guard.files.uploads import Incoming, UploadedFile, Uploads
 
-#: What goes to the disk at once: a photo takes a few trips to another thread, and a request little memory.
+#: Write so much at once: a photo takes a few trips to another thread, and a request little memory.
 _BLOCK_BYTES = 2**20
-#: Parts with words in them. Far more than there are fields.
+#: So many fields may a form have, far more than any route knows.
 _MAX_WORDS = 64
 
 
@@ -29,19 +29,19 @@ class Form:
 
 
 def is_form(request: web.Request) -> bool:
-    """Whether the body is multipart/form-data and can be taken apart. JSON comes under any type."""
+    """Whether the body is multipart/form-data that can be taken apart. JSON comes under any type."""
     return request.content_type == "multipart/form-data" and "boundary=" in request.headers[hdrs.CONTENT_TYPE].lower()
 
 
 @asynccontextmanager
-async def received(
+async def receive_form(
     request: web.Request, uploads: Uploads, words: Collection[str], max_words_bytes: int
 ) -> AsyncIterator[Form]:
-    """The request's form; at the end of the block the files that nobody has taken are deleted.
+    """Receive the request's form; the end of the block deletes the files that nobody has taken.
 
     Args:
-        words: fields that are no files, even where they come with a file name.
-        max_words_bytes: of all parts that are no files.
+        words: fields that are kept in memory, even where they come with a file name.
+        max_words_bytes: how large they may be together, with all other parts that have no file name.
 
     Raises:
         InvalidRequestError, PayloadTooLargeError, DiskFullError, ServerUnavailableError
@@ -55,7 +55,7 @@ async def received(
             AssertionError,
             AttributeError,
             HttpProcessingError,
-        ) as error:  # aiohttp's, by what is wrong
+        ) as error:  # aiohttp's: it depends on what is wrong
             raise InvalidRequestError("The form cannot be read.", details=str(error)) from None
         yield form
     finally:
@@ -69,7 +69,8 @@ async def _read(
     form = Form()
     files: list[UploadedFile] = []
     words_left, bytes_left = max_words_bytes, uploads.settings.max_request_bytes
-    async for part in await request.multipart():
+    parts = await request.multipart()
+    while (part := await parts.next()) is not None:
         if not isinstance(part, BodyPartReader) or not part.name:
             raise InvalidRequestError("Each part of the form must have a name and be no form itself.")
         for header in (hdrs.CONTENT_ENCODING, hdrs.CONTENT_TRANSFER_ENCODING):
@@ -94,17 +95,17 @@ async def _read(
                     f"The form has more than {uploads.settings.max_files} files.",
                     extra_info={"max_files": uploads.settings.max_files},
                 )
-            file, size = await _file(part, uploads, incoming, bytes_left)
+            file, size = await _write_file(part, uploads, incoming, bytes_left)
             bytes_left -= size
             files.append(file)
     form.files, form.bytes = tuple(files), uploads.settings.max_request_bytes - bytes_left
     return form
 
 
-async def _file(
+async def _write_file(
     part: BodyPartReader, uploads: Uploads, incoming: list[Incoming], bytes_left: int
 ) -> tuple[UploadedFile, int]:
-    """Write one part to the disk, and how large it was."""
+    """Write one part to the disk. Returns the file and its size in bytes."""
     file = await asyncio.to_thread(uploads.start_file, part.name or "", part.filename or "")
     incoming.append(file)
     size, block, done = 0, bytearray(), False

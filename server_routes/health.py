@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from typing import Any, Literal
 
+from aiohttp import web
+from typing_extensions import NotRequired, TypedDict
+
+from ..guard.faces.chooser import FaceFacts
 from .about import FLAG, About
-from .table import Call, Route, answered
+from .asked import read_flag
+from .table import Call, Route, respond
+
+
+class HealthBody(TypedDict):
+    """The process is alive; everything but `status` is for operators."""
+
+    status: Literal["ok"]
+    host: NotRequired[dict[str, Any]]
+    problems: NotRequired[list[str]]
+    queued: NotRequired[int]
+    hung_workers: NotRequired[int]
+    faces: NotRequired[FaceFacts]
+
+
+class ReadyBody(TypedDict):
+    """Whether the server can take a job; `problems` say to operators why it cannot."""
+
+    status: Literal["ready", "not ready"]
+    problems: NotRequired[list[str]]
+
+
+class DrainingBody(TypedDict):
+    """Whether the server drains."""
+
+    draining: bool
 
 
 async def get_health(call: Call) -> web.StreamResponse:
     """The process is alive and its loop turns; more for an operator."""
-    facts = {}
+    body: HealthBody = {"status": "ok"}
     if call.client.operator:
-        facts = {**call.services.health.facts(), "faces": await call.services.faces.facts()}
-    return answered({"status": "ok", **facts})
+        body = {"status": "ok", **call.services.health.facts(), "faces": await call.services.faces.facts()}
+    return respond(body)
 
 
 async def get_ready(call: Call) -> web.StreamResponse:
     """503 while no job can be taken."""
     problems = call.services.health.refusals()
+    body: ReadyBody = {"status": "not ready" if problems else "ready"}
     if not problems:
-        return answered({"status": "ready"})
-    body = {"status": "not ready", **({"problems": problems} if call.client.operator else {})}
-    return answered(body, {"Retry-After": "10"}, status=503)
+        return respond(body)
+    if call.client.operator:
+        body["problems"] = problems
+    return respond(body, {"Retry-After": "10"}, status=503)
 
 
 async def post_drain(call: Call) -> web.StreamResponse:
     """Take no new job from now on; `?off=1` takes them again."""
-    if call.request.query.get("off") in ("1", "true"):
+    if read_flag(call, "off"):
         call.services.drain.end()
     else:
         call.services.drain.begin()
-    return answered({"draining": call.services.health.draining})
+    body: DrainingBody = {"draining": call.services.health.draining}
+    return respond(body)
 
 
 ROUTES = [
-    Route("GET", "/health", get_health, open=True, about=About({200: "Status"})),
-    Route("GET", "/ready", get_ready, open=True, about=About({200: "Status", 503: "Status"})),
-    Route("POST", "/drain", post_drain, operate=True, about=About({200: "Draining"}, query={"off": FLAG})),
+    Route("GET", "/health", get_health, open=True, about=About({200: HealthBody})),
+    Route("GET", "/ready", get_ready, open=True, about=About({200: ReadyBody, 503: ReadyBody})),
+    Route("POST", "/drain", post_drain, operate=True, about=About({200: DrainingBody}, query={"off": FLAG})),
 ]

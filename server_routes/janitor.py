@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from ..guard.errors import InvalidRequestError
-from .about import WAIT, About
-from .asked import number
-from .table import Call, Route, answered
+from ..guard.janitor.bodies import JanitorBody, SweepBody
+from .about import WAIT, WRITE, About
+from .asked import read_number
+from .table import Call, Route, respond
 
-#: How long an answer waits for its sweep, where the caller does not say. Proxies give up after a minute.
+#: How long an answer waits for its sweep if the caller does not say. Proxies give up after a minute.
 _WAIT_S = 50
 _FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
+class SweepingBody(TypedDict):
+    """The sweep goes on."""
+
+    state: Literal["sweeping"]
+
+
 async def get_janitor(call: Call) -> web.StreamResponse:
     """The last sweeps, the disks, and when the next sweep is due."""
-    return answered(call.services.janitor.body())
+    return respond(call.services.janitor.body())
 
 
 async def post_sweep(call: Call) -> web.StreamResponse:
@@ -29,33 +38,35 @@ async def post_sweep(call: Call) -> web.StreamResponse:
     raw = call.request.query.get("dry_run", "0").lower()
     if raw not in _FLAGS:
         raise InvalidRequestError("dry_run must be 0 or 1.", extra_info={"field": "dry_run"})
-    wait_s = number(call, "wait", _WAIT_S, 0, 86400)
+    wait_s = read_number(call, "wait", _WAIT_S, 0, 86400)
     asked = asyncio.wrap_future(call.services.janitor.ask(_FLAGS[raw]))
     try:
         report = await asyncio.wait_for(asyncio.shield(asked), wait_s)
     except asyncio.TimeoutError:
-        asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it any more
-        return answered({"state": "sweeping"}, status=202)
-    return answered(report.body())
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits any more
+        body: SweepingBody = {"state": "sweeping"}
+        return respond(body, status=202)
+    return respond(report.body())
 
 
 async def post_adopt(call: Call) -> web.StreamResponse:
     """From now on, what was there before the first start is swept like everything else."""
     await asyncio.to_thread(call.services.janitor.adopt)
-    return answered(call.services.janitor.body())
+    return respond(call.services.janitor.body())
 
 
 ROUTES = [
-    Route("GET", "/janitor", get_janitor, operate=True, about=About({200: "Janitor"})),
+    Route("GET", "/janitor", get_janitor, operate=True, about=About({200: JanitorBody})),
     Route(
         "POST",
         "/janitor/sweep",
         post_sweep,
         operate=True,
         about=About(
-            {200: "Object", 202: "Object"},
+            {200: SweepBody, 202: SweepingBody},
             query={"dry_run": {"type": "string", "enum": sorted(_FLAGS)}, "wait": WAIT},
+            refusals=WRITE,
         ),
     ),
-    Route("POST", "/janitor/adopt", post_adopt, operate=True, about=About({200: "Janitor"})),
+    Route("POST", "/janitor/adopt", post_adopt, operate=True, about=About({200: JanitorBody})),
 ]

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
-from ..guard.errors import DiskFullError, InvalidRequestError, NotFoundError, ServerUnavailableError
-from ..guard.job import JobState
-from .about import WAIT, About
-from .asked import number
-from .table import Call, Route, answered
+from ..guard.errors import NotFoundError
+from ..guard.job import JobBody, JobState
+from .about import READ, WAIT, WRITE, About, describe_page
+from .asked import read_number, read_page, read_state, read_states
+from .table import Call, Route, respond
 
 _PAGE = 50
 _PAGE_AT_MOST = 500
 _STATE = {"type": "string", "enum": [state.value for state in JobState]}
 
 
+class JobsBody(TypedDict):
+    """A page of jobs, newest first; `next` is the `before` of the next page."""
+
+    jobs: list[JobBody]
+    next: int | None
+
+
 async def get_job(call: Call) -> web.StreamResponse:
     """`wait` holds the answer until the state changes: from `state`, where the caller names the one it knows."""
     jobs = call.services.jobs
-    wait_s = number(call, "wait", 0, 0, 86400)
+    wait_s = read_number(call, "wait", 0, 0, 86400)
     job = await jobs.get(call.request.match_info["job_id"], call.client)
     if wait_s and not job.state.settled:
-        job = await jobs.wait(job, wait_s, known=_state(call.request.query.get("state", job.state.value)))
-    return answered(await jobs.body(job, call.locale))
+        job = await jobs.wait(job, wait_s, known=read_state(call.request.query.get("state", job.state.value), JobState))
+    return respond(await jobs.body(job, call.locale))
 
 
 async def list_jobs(call: Call) -> web.StreamResponse:
     """Newest first; `state` may be repeated or comma-separated; `before` is the `next` of the page before."""
-    limit = int(number(call, "limit", _PAGE, 1, _PAGE_AT_MOST))
-    before = int(number(call, "before", 2**53, 1, 2**53)) if "before" in call.request.query else None
-    jobs = await call.services.jobs.page(call.client, _states(call), limit, before)
-    return answered(
-        {
-            "jobs": [await call.services.jobs.body(job, call.locale) for job in jobs],
-            "next": jobs[-1].number if len(jobs) == limit else None,
-        }
-    )
+    limit, before = read_page(call, _PAGE, _PAGE_AT_MOST)
+    jobs = await call.services.jobs.page(call.client, read_states(call, JobState) or None, limit, before)
+    body: JobsBody = {
+        "jobs": [await call.services.jobs.body(job, call.locale) for job in jobs],
+        "next": jobs[-1].number if len(jobs) == limit else None,
+    }
+    return respond(body)
 
 
 async def delete_job(call: Call) -> web.StreamResponse:
@@ -44,20 +50,7 @@ async def delete_job(call: Call) -> web.StreamResponse:
     job = await jobs.get(call.request.match_info["job_id"], call.client)
     if not job.state.settled:
         job = await jobs.cancel(job)
-    return answered(await jobs.body(job, call.locale))
-
-
-def _states(call: Call) -> frozenset[JobState] | None:
-    names = [name for value in call.request.query.getall("state", []) for name in value.split(",") if name]
-    return frozenset(map(_state, names)) or None
-
-
-def _state(name: str) -> JobState:
-    try:
-        return JobState(name)
-    except ValueError:
-        known = ", ".join(state.value for state in JobState)
-        raise InvalidRequestError(f"state must be one of {known}.", extra_info={"field": "state"}) from None
+    return respond(await jobs.body(job, call.locale))
 
 
 ROUTES = [
@@ -66,24 +59,21 @@ ROUTES = [
         "/jobs",
         list_jobs,
         about=About(
-            {200: "Jobs"},
-            query={
-                "state": {"type": "string"},
-                "limit": {"type": "integer", "minimum": 1, "maximum": _PAGE_AT_MOST},
-                "before": {"type": "integer", "minimum": 1, "maximum": 2**53},
-            },
+            {200: JobsBody},
+            query=describe_page(_PAGE_AT_MOST),
+            refusals=READ,
         ),
     ),
     Route(
         "GET",
         "/jobs/{job_id}",
         get_job,
-        about=About({200: "Job"}, query={"wait": WAIT, "state": _STATE}, refusals=(NotFoundError,)),
+        about=About({200: JobBody}, query={"wait": WAIT, "state": _STATE}, refusals=(NotFoundError, *READ)),
     ),
     Route(
         "DELETE",
         "/jobs/{job_id}",
         delete_job,
-        about=About({200: "Job"}, refusals=(NotFoundError, ServerUnavailableError, DiskFullError)),
+        about=About({200: JobBody}, refusals=(NotFoundError, *WRITE)),
     ),
 ]

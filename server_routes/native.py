@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from ..guard.client import LOCAL
 from ..guard.errors import ForbiddenError, GuardError
-from .table import PREFIX, Route, Services, answering, failed, identified, pattern
+from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse
 
 _BROWSERS_ASK = 'Basic realm="ComfyUI-Guarded", charset="UTF-8"'
 
 
-def guard_native(services: Services, twins: list[Route]) -> Any:
+def guard_native(services: Services, twins: list[Route]) -> Middleware:
     """A middleware that keeps strangers off every path but ours, whatever the method: files and other packs' too.
 
     Args:
         twins: our routes that answer in place of ComfyUI's of the same path.
     """
-    rows = [(route, pattern(route.path), answering(route, services)) for route in twins]
+    rows = [(route, compile_path(route.path), make_handler(route, services)) for route in twins]
     closed = services.settings.native.mode == "closed"
 
-    def twin(request: web.Request) -> tuple[Route, Any] | None:
+    def find_twin(request: web.Request) -> tuple[Route, Handler] | None:
         path = re.sub("/+", "/", request.path)
         method = "GET" if request.method == "HEAD" else request.method
         for wanted in (path, re.sub("^/api(?=/)", "", path)):
@@ -33,29 +33,29 @@ def guard_native(services: Services, twins: list[Route]) -> Any:
                     return route, answer
         return None
 
-    def chosen(request: web.Request, handler: Any) -> Any:
-        """Who answers. Raises UnauthorizedError, ForbiddenError."""
+    def choose_handler(request: web.Request, handler: Handler) -> Handler:
+        """The one who answers. Raises UnauthorizedError, ForbiddenError."""
         if closed:
             if not _is_local(request, services):
                 raise ForbiddenError("Only /guarded is open here.")
             return handler
-        client = identified(request, services)
-        found = twin(request)
-        if found is not None and (client is not LOCAL or _submits(found[0])):
-            return found[1]
+        client = identify(request, services)
+        twin = find_twin(request)
+        if twin is not None and (client is not LOCAL or _submits(twin[0])):
+            return twin[1]
         if not client.operator:
             raise ForbiddenError("This is for operators.")
         return handler
 
     @web.middleware
-    async def native(request: web.Request, handler: Any) -> web.StreamResponse:
+    async def native(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _is_ours(request):
             return await handler(request)
         try:
-            answer = chosen(request, handler)
+            answer = choose_handler(request, handler)
         except GuardError as error:
             asks = "text/html" in request.headers.get("Accept", "")
-            return failed(error, request, services, {"WWW-Authenticate": _BROWSERS_ASK} if asks else None)
+            return refuse(error, request, services, {"WWW-Authenticate": _BROWSERS_ASK} if asks else None)
         return await answer(request)
 
     return native
@@ -63,7 +63,7 @@ def guard_native(services: Services, twins: list[Route]) -> Any:
 
 def _is_local(request: web.Request, services: Services) -> bool:
     try:
-        return identified(request, services) is LOCAL
+        return identify(request, services) is LOCAL
     except GuardError:
         return False
 

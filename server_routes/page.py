@@ -14,7 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ..guard.errors import NotFoundError
-from .about import About
+from .about import FILES, About
 from .table import Call, Route
 
 PANEL = Path(__file__).resolve().parent.parent / "js" / "panel"
@@ -86,6 +86,6 @@ ROUTES = [
         "/panel/{file}",
         get_file,
         open=True,
-        about=About({200: "*/*", 206: "*/*", 304: None, 412: None, 416: None}, refusals=(NotFoundError,)),
+        about=About(FILES, refusals=(NotFoundError,)),
     ),
 ]

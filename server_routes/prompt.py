@@ -4,54 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from typing import Any
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
+from ..guard.callers.jobs import SubmittedGuard
 from ..guard.files.uploads import UploadedFile
 from ..guard.store import Submitted
 from ..guard.submit.request import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Fill, Submission, from_form
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
-from .asked import number
-from .form import is_form, received
-from .table import Call, Route, answered, read_body
+from .asked import read_body, read_number
+from .form import is_form, receive_form
+from .shapes import PromptForm, PromptRequest
+from .table import Call, Route, respond
+
+
+class SubmittedBody(TypedDict):
+    """ComfyUI's answer to a prompt, and where its job stands."""
+
+    prompt_id: str
+    number: int
+    node_errors: dict[str, Any]
+    guard: SubmittedGuard
 
 
 async def post_prompt(call: Call) -> web.StreamResponse:
     """Admit a job, and answer in ComfyUI's shape with `guard` beside it.
 
-    The content type is not looked at, except that a form brings the prompt's files along with it.
+    The guard ignores the content type, except that a form brings the prompt's files along.
     """
-    return await admitted(call)
+    return await submit(call)
 
 
-async def admitted(call: Call, template: str = "") -> web.StreamResponse:
-    """The answer to a prompt, or to the parameters of a template."""
-    wait_s = number(call, "wait", 0, 0, 86400)
+async def submit(call: Call, template: str = "") -> web.StreamResponse:
+    """Admit what the request asks for: a prompt, or the parameters of a template."""
+    wait_s = read_number(call, "wait", 0, 0, 86400)
     if is_form(call.request):
         uploads, limit = call.services.uploads, call.services.settings.policy.max_body_bytes
-        async with received(call.request, uploads, FORM_FIELDS, limit) as form:
+        async with receive_form(call.request, uploads, FORM_FIELDS, limit) as form:
             large = sum(map(len, form.fields.values())) > PARSED_AT_ONCE_BYTES
             raw = await asyncio.to_thread(from_form, form.fields) if large else from_form(form.fields)
-            submitted = await _admitted(call, raw, form.files, form.bytes, template)
+            submitted = await _admit(call, raw, form.files, form.bytes, template)
     else:
         raw = await read_body(call.request, call.services.settings.policy.max_body_bytes)
-        submitted = await _admitted(call, raw, (), 0, template)
+        submitted = await _admit(call, raw, (), 0, template)
     jobs = call.services.jobs
     job = submitted.job
     guard = jobs.describe_position(job, submitted.waiting, job.locale)
     if job.template:
-        guard |= {"template": job.template, "parameters": job.parameters}
+        guard["template"], guard["parameters"] = job.template, job.parameters
     if wait_s:
         job = await jobs.wait(job, wait_s, known=None)
         shown = await jobs.body(job)
-        guard = {**guard, **{name: shown[name] for name in ("state", "position", "eta_s")}, "job": shown}
-    answer = {"prompt_id": job.job_id, "number": job.number, "node_errors": {}, "guard": guard}
-    return answered(answer, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
+        guard["state"], guard["position"], guard["eta_s"] = shown["state"], shown["position"], shown["eta_s"]
+        guard["job"] = shown
+    body: SubmittedBody = {"prompt_id": job.job_id, "number": job.number, "node_errors": {}, "guard": guard}
+    return respond(body, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
 
 
-async def _admitted(
-    call: Call, raw: bytes, files: tuple[UploadedFile, ...], file_bytes: int, template: str
-) -> Submitted:
+async def _admit(call: Call, raw: bytes, files: tuple[UploadedFile, ...], file_bytes: int, template: str) -> Submitted:
     headers = call.request.headers
     fill: Fill | None = None
     if template:
@@ -77,10 +89,10 @@ ROUTES = [
         post_prompt,
         limited=True,
         about=About(
-            {200: "Submitted"},
+            {200: SubmittedBody},
             query={"wait": WAIT},
             headers=SUBMIT_HEADERS,
-            body={"application/json": "Prompt", "multipart/form-data": "PromptForm"},
+            body={"application/json": PromptRequest, "multipart/form-data": PromptForm},
             refusals=ADMISSION,
         ),
     )

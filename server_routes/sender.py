@@ -25,16 +25,14 @@ from ..guard.wake import Wake
 
 log = logging.getLogger("guarded.webhooks")
 
-#: Deliveries under way at once, and of them to one receiver: one that hangs must not hold up the others.
+#: Deliveries under way at once, and those to one receiver: one that hangs must not hold up the others.
 AT_ONCE = 32
-
 AT_ONCE_TO_ONE = 8
 
-
-#: Of an answer so much is read, to use its connection again; what it says is of no interest.
+#: Read at most this much of an answer, so the connection can be reused; what it says does not matter.
 READ_BYTES = 16 * 2**10
 
-#: The longest sleep; what is due earlier wakes it.
+#: The longest sleep; a delivery that is due earlier ends it.
 LOOK_S = 60.0
 
 #: After a fault of the store or of ours.
@@ -111,26 +109,27 @@ class Sender:
         except ImportError as error:  # until somebody installs it
             return Attempt(error=f"the package standardwebhooks cannot be imported: {error}")
         try:
-            async with self._opened().post(
+            async with self._open_session().post(
                 delivery.url, data=delivery.payload.encode(), headers=headers, allow_redirects=False
             ) as response:
                 with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
                     await response.content.read(READ_BYTES)  # the verdict is the status
                     if not response.content.at_eof():
                         response.close()
-                return _judged(response)
+                return _judge(response)
         except asyncio.TimeoutError:
             return Attempt(error=f"no answer within {self._timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Attempt(error=(str(error) or type(error).__name__)[:500])
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
+            # aiohttp takes sockets of ours from 3.12 on.
+            sockets: dict[str, Any] = (
+                {"socket_factory": self._make_socket} if hasattr(aiohttp, "SocketFactoryType") else {}
+            )
             connector = aiohttp.TCPConnector(
-                resolver=_Resolver(self._outbox.rules),
-                use_dns_cache=False,
-                limit=AT_ONCE,
-                **({"socket_factory": self._socket} if hasattr(aiohttp, "SocketFactoryType") else {}),
+                resolver=_Resolver(self._outbox.rules), use_dns_cache=False, limit=AT_ONCE, **sockets
             )
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
             # No cookies, and no proxy from the environment.
@@ -139,8 +138,8 @@ class Sender:
             )
         return self._session
 
-    def _socket(self, address_info: Any) -> socket.socket:
-        """The last look, at the very address that is connected to."""
+    def _make_socket(self, address_info: Any) -> socket.socket:
+        """A socket for an address, checked at last: this very address is connected to."""
         family, kind, protocol, _name, address = address_info
         _check(self._outbox.rules, address[0])
         return socket.socket(family, kind, protocol)
@@ -158,7 +157,7 @@ class _Resolver(abc.AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[abc.ResolveResult]:
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port, family)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
         for result in found:
             _check(self._rules, result["host"])
         return found
@@ -167,7 +166,7 @@ class _Resolver(abc.AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[abc.ResolveResult]:
+def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[abc.ResolveResult]:
     """Raises OSError. Blocks."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
     return [
@@ -189,7 +188,7 @@ def _check(rules: Rules, address: str) -> None:
         raise PermissionError(errno.EACCES, "its name leads to an address that may not be reached")
 
 
-def _judged(response: aiohttp.ClientResponse) -> Attempt:
+def _judge(response: aiohttp.ClientResponse) -> Attempt:
     if 300 <= response.status < 400:
         return Attempt(response.status, "redirects are not followed")
     asked = response.headers.get("Retry-After", "")

@@ -32,12 +32,12 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
     Raises:
         ConnectionResetError: the client took nothing for `stalled_s`, or the file was cut short.
     """
-    headers = {**headers_of(request, file.filename, file.etag, file.handle), hdrs.ACCEPT_RANGES: "bytes"}
-    if (answer := unchanged(request, file.etag, headers)) is not None:
+    headers = {**make_headers(request, file.filename, file.etag, file.handle), hdrs.ACCEPT_RANGES: "bytes"}
+    if (answer := answer_unchanged(request, file.etag, headers)) is not None:
         return answer
     begin, end = 0, file.bytes
     status = 200
-    if (wanted := _range(request, file, headers[hdrs.LAST_MODIFIED])) is not None:
+    if (wanted := _read_range(request, file, headers[hdrs.LAST_MODIFIED])) is not None:
         begin, end = wanted
         if begin >= end:
             headers[hdrs.CONTENT_RANGE] = f"bytes */{file.bytes}"
@@ -45,7 +45,7 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
         status = 206
         headers[hdrs.CONTENT_RANGE] = f"bytes {begin}-{end - 1}/{file.bytes}"
     response = web.StreamResponse(status=status, headers=headers)
-    response.content_type = await asyncio.to_thread(_type_of, file.handle)
+    response.content_type = await asyncio.to_thread(_sniff_type, file.handle)
     response.content_length = end - begin
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD:
@@ -73,7 +73,7 @@ def has_the_end(request: web.Request, response: web.StreamResponse, file: OpenFi
     return response.status in (200, 304) or (response.status == 206 and last == str(file.bytes - 1))
 
 
-def headers_of(request: web.Request, filename: str, etag: str, handle: IO[bytes]) -> dict[str, str]:
+def make_headers(request: web.Request, filename: str, etag: str, handle: IO[bytes]) -> dict[str, str]:
     how = "attachment" if request.query.get("download") else "inline"
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in filename)
     quoted = quote(filename.encode("utf-8", "replace"), safe="")
@@ -88,7 +88,7 @@ def headers_of(request: web.Request, filename: str, etag: str, handle: IO[bytes]
     }
 
 
-def unchanged(request: web.Request, etag: str, headers: dict[str, str]) -> web.Response | None:
+def answer_unchanged(request: web.Request, etag: str, headers: dict[str, str]) -> web.Response | None:
     """304 for a client that has it already, 412 for one that insists on something else."""
     match, none_match = request.if_match, request.if_none_match
     if match is not None and not any(tag.value in ("*", etag) for tag in match):
@@ -101,7 +101,7 @@ def unchanged(request: web.Request, etag: str, headers: dict[str, str]) -> web.R
     return web.Response(status=304, headers=headers) if is_there else None
 
 
-def _range(request: web.Request, file: OpenFile, modified: str) -> tuple[int, int] | None:
+def _read_range(request: web.Request, file: OpenFile, modified: str) -> tuple[int, int] | None:
     """(begin, end) of the range asked for, empty where there is none such; None where the whole file is to be sent:
     several ranges at once, or an If-Range for another file."""
     asked = request.headers.get(hdrs.RANGE)
@@ -114,7 +114,7 @@ def _range(request: web.Request, file: OpenFile, modified: str) -> tuple[int, in
         return 0, 0
 
 
-def _type_of(handle: IO[bytes]) -> str:
+def _sniff_type(handle: IO[bytes]) -> str:
     """By content. What we do not know is nothing that a browser would run in our origin."""
     handle.seek(0)
     kind = sniff(handle.read(64))

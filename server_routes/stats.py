@@ -6,30 +6,30 @@ import asyncio
 
 from aiohttp import web
 
-from ..guard.errors import ServerUnavailableError
 from ..guard.operators.metrics import CONTENT_TYPE
-from .about import About
-from .table import Call, Route, answered
+from ..guard.operators.stats import StatsBody
+from .about import READ, About
+from .table import Call, Route, respond
 
 
 async def get_stats(call: Call) -> web.StreamResponse:
-    """Computed at most every few seconds, however many ask."""
-    return answered(await call.services.stats.body(call.client))
+    """The figures, computed at most every few seconds, however many ask."""
+    return respond(await call.services.stats.body(call.client))
 
 
 async def get_metrics(call: Call) -> web.StreamResponse:
-    """For Prometheus."""
+    """The metrics, for Prometheus."""
     text = await asyncio.to_thread(call.services.exposition.text)
     return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 
 ROUTES = [
-    Route("GET", "/stats", get_stats, about=About({200: "Stats"})),
+    Route("GET", "/stats", get_stats, about=About({200: StatsBody}, refusals=READ)),
     Route(
         "GET",
         "/metrics",
         get_metrics,
         operate=True,
-        about=About({200: "text/plain"}, refusals=(ServerUnavailableError,)),
+        about=About({200: "text/plain"}, refusals=READ),
     ),
 ]

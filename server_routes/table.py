@@ -102,10 +102,14 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Route:
-    """`open` routes answer without a key, and then with the bare status; `operate` ones want an operator.
+    """One row of the table.
 
-    What `limited` routes answer says how many jobs the client may still ask for. `about` is for the contract; a test
-    says where it is missing.
+    Attributes:
+        open: it answers without a key, and then with the bare status.
+        operate: it wants an operator.
+        limited: the headers of its answers say how many jobs the client may still ask for.
+        about: for the contract; a test says where it is missing.
+        is_mirror: the same route stands under a shorter path, too, and the contract has it there.
     """
 
     method: str
@@ -115,16 +119,17 @@ class Route:
     operate: bool = False
     limited: bool = False
     about: About | None = None
+    is_mirror: bool = False
 
 
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:
-    """Add the table to the host's routes, and typed answers for whatever else is asked under our prefix."""
-    known = [(pattern(route.path), route.method, answering(route, services)) for route in table]
+    """Add the table to the host's routes, and a typed refusal for every other request under our prefix."""
+    known = [(compile_path(route.path), route.method, make_handler(route, services)) for route in table]
     for route, (_like, _method, answer) in zip(table, known, strict=True):
         routes.route(route.method, PREFIX + route.path)(answer)
 
     async def unknown(request: web.Request) -> web.StreamResponse:
-        path = own_path(request.path).removeprefix(PREFIX)
+        path = strip_mirror(request.path).removeprefix(PREFIX)
         method = "GET" if request.method == "HEAD" else request.method
         for like, wanted, answer in known:
             # Clients that join a base URL and a path with a slash too many.
@@ -132,37 +137,37 @@ def register(routes: web.RouteTableDef, table: list[Route], services: Services) 
                 request.match_info.update(found.groupdict())
                 return await answer(request)
         try:
-            identified(request, services)
+            identify(request, services)
         except GuardError as error:
-            return failed(error, request, services)
+            return refuse(error, request, services)
         allowed = sorted({method for like, method, _answer in known if like.fullmatch(path)})
         if allowed:
             allow = ", ".join(allowed)
-            error: GuardError = MethodNotAllowedError(
+            wrong_method = MethodNotAllowedError(
                 f"{request.method} is not for this route; {allow} is.", extra_info={"allowed": allowed}
             )
-            return failed(error, request, services, {"Allow": allow})
-        return failed(NotFoundError(f"There is no route {request.path[:200]}."), request, services)
+            return refuse(wrong_method, request, services, {"Allow": allow})
+        return refuse(NotFoundError(f"There is no route {request.path[:200]}."), request, services)
 
     routes.route("*", PREFIX)(unknown)
     routes.route("*", PREFIX + "/{rest:.*}")(unknown)
     routes.route("*", f"/{{slashes:/+}}{PREFIX[1:]}/{{rest:.*}}")(unknown)
 
 
-def pattern(path: str) -> re.Pattern[str]:
-    """What matches a path of the table, its variable parts as groups."""
+def compile_path(path: str) -> re.Pattern[str]:
+    """A pattern for a path of the table, its variable parts as groups."""
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
 
 
-def answering(route: Route, services: Services) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """The route as aiohttp calls it: who asks, then the handler, and one way to fail."""
+def make_handler(route: Route, services: Services) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """The route as aiohttp calls it: it identifies the caller, calls the handler, and has one way to fail."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
-            client = identified(request, services)
+            client = identify(request, services)
         except GuardError as error:
             if not route.open:
-                return failed(error, request, services)
+                return refuse(error, request, services)
             client = Client("", operator=False)
         pace = _Pace(request, services.settings.limits.body_timeout_s)
         try:
@@ -170,26 +175,26 @@ def answering(route: Route, services: Services) -> Callable[[web.Request], Await
                 raise ForbiddenError("This is for operators.")
             response = await route.handler(Call(services, request, client))
         except GuardError as error:
-            response = failed(error, request, services)
+            response = refuse(error, request, services)
         except web.HTTPRequestEntityTooLarge:
-            response = failed(_too_large(services.settings.policy.max_body_bytes), request, services)
+            response = refuse(refuse_size(services.settings.policy.max_body_bytes), request, services)
         except web.HTTPException as error:
-            response = failed(InvalidRequestError(error.reason), request, services)
+            response = refuse(InvalidRequestError(error.reason), request, services)
         except (HttpProcessingError, web.RequestPayloadError) as error:  # not the gzip that it says it is, cut off, …
-            response = failed(InvalidRequestError("The body cannot be read.", details=str(error)), request, services)
+            response = refuse(InvalidRequestError("The body cannot be read.", details=str(error)), request, services)
             response.force_close()
         except (ConnectionError, TimeoutError, asyncio.TimeoutError):
             if pace.too_slow:
-                response = failed(InvalidRequestError("The body came in too slowly."), request, services)
+                response = refuse(InvalidRequestError("The body came in too slowly."), request, services)
                 response.force_close()
             elif request.transport is None or request.transport.is_closing():
-                return web.Response(status=400)  # for nobody; raised, it would be a traceback in the log each time
+                return web.Response(status=400)  # unread; an error would be a traceback in the log each time
             else:
                 raise  # ends the connection, in the middle of an answer
         except Exception:
             log.exception("%s %.200r failed", request.method, request.path, extra={"quotes_prompt": True})
-            error = InternalError("The guard failed on this request; its log has more.")
-            response = failed(error, request, services)
+            bug = InternalError("The guard failed on this request; its log has more.")
+            response = refuse(bug, request, services)
         finally:
             pace.end()
         if route.limited and not response.prepared:
@@ -200,7 +205,7 @@ def answering(route: Route, services: Services) -> Callable[[web.Request], Await
 
 
 class _Pace:
-    """Ends the reading of a body that hardly comes in: a few bytes now and then would hold a handler for ever."""
+    """Stops reading a body that hardly comes in: a few bytes now and then would hold a handler for ever."""
 
     def __init__(self, request: web.Request, timeout_s: float) -> None:
         self.too_slow = False
@@ -230,38 +235,27 @@ class _Pace:
             self._content.set_exception(asyncio.TimeoutError())
 
 
-async def read_body(request: web.Request, max_bytes: int) -> bytes:
-    """The whole body. Raises PayloadTooLargeError without having read much more than that."""
-    if (request.content_length or 0) > max_bytes:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    return bytes(body)
-
-
-def _too_large(max_bytes: int) -> PayloadTooLargeError:
+def refuse_size(max_bytes: int) -> PayloadTooLargeError:
+    """The refusal of a body that is too large."""
     return PayloadTooLargeError(f"The body is over {max_bytes} bytes.", extra_info={"max_body_bytes": max_bytes})
 
 
-def identified(request: web.Request, services: Services) -> Client:
+def identify(request: web.Request, services: Services) -> Client:
     """Who makes this request. Raises UnauthorizedError, ForbiddenError."""
     token = request.query.get("token") if "token=" in request.query_string else None
-    path = own_path(request.path)
+    path = strip_mirror(request.path)
     return services.access.identify(Asking(request.method, path, request.remote, request.headers, token))
 
 
-def own_path(path: str) -> str:
+def strip_mirror(path: str) -> str:
     """The path as the table has it: without ComfyUI's mirror prefix, and without doubled slashes."""
     return re.sub("^/api(?=/)", "", re.sub("/+", "/", path))
 
 
-def failed(
+def refuse(
     error: GuardError, request: web.Request, services: Services, headers: dict[str, str] | None = None
 ) -> web.Response:
-    """The one error answer."""
+    """Answer with an error, in the one shape of all refusals."""
     locale = error.locale or messages.choose(
         None, request.headers.get("Accept-Language"), services.settings.messages.locale
     )
@@ -273,10 +267,10 @@ def failed(
         log.info("%s for %s %.200r from %s: %s", error.status, request.method, request.path, address, error.message)
     if error.status == 401:
         told.setdefault("WWW-Authenticate", "Bearer")
-    return answered(error.body(locale), told, error.status or 500)
+    return respond(error.body(locale), told, error.status or 500)
 
 
-def answered(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
+def respond(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
     text = _dumps(body)
     if not text.isascii():
         try:

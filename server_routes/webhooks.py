@@ -1,49 +1,44 @@
-"""/guarded/webhooks: what could not be delivered; and the sending of all that is in the outbox."""
+"""/guarded/webhooks: what could not be delivered, and sending it again."""
 
 from __future__ import annotations
 
-import logging
-
 from aiohttp import web
+from typing_extensions import TypedDict
 
-from ..guard.errors import DiskFullError, InvalidRequestError, NotFoundError, ServerUnavailableError
+from ..guard.errors import NotFoundError
 from ..guard.store import DeliveryState
-from .about import About
-from .asked import number
-from .table import Call, Route, answered
-
-log = logging.getLogger("guarded.webhooks")
-
+from ..guard.store.outbox import DeliveryBody
+from .about import READ, WRITE, About, describe_page
+from .asked import read_page, read_states
+from .table import Call, Route, respond
 
 _PAGE = 50
 _PAGE_AT_MOST = 500
 
 
-# The routes. -------------------------------------------------------------------------------------------------
+class WebhooksBody(TypedDict):
+    """A page of webhooks, newest first; `next` is the `before` of the next page."""
+
+    webhooks: list[DeliveryBody]
+    next: int | None
 
 
 async def list_webhooks(call: Call) -> web.StreamResponse:
-    """Given up ones, newest first; `state` (repeated or comma-separated) asks for others."""
-    limit = int(number(call, "limit", _PAGE, 1, _PAGE_AT_MOST))
-    before = int(number(call, "before", 2**53, 1, 2**53)) if "before" in call.request.query else None
-    names = [name for value in call.request.query.getall("state", ["dead"]) for name in value.split(",") if name]
-    try:
-        states = frozenset(map(DeliveryState, names))
-    except ValueError:
-        known = ", ".join(state.value for state in DeliveryState)
-        raise InvalidRequestError(f"state must be one of {known}.", extra_info={"field": "state"}) from None
-    found = await call.services.outbox.page(call.client, states, limit, before)
-    return answered(
-        {
-            "webhooks": [delivery.body() for delivery in found],
-            "next": found[-1].number if len(found) == limit else None,
-        }
-    )
+    """Newest first; those that were given up, or those in a `state` (repeated or comma-separated)."""
+    limit, before = read_page(call, _PAGE, _PAGE_AT_MOST)
+    states = read_states(call, DeliveryState, usual=("dead",))
+    deliveries = await call.services.outbox.page(call.client, states, limit, before)
+    body: WebhooksBody = {
+        "webhooks": [delivery.body() for delivery in deliveries],
+        "next": deliveries[-1].number if len(deliveries) == limit else None,
+    }
+    return respond(body)
 
 
 async def post_redeliver(call: Call) -> web.StreamResponse:
     """Try it again now, under its old id, whatever has become of it."""
-    return answered((await call.services.outbox.redeliver(call.request.match_info["webhook_id"], call.client)).body())
+    delivery = await call.services.outbox.redeliver(call.request.match_info["webhook_id"], call.client)
+    return respond(delivery.body())
 
 
 ROUTES = [
@@ -51,19 +46,12 @@ ROUTES = [
         "GET",
         "/webhooks",
         list_webhooks,
-        about=About(
-            {200: "Webhooks"},
-            query={
-                "state": {"type": "string"},
-                "limit": {"type": "integer", "minimum": 1, "maximum": _PAGE_AT_MOST},
-                "before": {"type": "integer", "minimum": 1, "maximum": 2**53},
-            },
-        ),
+        about=About({200: WebhooksBody}, query=describe_page(_PAGE_AT_MOST), refusals=READ),
     ),
     Route(
         "POST",
         "/webhooks/{webhook_id}/redeliver",
         post_redeliver,
-        about=About({200: "Object"}, refusals=(NotFoundError, ServerUnavailableError, DiskFullError)),
+        about=About({200: DeliveryBody}, refusals=(NotFoundError, *WRITE)),
     ),
 ]

@@ -5,36 +5,46 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from ..guard.errors import NotFoundError
+from ..guard.templates.catalogue import WorkflowBody
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
-from .prompt import admitted
-from .table import Call, Route, answered
+from .prompt import SubmittedBody, submit
+from .shapes import WorkflowForm, WorkflowRequest
+from .table import Call, Route, respond
+
+
+class WorkflowsBody(TypedDict):
+    """The templates of this server."""
+
+    workflows: list[WorkflowBody]
 
 
 async def get_workflows(call: Call) -> web.StreamResponse:
     """The templates, what each takes, and what this server lacks for it."""
     locale = call.locale or call.services.settings.messages.locale
-    return answered({"workflows": await asyncio.to_thread(call.services.templates.describe, locale)})
+    body: WorkflowsBody = {"workflows": await asyncio.to_thread(call.services.templates.describe, locale)}
+    return respond(body)
 
 
 async def post_workflow(call: Call) -> web.StreamResponse:
     """Render a template and admit the job; headers, forms, `?wait` and the answer are those of a prompt."""
-    return await admitted(call, call.request.match_info["name"])
+    return await submit(call, call.request.match_info["name"])
 
 
 ROUTES = [
-    Route("GET", "/workflows", get_workflows, about=About({200: "Workflows"})),
+    Route("GET", "/workflows", get_workflows, about=About({200: WorkflowsBody})),
     Route(
         "POST",
         "/workflows/{name}",
         post_workflow,
         limited=True,
         about=About(
-            {200: "Submitted"},
+            {200: SubmittedBody},
             query={"wait": WAIT},
             headers=SUBMIT_HEADERS,
-            body={"application/json": "Rendering", "multipart/form-data": "RenderingForm"},
+            body={"application/json": WorkflowRequest, "multipart/form-data": WorkflowForm},
             refusals=(*ADMISSION, NotFoundError),
         ),
     ),

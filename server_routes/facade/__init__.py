@@ -19,9 +19,13 @@ NATIVE: list[Route] = [
     *ws.ROUTES,
 ]
 
-#: Below the prefix: what is ours anyhow is not there twice; and all of it once more below `api/`, where many clients
-#: look for it.
+#: Below the prefix, except what stands there anyhow; and all of it once more below `api/`, where many clients look
+#: for it.
 ROUTES: list[Route] = [
     *(route for route in NATIVE if route not in prompt.ROUTES),
-    *(replace(route, path=f"/api{route.path}") for route in NATIVE if not route.path.startswith("/api/")),
+    *(
+        replace(route, path=f"/api{route.path}", is_mirror=True)
+        for route in NATIVE
+        if not route.path.startswith("/api/")
+    ),
 ]

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from ...guard.errors import ArtifactGoneError, BadImageError, ForbiddenError, InvalidRequestError, NotFoundError
 from ...guard.files import view
@@ -17,24 +18,33 @@ from ...guard.files.files import OwnFile
 from ...guard.files.names import is_plain, split_annotation
 from ...guard.files.uploads import UploadedFile, translate_disk_errors
 from ...guard.job import ROOTS
-from ..about import UPLOAD, About
-from ..form import is_form, received
-from ..sending import OpenFile, has_the_end, headers_of, send, unchanged
-from ..table import Call, Route, answered
+from ..about import FILES, READ, UPLOAD, About
+from ..form import is_form, receive_form
+from ..sending import OpenFile, answer_unchanged, has_the_end, make_headers, send
+from ..shapes import MaskForm, UploadForm
+from ..table import Call, Route, respond
 
-#: The fields of an upload that are no files, and how long they may be together.
+#: The fields of an upload that are no files, and how large they may be together.
 _WORDS = ("type", "subfolder", "overwrite", "original_ref")
 _WORDS_BYTES = 1 << 16
+
+
+class UploadedBody(TypedDict):
+    """The name of an upload: use it in prompts and in `/view`."""
+
+    name: str
+    subfolder: str
+    type: str
 
 
 async def get_view(call: Call) -> web.StreamResponse:
     """A file by the name that ComfyUI gave it; `preview` and `channel` convert pictures."""
     query = call.request.query
-    found = await _named(call, query.get("filename", ""), query.get("type", "output"), query.get("subfolder", ""))
-    file = await _opened(call, found)
+    found = await _find(call, query.get("filename", ""), query.get("type", "output"), query.get("subfolder", ""))
+    file = await _open(call, found)
     try:
         if "preview" in query or query.get("channel") in ("rgb", "a"):
-            return await _converted(call, file)
+            return await _convert(call, file)
         response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         file.handle.close()
@@ -45,13 +55,13 @@ async def get_view(call: Call) -> web.StreamResponse:
 
 async def post_image(call: Call) -> web.StreamResponse:
     """A multipart form: `image`, and `type`, `subfolder`, `overwrite`. The answer says what it is called now."""
-    async with _upload(call) as upload:
-        return await _kept(call, upload)
+    async with _receive_upload(call) as upload:
+        return await _keep(call, upload)
 
 
 async def post_mask(call: Call) -> web.StreamResponse:
-    """The same with a mask: what is kept is `original_ref`'s picture with the opacity of the one that was sent."""
-    async with _upload(call) as upload:
+    """The same with a mask: keeps the picture that `original_ref` names, with the opacity of the one that was sent."""
+    async with _receive_upload(call) as upload:
         try:
             original = json.loads(upload.original)
             names = [original["filename"], original.get("type", "output"), original.get("subfolder", "")]
@@ -59,7 +69,7 @@ async def post_mask(call: Call) -> web.StreamResponse:
             names = []
         if not names or not all(isinstance(name, str) for name in names):
             raise InvalidRequestError("original_ref must name a picture.", extra_info={"field": "original_ref"})
-        found, mask = await _named(call, *names), upload.file.path
+        found, mask = await _find(call, *names), upload.file.path
         await call.services.files.check_unchanged(call.client, found)
 
         def put_on() -> None:
@@ -67,13 +77,13 @@ async def post_mask(call: Call) -> web.StreamResponse:
                 mask.write_bytes(view.apply_mask(found.path, mask))
 
         await call.services.files.work_on_pictures(put_on)
-        return await _kept(call, upload)
+        return await _keep(call, upload)
 
 
 # Out. --------------------------------------------------------------------------------------------------------
 
 
-async def _named(call: Call, filename: str, kind: str, subfolder: str) -> OwnFile:
+async def _find(call: Call, filename: str, kind: str, subfolder: str) -> OwnFile:
     """The file behind ComfyUI's three names. Raises NotFoundError, InvalidRequestError, ForbiddenError."""
     if not filename:
         raise NotFoundError("filename is missing.", extra_info={"field": "filename"})
@@ -91,7 +101,7 @@ async def _named(call: Call, filename: str, kind: str, subfolder: str) -> OwnFil
     return await call.services.files.find(call.client, kind, f"{subfolder}/{name}" if subfolder else name)
 
 
-async def _opened(call: Call, found: OwnFile) -> OpenFile:
+async def _open(call: Call, found: OwnFile) -> OpenFile:
     """Raises ArtifactGoneError where the file is no longer what the caller's job made."""
     if found.artifact is not None:
         handle = await call.services.jobs.open_artifact(found.artifact, found.path)
@@ -107,12 +117,12 @@ async def _opened(call: Call, found: OwnFile) -> OpenFile:
     return OpenFile(handle, found.path.name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
 
 
-async def _converted(call: Call, file: OpenFile) -> web.StreamResponse:
+async def _convert(call: Call, file: OpenFile) -> web.StreamResponse:
     query = call.request.query
     asked, channel = query.get("preview"), query.get("channel", "")
     etag = f"{file.etag}-{(asked or '').encode().hex()[:40]}-{channel.encode().hex()[:8]}"
-    headers = headers_of(call.request, file.filename, etag, file.handle)
-    if (answer := unchanged(call.request, etag, headers)) is not None:
+    headers = make_headers(call.request, file.filename, etag, file.handle)
+    if (answer := answer_unchanged(call.request, etag, headers)) is not None:
         return answer
 
     def convert() -> tuple[bytes, str]:
@@ -139,8 +149,8 @@ class _Upload:
 
 
 @asynccontextmanager
-async def _upload(call: Call) -> AsyncIterator[_Upload]:
-    """The form, its file on disk until the end of the block or until it is kept.
+async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
+    """Receive the form; its file is on disk until the end of the block or until it is kept.
 
     Raises:
         InvalidRequestError, PayloadTooLargeError, DiskFullError
@@ -148,7 +158,7 @@ async def _upload(call: Call) -> AsyncIterator[_Upload]:
     call.services.health.check_disk()
     if not is_form(call.request):
         raise InvalidRequestError("The body must be a multipart form.")
-    async with received(call.request, call.services.uploads, _WORDS, _WORDS_BYTES) as form:
+    async with receive_form(call.request, call.services.uploads, _WORDS, _WORDS_BYTES) as form:
         file = next((file for file in form.files if file.field == "image"), None)
         if file is None:
             raise InvalidRequestError("The form has no file `image`.", extra_info={"field": "image"})
@@ -163,12 +173,13 @@ async def _upload(call: Call) -> AsyncIterator[_Upload]:
         )
 
 
-async def _kept(call: Call, upload: _Upload) -> web.StreamResponse:
+async def _keep(call: Call, upload: _Upload) -> web.StreamResponse:
     keep, file = call.services.files.save, upload.file
     name = await asyncio.to_thread(
         keep, call.client, file.path, file.filename, upload.type, upload.subfolder, upload.overwrite
     )
-    return answered({"name": name, "subfolder": upload.subfolder, "type": upload.type})
+    body: UploadedBody = {"name": name, "subfolder": upload.subfolder, "type": upload.type}
+    return respond(body)
 
 
 ROUTES = [
@@ -177,7 +188,7 @@ ROUTES = [
         "/view",
         get_view,
         about=About(
-            {200: "*/*", 206: "*/*", 304: None, 412: None, 416: None},
+            FILES,
             query={
                 "filename": {"type": "string"},
                 "subfolder": {"type": "string"},
@@ -185,22 +196,22 @@ ROUTES = [
                 "preview": {"type": "string"},
                 "channel": {"type": "string", "enum": ["rgba", "rgb", "a"]},
             },
-            refusals=(ForbiddenError, NotFoundError, ArtifactGoneError, BadImageError),
+            refusals=(ForbiddenError, NotFoundError, ArtifactGoneError, BadImageError, *READ),
         ),
     ),
     Route(
         "POST",
         "/upload/image",
         post_image,
-        about=About({200: "Kept"}, body={"multipart/form-data": "UploadForm"}, refusals=UPLOAD),
+        about=About({200: UploadedBody}, body={"multipart/form-data": UploadForm}, refusals=UPLOAD),
     ),
     Route(
         "POST",
         "/upload/mask",
         post_mask,
         about=About(
-            {200: "Kept"},
-            body={"multipart/form-data": "MaskForm"},
+            {200: UploadedBody},
+            body={"multipart/form-data": MaskForm},
             refusals=(*UPLOAD, ForbiddenError, NotFoundError, ArtifactGoneError, BadImageError),
         ),
     ),

@@ -6,9 +6,11 @@ import asyncio
 
 from aiohttp import web
 
-from ..about import COMMAND, About
-from ..asked import command, ids, whole
-from ..table import Call, Route, answered
+from ...guard.callers.as_comfyui import HistoryEntry
+from ..about import COMMAND, READ, About
+from ..asked import read_command, read_ids, read_whole_number
+from ..shapes import QueueCommand
+from ..table import Call, Route, respond
 
 #: ComfyUI keeps 10,000 in memory and sends them all.
 _AT_MOST = 1000
@@ -16,28 +18,28 @@ _AT_MOST = 1000
 
 async def get_history(call: Call) -> web.StreamResponse:
     """First settled first; the last ones, or with `offset` those from there on."""
-    limit, offset = whole(call, "max_items"), whole(call, "offset")
+    limit, offset = read_whole_number(call, "max_items"), read_whole_number(call, "offset")
     if offset is not None and offset < 0:
         offset = None  # which is how ComfyUI says "the last ones"
     if limit is not None and limit <= 0:
-        return answered({})
-    found = await call.services.jobs.history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
-    return await asyncio.to_thread(answered, found)
+        return respond({})
+    history = await call.services.jobs.history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
+    return await asyncio.to_thread(respond, history)
 
 
 async def get_history_of(call: Call) -> web.StreamResponse:
     """Empty until the job has settled, and for jobs that are not the caller's."""
-    return answered(await call.services.jobs.history_of(call.request.match_info["prompt_id"], call.client))
+    return respond(await call.services.jobs.history_of(call.request.match_info["prompt_id"], call.client))
 
 
 async def post_history(call: Call) -> web.StreamResponse:
     """`{"clear": true}`, `{"delete": [ids]}`: out of ComfyUI's view. /guarded/jobs still has them."""
-    body = await command(call)
-    named = ids(body, "delete")
+    body = await read_command(call)
+    job_ids = read_ids(body, "delete")
     if body.get("clear"):
         await call.services.jobs.hide(call.client, None)
-    if named:
-        await call.services.jobs.hide(call.client, named)
+    if job_ids:
+        await call.services.jobs.hide(call.client, job_ids)
     return web.Response()
 
 
@@ -46,13 +48,17 @@ ROUTES = [
         "GET",
         "/history",
         get_history,
-        about=About({200: "History"}, query={"max_items": {"type": "integer"}, "offset": {"type": "integer"}}),
+        about=About(
+            {200: dict[str, HistoryEntry]},
+            query={"max_items": {"type": "integer"}, "offset": {"type": "integer"}},
+            refusals=READ,
+        ),
     ),
     Route(
         "POST",
         "/history",
         post_history,
-        about=About({200: None}, body={"application/json": "Command"}, refusals=COMMAND),
+        about=About({200: None}, body={"application/json": QueueCommand}, refusals=COMMAND),
     ),
-    Route("GET", "/history/{prompt_id}", get_history_of, about=About({200: "History"})),
+    Route("GET", "/history/{prompt_id}", get_history_of, about=About({200: dict[str, HistoryEntry]}, refusals=READ)),
 ]

@@ -12,9 +12,10 @@ from typing import Any
 from aiohttp import web
 
 from ...guard.client import LOCAL
+from ...guard.errors import NotFoundError
 from ...guard.files.names import mentions_uploads, owner_folder
 from ..about import About
-from ..table import Call, Route, answered
+from ..table import Call, Route, respond
 
 #: What an input is declared with → the media types of the uploads that its choice holds.
 _UPLOADS = {
@@ -27,61 +28,65 @@ _UPLOADS = {
 
 async def get_object_info(call: Call) -> web.StreamResponse:
     """Every node class and its inputs."""
-    return await _object_info(call, await call.services.host.native("/object_info"))
+    return await _answer_object_info(call, await call.services.host.native("/object_info"))
 
 
 async def get_object_info_of(call: Call) -> web.StreamResponse:
     """One node class; empty where there is none."""
     node_class = call.request.match_info["node_class"]
-    return await _object_info(call, await call.services.host.native("/object_info/{node_class}", node_class=node_class))
+    return await _answer_object_info(
+        call, await call.services.host.native("/object_info/{node_class}", node_class=node_class)
+    )
 
 
 async def get_embeddings(call: Call) -> web.StreamResponse:
     """The names of the embeddings."""
-    return _as_it_is(await call.services.host.native("/embeddings"))
+    return _pass_on(await call.services.host.native("/embeddings"))
 
 
 async def get_system_stats(call: Call) -> web.StreamResponse:
-    """The command line is the operator's: it holds paths, and whatever else was put there."""
+    """Versions and memory. Only operators see the command line: it holds paths, and whatever else was put there."""
     stats = json.loads(await call.services.host.native("/system_stats"))
     if not call.client.operator and isinstance(stats.get("system"), dict):
         stats["system"]["argv"] = []
-    return answered(stats)
+    return respond(stats)
 
 
-async def _object_info(call: Call, raw: bytes) -> web.StreamResponse:
+async def _answer_object_info(call: Call, raw: bytes) -> web.StreamResponse:
     if call.client.owner == LOCAL.owner:
-        return _as_it_is(raw)
+        return _pass_on(raw)
     folder = owner_folder(call.client.owner)
     own = await call.services.files.list_uploads(call.client)
-    return await asyncio.to_thread(lambda: answered(_limited(json.loads(raw), folder, own)))
+    return await asyncio.to_thread(lambda: respond(_limit_choices(json.loads(raw), folder, own)))
 
 
-def _as_it_is(raw: bytes) -> web.Response:
+def _pass_on(raw: bytes) -> web.Response:
     return web.Response(body=raw, content_type="application/json", charset="utf-8")
 
 
-def _limited(info: dict[str, Any], folder: str, own: list[str]) -> dict[str, Any]:
+def _limit_choices(info: dict[str, Any], folder: str, own: list[str]) -> dict[str, Any]:
     """Every choice without other owners' folders; those of loaders with the caller's own uploads."""
     for node in info.values():
         for section in (node.get("input") or {}).values():
             for declared in section.values() if isinstance(section, dict) else ():
                 if isinstance(declared, list) and declared:
-                    _limit(declared, folder, own)
+                    _limit_input(declared, folder, own)
     return info
 
 
-def _limit(declared: list[Any], folder: str, own: list[str]) -> None:
+def _limit_input(declared: list[Any], folder: str, own: list[str]) -> None:
     options = declared[1] if len(declared) > 1 and isinstance(declared[1], dict) else {}
     wanted = [kind for name, kinds in _UPLOADS.items() if options.get(name) for kind in kinds]
-    choose = _chooser(folder, [name for name in own if _is_a(name, wanted)] if "image_folder" not in options else [])
+    choose = _make_chooser(
+        folder, [name for name in own if _is_a(name, wanted)] if "image_folder" not in options else []
+    )
     if isinstance(declared[0], list):
         declared[0] = choose(declared[0])
     elif isinstance(options.get("options"), list):
         options["options"] = choose(options["options"])
 
 
-def _chooser(folder: str, added: list[str]) -> Callable[[list[Any]], list[Any]]:
+def _make_chooser(folder: str, added: list[str]) -> Callable[[list[Any]], list[Any]]:
     def choose(choices: list[Any]) -> list[Any]:
         shown = [
             item.removeprefix(f"{folder}/") if isinstance(item, str) else item
@@ -99,8 +104,13 @@ def _is_a(name: str, kinds: list[str]) -> bool:
 
 
 ROUTES = [
-    Route("GET", "/object_info", get_object_info, about=About({200: "Object"})),
-    Route("GET", "/object_info/{node_class}", get_object_info_of, about=About({200: "Object"})),
-    Route("GET", "/embeddings", get_embeddings, about=About({200: "List"})),
-    Route("GET", "/system_stats", get_system_stats, about=About({200: "Object"})),
+    Route("GET", "/object_info", get_object_info, about=About({200: dict[str, Any]})),
+    Route(
+        "GET",
+        "/object_info/{node_class}",
+        get_object_info_of,
+        about=About({200: dict[str, Any]}, refusals=(NotFoundError,)),
+    ),
+    Route("GET", "/embeddings", get_embeddings, about=About({200: list[str]})),
+    Route("GET", "/system_stats", get_system_stats, about=About({200: dict[str, Any]})),
 ]

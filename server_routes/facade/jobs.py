@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from ...guard.callers import as_comfyui
 from ...guard.errors import InvalidRequestError, NotFoundError
 from ...guard.store import Listing
-from ..about import COMMAND, STORE, About
-from ..asked import command, ids, number, one_of
-from ..table import Call, Route, answered
+from ..about import COMMAND, READ, WRITE, About
+from ..asked import read_choice, read_command, read_ids, read_number
+from ..shapes import CancelRequest
+from ..table import Call, Route, respond
 
 _AT_MOST = 1000
 
 
-async def list_jobs(call: Call) -> web.StreamResponse:
+class Pagination(TypedDict):
+    """Where a page of `/api/jobs` stands among all; `limit` is null where the request had none."""
+
+    offset: int
+    limit: int | None
+    total: int
+    has_more: bool
+
+
+class ListingBody(TypedDict):
+    """ComfyUI's `/api/jobs`."""
+
+    jobs: list[as_comfyui.ListedJob]
+    pagination: Pagination
+
+
+class CancelledBody(TypedDict):
+    """Whether there was anything to cancel."""
+
+    cancelled: bool
+
+
+async def list_api_jobs(call: Call) -> web.StreamResponse:
     """`status` (comma-separated), `workflow_id`, `sort_by`, `sort_order`, `limit`, `offset`."""
     query = call.request.query
     asked = [name.strip().lower() for name in query.get("status", "").split(",") if name.strip()]
@@ -23,44 +47,49 @@ async def list_jobs(call: Call) -> web.StreamResponse:
         raise InvalidRequestError(
             f"status {sorted(unknown)[0][:40]} is none of {known}.", extra_info={"field": "status"}
         )
-    offset = int(number(call, "offset", 0, -(2**53), 2**53))
+    offset = int(read_number(call, "offset", 0, -(2**53), 2**53))
     listing = Listing(
-        states=frozenset().union(*(as_comfyui.STATUSES[name] for name in asked or as_comfyui.STATUSES)),
+        states=frozenset().union(
+            *(states for status, states in as_comfyui.STATUSES.items() if status in asked or not asked)
+        ),
         workflow_id=query.get("workflow_id") or None,
-        by_run_time=one_of(call, "sort_by", "created_at", "execution_duration") == "execution_duration",
-        ascending=one_of(call, "sort_order", "desc", "asc") == "asc",
-        limit=int(number(call, "limit", _AT_MOST, 1, 2**53)),
+        by_run_time=read_choice(call, "sort_by", "created_at", "execution_duration") == "execution_duration",
+        ascending=read_choice(call, "sort_order", "desc", "asc") == "asc",
+        limit=int(read_number(call, "limit", _AT_MOST, 1, 2**53)),
         offset=max(offset, 0),
     )
     jobs, total = await call.services.jobs.listing(call.client, listing)
-    pagination = {
+    pagination: Pagination = {
         "offset": listing.offset,
         "limit": listing.limit if "limit" in query else None,
         "total": total,
         "has_more": listing.offset + len(jobs) < total,
     }
-    return answered({"jobs": jobs, "pagination": pagination})
+    body: ListingBody = {"jobs": jobs, "pagination": pagination}
+    return respond(body)
 
 
-async def get_job(call: Call) -> web.StreamResponse:
+async def get_api_job(call: Call) -> web.StreamResponse:
     """One job, in the shape of ComfyUI's newer view."""
-    return answered(await call.services.jobs.listing_of(call.request.match_info["job_id"], call.client))
+    return respond(await call.services.jobs.listing_of(call.request.match_info["job_id"], call.client))
 
 
-async def cancel_job(call: Call) -> web.StreamResponse:
+async def cancel_api_job(call: Call) -> web.StreamResponse:
     """Whether there was anything to cancel; an id that is unknown, or another's, is none."""
-    return answered({"cancelled": await _cancelled(call, call.request.match_info["job_id"])})
+    body: CancelledBody = {"cancelled": await _cancel(call, call.request.match_info["job_id"])}
+    return respond(body)
 
 
-async def cancel_jobs(call: Call) -> web.StreamResponse:
+async def cancel_api_jobs(call: Call) -> web.StreamResponse:
     """Whether there was anything to cancel among `job_ids`."""
-    named = ids(await command(call), "job_ids")
-    if named is None:
+    job_ids = read_ids(await read_command(call), "job_ids")
+    if job_ids is None:
         raise InvalidRequestError("job_ids must be a list of ids.", extra_info={"field": "job_ids"})
-    return answered({"cancelled": any([await _cancelled(call, job_id) for job_id in named])})
+    body: CancelledBody = {"cancelled": any([await _cancel(call, job_id) for job_id in job_ids])}
+    return respond(body)
 
 
-async def _cancelled(call: Call, job_id: str) -> bool:
+async def _cancel(call: Call, job_id: str) -> bool:
     jobs = call.services.jobs
     try:
         job = await jobs.get(job_id, call.client)
@@ -76,9 +105,9 @@ ROUTES = [
     Route(
         "GET",
         "/api/jobs",
-        list_jobs,
+        list_api_jobs,
         about=About(
-            {200: "Object"},
+            {200: ListingBody},
             query={
                 "status": {"type": "string"},
                 "workflow_id": {"type": "string"},
@@ -87,14 +116,20 @@ ROUTES = [
                 "limit": {"type": "integer", "minimum": 1},
                 "offset": {"type": "integer"},
             },
+            refusals=READ,
         ),
     ),
     Route(
         "POST",
         "/api/jobs/cancel",
-        cancel_jobs,
-        about=About({200: "Cancelled"}, body={"application/json": "JobIds"}, refusals=COMMAND),
+        cancel_api_jobs,
+        about=About({200: CancelledBody}, body={"application/json": CancelRequest}, refusals=COMMAND),
     ),
-    Route("GET", "/api/jobs/{job_id}", get_job, about=About({200: "Object"}, refusals=(NotFoundError,))),
-    Route("POST", "/api/jobs/{job_id}/cancel", cancel_job, about=About({200: "Cancelled"}, refusals=STORE)),
+    Route(
+        "GET",
+        "/api/jobs/{job_id}",
+        get_api_job,
+        about=About({200: as_comfyui.ListedJobInFull}, refusals=(NotFoundError, *READ)),
+    ),
+    Route("POST", "/api/jobs/{job_id}/cancel", cancel_api_job, about=About({200: CancelledBody}, refusals=WRITE)),
 ]

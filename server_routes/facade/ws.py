@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from ...guard.callers.sockets import Socket
-from ..about import About
-from ..events import LAST_EVENT_ID, last_event_id
+from ..about import About, Schema
+from ..events import LAST_EVENT_ID, read_last_event_id
 from ..table import Call, Route
 
 log = logging.getLogger("guarded.sockets")
@@ -23,8 +24,8 @@ MAX_MESSAGE_BYTES = 2**18
 
 async def get_ws(call: Call) -> web.StreamResponse:
     """ComfyUI's websocket, with the caller's own events, and `guarded` ones among them."""
-    after = last_event_id(call)
-    # Uncompressed: a compressor of some 250 KiB for each of thousands of idle sockets would be the most of them.
+    after = read_last_event_id(call)
+    # Uncompressed: with thousands of idle sockets, a compressor of some 250 KiB for each would take most of the memory.
     ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_MESSAGE_BYTES)
     await ws.prepare(call.request)
     sockets = call.services.sockets
@@ -39,7 +40,7 @@ async def get_ws(call: Call) -> web.StreamResponse:
             if message.type is WSMsgType.TEXT:
                 sockets.hear(socket, message.data)
     except Exception:
-        log.exception("a websocket failed")  # which is no request any more: nothing could be answered
+        log.exception("a websocket failed")  # which is no request any more: no answer could be given
         await ws.close(code=WSCloseCode.INTERNAL_ERROR)
     finally:
         sockets.close(socket)
@@ -65,6 +66,6 @@ def _abort(request: web.Request) -> None:
         request.transport.abort()
 
 
-_QUERY = {"clientId": {"type": "string"}, "last_event_id": LAST_EVENT_ID}
+_QUERY: Mapping[str, Schema] = {"clientId": {"type": "string"}, "last_event_id": LAST_EVENT_ID}
 
 ROUTES = [Route("GET", "/ws", get_ws, about=About({101: None}, query=_QUERY))]
