@@ -59,6 +59,8 @@ UPLOAD: tuple[type[GuardError], ...] = (*COMMAND, RateLimitedError)
 
 #: The media type of a file whose own type is known only when it is sent.
 FILE = "application/octet-stream"
+#: The media type of server-sent events.
+STREAM = "text/event-stream"
 #: The answers of a route that sends files.
 FILES: Mapping[int, Body] = {200: FILE, 206: FILE, 304: None, 412: None, 416: None}
 

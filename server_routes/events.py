@@ -13,7 +13,7 @@ from ..guard.errors import GuardError, InvalidRequestError, NotFoundError
 from ..guard.events.event import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event
 from ..guard.events.stream import Subscription
 from ..guard.job import Job
-from .about import FLAG, READ, About, Schema
+from .about import FLAG, READ, STREAM, About, Schema
 from .asked import read_flag, read_number
 from .table import Call, Route
 
@@ -129,11 +129,11 @@ _QUERY: Mapping[str, Schema] = {
 _RESUMING = {"Last-Event-ID": "The id of the last event that the client has seen."}
 
 ROUTES = [
-    Route("GET", "/events", get_events, about=About({200: "text/event-stream"}, _QUERY, _RESUMING, refusals=READ)),
+    Route("GET", "/events", get_events, about=About({200: STREAM}, _QUERY, _RESUMING, refusals=READ)),
     Route(
         "GET",
         "/jobs/{job_id}/events",
         get_job_events,
-        about=About({200: "text/event-stream", 204: None}, _QUERY, _RESUMING, refusals=(NotFoundError, *READ)),
+        about=About({200: STREAM, 204: None}, _QUERY, _RESUMING, refusals=(NotFoundError, *READ)),
     ),
 ]

@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from ..guard.errors import ForbiddenError, GuardError, InternalError, InvalidRequestError, Refusal, UnauthorizedError
 from . import shapes
-from .about import FILE, About, Body
+from .about import FILE, STREAM, About, Body
 from .table import PREFIX, Call, Route, respond
 
 #: Of this contract, not of the package: it changes when a client may have to.
@@ -209,6 +209,9 @@ def _describe_answer(status: int, body: Body, schemas: _Schemas) -> dict[str, An
     if body == FILE:
         # Generators take the first; the file comes under its own type.
         answer["content"] = {FILE: {"schema": _BINARY}, "*/*": {"schema": _BINARY}}
+    elif body == STREAM:
+        # OpenAPI 3.1 has no word for the items of a stream; the schema `Event` describes them.
+        answer["content"] = {STREAM: {}}
     elif isinstance(body, str):
         answer["content"] = {body: {"schema": {"type": "string"}}}
     elif body is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from contract.promised import assert_answer_is_promised
 
 from comfyui_guarded.guard.access.keys import Key, create
 from comfyui_guarded.guard.errors import FAMILY
@@ -263,7 +264,9 @@ class Client:
             headers=headers,
             skip_auto_headers=("Content-Type",),
         ) as response:
-            return Answer(response.status, response.headers.copy(), await response.read())
+            answer = Answer(response.status, response.headers.copy(), await response.read())
+        assert_answer_is_promised(method, path, answer.status, answer.headers, answer.content)
+        return answer
 
     async def get(self, path: str, **options: Any) -> Any:
         """The JSON of an answer that must be 200."""
@@ -455,7 +458,9 @@ class PlainClient:
     def _asked(self, method: str, path: str, raw: bytes | None, headers: Any = None) -> Answer:
         self._connection.request(method, path, body=raw, headers=headers or {})
         response = self._connection.getresponse()
-        return Answer(response.status, response.headers, response.read())
+        answer = Answer(response.status, response.headers, response.read())
+        assert_answer_is_promised(method, path, answer.status, answer.headers, answer.content)
+        return answer
 
 
 def quarantined(base: Path, job_id: str) -> list[Path]:

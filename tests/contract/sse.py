@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from contract.promised import assert_event_is_promised
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Reader:
                     told = Told(
                         fields["event"], json.loads(fields["data"]), int(fields["id"]) if "id" in fields else None
                     )
+                    assert_event_is_promised(told.name, told.data)
                     self.seen.append(told)
                     yield told
                 fields = {}

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from contract.client import Client, assert_succeeded, picture, text
+from contract.promised import assert_answer_is_promised
 
+JSON = {"Content-Type": "application/json"}
 EXAMPLES = 15
 SEED = 1
 CHECKS = (
@@ -16,6 +19,17 @@ CHECKS = (
 )
 #: The one would refuse every job after it, the other has no end.
 LEFT_OUT = ("/guarded/drain", "/guarded/events")
+
+
+def test_a_field_that_the_contract_does_not_describe_is_noticed():
+    told = {"level": "ok", "check": "host", "message": "", "mend": ""}
+    doctor = {"lines": [told]}
+    assert_answer_is_promised("GET", "/guarded/doctor", 200, JSON, json.dumps(doctor).encode())
+    told["colour"] = "green"
+    with pytest.raises(AssertionError, match="colour"):
+        assert_answer_is_promised("GET", "/api/guarded/doctor?x=1", 200, JSON, json.dumps(doctor).encode())
+    with pytest.raises(AssertionError, match="418 is not in the contract"):
+        assert_answer_is_promised("GET", "/guarded/doctor", 418, JSON, b"{}")
 
 
 async def with_examples(client: Client) -> dict:
