@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, Protocol
 
 from ..client import LOCAL
 from ..errors import CancelledError, GuardError
 from ..host import Host
-from ..job import OPEN, Job
+from ..job import OPEN, Job, JobState
 from ..life.settle import Settler
-from ..store import Store
+from ..store import Entry
 from . import as_comfyui
 from .jobs import Jobs
 
@@ -34,10 +35,20 @@ LOOK_S = 0.25
 BODY_S = 2.0
 
 
+class Entries(Protocol):
+    """What the backlog asks of the job store: see :class:`guard.store.Store`."""
+
+    def list_jobs(
+        self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
+    ) -> Future[list[Job]]: ...
+    def find_entry(self, job_id: str) -> Future[Entry | None]: ...
+    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]: ...
+
+
 class Backlog:
     """See :class:`guard.host.Backlog`. Any thread, except where it says so."""
 
-    def __init__(self, store: Store, host: Host, settler: Settler, jobs: Jobs) -> None:
+    def __init__(self, store: Entries, host: Host, settler: Settler, jobs: Jobs) -> None:
         """Read the jobs that an earlier process left. Blocks, so build it before the event loop serves."""
         self._store = store
         self._host = host

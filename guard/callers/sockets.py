@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
 from ..client import Client
@@ -27,7 +27,6 @@ from ..events.event import ALARM, POSITION, PROGRESS, STATE, Event
 from ..events.stream import Events
 from ..host import Host
 from ..job import Job
-from ..store import Store
 from ..wake import LoopCaller
 from . import as_comfyui
 from .jobs import Jobs
@@ -119,11 +118,19 @@ class Socket:
             await self._taken.wait()
 
 
+class Verdicts(Protocol):
+    """What the sockets ask of the job store: see :class:`guard.store.Store`."""
+
+    def count_open(self, owner: str | None) -> int: ...
+    def list_missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]: ...
+    def mark_heard(self, job_id: str) -> Future[None]: ...
+
+
 class Sockets:
     """All open sockets. Event loop, except where a method says otherwise."""
 
     def __init__(
-        self, store: Store, host: Host, jobs: Jobs, events: Events, client_ids: ClientIds, clock: Clock
+        self, store: Verdicts, host: Host, jobs: Jobs, events: Events, client_ids: ClientIds, clock: Clock
     ) -> None:
         self._store = store
         self._host = host

@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 from asyncio import wrap_future
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
 from ..errors import GuardError, InternalError
@@ -14,7 +15,7 @@ from ..host import Host
 from ..host_words import explain_refusal, host_body
 from ..job import Job, JobState
 from ..settings import Settings
-from ..store import Claimed, Store
+from ..store import Claimed
 from ..wake import Wake
 from .health import Health
 from .runs import Runs
@@ -24,13 +25,23 @@ from .settle import Settler
 log = logging.getLogger("guarded.queue")
 
 
+class Queue(Protocol):
+    """What the dispatcher asks of the job store: see :class:`guard.store.Store`."""
+
+    @property
+    def queued(self) -> int: ...
+    @property
+    def leased(self) -> int: ...
+    def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]: ...
+
+
 class Dispatcher:
     """Gives free slots to waiting jobs. One task on the event loop."""
 
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        store: Queue,
         host: Host,
         health: Health,
         settler: Settler,

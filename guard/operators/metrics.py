@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import FAMILY, ServerUnavailableError
 from ..host import Host
@@ -21,7 +21,6 @@ from ..job import Job, JobState
 from ..life.health import Health
 from ..life.watchdog import Watchdog
 from ..settings import Settings
-from ..store import Store
 from .families import (
     ADMITTED,
     COUNTED,
@@ -165,6 +164,15 @@ class Metrics:
         return name
 
 
+class Queue(Protocol):
+    """What the metrics show of the job store: see :class:`guard.store.Store`."""
+
+    @property
+    def queued(self) -> int: ...
+    @property
+    def leased(self) -> int: ...
+
+
 class Exposition:
     """Answers a scrape. Reads only values that are in memory: it does not wait for a disk or a driver."""
 
@@ -172,7 +180,7 @@ class Exposition:
         self,
         metrics: Metrics,
         settings: Settings,
-        store: Store,
+        store: Queue,
         host: Host,
         health: Health,
         watchdog: Watchdog,
