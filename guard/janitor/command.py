@@ -1,4 +1,4 @@
-"""The janitor from the command line, for cron on a box where no server runs: the same rules, the same code."""
+"""The janitor on the command line, for cron on a machine where no server runs: the same rules, the same code."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from ..store import SqliteStore, StoreLockedError, StoreTooNewError, database_pa
 from .report import escape
 from .thread import Janitor, summary
 
-#: Below `output/`, ComfyUI registers these for models. A server knows of more; here they are what can be known.
+#: ComfyUI registers these folders below `output/` for models. A server may know more; the command line cannot.
 MODEL_FOLDERS = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     for root in ROOTS:
-        # ComfyUI deletes its temp folder when it ends, which is when this is run.
-        kind = Path if root == "temp" else _folder
+        # ComfyUI deletes its temp folder when it ends, and this runs after that.
+        kind = Path if root == "temp" else _existing_folder
         parser.add_argument(f"--{root}", type=kind, metavar="DIR", help=f"ComfyUI's {root} folder")
     parser.add_argument(
-        "--max-age", type=parse_age, metavar="AGE", help="for all of them: 90m, 24h, 7d (else the settings)"
+        "--max-age", type=parse_age, metavar="AGE", help="for all three folders: 90m, 24h, 7d (default: the settings)"
     )
     parser.add_argument(
         "--user", type=Path, metavar="DIR", help="ComfyUI's user folder, with the settings, the job database and the "
-        "time of the first start; by default that of the ComfyUI which this package lies in"
+        "time of the first start; by default that of the ComfyUI that this package lies in"
     )  # fmt: skip
     parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="as janitor.keep; may be repeated"
+        "--keep", action="append", default=[], metavar="PATTERN", help="a pattern as in janitor.keep; may be repeated"
     )
     parser.add_argument(
-        "--adopt-existing", action="store_true", help="delete also what was there before this package first started"
+        "--adopt-existing", action="store_true", help="also delete files from before the first start of this package"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, but delete nothing")
 
 
 def run(
     arguments: argparse.Namespace, environment: Mapping[str, str], package: Path, say: Callable[[str], None]
 ) -> int:
-    """One sweep. Returns the exit status: 0, or 1 where something went wrong, 2 where it could not begin."""
+    """Sweep once. Returns the exit status: 0, or 1 where something went wrong, 2 where it could not begin."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
     temp = arguments.temp
     if temp is not None and not temp.is_dir():
-        say(f"{temp} is not there: nothing to do in it")
+        say(f"{temp} does not exist: nothing to do in it")
         temp = None
     folders = Folders(arguments.output, temp, arguments.input)
     given = [path for path in (folders.output, folders.temp, folders.input) if path is not None]
@@ -61,7 +61,7 @@ def run(
     user = arguments.user or user_folder(package)
     own = guard_folder(user) if user is not None else None
     try:
-        settings = _settings(own, environment, arguments)
+        settings = _load_settings(own, environment, arguments)
     except SettingsError as error:
         say(f"the settings cannot be used: {error}")
         return 2
@@ -71,7 +71,7 @@ def run(
     with contextlib.ExitStack() as stack:
         store = None
         try:
-            # Its waiting jobs, and the results that nobody has fetched, are as safe from us as from a running server.
+            # Its waiting jobs and the results that nobody has fetched are as safe as with a running server.
             path = database_path(settings.store.url, own) if own is not None else None
             if path is not None and path.is_file():
                 store = stack.enter_context(contextlib.closing(SqliteStore(path, Clock())))
@@ -95,22 +95,22 @@ def run(
     existing = report.kept.get("existing")
     if existing is not None and existing.files:
         say(
-            f"{existing.files} files ({existing.bytes} bytes) were there before this package first started "
-            "and are left alone; --adopt-existing sweeps them too"
+            f"{existing.files} files ({existing.bytes} bytes) from before the first start of this package "
+            "are left alone; --adopt-existing sweeps them too"
         )
     for line in report.error_samples:
         say(f"error: {escape(line)}")
     return 1 if report.errors else 0
 
 
-def _folder(text: str) -> Path:
+def _existing_folder(text: str) -> Path:
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return path
 
 
-def _settings(own: Path | None, environment: Mapping[str, str], arguments: argparse.Namespace) -> Settings:
+def _load_settings(own: Path | None, environment: Mapping[str, str], arguments: argparse.Namespace) -> Settings:
     settings = load(own / "guarded.toml" if own is not None else None, environment)
     janitor = settings.janitor
     changes: dict[str, object] = {"keep": (*janitor.keep, *arguments.keep)}

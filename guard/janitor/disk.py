@@ -1,4 +1,4 @@
-"""How much room there is."""
+"""How much room the disks have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Disk:
         self.device = device
 
     def free(self) -> int:
-        """Bytes that an ordinary user may still write. Raises OSError."""
+        """The bytes that an ordinary user may still write. Raises OSError."""
         return shutil.disk_usage(self.path).free
 
     def total(self) -> int:
@@ -30,14 +30,14 @@ class Disk:
 
 
 def disks(folders: Iterable[Path]) -> list[Disk]:
-    """The file systems that the folders lie on, in that order. A folder that is not there yet counts by its parent."""
-    found: dict[int, Disk] = {}
+    """List the file systems of the folders, in their order. A folder that does not exist yet counts by its parent."""
+    by_device: dict[int, Disk] = {}
     for folder in folders:
         for path in (folder, *folder.parents):
             try:
                 device = os.stat(path).st_dev
             except OSError:
                 continue
-            found.setdefault(device, Disk(path, device))
+            by_device.setdefault(device, Disk(path, device))
             break
-    return list(found.values())
+    return list(by_device.values())

@@ -1,9 +1,9 @@
-"""A folder held open: what is in it is looked at and deleted through it, never through a path that may have changed.
+"""A folder held open: its entries are listed and deleted through it, never through a path that may have changed.
 
-Where the platform can (`dir_fd`: Linux, macOS, BSD), a folder is a handle. A folder that somebody swaps for a link
-during a sweep gains nothing: the handle still is the folder that was looked at, and opening one follows no link.
-Elsewhere (Windows) a folder is a path that is resolved again before each deletion; a swap between the two calls
-would get through, which is why handles come first.
+Where the platform can (`dir_fd`: Linux, macOS, BSD), a folder is a handle. Whoever swaps a folder for a link during a
+sweep gains nothing: the handle still is the folder that was looked at, and opening one follows no link. Elsewhere
+(Windows) a folder is a path that is resolved again before each deletion. A swap between those two calls would get
+through, so handles come first.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Entries = AbstractContextManager[Iterator["os.DirEntry[str]"]]
 
 
 class Folder(Protocol):
-    """Close it when done. Every method raises OSError as the call beneath it does."""
+    """An open folder; close it when done. Every method raises OSError as the call beneath it does."""
 
     status: os.stat_result
 
     @property
     def identity(self) -> Identity: ...
 
-    def child(self, name: str) -> Folder | None:
-        """The folder below; None where that is a link, a mount, or no folder (any more)."""
+    def open_child(self, name: str) -> Folder | None:
+        """Open the folder below; None where that is a link, a mount, or no folder (any more)."""
 
     def scan(self) -> Entries: ...
 
     def stat(self, name: str) -> os.stat_result:
-        """Of the entry itself, not of what it links to."""
+        """Look at the entry itself, not at what it links to."""
 
     def born_s(self, name: str, status: os.stat_result) -> float | None:
         """When an entry (or the folder, with an empty name) was created, seconds since the epoch; None: unknown."""
@@ -67,7 +67,7 @@ class _Handle:
         self._fd = fd
         try:
             self.status = os.fstat(fd)
-            self._mount = _mount(fd)
+            self._mount = _read_mount(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -76,11 +76,11 @@ class _Handle:
     def identity(self) -> Identity:
         return self.status.st_dev, self.status.st_ino
 
-    def child(self, name: str) -> _Handle | None:
+    def open_child(self, name: str) -> _Handle | None:
         try:
             child = _Handle(os.open(name, _FLAGS, dir_fd=self._fd))
         except OSError:
-            # A link is ELOOP or ENOTDIR, by platform. A folder it may be all the same: one that may not be read.
+            # A link gives ELOOP or ENOTDIR, by platform. Otherwise it may be a folder that may not be read.
             if stat.S_ISDIR(self.stat(name).st_mode):
                 raise
             return None
@@ -118,7 +118,7 @@ class _Path:
     def identity(self) -> Identity:
         return self.status.st_dev, self.status.st_ino
 
-    def child(self, name: str) -> _Path | None:
+    def open_child(self, name: str) -> _Path | None:
         child = _Path(os.path.join(self._path, name))
         if not stat.S_ISDIR(child.status.st_mode) or getattr(child.status, "st_file_attributes", 0) & _REPARSE_POINT:
             return None
@@ -127,7 +127,7 @@ class _Path:
         return child
 
     def scan(self) -> Entries:
-        self._still_here()
+        self._check_still_here()
         return os.scandir(self._path)
 
     def stat(self, name: str) -> os.stat_result:
@@ -142,18 +142,18 @@ class _Path:
         return known
 
     def unlink(self, name: str) -> None:
-        self._still_here()
+        self._check_still_here()
         os.unlink(os.path.join(self._path, name))
 
     def rmdir(self, name: str) -> None:
-        self._still_here()
+        self._check_still_here()
         os.rmdir(os.path.join(self._path, name))
 
     def close(self) -> None:
         pass
 
-    def _still_here(self) -> None:
-        """Raises FileNotFoundError where the path leads to another folder by now."""
+    def _check_still_here(self) -> None:
+        """Raise FileNotFoundError where the path leads to another folder by now."""
         now = os.lstat(self._path)
         if (now.st_dev, now.st_ino) != self.identity:
             raise FileNotFoundError(f"{self._path} is another folder by now")
@@ -164,14 +164,14 @@ class _Path:
 _FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-def _mount(fd: int) -> bytes:
-    """Which mount a handle lies on: a bind mount has the device number of the folder that it shows."""
+def _read_mount(fd: int) -> bytes:
+    """Read which mount a handle lies on: a bind mount has the device number of the folder that it shows."""
     if not sys.platform.startswith("linux"):
         return b""
     try:
         info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return b""  # no /proc: the device number alone decides
+        return b""  # without /proc the device number alone decides
     try:
         for line in os.read(info, 512).splitlines():
             if line.startswith(b"mnt_id:"):
@@ -181,7 +181,7 @@ def _mount(fd: int) -> bytes:
         os.close(info)
 
 
-# Linux keeps a file's time of birth, but Python (before 3.15) does not ask for it. statx(2): struct statx, 256 bytes,
+# Linux keeps a file's time of birth, but Python does not read it before 3.15. statx(2): struct statx, 256 bytes,
 # `stx_mask` at 0, `stx_btime` (seconds as int64, nanoseconds as uint32) at 80.
 _STATX_BTIME = 0x800
 _AT_FDCWD = -100

@@ -1,4 +1,4 @@
-"""When this package first started here: what was there before is left alone."""
+"""When this package first started here: files from before are left alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FILE = "janitor.json"
 
 
 class Marker:
-    """The moment of the first start, and whether the operator has let go of what was there before.
+    """The moment of the first start, and whether the operator has given up the files from before.
 
-    A file of its own, so that a database that is lost or set aside cannot bring the past into reach. Where the file
-    cannot be read or written, now is the first start: that keeps too much, never too little.
+    It has a file of its own, so that losing the database, or setting it aside, cannot expose files from before. Where
+    the file cannot be read or written, now is the first start: that keeps too much, never too little.
     """
 
     def __init__(self, own: Path | None, now_s: float, *, create: bool = True) -> None:
-        """`own`: the folder of the file; None: it is kept nowhere."""
+        """`own`: the folder of the file; None: there is no file."""
         self._path = own / FILE if own is not None else None
         self.first_start_s = now_s
         self.adopted = False
@@ -33,12 +33,12 @@ class Marker:
             if create:
                 self._write()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s): all files that are there now are left alone", FILE, error)
+            log.warning("%s cannot be read (%s): all files that exist now are left alone", FILE, error)
             if create and not isinstance(error, OSError):
                 self._write()
 
     def adopt(self) -> None:
-        """Treat what was there before like everything else, from now on."""
+        """Treat files from before like all others from now on."""
         self.adopted = True
         self._write()
 

@@ -1,4 +1,4 @@
-"""What may go: roots, ages, and what is kept."""
+"""What may be deleted: in which roots, at which age, and what is kept."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..host import Folders
 from ..settings import JanitorSettings
 from .folder import Identity
 
-#: ComfyUI's own: the sample input, and the file that keeps `output/` in its repository; and everything hidden.
+#: ComfyUI's sample input, the file that keeps `output/` in its repository, and everything hidden.
 ALWAYS_KEPT = ("example.png", "_output_images_will_be_put_here", ".*")
-#: An upload that has not been written to for so long was broken off.
+#: An upload that has not grown for this long was broken off.
 BROKEN_UPLOAD_AGE_S = 3600.0
-#: The package itself lies here; a root that holds it would be somebody's whole installation.
+#: This package's folder; a root that holds it would be somebody's whole installation.
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 
@@ -29,11 +29,11 @@ class Root:
     """A folder to sweep.
 
     Attributes:
-        names: ComfyUI's types that it stands for; one, unless two of them are the same folder.
-        path: without links in it.
-        given: as the host says it, which may have links in it.
-        max_age_s: None: nothing here goes.
-        has_past: what was there before the first start is left alone.
+        names: the types that ComfyUI calls it; one, unless two of them are the same folder.
+        path: the root with its links resolved.
+        given: the path that the host names, perhaps with links.
+        max_age_s: None: nothing here is deleted.
+        has_past: files from before the first start are left alone.
     """
 
     names: tuple[str, ...]
@@ -48,7 +48,7 @@ class Root:
 
     @property
     def absolute(self) -> tuple[str, ...]:
-        """How prompts may call it, with slashes."""
+        """The paths that prompts may call it by, with slashes."""
         return tuple({self.path.as_posix(), self.given.as_posix()})
 
 
@@ -59,7 +59,7 @@ class Rules:
         """`own`: the guard's own folder, with the quarantine in it."""
         self.settings = settings
         self.roots: list[Root] = []
-        #: Why a root is not swept.
+        #: Why roots are not swept.
         self.problems: list[str] = []
         self._ages: dict[str, float | None] = {
             f"input/{INCOMING}": min(BROKEN_UPLOAD_AGE_S, settings.input_max_age_s),
@@ -80,17 +80,17 @@ class Rules:
         self._kept = {
             identity
             for path in (*folders.keep, *([own] if own is not None else []), *(root.path for root in self.roots))
-            if (identity := _identity(path)) is not None
+            if (identity := _identify(path)) is not None
         }
         patterns = [*ALWAYS_KEPT, *settings.keep]
         #: Whether a pattern may keep a file or folder of that name; the hot part of :meth:`keeps`.
-        self.keeps_name = _matcher(pattern for pattern in patterns if "/" not in pattern)
-        self._asked_for = _matcher(pattern for pattern in settings.keep if "/" not in pattern)
-        self._keeps_path = _matcher(pattern.lstrip("/") for pattern in patterns if "/" in pattern)
+        self.keeps_name = _compile(pattern for pattern in patterns if "/" not in pattern)
+        self._keeps_by_setting = _compile(pattern for pattern in settings.keep if "/" not in pattern)
+        self._keeps_path = _compile(pattern.lstrip("/") for pattern in patterns if "/" in pattern)
         self.any_path = any("/" in pattern for pattern in patterns)
 
     def age_s(self, root: Root, folder: str, inherited_s: float | None) -> float | None:
-        """The age at which files directly in `folder` (below the root, with slashes) go; None: never."""
+        """The age at which files directly in `folder` (below the root, with slashes) are deleted; None: never."""
         for name in root.names:
             key = f"{name}/{folder}"
             if key in self._ages:
@@ -99,8 +99,8 @@ class Rules:
 
     def keeps(self, root: Root, name: str, path: str) -> bool:
         """Whether a pattern keeps the file or folder `path` (below the root), whose name is `name`."""
-        # What strangers upload under a name of ComfyUI's own is none of its files.
-        if self.keeps_name(name) and (not path.startswith(f"{FOLDER}/") or self._asked_for(name)):
+        # A stranger's upload under a name of ComfyUI's own is not ComfyUI's file.
+        if self.keeps_name(name) and (not path.startswith(f"{FOLDER}/") or self._keeps_by_setting(name)):
             return True
         return self.any_path and any(self._keeps_path(f"{kind}/{path}") for kind in root.names)
 
@@ -112,13 +112,13 @@ class Rules:
         path = Path(os.path.realpath(given))
         if not path.is_dir():
             return
-        holds = next((kept for kept in _never_below(program) if kept == path or path in kept.parents), None)
+        holds = next((kept for kept in _list_protected(program) if kept == path or path in kept.parents), None)
         if holds is not None:
             self.problems.append(f"{name} is {path}, which holds {holds}: nothing in it is deleted")
             return
         for number, root in enumerate(self.roots):
-            if _identity(root.path) == _identity(path):
-                # One folder for two purposes: what either would keep is kept.
+            if _identify(root.path) == _identify(path):
+                # One folder serves two purposes: keep what either would keep.
                 ages = (root.max_age_s, max_age_s)
                 longest = None if None in ages else max(age for age in ages if age is not None)
                 self.roots[number] = Root((*root.names, name), root.path, root.given, longest)
@@ -127,21 +127,21 @@ class Rules:
 
 
 def absolute_roots(folders: Folders) -> list[str]:
-    """The three roots' absolute paths, with slashes, as given and without links."""
+    """List the three roots' absolute paths, with slashes, as given and with links resolved."""
     given = [path for path in (folders.output, folders.temp, folders.input) if path is not None]
     return [path.as_posix() for item in given for path in (Path(os.path.abspath(item)), Path(os.path.realpath(item)))]
 
 
-def _never_below(program: Path | None) -> list[Path]:
-    found = [_PACKAGE]
+def _list_protected(program: Path | None) -> list[Path]:
+    protected = [_PACKAGE]
     if program is not None:
-        found.append(Path(os.path.realpath(program)))
-    with suppress(RuntimeError):  # a user without a home
-        found.append(Path(os.path.realpath(Path.home())))
-    return found
+        protected.append(Path(os.path.realpath(program)))
+    with suppress(RuntimeError):  # the user has no home
+        protected.append(Path(os.path.realpath(Path.home())))
+    return protected
 
 
-def _identity(path: Path) -> Identity | None:
+def _identify(path: Path) -> Identity | None:
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -149,6 +149,6 @@ def _identity(path: Path) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
-def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
+def _compile(patterns: Iterable[str]) -> Callable[[str], object]:
     flags = re.IGNORECASE if os.name == "nt" else 0
     return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", flags).match

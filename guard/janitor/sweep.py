@@ -85,7 +85,7 @@ class Sweep:
         self._pretended: dict[int, int] = {}
 
     def run(self) -> None:
-        """Raises Stopped, and GuardError where the store cannot say what is in use: nothing is deleted then."""
+        """Sweep. Raises Stopped, and GuardError where the store cannot say what is in use; then nothing is deleted."""
         with self._in_use.sweep():
             self._learn_what_is_in_use()
             for root in self._rules.roots:
@@ -114,7 +114,7 @@ class Sweep:
         if self._records is None:
             self._unread = {}
             return
-        # From now on there can only be more of files that are too young to go.
+        # From now on only files that are too young to delete can join these.
         self._unread = _await(self._records.list_unread(self._unread_since_ms, UNREAD_AT_HAND))
         numbers = _await(self._records.list_open_numbers())
         while numbers:
@@ -256,7 +256,7 @@ class Sweep:
         try:
             folders.append(open_root(root.path, self._handles))
             for part in path.split("/")[:-1]:
-                child = folders[-1].child(part)
+                child = folders[-1].open_child(part)
                 if child is None:
                     return
                 folders.append(child)

@@ -28,15 +28,15 @@ from .sweep import Records, Stopped, Sweep
 
 log = logging.getLogger("guarded.janitor")
 
-#: The time between two looks at the free space. A fast disk takes in some 2 GB meanwhile.
+#: The time between two looks at the free space. A fast disk can write some 2 GB meanwhile.
 LOOK_S = 2.0
-#: After a start, the other packs have this long to register their model folders, and the server to come up.
+#: After a start, wait this long for the other packs to register their model folders and for the server to come up.
 FIRST_SWEEP_S = 60.0
-#: Where a sweep could not make enough room, the next one under pressure comes no sooner.
+#: After a sweep that could not make enough room, the next one under pressure waits at least this long.
 PRESSURE_AGAIN_S = 60.0
-#: … nor than this, where what it deleted made no room.
+#: … or this long, where deleting files made no room.
 FRUITLESS_S = 900.0
-#: How long the count of the files in the roots holds; on a large disk it takes up no more than this part of the time.
+#: How long a count of the files in the roots stays good; on a large disk counting takes this share of the time at most.
 COUNT_AGAIN_S = 300.0
 COUNT_SHARE = 0.01
 #: Sweeps remembered.
@@ -59,7 +59,7 @@ class Janitor:
         handles: bool = HANDLES,
     ) -> None:
         """`own`: the guard's own folder, with the marker of the first start and the quarantine in it; without one,
-        this is always the first start. `on_delete` hears of each file and folder."""
+        each start is the first. `on_delete` hears of each file and folder."""
         self._settings = settings
         self._records = records
         self._folders = folders
@@ -94,14 +94,14 @@ class Janitor:
         self._thread.start()
 
     def close(self) -> None:
-        """End a sweep that is under way at its next batch, and the thread."""
+        """End the thread, and a sweep under way at its next batch."""
         with self._condition:
             self._closed = True
             self._condition.notify()
         if self._thread.is_alive():
             self._thread.join(5)
 
-    # What others ask; any thread. ----------------------------------------------------------------------------
+    # What others ask, on any thread. ----------------------------------------------------------------------------
 
     def ask(self, dry_run: bool) -> Future[Report]:
         """Sweep as soon as possible."""
@@ -115,11 +115,11 @@ class Janitor:
         return future
 
     def adopt(self) -> None:
-        """Let go of what was there before the first start. Writes a file: not for the event loop."""
+        """Treat files from before the first start like all others. Writes a file: not for the event loop."""
         self.marker.adopt()
 
     def disk_full(self) -> DiskFullError | None:
-        """Why no job is let in: the free space is below its floor."""
+        """Why no job is accepted, if so: the free space is below its floor."""
         full = self._full
         if full is None:
             return None
@@ -139,7 +139,7 @@ class Janitor:
         }
 
     def roots(self) -> dict[str, RootBody]:
-        """By root: the room on its disk, the files in it, and what the next sweep would free by age.
+        """By root: the room on its disk, its files, and what the next sweep would free by age.
 
         The files are counted once somebody asks, and again after some minutes; until then they are None.
         """
@@ -149,16 +149,16 @@ class Janitor:
         return {root: {**room, **counted.get(root, unknown)} for root, room in self._room.items()}
 
     def existing(self) -> tuple[int, int] | None:
-        """Files and bytes from before the first start that are left alone; None until they have been counted."""
+        """The files and bytes from before the first start that are left alone; None until they have been counted."""
         self._count_wanted = True
         return self._existing
 
     # The thread. ---------------------------------------------------------------------------------------------
 
     def turn(self, now_s: float) -> float:
-        """Do what is due at `now_s` (seconds since the epoch, as files have them). Returns when to look again."""
+        """Do what is due at `now_s` (seconds since the epoch, as for files). Return when to look again."""
         if now_s < self._last_s and self._due_s is not None:
-            # The machine's clock was set back; the time between two sweeps stays what it was.
+            # Somebody set the machine's clock back: keep the time between two sweeps.
             self._due_s -= self._last_s - now_s
             self._relief_due_s -= self._last_s - now_s
             self._count_due_s -= self._last_s - now_s
@@ -172,7 +172,7 @@ class Janitor:
                 try:
                     future.set_result(self.sweep(now_s, dry_run))
                 except BaseException as error:
-                    future.set_exception(error if isinstance(error, GuardError) else _ended())
+                    future.set_exception(error if isinstance(error, GuardError) else _early_end())
                     if not isinstance(error, (GuardError, Stopped)):
                         raise
         relieve = self._settings.enabled and self._short and now_s >= self._relief_due_s
@@ -184,23 +184,23 @@ class Janitor:
             report = self.sweep(now_s, relieve=relieve)
             self._look()
             if self._short and relieve:
-                self._relief_due_s = now_s + self._after_vain_relief(report, self._free() - free)
+                self._relief_due_s = now_s + self._pause_after_relief(report, self._free() - free)
         if self._count_wanted and now_s >= self._count_due_s:
             self.count(now_s)
         return now_s + LOOK_S
 
-    def _after_vain_relief(self, report: Report, gained: int) -> float:
-        """How long to wait after a sweep that left the disk short of space; `gained`: bytes more free than before."""
+    def _pause_after_relief(self, report: Report, gained: int) -> float:
+        """Seconds to wait after a sweep that left the disk short of space; `gained`: bytes more free than before."""
         if report.oldest.bytes > 2 * max(gained, 0):
-            # Files that somebody has open, or snapshots: going on would only cost files.
+            # Somebody has the files open, or there are snapshots: going on would only cost more files.
             log.warning("the disk is short of space, and deleting %d bytes freed little", report.oldest.bytes)
             return FRUITLESS_S
         log.warning("the disk is short of space, and there is nothing more to delete")
-        # A walk over millions of files takes minutes; one after the other would be too much.
+        # A walk over millions of files takes minutes, so do not start one right after the other.
         return max(PRESSURE_AGAIN_S, 10 * report.duration_s)
 
     def sweep(self, now_s: float, dry_run: bool = False, *, relieve: bool = True) -> Report:
-        """One sweep, now, on this thread. What goes wrong in it is in the report.
+        """Sweep now, on this thread. The report says what went wrong.
 
         Args:
             relieve: where the disk is short of space, go on with the oldest files whatever their age.
@@ -248,7 +248,7 @@ class Janitor:
         return report
 
     def count(self, now_s: float) -> None:
-        """Rehearse the next sweep, for its figures alone. The thread, or the command line, which has none."""
+        """Rehearse the next sweep for its figures. The thread, or the command line, which has none."""
         self._count_wanted = False
         report = self._run_sweep(max(self._due_s or now_s, now_s), dry_run=True, relieve=False)
         self._counted = {
@@ -272,7 +272,7 @@ class Janitor:
         return sum(disk["free_bytes"] for disk in self._disks)
 
     def _look(self) -> None:
-        """How much room there is, on every disk that matters."""
+        """Look how much room each disk has that matters."""
         found: list[DiskBody] = []
         settings = self._settings
         places = self._folders()
@@ -294,12 +294,12 @@ class Janitor:
             found.append({"path": str(disk.path), "total_bytes": total, "free_bytes": free, "state": state})
         full = next((disk for disk in found if disk["state"] == "full"), None)
         if full is not None and self._full is None:
-            log.error("the disk is almost full (%d bytes free): no jobs are let in", full["free_bytes"])
-            self.disk_filled(f"The disk is almost full ({full['free_bytes']} bytes free): no jobs are let in.")
+            log.error("the disk is almost full (%d bytes free): jobs are refused", full["free_bytes"])
+            self.disk_filled(f"The disk is almost full ({full['free_bytes']} bytes free): jobs are refused.")
         elif full is None and self._full is not None:
-            log.info("the disk has room again: jobs are let in")
+            log.info("the disk has room again: jobs are accepted")
         self._disks = found
-        self._room = _room(places)
+        self._room = _measure_room(places)
         self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
 
     def _loop(self) -> None:
@@ -310,22 +310,22 @@ class Janitor:
                     self._condition.wait(wait_s)
                 if self._closed:
                     break
-            # A clock that jumps makes files look older than they are: the wall's may jump at any time, and ours goes
-            # on with one that was wrong at the start. The earlier of the two deletes less.
+            # A clock that jumps ahead makes files look older than they are: the wall clock may jump at any time, and
+            # ours keeps an error of the start. The earlier of the two deletes less.
             now_s = min(self._clock.now_ms() / 1000, time.time())
             try:
                 wait_s = self.turn(now_s) - now_s
             except Stopped:
                 break
             except Exception:
-                log.exception("the janitor stumbled")
+                log.exception("the janitor failed; it goes on")
                 wait_s = LOOK_S
         while self._asked:
             with suppress(Exception):
-                self._asked.popleft()[1].set_exception(_ended())
+                self._asked.popleft()[1].set_exception(_early_end())
 
 
-def _room(places: Folders) -> dict[str, RoomBody]:
+def _measure_room(places: Folders) -> dict[str, RoomBody]:
     room: dict[str, RoomBody] = {}
     for name, path in places.roots().items():
         for disk in disks([path] if path is not None else []):
@@ -334,7 +334,7 @@ def _room(places: Folders) -> dict[str, RoomBody]:
     return room
 
 
-def _ended() -> ServerUnavailableError:
+def _early_end() -> ServerUnavailableError:
     return ServerUnavailableError("The sweep ended early.")
 
 

@@ -137,7 +137,7 @@ class Walk:
         if rules.keeps(root, name, path) or depth >= MAX_DEPTH:
             report.skipped += 1
             return False
-        folder = parent.child(name)
+        folder = parent.open_child(name)
         if folder is None or rules.is_foreign(folder.identity):
             if folder is not None:
                 folder.close()

@@ -238,14 +238,14 @@ def test_a_folder_that_becomes_a_link_while_it_is_open_is_still_the_folder(box: 
     outside = put(box.base / "outside" / "x.png")
     put(box.output / "a" / "x.png")
     root = open_root(box.output)
-    opened = root.child("a")
+    opened = root.open_child("a")
     assert opened is not None
     os.rename(box.output / "a", box.output / "b")
     (box.output / "a").symlink_to(outside.parent, target_is_directory=True)
     opened.unlink("x.png")
     assert outside.exists()
     assert not (box.output / "b" / "x.png").exists()
-    assert root.child("a") is None
+    assert root.open_child("a") is None
     opened.close()
     root.close()
 
@@ -255,9 +255,9 @@ def test_without_handles_a_path_that_leads_elsewhere_by_now_is_not_deleted_throu
     outside = put(box.base / "outside" / "x.png")
     put(box.output / "a" / "b" / "x.png")
     root = open_root(box.output, handles=False)
-    middle = root.child("a")
+    middle = root.open_child("a")
     assert middle is not None
-    opened = middle.child("b")
+    opened = middle.open_child("b")
     assert opened is not None
     (box.base / "outside" / "b").mkdir()
     put(box.base / "outside" / "b" / "x.png")

@@ -369,7 +369,7 @@ class TestTheCommandLine:
         user = box.base / "user"
         done = self._run("--output", box.output, "--user", user, "--max-age", "1h")
         assert done.returncode == 0, done
-        assert "1 files (7 bytes) were there before" in done.stdout
+        assert "1 files (7 bytes) from before the first start" in done.stdout
         assert box.left() == {"output/a.png"}
         time.sleep(0.05)
         put(box.output / "b.png", 2 * DAY_S)
