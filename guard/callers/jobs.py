@@ -19,7 +19,7 @@ from ..life.settle import Settler
 from ..results import previews
 from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
-from ..settings import Settings
+from ..settings import QueueSettings
 from ..store import Entry, Listing, Store, Waiting
 from . import as_comfyui
 from .estimate import Estimates
@@ -48,7 +48,7 @@ class Jobs:
     """Looks jobs up for callers. Event loop; the store's reader thread waits for the disk."""
 
     def __init__(
-        self, settings: Settings, store: Store, settler: Settler, events: Events, estimates: Estimates
+        self, settings: QueueSettings, store: Store, settler: Settler, events: Events, estimates: Estimates
     ) -> None:
         self._settings = settings
         self._store = store
@@ -70,7 +70,7 @@ class Jobs:
 
         Returns the job as it is then. `queue.max_wait_s` bounds the time.
         """
-        ends_s = time.monotonic() + min(timeout_s, self._settings.queue.max_wait_s)
+        ends_s = time.monotonic() + min(timeout_s, self._settings.max_wait_s)
         with self._events.subscribe(job_id=job.job_id) as reader:
             seen = await wrap_future(self._store.get(job.job_id)) or job
             while not (seen.state.settled or (known is not None and seen.state is not known)):
@@ -130,7 +130,7 @@ class Jobs:
 
     def describe_position(self, job: Job, waiting: Waiting | None, locale: str) -> SubmittedGuard:
         """The `guard` part of the answer to a submit: the job's position, and what to tell the user meanwhile."""
-        max_jobs = self._settings.queue.max_jobs
+        max_jobs = self._settings.max_jobs
         must_wait = waiting is not None and waiting.position + waiting.running > max_jobs
         eta_s = self._estimates.starts_in_s(waiting) if waiting and must_wait else None
         return {
@@ -204,7 +204,7 @@ class Jobs:
 
     @property
     def _at_most_open(self) -> int:
-        return self._settings.queue.max_queued + self._settings.queue.max_jobs
+        return self._settings.max_queued + self._settings.max_jobs
 
     async def _entry(self, job_id: str, client: Client) -> Entry | None:
         entry = await wrap_future(self._store.find_entry(job_id))

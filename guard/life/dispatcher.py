@@ -14,7 +14,7 @@ from ..errors import GuardError, InternalError
 from ..host import Host
 from ..host_words import explain_refusal, host_body
 from ..job import Job, JobState
-from ..settings import Settings
+from ..settings import QueueSettings
 from ..store import Claimed
 from ..wake import Wake
 from .health import Health
@@ -40,7 +40,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: QueueSettings,
         store: Queue,
         host: Host,
         health: Health,
@@ -76,7 +76,7 @@ class Dispatcher:
 
         Without a free slot this does nothing: the next release wakes the dispatcher.
         """
-        if self._store.leased < self._settings.queue.max_jobs:
+        if self._store.leased < self._settings.max_jobs:
             self._wake.set()
 
     async def _run(self) -> None:
@@ -93,10 +93,10 @@ class Dispatcher:
 
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker, so wait until somebody calls :meth:`wake`."""
-        settings = self._settings
-        if not self._store.queued or self._store.leased >= settings.queue.max_jobs or self._health.problems():
+        max_jobs = self._settings.max_jobs
+        if not self._store.queued or self._store.leased >= max_jobs or self._health.problems():
             return False
-        claimed = await wrap_future(self._store.claim(self._holder, settings.queue.max_jobs))
+        claimed = await wrap_future(self._store.claim(self._holder, max_jobs))
         if claimed is None:
             return False
         try:

@@ -20,7 +20,7 @@ from ..janitor import Janitor
 from ..job import Job, JobState
 from ..life.health import Health
 from ..life.watchdog import Watchdog
-from ..settings import Settings
+from ..settings import QueueSettings
 from .families import (
     ADMITTED,
     COUNTED,
@@ -179,7 +179,7 @@ class Exposition:
     def __init__(
         self,
         metrics: Metrics,
-        settings: Settings,
+        settings: QueueSettings,
         store: Queue,
         host: Host,
         health: Health,
@@ -227,7 +227,7 @@ class Exposition:
         for reason in ("hung", "dead"):
             yield REPLACEMENTS, (reason,), counts[f"replace {reason}"]
         yield QUEUED, (), self._store.queued
-        yield SLOTS, (), self._settings.queue.max_jobs
+        yield SLOTS, (), self._settings.max_jobs
         yield SLOTS_USED, (), self._store.leased
         yield READY, (), not self._health.refusals()
         yield WORKER_UP, (), self._host.worker_alive()

@@ -22,7 +22,7 @@ from ..janitor.bodies import RootBody
 from ..job import Job, JobState
 from ..life.health import AlarmBody, Health
 from ..life.watchdog import Watchdog
-from ..settings import Settings
+from ..settings import QueueSettings
 from ..store import Counts, Ended
 from .gpu import GpuBody, Gpus
 
@@ -139,7 +139,7 @@ class Stats:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: QueueSettings,
         store: Records,
         host: Host,
         health: Health,
@@ -182,7 +182,7 @@ class Stats:
         return {
             "now_ms": now_ms,
             "windows": {name: window(_merge(owner, parts)) for name, parts in windows.items()},
-            "queue": {"queued": counts.queued, "running": counts.running, "max_jobs": self._settings.queue.max_jobs},
+            "queue": {"queued": counts.queued, "running": counts.running, "max_jobs": self._settings.max_jobs},
             "slowest": slowest(runs),
             "chart": [{"from_ms": from_ms, **outcomes(_merge(owner, [hour]))} for from_ms, hour in chart],
         }

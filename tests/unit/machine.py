@@ -32,7 +32,7 @@ class Machine:
         self.quarantine = folder / "quarantine"
         self.runs = Runs(self.settings, store, host, self.settler, self.watchdog, self.events, self.quarantine)
         self.dispatcher = Dispatcher(
-            self.settings,
+            self.settings.queue,
             store,
             host,
             self.health,
@@ -43,7 +43,7 @@ class Machine:
             "local",
         )
         self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
-        self.jobs = Jobs(self.settings, store, self.settler, self.events, self.estimates)
+        self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates)
         store.changed.subscribe(self.estimates.follow)
         store.changed.subscribe(self.events.follow)
         store.changed.subscribe(self.dispatcher.follow)

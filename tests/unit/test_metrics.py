@@ -60,7 +60,7 @@ class Watched:
         self.store.flush()
 
     def text(self):
-        parts = (self.settings, self.store, self.host, self.health, self.watchdog, self.janitor, self.gpus)
+        parts = (self.settings.queue, self.store, self.host, self.health, self.watchdog, self.janitor, self.gpus)
         return Exposition(self.metrics, *parts).text().decode()
 
     def samples(self):

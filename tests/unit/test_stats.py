@@ -84,7 +84,7 @@ def made(store, clock, tmp_path, host=None):
     settler = Settler(store, host, None, ClientIds(b"key" * 11))
     watchdog = Watchdog(inforce, store, host, health, settler, FakeProcess(), clock)
     janitor = Box(tmp_path / "box").janitor(store)
-    return Stats(inforce, store, host, health, watchdog, janitor, Gpus({}), clock)
+    return Stats(inforce.queue, store, host, health, watchdog, janitor, Gpus({}), clock)
 
 
 async def test_a_window_counts_what_ended_in_it_and_says_how(past, stats):
