@@ -19,14 +19,14 @@ _ALARMS = {
 
 
 class AlarmBody(TypedDict):
-    """What an operator should look at now, each with a code and a message."""
+    """Something that an operator should look at now."""
 
     code: str
     message: str
 
 
 class HealthFacts(TypedDict):
-    """The host and its features, why no job can be let in now, and how many jobs and hung workers there are."""
+    """The host and its features, why no job can be admitted now, and how many jobs and hung workers there are."""
 
     host: dict[str, Any]
     problems: list[str]
