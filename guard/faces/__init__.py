@@ -20,8 +20,8 @@ Pixels = npt.NDArray[np.uint8]
 #: (x1, y1, x2, y2) in pixels; the upper left corner of the picture is (0, 0).
 Box = tuple[float, float, float, float]
 
-#: What a detector finds below this is not even a candidate. On the photos of the tests CenterFace gives no upright
-#: face less than 0.70 at its first look; 0.35 leaves room for worse photos, and the close-up sorts out what is none.
+#: Faces of less confidence than this are ignored. On the photos of the tests CenterFace gives every upright face 0.70
+#: or more at its first look; 0.35 leaves room for worse photos, and the close-up sorts out what is no face.
 CANDIDATE = 0.35
 
 
@@ -35,10 +35,10 @@ class FaceBody(TypedDict):
 
 @dataclass(frozen=True)
 class Face:
-    """A face, in pixels of the picture that was given.
+    """A face, in pixels of the picture that was searched.
 
     Attributes:
-        box: (x1, y1, x2, y2); lies inside the picture.
+        box: (x1, y1, x2, y2), inside the picture.
         landmarks: eyes, nose and corners of the mouth as (x, y), the viewer's left first; empty where the detector
             knows none.
         confidence: 0 to 1, in the detector's own measure.
@@ -58,7 +58,7 @@ class Face:
 
     @property
     def size(self) -> float:
-        """The longer side in pixels: the height of an upright face, and of a sideways one too."""
+        """The longer side in pixels: the height of a face, upright or sideways."""
         return max(self.width, self.height)
 
     def body(self) -> FaceBody:
@@ -71,7 +71,7 @@ class Face:
 
 
 class Detector(Protocol):
-    """A face detector that is loaded and ready. Safe from several threads at once."""
+    """A face detector that is loaded and ready. Several threads may use it at once."""
 
     @property
     def name(self) -> str:
@@ -80,6 +80,6 @@ class Detector(Protocol):
     def find(self, pixels: Pixels) -> list[Face]:
         """The faces of at least CANDIDATE confidence, most confident first, in pixels of `pixels`.
 
-        One look, without scaling up or down more than the network demands: pictures of up to about a megapixel,
-        whose faces are 10 pixels or more.
+        Looks once, without more scaling than the network demands, so the picture should have about a megapixel at
+        most and faces of 10 pixels or more.
         """

@@ -1,4 +1,4 @@
-"""CenterFace, from the weights that ship with the package. weights/ORIGIN.md says where they come from."""
+"""Run CenterFace, whose weights ship with the package. weights/ORIGIN.md says where they come from."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ WEIGHTS = Path(__file__).with_name("weights") / "centerface.onnx"
 NAME = "centerface"
 _INPUT = "input.1"
 _OUTPUTS = ["537", "538", "539", "540"]
-#: The sides of a picture must be a multiple of this, and one cell of the output is so many pixels wide.
+#: The sides of a picture must be a multiple of the first; a cell of the output is as many pixels wide as the second.
 _MULTIPLE, _STRIDE = 32, 4
 #: Boxes that overlap more than this show the same face (CenterFace's own value).
 _NMS_IOU = 0.3
-#: More candidates than a picture of a megapixel holds faces; bounds the suppression, which is quadratic.
+#: More than the faces in any picture of a megapixel. This bounds the suppression, which is quadratic.
 _MAX_CANDIDATES = 2000
 
 _Floats = npt.NDArray[np.float32]
 
 
 class CenterFace:
-    """The detector. One session, which several threads may use at once."""
+    """A detector with one session, which several threads may use at once."""
 
     def __init__(self, device: Device = "cpu", threads: int | None = None) -> None:
         """Load the weights (about 0.1 s).
@@ -43,7 +43,7 @@ class CenterFace:
         return NAME
 
     def find(self, pixels: Pixels) -> list[Face]:
-        """See Detector.find. The picture is filled up with black to sides that are a multiple of 32."""
+        """See Detector.find. Pads the picture with black to sides that are a multiple of 32."""
         height, width = pixels.shape[:2]
         rows, columns = (-(-side // _MULTIPLE) * _MULTIPLE for side in (height, width))
         planes = np.zeros((1, 3, rows, columns), np.float32)
@@ -55,7 +55,7 @@ class CenterFace:
 def decode(
     heatmap: _Floats, scale: _Floats, offset: _Floats, landmarks: _Floats, width: int, height: int
 ) -> list[Face]:
-    """The faces in the four outputs of the network.
+    """Read the faces from the four outputs of the network.
 
     Args:
         heatmap: 1 × 1 × rows × columns, the confidence that a face's middle lies in this cell of 4 × 4 pixels.
@@ -88,7 +88,7 @@ def decode(
 
 
 def suppress(boxes: _Floats) -> list[int]:
-    """Which of the boxes (count × 4, most confident first) remain when each takes out those that overlap it."""
+    """Which of the boxes (count × 4, most confident first) remain when each removes those that overlap it."""
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     remaining: npt.NDArray[np.integer[Any]] = np.arange(len(boxes))
     kept: list[int] = []

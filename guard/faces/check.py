@@ -1,4 +1,4 @@
-"""The face check: a picture held against the rules, with a typed error that carries the facts."""
+"""Compare a picture with the rules, and raise a typed error that carries the facts."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class FaceRules:
     """What a picture must show.
 
     Attributes:
-        min_faces: so many at least, large enough; 0: none is fine too.
-        max_faces: so many at most, large enough; 0: any number.
-        min_confidence: what counts as a face, in the detector's own measure. On the photos of the tests, in all their
-            variants, CenterFace and the close-up leave no face under 0.75 and nothing else over 0.29.
-        min_face_fraction: what counts as large enough, the face's longer side as a part of the picture's shorter
-            one. 0.04 is 26 pixels where a face model scales the picture to 640 (InsightFace's usual size), about
-            what it still recognises; people passing in the background stay below.
+        min_faces: the fewest large enough faces; 0: a picture without any passes.
+        max_faces: the most large enough faces; 0: any number.
+        min_confidence: from which on something counts as a face, in the detector's own measure. On the photos of the
+            tests, in all their variants, CenterFace and the close-up give every face 0.75 or more, and nothing else
+            more than 0.29.
+        min_face_fraction: from which on a face is large enough: its longer side as a part of the picture's shorter
+            one. 0.04 is 26 pixels where a face model scales the picture to 640 (InsightFace's usual size), about the
+            least that it recognises; people passing in the background are smaller.
     """
 
     min_faces: int = 1
@@ -61,10 +62,10 @@ class FaceRules:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> FaceRules:
-        """The rules among a node's inputs or a request's fields; what is absent, or a link, has its default.
+        """Read the rules among a node's inputs or a request's fields. What is absent, or a link, has its default.
 
         Raises:
-            InvalidRequestError: a value that is out of range or of the wrong type.
+            InvalidRequestError: a value is out of range or of the wrong type.
         """
         given = {name: values[name] for name in cls.__dataclass_fields__ if _is_number(values.get(name))}
         wrong = [name for name in cls.__dataclass_fields__ if isinstance(values.get(name), (str, bool, dict))]
@@ -95,13 +96,13 @@ class FacesBody(TypedDict):
 
 @dataclass(frozen=True)
 class Faces:
-    """What was found in a picture.
+    """The faces in a picture.
 
     Attributes:
-        faces: that count under the rules, most confident first, in pixels of the upright picture.
-        small: those that are sure enough but too small.
+        faces: those that count under the rules, most confident first, in pixels of the upright picture.
+        small: those that are confident enough but too small.
         width, height: of the upright picture, in pixels.
-        detector: what found them.
+        detector: the name of the one that found them.
     """
 
     faces: tuple[Face, ...]
@@ -125,20 +126,20 @@ class Faces:
         }
 
 
-#: What was found, before any rule: the faces, width, height, detector.
+#: The search's result before any rule: the faces, width, height, detector.
 _Sighting = tuple[tuple[Face, ...], int, int, str]
 
 
 class FaceChecker:
-    """The check, with its memory. Any thread; takes tenths of a second: not for the event loop.
+    """Checks pictures, and remembers their faces. Any thread; takes tenths of a second, so not the event loop.
 
     Args:
-        chooser: where the detector comes from; it is loaded on the first check.
-        try_rotations: look at a picture turned, too, before saying no.
+        chooser: gives the detector, which it loads at the first check.
+        try_rotations: also look at the picture turned before saying no.
         limits: how large a picture may be.
-        remembered: of how many pictures the faces are kept, by content.
-        at_once: how many pictures are decoded and looked at at the same time; the others wait.
-        on_check: hears of each check: `passed` or the error code, and the seconds it took.
+        remembered: the number of pictures, known by their content, whose faces are remembered.
+        at_once: the number of pictures to decode and search at the same time; others wait.
+        on_check: called after each check with `passed` or the error code, and the seconds that it took.
     """
 
     def __init__(
@@ -171,15 +172,15 @@ class FaceChecker:
     def check(
         self, image: Path | bytes | Pixels, rules: FaceRules | None = None, name: str = "", detector: str | None = None
     ) -> Faces:
-        """The faces in a picture that keeps the rules.
+        """Find the faces in a picture and compare them with the rules.
 
         Args:
             image: a file, its bytes, or uint8 pixels (height × width × 3, RGB, upright).
-            name: what the user calls the picture; shown in messages.
-            detector: another than the setting's (see Chooser).
+            name: what the user calls the picture, for messages.
+            detector: one to use instead of the setting's (see Chooser).
 
         Raises:
-            NoFaceError, TooManyFacesError, FaceTooSmallError: with the facts in extra_info.
+            NoFaceError, TooManyFacesError, FaceTooSmallError: it breaks a rule; the facts are in extra_info.
             BadImageError: the picture cannot be read.
             ServerUnavailableError: the detector cannot be loaded.
         """
@@ -202,7 +203,7 @@ class FaceChecker:
         data = read(image, self._limits, name) if isinstance(image, (Path, bytes)) else b""
         digest = hashlib.sha256(np.ascontiguousarray(pixels).data if pixels is not None else data).digest()
         shape = None if pixels is None else pixels.shape
-        # The rules that decide how hard is looked; the others only judge.
+        # These rules decide how long the search goes on; the others only judge its result.
         key = (digest, shape, detector, rules.min_faces, rules.min_confidence)
         with self._lock:
             if key in self._known:
@@ -210,21 +211,21 @@ class FaceChecker:
                 return self._known[key]
         ready = self._chooser.get(detector)
         with self._room:
-            shown = (
+            view = (
                 _wrap_pixels(pixels, name) if pixels is not None else open_picture(data, self._limits, MAX_PIXELS, name)
             )
-            faces = search(ready, shown, max(rules.min_faces, 1), rules.min_confidence, self._try_rotations)
-        found = (tuple(faces), shown.width, shown.height, ready.name)
+            faces = search(ready, view, max(rules.min_faces, 1), rules.min_confidence, self._try_rotations)
+        sighting = (tuple(faces), view.width, view.height, ready.name)
         with self._lock:
-            self._known[key] = found
+            self._known[key] = sighting
             while len(self._known) > self._remembered:
                 self._known.popitem(last=False)
-        return found
+        return sighting
 
 
-def judge(found: _Sighting, rules: FaceRules, name: str = "") -> Faces:
-    """Hold what was found against the rules. Pure. Raises as FaceChecker.check does."""
-    candidates, width, height, detector = found
+def judge(sighting: _Sighting, rules: FaceRules, name: str = "") -> Faces:
+    """Compare a search's result with the rules. Pure. Raises as FaceChecker.check does."""
+    candidates, width, height, detector = sighting
     floor = rules.min_face_fraction * min(width, height)
     sure = [face for face in candidates if face.confidence >= rules.min_confidence]
     faces = Faces(
@@ -236,13 +237,13 @@ def judge(found: _Sighting, rules: FaceRules, name: str = "") -> Faces:
     )
     count = len(faces.faces)
     facts = {"image": name, **faces.body(), "rules": rules.body()}
-    shown = f"in {name}" if name else "in the image"
+    where = f"in {name}" if name else "in the image"
     if len(sure) < rules.min_faces:
         best = max((face.confidence for face in candidates), default=0.0)
         message = (
-            f"No face found {shown}."
+            f"No face found {where}."
             if not sure
-            else f"{_count_faces(len(sure))} found {shown}; at least {rules.min_faces} are needed."
+            else f"{_count_faces(len(sure))} found {where}; at least {rules.min_faces} are needed."
         )
         doubtful = f"The likeliest spot has a confidence of {best:.2f}; " if not sure and best else ""
         needed = f"{rules.min_confidence:.2f} is needed. " if doubtful else ""
@@ -250,15 +251,15 @@ def judge(found: _Sighting, rules: FaceRules, name: str = "") -> Faces:
     if count < rules.min_faces:
         size = max(face.size for face in faces.small)
         raise FaceTooSmallError(
-            f"The largest face {shown} has {size:.0f} pixels; at least {floor:.0f} are needed."
+            f"The largest face {where} has {size:.0f} pixels; at least {floor:.0f} are needed."
             if not count
-            else f"{count} of {len(sure)} faces {shown} are large enough; at least {rules.min_faces} are needed.",
+            else f"{count} of {len(sure)} faces {where} are large enough; at least {rules.min_faces} are needed.",
             details=f"A face must have {rules.min_face_fraction:.1%} of the shorter side. Detector: {detector}.",
             extra_info={**facts, "min_face_pixels": round(floor, 1)},
         )
     if rules.max_faces and count > rules.max_faces:
         raise TooManyFacesError(
-            f"{_count_faces(count)} found {shown}; at most {rules.max_faces} are allowed.",
+            f"{_count_faces(count)} found {where}; at most {rules.max_faces} are allowed.",
             details=f"Detector: {detector}.",
             extra_info=facts,
         )

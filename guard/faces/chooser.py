@@ -1,4 +1,4 @@
-"""Which detector: picked from what is on this machine, loaded once and lazily, the choice and its reason as data."""
+"""Choose a detector among those on this machine, say why, and load it once, at the first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .onnx import Device, OnnxruntimeBody
 log = logging.getLogger("guarded.faces")
 
 AUTO = "auto"
-#: What a setting or a node may ask for; `insightface/<pack>` names one pack.
+#: A setting or a node may ask for these, or for one pack as `insightface/<pack>`.
 CHOICES = (AUTO, "centerface", "insightface")
 
 
@@ -41,12 +41,12 @@ class FaceFacts(ChoiceBody):
 
 @dataclass(frozen=True)
 class Choice:
-    """What will find the faces, and why.
+    """The detector that finds the faces, and why.
 
     Attributes:
         detector: `centerface` or `insightface/<pack>`.
         reason: one line for the operator.
-        device: where it runs; until it is loaded, where it is meant to.
+        device: where it runs; until it is loaded, where it should run.
         loaded: whether it is in memory.
     """
 
@@ -61,13 +61,13 @@ class Choice:
 
 
 class Chooser:
-    """The detectors of this machine. Any thread; loading and choosing are not for the event loop.
+    """Knows the detectors of this machine. Any thread; loading and choosing block, so not the event loop.
 
     Args:
-        models: ComfyUI's model folders (those that hold, or may hold, `insightface/models/<pack>`).
+        models: ComfyUI's model folders, which may hold `insightface/models/<pack>`.
         detector: `auto`, `centerface`, `insightface`, or `insightface/<pack>`.
-        device: `cuda` counts only where CUDAExecutionProvider is really there.
-        threads: onnxruntime's, for one look; None: a few.
+        device: `cuda` works only where CUDAExecutionProvider does.
+        threads: of onnxruntime, for one look; None: a few.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class Chooser:
         self._loaded: dict[str, tuple[Choice, Detector]] = {}
 
     def get(self, detector: str | None = None) -> Detector:
-        """The detector asked for (None: the setting's), loaded on the first call.
+        """The detector of that name (None: the setting's), loaded at the first call.
 
         Raises:
-            ServerUnavailableError: it cannot be loaded; with `auto` only when CenterFace cannot either.
+            ServerUnavailableError: it cannot be loaded; with `auto`, CenterFace cannot either.
             InvalidRequestError: there is no detector of that name.
         """
         asked = detector or self._detector
-        # Without the lock: a loaded detector must not wait while another one loads.
+        # Outside the lock, so that a loaded detector does not wait while another one loads.
         if asked in self._loaded:
             return self._loaded[asked][1]
         with self._lock:
@@ -103,7 +103,7 @@ class Chooser:
             return self._loaded[asked][1]
 
     def choice(self, detector: str | None = None) -> Choice:
-        """What `get` has loaded or would try first. Looks at folders; opens no model."""
+        """The detector that `get` has loaded or would try first. Looks at folders; opens no model."""
         asked = detector or self._detector
         if asked in self._loaded:
             return self._loaded[asked][0]
@@ -130,26 +130,28 @@ class Chooser:
                 f"There is no face detector {asked!r}; there are {', '.join(CHOICES)} and insightface/<pack>.",
                 extra_info={"detector": asked, "detectors": list(CHOICES)},
             )
-        found = find_packs(list_roots(self._models()))
+        packs = find_packs(list_roots(self._models()))
         if asked == AUTO:
-            if not found:
-                return self._centerface("No InsightFace pack is there."), None
+            if not packs:
+                return self._choose_centerface("No InsightFace pack is there."), None
             if importlib.util.find_spec("insightface") is None:
-                return self._centerface(f"The pack {found[0].name} is there, but insightface is not installed."), None
-            reason = f"The InsightFace pack {found[0].name} is there."
-            return Choice(f"insightface/{found[0].name}", reason, self._device), found[0]
-        wanted = asked.partition("/")[2]
-        pack = next((pack for pack in found if wanted in ("", pack.name)), None)
+                return self._choose_centerface(
+                    f"The pack {packs[0].name} is there, but insightface is not installed."
+                ), None
+            reason = f"The InsightFace pack {packs[0].name} is there."
+            return Choice(f"insightface/{packs[0].name}", reason, self._device), packs[0]
+        name = asked.partition("/")[2]
+        pack = next((pack for pack in packs if name in ("", pack.name)), None)
         if pack is None:
             raise ServerUnavailableError(
-                f"The InsightFace pack {wanted} is not there." if wanted else "No InsightFace pack is there.",
+                f"The InsightFace pack {name} is not there." if name else "No InsightFace pack is there.",
                 details="Packs are looked for in ComfyUI's models/insightface/models and in ~/.insightface/models.",
-                extra_info={"detector": asked, "packs": [pack.name for pack in found]},
+                extra_info={"detector": asked, "packs": [pack.name for pack in packs]},
                 retry_after_s=60,
             )
         return Choice(f"insightface/{pack.name}", "It was asked for by name.", self._device), pack
 
-    def _centerface(self, reason: str) -> Choice:
+    def _choose_centerface(self, reason: str) -> Choice:
         return Choice(centerface.NAME, reason, self._device)
 
     def _load(self, asked: str) -> tuple[Choice, Detector]:
@@ -164,7 +166,7 @@ class Chooser:
                 if asked != AUTO or error.extra_info.get("package") == "onnxruntime":
                     raise
                 log.warning("faces: the pack %s is not used: %s %s", pack.name, error.message, error.details)
-                choice = self._centerface(f"The pack {pack.name} is there but cannot be used: {error.message}")
+                choice = self._choose_centerface(f"The pack {pack.name} is there but cannot be used: {error.message}")
                 ready = CenterFace(self._device, self._threads)
         reason = choice.reason
         if self._device == "cuda" and ready.device == "cpu":

@@ -1,4 +1,4 @@
-"""The face check at the door: every picture of a prompt that needs a face is looked at before a job exists."""
+"""Check every picture of a prompt that needs a face before a job exists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("guarded.faces")
 
 
 class AskedRules(BaseModel):
-    """The rules that a request may name; what it leaves out has FaceRules' default."""
+    """The rules in a request; those that it leaves out have FaceRules' defaults."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -43,7 +43,7 @@ class AskedCheck(AskedRules):
 
 
 class FaceGate:
-    """Event loop; the looking is done on threads of its own, so that it holds up neither loop nor worker."""
+    """Lives on the event loop, and searches on threads of its own, so that neither loop nor worker waits."""
 
     def __init__(self, machine: FaceMachine, settings: FacesSettings) -> None:
         self._machine = machine
@@ -53,11 +53,11 @@ class FaceGate:
     async def check_prompt(
         self, graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None
     ) -> None:
-        """Look at every picture that needs a face: for a node of the prompt, or because the request says so.
+        """Check every picture that needs a face, for a node of the prompt or because the request says so.
 
         Args:
             graph: API format, its shape checked.
-            outputs: the output nodes that will run; pictures that none of them needs are passed over.
+            outputs: the output nodes that will run; pictures that none of them needs are skipped.
             asked: `guard.face_check`.
 
         Raises:
@@ -74,12 +74,12 @@ class FaceGate:
                 raise
 
     async def check_file(self, image: str, rules: FaceRules, detector: str | None = None) -> Faces:
-        """The same for one picture that lies in a folder of the host, named as a loader names it."""
+        """Check one picture in a folder of the host, named as a loader names it."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._check_file, image, rules, detector)
 
     async def check_bytes(self, data: bytes, rules: FaceRules) -> Faces:
-        """The same for a picture that came with the request."""
+        """Check a picture that came with the request."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._machine.checker.check, data, rules)
 
@@ -88,13 +88,13 @@ class FaceGate:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._machine.checker.chooser.facts)
 
     async def look_around(self) -> None:
-        """At start: say in the log what will look for faces, and whether onnxruntime is in a state to do it."""
+        """At start, log which detector finds the faces, and whether onnxruntime can run it."""
         facts = await self.facts()
         log.info("faces: %s: %s", facts["detector"] or "no detector", facts["reason"])
         state = facts["onnxruntime"]
         if state["problem"]:
             level = logging.ERROR if state["broken"] else logging.WARNING
-            log.log(level, "faces: %s To mend it: %s", state["problem"], state["command"])
+            log.log(level, "faces: %s To fix it: %s", state["problem"], state["command"])
 
     def _check_file(self, image: str, rules: FaceRules, detector: str | None) -> Faces:
         return self._machine.checker.check(self._machine.find_image(image), rules, image, detector)

@@ -1,7 +1,7 @@
-"""InsightFace packs: found where ComfyUI and insightface keep them, and only the detection model's file opened.
+"""Find InsightFace's packs where ComfyUI and insightface keep them, and use their detection models.
 
-The packs are for non-commercial use unless their owner has granted a licence (insightface #2587); the guard ships
-and downloads none.
+The packs are for non-commercial use unless their owner has granted a licence (insightface #2587); the guard ships and
+downloads none.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..errors import ServerUnavailableError
 from . import CANDIDATE, Face, Pixels
 from .onnx import Device, default_threads, device_of, explain_missing, open_session
 
-#: Best first; what else is there follows by name.
+#: The best first; other packs follow by name.
 PREFERRED = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc", "antelope")
-#: How the detection model's file is called in the packs: scrfd_10g_bnkps.onnx (antelopev2), det_10g.onnx (buffalo_l).
+#: The detection model's file in a pack: scrfd_10g_bnkps.onnx (antelopev2), det_10g.onnx (buffalo_l).
 _DETECTION_FILES = ("scrfd_*.onnx", "det_*.onnx")
 #: SCRFD's coarsest grid has cells of 32 pixels.
 _MULTIPLE = 32
@@ -36,23 +36,23 @@ class Pack:
 
 
 def find_packs(roots: Iterable[Path]) -> list[Pack]:
-    """The packs below `roots` (folders like `models/insightface/models`), the best first; no file is opened.
+    """Find the packs below `roots` (folders like `models/insightface/models`), the best first. Opens no file.
 
-    A pack that was unzipped into a folder of its own name (`antelopev2/antelopev2/*.onnx`, on which insightface
-    itself fails) is found all the same. Of two packs with one name the first root's counts.
+    This also finds a pack that was unzipped into a folder of its own name (`antelopev2/antelopev2/*.onnx`), where
+    insightface itself fails. Of two packs with one name the first root's counts.
     """
-    found: dict[str, Pack] = {}
+    packs: dict[str, Pack] = {}
     for root in roots:
         for folder in _list_folders(root):
             model = next((file for inner in (folder, folder / folder.name) if (file := _find_model(inner))), None)
             if model is not None:
-                found.setdefault(folder.name, Pack(folder.name, folder, model))
+                packs.setdefault(folder.name, Pack(folder.name, folder, model))
     rank = {name: place for place, name in enumerate(PREFERRED)}
-    return sorted(found.values(), key=lambda pack: (rank.get(pack.name, len(rank)), pack.name))
+    return sorted(packs.values(), key=lambda pack: (rank.get(pack.name, len(rank)), pack.name))
 
 
 def list_roots(models: Iterable[Path]) -> list[Path]:
-    """Where packs may lie: below each of ComfyUI's model folders, and in insightface's own."""
+    """The folders that may hold packs: below each of ComfyUI's model folders, and insightface's own."""
     return [*(folder / "insightface" / "models" for folder in models), Path.home() / ".insightface" / "models"]
 
 
@@ -64,7 +64,7 @@ def _list_folders(root: Path) -> list[Path]:
 
 
 def _find_model(folder: Path) -> Path | None:
-    """The detection model's file in a folder, by its name."""
+    """Find the detection model's file in a folder, by its name."""
     for pattern in _DETECTION_FILES:
         for file in sorted(folder.glob(pattern)):
             if file.is_file():
@@ -73,18 +73,18 @@ def _find_model(folder: Path) -> Path | None:
 
 
 class InsightFace:
-    """SCRFD, insightface's own class, on a session of ours; several threads may use it at once."""
+    """A detector that runs insightface's own class SCRFD on a session of ours. Several threads may use it at once."""
 
     def __init__(self, pack: Pack, device: Device = "cpu", threads: int | None = None) -> None:
         """Load the pack's detection model. Importing insightface takes a second or more.
 
         Raises:
-            ServerUnavailableError: insightface or what it needs is missing, or the file is no SCRFD model.
+            ServerUnavailableError: insightface or a package that it needs is missing, or the file is no SCRFD model.
         """
         scrfd = _import_scrfd()
         opened = open_session(pack.model, device, threads or default_threads())
         try:
-            # Without the file's name: insightface 2 would open it again, and keep a session for each size of picture.
+            # Without the file's name: insightface 2 would open it again and keep a session for each size of picture.
             self._model: Any = scrfd(session=opened)
             sides = opened.get_inputs()[0].shape[2:4]
             self._fixed = (sides[1], sides[0]) if all(isinstance(side, int) and side > 0 for side in sides) else None
@@ -93,7 +93,7 @@ class InsightFace:
             outputs = len(opened.get_outputs())
         except Exception as error:
             raise _refuse_model(pack, f"{type(error).__name__}: {error}") from None
-        if outputs not in (6, 9, 10, 15):  # what SCRFD's own constructor knows
+        if outputs not in (6, 9, 10, 15):  # the numbers that SCRFD's constructor knows
             raise _refuse_model(pack, f"It has {outputs} outputs; SCRFD has 6, 9, 10 or 15.")
         self.device = device_of(opened)
         self._name = f"insightface/{pack.name}"
@@ -113,14 +113,14 @@ class InsightFace:
         else:
             padded = pixels
         boxes, points = self._model.detect(np.ascontiguousarray(padded[:, :, ::-1]), input_size=size)
-        found = []
+        faces = []
         for index, (*corners, confidence) in enumerate(boxes.tolist()):
             left, top, right, bottom = corners
             box = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
             if box[0] < box[2] and box[1] < box[3]:
                 marks = () if points is None else tuple((float(x), float(y)) for x, y in points[index])
-                found.append(Face(box, marks, min(confidence, 1.0)))
-        return sorted(found, key=lambda face: -face.confidence)
+                faces.append(Face(box, marks, min(confidence, 1.0)))
+        return sorted(faces, key=lambda face: -face.confidence)
 
 
 def _import_scrfd() -> Any:

@@ -1,4 +1,4 @@
-"""The face check together with the folders that its pictures lie in."""
+"""Give nodes the face check, and the folders that its pictures lie in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 
 @dataclass(frozen=True)
 class FaceMachine:
-    """What face nodes need.
+    """Everything that face nodes need.
 
     Attributes:
         checker: the face check.
@@ -29,15 +29,15 @@ class FaceMachine:
     input_folder: Callable[[], Path]
 
     def find_image(self, image: str) -> Path:
-        """Where an image lies that a loader names. Raises BadImageError: outside its folder, or not there."""
+        """The path of an image that a loader names. Raises BadImageError where there is none in its folder."""
         kind, name = split_annotation(image)
         path = self.file(kind, "", name) if name else None
-        if path is None or not os.path.isfile(path):  # which says False of a name that is too long
+        if path is None or not os.path.isfile(path):  # False for a name that is too long
             raise BadImageError(f"The image {image} is not there.", extra_info={"image": image})
         return path
 
     def list_images(self) -> list[str]:
-        """The pictures directly in the input folder, by name, as LoadImage lists them."""
+        """The names of the pictures in the input folder itself, as LoadImage lists them."""
         try:
             return sorted(
                 entry.name

@@ -1,4 +1,4 @@
-"""onnxruntime: there or not, which devices it really has, and whether two of its packages overwrote each other."""
+"""Find out whether onnxruntime works, on which devices, and whether two of its packages overwrote each other."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Device = Literal["cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
-#: Packages that all write the folder `onnxruntime`; the last one installed wins.
+#: Packages that all write the folder `onnxruntime`, so that the last one installed wins.
 PACKAGES = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-rocm",
     "onnxruntime-migraphx", "onnxruntime-qnn",
 )  # fmt: skip
 
-#: Packages whose module has another name.
+#: Module → package, where their names differ.
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "google": "protobuf"}
 
 
@@ -41,14 +41,14 @@ class OnnxruntimeBody(TypedDict):
 
 @dataclass(frozen=True)
 class OnnxruntimeState:
-    """What is installed under the name onnxruntime.
+    """The packages installed under the name onnxruntime, and what is wrong with them.
 
     Attributes:
         packages: name → version of each package that writes it.
-        providers: what it can run on; empty where it cannot be imported.
-        problem: one line for the operator; empty where all is well.
-        broken: whether the problem takes the GPU away from every node of this machine now (else it may, later).
-        command: the one command that mends it; empty where there is nothing to mend.
+        providers: those that it can run on; empty where it cannot be imported.
+        problem: one line for the operator; empty where there is none.
+        broken: the problem takes the GPU away from every node of this machine now; otherwise it may later.
+        command: the one command that fixes it; empty where there is no problem.
     """
 
     packages: dict[str, str]
@@ -69,32 +69,32 @@ class OnnxruntimeState:
 
 
 def read_state() -> OnnxruntimeState:
-    """Look at what is installed. Imports onnxruntime (a third of a second, once): not for the event loop."""
+    """Look at what is installed. Imports onnxruntime (a third of a second, once), so not for the event loop."""
     packages = list_installed()
     try:
         providers = tuple(importlib.import_module("onnxruntime").get_available_providers())
     except Exception:
-        # A half-overwritten package fails in many ways; whatever it raises, nothing can run on it.
+        # A half-overwritten package fails in many ways. Whatever it raises, nothing can run on it.
         providers = ()
     return judge(packages, providers)
 
 
 def list_installed() -> dict[str, str]:
     """Name → version of each installed package that writes the folder `onnxruntime`."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def judge(packages: dict[str, str], providers: tuple[str, ...]) -> OnnxruntimeState:
-    """The verdict on what is installed. Pure; `read_state` gathers the facts.
+    """Judge what is installed. Pure; `read_state` gathers the facts.
 
-    Uninstalling one of two would delete files of the other, so both go before one comes back (measured: with
-    onnxruntime on top of onnxruntime-gpu, CUDAExecutionProvider is gone; docs/faces.md).
+    Uninstalling one of two packages deletes files of the other, so the command removes both before it installs one.
+    (Measured: with onnxruntime on top of onnxruntime-gpu, CUDAExecutionProvider is gone; docs/faces.md.)
     """
     if len(packages) > 1:
         keep = "onnxruntime-gpu" if "onnxruntime-gpu" in packages else next(n for n in packages if n != "onnxruntime")
@@ -122,7 +122,7 @@ def judge(packages: dict[str, str], providers: tuple[str, ...]) -> OnnxruntimeSt
 
 
 def import_runtime() -> Any:
-    """The module onnxruntime.
+    """Import onnxruntime.
 
     Raises:
         ServerUnavailableError: it is missing or does not load; the message names the package.
@@ -134,7 +134,7 @@ def import_runtime() -> Any:
 
 
 def explain_missing(package: str, error: Exception) -> ServerUnavailableError:
-    """The error for a package that cannot be imported; names the one that is not there, where that is why."""
+    """The error for a package that cannot be imported; it names the package that is missing, where one is."""
     absent = (error.name or package).split(".")[0] if isinstance(error, ModuleNotFoundError) else None
     name = _DISTRIBUTIONS.get(absent or package, absent or package)
     return ServerUnavailableError(
@@ -146,13 +146,13 @@ def explain_missing(package: str, error: Exception) -> ServerUnavailableError:
 
 
 def open_session(model: Path, device: Device, threads: int) -> Any:
-    """An InferenceSession of `model`; on `cuda` where CUDAExecutionProvider is really there, else on the CPU.
+    """Open an InferenceSession of `model`, on `cuda` where CUDAExecutionProvider works, else on the CPU.
 
-    A session may run in several threads at once. The arena is off: it would keep the memory of the largest picture
-    for ever. Threads do not spin while they wait, since ComfyUI needs the cores.
+    A session may run in several threads at once. The arena is off, because it would keep the memory of the largest
+    picture for ever. Threads do not spin while they wait, because ComfyUI needs the cores.
 
     Raises:
-        ServerUnavailableError: no onnxruntime, or the file is no model.
+        ServerUnavailableError: onnxruntime is missing, or the file is no model.
     """
     onnxruntime = import_runtime()
     options = onnxruntime.SessionOptions()
@@ -175,10 +175,10 @@ def open_session(model: Path, device: Device, threads: int) -> Any:
 
 
 def device_of(opened: Any) -> Device:
-    """Where a session really runs: onnxruntime falls back to the CPU when CUDA's libraries do not load."""
+    """The device that a session runs on: onnxruntime falls back to the CPU where CUDA's libraries do not load."""
     return "cuda" if CUDA in opened.get_providers() else "cpu"
 
 
 def default_threads() -> int:
-    """Threads for one look: two are enough for 150 ms a photo, and ComfyUI keeps the other cores."""
+    """The threads for one look: two search a photo in 150 ms, and ComfyUI keeps the other cores."""
     return max(1, min(2, os.cpu_count() or 1))

@@ -1,6 +1,6 @@
-"""Pictures as users send them, opened within bounds.
+"""Open photos as users send them, within bounds.
 
-Judged by content, not by name. Everything that is wrong with a picture is a BadImageError.
+Their content tells what they are, not their name. Every fault of a photo is a BadImageError.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import BadImageError
 from . import Pixels
 
-#: What people send. Nothing else is tried: Pillow would hand an EPS file to Ghostscript.
+#: The formats that people send. No other is tried, because Pillow would give an EPS file to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-#: An ISO media file's brands that mean HEIC/HEIF (ISO/IEC 23008-12, annex B).
+#: The brands by which an ISO media file says that it is HEIC or HEIF (ISO/IEC 23008-12, annex B).
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
@@ -33,8 +33,8 @@ class PhotoLimits:
     """How large a picture may be.
 
     Attributes:
-        max_bytes: of the file. A 12,000-pixel panorama as PNG has about 100 MB.
-        max_pixels: of the picture. 150 million: a phone's 108-megapixel photo passes; decoded it takes 450 MB.
+        max_bytes: of the file. A 12,000-pixel panorama has about 100 MB as PNG.
+        max_pixels: of the picture. A phone's 108-megapixel photo passes; 150 million take 450 MB when decoded.
     """
 
     max_bytes: int = 128 * 2**20
@@ -52,7 +52,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it is looked at.
+    """A picture as the search gets it.
 
     Attributes:
         pixels: upright, perhaps smaller than the picture.
@@ -65,7 +65,7 @@ class Picture:
 
 
 def read(source: Path | bytes, limits: PhotoLimits, name: str = "") -> bytes:
-    """The file's bytes. Raises BadImageError: it is missing, no file, or too large."""
+    """Read the file's bytes. Raises BadImageError where it is missing, no file, or too large."""
     if isinstance(source, bytes):
         _check_size(len(source), limits, name)
         return source
@@ -95,14 +95,14 @@ def _name_picture(name: str) -> str:
 
 
 def decode(data: bytes, limits: PhotoLimits, name: str = "", at_least: int | None = None) -> Photo:
-    """The picture in `data`: its first frame, upright, in whatever mode it has.
+    """Decode a picture: its first frame, upright, in the mode that it has.
 
     Args:
-        at_least: pixels on each side that are enough; a JPEG is then decoded at a half, a quarter or an eighth of
+        at_least: the pixels on each side that are enough. A JPEG is then decoded at a half, a quarter or an eighth of
             its size where that still has them, which is several times faster.
 
     Raises:
-        BadImageError: not a picture, cut off, broken, or more than `limits.max_pixels`.
+        BadImageError: it is no picture, cut off or broken, or has more than `limits.max_pixels`.
     """
     try:
         image = _open_heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
@@ -120,24 +120,24 @@ def decode(data: bytes, limits: PhotoLimits, name: str = "", at_least: int | Non
     except BadImageError:
         raise
     except Exception as error:
-        # Pillow's readers raise nearly anything on hostile input: SyntaxError, struct.error, IndexError, MemoryError.
+        # Pillow's readers raise almost anything on hostile input: SyntaxError, struct.error, IndexError, MemoryError.
         raise _refuse(name, error) from None
 
 
 def _refuse(name: str, error: Exception) -> BadImageError:
     if isinstance(error, UnidentifiedImageError):
-        said = "It is in no format that is known here."  # Pillow's own words name an object in memory
+        why = "Its format is not known here."  # Pillow's own words name an object in memory
     else:
-        said = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"
     return BadImageError(
         f"{_name_picture(name)} cannot be read as a picture.",
-        details=said,
+        details=why,
         extra_info={"image": name},
     )
 
 
 def open_picture(data: bytes, limits: PhotoLimits, max_pixels: int, name: str = "") -> Picture:
-    """The picture in `data`, scaled down to `max_pixels` where it has more. Raises BadImageError."""
+    """Decode a picture and scale it down to `max_pixels` where it has more. Raises BadImageError."""
     opened = decode(data, limits, name, at_least=round(max_pixels**0.5))
     try:
         return Picture(np.asarray(_shrink(to_rgb(opened.image), max_pixels)), opened.width, opened.height)
@@ -146,7 +146,7 @@ def open_picture(data: bytes, limits: PhotoLimits, max_pixels: int, name: str = 
 
 
 def shrink(pixels: Pixels, max_pixels: int) -> Pixels:
-    """`pixels`, scaled down to `max_pixels` where there are more."""
+    """Scale a picture down to `max_pixels` where it has more."""
     height, width = pixels.shape[:2]
     if width * height <= max_pixels:
         return pixels
@@ -158,12 +158,12 @@ def _shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     if scale >= 1:
         return image
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # reducing_gap: first by whole factors, which for a large picture is several times faster and looks the same.
+    # reducing_gap scales by whole factors first, which looks the same and is several times faster for large pictures.
     return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB: what is transparent over white, 16 bits by their upper 8, floats from 0..1."""
+    """Convert any mode to 8-bit RGB: transparency over white, 16 bits by their upper 8, floats from 0..1."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -177,7 +177,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Pixels:
-    """A grey picture of more than 8 bits. Mode I comes from 16-bit files; F from TIFFs, mostly 0..1."""
+    """Convert a grey picture of more than 8 bits. Mode I comes from 16-bit files, F from TIFFs, mostly as 0..1."""
     values = np.nan_to_num(np.asarray(image, np.float64))
     if image.mode == "F":
         scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
@@ -188,13 +188,13 @@ def _to_eight_bits(image: Image.Image) -> Pixels:
 
 @cache
 def _list_formats() -> tuple[str, ...]:
-    """What this Pillow can open of `_FORMATS` (MPO counts as JPEG; AVIF came with 11.3)."""
+    """Those of `_FORMATS` that this Pillow can open (MPO counts as JPEG; AVIF came with 11.3)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _open_with_pillow(data: bytes) -> Image.Image:
-    # The limit on pixels is ours: other packs switch Pillow's off for the whole process.
+    # `decode` limits the pixels itself, because other packs switch Pillow's limit off for the whole process.
     image = Image.open(io.BytesIO(data), formats=_list_formats())
     if not _is_whole(data):
         raise EOFError("the file ends before its end mark")
@@ -202,9 +202,9 @@ def _open_with_pillow(data: bytes) -> Image.Image:
 
 
 def _open_heif(data: bytes) -> Any:
-    """HEIC through pillow-heif, without registering it with Pillow, which would change other nodes' LoadImage.
+    """Open HEIC with pillow-heif, not registered with Pillow, which would change LoadImage for everybody.
 
-    The answer has a size and is decoded by `to_pillow`, which turns it upright.
+    The result has a `size`; its `to_pillow` decodes it and turns it upright.
     """
     try:
         pillow_heif = importlib.import_module("pillow_heif")
@@ -221,15 +221,15 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        # Broken EXIF data says nothing about how the picture is to be turned.
+        # Broken EXIF data does not say how to turn the picture.
         return image
 
 
 def _is_whole(data: bytes) -> bool:
     """Whether the file goes on to its own end mark.
 
-    Pillow tells by itself, but not after another pack has set ImageFile.LOAD_TRUNCATED_IMAGES for the whole process
-    (ComfyUI does so for a moment whenever a picture fails to load).
+    Pillow checks that too, unless another pack has set ImageFile.LOAD_TRUNCATED_IMAGES for the whole process; ComfyUI
+    sets it for a moment whenever a picture fails to load.
     """
     if data.startswith(b"\x89PNG"):
         return _is_whole_png(data)
@@ -243,7 +243,7 @@ def _is_whole(data: bytes) -> bool:
         return int.from_bytes(data[2:6], "little") <= len(data)
     if data.startswith((b"II", b"MM")):
         return _is_whole_tiff(data)
-    return True  # AVIF: its decoder knows no tolerance
+    return True  # AVIF, whose decoder tolerates nothing
 
 
 def _is_whole_png(data: bytes) -> bool:
@@ -260,7 +260,7 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _is_whole_jpeg(data: bytes) -> bool:
-    """Segment by segment, since the thumbnail in the EXIF data has an end mark of its own."""
+    """Goes segment by segment, because the thumbnail in the EXIF data has an end mark of its own."""
     at = 2
     while marker := _JPEG_MARKER.search(data, at):
         code, at = data[marker.start() + 1], marker.end()
@@ -272,7 +272,7 @@ def _is_whole_jpeg(data: bytes) -> bool:
 
 
 def _is_whole_gif(data: bytes) -> bool:
-    """Up to the end of the first frame; many GIFs lack the trailer, and no other frame is looked at."""
+    """Goes to the end of the first frame, since many GIFs lack the trailer and nobody looks at the other frames."""
     at = 13 + _count_color_bytes(data[10])
     while at < len(data):
         kind = data[at]
@@ -293,7 +293,7 @@ def _is_whole_gif(data: bytes) -> bool:
 
 
 def _count_color_bytes(packed: int) -> int:
-    """Bytes of the colour table that a GIF's flags announce."""
+    """The bytes of the colour table that a GIF's flags announce."""
     return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
 
 

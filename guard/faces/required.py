@@ -1,8 +1,8 @@
-"""Which pictures of a prompt need a face, read from the graph alone.
+"""Find the pictures in a prompt that need a face, from the graph alone.
 
-A face-check node, or a node of another pack that fails or does nothing without a face, gets its picture from a
-loader, directly or through nodes that pass a picture along. Where the picture is made on the way (sampled, decoded,
-painted), nothing can be said before it runs: the face-check node checks it in the graph.
+A face-check node, or a node of another pack that fails or does nothing without a face, gets its picture from a loader,
+directly or through nodes that pass a picture along. Where nodes make the picture on the way (sample, decode, paint),
+only the run can tell: then the face-check node checks it in the graph.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ _WHOLE = {
     "RepeatImageBatch": ("image",),
     "ImageBatch": ("image1", "image2"),
 }
-#: The same, but what comes out may be a part of the picture, or the picture with something around it: then only
-#: that there is a face at all can be said of the file, not how many there will be or how large.
+#: The same, but a part of the picture comes out, or the picture with something around it. Then the file tells only
+#: whether there is a face, not how many faces come out or how large.
 _PART = {
     "ImageCrop": ("image",),
     "ImagePadForOutpaint": ("image",),
@@ -85,14 +85,13 @@ _CHECKED_OUTPUT, _CROP_OUTPUT = 0, 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture that must keep the rules before the job may exist.
+    """A picture that must keep the rules, or the job is refused.
 
     Attributes:
         node_id, class_type, input: of the node that wants the face.
         loader_id: the node that loads the picture.
-        image: as the loader names it, perhaps with ` [output]` behind; see `guard.files.split_annotation`.
-        rules: what it must show.
-        detector: None: the setting's.
+        image: as the loader names it, perhaps with ` [output]` behind; see `split_annotation`.
+        detector: None for the setting's.
     """
 
     node_id: str
@@ -113,17 +112,17 @@ def find_wanted(
     """Every picture of a prompt whose face can be checked at admission, each once per set of rules.
 
     Args:
-        graph: API format, its shape already checked.
+        graph: API format, its shape checked.
         required_by: node class → inputs that need a face (`faces.required_by`); None: REQUIRED_BY.
-        rules: for those classes. Face-check nodes bring their own.
-        outputs: only nodes that these output nodes need count; None: all.
+        rules: for those classes. Face-check nodes have their own.
+        outputs: output nodes; nodes that none of them needs are skipped. None: no node is.
 
     Raises:
         InvalidRequestError: a face-check node's rules are out of range.
     """
     classes = REQUIRED_BY if required_by is None else required_by
     alive = set(graph) if outputs is None else _find_upstream(graph, outputs)
-    found: dict[tuple[str, FaceRules, str | None], Wanted] = {}
+    pictures: dict[tuple[str, FaceRules, str | None], Wanted] = {}
     for node_id, node in graph.items():
         if node_id not in alive:
             continue
@@ -132,8 +131,8 @@ def find_wanted(
                 fitting = _relax(needed) if part else needed
                 if fitting.min_faces or fitting.max_faces:
                     entry = Wanted(node_id, node["class_type"], name, loader_id, image, fitting, detector)
-                    found.setdefault((image, fitting, detector), entry)
-    return list(found.values())
+                    pictures.setdefault((image, fitting, detector), entry)
+    return list(pictures.values())
 
 
 def list_loaded(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) -> list[tuple[str, str]]:
@@ -147,7 +146,7 @@ def list_loaded(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) 
 def _list_needs(
     node: Mapping[str, Any], classes: Mapping[str, Sequence[str]], rules: FaceRules
 ) -> Iterator[tuple[str, FaceRules, str | None]]:
-    """(input, rules, detector) of each picture that a node wants a face in."""
+    """(input, rules, detector) of each picture in which a node needs a face."""
     kind, inputs = node["class_type"], node["inputs"]
     if kind in (FACE_CHECK, FACE_LOADER):
         detector = inputs.get("detector")
@@ -158,7 +157,7 @@ def _list_needs(
 
 
 def _trace_sources(graph: Mapping[str, Any], node_id: str, name: str) -> Iterator[tuple[str, str, bool]]:
-    """(loader id, image, whether only a part of it arrives) for the picture at a node's input."""
+    """(loader id, image, whether only a part arrives) of each picture that reaches a node's input."""
     if image := _read_image_name(graph[node_id]):
         yield node_id, image, False
         return
@@ -185,7 +184,7 @@ def _trace_sources(graph: Mapping[str, Any], node_id: str, name: str) -> Iterato
 
 
 def _read_image_name(node: Mapping[str, Any]) -> str:
-    """The image that a loader node names; empty for other nodes, and where the name comes over a link."""
+    """The image that a loader node names; empty for other nodes, and where a link gives the name."""
     image = node["inputs"].get(LOADERS.get(node["class_type"], ""))
     return image if isinstance(image, str) else ""
 

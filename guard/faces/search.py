@@ -1,9 +1,9 @@
-"""Looking for faces in several ways before saying no.
+"""Search for faces in several ways before saying no.
 
-One look finds faces of about 10 pixels and more, upright or nearly so, with something around them. So a large picture
-is looked at in tiles too, a tight crop with a frame around it, a sideways photo turned; each only while faces are
-wanting, because a photo of a cat pays for all of them. What is found with little confidence is looked at once more,
-in close-up: on the photos of the tests no face lost by it and nothing else survived it.
+One look finds faces of about 10 pixels and more, upright or nearly so, with something around them. So the search also
+looks at a large picture in tiles, at a tight crop with a frame around it, and at a sideways photo turned; each only
+while faces are missing, because a photo of a cat costs all of them. It looks at a doubtful face once more, in close-up:
+on the photos of the tests every face passed that and nothing else did.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from PIL import Image
 from . import Box, Detector, Face, Pixels
 from .photos import Picture, shrink
 
-#: Pixels that a picture is scaled down to at the most: in a 12-megapixel group photo a face of 22 pixels has 10 here.
+#: Larger pictures are scaled down to this many pixels: a face of 22 pixels in a 12-megapixel group photo has 10 here.
 MAX_PIXELS = 2_400_000
-#: The first look: faces of 1.7 % of a square picture's side and more.
+#: The first look finds faces of 1.7 % of a square picture's side and more.
 _FIRST_PIXELS = 576 * 576
-#: Above this the picture is also looked at in tiles, which overlap by more than the faces they are there for.
+#: Larger pictures are also searched in tiles, which overlap by more than the size of the faces that they are for.
 _TILES_FROM_PIXELS = 1_500_000
 _TILE, _OVERLAP = 640, 128
-#: Where the largest face is under this part of the shorter side it is a crowd, and the first look has missed some.
+#: Where the largest face is under this part of the shorter side, it is a crowd, and the first look has missed some.
 _CROWD_FRACTION = 0.1
-#: The tight crop: scaled down to this, with half as much again on each side.
+#: A tight crop is scaled down to this, and gets a frame of half its size on each side.
 _FRAMED_PIXELS, _FRAME = 160 * 160, 0.5
-#: The turned picture: faces of 4 % of the side and more, as FaceRules wants them.
+#: In the turned picture the search finds faces of 4 % of the side and more, as FaceRules demands.
 _TURNED_PIXELS = 256 * 256
-#: Below this confidence a face is looked at in close-up: 2.2 times its size, as 144 × 144 pixels. CenterFace there
-#: gave upright faces 0.67 to 0.93, and what had been taken for one (at 0.35 to 0.57) 0.00 to 0.39.
+#: A face of less confidence is looked at in close-up: 2.2 times its size, as 144 × 144 pixels. There CenterFace gave
+#: upright faces 0.67 to 0.93, and what it had taken for faces (at 0.35 to 0.57) 0.00 to 0.39.
 _SURE = 0.75
 _CLOSE_UP, _CLOSE_UP_SIDE = 2.2, 144
 
@@ -47,9 +47,9 @@ def search(
     """The faces in a picture, most confident first, in pixels of the upright picture at its full size.
 
     Args:
-        wanted: how many are enough; the costlier ways of looking end with them.
-        min_confidence: from which on a face counts as one of those. Others are in the answer as well.
-        try_rotations: look at the picture turned by 90, 180 and 270 degrees too before giving up.
+        wanted: the number of faces that ends the search.
+        min_confidence: from which on a face counts towards it. The answer has the others as well.
+        try_rotations: also look at the picture turned by 90, 180 and 270 degrees.
     """
     pixels = shrink(picture.pixels, MAX_PIXELS)
     first = shrink(pixels, _FIRST_PIXELS)
@@ -67,8 +67,8 @@ def search(
     if wanting(min_confidence):
         framed = look(detector, first, shrink(first, _FRAMED_PIXELS), _FRAME)
         faces = merge([*faces, *(_scale(face, *grown) for face in framed)])
-    # Faces that lie on their side are found in part: the picture is set upright, and looked at as before. A doubtful
-    # face may be the right way up in a turned picture, and then is where it really is.
+    # Some faces are found though they lie on their side; then the upright picture gets a look in full. A face that is
+    # doubtful here may be upright, and sure, in a turned picture.
     lean = _find_lean(face for face in faces if face.confidence >= min_confidence)
     for quarters in sorted((1, 3, 2), key=lambda quarters: quarters != lean) if try_rotations else ():
         if quarters != lean and not wanting(max(min_confidence, _SURE)):
@@ -83,27 +83,27 @@ def search(
 
 
 def look(detector: Detector, pixels: Pixels, small: Pixels, frame: float = 0.0) -> list[Face]:
-    """One look at `small`, a scaled-down `pixels`, with a black frame of `frame` times its sides around it.
+    """Look once at `small`, a scaled-down `pixels`, with a black frame of `frame` times its sides around it.
 
-    The faces are in pixels of `pixels`, and doubtful ones are looked at there in close-up.
+    The faces are in pixels of `pixels`, where doubtful ones get a close-up.
     """
     height, width = pixels.shape[:2]
     rows, columns = small.shape[:2]
     left, top = round(columns * frame), round(rows * frame)
     framed = np.pad(small, ((top, top), (left, left), (0, 0))) if frame else small
-    found = []
+    seen = []
     for face in detector.find(framed):
         back = _scale(_move(face, -left, -top), width / columns, height / rows)
         box = _clip(back.box, width, height)
         if box is not None:
-            found.append(_look_closer(detector, pixels, replace(back, box=box)))
-    return sorted(found, key=lambda face: -face.confidence)
+            seen.append(_look_closer(detector, pixels, replace(back, box=box)))
+    return sorted(seen, key=lambda face: -face.confidence)
 
 
 def _find_lean(faces: Iterable[Face]) -> int:
-    """By how many quarters np.rot90 must turn the picture for most of the faces to stand upright, by their landmarks.
+    """By how many quarters np.rot90 must turn the picture so that most of the faces stand upright.
 
-    (CenterFace's landmarks tell that even for faces on their head: within 30 degrees on the photos of the tests.)
+    Their landmarks tell, CenterFace's even for faces on their head: within 30 degrees on the photos of the tests.
     """
     votes = [0.0] * 4
     for face in faces:
@@ -116,12 +116,12 @@ def _find_lean(faces: Iterable[Face]) -> int:
 
 
 def merge(faces: Iterable[Face]) -> list[Face]:
-    """Of faces that overlap by 40 % of both, or 70 % of the smaller, the most confident; most confident first."""
-    kept: list[Face] = []
+    """Keep the most confident of faces that overlap by 40 % of both, or 70 % of the smaller; most confident first."""
+    distinct: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.confidence):
-        if not any(_is_same(face, other) for other in kept):
-            kept.append(face)
-    return kept
+        if not any(_is_same(face, other) for other in distinct):
+            distinct.append(face)
+    return distinct
 
 
 def _is_same(face: Face, other: Face) -> bool:
@@ -139,14 +139,14 @@ def _area(box: Box) -> float:
 
 
 def _look_closer(detector: Detector, pixels: Pixels, face: Face) -> Face:
-    """The face, with the mean of its confidence and the close-up's, unless it is sure already."""
+    """Give a doubtful face the mean of its own confidence and the close-up's."""
     if face.confidence >= _SURE:
         return face
     middle_x, middle_y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
     reach = face.size * _CLOSE_UP / 2
     cut = (round(middle_x - reach), round(middle_y - reach), round(middle_x + reach), round(middle_y + reach))
     side = (_CLOSE_UP_SIDE, _CLOSE_UP_SIDE)
-    # What lies outside the picture is black.
+    # Black outside the picture.
     close = np.asarray(_crop(pixels, cut).resize(side, Image.Resampling.BILINEAR))
     expected = _CLOSE_UP_SIDE / _CLOSE_UP
     seen = 0.0
@@ -169,18 +169,18 @@ def _crop(pixels: Pixels, cut: tuple[int, int, int, int]) -> Image.Image:
 
 def _search_tiles(detector: Detector, pixels: Pixels) -> list[Face]:
     height, width = pixels.shape[:2]
-    found = []
+    seen = []
     for top in _list_starts(height):
         for left in _list_starts(width):
             tile = pixels[top : top + _TILE, left : left + _TILE]
             for face in detector.find(np.ascontiguousarray(tile)):
                 if not _is_halved(face.box, left, top, width, height):
-                    found.append(_look_closer(detector, pixels, _move(face, left, top)))
-    return found
+                    seen.append(_look_closer(detector, pixels, _move(face, left, top)))
+    return seen
 
 
 def _list_starts(length: int) -> list[int]:
-    """Where tiles begin along a side: evenly, so that neighbours overlap by `_OVERLAP` at least."""
+    """Where tiles begin along a side, evenly spread, so that neighbours overlap by `_OVERLAP` at least."""
     if length <= _TILE:
         return [0]
     count = -(-(length - _OVERLAP) // (_TILE - _OVERLAP))
@@ -188,7 +188,7 @@ def _list_starts(length: int) -> list[int]:
 
 
 def _is_halved(box: Box, left: int, top: int, width: int, height: int) -> bool:
-    """Whether the tile's own edge may have cut the face. Its neighbour, or the first look, has it whole."""
+    """Whether the tile's own edge may cut the face, which its neighbour or the first look then has whole."""
     right, bottom = min(_TILE, width - left), min(_TILE, height - top)
     return (
         (left > 0 and box[0] < 2)
@@ -216,7 +216,7 @@ def _scale(face: Face, x: float, y: float) -> Face:
 
 
 def _turn_back(face: Face, quarters: int, width: int, height: int) -> Face:
-    """From a picture of `width` × `height` that np.rot90 has turned by `quarters` back to itself."""
+    """Turn a face back that was found in a picture of `width` × `height` after np.rot90 by `quarters`."""
 
     def back(x: float, y: float) -> tuple[float, float]:
         return {1: (width - y, x), 2: (width - x, height - y), 3: (y, height - x)}[quarters]

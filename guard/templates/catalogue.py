@@ -1,4 +1,4 @@
-"""Which templates there are, and what this server lacks for them."""
+"""Know which templates there are, and what this server lacks for them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from .render import choose_values, complete, estimate_vram_gib, render
 
 log = logging.getLogger("guarded.templates")
 
-#: What a request for a template may hold beside `parameters` and `guard`: as for a prompt of the caller's own.
-_BESIDE = frozenset({"client_id", "prompt_id", "extra_data", "number", "front"})
+#: A request for a template may have these fields beside `parameters` and `guard`, as one for a prompt may.
+_OTHER_FIELDS = frozenset({"client_id", "prompt_id", "extra_data", "number", "front"})
 
 
 class ModelFacts(TypedDict):
@@ -83,9 +83,9 @@ class WorkflowBody(TypedDict):
 
 
 class Templates:
-    """The templates of some folders; a later folder's wins over an earlier one's of the same name.
+    """The templates of some folders; of two with one name, the later folder's counts.
 
-    They are read when they are first asked for. Any thread; everything here may wait for the disk.
+    They are read at the first use. Any thread; everything here may wait for the disk.
     """
 
     def __init__(self, host: Host, policy: PolicySettings, folders: Sequence[Path]) -> None:
@@ -95,25 +95,25 @@ class Templates:
 
     @cached_property
     def _all(self) -> dict[str, Template]:
-        found = {}
+        templates = {}
         for folder in self._folders:
             for path in sorted(folder.glob("*.toml")):
                 try:
-                    found[path.stem] = Template.read(path)
+                    templates[path.stem] = Template.read(path)
                 except TemplateError as error:
                     log.error("%s; it is left out (%s)", error, path)
-        return found
+        return templates
 
     def fill(self, name: str, body: dict[str, Any], uploaded: Collection[str] = ()) -> Values:
-        """Turn the body of a request for a template into one with a `prompt`; the parameters in force.
+        """Turn the body of a request for a template into one with a `prompt`. Returns every parameter's value.
 
         Args:
-            uploaded: names of files that came with the request; one that is called like a parameter is its value.
+            uploaded: names of files that came with the request; a file with a parameter's name is its value.
 
         Raises:
-            NotFoundError: no such template.
-            InvalidRequestError, PolicyViolationError: parameters; see `choose_values`. Also: it needs more
-                memory than there is.
+            NotFoundError: there is no such template.
+            InvalidRequestError, PolicyViolationError: the parameters are wrong, see `choose_values`.
+            PolicyViolationError: it needs more video memory than it may use.
             MissingNodeError, MissingModelError: this server lacks something for it.
         """
         template = self._all.get(name)
@@ -127,15 +127,15 @@ class Templates:
             given = {}
         if not isinstance(given, dict):
             raise InvalidRequestError("parameters must be an object.", extra_info={"field": "parameters"})
-        if unknown := sorted(set(body) - _BESIDE):
+        if unknown := sorted(set(body) - _OTHER_FIELDS):
             raise InvalidRequestError(
                 f"A request for a template has no {', '.join(field[:100] for field in unknown)}; "
-                "what the template takes goes into parameters.",
+                "put the template's values into parameters.",
                 extra_info={"fields": unknown},
             )
         files = {each: each for each in uploaded if each in template.manifest.parameters and given.get(each) is None}
         values = choose_values(template, {**given, **files})
-        names = self._model_names(template)
+        names = self._find_models(template)
         self._check_nodes(template)
         self._check_models(template, values, names)
         self._check_memory(template, values)
@@ -143,12 +143,12 @@ class Templates:
         return values
 
     def describe(self, locale: str) -> list[WorkflowBody]:
-        """Every template as JSON, with what is missing here."""
+        """Describe every template as JSON, with what this server lacks for it."""
         return [self._describe(template, locale) for template in self._all.values()]
 
     def _describe(self, template: Template, locale: str) -> WorkflowBody:
         manifest = template.manifest
-        names = self._model_names(template)
+        names = self._find_models(template)
         classes = self._host.missing_classes(template.graph)
         missing_packs = _find_packs(template, classes)
         default = complete(template, {})
@@ -180,11 +180,11 @@ class Templates:
                 "node_packs": [pack.name for pack in missing_packs],
                 "classes": classes,
             },
-            "ready": not missing and not classes and self._memory_refusal(template, default) is None,
+            "ready": not missing and not classes and self._refuse_memory(template, default) is None,
         }
 
-    def _model_names(self, template: Template) -> dict[str, str]:
-        """Model file → the host's name for it, of those that are there."""
+    def _find_models(self, template: Template) -> dict[str, str]:
+        """Map the model files that are here to the host's names for them."""
         names = {}
         for model in template.manifest.models:
             if (name := self._host.model_name(model.folder, model.file)) is not None:
@@ -210,17 +210,19 @@ class Templates:
             model for model in template.manifest.models if model.file not in names and applies(model.when, values)
         ]
         if missing:
-            said = "; ".join(f"{model.file} belongs in models/{model.folder}, from {model.source}" for model in missing)
+            places = "; ".join(
+                f"{model.file} belongs in models/{model.folder}, from {model.source}" for model in missing
+            )
             raise MissingModelError(
-                f"Template {template.name}: this server lacks a model: {said}.",
+                f"Template {template.name}: this server lacks a model: {places}.",
                 extra_info={"models": [_describe_model(model) for model in missing]},
             )
 
     def _check_memory(self, template: Template, values: Values) -> None:
-        if (refusal := self._memory_refusal(template, values)) is not None:
+        if (refusal := self._refuse_memory(template, values)) is not None:
             raise refusal
 
-    def _memory_refusal(self, template: Template, values: Values) -> PolicyViolationError | None:
+    def _refuse_memory(self, template: Template, values: Values) -> PolicyViolationError | None:
         need = estimate_vram_gib(template, values)
         total = self._host.video_memory()
         card = None if total is None else round(total / 2**30, 1)

@@ -1,4 +1,4 @@
-"""What a template says of itself, read from its two files and checked against each other."""
+"""Read a template's two files and check them against each other."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: What ComfyUI's samplers take.
+#: The largest seed that ComfyUI's samplers take.
 MAX_SEED = 2**64 - 1
-#: A text without a `max_length` of its own.
+#: The most characters of a text parameter without a `max_length` of its own.
 TEXT_LENGTH = 4000
 FILE_NAME_LENGTH = 255
 
@@ -33,7 +33,7 @@ class TemplateError(ValueError):
 
 
 class WrongKindError(ValueError):
-    """A value that is no value of the parameter's type; the message says what would be."""
+    """A value of another type than the parameter's; the message says what it must be."""
 
 
 class OutOfRangeError(ValueError):
@@ -62,9 +62,9 @@ class Parameter(_Part):
     """One value that a caller may set.
 
     Attributes:
-        into: where it goes, as `node.input`; nowhere for one that only chooses presets or wiring.
-        default: None: it must be given, or, for a seed, is drawn.
-        step: of integers, counted from `min`.
+        into: the inputs that get it, as `node.input`; none where it only chooses presets or wiring.
+        default: None where the caller must give a value; without one, a seed is drawn.
+        step: between the values of an integer, from `min` on.
         max_length: of texts, in characters.
     """
 
@@ -79,7 +79,7 @@ class Parameter(_Part):
     help: Texts
 
     @model_validator(mode="after")
-    def _check_whole(self) -> Parameter:
+    def _check_limits(self) -> Parameter:
         if self.type in ("integer", "number") and (self.min is None or self.max is None or self.min > self.max):
             raise ValueError(f"{self.type} needs min and max")
         if self.type == "choice" and not self.choices:
@@ -93,7 +93,7 @@ class Parameter(_Part):
         return self.default is None and self.type != "seed"
 
     def read(self, value: Any) -> Any:
-        """The value as the graph gets it. Raises WrongKindError, OutOfRangeError."""
+        """Turn a caller's value into the graph's. Raises WrongKindError, OutOfRangeError."""
         if self.type in ("integer", "seed"):
             return self._read_integer(value)
         if self.type == "number":
@@ -118,7 +118,7 @@ class Parameter(_Part):
         return value
 
     def describe(self, name: str, locale: str) -> ParameterBody:
-        """The parameter as JSON: what applies to its type, and nothing else."""
+        """The parameter as JSON, with only the fields that its type has."""
         told: ParameterBody = {
             "name": name,
             "type": self.type,
@@ -139,7 +139,7 @@ class Parameter(_Part):
         return told
 
     def _read_integer(self, value: Any) -> int:
-        # 20.0 is what some clients make of 20.
+        # Some clients send 20 as 20.0.
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
             raise WrongKindError("must be a whole number")
         whole = int(value)
@@ -156,7 +156,7 @@ class Parameter(_Part):
 
 
 class _Conditional(_Part):
-    """Counts only where parameters have the values of `when`."""
+    """Applies only where parameters have the values of `when`."""
 
     when: dict[str, bool | str] = {}
 
@@ -177,7 +177,7 @@ class ParameterBody(TypedDict):
 
 
 class Preset(_Conditional):
-    """Values for parameters that the caller left out. Of several presets for one parameter, the first counts."""
+    """Values for parameters that the caller left out. The first of several presets for one parameter counts."""
 
     parameters: dict[str, Any]
 
@@ -194,16 +194,16 @@ class PresetBody(TypedDict):
 
 
 class Wiring(_Conditional):
-    """Inputs (`node.input`) that the graph gets instead of its own."""
+    """Values that replace those of the graph's inputs (`node.input`)."""
 
     inputs: dict[str, Any]
 
 
 class Model(_Conditional):
-    """A model file, in a folder below ComfyUI's models (or wherever that kind is registered).
+    """A model file, in a folder below ComfyUI's models or wherever that kind is registered.
 
     Attributes:
-        into: the inputs that name it; they get the name under which this server lists it.
+        into: the inputs that name it; they get the name by which this server lists it.
     """
 
     file: str
@@ -224,10 +224,10 @@ class NodePack(_Part):
 
 
 class VramStep(_Part):
-    """What one step of the work takes on the card; the largest step counts.
+    """The video memory that one step of the work takes; the largest step counts.
 
     Attributes:
-        pixels: the parameters whose product is the picture's size.
+        pixels: the parameters whose product is the picture's size in pixels.
     """
 
     step: str
@@ -237,11 +237,11 @@ class VramStep(_Part):
 
 
 class Manifest(_Part):
-    """`name.toml`.
+    """The contents of `name.toml`.
 
     Attributes:
-        outputs: node ids; what none of them needs is left out of the prompt.
-        read_at: repository → the commit at which class names, inputs and paths were read.
+        outputs: ids of the output nodes; nodes that none of them needs are left out of the prompt.
+        read_at: repository → the commit where class names, inputs and paths were looked up.
     """
 
     title: Texts
@@ -258,7 +258,7 @@ class Manifest(_Part):
 
 @dataclass(frozen=True)
 class Template:
-    """A graph, and what may be changed in it."""
+    """A graph, and the manifest that says what may change in it."""
 
     name: str
     manifest: Manifest
@@ -266,7 +266,7 @@ class Template:
 
     @classmethod
     def read(cls, path: Path) -> Template:
-        """The template whose manifest is `path`, with its graph beside it. Raises TemplateError."""
+        """Read the template whose manifest is `path`, with its graph beside it. Raises TemplateError."""
         name = path.stem
         try:
             manifest = Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -281,7 +281,7 @@ class Template:
         return template
 
     def _check(self) -> None:
-        """Everything that a manifest names must be there. Raises ValueError."""
+        """Check that everything that the manifest names exists. Raises ValueError."""
         known = {f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"]}
         if unknown := sorted({target for target in self._list_targets() if target not in known}):
             raise ValueError(f"the graph has no input {', '.join(unknown)}")

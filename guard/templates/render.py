@@ -1,4 +1,7 @@
-"""Parameters → a prompt. Values are put into the parsed graph, never into its text: a prompt may hold anything."""
+"""Turn parameters into a prompt.
+
+Values go into the parsed graph and never into its text, so that they may hold anything.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ from ..errors import InvalidRequestError, PolicyViolationError
 from ..graph import is_link
 from .manifest import OutOfRangeError, Template, Values, WrongKindError, applies
 
-#: Drawn seeds are whole numbers that every JSON reader, JavaScript's too, gives back unchanged.
+#: Seeds are drawn below this, because JavaScript reads larger numbers wrong.
 SEEDS = 2**53
 
 
 def choose_values(
     template: Template, given: Mapping[str, Any], draw: Callable[[int], int] = secrets.randbelow
 ) -> Values:
-    """Every parameter's value: what was given, else a preset's, else the default, else a drawn seed.
+    """Choose every parameter's value: the given one, else a preset's, else the default, else a drawn seed.
 
     Raises:
-        InvalidRequestError: parameters that do not exist, are missing, or have a value of the wrong type.
-        PolicyViolationError: values beyond their limits. Both name all of them, in `extra_info.parameters`.
+        InvalidRequestError: parameters do not exist, are missing, or have a value of the wrong type.
+        PolicyViolationError: values are beyond their limits. Both errors name all of them, in
+            `extra_info.parameters`.
     """
     manifest = template.manifest
     wrong = {name: "there is no such parameter" for name in given if name not in manifest.parameters}
@@ -41,8 +45,8 @@ def choose_values(
             beyond[name] = str(error)
     for faults, error_class in ((wrong, InvalidRequestError), (beyond, PolicyViolationError)):
         if faults:
-            said = "; ".join(f"{name[:100]}: {fault}" for name, fault in faults.items())
-            raise error_class(f"Template {template.name}: {said}.", extra_info={"parameters": faults})
+            listed = "; ".join(f"{name[:100]}: {fault}" for name, fault in faults.items())
+            raise error_class(f"Template {template.name}: {listed}.", extra_info={"parameters": faults})
     return {
         name: draw(SEEDS) if value is None else manifest.parameters[name].read(value)
         for name, value in complete(template, values).items()
@@ -50,7 +54,7 @@ def choose_values(
 
 
 def complete(template: Template, given: Values) -> dict[str, Any]:
-    """Presets and defaults for what is not `given`; None for what has neither."""
+    """Add presets and defaults for what is not `given`, and None for what has neither."""
     manifest = template.manifest
     values = {name: given.get(name, parameter.default) for name, parameter in manifest.parameters.items()}
     chosen = set(given)
@@ -63,11 +67,11 @@ def complete(template: Template, given: Values) -> dict[str, Any]:
 
 
 def render(template: Template, values: Values, model_names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The graph with `values` in it, and nothing that its outputs do not need.
+    """Put `values` into a copy of the graph, and leave out the nodes that its outputs do not need.
 
     Args:
-        values: of every parameter, from :func:`choose_values`.
-        model_names: model file → the name under which the host lists it, where that is another.
+        values: every parameter's, from :func:`choose_values`.
+        model_names: model file → the name by which the host lists it, where that differs.
     """
     graph: dict[str, Any] = copy.deepcopy(template.graph)
     manifest = template.manifest
@@ -85,7 +89,7 @@ def render(template: Template, values: Values, model_names: Mapping[str, str] | 
 
 
 def estimate_vram_gib(template: Template, values: Values) -> float:
-    """What the largest step takes on the card, estimated; 0 where the template says nothing."""
+    """Estimate the video memory of the largest step, in GiB; 0 where the template says nothing."""
     largest = 0.0
     for step in template.manifest.vram:
         pixels = 1.0 if step.pixels else 0.0

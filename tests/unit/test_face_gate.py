@@ -35,5 +35,5 @@ async def test_an_onnxruntime_that_lost_its_gpu_is_in_the_log_with_the_command_t
     last = caplog.records[-1]
     assert (last.levelname, last.getMessage()) == (
         level,
-        "faces: They overwrote each other. To mend it: pip this && pip that",
+        "faces: They overwrote each other. To fix it: pip this && pip that",
     )
