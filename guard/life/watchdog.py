@@ -85,6 +85,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property

@@ -65,6 +65,7 @@ class Gpus:
         self._thread = threading.Thread(target=self._loop, name="guarded-gpu", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property

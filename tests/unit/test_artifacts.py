@@ -14,7 +14,7 @@ from unit.fakes import LONG_S
 
 from comfyui_guarded.guard.errors import GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
 from comfyui_guarded.guard.host import Outcome, ReportedFile
-from comfyui_guarded.guard.results import checks, opener, quarantine
+from comfyui_guarded.guard.results import checks, judgement, opener, quarantine
 from comfyui_guarded.guard.results.findings import Fault
 from comfyui_guarded.guard.settings import ResultsSettings
 
@@ -475,4 +475,4 @@ def test_a_file_is_opened_only_while_its_bytes_are_the_same(tmp_path, checked):
 
 
 def test_every_fault_ends_a_job_with_an_error():
-    assert set(checks._ERRORS) == set(Fault)
+    assert set(judgement._ERRORS) == set(Fault)
