@@ -1,4 +1,4 @@
-"""Prompts as graphs: links, circles, and the shape by which two prompts cost the same."""
+"""Read prompts as graphs: their links, their circles, and the shape that tells how long a prompt runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def is_link(value: object) -> TypeGuard[list[Any]]:
 
 
 def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
-    """Node ids that feed each other in a circle, also where no output hangs on them."""
+    """The ids of nodes that feed each other in a circle, the first one again at the end; None where there is none.
+
+    Finds a circle that no output needs, too.
+    """
     done: set[str] = set()
     for start in graph:
         if start in done:
@@ -42,6 +45,6 @@ def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
 
 
 def shape(prompt: Mapping[str, Any]) -> str:
-    """A short name for prompts made of the same node classes, whatever their values."""
+    """A short name that prompts of the same node classes share, whatever their values."""
     classes = "\n".join(sorted(node["class_type"] for node in prompt.values()))
     return f"{zlib.crc32(classes.encode('utf-8', 'replace')):08x}"

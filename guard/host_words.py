@@ -1,4 +1,4 @@
-"""What ComfyUI's texts mean: its refusals and its failures, turned into our errors."""
+"""Turn what ComfyUI says of a refused or failed prompt into our errors."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ MEDIA_SUFFIXES = frozenset(
 
 
 def host_body(body: dict[str, Any], job_id: str) -> dict[str, Any]:
-    """The body for ComfyUI's own handler: ordering is the guard's business, everything else passes through."""
+    """The body for ComfyUI's own handler: without our options and the ordering, which the guard does itself."""
     passed = {name: value for name, value in body.items() if name not in ("guard", "number", "front")}
     passed["prompt_id"] = job_id
     return passed
 
 
 def explain_refusal(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardError:
-    """Our error for the host's refusal, by what is really missing."""
-    told: dict[str, Any] = {"node_errors": refusal.node_errors, "host_type": refusal.type}
+    """Our error for the host's refusal: a missing node class, model or input file, or else an invalid workflow."""
+    facts: dict[str, Any] = {"node_errors": refusal.node_errors, "host_type": refusal.type}
     if missing := host.missing_classes(graph):
         nodes = [node_id for node_id, node in graph.items() if node["class_type"] in missing]
         return MissingNodeError(
             f"This server lacks the node class {', '.join(missing)}.",
             details=refusal.details,
             extra_info={**refusal.extra_info, "classes": missing, "nodes": nodes},
-            **told,
+            **facts,
         )
     missing_values = list(_list_missing(refusal.node_errors))
     for suffixes, error, text in (
@@ -60,13 +60,13 @@ def explain_refusal(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> G
                     text.format(value=PurePosixPath(value.replace("\\", "/")).name),
                     details=refusal.details,
                     extra_info={**refusal.extra_info, "node_id": node_id, "input": name, "value": value},
-                    **told,
+                    **facts,
                 )
-    return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **told)
+    return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **facts)
 
 
 def _list_missing(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """(node id, input, value) of every value that the host did not find."""
+    """(node id, input, value) of every value that the host does not have."""
     for node_id, entry in node_errors.items():
         for error in entry.get("errors", ()):
             info = error.get("extra_info") or {}
@@ -74,14 +74,14 @@ def _list_missing(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, st
             if error.get("type") == "value_not_in_list":
                 yield node_id, name, str(info.get("received_value", ""))
             elif error.get("type") == "custom_validation_failed":
-                # ComfyUI's loaders say `image - Invalid image file: name.png`.
+                # The details of ComfyUI's loaders: `image - Invalid image file: name.png`.
                 yield node_id, name, str(error.get("details", "")).rpartition(": ")[2]
 
 
-#: What a job's own ending may say of the machine rather than of the job.
+#: Texts by which a failed job shows that the disk is full.
 NO_SPACE = ("No space left on device", "database or disk is full", "not enough space on the disk")
 
-#: After these, every later CUDA call of the process fails too.
+#: Texts of errors after which every CUDA call of the process fails.
 GPU_FAULT = ("CUDA error:", "device-side assert", "HIP error:", "CUDNN_STATUS_EXECUTION_FAILED")
 
 #: "CUDA out of memory. Tried …", "CUDA error: out of memory", "HIP out of memory", "MPS backend out of memory (…)".
@@ -89,7 +89,7 @@ _OUT_OF_MEMORY = re.compile(r"\b(CUDA|HIP|XPU|MPS)\b[^\n]{0,20}out of memory|All
 
 
 def explain_failure(outcome: Outcome) -> GuardError:
-    """The error of a run that the host calls failed, by what it says of the exception."""
+    """Our error for a failed run, by what the host says of the exception."""
     if outcome.interrupted:
         return JobInterruptedError("The job was interrupted in ComfyUI.")
     message = outcome.exception_message.strip().split("\n\nTIPS:")[0].strip()
@@ -111,10 +111,11 @@ def explain_failure(outcome: Outcome) -> GuardError:
 
 
 def _is_out_of_memory(outcome: Outcome) -> bool:
-    """torch names the class in several places, and some allocators only say it in words."""
+    """Whether memory ran out. The class lies in several modules of torch, and some allocators only say it in words."""
     name = outcome.exception_type.rpartition(".")[2]
     return name in ("OutOfMemoryError", "MemoryError") or _OUT_OF_MEMORY.search(outcome.exception_message) is not None
 
 
 def contains(text: str, marks: tuple[str, ...]) -> bool:
+    """Whether any of the marks is in the text."""
     return any(mark in text for mark in marks)

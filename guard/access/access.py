@@ -88,11 +88,11 @@ class Access:
 
     def find_address(self, peer: str | None, headers: Mapping[str, str]) -> str:
         """Find where a request comes from, for the log: the last address that is no trusted proxy's."""
-        told = peer or "unknown"
+        address = peer or "unknown"
         hops = [hop.strip() for hop in headers.get("X-Forwarded-For", "").split(",") if hop.strip()]
-        while hops and self._is_proxy(told):
-            told = hops.pop()
-        return told[:64]
+        while hops and self._is_proxy(address):
+            address = hops.pop()
+        return address[:64]
 
     def _is_proxy(self, address: str) -> bool:
         try:

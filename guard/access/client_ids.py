@@ -30,8 +30,8 @@ class ClientIds:
     def of(self, owner: str, client_id: str) -> str:
         if owner == LOCAL.owner:
             return client_id
-        told = json.dumps([owner, client_id]).encode()
-        return hmac.new(self._key, told, hashlib.sha256).hexdigest()
+        message = json.dumps([owner, client_id]).encode()
+        return hmac.new(self._key, message, hashlib.sha256).hexdigest()
 
     def of_job(self, job_id: str, owner: str, client_id: str | None) -> str:
         """The id that a job runs under. Without any, the host would tell everybody how it goes."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...guard.graph import is_link
 from ...guard.host import Progress
 from . import report
 
@@ -77,8 +78,8 @@ def needed(prompt: Mapping[str, Any], outputs: Iterable[str], cached: frozenset[
         node_id = waiting.pop()
         if node_id not in found and node_id not in cached:
             found.add(node_id)
-            links = [value for value in prompt[node_id]["inputs"].values() if isinstance(value, list) and value]
-            waiting += [link[0] for link in links if isinstance(link[0], str) and link[0] in prompt]
+            links = [value for value in prompt[node_id]["inputs"].values() if is_link(value)]
+            waiting += [link[0] for link in links if link[0] in prompt]
     return frozenset(found)
 
 
