@@ -56,11 +56,11 @@ def _rules() -> dict[str, Any]:
     return {
         "min_faces": (
             "INT",
-            {**count, "default": default.min_faces, "tooltip": "At least so many faces; 0: none is fine too."},
+            {**count, "default": default.min_faces, "tooltip": "The fewest faces; 0: no face is fine too."},
         ),
         "max_faces": (
             "INT",
-            {**count, "default": default.max_faces, "tooltip": "At most so many faces; 0: any number."},
+            {**count, "default": default.max_faces, "tooltip": "The most faces; 0: any number."},
         ),
         "min_confidence": (
             "FLOAT",
@@ -79,12 +79,12 @@ def _rules() -> dict[str, Any]:
                 "min": 0.0,
                 "max": 1.0,
                 "step": 0.01,
-                "tooltip": "How large a face must be: its longer side as a part of the picture's shorter one.",
+                "tooltip": "How large a face must be: its longer side as a fraction of the picture's shorter one.",
             },
         ),
         "detector": (
             list(CHOICES),
-            {"default": AUTO, "tooltip": "auto: what the server is set to; by default InsightFace where a pack is."},
+            {"default": AUTO, "tooltip": "auto: as the server is set; by default InsightFace if a pack is installed."},
         ),
     }
 
@@ -94,14 +94,14 @@ class GuardedFaceCheck:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        image = ("IMAGE", {"tooltip": "The pictures to look at, each for itself; they come out as they are."})
+        image = ("IMAGE", {"tooltip": "The pictures to check, each by itself; they come out unchanged."})
         return {"required": {"image": image}, "optional": _rules(), "hidden": shown.HIDDEN}
 
     RETURN_TYPES = ("IMAGE", "INT", "STRING", "MASK", "IMAGE")
     RETURN_NAMES = ("image", "face_count", "boxes", "face_mask", "largest_face")
     OUTPUT_TOOLTIPS = (
         "The same pictures.",
-        "Faces in all of them.",
+        "The number of faces in all of them.",
         "JSON: for each picture its index, width, height and faces.",
         "White where a face is.",
         "The largest face of each picture, cut out.",
@@ -109,7 +109,7 @@ class GuardedFaceCheck:
     FUNCTION = "check"
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Stops with a typed error unless every picture shows a face. "
+        "Stops the job with a typed error unless every picture shows a face. "
         "A picture that comes from a file is checked before the job is queued."
     )
 
@@ -148,7 +148,7 @@ class GuardedLoadFaceImage:
     OUTPUT_TOOLTIPS = ("The photo, upright.", "White where it is transparent.")
     FUNCTION = "load"
     CATEGORY = CATEGORY
-    DESCRIPTION = "Loads a photo, turned as its camera says, and refuses it when it does not show the faces it should."
+    DESCRIPTION = "Loads a photo upright, and refuses it if it does not show the faces it should."
 
     def load(
         self, image: str, detector: str = AUTO, unique_id: Any = None, extra_pnginfo: Any = None, **rules: Any

@@ -42,31 +42,31 @@ class GuardedSaveImage:
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
     OUTPUT_TOOLTIPS = ("The same images.",)
-    DESCRIPTION = "Saves images under names of the job's own; each is read back before it counts as saved."
+    DESCRIPTION = "Saves images under names that no other job has; each file is read back before it counts as saved."
     SEARCH_ALIASES = ["save image", "jpeg", "webp"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "images": ("IMAGE", {"tooltip": "The images to save; they come out as they are."}),
+                "images": ("IMAGE", {"tooltip": "The images to save; they come out unchanged."}),
                 "filename_prefix": (
                     "STRING",
                     {"default": "guarded", "tooltip": "May begin with folders: bots/a/photo"},
                 ),
-                "format": (list(_SUFFIXES), {"tooltip": "png loses nothing; jpeg and webp are smaller."}),
+                "format": (list(_SUFFIXES), {"tooltip": "png is lossless; jpeg and webp are smaller."}),
             },
             "optional": {
                 "quality": (
                     "INT",
-                    {"default": 92, "min": 1, "max": 100, "tooltip": "Of JPEG and WEBP; more is larger and better"},
+                    {"default": 92, "min": 1, "max": 100, "tooltip": "For JPEG and WEBP; higher is better and larger"},
                 ),
-                "lossless": ("BOOLEAN", {"default": False, "tooltip": "WEBP without any loss"}),
+                "lossless": ("BOOLEAN", {"default": False, "tooltip": "Lossless WEBP"}),
                 "embed_workflow": (
                     "BOOLEAN",
                     {
                         "default": False,
-                        "tooltip": "Writes prompt and workflow into the file: whoever gets it reads them",
+                        "tooltip": "Writes the prompt and the workflow into the file: whoever gets it can read them",
                     },
                 ),
             },

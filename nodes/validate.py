@@ -25,7 +25,10 @@ log = logging.getLogger("guarded.nodes")
 
 _SIDE = {"default": 0, "min": 0, "max": 16384}
 _COUNT = {"default": 0, "min": 0, "max": 1_000_000}
-_ON_FAIL = (["raise", "warn"], {"tooltip": "raise: the job fails with a typed error. warn: it goes on, and says so."})
+_ON_FAIL = (
+    ["raise", "warn"],
+    {"tooltip": "raise: the job fails with a typed error. warn: it continues and lists what was found."},
+)
 
 
 def _flag(default: bool, tooltip: str) -> tuple[str, dict[str, Any]]:
@@ -39,21 +42,21 @@ class GuardedValidateImage:
     FUNCTION = "validate"
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("image", "warnings")
-    OUTPUT_TOOLTIPS = ("The same images.", "What was found, one a line; with on_fail = warn.")
-    DESCRIPTION = "Fails the job with a typed error where an image is blank, broken by NaN, or of the wrong size."
+    OUTPUT_TOOLTIPS = ("The same images.", "What was found, one per line; with on_fail = warn.")
+    DESCRIPTION = "Fails the job with a typed error if an image is blank, broken by NaN, or of the wrong size."
     SEARCH_ALIASES = ["black image", "nan", "check image"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"image": ("IMAGE", {"tooltip": "The images to check; they come out as they are."})},
+            "required": {"image": ("IMAGE", {"tooltip": "The images to check; they come out unchanged."})},
             "optional": {
-                "width": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
-                "height": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
-                "frames": ("INT", {**_COUNT, "tooltip": "At least so many; 0: any number"}),
+                "width": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),
+                "height": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),
+                "frames": ("INT", {**_COUNT, "tooltip": "The fewest; 0: any number"}),
                 "check_nan": _flag(True, "NaN or infinite values, which SaveImage writes as if they were a picture"),
                 "check_blank": _flag(True, "One flat colour, all black, white or transparent"),
-                "check_speckle": _flag(True, "Single black pixels, as NaN leaves them after a conversion"),
+                "check_speckle": _flag(True, "Single black pixels, which NaN leaves after a conversion"),
                 "check_frozen": _flag(False, "All images of the batch are the same"),
                 "on_fail": _ON_FAIL,
             },
@@ -95,23 +98,23 @@ class GuardedValidateVideo:
     FUNCTION = "validate"
     RETURN_TYPES = ("VIDEO", "IMAGE", "STRING")
     RETURN_NAMES = ("video", "images", "warnings")
-    OUTPUT_TOOLTIPS = ("The same video.", "The same frames.", "What was found, one a line; with on_fail = warn.")
-    DESCRIPTION = "Fails the job with a typed error where a video is blank, frozen, too short or of the wrong size."
+    OUTPUT_TOOLTIPS = ("The same video.", "The same frames.", "What was found, one per line; with on_fail = warn.")
+    DESCRIPTION = "Fails the job with a typed error if a video is blank, frozen, too short or of the wrong size."
     SEARCH_ALIASES = ["frozen video", "black video", "check video"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "optional": {
-                "video": ("VIDEO", {"tooltip": "The video to check; it comes out as it is."}),
-                "images": ("IMAGE", {"tooltip": "Or the frames of one."}),
+                "video": ("VIDEO", {"tooltip": "The video to check; it comes out unchanged."}),
+                "images": ("IMAGE", {"tooltip": "Or its frames."}),
                 "fps": (
                     "FLOAT",
-                    {"default": 25.0, "min": 0.01, "max": 1000.0, "tooltip": "Frames a second of `images`"},
+                    {"default": 25.0, "min": 0.01, "max": 1000.0, "tooltip": "Frames per second of `images`"},
                 ),
-                "width": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
-                "height": ("INT", {**_SIDE, "tooltip": "Exactly so many pixels; 0: any"}),
-                "frames": ("INT", {**_COUNT, "tooltip": "At least so many; 0: any number"}),
+                "width": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),
+                "height": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),
+                "frames": ("INT", {**_COUNT, "tooltip": "The fewest; 0: any number"}),
                 "duration_s": (
                     "FLOAT",
                     {
@@ -119,13 +122,13 @@ class GuardedValidateVideo:
                         "min": 0.0,
                         "max": 86400.0,
                         "step": 0.01,
-                        "tooltip": "At least so many seconds, less results.duration_tolerance; 0: any",
+                        "tooltip": "The shortest length in seconds, less results.duration_tolerance; 0: any",
                     },
                 ),
-                "needs_audio": _flag(False, "It must have a sound track (of a VIDEO only)"),
+                "needs_audio": _flag(False, "It must have a sound track (VIDEO only)"),
                 "check_nan": _flag(True, "NaN or infinite values"),
-                "check_blank": _flag(True, "More than results.max_blank_share of the frames show nothing"),
-                "check_frozen": _flag(True, "Every frame shows the same"),
+                "check_blank": _flag(True, "More than results.max_blank_share of the frames are blank"),
+                "check_frozen": _flag(True, "All frames are the same"),
                 "on_fail": _ON_FAIL,
             },
             "hidden": shown.HIDDEN,

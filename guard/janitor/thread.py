@@ -273,7 +273,7 @@ class Janitor:
 
     def _look(self) -> None:
         """Look how much room each disk has that matters."""
-        found: list[DiskBody] = []
+        states: list[DiskBody] = []
         settings = self._settings
         places = self._folders()
         folders = [path for path in (places.output, places.temp, places.input) if path is not None]
@@ -291,14 +291,14 @@ class Janitor:
             elif free < settings.min_free_bytes:
                 state = "short"
             self._short |= state != "ok" and disk.device in swept and free < settings.min_free_bytes
-            found.append({"path": str(disk.path), "total_bytes": total, "free_bytes": free, "state": state})
-        full = next((disk for disk in found if disk["state"] == "full"), None)
+            states.append({"path": str(disk.path), "total_bytes": total, "free_bytes": free, "state": state})
+        full = next((disk for disk in states if disk["state"] == "full"), None)
         if full is not None and self._full is None:
             log.error("the disk is almost full (%d bytes free): jobs are refused", full["free_bytes"])
             self.disk_filled(f"The disk is almost full ({full['free_bytes']} bytes free): jobs are refused.")
         elif full is None and self._full is not None:
             log.info("the disk has room again: jobs are accepted")
-        self._disks = found
+        self._disks = states
         self._room = _measure_room(places)
         self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
 
