@@ -42,7 +42,7 @@ async def _preview(call: Call, file: OpenFile, wanted: previews.Preview) -> web.
     headers = make_headers(call.request, f"{file.filename}.{wanted.format}", etag, file.handle)
     if (answer := answer_unchanged(call.request, etag, headers)) is not None:
         return answer
-    body = await call.services.jobs.preview(file.handle, wanted)
+    body = await call.services.jobs.make_preview(file.handle, wanted)
     return web.Response(body=body, content_type=wanted.mime, headers=headers)
 
 

@@ -59,7 +59,7 @@ async def get_events(call: Call) -> web.StreamResponse:
     after = read_last_event_id(call)
     if after is None:
         # With its number at hand from the start, a reader misses nothing by being cut off before the first event.
-        after = await call.services.events.head()
+        after = await call.services.events.read_head()
     names = _choose_names(call) | ({ALARM} if call.client.operator else set())
     with call.services.events.subscribe(names, owner=owner, after=after) as reader:
         return await _stream(call, reader, [], after)

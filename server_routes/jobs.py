@@ -36,7 +36,7 @@ async def get_job(call: Call) -> web.StreamResponse:
 async def list_jobs(call: Call) -> web.StreamResponse:
     """Newest first; `state` may be repeated or comma-separated; `before` is the `next` of the page before."""
     limit, before = read_page(call, _PAGE, _PAGE_AT_MOST)
-    jobs = await call.services.jobs.page(call.client, read_states(call, JobState) or None, limit, before)
+    jobs = await call.services.jobs.list_jobs(call.client, read_states(call, JobState) or None, limit, before)
     body: JobsBody = {
         "jobs": [await call.services.jobs.body(job, call.locale) for job in jobs],
         "next": jobs[-1].number if len(jobs) == limit else None,

@@ -27,7 +27,7 @@ async def list_webhooks(call: Call) -> web.StreamResponse:
     """Newest first; those that were given up, or those in a `state` (repeated or comma-separated)."""
     limit, before = read_page(call, _PAGE, _PAGE_AT_MOST)
     states = read_states(call, DeliveryState, usual=("dead",))
-    deliveries = await call.services.outbox.page(call.client, states, limit, before)
+    deliveries = await call.services.outbox.list_deliveries(call.client, states, limit, before)
     body: WebhooksBody = {
         "webhooks": [delivery.body() for delivery in deliveries],
         "next": deliveries[-1].number if len(deliveries) == limit else None,

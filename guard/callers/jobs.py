@@ -81,7 +81,7 @@ class Jobs:
                 seen = max([seen, *states], key=lambda job: job.event_id)
         return seen
 
-    async def page(
+    async def list_jobs(
         self, client: Client, states: frozenset[JobState] | None, limit: int, before: int | None
     ) -> list[Job]:
         """The client's jobs in those states (None: in any), newest first; `before` is the `number` to go on from."""
@@ -106,7 +106,7 @@ class Jobs:
         """Open the file if it is still the one that was checked: ComfyUI gives a deleted file's name to the next."""
         return await asyncio.to_thread(self._opener.open, artifact, path)
 
-    async def preview(self, handle: IO[bytes], wanted: Preview) -> bytes:
+    async def make_preview(self, handle: IO[bytes], wanted: Preview) -> bytes:
         """Make a small picture of a checked file. Few at a time: each may take a large picture into memory."""
         async with self._previews:
             return await asyncio.to_thread(previews.render, handle, wanted)
@@ -146,34 +146,34 @@ class Jobs:
 
     # As ComfyUI shows them. Another thread makes the long lists. ---------------------------------------------
 
-    def remaining(self, client: Client) -> int:
+    def count_open(self, client: Client) -> int:
         """How many of the caller's jobs have not settled."""
         return self._store.count_open(client.sees_only)
 
-    async def queue(self, client: Client) -> as_comfyui.QueueBody:
+    async def list_queue(self, client: Client) -> as_comfyui.QueueBody:
         """The caller's open jobs as ComfyUI's `/queue`, oldest first."""
         entries = await wrap_future(self._store.list_queue(client.sees_only))
         return await asyncio.to_thread(as_comfyui.queue, entries)
 
-    async def history(self, client: Client, limit: int, offset: int | None) -> dict[str, as_comfyui.HistoryEntry]:
+    async def list_history(self, client: Client, limit: int, offset: int | None) -> dict[str, as_comfyui.HistoryEntry]:
         """The caller's settled jobs as ComfyUI's `/history`, oldest first: from `offset` on, or the last."""
         entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
-        return await asyncio.to_thread(lambda: {entry.job.job_id: self._history_entry(entry) for entry in entries})
+        return await asyncio.to_thread(lambda: {entry.job.job_id: self._make_history_entry(entry) for entry in entries})
 
-    async def history_of(self, job_id: str, client: Client) -> dict[str, as_comfyui.HistoryEntry]:
+    async def find_history_entry(self, job_id: str, client: Client) -> dict[str, as_comfyui.HistoryEntry]:
         """The job as ComfyUI's `/history/{id}`: empty unless it has settled and is the caller's."""
-        entry = await self._entry(job_id, client)
-        return {job_id: self._history_entry(entry)} if entry is not None and entry.job.state.settled else {}
+        entry = await self._find_entry(job_id, client)
+        return {job_id: self._make_history_entry(entry)} if entry is not None and entry.job.state.settled else {}
 
-    async def listing(self, client: Client, asked: Listing) -> tuple[list[as_comfyui.ListedJob], int]:
+    async def list_page(self, client: Client, asked: Listing) -> tuple[list[as_comfyui.ListedJob], int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
         page = await wrap_future(self._store.find_page(client.sees_only, asked))
         jobs = await asyncio.to_thread(lambda: [as_comfyui.item(job, workflow_id) for job, workflow_id in page.jobs])
         return jobs, page.total
 
-    async def listing_of(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
+    async def find_listed_job(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
         """The job as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
-        entry = await self._entry(job_id, client)
+        entry = await self._find_entry(job_id, client)
         if entry is None:
             raise NotFoundError(f"There is no job {job_id[:64]}.")
         return as_comfyui.item_in_full(entry)
@@ -206,9 +206,9 @@ class Jobs:
     def _at_most_open(self) -> int:
         return self._settings.max_queued + self._settings.max_jobs
 
-    async def _entry(self, job_id: str, client: Client) -> Entry | None:
+    async def _find_entry(self, job_id: str, client: Client) -> Entry | None:
         entry = await wrap_future(self._store.find_entry(job_id))
         return entry if entry is not None and client.may_see(entry.job.owner) else None
 
-    def _history_entry(self, entry: Entry) -> as_comfyui.HistoryEntry:
+    def _make_history_entry(self, entry: Entry) -> as_comfyui.HistoryEntry:
         return as_comfyui.history_entry(entry, self.describe(entry.job, None))

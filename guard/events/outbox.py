@@ -158,7 +158,7 @@ class Outbox:
             )
             self.given_up(delivery, why)
 
-    async def page(
+    async def list_deliveries(
         self, client: Client, states: frozenset[DeliveryState], limit: int, before: int | None
     ) -> list[Delivery]:
         """The client's deliveries in those states, newest first; everybody's, for an operator."""

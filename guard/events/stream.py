@@ -162,7 +162,7 @@ class Events:
         """Whether anybody reads such events. Any thread."""
         return self._readers_of[name] > 0
 
-    async def head(self) -> int:
+    async def read_head(self) -> int:
         """The number of the last state. Raises GuardError where the store cannot be read."""
         return (await wrap_future(self._store.read_changes(2**53))).head
 

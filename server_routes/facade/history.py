@@ -23,13 +23,13 @@ async def get_history(call: Call) -> web.StreamResponse:
         offset = None  # which is how ComfyUI says "the last ones"
     if limit is not None and limit <= 0:
         return respond({})
-    history = await call.services.jobs.history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
+    history = await call.services.jobs.list_history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
     return await asyncio.to_thread(respond, history)
 
 
 async def get_history_of(call: Call) -> web.StreamResponse:
     """Empty until the job has settled, and for jobs that are not the caller's."""
-    return respond(await call.services.jobs.history_of(call.request.match_info["prompt_id"], call.client))
+    return respond(await call.services.jobs.find_history_entry(call.request.match_info["prompt_id"], call.client))
 
 
 async def post_history(call: Call) -> web.StreamResponse:

@@ -58,7 +58,7 @@ async def list_api_jobs(call: Call) -> web.StreamResponse:
         limit=int(read_number(call, "limit", _AT_MOST, 1, 2**53)),
         offset=max(offset, 0),
     )
-    jobs, total = await call.services.jobs.listing(call.client, listing)
+    jobs, total = await call.services.jobs.list_page(call.client, listing)
     pagination: Pagination = {
         "offset": listing.offset,
         "limit": listing.limit if "limit" in query else None,
@@ -71,7 +71,7 @@ async def list_api_jobs(call: Call) -> web.StreamResponse:
 
 async def get_api_job(call: Call) -> web.StreamResponse:
     """One job, in the shape of ComfyUI's newer view."""
-    return respond(await call.services.jobs.listing_of(call.request.match_info["job_id"], call.client))
+    return respond(await call.services.jobs.find_listed_job(call.request.match_info["job_id"], call.client))
 
 
 async def cancel_api_job(call: Call) -> web.StreamResponse:

@@ -29,13 +29,13 @@ class RemainingBody(TypedDict):
 
 async def get_prompt(call: Call) -> web.StreamResponse:
     """How many of the caller's jobs have not ended."""
-    body: RemainingBody = {"exec_info": {"queue_remaining": call.services.jobs.remaining(call.client)}}
+    body: RemainingBody = {"exec_info": {"queue_remaining": call.services.jobs.count_open(call.client)}}
     return respond(body)
 
 
 async def get_queue(call: Call) -> web.StreamResponse:
     """From the 200 until it is in the history, a job is in here."""
-    queue = await call.services.jobs.queue(call.client)
+    queue = await call.services.jobs.list_queue(call.client)
     return await asyncio.to_thread(respond, queue)
 
 

@@ -399,8 +399,8 @@ async def test_a_job_is_seen_by_its_owner_and_by_operators_only(machine):
     for client in (Client("other", operator=False), Client("", operator=False)):
         with pytest.raises(NotFoundError):
             await machine.jobs.get(job_id, client)
-    assert await machine.jobs.page(Client("other", operator=False), None, 10, None) == []
-    assert len(await machine.jobs.page(Client("local", operator=True), None, 10, None)) == 1
+    assert await machine.jobs.list_jobs(Client("other", operator=False), None, 10, None) == []
+    assert len(await machine.jobs.list_jobs(Client("local", operator=True), None, 10, None)) == 1
 
 
 async def test_a_waiter_hears_of_the_end_also_when_it_comes_before_it_waits(machine):
@@ -468,7 +468,7 @@ async def test_the_first_in_line_need_not_wait_and_the_second_is_told_its_place_
 
 async def test_a_job_that_comfyui_never_ran_has_a_history_entry_with_an_error(machine):
     job = await machine.jobs.cancel(machine.job(machine.submit(client_id="socket")))
-    history = await machine.jobs.history_of(job.job_id, LOCAL)
+    history = await machine.jobs.find_history_entry(job.job_id, LOCAL)
     entry = history[job.job_id]
     assert entry["status"]["status_str"] == "error"
     assert entry["status"]["completed"] is False
