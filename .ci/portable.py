@@ -5,6 +5,7 @@ on a sandbox server. `make test` runs more: results, faces, browser, clients and
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -35,7 +36,9 @@ def main() -> None:
     run(PYTHON, "-m", "ruff", "format", "--check", ".")
     run(PYTHON, "-m", "ruff", "check", ".")
     run(PYTHON, "-m", "mypy", "--config-file", "../../pyproject.toml", cwd=ALIAS)
-    run(str(BIN / "lint-imports"), "--no-logo", "--cache-dir", "build/import_linter_cache", PYTHONPATH=str(ALIAS))
+    # Windows runs no program by a path without its .exe.
+    lint_imports = shutil.which("lint-imports", path=BIN) or "lint-imports"
+    run(lint_imports, "--no-logo", "--cache-dir", "build/import_linter_cache", PYTHONPATH=str(ALIAS))
     run(PYTHON, "-m", "pytest", *TESTS, *sys.argv[1:])
 
 
