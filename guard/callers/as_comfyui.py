@@ -212,11 +212,11 @@ def item_in_full(entry: Entry) -> ListedJobInFull:
     return listed
 
 
-def ending(job: Job) -> list[Any]:
+def ending(job: Job) -> tuple[str, Mapping[str, Any]]:
     """How a settled job ended, as ComfyUI's event and its data."""
     if (error := _execution_error(job)) is not None:
-        return ["execution_error", error]
-    return ["execution_success", {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}]
+        return "execution_error", error
+    return "execution_success", {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
 
 
 def _status(job: Job) -> HistoryStatus:
@@ -233,9 +233,10 @@ def _messages(job: Job) -> Iterator[list[Any]]:
     end = {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
     if job.started_at_ms is not None:
         yield ["execution_start", {"prompt_id": job.job_id, "timestamp": job.started_at_ms}]
-    yield (last := ending(job))
+    event, data = ending(job)
+    yield [event, data]
     if job.state is JobState.CANCELLED or (job.verdict is not None and job.verdict.code == "interrupted"):
-        node = {name: last[1][name] for name in ("node_id", "node_type", "executed")}
+        node = {name: data[name] for name in ("node_id", "node_type", "executed")}
         yield ["execution_interrupted", {**end, **node}]
 
 

@@ -175,8 +175,8 @@ class Sockets:
                 continue
             socket.caught_up.add(job.job_id)
             for node_id, output in job.result.outputs.items():
-                data = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": job.job_id}
-                socket.say("executed", data)
+                executed = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": job.job_id}
+                socket.say("executed", executed)
             event, data = as_comfyui.ending(job)
             if not socket.resumes:
                 socket.put(_frame(Event(STATE, functools.partial(self._jobs.describe, job, None), job, job.event_id)))

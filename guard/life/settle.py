@@ -156,11 +156,11 @@ def _log_ending(job: Job) -> None:
     if verdict is None or verdict.state is JobState.CANCELLED:
         log.info("job %s %s", job.job_id, job.state.value, extra=about)
     elif verdict.state is JobState.FAILED:
-        said = verdict.message
+        message = verdict.message
         if "exception_message" in verdict.details:
             # A node's own words may quote the prompt.
-            said = "node {node_id} ({node_type}) raised {exception_type}".format_map(verdict.details)
-        log.error("job %s failed: %s: %s", job.job_id, verdict.code, said, extra=about)
+            message = "node {node_id} ({node_type}) raised {exception_type}".format_map(verdict.details)
+        log.error("job %s failed: %s: %s", job.job_id, verdict.code, message, extra=about)
     else:
         took_s = ((job.settled_at_ms or 0) - (job.started_at_ms or job.created_at_ms)) / 1000
         files = job.result.artifacts
