@@ -37,7 +37,7 @@ ROUTES: list[Route] = [
     *facade.ROUTES,
 ]
 
-ROUTES.append(openapi.route(ROUTES))
+ROUTES.append(openapi.make_route(ROUTES))
 
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.
 NATIVE: list[Route] = facade.NATIVE

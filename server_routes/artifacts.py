@@ -1,4 +1,4 @@
-"""/guarded/jobs/{id}/artifacts/{n}: the files that passed, whole, in ranges, or as a small preview."""
+"""/guarded/jobs/{id}/artifacts/{n}: the files that passed the checks, whole, in ranges, or as a small preview."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     file = OpenFile(handle, artifact.filename, artifact.bytes, artifact.sha256)
     try:
         if wanted is not None:
-            return await _preview(call, file, wanted)
+            return await _send_preview(call, file, wanted)
         response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         handle.close()
@@ -37,7 +37,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     return response
 
 
-async def _preview(call: Call, file: OpenFile, wanted: previews.Preview) -> web.StreamResponse:
+async def _send_preview(call: Call, file: OpenFile, wanted: previews.Preview) -> web.StreamResponse:
     etag = f"{file.etag}-{wanted.name}"
     headers = make_headers(call.request, f"{file.filename}.{wanted.format}", etag, file.handle)
     if (answer := answer_unchanged(call.request, etag, headers)) is not None:

@@ -66,12 +66,12 @@ async def _check_stored(call: Call, raw: bytes) -> Faces:
     kind = annotation if annotation != "input" else kind
     image = f"{folder}/{name}" if folder else name
     try:
-        found = await call.services.files.find(call.client, kind, image)
-        await call.services.files.check_unchanged(call.client, found)
+        file = await call.services.files.find(call.client, kind, image)
+        await call.services.files.check_unchanged(call.client, file)
     except (NotFoundError, ArtifactGoneError):
         raise BadImageError(f"The image {image[:200]} is not there.", extra_info={"image": image[:200]}) from None
     try:
-        return await call.services.faces.check_file(found.name, rules)
+        return await call.services.faces.check_file(file.name, rules)
     except GuardError as error:
         use_owner_names(error, call.client.owner)
         raise

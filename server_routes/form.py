@@ -1,4 +1,4 @@
-"""multipart/form-data, streamed: words to memory, files to the disk."""
+"""Read multipart/form-data as it comes in: words to memory, files to the disk."""
 
 from __future__ import annotations
 

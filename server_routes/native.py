@@ -15,7 +15,7 @@ _BROWSERS_ASK = 'Basic realm="ComfyUI-Guarded", charset="UTF-8"'
 
 
 def guard_native(services: Services, twins: list[Route]) -> Middleware:
-    """A middleware that keeps strangers off every path but ours, whatever the method: files and other packs' too.
+    """Make a middleware that keeps strangers off every path but ours, files and other packs' routes included.
 
     Args:
         twins: our routes that answer in place of ComfyUI's of the same path.
@@ -28,13 +28,13 @@ def guard_native(services: Services, twins: list[Route]) -> Middleware:
         method = "GET" if request.method == "HEAD" else request.method
         for wanted in (path, re.sub("^/api(?=/)", "", path)):
             for route, like, answer in rows:
-                if route.method == method and (found := like.fullmatch(wanted)):
-                    request.match_info.update(found.groupdict())
+                if route.method == method and (parts := like.fullmatch(wanted)):
+                    request.match_info.update(parts.groupdict())
                     return route, answer
         return None
 
     def choose_handler(request: web.Request, handler: Handler) -> Handler:
-        """The one who answers. Raises UnauthorizedError, ForbiddenError."""
+        """The handler that answers. Raises UnauthorizedError, ForbiddenError."""
         if closed:
             if not _is_local(request, services):
                 raise ForbiddenError("Only /guarded is open here.")
@@ -69,12 +69,12 @@ def _is_local(request: web.Request, services: Services) -> bool:
 
 
 def _is_ours(request: web.Request) -> bool:
-    """By the route that was found, not by how the path is spelled."""
+    """Whether the route is ours, however the path is spelled."""
     resource = request.match_info.route.resource
     canonical = resource.canonical if resource is not None else ""
     return re.match(f"(/api)?/({{slashes}})?{PREFIX[1:]}(/|$)", canonical) is not None
 
 
 def _submits(route: Route) -> bool:
-    """What even the editor on this machine goes through; all else it finds as ComfyUI has it."""
+    """Whether it submits a prompt. The editor on this machine goes through ours for that alone."""
     return (route.method, route.path) == ("POST", "/prompt")

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema
 
 from ..guard.errors import ForbiddenError, GuardError, InternalError, InvalidRequestError, Refusal, UnauthorizedError
 from . import shapes
@@ -49,7 +49,7 @@ _TAGS = {
 }
 
 
-def route(table: Sequence[Route]) -> Route:
+def make_route(table: Sequence[Route]) -> Route:
     """The route that answers with the contract of the table, itself included."""
     made: list[dict[str, Any]] = []
 
@@ -87,14 +87,10 @@ def document(table: Sequence[Route]) -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Without titles, which repeat the names."""
+    """Gives fields no titles, which repeat their names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
-
-    def _update_class_schema(self, json_schema: JsonSchemaValue, *args: Any) -> None:
-        super()._update_class_schema(json_schema, *args)
-        json_schema.pop("title", None)
 
 
 class _Schemas:
@@ -109,12 +105,13 @@ class _Schemas:
             schema_generator=_Generator,
         )
         self._schemas = [_rename(schemas[number, "validation"]) for number in range(len(self._types))]
-        self.definitions: dict[str, Any] = {
-            name.removesuffix("Body"): _rename(schema) for name, schema in definitions["$defs"].items()
-        }
+        self.definitions: dict[str, Any] = {}
+        for name, schema in definitions["$defs"].items():
+            schema.pop("title", None)
+            self.definitions[name.removesuffix("Body")] = _rename(schema)
 
-    def of(self, kind: Any) -> dict[str, Any]:
-        """Raises ValueError for a type that was not named at first."""
+    def get(self, kind: Any) -> dict[str, Any]:
+        """Its schema. Raises ValueError for a type that was not among the first ones."""
         schema: dict[str, Any] = self._schemas[self._types.index(kind)]
         return schema
 
@@ -130,20 +127,20 @@ def _rename(schema: Any) -> Any:
 
 def _list_bodies(row: Route) -> Iterator[Any]:
     """The types of which the row needs schemas."""
-    about = _about(row)
+    about = _get_about(row)
     for body in (*about.answers.values(), *about.body.values()):
         if body is not None and not isinstance(body, str):
             yield body
 
 
-def _about(row: Route) -> About:
+def _get_about(row: Route) -> About:
     if row.about is None:
         raise ValueError(f"{row.method} {row.path} says nothing about itself: Route(…, about=About(…))")
     return row.about
 
 
 def _describe_operation(row: Route, schemas: _Schemas) -> dict[str, Any]:
-    about = _about(row)
+    about = _get_about(row)
     summary, _, more = (inspect.getdoc(row.handler) or "").partition("\n\n")
     module = row.handler.__module__.split(".")
     operation: dict[str, Any] = {
@@ -162,7 +159,7 @@ def _describe_operation(row: Route, schemas: _Schemas) -> dict[str, Any]:
     if about.body:
         operation["requestBody"] = {
             "required": True,
-            "content": {media: {"schema": schemas.of(body)} for media, body in about.body.items()},
+            "content": {media: {"schema": schemas.get(body)} for media, body in about.body.items()},
         }
     return operation
 
@@ -197,7 +194,7 @@ def _describe_answers(row: Route, about: About, schemas: _Schemas) -> dict[int, 
         refusals.setdefault(error.status or 500, []).append(error)
     for status, errors in sorted(refusals.items()):
         meanings = "; ".join(f"`{error.code}`: {(error.__doc__ or '').strip().rstrip('.')}" for error in errors)
-        content = {"application/json": {"schema": schemas.of(Refusal)}}
+        content = {"application/json": {"schema": schemas.get(Refusal)}}
         answers.setdefault(status, {"description": meanings, "content": content})
         if status in (429, 503, 507):
             answers[status].setdefault("headers", {})["Retry-After"] = {"schema": {"type": "integer", "minimum": 0}}
@@ -215,5 +212,5 @@ def _describe_answer(status: int, body: Body, schemas: _Schemas) -> dict[str, An
     elif isinstance(body, str):
         answer["content"] = {body: {"schema": {"type": "string"}}}
     elif body is not None:
-        answer["content"] = {"application/json": {"schema": schemas.of(body)}}
+        answer["content"] = {"application/json": {"schema": schemas.get(body)}}
     return answer

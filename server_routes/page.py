@@ -1,6 +1,6 @@
 """The operator's page at /guarded/, and the files behind it: the same that the sidebar tab in the editor is made of.
 
-They hold no secret and ask for nothing by themselves, so that a stranger may load them: the page then asks for a key.
+They hold no secret and ask for nothing by themselves, so a stranger may load them: the page then asks for a key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCRIPT = re.compile(r'<script type="module">(.*?)</script>', re.DOTALL)
 
 async def get_page(_call: Call) -> web.StreamResponse:
     """The operator's page."""
-    page, policy = _page()
+    page, policy = _make_page()
     headers = {
         "Cache-Control": "no-cache",
         "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
@@ -37,27 +37,27 @@ async def get_page(_call: Call) -> web.StreamResponse:
 
 
 async def get_page_from_below(_call: Call) -> web.StreamResponse:
-    """The page's own links are relative to the folder that it is in."""
+    """Redirects to the page, whose own links are relative to its folder."""
     return web.Response(status=308, headers={"Location": "guarded/"})
 
 
 async def get_file(call: Call) -> web.StreamResponse:
-    """A file of the page."""
+    """One of the page's files."""
     name = call.request.match_info["file"]
     suffix = Path(name).suffix
-    if suffix not in _TYPES or name not in _names():
+    if suffix not in _TYPES or name not in _list_names():
         raise NotFoundError(f"There is no file {name[:64]}.")
     headers = {"Cache-Control": "no-cache", "Content-Type": _TYPES[suffix], "X-Content-Type-Options": "nosniff"}
     return web.FileResponse(PANEL / name, headers=headers)
 
 
 @functools.cache
-def _names() -> frozenset[str]:
+def _list_names() -> frozenset[str]:
     return frozenset(file.name for file in PANEL.iterdir() if file.is_file())
 
 
 @functools.cache
-def _page() -> tuple[str, str]:
+def _make_page() -> tuple[str, str]:
     """The page, and a policy that runs its few lines of script and this server's files, and nothing else."""
     page = (PANEL / "page.html").read_text(encoding="utf-8")
     script = _SCRIPT.search(page)

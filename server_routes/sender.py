@@ -40,31 +40,32 @@ PAUSE_S = 5.0
 
 
 class Sender:
-    """Empties the outbox. One task on the event loop, and one for each delivery that is under way.
+    """Sends what is in the outbox: one task on the event loop, and one for each delivery under way.
 
-    A delivery is marked in the store only when its attempt has ended: whatever dies before that, it is sent again.
+    The store marks a delivery only when its attempt has ended. If anything dies before that, it is sent again.
     """
 
     def __init__(self, outbox: Outbox, timeout_s: float) -> None:
         self._outbox = outbox
         self._timeout_s = timeout_s
         self._wake = Wake()
-        #: An attempt has ended: how, in a word, and how many seconds it took. Called on the event loop.
+        #: An attempt has ended: its outcome in a word, and the seconds it took. Called on the event loop.
         self.attempted: Signal[[str, float]] = Signal()
         self._session: aiohttp.ClientSession | None = None
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._to: Counter[str] = Counter()
 
     def wake(self) -> None:
-        """Any thread."""
+        """Look at the outbox now. Any thread."""
         self._wake.set()
 
     async def run(self) -> None:
+        """Send for ever."""
         while True:
             try:
                 sleep_s = await self.turn()
             except Exception as error:
-                log.error("the outbox of webhooks: %s", error, exc_info=not isinstance(error, GuardError))
+                log.error("the outbox of webhooks failed: %s", error, exc_info=not isinstance(error, GuardError))
                 sleep_s = PAUSE_S
             await self._wake.wait(sleep_s)
 
@@ -73,7 +74,7 @@ class Sender:
             await self._session.close()
 
     async def turn(self) -> float:
-        """Begin all deliveries that are due and have room; how long until the next one is due."""
+        """Begin all deliveries that are due and have room. Returns the seconds until the next one is due."""
         full = [target for target, count in self._to.items() if count >= AT_ONCE_TO_ONE]
         room = max(AT_ONCE - len(self._under_way), 0)
         deliveries, next_s = await self._outbox.find_due(room, under_way=list(self._under_way), full=full)
@@ -81,7 +82,7 @@ class Sender:
             if self._to[delivery.target] < AT_ONCE_TO_ONE:
                 self._to[delivery.target] += 1
                 self._under_way[delivery.number] = asyncio.create_task(self._deliver(delivery))
-        # What found no room is looked for again when a delivery ends.
+        # A delivery without room gets its turn when another one ends.
         return LOOK_S if next_s is None else min(next_s, LOOK_S)
 
     async def _deliver(self, delivery: Delivery) -> None:
@@ -91,7 +92,7 @@ class Sender:
             self.attempted(attempt.outcome, time.monotonic() - began_s)
             await self._outbox.record_attempt(delivery, attempt)
         except Exception as error:
-            # Of the store, or of ours: the delivery stays in the outbox, and is not to be tried without a pause.
+            # A fault of the store or of ours: the delivery stays in the outbox, and must not be tried without a pause.
             log.error("webhook %s: %s", delivery.webhook_id, error, exc_info=not isinstance(error, GuardError))
             await asyncio.sleep(PAUSE_S)
         finally:
@@ -124,7 +125,7 @@ class Sender:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # aiohttp takes sockets of ours from 3.12 on.
+            # aiohttp can be given a maker of sockets since 3.12.
             sockets: dict[str, Any] = (
                 {"socket_factory": self._make_socket} if hasattr(aiohttp, "SocketFactoryType") else {}
             )
@@ -139,36 +140,36 @@ class Sender:
         return self._session
 
     def _make_socket(self, address_info: Any) -> socket.socket:
-        """A socket for an address, checked at last: this very address is connected to."""
+        """Make a socket, after a last check of the very address that it will connect to."""
         family, kind, protocol, _name, address = address_info
         _check(self._outbox.rules, address[0])
         return socket.socket(family, kind, protocol)
 
 
 class _Resolver(abc.AbstractResolver):
-    """Looks a name up, and hands over only what may be connected to: that, and nothing looked up later, is used."""
+    """Looks a name up and returns only addresses that may be reached; aiohttp connects to exactly these."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        # Of its own: a name whose servers do not answer takes its thread for half a minute, and anybody may send
-        # some. On the loop's own threads, all that waits for the disk would wait for them too.
+        # Threads of its own: a name whose servers do not answer holds its thread for half a minute, and anybody may
+        # send such names. On the loop's own threads, everything that waits for the disk would wait for them too.
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="guarded-names")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[abc.ResolveResult]:
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
-        for result in found:
+        results = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
+        for result in results:
             _check(self._rules, result["host"])
-        return found
+        return results
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[abc.ResolveResult]:
-    """Raises OSError. Blocks."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+    """The addresses of a name. Blocks. Raises OSError."""
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
     return [
         abc.ResolveResult(
             hostname=host,
@@ -178,17 +179,18 @@ def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[abc.Res
             proto=protocol,
             flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
         )
-        for family, _kind, protocol, _name, address in found
+        for family, _kind, protocol, _name, address in addresses
     ]
 
 
 def _check(rules: Rules, address: str) -> None:
-    """Raises OSError where no connection to that address may be made."""
+    """Raises OSError if no connection to that address may be made."""
     if not rules.allows(ipaddress.ip_address(address.partition("%")[0])):
         raise PermissionError(errno.EACCES, "its name leads to an address that may not be reached")
 
 
 def _judge(response: aiohttp.ClientResponse) -> Attempt:
+    """How an attempt went, by the status that the receiver answered."""
     if 300 <= response.status < 400:
         return Attempt(response.status, "redirects are not followed")
     asked = response.headers.get("Retry-After", "")

@@ -1,4 +1,4 @@
-"""Files over HTTP: whole or in ranges, with validators, and nothing that a browser would run in our origin."""
+"""Send files over HTTP: whole or in ranges, with validators, and nothing that a browser would run in our origin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file to send; what is read from `handle` is what is sent, whatever happens to the name meanwhile."""
+    """A file to send. Its bytes come from `handle`, whatever happens to the name meanwhile."""
 
     handle: IO[bytes]
     filename: str
@@ -27,7 +27,7 @@ class OpenFile:
 
 
 async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.StreamResponse:
-    """200, 206, 304, 412 or 416.
+    """Answer with the file: 200, 206, 304, 412 or 416.
 
     Raises:
         ConnectionResetError: the client took nothing for `stalled_s`, or the file was cut short.
@@ -66,7 +66,7 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
 
 
 def has_the_end(request: web.Request, response: web.StreamResponse, file: OpenFile) -> bool:
-    """Whether the caller has the file's last byte now, or had it already: in ranges, that one comes last."""
+    """Whether the caller has the file's last byte now, or had it already. In ranges, that byte comes last."""
     if request.method == hdrs.METH_HEAD:
         return False
     last = response.headers.get(hdrs.CONTENT_RANGE, "").partition("/")[0].rpartition("-")[2]
@@ -74,11 +74,12 @@ def has_the_end(request: web.Request, response: web.StreamResponse, file: OpenFi
 
 
 def make_headers(request: web.Request, filename: str, etag: str, handle: IO[bytes]) -> dict[str, str]:
+    """The headers of an answer with the file or a version of it."""
     how = "attachment" if request.query.get("download") else "inline"
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in filename)
     quoted = quote(filename.encode("utf-8", "replace"), safe="")
     return {
-        # Twice: what an old client understands, and the name itself.
+        # Twice: in a form that old clients understand, and the name itself.
         hdrs.CONTENT_DISPOSITION: f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quoted}",
         hdrs.ETAG: f'"{etag}"',
         hdrs.LAST_MODIFIED: formatdate(int(os.fstat(handle.fileno()).st_mtime), usegmt=True),
@@ -89,7 +90,7 @@ def make_headers(request: web.Request, filename: str, etag: str, handle: IO[byte
 
 
 def answer_unchanged(request: web.Request, etag: str, headers: dict[str, str]) -> web.Response | None:
-    """304 for a client that has it already, 412 for one that insists on something else."""
+    """304 for a client that has the file already, 412 for one that insists on another; None: send it."""
     match, none_match = request.if_match, request.if_none_match
     if match is not None and not any(tag.value in ("*", etag) for tag in match):
         return web.Response(status=412, headers=headers)
@@ -102,8 +103,8 @@ def answer_unchanged(request: web.Request, etag: str, headers: dict[str, str]) -
 
 
 def _read_range(request: web.Request, file: OpenFile, modified: str) -> tuple[int, int] | None:
-    """(begin, end) of the range asked for, empty where there is none such; None where the whole file is to be sent:
-    several ranges at once, or an If-Range for another file."""
+    """The range (begin, end) that is asked for, empty if the file has none such. None if the whole file must be sent:
+    for several ranges at once, or an If-Range for another file."""
     asked = request.headers.get(hdrs.RANGE)
     condition = request.headers.get(hdrs.IF_RANGE)
     if asked is None or "," in asked or condition not in (None, f'"{file.etag}"', modified):
@@ -115,7 +116,7 @@ def _read_range(request: web.Request, file: OpenFile, modified: str) -> tuple[in
 
 
 def _sniff_type(handle: IO[bytes]) -> str:
-    """By content. What we do not know is nothing that a browser would run in our origin."""
+    """The media type, by content; for an unknown one, a type that a browser does not run in our origin."""
     handle.seek(0)
     kind = sniff(handle.read(64))
     return kind.mime if kind is not None else "application/octet-stream"

@@ -53,7 +53,7 @@ PREFIX = "/guarded"
 
 _SLOWEST_BYTES_PER_S = 1024
 
-#: Cyrillic as itself: half the bytes, and readable in a terminal.
+#: Leaves Cyrillic as it is: half the bytes, and readable in a terminal.
 _dumps = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -84,7 +84,7 @@ class Services:
 
 @dataclass(frozen=True)
 class Call:
-    """One request, and who makes it."""
+    """One request, and its caller."""
 
     services: Services
     request: web.Request
@@ -92,7 +92,7 @@ class Call:
 
     @property
     def locale(self) -> str | None:
-        """The language the request asks for; None leaves the choice to the job."""
+        """The language that the request asks for; None leaves the choice to the job."""
         header = self.request.headers.get("Accept-Language")
         return messages.choose(None, header, "") or None
 
@@ -128,13 +128,13 @@ def register(routes: web.RouteTableDef, table: list[Route], services: Services) 
     for route, (_like, _method, answer) in zip(table, known, strict=True):
         routes.route(route.method, PREFIX + route.path)(answer)
 
-    async def unknown(request: web.Request) -> web.StreamResponse:
+    async def refuse_unknown(request: web.Request) -> web.StreamResponse:
         path = strip_mirror(request.path).removeprefix(PREFIX)
         method = "GET" if request.method == "HEAD" else request.method
         for like, wanted, answer in known:
-            # Clients that join a base URL and a path with a slash too many.
-            if "//" in request.path and wanted == method and (found := like.fullmatch(path)):
-                request.match_info.update(found.groupdict())
+            # Some clients join a base URL and a path with a slash too many.
+            if "//" in request.path and wanted == method and (parts := like.fullmatch(path)):
+                request.match_info.update(parts.groupdict())
                 return await answer(request)
         try:
             identify(request, services)
@@ -149,9 +149,9 @@ def register(routes: web.RouteTableDef, table: list[Route], services: Services) 
             return refuse(wrong_method, request, services, {"Allow": allow})
         return refuse(NotFoundError(f"There is no route {request.path[:200]}."), request, services)
 
-    routes.route("*", PREFIX)(unknown)
-    routes.route("*", PREFIX + "/{rest:.*}")(unknown)
-    routes.route("*", f"/{{slashes:/+}}{PREFIX[1:]}/{{rest:.*}}")(unknown)
+    routes.route("*", PREFIX)(refuse_unknown)
+    routes.route("*", PREFIX + "/{rest:.*}")(refuse_unknown)
+    routes.route("*", f"/{{slashes:/+}}{PREFIX[1:]}/{{rest:.*}}")(refuse_unknown)
 
 
 def compile_path(path: str) -> re.Pattern[str]:
@@ -241,7 +241,7 @@ def refuse_size(max_bytes: int) -> PayloadTooLargeError:
 
 
 def identify(request: web.Request, services: Services) -> Client:
-    """Who makes this request. Raises UnauthorizedError, ForbiddenError."""
+    """The caller of this request. Raises UnauthorizedError, ForbiddenError."""
     token = request.query.get("token") if "token=" in request.query_string else None
     path = strip_mirror(request.path)
     return services.access.identify(Asking(request.method, path, request.remote, request.headers, token))

@@ -40,16 +40,16 @@ class UploadedBody(TypedDict):
 async def get_view(call: Call) -> web.StreamResponse:
     """A file by the name that ComfyUI gave it; `preview` and `channel` convert pictures."""
     query = call.request.query
-    found = await _find(call, query.get("filename", ""), query.get("type", "output"), query.get("subfolder", ""))
-    file = await _open(call, found)
+    source = await _find(call, query.get("filename", ""), query.get("type", "output"), query.get("subfolder", ""))
+    file = await _open(call, source)
     try:
         if "preview" in query or query.get("channel") in ("rgb", "a"):
             return await _convert(call, file)
         response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         file.handle.close()
-    if found.job is not None and found.artifact is not None and has_the_end(call.request, response, file):
-        await call.services.jobs.mark_fetched(found.job, found.artifact, call.client)
+    if source.job is not None and source.artifact is not None and has_the_end(call.request, response, file):
+        await call.services.jobs.mark_fetched(source.job, source.artifact, call.client)
     return response
 
 
@@ -63,18 +63,18 @@ async def post_mask(call: Call) -> web.StreamResponse:
     """The same with a mask: keeps the picture that `original_ref` names, with the opacity of the one that was sent."""
     async with _receive_upload(call) as upload:
         try:
-            original = json.loads(upload.original)
-            names = [original["filename"], original.get("type", "output"), original.get("subfolder", "")]
+            named = json.loads(upload.original)
+            names = [named["filename"], named.get("type", "output"), named.get("subfolder", "")]
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
             names = []
         if not names or not all(isinstance(name, str) for name in names):
             raise InvalidRequestError("original_ref must name a picture.", extra_info={"field": "original_ref"})
-        found, mask = await _find(call, *names), upload.file.path
-        await call.services.files.check_unchanged(call.client, found)
+        original, mask = await _find(call, *names), upload.file.path
+        await call.services.files.check_unchanged(call.client, original)
 
         def put_on() -> None:
             with translate_disk_errors():
-                mask.write_bytes(view.apply_mask(found.path, mask))
+                mask.write_bytes(view.apply_mask(original.path, mask))
 
         await call.services.files.work_on_pictures(put_on)
         return await _keep(call, upload)
@@ -101,20 +101,20 @@ async def _find(call: Call, filename: str, kind: str, subfolder: str) -> OwnFile
     return await call.services.files.find(call.client, kind, f"{subfolder}/{name}" if subfolder else name)
 
 
-async def _open(call: Call, found: OwnFile) -> OpenFile:
-    """Raises ArtifactGoneError where the file is no longer what the caller's job made."""
-    if found.artifact is not None:
-        handle = await call.services.jobs.open_artifact(found.artifact, found.path)
+async def _open(call: Call, source: OwnFile) -> OpenFile:
+    """Open the file. Raises ArtifactGoneError if it is no longer what the caller's job made."""
+    if source.artifact is not None:
+        handle = await call.services.jobs.open_artifact(source.artifact, source.path)
         if handle is not None:
-            return OpenFile(handle, found.artifact.filename, found.artifact.bytes, found.artifact.sha256)
+            return OpenFile(handle, source.artifact.filename, source.artifact.bytes, source.artifact.sha256)
         if not call.client.operator:
-            raise ArtifactGoneError(f"{found.artifact.filename} is no longer what the job made.")
+            raise ArtifactGoneError(f"{source.artifact.filename} is no longer what the job made.")
     try:
-        handle = await asyncio.to_thread(open, found.path, "rb")
+        handle = await asyncio.to_thread(open, source.path, "rb")
     except OSError:
-        raise NotFoundError(f"There is no file {found.path.name}.") from None
+        raise NotFoundError(f"There is no file {source.path.name}.") from None
     status = os.fstat(handle.fileno())
-    return OpenFile(handle, found.path.name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+    return OpenFile(handle, source.path.name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
 
 
 async def _convert(call: Call, file: OpenFile) -> web.StreamResponse:
@@ -139,7 +139,7 @@ async def _convert(call: Call, file: OpenFile) -> web.StreamResponse:
 
 @dataclass(frozen=True)
 class _Upload:
-    """A picture that has come in, and what the form says of it."""
+    """A picture that was sent, and what the form says of it."""
 
     file: UploadedFile
     type: str

@@ -17,7 +17,7 @@ _AT_MOST = 1000
 
 
 async def get_history(call: Call) -> web.StreamResponse:
-    """First settled first; the last ones, or with `offset` those from there on."""
+    """The caller's settled jobs, first settled first: the last ones, or with `offset` those from there on."""
     limit, offset = read_whole_number(call, "max_items"), read_whole_number(call, "offset")
     if offset is not None and offset < 0:
         offset = None  # which is how ComfyUI says "the last ones"
@@ -28,12 +28,12 @@ async def get_history(call: Call) -> web.StreamResponse:
 
 
 async def get_history_of(call: Call) -> web.StreamResponse:
-    """Empty until the job has settled, and for jobs that are not the caller's."""
+    """One settled job; empty until it has settled, and for jobs that are not the caller's."""
     return respond(await call.services.jobs.find_history_entry(call.request.match_info["prompt_id"], call.client))
 
 
 async def post_history(call: Call) -> web.StreamResponse:
-    """`{"clear": true}`, `{"delete": [ids]}`: out of ComfyUI's view. /guarded/jobs still has them."""
+    """`{"clear": true}`, `{"delete": [ids]}`: hide settled jobs from ComfyUI's view; /guarded/jobs keeps them."""
     body = await read_command(call)
     job_ids = read_ids(body, "delete")
     if body.get("clear"):

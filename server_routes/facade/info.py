@@ -1,4 +1,4 @@
-"""What the server has: node classes, embeddings, memory. ComfyUI's own answers, without what is not the caller's."""
+"""What the server has: node classes, embeddings, memory. ComfyUI's own answers, without other owners' files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...guard.files.names import mentions_uploads, owner_folder
 from ..about import About
 from ..table import Call, Route, respond
 
-#: What an input is declared with → the media types of the uploads that its choice holds.
+#: Option of an input → the media types of the uploads that its choice offers.
 _UPLOADS = {
     "image_upload": ("image/",),
     "video_upload": ("video/",),
@@ -65,7 +65,7 @@ def _pass_on(raw: bytes) -> web.Response:
 
 
 def _limit_choices(info: dict[str, Any], folder: str, own: list[str]) -> dict[str, Any]:
-    """Every choice without other owners' folders; those of loaders with the caller's own uploads."""
+    """Take other owners' folders out of every choice, and add the caller's own uploads to those of loaders."""
     for node in info.values():
         for section in (node.get("input") or {}).values():
             for declared in section.values() if isinstance(section, dict) else ():

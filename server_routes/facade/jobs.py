@@ -1,4 +1,4 @@
-"""/api/jobs: the newer view of queue and history together. It is here also where the host has none."""
+"""/api/jobs: ComfyUI's newer view of queue and history together; here also if the host has none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CancelledBody(TypedDict):
 
 
 async def list_api_jobs(call: Call) -> web.StreamResponse:
-    """`status` (comma-separated), `workflow_id`, `sort_by`, `sort_order`, `limit`, `offset`."""
+    """The caller's jobs, as ComfyUI's newer view lists them; `status` may be comma-separated."""
     query = call.request.query
     asked = [name.strip().lower() for name in query.get("status", "").split(",") if name.strip()]
     if unknown := set(asked) - as_comfyui.STATUSES.keys():
@@ -75,13 +75,13 @@ async def get_api_job(call: Call) -> web.StreamResponse:
 
 
 async def cancel_api_job(call: Call) -> web.StreamResponse:
-    """Whether there was anything to cancel; an id that is unknown, or another's, is none."""
+    """Cancel one job. Says whether there was anything to cancel; an unknown id, or another owner's, is nothing."""
     body: CancelledBody = {"cancelled": await _cancel(call, call.request.match_info["job_id"])}
     return respond(body)
 
 
 async def cancel_api_jobs(call: Call) -> web.StreamResponse:
-    """Whether there was anything to cancel among `job_ids`."""
+    """Cancel several jobs. Says whether there was anything to cancel among `job_ids`."""
     job_ids = read_ids(await read_command(call), "job_ids")
     if job_ids is None:
         raise InvalidRequestError("job_ids must be a list of ids.", extra_info={"field": "job_ids"})

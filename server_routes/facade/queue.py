@@ -1,4 +1,4 @@
-"""GET /prompt, /queue and /interrupt: what waits and runs of the caller's."""
+"""GET /prompt, /queue and /interrupt: the caller's jobs that wait and run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def get_prompt(call: Call) -> web.StreamResponse:
 
 
 async def get_queue(call: Call) -> web.StreamResponse:
-    """From the 200 until it is in the history, a job is in here."""
+    """The caller's open jobs. A job is in here from the 200 until it is in the history."""
     queue = await call.services.jobs.list_queue(call.client)
     return await asyncio.to_thread(respond, queue)
 

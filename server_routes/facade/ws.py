@@ -16,7 +16,7 @@ from ..table import Call, Route
 
 log = logging.getLogger("guarded.sockets")
 
-#: A peer that does not answer a ping within half of this is gone.
+#: Ping so often; a peer that does not answer within half of this is gone.
 HEARTBEAT_S = 30.0
 #: Clients say little: their feature flags.
 MAX_MESSAGE_BYTES = 2**18
@@ -50,7 +50,7 @@ async def get_ws(call: Call) -> web.StreamResponse:
 
 
 async def _write(call: Call, ws: web.WebSocketResponse, socket: Socket) -> None:
-    """A task of each socket's own, so that a client that does not read holds up nobody but itself."""
+    """Each socket has such a task, so a client that does not read holds up nobody but itself."""
     with contextlib.suppress(ConnectionError):
         while True:
             message = await socket.next()
