@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..job import Job, Kind
 from .facts import Standing, Waiting
+from .rows import IS_OPEN
 
 #: Up to this many jobs ahead, of this many owners, are counted by kind in the table.
 LOOKED_UP = 200
@@ -60,9 +61,7 @@ class Line:
             turns.setdefault(owner, Turn()).queued += count
             kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + count
         under_way = db.execute(
-            # The first condition is the index's own; without it SQLite reads all jobs that ever settled.
-            "SELECT owner, count(*) FROM jobs INDEXED BY jobs_open "
-            "WHERE state IN ('queued', 'dispatched', 'running', 'validating') "
+            f"SELECT owner, count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
             "AND state IN ('dispatched', 'running', 'validating') GROUP BY owner"
         )
         for owner, count in under_way:

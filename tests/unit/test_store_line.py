@@ -1,0 +1,133 @@
+"""The order in which jobs leave the queue, and where they stand in it."""
+
+import random
+
+from unit.fakes import LONG_S, new_job
+from unit.store_steps import CANCELLED, Held, claim, claim_all, submit
+
+from comfyui_guarded.guard.errors import (
+    ConflictError,
+    QueueFullError,
+)
+
+
+def test_owners_take_turns_and_each_owners_jobs_stay_in_order(store):
+    jobs = {}
+    for owner, count in (("a", 4), ("b", 2), ("c", 1)):
+        for turn in range(count):
+            jobs[submit(store, owner=owner).job.job_id] = f"{owner}{turn}"
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_late_coming_owner_neither_waits_for_the_others_backlog_nor_catches_up(store):
+    jobs = {submit(store, owner="early").job.job_id: f"early{turn}" for turn in range(30)}
+    order = [jobs[claim(store, 10**9)] for _ in range(10)]
+    jobs.update({submit(store, owner="late").job.job_id: f"late{turn}" for turn in range(5)})
+    order = [jobs[job_id] for job_id in claim_all(store)]
+    assert order[:10:2] + order[1:10:2] in (
+        [f"late{turn}" for turn in range(5)] + [f"early{turn}" for turn in range(10, 15)],
+        [f"early{turn}" for turn in range(10, 15)] + [f"late{turn}" for turn in range(5)],
+    )
+    assert order[10:] == [f"early{turn}" for turn in range(15, 30)]
+
+
+def test_an_owner_who_comes_back_again_and_again_gets_no_more_than_its_turn(store):
+    for _ in range(10):
+        submit(store, owner="patient")
+    owners = {}
+    order = []
+    for _ in range(10):
+        owners[submit(store, owner="eager").job.job_id] = "eager"
+        order.append(owners.get(claim(store, 10**9), "patient"))
+        order.append(owners.get(claim(store, 10**9), "patient"))
+    assert order.count("eager") == order.count("patient") == 10
+    assert all(order[at : at + 3] != ["eager"] * 3 for at in range(len(order)))
+
+
+def test_priority_number_and_front_reorder_within_an_owner_only(store):
+    def submit_as(name, **facts):
+        names[submit(store, **facts).job.job_id] = name
+
+    names = {}
+    submit_as("plain", owner="a")
+    submit_as("b-first", owner="b")
+    submit_as("low", owner="a", priority=-1)
+    submit_as("front", owner="a", front=True)
+    submit_as("number", owner="a", order=0.5)
+    submit_as("high", owner="a", priority=1)
+    submit_as("fronter", owner="a", front=True)
+    submit_as("b-second", owner="b")
+    order = [names[job_id] for job_id in claim_all(store)]
+    assert [name for name in order if not name.startswith("b-")] == [
+        "high",
+        "fronter",
+        "front",
+        "number",
+        "plain",
+        "low",
+    ]
+    assert [name for name in order if name.startswith("b-")] == ["b-first", "b-second"]
+    assert {order.index("b-first"), order.index("b-second")} <= {0, 1, 2, 3}
+
+
+def test_jobs_with_the_same_number_go_in_the_order_in_which_they_came(store):
+    ids = [submit(store, order=5.0) for _ in range(4)]
+    positions = [store.locate(each.job.job_id).result(LONG_S).position for each in ids]
+    assert positions == [1, 2, 3, 4]
+    assert [each.waiting.position for each in ids] == [1, 2, 3, 4]
+    assert claim_all(store) == [each.job.job_id for each in ids]
+
+
+def test_a_job_that_a_start_takes_back_has_its_old_position_and_its_slot_is_free(store):
+    first, second = (submit(store).job.job_id for _ in range(2))
+    assert claim(store) == first
+    assert claim(store) is None
+    assert store.recover("local", 2).result(LONG_S).requeued == 1
+    assert store.locate(first).result(LONG_S).position == 1
+    assert store.locate(second).result(LONG_S).position == 2
+    assert claim(store) == first
+
+
+def test_a_slot_is_free_when_released_and_not_when_settled(store):
+    first, second = (submit(store).job.job_id for _ in range(2))
+    assert claim(store) == first
+    store.start(first).result(LONG_S)
+    assert store.settle(first, CANCELLED).result(LONG_S).won
+    assert claim(store) is None
+    store.release(first).result(LONG_S)
+    assert claim(store) == second
+
+
+def test_positions_among_ten_thousand_queued_are_right(store):
+    futures = [
+        store.submit(new_job(owner=f"bot-{turn % 7}", priority=(turn % 11) // 10, front=turn % 13 == 0), 10**9)
+        for turn in range(10_000)
+    ]
+    ids = [future.result(LONG_S).job.job_id for future in futures]
+    assert store.queued == 10_000
+    picked = random.Random(3).sample(ids, 200)
+    told = {job_id: store.locate(job_id).result(LONG_S).position for job_id in picked}
+    claims = [store.claim("local", 10**9) for _ in ids]
+    position = {claimed.result(LONG_S).job.job_id: at for at, claimed in enumerate(claims, start=1)}
+    assert set(position) == set(ids)
+    assert told == {job_id: position[job_id] for job_id in picked}
+
+
+def test_a_full_queue_is_refused_at_the_commit(store):
+    with Held(store):
+        futures = [store.submit(new_job(), 3) for _ in range(5)]
+    refusals = [future.exception(LONG_S) for future in futures]
+    assert refusals[:3] == [None, None, None]
+    assert all(isinstance(refusal, QueueFullError) for refusal in refusals[3:])
+    assert refusals[3].extra_info == {"queued": 3, "max_queued": 3}
+    assert store.queued == 3
+
+
+def test_a_job_id_that_is_taken_is_a_conflict_for_every_owner(store):
+    job_id = submit(store, owner="a").job.job_id
+    for owner in ("a", "b"):
+        error = store.submit(new_job(job_id, owner=owner), 10**9).exception(LONG_S)
+        assert isinstance(error, ConflictError)
+        assert error.extra_info == {"job_id": job_id}
+    assert store.get(job_id).result(LONG_S).owner == "a"
+    assert store.queued == 1
