@@ -146,7 +146,7 @@ def test_a_timeout_is_told_in_a_notice_unless_that_is_off(editor: Callable[..., 
     expect(quiet.locator(".g-badge")).to_be_hidden()
     expect(quiet.get_by_text("Live", exact=True)).to_be_visible()
     bot.post(body, "/guarded/prompt?wait=60")
-    told = "A job ran into its deadline and was ended."
+    told = "A job ran past its deadline and was stopped."
     expect(page.get_by_text(told)).to_be_visible()
     expect(quiet.get_by_role("status", name="Alarms")).to_contain_text(told)
     assert quiet.locator(".p-toast-message").count() == 0
