@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..access.addresses import is_reachable_from_elsewhere
-from ..janitor.disk import disks
+from ..janitor.disk import list_disks
 from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path
 from ..store.schema import MIGRATIONS
@@ -181,7 +181,7 @@ def _check_folders(facts: Facts, _settings: Settings) -> Iterator[Line]:
 def _check_disk(facts: Facts, settings: Settings) -> Iterator[Line]:
     rules = settings.janitor
     folders = (facts.folders.output, facts.folders.temp, facts.folders.input, facts.own)
-    for disk in disks([path for path in folders if path is not None]):
+    for disk in list_disks([path for path in folders if path is not None]):
         free, total = disk.free(), disk.total()
         room = f"{disk.path}: {_format_size(free)} of {_format_size(total)} free"
         mend = "POST /guarded/janitor/sweep, lower janitor.…_max_age_s, or use a larger disk."

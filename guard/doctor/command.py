@@ -39,7 +39,7 @@ def run(
     """Examine and report. Returns the exit status: 0 all is well, 1 a warning, 2 an error."""
     user = arguments.user or user_folder(package)
     if user is None or not user.is_dir():
-        say(f"{user or 'the user folder'} is not there: start ComfyUI once, or give its user folder with --user DIR")
+        say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
         return 2
     own = guard_folder(user)
     last_start = recall(own)

@@ -17,7 +17,7 @@ from ..job import ROOTS
 from ..settings import Settings, SettingsError, load
 from ..store import SqliteStore, StoreLockedError, StoreTooNewError, database_path
 from .report import escape
-from .thread import Janitor, summary
+from .thread import Janitor, summarize
 
 #: ComfyUI registers these folders below `output/` for models. A server may know more; the command line cannot.
 MODEL_FOLDERS = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
@@ -91,7 +91,7 @@ def run(
             on_delete=lambda path: say(f"{'would delete' if arguments.dry_run else 'deleted'} {path}"),
         )
         report = janitor.sweep(time.time(), arguments.dry_run)
-    say(summary(report))
+    say(summarize(report))
     existing = report.kept.get("existing")
     if existing is not None and existing.files:
         say(

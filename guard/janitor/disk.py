@@ -29,7 +29,7 @@ class Disk:
             return False
 
 
-def disks(folders: Iterable[Path]) -> list[Disk]:
+def list_disks(folders: Iterable[Path]) -> list[Disk]:
     """List the file systems of the folders, in their order. A folder that does not exist yet counts by its parent."""
     by_device: dict[int, Disk] = {}
     for folder in folders:

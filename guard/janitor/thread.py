@@ -18,7 +18,7 @@ from ..host import Folders
 from ..settings import JanitorSettings
 from ..signal import Signal
 from .bodies import CountBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
-from .disk import disks
+from .disk import list_disks
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
@@ -165,7 +165,7 @@ class Janitor:
         self._last_s = now_s
         if self._due_s is None:
             self._due_s = now_s + min(FIRST_SWEEP_S, self._settings.interval_s) if self._settings.enabled else None
-        self._look()
+        self._look_at_disks()
         while self._asked:
             dry_run, future = self._asked.popleft()
             if future.set_running_or_notify_cancel():
@@ -180,11 +180,11 @@ class Janitor:
         if due:
             self._due_s = now_s + self._settings.interval_s
         if due or relieve:
-            free = self._free()
+            free = self._sum_free()
             report = self.sweep(now_s, relieve=relieve)
-            self._look()
+            self._look_at_disks()
             if self._short and relieve:
-                self._relief_due_s = now_s + self._pause_after_relief(report, self._free() - free)
+                self._relief_due_s = now_s + self._pause_after_relief(report, self._sum_free() - free)
         if self._count_wanted and now_s >= self._count_due_s:
             self.count(now_s)
         return now_s + LOOK_S
@@ -193,7 +193,7 @@ class Janitor:
         """Seconds to wait after a sweep that left the disk short of space; `gained`: bytes more free than before."""
         if report.oldest.bytes > 2 * max(gained, 0):
             # Somebody has the files open, or there are snapshots: going on would only cost more files.
-            log.warning("the disk is short of space, and deleting %d bytes freed little", report.oldest.bytes)
+            log.warning("the disk is short of space, but deleting %d bytes freed little", report.oldest.bytes)
             return FRUITLESS_S
         log.warning("the disk is short of space, and there is nothing more to delete")
         # A walk over millions of files takes minutes, so do not start one right after the other.
@@ -216,7 +216,7 @@ class Janitor:
                     self._totals[name] += getattr(report, name)
                 self._totals["sweeps"] += 1
                 self._count_due_s = float("-inf")
-            log.info("%s", summary(report))
+            log.info("%s", summarize(report))
             return report
 
     def _run_sweep(self, now_s: float, dry_run: bool, relieve: bool) -> Report:
@@ -233,7 +233,7 @@ class Janitor:
                 report=report,
                 in_use=self.in_use,
                 records=self._records,
-                disks=disks(root.path for root in rules.roots) if relieve else (),
+                disks=list_disks(root.path for root in rules.roots) if relieve else (),
                 stopped=lambda: self._closed,
                 on_delete=self._on_delete,
                 handles=self._handles,
@@ -268,22 +268,22 @@ class Janitor:
     def _adopted(self) -> bool:
         return self._settings.adopt_existing or self.marker.adopted
 
-    def _free(self) -> int:
+    def _sum_free(self) -> int:
         return sum(disk["free_bytes"] for disk in self._disks)
 
-    def _look(self) -> None:
-        """Look how much room each disk has that matters."""
+    def _look_at_disks(self) -> None:
+        """Look how much room there is on each disk that matters."""
         states: list[DiskBody] = []
         settings = self._settings
-        places = self._folders()
-        folders = [path for path in (places.output, places.temp, places.input) if path is not None]
-        swept = {disk.device for disk in disks(folders)}
+        folders = self._folders()
+        roots = [path for path in folders.roots().values() if path is not None]
+        swept = {disk.device for disk in list_disks(roots)}
         self._short = False
-        for disk in disks([*folders, *([self._own] if self._own is not None else [])]):
+        for disk in list_disks([*roots, *([self._own] if self._own is not None else [])]):
             try:
                 total, free = disk.total(), disk.free()
             except OSError as error:
-                log.debug("no free space is known for %s: %s", disk.path, error)
+                log.debug("cannot tell the free space of %s: %s", disk.path, error)
                 continue
             state: Literal["ok", "short", "full"] = "ok"
             if free < settings.floor_free_bytes:
@@ -299,7 +299,7 @@ class Janitor:
         elif full is None and self._full is not None:
             log.info("the disk has room again: jobs are accepted")
         self._disks = states
-        self._room = _measure_room(places)
+        self._room = _measure_room(folders)
         self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
 
     def _loop(self) -> None:
@@ -325,10 +325,10 @@ class Janitor:
                 self._asked.popleft()[1].set_exception(_early_end())
 
 
-def _measure_room(places: Folders) -> dict[str, RoomBody]:
+def _measure_room(folders: Folders) -> dict[str, RoomBody]:
     room: dict[str, RoomBody] = {}
-    for name, path in places.roots().items():
-        for disk in disks([path] if path is not None else []):
+    for name, path in folders.roots().items():
+        for disk in list_disks([path] if path is not None else []):
             with suppress(OSError):
                 room[name] = {"total_bytes": disk.total(), "free_bytes": disk.free()}
     return room
@@ -338,8 +338,8 @@ def _early_end() -> ServerUnavailableError:
     return ServerUnavailableError("The sweep ended early.")
 
 
-def summary(report: Report) -> str:
-    """One line for a log or a terminal."""
+def summarize(report: Report) -> str:
+    """Sum a sweep up in one line, for a log or a terminal."""
     verb = "would delete" if report.dry_run else "deleted"
     kept = ", ".join(f"{tally.files} {reason}" for reason, tally in sorted(report.kept.items()) if tally.files)
     parts = [f"{verb} {report.files} files ({report.bytes} bytes) and {report.folders} empty folders"]
