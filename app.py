@@ -7,7 +7,8 @@ import atexit
 import logging
 import os
 from pathlib import Path
-from typing import Any
+
+from aiohttp import web
 
 from . import server_routes
 from .guard import journal, runtime
@@ -34,6 +35,7 @@ from .guard.faces.machine import FaceMachine
 from .guard.files.files import Files
 from .guard.files.references import References
 from .guard.files.uploads import Uploads
+from .guard.host import Host
 from .guard.janitor import Janitor
 from .guard.life.dispatcher import Dispatcher
 from .guard.life.drain import Drain
@@ -70,16 +72,17 @@ def install() -> None:
     """
     from .host.comfyui import ComfyHost, prompt_server
 
-    host = ComfyHost(prompt_server())
+    server = prompt_server()
+    host: Host = ComfyHost(server)
     try:
-        _build(host, prompt_server())
+        _build(host, server.app, server.routes)
     except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
         if is_reachable_from_elsewhere(host.describe()["listen"]):
             log.error("ComfyUI runs without it: open to whoever reaches this server, whatever native.mode says")
 
 
-def _build(host: Any, prompt_server: Any) -> None:
+def _build(host: Host, application: web.Application, routes: web.RouteTableDef) -> None:
     own = host.own_directory()
     settings = load(own / "guarded.toml", os.environ)
     journal.install(settings.log)
@@ -167,7 +170,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)
     tasks: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
 
-    async def serving(_app: Any) -> None:
+    async def start(_application: web.Application) -> None:
         health.mark_serving()
         dispatcher.start()
         tasks.append(asyncio.create_task(faces.look_around()))
@@ -179,7 +182,7 @@ def _build(host: Any, prompt_server: Any) -> None:
         gpus.start()
         await asyncio.to_thread(doctor.remember)
 
-    prompt_server.app.on_startup.append(serving)
+    application.on_startup.append(start)
     # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
     atexit.register(store.close)
     atexit.register(janitor.close)  # the last registered is the first called: it needs the store
@@ -205,14 +208,14 @@ def _build(host: Any, prompt_server: Any) -> None:
         doctor=doctor,
         sockets=sockets,
     )
-    server_routes.register(prompt_server.routes, server_routes.ROUTES, services)
+    server_routes.register(routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":
         backlog = Backlog(store, host, settler, jobs)
         store.changed.subscribe(backlog.follow)
         host.show_backlog(backlog)
     if settings.native.mode != "open":
         # In front of ComfyUI's own, one of which answers every OPTIONS.
-        prompt_server.app.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
+        application.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
     if settings.native.mode == "open" and is_reachable_from_elsewhere(host.describe()["listen"]):
         log.warning(

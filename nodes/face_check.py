@@ -166,7 +166,7 @@ class GuardedLoadFaceImage:
         view = _View(unique_id, extra_pnginfo)
         view.found(levels, found.body())
         view.passed()
-        pixels = levels.astype(np.float32) / 255
+        pixels = levels.astype(np.float32) / np.float32(255)
         return to_tensor(pixels[None]), to_tensor(_transparent(opened)[None])
 
     @classmethod
@@ -290,7 +290,8 @@ def _transparent(image: Image.Image) -> Floats:
         image = image.convert("RGBA")
     if "A" not in image.getbands():
         return np.zeros((64, 64), np.float32)
-    return 1 - np.asarray(image.getchannel("A"), np.float32) / 255
+    opacity: Floats = np.asarray(image.getchannel("A"), np.float32) / np.float32(255)
+    return np.float32(1) - opacity
 
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {

@@ -21,9 +21,9 @@ from ..guard.errors import InternalError, InvalidWorkflowError, ResultCorruptErr
 from ..guard.results import checks as artifacts
 from ..guard.results.budget import Budget
 from ..guard.results.containers import sniff
-from ..guard.results.content import Checks, check_images
+from ..guard.results.content import Checks, as_array, check_images
 from ..guard.results.judgement import make_error
-from .tensors import to_array, to_bytes
+from .tensors import to_bytes
 
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 #: Exif tags that ComfyUI's own writers put a workflow into where the format has no text of its own.
@@ -87,7 +87,7 @@ class GuardedSaveImage:
     ) -> dict[str, Any]:
         """Raises ResultCorruptError for NaN and for what does not read back, InvalidWorkflowError for a prefix that
         leads outside the output folder."""
-        batch = to_array(images)
+        batch = as_array(images)
         settings = runtime.current().settings.results
         if findings := check_images(batch, Checks(blank=False, speckle=False), settings):
             raise make_error(findings[0], "The image")

@@ -14,22 +14,18 @@ from ..guard.results.content import as_array
 Floats = npt.NDArray[np.float32]
 
 
-def to_array(images: Any) -> np.ndarray[Any, Any]:
-    """An IMAGE as a numpy view, frames × height × width × channels; a tensor on the CPU shares its memory."""
-    return as_array(images)
-
-
 def to_bytes(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """height × width × channels in 0..1, as 8 bits. Values outside are cut off; rounds down, as SaveImage does."""
     return np.clip(picture * 255.0, 0, 255).astype(np.uint8)
 
 
-def to_floats(image: Any) -> Floats:
-    """The frames of an IMAGE as float32, wherever it lies."""
-    if hasattr(image, "detach"):
-        image = image.detach().float().cpu().numpy()
-    frames = np.asarray(image, np.float32)
-    return frames[None] if frames.ndim == 3 else frames
+def to_floats(images: Any) -> Floats:
+    """An IMAGE as float32, frames × height × width × channels; copied only from another type or device.
+
+    Raises:
+        ValueError: it has another number of axes, or none of something.
+    """
+    return np.asarray(as_array(images), np.float32)
 
 
 def to_kind_of(image: Any, values: Floats) -> Any:

@@ -14,12 +14,11 @@ from typing import Any
 from ..guard import runtime
 from ..guard.results import film_files
 from ..guard.results.budget import Budget
-from ..guard.results.content import Checks, check_frames, check_images
+from ..guard.results.content import Checks, as_array, check_frames, check_images
 from ..guard.results.findings import Facts, Fault, Finding
 from ..guard.results.judgement import make_error
 from ..guard.settings import ResultsSettings
 from . import shown
-from .tensors import to_array
 
 log = logging.getLogger("guarded.nodes")
 
@@ -87,7 +86,7 @@ class GuardedValidateImage:
             height=height or None,
             frames=frames or None,
         )
-        findings = check_images(to_array(image), checks, runtime.current().settings.results)
+        findings = check_images(as_array(image), checks, runtime.current().settings.results)
         return image, _told(findings, "The image", on_fail, (unique_id, extra_pnginfo))
 
 
@@ -190,7 +189,7 @@ def _told(findings: list[Finding], name: str, on_fail: str, node: tuple[Any, Any
 
 
 def _of_frames(images: Any, fps: float, duration_s: float, checks: Checks, settings: ResultsSettings) -> list[Finding]:
-    frames = to_array(images)
+    frames = as_array(images)
     return [
         *_short(len(frames) / fps, duration_s, settings),
         *check_frames(frames, checks, settings),

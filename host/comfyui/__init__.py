@@ -12,7 +12,7 @@ from .host import ComfyHost
 
 
 def prompt_server() -> Any:
-    """ComfyUI's one server object."""
+    """ComfyUI's one server object, which has no types of its own."""
     return server.PromptServer.instance
 
 

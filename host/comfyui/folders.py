@@ -11,17 +11,17 @@ from ...guard.host import Folders
 from ...guard.job import ROOTS
 
 
-def own_directory() -> Path:
-    """`<user>/__guarded`: no route of ComfyUI's serves it."""
+def find_own_directory() -> Path:
+    """`<user>/__guarded`, which no route of ComfyUI serves."""
     system_user = getattr(folder_paths, "get_system_user_directory", None)
     folder = system_user("guarded") if system_user else os.path.join(folder_paths.get_user_directory(), "__guarded")
     return Path(folder)
 
 
-def folders() -> Folders:
-    """The roots, and every folder that is registered for models or belongs to the host itself."""
+def find_folders() -> Folders:
+    """Find the roots, and every folder that holds models or belongs to ComfyUI itself. Any thread."""
     keep = [folder_paths.get_user_directory()]
-    # Other packs write into this table as they like, from other threads too.
+    # Other packs write anything into this table, from other threads too.
     for entry in list(folder_paths.folder_names_and_paths.values()):
         paths = entry[0] if isinstance(entry, (list, tuple)) and entry else ()
         keep += [path for path in ([paths] if isinstance(paths, str) else list(paths)) if isinstance(path, str)]
@@ -34,8 +34,8 @@ def folders() -> Folders:
     )
 
 
-def model_name(kind: str, file: str) -> str | None:
-    """Under which name a model of that kind is listed, in whichever folder it was sorted."""
+def find_model_name(kind: str, file: str) -> str | None:
+    """The name under which ComfyUI lists a model file of that kind, whatever folder it lies in; None: not there."""
     listed = folder_paths.get_filename_list(kind) if kind in folder_paths.folder_names_and_paths else []
     if file in listed:
         return file
@@ -45,8 +45,8 @@ def model_name(kind: str, file: str) -> str | None:
     return file if os.path.isfile(os.path.join(folder_paths.models_dir, kind, file)) else None
 
 
-def resolved(kind: str, subfolder: str, filename: str) -> Path | None:
-    """The file's real path, if that lies inside the root of its type; symlinks are followed before it is judged."""
+def resolve(kind: str, subfolder: str, filename: str) -> Path | None:
+    """Resolve a file's symlinks; None unless its real path lies inside the root of its type."""
     folder = folder_paths.get_directory_by_type(kind) if kind in ROOTS else None
     if folder is None:
         return None

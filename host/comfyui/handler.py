@@ -1,4 +1,4 @@
-"""ComfyUI's own handlers, above all that of POST /prompt, called without a socket.
+"""Call ComfyUI's own handlers, above all that of POST /prompt, without a socket.
 
 Whatever ComfyUI and other packs do to a prompt on its way in (node replacement, on_prompt handlers, new checks) then
 happens to guarded jobs too.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -20,80 +21,86 @@ from ...guard.host import Refusal
 
 log = logging.getLogger("guarded.host")
 
+#: Takes a request; most are coroutines. Other packs put anything here.
+Handler = Callable[..., Any]
+
 
 class NativePrompt:
-    """Found in the server's route table, so that a wrapped or newer handler is used as it is."""
+    """Show prompts to the handler in the server's route table, which another pack may have wrapped. Event loop."""
 
     def __init__(self, prompt_server: Any) -> None:
         self._server = prompt_server
-        self._handler: Any = None
+        self._handler: Handler | None = None
 
     async def call(self, body: dict[str, Any]) -> Refusal | None:
-        """None where the handler accepted the prompt."""
+        """Hand a `/prompt` body to the handler; None where it accepts the prompt."""
         if self._handler is None:
-            # At the first prompt, when every pack has had its chance to replace it.
-            self._handler = _found(self._server, "POST", "/prompt")
+            # Look for it at the first prompt, when every pack has had its chance to replace it.
+            self._handler = _find_handler(self._server, "POST", "/prompt")
         try:
             response = await self._handler(_Request("POST", "/prompt", self._server.app, body))
-        except web.HTTPException as error:
-            return Refusal("refused", error.reason, error.text or "", {}, {})
-        except Exception as error:
-            # The route would say 500: a node class or another pack stumbled over the prompt.
+        except web.HTTPException as raised:
+            return Refusal("refused", raised.reason, raised.text or "", {}, {})
+        except Exception as raised:
+            # The route would answer 500: a node class or another pack failed on the prompt.
             log.warning("ComfyUI failed on a prompt", exc_info=True, extra={"quotes_prompt": True})
-            said = f"{type(error).__name__}: {error}"
-            return Refusal("exception_during_validation", "ComfyUI failed on this prompt.", said, {}, {})
+            details = f"{type(raised).__name__}: {raised}"
+            return Refusal("exception_during_validation", "ComfyUI failed on this prompt.", details, {}, {})
         answer = json.loads(response.body) if response.body else {}
         error, node_errors = answer.get("error"), answer.get("node_errors") or {}
         if response.status == 200 and error is None and not node_errors:
             return None
         if response.status == 200:
-            return _partly(node_errors)
+            return _refuse_part(node_errors)
         if not isinstance(error, dict):
             return Refusal("refused", str(error or "ComfyUI refused the prompt."), "", {}, node_errors)
         return Refusal(
             str(error.get("type", "refused")),
             str(error.get("message", "ComfyUI refused the prompt.")),
-            str(error.get("details", "")) or _said(node_errors),
+            str(error.get("details", "")) or _join_errors(node_errors),
             error.get("extra_info") or {},
             node_errors,
         )
 
 
-async def native_get(prompt_server: Any, path: str, match_info: dict[str, str]) -> bytes:
-    """The body of ComfyUI's answer to a GET. Raises NotFoundError where it has no such route, or finds nothing."""
+async def call_native_get(prompt_server: Any, path: str, match_info: dict[str, str]) -> bytes:
+    """The body of ComfyUI's answer to a GET. Raises NotFoundError where it has no such route, or finds nothing.
+
+    Event loop.
+    """
     try:
-        handler = _found(prompt_server, "GET", path)
+        handler = _find_handler(prompt_server, "GET", path)
     except LookupError:
         raise NotFoundError(f"This server has no {path}.") from None
     response = handler(_Request("GET", path, prompt_server.app, match_info=match_info))
-    if inspect.isawaitable(response):  # ComfyUI's /embeddings is none
+    if inspect.isawaitable(response):  # the handler of /embeddings is a plain function
         response = await response
     if response.status != 200:
         raise NotFoundError(f"This server finds nothing under {path}.")
     return bytes(response.body)
 
 
-def _found(prompt_server: Any, method: str, path: str) -> Any:
+def _find_handler(prompt_server: Any, method: str, path: str) -> Handler:
     for route in prompt_server.routes:
         if isinstance(route, web.RouteDef) and (route.method, route.path) == (method, path):
             return route.handler
     raise LookupError(f"ComfyUI has no handler for {method} {path}")
 
 
-def _partly(node_errors: dict[str, Any]) -> Refusal:
-    """ComfyUI would run the prompt without the outputs that failed, and say success."""
+def _refuse_part(node_errors: dict[str, Any]) -> Refusal:
+    """Refuse a prompt that ComfyUI would run without the outputs that failed, and call a success."""
     dropped = sorted({output for entry in node_errors.values() for output in entry.get("dependent_outputs", ())})
     return Refusal(
         "prompt_outputs_failed_validation",
         f"Part of the prompt failed validation; output {', '.join(dropped)} would be left out.",
-        _said(node_errors),
+        _join_errors(node_errors),
         {"outputs": dropped},
         node_errors,
     )
 
 
-def _said(node_errors: dict[str, Any]) -> str:
-    """The errors of single nodes in one text, for readers of the message alone."""
+def _join_errors(node_errors: dict[str, Any]) -> str:
+    """Put the errors of single nodes into one text, for people who read only the message."""
     return "\n".join(
         f"{entry.get('class_type')} {node_id}: {error.get('message')}: {error.get('details')}"
         for node_id, entry in node_errors.items()
@@ -102,7 +109,7 @@ def _said(node_errors: dict[str, Any]) -> str:
 
 
 class _Request:
-    """A stand-in request: what a handler may sensibly look at."""
+    """Stand in for a request, with what a handler may sensibly look at."""
 
     content_type = "application/json"
     remote = "127.0.0.1"

@@ -1,274 +1,284 @@
-"""The hooks: wrappers around a few methods of ComfyUI's queue and server, and the guard's jobs that pass through them.
+"""The patches of ComfyUI's queue and server objects, through which the guard sees and steers what ComfyUI does.
 
-Only attributes of the instances are replaced (and one function of `comfy.model_management`, which all its callers
-reach by attribute), each by a wrapper that passes every argument on: a wrapper with fixed arguments once killed every
-worker when ComfyUI added a keyword (ComfyUI #10514).
+Only attributes of the two instances are replaced, and one function of `comfy.model_management`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
-import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
 
 import comfy.model_management
 
 from ...guard.errors import GuardError
 from ...guard.host import HostListener
-from . import inputs, report
+from . import report
+from .patching import Native, replace_function, wrap_method
+from .report import QueueItem
 from .run import Run
-from .sockets import Passing
-from .worker import JobStopped, Workers
+from .sockets import SocketRelay
+from .stops import Stops
+from .worker import Workers
 
 log = logging.getLogger("guarded.host")
 
-_rehearsing: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_rehearsing", default=False)
+P = ParamSpec("P")
+T = TypeVar("T")
 
-#: Set while the native handler runs for us: the queue items it tried to put.
-_captured: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("guarded_captured", default=None)
-
-
-@contextlib.contextmanager
-def rehearsing() -> Iterator[None]:
-    """Keep ComfyUI's own line for a prompt out of the log: it comes once for a job, when it is dispatched."""
-    token = _rehearsing.set(True)
-    try:
-        yield
-    finally:
-        _rehearsing.reset(token)
-
-
-@contextlib.contextmanager
-def capturing() -> Iterator[list[Any]]:
-    """The items that ComfyUI's handler tries to queue meanwhile; none of them gets there."""
-    items: list[Any] = []
-    token = _captured.set(items)
-    try:
-        yield items
-    finally:
-        _captured.reset(token)
+#: Set while ComfyUI's own handler runs for us: the queue items that it tried to put.
+_captured: contextvars.ContextVar[list[QueueItem] | None] = contextvars.ContextVar("guarded_captured", default=None)
 
 
 class Hooks:
-    """The wrappers, and what they share with :class:`.host.ComfyHost`.
+    """Wrap ComfyUI's methods, keep the guard's jobs that ComfyUI has, and tell the listener what becomes of them.
 
-    Attributes:
-        runs: the guard's jobs that ComfyUI has, queued or running, by id.
-        stops: ids of prompts that are to be stopped.
-        workers: ComfyUI's worker threads.
-        delete_item: takes an item of ComfyUI's own out of its queue; the listener hears of it if it is a job of ours.
-        native_task_done: ComfyUI's own, which our wrapper calls.
+    The jobs change only under ComfyUI's own `prompt_queue.mutex`, which is reentrant.
     """
 
-    def __init__(self, prompt_server: Any, passing: Passing) -> None:
-        self.runs: dict[str, Run] = {}
-        self.stops: set[str] = set()
-        self.workers = Workers(prompt_server, self.stops.__contains__)
+    def __init__(self, prompt_server: Any, workers: Workers, stops: Stops, relay: SocketRelay) -> None:
+        """`prompt_server` is ComfyUI's own, untyped object."""
         self._server = prompt_server
         self._queue = prompt_server.prompt_queue
-        self._passing = passing
+        self._workers = workers
+        self._stops = stops
+        self._relay = relay
+        #: The guard's jobs that ComfyUI has, queued or running.
+        self._runs: dict[str, Run] = {}
         self._listener: HostListener
-        #: Those of the stops that a check has raised once already.
-        self._raised: set[str] = set()
+        self._native_task_done: Native
+        self._native_send_sync: Native
+        self._delete_item: Native
 
     def install(self, listener: HostListener) -> None:
+        """Patch. The main thread, once, before the worker starts."""
         self._listener = listener
-        self.native_task_done = self._queue.task_done
-        for name in ("put", "get", "task_done"):
-            self.wrap(self._queue, name, getattr(self, f"_{name}"))
-        for name in ("delete_queue_item", "wipe_queue"):
-            self.wrap(self._queue, name, self._dropping)
-        self.delete_item = self._queue.delete_queue_item
-        self._native_send = self._server.send_sync
-        self.wrap(self._server, "send_sync", self._send_sync)
-        self.wrap(self._server, "send", self._send_one)
+        self._native_task_done = self._queue.task_done
+        wrap_method(self._queue, "put", self._put)
+        wrap_method(self._queue, "get", self._get)
+        wrap_method(self._queue, "task_done", self._task_done)
+        wrap_method(self._queue, "delete_queue_item", self._report_removals)
+        wrap_method(self._queue, "wipe_queue", self._report_removals)
+        # Before the backlog's jobs show up in the queue: this one deletes only what ComfyUI has.
+        self._delete_item = self._queue.delete_queue_item
+        self._native_send_sync = self._server.send_sync
+        wrap_method(self._server, "send_sync", self._send_sync)
+        wrap_method(self._server, "send", self._send)
         self._wrap_interrupt_check()
-        inputs.offer_uploads()
-        logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _rehearsing.get())
-        self.workers.install()
-
-    def wrap(self, owner: Any, name: str, ours: Any) -> None:
-        """Call `ours` in place of a method of ComfyUI's, with the native method before the arguments."""
-        native = getattr(owner, name)
-        setattr(owner, name, lambda *args, **kwargs: ours(native, *args, **kwargs))
-
-    def send(self, event: Any, data: Any, sid: Any) -> None:
-        """Send an event past our own wrapper, which would hold it back again."""
-        self._passing.send(self._native_send, event, data, sid)
 
     def _wrap_interrupt_check(self) -> None:
-        native = comfy.model_management.throw_exception_if_processing_interrupted
+        native: Native = comfy.model_management.throw_exception_if_processing_interrupted
 
         def throw_exception_if_processing_interrupted() -> None:
-            self.workers.end_if_disowned()
-            if self.stops and (prompt_id := self.workers.executing()) in self.stops:
-                if prompt_id in self._raised:
-                    raise JobStopped()  # somebody has swallowed the first one
-                self._raised.add(prompt_id)
-                raise comfy.model_management.InterruptProcessingException()
+            self._workers.end_if_disowned()
+            if self._stops:
+                self._stops.check(self._workers.find_executing())
             native()
 
-        # Most callers go through the module; a few have imported the name.
-        for module in list(sys.modules.values()):
-            if getattr(module, "__dict__", {}).get(native.__name__) is native:
-                setattr(module, native.__name__, throw_exception_if_processing_interrupted)
+        replace_function(native, throw_exception_if_processing_interrupted)
 
-    def close(self, item_id: Any, item: Any, error: GuardError) -> None:
-        """End a prompt whose worker is gone as ComfyUI would have: history, error, and the last `executing`."""
-        prompt_id = item[1]
-        run = self.runs.get(prompt_id)
-        client_id = run.client_id if run is not None else item[3].get("client_id")
-        message = report.execution_error(prompt_id, error.code, error.message, error.extra_info)
+    # What the host does with ComfyUI's queue and sockets. ----------------------------------------------------
+
+    @contextmanager
+    def capture(self) -> Iterator[list[QueueItem]]:
+        """Catch in a list what this task puts into the queue, instead of queueing it."""
+        items: list[QueueItem] = []
+        token = _captured.set(items)
         try:
-            args, kwargs = report.ended(self._queue, self.native_task_done, message)
-            self.native_task_done(item_id, {"outputs": {}, "meta": {}}, *args, **kwargs)
+            yield items
+        finally:
+            _captured.reset(token)
+
+    def queue_job(self, item: QueueItem, client_id: str) -> None:
+        """Queue a job of the guard. Raises RuntimeError where ComfyUI has a prompt of that id. Event loop."""
+        job_id = item[1]
+        with self._queue.mutex:
+            if any(other[1] == job_id for other in (*self._queue.queue, *self._queue.currently_running.values())):
+                raise RuntimeError("a native prompt has the job's id")
+            self._queue.put(item)
+            self._runs[job_id] = Run(job_id, client_id, item[2], item[4])
+
+    def find_run(self, job_id: str) -> Run | None:
+        """The job of that id, while ComfyUI has it. Any thread."""
+        return self._runs.get(job_id)
+
+    def delete(self, prompt_id: str) -> None:
+        """Take a prompt of ComfyUI's own out of the queue, if it still waits. Any thread."""
+        self._delete_item(lambda item: item[1] == prompt_id)
+
+    def send(self, event: Any, data: Any, sid: Any) -> None:
+        """Send an event at once, past our own wrapper, which could withhold it. Any thread."""
+        self._relay.send(self._native_send_sync, event, data, sid)
+
+    def close(self, item_id: Any, item: QueueItem, error: GuardError) -> None:
+        """End a prompt whose worker is gone as ComfyUI would have: history, error, and the last `executing`.
+
+        Any thread.
+        """
+        prompt_id = item[1]
+        run = self._runs.get(prompt_id)
+        client_id = run.client_id if run is not None else item[3].get("client_id")
+        message = report.make_execution_error(prompt_id, error.code, error.message, error.extra_info)
+        try:
+            arguments = report.make_end_arguments(self._queue, self._native_task_done, message)
+            self._native_task_done(item_id, {"outputs": {}, "meta": {}}, **arguments)
             if client_id is not None:
-                if run is None or run.announce_once():
+                if run is None or run.claim_announcement():
                     self.send(*message, client_id)
                 self.send("executing", {"node": None, "prompt_id": prompt_id}, client_id)
         finally:
-            self.let_go(prompt_id)
+            self._release(prompt_id)
 
-    def let_go(self, prompt_id: str) -> None:
-        with self._queue.mutex:
-            guarded = self.runs.pop(prompt_id, None) is not None
-            self.stops.discard(prompt_id)
-            self._raised.discard(prompt_id)
-        self._told("released" if guarded else "native_finished", prompt_id)
+    def count_item_fields(self) -> int:
+        """How many fields an item of this ComfyUI's queue has."""
+        return report.count_item_fields(self._native_task_done)
 
-    # The wrappers. -------------------------------------------------------------------------------------------
+    # The wrappers of the queue's methods. --------------------------------------------------------------------
 
-    def _put(self, native: Any, item: Any, *args: Any, **kwargs: Any) -> Any:
+    def _put(self, native: Native, item: QueueItem, *args: Any, **kwargs: Any) -> Any:
+        """Event loop, or the thread of a pack that queues prompts itself."""
         captured = _captured.get()
-        if captured is None:
-            with self._queue.mutex:
-                # Two prompts of one id would be taken for one another, and the guard's job be given the other's result.
-                if item[1] in self.runs:
-                    raise ValueError(f"prompt id {item[1]!r} is taken")
-                return native(item, *args, **kwargs)
-        captured.append(item)
-        return None
+        if captured is not None:
+            captured.append(item)
+            return None
+        with self._queue.mutex:
+            # ComfyUI would mix up two prompts of one id, and the guard's job would get the other's result.
+            if item[1] in self._runs:
+                raise ValueError(f"prompt id {item[1]!r} is taken")
+            return native(item, *args, **kwargs)
 
-    def _get(self, native: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, between two prompts."""
-        self.workers.serves()
+        self._workers.begin_turn()
         try:
             taken = native(*args, **kwargs)
         except Exception:
-            # A prompt that cannot even be copied or compared; natively it kills the worker, and it is gone either way.
+            # A prompt that cannot be copied or compared. It would kill the worker, and is gone from the queue anyway.
             log.exception("ComfyUI's queue failed to hand out a prompt", extra={"quotes_prompt": True})
-            self._tell_lost()
+            self._report_lost()
             return None
         if taken is not None:
             prompt_id = taken[0][1]
-            self.workers.takes(prompt_id)
-            if prompt_id not in self.runs:
-                self._told("native_started", prompt_id)
-            elif not self._told("started", prompt_id, fallback=True):
-                self.stops.add(prompt_id)
+            self._workers.take(prompt_id)
+            if prompt_id not in self._runs:
+                self._tell(self._listener.native_started, prompt_id)
+            elif self._tell(self._listener.started, prompt_id) is False:
+                self._stops.ask(prompt_id)
         return taken
 
-    def _task_done(self, native: Any, item_id: Any, history_result: Any, *args: Any, **kwargs: Any) -> Any:
+    def _task_done(self, native: Native, item_id: Any, history_result: Any, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, without the queue's lock: the verdict comes before its announcement."""
-        self.workers.gives_back()
+        self._workers.give_back()
         with self._queue.mutex:
             item = self._queue.currently_running.get(item_id)
-        run = self.runs.get(item[1]) if item is not None else None
+        run = self._runs.get(item[1]) if item is not None else None
         if run is not None:
             try:
                 args, kwargs = self._settle(run, history_result, args, kwargs)
             except Exception:
                 log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
-                self._told("unreadable", run.job_id)
+                self._tell(self._listener.unreadable, run.job_id)
         try:
             return native(item_id, history_result, *args, **kwargs)
         finally:
             if item is not None:
-                self.let_go(item[1])
+                self._release(item[1])
 
-    def _dropping(self, native: Any, *args: Any, **kwargs: Any) -> Any:
-        """Tell the listener of every job of its that this call takes out of the queue."""
+    def _report_removals(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        """Tell the listener of every job of the guard that this call takes out of the queue. Any thread."""
         with self._queue.mutex:
-            before = {item[1] for item in self._queue.queue if item[1] in self.runs}
+            before = {item[1] for item in self._queue.queue if item[1] in self._runs}
             result = native(*args, **kwargs)
-            gone = before.difference(item[1] for item in self._queue.queue)
-        for job_id in gone:
-            if job_id in self.runs:
-                self._told("dropped", job_id)
-                self.let_go(job_id)
+            removed = before.difference(item[1] for item in self._queue.queue)
+        for job_id in removed:
+            if job_id in self._runs:
+                self._tell(self._listener.dropped, job_id)
+                self._release(job_id)
         return result
 
-    def _send_sync(self, native: Any, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if self.workers.is_disowned():
+    # The wrappers of the server's methods. -------------------------------------------------------------------
+
+    def _send_sync(self, native: Native, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Any thread, most often the worker's. Withholds what tells how a job ended until its verdict is there."""
+        if self._workers.is_disowned():
             return None
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
-        run = self.runs.get(prompt_id) if isinstance(prompt_id, str) else None
+        run = self._runs.get(prompt_id) if isinstance(prompt_id, str) else None
         if run is not None:
-            if run.holds(event, data):
-                run.held.append((event, data, sid))
+            if run.must_withhold(event, data):
+                run.withheld.append((event, data, sid))
                 return None
-            if (progress := run.progress(event, data)) is not None:
-                self._told("progressed", run.job_id, progress)
+            if (progress := run.read_progress(event, data)) is not None:
+                self._tell(self._listener.progressed, run.job_id, progress)
         elif isinstance(event, int):
-            self._tell_preview(event, data)
-        return self._passing.send(native, event, data, sid, *args, **kwargs)
+            self._report_preview(event, data)
+        return self._relay.send(native, event, data, sid, *args, **kwargs)
 
-    def _tell_preview(self, event: int, data: Any) -> None:
-        try:
-            found = report.preview(event, data)
-        except (TypeError, ValueError, AttributeError):
-            return  # packs send pictures of their own kind under these numbers
-        if found is not None:
-            prompt_id, mime, encode = found
-            prompt_id = prompt_id or self.workers.executing()
-            if prompt_id in self.runs:
-                self._told("previewed", prompt_id, mime, encode)
-
-    async def _send_one(self, native: Any, *args: Any, **kwargs: Any) -> None:
-        """The loop that sends ComfyUI's events ends at the first one that is no JSON, and the server with it."""
+    async def _send(self, native: Native, *args: Any, **kwargs: Any) -> None:
+        """Event loop. ComfyUI's publish loop ends at the first event that is no JSON, and the server with it."""
         try:
             await native(*args, **kwargs)
         except Exception:
             log.exception("an event could not be sent")
 
-    # Helpers. ------------------------------------------------------------------------------------------------
+    # What the listener hears. --------------------------------------------------------------------------------
 
-    def _settle(self, run: Run, history_result: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _settle(
+        self, run: Run, history_result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Get the verdict on a run, and send what it allows; gives `task_done`'s further arguments that fit it."""
         status = report.find_status(args, kwargs)
-        outcome = report.outcome(history_result, status, run)
-        verdict = self._listener.finished(run.job_id, outcome)
+        verdict = self._listener.finished(run.job_id, report.read_outcome(history_result, status, run.prompt))
         if verdict.code is None:
-            for event, data, sid in run.held:
+            for event, data, sid in run.withheld:
                 self.send(event, data, sid)
             return args, kwargs
-        report.empty(history_result)
-        error = report.execution_error(run.job_id, verdict.code, verdict.message, verdict.details)
-        own_errors = [held for held in run.held if held[0] == "execution_error"]
-        if run.announce_once():
-            for event, data, sid in own_errors or [(*error, run.client_id)]:
+        report.empty_outputs(history_result)
+        error = report.make_execution_error(run.job_id, verdict.code, verdict.message, verdict.details)
+        comfyui_errors = [message for message in run.withheld if message[0] == "execution_error"]
+        if run.claim_announcement():
+            for event, data, sid in comfyui_errors or [(*error, run.client_id)]:
                 self.send(event, data, sid)
-        for event, data, sid in run.held:
+        for event, data, sid in run.withheld:
             if event == "execution_interrupted":
                 self.send(event, data, sid)
-        return report.with_error(args, kwargs, status, error)
+        return report.put_error(args, kwargs, status, error)
 
-    def _tell_lost(self) -> None:
-        """Tell of every job of ours that is neither waiting nor running any more."""
-        with self._queue.mutex:
-            there = {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
-            lost = [job_id for job_id in self.runs if job_id not in there]
-        for job_id in lost:
-            self._told("lost", job_id)
-            self.let_go(job_id)
-
-    def _told(self, callback: str, *args: Any, fallback: Any = None) -> Any:
-        """A fault of ours must not kill ComfyUI's worker."""
+    def _report_preview(self, event: int, data: Any) -> None:
         try:
-            return getattr(self._listener, callback)(*args)
+            preview = report.read_preview(event, data)
+        except (TypeError, ValueError, AttributeError):
+            return  # packs send pictures of their own kind under these numbers
+        if preview is not None:
+            prompt_id, mime, encode = preview
+            prompt_id = prompt_id or self._workers.find_executing()
+            if prompt_id is not None and prompt_id in self._runs:
+                self._tell(self._listener.previewed, prompt_id, mime, encode)
+
+    def _report_lost(self) -> None:
+        """Tell of every job of the guard that neither waits nor runs any more."""
+        with self._queue.mutex:
+            known = {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
+            lost = [job_id for job_id in self._runs if job_id not in known]
+        for job_id in lost:
+            self._tell(self._listener.lost, job_id)
+            self._release(job_id)
+
+    def _release(self, prompt_id: str) -> None:
+        """ComfyUI no longer has the prompt."""
+        with self._queue.mutex:
+            is_ours = self._runs.pop(prompt_id, None) is not None
+            self._stops.forget(prompt_id)
+        self._tell(self._listener.released if is_ours else self._listener.native_finished, prompt_id)
+
+    def _tell(self, callback: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Call the listener; None where it fails, since a fault of ours must not kill ComfyUI's worker."""
+        try:
+            return callback(*args, **kwargs)
         except Exception:
-            # The first is the job's id; an outcome would have the whole prompt in it.
-            log.exception("the guard failed on %s of %s", callback, args[0], extra={"job_id": args[0]})
-            return fallback
+            # The first argument is the job's id; an outcome would have the whole prompt in it.
+            name = getattr(callback, "__name__", callback)
+            log.exception("the guard failed on %s of %s", name, args[0], extra={"job_id": args[0]})
+            return None

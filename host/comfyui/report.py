@@ -1,4 +1,4 @@
-"""ComfyUI's shapes, read and written: history results, status tuples, outputs, events. They stop here."""
+"""Read and write ComfyUI's shapes: queue items, history results, status tuples, outputs, events. They stop here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import protocol
 
 from ...guard.errors import type_name
 from ...guard.host import Outcome, ReportedFile
-from .folders import resolved
+from .folders import resolve
+from .patching import Native
 
 try:
     from comfy_execution.utils import get_executing_context
@@ -21,14 +22,19 @@ except ImportError:  # before ComfyUI 0.3.45
     get_executing_context = None
 
 
-def executing_prompt() -> str | None:
+#: An item of ComfyUI's queue: (number, prompt_id, prompt, extra_data, outputs_to_execute), and since v0.8.0 a sixth
+#: field with credentials. Untyped in ComfyUI.
+QueueItem = tuple[Any, ...]
+
+
+def find_executing_prompt() -> str | None:
     """The prompt whose node runs in this context, as ComfyUI knows it; None between nodes and in bare threads."""
     context = get_executing_context() if get_executing_context is not None else None
     return context.prompt_id if context is not None else None
 
 
-def files_in(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(node id, item) for every file that outputs name, whatever the key they stand under."""
+def find_files(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (node id, item) for every file that outputs name, whatever the key it stands under."""
     if not isinstance(outputs, Mapping):
         return
     for node_id, output in outputs.items():
@@ -41,37 +47,37 @@ def files_in(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                         yield str(node_id), dict(item)
 
 
-def reported(node_id: str, item: Mapping[str, Any]) -> ReportedFile:
-    """A file as a node named it."""
+def make_reported_file(node_id: str, item: Mapping[str, Any]) -> ReportedFile:
+    """Locate a file that a node named."""
     kind = str(item.get("type") or "output")
     filename, subfolder = item["filename"], str(item.get("subfolder") or "")
-    return ReportedFile(node_id, filename, subfolder, kind, resolved(kind, subfolder, filename))
+    return ReportedFile(node_id, filename, subfolder, kind, resolve(kind, subfolder, filename))
 
 
-def outcome(history_result: Any, status: Any, run: Any) -> Outcome:
-    """What the worker handed to `task_done`."""
+def read_outcome(history_result: Any, status: Any, prompt: Mapping[str, Any]) -> Outcome:
+    """Read what the worker handed to `task_done` for a run of that prompt."""
     outputs = history_result.get("outputs") if isinstance(history_result, dict) else None
     # A copy in JSON's own types: ComfyUI's dict is emptied where the checks refuse.
-    copied = _plain(outputs or {})
+    copied = _copy_as_json(outputs or {})
     messages = dict(getattr(status, "messages", None) or ())
-    failed = messages.get("execution_error") or {}
+    error = messages.get("execution_error") or {}
     return Outcome(
         success=bool(getattr(status, "completed", False))
         and not messages.keys() & {"execution_error", "execution_interrupted"},
         interrupted="execution_interrupted" in messages,
         outputs=copied,
-        files=tuple(reported(node_id, item) for node_id, item in files_in(copied)),
-        prompt=run.prompt,
+        files=tuple(make_reported_file(node_id, item) for node_id, item in find_files(copied)),
+        prompt=prompt,
         cached=frozenset(map(str, (messages.get("execution_cached") or {}).get("nodes") or ())),
-        exception_type=str(failed.get("exception_type", "")),
-        exception_message=str(failed.get("exception_message", "")),
-        node_id=failed.get("node_id"),
-        node_type=failed.get("node_type"),
+        exception_type=str(error.get("exception_type", "")),
+        exception_message=str(error.get("exception_message", "")),
+        node_id=error.get("node_id"),
+        node_type=error.get("node_type"),
     )
 
 
-def _plain(outputs: Any) -> dict[str, Any]:
-    """A node may report what JSON has no word for; what cannot be said at all, of that node, is left out."""
+def _copy_as_json(outputs: Any) -> dict[str, Any]:
+    """Put the `repr` for what JSON cannot hold, and for all that a node reports where even that fails."""
     plain: dict[str, Any] = {}
     for node_id, output in outputs.items():
         try:
@@ -82,7 +88,7 @@ def _plain(outputs: Any) -> dict[str, Any]:
     return plain
 
 
-def empty(history_result: Any) -> None:
+def empty_outputs(history_result: Any) -> None:
     """Take the outputs back, in place: ComfyUI reads this very dict again after `task_done`."""
     if isinstance(history_result, dict):
         for key in ("outputs", "meta"):
@@ -98,39 +104,43 @@ def find_status(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return None
 
 
-def with_error(args: Any, kwargs: Any, status: Any, error: tuple[str, dict[str, Any]]) -> tuple[Any, Any]:
-    """`task_done`'s arguments with a status that says error."""
+def put_error(
+    args: tuple[Any, ...], kwargs: dict[str, Any], status: Any, error: tuple[str, dict[str, Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Copy `task_done`'s arguments with a status that says error. `status` is the one that they hold."""
     if status is None:
         return args, kwargs
     messages = [pair for pair in status.messages if pair[0] != "execution_success"]
     events = [pair[0] for pair in messages]
     if "execution_error" not in events:
-        # Just before an interrupt: clients that know only ComfyUI wait for an error, and some do not know interrupts.
-        place = events.index("execution_interrupted") if "execution_interrupted" in events else len(events)
-        messages.insert(place, error)
-    told = status._replace(status_str="error", completed=False, messages=messages)
+        # Just before an interrupt: clients written for ComfyUI wait for an error, and some do not know interrupts.
+        index = events.index("execution_interrupted") if "execution_interrupted" in events else len(events)
+        messages.insert(index, error)
+    failed = status._replace(status_str="error", completed=False, messages=messages)
     return (
-        tuple(told if value is status else value for value in args),
-        {name: told if value is status else value for name, value in kwargs.items()},
+        tuple(failed if value is status else value for value in args),
+        {name: failed if value is status else value for name, value in kwargs.items()},
     )
 
 
-def item_fields(task_done: Any) -> int:
-    """How many fields a queue item has: a sixth holds credentials, and `task_done` is told to leave it out."""
+def count_item_fields(task_done: Native) -> int:
+    """Count the fields of a queue item. Where there is a sixth, `task_done` takes a function that leaves it out."""
     return 6 if "process_item" in inspect.signature(task_done).parameters else 5
 
 
-def ended(queue: Any, task_done: Any, message: tuple[str, dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`task_done`'s further arguments for a prompt that its worker never gave back."""
+def make_end_arguments(queue: Any, task_done: Native, message: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """Make `task_done`'s further arguments for a prompt that its worker never gave back."""
     status = queue.ExecutionStatus(status_str="error", completed=False, messages=[message])
     # Since v0.8.0 the sixth field of an item holds credentials, which the worker takes out on the way to history.
     further = {"process_item": lambda item: (*item[:5], *item[6:])}
     accepted = inspect.signature(task_done).parameters
-    return (), {"status": status, **{name: value for name, value in further.items() if name in accepted}}
+    return {"status": status, **{name: value for name, value in further.items() if name in accepted}}
 
 
-def execution_error(job_id: str, code: str, message: str, details: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """ComfyUI's `execution_error` event for an error of ours."""
+def make_execution_error(
+    job_id: str, code: str, message: str, details: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Make ComfyUI's `execution_error` event for an error of ours."""
     return (
         "execution_error",
         {
@@ -148,10 +158,11 @@ def execution_error(job_id: str, code: str, message: str, details: Mapping[str, 
     )
 
 
-def preview(event: Any, data: Any) -> tuple[str | None, str, Callable[[], bytes]] | None:
-    """A preview picture: of which prompt, where the event says so, of which type, and how to encode it.
+def read_preview(event: Any, data: Any) -> tuple[str | None, str, Callable[[], bytes]] | None:
+    """Read a preview picture: its prompt, where the event says so, its media type, and how to encode it.
 
-    ComfyUI sends `(type, picture, longer side at the most)`, with metadata beside it to clients that know of them.
+    None where the event is no preview. ComfyUI sends `(type, picture, longer side at most)`, and metadata beside it to
+    clients that understand them.
     """
     if event == protocol.BinaryEventTypes.UNENCODED_PREVIEW_IMAGE:
         picture, metadata = data, {}
@@ -163,18 +174,18 @@ def preview(event: Any, data: Any) -> tuple[str | None, str, Callable[[], bytes]
     kind = "PNG" if kind == "PNG" else "JPEG"
 
     def encode() -> bytes:
-        shown = image.copy()
+        copy = image.copy()
         if side:
-            shown.thumbnail((side, side))
+            copy.thumbnail((side, side))
         buffer = io.BytesIO()
-        shown.convert("RGB").save(buffer, format=kind, quality=90)
+        copy.convert("RGB").save(buffer, format=kind, quality=90)
         return buffer.getvalue()
 
     return metadata.get("prompt_id"), f"image/{kind.lower()}", encode
 
 
 def takes_any_input(node_class: Any, name: str) -> bool:
-    """Whether a node would be handed an input that it never declared, and so could stumble over it."""
+    """Whether ComfyUI would pass a node an input that it never declared, which could break it."""
     if getattr(node_class, "ACCEPT_ALL_INPUTS", False):
         return True
     # Some packs declare inputs with a dict that claims to contain every name.

@@ -11,48 +11,51 @@ from ...guard.graph import is_link
 from ...guard.host import Progress
 from . import report
 
+#: Event, data and client id, as `send_sync` takes them; packs send what they like.
+Message = tuple[Any, Any, Any]
+
 
 class Run:
-    """What must be known of a job between dispatch and the worker's letting go.
+    """What the hooks know of a job from its dispatch until the worker lets go of it.
 
     Attributes:
         client_id: the websocket that hears of it.
         prompt: the graph, as ComfyUI queued it.
         outputs: ids of the output nodes that it will run.
-        held: events that must not be heard before the verdict, in order.
+        withheld: events that no client may hear before the verdict, in order.
     """
 
     def __init__(self, job_id: str, client_id: str, prompt: Mapping[str, Any], outputs: Iterable[str]) -> None:
         self.job_id = job_id
         self.client_id = client_id
         self.prompt = prompt
-        self.held: list[tuple[Any, Any, Any]] = []
+        self.withheld: list[Message] = []
         self._outputs = tuple(outputs)
-        self._to_run = needed(prompt, self._outputs)
+        self._to_run = find_needed_nodes(prompt, self._outputs)
         self._announced = threading.Lock()
 
-    def holds(self, event: Any, data: Any) -> bool:
-        """Whether an event says, or lets a client conclude, how the job ended."""
+    def must_withhold(self, event: Any, data: Any) -> bool:
+        """Whether an event says how the job ended, or lets a client conclude it."""
         if event == "executed":
-            return any(report.files_in({"": data.get("output")}))
+            return any(report.find_files({"": data.get("output")}))
         return event in ("execution_success", "execution_error", "execution_interrupted")
 
-    def announce_once(self) -> bool:
-        """True for the first caller: that one tells the client of the job's error."""
+    def claim_announcement(self) -> bool:
+        """True for the first caller, who must then tell the client of the job's error. Any thread."""
         return self._announced.acquire(blocking=False)
 
-    def progress(self, event: Any, data: Any) -> Progress | None:
+    def read_progress(self, event: Any, data: Any) -> Progress | None:
         """How far the job is, where the event says so."""
         try:
             if event == "execution_cached":
-                self._to_run = needed(self.prompt, self._outputs, frozenset(map(str, data["nodes"])))
+                self._to_run = find_needed_nodes(self.prompt, self._outputs, frozenset(map(str, data["nodes"])))
             elif event == "progress_state":
-                return self._progress(data["nodes"])
+                return self._sum_progress(data["nodes"])
         except (AttributeError, TypeError, ValueError, KeyError, OverflowError, ZeroDivisionError):
-            pass  # nodes report what they like, and must not fail by it
+            pass  # nodes report what they like; that must not make them fail
         return None
 
-    def _progress(self, nodes: Mapping[str, Any]) -> Progress | None:
+    def _sum_progress(self, nodes: Mapping[str, Any]) -> Progress | None:
         done, current = 0.0, None
         for node_id, state in nodes.items():
             if node_id in self._to_run:
@@ -61,29 +64,31 @@ class Run:
                 current = state
         if current is None:
             return None
-        # A node that another one has put into the graph goes by that one's name.
+        # A node that another node has put into the graph goes by that other one's name.
         node_id = str(current.get("display_node_id") or current["node_id"])
         value, limit = float(current["value"]), float(current["max"])
         if not (math.isfinite(value) and math.isfinite(limit)):
             return None
         percent = min(int(100 * done / max(len(self._to_run), 1)), 100)
-        return Progress(value, limit, node_id, title(self.prompt, node_id), percent)
+        return Progress(value, limit, node_id, find_title(self.prompt, node_id), percent)
 
 
-def needed(prompt: Mapping[str, Any], outputs: Iterable[str], cached: frozenset[str] = frozenset()) -> frozenset[str]:
+def find_needed_nodes(
+    prompt: Mapping[str, Any], outputs: Iterable[str], cached: frozenset[str] = frozenset()
+) -> frozenset[str]:
     """The nodes that have to run for those outputs: not the cached ones, nor what only they need."""
-    found: set[str] = set()
+    needed: set[str] = set()
     waiting = [node_id for node_id in outputs if node_id in prompt]
     while waiting:
         node_id = waiting.pop()
-        if node_id not in found and node_id not in cached:
-            found.add(node_id)
+        if node_id not in needed and node_id not in cached:
+            needed.add(node_id)
             links = [value for value in prompt[node_id]["inputs"].values() if is_link(value)]
             waiting += [link[0] for link in links if link[0] in prompt]
-    return frozenset(found)
+    return frozenset(needed)
 
 
-def title(prompt: Mapping[str, Any], node_id: str) -> str | None:
+def find_title(prompt: Mapping[str, Any], node_id: str) -> str | None:
     """What a person calls the node: its title in the editor, else its class."""
     node = prompt.get(node_id) or {}
     given = (node.get("_meta") or {}).get("title")

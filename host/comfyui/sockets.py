@@ -1,7 +1,7 @@
-"""What ComfyUI sends over its websockets, passed on to sockets that ComfyUI does not know.
+"""Relay what ComfyUI sends over its websockets to sockets that ComfyUI does not know.
 
 ComfyUI sends to its sockets one after the other, and keeps one for each client id: a slow socket holds up all others,
-and an old one that closes takes the new one's place with it. What is passed on here waits for none of them.
+and an old one that closes takes the new one's place with it. The relay waits for no socket.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 from typing import Any
 
 from ...guard.host import SocketListener
+from .patching import Native
 
 try:
     from comfy_api import feature_flags
@@ -21,62 +22,66 @@ except ImportError:  # an older ComfyUI
 log = logging.getLogger("guarded.sockets")
 
 
-class Passing:
-    """Stands beside `PromptServer.send_sync`."""
+class SocketRelay:
+    """Pass events to ComfyUI's sockets and to the listener's."""
 
     def __init__(self, prompt_server: Any) -> None:
+        """`prompt_server` is ComfyUI's own, untyped object."""
         self._server = prompt_server
         self._listener: SocketListener | None = None
-        self._passed: asyncio.Queue[tuple[Any, Any, str | None]]
+        #: Event, data and client id of what the listener has yet to get. Made and used on the event loop.
+        self._events: asyncio.Queue[tuple[Any, Any, str | None]]
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, listener: SocketListener) -> None:
+        """Pass events to `listener` too, from now on."""
         self._listener = listener
 
-    def send(self, native: Any, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Any thread. To ComfyUI's sockets, and to the listener's."""
+    def send(self, native: Native, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Send an event; `native` is ComfyUI's own `send_sync`. Any thread."""
         if self._listener is not None and self._listener.wants(sid):
-            self._server.loop.call_soon_threadsafe(self._take, event, data, sid)
+            self._server.loop.call_soon_threadsafe(self._put, event, data, sid)
             if isinstance(data, tuple) and sid is not None and sid not in self._server.sockets:
-                return None  # a picture, which would be encoded for nobody
+                return None  # a picture; ComfyUI would encode it for nobody
         return native(event, data, sid, *args, **kwargs)
 
-    def executing(self, sid: str) -> str | None:
-        """The node that runs for that client id, as ComfyUI tells it to a socket that reconnects."""
+    def find_executing(self, sid: str) -> str | None:
+        """The node that runs for that client id, as ComfyUI tells it to a socket that reconnects. Event loop."""
         return self._server.last_node_id if self._server.client_id == sid else None
 
     def negotiate(self, sid: str, flags: Any) -> dict[str, Any] | None:
-        """Note what a client can do, where ComfyUI's nodes look; what the server can do, if it says so at all."""
-        known = getattr(self._server, "sockets_metadata", None)
-        if known is None or feature_flags is None:
+        """Note what a client can do where ComfyUI's nodes look for it; gives what ComfyUI can do, if it says so."""
+        metadata = getattr(self._server, "sockets_metadata", None)
+        if metadata is None or feature_flags is None:
             return None
-        known[sid] = {"feature_flags": flags if isinstance(flags, dict) else {}}
+        metadata[sid] = {"feature_flags": flags if isinstance(flags, dict) else {}}
         features: dict[str, Any] = feature_flags.get_server_features()
         return features
 
-    def left(self, sid: str) -> None:
-        """No socket of ours has that client id any more."""
+    def forget(self, sid: str) -> None:
+        """No socket of the listener's has that client id any more."""
         if sid not in self._server.sockets:
             getattr(self._server, "sockets_metadata", {}).pop(sid, None)
 
-    def _take(self, event: Any, data: Any, sid: str | None) -> None:
+    def _put(self, event: Any, data: Any, sid: str | None) -> None:
         """Event loop."""
         if self._task is None:
-            self._passed = asyncio.Queue()
+            self._events = asyncio.Queue()
             self._task = asyncio.get_running_loop().create_task(self._pass_on(), name="guarded-sockets")
-        self._passed.put_nowait((event, data, sid))
+        self._events.put_nowait((event, data, sid))
 
     async def _pass_on(self) -> None:
+        """Event loop, for as long as the server runs."""
         while True:
-            event, data, sid = await self._passed.get()
+            event, data, sid = await self._events.get()
             assert self._listener is not None
             try:
-                self._listener.passed(event, data, sid, await self._encoded(event, data))
-            except Exception:  # packs send what they like; nobody would hear anything any more
+                self._listener.passed(event, data, sid, await self._encode(event, data))
+            except Exception:  # packs send what they like, and this task must outlive it
                 log.debug("event %r cannot be sent", event, exc_info=True)
 
-    async def _encoded(self, event: Any, data: Any) -> str | bytes:
-        """As ComfyUI would send it: JSON text, or the bytes of a preview."""
+    async def _encode(self, event: Any, data: Any) -> str | bytes:
+        """Make what ComfyUI would send: JSON text, or the bytes of a preview."""
         if isinstance(event, str) and isinstance(data, dict):
             return json.dumps({"type": event, "data": data})
         recorder = _Recorder(self._server)
@@ -85,7 +90,7 @@ class Passing:
 
 
 class _Recorder:
-    """A server that ComfyUI's own code sends one message with, and whose only socket is our ear."""
+    """Stand in for the server while ComfyUI's own code sends one message, and keep that message."""
 
     message: str | bytes = b""
 

@@ -1,4 +1,4 @@
-"""ComfyUI's worker thread: a shield around what it runs, and another thread in its place when it hangs or dies.
+"""Shield what ComfyUI's worker thread runs, and put another thread in its place when it hangs or dies.
 
 Natively, whatever escapes a node's code (SystemExit, a graph that the executor stumbles over) ends the thread while
 HTTP goes on answering, and nothing ends a node that never checks for an interrupt.
@@ -14,19 +14,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
 import execution
 
 from . import report
+from .patching import Native
+from .stops import JobStopped, Stops
 
 log = logging.getLogger("guarded.worker")
-
-
-class JobStopped(BaseException):
-    """Ends a job whose stop was swallowed, or that never checks. No node's `except Exception` catches it."""
 
 
 class Inside:
@@ -41,13 +38,16 @@ class Inside:
 class Workers:
     """The thread that serves ComfyUI's queue, and those that are no longer trusted to."""
 
-    def __init__(self, prompt_server: Any, is_stopped: Callable[[str], bool]) -> None:
+    def __init__(self, prompt_server: Any, stops: Stops) -> None:
+        """`prompt_server` is ComfyUI's own, untyped object."""
         self._server = prompt_server
-        self._is_stopped = is_stopped
+        self._stops = stops
         #: Held while a thread enters or leaves the shield or gives a prompt back, while an exception is injected and
-        #: while a thread is disowned; so that none of these happens between the halves of another.
+        #: while a thread is disowned, so that none of these happens in the middle of another.
         self._lock = threading.Lock()
+        #: By thread.
         self._inside: dict[int, Inside] = {}
+        #: The prompt that each thread took from the queue and has not given back.
         self._taken: dict[int, str] = {}
         self._disowned: list[threading.Thread] = []
         self.current: threading.Thread | None = None
@@ -55,10 +55,10 @@ class Workers:
     def install(self) -> None:
         """Put the shield around `PromptExecutor`, on the class: each worker makes its own instance."""
         native, native_async = execution.PromptExecutor.execute, execution.PromptExecutor.execute_async
-        shielded = self._shielded
+        run = self._run_shielded
 
         def execute(executor: Any, prompt: Any, prompt_id: Any, *args: Any, **kwargs: Any) -> None:
-            shielded(native, executor, prompt, prompt_id, *args, **kwargs)
+            run(native, executor, prompt, prompt_id, *args, **kwargs)
 
         async def execute_async(executor: Any, *args: Any, **kwargs: Any) -> Any:
             inside = self._inside.get(threading.get_ident())
@@ -70,74 +70,77 @@ class Workers:
                 if inside is not None:
                     inside.task = None
 
-        self._tell_what_kills()
+        self._log_death()
         execution.PromptExecutor.execute = execute
         execution.PromptExecutor.execute_async = execute_async
 
-    def _tell_what_kills(self) -> None:
-        """Python says nothing of a thread that a SystemExit has ended."""
+    def _log_death(self) -> None:
+        """Log what ends the worker; Python says nothing of a thread that a SystemExit has ended."""
         native = threading.excepthook
 
         def excepthook(args: Any) -> None:
             if args.thread is not None and args.thread is self.current:
                 facts = (args.exc_type, args.exc_value, args.exc_traceback)
-                log.error("this has killed ComfyUI's worker thread:", exc_info=facts)
+                log.error("ComfyUI's worker thread died of this error:", exc_info=facts)
             native(args)
 
         threading.excepthook = excepthook
 
     # What a worker thread does. ------------------------------------------------------------------------------
 
-    def serves(self) -> None:
+    def begin_turn(self) -> None:
         """This thread asks for the next prompt. A disowned one ends here."""
         self.end_if_disowned()
         self.current = threading.current_thread()
 
-    def takes(self, prompt_id: str) -> None:
+    def take(self, prompt_id: str) -> None:
+        """This thread has taken the prompt from the queue."""
         with self._lock:
             self._taken[threading.get_ident()] = prompt_id
 
-    def gives_back(self) -> None:
-        """This thread's prompt has ended. A thread that was disowned meanwhile ends here, its result dropped."""
+    def give_back(self) -> None:
+        """This thread's prompt has ended. If it was disowned meanwhile, it ends here and its result is dropped."""
         with self._lock:
             self._taken.pop(threading.get_ident(), None)
-            disowned = self._is_disowned()
+            disowned = self.is_disowned()
         if disowned:
             raise SystemExit
 
     def end_if_disowned(self) -> None:
-        if self._is_disowned():
+        """Raise SystemExit in a thread that is no longer to serve."""
+        if self.is_disowned():
             raise SystemExit
 
     def is_disowned(self) -> bool:
-        """Whether this thread was: nothing that it sends may be heard."""
-        return self._is_disowned()
+        """Whether this thread was disowned, so that nothing it sends may be heard."""
+        return bool(self._disowned) and threading.current_thread() in self._disowned
 
-    def executing(self) -> str | None:
-        """The prompt on whose behalf this thread runs."""
+    def find_executing(self) -> str | None:
+        """The prompt on whose behalf this thread runs, if any. Any thread."""
         taken = self._taken.get(threading.get_ident())
         if taken is not None:
             return taken
-        context = report.executing_prompt()
+        context = report.find_executing_prompt()
         if context is not None:
             return context
-        # A thread that a node has started: it belongs to the only worker there is.
+        # A node has started this thread: it belongs to the only worker there is.
         running = list(self._taken.values())
         return running[0] if len(running) == 1 else None
 
     # What others do to it. -----------------------------------------------------------------------------------
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether a thread serves the queue; True until the first has come. Any thread."""
         return self.current is None or self.current.is_alive()
 
-    def hung(self) -> int:
-        """Disowned threads that have not ended yet."""
+    def count_hung(self) -> int:
+        """Count the disowned threads that have not ended yet. Any thread."""
         with self._lock:
             self._disowned = [thread for thread in self._disowned if thread.is_alive()]
             return len(self._disowned)
 
     def cancel(self, prompt_id: str) -> None:
-        """End what the prompt awaits: an async node checks for no interrupt. Any thread."""
+        """Cancel what the prompt awaits, since async nodes check for no interrupt. Any thread."""
         for inside in list(self._inside.values()):
             loop, task = inside.loop, inside.task
             if inside.prompt_id == prompt_id and loop is not None and task is not None:
@@ -147,7 +150,7 @@ class Workers:
     def inject(self, prompt_id: str) -> bool:
         """Raise JobStopped in the prompt's thread, if it is inside the shield. Any thread.
 
-        It is raised between two bytecodes, so it ends a loop in Python; a C call only when it returns.
+        Python raises it between two bytecodes, so it ends a loop in Python at once, a C call only when that returns.
         """
         with self._lock:
             for ident, inside in self._inside.items():
@@ -157,7 +160,7 @@ class Workers:
         return False
 
     def replace(self, prompt_id: str | None) -> bool:
-        """Start another worker; the one that has `prompt_id` (None: the dead one) is disowned.
+        """Start another worker, and disown the one that has `prompt_id` (None: the dead one). Any thread.
 
         False where it has just let go, or where this ComfyUI has no `prompt_worker` to start.
         """
@@ -184,8 +187,10 @@ class Workers:
 
     # The shield. ---------------------------------------------------------------------------------------------
 
-    def _shielded(self, native: Any, executor: Any, prompt: Any, prompt_id: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing that a node raises gets past here."""
+    def _run_shielded(
+        self, native: Native, executor: Any, prompt: Any, prompt_id: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Run a prompt; nothing that a node raises gets past here."""
         inside = Inside(prompt_id)
         failure: BaseException | None = None
         try:
@@ -197,19 +202,19 @@ class Workers:
                 self._leave()
         except BaseException as error:
             failure = error
-            self._leave_whatever_comes()
+            self._leave_despite_stops()
         self.end_if_disowned()
         if failure is not None:
             self._fail(executor, prompt, prompt_id, failure)
 
     def _leave(self) -> None:
-        """From here on nothing can be injected, and what was and has not been raised yet never will be."""
+        """Keep out injections from here on, and clear one that Python has not raised yet."""
         with self._lock:
             self._inside.pop(threading.get_ident(), None)
             _raise_in(threading.get_ident(), None)
 
-    def _leave_whatever_comes(self) -> None:
-        """The exception may have been raised in `_leave` itself, before it had done its work."""
+    def _leave_despite_stops(self) -> None:
+        """Leave; an injected exception may have been raised in `_leave` itself, before it had done its work."""
         while True:
             try:
                 return self._leave()
@@ -217,7 +222,7 @@ class Workers:
                 continue
 
     def _fail(self, executor: Any, prompt: Any, prompt_id: Any, failure: BaseException) -> None:
-        """Let the run end as ComfyUI ends one that failed or was interrupted."""
+        """End the run as ComfyUI ends one that failed or was interrupted."""
         node_id = getattr(self._server, "last_node_id", None)
         node = prompt.get(node_id) if isinstance(prompt, dict) else None
         facts = {
@@ -227,7 +232,7 @@ class Workers:
             "executed": [],
             "timestamp": int(time.time() * 1000),
         }
-        stopped = isinstance(failure, (JobStopped, asyncio.CancelledError)) and self._is_stopped(prompt_id)
+        stopped = isinstance(failure, (JobStopped, asyncio.CancelledError)) and prompt_id in self._stops
         if stopped or isinstance(failure, comfy.model_management.InterruptProcessingException):
             event = "execution_interrupted"
         else:
@@ -235,7 +240,7 @@ class Workers:
             kind = type(failure)
             name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
             log.error(
-                "prompt %s would have killed ComfyUI's worker",
+                "prompt %s raised what would have killed ComfyUI's worker",
                 prompt_id,
                 exc_info=failure,
                 extra={"job_id": prompt_id, "quotes_prompt": True},
@@ -254,9 +259,6 @@ class Workers:
         client_id = getattr(self._server, "client_id", None)
         if client_id is not None or event == "execution_interrupted":
             self._server.send_sync(event, facts, client_id)
-
-    def _is_disowned(self) -> bool:
-        return bool(self._disowned) and threading.current_thread() in self._disowned
 
 
 def _raise_in(ident: int, exception: type[BaseException] | None) -> None:

@@ -260,7 +260,7 @@ async def test_a_worker_that_dies_under_a_job_settles_it_and_is_replaced(client,
         job_id = await next_to(client, mine("handing_back", kind), "worker_died", client_id=socket.client_id)
         assert_heard_only_an_error(await socket.until_end_of(job_id))
     assert_native_error(await client.native_entry(job_id))
-    said = client.host.log.read_text(errors="replace").rpartition("this has killed ComfyUI's worker thread:")[2]
+    said = client.host.log.read_text(errors="replace").rpartition("ComfyUI's worker thread died of this error:")[2]
     assert "a mine" in said, "the log says what killed it"
     assert "another has taken over" in said
 

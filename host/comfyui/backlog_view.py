@@ -1,0 +1,129 @@
+"""Show the guard's waiting and ended jobs in ComfyUI's queue and history, for `native.mode = "guarded"`.
+
+ComfyUI's routes, its `status` event and its editor all call the queue object's own methods, so these are wrapped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import execution
+
+from ...guard.host import Backlog
+from .patching import Native, wrap_method
+from .report import QueueItem
+
+
+class BacklogView:
+    """Wrap the methods of ComfyUI's queue that read it and delete from it.
+
+    They run on the event loop or, as `get_tasks_remaining` does, on whatever thread sends a `status`.
+    """
+
+    def __init__(self, queue: Any, backlog: Backlog, fields: int) -> None:
+        """`queue` is ComfyUI's own, untyped object; `fields` says how many its items have."""
+        self._queue = queue
+        self._backlog = backlog
+        self._fields = fields
+        self._deleting = False
+
+    def install(self) -> None:
+        """Patch. The main thread, once."""
+        wrap_method(self._queue, "get_current_queue", self._get_queue)
+        if hasattr(self._queue, "get_current_queue_volatile"):
+            wrap_method(self._queue, "get_current_queue_volatile", self._get_queue)
+        wrap_method(self._queue, "get_tasks_remaining", self._get_tasks_remaining)
+        wrap_method(self._queue, "get_history", self._get_history)
+        wrap_method(self._queue, "delete_queue_item", self._delete_queue_item)
+        wrap_method(self._queue, "wipe_queue", self._wipe_queue)
+        wrap_method(self._queue, "delete_history_item", self._delete_history_item)
+        wrap_method(self._queue, "wipe_history", self._wipe_history)
+
+    def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        running, pending = native(*args, **kwargs)
+        known = {item[1] for item in (*running, *pending)}
+        return running, [*pending, *self._make_items(known)]
+
+    def _get_tasks_remaining(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        return native(*args, **kwargs) + self._backlog.count(self._known_ids())
+
+    def _get_history(self, native: Native, prompt_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        entries = native(prompt_id, *args, **kwargs)
+        if entries or not isinstance(prompt_id, str) or (entry := self._backlog.history_entry(prompt_id)) is None:
+            return entries
+        convert = kwargs.get("map_function")
+        return {prompt_id: convert(entry) if convert else entry}
+
+    def _delete_queue_item(self, native: Native, function: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._queue.mutex:
+            self._deleting = True  # ComfyUI deletes the last item by wiping the queue
+            try:
+                if native(function, *args, **kwargs):
+                    return True
+            finally:
+                self._deleting = False
+        for job_id in self._backlog.waiting(self._known_ids()):
+            if function(_LazyItem(job_id, self._read_item)):
+                self._backlog.take_out([job_id])
+                return True
+        return False
+
+    def _wipe_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        with self._queue.mutex:
+            if self._deleting:
+                return native(*args, **kwargs)
+            known = self._known_ids()
+            result = native(*args, **kwargs)
+        self._backlog.take_out(self._backlog.waiting(known))
+        return result
+
+    def _delete_history_item(self, native: Native, id_to_delete: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(id_to_delete, str):
+            self._backlog.forget(id_to_delete)
+        return native(id_to_delete, *args, **kwargs)
+
+    def _wipe_history(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        self._backlog.forget(None)
+        return native(*args, **kwargs)
+
+    async def add_to_history(self, job_id: str) -> None:
+        """Put a settled job that ComfyUI never ran into its history. Event loop; reads the store on another thread."""
+        entry = await asyncio.to_thread(self._backlog.history_entry, job_id)
+        if entry is None:
+            return
+        with self._queue.mutex:
+            history = self._queue.history
+            history.setdefault(job_id, {**entry, "prompt": tuple(entry["prompt"])})
+            # ComfyUI takes one entry out for each prompt that has run, and no more.
+            while len(history) > getattr(execution, "MAXIMUM_HISTORY_SIZE", 10_000):
+                del history[next(iter(history))]
+
+    def _known_ids(self) -> set[str]:
+        """The ids of the prompts that ComfyUI has itself."""
+        with self._queue.mutex:
+            return {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
+
+    def _make_items(self, known: Collection[str]) -> list[QueueItem]:
+        return [self._make_item(row) for row in self._backlog.rows(known)]
+
+    def _read_item(self, job_id: str) -> QueueItem:
+        return self._make_item(self._backlog.row(job_id) or [0, job_id, {}, {}, []])
+
+    def _make_item(self, row: list[Any]) -> QueueItem:
+        return (*row, *({} for _ in range(self._fields - len(row))))
+
+
+class _LazyItem(Sequence[Any]):
+    """Read an item of the backlog only when ComfyUI looks at more than its id, as it goes through all of them."""
+
+    def __init__(self, job_id: str, read: Callable[[str], QueueItem]) -> None:
+        self._job_id = job_id
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._job_id if index == 1 else self._read(self._job_id)[index]
+
+    def __len__(self) -> int:
+        return len(self._read(self._job_id))
