@@ -291,7 +291,8 @@ def _transparent(image: Image.Image) -> Floats:
     if "A" not in image.getbands():
         return np.zeros((64, 64), np.float32)
     opacity: Floats = np.asarray(image.getchannel("A"), np.float32) / np.float32(255)
-    return np.float32(1) - opacity
+    transparency: Floats = 1 - opacity
+    return transparency
 
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {

@@ -173,7 +173,7 @@ def as_array(images: Any) -> NDArray[Any]:
     """
     if hasattr(images, "detach"):
         images = images.detach().cpu()
-        if str(images.dtype) == "torch.bfloat16":  # numpy has no such type
+        if str(getattr(images, "dtype", "")) == "torch.bfloat16":  # numpy has no such type
             images = images.float()
         images = images.numpy()
     array: NDArray[Any] = np.asarray(images)
