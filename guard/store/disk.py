@@ -65,7 +65,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise  # locked, read-only, no room: the file itself may be fine
-        aside = _unused(path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}"))
+        aside = _find_free_name(path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}"))
         for suffix in ("", "-wal", "-shm"):
             if (part := Path(f"{path}{suffix}")).exists():
                 os.replace(part, f"{aside}{suffix}")
@@ -87,7 +87,7 @@ def rewrite(db: sqlite3.Connection, path: Path) -> None:
     fresh.unlink(missing_ok=True)
     db.execute("VACUUM INTO ?", (str(fresh),))
     if path.exists():
-        os.replace(path, _unused(path.with_name(f"{path.name}.foreign")))
+        os.replace(path, _find_free_name(path.with_name(f"{path.name}.foreign")))
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     os.replace(fresh, path)
@@ -117,11 +117,10 @@ def _migrate(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _unused(path: Path) -> Path:
+def _find_free_name(path: Path) -> Path:
     """`path`, with a number appended if that name is taken."""
-    number = 1
-    unused = path
-    while unused.exists():
+    number, free = 1, path
+    while free.exists():
         number += 1
-        unused = path.with_name(f"{path.name}-{number}")
-    return unused
+        free = path.with_name(f"{path.name}-{number}")
+    return free

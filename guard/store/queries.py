@@ -97,16 +97,16 @@ def read_changes(db: sqlite3.Connection, after: int, owner: str | None, job_id: 
         for changed in dict.fromkeys(changed for changed, _event_id in rows):
             job = find_job(db, changed)
             if job is not None and owner in (None, job.owner):
-                jobs.update(_relive(db, job))
+                jobs.update(_replay_states(db, job))
     finally:
         db.execute("ROLLBACK")
     return Changes([jobs[event_id] for _changed, event_id in rows if event_id in jobs], up_to, head)
 
 
-def _relive(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
+def _replay_states(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
     """The job as it was after each of its changes of state, by the numbers of those."""
     attempts, started_at_ms = 0, None
-    lives = {}
+    states = {}
     for event_id, at_ms, value in db.execute(
         "SELECT event_id, at_ms, state FROM transitions WHERE job_id = ? ORDER BY event_id", (job.job_id,)
     ):
@@ -115,7 +115,7 @@ def _relive(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
             attempts, started_at_ms = attempts + 1, at_ms
         elif state is JobState.QUEUED:
             started_at_ms = None
-        lives[event_id] = job.evolve(
+        states[event_id] = job.evolve(
             state=state,
             event_id=event_id,
             attempts=attempts,
@@ -124,7 +124,7 @@ def _relive(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
             verdict=job.verdict if state.settled else None,
             result=job.result if state.settled else Result(),
         )
-    return lives
+    return states
 
 
 # What the facade shows as ComfyUI's. -------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class Transitions:
             insert_job(db, new, number, order, self.line.event_id + 1)
         except sqlite3.IntegrityError:
             raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
-        event_id = self._note(db, new.job_id, new.created_at_ms, JobState.QUEUED)
+        event_id = self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self.line.number = number
         self.line.reordered = self.line.reordered or new.priority != 0 or order != number
         self.line.add_queued(new.owner, Kind(new.template, new.shape), +1)
@@ -162,7 +162,7 @@ class Transitions:
             changes.update(started_at_ms=None)
         elif state.settled:
             changes.update(settled_at_ms=now_ms)
-        moved = job.evolve(state=state, event_id=self._note(db, job.job_id, now_ms, state), **changes)
+        moved = job.evolve(state=state, event_id=self._record_change(db, job.job_id, now_ms, state), **changes)
         update_job(db, moved)
         outbox.put(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
@@ -183,7 +183,7 @@ class Transitions:
             result_files.record(db, settled)
         return settled
 
-    def _note(self, db: sqlite3.Connection, job_id: str, at_ms: int, state: JobState) -> int:
+    def _record_change(self, db: sqlite3.Connection, job_id: str, at_ms: int, state: JobState) -> int:
         """Write down a change of state; return its number."""
         self.line.event_id += 1
         db.execute("INSERT INTO transitions VALUES (?, ?, ?, ?)", (self.line.event_id, job_id, at_ms, state.value))

@@ -32,10 +32,10 @@ def test_jobs_of_many_threads_are_all_durable_and_have_numbers_of_their_own(stor
     for suffix in ("", "-wal"):
         shutil.copy(f"{store.path}{suffix}", tmp_path / f"copy.db{suffix}")
     db = sqlite3.connect(tmp_path / "copy.db")
-    found = dict(db.execute("SELECT job_id, number FROM jobs WHERE state = 'queued'"))
+    numbers = dict(db.execute("SELECT job_id, number FROM jobs WHERE state = 'queued'"))
     bodies = db.execute("SELECT count(*) FROM bodies").fetchone()
     db.close()
-    assert found == {each.job.job_id: each.job.number for each in submitted}
+    assert numbers == {each.job.job_id: each.job.number for each in submitted}
     assert bodies == (400,)
     assert store.queued == 400
 

@@ -156,9 +156,11 @@ def test_what_ended_is_counted_by_owner_and_code(store, clock):
     store.settle(second, CANCELLED).result(LONG_S)
     submit(store, owner="b")
     now_ms = clock.now_ms()
-    found = store.count_endings(now_ms - 60_000, now_ms + 1).result(LONG_S)
-    assert sorted((one.owner, one.code, one.jobs, one.runs) for one in found if one.code) == [("a", "cancelled", 1, 0)]
-    (success,) = [one for one in found if one.code is None]
+    endings = store.count_endings(now_ms - 60_000, now_ms + 1).result(LONG_S)
+    assert sorted((one.owner, one.code, one.jobs, one.runs) for one in endings if one.code) == [
+        ("a", "cancelled", 1, 0)
+    ]
+    (success,) = [one for one in endings if one.code is None]
     assert (success.owner, success.jobs, success.runs) == ("a", 1, 1)
     assert success.run_ms >= 0
     assert store.count_endings(0, now_ms - 60_000).result(LONG_S) == []
