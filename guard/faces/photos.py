@@ -180,9 +180,9 @@ def _to_eight_bits(image: Image.Image) -> Pixels:
     """Convert a grey picture of more than 8 bits. Mode I comes from 16-bit files, F from TIFFs, mostly as 0..1."""
     values = np.nan_to_num(np.asarray(image, np.float64))
     if image.mode == "F":
-        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
+        scale = 255.0 if np.max(values, initial=0.0) <= 1.0 else 1.0
     else:
-        scale = 1.0 if image.mode == "I" and values.max(initial=0.0) <= 255 else 1 / 257
+        scale = 1.0 if image.mode == "I" and np.max(values, initial=0.0) <= 255 else 1 / 257
     return np.clip(values * scale, 0, 255).astype(np.uint8)
 
 

@@ -147,7 +147,7 @@ class _Extremes:
         self._most = np.maximum(self._most, cells)
 
     def spread(self) -> float:
-        return float((self._most - self._least).max())
+        return float(np.max(self._most - self._least))
 
 
 def make_thumbnail(grey: NDArray[Any]) -> Thumb:

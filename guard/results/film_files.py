@@ -43,10 +43,11 @@ def _open(source: Any, kind: Kind | None) -> Any:
         "buffer_size": _BUFFER,
         "options": {"max_streams": str(_MAX_STREAMS)},
     }
+    open_container: Any = av.open  # its types name this argument up to 18 only
     try:
-        return av.open(source, metadata_errors="ignore", **facts)
+        return open_container(source, metadata_errors="ignore", **facts)
     except TypeError:
-        return av.open(source, **facts)
+        return open_container(source, **facts)
 
 
 def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Budget) -> Facts:
