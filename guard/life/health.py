@@ -12,7 +12,7 @@ from ..host import Host
 
 _ALARMS = {
     "draining": "No new job is taken: the server drains.",
-    "restarting": "The process restarts, since the GPU can no longer be used by it.",
+    "restarting": "The process restarts, since it can no longer use the GPU.",
     "worker dead": "ComfyUI's worker thread is dead.",
     "worker stuck": "The worker hangs in a node, and watchdog.on_stuck is report.",
 }

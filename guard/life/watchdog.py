@@ -130,7 +130,7 @@ class Watchdog:
     def handle_gpu_fault(self) -> None:
         """Restart the process soon, since it can no longer use the GPU. The worker's thread."""
         if self._settings.watchdog.on_gpu_fault == "report":
-            log.error("the GPU can no longer be used by this process; restart it")
+            log.error("this process can no longer use the GPU; restart it")
             return
         with self._condition:
             self._restart_s = self._clock.monotonic_s() + FAULT_GRACE_S
@@ -143,7 +143,7 @@ class Watchdog:
         if self._settings.watchdog.on_stuck == "exit":
             self._process.end_if_silent(self._settings.watchdog.gil_hang_s)
         if now_s >= self._restart_s:
-            self._process.restart("the GPU can no longer be used by this process")
+            self._process.restart("this process can no longer use the GPU")
         alive = self._host.worker_alive()
         # Only now, since a dead worker begins nothing more.
         with self._condition:
