@@ -11,10 +11,11 @@ import json
 import logging
 import math
 from asyncio import wrap_future
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from .. import messages
@@ -125,41 +126,41 @@ class Admission:
         return submitted
 
     async def _let_in(self, request: Submission, stack: AsyncExitStack) -> Submitted:
-        """Take each step in turn; `stack` ends what lasts as long as the admission and undoes what made no job."""
+        """Take each step in turn. `stack` ends what lasts until the job is committed or refused."""
         client = request.client
         hold = stack.enter_context(self._in_use.admission())
-        undo = stack.enter_context(ExitStack())
+        with ExitStack() as undo:  # undoes what was done for a job that does not come to exist
+            self._check_size(request)
+            key = self._read_idempotency_key(request)
+            if key is not None and (earlier := await wrap_future(self._store.replay(client.owner, key))) is not None:
+                return earlier
+            self._count_upload(request)
+            self._health.check_ready()
+            self._check_room(client)
+            self._count_job(client, undo)
 
-        self._check_size(request)
-        key = self._read_idempotency_key(request)
-        if key is not None and (earlier := await wrap_future(self._store.replay(client.owner, key))) is not None:
-            return earlier
-        self._count_upload(request)
-        self._health.check_ready()
-        self._check_room(client)
-        self._count_job(client, undo)
+            prompt = await self._parse(request)
+            locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
+            stack.push(partial(_address_refusal, request, locale))
+            if request.files:
+                request = self._rename_files(request, prompt)
+                await hold.keep(prompt.graph)  # first, because the janitor may be deleting one of the same name
+                await stack.enter_async_context(self._uploads.place(client.owner, request.files))
+            self._policy.check(prompt.graph)
+            webhook = self._choose_webhook(prompt.options.webhook, client)
+            moved = await self._references.resolve(prompt.graph, client)
+            body = _write_body(request, prompt, moved)  # now, because validation changes the prompt as it goes
+            await hold.keep(prompt.graph)  # before anything looks at the files that it names
+            outputs = await self._rehearse(prompt)
+            self._policy.check(prompt.graph)  # again: ComfyUI replaces renamed classes, and packs may change a prompt
+            await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
 
-        prompt = await self._parse(request)
-        locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
-        stack.enter_context(_address_refusals(request, locale))
-        if request.files:
-            request = self._rename_files(request, prompt)
-            await hold.keep(prompt.graph)  # first, because the janitor may be deleting one of the same name
-            await stack.enter_async_context(self._uploads.place(client.owner, request.files))
-        self._policy.check(prompt.graph)
-        webhook = self._choose_webhook(prompt.options.webhook, client)
-        moved = await self._references.resolve(prompt.graph, client)
-        body = _write_body(request, prompt, moved)  # now, because validation changes the prompt as it goes
-        await hold.keep(prompt.graph)  # before anything looks at the files that it names
-        outputs = await self._rehearse(prompt)
-        self._policy.check(prompt.graph)  # again: ComfyUI replaces renamed classes, and packs may change a prompt
-        await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
-
-        job = self._make_job(request, prompt, body, locale, webhook, outputs)
-        submitted = await self._commit(job, prompt.secrets, key, client)
-        if not submitted.replayed:
-            undo.pop_all()
-        return submitted
+            job = self._make_job(request, prompt, body, locale, webhook, outputs)
+            self._keep_secrets(job, prompt, undo)
+            submitted = await self._commit(job, key, client)
+            if not submitted.replayed:
+                undo.pop_all()
+            return submitted
 
     def _check_size(self, request: Submission) -> None:
         limit = self._settings.policy.max_body_bytes
@@ -254,18 +255,14 @@ class Admission:
             webhook=webhook,
         )
 
-    async def _commit(
-        self, job: NewJob, secrets: Mapping[str, Any], key: IdempotencyKey | None, client: Client
-    ) -> Submitted:
-        with ExitStack() as undo:
-            # Before the commit, because the job may be dispatched right after it.
-            if self._secrets.keep(job.job_id, secrets):
-                undo.callback(self._secrets.forget, job.job_id)
-            max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
-            submitted = await wrap_future(self._store.submit(job, max_queued, key, max_queued_of_owner=max_own))
-            if not submitted.replayed:
-                undo.pop_all()
-        return submitted
+    def _keep_secrets(self, job: NewJob, prompt: Prompt, undo: ExitStack) -> None:
+        """Keep them before the commit, because the job may be dispatched right after it."""
+        if self._secrets.keep(job.job_id, prompt.secrets):
+            undo.callback(self._secrets.forget, job.job_id)
+
+    async def _commit(self, job: NewJob, key: IdempotencyKey | None, client: Client) -> Submitted:
+        max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
+        return await wrap_future(self._store.submit(job, max_queued, key, max_queued_of_owner=max_own))
 
     def _log_job(self, submitted: Submitted) -> None:
         job, waiting, slots = submitted.job, submitted.waiting, self._settings.queue.max_jobs
@@ -285,16 +282,14 @@ class Admission:
             log.log(level, "a prompt of %s was refused: %s%s", request.client.owner, code, more)
 
 
-@contextmanager
-def _address_refusals(request: Submission, locale: str) -> Iterator[None]:
-    """Put each refusal in the block into the sender's language, with the sender's own names for its files."""
-    try:
-        yield
-    except GuardError as error:
+def _address_refusal(
+    request: Submission, locale: str, _type: object, error: BaseException | None, _traceback: object
+) -> None:
+    """Put a refusal into the sender's language, with its own names for its files; for `ExitStack.push`."""
+    if isinstance(error, GuardError):
         error.locale = locale
         owner = request.client.owner
         use_owner_names(error, owner, {file.stored_as(owner): file.filename or file.field for file in request.files})
-        raise
 
 
 def _is_by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:
