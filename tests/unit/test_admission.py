@@ -25,7 +25,7 @@ from comfyui_guarded.guard.errors import (
 )
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.references import References
-from comfyui_guarded.guard.host import Refusal, Rehearsal
+from comfyui_guarded.guard.host import Names, Refusal, Rehearsal
 from comfyui_guarded.guard.host_words import explain_refusal, host_body
 from comfyui_guarded.guard.job import JobState, Verdict
 from comfyui_guarded.guard.life.health import Health
@@ -628,6 +628,39 @@ async def test_the_shape_is_judged_before_the_policy_and_the_policy_before_the_h
     assert isinstance(error, PolicyViolationError)
     assert error.extra_info == {"nodes": 4, "max_nodes": 3}
     assert host.rehearsed == []
+
+
+async def test_of_several_faults_the_first_in_the_order_of_the_steps_is_told(store, host, clock):
+    gate = Gate(
+        store, host, clock, limits={"jobs_per_minute": 1}, policy={"max_body_bytes": 1024, "deny_nodes": ["Denied"]}
+    )
+    await gate.admit()
+    host.alive = False
+    host.declared = {"LoadImage": {"image": Names.FILE}}
+    host.rehearsal = Rehearsal(_host_refusal(), ())
+    gate.faces.error = NoFaceError("No face found in photo.png")
+
+    async def refuse(kind, image, guard, raw=None, key="k"):
+        nodes = {"1": {"class_type": kind, "inputs": {}}, "2": {"class_type": "LoadImage", "inputs": {"image": image}}}
+        return (await gate.refusal(raw or _raw(prompt=nodes, guard=guard), idempotency_key=key)).code
+
+    outside, webhook = "../x.png", {"webhook": {"url": "ftp://bot.example/"}}
+    assert await refuse("Denied", outside, webhook, b"{" + b" " * 1024, "ё") == "payload_too_large"
+    assert await refuse("Denied", outside, webhook, b"{", "ё") == "invalid_request"
+    assert await refuse("Denied", outside, webhook, b"{") == "server_unavailable"
+    host.alive = True
+    assert await refuse("Denied", outside, webhook, b"{") == "rate_limited"
+    gate.limits.give_job_back(BOT)
+    assert await refuse("Denied", outside, webhook, b"{") == "invalid_request"
+    assert await refuse("Denied", outside, webhook) == "policy_violation"
+    assert await refuse("Free", outside, webhook) == "invalid_request"
+    assert await refuse("Free", outside, {}) == "bad_image"
+    host.declared = {}
+    assert await refuse("Free", "x.png", {}) == "invalid_workflow"
+    host.rehearsal = Rehearsal(None, ("2",))
+    assert await refuse("Free", "x.png", {}) == "no_face"
+    gate.faces.error = None
+    assert not (await gate.admit(idempotency_key="k")).replayed  # none of the refusals took the key or the rate
 
 
 async def test_what_the_host_refuses_makes_no_job(gate, store, host):
