@@ -1,4 +1,4 @@
-"""What a bot would write to talk to the guard: HTTP and JSON, with the standard library alone."""
+"""Talk to the guard as a bot would: HTTP and JSON, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Far over what any request of the tour takes; it only ends a hang.
+#: Far longer than any request of the tour takes; this only ends a hang.
 REQUEST_WITHIN_S = 90.0
 LONG_POLL_S = 5.0
 
 
 class TourError(Exception):
-    """The tour cannot go on, or not with this scene; the message is for the person at the terminal."""
+    """The tour, or this scene of it, cannot go on; the message is for the person at the terminal."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One HTTP answer. `body` is decoded where it is JSON; `raw` is what came."""
+    """One HTTP answer. `raw` is its body in bytes, `body` the JSON object in it."""
 
     status: int
     headers: Mapping[str, str]
@@ -34,7 +34,7 @@ class Answer:
         except ValueError:
             decoded = None
         if not isinstance(decoded, dict):
-            raise TourError(f"HTTP {self.status} with something else than a JSON object: {self.raw[:200]!r}")
+            raise TourError(f"HTTP {self.status} without a JSON object: {self.raw[:200]!r}")
         return decoded
 
     @property
@@ -49,17 +49,17 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        # A proxy that the environment names has no business between this process and the server beside it.
+        # The server is on this machine: a proxy that the environment names cannot reach it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def request(self, method: str, path: str, body: Any = None) -> Answer:
         """Raises OSError where no answer comes."""
         data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(
+        request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"} if data else {}, method=method
         )
         try:
-            with self._opener.open(asked, timeout=REQUEST_WITHIN_S) as response:
+            with self._opener.open(request, timeout=REQUEST_WITHIN_S) as response:
                 return Answer(response.status, response.headers, response.read())
         except urllib.error.HTTPError as refusal:
             with refusal:
@@ -71,7 +71,7 @@ class Client:
         return self.request("POST", path, {"prompt": prompt, **({"guard": guard} if guard else {})})
 
     def submit(self, prompt: Any, **guard: Any) -> str:
-        """Submit a prompt that has to be let in; its job's id."""
+        """Submit a prompt, and return its job's id. Raises TourError if the guard refuses it."""
         answer = self.post(prompt, **guard)
         if answer.status != 200:
             raise TourError(f"refused with HTTP {answer.status}: {answer.raw.decode(errors='replace')[:300]}")
@@ -87,8 +87,8 @@ class Client:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self.request("DELETE", f"/guarded/jobs/{job_id}").body
 
-    def settled(self, job_id: str, within_s: float = 60) -> dict[str, Any]:
-        """The job once it has settled. Raises TourError where that takes longer than `within_s`."""
+    def wait_settled(self, job_id: str, within_s: float = 60) -> dict[str, Any]:
+        """Wait until the job has settled. Raises TourError if that takes longer than `within_s`."""
         ends_s = time.monotonic() + within_s
         job = self.job(job_id)
         while job["settled_at_ms"] is None:
@@ -98,16 +98,16 @@ class Client:
             job = self.job(job_id, wait_s=min(max(rest_s, 0.1), LONG_POLL_S))
         return job
 
-    def running(self, job_id: str, within_s: float = 60) -> dict[str, Any]:
-        """The job once the worker has it. Raises TourError where it ends before or does not come to it."""
+    def wait_running(self, job_id: str, within_s: float = 60) -> dict[str, Any]:
+        """Wait until the worker has the job. Raises TourError if it settles first or stays in the queue too long."""
         ends_s = time.monotonic() + within_s
-        # Not by a long poll: that waits for the next change, which may be the job's end.
+        # No long poll: it returns at the next change, which may be the job's end.
         while (job := self.job(job_id))["state"] != "running":
             if job["settled_at_ms"] is not None or time.monotonic() > ends_s:
-                raise TourError(f"a job that ought to run is {job['state']} {(job['error'] or {}).get('code', '')}")
+                raise TourError(f"a job that should run is {job['state']} {(job['error'] or {}).get('code', '')}")
             time.sleep(0.02)
         return job
 
-    def open_jobs(self) -> list[str]:
+    def list_open_jobs(self) -> list[str]:
         states = "queued,dispatched,running,validating"
         return [job["job_id"] for job in self.request("GET", f"/guarded/jobs?limit=500&state={states}").body["jobs"]]

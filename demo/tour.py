@@ -1,7 +1,7 @@
 """A tour of the guard on real photos: what it does to good jobs, bad jobs and a killed server, as a table.
 
 `make demo` runs it on the sandbox, or on the ComfyUI named by `COMFYUI_PATH`. The exit status is 0 only if every
-outcome was the expected one, 1 if one was not, 2 if the tour could not be made. `make serve` keeps the server.
+outcome was the expected one, 1 if one was not, 2 if the tour could not be made. `make serve` keeps the server running.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# This folder is on sys.path in the root's place; `alias` lies in the root, and takes it off again.
+# Python puts this folder on sys.path. `alias` lies in the root, and takes the root off sys.path again.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import alias
 
@@ -29,13 +29,13 @@ from comfyui_guarded.tests.hosts.launch import ROOT, HostKind, HostProcess, real
 
 
 def main() -> int:
-    options = _options()
-    # A name that the terminal's encoding lacks must not end the tour.
+    options = _parse_options()
+    # A letter that the terminal's encoding lacks must not end the tour.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    # An orphaned server would go on; Ctrl-C and a supervisor's SIGTERM take the same way out.
+    # End the server on a supervisor's SIGTERM as on Ctrl-C; it would outlive this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        kind = _kind()
+        kind = _choose_kind()
         if options.serve:
             return _serve(kind, options.port, options.keep)
         return _tour(kind, options.port, options.keep)
@@ -47,7 +47,7 @@ def main() -> int:
         return 130
 
 
-def _options() -> argparse.Namespace:
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", action="store_true", help="start the server and keep it until Ctrl-C")
     parser.add_argument("--port", type=int, help="default: 8188 with --serve, else a free one")
@@ -55,7 +55,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _kind() -> HostKind:
+def _choose_kind() -> HostKind:
     """The sandbox, or the ComfyUI that COMFYUI_PATH names."""
     given = os.environ.get("COMFYUI_PATH")
     if not given:
@@ -69,27 +69,27 @@ def _kind() -> HostKind:
 def _tour(kind: HostKind, port: int | None, keep: bool) -> int:
     table = Table()
     began_s = time.monotonic()
-    base = _base()
-    host = _Host(kind, base, environment=SETTINGS, port=port)
+    base = _make_base()
+    host = HostProcess(kind, base, environment=SETTINGS, port=port)
     try:
         _copy_photos(base)
-        table.say(f"ComfyUI-Guarded on {_named(kind)}, in {base}; starting it ...")
-        took_s = _started(host)
-        table.say(f"it takes jobs at {host.url} after {took_s:.1f} s\n")
-        table.head()
-        Tour(Client(host.url), table, base, host.kill, lambda: _started(host)).walk()
+        table.print(f"ComfyUI-Guarded on {_describe(kind)}, in {base}; starting it ...")
+        took_s = _start(host)
+        table.print(f"it takes jobs at {host.url} after {took_s:.1f} s\n")
+        table.print_head()
+        Tour(Client(host.url), table, base, host.kill, lambda: _start(host)).walk()
     except BaseException:
         print(f"\nThe log is {host.log}, the pictures are in {base / 'output'}.", file=sys.stderr)
         raise
     finally:
         host.stop()
     right = table.rows - table.wrong
-    table.say(f"\n{right} of {table.rows} outcomes as expected, {time.monotonic() - began_s:.0f} s.")
+    table.print(f"\n{right} of {table.rows} outcomes as expected, {time.monotonic() - began_s:.0f} s.")
     if table.wrong or keep:
-        table.say(f"The log is {host.log}, the pictures are in {base / 'output'}.")
+        table.print(f"The log is {host.log}, the pictures are in {base / 'output'}.")
     else:
         shutil.rmtree(base, ignore_errors=True)
-        table.say("Log and pictures were deleted (--keep keeps them).")
+        table.print("Log and pictures were deleted (--keep keeps them).")
     return 1 if table.wrong else 0
 
 
@@ -98,12 +98,12 @@ def _serve(kind: HostKind, port: int | None, keep: bool) -> int:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise TourError(f"Port {port} is in use. Another one: {sys.executable} {sys.argv[0]} --serve --port 8189")
-    base = _base()
-    host = _Host(kind, base, port=port)
+    base = _make_base()
+    host = HostProcess(kind, base, port=port)
     try:
         photos = _copy_photos(base)
-        print(f"Starting ComfyUI-Guarded on {_named(kind)} ...", flush=True)
-        _started(host)
+        print(f"Starting ComfyUI-Guarded on {_describe(kind)} ...", flush=True)
+        _start(host)
         body = (ROOT / "workflows" / "api" / "first_job.json").resolve()
         shown = os.path.relpath(body) if body.is_relative_to(Path.cwd()) else body
         print(
@@ -113,7 +113,7 @@ def _serve(kind: HostKind, port: int | None, keep: bool) -> int:
             f"The log is {host.log}, pictures come to {base / 'output'}. Ctrl-C stops it.",
             flush=True,
         )
-        while host.alive():
+        while host.alive:
             time.sleep(0.5)
         raise TourError(f"The server has ended by itself. The end of its log:\n{host.log_tail()}")
     except KeyboardInterrupt:
@@ -128,13 +128,8 @@ def _serve(kind: HostKind, port: int | None, keep: bool) -> int:
         host.stop()
 
 
-class _Host(HostProcess):
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-
-def _started(host: _Host) -> float:
-    """Start it; the seconds until it takes jobs. Raises TourError, with the end of its log, where it does not."""
+def _start(host: HostProcess) -> float:
+    """Start the host, and return how many seconds that took. Raises TourError with the end of its log if it fails."""
     began_s = time.monotonic()
     try:
         host.start()
@@ -143,12 +138,12 @@ def _started(host: _Host) -> float:
     return time.monotonic() - began_s
 
 
-def _base() -> Path:
+def _make_base() -> Path:
     return Path(tempfile.mkdtemp(prefix="comfyui-guarded-")).resolve()
 
 
 def _copy_photos(base: Path) -> list[str]:
-    """The photos, into the server's input folder; their names."""
+    """Copy the photos into the server's input folder, and return their names."""
     source = Path(sys.prefix) / "photos"
     missing = [photo for photo in PHOTOS if not (source / photo).is_file()]
     if missing:
@@ -158,7 +153,7 @@ def _copy_photos(base: Path) -> list[str]:
     return [Path(photo).name for photo in PHOTOS]
 
 
-def _named(kind: HostKind) -> str:
+def _describe(kind: HostKind) -> str:
     return f"{kind.name} ({kind.main.parent})" if kind.real else "the sandbox host"
 
 

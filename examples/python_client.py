@@ -4,7 +4,7 @@
     python python_client.py photo.jpg
     python python_client.py photo.jpg --workflow my_workflow_api.json --to result.png
 
-The workflow is in ComfyUI's API format; the node that loads the photo says `"image": "photo"`.
+The workflow is in ComfyUI's API format. Its LoadImage nodes get the photo.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ import requests
 
 SERVER = os.environ.get("GUARDED_URL", "http://127.0.0.1:8188")
 KEY = os.environ.get("GUARDED_KEY", "")
-#: How long a server that is busy or away is asked again.
+#: How long to repeat a request to a server that is busy or does not answer.
 PATIENCE_S = 120.0
 
 
 class RefusedError(Exception):
-    """The server's own words for why not."""
+    """The server refuses; the message is its text for the user."""
 
 
-def asked(session: requests.Session, method: str, path: str, **request: Any) -> requests.Response:
-    """The answer, once there is one: a server that is away, or says "later", is asked again. Raises RefusedError."""
+def request(session: requests.Session, method: str, path: str, **options: Any) -> requests.Response:
+    """Send a request until it succeeds. Raises RefusedError if the server refuses for good, or for too long."""
     ends_s = time.monotonic() + PATIENCE_S
     while True:
         try:
-            answer = session.request(method, SERVER + path, timeout=(10, 90), **request)
+            answer = session.request(method, SERVER + path, timeout=(10, 90), **options)
             if answer.ok:
                 return answer
             refusal = answer.json()["guard"]
-            said, again = refusal["user_message"], refusal["retryable"]
+            reason, again = refusal["user_message"], refusal["retryable"]
             pause_s = refusal["retry_after_s"] or 1
         except (requests.RequestException, ValueError) as error:
-            said, again, pause_s = f"The server does not answer: {error}", True, 1
+            reason, again, pause_s = f"The server does not answer: {error}", True, 1
         if not again or time.monotonic() > ends_s:
-            raise RefusedError(said)
+            raise RefusedError(reason)
         time.sleep(pause_s)
 
 
-def generated(session: requests.Session, workflow: dict[str, Any], photo: bytes) -> dict[str, Any]:
-    """The settled job of a workflow with a photo. Raises RefusedError."""
-    answer = asked(
+def generate(session: requests.Session, workflow: dict[str, Any], photo: bytes) -> dict[str, Any]:
+    """Run a workflow on a photo, and return its settled job. Raises RefusedError."""
+    answer = request(
         session,
         "POST",
         "/guarded/prompt",
         data={"prompt": json.dumps(workflow)},
         files={"photo": ("photo.jpg", photo)},
-        headers={"Idempotency-Key": str(uuid.uuid4())},  # sent again after a broken connection, it is still one job
+        headers={"Idempotency-Key": str(uuid.uuid4())},  # repeated after a broken connection, it is still one job
     ).json()
     if notice := answer["guard"]["user_message"]:
         print(notice, file=sys.stderr)
     job: dict[str, Any] = {"state": answer["guard"]["state"], "settled_at_ms": None}
     while not job["settled_at_ms"]:
         path = f"/guarded/jobs/{answer['prompt_id']}"
-        job = asked(session, "GET", path, params={"wait": 30, "state": job["state"]}).json()
+        job = request(session, "GET", path, params={"wait": 30, "state": job["state"]}).json()
         print(f"{job['state']} {(job['progress'] or {}).get('percent', '')}", file=sys.stderr)
     return job
 
@@ -84,10 +84,10 @@ def main() -> None:
         if KEY:
             session.headers["Authorization"] = f"Bearer {KEY}"
         try:
-            job = generated(session, workflow, given.photo.read_bytes())
+            job = generate(session, workflow, given.photo.read_bytes())
             if job["error"]:
                 raise RefusedError(job["error"]["user_message"])
-            given.to.write_bytes(asked(session, "GET", job["artifacts"][0]["url"]).content)
+            given.to.write_bytes(request(session, "GET", job["artifacts"][0]["url"]).content)
         except RefusedError as refused:
             sys.exit(str(refused))
     print(given.to)

@@ -3,17 +3,18 @@
     pip install "aiogram>=3.13,<4"
     BOT_TOKEN=123:abc python telegram_bot.py
 
-A user sends a photo. The bot looks for a face, reserves a credit, submits the workflow together with the photo, shows
-the place in the queue as it changes, and sends the result; or the reason why there is none, and gives the credit back.
+A user sends a photo. The bot checks that it shows a face, takes a credit, submits the workflow together with the photo,
+shows the position in the queue as it changes, and sends the result. If there is none, it says why and refunds the
+credit.
 
-It may be killed at any moment. What it has promised stands in its ledger (SQLite), and at the next start every order
-goes on from where it stood:
+The bot may be killed at any moment. Its ledger (SQLite) holds all orders, and the next start continues each from its
+state:
 
-    new ── face found, credit reserved ──> paid ── submitted ──> sent ── the verdict is there ──> ended ── told ──> done
+    new ── face found, credit taken ──> paid ── job made ──> sent ── job settled ──> ended ── user told ──> done
 
-The credit is taken in the commit that makes an order `paid` and given back in the one that makes it `ended`, so
-neither can happen twice. Submitting may be repeated, because the `Idempotency-Key` makes it one job. Only telling the
-user cannot be made a commit: killed between Telegram's answer and the note of it, the bot tells once more.
+One commit takes the credit and makes the order `paid`, another refunds it and makes the order `ended`, so neither can
+happen twice. The bot may submit again and again, because the `Idempotency-Key` makes that one job. Only messages to the
+user are not part of a commit: a bot killed after it sent one, but before it noted that, sends it again.
 """
 
 from __future__ import annotations
@@ -41,17 +42,17 @@ from aiogram.types import BufferedInputFile, Message, ReplyParameters
 log = logging.getLogger("bot")
 
 GUARDED_URL = os.environ.get("GUARDED_URL", "http://127.0.0.1:8188")
-#: Made with `keys create`; on the same machine none is needed.
+#: `keys create` makes one. A bot on the same machine needs none.
 GUARDED_KEY = os.environ.get("GUARDED_KEY", "")
-#: In API format. The node titled "Photo" gets the photo, the one titled "Prompt" the words that came with it.
+#: In API format. The node titled "Photo" gets the photo, the node titled "Prompt" its caption.
 WORKFLOW = Path(os.environ.get("WORKFLOW") or Path(__file__).parents[1] / "workflows/api/photo_check.json")
 LEDGER = os.environ.get("LEDGER", "ledger.db")
 FREE_CREDITS = int(os.environ.get("FREE_CREDITS", "3"))
 PRICE = 1
-#: How long a server that is busy or away is asked again, before the user is told.
+#: How long to repeat a request to a server that is busy or does not answer, before the user hears of it.
 PATIENCE_S = 120.0
 
-#: The bot's own words. All about the generation itself the server says, in the user's language.
+#: The bot's own texts. Those about the generation come from the server, in the user's language.
 TEXTS = {
     "hello": {"ru": "Пришлите фото. Кредитов: {credits}.", "en": "Send me a photo. Credits: {credits}."},
     "taken": {"ru": "Фото получено, смотрим…", "en": "Got your photo, having a look…"},
@@ -62,7 +63,7 @@ TEXTS = {
 }
 
 
-def language(message: Message) -> str:
+def read_language(message: Message) -> str:
     code = (message.from_user.language_code if message.from_user else None) or "ru"
     return "ru" if code.startswith("ru") else "en"
 
@@ -72,7 +73,7 @@ def language(message: Message) -> str:
 
 @dataclass
 class Order:
-    """One photo that somebody sent, as it stands in the ledger."""
+    """One photo that a user sent: a row of the ledger."""
 
     id: int
     chat_id: int
@@ -91,7 +92,7 @@ class Order:
 
 
 class Ledger:
-    """Orders and credits. Every change is one commit, of a millisecond or so."""
+    """Keep orders and credits. Every change is one commit, which takes about a millisecond."""
 
     SCHEMA = """
         CREATE TABLE IF NOT EXISTS orders (
@@ -117,14 +118,14 @@ class Ledger:
         return [Order(*row) for row in self._db.execute("SELECT * FROM orders WHERE state != 'done' ORDER BY id")]
 
     def take(self, message: Message) -> Order | None:
-        """Note an order down; None where it is known: Telegram may bring a message twice."""
+        """Record a new order; None if it is already there, since Telegram may deliver a message twice."""
         assert message.photo
         chat_id, photo, caption = message.chat.id, message.photo[-1].file_id, message.caption or ""
         with self._db:
             row = self._db.execute(
                 "INSERT OR IGNORE INTO orders (chat_id, message_id, locale, photo, caption, key, state)"
                 " VALUES (?, ?, ?, ?, ?, ?, 'new') RETURNING *",
-                (chat_id, message.message_id, language(message), photo, caption, str(uuid.uuid4())),
+                (chat_id, message.message_id, read_language(message), photo, caption, str(uuid.uuid4())),
             ).fetchone()
         return Order(*row) if row else None
 
@@ -133,7 +134,7 @@ class Ledger:
             self._write(order, changes)
 
     def pay(self, order: Order) -> bool:
-        """Take the price; False where the user has too little."""
+        """Take the price; False if the user has too few credits."""
         if self.balance(order.chat_id) < PRICE:
             return False
         with self._db:
@@ -142,7 +143,7 @@ class Ledger:
         return True
 
     def end(self, order: Order, ending: dict[str, Any], *, refund: bool) -> None:
-        """The order's ending, and with it what was taken for it, if it goes back."""
+        """Record how the order ended; with `refund`, also give back what it cost."""
         with self._db:
             if refund:
                 self._db.execute(
@@ -163,17 +164,17 @@ class Ledger:
 
 
 class RefusedError(Exception):
-    """The server will not do it; the text is for the user."""
+    """The order cannot be carried out; the message is a text for the user."""
 
 
 class Guarded:
-    """What a bot needs of a guarded ComfyUI."""
+    """Call the routes of ComfyUI-Guarded that a bot needs."""
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
 
     async def submit(self, order: Order, photo: bytes) -> str:
-        """The id of the order's job: one, however often this is called."""
+        """Submit the order, and return its job's id: always the same one, however often this is called."""
 
         def form() -> aiohttp.FormData:
             form = aiohttp.FormData()
@@ -182,22 +183,22 @@ class Guarded:
             form.add_field("photo", photo, filename="photo.jpg")
             return form
 
-        # Whether a request that broke off has made a job, only the server knows: it is asked until it answers.
-        answer = await self.asked(order, "POST", "/guarded/prompt", form)
+        # After a broken connection only the server knows whether there is a job, so repeat until it answers.
+        answer = await self.request(order, "POST", "/guarded/prompt", form)
         return str(json.loads(answer)["prompt_id"])
 
     async def events(self, order: Order) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """What becomes of the job, to its settled state, however often the server is away in between."""
+        """Yield (event, data) until the job has settled, however often the server goes away in between."""
         path = f"/guarded/jobs/{order.job_id}"
         while True:
-            job = json.loads(await self.asked(order, "GET", path, busy_s=math.inf))
+            job = json.loads(await self.request(order, "GET", path, busy_s=math.inf))
             yield "state", job
             if job["settled_at_ms"]:
                 return
             try:
                 async with self._http.get(f"{path}/events") as stream:
                     event = {}
-                    async for line in stream.content:  # `event: …`, `data: …`, and an empty line behind each
+                    async for line in stream.content:  # `event: …`, `data: …`, then an empty line
                         name, _, value = line.decode().rstrip("\r\n").partition(": ")
                         if name:
                             event[name] = value
@@ -207,7 +208,7 @@ class Guarded:
                 log.info("job %s: %r", order.job_id, error)
                 await asyncio.sleep(1)
 
-    async def asked(
+    async def request(
         self,
         order: Order,
         method: str,
@@ -216,9 +217,15 @@ class Guarded:
         busy_s: float = PATIENCE_S,
         away_s: float = math.inf,
     ) -> bytes:
-        """The answer. A server that says "later" is asked again for `busy_s`, one that does not answer for `away_s`.
+        """Send a request until it succeeds, and return the body of the answer.
 
-        `body` makes the request's body anew each time. Raises RefusedError.
+        Args:
+            body: makes the request's body, anew for each attempt.
+            busy_s: how long to repeat it while the server says "later".
+            away_s: how long to repeat it while the server does not answer.
+
+        Raises:
+            RefusedError: the server refuses for good, or for longer than that.
         """
         headers = {"Accept-Language": order.locale, "Idempotency-Key": order.key}
         began_s = time.monotonic()
@@ -254,7 +261,7 @@ def workflow(caption: str) -> dict[str, Any]:
 
 
 class Shop:
-    """Carries orders from the photo to the result."""
+    """Carry orders from the photo to the result."""
 
     def __init__(self, bot: Bot, ledger: Ledger, guarded: Guarded) -> None:
         self._bot = bot
@@ -263,17 +270,19 @@ class Shop:
         self._carrying: set[asyncio.Task[None]] = set()
 
     def resume(self) -> None:
-        """Go on with what was under way when the bot ended."""
+        """Continue the orders that were open when the bot ended."""
         for order in self._ledger.open_orders():
             self._start(order)
 
-    async def photo_came(self, message: Message) -> None:
-        """Durable when this returns, and only then does Telegram hear that the message has arrived."""
+    async def take_photo(self, message: Message) -> None:
+        """Record the order before returning: only then does Telegram learn that the message has arrived."""
         if order := self._ledger.take(message):
             self._start(order)
 
-    async def words_came(self, message: Message) -> None:
-        await message.answer(TEXTS["hello"][language(message)].format(credits=self._ledger.balance(message.chat.id)))
+    async def greet(self, message: Message) -> None:
+        await message.answer(
+            TEXTS["hello"][read_language(message)].format(credits=self._ledger.balance(message.chat.id))
+        )
 
     def _start(self, order: Order) -> None:
         task = asyncio.create_task(self._carry(order))
@@ -281,7 +290,7 @@ class Shop:
         task.add_done_callback(self._carrying.discard)
 
     async def _carry(self, order: Order) -> None:
-        """From wherever the order stands to its end."""
+        """Take the order from its state to its end, step by step."""
         steps = {"new": self._pay, "paid": self._submit, "sent": self._follow, "ended": self._tell}
         while order.state != "done":
             try:
@@ -294,13 +303,13 @@ class Shop:
 
     async def _pay(self, order: Order) -> None:
         await self._notice(order, order.text("taken"))
-        photo = await self._photo(order)
-        await self._guarded.asked(order, "POST", "/guarded/face-check", lambda: photo, away_s=PATIENCE_S)
+        photo = await self._download(order)
+        await self._guarded.request(order, "POST", "/guarded/face-check", lambda: photo, away_s=PATIENCE_S)
         if not self._ledger.pay(order):
             raise RefusedError(order.text("poor"))
 
     async def _submit(self, order: Order) -> None:
-        job_id = await self._guarded.submit(order, await self._photo(order))
+        job_id = await self._guarded.submit(order, await self._download(order))
         self._ledger.note(order, state="sent", job_id=job_id)
 
     async def _follow(self, order: Order) -> None:
@@ -320,35 +329,35 @@ class Shop:
         chat = order.chat_id
         reply = {"reply_parameters": ReplyParameters(message_id=order.message_id, allow_sending_without_reply=True)}
         if order.notice_id:
-            await self._told(self._bot.delete_message, chat, order.notice_id)
+            await self._call(self._bot.delete_message, chat, order.notice_id)
         for artifact in ending.get("artifacts", ()):
-            data = await self._guarded.asked(order, "GET", artifact["url"], busy_s=math.inf)
+            data = await self._guarded.request(order, "GET", artifact["url"], busy_s=math.inf)
             file = BufferedInputFile(data, artifact["filename"])
-            # What Telegram does not take as a photo goes as a document.
-            sent = artifact["kind"] == "image" and await self._told(self._bot.send_photo, chat, file, **reply)
+            # Telegram takes as a document what it refuses as a photo.
+            sent = artifact["kind"] == "image" and await self._call(self._bot.send_photo, chat, file, **reply)
             if not sent:
-                await self._told(self._bot.send_document, chat, file, **reply)
+                await self._call(self._bot.send_document, chat, file, **reply)
         if "text" in ending:
-            await self._told(self._bot.send_message, chat, ending["text"], **reply)
+            await self._call(self._bot.send_message, chat, ending["text"], **reply)
         self._ledger.note(order, state="done")
 
     async def _notice(self, order: Order, text: str) -> None:
-        """The one message about how things stand, sent at first and edited from then on."""
+        """Show how things stand, in one message that is sent first and edited from then on."""
         if order.notice_id is None:
-            sent = await self._told(self._bot.send_message, order.chat_id, text)
+            sent = await self._call(self._bot.send_message, order.chat_id, text)
             self._ledger.note(order, notice_id=sent and sent.message_id)
         else:
             edit = self._bot.edit_message_text
-            await self._told(edit, text, chat_id=order.chat_id, message_id=order.notice_id)
+            await self._call(edit, text, chat_id=order.chat_id, message_id=order.notice_id)
 
-    async def _photo(self, order: Order) -> bytes:
-        file = await self._told(self._bot.download, order.photo)
+    async def _download(self, order: Order) -> bytes:
+        file = await self._call(self._bot.download, order.photo)
         if file is None:
             raise RefusedError(order.text("lost"))
         return bytes(file.read())
 
-    async def _told(self, call: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        """Telegram's answer; None where it will not do it: blocked by the user, the text is the same already, …"""
+    async def _call(self, call: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        """Call Telegram until it answers; None if it refuses: the user blocked the bot, the text is the same, …"""
         while True:
             try:
                 return await call(*args, **kwargs)
@@ -363,7 +372,7 @@ class Shop:
 
 async def main() -> None:
     logging.basicConfig(level=logging.INFO)
-    # A Bot API server of your own may be named; the tests do.
+    # Or a Bot API server of your own, as in the tests.
     server = TelegramAPIServer.from_base(os.environ.get("TELEGRAM_URL", "https://api.telegram.org"))
     bot = Bot(os.environ["BOT_TOKEN"], session=AiohttpSession(api=server))
     headers = {"Authorization": f"Bearer {GUARDED_KEY}"} if GUARDED_KEY else {}
@@ -372,9 +381,9 @@ async def main() -> None:
         shop = Shop(bot, Ledger(LEDGER), Guarded(http))
         shop.resume()
         dispatcher = Dispatcher()
-        dispatcher.message.register(shop.photo_came, F.photo)
-        dispatcher.message.register(shop.words_came)
-        # One update after the other: Telegram forgets a message once the next ones are asked for.
+        dispatcher.message.register(shop.take_photo, F.photo)
+        dispatcher.message.register(shop.greet)
+        # One update after the other: Telegram forgets a message as soon as the bot asks for the next ones.
         await dispatcher.start_polling(bot, handle_as_tasks=False)
 
 
