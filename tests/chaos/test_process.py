@@ -179,7 +179,7 @@ async def test_with_on_gpu_fault_report_the_process_goes_on_and_the_log_says_so(
         assert_succeeded(await client.run(sleep(1.5)))
         assert (await client.request("GET", "/guarded/ready")).status == 200
     assert boots(host) == 1
-    assert "GPU can no longer be used" in host.log.read_text()
+    assert "can no longer use the GPU" in host.log.read_text()
 
 
 @pytest.mark.parametrize("free_memory", ["true", "false"])
