@@ -26,7 +26,7 @@ from ..errors import GuardError
 from ..events.event import ALARM, POSITION, PROGRESS, STATE, Event
 from ..events.stream import Events
 from ..host import Host
-from ..job import Job
+from ..job import Job, JobState
 from ..wake import LoopCaller
 from . import as_comfyui
 from .jobs import Jobs
@@ -243,8 +243,8 @@ class Sockets:
             self._store.mark_heard(job_id).add_done_callback(done)
 
     def follow(self, job: Job) -> None:
-        """A new state is durable: the counts in `status` may have changed. The store's thread."""
-        if self._sockets:
+        """A new state is durable. A job that was admitted or has ended changes a count. The store's thread."""
+        if self._sockets and (job.state is JobState.QUEUED or job.state.settled):
             self._loop.call(self._schedule_status)
 
     def wants(self, sid: str | None) -> bool:

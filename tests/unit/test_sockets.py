@@ -115,6 +115,17 @@ async def test_a_status_tells_each_owner_its_own_count(hub, machine, store, monk
     assert count(await said(local)) == [2]
 
 
+async def test_the_states_between_admission_and_end_change_no_count(hub, machine, store):
+    job_id = await machine.run()
+    opened(hub)
+    store.validate(job_id).result(LONG_S)
+    await asyncio.sleep(0)
+    assert hub._status_due is None
+    store.settle(job_id, SUCCESS, Result()).result(LONG_S)
+    await asyncio.sleep(0)
+    assert hub._status_due is not None
+
+
 async def test_the_new_count_comes_before_the_end_of_the_job(hub, machine, store):
     job_id = await machine.run(client_id="tab")
     socket, _ = opened(hub)
