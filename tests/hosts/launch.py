@@ -105,6 +105,7 @@ class HostProcess:
         base: gets `input/`, `output/`, `user/`, `custom_nodes/` …; the package and the fault nodes are linked in.
         environment: settings for the guard, as `GUARDED_…` variables.
         guarded: False starts the bare host, to compare with.
+        package: the checkout of the package that is linked in; another one to compare versions.
         arguments: more for the host's command line.
     """
 
@@ -115,6 +116,7 @@ class HostProcess:
         *,
         environment: Mapping[str, str] | None = None,
         guarded: bool = True,
+        package: Path = ROOT,
         arguments: tuple[str, ...] = (),
         port: int | None = None,
     ) -> None:
@@ -131,7 +133,7 @@ class HostProcess:
             (base / folder).mkdir(parents=True, exist_ok=True)
         _link(FAULTS, base / "custom_nodes" / FAULTS.name)
         if guarded:
-            _link(ROOT, base / "custom_nodes" / "ComfyUI-Guarded")
+            _link(package, base / "custom_nodes" / "ComfyUI-Guarded")
 
     @property
     def pid(self) -> int:
