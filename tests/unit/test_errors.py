@@ -1,7 +1,9 @@
 import json
 import re
+from typing import Annotated
 
 import pytest
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from comfyui_guarded.guard import errors, messages
 
@@ -198,3 +200,35 @@ def test_an_unknown_locale_falls_back_to_the_header_and_then_to_the_default():
 
 def test_a_language_without_a_text_shows_the_english_one():
     assert messages.text("no_face", "xx") == messages.table("en")["no_face"]
+
+
+def _require_even(value: int) -> int:
+    if value % 2:
+        raise ValueError("it is odd")
+    return value
+
+
+class _Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    even: Annotated[int, AfterValidator(_require_even)] = 0
+
+
+class _Outer(BaseModel):
+    inner: _Inner
+
+
+@pytest.mark.parametrize(
+    ("inner", "field", "message"),
+    [
+        ({"even": 1}, "guard.inner.even", "guard.inner.even: it is odd."),
+        ({"odd": 1}, "guard.inner.odd", "guard.inner.odd: there is no such field."),
+        ({"even": "x"}, "guard.inner.even", "guard.inner.even: Input should be a valid integer"),
+    ],
+)
+def test_a_field_that_a_model_refuses_is_named_with_its_fault(inner, field, message):
+    with pytest.raises(ValidationError) as caught:
+        _Outer.model_validate({"inner": inner})
+    error = errors.refuse_field(caught.value, "guard.")
+    assert error.message.startswith(message)
+    assert error.extra_info == {"field": field}
