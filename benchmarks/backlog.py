@@ -51,7 +51,7 @@ def main() -> None:
         empty = HostProcess(kind, base / "empty", environment=_common.NO_LIMITS)
         database = full.base / "user" / "__guarded" / "guarded.db"
         began_s = time.monotonic()
-        job_ids = _filled(database, options.jobs)
+        job_ids = _fill_store(database, options.jobs)
         _common.headline(kind, options)
         print(
             f"{options.jobs:,} jobs of {len(OWNERS)} owners, {database.stat().st_size / 2**20:.0f} MiB, "
@@ -59,14 +59,14 @@ def main() -> None:
             flush=True,
         )
         with full, empty:
-            asyncio.run(_latencies(full, empty, job_ids, options))
-            _starts(full, empty, options.starts)
+            asyncio.run(_compare_latencies(full, empty, job_ids, options))
+            _compare_starts(full, empty, options.starts)
 
 
 # The backlog. ------------------------------------------------------------------------------------------------
 
 
-def _filled(database: Path, jobs: int) -> list[str]:
+def _fill_store(database: Path, jobs: int) -> list[str]:
     """Fill a store while its server is off, in a process that owns it meanwhile; some of the jobs' ids."""
     command = [sys.executable, __file__, "--fill", str(database), "--jobs", str(jobs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -116,7 +116,9 @@ def _body() -> bytes:
 # Submits and reads. ------------------------------------------------------------------------------------------
 
 
-async def _latencies(full: HostProcess, empty: HostProcess, job_ids: list[str], options: argparse.Namespace) -> None:
+async def _compare_latencies(
+    full: HostProcess, empty: HostProcess, job_ids: list[str], options: argparse.Namespace
+) -> None:
     submits: dict[str, list[Load]] = {"full": [], "empty": []}
     reads: dict[str, list[Load]] = {"full": [], "empty": []}
     hosts = {"full": full, "empty": empty}
@@ -125,8 +127,8 @@ async def _latencies(full: HostProcess, empty: HostProcess, job_ids: list[str], 
             await stack.enter_async_context(_common.worker_held(host))
         few = [await _submit_one(empty) for _ in range(20)]
         known = {"full": job_ids, "empty": few}
-        submitting = {name: _submits(host, options.client) for name, host in hosts.items()}
-        reading = {name: _reads(host, known[name], options.client) for name, host in hosts.items()}
+        submitting = {name: _make_submitter(host, options.client) for name, host in hosts.items()}
+        reading = {name: _make_reader(host, known[name], options.client) for name, host in hosts.items()}
         await _common.in_turns(submitting, CHUNK, CHUNK)
         await _common.in_turns(reading, CHUNK, CHUNK)
         for turn in range(options.rounds):
@@ -163,7 +165,7 @@ async def _submit_one(host: HostProcess) -> str:
     return str((await _common.ask(host.url, "POST", "/guarded/prompt", _body()))["prompt_id"])
 
 
-def _submits(host: HostProcess, client: str) -> Callable[[int], Awaitable[Load]]:
+def _make_submitter(host: HostProcess, client: str) -> Callable[[int], Awaitable[Load]]:
     async def submits(count: int) -> Load:
         """Submit, and take the jobs back, so that the queue is as long the next time."""
         requests = [("POST", "/guarded/prompt", _body()) for _ in range(count)]
@@ -175,7 +177,7 @@ def _submits(host: HostProcess, client: str) -> Callable[[int], Awaitable[Load]]
     return submits
 
 
-def _reads(host: HostProcess, job_ids: list[str], client: str) -> Callable[[int], Awaitable[Load]]:
+def _make_reader(host: HostProcess, job_ids: list[str], client: str) -> Callable[[int], Awaitable[Load]]:
     async def reads(count: int) -> Load:
         requests = [("GET", f"/guarded/jobs/{random.choice(job_ids)}", b"") for _ in range(count)]
         return (await _common.load(host, requests, client=client))[0]
@@ -186,7 +188,7 @@ def _reads(host: HostProcess, job_ids: list[str], client: str) -> Callable[[int]
 # Starts. -----------------------------------------------------------------------------------------------------
 
 
-def _starts(full: HostProcess, empty: HostProcess, count: int) -> None:
+def _compare_starts(full: HostProcess, empty: HostProcess, count: int) -> None:
     """From the start of the process until `/guarded/ready` says so, after a SIGKILL.
 
     One server at a time: the one with the backlog works it off as soon as it is up.

@@ -41,14 +41,14 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def overdue(number: int, kind: str) -> bytes:
+def make_overdue(number: int, kind: str) -> bytes:
     node = {**KINDS[kind], "inputs": {**KINDS[kind]["inputs"], "seed": number}}
     prompt = {"1": node, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
     # Ahead of all that the load submits, so that none of those runs in between.
     return json.dumps({"prompt": prompt, "guard": {"timeout_s": TIMEOUT_S, "priority": 10}}).encode()
 
 
-async def answered(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[float, dict[str, Any]]:
+async def post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[float, dict[str, Any]]:
     """When the answer with the verdict was there (seconds since the epoch), and the job."""
     async with session.post(f"{url}/guarded/prompt?wait=600", data=body) as response:
         answer = json.loads(await response.read())
@@ -91,8 +91,8 @@ async def measure(host: HostProcess, jobs: int, load: int) -> bool:
         busy_event_loop(host.url, load) as latencies_ms,
     ):
         began_s = time.perf_counter()
-        bodies = [overdue(number, kind) for number, kind in enumerate(kinds)]
-        answers = await asyncio.gather(*(answered(session, host.url, body) for body in bodies))
+        bodies = [make_overdue(number, kind) for number, kind in enumerate(kinds)]
+        answers = await asyncio.gather(*(post(session, host.url, body) for body in bodies))
         took_s = time.perf_counter() - began_s
     late_s = [heard_s - (job["started_at_ms"] / 1000 + job["timeout_s"]) for heard_s, job in answers]
     codes = Counter(job["error"]["code"] for _heard, job in answers)

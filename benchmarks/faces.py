@@ -49,10 +49,10 @@ def main() -> None:
         f"per photo the best of {options.repeat}, their median, and the processor time of one"
     )
     for side in SIDES_OF_THE_COMPARISON:
-        if (why := skipped(side, options.pack)) is not None:
+        if (why := find_obstacle(side, options.pack)) is not None:
             print(f"\n{side}: skipped, {why}")
             continue
-        report(side, in_a_process_of_its_own(side))
+        report(side, run_in_process(side))
     refusal_over_http(options.repeat)
 
 
@@ -66,20 +66,20 @@ def refusal_over_http(repeat: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         host = HostProcess(sandbox_kind(), base)
-        photo = Image.open(io.BytesIO(pictures()["no face, 1024²"])).convert("RGB")
+        photo = Image.open(io.BytesIO(load_pictures()["no face, 1024²"])).convert("RGB")
         for number in range(repeat + 1):
             photo.putpixel((0, 0), (number, 0, 0))
             photo.save(base / "input" / f"{number}.png")
         with host:
-            refused_ms(host.url, 0)  # loads the model
-            new = [refused_ms(host.url, number) for number in range(1, repeat + 1)]
-            known = [refused_ms(host.url, 1) for _ in range(repeat)]
+            time_refusal_ms(host.url, 0)  # loads the model
+            new = [time_refusal_ms(host.url, number) for number in range(1, repeat + 1)]
+            known = [time_refusal_ms(host.url, 1) for _ in range(repeat)]
     met = "met" if statistics.median(new) <= BUDGET_MS else "MISSED"
     print(f"\nPOST until 422, 1024², warm: median {statistics.median(new):.0f} ms, best {min(new):.0f} ms")
     print(f"  budget {BUDGET_MS} ms on two free cores: {met}; a photo asked again: {statistics.median(known):.1f} ms")
 
 
-def refused_ms(url: str, number: int) -> float:
+def time_refusal_ms(url: str, number: int) -> float:
     prompt = {
         "1": {"class_type": "LoadImage", "inputs": {"image": f"{number}.png"}},
         "2": {"class_type": "GuardedFaceCheck", "inputs": {"image": ["1", 0]}},
@@ -96,7 +96,7 @@ def refused_ms(url: str, number: int) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def skipped(side: str, pack: Path | None) -> str | None:
+def find_obstacle(side: str, pack: Path | None) -> str | None:
     if side == "guard, CenterFace":
         return None
     if importlib.util.find_spec("insightface") is None:
@@ -106,7 +106,7 @@ def skipped(side: str, pack: Path | None) -> str | None:
     return None
 
 
-def in_a_process_of_its_own(side: str) -> dict[str, Any]:
+def run_in_process(side: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--side", side], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -133,7 +133,7 @@ def guard_side(options: argparse.Namespace) -> dict[str, Any]:
     from comfyui_guarded.guard.faces.check import FaceChecker
     from comfyui_guarded.guard.faces.chooser import Chooser
 
-    return measured(
+    return measure(
         lambda: Chooser(detector="centerface", threads=options.threads),
         lambda chooser: FaceChecker(chooser, remembered=0),
         GuardError,
@@ -159,31 +159,31 @@ def guard_insightface_side(options: argparse.Namespace) -> dict[str, Any]:
         def get(self, _name: str | None = None) -> InsightFace:
             return self.detector
 
-    return measured(One, lambda chooser: FaceChecker(chooser, remembered=0), GuardError, options.repeat)
+    return measure(One, lambda chooser: FaceChecker(chooser, remembered=0), GuardError, options.repeat)
 
 
-def measured(
+def measure(
     build: Callable[[], Any], wrap: Callable[[Any], Any], refusal: type[Exception], repeat: int
 ) -> dict[str, Any]:
-    before = memory_mb()
+    before = read_memory_mb()
     began = time.perf_counter()
     chooser = build()
     detector = chooser.get()
     load_ms = (time.perf_counter() - began) * 1000
-    loaded = memory_mb()
+    loaded = read_memory_mb()
     checker = wrap(chooser)
 
     def check(data: bytes) -> None:
         with contextlib.suppress(refusal):
             checker.check(data)
 
-    photos = timed(check, repeat)
+    photos = time_check(check, repeat)
     return {
         "detector": detector.name,
         "device": detector.device,
         "load_ms": load_ms,
         "loaded_mb": loaded - before,
-        "used_mb": memory_mb() - before,
+        "used_mb": read_memory_mb() - before,
         "photos": photos,
     }
 
@@ -193,7 +193,7 @@ def face_analysis_side(options: argparse.Namespace) -> dict[str, Any]:
     import numpy
     from PIL import Image
 
-    before = memory_mb()
+    before = read_memory_mb()
     began = time.perf_counter()
     import onnxruntime  # noqa: F401
     from insightface.app import FaceAnalysis
@@ -202,19 +202,19 @@ def face_analysis_side(options: argparse.Namespace) -> dict[str, Any]:
     app = FaceAnalysis(name=options.pack.name, root=str(options.pack.parent.parent), providers=["CPUExecutionProvider"])
     app.prepare(ctx_id=-1, det_size=(640, 640))
     load_ms = (time.perf_counter() - began) * 1000
-    loaded = memory_mb()
+    loaded = read_memory_mb()
 
     def check(data: bytes) -> None:
         with Image.open(io.BytesIO(data)) as image:
             app.get(numpy.ascontiguousarray(numpy.asarray(image.convert("RGB"))[:, :, ::-1]))
 
-    photos = timed(check, options.repeat)
+    photos = time_check(check, options.repeat)
     return {
         "detector": f"FaceAnalysis of {options.pack.name}",
         "device": "cpu",
         "load_ms": load_ms,
         "loaded_mb": loaded - before,
-        "used_mb": memory_mb() - before,
+        "used_mb": read_memory_mb() - before,
         "photos": photos,
     }
 
@@ -226,9 +226,9 @@ SIDES_OF_THE_COMPARISON: dict[str, Callable[[argparse.Namespace], dict[str, Any]
 }
 
 
-def timed(check: Callable[[bytes], None], repeat: int) -> dict[str, tuple[float, float, float]]:
+def time_check(check: Callable[[bytes], None], repeat: int) -> dict[str, tuple[float, float, float]]:
     found = {}
-    for kind, data in pictures().items():
+    for kind, data in load_pictures().items():
         check(data)
         times = []
         cpu = time.process_time()
@@ -241,7 +241,7 @@ def timed(check: Callable[[bytes], None], repeat: int) -> dict[str, tuple[float,
     return found
 
 
-def pictures() -> dict[str, bytes]:
+def load_pictures() -> dict[str, bytes]:
     """PNG up to 1024 pixels, as bots send them; JPEG at 4096, as phones do."""
     import numpy
     from PIL import Image
@@ -271,7 +271,7 @@ def register() -> None:
     module.register()
 
 
-def memory_mb() -> float:
+def read_memory_mb() -> float:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

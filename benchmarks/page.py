@@ -149,23 +149,23 @@ def _walk(browser: Browser, page: Page, host: HostProcess) -> list[tuple[str, li
         took_s = time.monotonic() - began_s
         seen.append((name, _tasks_ms(browser.stop_tracing()), took_s))
 
-    def opened() -> None:
+    def open_page() -> None:
         page.goto(host.url + "/guarded/")
         page.locator(".g-queue-card tbody tr").nth(100).wait_for()
         page.locator(".g-recent > li").nth(20).wait_for()
 
-    def older() -> None:
+    def load_older() -> None:
         for count in range(1, 13):
             page.get_by_role("button", name="Older").click()
             page.locator(".g-recent > li").nth(25 * count).wait_for(state="attached")
 
-    def scrolled() -> None:
+    def scroll() -> None:
         for _ in range(30):
             page.mouse.wheel(0, 600)
             page.wait_for_timeout(30)
         page.locator(".g-recent summary").nth(200).click()
 
-    def moving() -> None:
+    def move_queue() -> None:
         """Twenty jobs leave the queue and a hundred come and end: positions, states and figures of all of it."""
         waiting = _ask(host, "GET", "/guarded/jobs?state=queued&limit=500")["jobs"]
         for job in waiting[:20]:
@@ -176,10 +176,10 @@ def _walk(browser: Browser, page: Page, host: HostProcess) -> list[tuple[str, li
         for _ in range(20):
             _ask(host, "POST", "/guarded/prompt", json.loads(_common.no_op()))
 
-    part("opening the page", opened)
-    part("300 older jobs", older)
-    part("scrolling, opening one", scrolled)
-    part("the queue moves", moving)
+    part("opening the page", open_page)
+    part("300 older jobs", load_older)
+    part("scrolling, opening one", scroll)
+    part("the queue moves", move_queue)
     part("ten seconds of live figures", lambda: page.wait_for_timeout(10_000))
     part("another language", lambda: page.get_by_role("button", name="Russian").click())
     return seen

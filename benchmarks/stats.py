@@ -43,10 +43,10 @@ def main() -> None:
     options = parser.parse_args()
     module.HOLDS_S = 0.0
     with _common.base_directory() as base:
-        asyncio.run(_compared(base, options))
+        asyncio.run(_compare(base, options))
 
 
-async def _compared(base: Path, options: argparse.Namespace) -> None:
+async def _compare(base: Path, options: argparse.Namespace) -> None:
     clock = Clock()
     stores = {name: SqliteStore(base / name / "guarded.db", clock) for name in ("empty", "full")}
     _fill(stores["full"].path, options.jobs, clock.now_ms())
@@ -57,9 +57,9 @@ async def _compared(base: Path, options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         for name, store in stores.items():
             answers, owners, watchdog = rows[name]
-            answers.append(await _timed(stats[name].body(LOCAL)))
-            owners.append(await _timed(stats[name].body(Client("bot-a", operator=False))))
-            watchdog.append(await _timed(wrap_future(store.list_overdue(clock.now_ms() - WEEK_MS))))
+            answers.append(await _time(stats[name].body(LOCAL)))
+            owners.append(await _time(stats[name].body(Client("bot-a", operator=False))))
+            watchdog.append(await _time(wrap_future(store.list_overdue(clock.now_ms() - WEEK_MS))))
     print(f"{'':44} {'empty':>10} {'full':>10}")
     for label, number in (
         ("the first answer after a start, ms", 0),
@@ -77,7 +77,7 @@ async def _compared(base: Path, options: argparse.Namespace) -> None:
         store.close()
 
 
-async def _timed(answer) -> float:
+async def _time(answer) -> float:
     began_s = time.perf_counter()
     await answer
     return time.perf_counter() - began_s
@@ -90,11 +90,11 @@ async def _first(stats: Stats, store: SqliteStore) -> tuple[float, float]:
 
     async def reads() -> None:
         while not done.is_set():
-            waits.append(await _timed(wrap_future(store.get("there is none"))))
+            waits.append(await _time(wrap_future(store.get("there is none"))))
             await asyncio.sleep(0)
 
     reading = asyncio.create_task(reads())
-    took_s = await _timed(stats.body(LOCAL))
+    took_s = await _time(stats.body(LOCAL))
     done.set()
     await reading
     return took_s, max(waits)

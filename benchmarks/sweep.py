@@ -47,16 +47,16 @@ def main() -> int:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
-        print(json.dumps(asyncio.run(_sweeping(options.child))))
+        print(json.dumps(asyncio.run(_time_sweep(options.child))))
         return 0
     base = Path(tempfile.mkdtemp(prefix="guarded-sweep-", dir=options.base))
     try:
-        return _compared(base, options)
+        return _compare(base, options)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _compared(base: Path, options: argparse.Namespace) -> int:
+def _compare(base: Path, options: argparse.Namespace) -> int:
     small_ours, ours, theirs = base / "small", base / "ours", base / "find"
     for folder in (small_ours, ours, theirs):
         (folder / "output").mkdir(parents=True)
@@ -64,8 +64,8 @@ def _compared(base: Path, options: argparse.Namespace) -> int:
     _make([small_ours], options.small, max(options.small * options.folders // options.files, 1), options)
     _make([ours, theirs], options.files, options.folders, options)
     print(f"made 2 × {options.files:,} files in {options.folders:,} folders in {time.monotonic() - began:.0f} s")
-    small = _child(small_ours)
-    steps: list[Callable[[], Any]] = [lambda: asyncio.run(_finding(theirs)), lambda: _child(ours)]
+    small = _run_child(small_ours)
+    steps: list[Callable[[], Any]] = [lambda: asyncio.run(_time_find(theirs)), lambda: _run_child(ours)]
     if options.ours_first:
         swept, found = steps[1](), steps[0]()
     else:
@@ -118,7 +118,7 @@ def _make(bases: list[Path], files: int, folders: int, options: argparse.Namespa
             os.close(handle)
 
 
-def _child(base: Path) -> dict[str, Any]:
+def _run_child(base: Path) -> dict[str, Any]:
     """A sweep in a process of its own, whose memory is its own."""
     done = subprocess.run(
         [sys.executable, __file__, "--child", str(base)], stdout=subprocess.PIPE, text=True, check=True
@@ -126,7 +126,7 @@ def _child(base: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-async def _finding(base: Path) -> dict[str, Any]:
+async def _time_find(base: Path) -> dict[str, Any]:
     loop = _Loop()
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
@@ -136,7 +136,7 @@ async def _finding(base: Path) -> dict[str, Any]:
     return {"seconds": time.monotonic() - began, **loop.end()}
 
 
-async def _sweeping(base: Path) -> dict[str, Any]:
+async def _time_sweep(base: Path) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT))
     from alias import register
 
@@ -155,12 +155,12 @@ async def _sweeping(base: Path) -> dict[str, Any]:
     janitor = Janitor(settings.janitor, store, lambda: Folders(base / "output", None, None), base / "own", Clock())
     janitor.start()
     loop = _Loop()
-    before = _memory("VmRSS")
+    before = _read_memory("VmRSS")
     _begin_high_water_mark()
     began = time.monotonic()
     report = await asyncio.wrap_future(janitor.ask(dry_run=False))
     seconds = time.monotonic() - began
-    grown = _memory("VmHWM") - before
+    grown = _read_memory("VmHWM") - before
     janitor.close()
     store.close()
     if report.errors or report.kept["unread"].files != JOBS:
@@ -211,7 +211,7 @@ def _begin_high_water_mark() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _memory(name: str) -> int:
+def _read_memory(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024

@@ -51,14 +51,14 @@ def check_in_thread(path: Path) -> None:
     artifacts.run_within(30, lambda: artifacts.check(reported, DEFAULTS))
 
 
-def pillow(path: Path) -> None:
+def decode_with_pillow(path: Path) -> None:
     from PIL import Image
 
     with Image.open(path) as image:
         image.load()
 
 
-def pyav(path: Path) -> None:
+def decode_with_pyav(path: Path) -> None:
     import av
 
     with av.open(str(path)) as container:
@@ -67,7 +67,7 @@ def pyav(path: Path) -> None:
             pass
 
 
-def compared(
+def compare(
     ours: Callable[[Path], None], theirs: Callable[[Path], None], path: Path, rounds: int
 ) -> tuple[float, float]:
     """Median milliseconds of both. A round of each first, for caches and imports."""
@@ -81,7 +81,7 @@ def compared(
     return statistics.median(took[ours]), statistics.median(took[theirs])
 
 
-def _own_peak_mb() -> float:
+def _read_own_peak_mb() -> float:
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would count what this process's parent had before the exec
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -89,13 +89,13 @@ def _own_peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def peak_mb(path: Path) -> float:
+def measure_peak_mb(path: Path) -> float:
     """Of a process that checks this one file."""
     done = subprocess.run([sys.executable, __file__, "--peak", str(path)], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def files(folder: Path) -> dict[str, Path]:
+def make_files(folder: Path) -> dict[str, Path]:
     from results import corpus, pictures
 
     made = {
@@ -123,15 +123,15 @@ def main() -> int:
     _register_alias()
     if arguments.peak is not None:
         check(arguments.peak)
-        print(_own_peak_mb())
+        print(_read_own_peak_mb())
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print(f"{'file':16} {'size':>9} {'ours':>9} {'decode':>9} {'ratio':>6}")
         ratios = {}
-        for label, path in files(folder).items():
-            theirs = pyav if label.startswith(("mp4", "webm")) else pillow
-            ours_ms, theirs_ms = compared(check_in_thread, theirs, path, arguments.rounds)
+        for label, path in make_files(folder).items():
+            theirs = decode_with_pyav if label.startswith(("mp4", "webm")) else decode_with_pillow
+            ours_ms, theirs_ms = compare(check_in_thread, theirs, path, arguments.rounds)
             ratios[label] = ours_ms / theirs_ms
             size = path.stat().st_size / 1024
             print(f"{label:16} {size:6.0f} KB {ours_ms:6.1f} ms {theirs_ms:6.1f} ms {ratios[label]:6.2f}")
@@ -141,7 +141,7 @@ def main() -> int:
         for frames in (75, 1500):
             path = folder / f"{frames}.mp4"
             path.write_bytes(corpus.film(pictures.pan(pictures.landscape(512), frames)))
-            peaks.append(peak_mb(path))
+            peaks.append(measure_peak_mb(path))
             print(f"memory, film of {frames:4} frames of 512²: {peaks[-1]:.1f} MB")
         print(f"memory grows by {peaks[1] - peaks[0]:+.1f} MB")
     within = ratios["png 1024²"] <= BUDGET

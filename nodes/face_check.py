@@ -1,4 +1,4 @@
-"""Nodes that let no picture without a face pass.
+"""Nodes that refuse pictures without a face.
 
 An IMAGE is a float32 tensor (frames × height × width × channels, 0 to 1), or a numpy array of that shape in the
 sandbox; torch is never imported here.
@@ -28,29 +28,29 @@ from .tensors import Floats, to_floats, to_kind_of, to_pixels, to_tensor
 
 CATEGORY = "guarded/faces"
 
-#: Pictures of a batch that are shown in the editor.
+#: Show this many pictures of a batch in the editor.
 _SHOWN = 4
 
-#: How much of the face's size the crop shows around it, on each side.
+#: What the crop shows around a face on each side, as a part of the face's size.
 _CROP_MARGIN = 0.25
 
 
-def _machine() -> FaceMachine:
-    """Raises ServerUnavailableError while the guard is off (a setting that cannot be used)."""
+def _get_machine() -> FaceMachine:
+    """Raises ServerUnavailableError while the guard is off, because of a setting that it cannot use."""
     faces = runtime.current().faces
     if faces is None:
         raise ServerUnavailableError("ComfyUI-Guarded is off; its log says why. No face can be looked for.")
     return faces
 
 
-def _images() -> list[str]:
-    """For the loader's widget; empty while the guard is off."""
+def _list_images() -> list[str]:
+    """List the images for the loader's widget; none while the guard is off."""
     faces = runtime.current().faces
     return [] if faces is None else faces.list_images()
 
 
-def _rules() -> dict[str, Any]:
-    """The widgets of the rules. Optional, so that a prompt written by hand may leave them out."""
+def _make_rule_inputs() -> dict[str, Any]:
+    """Make the inputs for the rules. They are optional, so that a prompt written by hand may leave them out."""
     default = FaceRules()
     count = {"min": 0, "max": 1000, "step": 1}
     return {
@@ -95,7 +95,7 @@ class GuardedFaceCheck:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         image = ("IMAGE", {"tooltip": "The pictures to check, each by itself; they come out unchanged."})
-        return {"required": {"image": image}, "optional": _rules(), "hidden": shown.HIDDEN}
+        return {"required": {"image": image}, "optional": _make_rule_inputs(), "hidden": shown.HIDDEN}
 
     RETURN_TYPES = ("IMAGE", "INT", "STRING", "MASK", "IMAGE")
     RETURN_NAMES = ("image", "face_count", "boxes", "face_mask", "largest_face")
@@ -117,23 +117,23 @@ class GuardedFaceCheck:
         self, image: Any, detector: str = AUTO, unique_id: Any = None, extra_pnginfo: Any = None, **rules: Any
     ) -> tuple[Any, int, str, Any, Any]:
         """Raises NoFaceError, TooManyFacesError, FaceTooSmallError for the first picture that breaks the rules."""
-        checker = _machine().checker
+        checker = _get_machine().checker
         wanted = FaceRules.of(rules)
         frames = to_floats(image)
         view = _View(unique_id, extra_pnginfo)
-        found = []
+        results = []
         for index, frame in enumerate(frames):
             name = f"image {index + 1} of {len(frames)}" if len(frames) > 1 else ""
             pixels = to_pixels(frame)
-            with view.of(pixels):
-                found.append(checker.check(pixels, wanted, name, _asked(detector)))
-                view.found(pixels, found[-1].body())
-        view.passed()
-        told = [{"index": index, **faces.body()} for index, faces in enumerate(found)]
-        masks = np.stack([_mask(frame, faces) for frame, faces in zip(frames, found, strict=True)])
-        crops = _crops(frames, found)
-        count = sum(len(faces.faces) for faces in found)
-        return image, count, json.dumps(told), to_kind_of(image, masks), to_kind_of(image, crops)
+            with view.show_refusal(pixels):
+                results.append(checker.check(pixels, wanted, name, _read_choice(detector)))
+                view.add(pixels, results[-1].body())
+        view.show_success()
+        bodies = [{"index": index, **faces.body()} for index, faces in enumerate(results)]
+        masks = np.stack([_make_mask(frame, faces) for frame, faces in zip(frames, results, strict=True)])
+        crops = _cut_faces(frames, results)
+        count = sum(len(faces.faces) for faces in results)
+        return image, count, json.dumps(bodies), to_kind_of(image, masks), to_kind_of(image, crops)
 
 
 class GuardedLoadFaceImage:
@@ -141,8 +141,8 @@ class GuardedLoadFaceImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        image = (_images(), {"image_upload": True, "tooltip": "The photo, from ComfyUI's input folder."})
-        return {"required": {"image": image}, "optional": _rules(), "hidden": shown.HIDDEN}
+        image = (_list_images(), {"image_upload": True, "tooltip": "The photo, from ComfyUI's input folder."})
+        return {"required": {"image": image}, "optional": _make_rule_inputs(), "hidden": shown.HIDDEN}
 
     RETURN_TYPES = ("IMAGE", "MASK")
     OUTPUT_TOOLTIPS = ("The photo, upright.", "White where it is transparent.")
@@ -153,25 +153,25 @@ class GuardedLoadFaceImage:
     def load(
         self, image: str, detector: str = AUTO, unique_id: Any = None, extra_pnginfo: Any = None, **rules: Any
     ) -> tuple[Any, Any]:
-        """The photo (1 × height × width × 3) and what of it is transparent (1 × height × width; 64 × 64 if nothing).
+        """Load the photo (1 × height × width × 3) and its transparency (1 × height × width; 64 × 64 if there is none).
 
         Raises:
             BadImageError, NoFaceError, TooManyFacesError, FaceTooSmallError
         """
-        faces = _machine()
+        faces = _get_machine()
         data = read(faces.find_image(image), faces.checker.limits, image)
-        found = faces.checker.check(data, FaceRules.of(rules), image, _asked(detector))
-        opened = decode(data, faces.checker.limits, image).image
-        levels = np.asarray(_flat(opened))
+        result = faces.checker.check(data, FaceRules.of(rules), image, _read_choice(detector))
+        picture = decode(data, faces.checker.limits, image).image
+        levels = np.asarray(_drop_alpha(picture))
         view = _View(unique_id, extra_pnginfo)
-        view.found(levels, found.body())
-        view.passed()
+        view.add(levels, result.body())
+        view.show_success()
         pixels = levels.astype(np.float32) / np.float32(255)
-        return to_tensor(pixels[None]), to_tensor(_transparent(opened)[None])
+        return to_tensor(pixels[None]), to_tensor(_read_transparency(picture)[None])
 
     @classmethod
     def IS_CHANGED(cls, image: str, **_others: Any) -> str:
-        faces = _machine()
+        faces = _get_machine()
         return hashlib.sha256(read(faces.find_image(image), faces.checker.limits, image)).hexdigest()
 
     @classmethod
@@ -184,7 +184,7 @@ class GuardedLoadFaceImage:
         min_face_fraction: Any = None,
         detector: Any = None,
     ) -> bool | str:
-        """The check itself, off the event loop. What comes over a link is not known yet, and checked when it runs."""
+        """Check the photo on another thread. If its name comes over a link, `load` checks it when the node runs."""
         if not isinstance(image, str):
             return True
         rules = {
@@ -193,7 +193,7 @@ class GuardedLoadFaceImage:
             "min_confidence": min_confidence,
             "min_face_fraction": min_face_fraction,
         }
-        return await asyncio.to_thread(_refusal, image, rules, detector if isinstance(detector, str) else AUTO)
+        return await asyncio.to_thread(_check_file, image, rules, detector if isinstance(detector, str) else AUTO)
 
 
 class _View:
@@ -205,45 +205,46 @@ class _View:
         self._pictures: list[dict[str, Any]] = []
 
     @contextmanager
-    def of(self, pixels: Pixels) -> Iterator[None]:
-        """Shows a picture that is refused in here, and why."""
+    def show_refusal(self, pixels: Pixels) -> Iterator[None]:
+        """Show a picture that is refused in here, and why."""
         try:
             yield
         except GuardError as error:
             self._pictures = []
             if "faces" in error.extra_info:
-                self.found(pixels, error.extra_info)
+                self.add(pixels, error.extra_info)
             self._show(error.code, error.message)
             raise
 
-    def found(self, pixels: Pixels, facts: Mapping[str, Any]) -> None:
+    def add(self, pixels: Pixels, facts: Mapping[str, Any]) -> None:
+        """Keep a picture and its faces to show, if an editor watches; the first few of a batch."""
         if self._watched and len(self._pictures) < _SHOWN:
             wanted = ("width", "height", "faces", "small_faces")
-            picture = {"image": shown.small_picture(pixels), **{name: facts[name] for name in wanted}}
+            picture = {"image": shown.make_thumbnail(pixels), **{name: facts[name] for name in wanted}}
             self._pictures.append(picture)
 
-    def passed(self) -> None:
+    def show_success(self) -> None:
         self._show(None, "")
 
     def _show(self, code: str | None, text: str) -> None:
         shown.show(*self._node, {"code": code, "lines": [text] if text else [], "pictures": self._pictures})
 
 
-def _refusal(image: str, rules: dict[str, Any], detector: str) -> bool | str:
+def _check_file(image: str, rules: dict[str, Any], detector: str) -> bool | str:
     try:
-        faces = _machine()
-        faces.checker.check(faces.find_image(image), FaceRules.of(rules), image, _asked(detector))
+        faces = _get_machine()
+        faces.checker.check(faces.find_image(image), FaceRules.of(rules), image, _read_choice(detector))
     except GuardError as error:
         return f"{error.code}: {error.message}"
     return True
 
 
-def _asked(detector: str) -> str | None:
-    """The detector for the check: `auto` means whatever the setting says."""
+def _read_choice(detector: str) -> str | None:
+    """The detector that the check takes; None, for `auto`: the one that the setting names."""
     return None if detector == AUTO else detector
 
 
-def _mask(frame: Floats, faces: Faces) -> Floats:
+def _make_mask(frame: Floats, faces: Faces) -> Floats:
     mask = np.zeros(frame.shape[:2], np.float32)
     for face in faces.faces:
         left, top, right, bottom = face.box
@@ -251,14 +252,14 @@ def _mask(frame: Floats, faces: Faces) -> Floats:
     return mask
 
 
-def _crops(frames: Floats, found: list[Faces]) -> Floats:
-    """The largest face of each frame, square, all of the first one's size; the whole frame where there is none."""
-    cut = [_crop(frame, faces) for frame, faces in zip(frames, found, strict=True)]
+def _cut_faces(frames: Floats, results: list[Faces]) -> Floats:
+    """Cut out the largest face of each frame, square, all of the first one's size; the whole frame without a face."""
+    cut = [_cut_face(frame, faces) for frame, faces in zip(frames, results, strict=True)]
     height, width = cut[0].shape[:2]
-    return np.stack([_resized(crop, width, height) for crop in cut])
+    return np.stack([_resize(crop, width, height) for crop in cut])
 
 
-def _crop(frame: Floats, faces: Faces) -> Floats:
+def _cut_face(frame: Floats, faces: Faces) -> Floats:
     face = faces.largest
     if face is None:
         return frame
@@ -270,7 +271,7 @@ def _crop(frame: Floats, faces: Faces) -> Floats:
     return frame[top : top + side, left : left + side]
 
 
-def _resized(crop: Floats, width: int, height: int) -> Floats:
+def _resize(crop: Floats, width: int, height: int) -> Floats:
     if crop.shape[:2] == (height, width):
         return crop
     planes = [
@@ -280,12 +281,12 @@ def _resized(crop: Floats, width: int, height: int) -> Floats:
     return np.stack(planes, axis=2)
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """RGB as LoadImage makes it: alpha is left out, not laid over white; it goes into the mask."""
+def _drop_alpha(image: Image.Image) -> Image.Image:
+    """Make RGB as LoadImage does: leave alpha out and do not lay the picture over white; the mask has the alpha."""
     return image.convert("RGB") if "A" in image.getbands() or image.mode == "P" else to_rgb(image)
 
 
-def _transparent(image: Image.Image) -> Floats:
+def _read_transparency(image: Image.Image) -> Floats:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if "A" not in image.getbands():

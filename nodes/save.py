@@ -1,4 +1,4 @@
-"""GuardedSaveImage: a picture is checked, written under a name of the job's own, read back, and only then there."""
+"""GuardedSaveImage: check a picture, write it under a name of the job's own, read it back, and only then report it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 #: Exif tags that ComfyUI's own writers put a workflow into where the format has no text of its own.
 _EXIF_MODEL = 0x0110
 _EXIF_MAKE = 0x010F
-#: A JPEG's header holds 64 KB at the most.
+#: A JPEG's header holds at most 64 KB.
 _EXIF_BYTES = 65_000
 
 
 class GuardedSaveImage:
-    """Saves images under names that no other job gets, and fails rather than report a file that is not good."""
+    """Save images under names that no other job gets, and fail rather than report a bad file."""
 
     CATEGORY = "guarded"
     FUNCTION = "save"
@@ -91,19 +91,19 @@ class GuardedSaveImage:
         settings = runtime.current().settings.results
         if findings := check_images(batch, Checks(blank=False, speckle=False), settings):
             raise make_error(findings[0], "The image")
-        place = _Place(filename_prefix, batch.shape[2], batch.shape[1], _job_id(prompt, unique_id))
-        metadata = _metadata(prompt, extra_pnginfo) if embed_workflow else {}
-        options = _options(format, quality, lossless, metadata)
+        destination = _Destination(filename_prefix, batch.shape[2], batch.shape[1], _read_job_id(prompt, unique_id))
+        metadata = _make_metadata(prompt, extra_pnginfo) if embed_workflow else {}
+        options = _make_options(format, quality, lossless, metadata)
         saved = []
         for number, picture in enumerate(batch, 1):
-            path, name = place.free(number, _SUFFIXES[format])
-            _write(path, _picture(picture, format), format, options)
-            saved.append({"filename": name, "subfolder": place.subfolder, "type": "output"})
+            path, name = destination.find_free(number, _SUFFIXES[format])
+            _write(path, _make_picture(picture, format), format, options)
+            saved.append({"filename": name, "subfolder": destination.subfolder, "type": "output"})
         return {"ui": {"images": saved}, "result": (images,)}
 
 
-class _Place:
-    """Where one run of the node writes to, and under which names.
+class _Destination:
+    """Where one run of the node writes, and under which names.
 
     The job's id and four random bytes are in each name, behind a letter: the counter of ComfyUI's own SaveImage reads
     whatever number follows the prefix.
@@ -114,14 +114,14 @@ class _Place:
         if host is None:
             raise InternalError("GuardedSaveImage works only while ComfyUI-Guarded is on; see the server's log.")
         self._host = host
-        expanded = _expanded(prefix.replace("\\", "/"), width, height)
+        expanded = _expand(prefix.replace("\\", "/"), width, height)
         folder, _, stem = expanded.rpartition("/")
         self.subfolder = os.path.normpath(folder) if folder else ""
         owner = re.sub("[^0-9a-z]", "", (job_id or "").lower())[:8]
         self._stem = f"{stem or 'guarded'}_g{owner}{secrets.token_hex(4)}"
 
-    def free(self, number: int, suffix: str) -> tuple[Path, str]:
-        """The path and name of the next file; its folder exists."""
+    def find_free(self, number: int, suffix: str) -> tuple[Path, str]:
+        """Find the path and name of the next file, and make its folder."""
         name = f"{self._stem}_{number:05}{suffix}"
         path = self._host.file("output", self.subfolder, name)
         if path is None:
@@ -130,8 +130,8 @@ class _Place:
         return path, name
 
 
-def _expanded(prefix: str, width: int, height: int) -> str:
-    """ComfyUI's placeholders."""
+def _expand(prefix: str, width: int, height: int) -> str:
+    """Fill in ComfyUI's placeholders."""
     now = time.localtime()
     values = {"width": str(width), "height": str(height), "year": str(now.tm_year), "month": f"{now.tm_mon:02}"}
     values |= {"day": f"{now.tm_mday:02}", "hour": f"{now.tm_hour:02}", "minute": f"{now.tm_min:02}"}
@@ -141,22 +141,22 @@ def _expanded(prefix: str, width: int, height: int) -> str:
     return prefix
 
 
-def _job_id(prompt: Any, unique_id: Any) -> str | None:
-    """The guard has put it among the node's own inputs; a native prompt has none."""
+def _read_job_id(prompt: Any, unique_id: Any) -> str | None:
+    """Read the job's id from the node's inputs, where the guard has put it; None in a native prompt."""
     node = prompt.get(str(unique_id)) if isinstance(prompt, Mapping) else None
     inputs = node.get("inputs") if isinstance(node, Mapping) else None
     return str(inputs["_guarded"]) if isinstance(inputs, Mapping) and "_guarded" in inputs else None
 
 
-def _metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
+def _make_metadata(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
     metadata = {"prompt": json.dumps(prompt)} if prompt is not None else {}
     if isinstance(extra_pnginfo, Mapping):
         metadata |= {str(name): json.dumps(value) for name, value in extra_pnginfo.items()}
     return metadata
 
 
-def _options(format: str, quality: int, lossless: bool, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """For Pillow's save. PNG takes text; the other two Exif, in the tags that ComfyUI reads them back from."""
+def _make_options(format: str, quality: int, lossless: bool, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Make options for Pillow's save. PNG takes text, the others Exif, in the tags from which ComfyUI reads it back."""
     options: dict[str, Any] = {"png": {"compress_level": 4}, "jpeg": {"quality": quality, "optimize": True}}.get(
         format, {"quality": quality, "lossless": lossless}
     )
@@ -174,7 +174,7 @@ def _options(format: str, quality: int, lossless: bool, metadata: Mapping[str, s
     return options
 
 
-def _picture(picture: np.ndarray[Any, Any], format: str) -> Image.Image:
+def _make_picture(picture: np.ndarray[Any, Any], format: str) -> Image.Image:
     pixels = to_bytes(picture)
     if pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
@@ -184,7 +184,7 @@ def _picture(picture: np.ndarray[Any, Any], format: str) -> Image.Image:
 
 
 def _write(path: Path, picture: Image.Image, format: str, options: Mapping[str, Any]) -> None:
-    """Written beside its place, read back, and put there in one step: nobody ever sees half a file."""
+    """Write a file beside the destination, read it back, and move it there in one step: nobody sees half a file."""
     beside = path.with_name(f".{path.name}.part")
     try:
         with open(beside, "xb") as handle:

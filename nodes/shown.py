@@ -1,7 +1,7 @@
-"""What a node shows of itself in ComfyUI's editor, and only there: a bot's websocket is told nothing of it.
+"""Show in ComfyUI's editor what a node found; bots get nothing of it.
 
 It goes over the websocket and not into the node's outputs: those are in ComfyUI's history, where clients take every
-list for result files.
+list for a list of result files.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from PIL import Image
 from ..guard import runtime
 from ..guard.faces import Pixels
 
-#: Pixels of a shown picture's longer side.
+#: The longer side of a thumbnail, in pixels.
 _SIDE = 512
 
-#: What a node asks of ComfyUI to be shown: `unique_id` is its own id, `extra_pnginfo` has the editor's workflow.
+#: Hidden inputs for `show`: `unique_id` is the node's own id, `extra_pnginfo` holds the editor's workflow.
 HIDDEN = {"unique_id": "UNIQUE_ID", "extra_pnginfo": "EXTRA_PNGINFO"}
 
 
@@ -35,8 +35,8 @@ def show(unique_id: Any, extra_pnginfo: Any, facts: dict[str, Any]) -> None:
         host.show_on_node(str(unique_id), facts)
 
 
-def small_picture(pixels: Pixels) -> str:
-    """A picture (uint8, height × width × 3) as a small JPEG in a `data:` address."""
+def make_thumbnail(pixels: Pixels) -> str:
+    """Make a small JPEG of a picture (uint8, height × width × 3), as a `data:` URL."""
     image = Image.fromarray(pixels)
     image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()

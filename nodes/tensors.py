@@ -1,4 +1,4 @@
-"""Tensor <-> array. torch is touched only when the input is a tensor, and never imported: the sandbox has none."""
+"""Convert between tensors and arrays. torch is used only if it is already loaded: the sandbox has none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def to_bytes(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """height × width × channels in 0..1, as 8 bits. Values outside are cut off; rounds down, as SaveImage does."""
+    """height × width × channels in 0..1 as 8 bits, to save: clips, and rounds down as SaveImage does."""
     return np.clip(picture * 255.0, 0, 255).astype(np.uint8)
 
 
@@ -40,7 +40,7 @@ def to_tensor(values: Floats) -> Any:
 
 
 def to_pixels(frame: Floats) -> Pixels:
-    """A frame as uint8 RGB: grey thrice, alpha left out, NaN black."""
+    """A frame as uint8 RGB, to search: repeats grey, drops alpha, turns NaN black, and rounds to the nearest level."""
     values = np.clip(np.nan_to_num(frame), 0, 1) * 255
     colours = np.repeat(values[:, :, :1], 3, axis=2) if frame.shape[2] < 3 else values[:, :, :3]
     return np.ascontiguousarray(np.round(colours).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""GuardedValidateImage and GuardedValidateVideo: fail where the picture is made, and not at its end.
+"""GuardedValidateImage and GuardedValidateVideo: fail a job as soon as a picture is wrong, and not at its end.
 
 A check that fails raises a typed error, which settles the job with its code (`comfyui_guarded.ResultBlankError` →
 `result_blank`); with `on_fail` set to `warn` the picture passes, and the second output says what was found.
@@ -30,12 +30,12 @@ _ON_FAIL = (
 )
 
 
-def _flag(default: bool, tooltip: str) -> tuple[str, dict[str, Any]]:
+def _make_flag(default: bool, tooltip: str) -> tuple[str, dict[str, Any]]:
     return ("BOOLEAN", {"default": default, "tooltip": tooltip})
 
 
 class GuardedValidateImage:
-    """Hands an IMAGE on, unless it shows nothing, is broken by NaN, or has the wrong size."""
+    """Pass an IMAGE on, unless it shows nothing, is broken by NaN, or has the wrong size."""
 
     CATEGORY = "guarded"
     FUNCTION = "validate"
@@ -53,10 +53,12 @@ class GuardedValidateImage:
                 "width": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),
                 "height": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),
                 "frames": ("INT", {**_COUNT, "tooltip": "The fewest; 0: any number"}),
-                "check_nan": _flag(True, "NaN or infinite values, which SaveImage writes as if they were a picture"),
-                "check_blank": _flag(True, "One flat colour, all black, white or transparent"),
-                "check_speckle": _flag(True, "Single black pixels, which NaN leaves after a conversion"),
-                "check_frozen": _flag(False, "All images of the batch are the same"),
+                "check_nan": _make_flag(
+                    True, "NaN or infinite values, which SaveImage writes as if they were a picture"
+                ),
+                "check_blank": _make_flag(True, "One flat colour, all black, white or transparent"),
+                "check_speckle": _make_flag(True, "Single black pixels, which NaN leaves after a conversion"),
+                "check_frozen": _make_flag(False, "All images of the batch are the same"),
                 "on_fail": _ON_FAIL,
             },
             "hidden": shown.HIDDEN,
@@ -87,11 +89,11 @@ class GuardedValidateImage:
             frames=frames or None,
         )
         findings = check_images(as_array(image), checks, runtime.current().settings.results)
-        return image, _told(findings, "The image", on_fail, (unique_id, extra_pnginfo))
+        return image, _report(findings, "The image", on_fail, (unique_id, extra_pnginfo))
 
 
 class GuardedValidateVideo:
-    """Hands a VIDEO or the frames of one on, unless it shows nothing, stands still, or is too short."""
+    """Pass a VIDEO or its frames on, unless it shows nothing, stands still, or is too short."""
 
     CATEGORY = "guarded"
     FUNCTION = "validate"
@@ -124,10 +126,10 @@ class GuardedValidateVideo:
                         "tooltip": "The shortest length in seconds, less results.duration_tolerance; 0: any",
                     },
                 ),
-                "needs_audio": _flag(False, "It must have a sound track (VIDEO only)"),
-                "check_nan": _flag(True, "NaN or infinite values"),
-                "check_blank": _flag(True, "More than results.max_blank_share of the frames are blank"),
-                "check_frozen": _flag(True, "All frames are the same"),
+                "needs_audio": _make_flag(False, "It must have a sound track (VIDEO only)"),
+                "check_nan": _make_flag(True, "NaN or infinite values"),
+                "check_blank": _make_flag(True, "More than results.max_blank_share of the frames are blank"),
+                "check_frozen": _make_flag(True, "All frames are the same"),
                 "on_fail": _ON_FAIL,
             },
             "hidden": shown.HIDDEN,
@@ -166,14 +168,14 @@ class GuardedValidateVideo:
         )
         findings: list[Finding] = []
         if images is not None:
-            findings += _of_frames(images, fps, duration_s, checks, settings)
+            findings += _check_frames(images, fps, duration_s, checks, settings)
         if video is not None:
-            findings += _of_video(video, duration_s, needs_audio, checks, settings)
-        return video, images, _told(findings, "The video", on_fail, (unique_id, extra_pnginfo))
+            findings += _check_video(video, duration_s, needs_audio, checks, settings)
+        return video, images, _report(findings, "The video", on_fail, (unique_id, extra_pnginfo))
 
 
-def _told(findings: list[Finding], name: str, on_fail: str, node: tuple[Any, Any]) -> str:
-    """The findings in words, one a line; raises the first as a typed error unless `on_fail` is `warn`.
+def _report(findings: list[Finding], name: str, on_fail: str, node: tuple[Any, Any]) -> str:
+    """Put the findings into words, one per line; raise the first as a typed error unless `on_fail` is `warn`.
 
     Args:
         node: its id and the prompt's `extra_pnginfo`, to show the verdict on it.
@@ -188,25 +190,27 @@ def _told(findings: list[Finding], name: str, on_fail: str, node: tuple[Any, Any
     return "\n".join(lines)
 
 
-def _of_frames(images: Any, fps: float, duration_s: float, checks: Checks, settings: ResultsSettings) -> list[Finding]:
+def _check_frames(
+    images: Any, fps: float, duration_s: float, checks: Checks, settings: ResultsSettings
+) -> list[Finding]:
     frames = as_array(images)
     return [
-        *_short(len(frames) / fps, duration_s, settings),
+        *_check_duration(len(frames) / fps, duration_s, settings),
         *check_frames(frames, checks, settings),
     ]
 
 
-def _of_video(
+def _check_video(
     video: Any, duration_s: float, needs_audio: bool, checks: Checks, settings: ResultsSettings
 ) -> Iterable[Finding]:
-    """A VIDEO made of tensors is looked at as such; one that is a file is read as a file, one frame at a time."""
+    """Check the frames of a VIDEO that holds tensors; read one that is a file frame by frame."""
     if _is_file(video) and not _is_trimmed(video):
         source = video.get_stream_source()
         if isinstance(source, BytesIO):
             source.seek(0)
         facts = film_files.check(source, None, settings, Budget(settings))
-        yield from _shape(facts, checks)
-        yield from _short(facts.duration_s or 0.0, duration_s, settings)
+        yield from _check_size(facts, checks)
+        yield from _check_duration(facts.duration_s or 0.0, duration_s, settings)
         if needs_audio and not facts.audio:
             yield Finding(Fault.NO_AUDIO, "it has no sound")
         for finding in facts.findings:
@@ -214,12 +218,12 @@ def _of_video(
                 yield finding
         return
     components = video.get_components()
-    yield from _of_frames(components.images, float(components.frame_rate), duration_s, checks, settings)
+    yield from _check_frames(components.images, float(components.frame_rate), duration_s, checks, settings)
     if needs_audio and components.audio is None:
         yield Finding(Fault.NO_AUDIO, "it has no sound")
 
 
-def _shape(facts: Facts, checks: Checks) -> Iterable[Finding]:
+def _check_size(facts: Facts, checks: Checks) -> Iterable[Finding]:
     for name, has, wanted in (("wide", facts.width, checks.width), ("high", facts.height, checks.height)):
         if wanted is not None and has != wanted:
             yield Finding(Fault.WRONG_SIZE, f"it is {has} pixels {name}; {wanted} were expected", has, wanted)
@@ -228,19 +232,19 @@ def _shape(facts: Facts, checks: Checks) -> Iterable[Finding]:
         yield Finding(Fault.TOO_FEW_FRAMES, text, facts.frames, checks.frames)
 
 
-def _short(has_s: float, wanted_s: float, settings: ResultsSettings) -> Iterable[Finding]:
+def _check_duration(has_s: float, wanted_s: float, settings: ResultsSettings) -> Iterable[Finding]:
     if wanted_s and has_s < wanted_s * (1 - settings.duration_tolerance):
         text = f"it is {has_s:.3g} s long; {wanted_s:.3g} s were expected"
         yield Finding(Fault.TOO_SHORT, text, round(has_s, 3), wanted_s)
 
 
 def _is_file(video: Any) -> bool:
-    """ComfyUI's VideoFromFile, known by its name: the classes move from one version's module to another's."""
+    """Whether it is ComfyUI's VideoFromFile, by name, since the class moves between modules from version to version."""
     return any(kind.__name__ == "VideoFromFile" for kind in type(video).__mro__)
 
 
 def _is_trimmed(video: Any) -> bool:
-    """Of a part of a file, ComfyUI (since 0.4) hands out the whole file as the source."""
+    """Whether the VIDEO is a part of its file: ComfyUI (since 0.4) gives the whole file as its source."""
     window = getattr(video, "get_active_trim_window", None)
     return window is not None and any(window())
 

@@ -140,7 +140,7 @@ class PromptExecutor:
                 done = await self._run_node(run, node_id, data)
             except comfy.model_management.InterruptProcessingException:
                 self.success = False
-                self._interrupted(run, node_id)
+                self._announce_interrupt(run, node_id)
                 return False
             except Exception as error:
                 self.success = False
@@ -232,7 +232,7 @@ class PromptExecutor:
             "executed": list(run.executed),
         }
 
-    def _interrupted(self, run: _Run, node_id: str) -> None:
+    def _announce_interrupt(self, run: _Run, node_id: str) -> None:
         logging.info("Processing interrupted")
         self.add_message("execution_interrupted", self._blame(run, node_id), broadcast=True)
 

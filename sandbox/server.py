@@ -34,7 +34,7 @@ async def send_socket_catch_exception(function: Callable[[Any], Awaitable[None]]
         logging.warning("send error: %s", error)
 
 
-def _encoded(preview: Preview) -> bytes:
+def _encode(preview: Preview) -> bytes:
     kind, image, max_size = preview
     if max_size is not None:
         image = ImageOps.contain(image, (max_size, max_size))
@@ -135,7 +135,7 @@ class PromptServer:
     async def send_image(self, image_data: Preview, sid: str | None = None) -> None:
         """A picture behind four bytes that name its format."""
         kind = struct.pack(">I", 2 if image_data[0] == "PNG" else 1)
-        await self.send_bytes(BinaryEventTypes.PREVIEW_IMAGE, kind + _encoded(image_data), sid)
+        await self.send_bytes(BinaryEventTypes.PREVIEW_IMAGE, kind + _encode(image_data), sid)
 
     async def send_image_with_metadata(
         self, image_data: Preview, metadata: dict[str, Any], sid: str | None = None
@@ -143,7 +143,7 @@ class PromptServer:
         """A picture behind JSON that says what it is of, and that behind its length."""
         metadata["image_type"] = "image/png" if image_data[0] == "PNG" else "image/jpeg"
         told = json.dumps(metadata).encode()
-        message = struct.pack(">I", len(told)) + told + _encoded(image_data)
+        message = struct.pack(">I", len(told)) + told + _encode(image_data)
         await self.send_bytes(BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA, message, sid)
 
     def encode_bytes(self, event: int, data: bytes | bytearray) -> bytearray:

@@ -102,20 +102,20 @@ def _preview(path: str, filename: str, preview: str, channel: str) -> web.Respon
     quality = int(rest[-1]) if rest and rest[-1].isdigit() else 90
     with Image.open(path) as image:
         shown = image.convert("RGB") if kind == "jpeg" or channel == "rgb" else image
-        return _encoded(shown, filename, kind, quality)
+        return _encode(shown, filename, kind, quality)
 
 
 def _channel(path: str, filename: str, channel: str) -> web.Response:
     with Image.open(path) as image:
         if channel == "rgb":
-            return _encoded(image.convert("RGB"), filename, "png")
+            return _encode(image.convert("RGB"), filename, "png")
         alpha_only = Image.new("RGBA", image.size)
         opaque = Image.new("L", image.size, 255)
         alpha_only.putalpha(image.getchannel("A") if image.mode == "RGBA" else opaque)
-        return _encoded(alpha_only, filename, "png")
+        return _encode(alpha_only, filename, "png")
 
 
-def _encoded(image: Image.Image, filename: str, kind: str, quality: int = 90) -> web.Response:
+def _encode(image: Image.Image, filename: str, kind: str, quality: int = 90) -> web.Response:
     buffer = BytesIO()
     image.save(buffer, format=kind, quality=quality)
     headers = {"Content-Disposition": f'filename="{filename}"'}

@@ -70,9 +70,9 @@ def register(server: "PromptServer") -> None:
     @routes.post("/queue")
     async def post_queue(request: web.Request) -> web.Response:
         body = await request.json()
-        if _asked(body, "clear"):
+        if _read_field(body, "clear"):
             server.prompt_queue.wipe_queue()
-        for prompt_id in _asked(body, "delete") or ():
+        for prompt_id in _read_field(body, "delete") or ():
             server.prompt_queue.delete_queue_item(lambda item, wanted=prompt_id: item[1] == wanted)
         return web.Response()
 
@@ -90,9 +90,9 @@ def register(server: "PromptServer") -> None:
     @routes.post("/history")
     async def post_history(request: web.Request) -> web.Response:
         body = await request.json()
-        if _asked(body, "clear"):
+        if _read_field(body, "clear"):
             server.prompt_queue.wipe_history()
-        for prompt_id in _asked(body, "delete") or ():
+        for prompt_id in _read_field(body, "delete") or ():
             server.prompt_queue.delete_history_item(prompt_id)
         return web.Response()
 
@@ -127,10 +127,10 @@ def _take_number(server: "PromptServer", body: Any) -> float:
         return float(body["number"])
     number = server.number
     server.number += 1
-    return -number if _asked(body, "front") else number
+    return -number if _read_field(body, "front") else number
 
 
-def _asked(body: Any, name: str) -> Any:
+def _read_field(body: Any, name: str) -> Any:
     """The value, if there. With `in` and not `.get`: a list as body passes where ComfyUI lets it pass."""
     if name in body:
         return body[name]
