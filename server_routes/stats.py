@@ -6,8 +6,8 @@ import asyncio
 
 from aiohttp import web
 
+from ..guard.operators.bodies import StatsBody
 from ..guard.operators.metrics import CONTENT_TYPE
-from ..guard.operators.stats import StatsBody
 from .about import READ, About
 from .table import Call, Route, respond
 

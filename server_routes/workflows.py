@@ -8,7 +8,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from ..guard.errors import NotFoundError
-from ..guard.templates.catalogue import WorkflowBody
+from ..guard.templates.bodies import WorkflowBody
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
 from .prompt import SubmittedBody, submit
 from .shapes import WorkflowForm, WorkflowRequest

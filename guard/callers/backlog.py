@@ -21,6 +21,7 @@ from ..job import OPEN, Job, JobState
 from ..life.settle import Settler
 from ..store import Entry
 from . import as_comfyui
+from .bodies import HistoryEntry
 from .jobs import Jobs
 
 log = logging.getLogger("guarded.backlog")
@@ -107,7 +108,7 @@ class Backlog:
     def waiting(self, known: Collection[str]) -> list[str]:
         return [job_id for job_id in list(self._open) if job_id not in known]
 
-    def history_entry(self, job_id: str) -> as_comfyui.HistoryEntry | None:
+    def history_entry(self, job_id: str) -> HistoryEntry | None:
         if job_id in self._hiding or None in self._hiding:
             return None
         try:

@@ -22,6 +22,7 @@ from ..results.previews import Preview
 from ..settings import QueueSettings
 from ..store import Entry, Listing, Store, Waiting
 from . import as_comfyui
+from .bodies import HistoryEntry, ListedJob, ListedJobInFull, QueueBody
 from .estimate import Estimates
 from .positions import notice
 
@@ -150,28 +151,28 @@ class Jobs:
         """How many of the caller's jobs have not settled."""
         return self._store.count_open(client.sees_only)
 
-    async def list_queue(self, client: Client) -> as_comfyui.QueueBody:
+    async def list_queue(self, client: Client) -> QueueBody:
         """The caller's open jobs as ComfyUI's `/queue`, oldest first."""
         entries = await wrap_future(self._store.list_queue(client.sees_only))
         return await asyncio.to_thread(as_comfyui.queue, entries)
 
-    async def list_history(self, client: Client, limit: int, offset: int | None) -> dict[str, as_comfyui.HistoryEntry]:
+    async def list_history(self, client: Client, limit: int, offset: int | None) -> dict[str, HistoryEntry]:
         """The caller's settled jobs as ComfyUI's `/history`, oldest first: from `offset` on, or the last."""
         entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
         return await asyncio.to_thread(lambda: {entry.job.job_id: self._make_history_entry(entry) for entry in entries})
 
-    async def find_history_entry(self, job_id: str, client: Client) -> dict[str, as_comfyui.HistoryEntry]:
+    async def find_history_entry(self, job_id: str, client: Client) -> dict[str, HistoryEntry]:
         """The job as ComfyUI's `/history/{id}`: empty unless it has settled and is the caller's."""
         entry = await self._find_entry(job_id, client)
         return {job_id: self._make_history_entry(entry)} if entry is not None and entry.job.state.settled else {}
 
-    async def list_page(self, client: Client, asked: Listing) -> tuple[list[as_comfyui.ListedJob], int]:
+    async def list_page(self, client: Client, asked: Listing) -> tuple[list[ListedJob], int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
         page = await wrap_future(self._store.find_page(client.sees_only, asked))
         jobs = await asyncio.to_thread(lambda: [as_comfyui.item(job, workflow_id) for job, workflow_id in page.jobs])
         return jobs, page.total
 
-    async def find_listed_job(self, job_id: str, client: Client) -> as_comfyui.ListedJobInFull:
+    async def find_listed_job(self, job_id: str, client: Client) -> ListedJobInFull:
         """The job as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
         entry = await self._find_entry(job_id, client)
         if entry is None:
@@ -210,5 +211,5 @@ class Jobs:
         entry = await wrap_future(self._store.find_entry(job_id))
         return entry if entry is not None and client.may_see(entry.job.owner) else None
 
-    def _make_history_entry(self, entry: Entry) -> as_comfyui.HistoryEntry:
+    def _make_history_entry(self, entry: Entry) -> HistoryEntry:
         return as_comfyui.history_entry(entry, self.describe(entry.job, None))

@@ -1,7 +1,6 @@
 """What the janitor answers, as JSON."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: compiling each annotation from its text would make a start slower.
 from typing import Literal
 
 from typing_extensions import TypedDict

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TypeVar
 
-from typing_extensions import TypedDict
+from .bodies import GpuBody
 
 log = logging.getLogger("guarded.gpu")
 
@@ -21,15 +21,6 @@ T = TypeVar("T")
 LOOK_S = 5.0
 #: A driver in trouble hangs for minutes. Its last answer counts no longer than this.
 STALE_S = 30.0
-
-
-class GpuBody(TypedDict):
-    """The GPU that ComfyUI runs on; null is what the driver does not say."""
-
-    name: str
-    utilization_percent: int | None
-    vram_used_bytes: int | None
-    vram_total_bytes: int | None
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from typing_extensions import NotRequired, TypedDict
-
 from ..client import Client
 from ..clock import Clock
 from ..host import Host
 from ..janitor import Janitor
-from ..janitor.bodies import RootBody
 from ..job import Job, JobState
-from ..life.health import AlarmBody, Health
+from ..life.health import Health
 from ..life.watchdog import Watchdog
 from ..settings import QueueSettings
 from ..store import Counts, Ended
-from .gpu import GpuBody, Gpus
+from .bodies import OutcomesBody, SlowestBody, StatsBody, WindowBody
+from .gpu import Gpus
 
 #: An answer serves whoever asks within this time.
 HOLDS_S = 3.0
@@ -36,69 +34,6 @@ LATE_MS = 60_000
 #: Run times are compared by template over this many of the last jobs.
 RECENT_JOBS = 2_000
 SLOWEST = 10
-
-
-class OutcomesBody(TypedDict):
-    """How many succeeded, failed and were cancelled, and how long a success ran on average."""
-
-    succeeded: int
-    failed: int
-    cancelled: int
-    average_run_s: float | None
-
-
-class WindowBody(OutcomesBody):
-    """What ended in a time, with the share of successes among the jobs that nobody cancelled."""
-
-    jobs: int
-    success_rate: float | None
-    by_code: dict[str, int]
-
-
-class HourBody(OutcomesBody):
-    """What ended in an hour by the clock."""
-
-    from_ms: int
-
-
-class QueueCounts(TypedDict):
-    """How many jobs wait and run."""
-
-    queued: int
-    running: int
-    max_jobs: int
-
-
-class SlowestBody(TypedDict):
-    """The run times of a template's successes; template "" is the callers' own graphs."""
-
-    template: str
-    jobs: int
-    median_run_s: float
-    p95_run_s: float
-
-
-class WorkerBody(TypedDict):
-    """ComfyUI's worker, and those that hang in a node and were left behind."""
-
-    alive: bool
-    running: str | None
-    replaced: int
-    disowned: int
-
-
-class StatsBody(TypedDict):
-    """The figures; `gpu`, `disk`, `worker` and `alarms` are for operators."""
-
-    now_ms: int
-    windows: dict[str, WindowBody]
-    queue: QueueCounts
-    slowest: list[SlowestBody]
-    chart: list[HourBody]
-    gpu: NotRequired[GpuBody | None]
-    disk: NotRequired[dict[str, RootBody]]
-    worker: NotRequired[WorkerBody]
-    alarms: NotRequired[list[AlarmBody]]
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypedDict
-
 from ..errors import InvalidRequestError, MissingModelError, MissingNodeError, NotFoundError, PolicyViolationError
 from ..host import Host
 from ..settings import PolicySettings
+from .bodies import ModelFacts, WorkflowBody
 from .manifest import (
     Model,
     NodePack,
-    ParameterBody,
-    PresetBody,
     Template,
     TemplateError,
     Values,
@@ -30,56 +27,6 @@ log = logging.getLogger("guarded.templates")
 
 #: A request for a template may have these fields beside `parameters` and `guard`, as one for a prompt may.
 _OTHER_FIELDS = frozenset({"client_id", "prompt_id", "extra_data", "number", "front"})
-
-
-class ModelFacts(TypedDict):
-    """A model file: the folder below ComfyUI's models that it belongs into, and where it is to be had."""
-
-    file: str
-    folder: str
-    size_mb: int
-    source: str
-    licence: str
-
-
-class ModelBody(ModelFacts):
-    """A model that a template needs where parameters have the values of `when`, and whether it is here."""
-
-    when: dict[str, bool | str]
-    present: bool
-
-
-class NodePackBody(TypedDict):
-    """A package of node classes that a template needs, and whether it is here."""
-
-    name: str
-    source: str
-    licence: str
-    present: bool
-
-
-class MissingBody(TypedDict):
-    """What this server lacks for a template at its defaults."""
-
-    models: list[str]
-    node_packs: list[str]
-    classes: list[str]
-
-
-class WorkflowBody(TypedDict):
-    """A template: what it takes, and what this server lacks for it. `read_at`: repository and commit."""
-
-    name: str
-    title: str
-    description: str
-    parameters: list[ParameterBody]
-    presets: list[PresetBody]
-    vram_gb: float | None
-    models: list[ModelBody]
-    node_packs: list[NodePackBody]
-    read_at: dict[str, str]
-    missing: MissingBody
-    ready: bool
 
 
 class Templates:

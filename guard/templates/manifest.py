@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from typing_extensions import NotRequired, TypedDict
 
 from ..errors import read_complaint
 from ..messages import FALLBACK
+from .bodies import ParameterBody, ParameterType, PresetBody
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,9 +53,6 @@ Values = Mapping[str, Any]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-ParameterType = Literal["integer", "number", "boolean", "choice", "text", "file", "seed"]
 
 
 class Parameter(_Part):
@@ -161,21 +158,6 @@ class _Conditional(_Part):
     when: dict[str, bool | str] = {}
 
 
-class ParameterBody(TypedDict):
-    """One value that a caller may set: beside `help`, what applies to its type."""
-
-    name: str
-    type: ParameterType
-    required: bool
-    default: bool | int | float | str | None
-    min: NotRequired[int | float | None]
-    max: NotRequired[int | float | None]
-    step: NotRequired[int]
-    max_length: NotRequired[int]
-    choices: NotRequired[list[str]]
-    help: str
-
-
 class Preset(_Conditional):
     """Values for parameters that the caller left out. The first of several presets for one parameter counts."""
 
@@ -184,13 +166,6 @@ class Preset(_Conditional):
     def body(self) -> PresetBody:
         """As JSON."""
         return {"when": self.when, "parameters": self.parameters}
-
-
-class PresetBody(TypedDict):
-    """Values for parameters that the caller left out, where other parameters have the values of `when`."""
-
-    when: dict[str, bool | str]
-    parameters: dict[str, Any]
 
 
 class Wiring(_Conditional):

@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from ...guard.callers.as_comfyui import HistoryEntry
+from ...guard.callers.bodies import HistoryEntry
 from ..about import COMMAND, READ, About
 from ..asked import read_command, read_ids, read_whole_number
 from ..shapes import QueueCommand

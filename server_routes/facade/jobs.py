@@ -6,6 +6,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from ...guard.callers import as_comfyui
+from ...guard.callers.bodies import ListedJob, ListedJobInFull
 from ...guard.errors import InvalidRequestError, NotFoundError
 from ...guard.store import Listing
 from ..about import COMMAND, READ, WRITE, About
@@ -28,7 +29,7 @@ class Pagination(TypedDict):
 class ListingBody(TypedDict):
     """ComfyUI's `/api/jobs`."""
 
-    jobs: list[as_comfyui.ListedJob]
+    jobs: list[ListedJob]
     pagination: Pagination
 
 
@@ -129,7 +130,7 @@ ROUTES = [
         "GET",
         "/api/jobs/{job_id}",
         get_api_job,
-        about=About({200: as_comfyui.ListedJobInFull}, refusals=(NotFoundError, *READ)),
+        about=About({200: ListedJobInFull}, refusals=(NotFoundError, *READ)),
     ),
     Route("POST", "/api/jobs/{job_id}/cancel", cancel_api_job, about=About({200: CancelledBody}, refusals=WRITE)),
 ]

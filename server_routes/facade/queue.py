@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 from typing_extensions import TypedDict
 
-from ...guard.callers.as_comfyui import QueueBody
+from ...guard.callers.bodies import QueueBody
 from ...guard.errors import InvalidRequestError
 from ..about import COMMAND, READ, About
 from ..asked import read_command, read_ids

@@ -1,0 +1,79 @@
+"""What the figures are as JSON."""
+
+# Without `from __future__ import annotations`: compiling each annotation from its text would make a start slower.
+from typing_extensions import NotRequired, TypedDict
+
+from ..janitor.bodies import RootBody
+from ..life.health import AlarmBody
+
+
+class GpuBody(TypedDict):
+    """The GPU that ComfyUI runs on; null is what the driver does not say."""
+
+    name: str
+    utilization_percent: int | None
+    vram_used_bytes: int | None
+    vram_total_bytes: int | None
+
+
+class OutcomesBody(TypedDict):
+    """How many succeeded, failed and were cancelled, and how long a success ran on average."""
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    average_run_s: float | None
+
+
+class WindowBody(OutcomesBody):
+    """What ended in a time, with the share of successes among the jobs that nobody cancelled."""
+
+    jobs: int
+    success_rate: float | None
+    by_code: dict[str, int]
+
+
+class HourBody(OutcomesBody):
+    """What ended in an hour by the clock."""
+
+    from_ms: int
+
+
+class QueueCounts(TypedDict):
+    """How many jobs wait and run."""
+
+    queued: int
+    running: int
+    max_jobs: int
+
+
+class SlowestBody(TypedDict):
+    """The run times of a template's successes; template "" is the callers' own graphs."""
+
+    template: str
+    jobs: int
+    median_run_s: float
+    p95_run_s: float
+
+
+class WorkerBody(TypedDict):
+    """ComfyUI's worker, and those that hang in a node and were left behind."""
+
+    alive: bool
+    running: str | None
+    replaced: int
+    disowned: int
+
+
+class StatsBody(TypedDict):
+    """The figures; `gpu`, `disk`, `worker` and `alarms` are for operators."""
+
+    now_ms: int
+    windows: dict[str, WindowBody]
+    queue: QueueCounts
+    slowest: list[SlowestBody]
+    chart: list[HourBody]
+    gpu: NotRequired[GpuBody | None]
+    disk: NotRequired[dict[str, RootBody]]
+    worker: NotRequired[WorkerBody]
+    alarms: NotRequired[list[AlarmBody]]
