@@ -56,7 +56,11 @@ def find_operation(method: str, path: str) -> Mapping[str, Any] | None:
 
 def assert_answer_is_promised(method: str, path: str, status: int, headers: Mapping[str, str], content: bytes) -> None:
     """Answers under our prefix only, and of those the JSON."""
-    if "/guarded" not in path or not headers.get("Content-Type", "").startswith("application/json") or not content:
+    if (
+        not re.search(r"/guarded(?!\w)", path)
+        or not headers.get("Content-Type", "").startswith("application/json")
+        or not content
+    ):
         return
     operation = find_operation(method, path)
     if operation is None:
