@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    from alias import ALIAS, register  # `python <folder>` puts this folder on sys.path; register() takes it off again
+    from alias import ALIAS, register  # `python <folder>` puts this folder on sys.path; register() removes it
 
     register()
     try:
@@ -19,7 +19,7 @@ def main() -> int:
             raise
         print(
             f"This Python ({sys.executable}) lacks {error.name}. Run the command with ComfyUI's own Python; if that "
-            f"one lacks it, too: -m pip install -r {Path(__file__).absolute().parent / 'requirements.txt'}",
+            f"one lacks it too: -m pip install -r {Path(__file__).absolute().parent / 'requirements.txt'}",
             file=sys.stderr,
         )
         return 2
@@ -37,11 +37,13 @@ def _run() -> int:
     keys.add_arguments(commands.add_parser("keys", help="who may use the server: make, list and revoke keys"))
     commands.add_parser("settings", help="print every setting with its default, as docs/settings.md has it")
     janitor.add_arguments(
-        commands.add_parser("janitor", help="sweep once, on a box where no server runs: the same rules as the server's")
+        commands.add_parser(
+            "janitor", help="sweep once on a machine where no server runs, by the same rules as the server"
+        )
     )
     doctor.add_arguments(
         commands.add_parser(
-            "doctor", help="what is set, missing or unsafe, with the mend; exit status 1: a warning, 2: an error"
+            "doctor", help="what is set, missing or unsafe, and how to fix it; exit status 1: a warning, 2: an error"
         )
     )
     commands.add_parser("metrics", help="print every metric, as docs/metrics.md has it")

@@ -57,18 +57,17 @@ from .server_routes.sender import Sender
 
 log = logging.getLogger("guarded")
 
-#: The templates of the package; an operator's own lie in `workflows` below `__guarded`.
+#: The package's templates. Those of the operator lie in `__guarded/workflows`.
 TEMPLATES = Path(__file__).parent / "workflows" / "api"
 
-#: The name under which this process holds leases. One server has one queue, so that its next process inherits them.
+#: The name under which this process holds leases. A server has one queue, so its next process takes the leases over.
 HOLDER = "local"
 
 
 def install() -> None:
     """Build the machine around ComfyUI's running server. The main thread, before the server serves.
 
-    A setting that cannot be used, or a database that belongs to somebody else, leaves the plugin off rather than
-    half on; ComfyUI starts all the same.
+    The plugin stays off if a setting or the database cannot be used; ComfyUI starts all the same.
     """
     from .host.comfyui import ComfyHost, prompt_server
 
@@ -79,7 +78,7 @@ def install() -> None:
     except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
         if is_reachable_from_elsewhere(host.describe()["listen"]):
-            log.error("ComfyUI runs without it: open to whoever reaches this server, whatever native.mode says")
+            log.error("ComfyUI runs without it: anyone who can reach this server can use it, whatever native.mode says")
 
 
 def _build(host: Host, application: web.Application, routes: web.RouteTableDef) -> None:
@@ -158,7 +157,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     host.listen_sockets(sockets)
     if recovery.requeued or recovery.settled or store.queued:
         log.info(
-            "%d jobs wait, %d of them were under way when the server ended; %d could not be taken up again",
+            "%d jobs wait, %d of them were running when the server ended; %d could not be repeated",
             store.queued,
             recovery.requeued,
             len(recovery.settled),
@@ -168,7 +167,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
 
     if settings.watchdog.shutdown_grace_s:
         process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)
-    tasks: list[asyncio.Task[None]] = []  # asyncio itself keeps no task alive
+    tasks: list[asyncio.Task[None]] = []  # asyncio itself keeps only weak references
 
     async def start(_application: web.Application) -> None:
         health.mark_serving()
@@ -176,16 +175,16 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.append(asyncio.create_task(faces.look_around()))
         tasks.append(asyncio.create_task(positions.run()))
         tasks.append(asyncio.create_task(sender.run()))
-        tasks.append(asyncio.create_task(_keep_fresh(keys, access, sockets)))
+        tasks.append(asyncio.create_task(_watch_keys(keys, access, sockets)))
         watchdog.start()
         janitor.start()
         gpus.start()
         await asyncio.to_thread(doctor.remember)
 
     application.on_startup.append(start)
-    # ComfyUI ends without telling aiohttp; atexit is all there is. The store loses nothing without it.
+    # ComfyUI ends without telling aiohttp, so only atexit is left. Without it, too, the store loses nothing.
     atexit.register(store.close)
-    atexit.register(janitor.close)  # the last registered is the first called: it needs the store
+    atexit.register(janitor.close)  # runs before the line above, since it needs the store
     doctor = Doctor(settings, os.environ, host, health, keys, janitor, chooser, templates, own, clock)
     services = server_routes.Services(
         settings=settings,
@@ -214,18 +213,18 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         store.changed.subscribe(backlog.follow)
         host.show_backlog(backlog)
     if settings.native.mode != "open":
-        # In front of ComfyUI's own, one of which answers every OPTIONS.
+        # Before ComfyUI's own middlewares, one of which answers every OPTIONS.
         application.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
     if settings.native.mode == "open" and is_reachable_from_elsewhere(host.describe()["listen"]):
         log.warning(
-            "ComfyUI's own routes are open to whoever reaches this server, past every key and limit: "
+            "ComfyUI's own routes are open to anyone who can reach this server, past every key and limit: "
             'set native.mode = "guarded" or "closed", or listen on 127.0.0.1 alone'
         )
 
 
-async def _keep_fresh(keys: Keys, access: Access, sockets: Sockets) -> None:
-    """A key that was made or revoked on the command line counts from the next second on, for open sockets too."""
+async def _watch_keys(keys: Keys, access: Access, sockets: Sockets) -> None:
+    """Let keys made or revoked on the command line take effect within a second, for open sockets too. Event loop."""
     while True:
         await asyncio.sleep(1)
         await asyncio.to_thread(keys.refresh)

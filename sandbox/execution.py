@@ -156,7 +156,7 @@ class PromptExecutor:
     async def _run_node(self, run: _Run, node_id: str, data: dict[str, Any]) -> bool:
         """Run one node, or take it from the cache; False while an async one is still under way."""
         progress = get_progress_state()
-        # Asked again: an equal node of this very prompt may have run since the start.
+        # Look again: an equal node of this very prompt may have run since the start.
         if (entry := run.entries.get(node_id) or self.outputs.get(node_id)) is not None:
             run.entries[node_id] = entry
             self._announce_cached(run, node_id, entry)
@@ -291,7 +291,7 @@ class PromptQueue:
                     return None
             item = heapq.heappop(self.queue)
             item_id = self.task_counter
-            # The copy is what history will show; too deeply nested an item kills the worker here.
+            # History will show this copy. An item that is nested too deep kills the worker here.
             self.currently_running[item_id] = copy.deepcopy(item)
             self.task_counter += 1
             self.server.queue_updated()
@@ -319,7 +319,7 @@ class PromptQueue:
             return list(self.currently_running.values()), copy.deepcopy(self.queue)
 
     def get_current_queue_volatile(self) -> tuple[list[tuple], list[tuple]]:
-        """As `get_current_queue`, without the costly copy: the items must not be changed."""
+        """Like `get_current_queue`, but without the costly copy: callers must not change the items."""
         with self.mutex:
             return list(self.currently_running.values()), list(self.queue)
 

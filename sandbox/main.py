@@ -1,4 +1,4 @@
-"""Starts the sandbox: folders, custom nodes, routes, the worker thread, the web server.
+"""Start the sandbox: folders, custom nodes, routes, the worker thread, the web server.
 
 python sandbox/main.py --base-directory DIR [--port 8188] [--extra-custom-node PATH ...]
 """
@@ -35,7 +35,7 @@ IDLE_WAIT_S = 1000.0
 
 
 def prompt_worker(q: execution.PromptQueue, server_instance: server.PromptServer) -> None:
-    """Take prompts from the queue for ever. Nothing is caught: what escapes the executor ends this thread."""
+    """Take prompts from the queue for ever. It catches nothing: what escapes the executor ends this thread."""
     executor = execution.PromptExecutor(server_instance, _cache_type(), {"lru": args.cache_lru})
     need_gc = False
     last_gc_s = 0.0
@@ -139,7 +139,7 @@ def make_folders() -> None:
 def start_comfyui(
     asyncio_loop: asyncio.AbstractEventLoop | None = None,
 ) -> tuple[asyncio.AbstractEventLoop, server.PromptServer, Callable[[], Awaitable[None]]]:
-    """Build everything, in ComfyUI's order; the loop, the server, and the coroutine function that serves."""
+    """Build everything in ComfyUI's order; return the loop, the server, and the coroutine function that serves."""
     cleanup_temp()
     make_folders()
     loop = asyncio_loop or asyncio.new_event_loop()

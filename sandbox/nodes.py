@@ -1,4 +1,4 @@
-"""The node classes that this server has, and the loading of custom ones."""
+"""Know this server's node classes, and load custom ones."""
 
 import importlib.util
 import logging
@@ -43,7 +43,7 @@ for _module in (nodes_image, nodes_primitive):
 
 
 def before_node_execution() -> None:
-    # By attribute: a plugin may have put a check of its own there.
+    # Looked up each time: a plugin may have put a check of its own there.
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
@@ -59,7 +59,7 @@ def get_module_name(module_path: str) -> str:
 async def load_custom_node(
     module_path: str, ignore: frozenset[str] | set[str] = frozenset(), module_parent: str = "custom_nodes"
 ) -> bool:
-    """Import a folder or .py file by its path and register what it declares; False when it could not be.
+    """Import a folder or .py file by its path and register what it declares; return False if that fails.
 
     A folder becomes a package whose module name is its path with every dot as `_x_`, so only relative imports
     work inside it. Names in `ignore` are not overridden.
@@ -101,7 +101,7 @@ async def load_custom_node(
 
 
 async def init_extra_nodes(init_custom_nodes: bool = True, init_api_nodes: bool = True) -> list[str]:
-    """Load custom_nodes/* and every --extra-custom-node; the paths that failed."""
+    """Load custom_nodes/* and every --extra-custom-node; return the paths that failed."""
     if not init_custom_nodes:
         logging.info("Skipping loading of custom nodes")
         return []

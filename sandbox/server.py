@@ -82,7 +82,7 @@ class PromptServer:
         self.app.add_routes(self.routes)
         for name, folder in nodes.EXTENSION_WEB_DIRS.items():
             self.app.add_routes([web.static("/extensions/" + name, folder)])
-        # Last, and for every path: so that a POST to nowhere is a 405 and not a 404, as in ComfyUI.
+        # Last, and for every path, so that a POST to an unknown path is a 405 and not a 404, as in ComfyUI.
         self.app.add_routes([web.static("/", self.web_root)])
 
     async def websocket_handler(self, request: web.Request) -> web.WebSocketResponse:
@@ -106,7 +106,7 @@ class PromptServer:
         return ws
 
     async def _heard(self, sid: str, text: str, is_first: bool) -> bool:
-        """Take a client's message; whether it was JSON. Only feature flags, sent first, matter."""
+        """Take a client's message, and say whether it was JSON. Only feature flags, if sent first, matter."""
         try:
             data = json.loads(text)
             if is_first and data.get("type") == "feature_flags":
@@ -133,14 +133,14 @@ class PromptServer:
             await self.send_json(event, data, sid)
 
     async def send_image(self, image_data: Preview, sid: str | None = None) -> None:
-        """A picture behind four bytes that name its format."""
+        """Send four bytes that name the format, and the picture."""
         kind = struct.pack(">I", 2 if image_data[0] == "PNG" else 1)
         await self.send_bytes(BinaryEventTypes.PREVIEW_IMAGE, kind + _encode(image_data), sid)
 
     async def send_image_with_metadata(
         self, image_data: Preview, metadata: dict[str, Any], sid: str | None = None
     ) -> None:
-        """A picture behind JSON that says what it is of, and that behind its length."""
+        """Send the length of a JSON text, that text, which describes the picture, and the picture."""
         metadata["image_type"] = "image/png" if image_data[0] == "PNG" else "image/jpeg"
         told = json.dumps(metadata).encode()
         message = struct.pack(">I", len(told)) + told + _encode(image_data)

@@ -12,7 +12,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from server import PromptServer
 
-# What a browser would run in our origin is handed out as a download.
+# Send as a download what a browser would run in our origin.
 ACTIVE_TYPES = {
     "text/html",
     "application/xhtml+xml",

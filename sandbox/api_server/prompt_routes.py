@@ -122,7 +122,7 @@ def register(server: "PromptServer") -> None:
 
 
 def _take_number(server: "PromptServer", body: Any) -> float:
-    """The place in the queue: smaller runs sooner."""
+    """The position in the queue: smaller runs sooner."""
     if "number" in body:
         return float(body["number"])
     number = server.number
@@ -131,7 +131,7 @@ def _take_number(server: "PromptServer", body: Any) -> float:
 
 
 def _read_field(body: Any, name: str) -> Any:
-    """The value, if there. With `in` and not `.get`: a list as body passes where ComfyUI lets it pass."""
+    """Read a field, if it is there; `in` instead of `.get` lets a list as body pass wherever ComfyUI does."""
     if name in body:
         return body[name]
     return None

@@ -127,7 +127,7 @@ class ExecutionList:
             self.waits_for[target].discard(node_id)
 
     def _pick(self, ready: list[str]) -> str:
-        """Whatever shows the user something soonest, as ComfyUI does."""
+        """Pick the node that shows the user something soonest, as ComfyUI does."""
         for node_id in ready:
             if self._is_output(node_id) or self._is_async(node_id):
                 return node_id

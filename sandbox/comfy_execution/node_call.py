@@ -1,4 +1,4 @@
-"""Calling a node: its inputs gathered, its function mapped over lists, its answer taken apart."""
+"""Call a node: gather its inputs, map its function over lists, and take its answer apart."""
 
 import asyncio
 import inspect
@@ -82,7 +82,7 @@ async def map_over_lists(
             nodes.before_node_execution()
         if is_async:
             task = asyncio.create_task(_call_async(method, prompt_id, node_id, index, kwargs))
-            await asyncio.sleep(0)  # many an async node ends without really waiting
+            await asyncio.sleep(0)  # many async nodes end without really waiting
             results.append(task.result() if task.done() else task)
         else:
             with CurrentNodeContext(prompt_id, node_id, index):
@@ -100,7 +100,7 @@ def pending_tasks(results: list[Any]) -> list[asyncio.Task[Any]]:
 
 
 async def resolve(results: list[Any]) -> list[Any]:
-    """The results with every task awaited; the first exception of one is raised."""
+    """Await every task among the results; raise the first exception of one."""
     if tasks := pending_tasks(results):
         await asyncio.wait(tasks)
     return unwrap(results)

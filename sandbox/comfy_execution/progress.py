@@ -16,7 +16,7 @@ class NodeState(Enum):
 
 
 class ProgressHandler:
-    """Hears of every change; all methods are optional."""
+    """Hear of every change; all methods are optional."""
 
     enabled = True
 
@@ -33,7 +33,7 @@ class ProgressHandler:
 
 
 class WebUIProgressHandler(ProgressHandler):
-    """Sends the whole picture to the prompt's client, or to everybody when it has none."""
+    """Send the whole picture to the prompt's client, or to everybody when it has none."""
 
     def __init__(self, server_instance: Any) -> None:
         super().__init__("webui")

@@ -1,4 +1,4 @@
-"""Which prompt and node this thread (or task) is inside of."""
+"""Which prompt and node this thread (or task) executes."""
 
 import contextvars
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""Is this prompt fit to run, wholly, in part or not at all?"""
+"""Decide whether all, a part or nothing of a prompt can run."""
 
 import inspect
 import logging
@@ -38,7 +38,7 @@ def validate_node_input(received_type: Any, input_type: Any, strict: bool = Fals
 async def validate_prompt(
     prompt_id: str, prompt: dict[str, Any], partial_execution_list: list[str] | None
 ) -> tuple[bool, Error | None, list[str], dict[str, Any]]:
-    """Validity, error, the output nodes that can run, and what is wrong with each node.
+    """Return validity, error, the output nodes that can run, and what is wrong with each node.
 
     One good output is enough: then the answer is valid although `node_errors` is not empty. Constants are
     converted in place. A node without `inputs` that no output needs is not noticed (ComfyUI neither).
@@ -86,7 +86,7 @@ async def validate_prompt(
 
 
 class _Validator:
-    """Validates nodes and their ancestors, each once for all outputs."""
+    """Validate nodes and their ancestors, each once for all outputs."""
 
     def __init__(self, prompt_id: str, prompt: dict[str, Any]) -> None:
         self.prompt_id = prompt_id
@@ -246,7 +246,7 @@ def _check_constant(inputs: dict[str, Any], name: str, info: tuple, skip_range: 
         return []
 
     facts = {"input_name": name, "input_config": info, "received_value": value}
-    # NaN is neither below nor above anything and passes.
+    # NaN is neither below nor above any limit, so it passes.
     if "min" in options and value < options["min"]:
         return [
             _input_error("value_smaller_than_min", f"Value {value} smaller than min of {options['min']}", name, **facts)

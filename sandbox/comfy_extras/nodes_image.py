@@ -110,7 +110,7 @@ def _mask(frame: Image.Image) -> np.ndarray:
 
 
 def _leniently(function: Any, argument: Any) -> Any:
-    """Truncated images load as they do in ComfyUI: what is missing stays blank."""
+    """Load truncated images as ComfyUI does: what is missing stays blank."""
     try:
         return function(argument)
     except (OSError, UnidentifiedImageError, ValueError):
@@ -157,7 +157,7 @@ class SaveImage:
         saved = []
         for number, image in enumerate(images):
             name = f"{filename.replace('%batch_num%', str(number))}_{counter + number:05}_.png"
-            # NaN becomes some number without a word: a broken picture is saved as a success.
+            # NaN silently becomes some number: a broken picture is saved, and the node succeeds.
             with np.errstate(invalid="ignore"):
                 pixels = np.clip(image * 255.0, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(

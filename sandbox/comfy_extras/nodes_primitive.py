@@ -6,7 +6,7 @@ from typing import Any
 
 
 class _Primitive:
-    """One input, `value`, handed on. ComfyUI has these as V3 nodes of the same names and inputs."""
+    """Pass on one input, `value`. ComfyUI has these as V3 nodes of the same names and inputs."""
 
     FUNCTION = "execute"
     CATEGORY = "utilities/primitive"

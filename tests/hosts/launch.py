@@ -1,8 +1,8 @@
-"""Starts a host with this package in it: the sandbox, or a real ComfyUI. For the tour, the tests and the benchmarks.
+"""Start a host with this package in it: the sandbox, or a real ComfyUI. For the tour, the tests and the benchmarks.
 
-A real ComfyUI is looked for in `COMFYUI_PATH` (one folder, or several joined with the path separator), then in the
-ComfyUI that this checkout sits in, then in `~/comfy/ComfyUI` and `~/comfy/ComfyUI-*`; its Python in
-`COMFYUI_PYTHON`, a `venv`, `.venv` or `../venv` of that tree, and last this interpreter.
+Look for a real ComfyUI in `COMFYUI_PATH` (one folder, or several joined with the path separator), then in the ComfyUI
+that contains this checkout, then in `~/comfy/ComfyUI` and `~/comfy/ComfyUI-*`; for its Python in `COMFYUI_PYTHON`, in a
+`venv`, `.venv` or `../venv` of that tree, and last take this interpreter.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ROOT / "sandbox"
 FAULTS = Path(__file__).resolve().parent / "guarded_faults"
 
-#: A cold ComfyUI on a busy two-core machine needs its time.
+#: A ComfyUI that starts cold on a busy machine with two cores takes minutes.
 READY_WITHIN_S = 240.0
 
 _WINDOWS = os.name == "nt"
 
-#: Below those that a system gives to outgoing connections: one of these could take the port before the server does.
-#: No browser refuses them either, as it would 10080. Each process begins elsewhere, for several start servers at once.
+#: Below the ports of outgoing connections, one of which could take the port before the server does; and none that
+#: browsers refuse, such as 10080. Each process begins elsewhere, since several start servers at the same time.
 _ports = itertools.cycle(11_000 + (os.getpid() * 499 + offset) % 20_000 for offset in range(20_000))
 
-# A shell's background job ignores SIGINT, and what we start would inherit that and never hear `stop`.
+# A shell's background job ignores SIGINT. The servers would inherit that, and `stop` could not reach them.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: A proxy from the environment knows nothing of this machine's loopback.
+#: A proxy that the environment names cannot reach this machine's loopback.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -65,13 +65,13 @@ def real_kinds() -> list[HostKind]:
         home = Path.home() / "comfy"
         trees = [ROOT.parent.parent, home / "ComfyUI", *sorted(home.glob("ComfyUI-*"))]
     return [
-        HostKind(_label(tree), tree / "main.py", _python(tree), real=True)
+        HostKind(_read_label(tree), tree / "main.py", _find_python(tree), real=True)
         for tree in trees
         if (tree / "main.py").is_file() and (tree / "comfy").is_dir() and (tree / "execution.py").is_file()
     ]
 
 
-def _label(tree: Path) -> str:
+def _read_label(tree: Path) -> str:
     version = "unknown"
     for line in (tree / "comfyui_version.py").read_text().splitlines():
         if line.startswith("__version__"):
@@ -79,7 +79,7 @@ def _label(tree: Path) -> str:
     return f"ComfyUI {version}"
 
 
-def _python(tree: Path) -> str:
+def _find_python(tree: Path) -> str:
     if given := os.environ.get("COMFYUI_PYTHON"):
         return given
     within = Path("Scripts/python.exe") if _WINDOWS else Path("bin/python")
@@ -145,7 +145,7 @@ class HostProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> HostProcess:
-        """Start and wait until it takes requests (and jobs, where guarded)."""
+        """Start the server, and wait until it takes requests (and jobs, if it is guarded)."""
         self.spawn()
         self.wait_ready()
         return self
@@ -172,7 +172,7 @@ class HostProcess:
             )
 
     def wait_ready(self, within_s: float = READY_WITHIN_S) -> None:
-        """Raises RuntimeError, with the end of the log, where it does not come up, or the package stays off."""
+        """Wait for the server. Raises RuntimeError, with the end of the log, if it or the package fails."""
         path = "/guarded/ready" if self._guarded else "/prompt"
         ends = time.monotonic() + within_s
         while time.monotonic() < ends:
@@ -193,21 +193,21 @@ class HostProcess:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def wait(self, within_s: float = READY_WITHIN_S) -> int:
-        """The exit code, once the process has ended by itself. Raises subprocess.TimeoutExpired."""
+        """Wait until the process ends by itself, and return its exit code. Raises subprocess.TimeoutExpired."""
         assert self._process is not None
         code = self._process.wait(within_s)
         self._process = None
         return code
 
     def kill(self) -> None:
-        """SIGKILL: as a power cut or the OOM killer would."""
+        """End it with SIGKILL, as a power cut or the OOM killer would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """As Ctrl-C would, and by force if that takes more than ten seconds."""
+        """End it as Ctrl-C would, and by force after ten seconds."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM if _WINDOWS else signal.SIGINT)

@@ -126,7 +126,7 @@ class FaultAsyncHang(_Hang):
 
 
 class FaultHoldGil(_Hang):
-    """A call into C that keeps Python's lock: meanwhile no thread of the process runs."""
+    """A call into C that holds the GIL: no other thread of the process runs meanwhile."""
 
     def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
         if os.name == "nt":
@@ -137,7 +137,7 @@ class FaultHoldGil(_Hang):
 
 
 class FaultThreads(_Hang):
-    """Leaves the work to threads of its own, of which each checks; the worker's thread only waits for them."""
+    """Starts threads that check for interrupts; the worker's thread only waits for them."""
 
     def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
         until_s = time.monotonic() + seconds

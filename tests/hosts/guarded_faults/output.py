@@ -117,8 +117,8 @@ class FaultClock(_FaultOutput):
 
 
 class FaultReadFile(_FaultOutput):
-    """Reports the words in an input file. As many packs' loaders it offers what lies in the root of input, and leaves
-    the check to ComfyUI: what is not in the list is refused."""
+    """Reports the words in an input file. Like the loaders of many packs it offers what lies in the root of input, and
+    leaves the check to ComfyUI, which refuses what is not in the list."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class FaultReadFile(_FaultOutput):
 
 
 class FaultOddReport(_FaultOutput):
-    """Reports what JSON cannot say, or progress that makes no sense."""
+    """Reports what JSON cannot hold, or progress that makes no sense."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class FaultRaise(FaultNode):
 
 
 class FaultKillWorker(FaultNode):
-    """Passes on, and lays a mine that ends the worker's thread once, outside of every node."""
+    """Passes on, and makes the worker's thread die once, outside of any node."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class FaultKillWorker(FaultNode):
 
 
 class FaultKillProcess(FaultNode):
-    """SIGKILL to the process it runs in, as the kernel does it when memory is short."""
+    """Sends SIGKILL to its own process, as the kernel does when memory is short."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
