@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,11 +57,8 @@ def find_operation(method: str, path: str) -> Mapping[str, Any] | None:
 
 def assert_answer_is_promised(method: str, path: str, status: int, headers: Mapping[str, str], content: bytes) -> None:
     """Answers under our prefix only, and of those the JSON."""
-    if (
-        not re.search(r"/guarded(?!\w)", path)
-        or not headers.get("Content-Type", "").startswith("application/json")
-        or not content
-    ):
+    is_ours = re.search(r"/guarded(?!\w)", posixpath.normpath(path.partition("?")[0]))
+    if not is_ours or not headers.get("Content-Type", "").startswith("application/json") or not content:
         return
     operation = find_operation(method, path)
     if operation is None:
