@@ -35,13 +35,13 @@ alias.register()
 
 from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, real_kinds, sandbox_kind  # noqa: E402
 
-#: So that neither a limit of the guard nor a timeout ends what a benchmark sets up.
+#: No limit of the guard and no timeout may end what a benchmark sets up.
 NO_LIMITS = {
     "GUARDED_QUEUE__MAX_QUEUED": "10000000",
     "GUARDED_QUEUE__TIMEOUT_S": "86400",
     "GUARDED_WATCHDOG__JOB_TIMEOUT_S": "86400",
 }
-#: Above this share of one CPU the load generator may be what is measured.
+#: Above this share of one CPU, the figures may show the load generator instead of the server.
 BUSY_GENERATOR = 0.85
 
 _JSON = {"Content-Type": "application/json"}
@@ -51,7 +51,7 @@ _counter = itertools.count(random.SystemRandom().randrange(2**32))
 # The hosts. --------------------------------------------------------------------------------------------------
 
 
-def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
+def make_parser(doc: str, rounds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--host", choices=("sandbox", "newest", "oldest"), default="sandbox", help="real ones: as launch.py finds them"
@@ -60,7 +60,7 @@ def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def host_kind(name: str) -> HostKind:
+def find_host_kind(name: str) -> HostKind:
     if name == "sandbox":
         return sandbox_kind()
     kinds = sorted(real_kinds(), key=lambda kind: [int(part) for part in kind.name.split()[-1].split(".")])
@@ -69,7 +69,7 @@ def host_kind(name: str) -> HostKind:
     return kinds[-1 if name == "newest" else 0]
 
 
-def headline(kind: HostKind, options: argparse.Namespace) -> None:
+def print_headline(kind: HostKind, options: argparse.Namespace) -> None:
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(
         f"{kind.name}; {options.rounds} rounds, alternating, medians; "
@@ -79,8 +79,8 @@ def headline(kind: HostKind, options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def base_directory() -> Iterator[Path]:
-    """A temporary folder for servers' base directories; kept where something went wrong."""
+def make_base_directory() -> Iterator[Path]:
+    """Make a temporary folder for the servers' base directories; keep it if something goes wrong."""
     base = Path(tempfile.mkdtemp(prefix="guarded-benchmark-")).resolve()
     try:
         yield base
@@ -90,8 +90,8 @@ def base_directory() -> Iterator[Path]:
     shutil.rmtree(base, ignore_errors=True)
 
 
-def start_s(host: HostProcess, path: str, within_s: float = 240) -> float:
-    """Start a host; the seconds from the start of its process until it answers `path` with 200."""
+def time_start_s(host: HostProcess, path: str, within_s: float = 240) -> float:
+    """Start a host, and return the seconds from the start of its process until it answers `path` with 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     began_s = time.perf_counter()
     host.spawn()
@@ -107,8 +107,8 @@ def start_s(host: HostProcess, path: str, within_s: float = 240) -> float:
 # Prompts. ----------------------------------------------------------------------------------------------------
 
 
-def no_op(**more: Any) -> bytes:
-    """The body of a prompt that does next to nothing and is like no other: a number, shown."""
+def make_no_op(**more: Any) -> bytes:
+    """Make the body of a prompt that does next to nothing and is unique: it shows a number."""
     prompt = {
         "1": {"class_type": "PrimitiveInt", "inputs": {"value": next(_counter)}},
         "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
@@ -116,8 +116,8 @@ def no_op(**more: Any) -> bytes:
     return json.dumps({"prompt": prompt, **more}).encode()
 
 
-def holder() -> bytes:
-    """A prompt that holds the worker until it is stopped."""
+def make_holder() -> bytes:
+    """Make a prompt that holds the worker until somebody stops it."""
     sleep = {"seconds": 86400.0, "checks_interrupt": True, "steps": 0, "seed": next(_counter)}
     prompt = {
         "1": {"class_type": "FaultSleep", "inputs": sleep},
@@ -137,7 +137,7 @@ class Connection(Protocol):
 
 
 class AiohttpConnection:
-    """As a bot would do it."""
+    """Use aiohttp, as a bot would."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
@@ -149,7 +149,7 @@ class AiohttpConnection:
 
 
 class RawConnection:
-    """Bare HTTP/1.1 over a socket: a fifth of aiohttp's own cost, so that more of what is measured is the server."""
+    """Bare HTTP/1.1 over a socket: it costs a fifth of aiohttp, so that more of the measured time is the server's."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -164,7 +164,7 @@ class RawConnection:
 
 
 @asynccontextmanager
-async def connections(url: str, count: int, client: str = "aiohttp") -> AsyncIterator[list[Connection]]:
+async def open_connections(url: str, count: int, client: str = "aiohttp") -> AsyncIterator[list[Connection]]:
     if client == "raw":
         host, port = url.removeprefix("http://").split(":")
         pairs = [await asyncio.open_connection(host, int(port)) for _ in range(count)]
@@ -181,7 +181,7 @@ async def connections(url: str, count: int, client: str = "aiohttp") -> AsyncIte
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a number of requests.
+    """The figures of a number of requests.
 
     Attributes:
         generator_share: how much of one CPU the load generator used itself.
@@ -221,8 +221,8 @@ class Load:
         return len(self.latencies_ms) / self.wall_s
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has had so far (Linux); unlike the clock's, others do not disturb them."""
+def read_cpu_s(pid: int) -> float:
+    """Read the CPU seconds that a process has used (Linux); other processes do not disturb them."""
     try:
         # What clock_getcpuclockid(3) makes of a process id; Python does not offer it.
         return time.clock_gettime((~pid << 3) | 2)
@@ -233,7 +233,7 @@ def cpu_s(pid: int) -> float:
 async def load(
     host: HostProcess, requests: Sequence[tuple[str, str, bytes]], clients: int = 1, client: str = "aiohttp"
 ) -> tuple[Load, list[bytes]]:
-    """Send (method, path, body) requests over `clients` connections at once, each busy all the time; the answers too.
+    """Send (method, path, body) requests over `clients` connections that are all busy; return the answers too.
 
     Raises RuntimeError on an answer that is not 200.
     """
@@ -250,21 +250,23 @@ async def load(
                 raise RuntimeError(f"{method} {path}: HTTP {status}: {content[:300]!r}")
             answers.append(content)
 
-    async with connections(host.url, clients, client) as opened:
-        for connection in opened:  # the connection's own set-up is nobody's cost
+    async with open_connections(host.url, clients, client) as opened:
+        for connection in opened:  # do not count the setting up of the connection
             await connection.request("GET", "/prompt")
         gc.collect()
         gc.disable()
-        began_s, own_s, server_s = time.perf_counter(), time.process_time(), cpu_s(host.pid)
+        began_s, own_s, server_s = time.perf_counter(), time.process_time(), read_cpu_s(host.pid)
         await asyncio.gather(*(one(connection) for connection in opened))
         wall_s, own_s = time.perf_counter() - began_s, time.process_time() - own_s
-        server_s = cpu_s(host.pid) - server_s
+        server_s = read_cpu_s(host.pid) - server_s
         gc.enable()
     return Load(latencies_ms, wall_s, own_s / wall_s, server_s), answers
 
 
-async def in_turns(sides: Mapping[str, Callable[[int], Awaitable[Load]]], count: int, chunk: int) -> dict[str, Load]:
-    """`count` requests of each side, `chunk` at a time in turns, so that what else the machine does hits all alike.
+async def run_in_turns(
+    sides: Mapping[str, Callable[[int], Awaitable[Load]]], count: int, chunk: int
+) -> dict[str, Load]:
+    """Send `count` requests of each side, `chunk` at a time in turns, so that other load on the machine hits all alike.
 
     Args:
         sides: by name, what sends so many requests.
@@ -279,7 +281,7 @@ async def in_turns(sides: Mapping[str, Callable[[int], Awaitable[Load]]], count:
 
 
 async def ask(url: str, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
-    """One request beside the measured ones; its JSON."""
+    """Send one request beside the measured ones, and return its JSON."""
     async with (
         aiohttp.ClientSession() as session,
         session.request(method, url + path, data=body or None, headers=_JSON) as response,
@@ -290,7 +292,7 @@ async def ask(url: str, method: str, path: str, body: bytes = b"") -> dict[str, 
         return json.loads(content) if content else {}
 
 
-async def idle(host: HostProcess, guarded: bool, within_s: float = 300) -> None:
+async def wait_idle(host: HostProcess, guarded: bool, within_s: float = 300) -> None:
     """Wait until nothing is queued or running there."""
     ends_s = time.monotonic() + within_s
     while True:
@@ -307,9 +309,9 @@ async def idle(host: HostProcess, guarded: bool, within_s: float = 300) -> None:
 
 
 @asynccontextmanager
-async def worker_held(host: HostProcess) -> AsyncIterator[None]:
-    """The worker busy with a native job, from before the block until after it."""
-    job_id = (await ask(host.url, "POST", "/prompt", holder()))["prompt_id"]
+async def hold_worker(host: HostProcess) -> AsyncIterator[None]:
+    """Keep the worker busy with a native job, from before the block until after it."""
+    job_id = (await ask(host.url, "POST", "/prompt", make_holder()))["prompt_id"]
     while True:
         running = (await ask(host.url, "GET", "/queue"))["queue_running"]
         if running and running[0][1] == job_id:
@@ -322,7 +324,7 @@ async def worker_held(host: HostProcess) -> AsyncIterator[None]:
         await ask(host.url, "POST", "/interrupt", b"{}")
 
 
-# Statistics, and how they are shown. --------------------------------------------------------------------------
+# Statistics, and how to show them. ----------------------------------------------------------------------------
 
 
 def percentile(values: Sequence[float], per_cent: float) -> float:
@@ -331,17 +333,17 @@ def percentile(values: Sequence[float], per_cent: float) -> float:
     return ordered[max(math.ceil(len(ordered) * per_cent / 100), 1) - 1]
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the rounds' own ratios: what slows a whole round down slows both sides."""
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the ratios of the rounds: what slows a round down slows both of its sides."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
-def verdict(value: float, budget: float, at_least: bool = False) -> str:
+def format_verdict(value: float, budget: float, at_least: bool = False) -> str:
     return "met" if (value >= budget if at_least else value <= budget) else "MISSED"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The first column to the left, the others to the right."""
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, the first column aligned to the left, the others to the right."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, ["-" * width for width in widths], *rows):
         cells = [

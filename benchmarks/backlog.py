@@ -34,7 +34,7 @@ CHUNK = 50
 
 
 def main() -> None:
-    parser = _common.arguments(__doc__, rounds=5)
+    parser = _common.make_parser(__doc__, rounds=5)
     parser.add_argument("--jobs", type=int, default=100_000, help="length of the backlog")
     parser.add_argument("--submits", type=int, default=300, help="per round and server")
     parser.add_argument("--reads", type=int, default=300, help="per round and server")
@@ -45,14 +45,14 @@ def main() -> None:
     if options.fill:
         _fill(options.fill, options.jobs)
         return
-    kind = _common.host_kind(options.host)
-    with _common.base_directory() as base:
+    kind = _common.find_host_kind(options.host)
+    with _common.make_base_directory() as base:
         full = HostProcess(kind, base / "full", environment=_common.NO_LIMITS)
         empty = HostProcess(kind, base / "empty", environment=_common.NO_LIMITS)
         database = full.base / "user" / "__guarded" / "guarded.db"
         began_s = time.monotonic()
         job_ids = _fill_store(database, options.jobs)
-        _common.headline(kind, options)
+        _common.print_headline(kind, options)
         print(
             f"{options.jobs:,} jobs of {len(OWNERS)} owners, {database.stat().st_size / 2**20:.0f} MiB, "
             f"written in {time.monotonic() - began_s:.0f} s\n",
@@ -106,7 +106,7 @@ def _fill(database: Path, jobs: int) -> None:
 
 def _body() -> bytes:
     """A no-op prompt as long as a real one: the editor's workflow rides along, as ComfyUI's own page sends it."""
-    plain = json.loads(_common.no_op())
+    plain = json.loads(_common.make_no_op())
     node = {"id": 1, "type": "PreviewAny", "pos": [120, 340], "size": [210, 80], "widgets_values": ["a photo of …"]}
     rest = BODY_BYTES - len(json.dumps(plain))
     nodes = [node] * max(rest // (len(json.dumps(node)) + 2), 1)
@@ -124,17 +124,17 @@ async def _compare_latencies(
     hosts = {"full": full, "empty": empty}
     async with AsyncExitStack() as stack:
         for host in hosts.values():
-            await stack.enter_async_context(_common.worker_held(host))
+            await stack.enter_async_context(_common.hold_worker(host))
         few = [await _submit_one(empty) for _ in range(20)]
         known = {"full": job_ids, "empty": few}
         submitting = {name: _make_submitter(host, options.client) for name, host in hosts.items()}
         reading = {name: _make_reader(host, known[name], options.client) for name, host in hosts.items()}
-        await _common.in_turns(submitting, CHUNK, CHUNK)
-        await _common.in_turns(reading, CHUNK, CHUNK)
+        await _common.run_in_turns(submitting, CHUNK, CHUNK)
+        await _common.run_in_turns(reading, CHUNK, CHUNK)
         for turn in range(options.rounds):
-            for name, measured in (await _common.in_turns(submitting, options.submits, CHUNK)).items():
+            for name, measured in (await _common.run_in_turns(submitting, options.submits, CHUNK)).items():
                 submits[name].append(measured)
-            for name, measured in (await _common.in_turns(reading, options.reads, CHUNK)).items():
+            for name, measured in (await _common.run_in_turns(reading, options.reads, CHUNK)).items():
                 reads[name].append(measured)
             print(f"round {turn + 1} of {options.rounds} done", file=sys.stderr, flush=True)
     rows = []
@@ -146,18 +146,18 @@ async def _compare_latencies(
             (("p50", lambda load: load.p50_ms), ("p99", lambda load: load.p99_ms)), budgets, strict=True
         ):
             rows.append(_row(f"{what}, {name}, ms", loads, of, budget))
-    _common.table(["", f"{options.jobs:,} queued", "none queued", "ratio", "budget", ""], rows)
+    _common.print_table(["", f"{options.jobs:,} queued", "none queued", "ratio", "budget", ""], rows)
 
 
 def _row(name: str, loads: dict[str, list[Load]], of: Callable[[Load], float], budget: float | None) -> list[str]:
     values = {side: [of(load) for load in side_loads] for side, side_loads in loads.items()}
-    ours = _common.ratio(values["full"], values["empty"])
+    ours = _common.median_ratio(values["full"], values["empty"])
     return [
         name,
         *(f"{statistics.median(values[side]):.2f}" for side in ("full", "empty")),
         f"{ours:.2f} ×",
         f"≤ {budget:g} ×" if budget else "",
-        _common.verdict(ours, budget) if budget else "",
+        _common.format_verdict(ours, budget) if budget else "",
     ]
 
 
@@ -198,11 +198,11 @@ def _compare_starts(full: HostProcess, empty: HostProcess, count: int) -> None:
     empty.kill()
     for turn in range(count):
         for name, host in (("full", full), ("empty", empty)) if turn % 2 else (("empty", empty), ("full", full)):
-            took_s[name].append(_common.start_s(host, "/guarded/ready"))
+            took_s[name].append(_common.time_start_s(host, "/guarded/ready"))
             host.kill()
         print(f"start {turn + 1} of {count} done", file=sys.stderr, flush=True)
     added_s = statistics.median(one - other for one, other in zip(took_s["full"], took_s["empty"], strict=True))
-    _common.table(
+    _common.print_table(
         ["", "backlog", "empty store", "added", "budget", ""],
         [
             [
@@ -210,7 +210,7 @@ def _compare_starts(full: HostProcess, empty: HostProcess, count: int) -> None:
                 *(f"{statistics.median(took_s[name]):.2f}" for name in ("full", "empty")),
                 f"{added_s:+.2f} s",
                 "≤ +2 s",
-                _common.verdict(added_s, 2),
+                _common.format_verdict(added_s, 2),
             ]
         ],
     )

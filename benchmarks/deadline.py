@@ -3,9 +3,9 @@
     python benchmarks/deadline.py [--host sandbox|newest|oldest] [--jobs 100] [--load 16]
 
 Each job runs past its deadline; some of them check for interrupts and some do not (a loop in Python, which also keeps
-the interpreter from the event loop, and calls into C, which outlive the ladder). Each is submitted with `?wait`, and
-what is measured is when that answer is there, against `started_at_ms` + `timeout_s` as the job itself says. Meanwhile
-other clients keep the event loop busy with submits, lists and long-polls of their own.
+the interpreter from the event loop, and calls into C, which outlive the ladder). Each is submitted with `?wait`; the
+benchmark compares the time of that answer with `started_at_ms` + `timeout_s` of the job. Meanwhile other clients keep
+the event loop busy with submits, lists and long-polls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-from _common import arguments, base_directory, connections, host_kind, no_op, percentile, table
+from _common import (
+    find_host_kind,
+    make_base_directory,
+    make_no_op,
+    make_parser,
+    open_connections,
+    percentile,
+    print_table,
+)
 
 from comfyui_guarded.tests.hosts.launch import HostProcess
 
@@ -68,12 +76,12 @@ async def busy_event_loop(url: str, clients: int) -> AsyncIterator[list[float]]:
         for path in paths:
             began_s = time.perf_counter()
             if path == "submit":
-                await connection.request("POST", "/guarded/prompt", no_op())
+                await connection.request("POST", "/guarded/prompt", make_no_op())
             else:
                 await connection.request("GET", path)
             latencies_ms.append((time.perf_counter() - began_s) * 1000)
 
-    async with connections(url, clients, "raw") as opened:
+    async with open_connections(url, clients, "raw") as opened:
         tasks = [asyncio.create_task(one(connection)) for connection in opened]
         try:
             yield latencies_ms
@@ -110,7 +118,7 @@ async def measure(host: HostProcess, jobs: int, load: int) -> bool:
         if part:
             figures = [*(percentile(part, per_cent) for per_cent in (50, 99)), max(part)]
             rows.append([kind, str(len(part)), *(f"{late * 1000:.0f}" for late in figures), in_time(part)])
-    table(["ms after the deadline", "jobs", "p50", "p99", "max", f"within {PROMISE_S:g} s"], rows)
+    print_table(["ms after the deadline", "jobs", "p50", "p99", "max", f"within {PROMISE_S:g} s"], rows)
     kept = max(late_s) <= PROMISE_S and codes == {"generation_timeout": jobs}
     print(f"verdicts: {dict(codes)}; {in_time(late_s)}: {'kept' if kept else 'BROKEN'}")
     return kept
@@ -118,15 +126,15 @@ async def measure(host: HostProcess, jobs: int, load: int) -> bool:
 
 def main() -> None:
     assert __doc__ is not None
-    parser = arguments(__doc__, 1)
+    parser = make_parser(__doc__, 1)
     parser.add_argument("--jobs", type=int, default=100)
     parser.add_argument("--load", type=int, default=16, help="clients that keep the event loop busy; default 16")
     options = parser.parse_args()
-    kind = host_kind(options.host)
+    kind = find_host_kind(options.host)
     print(f"{kind.name}: {options.jobs} jobs past their deadline, {options.load} clients beside them", flush=True)
     kept = True
     for _ in range(options.rounds):
-        with base_directory() as base, HostProcess(kind, base, environment=SETTINGS) as host:
+        with make_base_directory() as base, HostProcess(kind, base, environment=SETTINGS) as host:
             kept &= asyncio.run(measure(host, options.jobs, options.load))
     sys.exit(0 if kept else 1)
 

@@ -2,11 +2,11 @@
 
     python benchmarks/events.py [--host sandbox|newest|oldest] [--jobs 300] [--readers 0]
 
-One job at a time on an otherwise idle server: its only node reports the time at which it ends, and what is measured is
-how long after that the bot has the verdict, its file checks and its commit to disk included: over server-sent events,
-over the websocket (`execution_success`, as any client of ComfyUI waits for it), by a webhook, and with `?wait` on the
-submit. All of them listen to the same jobs. `--readers` adds so many readers of everything in this same process, which
-then slow the measuring down; what counts then is the server's own time for each of them and each event.
+One job at a time runs on an otherwise idle server. Its only node reports the time at which it ends; the benchmark
+measures how long after that the bot has the verdict, with file checks and commit to disk: over server-sent events, over
+the websocket (`execution_success`, for which clients of ComfyUI wait), by a webhook, and with `?wait` on the submit.
+All of them listen to the same jobs. `--readers` adds this many readers of everything in the same process. They slow the
+measurement down; then only the server's own time for each of them and each event counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-from _common import arguments, base_directory, cpu_s, host_kind, percentile, table
+from _common import find_host_kind, make_base_directory, make_parser, percentile, print_table, read_cpu_s
 from aiohttp import web
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, free_port
@@ -142,26 +142,26 @@ async def measure(host: HostProcess, jobs: int, readers: int) -> dict[str, list[
 
 def main() -> None:
     assert __doc__ is not None
-    parser = arguments(__doc__, 1)
+    parser = make_parser(__doc__, 1)
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--readers", type=int, default=0, help="readers of all events beside the bot")
     options = parser.parse_args()
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    kind = host_kind(options.host)
+    kind = find_host_kind(options.host)
     print(f"{kind.name}: {options.jobs} jobs one after the other, {options.readers} idle readers", flush=True)
     kept = True
     for _ in range(options.rounds):
-        with base_directory() as base, HostProcess(kind, base, environment=SETTINGS) as host:
-            before_s = cpu_s(host.pid)
+        with make_base_directory() as base, HostProcess(kind, base, environment=SETTINGS) as host:
+            before_s = read_cpu_s(host.pid)
             late_ms = asyncio.run(measure(host, options.jobs, options.readers))
-            spent_s = cpu_s(host.pid) - before_s
+            spent_s = read_cpu_s(host.pid) - before_s
         rows = []
         for way in WAYS:
             figures = [*(percentile(late_ms[way], per_cent) for per_cent in (50, 99)), max(late_ms[way])]
             kept &= figures[1] <= TARGET_MS
             rows.append([way, *(f"{figure:.1f}" for figure in figures)])
-        table(["ms from the node's end", "p50", "p99", "max"], rows)
+        print_table(["ms from the node's end", "p50", "p99", "max"], rows)
         if options.readers:
             each_us = spent_s / options.readers / (options.jobs * STATES) * 1e6
             print(f"server: {spent_s:.1f} s of processor time, {each_us:.0f} us for each reader and state at the most")

@@ -227,7 +227,7 @@ SIDES_OF_THE_COMPARISON: dict[str, Callable[[argparse.Namespace], dict[str, Any]
 
 
 def time_check(check: Callable[[bytes], None], repeat: int) -> dict[str, tuple[float, float, float]]:
-    found = {}
+    figures = {}
     for kind, data in load_pictures().items():
         check(data)
         times = []
@@ -237,8 +237,8 @@ def time_check(check: Callable[[bytes], None], repeat: int) -> dict[str, tuple[f
             check(data)
             times.append((time.perf_counter() - began) * 1000)
         cpu = (time.process_time() - cpu) * 1000 / repeat
-        found[kind] = (min(times), statistics.median(times), cpu)
-    return found
+        figures[kind] = (min(times), statistics.median(times), cpu)
+    return figures
 
 
 def load_pictures() -> dict[str, bytes]:

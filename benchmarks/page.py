@@ -1,9 +1,8 @@
 """The operator's page with a long history and a long queue: does anything hold up the browser's main thread?
 
-A server with so many settled jobs and so many waiting ones; Chromium opens the page, which then goes through what an
-operator does: it is read from top to bottom, older jobs are loaded, one is opened, the language is changed, and
-meanwhile jobs end and the queue moves. A task's time is the processor time of the page's main thread, from Chromium's
-own trace: what else runs on the machine does not count.
+A server has many settled and many waiting jobs. Chromium opens the page and does what an operator does: scroll from top
+to bottom, load older jobs, open one, change the language, while jobs end and the queue moves. A task's time is the
+processor time of the page's main thread, from Chromium's own trace: what else runs on the machine does not count.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ NOTED_MS = 50
 
 
 def main() -> None:
-    parser = _common.arguments(__doc__, rounds=3)
+    parser = _common.make_parser(__doc__, rounds=3)
     parser.add_argument("--history", type=int, default=10_000, help="settled jobs")
     parser.add_argument("--queue", type=int, default=200, help="waiting jobs")
     parser.add_argument("--fill", type=Path, metavar="DATABASE", help=argparse.SUPPRESS)
@@ -44,16 +43,16 @@ def main() -> None:
     if options.fill:
         _fill(options.fill, options.history)
         return
-    kind = _common.host_kind(options.host)
-    _common.headline(kind, options)
-    with _common.base_directory() as base:
+    kind = _common.find_host_kind(options.host)
+    _common.print_headline(kind, options)
+    with _common.make_base_directory() as base:
         host = HostProcess(kind, base / "host", environment=_common.NO_LIMITS)
         command = [sys.executable, __file__, "--fill", str(host.base / "user" / "__guarded" / "guarded.db")]
         subprocess.run([*command, "--history", str(options.history)], check=True)
         with host:
-            _ask(host, "POST", "/guarded/prompt", json.loads(_common.holder()))
+            _ask(host, "POST", "/guarded/prompt", json.loads(_common.make_holder()))
             for _ in range(options.queue):
-                _ask(host, "POST", "/guarded/prompt", json.loads(_common.no_op()))
+                _ask(host, "POST", "/guarded/prompt", json.loads(_common.make_no_op()))
             print(f"{options.history:,} jobs in history, {options.queue} in the queue\n")
             worst = _rounds(host, options.rounds)
     print(f"\nlongest task {worst:.0f} ms (promised: none over {LONG_MS} ms)")
@@ -71,7 +70,7 @@ def _fill(database: Path, history: int) -> None:
         new = NewJob(
             job_id=job_id,
             owner=OWNERS[count % len(OWNERS)],
-            body=_common.no_op(),
+            body=_common.make_no_op(),
             created_at_ms=now_ms - (history - count) * 60_000,
             timeout_s=600,
             locale="ru",
@@ -171,10 +170,10 @@ def _walk(browser: Browser, page: Page, host: HostProcess) -> list[tuple[str, li
         for job in waiting[:20]:
             _ask(host, "DELETE", f"/guarded/jobs/{job['job_id']}")
         for _ in range(100):
-            added = _ask(host, "POST", "/guarded/prompt", json.loads(_common.no_op()))
+            added = _ask(host, "POST", "/guarded/prompt", json.loads(_common.make_no_op()))
             _ask(host, "DELETE", f"/guarded/jobs/{added['prompt_id']}")
         for _ in range(20):
-            _ask(host, "POST", "/guarded/prompt", json.loads(_common.no_op()))
+            _ask(host, "POST", "/guarded/prompt", json.loads(_common.make_no_op()))
 
     part("opening the page", open_page)
     part("300 older jobs", load_older)

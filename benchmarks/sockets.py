@@ -23,7 +23,7 @@ TOGETHER = 100
 
 
 def main() -> None:
-    parser = _common.arguments(__doc__, rounds=3)
+    parser = _common.make_parser(__doc__, rounds=3)
     parser.add_argument("--sockets", type=int, default=3000)
     parser.add_argument("--jobs", type=int, default=20, help="per round and path")
     options = parser.parse_args()
@@ -32,9 +32,9 @@ def main() -> None:
 
         wanted = options.sockets * 2 + 500
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
-    kind = _common.host_kind(options.host)
-    with _common.base_directory() as base, HostProcess(kind, base / "host", environment=_common.NO_LIMITS) as host:
-        _common.headline(kind, options)
+    kind = _common.find_host_kind(options.host)
+    with _common.make_base_directory() as base, HostProcess(kind, base / "host", environment=_common.NO_LIMITS) as host:
+        _common.print_headline(kind, options)
         asyncio.run(_measure(host, options))
 
 
@@ -86,12 +86,12 @@ async def _run(session: aiohttp.ClientSession, host: HostProcess, jobs: int) -> 
     """Milliseconds for one native no-op job, from its submission until it is in the history."""
     began_s = time.perf_counter()
     for _ in range(jobs):
-        async with session.post(f"{host.url}/prompt", data=_common.no_op(client_id="bench")) as answer:
+        async with session.post(f"{host.url}/prompt", data=_common.make_no_op(client_id="bench")) as answer:
             prompt_id = (await answer.json())["prompt_id"]
-        found: dict[str, object] = {}
-        while not found:
+        entries: dict[str, object] = {}
+        while not entries:
             async with session.get(f"{host.url}/history/{prompt_id}") as answer:
-                found = json.loads(await answer.read())
+                entries = json.loads(await answer.read())
     return (time.perf_counter() - began_s) * 1000 / jobs
 
 

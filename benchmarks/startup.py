@@ -18,11 +18,11 @@ _IMPORT_TIME = re.compile(r"([\d.]+) seconds(?: \(IMPORT FAILED\))?: .*ComfyUI-G
 
 
 def main() -> None:
-    parser = _common.arguments(__doc__, rounds=5)
+    parser = _common.make_parser(__doc__, rounds=5)
     options = parser.parse_args()
-    kind = _common.host_kind(options.host)
-    with _common.base_directory() as base:
-        _common.headline(kind, options)
+    kind = _common.find_host_kind(options.host)
+    with _common.make_base_directory() as base:
+        _common.print_headline(kind, options)
         hosts = {
             "with": (HostProcess(kind, base / "with"), "/guarded/ready"),
             "without": (HostProcess(kind, base / "without", guarded=False), "/prompt"),
@@ -31,7 +31,7 @@ def main() -> None:
         for turn in range(options.rounds + 1):
             for name in ("with", "without") if turn % 2 else ("without", "with"):
                 host, path = hosts[name]
-                seconds = _common.start_s(host, path)
+                seconds = _common.time_start_s(host, path)
                 host.stop()
                 if turn:  # the first one compiles, creates the database, and warms the disk's cache
                     took_s[name].append(seconds)
@@ -39,7 +39,7 @@ def main() -> None:
                 print(f"round {turn} of {options.rounds} done", file=sys.stderr, flush=True)
         imports_s = [float(found) for found in _IMPORT_TIME.findall(hosts["with"][0].log.read_text(errors="replace"))]
     added_s = statistics.median(one - other for one, other in zip(took_s["with"], took_s["without"], strict=True))
-    _common.table(
+    _common.print_table(
         ["", "with the package", "without", "added", "budget", ""],
         [
             [
@@ -47,7 +47,7 @@ def main() -> None:
                 *(f"{statistics.median(took_s[name]):.2f}" for name in ("with", "without")),
                 f"{added_s:+.2f} s",
                 f"≤ +{BUDGET_S:g} s",
-                _common.verdict(added_s, BUDGET_S),
+                _common.format_verdict(added_s, BUDGET_S),
             ]
         ],
     )

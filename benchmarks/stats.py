@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="answers, alternating between the stores")
     options = parser.parse_args()
     module.HOLDS_S = 0.0
-    with _common.base_directory() as base:
+    with _common.make_base_directory() as base:
         asyncio.run(_compare(base, options))
 
 

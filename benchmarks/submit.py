@@ -43,11 +43,11 @@ class Side:
         return ROUTES[self.name]
 
     async def idle(self) -> None:
-        await _common.idle(self.host, guarded=self.name != "native")
+        await _common.wait_idle(self.host, guarded=self.name != "native")
 
 
 def main() -> None:
-    parser = _common.arguments(__doc__, rounds=5)
+    parser = _common.make_parser(__doc__, rounds=5)
     parser.add_argument("--sequential", type=int, default=400, help="requests of the one client, per round")
     parser.add_argument("--concurrent", type=int, default=1000, help=f"requests of {CLIENTS} clients, per round")
     parser.add_argument("--whole", type=int, default=100, help="jobs from submit to settled, per round")
@@ -55,13 +55,13 @@ def main() -> None:
         "--client", choices=("aiohttp", "raw"), default="aiohttp", help="raw: bare sockets, nearly no cost of its own"
     )
     options = parser.parse_args()
-    kind = _common.host_kind(options.host)
+    kind = _common.find_host_kind(options.host)
     with (
-        _common.base_directory() as base,
+        _common.make_base_directory() as base,
         HostProcess(kind, base / "guarded", environment=_common.NO_LIMITS) as guarded,
         HostProcess(kind, base / "bare", guarded=False) as bare,
     ):
-        _common.headline(kind, options)
+        _common.print_headline(kind, options)
         sides = [Side("guarded", guarded), Side("native", bare), Side("beside", guarded)]
         asyncio.run(_run(sides, options))
 
@@ -78,7 +78,7 @@ async def _run(sides: list[Side], options: argparse.Namespace) -> None:
         free.append(await _round(sides, options, idle=True))
         async with AsyncExitStack() as stack:
             for host in {side.host.url: side.host for side in sides}.values():
-                await stack.enter_async_context(_common.worker_held(host))
+                await stack.enter_async_context(_common.hold_worker(host))
             held.append(await _round(sides, options, idle=False))
         for side in sides:
             await side.idle()
@@ -103,13 +103,15 @@ async def _round(sides: list[Side], options: argparse.Namespace, idle: bool) -> 
 
         return submit
 
-    one = await _common.in_turns({side.name: submits(side, 1) for side in sides}, options.sequential, CHUNK)
-    many = await _common.in_turns({side.name: submits(side, CLIENTS) for side in sides}, options.concurrent, 5 * CHUNK)
+    one = await _common.run_in_turns({side.name: submits(side, 1) for side in sides}, options.sequential, CHUNK)
+    many = await _common.run_in_turns(
+        {side.name: submits(side, CLIENTS) for side in sides}, options.concurrent, 5 * CHUNK
+    )
     return one, many
 
 
 async def _submit(side: Side, count: int, clients: int, client: str) -> Load:
-    requests = [("POST", side.path, _common.no_op()) for _ in range(count)]
+    requests = [("POST", side.path, _common.make_no_op()) for _ in range(count)]
     return (await _common.load(side.host, requests, clients, client))[0]
 
 
@@ -120,7 +122,7 @@ async def _whole(side: Side, count: int) -> list[float]:
     async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
         if side.name == "guarded":
             for _ in range(count):
-                body = _common.no_op()
+                body = _common.make_no_op()
                 began_s = time.perf_counter()
                 async with session.post(f"{side.host.url}{side.path}?wait=60", data=body) as response:
                     answer = await response.json()
@@ -130,7 +132,7 @@ async def _whole(side: Side, count: int) -> list[float]:
             return times_ms
         async with session.ws_connect(f"{side.host.url}/ws?clientId={client_id}") as socket:
             for _ in range(count):
-                body = _common.no_op(client_id=client_id)
+                body = _common.make_no_op(client_id=client_id)
                 began_s = time.perf_counter()
                 async with session.post(side.host.url + side.path, data=body) as response:
                     prompt_id = (await response.json())["prompt_id"]
@@ -170,7 +172,7 @@ def _show(title: str, rounds: list[Round]) -> None:
         ),
     ):
         values = {side: [of(one[side], many[side]) for one, many in rounds] for side in ROUTES}
-        ours = _common.ratio(values["guarded"], values["native"])
+        ours = _common.median_ratio(values["guarded"], values["native"])
         digits = ".0f" if unit == "/s" else ".2f"
         rows.append(
             [
@@ -178,12 +180,14 @@ def _show(title: str, rounds: list[Round]) -> None:
                 *(f"{statistics.median(values[side]):{digits}}" for side in ("guarded", "native")),
                 f"{ours:.2f} ×",
                 f"{'≥' if at_least else '≤'} {budget:.2f} ×" if budget else "",
-                _common.verdict(ours, budget, at_least) if budget else "",
+                _common.format_verdict(ours, budget, at_least) if budget else "",
                 f"{statistics.median(values['beside']):{digits}}",
-                f"{_common.ratio(values['beside'], values['native']):.2f} ×",
+                f"{_common.median_ratio(values['beside'], values['native']):.2f} ×",
             ]
         )
-    _common.table(["", "guarded", "native", "ratio", "budget", "", "native route, guarded server", "its ratio"], rows)
+    _common.print_table(
+        ["", "guarded", "native", "ratio", "budget", "", "native route, guarded server", "its ratio"], rows
+    )
     share = max(statistics.median(many[side].generator_share for _one, many in rounds) for side in ROUTES)
     print(f"At {CLIENTS} clients the load generator used {share:.0%} of one CPU.", end=" ")
     if share > _common.BUSY_GENERATOR:
@@ -194,7 +198,7 @@ def _show(title: str, rounds: list[Round]) -> None:
 def _show_whole(whole: dict[str, list[float]]) -> None:
     added_ms = statistics.median(ours - theirs for ours, theirs in zip(whole["guarded"], whole["native"], strict=True))
     print("\nend to end: submit until settled (guarded, ?wait) against submit until `executing` null on the websocket")
-    _common.table(
+    _common.print_table(
         ["", "guarded", "native", "added", "budget", "", "native route, guarded server"],
         [
             [
@@ -202,7 +206,7 @@ def _show_whole(whole: dict[str, list[float]]) -> None:
                 *(f"{statistics.median(whole[side]):.2f}" for side in ("guarded", "native")),
                 f"{added_ms:+.2f} ms",
                 "≤ +10 ms",
-                _common.verdict(added_ms, 10),
+                _common.format_verdict(added_ms, 10),
                 f"{statistics.median(whole['beside']):.2f}",
             ]
         ],

@@ -67,26 +67,26 @@ def _compare(base: Path, options: argparse.Namespace) -> int:
     small = _run_child(small_ours)
     steps: list[Callable[[], Any]] = [lambda: asyncio.run(_time_find(theirs)), lambda: _run_child(ours)]
     if options.ours_first:
-        swept, found = steps[1](), steps[0]()
+        by_sweep, by_find = steps[1](), steps[0]()
     else:
-        found, swept = steps[0](), steps[1]()
+        by_find, by_sweep = steps[0](), steps[1]()
     left = [sum(len(files) for _path, _folders, files in os.walk(folder)) for folder in (ours / "output", theirs)]
-    if swept["files"] != options.files - left[1] or left[0] != left[1] + JOBS:
-        print(f"the two did not delete the same: {swept['files']} deleted, {left} left")
+    if by_sweep["files"] != options.files - left[1] or left[0] != left[1] + JOBS:
+        print(f"the two did not delete the same: {by_sweep['files']} deleted, {left} left")
         return 1
-    ratio = swept["seconds"] / found["seconds"]
-    more = swept["grown"] - small["grown"]
+    ratio = by_sweep["seconds"] / by_find["seconds"]
+    more = by_sweep["grown"] - small["grown"]
     rows = [
-        ("find -mmin -type f -delete", f"{found['seconds']:.1f} s", ""),
-        ("sweep", f"{swept['seconds']:.1f} s", ""),
+        ("find -mmin -type f -delete", f"{by_find['seconds']:.1f} s", ""),
+        ("sweep", f"{by_sweep['seconds']:.1f} s", ""),
         ("sweep / find", f"{ratio:.2f}", f"≤ {RATIO_BUDGET}"),
         (f"memory grown by a sweep of {options.small:,}", f"{small['grown'] / 2**20:.1f} MiB", ""),
-        (f"memory grown by a sweep of {options.files:,}", f"{swept['grown'] / 2**20:.1f} MiB", ""),
+        (f"memory grown by a sweep of {options.files:,}", f"{by_sweep['grown'] / 2**20:.1f} MiB", ""),
         ("… more", f"{more / 2**20:.1f} MiB", f"≤ {MEMORY_BUDGET_BYTES / 2**20:.0f} MiB"),
-        ("longest stall of the loop beside find", f"{found['stall'] * 1000:.0f} ms", ""),
-        ("longest stall of the loop in the sweep", f"{swept['stall'] * 1000:.0f} ms", ""),
-        ("… 99.9 % of its turns were late by less than", f"{swept['late'] * 1000:.1f} ms", ""),
-        ("… beside find", f"{found['late'] * 1000:.1f} ms", ""),
+        ("longest stall of the loop beside find", f"{by_find['stall'] * 1000:.0f} ms", ""),
+        ("longest stall of the loop in the sweep", f"{by_sweep['stall'] * 1000:.0f} ms", ""),
+        ("… 99.9 % of its turns were late by less than", f"{by_sweep['late'] * 1000:.1f} ms", ""),
+        ("… beside find", f"{by_find['late'] * 1000:.1f} ms", ""),
     ]
     width = max(len(name) for name, _value, _budget in rows)
     for name, value, budget in rows:

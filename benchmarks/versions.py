@@ -25,16 +25,16 @@ BUDGET = 1.05
 
 
 def main() -> None:
-    parser = _common.arguments(__doc__, rounds=5)
+    parser = _common.make_parser(__doc__, rounds=5)
     parser.add_argument("--against", type=Path, required=True, help="another checkout of this package")
     parser.add_argument("--sequential", type=int, default=400, help="requests of the one client, per round")
     parser.add_argument("--concurrent", type=int, default=1000, help=f"requests of {CLIENTS} clients, per round")
     parser.add_argument("--whole", type=int, default=100, help="jobs from submit to settled, per round")
     parser.add_argument("--starts", type=int, default=5, help="starts of each side")
     options = parser.parse_args()
-    kind = _common.host_kind(options.host)
-    with _common.base_directory() as base:
-        _common.headline(kind, options)
+    kind = _common.find_host_kind(options.host)
+    with _common.make_base_directory() as base:
+        _common.print_headline(kind, options)
         hosts = {
             "this": HostProcess(kind, base / "this", environment=_common.NO_LIMITS),
             "other": HostProcess(
@@ -55,8 +55,8 @@ def _start_in_turns(hosts: dict[str, HostProcess], count: int) -> Figures:
     figures: Figures = defaultdict(lambda: defaultdict(list))
     for turn in range(count + 1):
         for name in ("this", "other") if turn % 2 else ("other", "this"):
-            seconds = _common.start_s(hosts[name], "/guarded/ready")
-            cpu_s = _common.cpu_s(hosts[name].pid)
+            seconds = _common.time_start_s(hosts[name], "/guarded/ready")
+            cpu_s = _common.read_cpu_s(hosts[name].pid)
             hosts[name].stop()
             if turn:  # the first one compiles, creates the database, and warms the disk's cache
                 figures["start until ready, s"][name].append(seconds)
@@ -70,7 +70,7 @@ async def _run(hosts: dict[str, HostProcess], options: argparse.Namespace) -> Fi
 
     def submits(host: HostProcess, clients: int, path: str) -> Callable[[int], Awaitable[Load]]:
         async def submit(count: int) -> Load:
-            return (await _common.load(host, [("POST", path, _common.no_op()) for _ in range(count)], clients))[0]
+            return (await _common.load(host, [("POST", path, _common.make_no_op()) for _ in range(count)], clients))[0]
 
         return submit
 
@@ -78,22 +78,22 @@ async def _run(hosts: dict[str, HostProcess], options: argparse.Namespace) -> Fi
         await submits(host, 1, "/guarded/prompt?wait=60")(50)
     for turn in range(options.rounds):
         whole = {name: submits(host, 1, "/guarded/prompt?wait=60") for name, host in hosts.items()}
-        for name, load in (await _common.in_turns(whole, options.whole, 10)).items():
+        for name, load in (await _common.run_in_turns(whole, options.whole, 10)).items():
             figures["submit until settled, p50 ms"][name].append(load.p50_ms)
             figures["submit until settled, CPU ms of the server"][name].append(load.server_cpu_ms)
         async with AsyncExitStack() as stack:
             for host in hosts.values():
-                await stack.enter_async_context(_common.worker_held(host))
+                await stack.enter_async_context(_common.hold_worker(host))
             one = {name: submits(host, 1, "/guarded/prompt") for name, host in hosts.items()}
             many = {name: submits(host, CLIENTS, "/guarded/prompt") for name, host in hosts.items()}
-            for name, load in (await _common.in_turns(one, options.sequential, CHUNK)).items():
+            for name, load in (await _common.run_in_turns(one, options.sequential, CHUNK)).items():
                 figures["submit, 1 client, p50 ms"][name].append(load.p50_ms)
                 figures["submit, 1 client, CPU ms of the server"][name].append(load.server_cpu_ms)
-            for name, load in (await _common.in_turns(many, options.concurrent, 5 * CHUNK)).items():
+            for name, load in (await _common.run_in_turns(many, options.concurrent, 5 * CHUNK)).items():
                 figures[f"submit, {CLIENTS} clients, p50 ms"][name].append(load.p50_ms)
                 figures[f"submit, {CLIENTS} clients, CPU ms of the server"][name].append(load.server_cpu_ms)
         for host in hosts.values():
-            await _common.idle(host, guarded=True)
+            await _common.wait_idle(host, guarded=True)
         print(f"round {turn + 1} of {options.rounds} done", file=sys.stderr, flush=True)
     return figures
 
@@ -101,17 +101,17 @@ async def _run(hosts: dict[str, HostProcess], options: argparse.Namespace) -> Fi
 def _show(figures: Figures) -> None:
     rows = []
     for name, values in figures.items():
-        ratio = _common.ratio(values["this"], values["other"])
+        ratio = _common.median_ratio(values["this"], values["other"])
         rows.append(
             [
                 name,
                 *(f"{statistics.median(values[side]):.2f}" for side in ("this", "other")),
                 f"{ratio:.2f} ×",
                 f"≤ {BUDGET:.2f} ×",
-                _common.verdict(ratio, BUDGET),
+                _common.format_verdict(ratio, BUDGET),
             ]
         )
-    _common.table(["", "this", "other", "ratio", "budget", ""], rows)
+    _common.print_table(["", "this", "other", "ratio", "budget", ""], rows)
 
 
 if __name__ == "__main__":

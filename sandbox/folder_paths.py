@@ -195,12 +195,12 @@ def get_full_path_or_raise(folder_name: str, filename: str) -> str:
 def get_filename_list(folder_name: str) -> list[str]:
     """Relative names of all model files of a kind. Not cached, unlike ComfyUI's: the sandbox has few."""
     paths, extensions = folder_names_and_paths[map_legacy(folder_name)]
-    found = set()
+    names = set()
     for path in paths:
         for folder, subfolders, files in os.walk(path, followlinks=True):
             subfolders[:] = [name for name in subfolders if name != ".git"]
-            found.update(os.path.relpath(os.path.join(folder, name), path) for name in files)
-    return filter_files_extensions(found, extensions)
+            names.update(os.path.relpath(os.path.join(folder, name), path) for name in files)
+    return filter_files_extensions(names, extensions)
 
 
 def filter_files_extensions(files: Iterable[str], extensions: Iterable[str]) -> list[str]:

@@ -142,8 +142,8 @@ class PromptServer:
     ) -> None:
         """Send the length of a JSON text, that text, which describes the picture, and the picture."""
         metadata["image_type"] = "image/png" if image_data[0] == "PNG" else "image/jpeg"
-        told = json.dumps(metadata).encode()
-        message = struct.pack(">I", len(told)) + told + _encode(image_data)
+        description = json.dumps(metadata).encode()
+        message = struct.pack(">I", len(description)) + description + _encode(image_data)
         await self.send_bytes(BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA, message, sid)
 
     def encode_bytes(self, event: int, data: bytes | bytearray) -> bytearray:
