@@ -132,7 +132,7 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt tests/clients/requirements-nee
 		-r tests/clients/requirements.txt
 	@cp tests/clients/package.json $(CLIENTS)/
 	@npm install --prefix $(CLIENTS) --no-audit --no-fund --silent || \
-		echo "npm could not install its clients; their tests will be skipped."
+		echo "npm could not install its clients: published ones will be skipped, tests of generators will fail."
 	@touch $@
 
 $(ALIAS)/comfyui_guarded:
