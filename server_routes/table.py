@@ -9,7 +9,8 @@ import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -35,7 +36,6 @@ from ..guard.events.stream import Events
 from ..guard.faces.gate import FaceGate
 from ..guard.files.files import Files
 from ..guard.files.uploads import Uploads
-from ..guard.host import Host
 from ..guard.janitor import Janitor
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health
@@ -57,13 +57,21 @@ _SLOWEST_BYTES_PER_S = 1024
 _dumps = json.JSONEncoder(ensure_ascii=False).encode
 
 
+class HostAnswers(Protocol):
+    """What the routes ask of the host; `Host` says more of each."""
+
+    async def native(self, path: str, **match_info: str) -> bytes: ...
+
+    def file(self, kind: str, subfolder: str, filename: str) -> Path | None: ...
+
+
 @dataclass(frozen=True)
 class Services:
     """What the handlers call."""
 
     settings: Settings
     access: Access
-    host: Host
+    host: HostAnswers
     admission: Admission
     templates: Templates
     jobs: Jobs
