@@ -21,13 +21,11 @@ from ..guard.faces.check import FaceRules, Faces, FacesBody
 from ..guard.faces.gate import AskedRules
 from ..guard.files.names import split_annotation, use_owner_names
 from ..guard.job import ROOTS
-from .about import FACES, FILE, WRITE, About
+from .about import FACES, FILE, READ, About
 from .asked import read_body
 from .form import receive_form
 from .shapes import Binary, PictureForm, StoredPicture
 from .table import Call, Route, respond
-
-_FIELDS = ("image", *AskedRules.model_fields)
 
 
 async def post_face_check(call: Call) -> web.StreamResponse:
@@ -80,10 +78,9 @@ async def _check_stored(call: Call, raw: bytes) -> Faces:
 async def _read_form(call: Call) -> tuple[bytes, dict[str, Any]]:
     """The picture of a form, and the rules beside it."""
     largest = call.services.uploads.settings.max_file_bytes
-    async with receive_form(call.request, call.services.uploads, _FIELDS, largest) as form:
+    async with receive_form(call.request, call.services.uploads, None, largest) as form:
         data = form.fields.pop("image", b"")
         given: dict[str, Any] = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}
-        given.update((file.field, "") for file in form.files)
     if not data:
         raise InvalidRequestError("The form has no part `image`.", extra_info={"field": "image"})
     return data, given
@@ -110,7 +107,7 @@ ROUTES = [
             {200: FacesBody},
             query=AskedRules,
             body={"application/json": StoredPicture, FILE: Binary, "multipart/form-data": PictureForm},
-            refusals=(*FACES, PayloadTooLargeError, *WRITE),
+            refusals=(*FACES, PayloadTooLargeError, *READ),
         ),
     )
 ]

@@ -35,12 +35,12 @@ def is_form(request: web.Request) -> bool:
 
 @asynccontextmanager
 async def receive_form(
-    request: web.Request, uploads: Uploads, words: Collection[str], max_words_bytes: int
+    request: web.Request, uploads: Uploads, words: Collection[str] | None, max_words_bytes: int
 ) -> AsyncIterator[Form]:
     """Receive the request's form; the end of the block deletes the files that nobody has taken.
 
     Args:
-        words: fields that are kept in memory, even where they come with a file name.
+        words: fields that are kept in memory, even with a file name; None: all, so that no file goes to the disk.
         max_words_bytes: how large they may be together, with all other parts that have no file name.
 
     Raises:
@@ -64,7 +64,11 @@ async def receive_form(
 
 
 async def _read(
-    request: web.Request, uploads: Uploads, words: Collection[str], max_words_bytes: int, incoming: list[Incoming]
+    request: web.Request,
+    uploads: Uploads,
+    words: Collection[str] | None,
+    max_words_bytes: int,
+    incoming: list[Incoming],
 ) -> Form:
     form = Form()
     files: list[UploadedFile] = []
@@ -76,7 +80,7 @@ async def _read(
         for header in (hdrs.CONTENT_ENCODING, hdrs.CONTENT_TRANSFER_ENCODING):
             if part.headers.get(header, "binary").lower() not in ("binary", "8bit", "7bit", "identity"):
                 raise InvalidRequestError(f"A part must come as it is, without {header}.")
-        if part.name in words or part.filename is None:
+        if words is None or part.name in words or part.filename is None:
             if part.name in form.fields or len(form.fields) >= _MAX_WORDS:
                 raise InvalidRequestError(f"The field {part.name[:100]!r} stands twice, or there are too many.")
             value = bytearray()

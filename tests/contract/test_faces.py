@@ -149,6 +149,16 @@ async def test_a_form_brings_the_picture_and_the_rules(client):
     assert_refusal(answer, "too_many_faces", 422)
 
 
+async def test_files_for_which_a_form_has_no_field_are_refused_by_name_however_many_they_are(client):
+    head = b'--b\r\nContent-Disposition: form-data; name="%s"; filename="a.jpg"\r\n\r\n'
+    names = [b"image", *(b"other%d" % number for number in range(20))]
+    form = b"".join(head % name + b"not empty\r\n" for name in names) + b"--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = await client.request("POST", "/guarded/face-check", raw=form, headers=headers)
+    assert_refusal(answer, "invalid_request", 400)
+    assert answer.json["error"]["extra_info"] == {"field": "other0"}
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
