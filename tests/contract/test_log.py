@@ -87,10 +87,15 @@ async def test_nothing_of_a_prompt_and_no_key_reaches_the_log(
 async def test_json_lines_carry_the_job(sandbox_client: Callable[..., Awaitable[Client]]):
     client = await sandbox_client(GUARDED_LOG__FORMAT="json")
     job = await client.run(sleep(0.0))
-    entries = []
-    for line in client.host.log.read_text().splitlines():
-        if line.startswith("{"):
-            entries.append(json.loads(line))
+
+    def read_entries() -> list[dict[str, str]]:
+        return [json.loads(line) for line in client.host.log.read_text().splitlines() if line.startswith("{")]
+
+    # As above, the last line may come just after the verdict.
+    await client.polled(
+        lambda: asyncio.sleep(0, read_entries()), lambda seen: sum("job_id" in entry for entry in seen) == 3
+    )
+    entries = read_entries()
     mine = [entry for entry in entries if entry.get("job_id") == job["job_id"]]
     said = [entry["message"].removeprefix(f"job {job['job_id']} ") for entry in mine]
     assert said[:2] == ["of local admitted", "started"]
