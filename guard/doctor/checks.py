@@ -140,7 +140,7 @@ def _check_faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
         mend = state["command"] or "Install requirements.txt with ComfyUI's Python."
         yield Line("error", "faces", f"The server cannot look for faces: {faces['reason']}", mend)
     else:
-        where = "in memory" if faces["loaded"] else "it loads at the first check"
+        where = "in memory" if faces["loaded"] else "not loaded before the first check"
         yield Line("ok", "faces", f"{faces['detector']} on the {faces['device'].upper()}, {where}. {faces['reason']}")
     if state["problem"]:
         yield Line("error" if state["broken"] else "warning", "onnxruntime", state["problem"], state["command"])
