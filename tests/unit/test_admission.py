@@ -2,6 +2,7 @@ import asyncio
 import json
 import string
 import uuid
+from concurrent.futures import Future
 
 import pytest
 from hypothesis import example, given
@@ -759,6 +760,39 @@ async def test_secrets_are_forgotten_when_the_job_could_not_be_let_in(store, hos
     host.during_rehearsal = overtaken
     assert isinstance(await gate.refusal(_raw(extra_data={SECRET_NAMES[0]: "s3cret"})), QueueFullError)
     assert gate.secrets._by_job == {}
+
+
+@pytest.mark.parametrize("step", ["rehearsal", "commit"])
+async def test_a_request_that_is_cancelled_on_its_way_leaves_nothing_of_itself(store, host, clock, monkeypatch, step):
+    gate = Gate(store, host, clock, limits={"jobs_per_minute": 1})
+    raw = _raw(extra_data={SECRET_NAMES[0]: "s3cret"})
+    reached, never, commit = asyncio.Event(), asyncio.Event(), Future()
+
+    async def stop():
+        reached.set()
+        await never.wait()
+
+    def hold_commit(*_arguments, **_more):
+        reached.set()
+        return commit
+
+    with monkeypatch.context() as patch:
+        if step == "rehearsal":
+            host.during_rehearsal = stop
+        else:
+            patch.setattr(store, "submit", hold_commit)
+        task = asyncio.create_task(gate.admit(raw))
+        await asyncio.wait_for(reached.wait(), LONG_S)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    host.during_rehearsal = None
+    assert commit.cancelled() == (step == "commit")
+    assert store.queued == 0
+    assert gate.secrets._by_job == {}
+    assert not gate.admission._in_use._held
+    await gate.admit(raw)  # the one job a minute is still there
 
 
 async def test_a_settled_job_can_be_read_by_its_key(gate, store):
