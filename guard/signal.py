@@ -30,4 +30,6 @@ class Signal(Generic[P]):
             try:
                 listener(*args, **kwargs)
             except Exception:
-                log.exception("a listener failed: %r", listener)
+                job_id = next((value.job_id for value in args if hasattr(value, "job_id")), None)
+                what = "a listener failed" if job_id is None else f"a listener failed on job {job_id}"
+                log.exception("%s: %r", what, listener, extra={"job_id": job_id})

@@ -4,8 +4,9 @@ import asyncio
 import threading
 
 import pytest
-from unit.fakes import LONG_S
+from unit.fakes import LONG_S, new_job
 
+from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.signal import Signal
 from comfyui_guarded.guard.wake import LoopCaller, Wake
 
@@ -73,4 +74,14 @@ def test_a_listener_that_raises_is_logged_and_keeps_the_others_from_nothing(capl
     signal.subscribe(heard.append)
     signal("now")
     assert heard == ["now"]
-    assert "a listener failed" in caplog.text
+    assert "a listener failed: " in caplog.text
+
+
+def test_the_log_names_the_job_on_which_a_listener_failed(caplog):
+    signal: Signal[[NewJob]] = Signal()
+    signal.subscribe(lambda job: 1 / 0)
+    job = new_job()
+    signal(job)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"a listener failed on job {job.job_id}: ")
+    assert record.job_id == job.job_id
