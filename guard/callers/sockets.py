@@ -27,6 +27,7 @@ from ..events.event import ALARM, POSITION, PROGRESS, STATE, Event
 from ..events.stream import Events
 from ..host import Host
 from ..job import Job, JobState
+from ..store import Standing
 from ..wake import LoopCaller
 from . import as_comfyui
 from .jobs import Jobs
@@ -41,6 +42,8 @@ MISSED_FOR_MS = 3_600_000
 MISSED_AT_MOST = 100
 #: The least time between two `status` messages; one always comes before the message that ends a job.
 STATUS_EVERY_S = 0.1
+#: A job counts as open for its client's sockets until they were told its end, for so long at most.
+END_TOLD_WITHIN_S = 5.0
 #: The jobs' events are still read for so long after the last socket has closed.
 FOLLOW_S = 15.0
 
@@ -142,6 +145,8 @@ class Sockets:
         self._sockets: set[Socket] = set()
         self._by_sid: dict[str, set[Socket]] = {}
         self._status_due: asyncio.TimerHandle | None = None
+        #: Jobs with a verdict on disk whose end their sockets have yet to hear, and until when to wait for that.
+        self._ending: dict[str, tuple[Job, float]] = {}
         self._following: asyncio.Task[None] | None = None
 
     def open(self, client: Client, client_id: str, abort: Callable[[], None], *, resumes: bool = False) -> Socket:
@@ -194,7 +199,7 @@ class Sockets:
                     await asyncio.sleep(1)
                     continue
                 for event in events:
-                    if self._sid_of(event) == socket.sid:
+                    if event.job is not None and self._sid_of(event.job) == socket.sid:
                         await socket.wait_for_room()
                         socket.put(_frame(event))
 
@@ -245,6 +250,8 @@ class Sockets:
     def follow(self, job: Job) -> None:
         """A new state is durable. A job that was admitted or has ended changes a count. The store's thread."""
         if self._sockets and (job.state is JobState.QUEUED or job.state.settled):
+            if job.state.settled and self._sid_of(job) in self._by_sid:
+                self._ending[job.job_id] = (job, self._clock.monotonic_s() + END_TOLD_WITHIN_S)
             self._loop.call(self._schedule_status)
 
     def wants(self, sid: str | None) -> bool:
@@ -265,6 +272,8 @@ class Sockets:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         ends = event in ("execution_success", "execution_error") and isinstance(prompt_id, str)
         frame = Message(message, prompt_id if ends else None)
+        if event == "executing" and data.get("node") is None:
+            self._ending.pop(str(prompt_id), None)
         for socket in self._by_sid.get(sid, ()):
             if prompt_id in socket.caught_up:
                 continue
@@ -293,15 +302,15 @@ class Sockets:
         if event.job is None:
             sockets = [socket for socket in self._sockets if socket.client.operator]
         else:
-            sockets = [socket for socket in self._by_sid.get(self._sid_of(event) or "", ()) if not socket.resumes]
+            sid = self._sid_of(event.job)
+            sockets = [socket for socket in self._by_sid.get(sid or "", ()) if not socket.resumes]
         if sockets:
             frame = _frame(event)
             for socket in sockets:
                 socket.put(frame)
 
-    def _sid_of(self, event: Event) -> str | None:
-        job = event.job
-        return None if job is None or job.client_id is None else self._client_ids.of(job.owner, job.client_id)
+    def _sid_of(self, job: Job | Standing) -> str | None:
+        return None if job.client_id is None else self._client_ids.of(job.owner, job.client_id)
 
     def _schedule_status(self) -> None:
         """Send `status` soon to the sockets whose count has changed."""
@@ -314,13 +323,22 @@ class Sockets:
         for socket in self._sockets:
             if remaining[socket.client] != socket.remaining:
                 self._tell_status(socket, remaining[socket.client])
+        if self._ending:
+            self._schedule_status()
 
     def _tell_status(self, socket: Socket, remaining: int) -> None:
         socket.remaining = remaining
         socket.say("status", _status(remaining))
 
     def _remaining(self, client: Client) -> int:
-        return self._store.count_open(client.sees_only)
+        """How many of the jobs that the client sees are open, as far as its sockets have been told."""
+        now_s, ending = self._clock.monotonic_s(), 0
+        for job, until_s in list(self._ending.values()):  # the store's thread adds to it
+            if until_s < now_s or self._sid_of(job) not in self._by_sid:
+                self._ending.pop(job.job_id, None)
+            elif client.may_see(job.owner):
+                ending += 1
+        return self._store.count_open(client.sees_only) + ending
 
 
 def _status(remaining: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 from contract.client import (
     TERMINAL,
     Client,
@@ -89,8 +88,6 @@ async def test_the_jobs_own_events_come_between(client):
     assert {name: value for name, value in job.items() if name not in ("event", "id")} == await client.job(job_id)
 
 
-# The count may fall first where the worker needs more than STATUS_EVERY_S (0.1 s) from the commit to the success.
-@pytest.mark.serial
 async def test_the_count_is_told_between_the_success_and_the_end(client):
     """Clients that watch the count alone take its fall for the end of their job."""
     async with client.socket("/guarded/ws") as socket:

@@ -126,6 +126,37 @@ async def test_the_states_between_admission_and_end_change_no_count(hub, machine
     assert hub._status_due is not None
 
 
+async def count_told(hub, socket):
+    """The counts that the socket hears of in the next few rounds of `status`."""
+    await asyncio.sleep(0.05)
+    return [data["status"]["exec_info"]["queue_remaining"] for event, data in await said(socket) if event == "status"]
+
+
+@pytest.mark.parametrize("client", [BOT, LOCAL], ids=["its owner", "an operator"])
+async def test_the_count_falls_only_once_the_end_is_told(hub, machine, store, monkeypatch, client):
+    monkeypatch.setattr(sockets, "STATUS_EVERY_S", 0.001)
+    watching = opened(hub, client)[0]
+    opened(hub)
+    job_id = await machine.run(client_id="tab")
+    assert await count_told(hub, watching) == [0, 1]
+    store.settle(job_id, SUCCESS, Result()).result(LONG_S)
+    assert await count_told(hub, watching) == [], "the verdict is on disk, and nobody has heard of it"
+    sid = machine.client_ids.of("bot", "tab")
+    passed(hub, "executing", {"node": None, "prompt_id": job_id}, sid)
+    assert await count_told(hub, watching) == [0]
+
+
+async def test_the_count_falls_all_the_same_where_an_end_is_never_told(hub, machine, store, clock, monkeypatch):
+    monkeypatch.setattr(sockets, "STATUS_EVERY_S", 0.001)
+    socket = opened(hub)[0]
+    job_id = await machine.run(client_id="tab")
+    store.settle(job_id, SUCCESS, Result()).result(LONG_S)
+    assert await count_told(hub, socket) == [0, 1]
+    now_s = clock.monotonic_s() + sockets.END_TOLD_WITHIN_S
+    monkeypatch.setattr(clock, "monotonic_s", lambda: now_s)
+    assert await count_told(hub, socket) == [0]
+
+
 async def test_the_new_count_comes_before_the_end_of_the_job(hub, machine, store):
     job_id = await machine.run(client_id="tab")
     socket, _ = opened(hub)
