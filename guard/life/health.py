@@ -48,6 +48,8 @@ class Health:
         self._host = host
         self._store = store
         self._serving = False
+        #: Further problems: a name, a text for operators, and whether it is so now.
+        self._watched: list[tuple[str, str, Callable[[], bool]]] = []
         self._disk_full: Callable[[], DiskFullError | None] = lambda: None
         self.draining = False
         self.restarting = False
@@ -57,6 +59,13 @@ class Health:
     def watch_disk(self, full: Callable[[], DiskFullError | None]) -> None:
         """Ask `full` before a job is admitted. Admitted jobs go on: the free space is there for their results."""
         self._disk_full = full
+
+    def watch(self, name: str, text: str, is_so: Callable[[], bool]) -> None:
+        """Report the problem `name` while `is_so()`, which any thread may call and which must not block.
+
+        `text` says to operators what it means. No job is admitted or dispatched meanwhile.
+        """
+        self._watched.append((name, text, is_so))
 
     def mark_serving(self) -> None:
         """The server serves, and every custom node is loaded: only from now on can a prompt be validated."""
@@ -75,6 +84,7 @@ class Health:
             problems.append("worker dead")
         if self.stuck:
             problems.append("worker stuck")
+        problems.extend(name for name, _text, is_so in self._watched if is_so())
         return problems
 
     def refusals(self) -> list[str]:
@@ -98,7 +108,8 @@ class Health:
 
     def alarms(self) -> list[AlarmBody]:
         """What an operator should look at now, each with a code and a message."""
-        alarms = [(name.replace(" ", "_"), text) for name, text in _ALARMS.items() if name in self.problems()]
+        texts = {**_ALARMS, **{name: text for name, text, _is_so in self._watched}}
+        alarms = [(name.replace(" ", "_"), texts[name]) for name in self.problems() if name in texts]
         if (full := self._disk_full()) is not None:
             alarms.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))
         if hung := self._host.hung_workers():

@@ -163,4 +163,15 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX jobs_history ON jobs (owner, settled_at_ms, number) WHERE settled_at_ms IS NOT NULL AND hidden = 0;
     """,
+    """
+    -- Which process may write. Another one that opens the file puts its own name here; the earlier one then stops.
+    CREATE TABLE epoch (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        writer TEXT NOT NULL
+    );
+    INSERT INTO epoch VALUES (1, '');
+
+    -- Whether the host has taken the job. Until then its validation may be what kills the process.
+    ALTER TABLE leases ADD COLUMN handed_over INTEGER NOT NULL DEFAULT 0;
+    """,
 )
