@@ -1,7 +1,8 @@
 """Run operations on the database: each on a thread that owns its connection, many writes in one commit.
 
-The database is in WAL mode with `synchronous=NORMAL`: a commit survives the death of the process, by SIGKILL too. A
-power cut may lose the last commits but leaves the file whole.
+The database is in WAL mode. Every commit survives the death of the process, by SIGKILL too. A commit with a durable
+operation waits for the disk (`synchronous=FULL`), so it survives a power cut with all commits before it. A power cut may
+lose the commits since then (`synchronous=NORMAL`) but leaves the file whole.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +29,6 @@ log = logging.getLogger("guarded.store")
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
-#: Operations, each with the future that gets its result.
-Batch = list[tuple[Operation[Any], "Future[Any]"]]
 
 #: The most operations in one commit. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
@@ -36,6 +37,18 @@ BATCH = 256
 TIDY_COMMITS = 250
 #: How often the writer checks that its file is still there.
 LOOK_S = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """An operation, and the future that gets its result. `durable`: see :meth:`Engine.write`."""
+
+    operation: Operation[Any]
+    future: Future[Any]
+    durable: bool = False
+
+
+Batch = list[Task]
 
 
 class Engine:
@@ -86,9 +99,20 @@ class Engine:
             self._lock.release()
             raise
 
-    def write(self, operation: Operation[T]) -> Future[T]:
-        """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk."""
-        return self._writer.run(operation)
+    #: Why the database cannot be used now; None where it can. Any thread.
+    trouble: str | None = None
+
+    @property
+    def silent_s(self) -> float:
+        """How long the oldest write that is not done has waited; 0 where none waits. Any thread."""
+        return self._writer.silent_s
+
+    def write(self, operation: Operation[T], durable: bool = False) -> Future[T]:
+        """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk.
+
+        `durable`: it survives a power cut, for which its commit waits.
+        """
+        return self._writer.run(operation, durable)
 
     def read(self, operation: Operation[T]) -> Future[T]:
         """Run an operation that changes nothing on the reader's thread."""
@@ -121,15 +145,15 @@ class Engine:
                 if results is None:
                     self._take_back(db)
                     refused = {future for future, _error in refusals}
-                    batch = [item for item in batch if item[1] not in refused]
+                    batch = [task for task in batch if task.future not in refused]
             db.execute("COMMIT")
         except BaseException as error:
             # Nothing of the batch is on disk, so nobody may be told that it is.
             with contextlib.suppress(sqlite3.Error):
                 self._take_back(db)
             failure = report_failure(error)
-            for _operation, future in batch:
-                future.set_exception(failure)
+            for task in batch:
+                task.future.set_exception(failure)
             for future, refusal in refusals:
                 if not future.done():
                     future.set_exception(refusal)
@@ -151,19 +175,25 @@ class Engine:
         None: an operation refused after it had written, so the batch must be done again without it. That hardly ever
         happens, as operations check before they write, and it is cheaper than a savepoint for each.
         """
+        self._sync(db, any(task.durable for task in batch))
         db.execute("BEGIN IMMEDIATE")
         results = []
-        for operation, future in batch:
+        for task in batch:
             writes = db.total_changes
             try:
-                results.append((future, operation(db)))
+                results.append((task.future, task.operation(db)))
             except sqlite3.OperationalError:
                 raise
             except Exception as error:
-                refusals.append((future, error if isinstance(error, GuardError) else report_failure(error)))
+                refusals.append((task.future, error if isinstance(error, GuardError) else report_failure(error)))
                 if db.total_changes != writes:
                     return None
         return results
+
+    @staticmethod
+    def _sync(db: sqlite3.Connection, durable: bool) -> None:
+        """Let the next commit wait for the disk, or not. Within a transaction SQLite would ignore it."""
+        db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
     def _take_back(self, db: sqlite3.Connection) -> None:
         self._is_loaded = False
@@ -218,17 +248,28 @@ class DatabaseThread:
         self._db = db
         self._work = work
         self._idle = idle
-        self._inbox: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        #: When each task that is not done was handed in.
+        self._since_s: deque[float] = deque()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._closed = False
         self._thread.start()
 
-    def run(self, operation: Operation[T]) -> Future[T]:
+    @property
+    def silent_s(self) -> float:
+        """How long the oldest task has waited or runs; 0 where there is none. Any thread."""
+        try:
+            return max(time.monotonic() - self._since_s[0], 0.0)
+        except IndexError:
+            return 0.0
+
+    def run(self, operation: Operation[T], durable: bool = False) -> Future[T]:
         future: Future[T] = Future()
         if self._closed:
             future.set_exception(ServerUnavailableError("The job store is closed."))
         else:
-            self._inbox.put((operation, future))
+            self._since_s.append(time.monotonic())
+            self._inbox.put(Task(operation, future, durable))
         return future
 
     def swap(self, db: sqlite3.Connection) -> None:
@@ -255,17 +296,20 @@ class DatabaseThread:
                 except queue.Empty:
                     break
             is_open = None not in batch
+            tasks = [task for task in batch if task is not None]
             # A request that was cancelled has cancelled its operation.
-            work = [item for item in batch if item is not None and item[1].set_running_or_notify_cancel()]
+            work = [task for task in tasks if task.future.set_running_or_notify_cancel()]
             if work:
                 try:
                     self._work(self._db, work)
                 except BaseException as error:
                     # A bug: the callers must hear of it, and the thread must live.
                     failure = report_failure(error)
-                    for _operation, future in work:
-                        if not future.done():
-                            future.set_exception(failure)
+                    for task in work:
+                        if not task.future.done():
+                            task.future.set_exception(failure)
+            for _task in tasks:
+                self._since_s.popleft()
         self._db.close()
 
     def _run_idle(self) -> None:
@@ -277,13 +321,13 @@ class DatabaseThread:
 
 
 def _read(db: sqlite3.Connection, batch: Batch) -> None:
-    for operation, future in batch:
+    for task in batch:
         try:
-            future.set_result(operation(db))
+            task.future.set_result(task.operation(db))
         except GuardError as error:
-            future.set_exception(error)
+            task.future.set_exception(error)
         except BaseException as error:
-            future.set_exception(report_failure(error))
+            task.future.set_exception(report_failure(error))
 
 
 def report_failure(error: BaseException) -> GuardError:

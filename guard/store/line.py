@@ -31,7 +31,7 @@ class Line:
     Attributes:
         turns: by owner, for owners with open jobs or that were served before.
         kinds: how many waiting jobs there are of each kind.
-        leased: how many slots are taken.
+        leases: the jobs that hold slots.
         number: the newest job's.
         event_id: the newest change of state's.
         reordered: whether a waiting job may have another position than its arrival gives it.
@@ -39,7 +39,7 @@ class Line:
 
     turns: dict[str, Turn] = field(default_factory=dict)
     kinds: dict[Kind, int] = field(default_factory=dict)
-    leased: int = 0
+    leases: set[str] = field(default_factory=set)
     number: int = 0
     event_id: int = 0
     reordered: bool = False
@@ -47,7 +47,7 @@ class Line:
     @classmethod
     def read(cls, db: sqlite3.Connection) -> Line:
         """Read the line from the tables; the count of rounds starts again."""
-        (leased,) = db.execute("SELECT count(*) FROM leases").fetchone()
+        leases = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases")}
         (reordered,) = db.execute(
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND (priority <> 0 OR place <> number))"
         ).fetchone()
@@ -67,7 +67,7 @@ class Line:
         for owner, count in under_way:
             turns.setdefault(owner, Turn()).under_way = count
         number, event_id = cls.last_number(db, "jobs"), cls.last_number(db, "transitions")
-        return cls(turns, kinds, leased, number, event_id, bool(reordered))
+        return cls(turns, kinds, leases, number, event_id, bool(reordered))
 
     @staticmethod
     def last_number(db: sqlite3.Connection, table: str) -> int:
@@ -132,7 +132,7 @@ class Line:
         # The tables may be a commit older than the line, on a thread that reads.
         ahead = self.count_ahead(job.owner, max(queued - 1 - (0 if last else _count_behind(db, job)), 0))
         count = sum(ahead.values())
-        return Waiting(1 + count, self.leased, self._count_kinds(db, job, ahead, count))
+        return Waiting(1 + count, len(self.leases), self._count_kinds(db, job, ahead, count))
 
     def _count_kinds(self, db: sqlite3.Connection, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
         """Count the jobs before this one by kind: exactly where they are few, otherwise by each kind's share."""

@@ -40,6 +40,16 @@ class Store(Protocol):
 
     #: Announces each change of state on the store's thread, once it is on disk.
     changed: Signal[[Job]]
+    #: Announces on the store's thread that the database is in use and what was recovered, once in a process.
+    opened: Signal[[Recovery]]
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the database cannot be used now; None where it can. Any thread."""
+
+    @property
+    def silent_s(self) -> float:
+        """How long the oldest change that is not on disk has waited; 0 where none does. Any thread."""
 
     # Counts kept in memory: they cost nothing, on any thread, and may be a commit older than the tables. --------
 
@@ -50,6 +60,10 @@ class Store(Protocol):
     @property
     def leased(self) -> int:
         """Slots that are taken."""
+
+    @property
+    def leases(self) -> frozenset[str]:
+        """The jobs that hold them."""
 
     def count_queued(self, owner: str) -> int:
         """Count the owner's jobs that wait."""
@@ -81,6 +95,9 @@ class Store(Protocol):
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         """Give a slot to the next job; owners take turns. None if no slot is free or no job waits."""
+
+    def hand_over(self, job_id: str) -> Future[None]:
+        """Note that the host has taken the job that holds a slot."""
 
     def start(self, job_id: str) -> Future[Job | None]:
         """Move a dispatched job to running, and count the attempt. None if it has settled."""
@@ -221,6 +238,9 @@ class Store(Protocol):
 
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         """Make a delivery pending again, as if it were new; None if the owner has no such delivery."""
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was handed in is on disk; False where it is not by then. Blocks."""
 
     def close(self) -> None:
         """Finish what was handed in, then close. Later calls fail."""

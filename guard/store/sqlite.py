@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from ..clock import Clock
@@ -47,10 +47,10 @@ class SqliteStore(Store):
         """
         self._clock = clock
         self.changed: Signal[[Job]] = Signal()
+        self.opened: Signal[[Recovery]] = Signal()
         self._transitions = Transitions(clock)
         self._engine = Engine(path, self._transitions.load, self._publish)
-        line = self._transitions.line
-        self._queued, self._leased = line.queued, line.leased
+        self._note_counts()
 
     @property
     def path(self) -> Path:
@@ -65,26 +65,51 @@ class SqliteStore(Store):
 
     @property
     def leased(self) -> int:
-        return self._leased
+        return len(self._leases)
+
+    @property
+    def leases(self) -> frozenset[str]:
+        return self._leases
 
     def count_open(self, owner: str | None) -> int:
         return self._transitions.line.count_open(owner)
+
+    @property
+    def trouble(self) -> str | None:
+        return self._engine.trouble
+
+    @property
+    def silent_s(self) -> float:
+        return self._engine.silent_s
+
+    def flush(self, timeout_s: float) -> bool:
+        done, _waiting = wait([future := self._engine.write(lambda _db: None, durable=True)], timeout_s)
+        return bool(done) and future.exception() is None
 
     def close(self) -> None:
         self._engine.close()
 
     def _publish(self) -> None:
         """Announce what a commit has made durable. The writer's thread."""
-        line = self._transitions.line
-        self._queued, self._leased = line.queued, line.leased
+        self._note_counts()
         changed, self._transitions.changed = self._transitions.changed, []
         for job in changed:
             self.changed(job)
 
+    def _note_counts(self) -> None:
+        line = self._transitions.line
+        self._queued, self._leases = line.queued, frozenset(line.leases)
+
     # On the writer's thread. ---------------------------------------------------------------------------------
 
     def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
-        return self._engine.write(lambda db: self._transitions.recover(db, holder, max_attempts))
+        def tell(done: Future[Recovery]) -> None:
+            if done.exception() is None:
+                self.opened(done.result())
+
+        future = self._engine.write(lambda db: self._transitions.recover(db, holder, max_attempts), durable=True)
+        future.add_done_callback(tell)
+        return future
 
     def submit(
         self,
@@ -94,10 +119,18 @@ class SqliteStore(Store):
         *,
         max_queued_of_owner: int | None = None,
     ) -> Future[Submitted]:
-        return self._engine.write(lambda db: self._transitions.submit(db, new, max_queued, key, max_queued_of_owner))
+        return self._engine.write(
+            lambda db: self._transitions.submit(db, new, max_queued, key, max_queued_of_owner), durable=True
+        )
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(lambda db: self._transitions.claim(db, holder, max_jobs))
+
+    def hand_over(self, job_id: str) -> Future[None]:
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE leases SET handed_over = 1 WHERE job_id = ?", (job_id,))
+
+        return self._engine.write(operation)
 
     def start(self, job_id: str) -> Future[Job | None]:
         return self._engine.write(lambda db: self._transitions.advance(db, job_id, JobState.RUNNING))
@@ -108,7 +141,9 @@ class SqliteStore(Store):
     def settle(
         self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
     ) -> Future[Settled | None]:
-        return self._engine.write(lambda db: self._transitions.settle(db, job_id, verdict, result, only_waiting))
+        return self._engine.write(
+            lambda db: self._transitions.settle(db, job_id, verdict, result, only_waiting), durable=True
+        )
 
     def release(self, job_id: str) -> Future[None]:
         return self._engine.write(lambda db: self._transitions.release(db, job_id))

@@ -82,7 +82,7 @@ class Transitions:
 
     def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
         owner = self.line.pick_owner()
-        if owner is None or self.line.leased >= max_jobs:
+        if owner is None or len(self.line.leases) >= max_jobs:
             return None
         row = db.execute(
             f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
@@ -93,7 +93,7 @@ class Transitions:
         self.line.serve(owner)
         # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
-        self.line.leased += 1
+        self.line.leases.add(job.job_id)
         (body,) = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
         return Claimed(job, body)
 
@@ -112,7 +112,8 @@ class Transitions:
         return Settled(self._end(db, job, verdict, result), won=True)
 
     def release(self, db: sqlite3.Connection, job_id: str) -> None:
-        self.line.leased -= db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,)).rowcount
+        db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
+        self.line.leases.discard(job_id)
 
     def _insert(self, db: sqlite3.Connection, new: NewJob) -> Job:
         number = self.line.number + 1

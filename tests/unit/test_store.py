@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,7 +16,7 @@ from comfyui_guarded.guard.errors import (
     QueueFullError,
     ServerUnavailableError,
 )
-from comfyui_guarded.guard.job import JobState, Kind
+from comfyui_guarded.guard.job import SUCCESS, JobState, Kind
 from comfyui_guarded.guard.store import (
     IdempotencyKey,
     SqliteStore,
@@ -309,4 +310,84 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
     assert claim_all(store) == [ids[name] for name in ("dispatched", "once", "checked", "queued")]
     attempts = {name: store.get(ids[name]).result(LONG_S).attempts for name in names}
     assert (attempts["dispatched"], attempts["once"], attempts["twice"]) == (0, 1, 2)
+    store.close()
+
+
+def test_the_leases_are_known_on_any_thread_as_of_the_last_commit(store):
+    assert store.leases == frozenset()
+    ids = [submit(store).job.job_id for _ in range(3)]
+    claimed = {claim(store, 2), claim(store, 2)}
+    assert store.leases == claimed < set(ids)
+    assert store.leased == 2
+    store.settle(next(iter(claimed)), SUCCESS).result(LONG_S)
+    assert store.leases == claimed, "a settled job keeps its slot until the worker lets go"
+    for job_id in claimed:
+        store.release(job_id).result(LONG_S)
+    assert store.leases == frozenset()
+
+
+def test_the_leases_are_read_again_with_the_database(tmp_path, clock):
+    path = tmp_path / "jobs.db"
+    store = SqliteStore(path, clock)
+    submit(store)
+    job_id = claim(store)
+    store.close()
+    store = SqliteStore(path, clock)
+    assert store.leases == {job_id}
+    store.recover("local", 2).result(LONG_S)
+    assert store.leases == frozenset()
+    store.close()
+
+
+def test_that_the_host_has_taken_a_job_is_written_down(store):
+    def handed_over():
+        query = "SELECT job_id, handed_over FROM leases ORDER BY rowid"
+        return store._engine.read(lambda db: db.execute(query).fetchall()).result(LONG_S)
+
+    for _ in range(2):
+        submit(store)
+    first, second = claim(store, 2), claim(store, 2)
+    store.hand_over(second).result(LONG_S)
+    store.hand_over("of nobody").result(LONG_S)
+    assert handed_over() == [(first, 0), (second, 1)]
+
+
+def test_the_oldest_unfinished_write_says_how_long_the_store_has_been_silent(store):
+    assert store.silent_s == 0
+    with Held(store):
+        held = store.silent_s
+        waiting = store.submit(new_job(), 10)
+        cancelled = store.submit(new_job(), 10)
+        assert cancelled.cancel()
+        assert store.silent_s > held > 0
+        assert not store.flush(0.01)
+        assert not waiting.done()
+    assert store.flush(LONG_S)
+    assert waiting.done()
+    store._engine.write(lambda _db: None).result(LONG_S)
+    ends_s = time.monotonic() + LONG_S
+    while store.silent_s:  # the last future is done a moment before the batch is
+        assert time.monotonic() < ends_s
+
+
+def test_a_flush_of_a_closed_store_says_that_it_is_not_on_disk(tmp_path, clock):
+    store = SqliteStore(tmp_path / "jobs.db", clock)
+    assert store.flush(LONG_S)
+    store.close()
+    assert not store.flush(LONG_S)
+
+
+def test_what_was_recovered_is_announced_on_the_stores_thread(tmp_path, clock):
+    path = tmp_path / "jobs.db"
+    store = SqliteStore(path, clock)
+    submit(store)
+    claim(store)
+    store.close()
+    store = SqliteStore(path, clock)
+    heard = []
+    store.opened.subscribe(lambda recovery: heard.append((recovery, threading.current_thread().name)))
+    recovery = store.recover("local", 2).result(LONG_S)
+    assert store.flush(LONG_S)
+    assert heard == [(recovery, "guarded-store")]
+    assert recovery.requeued == 1
     store.close()
