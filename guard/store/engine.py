@@ -1,8 +1,8 @@
 """Run operations on the database: each on a thread that owns its connection, many writes in one commit.
 
 The database is in WAL mode. Every commit survives the death of the process, by SIGKILL too. A commit with a durable
-operation waits for the disk (`synchronous=FULL`), so it survives a power cut with all commits before it. A power cut may
-lose the commits since then (`synchronous=NORMAL`) but leaves the file whole.
+operation waits for the disk (`synchronous=FULL`), so it survives a power cut, with all commits before it. A power cut
+may lose the commits since then (`synchronous=NORMAL`) but leaves the file whole.
 """
 
 from __future__ import annotations
