@@ -1,22 +1,29 @@
-"""The database file: find it, open it, check and migrate it, and set aside what cannot be read."""
+"""The database file: find it, open it, check, mend and migrate it, and set aside what cannot be read."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sqlite3
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..clock import Clock
+from ..errors import ServerRestartedError
+from ..job import Verdict
 from ..settings import SettingsError
-from .schema import MIGRATIONS
+from . import schema
+from .check import find_nonsense
+from .migrate import migrate
+from .repair import find_damage, find_free_name, find_version, finish, one_line, reindex, salvage, set_aside
+from .rows import IS_OPEN
+from .transitions import Transitions
 
 log = logging.getLogger("guarded.store")
 
 #: Pages (of 4 KiB) in the log at which a commit works it into the database itself.
 LOG_PAGES = 25_000
-#: Check files up to this size page by page when opening them (64 MiB take about 0.2 s).
+#: Check files up to this size as a whole when opening them (64 MiB take up to 0.5 s).
 CHECKED_BYTES = 64 * 2**20
 
 
@@ -59,24 +66,37 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open and migrate the database. A file that SQLite cannot read is set aside, never overwritten."""
+    """Open the database, mend it if it is damaged, and migrate it.
+
+    Damaged indexes are built anew. Otherwise what can be read goes to a new file, or, where nothing can, an empty one
+    takes its place; the damaged file is kept beside it. Open jobs that have lost what they were to do are settled.
+
+    Raises:
+        StoreTooNewError: a later version wrote it.
+        sqlite3.OperationalError: it is locked, the disk refuses or has no room. The file is as it was; try again.
+    """
     try:
-        return _migrate(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise  # locked, read-only, no room: the file itself may be fine
-        aside = _find_free_name(path.with_name(f"{path.name}.corrupt-{time.strftime('%Y%m%d-%H%M%S')}"))
-        for suffix in ("", "-wal", "-shm"):
-            if (part := Path(f"{path}{suffix}")).exists():
-                os.replace(part, f"{aside}{suffix}")
-        log.error(
-            "the job database %s cannot be read (%s); it was set aside as %s, and a new one is in use. "
-            "Jobs that waited in it are no longer queued.",
-            path,
-            " ".join(str(error).split()),
-            aside.name,
-        )
-        return _migrate(path)
+        finish(path)  # a kill may have cut an earlier repair short
+        for mend in (_reindex, salvage, _begin_anew):
+            try:
+                return _open(path)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise  # locked, read-only, no room: the file itself may be fine
+                mend(path, one_line(error))
+        return _open(path)
+    except OSError as error:
+        raise sqlite3.OperationalError(str(error)) from error
+
+
+def suspect(path: Path) -> None:
+    """Have the database checked as a whole when it is opened next, by whatever process, however large it is."""
+    _suspicion(path).touch()
+
+
+def is_unchecked(path: Path) -> bool:
+    """Whether the file is too large to be checked as a whole before it is used."""
+    return path.stat().st_size > CHECKED_BYTES and not _suspicion(path).exists()
 
 
 def rewrite(db: sqlite3.Connection, path: Path) -> None:
@@ -87,7 +107,7 @@ def rewrite(db: sqlite3.Connection, path: Path) -> None:
     fresh.unlink(missing_ok=True)
     db.execute("VACUUM INTO ?", (str(fresh),))
     if path.exists():
-        os.replace(path, _find_free_name(path.with_name(f"{path.name}.foreign")))
+        os.replace(path, find_free_name(path.with_name(f"{path.name}.foreign")))
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     os.replace(fresh, path)
@@ -99,28 +119,64 @@ def identify(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _migrate(path: Path) -> sqlite3.Connection:
+def _open(path: Path) -> sqlite3.Connection:
     db = connect(path)
     try:
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
+        if version > len(schema.MIGRATIONS):
             raise StoreTooNewError(f"{path} was written by a later version of this package (schema {version})")
-        if path.stat().st_size <= CHECKED_BYTES:
-            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+        if not is_unchecked(path) and (damage := find_damage(db)):
+            raise sqlite3.DatabaseError(damage)
+        if version < len(schema.MIGRATIONS):
+            if (actual := find_version(db)) != version:
+                raise sqlite3.DatabaseError(f"its tables are those of schema {actual}, not {version}")
+            migrate(db, path, version)
+        if damage := find_nonsense(db):
+            raise sqlite3.DatabaseError(damage)
+        _settle_lost(db, path)
+        _suspicion(path).unlink(missing_ok=True)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _find_free_name(path: Path) -> Path:
-    """`path`, with a number appended if that name is taken."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+def _settle_lost(db: sqlite3.Connection, path: Path) -> None:
+    """End open jobs whose body is lost: nothing can run them, and their owners must hear of it."""
+    lost = db.execute(
+        f"SELECT job_id FROM jobs WHERE {IS_OPEN} AND NOT EXISTS (SELECT 1 FROM bodies WHERE number = jobs.number)"
+    ).fetchall()
+    if not lost:
+        return
+    transitions = Transitions(Clock())
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        transitions.load(db)
+        error = ServerRestartedError("The job database was damaged, and what the job was to do is lost.")
+        for (job_id,) in lost:
+            transitions.settle(db, job_id, Verdict.of(error), None, False)
+            transitions.release(db, job_id)
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    log.error("%d open jobs in %s have lost what they were to do; they failed as server_restarted", len(lost), path)
+
+
+def _reindex(path: Path, _damage: str) -> None:
+    reindex(path)
+
+
+def _begin_anew(path: Path, damage: str) -> None:
+    aside = set_aside(path)
+    log.error(
+        "the job database %s cannot be read (%s); it was set aside as %s, and a new one is in use. "
+        "Jobs that waited in it are no longer queued.",
+        path,
+        damage,
+        aside,
+    )
+
+
+def _suspicion(path: Path) -> Path:
+    return path.with_name(f"{path.name}.suspect")

@@ -92,7 +92,7 @@ async def test_the_lock_of_a_killed_server_holds_nobody_up(server):
 
 
 @pytest.mark.parametrize("damage", ["no database at all", "a page in the middle", "its end is missing"])
-async def test_a_corrupt_database_is_set_aside_with_a_message_and_a_new_one_begun(server, damage):
+async def test_a_corrupt_database_is_set_aside_with_a_message_and_what_can_be_read_is_kept(server, damage):
     host = server()
     path = database(host.base)
     if damage == "no database at all":
@@ -110,8 +110,9 @@ async def test_a_corrupt_database_is_set_aside_with_a_message_and_a_new_one_begu
     damaged = path.read_bytes()
     host.log.unlink(missing_ok=True)
     host.start()
+    saved = {"no database at all": 0, "a page in the middle": 25, "its end is missing": 1}[damage]
     async with connected(host) as client:
-        assert await client.jobs() == []
+        assert saved <= len(await client.jobs()) <= (30 if saved else 0)
         assert_succeeded(await client.run(picture()))
     (aside,) = (part for part in path.parent.glob("guarded.db.corrupt-*") if not part.name.endswith(("-wal", "-shm")))
     assert aside.read_bytes() == damaged

@@ -22,6 +22,8 @@ from comfyui_guarded.guard.store import (
     StoreTooNewError,
     StoreUnusableError,
     disk,
+    repair,
+    schema,
 )
 
 REPO = Path(__file__).parents[2]
@@ -85,7 +87,7 @@ def test_a_corrupt_file_is_set_aside_whole_and_a_new_one_begun(tmp_path, clock, 
 
 
 def test_two_corrupt_files_in_the_same_second_are_both_kept(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(disk.time, "strftime", lambda *_args: "20300101-000000")
+    monkeypatch.setattr(repair.time, "strftime", lambda *_args: "20300101-000000")
     path = tmp_path / "jobs.db"
     for content in (b"first " * 1000, b"second " * 1000):
         path.write_bytes(content)
@@ -122,7 +124,7 @@ def test_a_database_of_a_later_version_is_refused_untouched(tmp_path, clock):
     path = tmp_path / "jobs.db"
     _old_database(path, clock)
     db = sqlite3.connect(path)
-    db.execute(f"PRAGMA user_version = {len(disk.MIGRATIONS) + 1}")
+    db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
     db.close()
     before = path.read_bytes()
     with pytest.raises(StoreTooNewError, match=r"jobs\.db"):
@@ -173,14 +175,14 @@ def test_a_migration_keeps_the_jobs(tmp_path, clock, monkeypatch):
     path = tmp_path / "jobs.db"
     ids = _old_database(path, clock)
     second = "ALTER TABLE jobs ADD COLUMN mood TEXT NOT NULL DEFAULT 'fine'; CREATE TABLE extra (x INTEGER);"
-    monkeypatch.setattr(disk, "MIGRATIONS", (*disk.MIGRATIONS, second))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
     store = SqliteStore(path, clock)
     assert [job.job_id for job in store.list_jobs(None, None, 100).result(LONG_S)] == ids[::-1]
     assert store.queued == len(ids)
     assert submit(store).job.number == len(ids) + 1
     store.close()
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (len(disk.MIGRATIONS),)
+    assert db.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
     assert db.execute("SELECT DISTINCT mood FROM jobs").fetchall() == [("fine",)]
     db.close()
     SqliteStore(path, clock).close()  # not migrated twice
@@ -190,7 +192,7 @@ def test_a_migration_that_fails_half_way_leaves_the_database_as_it_was(tmp_path,
     path = tmp_path / "jobs.db"
     ids = _old_database(path, clock)
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "MIGRATIONS", (*disk.MIGRATIONS, "DELETE FROM jobs; SELECT no_such_function();"))
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "DELETE FROM jobs; SELECT no_such_function();"))
         with pytest.raises(StoreUnusableError):
             SqliteStore(path, clock)
     store = SqliteStore(path, clock)
