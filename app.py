@@ -41,6 +41,7 @@ from .guard.life.dispatcher import Dispatcher
 from .guard.life.drain import Drain
 from .guard.life.health import Health
 from .guard.life.process import Process
+from .guard.life.reconcile import Reconciler
 from .guard.life.runs import Runs
 from .guard.life.secrets import Secrets
 from .guard.life.settle import Settler
@@ -111,6 +112,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
+    reconciler = Reconciler(store, host, settler, runs, dispatcher)
     janitor = Janitor(settings.janitor, store, host.folders, own, clock)
     health.watch_disk(janitor.disk_full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
@@ -148,6 +150,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     sender.attempted.subscribe(metrics.count_delivery)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
     watchdog.alarmed.subscribe(events.alarm)
+    watchdog.turned.subscribe(dispatcher.supervise)
+    watchdog.turned.subscribe(reconciler.turn)
+    dispatcher.alarmed.subscribe(events.alarm)
     janitor.disk_filled.subscribe(lambda message: events.alarm("disk_full", message))
     settler.released.subscribe(dispatcher.wake)
     settler.ending.subscribe(watchdog.expect_stop)

@@ -212,6 +212,15 @@ class Host(Protocol):
     async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
         """Put a job into the host's queue through its own handler; returns its refusal, if it refuses. Event loop."""
 
+    def held(self) -> frozenset[str]:
+        """The ids of the prompts that the host really has, whoever queued them: they wait, run, or are being ended.
+
+        Any thread.
+        """
+
+    def let_go(self, job_id: str) -> None:
+        """Forget a job that the host no longer has, although nobody has told us so. Any thread."""
+
     def stop(self, prompt_id: str) -> None:
         """Stop that prompt and no other: take it out of the queue, or interrupt its run.
 

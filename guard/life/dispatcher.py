@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
+import time
 from asyncio import wrap_future
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
-from ..errors import GuardError, InternalError
+from ..contain import EscapedError, OverdueError, contain
+from ..errors import GenerationTimeoutError, GuardError, InternalError
 from ..host import Host
 from ..host_words import explain_refusal, host_body
 from ..job import Job, JobState
 from ..settings import QueueSettings
+from ..signal import Signal
 from ..store import Claimed
-from ..wake import Wake
+from ..wake import LoopCaller, Wake
 from .health import Health
 from .runs import Runs
 from .secrets import Secrets
 from .settle import Settler
 
 log = logging.getLogger("guarded.queue")
+
+#: How often the dispatcher looks for work although nobody has woken it.
+LOOK_S = 1.0
+#: How long after its job's time a turn must come back.
+LATE_S = 10.0
 
 
 class Queue(Protocol):
@@ -36,7 +45,7 @@ class Queue(Protocol):
 
 
 class Dispatcher:
-    """Gives free slots to waiting jobs. One task on the event loop."""
+    """Gives free slots to waiting jobs. One task on the event loop, which the watchdog's thread supervises."""
 
     def __init__(
         self,
@@ -60,10 +69,20 @@ class Dispatcher:
         self._client_ids = client_ids
         self._holder = holder
         self._wake = Wake()
+        self._loop = LoopCaller()
         self._task: asyncio.Task[None] | None = None
+        self._begins_again = False
+        #: How many claims are under way: nobody knows their jobs yet.
+        self._claims = 0
+        #: The jobs that are being handed to the host, each with the monotonic time by which that must be over.
+        self._handing: dict[str, float] = {}
+        #: The task had ended or hung and was started again: a code and a message. Called on the watchdog's thread.
+        self.alarmed: Signal[[str, str]] = Signal()
+        health.watch("dispatcher down", "Nothing is dispatched: the dispatcher has ended or hangs.", self.is_down)
 
     def start(self) -> None:
         """Event loop, once every custom node is loaded."""
+        self._loop.bind()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="guarded-dispatcher")
 
     def follow(self, job: Job) -> None:
@@ -79,6 +98,39 @@ class Dispatcher:
         if self._store.leased < self._settings.max_jobs:
             self._wake.set()
 
+    # What others see of it. Any thread. ----------------------------------------------------------------------
+
+    def is_down(self) -> bool:
+        """Whether the task has ended, or does not come back from a turn."""
+        return self._task is not None and (self._task.done() or self._is_late())
+
+    def handing(self) -> frozenset[str] | None:
+        """The jobs that have a slot and are not with the host yet; None while nobody knows, as one is being claimed."""
+        return None if self._claims else frozenset(list(self._handing))
+
+    def supervise(self) -> None:
+        """Start the task again where it has ended or hangs. The watchdog's thread, at every turn."""
+        task = self._task
+        if task is None or self._begins_again or not self.is_down():
+            return
+        self._begins_again = True
+        message = "the dispatcher has ended" if task.done() else "the dispatcher does not come back from a turn"
+        log.error("%s; it is started again\n%s", message, _find_stack(task), exc_info=_find_failure(task))
+        self.alarmed("dispatcher_restarted", f"{message}; it was started again")
+        self._loop.call(self._begin_again)
+
+    # The event loop. -----------------------------------------------------------------------------------------
+
+    def _begin_again(self) -> None:
+        self._begins_again = False
+        if self._task is not None:
+            self._task.cancel()
+        self._handing.clear()
+        self.start()
+
+    def _is_late(self) -> bool:
+        return any(time.monotonic() > due_s for due_s in list(self._handing.values()))
+
     async def _run(self) -> None:
         while True:
             try:
@@ -89,33 +141,43 @@ class Dispatcher:
                 log.error("no job can be dispatched: %s", error, exc_info=not isinstance(error, GuardError))
                 await asyncio.sleep(1)
                 continue
-            await self._wake.wait()
+            await self._wake.wait(LOOK_S)
 
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker, so wait until somebody calls :meth:`wake`."""
         max_jobs = self._settings.max_jobs
         if not self._store.queued or self._store.leased >= max_jobs or self._health.problems():
             return False
-        claimed = await wrap_future(self._store.claim(self._holder, max_jobs))
+        self._claims += 1
+        try:
+            claimed = await wrap_future(self._store.claim(self._holder, max_jobs))
+            if claimed is not None:
+                self._handing[claimed.job.job_id] = time.monotonic() + claimed.job.timeout_s + LATE_S
+        finally:
+            self._claims -= 1
         if claimed is None:
             return False
         try:
-            await self._dispatch(claimed)
-        except Exception as error:
-            if not isinstance(error, GuardError):
-                log.exception(
-                    "job %s could not be handed to the host",
-                    claimed.job.job_id,
-                    extra={"job_id": claimed.job.job_id, "quotes_prompt": True},
-                )
-                error = InternalError("The host did not take the job.", details=f"{type(error).__name__}: {error}")
-            self._settler.end(claimed.job, error)
-            self._runs.released(claimed.job.job_id)
+            await self._hand_over(claimed)
+        finally:
+            self._handing.pop(claimed.job.job_id, None)
         return True
+
+    async def _hand_over(self, claimed: Claimed) -> None:
+        """Hand the job to the host. Whatever ComfyUI's or a pack's code raises there costs this job and no more."""
+        job = claimed.job
+        self._runs.expect(job)
+        try:
+            await contain(self._dispatch(claimed), job.timeout_s)
+        except BaseException as raised:
+            self._settler.end(job, _explain(job, raised))
+            if job.job_id not in self._host.held():  # it may have been handed over just before we were cancelled
+                self._runs.released(job.job_id)
+            if not isinstance(raised, Exception):
+                raise
 
     async def _dispatch(self, claimed: Claimed) -> None:
         job = claimed.job
-        self._runs.expect(job)
         body: dict[str, Any] = host_body(json.loads(claimed.body), job.job_id)
         client_id = self._client_ids.of_job(job.job_id, job.owner, job.client_id)
         body["client_id"] = client_id
@@ -123,3 +185,36 @@ class Dispatcher:
         refusal = await self._host.dispatch(job.job_id, client_id, body)
         if refusal is not None:
             raise explain_refusal(refusal, body["prompt"], self._host)
+
+
+def _explain(job: Job, raised: BaseException) -> GuardError:
+    """The error of a job that could not be handed over."""
+    if isinstance(raised, GuardError):
+        return raised
+    about = {"job_id": job.job_id, "quotes_prompt": True}
+    if isinstance(raised, OverdueError):
+        log.error("job %s: its validation at dispatch does not end", job.job_id, extra=about)
+        return GenerationTimeoutError(
+            f"The job's validation did not end within {job.timeout_s:g} s.", extra_info={"timeout_s": job.timeout_s}
+        )
+    log.error("job %s could not be handed to the host", job.job_id, exc_info=raised, extra=about)
+    details = str(raised) if isinstance(raised, EscapedError) else f"{type(raised).__name__}: {raised}"
+    return InternalError("The host did not take the job.", details=details)
+
+
+def _find_failure(task: asyncio.Task[None]) -> BaseException | None:
+    """What has ended the task. Any thread."""
+    if not task.done():
+        return None
+    try:
+        task.result()
+    except BaseException as failure:
+        return failure
+    return None
+
+
+def _find_stack(task: asyncio.Task[None]) -> str:
+    """Where the task stands. Any thread."""
+    stack = io.StringIO()
+    task.print_stack(file=stack)
+    return stack.getvalue().rstrip()

@@ -80,6 +80,8 @@ class Watchdog:
         self.repaired: Signal[[]] = Signal()
         #: A worker had to be given up: a code and a message. Called on the watchdog's thread.
         self.alarmed: Signal[[str, str]] = Signal()
+        #: A turn is over. Called on the watchdog's thread.
+        self.turned: Signal[[]] = Signal()
         #: How often each was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
         self.counts: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
@@ -158,6 +160,7 @@ class Watchdog:
                     self._end(one, now_s, limit)
         self._settler.retry()
         self._end_overdue()
+        self.turned()
         return min([*(one.deadline_s for one in watched if one.deadline_s > now_s), now_s + TURN_S])
 
     def _watch(self, prompt_id: str, job: Job | None, timeout_s: float) -> None:

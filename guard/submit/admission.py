@@ -121,6 +121,12 @@ class Admission:
         except Exception as error:
             self._report_refusal(request, error)
             raise
+        except SystemExit as error:
+            # Out of a node class that was asked for its inputs, say. It would end the server.
+            log.exception("a prompt's node raised SystemExit", extra={"quotes_prompt": True})
+            refusal = InternalError("The prompt could not be looked at.", details=f"SystemExit: {error}")
+            self._report_refusal(request, refusal)
+            raise refusal from error
         if not submitted.replayed:
             self._log_job(submitted)
         return submitted

@@ -6,6 +6,8 @@ happens to guarded jobs too.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import inspect
 import json
 import logging
@@ -16,6 +18,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
+from ...guard.contain import EscapedError, catch, contain
 from ...guard.errors import NotFoundError
 from ...guard.host import Refusal
 
@@ -23,6 +26,12 @@ log = logging.getLogger("guarded.host")
 
 #: Takes a request; most are coroutines. Other packs put anything here.
 Handler = Callable[..., Any]
+
+#: Of a prompt that ComfyUI would answer with status 500.
+FAILED = "ComfyUI failed on this prompt."
+
+#: Whether this task validates a prompt for us; those that it starts inherit the answer.
+_contained: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_contained", default=False)
 
 
 class NativePrompt:
@@ -33,19 +42,26 @@ class NativePrompt:
         self._handler: Handler | None = None
 
     async def call(self, body: dict[str, Any]) -> Refusal | None:
-        """Hand a `/prompt` body to the handler; None where it accepts the prompt."""
+        """Hand a `/prompt` body to the handler; None where it accepts the prompt.
+
+        Raises EscapedError where the handler raised what would have ended the server or our own task.
+        """
         if self._handler is None:
             # Look for it at the first prompt, when every pack has had its chance to replace it.
             self._handler = _find_handler(self._server, "POST", "/prompt")
+            _contain_tasks(asyncio.get_running_loop())
         try:
-            response = await self._handler(_Request("POST", "/prompt", self._server.app, body))
+            response = await contain(_handle(self._handler, _Request("POST", "/prompt", self._server.app, body)))
         except web.HTTPException as raised:
             return Refusal("refused", raised.reason, raised.text or "", {}, {})
+        except EscapedError:
+            log.warning("ComfyUI failed on a prompt", exc_info=True, extra={"quotes_prompt": True})
+            raise
         except Exception as raised:
             # The route would answer 500: a node class or another pack failed on the prompt.
             log.warning("ComfyUI failed on a prompt", exc_info=True, extra={"quotes_prompt": True})
             details = f"{type(raised).__name__}: {raised}"
-            return Refusal("exception_during_validation", "ComfyUI failed on this prompt.", details, {}, {})
+            return Refusal("exception_during_validation", FAILED, details, {}, {})
         answer = json.loads(response.body) if response.body else {}
         error, node_errors = answer.get("error"), answer.get("node_errors") or {}
         if response.status == 200 and error is None and not node_errors:
@@ -78,6 +94,26 @@ async def call_native_get(prompt_server: Any, path: str, match_info: dict[str, s
     if response.status != 200:
         raise NotFoundError(f"This server finds nothing under {path}.")
     return bytes(response.body)
+
+
+async def _handle(handler: Handler, request: _Request) -> Any:
+    """In a task of its own."""
+    _contained.set(True)
+    return await handler(request)
+
+
+def _contain_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Contain the tasks that validation starts, for async nodes: asyncio ends the loop where one raises SystemExit."""
+    native = loop.get_task_factory()
+
+    def make(loop: asyncio.AbstractEventLoop, work: Any, /, **options: Any) -> Any:
+        if _contained.get():
+            work = catch(work)
+        if native is not None:
+            return native(loop, work, **options)
+        return asyncio.Task(work, loop=loop, **options)
+
+    loop.set_task_factory(make)
 
 
 def _find_handler(prompt_server: Any, method: str, path: str) -> Handler:

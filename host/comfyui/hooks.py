@@ -104,6 +104,21 @@ class Hooks:
         """The job of that id, while ComfyUI has it. Any thread."""
         return self._runs.get(job_id)
 
+    def list_held(self) -> frozenset[str]:
+        """List the ids of all prompts that wait, run, or that a worker has taken. Any thread."""
+        with self._queue.mutex:
+            items = [*self._queue.queue, *self._queue.currently_running.values()]
+            # Packs have emptied both by themselves; what the worker runs, it has all the same.
+            ids = [*(item[1] for item in items), *self._workers.list_taken()]
+        return frozenset(prompt_id for prompt_id in ids if isinstance(prompt_id, str))
+
+    def forget(self, job_id: str) -> None:
+        """Keep nothing of a job that ComfyUI no longer has. Any thread."""
+        with self._queue.mutex:
+            if job_id not in self.list_held():
+                self._runs.pop(job_id, None)
+                self._stops.forget(job_id)
+
     def delete(self, prompt_id: str) -> None:
         """Take a prompt of ComfyUI's own out of the queue, if it still waits. Any thread."""
         self._delete_item(lambda item: item[1] == prompt_id)
@@ -170,10 +185,11 @@ class Hooks:
 
     def _task_done(self, native: Native, item_id: Any, history_result: Any, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, without the queue's lock: the verdict comes before its announcement."""
-        self._workers.give_back()
+        taken = self._workers.give_back()
         with self._queue.mutex:
             item = self._queue.currently_running.get(item_id)
-        run = self._runs.get(item[1]) if item is not None else None
+        prompt_id = item[1] if item is not None else taken
+        run = self._runs.get(prompt_id) if prompt_id is not None else None
         if run is not None:
             try:
                 args, kwargs = self._settle(run, history_result, args, kwargs)
@@ -181,10 +197,13 @@ class Hooks:
                 log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
                 self._tell(self._listener.unreadable, run.job_id)
         try:
+            if item is None:
+                log.error("a pack has taken %s out of ComfyUI's queue while it ran; it gets no history", prompt_id)
+                return None  # ComfyUI would raise, and lose its worker by that
             return native(item_id, history_result, *args, **kwargs)
         finally:
-            if item is not None:
-                self._release(item[1])
+            if prompt_id is not None:
+                self._release(prompt_id)
 
     def _report_removals(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         """Tell the listener of every job of the guard that this call takes out of the queue. Any thread."""

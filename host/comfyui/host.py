@@ -16,11 +16,12 @@ import nodes
 import server
 from comfy.cli_args import args
 
+from ...guard.contain import EscapedError
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
 from . import folders, inputs, report
 from .backlog_view import BacklogView
-from .handler import NativePrompt, call_native_get
+from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
 from .report import QueueItem
 from .sockets import SocketRelay
@@ -64,6 +65,8 @@ class ComfyHost:
         token = _rehearsing.set(True)
         try:
             answer = await self._call_handler(body)
+        except EscapedError as error:
+            return Rehearsal(Refusal("exception_during_validation", FAILED, str(error), {}, {}))
         finally:
             _rehearsing.reset(token)
         if isinstance(answer, Refusal):
@@ -108,6 +111,12 @@ class ComfyHost:
         return await call_native_get(self._server, path, match_info)
 
     # Prompts that ComfyUI has. -------------------------------------------------------------------------------
+
+    def held(self) -> frozenset[str]:
+        return self._hooks.list_held()
+
+    def let_go(self, job_id: str) -> None:
+        self._hooks.forget(job_id)
 
     def stop(self, prompt_id: str) -> None:
         with self._queue.mutex:

@@ -98,13 +98,19 @@ class Workers:
         with self._lock:
             self._taken[threading.get_ident()] = prompt_id
 
-    def give_back(self) -> None:
-        """This thread's prompt has ended. If it was disowned meanwhile, it ends here and its result is dropped."""
+    def give_back(self) -> str | None:
+        """This thread's prompt has ended; returns its id. If the thread was disowned meanwhile, it ends here and its
+        result is dropped."""
         with self._lock:
-            self._taken.pop(threading.get_ident(), None)
+            prompt_id = self._taken.pop(threading.get_ident(), None)
             disowned = self.is_disowned()
         if disowned:
             raise SystemExit
+        return prompt_id
+
+    def list_taken(self) -> list[str]:
+        """List the prompts that workers have taken and not given back. Any thread."""
+        return list(self._taken.values())
 
     def end_if_disowned(self) -> None:
         """Raise SystemExit in a thread that is no longer to serve."""

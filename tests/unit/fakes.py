@@ -63,6 +63,9 @@ class FakeHost:
         self.during_rehearsal: Callable[[], Awaitable[None]] | None = None
         self.rehearsed: list[dict[str, Any]] = []
         self.dispatched: list[tuple[str, str, dict[str, Any]]] = []
+        #: The prompts that it has; a test takes them out.
+        self.holds: set[str] = set()
+        self.forgotten: list[str] = []
         self.stopped: list[str] = []
         self.announced: list[tuple[str, str | None, str]] = []
         self.shown_on_nodes: list[tuple[str, dict[str, Any]]] = []
@@ -97,7 +100,15 @@ class FakeHost:
             await self.during_dispatch(job_id)
         if isinstance(self.answer, BaseException):
             raise self.answer
+        if self.answer is None:
+            self.holds.add(job_id)
         return self.answer
+
+    def held(self) -> frozenset[str]:
+        return frozenset(self.holds)
+
+    def let_go(self, job_id: str) -> None:
+        self.forgotten.append(job_id)
 
     def stop(self, job_id: str) -> None:
         self.stopped.append(job_id)
@@ -113,6 +124,7 @@ class FakeHost:
         self.replaced.append((prompt_id, error.code))
         self.alive = True
         if prompt_id is not None:
+            self.holds.discard(prompt_id)
             self.hung += 1
             assert self.listener is not None
             guarded = any(prompt_id == job_id for job_id, _client, _body in self.dispatched)

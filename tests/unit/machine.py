@@ -9,6 +9,7 @@ from comfyui_guarded.guard.events.stream import Events
 from comfyui_guarded.guard.job import Kind
 from comfyui_guarded.guard.life.dispatcher import Dispatcher
 from comfyui_guarded.guard.life.health import Health
+from comfyui_guarded.guard.life.reconcile import Reconciler
 from comfyui_guarded.guard.life.runs import Runs
 from comfyui_guarded.guard.life.secrets import Secrets
 from comfyui_guarded.guard.life.settle import Settler
@@ -42,12 +43,16 @@ class Machine:
             self.client_ids,
             "local",
         )
+        self.reconciler = Reconciler(store, host, self.settler, self.runs, self.dispatcher)
         self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
         self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates)
         store.changed.subscribe(self.estimates.follow)
         store.changed.subscribe(self.events.follow)
         store.changed.subscribe(self.dispatcher.follow)
         self.settler.ending.subscribe(self.watchdog.expect_stop)
+        self.settler.released.subscribe(self.dispatcher.wake)
+        self.watchdog.turned.subscribe(self.dispatcher.supervise)
+        self.watchdog.turned.subscribe(self.reconciler.turn)
         host.listen(self.runs)
 
     def submit(self, **facts):

@@ -25,6 +25,7 @@ from .output import (
     FaultTruncatedImage,
 )
 from .stop import FaultKillProcess, FaultKillWorker, FaultRaise
+from .validation import FaultAsyncValidation, FaultValidation
 
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
@@ -51,6 +52,8 @@ NODE_CLASS_MAPPINGS = {
         FaultReadFile,
         FaultOddReport,
         FaultBlackImage,
+        FaultValidation,
+        FaultAsyncValidation,
     )
 }
 NODE_DISPLAY_NAME_MAPPINGS = {name: f"Fault: {name.removeprefix('Fault')}" for name in NODE_CLASS_MAPPINGS}

@@ -1,4 +1,4 @@
-"""GET /guarded_faults/routes: every route of the application, so that a test can walk them all."""
+"""GET /guarded_faults/routes: every route of the application. POST …/queue/{how}: what packs do to the queue."""
 
 import server
 from aiohttp import web
@@ -8,3 +8,17 @@ from aiohttp import web
 async def get_routes(_request: web.Request) -> web.Response:
     routes = server.PromptServer.instance.app.router.routes()
     return web.json_response([[route.method, route.resource.canonical or "/"] for route in routes if route.resource])
+
+
+@server.PromptServer.instance.routes.post("/guarded_faults/queue/{how}")
+async def post_queue(request: web.Request) -> web.Response:
+    """What packs do to ComfyUI's queue past its methods."""
+    queue = server.PromptServer.instance.prompt_queue
+    with queue.mutex:
+        if request.match_info["how"] == "clear":
+            queue.queue.clear()
+        elif request.match_info["how"] == "replace":
+            queue.queue = []
+        else:
+            queue.currently_running.clear()
+    return web.json_response({})

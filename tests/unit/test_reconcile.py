@@ -1,0 +1,274 @@
+"""A queue that heals: slots that nobody uses come back, and a dispatcher that has ended begins again."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from unit.fakes import LONG_S
+from unit.machine import Machine
+
+from comfyui_guarded.guard.contain import EscapedError, OverdueError, catch, contain
+from comfyui_guarded.guard.host import Outcome
+
+TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
+
+
+async def _until(holds):
+    for _ in range(int(LONG_S / 0.005)):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came to that")
+
+
+# What a pack may raise at dispatch. -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, SystemExit, GeneratorExit, ZeroDivisionError])
+async def test_whatever_is_raised_at_dispatch_costs_that_job_and_the_next_one_is_dispatched(machine, host, raised):
+    host.answer = raised("of a pack")
+    poison = machine.submit(client_id="socket")
+    machine.dispatcher.start()
+    await _until(lambda: machine.ended(poison)[1] == "internal_error")
+    assert raised.__name__ in machine.job(poison).verdict.details["details"]
+    host.answer = None
+    other = machine.submit()
+    await _until(lambda: machine.ended(other)[0] == "dispatched")
+    assert (machine.leased(), machine.dispatcher.is_down()) == (1, False)
+    assert [each[2] for each in host.announced] == ["internal_error"]
+
+
+async def test_a_validation_that_never_returns_costs_its_job_when_its_time_is_up(machine, host):
+    async def forever(_job_id):
+        await asyncio.Event().wait()
+
+    host.during_dispatch = forever
+    job_id = machine.submit(timeout_s=0.05)
+    assert await machine.dispatcher.turn()
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+    assert machine.leased() == 0
+
+
+async def test_code_that_does_not_listen_to_its_cancel_is_left_behind():
+    ends = asyncio.Event()
+
+    async def deaf():
+        while not ends.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await ends.wait()
+
+    with pytest.raises(OverdueError):
+        await contain(deaf(), 0.01)
+    ends.set()
+
+
+async def test_a_caller_that_is_cancelled_stays_cancelled_and_one_whose_work_cancels_itself_is_not():
+    begun = asyncio.Event()
+
+    async def work():
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def cancel_itself():
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    caller = asyncio.ensure_future(contain(work()))
+    await begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    with pytest.raises(EscapedError, match="CancelledError"):
+        await contain(cancel_itself())
+
+
+async def test_what_python_closes_is_not_taken_for_something_raised():
+    async def wait():
+        await asyncio.Event().wait()
+
+    async def begin():
+        left.send(None)
+
+    left = catch(wait())
+    await asyncio.ensure_future(begin())
+    left.close()  # raises whatever it is not content with
+
+
+# A dispatcher that has ended. -------------------------------------------------------------------------------------
+
+
+async def test_a_dispatcher_that_was_ended_shows_and_begins_again_at_the_next_turn(machine, caplog):
+    alarms = []
+    machine.dispatcher.alarmed.subscribe(lambda *alarm: alarms.append(alarm))
+    machine.dispatcher.start()
+    await asyncio.sleep(0)
+    machine.dispatcher._task.cancel()
+    await asyncio.gather(machine.dispatcher._task, return_exceptions=True)
+    assert machine.health.problems() == ["dispatcher down"]
+    assert [alarm["code"] for alarm in machine.health.alarms()] == ["dispatcher_down"]
+    job_id = machine.submit()
+    machine.turn()
+    machine.turn()  # once is enough
+    await _until(lambda: machine.ended(job_id)[0] == "dispatched")
+    assert machine.health.problems() == []
+    assert [code for code, _message in alarms] == ["dispatcher_restarted"]
+    assert "CancelledError" in caplog.text
+
+
+async def test_a_dispatcher_that_is_killed_by_a_bug_of_ours_begins_again_and_the_log_says_where(
+    machine, monkeypatch, caplog
+):
+    async def broken():
+        monkeypatch.undo()
+        raise GeneratorExit("a bug")
+
+    monkeypatch.setattr(machine.dispatcher, "turn", broken)
+    job_id = machine.submit()
+    machine.dispatcher.start()
+    await _until(machine.dispatcher.is_down)
+    machine.turn()
+    await _until(lambda: machine.ended(job_id)[0] == "dispatched")
+    assert "a bug" in caplog.text
+    assert "in broken" in caplog.text
+
+
+async def test_a_dispatcher_that_does_not_come_back_from_a_turn_shows_and_begins_again(machine, host, monkeypatch):
+    async def forever(work, _timeout_s):
+        work.close()
+        await asyncio.Event().wait()
+
+    now_s = time.monotonic()
+    monkeypatch.setattr("comfyui_guarded.guard.life.dispatcher.contain", forever)
+    hung = machine.submit(timeout_s=60)
+    machine.dispatcher.start()
+    await _until(lambda: hung in machine.dispatcher._handing)
+    machine.turn()
+    assert machine.health.problems() == []
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + 100)
+    assert machine.health.problems() == ["dispatcher down"]
+    machine.turn()
+    monkeypatch.undo()
+    next_one = machine.submit()
+    await _until(lambda: machine.ended(next_one)[0] == "dispatched")
+    assert machine.ended(hung) == ("failed", "internal_error")
+    assert machine.health.problems() == []
+
+
+async def test_a_dispatcher_looks_by_itself_though_nobody_wakes_it(machine, monkeypatch):
+    monkeypatch.setattr(machine.dispatcher, "wake", lambda: None)
+    machine.dispatcher.start()
+    await asyncio.sleep(0.01)
+    monkeypatch.setattr(machine.dispatcher._wake, "set", lambda: None)
+    job_id = machine.submit()
+    await _until(lambda: machine.ended(job_id)[0] == "dispatched")
+
+
+# Slots that nobody uses. ------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_the_host_has_lost_is_settled_at_the_second_look_and_its_slot_is_free(machine, host):
+    job_id = await machine.dispatch(client_id="socket")
+    following = machine.submit()
+    host.holds.clear()
+    machine.turn()
+    assert machine.ended(job_id) == ("dispatched", None)
+    machine.turn()
+    machine.store.get(job_id).result(LONG_S)
+    assert machine.ended(job_id) == ("failed", "worker_died")
+    assert machine.job(job_id).body()["refund"] is True
+    assert machine.leased() == 0
+    assert host.forgotten == [job_id]
+    assert [each[2] for each in host.announced] == ["worker_died"]
+    assert job_id not in machine.runs._jobs
+    assert await machine.dispatcher.turn()
+    assert machine.ended(following) == ("dispatched", None)
+
+
+async def test_a_job_that_the_host_has_holds_its_slot(machine):
+    job_id = await machine.dispatch()
+    for _ in range(5):
+        machine.turn()
+    assert machine.ended(job_id) == ("dispatched", None)
+    assert machine.leased() == 1
+
+
+async def test_a_job_that_is_seen_again_in_between_is_not_lost(machine, host):
+    job_id = await machine.dispatch()
+    for _ in range(3):
+        host.holds.clear()
+        machine.turn()
+        host.holds.add(job_id)
+        machine.turn()
+    assert machine.ended(job_id) == ("dispatched", None)
+
+
+async def test_a_job_that_is_being_validated_for_its_dispatch_holds_its_slot(machine, host):
+    begun, ends = asyncio.Event(), asyncio.Event()
+
+    async def slowly(_job_id):
+        begun.set()
+        await ends.wait()
+
+    host.during_dispatch = slowly
+    job_id = machine.submit()
+    turn = asyncio.ensure_future(machine.dispatcher.turn())
+    await begun.wait()
+    for _ in range(3):
+        machine.turn()
+    ends.set()
+    assert await turn
+    assert machine.ended(job_id) == ("dispatched", None)
+
+
+async def test_a_job_whose_claim_the_loop_has_not_heard_of_yet_holds_its_slot(machine):
+    """A loop that is busy for seconds, with a synchronous validation say, must cost no job its life."""
+    job_id = machine.submit()
+    turn = asyncio.ensure_future(machine.dispatcher.turn())
+    await asyncio.sleep(0)
+    machine.store.flush()  # the claim is on disk; this very thread is the loop's
+    assert machine.store.leases == {job_id}
+    for _ in range(3):
+        machine.turn()
+    assert await turn
+    assert machine.ended(job_id) == ("dispatched", None)
+
+
+async def test_a_claim_whose_answer_nobody_heard_is_settled_and_blocks_no_slot(machine, monkeypatch):
+    job_id = machine.submit()
+    await asyncio.wrap_future(machine.store.claim("local", 1))
+    machine.turn()
+    machine.turn()
+    machine.store.get(job_id).result(LONG_S)
+    assert machine.ended(job_id) == ("failed", "worker_died")
+    assert machine.leased() == 0
+
+
+async def test_a_job_that_ended_well_and_whose_slot_could_not_be_freed_keeps_its_verdict(machine, host):
+    job_id = await machine.run()
+    machine.runs.finished(job_id, TEXT)
+    machine.store.failing = frozenset({"release"})
+    machine.runs.released(job_id)
+    host.holds.clear()
+    machine.store.flush()
+    machine.store.failing = frozenset()
+    for _ in range(3):
+        machine.turn()
+        machine.store.get(job_id).result(LONG_S)
+    assert machine.ended(job_id) == ("succeeded", None)
+    assert machine.leased() == 0
+    assert host.announced == []
+
+
+async def test_many_lost_jobs_are_all_freed(store, host, clock, tmp_path):
+    machine = Machine(store, host, clock, tmp_path, queue={"max_jobs": 20})
+    lost = [await machine.dispatch() for _ in range(20)]
+    kept = lost.pop()
+    host.holds = {kept}
+    machine.turn()
+    machine.turn()
+    for job_id in lost:
+        machine.store.get(job_id).result(LONG_S)
+        assert machine.ended(job_id) == ("failed", "worker_died")
+    assert machine.store.leases == {kept}
