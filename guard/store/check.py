@@ -18,7 +18,7 @@ from .tables import Table, any_text, list_tables
 
 #: A slice ends after this time, or after so many rows. Then the log may be worked into the file before the next one.
 SLICE_S = 0.02
-SLICE_ROWS = 2_000
+SLICE_ROWS = 10_000
 
 
 class Check:
@@ -58,8 +58,10 @@ def find_nonsense(db: sqlite3.Connection) -> str | None:
 def _walk(db: sqlite3.Connection) -> Iterator[None]:
     for table in list_tables(db):
         yield from _walk_rows(db, table)
+        yield
         for index in _list_indexes(db, table):
             yield from _walk_index(db, table, index)
+            yield
 
 
 def _walk_rows(db: sqlite3.Connection, table: Table) -> Iterator[None]:

@@ -1,0 +1,131 @@
+"""The check of a database in use: it finds damage wherever it is, and never holds up for long what else goes on."""
+
+import random
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from unit.pages import PAGE, map_pages
+from unit.test_store_repair import make_jobs
+
+from comfyui_guarded.guard.store import check, disk
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "jobs.db"
+    make_jobs(path)
+    return path
+
+
+def walk(path):
+    """Check it all; return how many slices that took."""
+    with closing(disk.connect(path)) as db:
+        looking, slices = check.Check(), 1
+        while looking.step(db):
+            assert not db.in_transaction
+            slices += 1
+        assert not looking.step(db)  # and does not begin again
+    return slices
+
+
+def test_a_whole_database_is_walked_to_its_end(whole):
+    assert walk(whole) > 20
+
+
+@pytest.mark.parametrize("fill", ["noise", "zeros"])
+@pytest.mark.parametrize("kind", ["leaf", "interior", "index", "overflow"])
+def test_damage_is_found_on_every_page(tmp_path, whole, kind, fill):
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    good, pages = path.read_bytes(), map_pages(path)
+    # Without this SQLite cannot begin, and says so by itself.
+    begin = {page for page in pages.of(kind) if pages.kinds[page][1] == "sqlite_master"}
+    # Not part of what is walked; a bad last page of a chain is a wrong value, which nothing tells from a right one.
+    unseen = {*pages.of(kind, "sqlite_sequence"), *pages.of(kind, "?")}
+    unseen |= {page for page in pages.of("overflow") if fill == "zeros" or pages.page(page)[:4] == bytes(4)}
+    found = [page for page in pages.of(kind) if page not in unseen | begin]
+    assert found or (kind, fill) == ("overflow", "zeros")
+    for page in found:
+        damaged = bytearray(good)
+        damaged[(page - 1) * PAGE : page * PAGE] = (
+            bytes(PAGE) if fill == "zeros" else random.Random(page).randbytes(PAGE)
+        )
+        path.write_bytes(damaged)
+        with pytest.raises(sqlite3.DatabaseError) as raised:
+            walk(path)
+        assert type(raised.value) is sqlite3.DatabaseError, pages.kinds[page]
+
+
+def test_an_entry_of_an_index_without_its_row_is_found(tmp_path, whole):
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        # An index that SQLite does not know of while rows go.
+        (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'jobs_of_owner'").fetchone()
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'jobs_of_owner'").fetchone()
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("DELETE FROM sqlite_master WHERE name = 'jobs_of_owner'")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DELETE FROM jobs WHERE number = 60")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(
+            "INSERT INTO sqlite_master VALUES ('index', 'jobs_of_owner', 'jobs', ?, ?)",
+            (root, sql),
+        )
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        walk(path)
+
+
+def test_every_slice_ends_although_each_row_takes_too_long(whole, monkeypatch):
+    with closing(sqlite3.connect(whole)) as db:
+        names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = sum(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in names)
+    monkeypatch.setattr(check, "SLICE_S", -1)
+    assert walk(whole) > rows
+
+
+def test_the_log_is_worked_in_and_shrinks_between_slices(tmp_path, whole, monkeypatch):
+    """While a check runs, jobs are written and the log is emptied after each slice."""
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    monkeypatch.setattr(check, "SLICE_ROWS", 10)
+    log = Path(f"{path}-wal")
+    with closing(disk.connect(path)) as db, closing(disk.connect(path)) as writer:
+        looking, slices = check.Check(), 0
+        while looking.step(db):
+            slices += 1
+            writer.execute("UPDATE bodies SET body = body || 'x' WHERE number = ?", (20 + slices % 50,))
+            assert log.stat().st_size > 0
+            busy, in_log, worked_in = writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            assert (busy, in_log) == (0, worked_in)
+            (busy, _in_log, _worked_in) = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            assert busy == 0
+            assert log.stat().st_size == 0
+        assert slices > 50
+
+
+def test_a_slice_that_is_not_finished_would_keep_the_log(tmp_path, whole):
+    """The test above can fail: this is what an open read transaction does."""
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    with closing(disk.connect(path)) as db, closing(disk.connect(path)) as writer:
+        writer.execute("PRAGMA busy_timeout = 0")
+        cursor = db.execute("SELECT * FROM transitions")
+        cursor.fetchone()
+        writer.execute("UPDATE bodies SET body = 'x'")
+        busy, *_counts = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert busy == 1
+        cursor.close()
+
+
+def test_what_is_written_and_deleted_meanwhile_does_not_look_like_damage(tmp_path, whole, monkeypatch):
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    monkeypatch.setattr(check, "SLICE_ROWS", 3)
+    chance = random.Random(1)
+    with closing(disk.connect(path)) as db, closing(disk.connect(path)) as writer:
+        looking = check.Check()
+        while looking.step(db):
+            number = chance.randrange(1, 200)
+            writer.execute("DELETE FROM bodies WHERE number = ?", (number,))
+            writer.execute("INSERT OR IGNORE INTO bodies VALUES (?, ?)", (chance.randrange(1, 200), b"x" * 9000))
+            writer.execute("DELETE FROM unread WHERE job_id IN (SELECT job_id FROM jobs WHERE number = ?)", (number,))
+            writer.execute("UPDATE jobs SET owner = ? WHERE number = ?", (f"owner {chance.random()}", number))
