@@ -42,6 +42,7 @@ class Queue(Protocol):
     @property
     def leased(self) -> int: ...
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]: ...
+    def hand_over(self, job_id: str) -> Future[None]: ...
 
 
 class Dispatcher:
@@ -185,6 +186,8 @@ class Dispatcher:
         refusal = await self._host.dispatch(job.job_id, client_id, body)
         if refusal is not None:
             raise explain_refusal(refusal, body["prompt"], self._host)
+        # If the process dies from now on, this prompt's validation was not the reason.
+        self._store.hand_over(job.job_id)
 
 
 def _explain(job: Job, raised: BaseException) -> GuardError:

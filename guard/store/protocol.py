@@ -76,8 +76,9 @@ class Store(Protocol):
     def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
         """Take up what `holder` left open when its process died.
 
-        Dispatched jobs wait again; so do running ones that began fewer than `max_attempts` times. Jobs that began that
-        often, and jobs whose secrets died with the process, settle as `server_restarted`.
+        Dispatched jobs wait again; so do running ones that began fewer than `max_attempts` times. A dispatched job that
+        the host had not taken yet (`hand_over`) counts as begun: its validation may have killed the process. Jobs that
+        began that often, and jobs whose secrets died with the process, settle as `server_restarted`.
         """
 
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
@@ -94,7 +95,10 @@ class Store(Protocol):
         """Put a job into the queue. Raises `QueueFullError`, or `ConflictError` if its id or key is taken."""
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
-        """Give a slot to the next job; owners take turns. None if no slot is free or no job waits."""
+        """Give a slot to the next job; owners take turns. None if no slot is free or no job waits.
+
+        Jobs without a prompt, which somebody has deleted, settle as `internal_error`.
+        """
 
     def hand_over(self, job_id: str) -> Future[None]:
         """Note that the host has taken the job that holds a slot."""

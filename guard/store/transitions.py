@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any
 
 from ..clock import Clock
-from ..errors import ConflictError, QueueFullError, ServerRestartedError, ServerUnavailableError
+from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError, ServerUnavailableError
 from ..job import TRANSITIONS, WAITING, Job, JobState, Kind, NewJob, Result, Verdict
 from . import outbox, result_files
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
@@ -39,12 +39,19 @@ class Transitions:
             f"SELECT {COLUMNS} FROM jobs WHERE {IS_OPEN} AND state IN ('dispatched', 'running', 'validating')"
         ).fetchall()
         secretive = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets").fetchall()
+        # Their prompts were being validated for dispatch, and the process may have died of that. The other dispatched
+        # jobs merely waited in the host's queue.
+        validated = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases WHERE NOT handed_over")}
         requeued, settled = 0, []
         for job in map(read_job, [*rows, *secretive]):
-            is_used_up = job.state is not JobState.DISPATCHED and job.attempts >= max_attempts
+            was_begun = job.state in (JobState.RUNNING, JobState.VALIDATING)
+            if job.state is JobState.DISPATCHED and job.job_id in validated:
+                job = job.evolve(attempts=job.attempts + 1)
+                was_begun = True
+            is_used_up = was_begun and job.attempts >= max_attempts
             if job.has_secrets or is_used_up:
                 error = ServerRestartedError(
-                    "The server restarted while the job ran."
+                    "The server restarted while the job ran or was about to."
                     if is_used_up
                     else "The server restarted, and the job's API credentials are kept in memory only."
                 )
@@ -81,21 +88,28 @@ class Transitions:
         return Submitted(job, self.line.locate(db, job))
 
     def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
-        owner = self.line.pick_owner()
-        if owner is None or len(self.line.leases) >= max_jobs:
-            return None
-        row = db.execute(
-            f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
-            "ORDER BY priority DESC, place, number LIMIT 1",
-            (owner,),
-        ).fetchone()
-        job = self._move(db, read_job(row), JobState.DISPATCHED)
-        self.line.serve(owner)
+        while len(self.line.leases) < max_jobs and (owner := self.line.pick_owner()) is not None:
+            row = db.execute(
+                f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
+                "ORDER BY priority DESC, place, number LIMIT 1",
+                (owner,),
+            ).fetchone()
+            job = read_job(row)
+            body = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
+            if body is not None:
+                return Claimed(self._lease(db, job, holder), body[0])
+            error = InternalError("The job's prompt is no longer in the database.")
+            self._end(db, job, Verdict.of(error), None)
+        return None
+
+    def _lease(self, db: sqlite3.Connection, job: Job, holder: str) -> Job:
+        """Give the job a slot."""
+        job = self._move(db, job, JobState.DISPATCHED)
+        self.line.serve(job.owner)
         # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
         self.line.leases.add(job.job_id)
-        (body,) = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
-        return Claimed(job, body)
+        return job
 
     def advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
         job = find_job(db, job_id)

@@ -277,6 +277,33 @@ async def test_a_prompt_that_kills_the_process_is_tried_so_often_and_the_others_
         assert_settled_once(states)
 
 
+@pytest.mark.parametrize("kind", [pytest.param(sandbox_kind(), id="sandbox"), *newest_real()])
+async def test_a_prompt_whose_validation_kills_the_process_at_dispatch_is_tried_so_often_and_the_others_run(
+    server, kind
+):
+    host = server(kind, GUARDED_WATCHDOG__MAX_ATTEMPTS="2", MAX_GPU_JOBS="2").start()
+    async with connected(host) as client:
+        await client.native_submit(sleep(3600, steps=1000))  # so that the next merely waits when it happens
+        waits = await client.admitted(picture())
+        await client.polled(client.native_queue, lambda queue: waits in queue)
+        validation = {"1": node("FaultValidation", does="kill_process", at="dispatch", seed=0), "2": save()}
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # it may die before it has answered
+            await client.submit(validation)
+        assert await ended(host) == -signal.SIGKILL
+    host.spawn()
+    assert await ended(host) == -signal.SIGKILL
+    host.start()
+    async with connected(host) as client:
+        assert_succeeded(job := await client.settled(waits))
+        assert job["attempts"] <= 2, "it may have run at the second death, and merely waited at the first"
+        (poison,) = [job for job in await client.jobs() if job["job_id"] != waits]
+        assert_ended_badly(poison, "server_restarted")
+        assert poison["attempts"] == 2
+        await client.assert_takes_jobs()
+    for states in transitions(host.base).values():
+        assert_settled_once(states)
+
+
 # The wall clock. -------------------------------------------------------------------------------------------------
 
 CLOCK = """

@@ -289,7 +289,7 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
         if name != "twice":
             submit(store, ids[name], has_secrets=name.startswith("secret"))
     for _ in range(4):
-        claim(store, 99)
+        store.hand_over(claim(store, 99)).result(LONG_S)
     for name in ("once", "checked", "secret-running"):
         store.start(ids[name]).result(LONG_S)
     store.validate(ids["checked"]).result(LONG_S)
@@ -311,6 +311,42 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
     attempts = {name: store.get(ids[name]).result(LONG_S).attempts for name in names}
     assert (attempts["dispatched"], attempts["once"], attempts["twice"]) == (0, 1, 2)
     store.close()
+
+
+def test_a_job_that_was_being_validated_for_dispatch_counts_an_attempt_and_one_that_merely_waited_does_not(
+    tmp_path, clock
+):
+    path = tmp_path / "jobs.db"
+    store = SqliteStore(path, clock)
+    waited, poison, queued = (submit(store).job.job_id for _ in range(3))
+    for attempt in (1, 2):
+        assert claim(store, 2) == waited
+        store.hand_over(waited).result(LONG_S)
+        assert claim(store, 2) == poison
+        store.close()  # the process dies
+        store = SqliteStore(path, clock)
+        recovery = store.recover("local", 2).result(LONG_S)
+        assert store.get(poison).result(LONG_S).attempts == attempt
+        assert store.get(waited).result(LONG_S).attempts == 0
+        assert [job.job_id for job in recovery.settled] == ([poison] if attempt == 2 else [])
+    assert store.get(poison).result(LONG_S).verdict.code == "server_restarted"
+    assert claim_all(store) == [waited, queued]
+    store.close()
+
+
+def test_a_job_whose_prompt_is_gone_fails_in_the_claim_that_finds_it_and_the_next_one_is_claimed(store):
+    bad, good, worse = (submit(store).job for _ in range(3))
+    told = []
+    store.changed.subscribe(lambda job: told.append((job.job_id, job.state.value)))
+    numbers = [(bad.number,), (worse.number,)]
+    store._engine.write(lambda db: db.executemany("DELETE FROM bodies WHERE number = ?", numbers)).result(LONG_S)
+    assert claim(store) == good.job_id
+    assert told == [(bad.job_id, "failed"), (good.job_id, "dispatched")]
+    assert store.get(bad.job_id).result(LONG_S).verdict.code == "internal_error"
+    store.release(good.job_id).result(LONG_S)
+    assert claim(store) is None
+    assert store.get(worse.job_id).result(LONG_S).state is JobState.FAILED
+    assert (store.queued, store.leases) == (0, frozenset())
 
 
 def test_the_leases_are_known_on_any_thread_as_of_the_last_commit(store):
