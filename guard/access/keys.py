@@ -10,15 +10,16 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from .. import private_files
 from ..client import LOCAL, Client, KeyLimits
 from ..clock import Clock
+from ..file_lock import FileLock
 
 log = logging.getLogger("guarded.access")
 
@@ -172,9 +173,9 @@ def read(own: Path) -> list[Key]:
         raise KeysError(f"{path} cannot be read: {error}") from error
 
 
-def _writing(own: Path) -> FileLock:
+def _writing(own: Path) -> AbstractContextManager[None]:
     own.mkdir(parents=True, exist_ok=True)
-    return FileLock(own / f"{FILE}.lock", timeout=10)
+    return FileLock(own / f"{FILE}.lock").hold(timeout_s=10)
 
 
 def _write(own: Path, keys: Iterable[Key]) -> None:

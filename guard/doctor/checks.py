@@ -34,7 +34,7 @@ BUILT_S = 1_760_000_000
 SKEW_S = 60.0
 SOON_MS = 7 * 86_400_000
 #: Packages of requirements.txt that need a look: onnxruntime has its own check, and without the others nothing runs.
-PACKAGES = ("av", "filelock", "pydantic", "standardwebhooks", "prometheus-client", "nvidia-ml-py")
+PACKAGES = ("av", "pydantic", "standardwebhooks", "prometheus-client", "nvidia-ml-py")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..settings import SettingsError
 from . import schema
 from .check import find_nonsense
 from .migrate import migrate
-from .repair import find_damage, find_free_name, find_version, finish, one_line, reindex, salvage, set_aside
+from .repair import find_damage, find_free_name, find_version, finish, one_line, reindex, salvage, set_aside, sync
 from .rows import IS_OPEN
 from .transitions import Transitions
 
@@ -65,6 +65,14 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder and those above it; each survives a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync(each.parent)
+
+
 def open_database(path: Path) -> sqlite3.Connection:
     """Open the database, mend it if it is damaged, and migrate it.
 
@@ -101,16 +109,18 @@ def is_unchecked(path: Path) -> bool:
 
 def rewrite(db: sqlite3.Connection, path: Path) -> None:
     """Write all that `db` holds to `path`, from which its own file has gone. Set aside any file that lies there now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Under another name first: a full disk or a kill may cut it short.
     fresh = path.with_name(f"{path.name}.restored")
     fresh.unlink(missing_ok=True)
     db.execute("VACUUM INTO ?", (str(fresh),))
+    sync(fresh)
     if path.exists():
         os.replace(path, find_free_name(path.with_name(f"{path.name}.foreign")))
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     os.replace(fresh, path)
+    sync(path.parent)
 
 
 def identify(path: Path) -> tuple[int, int]:

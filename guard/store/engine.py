@@ -1,4 +1,4 @@
-"""Run operations on the database: each on a thread that owns its connection, many writes in one commit.
+"""Open the database whatever it takes, and run operations on it: many writes in one commit.
 
 The database is in WAL mode. Every commit survives the death of the process, by SIGKILL too. A commit with a durable
 operation waits for the disk (`synchronous=FULL`), so it survives a power cut, with all commits before it. A power cut
@@ -9,134 +9,308 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import sqlite3
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
-from ..errors import DiskFullError, GuardError, ServerUnavailableError
-from .disk import StoreLockedError, StoreUnusableError, connect, identify, open_database, rewrite
+from ..errors import GuardError, ServerUnavailableError
+from ..file_lock import LockedError
+from . import forks
+from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError
+from .held_file import HeldFile, Survives, TakenOverError
+from .pause import Pause
+from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
 
 log = logging.getLogger("guarded.store")
 
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], T]
 
-#: The most operations in one commit. 32 clients at once share one; more would only make the first of them wait.
-BATCH = 256
 #: After this many commits the tidier works the log into the database. That waits about 10 ms for the disk, which
 #: otherwise some commit would have to do.
 TIDY_COMMITS = 250
-#: How often the writer checks that its file is still there.
-LOOK_S = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """An operation, and the future that gets its result. `durable`: see :meth:`Engine.write`."""
-
-    operation: Operation[Any]
-    future: Future[Any]
-    durable: bool = False
-
-
-Batch = list[Task]
+#: Mend a damaged file no more often than this: there may be damage that nothing mends.
+MEND_S = 10.0
+READER, TIDIER = "guarded-store-reader", "guarded-store-tidier"
 
 
 class Engine:
-    """An open database file, locked against other processes.
-
-    Three threads, each with a connection of its own: `guarded-store` writes; `guarded-store-reader` reads, so that a
-    long list holds up no commit; `guarded-store-tidier` does what would hold up the reader.
+    """Three threads, each with a connection of its own: `guarded-store` opens and writes; `guarded-store-reader` reads,
+    so that a long list holds up no commit; `guarded-store-tidier` does what would hold up the reader.
     """
 
-    def __init__(self, path: Path, load: Operation[None], publish: Callable[[], None]) -> None:
-        """Open or create the database; blocks.
+    def __init__(
+        self, path: Path, load: Operation[None], publish: Callable[[], None], survives: Survives = "power_cut"
+    ) -> None:
+        """Call :meth:`open` or :meth:`serve` next.
 
         Args:
-            load: reads from the tables what the caller keeps in memory. Called here, and on the writer's thread after
-                each transaction that was rolled back.
+            load: reads from the tables what the caller keeps in memory. Called on opening, and on the writer's thread
+                after each transaction that was rolled back.
             publish: called on the writer's thread after each commit, before the operations' futures are done.
+            survives: what durable operations survive; for `kill` no commit waits for the disk.
+        """
+        #: Why the database cannot be written now; None where it can. Any thread.
+        self.trouble: str | None = "it is not open yet"
+        self.path = path
+        self._load = load
+        self._publish = publish
+        self._file = HeldFile(path, survives)
+        self._writer = DatabaseThread("guarded-store", self._commit, self._look)
+        self._reader: DatabaseThread | None = None
+        self._tidier: DatabaseThread | None = None
+        self._commits = 0
+        self._is_loaded = False
+        #: What the first opening does in its transaction, and who is told the result.
+        self._first: tuple[Operation[Any], Callable[[Any], None]] | None = None
+        #: Whom to tell on the writer's thread that the database is open.
+        self._untold: Callable[[], None] | None = None
+        #: What has shown that the file is damaged, until it is mended.
+        self._damage: BaseException | None = None
+        self._mend_due_s = 0.0
+        #: Another process has taken over.
+        self._is_over = False
+        #: This process is a child that forked off the one that opened the database.
+        self._is_copy = False
+        self._pause = Pause()
+        self._unreadable_since_s: float | None = time.monotonic()
+        forks.watch(self)
+
+    def open(self) -> None:
+        """Open or create the database, if only to read it: see `trouble`. Blocks.
 
         Raises:
             StoreLockedError: another process has the file open.
             StoreTooNewError: a later version wrote it.
             StoreUnusableError: the disk refuses.
         """
-        self.path = path
-        self._load = load
-        self._publish = publish
-        self._commits = 0
-        self._lock = FileLock(f"{path}.lock", thread_local=False)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise StoreLockedError(f"another server has {path} open; give this one its own user directory") from None
-        except OSError as error:
-            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
-        try:
-            db = open_database(path)
-            load(db)
-            self._is_loaded = True
-            self._identity = identify(path)
-            self._looked_s = time.monotonic()
-            self._writer = DatabaseThread("guarded-store", db, self._commit, self._look)
-            self._reader = DatabaseThread("guarded-store-reader", connect(path), _read)
-            self._tidier = DatabaseThread("guarded-store-tidier", connect(path), _read)
-        except sqlite3.OperationalError as error:
-            self._lock.release()
-            raise StoreUnusableError(f"the job database {path} cannot be used: {error}") from error
-        except BaseException:
-            self._lock.release()
-            raise
+            self._open()
+        except BaseException as error:
+            if self._reader is not None and isinstance(error, sqlite3.OperationalError):
+                self._note_closed(error)
+            else:
+                self._close_connections()
+                self._file.release()
+                if isinstance(error, LockedError):
+                    raise StoreLockedError(_describe(error, self.path)) from None
+                if isinstance(error, (sqlite3.Error, OSError)):
+                    raise StoreUnusableError(_describe(error, self.path)) from error
+                raise
+        self._writer.start()
 
-    #: Why the database cannot be used now; None where it can. Any thread.
-    trouble: str | None = None
+    def serve(self, first: Operation[T], tell: Callable[[T], None]) -> None:
+        """Open the database now or, where that fails, as soon as it can be: `trouble` says why. Blocks.
+
+        Args:
+            first: runs in the transaction of the first opening.
+            tell: gets what `first` has returned. The writer's thread, before any other operation.
+        """
+        self._first = first, tell
+        self._try_to_open()
+        self._writer.start()
 
     @property
     def silent_s(self) -> float:
         """How long the oldest write that is not done has waited; 0 where none waits. Any thread."""
         return self._writer.silent_s
 
+    @property
+    def unreadable_s(self) -> float:
+        """For how long nobody has been able to read the database; 0 where this or another process is. Any thread."""
+        since_s = self._unreadable_since_s
+        if since_s is None or self._pause.is_locked or self._is_over:
+            return 0.0
+        return time.monotonic() - since_s
+
     def write(self, operation: Operation[T], durable: bool = False) -> Future[T]:
         """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk.
 
         `durable`: it survives a power cut, for which its commit waits.
         """
-        return self._writer.run(operation, durable)
+        return self._writer.run(operation, durable) if self.trouble is None else self._refuse()
 
     def read(self, operation: Operation[T]) -> Future[T]:
         """Run an operation that changes nothing on the reader's thread."""
-        return self._reader.run(operation)
+        return self._refuse() if self._reader is None else self._reader.run(operation)
 
     def read_slowly(self, operation: Operation[T]) -> Future[T]:
         """Run an operation that changes nothing on the tidier's thread, since it would hold up the reader."""
-        return self._tidier.run(operation)
+        return self._refuse() if self._tidier is None else self._tidier.run(operation)
+
+    def report_damage(self, error: BaseException) -> None:
+        """Have the file mended, since it is damaged. Any thread."""
+        self._damage = error
+        self.trouble = f"it is damaged and being mended: {error}"
+        self._writer.run(lambda _db: None)  # wakes it
 
     def close(self) -> None:
         """Finish what was handed in and close. Later operations fail."""
+        if self._is_copy:
+            return
         self._writer.close()
-        self._reader.close()
-        self._tidier.close()
-        self._lock.release()
+        self._close_connections()
+        self._file.release()
+        self.trouble = "it is closed"
+
+    def leave_to_parent(self) -> None:
+        """See :mod:`.forks`."""
+        for thread in (self._writer, self._reader, self._tidier):
+            if thread is not None and thread.db is not None:
+                forks.keep_for_ever(thread.db)
+        self._is_copy = True
+        self.trouble = "this process is a copy of the server's"
+        self._reader = self._tidier = None
+
+    def _refuse(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(self._make_refusal())
+        return future
+
+    def _make_refusal(self) -> GuardError:
+        details = f"{self.path}: {self.trouble}"
+        return ServerUnavailableError("The job database cannot be used now.", details=details, retry_after_s=10)
+
+    # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
+
+    def _open(self) -> None:
+        """What can be read already, although writing fails, stays open for readers."""
+        if self._reader is None:
+            self._close_connections()
+            self._writer.db, self._damage = self._file.open(self._damage is not None), None
+            self._take_back(self._writer.db)
+            self._reader, self._tidier = self._start_reader(READER), self._start_reader(TIDIER)
+            self._unreadable_since_s = None
+        self._keep()
+        db = self._connection
+        first, tell = self._first or (lambda _db: None, lambda _told: None)
+        try:
+            self._file.sync(db, durable=True)
+            db.execute("BEGIN IMMEDIATE")
+            self._file.sign(db)
+            told = first(db)
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._take_back(db)
+            raise
+        self._first = None
+        self._untold = lambda: tell(told)
+        if self._damage is None:
+            self.trouble = None
+
+    def _start_reader(self, name: str) -> DatabaseThread:
+        thread = DatabaseThread(name, lambda batch: self._read(thread, batch), db=self._file.connect())
+        thread.start()
+        return thread
+
+    def _try_to_open(self) -> None:
+        try:
+            self._open()
+        except TakenOverError as error:
+            self._note_failure(error)
+        except Exception as error:
+            self._note_closed(error)
+        else:
+            if self._pause.due_s:
+                log.info("the job database %s is in use now", self.path)
+            self._pause.end()
+
+    def _note_closed(self, error: BaseException) -> None:
+        """Note why the database cannot be opened."""
+        if is_damage(error):
+            self._damage = error
+        self.trouble = _describe(error, self.path)
+        self._pause.begin(error, self.trouble)
+
+    def _close_connections(self) -> None:
+        for thread in (self._reader, self._tidier):
+            if thread is not None:
+                thread.close()
+        self._reader = self._tidier = None
+        self._writer.close_connection()
+        if self._unreadable_since_s is None:
+            self._unreadable_since_s = time.monotonic()
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        """The writer's."""
+        assert self._writer.db is not None
+        return self._writer.db
+
+    def _keep(self) -> None:
+        """Continue in another file where the one that was open had to be written anew."""
+        if (fresh := self._file.keep(self._connection)) is not None:
+            for thread in (self._writer, self._reader, self._tidier):
+                if thread is not None:
+                    thread.swap(fresh if thread is self._writer else self._file.connect())
 
     # The writer's thread. ------------------------------------------------------------------------------------
 
-    def _commit(self, db: sqlite3.Connection, batch: Batch) -> None:
+    def _look(self) -> None:
+        """Look after the database while there is nothing to do."""
+        self._tell()
+        self._look_after()
+        self._tell()
+
+    def _look_after(self) -> None:
+        if self._is_over:
+            return
+        if self._damage is not None:
+            self._mend()
+        elif self.trouble is not None:
+            if time.monotonic() >= self._pause.due_s:
+                self._try_to_open()
+        else:
+            try:
+                self._keep()
+                self._file.check(self._connection)
+            except Exception as error:
+                self._note_failure(error)
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            untold()
+            self._publish()
+
+    def _mend(self) -> None:
+        """Close the file, and open it again: that mends it. The leases of this process live on."""
+        if time.monotonic() < self._mend_due_s:
+            return
+        log.error("the job database %s is damaged, and will be mended: %s", self.path, self._damage)
+        self._close_connections()
+        self._try_to_open()
+        self._mend_due_s = time.monotonic() + MEND_S
+
+    def _note_failure(self, error: BaseException) -> GuardError:
+        """Do what a failure calls for; return the error for the callers."""
+        if isinstance(error, TakenOverError):
+            self._is_over = True
+            self.trouble = f"{error}; end this process, it takes no more part"
+            log.critical("%s", self.trouble)
+            self._close_connections()
+            return self._make_refusal()
+        if is_damage(error):
+            self._damage = error
+            self.trouble = f"it is damaged and being mended: {error}"
+        return report_failure(error)
+
+    def _commit(self, batch: Batch) -> None:
         """Do a batch in one transaction. An operation that refuses harms none of its neighbours."""
+        if self._damage is not None:
+            self._mend()
+            self._tell()
+        if self.trouble is not None:
+            fail(batch, self._make_refusal())
+            return
         refusals: list[tuple[Future[Any], GuardError]] = []
+        db = self._connection
         try:
-            if self._is_gone():
-                db = self._restore(db)
+            self._keep()
+            db = self._connection
             if not self._is_loaded:
                 self._take_back(db)
             results = None
@@ -151,16 +325,15 @@ class Engine:
             # Nothing of the batch is on disk, so nobody may be told that it is.
             with contextlib.suppress(sqlite3.Error):
                 self._take_back(db)
-            failure = report_failure(error)
-            for task in batch:
-                task.future.set_exception(failure)
+            failure = self._note_failure(error)
+            fail(batch, failure)
             for future, refusal in refusals:
                 if not future.done():
                     future.set_exception(refusal)
             return
         self._commits += 1
         if self._commits % TIDY_COMMITS == 0:
-            self._tidier.run(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+            self.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
         self._publish()
         for future, refusal in refusals:
             future.set_exception(refusal)
@@ -175,25 +348,21 @@ class Engine:
         None: an operation refused after it had written, so the batch must be done again without it. That hardly ever
         happens, as operations check before they write, and it is cheaper than a savepoint for each.
         """
-        self._sync(db, any(task.durable for task in batch))
+        self._file.sync(db, any(task.durable for task in batch))
         db.execute("BEGIN IMMEDIATE")
+        self._file.check(db)
         results = []
         for task in batch:
             writes = db.total_changes
             try:
                 results.append((task.future, task.operation(db)))
-            except sqlite3.OperationalError:
-                raise
             except Exception as error:
+                if isinstance(error, sqlite3.OperationalError) or is_damage(error):
+                    raise
                 refusals.append((task.future, error if isinstance(error, GuardError) else report_failure(error)))
                 if db.total_changes != writes:
                     return None
         return results
-
-    @staticmethod
-    def _sync(db: sqlite3.Connection, durable: bool) -> None:
-        """Let the next commit wait for the disk, or not. Within a transaction SQLite would ignore it."""
-        db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
     def _take_back(self, db: sqlite3.Connection) -> None:
         self._is_loaded = False
@@ -202,137 +371,23 @@ class Engine:
         self._load(db)
         self._is_loaded = True
 
-    def _look(self, db: sqlite3.Connection) -> None:
-        """Write a lost file anew while there is nothing to do, instead of with the next job."""
-        if self._is_gone():
-            self._restore(db)
+    # The readers' threads. -----------------------------------------------------------------------------------
 
-    def _is_gone(self) -> bool:
-        """Whether someone has deleted or replaced the file that we write to.
-
-        SQLite would keep writing to the nameless file, and all of it would be lost with the process.
-        """
-        now_s = time.monotonic()
-        if now_s < self._looked_s + LOOK_S:
-            return False
-        self._looked_s = now_s
-        try:
-            return identify(self.path) != self._identity
-        except FileNotFoundError:
-            return True
-
-    def _restore(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """Write everything to a new file of the old name, and continue there."""
-        log.error("the job database %s was deleted or replaced under the running server; writing it anew", self.path)
-        self._looked_s = 0.0  # every commit tries again until this succeeds
-        rewrite(db, self.path)
-        fresh = connect(self.path)
-        self._writer.swap(fresh)
-        self._reader.swap(connect(self.path))
-        self._tidier.swap(connect(self.path))
-        self._identity = identify(self.path)
-        return fresh
-
-
-class DatabaseThread:
-    """A thread that owns a connection and runs what it is handed, in order."""
-
-    def __init__(
-        self,
-        name: str,
-        db: sqlite3.Connection,
-        work: Callable[[sqlite3.Connection, Batch], None],
-        idle: Operation[None] | None = None,
-    ) -> None:
-        """`work` runs a batch; `idle` is called every `LOOK_S` while there is none."""
-        self._db = db
-        self._work = work
-        self._idle = idle
-        self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        #: When each task that is not done was handed in.
-        self._since_s: deque[float] = deque()
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self._closed = False
-        self._thread.start()
-
-    @property
-    def silent_s(self) -> float:
-        """How long the oldest task has waited or runs; 0 where there is none. Any thread."""
-        try:
-            return max(time.monotonic() - self._since_s[0], 0.0)
-        except IndexError:
-            return 0.0
-
-    def run(self, operation: Operation[T], durable: bool = False) -> Future[T]:
-        future: Future[T] = Future()
-        if self._closed:
-            future.set_exception(ServerUnavailableError("The job store is closed."))
-        else:
-            self._since_s.append(time.monotonic())
-            self._inbox.put(Task(operation, future, durable))
-        return future
-
-    def swap(self, db: sqlite3.Connection) -> None:
-        """Use another connection from the next batch on; the old one is closed when its batch is done."""
-        old, self._db = self._db, db
-        self.run(lambda _db: old.close())
-
-    def close(self) -> None:
-        self._closed = True
-        self._inbox.put(None)
-        self._thread.join()
-
-    def _loop(self) -> None:
-        is_open = True
-        while is_open:
+    def _read(self, thread: DatabaseThread, batch: Batch) -> None:
+        for task in batch:
             try:
-                batch = [self._inbox.get(timeout=LOOK_S if self._idle is not None else None)]
-            except queue.Empty:
-                self._run_idle()
-                continue
-            while len(batch) < BATCH:
-                try:
-                    batch.append(self._inbox.get_nowait())
-                except queue.Empty:
-                    break
-            is_open = None not in batch
-            tasks = [task for task in batch if task is not None]
-            # A request that was cancelled has cancelled its operation.
-            work = [task for task in tasks if task.future.set_running_or_notify_cancel()]
-            if work:
-                try:
-                    self._work(self._db, work)
-                except BaseException as error:
-                    # A bug: the callers must hear of it, and the thread must live.
-                    failure = report_failure(error)
-                    for task in work:
-                        if not task.future.done():
-                            task.future.set_exception(failure)
-            for _task in tasks:
-                self._since_s.popleft()
-        self._db.close()
-
-    def _run_idle(self) -> None:
-        try:
-            if self._idle is not None:
-                self._idle(self._db)
-        except Exception as error:
-            report_failure(error)
+                if thread.db is None:
+                    raise self._make_refusal()
+                task.future.set_result(task.operation(thread.db))
+            except GuardError as error:
+                task.future.set_exception(error)
+            except BaseException as error:
+                if is_damage(error):
+                    self.report_damage(error)
+                task.future.set_exception(report_failure(error))
 
 
-def _read(db: sqlite3.Connection, batch: Batch) -> None:
-    for task in batch:
-        try:
-            task.future.set_result(task.operation(db))
-        except GuardError as error:
-            task.future.set_exception(error)
-        except BaseException as error:
-            task.future.set_exception(report_failure(error))
-
-
-def report_failure(error: BaseException) -> GuardError:
-    """Log that the database failed; return the error for the callers."""
-    log.error("the job store failed: %s", error, exc_info=not isinstance(error, sqlite3.Error))
-    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-        return DiskFullError("The disk with the job database is full.", retry_after_s=60)
-    return ServerUnavailableError("The job database cannot be used now.", details=str(error), retry_after_s=10)
+def _describe(error: BaseException, path: Path) -> str:
+    if isinstance(error, LockedError):
+        return f"another server has {path} open; give this one its own user directory"
+    return str(error) if isinstance(error, StoreTooNewError) else f"the job database {path} cannot be used: {error}"

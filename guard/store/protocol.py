@@ -48,6 +48,10 @@ class Store(Protocol):
         """Why the database cannot be used now; None where it can. Any thread."""
 
     @property
+    def unreadable_s(self) -> float:
+        """For how long nobody has been able to read the database; 0 where this or another process is. Any thread."""
+
+    @property
     def silent_s(self) -> float:
         """How long the oldest change that is not on disk has waited; 0 where none does. Any thread."""
 

@@ -28,6 +28,7 @@ from .facts import (
     Submitted,
     Waiting,
 )
+from .held_file import Survives
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
 from .rows import find_job, match_owner
@@ -37,8 +38,12 @@ from .transitions import Transitions
 class SqliteStore(Store):
     """See :class:`guard.store.Store`, which says what each method does."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, survives: Survives = "power_cut", *, open_now: bool = True) -> None:
         """Open or create the database; blocks, so call it before the event loop serves.
+
+        Args:
+            survives: what submits and verdicts survive: see `store.survives`.
+            open_now: otherwise :meth:`serve` opens it.
 
         Raises:
             StoreLockedError: another process has the file open.
@@ -49,8 +54,28 @@ class SqliteStore(Store):
         self.changed: Signal[[Job]] = Signal()
         self.opened: Signal[[Recovery]] = Signal()
         self._transitions = Transitions(clock)
-        self._engine = Engine(path, self._transitions.load, self._publish)
+        self._engine = Engine(path, self._transitions.load, self._publish, survives)
+        if open_now:
+            self._engine.open()
         self._note_counts()
+
+    def serve(self, holder: str, max_attempts: int) -> None:
+        """Open the database now or, where it cannot be used, as soon as it can: see `trouble` and `opened`. Blocks.
+
+        What `holder` left open is taken up in the same transaction: see :meth:`recover`. Of that, `changed` announces
+        the jobs that have ended.
+        """
+
+        def recover(db: sqlite3.Connection) -> Recovery:
+            recovery = self._transitions.recover(db, holder, max_attempts)
+            self._transitions.changed = list(recovery.settled)
+            return recovery
+
+        def tell(recovery: Recovery) -> None:
+            self._note_counts()
+            self.opened(recovery)
+
+        self._engine.serve(recover, tell)
 
     @property
     def path(self) -> Path:
@@ -81,6 +106,10 @@ class SqliteStore(Store):
     @property
     def silent_s(self) -> float:
         return self._engine.silent_s
+
+    @property
+    def unreadable_s(self) -> float:
+        return self._engine.unreadable_s
 
     def flush(self, timeout_s: float) -> bool:
         done, _waiting = wait([future := self._engine.write(lambda _db: None, durable=True)], timeout_s)

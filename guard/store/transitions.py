@@ -23,10 +23,9 @@ class Transitions:
         changed: jobs as they are after each change of state in this transaction, to be announced after the commit.
     """
 
-    line: Line
-
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.line = Line()
         self.changed: list[Job] = []
 
     def load(self, db: sqlite3.Connection) -> None:

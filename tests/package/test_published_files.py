@@ -16,11 +16,10 @@ else:
 
 MAX_FILE_BYTES = 8 * 1024 * 1024
 
-# ComfyUI 0.3.64 brings these itself (filelock with torch); more would change somebody's installation.
+# ComfyUI 0.3.64 brings these itself; more would change somebody's installation.
 BROUGHT_BY_COMFYUI = {
     "aiohttp",
     "av",
-    "filelock",
     "numpy",
     "pillow",
     "pydantic",

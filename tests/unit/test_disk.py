@@ -14,25 +14,23 @@ from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.job import SUCCESS, JobState
 from comfyui_guarded.guard.life import runs
-from comfyui_guarded.guard.store import SqliteStore, StoreUnusableError, disk, engine, sqlite
+from comfyui_guarded.guard.store import SqliteStore, StoreUnusableError, disk, engine, held_file, threads
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 
 
-class _WatchfulEngine(engine.Engine):
-    """Looks after its file at every commit, and at no other time."""
+class _WatchfulFile(held_file.HeldFile):
+    """Looks whether it is there at every commit."""
 
-    def _is_gone(self):
+    def keep(self, db):
         self._looked_s = 0.0
-        return super()._is_gone()
-
-    def _look(self, db):
-        pass
+        return super().keep(db)
 
 
 @pytest.fixture
 def store(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr(sqlite, "Engine", _WatchfulEngine)
+    monkeypatch.setattr(engine, "HeldFile", _WatchfulFile)
+    monkeypatch.setattr(threads, "LOOK_S", LONG_S)  # at commits only
     opened = FailingStore(tmp_path / "guarded.db", clock)
     yield opened
     opened.close()
@@ -41,7 +39,8 @@ def store(tmp_path, clock, monkeypatch):
 @pytest.fixture
 def idle_store(tmp_path, clock, monkeypatch):
     """One that looks after its file while it has nothing to do."""
-    monkeypatch.setattr(engine, "LOOK_S", 0.02)
+    monkeypatch.setattr(threads, "LOOK_S", 0.02)
+    monkeypatch.setattr(held_file, "LOOK_S", 0.02)
     opened = SqliteStore(tmp_path / "guarded.db", clock)
     yield opened
     opened.close()
@@ -110,7 +109,7 @@ def test_a_database_deleted_under_an_idle_server_is_written_anew_before_anything
     _made_busy(store)
     store.path.unlink()
     ends_s = time.monotonic() + LONG_S
-    while not store.path.exists() or store._engine._identity != disk.identify(store.path):
+    while not store.path.exists() or store._engine._file._identity != disk.identify(store.path):
         assert time.monotonic() < ends_s
         time.sleep(0.01)
     assert _on_disk(store.path, tmp_path) == BUSY
@@ -131,12 +130,13 @@ def test_a_database_that_cannot_be_written_anew_yet_is_so_later_and_nothing_is_p
     store, ids = busy
     folder = store.path.parent / "below"
     store.path.unlink()
-    real, store._engine.path = store.path, folder / "guarded.db"
+    file = store._engine._file
+    real, file.path = store.path, folder / "guarded.db"
     folder.write_text("a file where the folder should be")
     error = store.settle(ids[1], SUCCESS).exception(LONG_S)
     assert isinstance(error, ServerUnavailableError)
     assert isinstance(store.submit(new_job(), 10).exception(LONG_S), ServerUnavailableError)
-    store._engine.path = real
+    file.path = real
     assert store.settle(ids[1], SUCCESS).result(LONG_S).won
     assert _on_disk(real, tmp_path) == [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.QUEUED]
 
@@ -148,7 +148,7 @@ def test_a_database_written_anew_on_a_disk_that_is_full_leaves_no_halves_behind(
     for _ in range(3):
         # What a full disk leaves of it, and SQLite does not write over.
         half.write_bytes(b"half a database")
-        monkeypatch.setattr(engine, "connect", _no_room)
+        monkeypatch.setattr(held_file, "connect", _no_room)
         assert store.settle(ids[1], SUCCESS).exception(LONG_S) is not None
     monkeypatch.undo()
     assert store.settle(ids[1], SUCCESS).result(LONG_S).won
@@ -189,7 +189,7 @@ async def test_a_database_that_has_become_read_only_is_said_so_and_loses_no_verd
 
 def _read_only(store, on):
     # Not through the thread: it could not even begin.
-    store._engine._writer._db.execute(f"PRAGMA query_only = {int(on)}")
+    store._engine._writer.db.execute(f"PRAGMA query_only = {int(on)}")
 
 
 async def test_a_database_that_hangs_holds_the_worker_up_for_a_while_and_loses_no_verdict(machine, monkeypatch):
@@ -238,7 +238,7 @@ def test_a_failing_look_does_not_end_the_stores_thread(idle_store, monkeypatch):
         looked.set()
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(idle_store._engine, "_is_gone", failing)
+    monkeypatch.setattr(idle_store._engine._file, "_is_gone", failing)
     assert looked.wait(LONG_S)
     monkeypatch.undo()
     assert idle_store.submit(new_job(), 10).result(LONG_S)

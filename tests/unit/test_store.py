@@ -44,7 +44,7 @@ def test_jobs_of_many_threads_are_all_durable_and_have_numbers_of_their_own(stor
 def test_what_comes_in_together_shares_commits(store):
     commits = []
     committed = store._engine._writer._work
-    store._engine._writer._work = lambda db, batch: (commits.append(len(batch)), committed(db, batch))
+    store._engine._writer._work = lambda batch: (commits.append(len(batch)), committed(batch))
     with Held(store):
         futures = [store.submit(new_job(), 10**9) for _ in range(200)]
     assert [future.result(LONG_S).job.number for future in futures] == list(range(1, 201))
@@ -116,7 +116,7 @@ def test_a_fault_in_the_stores_own_thread_is_told_to_whoever_waits_and_the_threa
     thread = getattr(store._engine, thread)
     work = thread._work
 
-    def broken_once(_db, _batch):
+    def broken_once(_batch):
         thread._work = work
         raise ZeroDivisionError("a bug")
 

@@ -125,7 +125,7 @@ def test_run_times_are_those_of_the_last_successes_oldest_first(tmp_path):
 def test_no_question_about_the_open_jobs_reads_through_the_settled_ones(store):
     """The watchdog asks twice a second, and a store may hold a million."""
     asked = []
-    store._engine._reader._db.set_trace_callback(asked.append)
+    store._engine._reader.db.set_trace_callback(asked.append)
     few = frozenset({JobState.RUNNING, JobState.VALIDATING})
     for future in (
         store.list_overdue(1),

@@ -1,0 +1,173 @@
+"""Threads that each own a connection to the database and run what they are handed, in order."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..errors import DiskFullError, GuardError, ServerUnavailableError
+
+log = logging.getLogger("guarded.store")
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+
+#: The most operations in one batch. 32 clients at once share one; more would only make the first of them wait.
+BATCH = 256
+#: How often an idle thread looks after what it has to look after.
+LOOK_S = 1.0
+#: The same failure is logged again after this time.
+AGAIN_S = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """An operation, and the future that gets its result. `durable`: see :meth:`.engine.Engine.write`."""
+
+    operation: Operation[Any]
+    future: Future[Any]
+    durable: bool = False
+
+
+Batch = list[Task]
+
+
+class DatabaseThread:
+    """A thread that runs batches of what it is handed. Its user gives it the connection, `db`."""
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Batch], None],
+        idle: Callable[[], None] | None = None,
+        db: sqlite3.Connection | None = None,
+    ) -> None:
+        """`work` runs a batch; `idle` is called at the start and then every `LOOK_S` while there is none."""
+        self.db = db
+        self._work = work
+        self._idle = idle
+        self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        #: When each task that is not done was handed in.
+        self._since_s: deque[float] = deque()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._closed = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def silent_s(self) -> float:
+        """How long the oldest task has waited or runs; 0 where there is none. Any thread."""
+        try:
+            return max(time.monotonic() - self._since_s[0], 0.0)
+        except IndexError:
+            return 0.0
+
+    def run(self, operation: Operation[T], durable: bool = False) -> Future[T]:
+        future: Future[T] = Future()
+        if self._closed:
+            future.set_exception(ServerUnavailableError("The job store is closed."))
+        else:
+            self._since_s.append(time.monotonic())
+            self._inbox.put(Task(operation, future, durable))
+        return future
+
+    def swap(self, db: sqlite3.Connection) -> None:
+        """Use another connection from the next batch on; the old one is closed when its batch is done."""
+        old, self.db = self.db, db
+        if old is not None:
+            self.run(lambda _db: old.close())
+
+    def close(self) -> None:
+        """Do what was handed in, end the thread, and close the connection."""
+        self._closed = True
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            self._thread.join()
+        self.close_connection()
+
+    def close_connection(self) -> None:
+        """The thread itself, or another one while it does not run."""
+        db, self.db = self.db, None
+        if db is not None:
+            db.close()
+
+    def _loop(self) -> None:
+        self._run_idle()
+        is_open = True
+        while is_open:
+            try:
+                batch = [self._inbox.get(timeout=LOOK_S if self._idle is not None else None)]
+            except queue.Empty:
+                self._run_idle()
+                continue
+            while len(batch) < BATCH:
+                try:
+                    batch.append(self._inbox.get_nowait())
+                except queue.Empty:
+                    break
+            is_open = None not in batch
+            tasks = [task for task in batch if task is not None]
+            # A request that was cancelled has cancelled its operation.
+            work = [task for task in tasks if task.future.set_running_or_notify_cancel()]
+            if work:
+                try:
+                    self._work(work)
+                except BaseException as error:
+                    # A bug: the callers must hear of it, and the thread must live.
+                    fail(work, report_failure(error))
+            for _task in tasks:
+                self._since_s.popleft()
+
+    def _run_idle(self) -> None:
+        try:
+            if self._idle is not None:
+                self._idle()
+        except BaseException as error:
+            report_failure(error)
+
+
+def fail(batch: Batch, error: BaseException) -> None:
+    """Give the error to every task of the batch that is not done."""
+    for task in batch:
+        if not task.future.done():
+            task.future.set_exception(error)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says that the file itself is damaged, and not that it is busy, or its disk full, or the like.
+
+    All of those are subclasses, and so are the faults of operations.
+    """
+    return type(error) is sqlite3.DatabaseError
+
+
+#: What was logged, and when last.
+_complaints: dict[str, float] = {}
+
+
+def complain(text: str, trace: bool = False) -> None:
+    """Log an error, the same one once a minute: whoever meets it tries again every second."""
+    now_s = time.monotonic()
+    if now_s < _complaints.get(text, -AGAIN_S) + AGAIN_S:
+        return
+    if len(_complaints) > 100:
+        _complaints.clear()
+    _complaints[text] = now_s
+    log.error("%s", text, exc_info=trace)
+
+
+def report_failure(error: BaseException) -> GuardError:
+    """Log that the database failed; return the error for the callers."""
+    complain(f"the job store failed: {error}", trace=not isinstance(error, (sqlite3.Error, OSError)))
+    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+        return DiskFullError("The disk with the job database is full.", retry_after_s=60)
+    return ServerUnavailableError("The job database cannot be used now.", details=str(error), retry_after_s=10)
