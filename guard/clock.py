@@ -19,6 +19,13 @@ class Clock:
         """Milliseconds since the epoch."""
         return int((time.monotonic() + self._offset_s) * 1000)
 
+    def wall_ms(self) -> int:
+        """The wall clock as it stands now, in milliseconds since the epoch, for what others compare with theirs.
+
+        It may jump, so nothing of ours is measured with it. After a suspend, too, only this one is right.
+        """
+        return int(time.time() * 1000)
+
     def monotonic_s(self) -> float:
         """Seconds on the monotonic clock."""
         return time.monotonic()

@@ -35,14 +35,14 @@ READ_BYTES = 16 * 2**10
 #: The longest sleep; a delivery that is due earlier ends it.
 LOOK_S = 60.0
 
-#: After a fault of the store or of ours.
+#: After a fault of the store.
 PAUSE_S = 5.0
 
 
 class Sender:
     """Sends what is in the outbox: one task on the event loop, and one for each delivery under way.
 
-    The store marks a delivery only when its attempt has ended. If anything dies before that, it is sent again.
+    A delivery is marked only when its attempt has ended. If the process dies before that is on disk, it is sent again.
     """
 
     def __init__(self, outbox: Outbox, timeout_s: float) -> None:
@@ -88,13 +88,13 @@ class Sender:
     async def _deliver(self, delivery: Delivery) -> None:
         began_s = time.monotonic()
         try:
-            attempt = await self._attempt(delivery)
+            try:
+                attempt = await self._attempt(delivery)
+            except Exception as error:  # a fault of ours: an attempt all the same, so that the pauses grow
+                log.exception("webhook %s", delivery.webhook_id)
+                attempt = Attempt(error=f"{type(error).__name__}: {error}"[:500])
+            self._outbox.record_attempt(delivery, attempt)
             self.attempted(attempt.outcome, time.monotonic() - began_s)
-            await self._outbox.record_attempt(delivery, attempt)
-        except Exception as error:
-            # A fault of the store or of ours: the delivery stays in the outbox, and must not be tried without a pause.
-            log.error("webhook %s: %s", delivery.webhook_id, error, exc_info=not isinstance(error, GuardError))
-            await asyncio.sleep(PAUSE_S)
         finally:
             del self._under_way[delivery.number]
             self._to[delivery.target] -= 1

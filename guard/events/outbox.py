@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import logging
@@ -10,7 +11,7 @@ import secrets
 from asyncio import wrap_future
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
@@ -18,21 +19,22 @@ from typing import Protocol
 from .. import private_files
 from ..client import Client
 from ..clock import Clock
-from ..errors import ForbiddenError, NotFoundError
+from ..errors import ForbiddenError, GuardError, NotFoundError
 from ..job import Job
 from ..settings import WebhooksSettings
 from ..signal import Signal
 from ..store import Delivery, DeliveryState, Due
+from ..store.outbox import PAUSE_AT_MOST_S
 from .webhook_rules import Rules
 
 log = logging.getLogger("guarded.webhooks")
 
 SECRET_FILE = "webhook.secret"
 
-#: The pause between two attempts doubles, from `webhooks.first_retry_s` up to this.
-RETRY_AT_MOST_S = 3600.0
-#: A receiver may ask for a longer pause (Retry-After), up to this.
-ASKED_AT_MOST_S = 3600.0
+#: So many attempts may be waiting to be written down, or be under way; beyond that, nothing else is sent.
+UNWRITTEN_AT_MOST = 500
+#: The pause before the store, which could not write an attempt down, is asked to again.
+WRITE_AGAIN_S = 5.0
 
 #: The secret that signs an owner's webhooks; None for an owner that may not send any (any more).
 SecretOf = Callable[[str], "str | None"]
@@ -70,12 +72,13 @@ class Attempt:
 def retry_at_ms(settings: WebhooksSettings, attempt: Attempt, attempts: int, since_ms: int, now_ms: int) -> int | None:
     """When to try again after `attempts` attempts; None to give up.
 
-    The pause doubles. Half of it is random, so that not everything reaches a receiver at once when it comes back.
+    The pause doubles from `webhooks.first_retry_s` up to an hour. Half of it is random, so that not everything reaches
+    a receiver at once when it comes back. A receiver may ask for a longer one (Retry-After), up to an hour too.
     """
     if attempt.final:
         return None
-    pause_s = min(settings.first_retry_s * 2 ** min(attempts - 1, 30), RETRY_AT_MOST_S) * random.uniform(0.5, 1.0)
-    pause_s = max(pause_s, min(attempt.retry_after_s, ASKED_AT_MOST_S))
+    pause_s = min(settings.first_retry_s * 2 ** min(attempts - 1, 30), PAUSE_AT_MOST_S) * random.uniform(0.5, 1.0)
+    pause_s = max(pause_s, min(attempt.retry_after_s, PAUSE_AT_MOST_S))
     at_ms = now_ms + int(pause_s * 1000)
     return at_ms if at_ms <= since_ms + settings.max_age_s * 1000 else None
 
@@ -86,9 +89,7 @@ class Deliveries(Protocol):
     def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
     ) -> Future[Due]: ...
-    def record_attempt(
-        self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
-    ) -> Future[None]: ...
+    def record_attempt(self, after: Delivery) -> Future[None]: ...
     def list_deliveries(
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
     ) -> Future[list[Delivery]]: ...
@@ -96,13 +97,22 @@ class Deliveries(Protocol):
 
 
 class Outbox:
-    """The webhooks that are still to be sent: the store puts them in, and a sender takes them out. Event loop."""
+    """The webhooks that are still to be sent: the store puts them in, and a sender takes them out. Event loop.
+
+    How an attempt ended counts from that moment. The store is handed it at once, and again and again where it cannot
+    write: a full disk must not send twice what was received, or try anew without the pause.
+    """
 
     def __init__(self, settings: WebhooksSettings, store: Deliveries, secret_of: SecretOf, clock: Clock) -> None:
         self._settings = settings
         self._store = store
         self._secret_of = secret_of
         self._clock = clock
+        #: Deliveries as their last attempt has left them, by number, that are not on disk like that yet.
+        self._unwritten: dict[int, Delivery] = {}
+        #: Those of them that the store has in hand.
+        self._handed_in: set[int] = set()
+        self._again: asyncio.TimerHandle | None = None
         self.rules = Rules(settings)
         #: There is something new to send. Called on any thread.
         self.filled: Signal[[]] = Signal()
@@ -119,8 +129,21 @@ class Outbox:
     ) -> tuple[list[Delivery], float | None]:
         """Deliveries to try now, and in how many seconds the next one will be due (None: none is waiting)."""
         now_ms = self._clock.now_ms()
-        due = await wrap_future(self._store.find_due_deliveries(now_ms, limit, under_way=under_way, full=full))
-        return due.deliveries, None if due.next_at_ms is None else max(due.next_at_ms - now_ms, 0) / 1000
+        again = [
+            delivery
+            for delivery in self._unwritten.values()
+            if delivery.state is DeliveryState.PENDING
+            and delivery.number not in under_way
+            and delivery.target not in full
+        ]
+        due = [delivery for delivery in again if delivery.next_at_ms <= now_ms][:limit]
+        known = {*under_way, *self._unwritten}
+        room = max(min(limit - len(due), UNWRITTEN_AT_MOST - len(known)), 0)
+        stored = await wrap_future(self._store.find_due_deliveries(now_ms, room, under_way=known, full=full))
+        next_ms = [delivery.next_at_ms for delivery in again if delivery.next_at_ms > now_ms]
+        if stored.next_at_ms is not None:
+            next_ms.append(stored.next_at_ms)
+        return [*due, *stored.deliveries], max(min(next_ms) - now_ms, 0) / 1000 if next_ms else None
 
     def sign(self, delivery: Delivery) -> Mapping[str, str]:
         """The signed headers for an attempt now.
@@ -132,31 +155,82 @@ class Outbox:
         secret = self._secret_of(delivery.owner)
         if secret is None:
             raise ForbiddenError("Its owner has no key any more that could sign it.")
-        return make_headers(secret, delivery.webhook_id, delivery.payload, self._clock.now_ms())
+        return make_headers(secret, delivery.webhook_id, delivery.payload, self._clock.wall_ms())
 
-    async def record_attempt(self, delivery: Delivery, attempt: Attempt) -> None:
-        """Write down how an attempt ended. Raises GuardError where the store cannot."""
+    def record_attempt(self, delivery: Delivery, attempt: Attempt) -> None:
+        """Note how an attempt ended; waits for nothing."""
         now_ms = self._clock.now_ms()
-        next_at_ms = retry_at_ms(self._settings, attempt, delivery.attempts + 1, delivery.since_ms, now_ms)
+        attempts = delivery.attempts + 1
+        next_at_ms = retry_at_ms(self._settings, attempt, attempts, delivery.since_ms, now_ms)
         if attempt.delivered:
             state = DeliveryState.DELIVERED
         elif next_at_ms is None:
             state = DeliveryState.DEAD
         else:
             state = DeliveryState.PENDING
-        await wrap_future(
-            self._store.record_attempt(delivery.number, state, next_at_ms or now_ms, attempt.status, attempt.error)
+        self._unwritten[delivery.number] = replace(
+            delivery,
+            state=state,
+            attempts=attempts,
+            next_at_ms=next_at_ms or now_ms,
+            ended_at_ms=None if state is DeliveryState.PENDING else now_ms,
+            last_status=attempt.status,
+            last_error=attempt.error,
         )
-        if state is DeliveryState.DEAD:
-            why = attempt.error or "?"
-            log.warning(
-                "webhook %s of job %s is given up: %s",
-                delivery.webhook_id,
-                delivery.job_id,
-                why,
-                extra={"job_id": delivery.job_id},
+        self._hand_in(delivery.number)
+
+    def _hand_in(self, number: int) -> None:
+        """Have the store write down how that delivery's last attempt ended, unless it is about to."""
+        if number not in self._handed_in:
+            after = self._unwritten[number]
+            self._handed_in.add(number)
+            wrap_future(self._store.record_attempt(after)).add_done_callback(
+                lambda written: self._finish(after, written)
             )
-            self.given_up(delivery, why)
+
+    def _finish(self, after: Delivery, written: asyncio.Future[None]) -> None:
+        """The store has written that, or cannot."""
+        self._handed_in.discard(after.number)
+        error = None if written.cancelled() else written.exception()
+        is_newest = self._unwritten.get(after.number) is after
+        if written.cancelled() or error is not None:
+            if is_newest:  # another one is tried next
+                self._unwritten[after.number] = self._unwritten.pop(after.number)
+            if self._again is None:
+                log.error(
+                    "%d attempts to deliver webhooks cannot be written down: %s",
+                    len(self._unwritten),
+                    error,
+                    exc_info=None if isinstance(error, GuardError) else error,
+                )
+                self._again = asyncio.get_running_loop().call_later(WRITE_AGAIN_S, self._write_again)
+            return
+        if is_newest:
+            del self._unwritten[after.number]
+            if after.state is DeliveryState.DEAD:
+                self._give_up(after)
+        # It can write again.
+        for number in list(self._unwritten):
+            self._hand_in(number)
+        self.filled()  # the job's next webhook may be due now
+
+    def _write_again(self) -> None:
+        """Try with one; where that succeeds, the others follow."""
+        self._again = None
+        waiting = [number for number in self._unwritten if number not in self._handed_in]
+        if waiting:
+            self._hand_in(waiting[0])
+
+    def _give_up(self, delivery: Delivery) -> None:
+        why = delivery.last_error or "?"
+        log.warning(
+            "webhook %s of job %s is given up: %s",
+            delivery.webhook_id,
+            delivery.job_id,
+            why,
+            extra={"job_id": delivery.job_id},
+        )
+        self.given_up(delivery, why)
 
     async def list_deliveries(
         self, client: Client, states: frozenset[DeliveryState], limit: int, before: int | None
@@ -173,6 +247,9 @@ class Outbox:
         delivery = await wrap_future(self._store.redeliver(webhook_id, client.sees_only))
         if delivery is None:
             raise NotFoundError(f"There is no webhook {webhook_id[:64]}.")
+        earlier = self._unwritten.get(delivery.number)
+        if earlier is not None and earlier.since_ms != delivery.since_ms:
+            del self._unwritten[delivery.number]
         self.filled()
         return delivery
 

@@ -3,7 +3,7 @@
 The core knows the :class:`Store` protocol alone, so another engine can take SQLite's place. The files: `protocol` says
 what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (threads and
 commits), `disk` (the file), `transitions` (what changes jobs), `queries` (what reads them), `outbox`, `result_files`,
-`line` (the queue's order), `rows` and `schema`.
+`line` (the queue's order), `times` (clocks that were wrong), `rows` and `schema`.
 """
 
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path

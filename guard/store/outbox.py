@@ -17,6 +17,9 @@ from typing_extensions import TypedDict
 from ..job import Job
 from .rows import marks
 
+#: The longest pause between two attempts.
+PAUSE_AT_MOST_S = 3600.0
+
 
 class DeliveryState(str, enum.Enum):
     """How far a delivery has come."""
@@ -51,7 +54,8 @@ class Delivery:
         webhook_id: the receiver's `webhook-id`, the same at every attempt.
         type, payload: what is sent.
         target: scheme, host and port of `url`.
-        attempts: so many have ended. `since_ms`: from when its age counts (a redelivery begins anew).
+        attempts: so many have ended. `since_ms`: from when its age counts (a redelivery begins anew, and has a later
+            one than before).
         last_status: of the receiver's last answer; `last_error`: what went wrong last.
     """
 
@@ -149,20 +153,15 @@ def find_due(db: sqlite3.Connection, now_ms: int, limit: int, under_way: Collect
     return Due(list(map(_read, rows)), next_at_ms)
 
 
-def record_attempt(
-    db: sqlite3.Connection,
-    number: int,
-    state: DeliveryState,
-    next_at_ms: int,
-    status: int | None,
-    error: str | None,
-    now_ms: int,
-) -> None:
-    ended_at_ms = None if state is DeliveryState.PENDING else now_ms
+def record_attempt(db: sqlite3.Connection, after: Delivery) -> None:
+    # An attempt that began before a redelivery was asked for does not count as one of that.
     db.execute(
-        "UPDATE webhooks SET state = ?, attempts = attempts + 1, next_at_ms = ?, ended_at_ms = ?, "
-        "last_status = ?, last_error = ? WHERE number = ?",
-        (state.value, next_at_ms, ended_at_ms, status, error, number),
+        "UPDATE webhooks SET state = ?, attempts = ?, next_at_ms = ?, ended_at_ms = ?, "
+        "last_status = ?, last_error = ? WHERE number = ? AND since_ms = ?",
+        (
+            *(after.state.value, after.attempts, after.next_at_ms, after.ended_at_ms),
+            *(after.last_status, after.last_error, after.number, after.since_ms),
+        ),
     )
 
 
@@ -172,7 +171,7 @@ def redeliver(db: sqlite3.Connection, webhook_id: str, owner: str | None, now_ms
     if row is None or owner not in (None, _read(row).owner):
         return None
     db.execute(
-        "UPDATE webhooks SET state = 'pending', attempts = 0, since_ms = ?, next_at_ms = ?, "
+        "UPDATE webhooks SET state = 'pending', attempts = 0, since_ms = max(?, since_ms + 1), next_at_ms = ?, "
         "ended_at_ms = NULL WHERE webhook_id = ?",
         (now_ms, now_ms, webhook_id),
     )

@@ -234,10 +234,8 @@ class Store(Protocol):
         Each job's first pending one only; none whose number is `under_way`, and none to the targets in `full`.
         """
 
-    def record_attempt(
-        self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
-    ) -> Future[None]:
-        """Note how an attempt ended; the delivery is now in `state`."""
+    def record_attempt(self, after: Delivery) -> Future[None]:
+        """Note how an attempt ended: the delivery as it is `after` that. Nothing if it was redelivered meanwhile."""
 
     def list_deliveries(
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None

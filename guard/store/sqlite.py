@@ -186,12 +186,8 @@ class SqliteStore(Store):
 
         return self._engine.write(operation)
 
-    def record_attempt(
-        self, number: int, state: DeliveryState, next_at_ms: int, status: int | None, error: str | None
-    ) -> Future[None]:
-        return self._engine.write(
-            lambda db: outbox.record_attempt(db, number, state, next_at_ms, status, error, self._clock.now_ms())
-        )
+    def record_attempt(self, after: Delivery) -> Future[None]:
+        return self._engine.write(lambda db: outbox.record_attempt(db, after))
 
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         return self._engine.write(lambda db: outbox.redeliver(db, webhook_id, owner, self._clock.now_ms()))

@@ -8,7 +8,7 @@ from typing import Any
 from ..clock import Clock
 from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError, ServerUnavailableError
 from ..job import TRANSITIONS, WAITING, Job, JobState, Kind, NewJob, Result, Verdict
-from . import outbox, result_files
+from . import outbox, result_files, times
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
 from .queries import replay
@@ -34,6 +34,7 @@ class Transitions:
         self.line = Line.read(db)
 
     def recover(self, db: sqlite3.Connection, holder: str, max_attempts: int) -> Recovery:
+        times.clamp(db, self._clock.now_ms())
         rows = db.execute(
             f"SELECT {COLUMNS} FROM jobs WHERE {IS_OPEN} AND state IN ('dispatched', 'running', 'validating')"
         ).fetchall()

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from standardwebhooks import Webhook as Verifier
@@ -224,6 +225,11 @@ def due(store, now_ms=2**53, limit=100, under_way=(), full=()):
     return store.find_due_deliveries(now_ms, limit, under_way=under_way, full=full).result(LONG_S).deliveries
 
 
+def ended(store, delivery, state, **facts):
+    """An attempt has ended so."""
+    store.record_attempt(replace(delivery, state=state, attempts=delivery.attempts + 1, **facts)).result(LONG_S)
+
+
 def test_a_settled_job_puts_one_delivery_into_the_outbox_with_the_job_as_it_ended(store):
     job_id = finish(store, HOOK)
     (delivery,) = due(store)
@@ -265,9 +271,9 @@ def test_of_a_job_only_the_first_delivery_that_is_left_is_due_so_that_they_come_
         assert len(found) == 1
         told.append(found[0].type)
         # Not delivered yet: the next one waits for it, also while it waits itself.
-        store.record_attempt(found[0].number, DeliveryState.PENDING, 10**15, 500, "x").result(LONG_S)
+        ended(store, found[0], DeliveryState.PENDING, next_at_ms=10**15)
         assert due(store, now_ms=10**14) == []
-        store.record_attempt(found[0].number, DeliveryState.DELIVERED, 0, 200, None).result(LONG_S)
+        ended(store, found[0], DeliveryState.DELIVERED)
     assert told == ["job.queued", "job.dispatched", "job.running", "job.validating", "job.succeeded"]
 
 
@@ -282,7 +288,7 @@ def test_what_is_under_way_or_for_a_target_that_is_full_is_not_due(store):
 def test_the_store_says_when_the_next_one_is_due(store):
     finish(store, HOOK)
     (delivery,) = due(store)
-    store.record_attempt(delivery.number, DeliveryState.PENDING, 5000, 500, "x").result(LONG_S)
+    ended(store, delivery, DeliveryState.PENDING, next_at_ms=5000)
     found = store.find_due_deliveries(4000, 9, under_way=(), full=()).result(LONG_S)
     assert (found.deliveries, found.next_at_ms) == ([], 5000)
 
@@ -290,7 +296,7 @@ def test_the_store_says_when_the_next_one_is_due(store):
 def test_a_delivery_that_was_given_up_is_tried_again_under_its_old_id_by_whom_it_belongs_to(store):
     finish(store, HOOK)
     (delivery,) = due(store)
-    store.record_attempt(delivery.number, DeliveryState.DEAD, 0, 410, "x").result(LONG_S)
+    ended(store, delivery, DeliveryState.DEAD, last_status=410)
     assert due(store) == []
     (dead,) = store.list_deliveries("bot", frozenset({DeliveryState.DEAD}), 9).result(LONG_S)
     assert (dead.webhook_id, dead.attempts, dead.last_status) == (delivery.webhook_id, 1, 410)
@@ -301,6 +307,11 @@ def test_a_delivery_that_was_given_up_is_tried_again_under_its_old_id_by_whom_it
     assert (again.webhook_id, again.state) == (delivery.webhook_id, DeliveryState.PENDING)
     assert again.attempts == 0, "its pauses begin short again"
     assert [found.webhook_id for found in due(store)] == [delivery.webhook_id]
+    # An attempt that was under way meanwhile is not the one that was asked for.
+    ended(store, delivery, DeliveryState.DELIVERED)
+    assert [found.webhook_id for found in due(store)] == [delivery.webhook_id]
+    ended(store, again, DeliveryState.DELIVERED)
+    assert due(store) == []
 
 
 def test_a_job_that_is_forgotten_takes_its_deliveries_with_it(store):
@@ -310,6 +321,14 @@ def test_a_job_that_is_forgotten_takes_its_deliveries_with_it(store):
 
 
 # The sending. ------------------------------------------------------------------------------------------------
+
+
+async def recorded(outbox, delivery, attempt):
+    """Note how an attempt ended, and wait until that is written down."""
+    written = asyncio.Event()
+    outbox.filled.subscribe(written.set)
+    outbox.record_attempt(delivery, attempt)
+    await asyncio.wait_for(written.wait(), LONG_S)
 
 
 async def test_the_address_that_was_looked_up_and_judged_is_the_one_connected_to(store, clock, monkeypatch):
@@ -373,7 +392,7 @@ async def test_where_the_package_that_signs_is_missing_a_delivery_waits_as_after
     attempt = await Sender(outbox, 1)._attempt(delivery)
     assert (attempt.outcome, attempt.final) == ("unreachable", False)
     assert "standardwebhooks" in attempt.error
-    await outbox.record_attempt(delivery, attempt)
+    await recorded(outbox, delivery, attempt)
     assert due(store, clock.now_ms()) == []
     assert [(again.number, again.attempts) for again in due(store)] == [(delivery.number, 1)]
 
@@ -387,6 +406,6 @@ async def test_a_delivery_that_the_rules_no_longer_allow_or_nobody_can_sign_is_g
         outbox.given_up.subscribe(lambda delivery, why, given_up=given_up: given_up.append((delivery.webhook_id, why)))
         attempt = await Sender(outbox, 1)._attempt(delivery)
         assert attempt.hopeless
-        await outbox.record_attempt(delivery, attempt)
+        await recorded(outbox, delivery, attempt)
         assert [webhook_id for webhook_id, _why in given_up] == [delivery.webhook_id]
         assert due(store) == []
