@@ -15,8 +15,9 @@ from ..settings import SettingsError
 from . import schema
 from .check import find_nonsense
 from .migrate import migrate
-from .repair import find_damage, find_free_name, find_version, finish, one_line, reindex, salvage, set_aside, sync
+from .repair import find_damage, find_free_name, finish, one_line, reindex, salvage, set_aside, sync
 from .rows import IS_OPEN
+from .salvage import find_version
 from .transitions import Transitions
 
 log = logging.getLogger("guarded.store")

@@ -19,14 +19,17 @@ from .rows import COLUMNS, read_job
 _TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes,)}
 _JOB = COLUMNS.split(", ")
 
+Row = tuple[Any, ...]
+
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `types` are those of its values in Python, None not counted."""
+    """A column; `types` are those of its values in Python, None not counted. Rows older than it have its `default`."""
 
     name: str
     types: tuple[type, ...]
     is_nullable: bool
+    default: Any
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,21 @@ class Table:
     def names(self) -> str:
         return ", ".join(column.name for column in self.columns)
 
+    def as_dict(self, row: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip((column.name for column in self.columns), row, strict=True))
+
+    def complete(self, rowid: int, stored: Sequence[Any]) -> Row | None:
+        """Make a row of what a page has of it; None where it cannot be of this table."""
+        if len(stored) > len(self.columns):
+            return None
+        row = [*stored, *(column.default for column in self.columns[len(stored) :])]
+        if self.alias is not None:
+            place = [column.name for column in self.columns].index(self.alias)
+            if row[place] is not None:
+                return None
+            row[place] = rowid
+        return tuple(row)
+
     def fault(self, row: Sequence[Any]) -> str | None:
         """Say why a row (one value for each column) cannot be what this package wrote; None if it can."""
         for column, value in zip(self.columns, row, strict=True):
@@ -61,7 +79,7 @@ class Table:
         if sense is None:
             return None
         try:
-            sense(dict(zip((column.name for column in self.columns), row, strict=True)))
+            sense(self.as_dict(row))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return f"a row of {self.name} makes no sense"
         return None
@@ -73,9 +91,9 @@ def list_tables(db: sqlite3.Connection) -> list[Table]:
     return [_describe(db, name, sql) for name, sql in rows if not name.startswith("sqlite_")]
 
 
-def list_columns(db: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
-    """The names of the columns by table: what tells one version of the schema from another."""
-    return {table.name: tuple(column.name for column in table.columns) for table in list_tables(db)}
+def list_columns(db: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    """The names of a table's columns; none where there is no such table."""
+    return tuple(name for _cid, name, *_rest in db.execute(f"PRAGMA table_info({table})").fetchall())
 
 
 @contextmanager
@@ -98,8 +116,13 @@ def _describe(db: sqlite3.Connection, name: str, sql: str) -> Table:
     return Table(
         name=name,
         columns=tuple(
-            Column(column, _TYPES.get(kind.upper(), (object,)), is_nullable=not (required or order))
-            for _cid, column, kind, required, _default, order in info
+            Column(
+                column,
+                _TYPES.get(kind.upper(), (object,)),
+                is_nullable=not (required or order),
+                default=db.execute(f"SELECT {default}").fetchone()[0] if default is not None else None,
+            )
+            for _cid, column, kind, required, default, order in info
         ),
         key=key,
         has_rowid=has_rowid,

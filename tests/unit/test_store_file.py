@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from unit.fakes import LONG_S, new_job
-from unit.store_steps import submit
+from unit.store_steps import claim_all, submit
 
 from comfyui_guarded.guard.errors import (
     DiskFullError,
@@ -58,7 +58,8 @@ def _garbage_in_the_middle(data: bytes) -> bytes:
     ids=["random", "text", "half", "a page", "valid header", "garbage pages"],
 )
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_corrupt_file_is_set_aside_whole_and_a_new_one_begun(tmp_path, clock, ruin, killed, caplog):
+def test_a_corrupt_file_is_set_aside_whole_and_what_is_left_of_it_is_used(tmp_path, clock, ruin, killed, caplog):
+    """tests/unit/test_store_repair.py says what is left."""
     old, path = tmp_path / "old.db", tmp_path / "jobs.db"
     _old_database(old, clock)
     if killed:  # the last job is in the write-ahead log only
@@ -73,8 +74,11 @@ def test_a_corrupt_file_is_set_aside_whole_and_a_new_one_begun(tmp_path, clock, 
     ruined = ruin(path.read_bytes())
     path.write_bytes(ruined)
     store = SqliteStore(path, clock)
-    assert store.queued == 0
-    assert submit(store).job.number == 1
+    saved = store.list_jobs(None, None, 100).result(LONG_S)
+    waiting = [job for job in saved if job.state is JobState.QUEUED]
+    assert store.queued == len(waiting)
+    assert submit(store).job.number > max((job.number for job in saved), default=0)
+    assert len(claim_all(store)) == len(waiting) + 1
     store.close()
     kept = {file.name: file.read_bytes() for file in tmp_path.glob("jobs.db.corrupt-*")}
     (aside,) = [name for name in kept if not name.endswith(("-wal", "-shm"))]

@@ -13,7 +13,7 @@ import pytest
 from chaos.conftest import fill, small_disk
 from unit.fakes import LONG_S, new_job
 from unit.pages import PAGE, map_pages
-from unit.store_steps import CANCELLED, claim, run_to_success, submit
+from unit.store_steps import CANCELLED, claim, claim_all, run_to_success, submit
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import OPEN, Artifact, JobState, Result, Verdict, Webhook
@@ -199,6 +199,53 @@ def test_rows_before_behind_and_between_damaged_pages_are_saved(tmp_path, whole,
     # No number is given twice: not a lost job's either.
     assert submit(store).job.number > max(before)
     store.close()
+
+
+@pytest.mark.parametrize("fill", ["noise", "zeros"])
+def test_rows_are_found_where_the_way_to_them_is_lost(tmp_path, whole, fill, caplog):
+    """The header, the descriptions of the tables, the tables' roots: a bad page there hides whole tables."""
+    path = tmp_path / "jobs.db"
+    good, pages, before = whole.read_bytes(), map_pages(whole), read_rows(whole)
+    ways = [*pages.of("header"), *pages.of("interior"), *pages.of("leaf", "sqlite_master")]
+    assert len(ways) >= 6
+    for page in ways:
+        damaged = bytearray(good)
+        damaged[(page - 1) * PAGE : page * PAGE] = (
+            bytes(PAGE) if fill == "zeros" else random.Random(page).randbytes(PAGE)
+        )
+        path.write_bytes(damaged)
+        caplog.clear()
+        disk.open_database(path).close()
+        after = read_rows(path)
+        for table in ("jobs", "bodies", "transitions", "leases", "idempotency", "webhooks"):
+            assert after[table] == before[table], (table, pages.kinds[page])
+        assert f"{len(before['jobs'])} jobs were saved" in log_line(caplog, "was damaged")
+
+
+def test_what_was_deleted_does_not_come_back(tmp_path):
+    """Free pages still hold what was on them: here every job, as it was before it ended or was forgotten."""
+    path = tmp_path / "jobs.db"
+    make_jobs(path, queued=30, settled=90)
+    store = SqliteStore(path, Clock())
+    store.recover("local", 3).result(LONG_S)
+    for job_id in claim_all(store):
+        run_to_success(store, job_id)
+    store.forget(2**60, 60).result(LONG_S)
+    store.close()
+    pages = map_pages(path)
+    assert len(pages.of("free")) > 10
+    before = read_rows(path)
+    overwrite(path, [*pages.of("interior", "jobs"), *pages.of("interior", "bodies")])
+    disk.open_database(path).close()
+    assert read_rows(path)["jobs"] == before["jobs"]
+    # Without the list of free pages, too, no job is open that has ended.
+    path.unlink()
+    shutil.copy(next(tmp_path.glob("*.corrupt-*")), path)
+    overwrite(path, [1])
+    disk.open_database(path).close()
+    after = {row[0]: row for row in read_rows(path)["jobs"]}
+    assert {row[0]: row for row in before["jobs"]}.items() <= after.items()
+    assert {row[3] for row in after.values()} <= {"succeeded", "failed", "cancelled"}
 
 
 def test_an_open_job_without_its_body_fails_and_its_owner_hears_so(tmp_path, whole, caplog):
