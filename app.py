@@ -25,7 +25,6 @@ from .guard.callers.sockets import Sockets
 from .guard.client import LOCAL
 from .guard.clock import Clock
 from .guard.doctor import Doctor
-from .guard.errors import GuardError
 from .guard.events.outbox import Outbox, read_or_make_secret
 from .guard.events.stream import Events
 from .guard.faces.check import FaceChecker
@@ -50,7 +49,7 @@ from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.stats import Stats
 from .guard.settings import SettingsError, load
-from .guard.store import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
+from .guard.store import Recovery, SqliteStore, database_path
 from .guard.submit.admission import Admission
 from .guard.submit.limits import Limits
 from .guard.templates.catalogue import Templates
@@ -68,7 +67,8 @@ HOLDER = "local"
 def install() -> None:
     """Build the machine around ComfyUI's running server. The main thread, before the server serves.
 
-    The plugin stays off if a setting or the database cannot be used; ComfyUI starts all the same.
+    The plugin stays off if a setting cannot be used; ComfyUI starts all the same. Where the database cannot be used it
+    is on, refuses jobs, and tries again until it can.
     """
     from .host.comfyui import ComfyHost, prompt_server
 
@@ -76,7 +76,7 @@ def install() -> None:
     host: Host = ComfyHost(server)
     try:
         _build(host, server.app, server.routes)
-    except (SettingsError, StoreLockedError, StoreTooNewError, StoreUnusableError) as error:
+    except SettingsError as error:
         log.error("ComfyUI-Guarded is OFF: %s", error)
         if is_reachable_from_elsewhere(host.describe()["listen"]):
             log.error("ComfyUI runs without it: anyone who can reach this server can use it, whatever native.mode says")
@@ -90,12 +90,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     clock = Clock()
     keys = Keys(own, clock)
     access = Access(settings.access, keys, Tokens(own, clock))
-    store = SqliteStore(database_path(settings.store.url, own), clock)
-    try:
-        recovery = store.recover(HOLDER, settings.watchdog.max_attempts).result()
-    except GuardError as error:
-        store.close()
-        raise StoreUnusableError(f"the job database {store.path} cannot be used: {error}") from error
+    store = SqliteStore(database_path(settings.store.url, own), clock, settings.store.survives, open_now=False)
     local_secret = settings.webhooks.secret or read_or_make_secret(own)
 
     def secret_of(owner: str) -> str | None:
@@ -105,8 +100,13 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     metrics = Metrics()
     secrets = Secrets()
     client_ids = ClientIds.load(own)
-    estimates = Estimates(clock, store.list_recent_runs(KINDS).result())
+    estimates = Estimates(clock)
     health = Health(host, store)
+    health.watch(
+        "store unavailable",
+        lambda: f"No job is taken or run: {store.trouble}.",
+        lambda: store.trouble is not None,
+    )
     settler = Settler(store, host, secrets, client_ids)
     process = Process(store.close)
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
@@ -160,16 +160,23 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     drain = Drain(health, store, dispatcher.wake)
     host.listen(runs)
     host.listen_sockets(sockets)
-    if recovery.requeued or recovery.settled or store.queued:
-        log.info(
-            "%d jobs wait, %d of them were running when the server ended; %d could not be repeated",
-            store.queued,
-            recovery.requeued,
-            len(recovery.settled),
-        )
-    for job in recovery.settled:
-        log.error("job %s failed: server_restarted", job.job_id, extra={"job_id": job.job_id})
 
+    def take_up(recovery: Recovery) -> None:
+        """The store's thread: the database is in use, and nothing has happened in it yet."""
+        estimates.learn(store.list_recent_runs(KINDS).result())
+        if recovery.requeued or recovery.settled or store.queued:
+            log.info(
+                "%d jobs wait, %d of them were running when the server ended; %d could not be repeated",
+                store.queued,
+                recovery.requeued,
+                len(recovery.settled),
+            )
+        for job in recovery.settled:
+            log.error("job %s failed: server_restarted", job.job_id, extra={"job_id": job.job_id})
+        sender.wake()
+        dispatcher.wake()
+
+    store.opened.subscribe(take_up)
     if settings.watchdog.shutdown_grace_s:
         process.on_sigterm(drain.run, settings.watchdog.shutdown_grace_s)
     tasks: list[asyncio.Task[None]] = []  # asyncio itself keeps only weak references
@@ -215,11 +222,13 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     server_routes.register(routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":
         backlog = Backlog(store, host, settler, jobs)
+        store.opened.subscribe(lambda _recovery: backlog.load())
         store.changed.subscribe(backlog.follow)
         host.show_backlog(backlog)
     if settings.native.mode != "open":
         # Before ComfyUI's own middlewares, one of which answers every OPTIONS.
         application.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
+    store.serve(HOLDER, settings.watchdog.max_attempts)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
     if settings.native.mode == "open" and is_reachable_from_elsewhere(host.describe()["listen"]):
         log.warning(

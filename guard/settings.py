@@ -255,6 +255,11 @@ class UploadsSettings(_Section):
 
 class StoreSettings(_Section):
     url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
+    survives: Literal["power_cut", "kill"] = Field(
+        "power_cut",
+        description="What acknowledged jobs and verdicts survive. For `power_cut` each commit with one of them waits "
+        "for the disk (fsync); with `kill` a power cut may lose the last ones.",
+    )
 
 
 def _normalize_networks(given: tuple[str, ...]) -> tuple[str, ...]:

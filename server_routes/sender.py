@@ -65,7 +65,8 @@ class Sender:
             try:
                 sleep_s = await self.turn()
             except Exception as error:
-                log.error("the outbox of webhooks failed: %s", error, exc_info=not isinstance(error, GuardError))
+                if not isinstance(error, GuardError):  # of its own troubles the store tells
+                    log.exception("the outbox of webhooks failed")
                 sleep_s = PAUSE_S
             await self._wake.wait(sleep_s)
 

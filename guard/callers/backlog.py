@@ -50,13 +50,12 @@ class Backlog:
     """See :class:`guard.host.Backlog`. Any thread, except where it says so."""
 
     def __init__(self, store: Entries, host: Host, settler: Settler, jobs: Jobs) -> None:
-        """Read the jobs that an earlier process left. Blocks, so build it before the event loop serves."""
         self._store = store
         self._host = host
         self._settler = settler
         self._jobs = jobs
         #: Oldest first. Only the store's thread changes it.
-        self._open = {job.job_id: job for job in reversed(store.list_jobs(None, OPEN, 2**31).result())}
+        self._open: dict[str, Job] = {}
         #: Cached rows of open jobs, each with the size of its body, and the sum of these sizes.
         self._rows: dict[str, tuple[list[Any], int]] = {}
         self._bytes = 0
@@ -65,6 +64,13 @@ class Backlog:
         self._lock = threading.Lock()
         #: Jobs that are being hidden (None: all), and so are shown in the history no more.
         self._hiding: set[str | None] = set()
+
+    def load(self) -> None:
+        """Read the jobs that an earlier process left. Blocks. The store's thread, before it tells of any other job."""
+        for job in reversed(self._store.list_jobs(None, OPEN, 2**31).result()):
+            self._open[job.job_id] = job
+        if self._open:
+            self._host.queue_changed()
 
     def follow(self, job: Job) -> None:
         """A new state is durable. The store's thread."""

@@ -29,7 +29,7 @@ class Estimates:
     """Knows the run times of the last successes, and the jobs that run now. Any thread."""
 
     def __init__(self, clock: Clock, runs: Iterable[Run] = ()) -> None:
-        """`runs`: those of earlier processes, oldest first."""
+        """`runs`: see :meth:`learn`."""
         self._clock = clock
         self._lock = threading.Lock()
         #: By template, by shape (a Kind without the other), and of all jobs (the empty Kind).
@@ -37,8 +37,13 @@ class Estimates:
         self._usual_s: dict[Kind, float | None] = {}
         #: The jobs that hold a slot: their kind, and when they began to run (None: not yet).
         self._under_way: dict[str, tuple[Kind, int | None]] = {}
-        for run in runs:
-            self._learn(run.kind, run.run_ms / 1000)
+        self.learn(runs)
+
+    def learn(self, runs: Iterable[Run]) -> None:
+        """Take up the runs of earlier processes, oldest first, before any of this one."""
+        with self._lock:
+            for run in runs:
+                self._learn(run.kind, run.run_ms / 1000)
 
     def follow(self, job: Job) -> None:
         """A new state is durable. The store's thread."""

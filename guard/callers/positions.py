@@ -98,8 +98,8 @@ class Positions:
             began_s = time.monotonic()
             try:
                 await self.turn()
-            except GuardError as error:
-                log.warning("positions in the queue cannot be read: %s", error)
+            except GuardError as error:  # of its own troubles the store tells
+                log.debug("positions in the queue cannot be read: %s", error)
             await asyncio.sleep(max(LEAST_S, REST_FACTOR * (time.monotonic() - began_s)))
 
     async def turn(self) -> None:

@@ -139,7 +139,8 @@ class Dispatcher:
                     pass
             except Exception as error:
                 # The store fails, or our code does. Try again: the queue must go on once that is over.
-                log.error("no job can be dispatched: %s", error, exc_info=not isinstance(error, GuardError))
+                if not isinstance(error, GuardError):  # of its own troubles the store tells
+                    log.exception("no job can be dispatched")
                 await asyncio.sleep(1)
                 continue
             await self._wake.wait(LOOK_S)

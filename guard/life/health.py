@@ -49,7 +49,7 @@ class Health:
         self._store = store
         self._serving = False
         #: Further problems: a name, a text for operators, and whether it is so now.
-        self._watched: list[tuple[str, str, Callable[[], bool]]] = []
+        self._watched: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
         self._disk_full: Callable[[], DiskFullError | None] = lambda: None
         self.draining = False
         self.restarting = False
@@ -60,12 +60,12 @@ class Health:
         """Ask `full` before a job is admitted. Admitted jobs go on: the free space is there for their results."""
         self._disk_full = full
 
-    def watch(self, name: str, text: str, is_so: Callable[[], bool]) -> None:
+    def watch(self, name: str, text: str | Callable[[], str], is_so: Callable[[], bool]) -> None:
         """Report the problem `name` while `is_so()`, which any thread may call and which must not block.
 
         `text` says to operators what it means. No job is admitted or dispatched meanwhile.
         """
-        self._watched.append((name, text, is_so))
+        self._watched.append((name, text if callable(text) else lambda: text, is_so))
 
     def mark_serving(self) -> None:
         """The server serves, and every custom node is loaded: only from now on can a prompt be validated."""
@@ -108,7 +108,7 @@ class Health:
 
     def alarms(self) -> list[AlarmBody]:
         """What an operator should look at now, each with a code and a message."""
-        texts = {**_ALARMS, **{name: text for name, text, _is_so in self._watched}}
+        texts = {**_ALARMS, **{name: text() for name, text, _is_so in self._watched}}
         alarms = [(name.replace(" ", "_"), texts[name]) for name in self.problems() if name in texts]
         if (full := self._disk_full()) is not None:
             alarms.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import statistics
 import time
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from ..client import Client
 from ..clock import Clock
+from ..errors import GuardError
 from ..host import Host
 from ..janitor import Janitor
 from ..job import Job, JobState
@@ -98,13 +100,22 @@ class Stats:
         self._answers: dict[str | None, tuple[float, StatsBody]] = {}
 
     async def body(self, client: Client) -> StatsBody:
-        """The figures as JSON: all of them for an operator, those of its own jobs for another client."""
+        """The figures as JSON: all of them for an operator, those of its own jobs for another client.
+
+        An operator has an answer even while the database cannot be read, since its alarms say so; figures of jobs are
+        missing in it. Raises GuardError for another client.
+        """
         owner = client.sees_only
         async with self._lock:
             now_s = time.monotonic()
             self._answers = {who: answer for who, answer in self._answers.items() if now_s < answer[0] + HOLDS_S}
             if owner not in self._answers:
-                self._answers[owner] = now_s, await self._count_figures(owner)
+                try:
+                    self._answers[owner] = now_s, await self._count_figures(owner)
+                except GuardError:
+                    if not client.operator:
+                        raise
+                    self._answers[owner] = now_s, self._lack_figures()
             figures = self._answers[owner][1]
         return await self._add_machine(figures) if client.operator else figures
 
@@ -122,10 +133,21 @@ class Stats:
             "chart": [{"from_ms": from_ms, **outcomes(_merge(owner, [hour]))} for from_ms, hour in chart],
         }
 
+    def _lack_figures(self) -> StatsBody:
+        return {
+            "now_ms": self._clock.now_ms(),
+            "windows": {name: window({}) for name in WINDOWS_MS},
+            "queue": {"queued": 0, "running": 0, "max_jobs": self._settings.max_jobs},
+            "slowest": [],
+            "chart": [],
+        }
+
     async def _add_machine(self, figures: StatsBody) -> StatsBody:
-        running = await wrap_future(
-            self._store.list_jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1)
-        )
+        running: list[Job] = []
+        with contextlib.suppress(GuardError):
+            running = await wrap_future(
+                self._store.list_jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1)
+            )
         gpu = self._gpus.ours
         return {
             **figures,

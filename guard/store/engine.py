@@ -53,7 +53,7 @@ class Engine:
             survives: what durable operations survive; for `kill` no commit waits for the disk.
         """
         #: Why the database cannot be written now; None where it can. Any thread.
-        self.trouble: str | None = "it is not open yet"
+        self.trouble: str | None = f"the job database {path} is not open yet"
         self.path = path
         self._load = load
         self._publish = publish
@@ -143,7 +143,7 @@ class Engine:
     def report_damage(self, error: BaseException) -> None:
         """Have the file mended, since it is damaged. Any thread."""
         self._damage = error
-        self.trouble = f"it is damaged and being mended: {error}"
+        self.trouble = f"the job database {self.path} is damaged, and is being mended: {error}"
         self._writer.run(lambda _db: None)  # wakes it
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Engine:
         self._writer.close()
         self._close_connections()
         self._file.release()
-        self.trouble = "it is closed"
+        self.trouble = f"the job database {self.path} is closed"
 
     def leave_to_parent(self) -> None:
         """See :mod:`.forks`."""
@@ -170,8 +170,9 @@ class Engine:
         return future
 
     def _make_refusal(self) -> GuardError:
-        details = f"{self.path}: {self.trouble}"
-        return ServerUnavailableError("The job database cannot be used now.", details=details, retry_after_s=10)
+        return ServerUnavailableError(
+            "The job database cannot be used now.", details=self.trouble or "", retry_after_s=10
+        )
 
     # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
 
@@ -289,13 +290,13 @@ class Engine:
         """Do what a failure calls for; return the error for the callers."""
         if isinstance(error, TakenOverError):
             self._is_over = True
-            self.trouble = f"{error}; end this process, it takes no more part"
+            self.trouble = f"{error}, which this one no longer uses; end one of the two"
             log.critical("%s", self.trouble)
             self._close_connections()
             return self._make_refusal()
         if is_damage(error):
             self._damage = error
-            self.trouble = f"it is damaged and being mended: {error}"
+            self.trouble = f"the job database {self.path} is damaged, and is being mended: {error}"
         return report_failure(error)
 
     def _commit(self, batch: Batch) -> None:

@@ -132,13 +132,7 @@ class SqliteStore(Store):
     # On the writer's thread. ---------------------------------------------------------------------------------
 
     def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
-        def tell(done: Future[Recovery]) -> None:
-            if done.exception() is None:
-                self.opened(done.result())
-
-        future = self._engine.write(lambda db: self._transitions.recover(db, holder, max_attempts), durable=True)
-        future.add_done_callback(tell)
-        return future
+        return self._engine.write(lambda db: self._transitions.recover(db, holder, max_attempts), durable=True)
 
     def submit(
         self,

@@ -1,11 +1,29 @@
-"""Starts that go wrong: the plugin says why, stays off as a whole, and the host runs."""
+"""Starts that go wrong: the plugin says why, is off as a whole or waits for its database, and the host runs."""
 
+import asyncio
 import contextlib
 import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from chaos.conftest import database
-from contract.client import assert_succeeded, connected, picture, text
+from contract.client import (
+    PATIENCE_S,
+    assert_ended_badly,
+    assert_refusal,
+    assert_succeeded,
+    connected,
+    picture,
+    sleep,
+    text,
+)
+
+from comfyui_guarded.guard.store.schema import MIGRATIONS
+
+REPO = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.chaos
 
@@ -70,17 +88,120 @@ async def test_a_good_settings_file_is_used_and_the_environment_wins(server):
         assert refused.json["guard"]["user_message"].startswith("Nothing was found")
 
 
-async def test_a_second_server_on_the_same_user_directory_stays_off(server):
+async def assert_on_without_its_database(client, words: str) -> None:
+    """It says so wherever it is asked, takes no job, and the host runs."""
+    ready = await client.request("GET", "/guarded/ready")
+    assert (ready.status, ready.json["problems"]) == (503, ["store unavailable"])
+    assert int(ready.headers["Retry-After"]) >= 1
+    assert "store unavailable" in (await client.get("/guarded/health"))["problems"]
+    for method, path, body in (
+        ("POST", "/guarded/prompt", {"prompt": text()}),
+        ("GET", "/guarded/jobs", None),
+        ("GET", "/guarded/jobs/x", None),
+        ("DELETE", "/guarded/jobs/x", None),
+    ):
+        refused = await client.request(method, path, body)
+        assert_refusal(refused, "server_unavailable")
+        assert int(refused.headers["Retry-After"]) >= 1
+    metrics = await client.request("GET", "/guarded/metrics")
+    assert "guarded_ready 0.0" in metrics.content.decode()
+    assert (await client.request("GET", "/guarded")).status == 200, "the page"
+    (alarm,) = (await client.get("/guarded/stats"))["alarms"]
+    assert alarm["code"] == "store_unavailable"
+    assert words in alarm["message"]
+    entry = await client.native_entry(await client.native_submit(picture()))
+    assert entry["status"]["status_str"] == "success"
+
+
+async def serving(host) -> None:
+    """Wait until the server answers, whatever it says."""
+    ends_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            async with connected(host) as client:
+                await client.get("/prompt")
+                return
+        except OSError:
+            assert time.monotonic() < ends_s, host.log_tail()
+            await asyncio.sleep(0.05)
+
+
+def errors(host) -> list[str]:
+    return [line for line in host.log.read_text().splitlines() if "ERROR" in line or "CRITICAL" in line]
+
+
+async def test_a_second_server_on_the_same_user_directory_waits_for_the_first(server):
     first = server().start()
-    second = server(guarded=False)
+    second = server()
     second.log = second.base / "second.log"
-    second.start()
-    line = await assert_off_while_the_host_runs(second)
-    assert "another server has" in line
-    assert str(database(first.base)) in line
+    second.spawn()
+    await serving(second)
+    async with connected(second) as client:
+        await assert_on_without_its_database(client, "another server has")
     async with connected(first) as client:
+        job = await client.run(text())
+    first.stop()
+    second.wait_ready()
+    async with connected(second) as client:
+        assert await client.job(job["job_id"]) == job
         await client.assert_takes_jobs()
-    assert off_lines(first.log.read_text()) == []
+    (line,) = (line for line in second.log.read_text().splitlines() if "another server has" in line)
+    assert str(database(first.base)) in line
+    assert off_lines(second.log.read_text()) == []
+
+
+@pytest.mark.serial
+async def test_a_start_while_the_command_line_sweeps_waits_until_that_is_done(server):
+    """The lock is held for six seconds: it was a reason to stay off until somebody restarted the server."""
+    host = server().start()
+    async with connected(host) as client:
+        job_id = await client.admitted(sleep(3600))
+        await client.running(job_id)
+    host.kill()
+    holder = _sweep(host)
+    try:
+        host.spawn()
+        await serving(host)
+        async with connected(host) as client:
+            await assert_on_without_its_database(client, "another server has")
+            (host.base / "go").touch()
+            assert holder.wait(PATIENCE_S) == 0
+            await asyncio.to_thread(host.wait_ready)
+            assert (await client.reached(job_id, "running"))["attempts"] == 2
+            assert_ended_badly(await client.cancel(job_id), "cancelled")
+            await client.assert_takes_jobs()
+    finally:
+        holder.kill()
+    assert errors(host) == []
+
+
+def _sweep(host) -> subprocess.Popen:
+    """The command `janitor`, held up for as long as a test wants while it sweeps."""
+    code = """
+import pathlib, runpy, sys, time
+base, root = pathlib.Path(sys.argv[1]), sys.argv[2]
+sys.path.insert(0, root)
+from alias import register
+register()
+from comfyui_guarded.guard.janitor import Janitor
+sweep = Janitor.sweep
+def slow(*args, **kwargs):
+    (base / "sweeping").touch()
+    while not (base / "go").exists():
+        time.sleep(0.02)
+    return sweep(*args, **kwargs)
+Janitor.sweep = slow
+sys.argv = ["guarded", "janitor", "--output", str(base / "output"), "--user", str(base / "user")]
+sys.path.insert(0, root)
+runpy.run_path(root, run_name="__main__")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(host.base), str(REPO)])
+    ends_s = time.monotonic() + PATIENCE_S
+    while not (host.base / "sweeping").exists():
+        assert process.poll() is None
+        assert time.monotonic() < ends_s
+        time.sleep(0.02)
+    return process
 
 
 async def test_the_lock_of_a_killed_server_holds_nobody_up(server):
@@ -132,14 +253,27 @@ async def _make_jobs(host) -> None:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-async def test_a_database_of_a_later_version_is_left_untouched(server):
+async def test_a_database_of_a_later_version_is_left_untouched_and_used_once_it_can_be(server):
     host = server()
     await _make_jobs(host)
-    with contextlib.closing(sqlite3.connect(database(host.base))) as db:
-        db.execute("PRAGMA user_version = 999")
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    _set_version(host, 999)
     before = database(host.base).read_bytes()
     host.log.unlink()
-    line = await assert_off_while_the_host_runs(server(guarded=False).start())
-    assert "later version" in line
-    assert database(host.base).read_bytes() == before
+    host.spawn()
+    await serving(host)
+    async with connected(host) as client:
+        await assert_on_without_its_database(client, "later version")
+        await asyncio.sleep(3)
+        assert database(host.base).read_bytes() == before
+        (line,) = errors(host)
+        assert "later version" in line
+        _set_version(host, len(MIGRATIONS))  # as if the right version's file had been put back
+        await asyncio.to_thread(host.wait_ready)
+        assert len(await client.jobs()) == 30
+        await client.assert_takes_jobs()
+
+
+def _set_version(host, version: int) -> None:
+    with contextlib.closing(sqlite3.connect(database(host.base))) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -15,6 +15,7 @@ from comfyui_guarded.guard.job import SUCCESS, Result
 @pytest.fixture
 def backlog(machine, store, host):
     made = Backlog(store, host, machine.settler, machine.jobs)
+    made.load()
     store.changed.subscribe(made.follow)
     return made
 
@@ -79,6 +80,7 @@ def test_only_so_many_are_shown_and_all_are_counted(backlog, machine, monkeypatc
 async def test_what_an_earlier_process_has_left_is_shown(machine, store, host):
     running, waiting = await machine.run(), machine.submit()
     backlog = Backlog(store, host, machine.settler, machine.jobs)
+    backlog.load()
     assert ids(backlog) == [running, waiting]
 
 

@@ -411,19 +411,3 @@ def test_a_flush_of_a_closed_store_says_that_it_is_not_on_disk(tmp_path, clock):
     assert store.flush(LONG_S)
     store.close()
     assert not store.flush(LONG_S)
-
-
-def test_what_was_recovered_is_announced_on_the_stores_thread(tmp_path, clock):
-    path = tmp_path / "jobs.db"
-    store = SqliteStore(path, clock)
-    submit(store)
-    claim(store)
-    store.close()
-    store = SqliteStore(path, clock)
-    heard = []
-    store.opened.subscribe(lambda recovery: heard.append((recovery, threading.current_thread().name)))
-    recovery = store.recover("local", 2).result(LONG_S)
-    assert store.flush(LONG_S)
-    assert heard == [(recovery, "guarded-store")]
-    assert recovery.requeued == 1
-    store.close()
