@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +27,32 @@ class Check:
     What changes meanwhile may be seen twice or not at all. The thread that owns the connection.
     """
 
-    def __init__(self) -> None:
-        self._slices: Iterator[None] | None = None
+    def __init__(self, report: Callable[[BaseException], None]) -> None:
+        """`report` is told of damage."""
+        self._report = report
+        self._db: sqlite3.Connection | None = None
+        self._slices: Iterator[None] = iter(())
+        self.is_done = False
+
+    def look(self, db: sqlite3.Connection | None) -> None:
+        """Look at one more slice, until all is seen or damage is found."""
+        if self.is_done or db is None:
+            return
+        try:
+            self.is_done = not self.step(db)
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # the disk refuses, or the like
+            self.is_done = True
+            self._report(error)
 
     def step(self, db: sqlite3.Connection) -> bool:
         """Look at one more slice; say whether there is more to see. Leaves no transaction open.
 
         Raises `sqlite3.DatabaseError`, which is not an OperationalError, for damage.
         """
-        if self._slices is None:
-            self._slices = _walk(db)
+        if db is not self._db:  # the first slice, or another file
+            self._db, self._slices = db, _walk(db)
         return next(self._slices, self) is not self
 
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from ..errors import GuardError, ServerUnavailableError
 from ..file_lock import LockedError
 from . import forks
-from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError
+from .check import Check
+from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, is_unchecked
 from .held_file import HeldFile, Survives, TakenOverError
 from .pause import Pause
 from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
@@ -180,9 +181,11 @@ class Engine:
         """What can be read already, although writing fails, stays open for readers."""
         if self._reader is None:
             self._close_connections()
-            self._writer.db, self._damage = self._file.open(self._damage is not None), None
+            is_suspect = self._damage is not None
+            self._writer.db, self._damage = self._file.open(is_suspect), None
+            check = Check(self.report_damage) if not is_suspect and is_unchecked(self.path) else None
             self._take_back(self._writer.db)
-            self._reader, self._tidier = self._start_reader(READER), self._start_reader(TIDIER)
+            self._reader, self._tidier = self._start_reader(READER), self._start_reader(TIDIER, check)
             self._unreadable_since_s = None
         self._keep()
         db = self._connection
@@ -202,8 +205,11 @@ class Engine:
         if self._damage is None:
             self.trouble = None
 
-    def _start_reader(self, name: str) -> DatabaseThread:
-        thread = DatabaseThread(name, lambda batch: self._read(thread, batch), db=self._file.connect())
+    def _start_reader(self, name: str, check: Check | None = None) -> DatabaseThread:
+        idle = (lambda: check.look(thread.db)) if check is not None else None
+        thread: DatabaseThread = DatabaseThread(
+            name, lambda batch: self._read(thread, batch), idle, self._file.connect()
+        )
         thread.start()
         return thread
 

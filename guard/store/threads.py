@@ -50,10 +50,11 @@ class DatabaseThread:
         idle: Callable[[], None] | None = None,
         db: sqlite3.Connection | None = None,
     ) -> None:
-        """`work` runs a batch; `idle` is called at the start and then every `LOOK_S` while there is none."""
+        """`work` runs a batch; `idle` is called at the start and then every `LOOK_S`, between batches."""
         self.db = db
         self._work = work
         self._idle = idle
+        self._idle_s = 0.0
         self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         #: When each task that is not done was handed in.
         self._since_s: deque[float] = deque()
@@ -126,8 +127,11 @@ class DatabaseThread:
                     fail(work, report_failure(error))
             for _task in tasks:
                 self._since_s.popleft()
+            if is_open and time.monotonic() >= self._idle_s + LOOK_S:
+                self._run_idle()
 
     def _run_idle(self) -> None:
+        self._idle_s = time.monotonic()
         try:
             if self._idle is not None:
                 self._idle()

@@ -3,14 +3,18 @@
 import random
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from unit.fakes import LONG_S
 from unit.pages import PAGE, map_pages
+from unit.store_steps import submit
 from unit.test_store_repair import make_jobs
 
-from comfyui_guarded.guard.store import check, disk
+from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.store import SqliteStore, check, disk, engine, threads
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +27,23 @@ def whole(tmp_path_factory):
 def walk(path):
     """Check it all; return how many slices that took."""
     with closing(disk.connect(path)) as db:
-        looking, slices = check.Check(), 1
+        looking, slices = check.Check(_fail), 1
         while looking.step(db):
             assert not db.in_transaction
             slices += 1
         assert not looking.step(db)  # and does not begin again
     return slices
+
+
+def _fail(error):
+    raise error
+
+
+def wait_until(is_so):
+    until_s = time.monotonic() + LONG_S
+    while not is_so():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
 
 
 def test_a_whole_database_is_walked_to_its_end(whole):
@@ -91,7 +106,7 @@ def test_the_log_is_worked_in_and_shrinks_between_slices(tmp_path, whole, monkey
     monkeypatch.setattr(check, "SLICE_ROWS", 10)
     log = Path(f"{path}-wal")
     with closing(disk.connect(path)) as db, closing(disk.connect(path)) as writer:
-        looking, slices = check.Check(), 0
+        looking, slices = check.Check(_fail), 0
         while looking.step(db):
             slices += 1
             writer.execute("UPDATE bodies SET body = body || 'x' WHERE number = ?", (20 + slices % 50,))
@@ -122,10 +137,54 @@ def test_what_is_written_and_deleted_meanwhile_does_not_look_like_damage(tmp_pat
     monkeypatch.setattr(check, "SLICE_ROWS", 3)
     chance = random.Random(1)
     with closing(disk.connect(path)) as db, closing(disk.connect(path)) as writer:
-        looking = check.Check()
+        looking = check.Check(_fail)
         while looking.step(db):
             number = chance.randrange(1, 200)
             writer.execute("DELETE FROM bodies WHERE number = ?", (number,))
             writer.execute("INSERT OR IGNORE INTO bodies VALUES (?, ?)", (chance.randrange(1, 200), b"x" * 9000))
             writer.execute("DELETE FROM unread WHERE job_id IN (SELECT job_id FROM jobs WHERE number = ?)", (number,))
             writer.execute("UPDATE jobs SET owner = ? WHERE number = ?", (f"owner {chance.random()}", number))
+
+
+def test_a_large_file_is_opened_at_once_and_mended_when_the_check_finds_damage(tmp_path, whole, monkeypatch, caplog):
+    monkeypatch.setattr(disk, "CHECKED_BYTES", 0)
+    monkeypatch.setattr(threads, "LOOK_S", 0.01)
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    pages = map_pages(path)
+    data = bytearray(path.read_bytes())
+    bad = [pages.of("leaf", "transitions")[1], pages.of("index", "webhooks_of_owner")[-1]]
+    for page in bad:
+        data[(page - 1) * PAGE : page * PAGE] = bytes(PAGE)
+    path.write_bytes(data)
+    store = SqliteStore(path, Clock())
+    queued = store.queued
+    assert queued > 0
+    wait_until(lambda: list(tmp_path.glob("jobs.db.corrupt-*")) and store.trouble is None)
+    assert store.queued == queued
+    assert "was damaged" in caplog.text
+    submit(store)
+    assert store.queued == queued + 1
+    store.close()
+    assert walk(path) > 20
+    assert not list(tmp_path.glob("*.suspect"))
+
+
+def test_a_large_file_without_damage_is_checked_once(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(disk, "CHECKED_BYTES", 0)
+    monkeypatch.setattr(threads, "LOOK_S", 0.1)
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    checks = []
+
+    class Noted(check.Check):
+        def __init__(self, report):
+            super().__init__(report)
+            checks.append(self)
+
+    monkeypatch.setattr(engine, "Check", Noted)
+    store = SqliteStore(path, Clock())
+    # Whoever asks all the time does not keep it from going on.
+    wait_until(lambda: (store.list_standings().result(LONG_S), checks[0].is_done)[1])
+    assert len(checks) == 1
+    assert store.trouble is None
+    store.close()
+    assert not list(tmp_path.glob("*.corrupt-*"))
