@@ -265,7 +265,7 @@ class Engine:
     def _look_after(self) -> None:
         if self._is_over:
             return
-        if self._damage is not None:
+        if self._damage is not None and self._reader is not None:
             self._mend()
         elif self.trouble is not None:
             if time.monotonic() >= self._pause.due_s:
@@ -307,7 +307,7 @@ class Engine:
 
     def _commit(self, batch: Batch) -> None:
         """Do a batch in one transaction. An operation that refuses harms none of its neighbours."""
-        if self._damage is not None:
+        if self._damage is not None and self._reader is not None:
             self._mend()
             self._tell()
         if self.trouble is not None:

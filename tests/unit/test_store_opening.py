@@ -249,14 +249,17 @@ def test_a_store_that_never_opened_closes(path, clock):
 
 @pytest.mark.skipif(os.name == "nt", reason="a locked file cannot be deleted there")
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_writer_whose_lock_was_lost_stops_once_another_process_has_opened_the_database(server, path, busy, caplog):
+def test_a_writer_whose_lock_was_lost_stops_once_another_process_has_opened_the_database(
+    server, path, busy, caplog, monkeypatch
+):
     store = server.serve()
     submit(store)
     mine = claim(store)
     if busy:
-        threads.LOOK_S = LONG_S  # it looks at its commits only
-        store._engine.write(lambda _db: None).result(LONG_S)
-        store._engine._file._looked_s = time.monotonic() + LONG_S
+        monkeypatch.setattr(threads, "LOOK_S", LONG_S)  # it looks at its commits only
+    # Otherwise it would make its lock anew before the other one comes.
+    store._engine._file._looked_s = time.monotonic() + 10 * LONG_S
+    store._engine.write(lambda _db: None).result(LONG_S)
     Path(f"{path}.lock").unlink()
     other = elsewhere(
         path,
