@@ -9,6 +9,9 @@ CLIENTS := build/clients
 TOOLS := prometheus nginx caddy
 CHAOS ?= 200
 CHAOS_REAL ?= 20
+POWER ?= 20
+POWER_REAL ?= 20
+POWER_JOBS ?= 100
 LEDGER ?= 500
 LEDGER_KILLS ?= 20
 SOAK ?= --minutes 20 --jobs 2000
@@ -23,7 +26,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check clients chaos ledger soak crowd format venv clean
+.PHONY: help demo serve test check clients chaos power ledger soak crowd format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +36,8 @@ help:
 	@echo "make check   format, lint, types, who may import whom"
 	@echo "make clients published clients of ComfyUI, unchanged, also on every real ComfyUI that is found"
 	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
+	@echo "make power   20 power cuts of 100 jobs each on disks that forget what was not synced (POWER, POWER_REAL,"
+	@echo "             POWER_JOBS); as root also on a file system of its own"
 	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
 	@echo "             open files or threads grow"
@@ -69,6 +74,10 @@ clients: $(VENV)/.run-ready $(VENV)/.dev-ready $(CLIENTS)/.ready
 
 chaos: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_CHAOS=$(CHAOS) GUARDED_CHAOS_REAL=$(CHAOS_REAL) $(BIN)/pytest tests/chaos/test_rounds.py $(PYTEST_ARGS)
+
+power: $(VENV)/.run-ready $(VENV)/.dev-ready
+	GUARDED_POWER=$(POWER) GUARDED_POWER_REAL=$(POWER_REAL) GUARDED_POWER_JOBS=$(POWER_JOBS) \
+		$(BIN)/pytest tests/chaos/test_power_cut.py $(PYTEST_ARGS)
 
 ledger: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_LEDGER=$(LEDGER) GUARDED_LEDGER_KILLS=$(LEDGER_KILLS) $(BIN)/pytest tests/examples/test_ledger.py $(PYTEST_ARGS)

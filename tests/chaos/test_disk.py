@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from chaos.conftest import assert_settled_once, database, fill, newest_real, small_disk, transitions
 from contract.client import (
     Client,
@@ -20,6 +21,7 @@ from contract.client import (
     sleep,
     text,
 )
+from contract.test_webhooks import SETTINGS, Receiver, deliveries, ended, secret_of, submit
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
@@ -194,3 +196,51 @@ async def test_on_a_read_only_disk_the_plugin_is_off_with_a_line_that_says_why_a
 
 def _mounted(disk: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+async def test_webhooks_on_a_full_disk_are_sent_once_where_they_are_received_and_with_growing_pauses_where_not(
+    server, small_disk
+):
+    host = server(**{**SETTINGS, "GUARDED_WEBHOOKS__MAX_AGE_S": "600"}, **on(small_disk)).start()
+    good, bad = (Receiver(secret_of(host.base)) for _ in range(2))
+    is_full = asyncio.Event()
+
+    async def succeeds(_request: web.Request, _earlier: int) -> web.StreamResponse:
+        await is_full.wait()
+        return web.Response(status=204)
+
+    async def fails(_request: web.Request, _earlier: int) -> web.StreamResponse:
+        await is_full.wait()
+        return web.Response(status=500)
+
+    def unwritten() -> int:
+        return host.log.read_text(errors="replace").count("cannot be written down")
+
+    good.answer, bad.answer = succeeds, fails
+    await good.start()
+    await bad.start()
+    try:
+        async with connected(host) as client, client.busy():
+            failing = await submit(client, bad, events=["queued"])
+            received = [await submit(client, good, events=["queued"]) for _ in range(20)]
+            ballast = fill(small_disk)
+            is_full.set()
+            await client.polled(lambda: asyncio.sleep(0, {told.job_id for told in good.got}), set(received).__eq__)
+            # The pauses of the store and of the failing receiver: whoever sends again after those would be seen.
+            tried = unwritten()
+            await client.polled(lambda: asyncio.sleep(0, unwritten()), lambda now: now >= tried + 3)
+            assert sorted(told.job_id for told in good.got) == sorted(received), "each was sent once"
+            sent = len(bad.got)
+            assert 3 <= sent <= 12, "0.1 s, 0.2 s, 0.4 s …; half of each left to chance"
+            ballast.unlink()
+            for job_id in received:
+                (delivery,) = await ended(client, job_id)
+                assert (delivery["state"], delivery["attempts"]) == ("delivered", 1)
+            assert sorted(told.job_id for told in good.got) == sorted(received)
+            (delivery,) = await client.polled(
+                lambda: deliveries(client, failing), lambda found: found[0]["attempts"] >= sent
+            )
+            assert delivery["attempts"] <= len(bad.got)
+    finally:
+        await good.stop()
+        await bad.stop()
