@@ -76,7 +76,7 @@ def install() -> None:
     host: Host = ComfyHost(server)
     try:
         _build(host, server.app, server.routes)
-    except SettingsError as error:
+    except (SettingsError, OSError) as error:  # our own folder cannot be read
         log.error("ComfyUI-Guarded is OFF: %s", error)
         if is_reachable_from_elsewhere(host.describe()["listen"]):
             log.error("ComfyUI runs without it: anyone who can reach this server can use it, whatever native.mode says")
@@ -113,7 +113,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
-    janitor = Janitor(settings.janitor, store, host.folders, own, clock)
+    janitor = Janitor(settings.janitor, store, host.folders, own, clock, blind_after_s=settings.queue.timeout_s)
     health.watch_disk(janitor.disk_full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
     checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.count_face_check)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
+
+log = logging.getLogger("guarded")
 
 
 def write(path: Path, data: bytes) -> None:
@@ -19,13 +22,21 @@ def write(path: Path, data: bytes) -> None:
     os.replace(new, path)
 
 
+def write_if_possible(path: Path, data: bytes) -> None:
+    """As :func:`write`, but log it where the disk refuses: the server runs on with what it has in memory."""
+    try:
+        write(path, data)
+    except OSError as error:
+        log.error("%s cannot be written, and the next start will make another one: %s", path, error)
+
+
 def read_or_make_key(path: Path) -> bytes:
-    """The 32 bytes that lie there; made at the first call. Raises OSError."""
+    """The 32 bytes that lie there; made at the first call. Raises OSError where they cannot be read."""
     try:
         key = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         key = b""
     if len(key) != 32:
         key = secrets.token_bytes(32)
-        write(path, key)
+        write_if_possible(path, key)
     return key

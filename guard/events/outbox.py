@@ -258,13 +258,16 @@ class Outbox:
 
 
 def read_or_make_secret(own: Path) -> str:
-    """The secret that signs webhooks of the owner `local`; made at the first call. Blocks. Raises OSError."""
+    """The secret that signs webhooks of the owner `local`; made at the first call. Blocks.
+
+    Raises OSError where it cannot be read.
+    """
     path = own / SECRET_FILE
     with contextlib.suppress(FileNotFoundError):
         if secret := path.read_text(encoding="ascii").strip():
             return secret
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
-    private_files.write(path, f"{secret}\n".encode())
+    private_files.write_if_possible(path, f"{secret}\n".encode())
     return secret
 
 

@@ -15,7 +15,7 @@ from ..clock import Clock
 from ..host import Folders
 from ..job import ROOTS
 from ..settings import Settings, SettingsError, load
-from ..store import SqliteStore, StoreLockedError, StoreTooNewError, database_path
+from ..store import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
 from .report import escape
 from .thread import Janitor, summarize
 
@@ -78,7 +78,7 @@ def run(
         except StoreLockedError:
             say("a server runs on this user folder; its own janitor sweeps (POST /guarded/janitor/sweep)")
             return 2
-        except (StoreTooNewError, SettingsError) as error:
+        except (StoreTooNewError, StoreUnusableError, SettingsError) as error:
             say(str(error))
             return 2
         janitor = Janitor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import heapq
 import logging
+import math
 import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol
 
-from ..errors import InternalError
+from ..errors import GuardError, InternalError
 from ..job import RESULT_ROOTS
 from .disk import Disk
 from .folder import HANDLES, Folder, open_root
@@ -41,6 +42,8 @@ class Records(Protocol):
     def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]: ...
     def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]: ...
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]: ...
+    @property
+    def unreadable_s(self) -> float: ...
 
 
 class Stopped(Exception):
@@ -63,8 +66,14 @@ class Sweep:
         stopped: Callable[[], bool] = lambda: False,
         on_delete: Callable[[str], None] | None = None,
         handles: bool = HANDLES,
+        blind_after_s: float = math.inf,
     ) -> None:
-        """`past_until_s`: leave alone what was modified and created before that time; 0: nothing."""
+        """
+        Args:
+            past_until_s: leave alone what was modified and created before that time; 0: nothing.
+            blind_after_s: when nobody has been able to read the job database for so long, do without: every job that
+                waits in it is overdue by then, and needs no file any more.
+        """
         self._rules = rules
         self._now_s = now_s
         self._past_until_s = past_until_s
@@ -75,10 +84,12 @@ class Sweep:
         self._stopped = stopped
         self._on_delete = on_delete
         self._handles = handles
+        self._blind_after_s = blind_after_s
+        self._is_blind = False
         self._debug = log.isEnabledFor(logging.DEBUG)
         self._unread_since_ms = int((now_s - rules.settings.unread_max_age_s) * 1000)
         self.dry_run = report.dry_run
-        self.by_age = _ByAge(now_s, rules.settings.settle_s, self)
+        self.by_age = _ByAge(now_s, self)
         #: Files not fetched yet by root, where they are few enough to have all of them at hand.
         self._unread: dict[str, frozenset[str]] | None = None
         #: What a dry run would have freed so far, by device.
@@ -87,15 +98,30 @@ class Sweep:
     def run(self) -> None:
         """Sweep. Raises Stopped, and GuardError where the store cannot say what is in use; then nothing is deleted."""
         with self._in_use.sweep():
-            self._learn_what_is_in_use()
+            try:
+                self._learn_what_is_in_use()
+            except GuardError as error:
+                if self._records is None or self._records.unreadable_s < self._blind_after_s:
+                    raise
+                self._is_blind = True
+                self._unread = {}
+                self.report.add_error("", error)
             for root in self._rules.roots:
-                self._walk(root, self.by_age)
-            for disk in self._disks:
+                # Inputs are uploaded for jobs that are yet to come.
+                if not (self._is_blind and "input" in root.names):
+                    self._walk(root, self.by_age)
+            for disk in self._disks if not self._is_blind else ():
                 try:
                     self._relieve(disk)
                 except OSError as error:
                     self.report.add_error(str(disk.path), error)
-        self._forget()
+        if not self._is_blind:
+            self._forget()
+
+    def longest_age_s(self, max_age_s: float) -> float:
+        """The age that counts. Without the database, any file may be a result that nobody has fetched."""
+        settings = self._rules.settings
+        return max(max_age_s, settings.settle_s, settings.unread_max_age_s if self._is_blind else 0.0)
 
     def _walk(self, root: Root, visitor: Visitor, report: Report | None = None) -> None:
         walk = Walk(
@@ -296,13 +322,12 @@ class Sweep:
 class _ByAge:
     """Deletes what is older than its folder's age."""
 
-    def __init__(self, now_s: float, settle_s: float, sweep: Sweep) -> None:
+    def __init__(self, now_s: float, sweep: Sweep) -> None:
         self._now_s = now_s
-        self._settle_s = settle_s
         self._sweep = sweep
 
     def cutoff_s(self, max_age_s: float | None) -> float:
-        return float("-inf") if max_age_s is None else self._now_s - max(max_age_s, self._settle_s)
+        return float("-inf") if max_age_s is None else self._now_s - self._sweep.longest_age_s(max_age_s)
 
     def visit(
         self, root: Root, folder: Folder, prefix: str, candidates: list[Candidate], max_age_s: float | None

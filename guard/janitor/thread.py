@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -57,15 +58,18 @@ class Janitor:
         create_marker: bool = True,
         on_delete: Callable[[str], None] | None = None,
         handles: bool = HANDLES,
+        blind_after_s: float = math.inf,
     ) -> None:
         """`own`: the guard's own folder, with the marker of the first start and the quarantine in it; without one,
-        each start is the first. `on_delete` hears of each file and folder."""
+        each start is the first. `on_delete` hears of each file and folder. `blind_after_s`: see :class:`.sweep.Sweep`.
+        """
         self._settings = settings
         self._records = records
         self._folders = folders
         self._own = own
         self._clock = clock
         self._handles = handles
+        self._blind_after_s = blind_after_s
         self.marker = Marker(own, time.time(), create=create_marker)
         self.in_use = InUse(lambda: absolute_roots(folders()))
         self._condition = threading.Condition()
@@ -237,6 +241,7 @@ class Janitor:
                 stopped=lambda: self._closed,
                 on_delete=self._on_delete,
                 handles=self._handles,
+                blind_after_s=self._blind_after_s,
             ).run()
         except Stopped:
             raise

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from contract.client import PATIENCE_S, TERMINAL
+from contract.client import PATIENCE_S, TERMINAL, connected
 
 from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, real_kinds, sandbox_kind
 
@@ -44,11 +44,28 @@ def database(base: Path) -> Path:
 
 def transitions(base: Path) -> dict[str, list[str]]:
     """Every state that each job has been in, in order; read while no server runs or beside one."""
+    return transitions_at(database(base))
+
+
+def transitions_at(path: Path) -> dict[str, list[str]]:
     states: dict[str, list[str]] = {}
-    with contextlib.closing(sqlite3.connect(f"file:{database(base)}?mode=ro", uri=True)) as db:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         for job_id, state in db.execute("SELECT job_id, state FROM transitions ORDER BY rowid"):
             states.setdefault(job_id, []).append(state)
     return states
+
+
+async def serving(host: HostProcess) -> None:
+    """Wait until the server answers, whatever it says."""
+    ends_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            async with connected(host) as client:
+                await client.get("/prompt")
+                return
+        except OSError:
+            assert time.monotonic() < ends_s, host.log_tail()
+            await asyncio.sleep(0.05)
 
 
 def assert_settled_once(states: list[str]) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from chaos.conftest import assert_settled_once, database, fill, newest_real, small_disk, transitions
+from chaos.conftest import (
+    assert_settled_once,
+    database,
+    fill,
+    newest_real,
+    serving,
+    small_disk,
+    transitions,
+    transitions_at,
+)
 from contract.client import (
     Client,
     assert_ended_badly,
@@ -172,26 +181,63 @@ async def test_a_database_deleted_under_an_idle_server_is_there_again_by_itself(
         assert await client.job(job["job_id"]) == job
 
 
-async def test_on_a_read_only_disk_the_plugin_is_off_with_a_line_that_says_why_and_on_again_later(server, small_disk):
+async def test_a_start_on_a_full_disk_waits_for_room_and_sweeps_and_then_takes_up_its_jobs(server, small_disk):
+    """It was off, so that the janitor, which would have made room, did not run either."""
+    host = server(GUARDED_JANITOR__ADOPT_EXISTING="true", **on(small_disk)).start()
+    async with connected(host) as client:
+        before = await client.run(picture())
+        running = await client.admitted(sleep(1.0, steps=20))
+        waiting = await client.admitted(picture())
+        await client.inside_a_node(running)
+    host.kill()
+    ballast = fill(small_disk)
+    old = host.base / "output" / "old.png"
+    old.write_bytes(b"x" * 1000)
+    os.utime(old, (0, 0))
+    host.log.unlink()
+    host.spawn()
+    await serving(host)
+    async with connected(host) as client:
+        ready = await client.request("GET", "/guarded/ready")
+        assert (ready.status, ready.json["problems"]) == (503, ["store unavailable"])
+        assert_refusal(await client.submit(text()), "server_unavailable")
+        assert await client.job(before["job_id"]) == before, "what cannot be written can be read"
+        (alarm,) = (await client.get("/guarded/stats"))["alarms"]
+        assert "full" in alarm["message"]
+        swept = await client.request("POST", "/guarded/janitor/sweep")
+        assert swept.status == 200
+        assert not old.exists()
+        await asyncio.sleep(3)
+        ballast.unlink()
+        await asyncio.to_thread(host.wait_ready)
+        for job_id in (running, waiting):
+            assert_succeeded(await client.settled(job_id))
+    said = [line for line in host.log.read_text().splitlines() if "cannot be used" in line and "ERROR" in line]
+    assert len(said) == 1, "not a line for each attempt"
+    for states in transitions_at(small_disk / "db" / "guarded.db").values():
+        assert_settled_once(states)
+
+
+async def test_on_a_read_only_disk_the_plugin_says_why_and_goes_on_once_it_can_write(server, small_disk):
     first = server(base="first", **on(small_disk)).start()
     async with connected(first) as client:
         job = await client.run(text())
     first.stop()
     _mounted(small_disk, "ro")
     second = server(base="second", **on(small_disk))
-    with pytest.raises(RuntimeError, match="ComfyUI-Guarded is OFF"):
-        second.start()
+    second.spawn()
+    await serving(second)
     async with connected(second) as client:
+        ready = await client.request("GET", "/guarded/ready")
+        assert (ready.status, ready.json["problems"]) == (503, ["store unavailable"])
         entry = await client.native_entry(await client.native_submit(picture()))
         assert entry["status"]["status_str"] == "success", "the host itself runs"
-    (line,) = (line for line in second.log.read_text().splitlines() if "is OFF" in line)
-    assert "guarded.db" in line
-    assert "Read-only file system" in line
-    second.stop()
-    _mounted(small_disk, "rw")
-    second.start()
-    async with connected(second) as client:
+        (line,) = (line for line in second.log.read_text().splitlines() if "Read-only file system" in line)
+        assert "guarded.db" in line
+        _mounted(small_disk, "rw")
+        await asyncio.to_thread(second.wait_ready)
         assert await client.job(job["job_id"]) == job
+        await client.assert_takes_jobs()
 
 
 def _mounted(disk: Path, how: str) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos.conftest import database
+from chaos.conftest import database, serving
 from contract.client import (
     PATIENCE_S,
     assert_ended_badly,
@@ -111,19 +111,6 @@ async def assert_on_without_its_database(client, words: str) -> None:
     assert words in alarm["message"]
     entry = await client.native_entry(await client.native_submit(picture()))
     assert entry["status"]["status_str"] == "success"
-
-
-async def serving(host) -> None:
-    """Wait until the server answers, whatever it says."""
-    ends_s = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            async with connected(host) as client:
-                await client.get("/prompt")
-                return
-        except OSError:
-            assert time.monotonic() < ends_s, host.log_tail()
-            await asyncio.sleep(0.05)
 
 
 def errors(host) -> list[str]:

@@ -1,5 +1,6 @@
 """Folders full of files for the janitor, and a janitor over them."""
 
+import math
 import os
 import shutil
 import time
@@ -50,15 +51,23 @@ class Box:
     def folders(self) -> Folders:
         return Folders(self.output, self.temp, self.input, tuple(self.keep))
 
-    def janitor(self, records: Any = None, past: bool = False, handles: bool | None = None, **settings: Any) -> Janitor:
+    def janitor(
+        self,
+        records: Any = None,
+        past: bool = False,
+        handles: bool | None = None,
+        blind_after_s: float = math.inf,
+        **settings: Any,
+    ) -> Janitor:
         """`past` False: as if the first start had come before everything that is there."""
-        options = {} if handles is None else {"handles": handles}
+        options: dict[str, Any] = {} if handles is None else {"handles": handles}
         made = Janitor(
             Settings.model_validate({"janitor": settings}).janitor,
             records,
             lambda: self.folders,
             self.own,
             Clock(),
+            blind_after_s=blind_after_s,
             **options,
         )
         if not past:

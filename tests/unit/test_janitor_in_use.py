@@ -23,7 +23,7 @@ from comfyui_guarded.guard.janitor.sweep import Sweep
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import Secrets
-from comfyui_guarded.guard.store import IdempotencyKey
+from comfyui_guarded.guard.store import IdempotencyKey, SqliteStore
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
 from comfyui_guarded.guard.submit.request import Submission
@@ -132,6 +132,33 @@ def test_where_the_store_cannot_say_what_is_in_use_nothing_is_deleted(box: Box, 
     report = janitor.sweep(time.time())
     assert box.left() == {"input/a.png"}
     assert (report.files, report.errors) == (0, 1)
+
+
+def test_while_nobody_can_read_the_database_only_what_no_job_can_need_is_swept(box: Box, tmp_path, clock):
+    """By then each job that waits in it is overdue. Results are kept as long as for an owner who has not come yet."""
+    (tmp_path / "guarded.db").mkdir()
+    store = SqliteStore(tmp_path / "guarded.db", clock, open_now=False)
+    store.serve("local", 2)
+    for root in (box.output, box.temp, box.input):
+        put(root / "old.png", 4 * DAY_S)
+        put(root / "young.png", 2 * DAY_S)
+    everything = box.left()
+    blind = box.janitor(store, blind_after_s=0.0, min_free_bytes=2**62, target_free_bytes=2**62)
+    patient = box.janitor(store, blind_after_s=LONG_S)
+    assert patient.sweep(time.time()).errors == 1
+    assert box.left() == everything
+    report = blind.sweep(time.time())
+    assert (report.files, report.errors) == (2, 1)
+    assert everything - box.left() == {"output/old.png", "temp/old.png"}
+    store.close()
+
+
+def test_while_another_process_has_the_database_its_janitor_is_the_one_that_sweeps(box: Box, store, clock):
+    other = SqliteStore(store.path, clock, open_now=False)
+    other.serve("local", 2)
+    put(box.output / "old.png")
+    assert box.janitor(other, blind_after_s=0.1).sweep(time.time() + 1).files == 0
+    other.close()
 
 
 def _admission(store: FailingStore, host: FakeHost, clock: Clock, janitor: Janitor) -> Admission:

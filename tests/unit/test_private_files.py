@@ -35,3 +35,9 @@ def test_a_key_is_made_once_and_again_where_it_was_cut_off(tmp_path):
     made = private_files.read_or_make_key(path)
     assert len(made) == 32
     assert made != key
+
+
+def test_a_key_that_cannot_be_kept_serves_until_the_process_ends(tmp_path, caplog):
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    assert len(private_files.read_or_make_key(tmp_path / "folder" / "token.key")) == 32
+    assert "token.key cannot be written" in caplog.text

@@ -10,7 +10,7 @@ from unit.store_steps import claim, submit
 
 from comfyui_guarded.guard.errors import GuardError, ServerUnavailableError
 from comfyui_guarded.guard.job import SUCCESS, JobState
-from comfyui_guarded.guard.store import SqliteStore, engine, threads
+from comfyui_guarded.guard.store import SqliteStore, disk, engine, pause, threads
 
 PAGE = 4096
 
@@ -152,3 +152,32 @@ def test_damage_that_nothing_mends_is_not_mended_again_and_again(store, caplog):
     assert caplog.text.count("will be mended") == 1
     assert "damaged" in store.trouble
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) < 5
+
+
+@pytest.mark.parametrize("name", ["jobs_queued", "jobs_open", "sqlite_autoindex_leases_1"])
+def test_a_file_too_large_to_be_checked_before_its_use_is_mended_when_the_start_meets_the_damage(
+    tmp_path, clock, monkeypatch, name, caplog
+):
+    """The error escaped from the start, and ComfyUI ran without the package."""
+    path = tmp_path / "jobs.db"
+    store = SqliteStore(path, clock)
+    filled(store)
+    store.close()
+    pages = map_pages(path).of("index", name)
+    with open(path, "r+b") as file:
+        for page in pages:
+            file.seek((page - 1) * PAGE)
+            file.write(b"\xa5" * PAGE)
+    monkeypatch.setattr(disk, "CHECKED_BYTES", 0)
+    monkeypatch.setattr(pause, "PAUSE_S", 0.02)
+    store = SqliteStore(path, clock, open_now=False)
+    recovered = []
+    store.opened.subscribe(recovered.append)
+    store.serve("local", 2)
+    until(lambda: recovered)
+    assert store.trouble is None
+    assert recovered[0].requeued == 1
+    assert store.queued == 30
+    for number in range(30):
+        assert claim(store, 99) is not None, number
+    store.close()
