@@ -108,7 +108,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         lambda: store.trouble is not None,
     )
     settler = Settler(store, host, secrets, client_ids)
-    process = Process(store.close)
+    process = Process(store.close, store.flush)
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
     dispatcher = Dispatcher(settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
@@ -195,7 +195,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
 
     application.on_startup.append(start)
     # ComfyUI ends without telling aiohttp, so only atexit is left. Without it, too, the store loses nothing.
-    atexit.register(store.close)
+    atexit.register(process.close)
     atexit.register(janitor.close)  # runs before the line above, since it needs the store
     doctor = Doctor(settings, os.environ, host, health, keys, janitor, chooser, templates, own, clock)
     services = server_routes.Services(

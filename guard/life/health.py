@@ -50,6 +50,8 @@ class Health:
         self._serving = False
         #: Further problems: a name, a text for operators, and whether it is so now.
         self._watched: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
+        #: What an operator should know although jobs run: the same.
+        self._warned: list[tuple[str, str, Callable[[], bool]]] = []
         self._disk_full: Callable[[], DiskFullError | None] = lambda: None
         self.draining = False
         self.restarting = False
@@ -66,6 +68,10 @@ class Health:
         `text` says to operators what it means. No job is admitted or dispatched meanwhile.
         """
         self._watched.append((name, text if callable(text) else lambda: text, is_so))
+
+    def warn(self, name: str, text: str, is_so: Callable[[], bool]) -> None:
+        """Alarm operators while `is_so()`, as with :meth:`watch`; but jobs go on."""
+        self._warned.append((name, text, is_so))
 
     def mark_serving(self) -> None:
         """The server serves, and every custom node is loaded: only from now on can a prompt be validated."""
@@ -110,6 +116,7 @@ class Health:
         """What an operator should look at now, each with a code and a message."""
         texts = {**_ALARMS, **{name: text() for name, text, _is_so in self._watched}}
         alarms = [(name.replace(" ", "_"), texts[name]) for name in self.problems() if name in texts]
+        alarms.extend((name.replace(" ", "_"), text) for name, text, is_so in self._warned if is_so())
         if (full := self._disk_full()) is not None:
             alarms.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))
         if hung := self._host.hung_workers():

@@ -17,22 +17,42 @@ log = logging.getLogger("guarded.process")
 EXIT_STUCK = 75
 
 
+#: How long the disk may take before the process is replaced or ends.
+DISK_S = 5.0
+
+
 class Process:
-    """This server process. It calls `close` before it is replaced or ends, and waits five seconds at most."""
+    """This server process."""
 
-    def __init__(self, close: Callable[[], None]) -> None:
+    def __init__(self, close: Callable[[], None], flush: Callable[[float], bool]) -> None:
+        """`close` is called before the process ends, `flush` before it is replaced; that takes seconds, and says
+        whether all is on disk."""
         self._close_all = close
+        self._flush = flush
+        #: Why the process could not be replaced at the last try.
+        self.failure: str | None = None
 
-    def restart(self, reason: str) -> NoReturn:
-        """Replace this process by a new one with the same arguments; the store keeps the jobs. Any thread."""
-        log.error("restarting the process: %s", reason)
-        self._close()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    def restart(self, reason: str) -> None:
+        """Replace this process by a new one with the same arguments; the store keeps the jobs. Any thread.
+
+        Returns only where that fails. Nothing was closed then, and the server goes on.
+        """
+        if self.failure is None:
+            log.error("restarting the process: %s", reason)
+        # What is on disk survives this, as it survives SIGKILL, and the lock's file closes by itself.
+        _run_briefly(lambda: self._flush(DISK_S))
+        try:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        except OSError as error:
+            failure = f"{sys.executable}: {error}"
+            if self.failure != failure:
+                log.error("the process cannot be restarted, and is tried again: %s", failure)
+            self.failure = failure
 
     def exit(self, reason: str) -> NoReturn:
         """End the process at once, for a supervisor to start it again. Any thread."""
         log.error("ending the process with code %d: %s", EXIT_STUCK, reason)
-        self._close()
+        _run_briefly(self._close_all)
         os._exit(EXIT_STUCK)
 
     def end_if_silent(self, after_s: float) -> None:
@@ -71,9 +91,16 @@ class Process:
 
         signal.signal(signal.SIGTERM, handle)
 
-    def _close(self) -> None:
-        closer = threading.Thread(target=self._close_all, daemon=True)
-        closer.start()
-        closer.join(5)  # a hung disk must not keep a stuck process alive
-        for handler in logging.getLogger().handlers:
-            handler.flush()
+    def close(self) -> None:
+        """Close everything, unless the disk hangs. For atexit, where no thread can be started any more."""
+        if self._flush(DISK_S):
+            self._close_all()
+
+
+def _run_briefly(work: Callable[[], object]) -> None:
+    """Do the work, and flush the log; but a hung disk must not keep a stuck process alive."""
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(DISK_S)
+    for handler in logging.getLogger().handlers:
+        handler.flush()

@@ -31,6 +31,10 @@ TURN_S = 0.5
 INJECT_AFTER = 0.2
 #: The time between a fault of the GPU and the restart: the verdict must reach whoever waits for it.
 FAULT_GRACE_S = 1.0
+#: How often a restart that failed is tried again.
+RESTART_EVERY_S = 10.0
+#: What operators read while one fails.
+RESTART_FAILED = "The process should restart and cannot; the log says why. It is tried again."
 
 
 @dataclass
@@ -49,6 +53,8 @@ class _Watched:
 class Overdue(Protocol):
     """What the watchdog asks of the job store: see :class:`guard.store.Store`."""
 
+    @property
+    def leases(self) -> frozenset[str]: ...
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]: ...
 
 
@@ -76,6 +82,9 @@ class Watchdog:
         self._watched: dict[str, _Watched] = {}
         self._looking: Future[list[Job]] | None = None
         self._restart_s = math.inf
+        #: Why the process must restart once no job is under way, since it could not when a worker hung; and when next.
+        self._owed_restart: str | None = None
+        self._owed_restart_s = -math.inf
         #: A worker serves the queue again. Called on any thread.
         self.repaired: Signal[[]] = Signal()
         #: A worker had to be given up: a code and a message. Called on the watchdog's thread.
@@ -84,6 +93,9 @@ class Watchdog:
         self.turned: Signal[[]] = Signal()
         #: How often each was done since the start: `timeout <limit>`, `stop`, `inject`, `replace <reason>`.
         self.counts: Counter[str] = Counter()
+        # With a GPU that nobody can use there is nothing to go on with.
+        health.watch("restart failed", RESTART_FAILED, lambda: process.failure is not None and health.restarting)
+        health.warn("restart failed", RESTART_FAILED, lambda: process.failure is not None and not health.restarting)
         self._thread = threading.Thread(target=self._loop, name="guarded-watchdog", daemon=True)
 
     def start(self) -> None:
@@ -145,7 +157,8 @@ class Watchdog:
         if self._settings.watchdog.on_stuck == "exit":
             self._process.end_if_silent(self._settings.watchdog.gil_hang_s)
         if now_s >= self._restart_s:
-            self._process.restart("this process can no longer use the GPU")
+            self._restart_s = now_s + RESTART_EVERY_S
+            self._restart("this process can no longer use the GPU")
         alive = self._host.worker_alive()
         # Only now, since a dead worker begins nothing more.
         with self._condition:
@@ -158,6 +171,7 @@ class Watchdog:
                     self._climb(one, now_s)
                 elif (limit := self._find_limit(one, now_s)) is not None:
                     self._end(one, now_s, limit)
+            self._pay_restart(watched, now_s)
         self._settler.retry()
         self._end_overdue()
         self.turned()
@@ -213,9 +227,9 @@ class Watchdog:
                 )
         if not one.stuck and now_s >= one.stopped_s + settings.interrupt_grace_s:
             one.stuck = True
-            self._give_worker_up(one)
+            self._give_worker_up(one, now_s)
 
-    def _give_worker_up(self, one: _Watched) -> None:
+    def _give_worker_up(self, one: _Watched, now_s: float) -> None:
         """The last rungs: go on without the worker, as `watchdog.on_stuck` says."""
         settings = self._settings.watchdog
         reason = f"{one.prompt_id} does not end, {settings.interrupt_grace_s:g} s after it was stopped"
@@ -225,16 +239,45 @@ class Watchdog:
             self.alarmed("worker_stuck", reason)
         elif settings.on_stuck == "exit":
             self._process.exit(reason)
-        elif settings.on_stuck == "restart":
-            self._process.restart(reason)
-        elif self._host.hung_workers() >= settings.max_disowned:
-            self._process.restart(f"{reason}, and {self._host.hung_workers()} worker(s) hang already")
-        elif self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
+        else:
+            if settings.on_stuck == "restart":
+                self._owe_restart(reason, now_s)
+            elif (hung := self._host.hung_workers()) >= settings.max_disowned:
+                self._owe_restart(f"{reason}, and {hung} worker(s) hang already", now_s)
+            # There is room for one more, or the process could not be restarted: go on serving.
+            self._leave_worker(one, reason)
+
+    def _leave_worker(self, one: _Watched, reason: str) -> None:
+        if self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
             self.counts["replace hung"] += 1
             log.error("%s; another worker has taken over", reason, extra={"job_id": one.prompt_id})
             self.alarmed("worker_replaced", f"{reason}; another worker has taken over")
         else:
             one.stuck = False  # the prompt is just ending; if not, the next turn tries again
+
+    def _owe_restart(self, reason: str, now_s: float) -> None:
+        """Restart now; where that fails, again when no job is under way."""
+        self._owed_restart = reason
+        if now_s >= self._owed_restart_s:
+            self._owed_restart_s = now_s + RESTART_EVERY_S
+            self._restart(reason)
+
+    def _pay_restart(self, watched: list[_Watched], now_s: float) -> None:
+        """Try an owed restart again, if it is still needed and costs nobody his job."""
+        if self._owed_restart is None or watched:
+            return
+        if not self._host.hung_workers():
+            log.warning("the workers that hung have ended after all; no restart is needed")
+            self._owed_restart, self._process.failure = None, None
+        elif now_s >= self._owed_restart_s and not self._store.leases:
+            self._owed_restart_s = now_s + RESTART_EVERY_S
+            self._restart(self._owed_restart)
+
+    def _restart(self, reason: str) -> None:
+        failed_before = self._process.failure is not None
+        self._process.restart(reason)
+        if not failed_before:
+            self.alarmed("restart_failed", f"{reason}, and the process cannot be restarted: {self._process.failure}")
 
     def _bury_worker(self, watched: list[_Watched]) -> None:
         """The worker is dead: end its jobs, and let another take over."""

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
+import subprocess
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -24,7 +27,7 @@ from contract.client import (
 )
 
 from comfyui_guarded.guard.life.process import EXIT_STUCK
-from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, sandbox_kind
 
 pytestmark = [
     pytest.mark.chaos,
@@ -95,6 +98,59 @@ async def test_a_process_that_cannot_be_mended_begins_anew_by_itself_and_loses_n
     for job_id, states in seen.items():
         if job_id != queued:
             assert_settled_once(states)
+
+
+def make_interpreter(kind: HostKind, folder: Path) -> Path:
+    """A Python of the test's own, with the packages of the host's."""
+    subprocess.run([kind.python, "-m", "venv", "--without-pip", str(folder)], check=True)
+    show = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([kind.python, "-c", show], check=True, capture_output=True, text=True).stdout.strip()
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "host.pth").write_text(f"import site; site.addsitedir({packages!r})\n")
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize("kind", [pytest.param(sandbox_kind(), id="sandbox"), *newest_real()])
+async def test_a_process_whose_interpreter_is_gone_goes_on_and_restarts_once_it_is_back(server, kind, tmp_path):
+    python = make_interpreter(kind, tmp_path / "python")
+    away = python.with_name("away")
+    own_kind = dataclasses.replace(kind, python=str(python))
+    host = server(own_kind, GUARDED_WATCHDOG__MAX_DISOWNED="0", **SHORT_GRACE).start()
+    pid = host.pid
+
+    async def alarms(client: Client) -> list[str]:
+        return [alarm["code"] for alarm in (await client.get("/guarded/stats"))["alarms"]]
+
+    async with connected(host) as client:
+        python.rename(away)
+        await told(client, await client.admitted(hang("FaultHangC"), **SOON))
+        for _ in range(3):
+            assert_succeeded(await client.run(picture()))
+        assert (await client.request("GET", "/guarded/ready")).status == 200
+        assert "restart_failed" in await alarms(client)
+        assert boots(host) == 1
+        away.rename(python)
+    await booted_again(host, 1)
+    async with connected(host) as client:
+        assert await alarms(client) == []
+        python.rename(away)
+        async with client.busy():
+            fault = await client.admitted(raises("value_error", CUDA_FAULT))
+            waiting = await client.admitted(picture())
+        assert_ended_badly(await client.settled(fault), "generation_failed")
+        ready = await client.polled(
+            lambda: client.request("GET", "/guarded/ready"),
+            lambda answer: answer.status == 503 and "restart failed" in answer.json["problems"],
+        )
+        assert ready.json["problems"] == ["restarting", "restart failed"]
+        assert_refusal(await client.submit(text()), "server_unavailable", 503)
+        assert (await client.job(waiting))["state"] == "queued"
+        assert host.log.read_text().count("the process cannot be restarted") == 2
+        away.rename(python)
+    await booted_again(host, 2)
+    async with connected(host) as client:
+        assert_succeeded(await client.settled(waiting))
+    assert (boots(host), host.pid) == (3, pid)
 
 
 async def test_with_on_stuck_restart_the_first_hang_begins_the_process_anew(server):

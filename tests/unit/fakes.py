@@ -228,10 +228,15 @@ class FakeProcess:
     def __init__(self) -> None:
         self.ended: list[tuple[str, str]] = []
         self.armed_s: list[float] = []
+        #: Why a restart fails, if it does, and how the last one did.
+        self.fails: str | None = None
+        self.failure: str | None = None
 
-    def restart(self, reason: str) -> NoReturn:
+    def restart(self, reason: str) -> None:
         self.ended.append(("restart", reason))
-        raise Gone
+        if self.fails is None:
+            raise Gone
+        self.failure = self.fails
 
     def exit(self, reason: str) -> NoReturn:
         self.ended.append(("exit", reason))

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import pytest
 from unit.fakes import LONG_S, new_job
+from unit.store_steps import Held
 
 from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.life.drain import Drain
@@ -60,6 +62,15 @@ async def test_a_drain_ends_with_its_grace_although_a_job_goes_on(machine, drain
     assert machine.ended(job_id) == ("running", None)
 
 
+async def test_a_drain_ends_in_time_with_a_store_that_is_silent_and_says_nothing_of_it(machine, drain):
+    await machine.run()
+    with Held(machine.store):
+        began_s = time.monotonic()
+        drain.run(0.3)
+        took_s = time.monotonic() - began_s
+    assert 0.3 <= took_s < LONG_S / 2
+
+
 def test_a_drain_with_nothing_under_way_ends_at_once_whatever_waits(machine, drain, store):
     store.submit(new_job(), 10).result(LONG_S)
     drain.run(LONG_S)
@@ -78,7 +89,8 @@ def _python(code: str, tmp_path) -> subprocess.Popen:
         alias.register()
         sys.path.pop(0)
         from comfyui_guarded.guard.life.process import Process
-        process = Process(lambda: print("closed", flush=True))
+        say = lambda *words: print(*words, flush=True)
+        process = Process(lambda: say("closed"), lambda _within_s: say("flushed") or True)
     """
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(head) + textwrap.dedent(code))
@@ -110,12 +122,37 @@ def test_restart_begins_the_same_process_anew_with_the_same_arguments_from_any_t
     """
     process = _python(code, tmp_path)
     line = [str(process.pid), "an_argument"]
-    assert _ended(process)[:2] == (3, [*line, "closed", *line])
+    assert _ended(process)[:2] == (3, [*line, "flushed", *line])
 
 
 def test_a_store_that_hangs_does_not_keep_a_stuck_process_alive(tmp_path):
-    code = "import threading\nProcess(threading.Event().wait).exit('why')"
+    code = "import threading\nProcess(threading.Event().wait, None).exit('why')"
     assert _ended(_python(code, tmp_path))[0] == EXIT_STUCK
+
+
+def test_a_store_that_hangs_is_not_closed_when_python_ends(tmp_path):
+    code = "import atexit\natexit.register(Process(threading.Event().wait, lambda _within_s: False).close)"
+    assert _ended(_python(code, tmp_path))[:2] == (0, [])
+
+
+@posix
+def test_a_restart_that_fails_closes_nothing_says_why_once_and_works_later(tmp_path):
+    code = """
+        import logging
+        logging.basicConfig()
+        if "again" in os.environ:
+            sys.exit(3)
+        os.environ["again"] = "1"
+        real, sys.executable = sys.executable, "/nowhere/python"
+        for _ in range(3):
+            process.restart("why")
+            say("alive", process.failure.split(":")[0])
+        sys.executable = real
+        process.restart("why")
+    """
+    returncode, said, error = _ended(_python(code, tmp_path))
+    assert (returncode, said) == (3, ["flushed", "alive", "/nowhere/python"] * 3 + ["flushed"])
+    assert error.count("cannot be restarted") == 1
 
 
 @posix

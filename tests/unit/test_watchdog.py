@@ -300,6 +300,65 @@ async def test_with_too_many_hung_workers_the_process_is_restarted(made, host, m
     assert host.replaced == []
 
 
+@pytest.mark.parametrize("settings", [{"on_stuck": "restart"}, {"max_disowned": 0}])
+async def test_where_the_process_cannot_be_restarted_another_worker_serves_and_it_is_tried_again_between_jobs(
+    made, host, settings
+):
+    machine, alarms = made(**settings), []
+    machine.watchdog.alarmed.subscribe(lambda code, _message: alarms.append(code))
+    machine.process.fails = "no interpreter"
+    job_id = await _stopped(machine)
+    machine.turn(11)
+    assert [how for how, _reason in machine.process.ended] == ["restart"]
+    assert host.replaced == [(job_id, "worker_died")]
+    assert machine.health.problems() == []
+    assert [alarm["code"] for alarm in machine.health.alarms()] == ["restart_failed", "worker_hangs"]
+    assert alarms == ["restart_failed", "worker_replaced"]
+    machine.store.flush()
+    following = await machine.run(timeout_s=10**6)
+    machine.turn(100)
+    assert len(machine.process.ended) == 1, "a job is under way"
+    machine.runs.finished(following, TEXT)
+    machine.runs.released(following)
+    machine.store.flush()
+    machine.turn(101)
+    machine.turn(102)
+    assert len(machine.process.ended) == 2, "not oftener than every ten seconds"
+    machine.process.fails = None
+    with pytest.raises(Gone):
+        machine.turn(111)
+    assert alarms.count("restart_failed") == 1
+
+
+async def test_a_restart_that_is_owed_to_a_worker_that_has_ended_after_all_is_not_needed_any_more(made, host):
+    machine = made(on_stuck="restart")
+    machine.process.fails = "no interpreter"
+    await _stopped(machine)
+    machine.turn(11)
+    host.hung = 0
+    machine.store.flush()
+    machine.turn(50)
+    machine.turn(100)
+    assert len(machine.process.ended) == 1
+    assert machine.health.alarms() == []
+
+
+async def test_without_a_restart_after_a_gpu_fault_no_job_is_let_in_and_it_is_tried_every_ten_seconds(made, host):
+    machine = made()
+    machine.process.fails = "no interpreter"
+    job_id = await machine.run()
+    machine.runs.finished(job_id, fault("CUDA error: device-side assert triggered"))
+    machine.runs.released(job_id)
+    for after_s in (FAULT_GRACE_S + 1, 2, 11, 11.5, 20):
+        machine.turn(after_s)
+    assert len(machine.process.ended) == 2
+    assert machine.health.problems() == ["restarting", "restart failed"]
+    assert "restart_failed" in [alarm["code"] for alarm in machine.health.alarms()]
+    machine.process.fails = None
+    with pytest.raises(Gone):
+        machine.turn(30)
+
+
 @pytest.mark.parametrize("how", ["restart", "exit"])
 async def test_a_stuck_worker_ends_the_process_where_the_settings_say_so(made, host, how):
     machine = made(on_stuck=how)
