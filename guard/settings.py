@@ -87,7 +87,10 @@ class WatchdogSettings(_Section):
         1, ge=0, le=8, description="How many hung workers `replace` leaves behind before it restarts."
     )
     max_attempts: int = Field(
-        2, ge=1, le=10, description="How often a job may start if the process dies while it runs."
+        2,
+        ge=1,
+        le=10,
+        description="How often a job may begin if the process dies while it is validated for dispatch or runs.",
     )
     gil_hang_s: float = Field(
         120,

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
-from ..contain import EscapedError, OverdueError, contain
 from ..errors import GenerationTimeoutError, GuardError, InternalError
 from ..host import Host
 from ..host_words import explain_refusal, host_body
@@ -21,6 +20,7 @@ from ..settings import QueueSettings
 from ..signal import Signal
 from ..store import Claimed
 from ..wake import LoopCaller, Wake
+from .contain import EscapedError, OverdueError, contain
 from .health import Health
 from .runs import Runs
 from .secrets import Secrets

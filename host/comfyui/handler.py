@@ -18,9 +18,9 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
-from ...guard.contain import EscapedError, catch, contain
 from ...guard.errors import NotFoundError
 from ...guard.host import Refusal
+from ...guard.life.contain import EscapedError, catch, contain
 
 log = logging.getLogger("guarded.host")
 

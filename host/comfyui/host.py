@@ -16,9 +16,9 @@ import nodes
 import server
 from comfy.cli_args import args
 
-from ...guard.contain import EscapedError
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
+from ...guard.life.contain import EscapedError
 from . import folders, inputs, report
 from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get

@@ -103,6 +103,7 @@ class Model:
     place: float
     secret: bool
     state: JobState = QUEUED
+    handed_over: bool = False
     attempts: int = 0
     verdict: Verdict | None = None
 
@@ -163,8 +164,14 @@ class StoreMachine(RuleBasedStateMachine):
             assert claimed is None
             return
         assert [claimed.job.job_id] == next_up
-        self._expect(claimed.job.job_id, state=DISPATCHED)
+        self._expect(claimed.job.job_id, state=DISPATCHED, handed_over=False)
         self.leases.add(claimed.job.job_id)
+
+    @rule(job_id=jobs)
+    def hand_over(self, job_id):
+        self.store.hand_over(job_id).result(LONG_S)
+        if job_id in self.leases and self.model[job_id].state in OPEN:
+            self._expect(job_id, handed_over=True)
 
     @rule(job_id=jobs)
     def start(self, job_id):
@@ -296,8 +303,11 @@ class StoreMachine(RuleBasedStateMachine):
         for job_id, known in list(self.model.items()):
             if known.state in TERMINAL:
                 continue
-            begun = known.state in (RUNNING, VALIDATING) and known.attempts >= MAX_ATTEMPTS
-            if known.secret or begun:
+            begun = known.state in (RUNNING, VALIDATING)
+            if known.state is DISPATCHED and not known.handed_over:
+                self._expect(job_id, attempts=known.attempts + 1)
+                begun = True
+            if known.secret or (begun and self.model[job_id].attempts >= MAX_ATTEMPTS):
                 given_up.add(job_id)
             elif known.state is not QUEUED:
                 self._expect(job_id, state=QUEUED)

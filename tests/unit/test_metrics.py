@@ -50,6 +50,7 @@ class Watched:
         job_id = self.store.submit(new_job(**facts), 10**9).result(LONG_S).job.job_id
         self.store.claim("local", 10**9).result(LONG_S)
         if requeued:
+            self.store.hand_over(job_id).result(LONG_S)
             self.store.recover("local", 2).result(LONG_S)
             self.store.claim("local", 10**9).result(LONG_S)
         self.store.start(job_id).result(LONG_S)

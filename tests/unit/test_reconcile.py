@@ -8,8 +8,8 @@ import pytest
 from unit.fakes import LONG_S
 from unit.machine import Machine
 
-from comfyui_guarded.guard.contain import EscapedError, OverdueError, catch, contain
 from comfyui_guarded.guard.host import Outcome
+from comfyui_guarded.guard.life.contain import EscapedError, OverdueError, catch, contain
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 
