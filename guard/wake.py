@@ -47,6 +47,11 @@ class Wake:
             if self._caller is None:
                 self._caller = LoopCaller()
                 self._caller.bind()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+        # Not asyncio.wait_for, which before Python 3.12 swallows a cancel that comes together with the event.
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._event.set) if timeout_s is not None else None
+        try:
+            await self._event.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
         self._event.clear()

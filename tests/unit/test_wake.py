@@ -85,3 +85,22 @@ def test_the_log_names_the_job_on_which_a_listener_failed(caplog):
     (record,) = caplog.records
     assert record.getMessage().startswith(f"a listener failed on job {job.job_id}: ")
     assert record.job_id == job.job_id
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_cancel_that_comes_together_with_a_wake_ends_the_task(steps):
+    wake = Wake()
+
+    async def work():
+        while True:
+            await wake.wait(LONG_S)
+
+    working = asyncio.ensure_future(work())
+    await asyncio.sleep(0.01)
+    wake._event.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    working.cancel()
+    done, _working = await asyncio.wait({working}, timeout=1)
+    working.cancel()
+    assert done
