@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from .. import private_files
 from ..client import LOCAL, Client, KeyLimits
 from ..clock import Clock
-from ..file_lock import FileLock
+from ..store.file_lock import FileLock
 
 log = logging.getLogger("guarded.access")
 

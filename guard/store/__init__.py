@@ -1,9 +1,10 @@
 """Keep jobs, their verdicts, their files and their webhooks on disk, so that they survive a kill or a restart.
 
 The core knows the :class:`Store` protocol alone, so another engine can take SQLite's place. The files: `protocol` says
-what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (threads and
-commits), `disk` (the file), `transitions` (what changes jobs), `queries` (what reads them), `outbox`, `result_files`,
-`line` (the queue's order), `times` (clocks that were wrong), `rows` and `schema`.
+what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (opening and
+commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process writes to it); `disk`
+(opening the file) with `check`, `migrate` and `repair`; `transitions` (what changes jobs), `queries` (what reads them),
+`outbox`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`, `tables` and `schema`.
 """
 
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path

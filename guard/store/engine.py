@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import GuardError, ServerUnavailableError
-from ..file_lock import LockedError
 from . import forks
 from .check import Check
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, is_unchecked
+from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
 from .pause import Pause
 from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from ..file_lock import FileLock, LockedError
 from .disk import connect, identify, make_folder, open_database, rewrite, suspect
+from .file_lock import FileLock, LockedError
 
 log = logging.getLogger("guarded.store")
 

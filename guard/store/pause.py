@@ -6,8 +6,8 @@ import logging
 import sqlite3
 import time
 
-from ..file_lock import LockedError
 from .disk import StoreTooNewError
+from .file_lock import LockedError
 from .threads import complain
 
 log = logging.getLogger("guarded.store")

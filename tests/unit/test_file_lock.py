@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from unit.fakes import LONG_S
 
-from comfyui_guarded.guard.file_lock import FileLock, LockedError
+from comfyui_guarded.guard.store.file_lock import FileLock, LockedError
 
 REPO = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.register()
-from comfyui_guarded.guard.file_lock import FileLock
+from comfyui_guarded.guard.store.file_lock import FileLock
 lock = FileLock(Path(sys.argv[2]))
 """
 
