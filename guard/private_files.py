@@ -11,7 +11,10 @@ log = logging.getLogger("guarded")
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put `data` in the place of what lies there, whole or not at all, readable by this user alone. Raises OSError."""
+    """Put `data` in the place of what lies there, whole or not at all, readable by this user alone. Raises OSError.
+
+    A power cut afterwards leaves it there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
@@ -20,6 +23,12 @@ def write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+    if os.name != "nt":  # which syncs no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_if_possible(path: Path, data: bytes) -> None:

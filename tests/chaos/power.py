@@ -120,7 +120,7 @@ class TracedDisk:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         self._begun = left
-        self._log.unlink()
+        self._log.unlink(missing_ok=True)
 
     def _replay(self) -> dict[Path, bytes]:
         names = {path: File(bytearray(content)) for path, content in self._begun.items()}
@@ -178,7 +178,7 @@ class TracedDisk:
     def _read(self) -> list[tuple[bytes, int, int, bytes]]:
         """What the server did. The processes that it starts have nothing to do with its database."""
         records, at, server = [], 0, 0
-        log = self._log.read_bytes()
+        log = self._log.read_bytes() if self._log.exists() else b""
         while at + self.HEAD.size <= len(log):
             kind, pid, fd, offset, length = self.HEAD.unpack_from(log, at)
             data = log[at + self.HEAD.size : at + self.HEAD.size + length]

@@ -10,6 +10,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -22,7 +24,7 @@ from chaos.power import Disk, MountedDisk, TracedDisk
 from contract.client import PATIENCE_S, TERMINAL, Client, Job, connected, picture, raises, text
 from contract.test_webhooks import SETTINGS, Receiver
 
-from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import ROOT, HostKind, HostProcess, sandbox_kind
 
 SANDBOX_ROUNDS = int(os.environ.get("GUARDED_POWER", "2"))
 REAL_ROUNDS = int(os.environ.get("GUARDED_POWER_REAL", "1"))
@@ -131,7 +133,7 @@ async def power_fails(host: HostProcess, disk: Disk, books: Books, receiver: Rec
 async def rounds_of_power_cuts(
     host: HostProcess, disk: Disk, rounds: int, tmp_path: Path, seed: int
 ) -> tuple[set[str], str]:
-    """Play them; return the jobs that were lost, and the figures."""
+    """Play them, some of them while the server starts; return the jobs that were lost, and the figures."""
     books = Books(random.Random(seed))
     receiver = Receiver(SECRET)
     await receiver.start()
@@ -140,6 +142,11 @@ async def rounds_of_power_cuts(
     began_s = time.monotonic()
     try:
         for number in range(rounds):
+            if books.draw.random() < 0.2:
+                host.spawn()
+                await asyncio.sleep(books.draw.uniform(0.0, 2.0))
+                host.kill()
+                await asyncio.to_thread(disk.cut)
             await asyncio.to_thread(host.start)
             before = len(books.answered)
             await power_fails(host, disk, books, receiver)
@@ -226,6 +233,20 @@ async def test_these_disks_do_forget_where_the_store_survives_only_a_kill(server
     lost, figures = await rounds_of_power_cuts(host, disk, SANDBOX_ROUNDS, tmp_path, seed)
     say(capsys, f"store.survives = kill, {type(disk).__name__}: {figures}")
     assert lost, "otherwise the test above shows nothing"
+
+
+def test_a_key_or_secret_that_was_made_is_there_after_a_power_cut_and_the_one_before_it_is_not(tmp_path):
+    disk = TracedDisk(tmp_path)
+    for secret in ("the first", "the second"):
+        program = (
+            "import sys; sys.path.insert(0, sys.argv[1]); import private_files; from pathlib import Path; "
+            "private_files.write(Path(sys.argv[2]), sys.argv[3].encode())"
+        )
+        command = [sys.executable, "-c", program, str(ROOT / "guard"), str(disk.folder / "secret"), secret]
+        subprocess.run(command, check=True, env={**os.environ, **disk.environment})
+        disk.cut()
+        assert [path.name for path in disk.folder.iterdir()] == ["secret"]
+        assert (disk.folder / "secret").read_text() == secret
 
 
 def say(capsys: pytest.CaptureFixture[str], line: str) -> None:
