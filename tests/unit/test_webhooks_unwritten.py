@@ -83,7 +83,12 @@ class Disk:
             (pages,) = db.execute("PRAGMA page_count").fetchone()
             db.execute(f"PRAGMA max_page_count = {pages if full else 2**30}").fetchone()
 
-        self._store._engine.write(operation).result(LONG_S)
+        is_set = False
+        while not is_set:
+            # It fails together with an attempt to write that is in the same commit.
+            with contextlib.suppress(DiskFullError):
+                self._store._engine.write(operation).result(LONG_S)
+                is_set = True
 
 
 @pytest.fixture
