@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos.conftest import database, serving
+from chaos.conftest import assert_settled_once, database, newest_real, serving, transitions
 from contract.client import (
     PATIENCE_S,
     assert_ended_badly,
@@ -22,6 +24,7 @@ from contract.client import (
 )
 
 from comfyui_guarded.guard.store.schema import MIGRATIONS
+from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
 REPO = Path(__file__).parents[2]
 
@@ -138,9 +141,10 @@ async def test_a_second_server_on_the_same_user_directory_waits_for_the_first(se
 
 
 @pytest.mark.serial
-async def test_a_start_while_the_command_line_sweeps_waits_until_that_is_done(server):
-    """The lock is held for six seconds: it was a reason to stay off until somebody restarted the server."""
-    host = server().start()
+@pytest.mark.parametrize("kind", [pytest.param(sandbox_kind(), id="sandbox"), *newest_real()])
+async def test_a_start_while_the_command_line_sweeps_waits_until_that_is_done(server, kind):
+    """It has the lock: that was a reason to stay off until somebody restarted the server."""
+    host = server(kind).start()
     async with connected(host) as client:
         job_id = await client.admitted(sleep(3600))
         await client.running(job_id)
@@ -264,3 +268,39 @@ def _set_version(host, version: int) -> None:
     with contextlib.closing(sqlite3.connect(database(host.base))) as db:
         db.execute(f"PRAGMA user_version = {version}")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@pytest.mark.serial
+@pytest.mark.skipif(sys.platform == "win32", reason="a locked file cannot be deleted there, nor a process stopped")
+async def test_a_server_that_lost_its_lock_to_another_one_stops_and_no_job_has_two_verdicts(server):
+    """A stopped process cannot make its lock anew; the other one takes its database over meanwhile."""
+    first = server().start()
+    async with connected(first) as client:
+        job_id = await client.admitted(sleep(0.5, steps=20))
+        waiting = await client.admitted(picture())
+        await client.inside_a_node(job_id)
+    os.kill(first.pid, signal.SIGSTOP)
+    Path(f"{database(first.base)}.lock").unlink()
+    second = server()
+    second.log = second.base / "second.log"
+    second.start()
+    async with connected(second) as client, connected(first) as late:
+        assert (await client.reached(job_id, "running"))["attempts"] == 2
+        os.kill(first.pid, signal.SIGCONT)
+        await late.polled(lambda: late.request("GET", "/guarded/ready"), lambda ready: ready.status == 503)
+        (alarm,) = (await late.get("/guarded/stats"))["alarms"]
+        assert alarm["code"] == "store_unavailable"
+        assert "another process has opened the job database" in alarm["message"]
+        for method, path, body in (
+            ("POST", "/guarded/prompt", {"prompt": text()}),
+            ("GET", f"/guarded/jobs/{job_id}", None),
+            ("DELETE", f"/guarded/jobs/{job_id}", None),
+        ):
+            assert_refusal(await late.request(method, path, body), "server_unavailable")
+        assert "guarded_ready 0.0" in (await late.request("GET", "/guarded/metrics")).content.decode()
+        for job in (job_id, waiting):
+            assert_succeeded(await client.settled(job))
+        await client.assert_takes_jobs()
+    for states in transitions(first.base).values():
+        assert_settled_once(states)
+    assert len([line for line in first.log.read_text().splitlines() if "CRITICAL" in line]) == 1
