@@ -206,8 +206,11 @@ class Host(Protocol):
     def listen(self, listener: HostListener) -> None:
         """Tell `listener` from now on. Called once, before the worker starts."""
 
-    async def rehearse(self, body: dict[str, Any]) -> Rehearsal:
-        """Let the host's own handler validate a `/prompt` body, without queueing it. Event loop. May change `body`."""
+    async def rehearse(self, body: dict[str, Any], timeout_s: float) -> Rehearsal:
+        """Let the host's own handler validate a `/prompt` body, without queueing it. Event loop. May change `body`.
+
+        A validation that takes longer refuses the prompt.
+        """
 
     async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
         """Put a job into the host's queue through its own handler; returns its refusal, if it refuses. Event loop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,18 +17,18 @@ class OverdueError(Exception):
     """Code that is not ours has not ended in time."""
 
 
-async def contain(work: Awaitable[T], timeout_s: float | None = None) -> T:
-    """Await `work` in a task of its own. Event loop.
+async def contain(begin: Callable[[], Awaitable[T]], timeout_s: float | None = None) -> T:
+    """Await what `begin` makes in a task of its own. Event loop.
 
     What it raises comes out as an Exception: SystemExit would end the server, and a CancelledError of its own would
     pass for one of the caller. A KeyboardInterrupt is the operator's, and stays one. If the caller is cancelled, or
-    the time is up, `work` is cancelled and left behind: it may not listen.
+    the time is up, it is cancelled and left behind: it may not listen.
 
     Raises:
-        EscapedError: `work` raised no Exception, or was cancelled by something else than the caller.
+        EscapedError: it raised no Exception, or was cancelled by something else than the caller.
         OverdueError: it has not ended within `timeout_s`.
     """
-    task = asyncio.ensure_future(_catch_all(work))
+    task = asyncio.ensure_future(_catch_all(begin))
     try:
         await asyncio.wait({task}, timeout=timeout_s)
     finally:
@@ -57,10 +57,10 @@ async def catch(work: Awaitable[T]) -> T:
         raise _escape(error) from error
 
 
-async def _catch_all(work: Awaitable[T]) -> T:
-    """Await `work` for a caller that reads no result once it has cancelled this."""
+async def _catch_all(begin: Callable[[], Awaitable[T]]) -> T:
+    """Await it for a caller that reads no result once it has cancelled this."""
     try:
-        return await catch(work)
+        return await catch(begin())
     except asyncio.CancelledError as error:
         raise _escape(error) from error
 

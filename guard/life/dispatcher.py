@@ -77,6 +77,10 @@ class Dispatcher:
         self._claims = 0
         #: The jobs that are being handed to the host, each with the monotonic time by which that must be over.
         self._handing: dict[str, float] = {}
+        #: What does that, by job.
+        self._handovers: dict[str, asyncio.Task[None]] = {}
+        #: The jobs that were ended meanwhile.
+        self._ended: set[str] = set()
         #: The task had ended or hung and was started again: a code and a message. Called on the watchdog's thread.
         self.alarmed: Signal[[str, str]] = Signal()
         health.watch("dispatcher down", "Nothing is dispatched: the dispatcher has ended or hangs.", self.is_down)
@@ -98,6 +102,12 @@ class Dispatcher:
         """
         if self._store.leased < self._settings.max_jobs:
             self._wake.set()
+
+    def expect_stop(self, job_id: str) -> None:
+        """Somebody ends the job before its own end: if it is not with the host yet, it never will be. Any thread."""
+        if self._claims or job_id in self._handing:
+            self._ended.add(job_id)
+            self._loop.call(lambda: self._leave(job_id))
 
     # What others see of it. Any thread. ----------------------------------------------------------------------
 
@@ -129,6 +139,10 @@ class Dispatcher:
         self._handing.clear()
         self.start()
 
+    def _leave(self, job_id: str) -> None:
+        if (handover := self._handovers.get(job_id)) is not None:
+            handover.cancel()
+
     def _is_late(self) -> bool:
         return any(time.monotonic() > due_s for due_s in list(self._handing.values()))
 
@@ -150,6 +164,8 @@ class Dispatcher:
         max_jobs = self._settings.max_jobs
         if not self._store.queued or self._store.leased >= max_jobs or self._health.problems():
             return False
+        if not self._handing:
+            self._ended.clear()
         self._claims += 1
         try:
             claimed = await wrap_future(self._store.claim(self._holder, max_jobs))
@@ -168,15 +184,28 @@ class Dispatcher:
     async def _hand_over(self, claimed: Claimed) -> None:
         """Hand the job to the host. Whatever ComfyUI's or a pack's code raises there costs this job and no more."""
         job = claimed.job
+        if job.job_id in self._ended or self._settler.unwritten_verdict(job.job_id) is not None:
+            self._settler.release(job.job_id)
+            return
         self._runs.expect(job)
+        self._handovers[job.job_id] = asyncio.ensure_future(contain(lambda: self._dispatch(claimed), job.timeout_s))
         try:
-            await contain(self._dispatch(claimed), job.timeout_s)
+            await self._handovers[job.job_id]
         except BaseException as raised:
-            self._settler.end(job, _explain(job, raised))
-            if job.job_id not in self._host.held():  # it may have been handed over just before we were cancelled
+            was_ended = job.job_id in self._ended
+            if not was_ended:
+                self._settler.end(job, _explain(job, raised))
+            if job.job_id not in self._host.held():
                 self._runs.released(job.job_id)
-            if not isinstance(raised, Exception):
+            elif was_ended:  # it was handed over just before
+                self._host.stop(job.job_id)
+            if not (was_ended or isinstance(raised, Exception)):
                 raise
+        else:
+            if job.job_id in self._ended:
+                self._host.stop(job.job_id)
+        finally:
+            del self._handovers[job.job_id]
 
     async def _dispatch(self, claimed: Claimed) -> None:
         job = claimed.job

@@ -225,12 +225,15 @@ class Admission:
 
     async def _rehearse(self, prompt: Prompt) -> tuple[str, ...]:
         """Let the host validate the prompt without queueing it. Returns the output nodes that will run."""
-        rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id))
+        rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id), self._find_timeout_s(prompt))
         if rehearsal.refusal is not None:
             if _is_by_face_loader(rehearsal.refusal, prompt.graph):
                 await self._faces.check_prompt(prompt.graph, None, None)  # raises the typed error
             raise explain_refusal(rehearsal.refusal, prompt.graph, self._host)
         return rehearsal.outputs_to_execute
+
+    def _find_timeout_s(self, prompt: Prompt) -> float:
+        return min(prompt.options.timeout_s or math.inf, self._settings.watchdog.job_timeout_s)
 
     def _make_job(
         self,
@@ -246,7 +249,7 @@ class Admission:
             owner=request.client.owner,
             body=body,
             created_at_ms=self._clock.now_ms(),
-            timeout_s=min(prompt.options.timeout_s or math.inf, self._settings.watchdog.job_timeout_s),
+            timeout_s=self._find_timeout_s(prompt),
             locale=locale,
             priority=prompt.options.priority,
             order=prompt.order,

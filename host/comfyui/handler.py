@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +21,7 @@ from yarl import URL
 
 from ...guard.errors import NotFoundError
 from ...guard.host import Refusal
-from ...guard.life.contain import EscapedError, catch, contain
+from ...guard.life.contain import EscapedError, OverdueError, catch, contain
 
 log = logging.getLogger("guarded.host")
 
@@ -41,19 +42,23 @@ class NativePrompt:
         self._server = prompt_server
         self._handler: Handler | None = None
 
-    async def call(self, body: dict[str, Any]) -> Refusal | None:
+    async def call(self, body: dict[str, Any], timeout_s: float | None) -> Refusal | None:
         """Hand a `/prompt` body to the handler; None where it accepts the prompt.
 
-        Raises EscapedError where the handler raised what would have ended the server or our own task.
+        Raises EscapedError where the handler raised what would have ended the server or our own task, and OverdueError
+        where it does not end in time.
         """
         if self._handler is None:
             # Look for it at the first prompt, when every pack has had its chance to replace it.
             self._handler = _find_handler(self._server, "POST", "/prompt")
             _contain_tasks(asyncio.get_running_loop())
         try:
-            response = await contain(_handle(self._handler, _Request("POST", "/prompt", self._server.app, body)))
+            request = _Request("POST", "/prompt", self._server.app, body)
+            response = await contain(partial(_handle, self._handler, request), timeout_s)
         except web.HTTPException as raised:
             return Refusal("refused", raised.reason, raised.text or "", {}, {})
+        except OverdueError:
+            raise
         except EscapedError:
             log.warning("ComfyUI failed on a prompt", exc_info=True, extra={"quotes_prompt": True})
             raise

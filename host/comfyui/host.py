@@ -18,7 +18,7 @@ from comfy.cli_args import args
 
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
-from ...guard.life.contain import EscapedError
+from ...guard.life.contain import EscapedError, OverdueError
 from . import folders, inputs, report
 from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
@@ -61,11 +61,11 @@ class ComfyHost:
 
     # Prompts on their way in. --------------------------------------------------------------------------------
 
-    async def rehearse(self, body: dict[str, Any]) -> Rehearsal:
+    async def rehearse(self, body: dict[str, Any], timeout_s: float) -> Rehearsal:
         token = _rehearsing.set(True)
         try:
-            answer = await self._call_handler(body)
-        except EscapedError as error:
+            answer = await self._call_handler(body, timeout_s)
+        except (EscapedError, OverdueError) as error:
             return Rehearsal(Refusal("exception_during_validation", FAILED, str(error), {}, {}))
         finally:
             _rehearsing.reset(token)
@@ -81,10 +81,10 @@ class ComfyHost:
         self._hooks.queue_job(answer, client_id)
         return None
 
-    async def _call_handler(self, body: dict[str, Any]) -> QueueItem | Refusal:
+    async def _call_handler(self, body: dict[str, Any], timeout_s: float | None = None) -> QueueItem | Refusal:
         """What ComfyUI's own handler makes of a body: the queue item that it would put, or its refusal."""
         with self._hooks.capture() as items, inputs.offer_files(body["prompt"]):
-            refusal = await self._handler.call(body)
+            refusal = await self._handler.call(body, timeout_s)
         if refusal is not None:
             return refusal
         if len(items) != 1 or items[0][1] != body["prompt_id"]:

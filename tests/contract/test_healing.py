@@ -47,6 +47,12 @@ async def test_what_validation_raises_at_admission_is_a_typed_refusal(client, do
     await client.assert_takes_jobs()
 
 
+async def test_a_validation_at_admission_that_never_returns_is_refused_when_the_jobs_time_is_up(client):
+    hangs = validates("hang", at="admission", class_type="FaultAsyncValidation")
+    assert_refusal(await client.submit(hangs, guard={"timeout_s": 0.5}), "invalid_workflow", 400)
+    await client.assert_takes_jobs()
+
+
 async def test_a_validation_at_dispatch_that_never_returns_costs_its_job_when_its_time_is_up(client):
     hung = await client.admitted(validates("hang", class_type="FaultAsyncValidation"), guard={"timeout_s": 0.5})
     following = await client.admitted(picture())
@@ -55,7 +61,7 @@ async def test_a_validation_at_dispatch_that_never_returns_costs_its_job_when_it
 
 
 async def test_a_job_that_is_cancelled_while_it_is_validated_for_dispatch_never_begins(client):
-    job_id = await client.admitted(validates("hang", class_type="FaultAsyncValidation"), guard={"timeout_s": 1})
+    job_id = await client.admitted(validates("hang", class_type="FaultAsyncValidation"), guard={"timeout_s": 600})
     await client.reached(job_id, "dispatched")
     assert_ended_badly(await client.cancel(job_id), "cancelled")
     following = await client.admitted(picture())
@@ -63,6 +69,20 @@ async def test_a_job_that_is_cancelled_while_it_is_validated_for_dispatch_never_
     job = await client.job(job_id)
     assert_ended_badly(job, "cancelled")
     assert (job["attempts"], job["started_at_ms"]) == (0, None)
+
+
+async def test_a_dispatcher_that_a_pack_has_ended_shows_and_begins_again(client):
+    for _ in range(50):
+        assert (await client.request("POST", "/guarded_faults/dispatcher/cancel")).status == 200
+        ready = await client.request("GET", "/guarded/ready")
+        if ready.status == 503:
+            break
+    else:
+        raise AssertionError("it never showed")
+    assert ready.json["problems"] == ["dispatcher down"]
+    await client.polled(lambda: client.request("GET", "/guarded/ready"), lambda answer: answer.status == 200)
+    await client.assert_takes_jobs()
+    assert "the dispatcher has ended; it is started again" in client.host.log.read_text(errors="replace")
 
 
 # What packs do to ComfyUI's queue. -------------------------------------------------------------------------------

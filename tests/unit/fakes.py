@@ -88,7 +88,7 @@ class FakeHost:
     def listen(self, listener: HostListener) -> None:
         self.listener = listener
 
-    async def rehearse(self, body: dict[str, Any]) -> Rehearsal:
+    async def rehearse(self, body: dict[str, Any], timeout_s: float) -> Rehearsal:
         self.rehearsed.append(json.loads(json.dumps(body)))
         if self.during_rehearsal is not None:
             await self.during_rehearsal()

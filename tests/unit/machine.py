@@ -50,6 +50,7 @@ class Machine:
         store.changed.subscribe(self.events.follow)
         store.changed.subscribe(self.dispatcher.follow)
         self.settler.ending.subscribe(self.watchdog.expect_stop)
+        self.settler.ending.subscribe(self.dispatcher.expect_stop)
         self.settler.released.subscribe(self.dispatcher.wake)
         self.watchdog.turned.subscribe(self.dispatcher.supervise)
         self.watchdog.turned.subscribe(self.reconciler.turn)

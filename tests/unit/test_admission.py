@@ -14,6 +14,7 @@ from comfyui_guarded.guard.errors import (
     BadImageError,
     ConflictError,
     GuardError,
+    InternalError,
     InvalidRequestError,
     InvalidWorkflowError,
     MissingModelError,
@@ -608,10 +609,10 @@ async def test_a_denied_class_is_refused_also_where_the_host_puts_it_in_for_an_o
     gate = Gate(store, host, clock, policy={"deny_nodes": ["Denied"]})
     told = host.rehearse
 
-    async def renamed(body):
+    async def renamed(body, timeout_s):
         if body["prompt"]["1"]["class_type"] == "Older":
             body["prompt"]["1"]["class_type"] = "Denied"
-        return await told(body)
+        return await told(body, timeout_s)
 
     host.rehearse = renamed
     for kind in ("Denied", "Older"):
@@ -801,3 +802,16 @@ async def test_a_settled_job_can_be_read_by_its_key(gate, store):
     store.settle(job.job_id, Verdict(JobState.CANCELLED, "cancelled", "x")).result(LONG_S)
     replayed = await gate.admit(raw, idempotency_key="k")
     assert (replayed.job.state, replayed.waiting) == (JobState.CANCELLED, None)
+
+
+async def test_a_node_that_raises_system_exit_when_asked_for_its_inputs_refuses_the_prompt(store, host, clock):
+    """It would end the server: asyncio lets it through every task."""
+
+    def asked(_class_type):
+        raise SystemExit("of a node")
+
+    host.file_inputs = asked
+    gate = Gate(store, host, clock)
+    with pytest.raises(InternalError, match="could not be looked at"):
+        await gate.admit(_raw(prompt={**GRAPH, "1": {"class_type": "Odd", "inputs": {"image": "a.png"}}}))
+    assert store.queued == 0

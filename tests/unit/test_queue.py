@@ -160,22 +160,6 @@ async def test_a_host_that_raises_at_dispatch_costs_one_job_and_not_the_queue(ma
     assert machine.ended(await machine.dispatch()) == ("dispatched", None)
 
 
-async def test_a_cancel_between_claim_and_dispatch_is_not_lost(machine, host):
-    async def cancelled_meanwhile(job_id):
-        job = await machine.jobs.get(job_id, Client("bot", operator=False))
-        assert (await machine.jobs.cancel(job)).state is JobState.CANCELLED
-
-    host.during_dispatch = cancelled_meanwhile
-    job_id = await machine.dispatch()
-    # The host has it now, all the same; when its turn comes, the worker is told to stop.
-    assert not machine.runs.started(job_id)
-    machine.runs.finished(job_id, Outcome(success=False, interrupted=True))
-    machine.runs.released(job_id)
-    assert machine.ended(job_id) == ("cancelled", "cancelled")
-    assert machine.leased() == 0
-    assert job_id in host.stopped
-
-
 async def test_a_dispatcher_runs_by_itself_and_outlives_a_store_that_fails(machine, host, monkeypatch):
     def broken(*_args):
         monkeypatch.setattr(machine.store, "claim", claim)

@@ -7,7 +7,9 @@ import time
 import pytest
 from unit.fakes import LONG_S
 from unit.machine import Machine
+from unit.store_steps import Held
 
+from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.life.contain import EscapedError, OverdueError, catch, contain
 
@@ -59,7 +61,7 @@ async def test_code_that_does_not_listen_to_its_cancel_is_left_behind():
                 await ends.wait()
 
     with pytest.raises(OverdueError):
-        await contain(deaf(), 0.01)
+        await contain(deaf, 0.01)
     ends.set()
 
 
@@ -74,13 +76,13 @@ async def test_a_caller_that_is_cancelled_stays_cancelled_and_one_whose_work_can
         asyncio.current_task().cancel()
         await asyncio.sleep(0)
 
-    caller = asyncio.ensure_future(contain(work()))
+    caller = asyncio.ensure_future(contain(work))
     await begun.wait()
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     with pytest.raises(EscapedError, match="CancelledError"):
-        await contain(cancel_itself())
+        await contain(cancel_itself)
 
 
 async def test_what_python_closes_is_not_taken_for_something_raised():
@@ -93,6 +95,76 @@ async def test_what_python_closes_is_not_taken_for_something_raised():
     left = catch(wait())
     await asyncio.ensure_future(begin())
     left.close()  # raises whatever it is not content with
+
+
+# A job that is cancelled on its way to the host. ------------------------------------------------------------------
+
+
+async def test_a_job_that_is_cancelled_while_it_is_claimed_is_never_shown_to_the_host(machine, host):
+    job = machine.job(machine.submit())
+    with Held(machine.store):
+        turn = asyncio.ensure_future(machine.dispatcher.turn())
+        await asyncio.sleep(0)  # the claim is handed in
+        cancelled = machine.settler.end(job, CancelledError("The job was cancelled."))
+    assert await turn
+    assert cancelled.result(LONG_S).won
+    assert machine.ended(job.job_id) == ("cancelled", "cancelled")
+    assert (host.dispatched, machine.leased(), machine.job(job.job_id).attempts) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("slow", [True, False], ids=["slow-store", "store"])
+async def test_a_job_that_is_cancelled_while_it_is_validated_for_dispatch_never_gets_to_the_host(machine, host, slow):
+    """And its validation, which may hang, holds nobody up."""
+    begun = asyncio.Event()
+
+    async def forever(_job_id):
+        begun.set()
+        await asyncio.Event().wait()
+
+    host.during_dispatch = forever
+    job = machine.job(machine.submit())
+    machine.dispatcher.start()
+    await begun.wait()
+    host.during_dispatch = None
+    with Held(machine.store) if slow else contextlib.nullcontext():
+        cancelled = machine.settler.end(job, CancelledError("The job was cancelled."))
+        await _until(lambda: not machine.dispatcher._handing)
+    assert cancelled.result(LONG_S).won
+    assert machine.ended(job.job_id) == ("cancelled", "cancelled")
+    following = machine.submit()
+    await _until(lambda: machine.ended(following)[0] == "dispatched")
+    assert host.holds == {following}
+
+
+async def test_a_job_that_is_cancelled_just_as_the_host_takes_it_is_taken_out_again(machine, host, monkeypatch):
+    dispatch = host.dispatch
+
+    async def cancelled_at_the_end(job_id, *rest):
+        answer = await dispatch(job_id, *rest)
+        machine.settler.end(job, CancelledError("The job was cancelled."))
+        return answer
+
+    monkeypatch.setattr(host, "dispatch", cancelled_at_the_end)
+    job = machine.job(machine.submit())
+    assert await machine.dispatcher.turn()
+    assert host.stopped == [job.job_id] * 2, "the first one may have come before the host had it"
+    assert not machine.runs.started(job.job_id)
+    machine.runs.released(job.job_id)
+    assert machine.ended(job.job_id) == ("cancelled", "cancelled")
+    assert machine.job(job.job_id).attempts == 0
+
+
+async def test_a_job_whose_cancel_a_full_disk_has_refused_is_not_begun_either(machine, host):
+    job = machine.job(machine.submit())
+    machine.store.failing = frozenset({"settle"})
+    machine.settler.end(job, CancelledError("The job was cancelled."))
+    assert await machine.dispatcher.turn()
+    assert host.dispatched == []
+    machine.store.failing = frozenset()
+    machine.turn()
+    machine.store.flush()
+    assert machine.ended(job.job_id) == ("cancelled", "cancelled")
+    assert machine.leased() == 0
 
 
 # A dispatcher that has ended. -------------------------------------------------------------------------------------
@@ -134,8 +206,7 @@ async def test_a_dispatcher_that_is_killed_by_a_bug_of_ours_begins_again_and_the
 
 
 async def test_a_dispatcher_that_does_not_come_back_from_a_turn_shows_and_begins_again(machine, host, monkeypatch):
-    async def forever(work, _timeout_s):
-        work.close()
+    async def forever(_begin, _timeout_s):
         await asyncio.Event().wait()
 
     now_s = time.monotonic()

@@ -1,5 +1,7 @@
 """GET /guarded_faults/routes: every route of the application. POST …/queue/{how}: what packs do to the queue."""
 
+import asyncio
+
 import server
 from aiohttp import web
 
@@ -21,4 +23,13 @@ async def post_queue(request: web.Request) -> web.Response:
             queue.queue = []
         else:
             queue.currently_running.clear()
+    return web.json_response({})
+
+
+@server.PromptServer.instance.routes.post("/guarded_faults/dispatcher/cancel")
+async def post_dispatcher(_request: web.Request) -> web.Response:
+    """As a pack would that cancels every task that it does not know."""
+    for task in asyncio.all_tasks():
+        if task.get_name() == "guarded-dispatcher":
+            task.cancel()
     return web.json_response({})
