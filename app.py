@@ -107,7 +107,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         lambda: f"No job is taken or run: {store.trouble}.",
         lambda: store.trouble is not None,
     )
-    settler = Settler(store, host, secrets, client_ids)
+    settler = Settler(store, host, secrets, client_ids, clock, settings.store.stalled_after_s)
+    stalled = "No job is let in or begins, since the job database has written nothing for a while."
+    health.watch("store stalled", stalled, settler.is_stalled)
     process = Process(store.close, store.flush)
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine")
@@ -153,6 +155,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     watchdog.turned.subscribe(dispatcher.supervise)
     watchdog.turned.subscribe(reconciler.turn)
     dispatcher.alarmed.subscribe(events.alarm)
+    settler.alarmed.subscribe(events.alarm)
     janitor.disk_filled.subscribe(lambda message: events.alarm("disk_full", message))
     settler.released.subscribe(dispatcher.wake)
     settler.ending.subscribe(watchdog.expect_stop)

@@ -122,14 +122,15 @@ class Folders:
 class HostListener(Protocol):
     """What the host tells the core.
 
-    The host calls `started` and `finished` on the worker's thread; they may hold it up. The others must not block.
+    The host calls `started`, `finished` and `unreadable` on the worker's thread; they may hold it up, the last two for
+    as long as no ending can be written. The others must not block.
     """
 
     def started(self, job_id: str) -> bool:
-        """The worker has taken the job. Returns False where the job has ended meanwhile: then stop the run."""
+        """The worker has taken the job. False: it has an ending, on disk or not, so stop the run."""
 
     def finished(self, job_id: str, outcome: Outcome) -> Verdict:
-        """The run is over. Returns the verdict that counts, which is durable by then."""
+        """The run is over. Returns the verdict that counts, which is durable by then, however long that takes."""
 
     def released(self, job_id: str) -> None:
         """The host no longer has the job, whether it ran or not: its slot is free."""
@@ -146,8 +147,15 @@ class HostListener(Protocol):
     def lost(self, job_id: str) -> None:
         """The host could not hand out the job, and no longer has it; `released` follows."""
 
-    def unreadable(self, job_id: str) -> None:
-        """The run is over, but its report cannot be read; `released` follows."""
+    def unreadable(self, job_id: str) -> Verdict:
+        """The run is over, but its report cannot be read. Returns what `finished` would."""
+
+    def left_behind(self, job_id: str, error: GuardError, close: Callable[[Verdict], None]) -> None:
+        """The job's worker is gone, which ends the job with `error` unless it has an ending.
+
+        Calls `close` on any thread with the verdict that counts, once that is durable: until then the host shows the
+        job as running.
+        """
 
     def native_started(self, prompt_id: str) -> None:
         """The worker has taken a prompt that did not come through the guard."""
@@ -237,8 +245,9 @@ class Host(Protocol):
         """Disown the worker that has `prompt_id` (None: the dead one), and let another serve the queue.
 
         The host drops whatever the disowned thread returns or sends, and ends it at its next check. It closes the
-        thread's prompt with `error` in its history and on its socket; `released` follows. False where there is nothing
-        to replace, or no way to. Any thread.
+        thread's prompt in its history and on its socket, with `error`; a job of the guard's once its ending is durable,
+        with that (see `HostListener.left_behind`); `released` follows. False where there is nothing to replace, or no
+        way to. Any thread; does not wait.
         """
 
     def hung_workers(self) -> int:
@@ -248,7 +257,7 @@ class Host(Protocol):
         """Unload models and free memory, between two prompts. Any thread; does not wait."""
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
-        """Tell the job's websocket at once that the job ended with `error`. Any thread.
+        """Tell the job's websocket at once that the job ended with `error`, which is durable. Any thread.
 
         `client_id`: the socket's, as the host knows it; None where nobody listens.
         """

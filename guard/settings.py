@@ -263,6 +263,11 @@ class StoreSettings(_Section):
         description="What acknowledged jobs and verdicts survive. For `power_cut` each commit with one of them waits "
         "for the disk (fsync); with `kill` a power cut may lose the last ones.",
     )
+    stalled_after_s: Seconds = Field(
+        15,
+        description="While the job database has written nothing for so long, no job is let in or begins; running jobs "
+        "go on, and nobody hears how they end before that is on disk.",
+    )
 
 
 def _normalize_networks(given: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from asyncio import wrap_future
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
 from typing_extensions import NotRequired, TypedDict
 
 from ..client import Client
-from ..errors import CancelledError, GuardError, NotFoundError
+from ..errors import CancelledError, GuardError, NotFoundError, ServerUnavailableError
 from ..events.stream import Events
 from ..job import OPEN, WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
@@ -20,7 +21,7 @@ from ..results import previews
 from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
 from ..settings import QueueSettings
-from ..store import Entry, Listing, Store, Waiting
+from ..store import Entry, Listing, Settled, Store, Waiting
 from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull, QueueBody
 from .estimate import Estimates
@@ -29,6 +30,9 @@ from .positions import notice
 log = logging.getLogger("guarded.jobs")
 
 _PREVIEWS_AT_ONCE = 2
+#: Whoever ends a job waits so long until that is on disk, then is answered that it is not. The ending is handed in to
+#: the store until it is, so that the answer only means "not yet".
+ENDING_WITHIN_S = 5.0
 
 
 class SubmittedGuard(TypedDict):
@@ -89,8 +93,11 @@ class Jobs:
         return await wrap_future(self._store.list_jobs(client.sees_only, states, limit, before))
 
     async def cancel(self, job: Job) -> Job:
-        """Cancel the job, unless it has ended. Returns it once that is durable."""
-        settled = await wrap_future(self._settler.end(job, CancelledError("The job was cancelled.")))
+        """Cancel the job, unless it has ended. Returns it once that is durable.
+
+        Raises ServerUnavailableError where that takes too long; the job is stopped all the same.
+        """
+        settled = await _wait_for(self._settler.end(job, CancelledError("The job was cancelled.")))
         return settled.job if settled is not None else job
 
     async def mark_fetched(self, job: Job, artifact: Artifact, client: Client) -> None:
@@ -188,13 +195,12 @@ class Jobs:
         """Cancel those of the jobs that wait; None: all of the caller's own that wait."""
         waiting = [job for job in await self._open_jobs(client, job_ids) if job.state in WAITING]
         error = CancelledError("The job was taken out of the queue.")
-        await asyncio.gather(*(wrap_future(self._settler.end_waiting(job, error)) for job in waiting))
+        await asyncio.gather(*(_wait_for(self._settler.end_waiting(job, error)) for job in waiting))
 
     async def interrupt(self, client: Client, job_id: str | None) -> None:
         """Cancel the job if it runs; None: all of the caller's own that run."""
-        for job in await self._open_jobs(client, None if job_id is None else [job_id]):
-            if job.state in as_comfyui.RUNNING:
-                await self.cancel(job)
+        jobs = await self._open_jobs(client, None if job_id is None else [job_id])
+        await asyncio.gather(*(self.cancel(job) for job in jobs if job.state in as_comfyui.RUNNING))
 
     async def _open_jobs(self, client: Client, job_ids: list[str] | None) -> list[Job]:
         """Those of the jobs that have not settled; None: all of the caller's own, for an operator too."""
@@ -213,3 +219,13 @@ class Jobs:
 
     def _make_history_entry(self, entry: Entry) -> HistoryEntry:
         return as_comfyui.history_entry(entry, self.describe(entry.job, None))
+
+
+async def _wait_for(ending: Future[Settled | None]) -> Settled | None:
+    """Wait until an ending is on disk. Raises ServerUnavailableError where that takes too long."""
+    try:
+        return await asyncio.wait_for(wrap_future(ending), ENDING_WITHIN_S)
+    except asyncio.TimeoutError:
+        raise ServerUnavailableError(
+            "The job's end cannot be written now. It counts once it is: ask for the job later.", retry_after_s=10
+        ) from None

@@ -184,7 +184,7 @@ class Dispatcher:
     async def _hand_over(self, claimed: Claimed) -> None:
         """Hand the job to the host. Whatever ComfyUI's or a pack's code raises there costs this job and no more."""
         job = claimed.job
-        if job.job_id in self._ended or self._settler.unwritten_verdict(job.job_id) is not None:
+        if job.job_id in self._ended or self._settler.verdict_of(job.job_id) is not None:
             self._settler.release(job.job_id)
             return
         self._runs.expect(job)

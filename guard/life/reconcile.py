@@ -68,7 +68,7 @@ class Reconciler:
         if done.cancelled() or done.exception() is not None:
             return  # the next turn tries again
         job = done.result()
-        if job is not None and not job.state.settled and self._settler.unwritten_verdict(job_id) is None:
+        if job is not None and not job.state.settled and self._settler.verdict_of(job_id) is None:
             log.error(
                 "job %s is no longer in ComfyUI's queue, and nobody has said why", job_id, extra={"job_id": job_id}
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError, WorkerDiedError
 from ..events.stream import Events
@@ -16,15 +16,15 @@ from ..host_words import GPU_FAULT, contains, explain_failure
 from ..job import SUCCESS, Job, Result, Verdict
 from ..results import checks, quarantine
 from ..settings import Settings
+from ..store import Settled
 from .settle import Settler
 from .watchdog import Watchdog
 
 log = logging.getLogger("guarded.queue")
 
-T = TypeVar("T")
-
-#: The worker waits this long for the disk, then goes on without it.
-STORE_WAIT_S = 10.0
+#: The worker waits this long until a start is on disk, then begins without: the job's clock runs, and native prompts
+#: wait behind it. No ending is told before it is on disk.
+START_WAIT_S = 10.0
 
 
 class Steps(Protocol):
@@ -66,28 +66,17 @@ class Runs:
     def started(self, job_id: str) -> bool:
         job = self._jobs[job_id]
         self._watchdog.watch(job)
-        try:
-            started = _wait_for(self._store.start(job_id))
-        except GuardError:
-            started = job  # a disk in trouble need not stop the job
-        if started is None:
+        if not self._may_run(job):
             self._watchdog.expect_stop(job_id)
             return False
-        log.info("job %s started", job_id, extra={"job_id": job_id})
         return True
 
     def finished(self, job_id: str, outcome: Outcome) -> Verdict:
-        job = self._jobs[job_id]
         self._watchdog.forget(job_id)
-        if outcome.success:
+        if outcome.success and self._settler.verdict_of(job_id) is None:
             self._store.validate(job_id)
         verdict, result = self._judge(job_id, outcome)
-        try:
-            settled = _wait_for(self._settler.settle(job, verdict, result))
-        except GuardError:
-            # The settler tries again. If it also holds an earlier verdict that is not written yet, that one counts.
-            return self._settler.unwritten_verdict(job_id) or verdict
-        return settled.job.verdict or verdict if settled is not None else verdict
+        return _verdict_that_counts(self._settler.settle(self._jobs[job_id], verdict, result).result())
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
@@ -108,14 +97,39 @@ class Runs:
     def lost(self, job_id: str) -> None:
         self._settler.end(self._jobs[job_id], WorkerDiedError("ComfyUI's queue could not hand the job out."))
 
-    def unreadable(self, job_id: str) -> None:
-        self._settler.end(self._jobs[job_id], InternalError("The host's report of the run could not be read."))
+    def unreadable(self, job_id: str) -> Verdict:
+        self._watchdog.forget(job_id)
+        verdict = Verdict.of(InternalError("The host's report of the run could not be read."))
+        return _verdict_that_counts(self._settler.settle(self._jobs[job_id], verdict).result())
+
+    def left_behind(self, job_id: str, error: GuardError, close: Callable[[Verdict], None]) -> None:
+        settled = self._settler.settle(self._jobs[job_id], Verdict.of(error))
+        settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
 
     def native_started(self, prompt_id: str) -> None:
         self._watchdog.watch_native(prompt_id)
 
     def native_finished(self, prompt_id: str) -> None:
         self._watchdog.forget(prompt_id)
+
+    def _may_run(self, job: Job) -> bool:
+        """Write down that the job starts; False if it has ended, or is being ended. The worker's thread."""
+        if self._settler.verdict_of(job.job_id) is not None:
+            return False
+        starting = self._store.start(job.job_id)
+        # From the commit, as the log of an ending comes from its own: so the two are in order.
+        starting.add_done_callback(_log_start)
+        try:
+            if starting.result(START_WAIT_S) is None:
+                return False
+        except (GuardError, FutureTimeoutError) as error:
+            log.warning(
+                "job %s: that it starts cannot be written yet: %s",
+                job.job_id,
+                str(error) or "the job store does not answer",
+                extra={"job_id": job.job_id},
+            )
+        return True
 
     def _judge(self, job_id: str, outcome: Outcome) -> tuple[Verdict, Result]:
         """Decide how the run ended; check the files of a successful one, and set them aside where they fail."""
@@ -140,13 +154,15 @@ class Runs:
         return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
 
 
-def _wait_for(future: Future[T]) -> T:
-    """Wait for the store's answer. Not for the event loop.
+def _log_start(done: Future[Job | None]) -> None:
+    """The store's thread."""
+    job = None if done.exception() is not None else done.result()
+    if job is not None:
+        log.info("job %s started", job.job_id, extra={"job_id": job.job_id})
 
-    Raises:
-        GuardError: the store refused, or did not answer within `STORE_WAIT_S`.
-    """
-    try:
-        return future.result(STORE_WAIT_S)
-    except FutureTimeoutError:
-        raise InternalError(f"The job store did not answer within {STORE_WAIT_S:g} s.") from None
+
+def _verdict_that_counts(settled: Settled | None) -> Verdict:
+    """The verdict on disk."""
+    if settled is None or settled.job.verdict is None:
+        return Verdict.of(InternalError("The job store does not know the job."))
+    return settled.job.verdict

@@ -1,17 +1,20 @@
-"""End every job in one way: first make the verdict durable, then tell of it. The first verdict counts.
+"""End every job in one way: note the verdict, make it durable, and only then tell of it. The first verdict counts.
 
-A verdict that the store cannot write (a full disk) stays here and is handed in again until the store can.
+An ending that the store cannot write (a full disk) stays here, and is handed in again until the store has it. Nobody
+hears of it before.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections import deque
 from concurrent.futures import Future
 from typing import Protocol
 
 from ..access.client_ids import ClientIds
-from ..errors import GuardError
+from ..clock import Clock
+from ..errors import GuardError, InternalError
 from ..host import Host
 from ..job import Job, JobState, Result, Verdict
 from ..signal import Signal
@@ -20,71 +23,105 @@ from .secrets import Secrets
 
 log = logging.getLogger("guarded.settle")
 
+#: In place of an ending that the store cannot put into its tables, whatever the disk does.
+_UNWRITABLE = InternalError("The job's ending could not be written.")
+
 
 class Records(Protocol):
     """What the settler asks of the job store: see :class:`guard.store.Store`."""
 
+    @property
+    def silent_s(self) -> float: ...
     def settle(
         self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
     ) -> Future[Settled | None]: ...
     def release(self, job_id: str) -> Future[None]: ...
 
 
+class Ending:
+    """An ending that was handed in and is not on disk yet.
+
+    Attributes:
+        error: what to tell the job's socket; None for a run's own ending, which the host tells itself.
+        only_waiting: it holds only if the job still waits, which the store decides.
+        since_s: when it was handed in.
+        future: what everybody who ends this job waits for.
+        replaced_by: a later ending that holds in any case. This one is not handed in again.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        verdict: Verdict,
+        result: Result | None = None,
+        error: GuardError | None = None,
+        only_waiting: bool = False,
+    ) -> None:
+        self.job = job
+        self.verdict = verdict
+        self.result = result
+        self.error = error
+        self.only_waiting = only_waiting
+        self.since_s = 0.0
+        self.replaced_by: Ending | None = None
+        self.future: Future[Settled | None] = Future()
+        # Several wait for it: none of them can cancel it any more.
+        self.future.set_running_or_notify_cancel()
+
+
 class Settler:
     """Gives jobs their verdicts. Any thread; no method waits."""
 
-    def __init__(self, store: Records, host: Host, secrets: Secrets, client_ids: ClientIds) -> None:
+    def __init__(
+        self,
+        store: Records,
+        host: Host,
+        secrets: Secrets,
+        client_ids: ClientIds,
+        clock: Clock,
+        stalled_after_s: float,
+    ) -> None:
         self._store = store
         self._host = host
         self._secrets = secrets
         self._client_ids = client_ids
-        #: By job: the verdict that the store could not write, and how to hand it in again.
-        self._unwritten: dict[str, tuple[Verdict, Callable[[], object]]] = {}
-        #: Jobs whose unwritten verdict is in the log already.
-        self._complained: set[str] = set()
+        self._clock = clock
+        self._stalled_after_s = stalled_after_s
+        self._lock = threading.Lock()
+        #: By job, oldest first: at most one for each open job.
+        self._endings: dict[str, Ending] = {}
+        #: Those of them that the store has refused, to be handed in again.
+        self._refused: deque[Ending] = deque()
+        #: Jobs whose ending was refused, from the first refusal until all are on disk; and when that one was.
+        self._late: set[str] = set()
+        self._refused_s = 0.0
+        self._has_stalled = False
         #: Jobs whose slots could not be freed.
         self._unreleased: set[str] = set()
         #: A slot has become free. Called on the store's thread.
         self.released: Signal[[]] = Signal()
         #: The job of that id is being ended before its own end. Called on any thread.
         self.ending: Signal[[str]] = Signal()
+        #: The store takes no endings: a code and a message for operators. Called on the watchdog's thread.
+        self.alarmed: Signal[[str, str]] = Signal()
 
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
-        """Give a job its verdict; the future is done once that is durable."""
-        self._rewrite(job.job_id)
-        future = self._store.settle(job.job_id, verdict, result)
-        self._follow(future, job, verdict, lambda: self.settle(job, verdict, result))
-        return future
+        """Give a job its verdict, unless it has one. The future is done once its ending is durable, and never fails."""
+        return self._hand_in(Ending(job, verdict, result))
 
     def end(self, job: Job, error: GuardError) -> Future[Settled | None]:
-        """End a job before its own end: settle it, stop it, tell its socket.
+        """End a job before its own end: settle it, stop it, and tell its socket once that is durable.
 
-        The stop does not wait for the disk. The store takes calls in order, and the verdict goes first: whatever the
-        stopped run reports comes too late to count.
+        The stop does not wait for the disk: the verdict counts from now on, whatever the stopped run reports.
         """
-        self._rewrite(job.job_id)
-        verdict = Verdict.of(error)
-        future = self._store.settle(job.job_id, verdict)
+        future = self._hand_in(Ending(job, Verdict.of(error), error=error))
         self._host.stop(job.job_id)
         self.ending(job.job_id)
-        self._follow(future, job, verdict, lambda: self.end(job, error))
-        future.add_done_callback(lambda done: self._announce(done, error))
         return future
 
     def end_waiting(self, job: Job, error: GuardError) -> Future[Settled | None]:
-        """End a job that waits; leave it alone if it has begun to run meanwhile."""
-        self._rewrite(job.job_id)
-        verdict = Verdict.of(error)
-        future = self._store.settle(job.job_id, verdict, only_waiting=True)
-        self._follow(future, job, verdict, lambda: self.end_waiting(job, error))
-
-        def stop(done: Future[Settled | None]) -> None:
-            if _job_if_won(done) is not None:
-                self._host.stop(job.job_id)
-
-        future.add_done_callback(stop)
-        future.add_done_callback(lambda done: self._announce(done, error))
-        return future
+        """End a job that waits; leave it alone if it has begun to run meanwhile, or is being ended already."""
+        return self._hand_in(Ending(job, Verdict.of(error), error=error, only_waiting=True))
 
     def release(self, job_id: str) -> None:
         """Free the job's slot."""
@@ -98,55 +135,154 @@ class Settler:
 
         self._store.release(job_id).add_done_callback(done)
 
-    def unwritten_verdict(self, job_id: str) -> Verdict | None:
-        """The verdict that counts for the job although it is not on disk yet."""
-        verdict, _again = self._unwritten.get(job_id, (None, None))
-        return verdict
+    def verdict_of(self, job_id: str) -> Verdict | None:
+        """The verdict that counts for the job although it is not on disk yet; nobody may be told of it."""
+        ending = self._endings.get(job_id)
+        return None if ending is None or ending.only_waiting else ending.verdict
+
+    @property
+    def oldest_unwritten_s(self) -> float | None:
+        """How long the oldest ending has waited for the disk; None where none does."""
+        with self._lock:
+            oldest = next(iter(self._endings.values()), None)
+        return None if oldest is None else self._clock.monotonic_s() - oldest.since_s
+
+    def is_stalled(self) -> bool:
+        """Whether the store has taken nothing for longer than `store.stalled_after_s`: then no job may begin."""
+        return max(self.oldest_unwritten_s or 0.0, self._store.silent_s) > self._stalled_after_s
 
     def retry(self) -> None:
-        """Hand in again what the store could not write. The watchdog calls this at every turn."""
-        for job_id in list(self._unwritten):
-            self._rewrite(job_id)
+        """Hand in again what the store refused. The watchdog calls this at every turn.
+
+        One ending is enough to see whether the store takes it: the others follow as soon as it has.
+        """
+        with self._lock:
+            first = self._refused.popleft() if self._refused else None
+        if first is not None:
+            self._write(first)
         unreleased, self._unreleased = self._unreleased, set()
         for job_id in unreleased:
             self.release(job_id)
+        self._report_stall()
 
-    def _rewrite(self, job_id: str) -> None:
-        """Hand in a verdict that is not written yet, before any later one for the same job: the first one counts."""
-        if (unwritten := self._unwritten.pop(job_id, None)) is not None:
-            _verdict, again = unwritten
-            again()
+    # From the hand-in to the commit. -------------------------------------------------------------------------
 
-    def _follow(self, future: Future[Settled | None], job: Job, verdict: Verdict, again: Callable[[], object]) -> None:
-        """Keep the verdict where it cannot be written; log the ending where it can."""
+    def _hand_in(self, ending: Ending) -> Future[Settled | None]:
+        """Make this the job's ending, unless it has one; returns the future of the one that it has."""
+        job_id = ending.job.job_id
+        with self._lock:
+            known = self._endings.get(job_id)
+            if known is not None and (ending.only_waiting or not known.only_waiting):
+                return known.future
+            ending.since_s = self._clock.monotonic_s()
+            if known is not None:  # the store has not decided on it; whatever it will say, the job ends now
+                ending.since_s, known.replaced_by = known.since_s, ending
+            self._endings[job_id] = ending
+            is_refused = known in self._refused
+            if known is not None and is_refused:
+                self._refused.remove(known)
+        if known is not None and is_refused:
+            _share(ending, known)
+        self._write(ending)
+        return ending.future
 
-        def done(future: Future[Settled | None]) -> None:
-            """The store's thread."""
-            if (failure := future.exception()) is not None:
-                self._unwritten.setdefault(job.job_id, (verdict, again))
-                if job.job_id in self._complained:
-                    return  # log it once: every turn of the watchdog tries again
-                self._complained.add(job.job_id)
-                log.error(
-                    "job %s: the verdict %s cannot be written yet: %s",
-                    job.job_id,
-                    verdict.code or "success",
-                    failure,
-                    extra={"job_id": job.job_id},
-                )
-                return
-            self._complained.discard(job.job_id)
-            self._secrets.forget(job.job_id)
-            if (ended := _job_if_won(future)) is not None:
-                _log_ending(ended)
+    def _write(self, ending: Ending) -> None:
+        future = self._store.settle(ending.job.job_id, ending.verdict, ending.result, only_waiting=ending.only_waiting)
+        future.add_done_callback(lambda done: self._take_answer(ending, done))
 
-        future.add_done_callback(done)
+    def _take_answer(self, ending: Ending, done: Future[Settled | None]) -> None:
+        """The store's thread, after the commit or its failure."""
+        if (failure := done.exception()) is not None:
+            self._keep(ending, failure)
+            return
+        settled = done.result()
+        with self._lock:
+            if self._endings.get(ending.job.job_id) is ending:
+                del self._endings[ending.job.job_id]
+            again = list(self._refused)
+            self._refused.clear()
+        try:
+            self._tell(ending, settled)
+        except Exception:
+            log.exception(
+                "job %s: its ending could not be told", ending.job.job_id, extra={"job_id": ending.job.job_id}
+            )
+        ending.future.set_result(settled)
+        for other in again:
+            self._write(other)
+        self._report_written(ending.job.job_id)
 
-    def _announce(self, done: Future[Settled | None], error: GuardError) -> None:
-        """Tell the job's socket, once the verdict is durable. The store's thread."""
-        if (job := _job_if_won(done)) is not None:
+    def _keep(self, ending: Ending, failure: BaseException) -> None:
+        """Keep an ending that could not be written. The store's thread; any thread where the store is closed."""
+        if isinstance(failure, InternalError) and ending.verdict != (substitute := Verdict.of(_UNWRITABLE)):
+            # Not the disk but this very ending is at fault. The job must end all the same, and nobody has heard yet.
+            ending.verdict, ending.result = substitute, None
+            ending.error = ending.error and _UNWRITABLE
+            self._write(ending)
+            return
+        with self._lock:
+            newer = ending.replaced_by
+            if newer is None:
+                self._refused.append(ending)
+            is_first = not self._late
+            if is_first:
+                self._refused_s = self._clock.monotonic_s()
+            self._late.add(ending.job.job_id)
+        if newer is not None:
+            _share(newer, ending)
+        if is_first:
+            log.error(
+                "job %s: its ending (%s) cannot be written yet, so nobody hears of it: %s",
+                ending.job.job_id,
+                ending.verdict.code or "success",
+                failure,
+                extra={"job_id": ending.job.job_id},
+            )
+
+    # After the commit. ---------------------------------------------------------------------------------------
+
+    def _tell(self, ending: Ending, settled: Settled | None) -> None:
+        """Say how the job ended, now that it is durable. The store's thread."""
+        if settled is not None and not settled.job.state.settled:
+            return  # it had begun to run
+        job_id = ending.job.job_id
+        self._secrets.forget(job_id)
+        if settled is None or not settled.won:
+            return
+        job = settled.job
+        _log_ending(job)
+        if ending.only_waiting:
+            self._host.stop(job_id)
+        if ending.error is not None:
             client_id = self._client_ids.of(job.owner, job.client_id) if job.client_id is not None else None
-            self._host.announce(job.job_id, client_id, error)
+            self._host.announce(job_id, client_id, ending.error)
+
+    def _report_written(self, job_id: str) -> None:
+        """Log once that all endings which the store had refused are on disk. The store's thread."""
+        with self._lock:
+            self._late.discard(job_id)
+            is_over = self._refused_s > 0.0 and not self._late
+            took_s = self._clock.monotonic_s() - self._refused_s
+            if is_over:
+                self._refused_s = 0.0
+        if is_over:
+            log.warning("every ending is on disk, %.1f s after the first one could not be written", took_s)
+
+    def _report_stall(self) -> None:
+        """Raise an alarm once where the store takes nothing, and log when that is over. The watchdog's thread."""
+        is_stalled = self.is_stalled()
+        if is_stalled and not self._has_stalled:
+            message = f"The job store has written nothing for {self._stalled_after_s:g} s; no job begins meanwhile."
+            log.error("%s", message)
+            self.alarmed("store_stalled", message)
+        elif self._has_stalled and not is_stalled:
+            log.warning("the job store writes again")
+        self._has_stalled = is_stalled
+
+
+def _share(newer: Ending, older: Ending) -> None:
+    """Give those who wait for the older ending, which no longer matters, the answer of the newer one."""
+    newer.future.add_done_callback(lambda done: older.future.set_result(done.result()))
 
 
 def _log_ending(job: Job) -> None:
@@ -168,11 +304,3 @@ def _log_ending(job: Job) -> None:
         for file in files:
             if file.warnings:
                 log.warning("job %s: %s: %s", job.job_id, file.filename, ", ".join(file.warnings), extra=about)
-
-
-def _job_if_won(done: Future[Settled | None]) -> Job | None:
-    """The job, if this very verdict ended it."""
-    if done.exception() is not None:
-        return None
-    settled = done.result()
-    return settled.job if settled is not None and settled.won else None

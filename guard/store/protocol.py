@@ -118,7 +118,8 @@ class Store(Protocol):
     ) -> Future[Settled | None]:
         """Give a job its verdict, unless it has one or, with `only_waiting`, has begun to run.
 
-        None if there is no such job. The job keeps its slot until `release`.
+        None if there is no such job. The job keeps its slot until `release`. Raises `InternalError` where the verdict
+        or the result is nothing that any database could hold.
         """
 
     def release(self, job_id: str) -> Future[None]:

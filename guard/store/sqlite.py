@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 
@@ -54,10 +54,12 @@ class SqliteStore(Store):
         self.changed: Signal[[Job]] = Signal()
         self.opened: Signal[[Recovery]] = Signal()
         self._transitions = Transitions(clock)
+        #: By owner: how many jobs are open, as of the last commit.
+        self._open: dict[str, int] = {}
         self._engine = Engine(path, self._transitions.load, self._publish, survives)
         if open_now:
             self._engine.open()
-        self._note_counts()
+        self._note_counts(self._transitions.line.turns)
 
     def serve(self, holder: str, max_attempts: int) -> None:
         """Open the database now or, where it cannot be used, as soon as it can: see `trouble` and `opened`. Blocks.
@@ -72,7 +74,7 @@ class SqliteStore(Store):
             return recovery
 
         def tell(recovery: Recovery) -> None:
-            self._note_counts()
+            self._note_counts(self._transitions.line.turns)
             self.opened(recovery)
 
         self._engine.serve(recover, tell)
@@ -97,7 +99,8 @@ class SqliteStore(Store):
         return self._leases
 
     def count_open(self, owner: str | None) -> int:
-        return self._transitions.line.count_open(owner)
+        # Not the line's own: it counts an end before that is on disk.
+        return sum(list(self._open.values())) if owner is None else self._open.get(owner, 0)
 
     @property
     def trouble(self) -> str | None:
@@ -120,14 +123,16 @@ class SqliteStore(Store):
 
     def _publish(self) -> None:
         """Announce what a commit has made durable. The writer's thread."""
-        self._note_counts()
         changed, self._transitions.changed = self._transitions.changed, []
+        self._note_counts(job.owner for job in changed)
         for job in changed:
             self.changed(job)
 
-    def _note_counts(self) -> None:
+    def _note_counts(self, owners: Iterable[str]) -> None:
+        """Note what the tables hold now; of these owners, how many jobs are open."""
         line = self._transitions.line
         self._queued, self._leases = line.queued, frozenset(line.leases)
+        self._open.update((owner, line.count_open(owner)) for owner in owners)
 
     # On the writer's thread. ---------------------------------------------------------------------------------
 

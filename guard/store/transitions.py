@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any
 
 from ..clock import Clock
-from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError, ServerUnavailableError
+from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError
 from ..job import TRANSITIONS, WAITING, Job, JobState, Kind, NewJob, Result, Verdict
 from . import outbox, result_files, times
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
@@ -123,7 +123,11 @@ class Transitions:
             return None
         if job.state.settled or (only_waiting and job.state not in WAITING):
             return Settled(job, won=False)
-        return Settled(self._end(db, job, verdict, result), won=True)
+        try:
+            return Settled(self._end(db, job, verdict, result), won=True)
+        except (TypeError, ValueError, RecursionError, sqlite3.DataError) as error:
+            message = f"{type(error).__name__}: {error}"
+            raise InternalError(f"The ending of job {job_id} cannot be written.", details=message) from error
 
     def release(self, db: sqlite3.Connection, job_id: str) -> None:
         db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
@@ -169,7 +173,7 @@ class Transitions:
     def _move(self, db: sqlite3.Connection, job: Job, state: JobState, **changes: Any) -> Job:
         """Change a job's state. Nothing else does."""
         if state not in TRANSITIONS[job.state]:
-            raise ServerUnavailableError(f"job {job.job_id} cannot go from {job.state.value} to {state.value}")
+            raise InternalError(f"job {job.job_id} cannot go from {job.state.value} to {state.value}")
         now_ms = self._clock.now_ms()
         if state is JobState.RUNNING:
             changes.update(started_at_ms=now_ms, attempts=job.attempts + 1)

@@ -13,8 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import comfy.model_management
 
-from ...guard.errors import GuardError
+from ...guard.errors import GuardError, InternalError
 from ...guard.host import HostListener
+from ...guard.job import Verdict
 from . import report
 from .patching import Native, replace_function, wrap_method
 from .report import QueueItem
@@ -47,6 +48,8 @@ class Hooks:
         self._relay = relay
         #: The guard's jobs that ComfyUI has, queued or running.
         self._runs: dict[str, Run] = {}
+        #: The queue's numbers of prompts whose worker is gone, and whose ending is not on disk yet.
+        self._closing: set[Any] = set()
         self._listener: HostListener
         self._native_task_done: Native
         self._native_send_sync: Native
@@ -127,15 +130,34 @@ class Hooks:
         """Send an event at once, past our own wrapper, which could withhold it. Any thread."""
         self._relay.send(self._native_send_sync, event, data, sid)
 
+    def list_orphans(self, prompt_id: str | None) -> list[tuple[Any, QueueItem]]:
+        """List what the worker with `prompt_id` (None: any) has, by ComfyUI's numbers for it. Any thread."""
+        with self._queue.mutex:
+            return [
+                (item_id, item)
+                for item_id, item in self._queue.currently_running.items()
+                if (prompt_id is None or item[1] == prompt_id) and item_id not in self._closing
+            ]
+
     def close(self, item_id: Any, item: QueueItem, error: GuardError) -> None:
         """End a prompt whose worker is gone as ComfyUI would have: history, error, and the last `executing`.
 
-        Any thread.
+        A job of the guard's stays among the running ones until its ending is durable. Any thread; does not wait.
         """
+        if item[1] not in self._runs:
+            self._close(item_id, item, Verdict.of(error))
+            return
+        self._closing.add(item_id)
+        self._tell(self._listener.left_behind, item[1], error, lambda verdict: self._close(item_id, item, verdict))
+
+    def _close(self, item_id: Any, item: QueueItem, verdict: Verdict) -> None:
+        """Any thread."""
         prompt_id = item[1]
         run = self._runs.get(prompt_id)
         client_id = run.client_id if run is not None else item[3].get("client_id")
-        message = report.make_execution_error(prompt_id, error.code, error.message, error.extra_info)
+        message = report.make_execution_error(
+            prompt_id, verdict.code or "worker_died", verdict.message, verdict.details
+        )
         try:
             arguments = report.make_end_arguments(self._queue, self._native_task_done, message)
             self._native_task_done(item_id, {"outputs": {}, "meta": {}}, **arguments)
@@ -144,6 +166,7 @@ class Hooks:
                     self.send(*message, client_id)
                 self.send("executing", {"node": None, "prompt_id": prompt_id}, client_id)
         finally:
+            self._closing.discard(item_id)
             self._release(prompt_id)
 
     def count_item_fields(self) -> int:
@@ -191,13 +214,9 @@ class Hooks:
         prompt_id = item[1] if item is not None else taken
         run = self._runs.get(prompt_id) if prompt_id is not None else None
         if run is not None:
-            try:
-                args, kwargs = self._settle(run, history_result, args, kwargs)
-            except Exception:
-                log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
-                self._tell(self._listener.unreadable, run.job_id)
+            args, kwargs = self._settle(run, history_result, args, kwargs)
         try:
-            if item is None:
+            if item_id not in self._queue.currently_running:
                 log.error("a pack has taken %s out of ComfyUI's queue while it ran; it gets no history", prompt_id)
                 return None  # ComfyUI would raise, and lose its worker by that
             return native(item_id, history_result, *args, **kwargs)
@@ -247,15 +266,35 @@ class Hooks:
     def _settle(
         self, run: Run, history_result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Get the verdict on a run, and send what it allows; gives `task_done`'s further arguments that fit it."""
+        """Wait for the verdict on a run, and send what it allows; gives `task_done`'s further arguments that fit it."""
         status = report.find_status(args, kwargs)
-        verdict = self._listener.finished(run.job_id, report.read_outcome(history_result, status, run.prompt))
-        if verdict.code is None:
+        verdict = self._ask_verdict(run, history_result, status)
+        error = None
+        if verdict.code is not None:
+            report.empty_outputs(history_result)
+            error = report.make_execution_error(run.job_id, verdict.code, verdict.message, verdict.details)
+            args, kwargs = report.put_error(args, kwargs, status, error)
+        try:
+            self._send_withheld(run, error)
+        except Exception:
+            log.exception("job %s: its end could not be told", run.job_id, extra={"job_id": run.job_id})
+        return args, kwargs
+
+    def _ask_verdict(self, run: Run, history_result: Any, status: Any) -> Verdict:
+        """Ask the listener how the run ended. It answers once that is durable."""
+        try:
+            return self._listener.finished(run.job_id, report.read_outcome(history_result, status, run.prompt))
+        except Exception:
+            log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
+        verdict = self._tell(self._listener.unreadable, run.job_id)
+        return verdict or Verdict.of(InternalError("The run could not be settled."))
+
+    def _send_withheld(self, run: Run, error: tuple[str, dict[str, Any]] | None) -> None:
+        """Send what was withheld of a success (`error` None), and of anything else only its error."""
+        if error is None:
             for event, data, sid in run.withheld:
                 self.send(event, data, sid)
-            return args, kwargs
-        report.empty_outputs(history_result)
-        error = report.make_execution_error(run.job_id, verdict.code, verdict.message, verdict.details)
+            return
         comfyui_errors = [message for message in run.withheld if message[0] == "execution_error"]
         if run.claim_announcement():
             for event, data, sid in comfyui_errors or [(*error, run.client_id)]:
@@ -263,7 +302,6 @@ class Hooks:
         for event, data, sid in run.withheld:
             if event == "execution_interrupted":
                 self.send(event, data, sid)
-        return report.put_error(args, kwargs, status, error)
 
     def _report_preview(self, event: int, data: Any) -> None:
         try:

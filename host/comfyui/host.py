@@ -141,12 +141,7 @@ class ComfyHost:
 
     def replace_worker(self, prompt_id: str | None, error: GuardError) -> bool:
         # Before there is another worker: what that one takes is no orphan.
-        with self._queue.mutex:
-            orphans = [
-                (item_id, item)
-                for item_id, item in self._queue.currently_running.items()
-                if prompt_id is None or item[1] == prompt_id
-            ]
+        orphans = self._hooks.list_orphans(prompt_id)
         if not self._workers.replace(prompt_id):
             return False
         for item_id, item in orphans:

@@ -38,7 +38,17 @@ class Run:
         """Whether an event says how the job ended, or lets a client conclude it."""
         if event == "executed":
             return any(report.find_files({"": data.get("output")}))
+        if event == "progress_state":
+            return self._has_run(data)
         return event in ("execution_success", "execution_error", "execution_interrupted")
+
+    def _has_run(self, data: Any) -> bool:
+        """Whether a `progress_state` says that every node is finished."""
+        try:
+            nodes = data["nodes"]
+            return self._to_run <= nodes.keys() and all(state["state"] == "finished" for state in nodes.values())
+        except (AttributeError, TypeError, KeyError):
+            return False
 
     def claim_announcement(self) -> bool:
         """True for the first caller, who must then tell the client of the job's error. Any thread."""

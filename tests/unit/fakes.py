@@ -127,8 +127,11 @@ class FakeHost:
             self.holds.discard(prompt_id)
             self.hung += 1
             assert self.listener is not None
-            guarded = any(prompt_id == job_id for job_id, _client, _body in self.dispatched)
-            (self.listener.released if guarded else self.listener.native_finished)(prompt_id)
+            listener = self.listener
+            if any(prompt_id == job_id for job_id, _client, _body in self.dispatched):
+                listener.left_behind(prompt_id, error, lambda _verdict: listener.released(prompt_id))
+            else:
+                listener.native_finished(prompt_id)
         return True
 
     def hung_workers(self) -> int:
@@ -272,15 +275,3 @@ class FailingStore(SqliteStore):
         """Return once everything handed in is done, and everybody told."""
         # Twice, for what a callback handed in meanwhile.
         return super().flush(timeout_s) and super().flush(timeout_s)
-
-
-class ByHand:
-    """A store whose answers to `settle` the test gives itself, in whatever order."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, Any, Future[Any]]] = []
-
-    def settle(self, job_id: str, verdict: Any, result: Any = None, *, only_waiting: bool = False) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.asked.append((job_id, verdict, future))
-        return future

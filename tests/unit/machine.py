@@ -27,7 +27,9 @@ class Machine:
         self.health = Health(host, store)
         self.health.mark_serving()
         self.client_ids = ClientIds(b"key" * 11)
-        self.settler = Settler(store, host, self.secrets, self.client_ids)
+        stalled_after_s = self.settings.store.stalled_after_s
+        self.settler = Settler(store, host, self.secrets, self.client_ids, clock, stalled_after_s)
+        self.health.watch("store stalled", "The job database has written nothing for a while.", self.settler.is_stalled)
         self.process = FakeProcess()
         self.watchdog = Watchdog(self.settings, store, host, self.health, self.settler, self.process, clock)
         self.quarantine = folder / "quarantine"

@@ -1,16 +1,20 @@
 """The job database under a running server: deleted, replaced, vanished, read-only, slow."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import pytest
 from unit.fakes import LONG_S, FailingStore, new_job
+from unit.store_steps import Held
 
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.errors import ServerUnavailableError
+from comfyui_guarded.guard.errors import CancelledError, ServerUnavailableError, WorkerDiedError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.job import SUCCESS, JobState
 from comfyui_guarded.guard.life import runs
@@ -169,20 +173,24 @@ def test_a_second_deletion_is_survived_too(busy, tmp_path):
     assert len(_on_disk(store.path, tmp_path)) == 5
 
 
-async def test_a_database_that_has_become_read_only_is_said_so_and_loses_no_verdict(machine, store):
+async def test_a_database_that_has_become_read_only_is_said_so_and_holds_back_the_ending(machine, store):
     job_id = await machine.run(timeout_s=1.0)
     _read_only(store, True)
     error = store.submit(new_job(), 10).exception(LONG_S)
     assert isinstance(error, ServerUnavailableError)
     assert "readonly" in error.details
     machine.turn(2)
-    assert machine.runs.finished(job_id, TEXT).code == "generation_timeout"
+    with ThreadPoolExecutor(1) as worker:
+        verdict = worker.submit(machine.runs.finished, job_id, TEXT)
+        _held_up(machine, verdict)
+        assert store.get(job_id).result(LONG_S).state is JobState.RUNNING, "what cannot be written can still be read"
+        assert machine.host.announced == []
+        _read_only(store, False)
+        machine.turn()
+        assert verdict.result(LONG_S).code == "generation_timeout"
     machine.runs.released(job_id)
-    store._engine.write(lambda _db: None).exception(LONG_S)  # that it could not be written is known by then
-    assert store.get(job_id).result(LONG_S).state is JobState.RUNNING, "what cannot be written can still be read"
-    _read_only(store, False)
-    machine.turn()
     assert machine.ended(job_id) == ("failed", "generation_timeout")
+    assert [each[2] for each in machine.host.announced] == ["generation_timeout"]
     assert machine.leased() == 0
     assert store.submit(new_job(), 10).result(LONG_S)
 
@@ -192,17 +200,86 @@ def _read_only(store, on):
     store._engine._writer.db.execute(f"PRAGMA query_only = {int(on)}")
 
 
-async def test_a_database_that_hangs_holds_the_worker_up_for_a_while_and_loses_no_verdict(machine, monkeypatch):
-    monkeypatch.setattr(runs, "STORE_WAIT_S", 0.05)
-    job_id = await machine.dispatch()
-    hung = threading.Event()
-    machine.store._engine.write(lambda _db: hung.wait(LONG_S))
-    assert machine.runs.started(job_id), "a job need not wait for the disk"
-    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+def _held_up(machine, verdict):
+    """The run's own ending is handed in, and the worker waits, turn after turn of the watchdog."""
+    job_ids = list(machine.runs._jobs)
+    while machine.settler.verdict_of(job_ids[0]) is None:
+        assert not verdict.done()
+    for _ in range(3):
+        machine.turn()
+        machine.store.flush(0.05)
+    with pytest.raises(FutureTimeoutError):
+        verdict.result(0.3)
+
+
+@pytest.mark.parametrize("first", ["success", "cancel"])
+async def test_a_database_that_hangs_holds_the_ending_back_and_then_tells_the_first_one(machine, store, first):
+    job_id = await machine.run(client_id="socket")
+    job = machine.job(job_id)
+    with ThreadPoolExecutor(1) as worker, Held(store):
+        if first == "cancel":
+            machine.settler.end(job, CancelledError("The job was cancelled."))
+        verdict = worker.submit(machine.runs.finished, job_id, TEXT)
+        _held_up(machine, verdict)
+        if first == "success":
+            machine.settler.end(job, CancelledError("The job was cancelled."))
+        assert machine.host.announced == []
+        assert store.get(job_id).result(LONG_S).state is JobState.RUNNING
+    expected = (JobState.SUCCEEDED, None) if first == "success" else (JobState.CANCELLED, "cancelled")
+    assert (verdict.result(LONG_S).state, verdict.result(LONG_S).code) == expected
     machine.runs.released(job_id)
-    hung.set()
-    assert machine.ended(job_id) == ("succeeded", None)
+    assert machine.ended(job_id) == (expected[0].value, expected[1])
+    assert [each[2] for each in machine.host.announced] == ([] if first == "success" else ["cancelled"])
     assert machine.leased() == 0
+
+
+async def test_a_database_that_hangs_delays_a_start_for_a_while_and_no_longer(machine, store, monkeypatch):
+    monkeypatch.setattr(runs, "START_WAIT_S", 0.05)
+    job_id = await machine.dispatch()
+    with Held(store):
+        assert machine.runs.started(job_id)
+    assert machine.job(job_id).state is JobState.RUNNING, "it is written late, but before the ending"
+    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("disk", ["silent", "full"])
+async def test_a_job_that_is_being_ended_does_not_begin(machine, store, disk, caplog):
+    job_id = await machine.dispatch()
+    store.failing = frozenset({"settle"} if disk == "full" else ())
+    with Held(store) if disk == "silent" else contextlib.nullcontext():
+        machine.settler.end(machine.runs._jobs[job_id], CancelledError("The job was cancelled."))
+        assert not machine.runs.started(job_id)
+    store.failing = frozenset()
+    machine.turn()
+    assert machine.ended(job_id) == ("cancelled", "cancelled")
+    assert "started" not in caplog.text
+
+
+async def test_a_job_that_is_cancelled_as_it_starts_logs_its_start_first(machine, store, caplog):
+    caplog.set_level("INFO")
+    job_id = await machine.dispatch()
+    with ThreadPoolExecutor(1) as worker:
+        with Held(store):
+            silent_s, starting = store.silent_s, worker.submit(machine.runs.started, job_id)
+            while not store._engine._writer._inbox.qsize():
+                assert store.silent_s >= silent_s
+            machine.settler.end(machine.runs._jobs[job_id], CancelledError("The job was cancelled."))
+        starting.result(LONG_S)
+    assert machine.host.stopped == [job_id], "so it does not run, whatever its start was told"
+    assert machine.ended(job_id) == ("cancelled", "cancelled")
+    said = [record.message.split()[-1] for record in caplog.records if job_id in record.message]
+    assert said == ["started", "cancelled"]
+
+
+async def test_a_job_whose_worker_is_gone_is_closed_with_the_first_ending_once_that_is_durable(machine, store, host):
+    job_id = await machine.run(timeout_s=1.0)
+    closed = []
+    with Held(store):
+        machine.turn(1)
+        machine.runs.left_behind(job_id, WorkerDiedError("left behind"), closed.append)
+        assert closed == []
+    store.flush()
+    assert [verdict.code for verdict in closed] == ["generation_timeout"]
 
 
 async def test_a_watchdog_does_not_wait_for_a_database_that_hangs(machine, host):

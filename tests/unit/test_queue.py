@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from unit.fakes import GRAPH, LONG_S, new_job
@@ -325,24 +326,32 @@ async def test_a_full_disk_at_the_start_of_a_run_does_not_cost_the_job(machine):
 async def test_a_full_disk_at_the_end_of_a_run_delays_its_verdict_and_no_more(machine):
     job_id = await machine.run()
     machine.store.failing = frozenset({"settle", "validate"})
-    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+    with ThreadPoolExecutor(1) as worker:
+        verdict = worker.submit(machine.runs.finished, job_id, TEXT)
+        while machine.settler.verdict_of(job_id) is None:
+            assert not verdict.done()
+        assert machine.ended(job_id) == ("running", None)
+        assert not verdict.done()
+        machine.store.failing = frozenset()
+        machine.watchdog.turn(machine.clock.monotonic_s())
+        assert verdict.result(LONG_S).state is JobState.SUCCEEDED
     machine.runs.released(job_id)
-    assert machine.ended(job_id) == ("running", None)
-    machine.store.failing = frozenset()
-    machine.watchdog.turn(machine.clock.monotonic_s())
     assert machine.ended(job_id) == ("succeeded", None)
     assert machine.job(job_id).result.outputs == {"2": {"text": ["hi"]}}
 
 
-async def test_a_worker_hears_the_first_verdict_also_while_the_disk_is_full(machine):
-    """Else it would announce a success that the job, once written, never had."""
-    job_id = await machine.run(timeout_s=1.0)
-    machine.store.failing = frozenset({"settle", "validate"})
-    machine.watchdog.turn(machine.clock.monotonic_s() + 2)
-    assert machine.runs.finished(job_id, TEXT).code == "generation_timeout"
+async def test_a_job_that_is_being_ended_is_not_dispatched_and_its_slot_goes_to_the_next(machine, host):
+    ended, other = machine.submit(), machine.submit()
+    machine.store.failing = frozenset({"settle"})
+    machine.settler.end(machine.job(ended), CancelledError("The job was cancelled."))
+    assert await machine.dispatcher.turn()
+    machine.store.flush()
+    assert await machine.dispatcher.turn()
+    assert [job_id for job_id, _client, _body in host.dispatched] == [other]
     machine.store.failing = frozenset()
-    machine.watchdog.turn(machine.clock.monotonic_s())
-    assert machine.ended(job_id) == ("failed", "generation_timeout")
+    machine.turn()
+    assert machine.ended(ended) == ("cancelled", "cancelled")
+    assert machine.leased() == 1
 
 
 async def test_a_slot_that_could_not_be_freed_for_a_full_disk_is_freed_later(machine):

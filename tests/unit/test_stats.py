@@ -81,7 +81,7 @@ def made(store, clock, tmp_path, host=None):
     inforce = settings()
     health = Health(host, store)
     health.mark_serving()
-    settler = Settler(store, host, None, ClientIds(b"key" * 11))
+    settler = Settler(store, host, None, ClientIds(b"key" * 11), clock, 15.0)
     watchdog = Watchdog(inforce, store, host, health, settler, FakeProcess(), clock)
     janitor = Box(tmp_path / "box").janitor(store)
     return Stats(inforce.queue, store, host, health, watchdog, janitor, Gpus({}), clock)
