@@ -1,6 +1,6 @@
 """Look for damage in a database that is in use: in slices, as one long look would keep SQLite's log from shrinking.
 
-Small files are checked as a whole before they are used (:mod:`.disk`).
+Small files have been checked before they are used (:mod:`.disk`), but not every value in them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ SLICE_ROWS = 10_000
 
 
 class Check:
-    """One walk over everything in a database, in slices: each row with all its pages, each entry of each index.
+    """One walk over everything in a database, in slices: each row with all its pages, and whether it makes sense; each
+    entry of each index.
 
     What changes meanwhile may be seen twice or not at all. The thread that owns the connection.
     """
@@ -56,16 +57,17 @@ class Check:
         return next(self._slices, self) is not self
 
 
-def find_nonsense(db: sqlite3.Connection) -> str | None:
-    """Say which row of those that the server cannot do without makes no sense, if one does.
+def find_nonsense(db: sqlite3.Connection, everywhere: bool) -> str | None:
+    """Say which row makes no sense, if one does: the value is damaged, which a check of the file does not see.
 
-    Those are the open jobs and the webhooks to deliver. A check of the file does not see what is wrong within a value.
+    Unless `everywhere`, look only at rows that the server cannot do without: open jobs, and webhooks to deliver.
     """
     live = {"jobs": IS_OPEN, "webhooks": "state = 'pending'"}
     with any_text(db):
         for table in list_tables(db):
-            if table.name in live:
-                for row in db.execute(f"SELECT {table.names} FROM {table.name} WHERE {live[table.name]}"):
+            if everywhere or table.name in live:
+                where = "" if everywhere else f"WHERE {live[table.name]}"
+                for row in db.execute(f"SELECT {table.names} FROM {table.name} {where}"):
                     if fault := table.fault(row):
                         return fault
     return None
@@ -87,7 +89,7 @@ def _walk_rows(db: sqlite3.Connection, table: Table) -> Iterator[None]:
     while True:
         where = f"WHERE ({names}) > ({marks})" if after is not None else ""
         query = f"SELECT {names}, {table.names} FROM {table.name} NOT INDEXED {where} ORDER BY {names}"
-        _rows, last, is_end = _read_slice(db, query, after or ())
+        _rows, last, is_end = _read_slice(db, query, after or (), lambda row: table.fault(row[len(key) :]))
         if is_end or last is None:
             return
         after = last[: len(key)]
@@ -129,13 +131,20 @@ def _walk_index(db: sqlite3.Connection, table: Table, index: _Index) -> Iterator
         yield
 
 
-def _read_slice(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> tuple[int, Sequence[Any] | None, bool]:
+def _read_slice(
+    db: sqlite3.Connection,
+    query: str,
+    values: Sequence[Any],
+    find_fault: Callable[[Sequence[Any]], str | None] | None = None,
+) -> tuple[int, Sequence[Any] | None, bool]:
     """Read rows for a moment. Return how many, the last one, and whether there are no more."""
     until_s = time.monotonic() + SLICE_S
     rows, row = 0, None
     with any_text(db), closing(db.execute(query, values)) as cursor:
         for row in cursor:
             rows += 1
+            if find_fault is not None and (fault := find_fault(row)):
+                raise sqlite3.DatabaseError(fault)
             if rows >= SLICE_ROWS or time.monotonic() > until_s:
                 return rows, row, False
     return rows, row, True

@@ -89,7 +89,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         for mend in (_reindex, salvage, _begin_anew):
             try:
                 return _open(path)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter in Python, on what SQLite says
                 if isinstance(error, sqlite3.OperationalError):
                     raise  # locked, read-only, no room: the file itself may be fine
                 mend(path, one_line(error))
@@ -101,11 +101,6 @@ def open_database(path: Path) -> sqlite3.Connection:
 def suspect(path: Path) -> None:
     """Have the database checked as a whole when it is opened next, by whatever process, however large it is."""
     _suspicion(path).touch()
-
-
-def is_unchecked(path: Path) -> bool:
-    """Whether the file is too large to be checked as a whole before it is used."""
-    return path.stat().st_size > CHECKED_BYTES and not _suspicion(path).exists()
 
 
 def rewrite(db: sqlite3.Connection, path: Path) -> None:
@@ -136,13 +131,14 @@ def _open(path: Path) -> sqlite3.Connection:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > len(schema.MIGRATIONS):
             raise StoreTooNewError(f"{path} was written by a later version of this package (schema {version})")
-        if not is_unchecked(path) and (damage := find_damage(db)):
+        is_due = _suspicion(path).exists() or path.stat().st_size <= CHECKED_BYTES
+        if is_due and (damage := find_damage(db)):
             raise sqlite3.DatabaseError(damage)
         if version < len(schema.MIGRATIONS):
             if (actual := find_version(db)) != version:
                 raise sqlite3.DatabaseError(f"its tables are those of schema {actual}, not {version}")
             migrate(db, path, version)
-        if damage := find_nonsense(db):
+        if damage := find_nonsense(db, everywhere=_suspicion(path).exists()):
             raise sqlite3.DatabaseError(damage)
         _settle_lost(db, path)
         _suspicion(path).unlink(missing_ok=True)

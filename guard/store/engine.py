@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ..errors import GuardError, ServerUnavailableError
 from . import forks
 from .check import Check
-from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, is_unchecked
+from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError
 from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
 from .pause import Pause
@@ -183,7 +183,7 @@ class Engine:
             self._close_connections()
             is_suspect = self._damage is not None
             self._writer.db, self._damage = self._file.open(is_suspect), None
-            check = Check(self.report_damage) if not is_suspect and is_unchecked(self.path) else None
+            check = None if is_suspect else Check(self.report_damage)
             self._take_back(self._writer.db)
             self._reader, self._tidier = self._start_reader(READER), self._start_reader(TIDIER, check)
             self._unreadable_since_s = None

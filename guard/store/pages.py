@@ -61,12 +61,16 @@ class _Pages:
         start = 100 if number == 1 else 0
         if page[start] != LEAF:
             return
+        last = 0
         for place in range(min(int.from_bytes(page[start + 3 : start + 5], "big"), self._size // 4)):
             slot = start + 8 + 2 * place
             try:
-                yield self._read_cell(page, int.from_bytes(page[slot : slot + 2], "big"))
+                rowid, values = self._read_cell(page, int.from_bytes(page[slot : slot + 2], "big"))
             except (ValueError, IndexError, struct.error):
                 continue  # no cell, or a damaged one
+            if rowid > last:  # they are in order
+                last = rowid
+                yield rowid, values
 
     def _read_cell(self, page: bytes, at: int) -> tuple[int, list[Any]]:
         size, at = _read_varint(page, at)

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from .salvage import copy_rows
+from .tables import any_text
 
 log = logging.getLogger("guarded.store")
 
@@ -36,11 +37,15 @@ def reindex(path: Path) -> None:
             if find_damage(db) is not None:
                 return
             db.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
         return
-    log.error("indexes of the job database %s were damaged (%s); they were built anew. No job is lost.", path, found)
+    log.error(
+        "indexes of the job database %s were damaged (%s); they were built anew from its rows, of which none is lost.",
+        path,
+        found,
+    )
 
 
 def find_damage(db: sqlite3.Connection) -> str | None:
@@ -48,12 +53,14 @@ def find_damage(db: sqlite3.Connection) -> str | None:
 
     Raises `sqlite3.DatabaseError` where it cannot be read at all.
     """
-    (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    with any_text(db):
+        (verdict,) = db.execute("PRAGMA integrity_check(1)").fetchone()
     return None if verdict == "ok" else one_line(verdict)
 
 
 def one_line(message: object) -> str:
-    return " ".join(str(message).split()).removeprefix("*** in database main *** ")
+    text = str(message).encode("utf-8", "replace").decode()
+    return " ".join(text.split()).removeprefix("*** in database main *** ")
 
 
 def salvage(path: Path, damage: str) -> None:
@@ -78,7 +85,7 @@ def salvage(path: Path, damage: str) -> None:
         damage,
         saved.jobs,
         saved.waiting,
-        "Nothing was unreadable." if saved.is_all else "Rows may be missing.",
+        "Every row was found." if saved.is_all else "Rows may be missing.",
         aside,
     )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -17,10 +16,12 @@ from .tables import Row, Table, any_text, list_columns, list_tables
 
 #: No page of 4 KiB has more rows of ours.
 ROWS_PER_PAGE = 128
-#: Give up looking for more rows between damaged pages after so many failures (about a second).
-PROBES = 20_000
 #: A larger number is damage: no counter of ours comes as far.
 LAST_NUMBER = 2**53
+
+#: What reading raises for damage: SQLite; Python, where a size is too large; and where what SQLite says is not UTF-8.
+#: Its subclass OperationalError says that the disk refuses.
+_UNREADABLE = (sqlite3.DatabaseError, MemoryError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def copy_rows(path: Path, fresh: Path) -> Saved | None:
         else:
             copy.gaps = {table.name for table in copy.tables}
         # Closing has worked the log into the file. Where it could not be, the file is older than what is in the log.
-        if copy.gaps and not _has_log(path):
+        if not _has_log(path):
             copy.add_leaves(read_leaves(path))
         if not copy.rows:
             return None
@@ -83,14 +84,14 @@ def _open_damaged(path: Path) -> Reader | None:
         db.execute("PRAGMA writable_schema = ON")  # bear descriptions of tables that make no sense
         db.execute("PRAGMA cell_size_check = ON")
         db.execute("PRAGMA query_only = ON")
-        with suppress(sqlite3.DatabaseError):
+        with suppress(*_UNREADABLE):
             list_columns(db, "jobs")  # where a description is bad, the first look fails, and the next one bears it
         return Reader(db)
     except BaseException as error:
         db.close()
-        if type(error) is sqlite3.DatabaseError:
-            return None
-        raise
+        if isinstance(error, sqlite3.OperationalError) or not isinstance(error, _UNREADABLE):
+            raise
+        return None
 
 
 def _has_log(path: Path) -> bool:
@@ -141,8 +142,8 @@ class _Copy:
             self.gaps.add(table.name)
 
     def add_leaves(self, rows: Iterable[tuple[int, list[Any]]]) -> None:
-        """Add rows of tables that have gaps; `rows` do not say whose they are, but the values do."""
-        tables = [table for table in self.tables if table.name in self.gaps and table.has_rowid]
+        """Add rows that SQLite did not find. They do not say whose they are, but their values do."""
+        tables = [table for table in self.tables if table.has_rowid]
         for rowid, values in rows:
             for table in tables:
                 row = table.complete(rowid, values)
@@ -153,7 +154,10 @@ class _Copy:
                         self._db.execute(
                             "DELETE FROM jobs WHERE job_id = ? AND event_id < ?", (facts["job_id"], facts["event_id"])
                         )
+                    before = self.rows
                     self._add(table, rowid, row)
+                    if self.rows > before:
+                        self.gaps.add(table.name)
                     break
 
     def _add(self, table: Table, rowid: Any, values: Sequence[Any]) -> None:
@@ -204,7 +208,7 @@ class _Copy:
 
 
 class Reader:
-    """Reads the rows of a damaged database that lie on undamaged pages.
+    """Reads the rows that SQLite still finds in a damaged database.
 
     Attributes:
         is_whole: nothing of the table that is read has been unreadable so far.
@@ -214,16 +218,29 @@ class Reader:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.is_whole = True
-        (self._pages,) = db.execute("PRAGMA page_count").fetchone()
         self.counters = self._read_counters()
 
     def read(self, table: Table) -> Iterator[Row]:
-        """Rows, each once: its values; before them its rowid, where the table has one."""
+        """Rows, each once, from both ends towards the damage: a rowid, where the table has one, and the values."""
         if not {column.name for column in table.columns} <= {*list_columns(self.db, table.name)}:
             self.is_whole = False  # its description is lost
             return
+        key = ("rowid",) if table.has_rowid else table.key
+        shown = f"rowid, {table.names}" if table.has_rowid else table.names
+        places = [shown.split(", ").index(name) for name in key]
+        seen: set[Row] = set()
         with any_text(self.db):
-            yield from self._read_by_number(table) if table.has_rowid else self._read_by_key(table)
+            for order in ("ASC", "DESC"):
+                by = ", ".join(f"{name} {order}" for name in key)
+                for row in self._rows(f"SELECT {shown} FROM {table.name} NOT INDEXED ORDER BY {by}"):
+                    at = tuple(row[place] for place in places) if row is not None else ()
+                    if row is None or at in seen:  # seen: a bad link, perhaps in a circle
+                        self.is_whole = False
+                        break
+                    seen.add(at)
+                    yield row
+                else:
+                    return
 
     def _read_counters(self) -> dict[str, int]:
         counters: dict[str, int] = {}
@@ -235,87 +252,24 @@ class Reader:
                     counters[row[0]] = max(row[1], counters.get(row[0], 0))
         return counters
 
-    def _read_by_number(self, table: Table) -> Iterator[Row]:
-        """Read from both ends towards the damage, then from the middle of what is left, and so on.
-
-        A seek fails only where its way leads over a damaged page, so this finds the good pages between damaged ones.
-        """
-        gaps: deque[tuple[int, int, tuple[str, ...]]] = deque([(0, self._find_end(table), ("ASC", "DESC"))])
-        failures = 0
-        while gaps and failures < PROBES:
-            low, high, orders = gaps.popleft()
-            is_done = False
-            for order in orders:
-                at, is_done = yield from self._scan(table, low, high, order)
-                low, high = (at, high) if order == "ASC" else (low, at)
-                if is_done:
-                    break
-            else:
-                failures += 1
-            if not is_done and high - low > 2:
-                middle = (low + high) // 2
-                gaps += [(low, middle + 1, ("DESC",)), (middle, high, ("ASC",))]
-
-    def _find_end(self, table: Table) -> int:
-        """A number behind all of the table's. Where its last page is damaged, it is an estimate."""
-        row = next(self._rows(f"SELECT max(rowid) FROM {table.name} NOT INDEXED"), None)
-        if row is None:
-            counted = self.counters.get(table.name) or max(self.counters.values(), default=None)
-            row = (ROWS_PER_PAGE * self._pages if counted is None else counted,)
-        return 1 + int(row[0] or 0)
-
-    def _scan(self, table: Table, low: int, high: int, order: str) -> Generator[Row, None, tuple[int, bool]]:
-        """Read rows between two numbers; return the number up to which that went, and whether it is all of them."""
-        query = (
-            f"SELECT rowid, {table.names} FROM {table.name} NOT INDEXED WHERE rowid > ? AND rowid < ? "
-            f"ORDER BY rowid {order}"
-        )
-        is_up = order == "ASC"
-        at = low if is_up else high
-        for row in self._rows(query, (low, high)):
-            if row is None or not (at < row[0] < high if is_up else low < row[0] < at):
-                # A bad link leads into another page, perhaps in a circle.
-                self.is_whole = False
-                return at, False
-            at = row[0]
-            yield row
-        return at, True
-
-    def _read_by_key(self, table: Table) -> Iterator[Row]:
-        """Read from both ends towards the damage."""
-        names = [column.name for column in table.columns]
-        places = [names.index(name) for name in table.key]
-        seen: set[Row] = set()
-        for order in ("ASC", "DESC"):
-            by = ", ".join(f"{name} {order}" for name in table.key)
-            for row in self._rows(f"SELECT {table.names} FROM {table.name} NOT INDEXED ORDER BY {by}"):
-                key = tuple(row[place] for place in places) if row is not None else ()
-                if row is None or key in seen:
-                    self.is_whole = False
-                    break
-                seen.add(key)
-                yield row
-            else:
-                return
-
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> Iterator[Row | None]:
+    def _rows(self, query: str) -> Iterator[Row | None]:
         """The rows of a query; None at the end where the rest cannot be read."""
         seen = 0
         try:
-            cursor = self.db.execute(query, values)
+            cursor = self.db.execute(query)
             try:
                 for row in cursor:
                     seen += 1
                     yield row
                 return
-            except (sqlite3.DatabaseError, MemoryError) as error:
+            except _UNREADABLE as error:
                 self._note(error)
             finally:
                 cursor.close()
             # Before sqlite3 hands out a row it looks for the next one, and where that fails, it loses the first: the
             # last row before the damage must be read alone.
-            yield from self.db.execute(f"{query} LIMIT 1 OFFSET {seen}", values).fetchall()
-        except (sqlite3.DatabaseError, MemoryError) as error:
+            yield from self.db.execute(f"{query} LIMIT 1 OFFSET {seen}").fetchall()
+        except _UNREADABLE as error:
             self._note(error)
         yield None
 

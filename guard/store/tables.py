@@ -93,7 +93,8 @@ def list_tables(db: sqlite3.Connection) -> list[Table]:
 
 def list_columns(db: sqlite3.Connection, table: str) -> tuple[str, ...]:
     """The names of a table's columns; none where there is no such table."""
-    return tuple(name for _cid, name, *_rest in db.execute(f"PRAGMA table_info({table})").fetchall())
+    with any_text(db):
+        return tuple(name for _cid, name, *_rest in db.execute(f"PRAGMA table_info({table})").fetchall())
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def test_the_log_is_worked_in_and_shrinks_between_slices(tmp_path, whole, monkey
         looking, slices = check.Check(_fail), 0
         while looking.step(db):
             slices += 1
-            writer.execute("UPDATE bodies SET body = body || 'x' WHERE number = ?", (20 + slices % 50,))
+            writer.execute("UPDATE bodies SET body = CAST(body || 'x' AS BLOB) WHERE number = ?", (20 + slices % 50,))
             assert log.stat().st_size > 0
             busy, in_log, worked_in = writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             assert (busy, in_log) == (0, worked_in)
@@ -188,3 +188,19 @@ def test_a_large_file_without_damage_is_checked_once(tmp_path, whole, monkeypatc
     assert store.trouble is None
     store.close()
     assert not list(tmp_path.glob("*.corrupt-*"))
+
+
+def test_a_settled_job_that_makes_no_sense_does_not_spoil_the_lists_for_good(tmp_path, whole, monkeypatch, caplog):
+    monkeypatch.setattr(threads, "LOOK_S", 0.01)
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    with closing(sqlite3.connect(path)) as db:
+        jobs = {number for (number,) in db.execute("SELECT number FROM jobs")}
+        (number,) = db.execute("SELECT max(number) FROM jobs WHERE state = 'failed'").fetchone()
+        db.execute("UPDATE jobs SET result = '{\"outputs\": ' WHERE number = ?", (number,))
+        db.commit()
+    store = SqliteStore(path, Clock())
+    wait_until(lambda: list(tmp_path.glob("jobs.db.corrupt-*")) and store.trouble is None)
+    assert {job.number for job in store.list_jobs(None, None, 10**6).result(LONG_S)} == jobs - {number}
+    assert "a row of jobs makes no sense" in caplog.text
+    submit(store)
+    store.close()

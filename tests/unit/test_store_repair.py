@@ -169,7 +169,7 @@ def test_an_index_that_disagrees_with_its_table_is_built_anew_in_place(tmp_path,
         db.execute("UPDATE sqlite_master SET rootpage = ? WHERE name = 'jobs_settled'", (roots["jobs_of_owner"],))
     disk.open_database(path).close()
     assert read_rows(path) == before
-    assert "No job is lost" in log_line(caplog, "indexes of the job database")
+    assert "none is lost" in log_line(caplog, "indexes of the job database")
     assert not list(tmp_path.glob("*.corrupt-*"))
 
 
