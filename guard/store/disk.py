@@ -15,6 +15,7 @@ from ..settings import SettingsError
 from . import schema
 from .check import find_nonsense
 from .migrate import migrate
+from .pages import find_bad_header
 from .repair import find_damage, find_free_name, finish, one_line, reindex, salvage, set_aside, sync
 from .rows import IS_OPEN
 from .salvage import find_version
@@ -126,6 +127,8 @@ def identify(path: Path) -> tuple[int, int]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
+    if damage := find_bad_header(path):
+        raise sqlite3.DatabaseError(damage)
     db = connect(path)
     try:
         (version,) = db.execute("PRAGMA user_version").fetchone()

@@ -19,6 +19,28 @@ LEAF = 13
 _SIZES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 
+def find_bad_header(path: Path) -> str | None:
+    """Say what in the file's header SQLite would take for another format; it reports that as if the disk refused.
+
+    The header may be in the log beside the file instead; then that is not looked at.
+    """
+    if has_log(path) or not path.exists():
+        return None
+    with open(path, "rb") as file:
+        header = file.read(100)
+    if header[:16] != HEADER:
+        return None  # SQLite says so itself
+    formats = (*header[18:20], int.from_bytes(header[44:48], "big"), int.from_bytes(header[56:60], "big"))
+    is_good = all(number <= most for number, most in zip(formats, (2, 2, 4, 1), strict=True))
+    return None if is_good else "its header names a format of which it is not"
+
+
+def has_log(path: Path) -> bool:
+    """Whether there are pages in the log beside the file that are not in it yet."""
+    log = Path(f"{path}-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
 def read_leaves(path: Path) -> Iterator[tuple[int, list[Any]]]:
     """Rowid and values of each row on a page that is in use, or may be; a row's last columns may be missing.
 

@@ -13,6 +13,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from .pages import find_bad_header
 from .salvage import copy_rows
 from .tables import any_text
 
@@ -27,6 +28,8 @@ def reindex(path: Path) -> None:
 
     The change is committed only once a check of the whole file has found nothing.
     """
+    if find_bad_header(path):
+        return
     try:
         with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as db:
             db.execute("PRAGMA synchronous = FULL")

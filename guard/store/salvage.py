@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schema
-from .pages import read_leaves
+from .pages import find_bad_header, has_log, read_leaves
 from .tables import Row, Table, any_text, list_columns, list_tables
 
 #: No page of 4 KiB has more rows of ours.
@@ -53,7 +53,7 @@ def copy_rows(path: Path, fresh: Path) -> Saved | None:
         else:
             copy.gaps = {table.name for table in copy.tables}
         # Closing has worked the log into the file. Where it could not be, the file is older than what is in the log.
-        if not _has_log(path):
+        if not has_log(path):
             copy.add_leaves(read_leaves(path))
         if not copy.rows:
             return None
@@ -78,25 +78,25 @@ def find_version(db: sqlite3.Connection) -> int:
 
 
 def _open_damaged(path: Path) -> Reader | None:
-    """None: SQLite takes it for no database at all."""
+    """None: SQLite takes it for no database at all, or for one that it cannot use."""
+    if find_bad_header(path):
+        return None
     db = sqlite3.connect(path, isolation_level=None, timeout=5)
     try:
         db.execute("PRAGMA writable_schema = ON")  # bear descriptions of tables that make no sense
         db.execute("PRAGMA cell_size_check = ON")
         db.execute("PRAGMA query_only = ON")
-        with suppress(*_UNREADABLE):
+        try:
             list_columns(db, "jobs")  # where a description is bad, the first look fails, and the next one bears it
+        except _UNREADABLE as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
         return Reader(db)
     except BaseException as error:
         db.close()
         if isinstance(error, sqlite3.OperationalError) or not isinstance(error, _UNREADABLE):
             raise
         return None
-
-
-def _has_log(path: Path) -> bool:
-    log = Path(f"{path}-wal")
-    return log.exists() and log.stat().st_size > 0
 
 
 def _create(fresh: Path, version: int) -> sqlite3.Connection:

@@ -222,6 +222,20 @@ def test_rows_are_found_where_the_way_to_them_is_lost(tmp_path, whole, fill, cap
         assert f"{len(before['jobs'])} jobs were saved" in log_line(caplog, "was damaged")
 
 
+@pytest.mark.parametrize("at", [18, 19, 44, 47, 56, 59])
+def test_a_header_that_names_another_format_is_damage_and_no_full_disk(tmp_path, whole, at, caplog):
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    before = read_rows(path)
+    data = bytearray(path.read_bytes())
+    data[at] = 200
+    path.write_bytes(data)
+    store = SqliteStore(path, Clock())
+    assert read_rows(path)["jobs"] == before["jobs"]
+    assert "names a format" in log_line(caplog, "was damaged")
+    assert_works(store)
+    store.close()
+
+
 def test_what_was_deleted_does_not_come_back(tmp_path):
     """Free pages still hold what was on them: here every job, as it was before it ended or was forgotten."""
     path = tmp_path / "jobs.db"
