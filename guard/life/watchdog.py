@@ -317,7 +317,8 @@ class Watchdog:
                 self._condition.wait(max(again_s - self._clock.monotonic_s(), 0))
             try:
                 again_s = self.turn(self._clock.monotonic_s())
-            except Exception:
-                # Without this thread nothing ends a hung job, so no fault of ours may end the thread.
+            except BaseException:
+                # Without this thread nothing ends a hung job, so no fault of ours, nor a SystemExit out of a pack's
+                # wrapper of ComfyUI's queue, may end the thread.
                 log.exception("the watchdog failed at one turn and goes on")
                 again_s = self._clock.monotonic_s() + TURN_S

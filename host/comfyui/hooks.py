@@ -112,7 +112,7 @@ class Hooks:
         with self._queue.mutex:
             items = [*self._queue.queue, *self._queue.currently_running.values()]
             # Packs have emptied both by themselves; what the worker runs, it has all the same.
-            ids = [*(item[1] for item in items), *self._workers.list_taken()]
+            ids = [*(item[1] for item in items if len(item) > 1), *self._workers.list_taken()]
         return frozenset(prompt_id for prompt_id in ids if isinstance(prompt_id, str))
 
     def forget(self, job_id: str) -> None:

@@ -93,14 +93,15 @@ async def test_jobs_that_waited_too_long_are_ended_queued_and_dispatched_alike(s
     assert machine.leased() == 2
 
 
-async def test_a_watchdog_that_stumbles_goes_on(machine, host, monkeypatch):
+@pytest.mark.parametrize("raised", [ZeroDivisionError, SystemExit])
+async def test_a_watchdog_that_stumbles_goes_on(machine, host, monkeypatch, raised):
     job_id = await machine.run(timeout_s=0.01)
     turn, stumbled = machine.watchdog.turn, threading.Event()
 
     def stumbling(now_s):
         if not stumbled.is_set():
             stumbled.set()
-            raise ZeroDivisionError
+            raise raised
         return turn(now_s)
 
     monkeypatch.setattr(machine.watchdog, "turn", stumbling)
