@@ -96,8 +96,6 @@ class Settler:
         self._late: set[str] = set()
         self._refused_s = 0.0
         self._has_stalled = False
-        #: Jobs whose slots could not be freed.
-        self._unreleased: set[str] = set()
         #: A slot has become free. Called on the store's thread.
         self.released: Signal[[]] = Signal()
         #: The job of that id is being ended before its own end. Called on any thread.
@@ -124,13 +122,11 @@ class Settler:
         return self._hand_in(Ending(job, Verdict.of(error), error=error, only_waiting=True))
 
     def release(self, job_id: str) -> None:
-        """Free the job's slot."""
+        """Free the job's slot. Where that fails, the reconciler finds it and calls this again."""
 
         def done(future: Future[None]) -> None:
             """The store's thread."""
-            if future.exception() is not None:
-                self._unreleased.add(job_id)
-            else:
+            if future.exception() is None:
                 self.released()
 
         self._store.release(job_id).add_done_callback(done)
@@ -160,9 +156,6 @@ class Settler:
             first = self._refused.popleft() if self._refused else None
         if first is not None:
             self._write(first)
-        unreleased, self._unreleased = self._unreleased, set()
-        for job_id in unreleased:
-            self.release(job_id)
         self._report_stall()
 
     # From the hand-in to the commit. -------------------------------------------------------------------------
@@ -253,6 +246,7 @@ class Settler:
         _log_ending(job)
         if ending.only_waiting:
             self._host.stop(job_id)
+            self.ending(job_id)
         if ending.error is not None:
             client_id = self._client_ids.of(job.owner, job.client_id) if job.client_id is not None else None
             self._host.announce(job_id, client_id, ending.error)

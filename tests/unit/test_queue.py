@@ -354,16 +354,18 @@ async def test_a_job_that_is_being_ended_is_not_dispatched_and_its_slot_goes_to_
     assert machine.leased() == 1
 
 
-async def test_a_slot_that_could_not_be_freed_for_a_full_disk_is_freed_later(machine):
+async def test_a_slot_that_could_not_be_freed_for_a_full_disk_is_freed_later(machine, host):
     job_id = await machine.run()
     second = machine.submit()
     machine.runs.finished(job_id, TEXT)
     machine.store.failing = frozenset({"release"})
     machine.runs.released(job_id)
+    host.holds.clear()
     machine.store.flush()
     machine.store.failing = frozenset()
     for _ in range(3):
         machine.watchdog.turn(machine.clock.monotonic_s())
+        machine.store.get(job_id).result(LONG_S)
         machine.store.flush()
         await machine.dispatcher.turn()
     assert machine.ended(second) == ("dispatched", None)

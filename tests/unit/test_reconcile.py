@@ -9,7 +9,7 @@ from unit.fakes import LONG_S
 from unit.machine import Machine
 from unit.store_steps import Held
 
-from comfyui_guarded.guard.errors import CancelledError
+from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.life.contain import EscapedError, OverdueError, catch, contain
 
@@ -134,6 +134,23 @@ async def test_a_job_that_is_cancelled_while_it_is_validated_for_dispatch_never_
     following = machine.submit()
     await _until(lambda: machine.ended(following)[0] == "dispatched")
     assert host.holds == {following}
+
+
+async def test_a_job_that_has_waited_too_long_while_it_is_validated_for_dispatch_never_gets_to_the_host(machine, host):
+    begun = asyncio.Event()
+
+    async def forever(_job_id):
+        begun.set()
+        await asyncio.Event().wait()
+
+    host.during_dispatch = forever
+    job = machine.job(machine.submit())
+    machine.dispatcher.start()
+    await begun.wait()
+    machine.settler.end_waiting(job, QueueTimeoutError("The job waited too long."))
+    await _until(lambda: not machine.dispatcher._handing)
+    assert machine.ended(job.job_id) == ("failed", "queue_timeout")
+    assert (host.holds, machine.leased()) == (set(), 0)
 
 
 async def test_a_job_that_is_cancelled_just_as_the_host_takes_it_is_taken_out_again(machine, host, monkeypatch):
