@@ -87,7 +87,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     """
     try:
         finish(path)  # a kill may have cut an earlier repair short
-        for mend in (_reindex, salvage, _begin_anew):
+        for mend in (_reindex, _salvage, _begin_anew):
             try:
                 return _open(path)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter in Python, on what SQLite says
@@ -175,6 +175,11 @@ def _settle_lost(db: sqlite3.Connection, path: Path) -> None:
 
 def _reindex(path: Path, _damage: str) -> None:
     reindex(path)
+
+
+def _salvage(path: Path, damage: str) -> None:
+    if salvage(path, damage):
+        _suspicion(path).unlink(missing_ok=True)  # each row of the new file has been looked at
 
 
 def _begin_anew(path: Path, damage: str) -> None:

@@ -66,8 +66,8 @@ def one_line(message: object) -> str:
     return " ".join(text.split()).removeprefix("*** in database main *** ")
 
 
-def salvage(path: Path, damage: str) -> None:
-    """Copy every row that can be read to a new file and put that in place, unless nothing could be read."""
+def salvage(path: Path, damage: str) -> bool:
+    """Copy every row that can be read to a new file and put that in place. False: nothing could be read."""
     fresh = path.with_name(f"{path.name}.repairing")
     fresh.unlink(missing_ok=True)
     try:
@@ -79,7 +79,7 @@ def salvage(path: Path, damage: str) -> None:
     finally:
         fresh.unlink(missing_ok=True)
     if saved is None:
-        return
+        return False
     aside = finish(path)
     log.error(
         "the job database %s was damaged (%s); what could be read is in a new file: %d jobs were saved, %d of them "
@@ -91,6 +91,7 @@ def salvage(path: Path, damage: str) -> None:
         "Every row was found." if saved.is_all else "Rows may be missing.",
         aside,
     )
+    return True
 
 
 def finish(path: Path) -> str | None:

@@ -127,7 +127,8 @@ class _Copy:
         self.tables = list_tables(db)
         self.gaps: set[str] = set()
         self.rows = 0
-        self._has_events = "event_id" in list_columns(db, "jobs")
+        columns = list_columns(db, "jobs")
+        self._event_at = columns.index("event_id") if "event_id" in columns else None
 
     def add_rows(self, table: Table, reader: Reader) -> None:
         """Add what SQLite finds of a table."""
@@ -143,22 +144,30 @@ class _Copy:
 
     def add_leaves(self, rows: Iterable[tuple[int, list[Any]]]) -> None:
         """Add rows that SQLite did not find. They do not say whose they are, but their values do."""
-        tables = [table for table in self.tables if table.has_rowid]
+        numbered = [table for table in self.tables if table.has_rowid]
+        by_length: dict[int, list[Table]] = {}
         for rowid, values in rows:
-            for table in tables:
+            if (length := len(values)) not in by_length:
+                by_length[length] = [table for table in numbered if table.least <= length <= len(table.columns)]
+            for table in by_length[length]:
+                if self._has(table, rowid, values):
+                    continue
                 row = table.complete(rowid, values)
-                if row is not None and table.fault(row) is None:
-                    if table.name == "jobs" and self._has_events:
-                        facts = table.as_dict(row)
-                        # Where the list of free pages is lost, too, there may be pages with a job as it was before.
-                        self._db.execute(
-                            "DELETE FROM jobs WHERE job_id = ? AND event_id < ?", (facts["job_id"], facts["event_id"])
-                        )
-                    before = self.rows
+                if table.fault(row) is None:
+                    if table.name == "jobs":  # as it was before
+                        job_id = table.as_dict(row)["job_id"]
+                        self._db.execute("DELETE FROM jobs WHERE number = ? AND job_id = ?", (rowid, job_id))
                     self._add(table, rowid, row)
-                    if self.rows > before:
-                        self.gaps.add(table.name)
+                    self.gaps.add(table.name)
                     break
+
+    def _has(self, table: Table, rowid: int, values: Sequence[Any]) -> bool:
+        """Whether the table has that row. Of a job there may be earlier ones on free pages whose list is lost, too."""
+        query = f"SELECT 1 FROM {table.name} WHERE rowid = ?"
+        if table.name == "jobs" and self._event_at is not None:
+            event_id = values[self._event_at] if len(values) > self._event_at else 0
+            return self._db.execute(f"{query} AND event_id >= ?", (rowid, event_id)).fetchone() is not None
+        return self._db.execute(query, (rowid,)).fetchone() is not None
 
     def _add(self, table: Table, rowid: Any, values: Sequence[Any]) -> None:
         """A row that breaks a constraint was damaged, too, or is there already."""
@@ -173,9 +182,10 @@ class _Copy:
 
         Webhooks stay: each says all that its receiver needs.
         """
-        if self._has_events:
+        if self._event_at is not None:
             self._db.execute(
-                "DELETE FROM jobs WHERE event_id < (SELECT max(event_id) FROM transitions WHERE job_id = jobs.job_id)"
+                "DELETE FROM jobs WHERE EXISTS (SELECT 1 FROM transitions WHERE job_id = jobs.job_id "
+                "AND event_id > jobs.event_id AND state <> jobs.state)"
             )
         for table in self.tables:
             if table.name == "bodies":

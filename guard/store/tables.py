@@ -53,20 +53,25 @@ class Table:
     def names(self) -> str:
         return ", ".join(column.name for column in self.columns)
 
+    @property
+    def least(self) -> int:
+        """How many values a row must have; those of columns that were added later may be missing."""
+        needed = [
+            place for place, column in enumerate(self.columns) if not column.is_nullable and column.default is None
+        ]
+        return max(needed, default=-1) + 1
+
     def as_dict(self, row: Sequence[Any]) -> dict[str, Any]:
         return dict(zip((column.name for column in self.columns), row, strict=True))
 
-    def complete(self, rowid: int, stored: Sequence[Any]) -> Row | None:
-        """Make a row of what a page has of it; None where it cannot be of this table."""
-        if len(stored) > len(self.columns):
-            return None
-        row = [*stored, *(column.default for column in self.columns[len(stored) :])]
-        if self.alias is not None:
-            place = [column.name for column in self.columns].index(self.alias)
-            if row[place] is not None:
-                return None
-            row[place] = rowid
-        return tuple(row)
+    def complete(self, rowid: int, stored: Sequence[Any]) -> Row:
+        """Make a row of what a page has of it: the alias of the rowid is not there, nor what was added later."""
+        return tuple(
+            (rowid if column.name == self.alias and stored[place] is None else stored[place])
+            if place < len(stored)
+            else column.default
+            for place, column in enumerate(self.columns)
+        )
 
     def fault(self, row: Sequence[Any]) -> str | None:
         """Say why a row (one value for each column) cannot be what this package wrote; None if it can."""
