@@ -29,6 +29,7 @@ from contract.client import (
     picture,
     sleep,
     text,
+    unique,
 )
 from contract.test_webhooks import SETTINGS, Receiver, deliveries, ended, secret_of, submit
 
@@ -54,7 +55,7 @@ async def test_a_full_disk_under_the_database_refuses_jobs_by_name_and_loses_no_
     host = server(**on(small_disk)).start()
     async with connected(host) as client:
         before = await client.run(picture())
-        running = await client.admitted(sleep(1.5, steps=20))
+        running = await client.admitted(sleep(1.5, steps=20, prefix=(prefix := unique())))
         late = await client.admitted(sleep(3600), guard={"timeout_s": 0.5})
         waiting = await client.admitted(picture())
         await client.inside_a_node(running)
@@ -62,8 +63,8 @@ async def test_a_full_disk_under_the_database_refuses_jobs_by_name_and_loses_no_
         await refused(client, "disk_full")
         assert (await client.get("/guarded/health"))["status"] == "ok"
         assert await client.job(before["job_id"]) == before, "what is there can be read"
-        # Both end while nothing can be written.
-        await client.polled(client.native_running, lambda there: running not in there)
+        # This one ends while nothing can be written; the late one cannot begin before.
+        await client.wrote(prefix)
         await asyncio.sleep(0.5)
         ballast.unlink()
         assert_succeeded(await client.settled(running))
@@ -80,10 +81,11 @@ async def test_a_full_disk_under_the_database_refuses_jobs_by_name_and_loses_no_
 async def test_a_kill_while_the_disk_is_full_loses_no_job_either(server, small_disk):
     host = server(**on(small_disk)).start()
     async with connected(host) as client:
-        ids = [await client.admitted(sleep(1.0, steps=20)), await client.admitted(picture())]
+        prefix = unique()
+        ids = [await client.admitted(sleep(1.0, steps=20, prefix=prefix)), await client.admitted(picture())]
         await client.inside_a_node(ids[0])
         ballast = fill(small_disk)
-        await client.polled(client.native_running, lambda there: ids[0] not in there)
+        await client.wrote(prefix)
         host.kill()
     ballast.unlink()
     host.start()

@@ -225,12 +225,6 @@ async def listening(client: Client) -> Any:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def written(client: Client, prefix: str) -> None:
-    """Wait until the run has made its file: only its end is to come."""
-    output = client.base / "output"
-    await client.polled(lambda: asyncio.to_thread(lambda: list(output.glob(f"{prefix}*.png"))), bool)
-
-
 async def keeps_silent(ears: Ears) -> None:
     for _ in range(int(SILENCE_S / 2)):
         await ears.assert_nothing_heard()
@@ -249,7 +243,7 @@ async def test_a_success_is_heard_once_it_is_on_disk_and_not_before(server, disk
         job_id = await ears.submit(sleep(3.0, steps=20, prefix=prefix))
         await client.inside_a_node(job_id)
         await disk.fail(client)
-        await written(client, prefix)
+        await client.wrote(prefix)
         await keeps_silent(ears)
         if then == "heals":
             await disk.heal(client)
@@ -286,7 +280,7 @@ async def test_of_a_cancel_and_a_success_the_first_one_is_heard_and_no_other(ser
         await client.running(job_id)
         await disk.fail(client)
         deleting = asyncio.create_task(client.request("DELETE", f"/guarded/jobs/{job_id}"))
-        await written(client, prefix)
+        await client.wrote(prefix)
         await keeps_silent(ears)
         assert_refusal(refusal := await deleting, "server_unavailable", 503)
         assert int(refusal.headers["Retry-After"]) >= 1
@@ -335,7 +329,7 @@ async def test_while_no_ending_can_be_written_no_job_is_let_in_or_begins(server,
         job_id = await client.admitted(sleep(2.0, steps=20, prefix=prefix))
         await client.inside_a_node(job_id)
         await disk.fail(client)
-        await written(client, prefix)
+        await client.wrote(prefix)
 
         async def ready() -> int:
             return (await client.request("GET", "/guarded/ready")).status

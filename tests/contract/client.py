@@ -314,6 +314,11 @@ class Client:
         """The job once its node has reported progress: ComfyUI has reset its interrupt flag by then."""
         return await self.polled(lambda: self.job(job_id), lambda job: job["progress"] or job["state"] in TERMINAL)
 
+    async def wrote(self, prefix: str) -> None:
+        """Wait until a run has made its file: only its end is to come."""
+        output = self.base / "output"
+        await self.polled(lambda: asyncio.to_thread(lambda: list(output.glob(f"{prefix}*.png"))), bool)
+
     async def cancel(self, job_id: str) -> Job:
         answer = await self.request("DELETE", f"/guarded/jobs/{job_id}")
         assert answer.status == 200, answer
