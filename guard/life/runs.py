@@ -72,11 +72,12 @@ class Runs:
         return True
 
     def finished(self, job_id: str, outcome: Outcome) -> Verdict:
+        job = self._jobs[job_id]
         self._watchdog.forget(job_id)
         if outcome.success and self._settler.verdict_of(job_id) is None:
             self._store.validate(job_id)
         verdict, result = self._judge(job_id, outcome)
-        return _verdict_that_counts(self._settler.settle(self._jobs[job_id], verdict, result).result())
+        return _verdict_that_counts(self._settler.settle(job, verdict, result).result())
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)

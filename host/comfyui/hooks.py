@@ -48,6 +48,8 @@ class Hooks:
         self._relay = relay
         #: The guard's jobs that ComfyUI has, queued or running.
         self._runs: dict[str, Run] = {}
+        #: Jobs whose worker waits for their verdict.
+        self._settling: set[str] = set()
         #: The queue's numbers of prompts whose worker is gone, and whose ending is not on disk yet.
         self._closing: set[Any] = set()
         self._listener: HostListener
@@ -112,7 +114,7 @@ class Hooks:
         with self._queue.mutex:
             items = [*self._queue.queue, *self._queue.currently_running.values()]
             # Packs have emptied both by themselves; what the worker runs, it has all the same.
-            ids = [*(item[1] for item in items if len(item) > 1), *self._workers.list_taken()]
+            ids = [*(item[1] for item in items if len(item) > 1), *self._workers.list_taken(), *list(self._settling)]
         return frozenset(prompt_id for prompt_id in ids if isinstance(prompt_id, str))
 
     def forget(self, job_id: str) -> None:
@@ -159,8 +161,9 @@ class Hooks:
             prompt_id, verdict.code or "worker_died", verdict.message, verdict.details
         )
         try:
-            arguments = report.make_end_arguments(self._queue, self._native_task_done, message)
-            self._native_task_done(item_id, {"outputs": {}, "meta": {}}, **arguments)
+            if item_id in self._queue.currently_running:  # else a pack has taken it out
+                arguments = report.make_end_arguments(self._queue, self._native_task_done, message)
+                self._native_task_done(item_id, {"outputs": {}, "meta": {}}, **arguments)
             if client_id is not None:
                 if run is None or run.claim_announcement():
                     self.send(*message, client_id)
@@ -214,7 +217,11 @@ class Hooks:
         prompt_id = item[1] if item is not None else taken
         run = self._runs.get(prompt_id) if prompt_id is not None else None
         if run is not None:
-            args, kwargs = self._settle(run, history_result, args, kwargs)
+            self._settling.add(run.job_id)
+            try:
+                args, kwargs = self._settle(run, history_result, args, kwargs)
+            finally:
+                self._settling.discard(run.job_id)
         try:
             if item_id not in self._queue.currently_running:
                 log.error("a pack has taken %s out of ComfyUI's queue while it ran; it gets no history", prompt_id)
