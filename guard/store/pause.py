@@ -34,6 +34,7 @@ class Pause:
         self.due_s = 0.0
         self._pause_s = PAUSE_S
         self._locked_since_s: float | None = None
+        self._is_error = False
 
     @property
     def is_locked(self) -> bool:
@@ -46,8 +47,9 @@ class Pause:
             if self._locked_since_s is None:
                 self._locked_since_s = now_s
                 log.warning("%s; waiting for it", text)
-            elif now_s >= self._locked_since_s + PATIENCE_S:
-                complain(text)
+            elif now_s >= self._locked_since_s + PATIENCE_S and not self._is_error:
+                self._is_error = True
+                log.error("%s; it has had it for %g s", text, PATIENCE_S)
             self.due_s = now_s + PAUSE_S
             return
         self._locked_since_s = None

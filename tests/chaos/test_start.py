@@ -76,6 +76,11 @@ async def test_a_bad_settings_file_leaves_the_plugin_off_with_a_line_that_names_
     assert named in await assert_off_while_the_host_runs(server(guarded=False).start())
 
 
+async def test_a_folder_of_ours_that_cannot_be_read_leaves_the_plugin_off_with_a_line_that_names_the_file(server):
+    (database(server().base).parent / "token.key").mkdir(parents=True)
+    assert "token.key" in await assert_off_while_the_host_runs(server(guarded=False).start())
+
+
 async def test_a_good_settings_file_is_used_and_the_environment_wins(server):
     host = server(GUARDED_QUEUE__MAX_JOBS="3")
     database(host.base).parent.mkdir(parents=True)

@@ -93,6 +93,12 @@ def opened_elsewhere(path):
         other.communicate("close\n", timeout=LONG_S)
 
 
+def look_away(store):
+    """Let it look no more after its files: it would make them anew before another process comes."""
+    file = store._engine._file
+    store._engine.write(lambda _db: setattr(file, "_looked_s", time.monotonic() + 10 * LONG_S)).result(LONG_S)
+
+
 def left_running(path, clock):
     """What a server that was killed leaves: a job that runs, and one that waits."""
     store = SqliteStore(path, clock)
@@ -257,9 +263,7 @@ def test_a_writer_whose_lock_was_lost_stops_once_another_process_has_opened_the_
     mine = claim(store)
     if busy:
         monkeypatch.setattr(threads, "LOOK_S", LONG_S)  # it looks at its commits only
-    # Otherwise it would make its lock anew before the other one comes.
-    store._engine._file._looked_s = time.monotonic() + 10 * LONG_S
-    store._engine.write(lambda _db: None).result(LONG_S)
+    look_away(store)
     Path(f"{path}.lock").unlink()
     other = elsewhere(
         path,
@@ -302,7 +306,7 @@ def test_a_database_that_another_process_has_made_anew_is_left_to_it(server, pat
     """The whole folder was deleted: there is nothing left that the two could meet in."""
     store = server.serve()
     submit(store)
-    store._engine._file._looked_s = time.monotonic() + LONG_S
+    look_away(store)
     for each in path.parent.iterdir():
         each.unlink()
     with opened_elsewhere(path):
