@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 from ..errors import GuardError, ServerUnavailableError
 from . import forks
 from .check import Check
-from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError
+from .disk import StoreLockedError, StoreUnusableError
 from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
-from .pause import Pause
+from .pause import Pause, describe
 from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
 
 log = logging.getLogger("guarded.store")
@@ -96,9 +96,9 @@ class Engine:
                 self._close_connections()
                 self._file.release()
                 if isinstance(error, LockedError):
-                    raise StoreLockedError(_describe(error, self.path)) from None
+                    raise StoreLockedError(describe(error, self.path)) from None
                 if isinstance(error, (sqlite3.Error, OSError)):
-                    raise StoreUnusableError(_describe(error, self.path)) from error
+                    raise StoreUnusableError(describe(error, self.path)) from error
                 raise
         self._writer.start()
 
@@ -135,11 +135,11 @@ class Engine:
 
     def read(self, operation: Operation[T]) -> Future[T]:
         """Run an operation that changes nothing on the reader's thread."""
-        return self._refuse() if self._reader is None else self._reader.run(operation)
+        return self._hand_in(self._reader, operation)
 
     def read_slowly(self, operation: Operation[T]) -> Future[T]:
         """Run an operation that changes nothing on the tidier's thread, since it would hold up the reader."""
-        return self._refuse() if self._tidier is None else self._tidier.run(operation)
+        return self._hand_in(self._tidier, operation)
 
     def report_damage(self, error: BaseException) -> None:
         """Have the file mended, since it is damaged. Any thread."""
@@ -165,15 +165,17 @@ class Engine:
         self.trouble = "this process is a copy of the server's"
         self._reader = self._tidier = None
 
+    def _hand_in(self, reader: DatabaseThread | None, operation: Operation[T]) -> Future[T]:
+        return self._refuse() if reader is None else reader.run(operation)
+
     def _refuse(self) -> Future[Any]:
         future: Future[Any] = Future()
         future.set_exception(self._make_refusal())
         return future
 
     def _make_refusal(self) -> GuardError:
-        return ServerUnavailableError(
-            "The job database cannot be used now.", details=self.trouble or "", retry_after_s=10
-        )
+        text = "The job database cannot be used now."
+        return ServerUnavailableError(text, details=self.trouble or "", retry_after_s=10)
 
     # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
 
@@ -229,14 +231,15 @@ class Engine:
         """Note why the database cannot be opened."""
         if is_damage(error):
             self._damage = error
-        self.trouble = _describe(error, self.path)
+        self.trouble = describe(error, self.path)
         self._pause.begin(error, self.trouble)
 
     def _close_connections(self) -> None:
-        for thread in (self._reader, self._tidier):
+        readers = (self._reader, self._tidier)
+        self._reader = self._tidier = None
+        for thread in readers:
             if thread is not None:
                 thread.close()
-        self._reader = self._tidier = None
         self._writer.close_connection()
         if self._unreadable_since_s is None:
             self._unreadable_since_s = time.monotonic()
@@ -296,9 +299,9 @@ class Engine:
         """Do what a failure calls for; return the error for the callers."""
         if isinstance(error, TakenOverError):
             self._is_over = True
+            self._close_connections()
             self.trouble = f"{error}, which this one no longer uses; end one of the two"
             log.critical("%s", self.trouble)
-            self._close_connections()
             return self._make_refusal()
         if is_damage(error):
             self._damage = error
@@ -392,9 +395,3 @@ class Engine:
                 if is_damage(error):
                     self.report_damage(error)
                 task.future.set_exception(report_failure(error))
-
-
-def _describe(error: BaseException, path: Path) -> str:
-    if isinstance(error, LockedError):
-        return f"another server has {path} open; give this one its own user directory"
-    return str(error) if isinstance(error, StoreTooNewError) else f"the job database {path} cannot be used: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
+from pathlib import Path
 
 from .disk import StoreTooNewError
 from .file_lock import LockedError
@@ -57,3 +58,10 @@ class Pause:
         complain(f"{text}; it is tried again until it can be", trace=not is_known)
         self.due_s = now_s + self._pause_s
         self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+
+
+def describe(error: BaseException, path: Path) -> str:
+    """Say to an operator why the database cannot be opened."""
+    if isinstance(error, LockedError):
+        return f"another server has {path} open; give this one its own user directory"
+    return str(error) if isinstance(error, StoreTooNewError) else f"the job database {path} cannot be used: {error}"
