@@ -20,7 +20,6 @@ _SIGNS = (
     "SELECT at_ms FROM transitions ORDER BY event_id DESC LIMIT 1",
     f"SELECT max(created_at_ms) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN}",
     "SELECT max(settled_at_ms) FROM jobs INDEXED BY jobs_settled WHERE settled_at_ms IS NOT NULL",
-    "SELECT max(since_ms) FROM webhooks INDEXED BY webhooks_pending WHERE state = 'pending'",
 )
 
 
