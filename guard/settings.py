@@ -260,8 +260,8 @@ class StoreSettings(_Section):
     url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
     survives: Literal["power_cut", "kill"] = Field(
         "power_cut",
-        description="What acknowledged jobs and verdicts survive. For `power_cut` each commit with one of them waits "
-        "for the disk (fsync); with `kill` a power cut may lose the last ones.",
+        description="What acknowledged jobs, verdicts and result files survive. For `power_cut` each commit with one "
+        "of them waits for the disk (fsync), as do the files; with `kill` a power cut may lose the last ones.",
     )
     stalled_after_s: Seconds = Field(
         15,

@@ -13,7 +13,7 @@ from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError
 from ..events.stream import Events
 from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
-from ..job import SUCCESS, Job, Result, Verdict
+from ..job import SUCCESS, Artifact, Job, Result, Verdict
 from ..results import checks, quarantine
 from ..settings import Settings
 from ..store import Settled
@@ -144,8 +144,15 @@ class Runs:
                 self._watchdog.handle_gpu_fault()
             return Verdict.of(error), Result()
         results = self._settings.results
+
+        def check() -> tuple[Artifact, ...]:
+            artifacts = checks.check(outcome, results)
+            if self._settings.store.survives == "power_cut":
+                checks.sync(outcome)
+            return artifacts
+
         try:
-            artifacts = checks.run_within(results.check_timeout_s, lambda: checks.check(outcome, results))
+            artifacts = checks.run_within(results.check_timeout_s, check)
         except Exception as error:
             if not isinstance(error, GuardError):
                 log.exception("job %s: the checks raised", job_id, extra={"job_id": job_id})

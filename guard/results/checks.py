@@ -6,17 +6,20 @@ by name.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import IO, Any, TypeVar
 
-from ..errors import GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
+from ..errors import DiskFullError, GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
 from ..host import Outcome, ReportedFile
 from ..job import RESULT_ROOTS, Artifact
 from ..settings import ResultsSettings
+from ..store.repair import sync as sync_to_disk
 from . import expected, film_files, image_files
 from .budget import Budget, BudgetFile
 from .containers import Kind, sniff
@@ -55,6 +58,28 @@ def check(outcome: Outcome, settings: ResultsSettings, budget: Budget | None = N
 def own_files(outcome: Outcome) -> tuple[ReportedFile, ...]:
     """The files that this very run reported."""
     return tuple(file for file in outcome.files if file.node_id not in outcome.cached)
+
+
+def sync(outcome: Outcome) -> None:
+    """Wait until the run's output files are on the disk, with their names. Temp files do not outlive a restart anyway.
+
+    Raises:
+        DiskFullError: there was no room for what has been written.
+        ResultCorruptError: the disk could not write it.
+    """
+    files = {file.path: file for file in own_files(outcome) if file.type == "output" and file.path is not None}
+    # With the folders in which there may be a new name: the file's, or a subfolder's.
+    depths = {path: 1 + len(PurePath(file.subfolder).parts) for path, file in files.items()}
+    folders = {folder for path, depth in depths.items() for folder in path.parents[:depth]}
+    for path in [*files, *folders]:
+        try:
+            sync_to_disk(path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(f"The disk is full: {path.name} could not be kept.") from None
+            if error.errno == errno.EIO:
+                raise ResultCorruptError(f"The disk could not write {path.name}.", details=str(error)) from None
+            # There are file systems that cannot do this, and files that may be read only.
 
 
 def own_outputs(outcome: Outcome) -> dict[str, Any]:

@@ -6,6 +6,7 @@ least; `GUARDED_CHAOS_SEED` repeats a run's decisions.
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import random
 import shutil
@@ -15,13 +16,15 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from chaos.conftest import newest_real
 from chaos.power import Disk, MountedDisk, TracedDisk
-from contract.client import PATIENCE_S, TERMINAL, Client, Job, connected, picture, raises, text
+from contract.client import PATIENCE_S, TERMINAL, Client, Job, Prompt, connected, picture, raises, text, unique
 from contract.test_webhooks import SETTINGS, Receiver
 
 from comfyui_guarded.tests.hosts.launch import ROOT, HostKind, HostProcess, sandbox_kind
@@ -37,6 +40,10 @@ pytestmark = [
     pytest.mark.serial,
     pytest.mark.timeout(600 + 60 * max(SANDBOX_ROUNDS, REAL_ROUNDS)),
 ]
+
+
+def a_picture_below() -> Prompt:
+    return picture(f"{unique('folder')}/{unique()}")
 
 
 class Books:
@@ -74,7 +81,7 @@ class Books:
         mine: list[str] = []
         with contextlib.suppress(aiohttp.ClientError, OSError):
             while True:
-                prompt = self.draw.choice([text, text, picture, lambda: raises("value_error")])()
+                prompt = self.draw.choice([text, picture, a_picture_below, lambda: raises("value_error")])()
                 guard = {"webhook": {"url": receiver.url}} if self.draw.random() < 0.5 else {}
                 answer = await client.submit(prompt, client_id=client_id, guard=guard)
                 assert answer.status in (200, 429), answer
@@ -101,7 +108,7 @@ class Books:
 
 def read_jobs(folder: Path, into: Path) -> dict[str, str]:
     """The state of each job in a copy of the database, which must be whole."""
-    shutil.copytree(folder, into, ignore=shutil.ignore_patterns("lost+found"))
+    shutil.copytree(folder, into, ignore=shutil.ignore_patterns("lost+found", "output"))
     if not (into / "guarded.db").is_file():
         return {}
     with contextlib.closing(sqlite3.connect(into / "guarded.db")) as db:
@@ -109,6 +116,16 @@ def read_jobs(folder: Path, into: Path) -> dict[str, str]:
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchall():
             return {}
         return dict(db.execute("SELECT job_id, state FROM jobs").fetchall())
+
+
+def ruined_files(disk: Disk, jobs: Iterable[Job]) -> set[str]:
+    """The jobs with a result file that is no longer what its owner was told."""
+
+    def is_whole(told: dict[str, Any]) -> bool:
+        path = disk.folder / "output" / told["subfolder"] / told["filename"]
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == told["sha256"]
+
+    return {job["job_id"] for job in jobs if not all(map(is_whole, job["artifacts"]))}
 
 
 async def power_fails(host: HostProcess, disk: Disk, books: Books, receiver: Receiver) -> None:
@@ -138,7 +155,7 @@ async def rounds_of_power_cuts(
     receiver = Receiver(SECRET)
     await receiver.start()
     lost: set[str] = set()
-    answered = changed = 0
+    answered = changed = spoilt = 0
     began_s = time.monotonic()
     try:
         for number in range(rounds):
@@ -158,9 +175,11 @@ async def rounds_of_power_cuts(
                 for job_id, is_success in books.endings.items()
                 if job_id in left and (left[job_id] not in TERMINAL or (left[job_id] == "succeeded") != is_success)
             }
-            lost |= gone | other
+            ruined = ruined_files(disk, (job for job_id, job in books.jobs.items() if job_id in left))
+            spoilt += len(ruined)
+            lost |= gone | other | ruined
             changed += len(other)
-            books.forget(gone | other)
+            books.forget(gone | other | ruined)
             shutil.rmtree(tmp_path / f"left{number}")
         host.log.unlink()
         await asyncio.to_thread(host.start)
@@ -175,7 +194,9 @@ async def rounds_of_power_cuts(
     assert not list(disk.folder.glob("guarded.db.corrupt*")), "nothing had to be mended"
     return lost, (
         f"{rounds} power cuts in {time.monotonic() - began_s:.0f} s: {answered} submits answered, "
-        f"{len(lost) - changed} of them lost; ends told through {dict(books.channels)}, {changed} of them forgotten"
+        f"{len(lost) - changed - spoilt} of them lost; ends told through {dict(books.channels)}, {changed} of them "
+        f"forgotten; result files of {spoilt} successes gone or cut short, "
+        f"of {spoilt + sum(bool(job['artifacts']) for job in books.jobs.values())}"
     )
 
 
@@ -200,7 +221,9 @@ def seed(capsys):
 def on(disk: Disk, **more: str) -> dict[str, str]:
     url = {"GUARDED_STORE__URL": f"sqlite:///{disk.folder / 'guarded.db'}"}
     queue = {"GUARDED_QUEUE__MAX_QUEUED": "100000", "GUARDED_QUEUE__TIMEOUT_S": "86400"}
-    return {**SETTINGS, "GUARDED_WEBHOOKS__SECRET": SECRET, **url, **queue, **disk.environment, **more}
+    # The janitor's floor would let no job in on a disk this small.
+    floors = {f"GUARDED_JANITOR__{name}_FREE_BYTES": "0" for name in ("MIN", "TARGET", "FLOOR")}
+    return {**SETTINGS, "GUARDED_WEBHOOKS__SECRET": SECRET, **url, **queue, **floors, **disk.environment, **more}
 
 
 @pytest.mark.parametrize(
@@ -221,7 +244,7 @@ def on(disk: Disk, **more: str) -> dict[str, str]:
 async def test_a_power_cut_loses_no_job_that_was_answered_and_no_end_that_was_told(
     server, kind: HostKind, rounds: int, disk, tmp_path, seed, capsys
 ):
-    host = server(kind, **on(disk))
+    host = server(kind, arguments=("--output-directory", str(disk.folder / "output")), **on(disk))
     lost, figures = await rounds_of_power_cuts(host, disk, rounds, tmp_path, seed)
     say(capsys, f"{kind.name}, {type(disk).__name__}: {figures}")
     assert lost == set()
