@@ -1,6 +1,7 @@
 """The patches of ComfyUI's queue and server objects, through which the guard sees and steers what ComfyUI does.
 
-Only attributes of the two instances are replaced, and one function of `comfy.model_management`.
+Only attributes of the two instances are replaced, and one function of `comfy.model_management`. (`handler` also wraps
+the event loop's task factory, `worker` shields `PromptExecutor` and `inputs` one function of ComfyUI's graph code.)
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 
 import aiohttp
 import pytest
-from chaos.conftest import assert_settled_once, booted_again, boots, newest_real, transitions
+from chaos.conftest import assert_settled_once, booted_again, boots, database, newest_real, transitions
 from contract.client import (
     Answer,
     Client,
@@ -295,6 +296,26 @@ async def test_a_sigterm_does_not_wait_for_ever_and_the_job_is_taken_up_again(se
         job = await client.settled(running)
         assert_succeeded(job)
         assert job["attempts"] == 2
+
+
+async def test_a_sigterm_keeps_its_grace_while_nobody_can_write_to_the_job_database(server):
+    host = server(GUARDED_WATCHDOG__SHUTDOWN_GRACE_S="1").start()
+    async with connected(host) as client:
+        running = await client.admitted(sleep(3600, steps=50))
+        await client.inside_a_node(running)
+        with contextlib.closing(sqlite3.connect(database(host.base), isolation_level=None)) as held:
+            held.execute("BEGIN IMMEDIATE")
+            cancelling = asyncio.ensure_future(client.cancel(running))
+            await asyncio.sleep(0.2)
+            os.kill(host.pid, signal.SIGTERM)
+            assert await ended(host) == 0
+            with pytest.raises((aiohttp.ClientError, OSError)):
+                await cancelling
+    assert "the drain failed" not in host.log.read_text()
+    host.start()
+    async with connected(host) as client:
+        await client.running(running)  # nobody was told that it was cancelled
+        assert_ended_badly(await client.cancel(running), "cancelled")
 
 
 async def test_a_sigterm_ends_a_server_without_a_running_job_at_once(server):
