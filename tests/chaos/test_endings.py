@@ -127,6 +127,11 @@ class Ears:
         """With these ComfyUI says that a prompt is over."""
         return [event for event in self.said_on(socket) if event["type"] == "executing" and not event["data"]["node"]]
 
+    def was_told_all_finished(self, socket: Socket) -> bool:
+        """Whether a `progress_state` has said that both nodes are done."""
+        told = [event["data"]["nodes"] for event in self.said_on(socket) if event["type"] == "progress_state"]
+        return any([node["state"] for node in nodes.values()] == ["finished"] * 2 for nodes in told)
+
     def states_of(self, told: list[Any]) -> list[str]:
         return [each["state"] for each in told if each["job_id"] == self.job_id]
 
@@ -137,6 +142,7 @@ class Ears:
             assert not {"execution_success", "execution_error", "execution_interrupted"} & set(said), said
             assert files_announced(socket.about(self.job_id)) == []
             assert self.nulls_on(socket) == []
+            assert not self.was_told_all_finished(socket)
             assert set(self.states_on(socket)) <= OPEN
             counts = [event["data"]["status"]["exec_info"] for event in socket.seen if event["type"] == "status"]
             assert counts[-1]["queue_remaining"] >= 1, counts
@@ -169,6 +175,7 @@ class Ears:
             assert said.count("execution_error") == (state != "succeeded"), said
             assert "execution_interrupted" not in said or state == "cancelled", said
             assert bool(files_announced(self.said_on(socket))) is (state == "succeeded")
+            assert self.was_told_all_finished(socket) is (state == "succeeded")
             assert len(self.nulls_on(socket)) == 1
         entry = await self.client.native_entry(self.job_id)
         if state == "succeeded":

@@ -271,6 +271,25 @@ async def test_a_job_that_is_cancelled_as_it_starts_logs_its_start_first(machine
     assert said == ["started", "cancelled"]
 
 
+async def test_a_run_whose_report_cannot_be_read_has_the_verdict_that_is_on_disk(machine, store):
+    first, second = await machine.run(), machine.submit()
+    assert machine.runs.unreadable(first).code == "internal_error"
+    assert machine.ended(first) == ("failed", "internal_error")
+    machine.runs.released(first)
+    store.flush()
+    assert await machine.dispatcher.turn()
+    assert machine.runs.started(second)
+    machine.settler.end(machine.job(second), CancelledError("The job was cancelled.")).result(LONG_S)
+    assert machine.runs.unreadable(second).code == "cancelled"
+
+
+async def test_a_success_of_a_job_that_the_store_does_not_know_is_none(machine, store):
+    job_id = await machine.run()
+    operation = "DELETE FROM jobs WHERE job_id = ?"
+    store._engine.write(lambda db: db.execute(operation, (job_id,))).result(LONG_S)
+    assert machine.runs.finished(job_id, TEXT).code == "internal_error"
+
+
 async def test_a_job_whose_worker_is_gone_is_closed_with_the_first_ending_once_that_is_durable(machine, store, host):
     job_id = await machine.run(timeout_s=1.0)
     closed = []

@@ -362,6 +362,33 @@ def test_the_leases_are_known_on_any_thread_as_of_the_last_commit(store):
     assert store.leases == frozenset()
 
 
+@pytest.mark.parametrize("owner", ["bot", None])
+def test_an_end_counts_once_it_is_on_disk_and_not_while_its_commit_hangs(store, owner):
+    job_id = submit(store).job.job_id
+    inside, go = threading.Event(), threading.Event()
+    with Held(store):
+        settled = store.settle(job_id, CANCELLED)
+        store._engine.write(lambda _db: (inside.set(), go.wait(LONG_S)))  # in the same transaction, after the end
+    assert inside.wait(LONG_S)
+    try:
+        assert store.count_open(owner) == 1
+    finally:
+        go.set()
+    assert settled.result(LONG_S).won
+    assert store.count_open(owner) == 0
+
+
+def test_what_an_earlier_process_left_open_counts_from_the_start(tmp_path, clock):
+    path = tmp_path / "jobs.db"
+    store = SqliteStore(path, clock)
+    for owner in ("a", "a", "b"):
+        submit(store, owner=owner)
+    store.close()
+    store = SqliteStore(path, clock)
+    assert [store.count_open(owner) for owner in ("a", "b", "c", None)] == [2, 1, 0, 3]
+    store.close()
+
+
 def test_the_leases_are_read_again_with_the_database(tmp_path, clock):
     path = tmp_path / "jobs.db"
     store = SqliteStore(path, clock)
