@@ -73,7 +73,7 @@ async def test_a_job_that_is_cancelled_while_it_is_validated_for_dispatch_never_
 
 async def test_a_dispatcher_that_a_pack_has_ended_shows_and_begins_again(client):
     for _ in range(50):
-        assert (await client.request("POST", "/guarded_faults/dispatcher/cancel")).status == 200
+        assert (await client.request("POST", "/guarded_faults/tasks/dispatcher/cancel")).status == 200
         ready = await client.request("GET", "/guarded/ready")
         if ready.status == 503:
             break

@@ -21,15 +21,17 @@ async def post_queue(request: web.Request) -> web.Response:
             queue.queue.clear()
         elif request.match_info["how"] == "replace":
             queue.queue = []
-        else:
+        elif request.match_info["how"] == "pop_running":
             queue.currently_running.clear()
+        else:
+            raise web.HTTPNotFound
     return web.json_response({})
 
 
-@server.PromptServer.instance.routes.post("/guarded_faults/dispatcher/cancel")
-async def post_dispatcher(_request: web.Request) -> web.Response:
+@server.PromptServer.instance.routes.post("/guarded_faults/tasks/{name}/cancel")
+async def post_cancel(request: web.Request) -> web.Response:
     """As a pack would that cancels every task that it does not know."""
     for task in asyncio.all_tasks():
-        if task.get_name() == "guarded-dispatcher":
+        if task.get_name() == f"guarded-{request.match_info['name']}":
             task.cancel()
     return web.json_response({})
