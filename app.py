@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -25,6 +26,7 @@ from .guard.callers.sockets import Sockets
 from .guard.client import LOCAL
 from .guard.clock import Clock
 from .guard.doctor import Doctor
+from .guard.errors import GuardError
 from .guard.events.outbox import Outbox, read_or_make_secret
 from .guard.events.stream import Events
 from .guard.faces.check import FaceChecker
@@ -167,7 +169,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
 
     def take_up(recovery: Recovery) -> None:
         """The store's thread: the database is in use, and nothing has happened in it yet."""
-        estimates.learn(store.list_recent_runs(KINDS).result())
+        with contextlib.suppress(GuardError):  # the store has logged it; without them the waits are only guesses
+            estimates.learn(store.list_recent_runs(KINDS).result())
         if recovery.requeued or recovery.settled or store.queued:
             log.info(
                 "%d jobs wait, %d of them were running when the server ended; %d could not be repeated",

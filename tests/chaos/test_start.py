@@ -22,6 +22,7 @@ from contract.client import (
     sleep,
     text,
 )
+from unit.pages import PAGE, map_pages
 
 from comfyui_guarded.guard.store.schema import MIGRATIONS
 from comfyui_guarded.tests.hosts.launch import sandbox_kind
@@ -236,6 +237,43 @@ async def test_a_corrupt_database_is_set_aside_with_a_message_and_what_can_be_re
     (line,) = (line for line in host.log.read_text().splitlines() if "set aside" in line)
     assert str(path) in line
     assert aside.name in line
+
+
+@pytest.mark.parametrize("whose", ["jobs_queued", "jobs_open", "transitions", "jobs"])
+async def test_a_bad_page_in_a_large_database_is_mended_while_the_server_serves(server, whose):
+    """Over 64 MiB the file is not checked as a whole before it is opened."""
+    host = server()
+    path = database(host.base)
+    await _make_jobs(host)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("INSERT INTO bodies VALUES (1000000, zeroblob(?))", (66 * 2**20,))  # a stray, but a large one
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    pages = map_pages(path)
+    page = (pages.of("index", whose) or pages.of("leaf", whose))[-1]
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(b"\xa5" * PAGE)
+    host.log.unlink()
+    host.spawn()
+    await serving(host)
+    admitted, ends_s = [], time.monotonic() + PATIENCE_S
+    async with connected(host) as client:
+        # Some find the bad page at the start, some with the first job, and the rest the check.
+        while "was damaged" not in host.log.read_text():
+            assert time.monotonic() < ends_s
+            answer = await client.submit(text())
+            assert answer.status in (200, 503)
+            if answer.status == 200:
+                admitted.append(answer.json["prompt_id"])
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(host.wait_ready)
+        assert_succeeded(await client.run(picture()))
+        for job_id in admitted:
+            assert_succeeded(await client.settled(job_id))
+        lost = sum(1 for (table, _number), on in pages.rows.items() if table == "jobs" and page in on)
+        assert len(await client.jobs()) == 30 - lost + len(admitted) + 1
+    assert off_lines(host.log.read_text()) == []
+    assert "Traceback" not in host.log.read_text()
 
 
 async def _make_jobs(host) -> None:
