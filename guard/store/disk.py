@@ -84,15 +84,16 @@ def open_database(path: Path) -> sqlite3.Connection:
     Raises:
         StoreTooNewError: a later version wrote it.
         sqlite3.OperationalError: it is locked, the disk refuses or has no room. The file is as it was; try again.
+        sqlite3.IntegrityError: a migration does not suit what is in it. The file is as it was.
     """
     try:
         finish(path)  # a kill may have cut an earlier repair short
         for mend in (_reindex, _salvage, _begin_anew):
             try:
                 return _open(path)
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter in Python, on what SQLite says
-                if isinstance(error, sqlite3.OperationalError):
-                    raise  # locked, read-only, no room: the file itself may be fine
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                if not _is_damage(error):
+                    raise  # locked, read-only, no room, a migration that fails: the file itself may be fine
                 mend(path, one_line(error))
         return _open(path)
     except OSError as error:
@@ -171,6 +172,14 @@ def _settle_lost(db: sqlite3.Connection, path: Path) -> None:
         db.execute("ROLLBACK")
         raise
     log.error("%d open jobs in %s have lost what they were to do; they failed as server_restarted", len(lost), path)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Subclasses of DatabaseError say something else; only DataError is about a size that cannot be.
+
+    Python raises UnicodeDecodeError where what SQLite says of the damage is no text.
+    """
+    return type(error) in (sqlite3.DatabaseError, sqlite3.DataError, UnicodeDecodeError)
 
 
 def _reindex(path: Path, _damage: str) -> None:

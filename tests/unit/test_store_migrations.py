@@ -209,6 +209,17 @@ def test_a_migration_that_fails_again_and_again_is_copied_for_once(tmp_path, mon
     assert read_all(migrate.name_copy(path, LATEST)) == read_all(path)
 
 
+def test_a_migration_that_does_not_suit_the_rows_is_no_damage(tmp_path, monkeypatch):
+    path = tmp_path / "jobs.db"
+    make_database(path, LATEST)
+    before = read_all(path)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE UNIQUE INDEX one_job ON jobs (owner);"))
+    with pytest.raises(sqlite3.IntegrityError):
+        disk.open_database(path)
+    assert read_all(path) == before
+    assert not list(tmp_path.glob("*.corrupt-*"))
+
+
 def test_without_room_for_the_copy_nothing_is_migrated_and_the_error_says_so(small_disk):
     path = small_disk / "jobs.db"
     make_database(path, LATEST - 1)
