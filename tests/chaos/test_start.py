@@ -347,3 +347,24 @@ async def test_a_server_that_lost_its_lock_to_another_one_stops_and_no_job_has_t
     for states in transitions(first.base).values():
         assert_settled_once(states)
     assert len([line for line in first.log.read_text().splitlines() if "CRITICAL" in line]) == 1
+
+
+@pytest.mark.parametrize("mode", ["closed", "guarded"])
+async def test_without_its_database_a_server_opens_none_of_comfyuis_own_doors(server, mode):
+    host = server(GUARDED_NATIVE__MODE=mode)
+    path = database(host.base)
+    path.mkdir(parents=True)  # where the file should be
+    host.spawn()
+    await serving(host)
+    async with connected(host) as client:
+        assert (await client.request("GET", "/guarded/ready")).status == 503
+        stranger = {"X-Forwarded-For": "203.0.113.9"}  # as if a proxy on this machine passed somebody on
+        for method, door in (("POST", "/prompt"), ("GET", "/history"), ("GET", "/queue"), ("POST", "/interrupt")):
+            answer = await client.request(method, door, {"prompt": text()}, headers=stranger)
+            assert answer.status in (401, 403), (door, answer)
+        if mode == "guarded":
+            assert_refusal(await client.request("POST", "/prompt", {"prompt": text()}), "server_unavailable")
+        path.rmdir()
+        await asyncio.to_thread(host.wait_ready)
+        await client.assert_takes_jobs()
+    assert len(errors(host)) == 1
