@@ -42,6 +42,7 @@ class Check:
         try:
             self.is_done = not self.step(db)
         except sqlite3.DatabaseError as error:
+            self._db = None  # begin again
             if type(error) is not sqlite3.DatabaseError:
                 raise  # the disk refuses, or the like
             self.is_done = True

@@ -73,6 +73,27 @@ def test_damage_is_found_on_every_page(tmp_path, whole, kind, fill):
         assert type(raised.value) is sqlite3.DatabaseError, pages.kinds[page]
 
 
+def test_a_disk_that_refuses_for_a_moment_ends_no_check(tmp_path, whole, monkeypatch):
+    path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
+    looking, read = check.Check(_fail), check._read_slice
+    with closing(disk.connect(path)) as db:
+        for _ in range(5):
+            looking.look(db)
+
+        def refuse(*_args):
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(check, "_read_slice", refuse)
+            with pytest.raises(sqlite3.OperationalError):
+                looking.look(db)
+        slices = []
+        monkeypatch.setattr(check, "_read_slice", lambda *args: (slices.append(args), read(*args))[1])
+        while not looking.is_done:
+            looking.look(db)
+    assert len(slices) > 20
+
+
 def test_an_entry_of_an_index_without_its_row_is_found(tmp_path, whole):
     path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:

@@ -137,7 +137,8 @@ def test_a_bad_index_page_costs_no_job(tmp_path, caplog, fill):
     before = read_rows(path)
     pages = map_pages(path)
     good = path.read_bytes()
-    tables = {name for (name,) in sqlite3.connect(path).execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    with closing(sqlite3.connect(path)) as db:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     bad = [page for page in pages.of("index") if pages.kinds[page][1] not in (*tables, "?")]
     assert len(bad) > 10
     for page in bad:
