@@ -122,18 +122,21 @@ class Folders:
 class HostListener(Protocol):
     """What the host tells the core.
 
-    The host calls `started`, `finished` and `unreadable` on the worker's thread; they may hold it up, the last two for
-    as long as no ending can be written. The others must not block.
+    The host calls `started`, `finished` and `unreadable` on the worker's thread; `finished` may hold it up until there
+    is room for another check. The others must not block.
     """
 
     def started(self, job_id: str) -> bool:
         """The worker has taken the job. False: it has an ending, on disk or not, so stop the run."""
 
-    def finished(self, job_id: str, outcome: Outcome) -> Verdict:
-        """The run is over. Returns the verdict that counts, which is durable by then, however long that takes."""
+    def finished(self, job_id: str, outcome: Outcome, close: Callable[[Verdict], None]) -> None:
+        """The run is over. Calls `close`, on any thread, with the verdict that counts once that is durable.
+
+        Until then the host shows the job as running; the worker goes on.
+        """
 
     def released(self, job_id: str) -> None:
-        """The host no longer has the job, whether it ran or not: its slot is free."""
+        """The worker has let go of the job, or it never ran: its slot is free."""
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         """The job has made progress."""
@@ -147,14 +150,13 @@ class HostListener(Protocol):
     def lost(self, job_id: str) -> None:
         """The host could not hand out the job, and no longer has it; `released` follows."""
 
-    def unreadable(self, job_id: str) -> Verdict:
-        """The run is over, but its report cannot be read. Returns what `finished` would."""
+    def unreadable(self, job_id: str, close: Callable[[Verdict], None]) -> None:
+        """The run is over, but its report cannot be read. `close` as in `finished`."""
 
     def left_behind(self, job_id: str, error: GuardError, close: Callable[[Verdict], None]) -> None:
         """The job's worker is gone, which ends the job with `error` unless it has an ending.
 
-        Calls `close` on any thread with the verdict that counts, once that is durable: until then the host shows the
-        job as running.
+        `close` as in `finished`.
         """
 
     def native_started(self, prompt_id: str) -> None:

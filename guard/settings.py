@@ -155,6 +155,13 @@ class ResultsSettings(_Section):
     check_timeout_s: Seconds = Field(
         30, description="How long the checks of one job's files may take; after half of it they look at samples."
     )
+    checks_at_once: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="Jobs whose files are checked while the worker goes on with the next one; 0: the worker waits for "
+        "each check.",
+    )
     quarantine_max_bytes: Bytes = Field(
         2 * 2**30, description="Size of the refused files kept for the operator; the oldest go first; 0 keeps none."
     )

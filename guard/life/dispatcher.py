@@ -73,6 +73,7 @@ class Dispatcher:
         self._loop = LoopCaller()
         self._task: asyncio.Task[None] | None = None
         self._begins_again = False
+        self._expects_slot = False
         #: How many claims are under way: nobody knows their jobs yet.
         self._claims = 0
         #: The jobs that are being handed to the host, each with the monotonic time by which that must be over.
@@ -102,6 +103,11 @@ class Dispatcher:
         """
         if self._store.leased < self._settings.max_jobs:
             self._wake.set()
+
+    def expect_slot(self) -> None:
+        """A slot is being freed: the store frees it before it comes to a claim that is handed in now. Any thread."""
+        self._expects_slot = True
+        self._wake.set()
 
     def expect_stop(self, job_id: str) -> None:
         """Somebody ends the job before its own end: if it is not with the host yet, it never will be. Any thread."""
@@ -162,7 +168,10 @@ class Dispatcher:
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker, so wait until somebody calls :meth:`wake`."""
         max_jobs = self._settings.max_jobs
-        if not self._store.queued or self._store.leased >= max_jobs or self._health.problems():
+        expects_slot, self._expects_slot = self._expects_slot, False
+        if not self._store.queued or self._health.problems():
+            return False
+        if self._store.leased >= max_jobs and not expects_slot:
             return False
         if not self._handing:
             self._ended.clear()

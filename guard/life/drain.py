@@ -19,7 +19,10 @@ class Slots(Protocol):
     """What a drain asks of the job store: see :class:`guard.store.Store`."""
 
     @property
+    def queued(self) -> int: ...
+    @property
     def leased(self) -> int: ...
+    def count_open(self, owner: str | None) -> int: ...
 
 
 class Drain:
@@ -45,11 +48,14 @@ class Drain:
         self._wake()
 
     def run(self, grace_s: float) -> None:
-        """Begin, and wait until no job holds a slot any more, or for `grace_s`.
+        """Begin, and wait until no job holds a slot or is checked any more, or for `grace_s`.
 
         It asks for what the store knows in memory: a disk that hangs must not hold up the end of the process.
         """
         self.begin()
         ends_s = time.monotonic() + grace_s
-        while (left_s := ends_s - time.monotonic()) > 0 and self._store.leased:
+        while (left_s := ends_s - time.monotonic()) > 0 and self._is_busy():
             time.sleep(min(_LOOK_S, left_s))
+
+    def _is_busy(self) -> bool:
+        return self._store.leased > 0 or self._store.count_open(None) > self._store.queued

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,18 +13,17 @@ from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError
 from ..events.stream import Events
 from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
-from ..job import SUCCESS, Artifact, Job, Result, Verdict
-from ..results import checks, quarantine
+from ..job import Job, Result, Verdict
 from ..settings import Settings
 from ..store import Settled
+from .checking import Checking
 from .settle import Settler
 from .watchdog import Watchdog
 
 log = logging.getLogger("guarded.queue")
 
-#: The worker waits this long until a start is on disk, then begins without: the job's clock runs, and native prompts
-#: wait behind it. No ending is told before it is on disk.
-START_WAIT_S = 10.0
+#: Tells how a run ended; on any thread.
+Close = Callable[[Verdict], None]
 
 
 class Steps(Protocol):
@@ -56,8 +55,10 @@ class Runs:
         self._settler = settler
         self._watchdog = watchdog
         self._events = events
-        self._quarantine = quarantine
+        self._checking = Checking(settings.results, quarantine, syncs=settings.store.survives == "power_cut")
+        #: The jobs that the host has, and those of them that have ended.
         self._jobs: dict[str, Job] = {}
+        self._ended: set[str] = set()
 
     def expect(self, job: Job) -> None:
         """The job is about to be handed to the host."""
@@ -66,21 +67,31 @@ class Runs:
     def started(self, job_id: str) -> bool:
         job = self._jobs[job_id]
         self._watchdog.watch(job)
-        if not self._may_run(job):
+        if job_id in self._ended or self._settler.verdict_of(job_id) is not None:
             self._watchdog.expect_stop(job_id)
             return False
+        self._store.start(job_id).add_done_callback(partial(self._note_start, job_id))
         return True
 
-    def finished(self, job_id: str, outcome: Outcome) -> Verdict:
+    def follow(self, job: Job) -> None:
+        """A new state is durable. The store's thread."""
+        if job.state.settled and job.job_id in self._jobs:
+            self._ended.add(job.job_id)
+
+    def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         job = self._jobs[job_id]
         self._watchdog.forget(job_id)
-        if outcome.success and self._settler.verdict_of(job_id) is None:
+        if not outcome.success:
+            self._settle(job, close, Verdict.of(self._explain(outcome)), Result())
+        elif (verdict := self._settler.verdict_of(job_id)) is not None:
+            self._settle(job, close, verdict, Result())
+        else:
             self._store.validate(job_id)
-        verdict, result = self._judge(job_id, outcome)
-        return _verdict_that_counts(self._settler.settle(job, verdict, result).result())
+            self._checking.check(job_id, outcome, partial(self._settle, job, close))
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
+        self._ended.discard(job_id)
         self._watchdog.forget(job_id)
         self._settler.release(job_id)
 
@@ -98,14 +109,13 @@ class Runs:
     def lost(self, job_id: str) -> None:
         self._settler.end(self._jobs[job_id], WorkerDiedError("ComfyUI's queue could not hand the job out."))
 
-    def unreadable(self, job_id: str) -> Verdict:
+    def unreadable(self, job_id: str, close: Close) -> None:
         self._watchdog.forget(job_id)
-        verdict = Verdict.of(InternalError("The host's report of the run could not be read."))
-        return _verdict_that_counts(self._settler.settle(self._jobs[job_id], verdict).result())
+        error = InternalError("The host's report of the run could not be read.")
+        self._settle(self._jobs[job_id], close, Verdict.of(error), Result())
 
-    def left_behind(self, job_id: str, error: GuardError, close: Callable[[Verdict], None]) -> None:
-        settled = self._settler.settle(self._jobs[job_id], Verdict.of(error))
-        settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
+    def left_behind(self, job_id: str, error: GuardError, close: Close) -> None:
+        self._settle(self._jobs[job_id], close, Verdict.of(error), Result())
 
     def native_started(self, prompt_id: str) -> None:
         self._watchdog.watch_native(prompt_id)
@@ -113,60 +123,32 @@ class Runs:
     def native_finished(self, prompt_id: str) -> None:
         self._watchdog.forget(prompt_id)
 
-    def _may_run(self, job: Job) -> bool:
-        """Write down that the job starts; False if it has ended, or is being ended. The worker's thread."""
-        if self._settler.verdict_of(job.job_id) is not None:
-            return False
-        starting = self._store.start(job.job_id)
-        # From the commit, as the log of an ending comes from its own: so the two are in order.
-        starting.add_done_callback(_log_start)
-        try:
-            if starting.result(START_WAIT_S) is None:
-                return False
-        except (GuardError, FutureTimeoutError) as error:
-            log.warning(
-                "job %s: that it starts cannot be written yet: %s",
-                job.job_id,
-                str(error) or "the job store does not answer",
-                extra={"job_id": job.job_id},
-            )
-        return True
+    def _note_start(self, job_id: str, done: Future[Job | None]) -> None:
+        """The start is on disk, or cannot be. The worker has not waited for it. The store's thread."""
+        about = {"job_id": job_id}
+        if (failure := done.exception()) is not None:
+            log.warning("job %s: that it starts cannot be written: %s", job_id, failure, extra=about)
+        elif done.result() is None:  # it had ended already, which nobody here has heard of
+            self._host.stop(job_id)
+            self._watchdog.expect_stop(job_id)
+        else:
+            log.info("job %s started", job_id, extra=about)
 
-    def _judge(self, job_id: str, outcome: Outcome) -> tuple[Verdict, Result]:
-        """Decide how the run ended; check the files of a successful one, and set them aside where they fail."""
-        if not outcome.success:
-            error = explain_failure(outcome)
-            # Ask for this first: "CUDA error: out of memory" looks like a fault of the GPU and is none.
-            if isinstance(error, OutOfMemoryError):
-                if self._settings.watchdog.free_memory:
-                    self._host.free_memory()
-            elif contains(outcome.exception_message, GPU_FAULT):
-                self._watchdog.handle_gpu_fault()
-            return Verdict.of(error), Result()
-        results = self._settings.results
+    def _explain(self, outcome: Outcome) -> GuardError:
+        """Say why the run failed. The worker's thread: ComfyUI's worker frees memory right after."""
+        error = explain_failure(outcome)
+        # Ask for this first: "CUDA error: out of memory" looks like a fault of the GPU and is none.
+        if isinstance(error, OutOfMemoryError):
+            if self._settings.watchdog.free_memory:
+                self._host.free_memory()
+        elif contains(outcome.exception_message, GPU_FAULT):
+            self._watchdog.handle_gpu_fault()
+        return error
 
-        def check() -> tuple[Artifact, ...]:
-            artifacts = checks.check(outcome, results)
-            if self._settings.store.survives == "power_cut":
-                checks.sync(outcome)
-            return artifacts
-
-        try:
-            artifacts = checks.run_within(results.check_timeout_s, check)
-        except Exception as error:
-            if not isinstance(error, GuardError):
-                log.exception("job %s: the checks raised", job_id, extra={"job_id": job_id})
-                error = InternalError("The result could not be checked.", details=f"{type(error).__name__}: {error}")
-            quarantine.set_aside(checks.own_files(outcome), self._quarantine / job_id, results)
-            return Verdict.of(error), Result()
-        return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
-
-
-def _log_start(done: Future[Job | None]) -> None:
-    """The store's thread."""
-    job = None if done.exception() is not None else done.result()
-    if job is not None:
-        log.info("job %s started", job.job_id, extra={"job_id": job.job_id})
+    def _settle(self, job: Job, close: Close, verdict: Verdict, result: Result) -> None:
+        """Give the job its verdict, and have the host tell it once it is durable. Any thread."""
+        settled = self._settler.settle(job, verdict, result)
+        settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
 
 
 def _verdict_that_counts(settled: Settled | None) -> Verdict:

@@ -96,6 +96,8 @@ class Settler:
         self._late: set[str] = set()
         self._refused_s = 0.0
         self._has_stalled = False
+        #: A slot will be free as soon as the store comes to it. Called on any thread.
+        self.releasing: Signal[[]] = Signal()
         #: A slot has become free. Called on the store's thread.
         self.released: Signal[[]] = Signal()
         #: The job of that id is being ended before its own end. Called on any thread.
@@ -130,6 +132,7 @@ class Settler:
                 self.released()
 
         self._store.release(job_id).add_done_callback(done)
+        self.releasing()
 
     def verdict_of(self, job_id: str) -> Verdict | None:
         """The verdict that counts for the job although it is not on disk yet; nobody may be told of it."""

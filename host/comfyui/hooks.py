@@ -10,14 +10,15 @@ import contextvars
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import comfy.model_management
 
-from ...guard.errors import GuardError, InternalError
+from ...guard.errors import GuardError
 from ...guard.host import HostListener
-from ...guard.job import Verdict
 from . import report
+from .ends import Ends, note_acting
 from .patching import Native, replace_function, wrap_method
 from .report import QueueItem
 from .run import Run
@@ -49,10 +50,7 @@ class Hooks:
         self._relay = relay
         #: The guard's jobs that ComfyUI has, queued or running.
         self._runs: dict[str, Run] = {}
-        #: Jobs whose worker waits for their verdict.
-        self._settling: set[str] = set()
-        #: The queue's numbers of prompts whose worker is gone, and whose ending is not on disk yet.
-        self._closing: set[Any] = set()
+        self._ends = Ends(self._queue, self.send, self._forget)
         self._listener: HostListener
         self._native_task_done: Native
         self._native_send_sync: Native
@@ -65,10 +63,15 @@ class Hooks:
         wrap_method(self._queue, "put", self._put)
         wrap_method(self._queue, "get", self._get)
         wrap_method(self._queue, "task_done", self._task_done)
+        wrap_method(self._queue, "get_current_queue", self._get_queue)
+        if hasattr(self._queue, "get_current_queue_volatile"):
+            wrap_method(self._queue, "get_current_queue_volatile", self._get_queue)
+        wrap_method(self._queue, "get_tasks_remaining", self._get_tasks_remaining)
         wrap_method(self._queue, "delete_queue_item", self._report_removals)
         wrap_method(self._queue, "wipe_queue", self._report_removals)
         # Before the backlog's jobs show up in the queue: this one deletes only what ComfyUI has.
         self._delete_item = self._queue.delete_queue_item
+        self._server.app.middlewares.append(note_acting)
         self._native_send_sync = self._server.send_sync
         wrap_method(self._server, "send_sync", self._send_sync)
         wrap_method(self._server, "send", self._send)
@@ -104,18 +107,22 @@ class Hooks:
             if any(other[1] == job_id for other in (*self._queue.queue, *self._queue.currently_running.values())):
                 raise RuntimeError("a native prompt has the job's id")
             self._queue.put(item)
-            self._runs[job_id] = Run(job_id, client_id, item[2], item[4])
+            self._runs[job_id] = Run(job_id, client_id, item)
 
     def find_run(self, job_id: str) -> Run | None:
-        """The job of that id, while ComfyUI has it. Any thread."""
-        return self._runs.get(job_id)
+        """The job of that id, while ComfyUI has it and its run is not over. Any thread."""
+        return None if job_id in self._ends else self._runs.get(job_id)
+
+    def is_ending(self, job_id: str) -> bool:
+        """Whether the job's run is over, and its end not told. Any thread."""
+        return job_id in self._ends
 
     def list_held(self) -> frozenset[str]:
-        """List the ids of all prompts that wait, run, or that a worker has taken. Any thread."""
+        """List the ids of all prompts that wait, run or are being ended, or that a worker has taken. Any thread."""
         with self._queue.mutex:
             items = [*self._queue.queue, *self._queue.currently_running.values()]
             # Packs have emptied both by themselves; what the worker runs, it has all the same.
-            ids = [*(item[1] for item in items if len(item) > 1), *self._workers.list_taken(), *list(self._settling)]
+            ids = [*(item[1] for item in items if len(item) > 1), *self._workers.list_taken(), *self._ends.list_ids()]
         return frozenset(prompt_id for prompt_id in ids if isinstance(prompt_id, str))
 
     def forget(self, job_id: str) -> None:
@@ -133,44 +140,45 @@ class Hooks:
         """Send an event at once, past our own wrapper, which could withhold it. Any thread."""
         self._relay.send(self._native_send_sync, event, data, sid)
 
+    def send_in_order(self, event: Any, data: Any, sid: Any) -> None:
+        """Send an event as soon as every end of a job before it has been told to that client. Any thread."""
+        if not self._ends.put_off((event, data, sid)):
+            self.send(event, data, sid)
+
     def list_orphans(self, prompt_id: str | None) -> list[tuple[Any, QueueItem]]:
         """List what the worker with `prompt_id` (None: any) has, by ComfyUI's numbers for it. Any thread."""
         with self._queue.mutex:
             return [
                 (item_id, item)
                 for item_id, item in self._queue.currently_running.items()
-                if (prompt_id is None or item[1] == prompt_id) and item_id not in self._closing
+                if prompt_id is None or item[1] == prompt_id
             ]
 
     def close(self, item_id: Any, item: QueueItem, error: GuardError) -> None:
         """End a prompt whose worker is gone as ComfyUI would have: history, error, and the last `executing`.
 
-        A job of the guard's stays among the running ones until its ending is durable. Any thread; does not wait.
+        The end of a job of the guard's is told once it is durable. Any thread; does not wait.
         """
-        if item[1] not in self._runs:
-            self._close(item_id, item, Verdict.of(error))
-            return
-        self._closing.add(item_id)
-        self._tell(self._listener.left_behind, item[1], error, lambda verdict: self._close(item_id, item, verdict))
-
-    def _close(self, item_id: Any, item: QueueItem, verdict: Verdict) -> None:
-        """Any thread."""
-        prompt_id = item[1]
+        prompt_id, native = item[1], self._native_task_done
         run = self._runs.get(prompt_id)
         client_id = run.client_id if run is not None else item[3].get("client_id")
-        message = report.make_execution_error(
-            prompt_id, verdict.code or "worker_died", verdict.message, verdict.details
-        )
+        last = ("executing", {"node": None, "prompt_id": prompt_id}, client_id)
+        if run is not None:
+            arguments = report.make_end_arguments(self._queue, native, [])
+            end = self._ends.let_go(run, item_id, {"outputs": {}, "meta": {}}, native, (), arguments)
+            self.send_in_order(*last)
+            self._tell(self._listener.left_behind, prompt_id, error, partial(self._ends.close, end))
+            self._tell(self._listener.released, prompt_id)
+            return
+        message = report.make_execution_error(prompt_id, error.code, error.message, error.extra_info)
         try:
             if item_id in self._queue.currently_running:  # else a pack has taken it out
-                arguments = report.make_end_arguments(self._queue, self._native_task_done, message)
-                self._native_task_done(item_id, {"outputs": {}, "meta": {}}, **arguments)
+                arguments = report.make_end_arguments(self._queue, native, [message])
+                native(item_id, {"outputs": {}, "meta": {}}, **arguments)
             if client_id is not None:
-                if run is None or run.claim_announcement():
-                    self.send(*message, client_id)
-                self.send("executing", {"node": None, "prompt_id": prompt_id}, client_id)
+                self.send_in_order(*message, client_id)
+                self.send_in_order(*last)
         finally:
-            self._closing.discard(item_id)
             self._release(prompt_id)
 
     def count_item_fields(self) -> int:
@@ -211,26 +219,50 @@ class Hooks:
         return taken
 
     def _task_done(self, native: Native, item_id: Any, history_result: Any, *args: Any, **kwargs: Any) -> Any:
-        """The worker's thread, without the queue's lock: the verdict comes before its announcement."""
+        """The worker's thread, without the queue's lock: ComfyUI's own `task_done` comes with the verdict."""
         taken = self._workers.give_back()
         with self._queue.mutex:
             item = self._queue.currently_running.get(item_id)
         prompt_id = item[1] if item is not None else taken
         run = self._runs.get(prompt_id) if prompt_id is not None else None
         if run is not None:
-            self._settling.add(run.job_id)
-            try:
-                args, kwargs = self._settle(run, history_result, args, kwargs)
-            finally:
-                self._settling.discard(run.job_id)
+            self._end(run, native, item_id, history_result, args, kwargs)
+            return None
         try:
-            if item_id not in self._queue.currently_running:
+            if item is None:
                 log.error("a pack has taken %s out of ComfyUI's queue while it ran; it gets no history", prompt_id)
                 return None  # ComfyUI would raise, and lose its worker by that
             return native(item_id, history_result, *args, **kwargs)
         finally:
             if prompt_id is not None:
                 self._release(prompt_id)
+
+    def _end(
+        self,
+        run: Run,
+        native: Native,
+        item_id: Any,
+        history_result: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Have the listener judge the run; the worker goes on meanwhile."""
+        end = self._ends.let_go(run, item_id, history_result, native, args, kwargs)
+        close = partial(self._ends.close, end)
+        try:
+            status = report.find_status(args, kwargs)
+            self._listener.finished(run.job_id, report.read_outcome(end.history, status, run.prompt), close)
+        except Exception:
+            log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
+            self._tell(self._listener.unreadable, run.job_id, close)
+        self._tell(self._listener.released, run.job_id)
+
+    def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        running, pending = native(*args, **kwargs)
+        return [*self._ends.list_items(), *running], pending
+
+    def _get_tasks_remaining(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        return native(*args, **kwargs) + len(self._ends.list_ids())
 
     def _report_removals(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         """Tell the listener of every job of the guard that this call takes out of the queue. Any thread."""
@@ -260,6 +292,8 @@ class Hooks:
                 self._tell(self._listener.progressed, run.job_id, progress)
         elif isinstance(event, int):
             self._report_preview(event, data)
+        if self._ends.put_off((event, data, sid)):
+            return None
         return self._relay.send(native, event, data, sid, *args, **kwargs)
 
     async def _send(self, native: Native, *args: Any, **kwargs: Any) -> None:
@@ -270,46 +304,6 @@ class Hooks:
             log.exception("an event could not be sent")
 
     # What the listener hears. --------------------------------------------------------------------------------
-
-    def _settle(
-        self, run: Run, history_result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Wait for the verdict on a run, and send what it allows; gives `task_done`'s further arguments that fit it."""
-        status = report.find_status(args, kwargs)
-        verdict = self._ask_verdict(run, history_result, status)
-        error = None
-        if verdict.code is not None:
-            report.empty_outputs(history_result)
-            error = report.make_execution_error(run.job_id, verdict.code, verdict.message, verdict.details)
-            args, kwargs = report.put_error(args, kwargs, status, error)
-        try:
-            self._send_withheld(run, error)
-        except Exception:
-            log.exception("job %s: its end could not be told", run.job_id, extra={"job_id": run.job_id})
-        return args, kwargs
-
-    def _ask_verdict(self, run: Run, history_result: Any, status: Any) -> Verdict:
-        """Ask the listener how the run ended. It answers once that is durable."""
-        try:
-            return self._listener.finished(run.job_id, report.read_outcome(history_result, status, run.prompt))
-        except Exception:
-            log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
-        verdict = self._tell(self._listener.unreadable, run.job_id)
-        return verdict or Verdict.of(InternalError("The run could not be settled."))
-
-    def _send_withheld(self, run: Run, error: tuple[str, dict[str, Any]] | None) -> None:
-        """Send what was withheld of a success (`error` None), and of anything else only its error."""
-        if error is None:
-            for event, data, sid in run.withheld:
-                self.send(event, data, sid)
-            return
-        comfyui_errors = [message for message in run.withheld if message[0] == "execution_error"]
-        if run.claim_announcement():
-            for event, data, sid in comfyui_errors or [(*error, run.client_id)]:
-                self.send(event, data, sid)
-        for event, data, sid in run.withheld:
-            if event == "execution_interrupted":
-                self.send(event, data, sid)
 
     def _report_preview(self, event: int, data: Any) -> None:
         try:
@@ -326,10 +320,16 @@ class Hooks:
         """Tell of every job of the guard that neither waits nor runs any more."""
         with self._queue.mutex:
             known = {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
-            lost = [job_id for job_id in self._runs if job_id not in known]
+            lost = [job_id for job_id in self._runs if job_id not in known and job_id not in self._ends]
         for job_id in lost:
             self._tell(self._listener.lost, job_id)
             self._release(job_id)
+
+    def _forget(self, run: Run) -> None:
+        """The job's end is told."""
+        with self._queue.mutex:
+            self._runs.pop(run.job_id, None)
+            self._stops.forget(run.job_id)
 
     def _release(self, prompt_id: str) -> None:
         """ComfyUI no longer has the prompt."""

@@ -155,11 +155,13 @@ class ComfyHost:
     # What the sockets and ComfyUI's own queue show. ----------------------------------------------------------
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
+        if self._hooks.is_ending(job_id):
+            return  # its end will be told with the verdict
         run = self._hooks.find_run(job_id)
         if run is not None:
             if run.claim_announcement():
                 message = report.make_execution_error(run.job_id, error.code, error.message, error.extra_info)
-                self._hooks.send(*message, run.client_id)
+                self._hooks.send_in_order(*message, run.client_id)
         elif self._view is not None:
             asyncio.run_coroutine_threadsafe(
                 self._announce_with_history(self._view, job_id, client_id, error), self._server.loop
@@ -177,9 +179,10 @@ class ComfyHost:
 
     def _announce_unrun(self, job_id: str, client_id: str, error: GuardError) -> None:
         """Send what the clients of a job wait for; ComfyUI says nothing of one that never ran. Any thread."""
-        self._hooks.send(*report.make_execution_error(job_id, error.code, error.message, error.extra_info), client_id)
+        message = report.make_execution_error(job_id, error.code, error.message, error.extra_info)
+        self._hooks.send_in_order(*message, client_id)
         self._server.queue_updated()
-        self._hooks.send("executing", {"node": None, "prompt_id": job_id}, client_id)
+        self._hooks.send_in_order("executing", {"node": None, "prompt_id": job_id}, client_id)
 
     def show_backlog(self, backlog: Backlog) -> None:
         self._view = BacklogView(self._queue, backlog, self._hooks.count_item_fields())

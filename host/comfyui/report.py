@@ -88,8 +88,17 @@ def _copy_as_json(outputs: Any) -> dict[str, Any]:
     return plain
 
 
+def take_result(history_result: Any) -> Any:
+    """Copy what a run made, and empty the original: ComfyUI reads that very dict again after `task_done`."""
+    if not isinstance(history_result, dict):
+        return history_result
+    taken = {key: dict(value) if isinstance(value, dict) else value for key, value in history_result.items()}
+    empty_outputs(history_result)
+    return taken
+
+
 def empty_outputs(history_result: Any) -> None:
-    """Take the outputs back, in place: ComfyUI reads this very dict again after `task_done`."""
+    """Take the outputs back, in place."""
     if isinstance(history_result, dict):
         for key in ("outputs", "meta"):
             if isinstance(history_result.get(key), dict):
@@ -128,9 +137,9 @@ def count_item_fields(task_done: Native) -> int:
     return 6 if "process_item" in inspect.signature(task_done).parameters else 5
 
 
-def make_end_arguments(queue: Any, task_done: Native, message: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+def make_end_arguments(queue: Any, task_done: Native, messages: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Make `task_done`'s further arguments for a prompt that its worker never gave back."""
-    status = queue.ExecutionStatus(status_str="error", completed=False, messages=[message])
+    status = queue.ExecutionStatus(status_str="error", completed=False, messages=messages)
     # Since v0.8.0 the sixth field of an item holds credentials, which the worker takes out on the way to history.
     further = {"process_item": lambda item: (*item[:5], *item[6:])}
     accepted = inspect.signature(task_done).parameters

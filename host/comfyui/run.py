@@ -7,12 +7,11 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...guard.events.lines import Message
 from ...guard.graph import is_link
 from ...guard.host import Progress
 from . import report
-
-#: Event, data and client id, as `send_sync` takes them; packs send what they like.
-Message = tuple[Any, Any, Any]
+from .report import QueueItem
 
 
 class Run:
@@ -20,18 +19,18 @@ class Run:
 
     Attributes:
         client_id: the websocket that hears of it.
-        prompt: the graph, as ComfyUI queued it.
-        outputs: ids of the output nodes that it will run.
+        item: what ComfyUI has queued; `prompt` is the graph in it.
         withheld: events that no client may hear before the verdict, in order.
     """
 
-    def __init__(self, job_id: str, client_id: str, prompt: Mapping[str, Any], outputs: Iterable[str]) -> None:
+    def __init__(self, job_id: str, client_id: str, item: QueueItem) -> None:
         self.job_id = job_id
         self.client_id = client_id
-        self.prompt = prompt
+        self.item = item
+        self.prompt: Mapping[str, Any] = item[2]
         self.withheld: list[Message] = []
-        self._outputs = tuple(outputs)
-        self._to_run = find_needed_nodes(prompt, self._outputs)
+        self._outputs = tuple(item[4])
+        self._to_run = find_needed_nodes(self.prompt, self._outputs)
         self._announced = threading.Lock()
 
     def must_withhold(self, event: Any, data: Any) -> bool:

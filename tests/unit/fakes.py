@@ -129,7 +129,8 @@ class FakeHost:
             assert self.listener is not None
             listener = self.listener
             if any(prompt_id == job_id for job_id, _client, _body in self.dispatched):
-                listener.left_behind(prompt_id, error, lambda _verdict: listener.released(prompt_id))
+                listener.left_behind(prompt_id, error, lambda _verdict: None)
+                listener.released(prompt_id)
             else:
                 listener.native_finished(prompt_id)
         return True

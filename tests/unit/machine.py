@@ -1,5 +1,7 @@
 """Everything that app.py wires, on a fake host."""
 
+from concurrent.futures import Future
+
 from unit.fakes import LONG_S, FakeProcess, new_job, settings
 
 from comfyui_guarded.guard.access.client_ids import ClientIds
@@ -50,9 +52,11 @@ class Machine:
         self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates)
         store.changed.subscribe(self.estimates.follow)
         store.changed.subscribe(self.events.follow)
+        store.changed.subscribe(self.runs.follow)
         store.changed.subscribe(self.dispatcher.follow)
         self.settler.ending.subscribe(self.watchdog.expect_stop)
         self.settler.ending.subscribe(self.dispatcher.expect_stop)
+        self.settler.releasing.subscribe(self.dispatcher.expect_slot)
         self.settler.released.subscribe(self.dispatcher.wake)
         self.watchdog.turned.subscribe(self.dispatcher.supervise)
         self.watchdog.turned.subscribe(self.reconciler.turn)
@@ -70,6 +74,7 @@ class Machine:
     async def run(self, **facts):
         job_id = await self.dispatch(**facts)
         assert self.runs.started(job_id)
+        self.store.flush()  # the worker does not wait for it
         return job_id
 
     def turn(self, after_s=0.0):
@@ -87,3 +92,15 @@ class Machine:
     def leased(self):
         self.store.flush()
         return self.store.count_jobs().result(LONG_S).leased
+
+    def finish(self, job_id, outcome):
+        """What the worker does with a run that is over; waits for the verdict that the host is to tell.
+
+        `outcome` None: the host's report of it cannot be read.
+        """
+        told = Future()
+        if outcome is None:
+            self.runs.unreadable(job_id, told.set_result)
+        else:
+            self.runs.finished(job_id, outcome, told.set_result)
+        return told.result(LONG_S)

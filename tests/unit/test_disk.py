@@ -17,7 +17,6 @@ from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, ServerUnavailableError, WorkerDiedError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.job import SUCCESS, JobState
-from comfyui_guarded.guard.life import runs
 from comfyui_guarded.guard.store import SqliteStore, StoreUnusableError, disk, engine, held_file, threads
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
@@ -181,7 +180,7 @@ async def test_a_database_that_has_become_read_only_is_said_so_and_holds_back_th
     assert "readonly" in error.details
     machine.turn(2)
     with ThreadPoolExecutor(1) as worker:
-        verdict = worker.submit(machine.runs.finished, job_id, TEXT)
+        verdict = worker.submit(machine.finish, job_id, TEXT)
         _held_up(machine, verdict)
         assert store.get(job_id).result(LONG_S).state is JobState.RUNNING, "what cannot be written can still be read"
         assert machine.host.announced == []
@@ -219,7 +218,7 @@ async def test_a_database_that_hangs_holds_the_ending_back_and_then_tells_the_fi
     with ThreadPoolExecutor(1) as worker, Held(store):
         if first == "cancel":
             machine.settler.end(job, CancelledError("The job was cancelled."))
-        verdict = worker.submit(machine.runs.finished, job_id, TEXT)
+        verdict = worker.submit(machine.finish, job_id, TEXT)
         _held_up(machine, verdict)
         if first == "success":
             machine.settler.end(job, CancelledError("The job was cancelled."))
@@ -233,13 +232,12 @@ async def test_a_database_that_hangs_holds_the_ending_back_and_then_tells_the_fi
     assert machine.leased() == 0
 
 
-async def test_a_database_that_hangs_delays_a_start_for_a_while_and_no_longer(machine, store, monkeypatch):
-    monkeypatch.setattr(runs, "START_WAIT_S", 0.05)
+async def test_a_database_that_hangs_delays_no_start(machine, store):
     job_id = await machine.dispatch()
     with Held(store):
         assert machine.runs.started(job_id)
-    assert machine.job(job_id).state is JobState.RUNNING, "it is written late, but before the ending"
-    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+    assert machine.job(job_id).state is JobState.RUNNING, "it is written before the ending"
+    assert machine.finish(job_id, TEXT).state is JobState.SUCCEEDED
 
 
 @pytest.mark.parametrize("disk", ["silent", "full"])
@@ -273,21 +271,21 @@ async def test_a_job_that_is_cancelled_as_it_starts_logs_its_start_first(machine
 
 async def test_a_run_whose_report_cannot_be_read_has_the_verdict_that_is_on_disk(machine, store):
     first, second = await machine.run(), machine.submit()
-    assert machine.runs.unreadable(first).code == "internal_error"
+    assert machine.finish(first, None).code == "internal_error"
     assert machine.ended(first) == ("failed", "internal_error")
     machine.runs.released(first)
     store.flush()
     assert await machine.dispatcher.turn()
     assert machine.runs.started(second)
     machine.settler.end(machine.job(second), CancelledError("The job was cancelled.")).result(LONG_S)
-    assert machine.runs.unreadable(second).code == "cancelled"
+    assert machine.finish(second, None).code == "cancelled"
 
 
 async def test_a_success_of_a_job_that_the_store_does_not_know_is_none(machine, store):
     job_id = await machine.run()
     operation = "DELETE FROM jobs WHERE job_id = ?"
     store._engine.write(lambda db: db.execute(operation, (job_id,))).result(LONG_S)
-    assert machine.runs.finished(job_id, TEXT).code == "internal_error"
+    assert machine.finish(job_id, TEXT).code == "internal_error"
 
 
 async def test_a_job_whose_worker_is_gone_is_closed_with_the_first_ending_once_that_is_durable(machine, store, host):

@@ -12,7 +12,7 @@ import pytest
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import Held
 
-from comfyui_guarded.guard.errors import ServerUnavailableError
+from comfyui_guarded.guard.errors import CancelledError, ServerUnavailableError
 from comfyui_guarded.guard.life.drain import Drain
 from comfyui_guarded.guard.life.process import EXIT_STUCK
 
@@ -43,7 +43,7 @@ async def test_while_draining_no_job_is_let_in_and_none_begun_and_afterwards_bot
     assert await machine.dispatcher.turn()
 
 
-async def test_a_drain_lasts_until_no_slot_is_held(machine, drain):
+async def test_a_drain_lasts_until_no_slot_is_held_and_no_result_is_checked(machine, drain):
     job_id = await machine.run()
     draining = threading.Thread(target=drain.run, args=(LONG_S,))
     draining.start()
@@ -51,6 +51,10 @@ async def test_a_drain_lasts_until_no_slot_is_held(machine, drain):
         pass
     assert draining.is_alive()
     machine.runs.released(job_id)
+    assert machine.leased() == 0
+    draining.join(0.3)
+    assert draining.is_alive(), "its result is not there yet"
+    machine.settler.end(machine.job(job_id), CancelledError("The job was cancelled."))
     draining.join(LONG_S)
     assert not draining.is_alive()
     assert machine.health.draining, "it goes on until somebody says otherwise"

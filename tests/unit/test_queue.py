@@ -13,7 +13,7 @@ from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, 
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
 from comfyui_guarded.guard.host_words import explain_failure
 from comfyui_guarded.guard.job import JobState
-from comfyui_guarded.guard.life import dispatcher, runs
+from comfyui_guarded.guard.life import checking, dispatcher
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 RAISED = Outcome(
@@ -218,7 +218,7 @@ async def test_a_run_goes_through_its_states_and_its_verdict_is_durable_when_the
     states = []
     machine.store.changed.subscribe(lambda job: states.append(job.state.value))
     job_id = await machine.run()
-    verdict = machine.runs.finished(job_id, TEXT)
+    verdict = machine.finish(job_id, TEXT)
     assert verdict.state is JobState.SUCCEEDED
     job = machine.store.get(job_id).result(LONG_S)
     assert (job.state, job.attempts, job.result.outputs) == (JobState.SUCCEEDED, 1, {"2": {"text": ["hi"]}})
@@ -230,7 +230,7 @@ async def test_a_run_goes_through_its_states_and_its_verdict_is_durable_when_the
 
 async def test_a_node_that_raised_fails_its_job(machine, host):
     job_id = await machine.run()
-    verdict = machine.runs.finished(job_id, RAISED)
+    verdict = machine.finish(job_id, RAISED)
     assert (verdict.state, verdict.code, verdict.message) == (
         JobState.FAILED,
         "generation_failed",
@@ -245,7 +245,7 @@ async def test_a_refused_result_is_moved_aside_and_fails_the_job(machine, tmp_pa
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 5000)
     file = ReportedFile("2", "a.png", "", "output", path)
     job_id = await machine.run()
-    verdict = machine.runs.finished(job_id, Outcome(True, outputs={"2": {"images": [{"x": 1}]}}, files=(file,)))
+    verdict = machine.finish(job_id, Outcome(True, outputs={"2": {"images": [{"x": 1}]}}, files=(file,)))
     assert verdict.code == "result_corrupt"
     job = machine.job(job_id)
     assert (job.result.outputs, job.result.artifacts) == ({}, ())
@@ -254,25 +254,25 @@ async def test_a_refused_result_is_moved_aside_and_fails_the_job(machine, tmp_pa
 
 
 async def test_a_check_with_a_bug_fails_the_job_and_not_the_worker(machine, monkeypatch):
-    monkeypatch.setattr(runs.checks, "check", lambda *_args: 1 / 0)
+    monkeypatch.setattr(checking.checks, "check", lambda *_args: 1 / 0)
     job_id = await machine.run()
-    assert machine.runs.finished(job_id, TEXT).code == "internal_error"
+    assert machine.finish(job_id, TEXT).code == "internal_error"
     assert machine.ended(job_id) == ("failed", "internal_error")
 
 
 async def test_a_check_that_never_returns_fails_the_job_within_its_limit(store, host, clock, tmp_path, monkeypatch):
     machine = Machine(store, host, clock, tmp_path, results={"check_timeout_s": 0.05})
     forever = threading.Event()
-    monkeypatch.setattr(runs.checks, "check", lambda *_args: forever.wait(LONG_S))
+    monkeypatch.setattr(checking.checks, "check", lambda *_args: forever.wait(LONG_S))
     job_id = await machine.run()
-    assert machine.runs.finished(job_id, TEXT).code == "result_corrupt"
+    assert machine.finish(job_id, TEXT).code == "result_corrupt"
     forever.set()
 
 
 async def test_a_late_success_after_a_timeout_changes_nothing(machine, host):
     job_id = await machine.run(timeout_s=1.0, client_id="socket")
     machine.watchdog.turn(machine.clock.monotonic_s() + 2)
-    verdict = machine.runs.finished(job_id, TEXT)
+    verdict = machine.finish(job_id, TEXT)
     assert verdict.code == "generation_timeout"
     assert machine.ended(job_id) == ("failed", "generation_timeout")
     assert machine.job(job_id).result.outputs == {}
@@ -285,7 +285,7 @@ async def test_a_slot_is_free_when_the_worker_is_and_not_when_the_user_was_told(
     machine.watchdog.turn(machine.clock.monotonic_s() + 2)
     assert machine.ended(job_id) == ("failed", "generation_timeout")
     assert not await machine.dispatcher.turn()
-    machine.runs.finished(job_id, Outcome(success=False, interrupted=True))
+    machine.finish(job_id, Outcome(success=False, interrupted=True))
     assert not await machine.dispatcher.turn()
     machine.runs.released(job_id)
     machine.store.flush()
@@ -311,7 +311,7 @@ async def test_a_job_taken_out_of_the_hosts_queue_is_cancelled(machine):
 
 async def test_a_native_interrupt_is_named(machine):
     job_id = await machine.run()
-    assert machine.runs.finished(job_id, Outcome(success=False, interrupted=True)).code == "interrupted"
+    assert machine.finish(job_id, Outcome(success=False, interrupted=True)).code == "interrupted"
 
 
 async def test_a_full_disk_at_the_start_of_a_run_does_not_cost_the_job(machine):
@@ -319,7 +319,7 @@ async def test_a_full_disk_at_the_start_of_a_run_does_not_cost_the_job(machine):
     machine.store.failing = frozenset({"start"})
     assert machine.runs.started(job_id)
     machine.store.failing = frozenset()
-    assert machine.runs.finished(job_id, TEXT).state is JobState.SUCCEEDED
+    assert machine.finish(job_id, TEXT).state is JobState.SUCCEEDED
     assert machine.ended(job_id) == ("succeeded", None)
 
 
@@ -327,7 +327,7 @@ async def test_a_full_disk_at_the_end_of_a_run_delays_its_verdict_and_no_more(ma
     job_id = await machine.run()
     machine.store.failing = frozenset({"settle", "validate"})
     with ThreadPoolExecutor(1) as worker:
-        verdict = worker.submit(machine.runs.finished, job_id, TEXT)
+        verdict = worker.submit(machine.finish, job_id, TEXT)
         while machine.settler.verdict_of(job_id) is None:
             assert not verdict.done()
         assert machine.ended(job_id) == ("running", None)
@@ -357,7 +357,7 @@ async def test_a_job_that_is_being_ended_is_not_dispatched_and_its_slot_goes_to_
 async def test_a_slot_that_could_not_be_freed_for_a_full_disk_is_freed_later(machine, host):
     job_id = await machine.run()
     second = machine.submit()
-    machine.runs.finished(job_id, TEXT)
+    machine.finish(job_id, TEXT)
     machine.store.failing = frozenset({"release"})
     machine.runs.released(job_id)
     host.holds.clear()

@@ -335,7 +335,7 @@ async def test_a_claim_whose_answer_nobody_heard_is_settled_and_blocks_no_slot(m
 
 async def test_a_job_that_ended_well_and_whose_slot_could_not_be_freed_keeps_its_verdict(machine, host):
     job_id = await machine.run()
-    machine.runs.finished(job_id, TEXT)
+    machine.finish(job_id, TEXT)
     machine.store.failing = frozenset({"release"})
     machine.runs.released(job_id)
     host.holds.clear()

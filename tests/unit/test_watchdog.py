@@ -55,7 +55,7 @@ async def test_the_watchdog_looks_again_at_the_next_deadline_or_soon(machine):
 
 async def test_a_run_that_ended_is_not_watched_any_more(machine, host):
     job_id = await machine.run(timeout_s=1.0)
-    machine.runs.finished(job_id, TEXT)
+    machine.finish(job_id, TEXT)
     machine.watchdog.turn(machine.clock.monotonic_s() + 100)
     assert machine.ended(job_id) == ("succeeded", None)
     assert host.stopped == []
@@ -241,7 +241,7 @@ async def test_the_slot_of_a_hung_job_is_free_once_its_worker_is_disowned_and_no
 async def test_a_job_that_lets_go_in_its_grace_costs_no_worker(made, host):
     machine = made(interrupt_grace_s=10)
     job_id = await _stopped(machine)
-    machine.runs.finished(job_id, INTERRUPTED)
+    machine.finish(job_id, INTERRUPTED)
     machine.runs.released(job_id)
     machine.turn(1000)
     assert (host.injected, host.replaced, machine.process.ended) == ([], [], [])
@@ -319,7 +319,7 @@ async def test_where_the_process_cannot_be_restarted_another_worker_serves_and_i
     following = await machine.run(timeout_s=10**6)
     machine.turn(100)
     assert len(machine.process.ended) == 1, "a job is under way"
-    machine.runs.finished(following, TEXT)
+    machine.finish(following, TEXT)
     machine.runs.released(following)
     machine.store.flush()
     machine.turn(101)
@@ -348,7 +348,7 @@ async def test_without_a_restart_after_a_gpu_fault_no_job_is_let_in_and_it_is_tr
     machine = made()
     machine.process.fails = "no interpreter"
     job_id = await machine.run()
-    machine.runs.finished(job_id, fault("CUDA error: device-side assert triggered"))
+    machine.finish(job_id, fault("CUDA error: device-side assert triggered"))
     machine.runs.released(job_id)
     for after_s in (FAULT_GRACE_S + 1, 2, 11, 11.5, 20):
         machine.turn(after_s)
@@ -385,7 +385,7 @@ async def test_where_a_stuck_worker_is_only_reported_its_slot_stays_taken_and_no
     assert (host.replaced, machine.process.ended) == ([], [])
     assert machine.health.problems() == ["worker stuck"]
     assert machine.leased() == 1
-    machine.runs.finished(job_id, TEXT)
+    machine.finish(job_id, TEXT)
     machine.runs.released(job_id)
     assert (machine.health.problems(), repaired, machine.leased()) == ([], [1], 0)
     assert await machine.dispatcher.turn()
@@ -445,11 +445,11 @@ async def test_memory_is_freed_after_a_timeout_and_after_running_out_of_it_and_n
     machine.runs.released(host.dispatched[0][0])
     machine.store.flush()
     job_id = await machine.run()
-    machine.runs.finished(job_id, fault("CUDA out of memory. Tried to allocate 20.00 MiB"))
+    machine.finish(job_id, fault("CUDA out of memory. Tried to allocate 20.00 MiB"))
     assert host.freed == 2
     machine.runs.released(job_id)
     machine.store.flush()
-    machine.runs.finished(await machine.run(), fault("bad steps", "ValueError"))
+    machine.finish(await machine.run(), fault("bad steps", "ValueError"))
     assert host.freed == 2
 
 
@@ -458,7 +458,7 @@ async def test_memory_is_left_alone_where_the_settings_say_so(made, host):
     job_id = await _stopped(machine)
     machine.runs.released(job_id)
     machine.store.flush()
-    machine.runs.finished(await machine.run(), fault("CUDA out of memory."))
+    machine.finish(await machine.run(), fault("CUDA out of memory."))
     assert host.freed == 0
 
 
@@ -474,7 +474,7 @@ async def test_memory_is_left_alone_where_the_settings_say_so(made, host):
 async def test_an_error_that_leaves_no_usable_gpu_settles_its_job_and_then_restarts_the_process(machine, message):
     job_id = await machine.run()
     machine.submit()
-    assert machine.runs.finished(job_id, fault(message)).code == "generation_failed"
+    assert machine.finish(job_id, fault(message)).code == "generation_failed"
     machine.runs.released(job_id)
     assert machine.ended(job_id) == ("failed", "generation_failed")
     assert machine.health.problems() == ["restarting"], "no further job may meet this GPU"
@@ -496,13 +496,13 @@ async def test_an_error_that_leaves_no_usable_gpu_settles_its_job_and_then_resta
     ],
 )
 async def test_an_ordinary_error_restarts_nothing(machine, message):
-    machine.runs.finished(await machine.run(), fault(message))
+    machine.finish(await machine.run(), fault(message))
     machine.turn(100)
     assert (machine.health.problems(), machine.process.ended) == ([], [])
 
 
 async def test_a_fault_of_the_gpu_is_only_reported_where_the_settings_say_so(made):
     machine = made(on_gpu_fault="report")
-    machine.runs.finished(await machine.run(), fault("CUDA error: device-side assert triggered"))
+    machine.finish(await machine.run(), fault("CUDA error: device-side assert triggered"))
     machine.turn(100)
     assert (machine.health.problems(), machine.process.ended) == ([], [])

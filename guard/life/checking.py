@@ -1,0 +1,162 @@
+"""Check the results of runs beside the worker, which goes on with the next job."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..errors import GuardError, InternalError, ResultCorruptError
+from ..host import Outcome
+from ..job import SUCCESS, Artifact, Result, Verdict
+from ..results import checks, quarantine
+from ..settings import ResultsSettings
+
+log = logging.getLogger("guarded.queue")
+
+#: What tells one content of a file from a later one: device, inode, size, time of the last change.
+Mark = tuple[int, int, int, int]
+#: Gets the verdict on a run and its result.
+Then = Callable[[Verdict, Result], None]
+
+
+class Checking:
+    """Checks successful runs: at most `results.checks_at_once` beside the worker, 0 on the worker itself.
+
+    A node that gives its files a fixed name overwrites those of the run before. Where that is to be feared the worker
+    waits for the check.
+    """
+
+    def __init__(self, settings: ResultsSettings, quarantine: Path, *, syncs: bool) -> None:
+        """`syncs`: a success waits until its files are on the disk."""
+        self._settings = settings
+        self._quarantine = quarantine
+        self._syncs = syncs
+        self._room = threading.Semaphore(settings.checks_at_once)
+        self._namers = Namers()
+
+    def check(self, job_id: str, outcome: Outcome, then: Then) -> None:
+        """Check a run that the host calls a success; `then` gets the verdict, on any thread.
+
+        The worker's thread: waits until there is room for the check.
+        """
+        if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
+            then(*self._judge(job_id, outcome, {}))
+            return
+        marks = _mark_files(outcome)
+        self._room.acquire()
+        try:
+            threading.Thread(
+                target=self._run, args=(job_id, outcome, marks, then), name="guarded-checking", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads, or the interpreter ends
+            self._run(job_id, outcome, marks, then)
+
+    def _run(self, job_id: str, outcome: Outcome, marks: Mapping[Path, Mark | None], then: Then) -> None:
+        try:
+            verdict, result = self._judge(job_id, outcome, marks)
+        finally:
+            self._room.release()
+        then(verdict, result)
+
+    def _judge(self, job_id: str, outcome: Outcome, marks: Mapping[Path, Mark | None]) -> tuple[Verdict, Result]:
+        """Check the files, and set them aside where they fail. Raises nothing."""
+        settings = self._settings
+
+        def check() -> tuple[Artifact, ...]:
+            artifacts = checks.check(outcome, settings)
+            if self._syncs:
+                checks.sync(outcome)
+            return artifacts
+
+        try:
+            artifacts = checks.run_within(settings.check_timeout_s, check)
+            _compare(marks)
+            return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
+        except GuardError as refused:
+            error = refused
+        except Exception as failure:
+            log.exception("job %s: the checks raised", job_id, extra={"job_id": job_id})
+            details = f"{type(failure).__name__}: {failure}"
+            error = InternalError("The result could not be checked.", details=details)
+        try:
+            _compare(marks)
+            quarantine.set_aside(checks.own_files(outcome), self._quarantine / job_id, settings)
+            self._namers.forget(outcome)
+        except GuardError as overwritten:  # the file is another job's by now
+            error = overwritten
+        except Exception:
+            log.exception("job %s: its files could not be set aside", job_id, extra={"job_id": job_id})
+        return Verdict.of(error), Result()
+
+
+class Namers:
+    """Learns which node classes give each file a new name."""
+
+    #: The last names of a class that are remembered, and so many classes.
+    NAMES, CLASSES = 1000, 1000
+    #: A name that comes again after so long comes from a node that counts, whose earlier file was deleted.
+    FRESH_S = 600.0
+
+    def __init__(self) -> None:
+        #: By node class, the files that it has made lately, with the time; None once it has made one twice.
+        self._made: dict[str, dict[Path, float] | None] = {}
+
+    def name_anew(self, outcome: Outcome) -> bool:
+        """Whether every class that made a file of this run has made others before, and none of them twice.
+
+        The worker's thread.
+        """
+        is_safe = True
+        for file in checks.own_files(outcome):
+            node = outcome.prompt.get(file.node_id)
+            name = str(node.get("class_type")) if isinstance(node, Mapping) else ""
+            is_safe = file.path is not None and self._note(name, file.path) and is_safe
+        return is_safe
+
+    def forget(self, outcome: Outcome) -> None:
+        """The files of that run are gone, so their names are free again. Any thread."""
+        paths = [file.path for file in checks.own_files(outcome) if file.path is not None]
+        for made in list(self._made.values()):
+            for path in paths:
+                if made is not None:
+                    made.pop(path, None)
+
+    def _note(self, name: str, path: Path) -> bool:
+        made = self._made.setdefault(name, {})
+        while len(self._made) > self.CLASSES:
+            del self._made[next(iter(self._made))]
+        now_s = time.monotonic()
+        if made is None or now_s - made.get(path, -math.inf) < self.FRESH_S:
+            self._made[name] = None
+            return False
+        made[path] = now_s
+        while len(made) > self.NAMES:
+            made.pop(next(iter(made)), None)
+        return len(made) > 1
+
+
+def _mark_files(outcome: Outcome) -> dict[Path, Mark | None]:
+    return {file.path: _mark(file.path) for file in checks.own_files(outcome) if file.path is not None}
+
+
+def _mark(path: Path) -> Mark | None:
+    """None where there is no such file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _compare(marks: Mapping[Path, Mark | None]) -> None:
+    """Raises ResultCorruptError where a file is no longer the one that was marked."""
+    for path, mark in marks.items():
+        if mark is not None and _mark(path) != mark:
+            raise ResultCorruptError(
+                f"{path.name} was overwritten while it was checked.", extra_info={"filename": path.name}
+            )

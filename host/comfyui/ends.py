@@ -1,0 +1,172 @@
+"""The runs that ComfyUI's worker has let go of, until their verdicts are there.
+
+ComfyUI goes on with the next prompt meanwhile. It shows these as running, but does not have them in
+`currently_running`: an interrupt that names one of them would hit the prompt after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ...guard.events import lines
+from ...guard.events.lines import Message
+from ...guard.job import Verdict
+from . import report
+from .patching import Native
+from .report import QueueItem
+from .run import Run
+
+log = logging.getLogger("guarded.host")
+
+#: Set in requests that change something. Who asks there what runs means to act on it: `/interrupt` raises a flag that
+#: would end the prompt after the one that is over.
+_is_acting: ContextVar[bool] = ContextVar("guarded_is_acting", default=False)
+
+
+@web.middleware
+async def note_acting(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let a request that changes something see only the prompt that the worker runs."""
+    token = _is_acting.set(request.method not in ("GET", "HEAD"))
+    try:
+        return await handler(request)
+    finally:
+        _is_acting.reset(token)
+
+
+@dataclass(frozen=True)
+class End:
+    """A run that is over.
+
+    Attributes:
+        item: as ComfyUI keeps it while it runs.
+        history: what the run made, for ComfyUI's history.
+        task_done, args, kwargs: ComfyUI's own `task_done`, and its arguments behind the first two.
+        place: where in its client's line the end will be told.
+    """
+
+    run: Run
+    item: QueueItem
+    history: Any
+    task_done: Native
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: lines.End
+
+
+class Ends:
+    """Keeps the ends of runs, and tells each once its verdict is there. Any thread."""
+
+    def __init__(self, queue: Any, send: Callable[[Any, Any, Any], None], forget: Callable[[Run], None]) -> None:
+        """`queue` is ComfyUI's own, untyped object; `send` sends an event at once; `forget` hears of each told end."""
+        self._queue = queue
+        self._send = send
+        self._forget = forget
+        #: By job, in the order in which the runs ended; changed under the queue's mutex.
+        self._ends: dict[str, End] = {}
+        self._lines = lines.Lines(lambda message: send(*message))
+        self._assets = ThreadPoolExecutor(1, thread_name_prefix="guarded-assets")
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._ends
+
+    def list_ids(self) -> list[str]:
+        """List the jobs whose ends are not told yet."""
+        return list(self._ends)
+
+    def list_items(self) -> list[QueueItem]:
+        """List what has run and is not told yet, as ComfyUI lists what runs."""
+        if _is_acting.get():
+            return []
+        return [end.item for end in list(self._ends.values())]
+
+    def put_off(self, message: Message) -> bool:
+        """Keep a message back behind an end of its client's that cannot be told yet; False: send it at once."""
+        return self._lines.put_off(message)
+
+    def let_go(
+        self,
+        run: Run,
+        item_id: Any,
+        history_result: Any,
+        task_done: Native,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> End:
+        """Take a run out of what ComfyUI runs. `item_id` is ComfyUI's number for it.
+
+        Empties `history_result`: ComfyUI's worker reads it again after `task_done`, and registers what it names.
+        """
+        place = self._lines.add_end(run.client_id)
+        with self._queue.mutex:
+            item = self._queue.currently_running.pop(item_id, run.item)  # a pack may have taken it out
+            end = End(run, item, report.take_result(history_result), task_done, args, kwargs, place)
+            self._ends[run.job_id] = end
+        return end
+
+    def close(self, end: End, verdict: Verdict) -> None:
+        """Tell how the run ended, as soon as every end before it in its client's line has been told."""
+        self._lines.tell(end.run.client_id, end.place, lambda: self._tell(end, verdict))
+
+    def _tell(self, end: End, verdict: Verdict) -> None:
+        run, args, kwargs = end.run, end.args, end.kwargs
+        messages = run.withheld
+        if verdict.code is not None:
+            report.empty_outputs(end.history)
+            error = report.make_execution_error(run.job_id, verdict.code, verdict.message, verdict.details)
+            args, kwargs = report.put_error(args, kwargs, report.find_status(args, kwargs), error)
+            messages = _choose_messages(run, error)
+        try:
+            for message in messages:
+                self._send(*message)
+        finally:
+            self._put_into_history(end, args, kwargs)
+        if verdict.code is None:
+            self._assets.submit(_register_assets, end.history, run.job_id)
+
+    def _put_into_history(self, end: End, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """End the prompt as ComfyUI does; it takes it from what runs, where it is for that moment alone."""
+        job_id, key = end.run.job_id, object()
+        try:
+            with self._queue.mutex:
+                self._ends.pop(job_id, None)
+                self._queue.currently_running[key] = end.item
+                try:
+                    end.task_done(key, end.history, *args, **kwargs)
+                finally:
+                    self._queue.currently_running.pop(key, None)
+        finally:
+            self._forget(end.run)
+
+
+def _choose_messages(run: Run, error: tuple[str, dict[str, Any]]) -> list[Message]:
+    """What a client hears of a run that did not succeed: one error, ComfyUI's own where there is one."""
+    messages = []
+    if run.claim_announcement():
+        messages = [message for message in run.withheld if message[0] == "execution_error"]
+        messages = messages or [(*error, run.client_id)]
+    return messages + [message for message in run.withheld if message[0] == "execution_interrupted"]
+
+
+def _register_assets(history: Any, job_id: str) -> None:
+    """Enter the files of a success into ComfyUI's asset database, where it has one. A thread of its own."""
+    main = sys.modules["__main__"]
+    seeder, collect, register = (
+        getattr(main, name, None)
+        for name in ("asset_seeder", "_collect_output_absolute_paths", "register_output_files")
+    )
+    if seeder is None or collect is None or register is None:
+        return
+    try:
+        if not seeder.is_disabled():
+            register(collect(history), job_id=job_id)
+    except Exception:
+        log.warning("ComfyUI could not register the files of job %s", job_id, exc_info=True, extra={"job_id": job_id})

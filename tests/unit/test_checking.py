@@ -1,0 +1,156 @@
+"""Checks beside the worker: how many at once, and the files that a later run might overwrite meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from unit.fakes import LONG_S, settings
+
+from comfyui_guarded.guard.host import Outcome, ReportedFile
+from comfyui_guarded.guard.life import checking
+from comfyui_guarded.guard.life.checking import Checking
+
+PROMPT = {"9": {"class_type": "SaveImage", "inputs": {}}, "8": {"class_type": "SaveLatest", "inputs": {}}}
+
+
+class Studio:
+    """Writes pictures as a node does, and collects the verdicts on them."""
+
+    def __init__(self, folder: Path, **results):
+        self.folder = folder
+        self.checking = Checking(settings(results=results).results, folder / "quarantine", syncs=False)
+        self.verdicts: dict[str, str | None] = {}
+        self.threads: dict[str, str] = {}
+        self.changed = threading.Condition()
+
+    def save(self, name: str, node_id: str = "9", seed: int = 0, blank: bool = False) -> Outcome:
+        noise = np.random.default_rng(seed).integers(60, 200, (64, 64, 3), dtype=np.uint8)
+        path = self.folder / name
+        Image.fromarray(noise * 0 if blank else noise).save(path)
+        if blank:
+            path.write_bytes(path.read_bytes() + b"\0" * 2048)
+        item = {"filename": name, "subfolder": "", "type": "output"}
+        file = ReportedFile(node_id, name, "", "output", path)
+        return Outcome(True, outputs={node_id: {"images": [item]}}, files=(file,), prompt=PROMPT)
+
+    def check(self, job_id: str, outcome: Outcome) -> None:
+        def then(verdict, _result) -> None:
+            with self.changed:
+                self.verdicts[job_id], self.threads[job_id] = verdict.code, threading.current_thread().name
+                self.changed.notify_all()
+
+        self.checking.check(job_id, outcome, then)
+
+    def verdict(self, job_id: str) -> str | None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: job_id in self.verdicts, LONG_S)
+            return self.verdicts[job_id]
+
+    def is_beside(self, job_id: str) -> bool:
+        self.verdict(job_id)
+        return self.threads[job_id] != threading.current_thread().name
+
+    def earn_trust(self, node_id: str = "9") -> None:
+        for number in (91, 92):
+            self.check(f"earlier {number}", self.save(f"a_{node_id}_{number}.png", node_id, number))
+            self.verdict(f"earlier {number}")
+
+
+@pytest.fixture
+def studio(tmp_path) -> Studio:
+    return Studio(tmp_path)
+
+
+class Gate:
+    """Lets checks in and holds them up."""
+
+    def __init__(self, monkeypatch):
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+        native = checking.checks.check
+
+        def check(*args):
+            self.entered.release()
+            assert self.open.wait(LONG_S)
+            return native(*args)
+
+        monkeypatch.setattr(checking.checks, "check", check)
+
+
+def test_what_names_each_file_anew_is_checked_beside_the_worker_from_the_second_time_on(studio):
+    studio.check("1", studio.save("a_1.png", seed=1))
+    studio.check("2", studio.save("a_2.png", seed=2))
+    assert (studio.verdict("1"), studio.verdict("2")) == (None, None)
+    assert (studio.is_beside("1"), studio.is_beside("2")) == (False, True)
+
+
+def test_what_gives_its_file_a_fixed_name_is_always_checked_on_the_worker(studio):
+    for number in range(4):
+        studio.check(str(number), studio.save("latest.png", "8", number))
+        assert not studio.is_beside(str(number))
+    studio.check("other", studio.save("other.png", "8"))
+    assert not studio.is_beside("other")
+
+
+def test_without_checks_at_once_the_worker_checks(tmp_path):
+    studio = Studio(tmp_path, checks_at_once=0)
+    studio.earn_trust()
+    studio.check("1", studio.save("a_1.png"))
+    assert not studio.is_beside("1")
+
+
+def test_a_file_that_is_set_aside_gives_its_name_back(studio):
+    studio.earn_trust()
+    studio.check("blank", studio.save("a_1.png", blank=True))
+    assert studio.verdict("blank") == "result_blank"
+    studio.check("good", studio.save("a_1.png", seed=3))
+    assert studio.verdict("good") is None
+    assert studio.is_beside("good")
+
+
+def test_the_worker_waits_where_as_many_checks_as_allowed_are_under_way(tmp_path, monkeypatch):
+    studio = Studio(tmp_path, checks_at_once=2)
+    studio.earn_trust()
+    gate = Gate(monkeypatch)
+    outcomes = [studio.save(f"a_{number}.png", seed=number) for number in range(3)]
+    done = []
+
+    def work() -> None:
+        for number, outcome in enumerate(outcomes):
+            studio.check(str(number), outcome)
+            done.append(number)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    for _ in range(2):
+        assert gate.entered.acquire(timeout=LONG_S)
+    worker.join(0.2)
+    assert done == [0, 1]
+    gate.open.set()
+    worker.join(LONG_S)
+    assert [studio.verdict(str(number)) for number in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("blank", [False, True], ids=["good", "blank"])
+def test_a_file_that_is_overwritten_while_it_is_checked_fails_its_job_and_stays_where_it_is(studio, monkeypatch, blank):
+    studio.earn_trust()
+    gate = Gate(monkeypatch)
+    studio.check("1", studio.save("a_1.png", seed=1, blank=blank))
+    assert gate.entered.acquire(timeout=LONG_S)
+    studio.save("a_1.png", seed=2)  # another size of file, and another time
+    gate.open.set()
+    assert studio.verdict("1") == "result_corrupt"
+    assert (studio.folder / "a_1.png").exists()
+
+
+def test_a_check_that_raises_makes_room_again(tmp_path, monkeypatch):
+    studio = Studio(tmp_path, checks_at_once=1)
+    studio.earn_trust()
+    monkeypatch.setattr(checking.checks, "check", lambda *_args: 1 / 0)
+    for number in range(3):
+        studio.check(str(number), studio.save(f"a_{number}.png"))
+        assert studio.verdict(str(number)) == "internal_error"
