@@ -96,6 +96,8 @@ class FileLock:
 
 
 def _is_at(handle: int, path: Path) -> bool:
+    if sys.platform == "win32":
+        return True  # there nobody can delete an open file
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except OSError:

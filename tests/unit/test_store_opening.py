@@ -294,8 +294,9 @@ def test_a_writer_whose_lock_was_lost_stops_once_another_process_has_opened_the_
 def test_a_lock_that_was_deleted_is_made_anew_before_another_process_comes(server, path):
     store = server.serve()
     Path(f"{path}.lock").unlink()
-    store._engine._file._looked_s = 0.0
-    until(lambda: Path(f"{path}.lock").exists())
+    file = store._engine._file
+    store._engine.write(lambda _db: setattr(file, "_looked_s", 0.0)).result(LONG_S)
+    until(lambda: file._lock.is_current())
     with pytest.raises(disk.StoreLockedError):
         SqliteStore(path, Clock())
     assert submit(store).job.number == 1
