@@ -14,6 +14,7 @@ from .hang import (
 from .output import (
     FaultBlackImage,
     FaultClock,
+    FaultGatedImage,
     FaultLateImage,
     FaultMissingFile,
     FaultNoOutput,
@@ -44,6 +45,7 @@ NODE_CLASS_MAPPINGS = {
         FaultTruncatedImage,
         FaultTinyFile,
         FaultLateImage,
+        FaultGatedImage,
         FaultMissingFile,
         FaultOutsideFile,
         FaultNoOutput,

@@ -76,6 +76,22 @@ class FaultLateImage(_FaultOutput):
         return _write(filename_prefix, buffer.getvalue())
 
 
+class FaultGatedImage(_FaultOutput):
+    """A good picture once there is a file of that name in the input folder, whatever came meanwhile."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        more = super().INPUT_TYPES()["required"]
+        return {"required": {"gate": ("STRING", {"default": "gate"}), **more}}
+
+    def run(self, gate: str, filename_prefix: str, seed: int = 0) -> dict[str, Any]:
+        while not os.path.exists(os.path.join(folder_paths.get_input_directory(), gate)):
+            time.sleep(0.02)
+        buffer = BytesIO()
+        Image.fromarray((sample_image(seed)[0] * 255).astype(np.uint8)).save(buffer, format="png")
+        return _write(filename_prefix, buffer.getvalue())
+
+
 class FaultMissingFile(_FaultOutput):
     """Names a file that it never wrote."""
 
