@@ -252,6 +252,12 @@ async def finish(client: Client, prefix: str) -> None:
     await client.wrote(prefix)
 
 
+async def stops(client: Client) -> float:
+    """How many running jobs were told to stop."""
+    lines = (await client.request("GET", "/guarded/metrics")).content.decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith('guarded_interrupts_total{how="stop"}'))
+
+
 async def keeps_silent(ears: Ears) -> None:
     for _ in range(int(SILENCE_S / 2)):
         await ears.assert_nothing_heard()
@@ -304,7 +310,7 @@ async def test_of_a_cancel_and_a_success_the_first_one_is_heard_and_no_other(ser
         await ears.begun()
         await disk.fail(client)
         deleting = asyncio.create_task(client.request("DELETE", f"/guarded/jobs/{job_id}"))
-        await asyncio.sleep(1)  # on its way; were it to come later than the success, that one would count
+        await client.polled(lambda: stops(client), bool)  # else the success would be first
         await finish(client, prefix)
         await keeps_silent(ears)
         assert_refusal(refusal := await deleting, "server_unavailable", 503)
