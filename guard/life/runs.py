@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,10 @@ from .settle import Settler
 from .watchdog import Watchdog
 
 log = logging.getLogger("guarded.queue")
+
+#: The worker waits this long until a start is on disk, then begins without: the job's clock runs, and native prompts
+#: wait behind it. Until then a prompt that kills the process would be tried without an end.
+START_WAIT_S = 10.0
 
 #: Tells how a run ended; on any thread.
 Close = Callable[[Verdict], None]
@@ -56,9 +61,7 @@ class Runs:
         self._watchdog = watchdog
         self._events = events
         self._checking = Checking(settings.results, quarantine, syncs=settings.store.survives == "power_cut")
-        #: The jobs that the host has, and those of them that have ended.
         self._jobs: dict[str, Job] = {}
-        self._ended: set[str] = set()
 
     def expect(self, job: Job) -> None:
         """The job is about to be handed to the host."""
@@ -67,16 +70,10 @@ class Runs:
     def started(self, job_id: str) -> bool:
         job = self._jobs[job_id]
         self._watchdog.watch(job)
-        if job_id in self._ended or self._settler.verdict_of(job_id) is not None:
+        if not self._may_run(job):
             self._watchdog.expect_stop(job_id)
             return False
-        self._store.start(job_id).add_done_callback(partial(self._note_start, job_id))
         return True
-
-    def follow(self, job: Job) -> None:
-        """A new state is durable. The store's thread."""
-        if job.state.settled and job.job_id in self._jobs:
-            self._ended.add(job.job_id)
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         job = self._jobs[job_id]
@@ -91,7 +88,6 @@ class Runs:
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
-        self._ended.discard(job_id)
         self._watchdog.forget(job_id)
         self._settler.release(job_id)
 
@@ -123,16 +119,24 @@ class Runs:
     def native_finished(self, prompt_id: str) -> None:
         self._watchdog.forget(prompt_id)
 
-    def _note_start(self, job_id: str, done: Future[Job | None]) -> None:
-        """The start is on disk, or cannot be. The worker has not waited for it. The store's thread."""
-        about = {"job_id": job_id}
-        if (failure := done.exception()) is not None:
-            log.warning("job %s: that it starts cannot be written: %s", job_id, failure, extra=about)
-        elif done.result() is None:  # it had ended already, which nobody here has heard of
-            self._host.stop(job_id)
-            self._watchdog.expect_stop(job_id)
-        else:
-            log.info("job %s started", job_id, extra=about)
+    def _may_run(self, job: Job) -> bool:
+        """Write down that the job starts; False if it has ended, or is being ended. The worker's thread."""
+        if self._settler.verdict_of(job.job_id) is not None:
+            return False
+        starting = self._store.start(job.job_id)
+        # From the commit, as the log of an ending comes from its own: so the two are in order.
+        starting.add_done_callback(_log_start)
+        try:
+            if starting.result(START_WAIT_S) is None:
+                return False
+        except (GuardError, FutureTimeoutError) as error:
+            log.warning(
+                "job %s: that it starts cannot be written yet: %s",
+                job.job_id,
+                str(error) or "the job store does not answer",
+                extra={"job_id": job.job_id},
+            )
+        return True
 
     def _explain(self, outcome: Outcome) -> GuardError:
         """Say why the run failed. The worker's thread: ComfyUI's worker frees memory right after."""
@@ -149,6 +153,13 @@ class Runs:
         """Give the job its verdict, and have the host tell it once it is durable. Any thread."""
         settled = self._settler.settle(job, verdict, result)
         settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
+
+
+def _log_start(done: Future[Job | None]) -> None:
+    """The store's thread."""
+    job = None if done.exception() is not None else done.result()
+    if job is not None:
+        log.info("job %s started", job.job_id, extra={"job_id": job.job_id})
 
 
 def _verdict_that_counts(settled: Settled | None) -> Verdict:

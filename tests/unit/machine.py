@@ -52,7 +52,6 @@ class Machine:
         self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates)
         store.changed.subscribe(self.estimates.follow)
         store.changed.subscribe(self.events.follow)
-        store.changed.subscribe(self.runs.follow)
         store.changed.subscribe(self.dispatcher.follow)
         self.settler.ending.subscribe(self.watchdog.expect_stop)
         self.settler.ending.subscribe(self.dispatcher.expect_stop)
@@ -74,7 +73,6 @@ class Machine:
     async def run(self, **facts):
         job_id = await self.dispatch(**facts)
         assert self.runs.started(job_id)
-        self.store.flush()  # the worker does not wait for it
         return job_id
 
     def turn(self, after_s=0.0):

@@ -17,6 +17,7 @@ from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, ServerUnavailableError, WorkerDiedError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.job import SUCCESS, JobState
+from comfyui_guarded.guard.life import runs
 from comfyui_guarded.guard.store import SqliteStore, StoreUnusableError, disk, engine, held_file, threads
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
@@ -232,7 +233,8 @@ async def test_a_database_that_hangs_holds_the_ending_back_and_then_tells_the_fi
     assert machine.leased() == 0
 
 
-async def test_a_database_that_hangs_delays_no_start(machine, store):
+async def test_a_database_that_hangs_delays_a_start_for_a_while_and_no_longer(machine, store, monkeypatch):
+    monkeypatch.setattr(runs, "START_WAIT_S", 0.05)
     job_id = await machine.dispatch()
     with Held(store):
         assert machine.runs.started(job_id)
