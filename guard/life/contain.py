@@ -29,12 +29,11 @@ async def contain(begin: Callable[[], Awaitable[T]], timeout_s: float | None = N
         OverdueError: it has not ended within `timeout_s`.
     """
     task = asyncio.ensure_future(_catch_all(begin))
+    task.add_done_callback(_hear)
     try:
         await asyncio.wait({task}, timeout=timeout_s)
     finally:
-        if not task.done():
-            task.add_done_callback(_hear)
-            task.cancel()
+        task.cancel()
     if not task.done():
         raise OverdueError(f"it did not end within {timeout_s:g} s")
     if task.cancelled():
@@ -77,6 +76,6 @@ def _escape(error: BaseException) -> EscapedError:
 
 
 def _hear(task: asyncio.Task[Any]) -> None:
-    """Take the exception of a task that nobody awaits any more, so that asyncio does not log it."""
+    """Take the exception of a task that nobody may await any more, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()

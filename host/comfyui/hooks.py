@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import comfy.model_management
 
-from ...guard.errors import GuardError
+from ...guard.errors import CancelledError, GuardError
 from ...guard.host import HostListener
 from . import report
 from .ends import Ends, note_acting
@@ -50,6 +50,8 @@ class Hooks:
         self._relay = relay
         #: The guard's jobs that ComfyUI has, queued or running.
         self._runs: dict[str, Run] = {}
+        #: The jobs on their way into the queue, and whether their clients have been told meanwhile that they ended.
+        self._coming: dict[str, bool] = {}
         self._ends = Ends(self._queue, self.send, self._forget)
         self._listener: HostListener
         self._native_task_done: Native
@@ -100,10 +102,26 @@ class Hooks:
         finally:
             _captured.reset(token)
 
+    @contextmanager
+    def expect(self, job_id: str) -> Iterator[None]:
+        """The job is on its way into the queue. Event loop."""
+        with self._queue.mutex:
+            self._coming[job_id] = False
+        try:
+            yield
+        finally:
+            with self._queue.mutex:
+                self._coming.pop(job_id, None)
+
     def queue_job(self, item: QueueItem, client_id: str) -> None:
-        """Queue a job of the guard. Raises RuntimeError where ComfyUI has a prompt of that id. Event loop."""
+        """Queue a job of the guard. Event loop.
+
+        Raises RuntimeError where ComfyUI has a prompt of that id, and CancelledError where the job has ended meanwhile.
+        """
         job_id = item[1]
         with self._queue.mutex:
+            if self._coming.get(job_id):
+                raise CancelledError("The job ended on its way to ComfyUI.")
             if any(other[1] == job_id for other in (*self._queue.queue, *self._queue.currently_running.values())):
                 raise RuntimeError("a native prompt has the job's id")
             self._queue.put(item)
@@ -113,9 +131,23 @@ class Hooks:
         """The job of that id, while ComfyUI has it and its run is not over. Any thread."""
         return None if job_id in self._ends else self._runs.get(job_id)
 
-    def is_ending(self, job_id: str) -> bool:
-        """Whether the job's run is over, and its end not told. Any thread."""
-        return job_id in self._ends
+    def announce(self, job_id: str, message: tuple[str, dict[str, Any]]) -> bool:
+        """Tell a job's error, or leave that to its run's end. False: ComfyUI never will have a run. Any thread."""
+        with self._queue.mutex:
+            run = self._runs.get(job_id)
+            if run is None and job_id in self._coming:
+                self._coming[job_id] = True
+        if run is None:
+            return False
+        with run.in_order():
+            with self._queue.mutex:
+                if self._runs.get(job_id) is not run:
+                    return False
+                is_first = job_id not in self._ends and run.claim_announcement()
+            # Not under the queue's lock: who tells an end holds a line's lock, and then asks for that one.
+            if is_first:
+                self.send_in_order(*message, run.client_id)
+        return True
 
     def list_held(self) -> frozenset[str]:
         """List the ids of all prompts that wait, run or are being ended, or that a worker has taken. Any thread."""
@@ -127,10 +159,8 @@ class Hooks:
 
     def forget(self, job_id: str) -> None:
         """Keep nothing of a job that ComfyUI no longer has. Any thread."""
-        with self._queue.mutex:
-            if job_id not in self.list_held():
-                self._runs.pop(job_id, None)
-                self._stops.forget(job_id)
+        if job_id not in self.list_held():
+            self._drop(job_id)
 
     def delete(self, prompt_id: str) -> None:
         """Take a prompt of ComfyUI's own out of the queue, if it still waits. Any thread."""
@@ -226,6 +256,7 @@ class Hooks:
         prompt_id = item[1] if item is not None else taken
         run = self._runs.get(prompt_id) if prompt_id is not None else None
         if run is not None:
+            run.is_over = True
             self._end(run, native, item_id, history_result, args, kwargs)
             return None
         try:
@@ -273,7 +304,8 @@ class Hooks:
         for job_id in removed:
             if job_id in self._runs:
                 self._tell(self._listener.dropped, job_id)
-                self._release(job_id)
+                self._drop(job_id)
+                self._tell(self._listener.released, job_id)
         return result
 
     # The wrappers of the server's methods. -------------------------------------------------------------------
@@ -290,8 +322,15 @@ class Hooks:
                 return None
             if (progress := run.read_progress(event, data)) is not None:
                 self._tell(self._listener.progressed, run.job_id, progress)
-        elif isinstance(event, int):
+            with run.in_order():
+                if run.is_announced and not run.is_over:
+                    return None  # it was cancelled just when the worker took it, and its client knows how it ended
+                return self._pass_on(native, event, data, sid, *args, **kwargs)
+        if isinstance(event, int):
             self._report_preview(event, data)
+        return self._pass_on(native, event, data, sid, *args, **kwargs)
+
+    def _pass_on(self, native: Native, event: Any, data: Any, sid: Any, *args: Any, **kwargs: Any) -> Any:
         if self._ends.put_off((event, data, sid)):
             return None
         return self._relay.send(native, event, data, sid, *args, **kwargs)
@@ -323,7 +362,16 @@ class Hooks:
             lost = [job_id for job_id in self._runs if job_id not in known and job_id not in self._ends]
         for job_id in lost:
             self._tell(self._listener.lost, job_id)
-            self._release(job_id)
+            self._drop(job_id)
+            self._tell(self._listener.released, job_id)
+
+    def _drop(self, job_id: str) -> None:
+        """Keep nothing of a job that no worker will hand back. Any thread."""
+        with self._queue.mutex:
+            run = self._runs.pop(job_id, None)
+            self._stops.forget(job_id)
+        if run is not None and run.is_announced:
+            self.send_in_order("executing", {"node": None, "prompt_id": job_id}, run.client_id)
 
     def _forget(self, run: Run) -> None:
         """The job's end is told."""

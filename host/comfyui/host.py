@@ -75,10 +75,11 @@ class ComfyHost:
 
     async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
         self._make_outputs_run(job_id, body["prompt"])
-        answer = await self._call_handler(body)
-        if isinstance(answer, Refusal):
-            return answer
-        self._hooks.queue_job(answer, client_id)
+        with self._hooks.expect(job_id):
+            answer = await self._call_handler(body)
+            if isinstance(answer, Refusal):
+                return answer
+            self._hooks.queue_job(answer, client_id)
         return None
 
     async def _call_handler(self, body: dict[str, Any], timeout_s: float | None = None) -> QueueItem | Refusal:
@@ -155,14 +156,10 @@ class ComfyHost:
     # What the sockets and ComfyUI's own queue show. ----------------------------------------------------------
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
-        if self._hooks.is_ending(job_id):
-            return  # its end will be told with the verdict
-        run = self._hooks.find_run(job_id)
-        if run is not None:
-            if run.claim_announcement():
-                message = report.make_execution_error(run.job_id, error.code, error.message, error.extra_info)
-                self._hooks.send_in_order(*message, run.client_id)
-        elif self._view is not None:
+        message = report.make_execution_error(job_id, error.code, error.message, error.extra_info)
+        if self._hooks.announce(job_id, message):
+            return
+        if self._view is not None:
             asyncio.run_coroutine_threadsafe(
                 self._announce_with_history(self._view, job_id, client_id, error), self._server.loop
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ...guard.events.lines import Message
@@ -12,6 +13,9 @@ from ...guard.graph import is_link
 from ...guard.host import Progress
 from . import report
 from .report import QueueItem
+
+#: A pack's own `send_sync` below ours may block; the store's thread must not wait for that.
+ORDER_WAIT_S = 0.5
 
 
 class Run:
@@ -21,6 +25,7 @@ class Run:
         client_id: the websocket that hears of it.
         item: what ComfyUI has queued; `prompt` is the graph in it.
         withheld: events that no client may hear before the verdict, in order.
+        is_over: whether the worker has let go of it.
     """
 
     def __init__(self, job_id: str, client_id: str, item: QueueItem) -> None:
@@ -31,7 +36,9 @@ class Run:
         self.withheld: list[Message] = []
         self._outputs = tuple(item[4])
         self._to_run = find_needed_nodes(self.prompt, self._outputs)
+        self.is_over = False
         self._announced = threading.Lock()
+        self._order = threading.RLock()
 
     def must_withhold(self, event: Any, data: Any) -> bool:
         """Whether an event says how the job ended, or lets a client conclude it."""
@@ -52,6 +59,21 @@ class Run:
     def claim_announcement(self) -> bool:
         """True for the first caller, who must then tell the client of the job's error. Any thread."""
         return self._announced.acquire(blocking=False)
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        """Send an event of the run, or its error, while nobody else does. Any thread; waits a moment at most."""
+        has_lock = self._order.acquire(timeout=ORDER_WAIT_S)
+        try:
+            yield
+        finally:
+            if has_lock:
+                self._order.release()
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether the client has been told of the job's error, or is being told. Any thread."""
+        return self._announced.locked()
 
     def read_progress(self, event: Any, data: Any) -> Progress | None:
         """How far the job is, where the event says so."""
