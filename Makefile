@@ -12,6 +12,8 @@ CHAOS_REAL ?= 20
 POWER ?= 20
 POWER_REAL ?= 20
 POWER_JOBS ?= 100
+CHANNELS ?= 500
+CHANNELS_REAL ?= 20
 LEDGER ?= 500
 LEDGER_KILLS ?= 20
 SOAK ?= --minutes 20 --jobs 2000
@@ -26,7 +28,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check clients chaos power ledger soak crowd format venv clean
+.PHONY: help demo serve test check clients chaos power channels ledger soak crowd format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +40,8 @@ help:
 	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
 	@echo "make power   20 power cuts of 100 jobs each on disks that forget what was not synced (POWER, POWER_REAL,"
 	@echo "             POWER_JOBS); as root also on a file system of its own"
+	@echo "make channels 500 schedules of full disks, silent stores, stops and kills, with a listener on every channel, and"
+	@echo "             20 on each real ComfyUI (CHANNELS, CHANNELS_REAL)"
 	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
 	@echo "             open files or threads grow"
@@ -78,6 +82,9 @@ chaos: $(VENV)/.run-ready $(VENV)/.dev-ready
 power: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_POWER=$(POWER) GUARDED_POWER_REAL=$(POWER_REAL) GUARDED_POWER_JOBS=$(POWER_JOBS) \
 		$(BIN)/pytest tests/chaos/test_power_cut.py $(PYTEST_ARGS)
+
+channels: $(VENV)/.run-ready $(VENV)/.dev-ready
+	GUARDED_CHANNELS=$(CHANNELS) GUARDED_CHANNELS_REAL=$(CHANNELS_REAL) $(BIN)/pytest tests/chaos/test_channels.py $(PYTEST_ARGS)
 
 ledger: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_LEDGER=$(LEDGER) GUARDED_LEDGER_KILLS=$(LEDGER_KILLS) $(BIN)/pytest tests/examples/test_ledger.py $(PYTEST_ARGS)
