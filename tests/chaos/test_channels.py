@@ -121,7 +121,7 @@ class Servers:
         """A small disk, where this user may mount one; elsewhere SQLite alone says that there is no room."""
         folder.mkdir(parents=True)
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            options = ["-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+            options = ["-t", "tmpfs", "-o", "size=96m", "tmpfs", str(folder)]
             subprocess.run(["mount", *options], check=True, capture_output=True)
             self._disks.append(folder)
             return folder
