@@ -206,6 +206,7 @@ class Engine:
         self._untold = lambda: tell(told)
         if self._damage is None:
             self.trouble = None
+        self._tidy()  # a process that keeps being killed would otherwise never come to it
 
     def _start_reader(self, name: str, check: Check | None = None) -> DatabaseThread:
         idle = (lambda: check.look(thread.db)) if check is not None else None
@@ -286,6 +287,10 @@ class Engine:
             untold()
             self._publish()
 
+    def _tidy(self) -> None:
+        """Have the log worked into the database. The writer's thread."""
+        self.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+
     def _mend(self) -> None:
         """Close the file, and open it again: that mends it. The leases of this process live on."""
         if time.monotonic() < self._mend_due_s:
@@ -343,7 +348,7 @@ class Engine:
             return
         self._commits += 1
         if self._commits % TIDY_COMMITS == 0:
-            self.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+            self._tidy()
         self._publish()
         for future, refusal in refusals:
             future.set_exception(refusal)

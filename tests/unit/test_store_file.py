@@ -221,3 +221,29 @@ def test_a_full_disk_is_said_by_name_and_is_over_when_there_is_room_again(store)
     limit(2**30)
     assert store.submit(big, 10**9).result(LONG_S).waiting.position == 2
     assert store.queued == 2
+
+
+def test_a_process_that_keeps_being_killed_leaves_no_growing_log(tmp_path, clock):
+    """A kill leaves the database as it lies there: a copy of its files under a new name."""
+    sizes, jobs = [], 0
+    for life in range(12):
+        folder = tmp_path / str(life)
+        folder.mkdir()
+        if life:
+            for part in (tmp_path / str(life - 1)).iterdir():
+                if not part.name.endswith((".lock", "-shm")):
+                    shutil.copy(part, folder)
+        store = SqliteStore(folder / "guarded.db", clock)
+        # The tidier takes its work in order: behind this, the log that the life before has left is worked in.
+        store._engine.read_slowly(lambda _db: None).result(LONG_S)
+        for _ in range(20):
+            submit(store)
+        jobs += 20
+        sizes.append((folder / "guarded.db-wal").stat().st_size)
+        assert store.count_jobs().result(LONG_S).queued == jobs
+        for part in folder.iterdir():
+            shutil.copy(part, folder / f"killed-{part.name}")
+        store.close()
+        for part in folder.glob("killed-*"):
+            os.replace(part, folder / part.name.removeprefix("killed-"))
+    assert max(sizes) < 2 * sizes[1]
