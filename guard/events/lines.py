@@ -77,7 +77,7 @@ class Lines:
                         first.tell()
                     else:
                         self._send(first)
-                except Exception:
+                except BaseException:  # a pack's SystemExit would leave what follows waiting for ever
                     log.exception("what waited for the end of a job could not be sent")
             self._lines.pop(sid, None)
 

@@ -114,7 +114,9 @@ class Ends:
 
     def close(self, end: End, verdict: Verdict) -> None:
         """Tell how the run ended, as soon as every end before it in its client's line has been told."""
-        self._lines.tell(end.run.client_id, end.place, lambda: self._tell(end, verdict))
+        # This lock first: ComfyUI, and packs with it, send while they hold it.
+        with self._queue.mutex:
+            self._lines.tell(end.run.client_id, end.place, lambda: self._tell(end, verdict))
 
     def _tell(self, end: End, verdict: Verdict) -> None:
         run, args, kwargs = end.run, end.args, end.kwargs
@@ -126,7 +128,10 @@ class Ends:
             messages = _choose_messages(run, error)
         try:
             for message in messages:
-                self._send(*message)
+                try:
+                    self._send(*message)
+                except Exception:  # a pack's; the messages behind it tell the end
+                    log.exception("an event of job %s could not be sent", run.job_id, extra={"job_id": run.job_id})
         finally:
             self._put_into_history(end, args, kwargs)
         if verdict.code is None:

@@ -1,3 +1,4 @@
+# Over 400 lines: all wrappers share the runs, under the one lock of ComfyUI's queue.
 """The patches of ComfyUI's queue and server objects, through which the guard sees and steers what ComfyUI does.
 
 Only attributes of the two instances are replaced, and one function of `comfy.model_management`. (`handler` also wraps
@@ -7,6 +8,7 @@ the event loop's task factory, `worker` shields `PromptExecutor` and `inputs` on
 from __future__ import annotations
 
 import contextvars
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import comfy.model_management
 
-from ...guard.errors import CancelledError, GuardError
+from ...guard.errors import CancelledError, GuardError, WorkerDiedError
+from ...guard.events.lines import Message
 from ...guard.host import HostListener
 from . import report
 from .ends import Ends, note_acting
@@ -53,6 +56,8 @@ class Hooks:
         #: The jobs on their way into the queue, and whether their clients have been told meanwhile that they ended.
         self._coming: dict[str, bool] = {}
         self._ends = Ends(self._queue, self.send, self._forget)
+        #: The last `executing` of a job, while ComfyUI's worker has yet to send it.
+        self._last: Message | None = None
         self._listener: HostListener
         self._native_task_done: Native
         self._native_send_sync: Native
@@ -124,7 +129,14 @@ class Hooks:
                 raise CancelledError("The job ended on its way to ComfyUI.")
             if any(other[1] == job_id for other in (*self._queue.queue, *self._queue.currently_running.values())):
                 raise RuntimeError("a native prompt has the job's id")
-            self._queue.put(item)
+            try:
+                self._queue.put(item)
+            except BaseException:
+                # `put` also tells the sockets, and a pack may raise there. What is queued would run without us.
+                if not any(queued is item for queued in self._queue.queue):
+                    raise
+                log.exception("what follows the queueing of job %s failed", job_id, extra={"job_id": job_id})
+                self._queue.not_empty.notify()  # that has not come either
             self._runs[job_id] = Run(job_id, client_id, item)
 
     def find_run(self, job_id: str) -> Run | None:
@@ -144,7 +156,7 @@ class Hooks:
                 if self._runs.get(job_id) is not run:
                     return False
                 is_first = job_id not in self._ends and run.claim_announcement()
-            # Not under the queue's lock: who tells an end holds a line's lock, and then asks for that one.
+            # Not under the queue's lock: a pack's own `send_sync` below ours may block.
             if is_first:
                 self.send_in_order(*message, run.client_id)
         return True
@@ -232,13 +244,18 @@ class Hooks:
     def _get(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, between two prompts."""
         self._workers.begin_turn()
+        self._end_turn_before()
+        with self._queue.mutex:
+            before = set(self._queue.currently_running)
         try:
             taken = native(*args, **kwargs)
         except Exception:
             # A prompt that cannot be copied or compared. It would kill the worker, and is gone from the queue anyway.
             log.exception("ComfyUI's queue failed to hand out a prompt", extra={"quotes_prompt": True})
-            self._report_lost()
-            return None
+            taken = self._find_taken(before)
+            if taken is None:
+                self._report_lost()
+                return None
         if taken is not None:
             prompt_id = taken[0][1]
             self._workers.take(prompt_id)
@@ -247,6 +264,26 @@ class Hooks:
             elif self._tell(self._listener.started, prompt_id) is False:
                 self._stops.ask(prompt_id)
         return taken
+
+    def _find_taken(self, before: set[Any]) -> tuple[QueueItem, Any] | None:
+        """Find what `get` has taken all the same: it tells the sockets last, and a pack may raise there."""
+        with self._queue.mutex:
+            running = self._queue.currently_running
+            return next(((copy.deepcopy(running[item_id]), item_id) for item_id in running.keys() - before), None)
+
+    def _end_turn_before(self) -> None:
+        """Make up for what a worker has left out before it asks for the next prompt: packs wrap `get` and `task_done`.
+
+        The worker's thread; the one before may have died.
+        """
+        prompt_id = self._workers.give_back()
+        if prompt_id is not None and (run := self.find_run(prompt_id)) is not None:
+            log.error("a pack has lost job %s on its way to or from the worker", prompt_id, extra={"job_id": prompt_id})
+            error = WorkerDiedError("ComfyUI's worker went on without handing the job back.")
+            self.close(*(*self.list_orphans(prompt_id), (None, run.item))[0], error)
+        last, self._last = self._last, None
+        if last is not None:
+            self.send_in_order(*last)
 
     def _task_done(self, native: Native, item_id: Any, history_result: Any, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, without the queue's lock: ComfyUI's own `task_done` comes with the verdict."""
@@ -286,6 +323,7 @@ class Hooks:
         except Exception:
             log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
             self._tell(self._listener.unreadable, run.job_id, close)
+        self._last = ("executing", {"node": None, "prompt_id": run.job_id}, run.client_id)
         self._tell(self._listener.released, run.job_id)
 
     def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
@@ -320,6 +358,8 @@ class Hooks:
             if run.must_withhold(event, data):
                 run.withheld.append((event, data, sid))
                 return None
+            if event == "executing" and data.get("node") is None and not run.is_over:
+                return None  # a pack's: the run is not over, and the last one comes when it is
             if (progress := run.read_progress(event, data)) is not None:
                 self._tell(self._listener.progressed, run.job_id, progress)
             with run.in_order():
@@ -331,6 +371,8 @@ class Hooks:
         return self._pass_on(native, event, data, sid, *args, **kwargs)
 
     def _pass_on(self, native: Native, event: Any, data: Any, sid: Any, *args: Any, **kwargs: Any) -> Any:
+        if (event, data, sid) == self._last:
+            self._last = None
         if self._ends.put_off((event, data, sid)):
             return None
         return self._relay.send(native, event, data, sid, *args, **kwargs)

@@ -178,8 +178,10 @@ class ComfyHost:
         """Send what the clients of a job wait for; ComfyUI says nothing of one that never ran. Any thread."""
         message = report.make_execution_error(job_id, error.code, error.message, error.extra_info)
         self._hooks.send_in_order(*message, client_id)
-        self._server.queue_updated()
-        self._hooks.send_in_order("executing", {"node": None, "prompt_id": job_id}, client_id)
+        try:
+            self._server.queue_updated()
+        finally:
+            self._hooks.send_in_order("executing", {"node": None, "prompt_id": job_id}, client_id)
 
     def show_backlog(self, backlog: Backlog) -> None:
         self._view = BacklogView(self._queue, backlog, self._hooks.count_item_fields())

@@ -1,7 +1,11 @@
 """A queue that heals, whatever ComfyUI's code or a pack's does to it."""
 
+import contextlib
+from collections.abc import AsyncIterator
+
 import pytest
 from contract.client import (
+    Client,
     assert_ended_badly,
     assert_heard_only_an_error,
     assert_refusal,
@@ -11,6 +15,7 @@ from contract.client import (
     save,
     sleep,
     text,
+    types_of,
 )
 
 ESCAPES = ("cancelled", "system_exit", "generator_exit")
@@ -109,3 +114,58 @@ async def test_a_job_that_a_pack_takes_from_those_that_run_ends_and_the_next_one
     assert (await client.request("POST", "/guarded_faults/queue/pop_running")).status == 200
     assert_succeeded(await client.settled(job_id))
     assert_succeeded(await client.settled(following))
+
+
+@contextlib.asynccontextmanager
+async def pack(client: Client, how: str) -> AsyncIterator[None]:
+    """A pack's wrapper in front of ComfyUI's methods, for as long as the block."""
+    assert (await client.request("POST", f"/guarded_faults/packs/{how}")).status == 200
+    try:
+        yield
+    finally:
+        await client.request("POST", "/guarded_faults/packs/off")
+
+
+async def test_whoever_waits_for_the_last_executing_hears_it_although_a_pack_kills_the_worker_before(client):
+    async with client.socket() as socket:
+        job_id = await client.admitted(sleep(0.5), client_id=socket.client_id)
+        await client.running(job_id)
+        async with pack(client, "raise_after_task_done"):
+            assert_succeeded(await client.settled(job_id))
+        heard = types_of(await socket.until_end_of(job_id))
+        assert (heard.count("execution_success"), heard.count("executing")) == (1, 3)
+    await client.assert_takes_jobs()
+
+
+@pytest.mark.parametrize("how", ["swallow_task_done", "lose_in_get"])
+async def test_a_job_that_a_pack_loses_between_queue_and_worker_ends_and_the_next_one_runs(client, how):
+    async with client.socket() as socket:
+        if how == "lose_in_get":
+            before = await client.admitted(sleep(0.5))
+            await client.running(before)
+            job_id = await client.admitted(picture(), client_id=socket.client_id)
+        else:
+            job_id = await client.admitted(sleep(0.5), client_id=socket.client_id)
+            await client.running(job_id)
+        async with pack(client, how):
+            assert_ended_badly(await client.settled(job_id), "worker_died")
+        events = await socket.until_end_of(job_id)
+        assert_heard_only_an_error(events)
+        assert [event["data"]["node"] for event in events if event["type"] == "executing"].count(None) == 1
+        assert job_id not in await client.native_running()
+    await client.assert_takes_jobs()
+
+
+async def test_a_pack_that_raises_as_comfyui_tells_of_its_queue_costs_no_job(client):
+    async with client.socket() as socket, pack(client, "raise_in_queue_updated"):
+        for _ in range(2):
+            job_id = await client.admitted(picture(), client_id=socket.client_id)
+            assert_succeeded(await client.settled(job_id))
+            assert types_of(await socket.until_end_of(job_id)).count("execution_success") == 1
+    assert job_id not in await client.native_running()
+
+
+async def test_a_pack_that_tells_every_client_of_the_queue_under_its_lock_stops_nothing(client):
+    async with client.socket() as socket, pack(client, "tell_each_socket"):
+        for _ in range(30):
+            assert_succeeded(await client.run(text(), client_id=socket.client_id))

@@ -42,12 +42,13 @@ def test_the_next_jobs_events_come_after_the_end(lines, sent):
     assert not lines.put_off(("executing", {}, "a"))
 
 
-def test_an_end_that_fails_to_be_told_holds_up_nothing(lines, sent):
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_an_end_that_fails_to_be_told_holds_up_nothing(lines, sent, error):
     end = lines.add_end("a")
     lines.put_off(("execution_start", {}, "a"))
 
     def fail() -> None:
-        raise RuntimeError("no such socket")
+        raise error("no such socket")
 
     lines.tell("a", end, fail)
     assert sent == [("execution_start", {}, "a")]

@@ -1,0 +1,103 @@
+"""POST /guarded_faults/packs/{how}: what packs put in front of ComfyUI's methods, until POST …/packs/off."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import server
+from aiohttp import web
+
+_instance = server.PromptServer.instance
+_undo: list[Callable[[], None]] = []
+
+
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    native = getattr(owner, name)
+    setattr(owner, name, make(native))
+    _undo.append(lambda: setattr(owner, name, native))
+
+
+def _raise_after_task_done() -> None:
+    def make(native: Any) -> Any:
+        def task_done(*args: Any, **kwargs: Any) -> None:
+            native(*args, **kwargs)
+            raise RuntimeError("a pack's")
+
+        return task_done
+
+    _replace(_instance.prompt_queue, "task_done", make)
+
+
+def _swallow_task_done() -> None:
+    _replace(_instance.prompt_queue, "task_done", lambda _native: lambda *_args, **_kwargs: None)
+
+
+def _lose_in_get() -> None:
+    """Once: the worker may wait inside of it for what comes after `off`."""
+    lost: list[Any] = []
+
+    def make(native: Any) -> Any:
+        def get(*args: Any, **kwargs: Any) -> Any:
+            taken = native(*args, **kwargs)
+            if taken is None or lost:
+                return taken
+            lost.append(taken)
+            return None
+
+        return get
+
+    _replace(_instance.prompt_queue, "get", make)
+
+
+def _raise_in_queue_updated() -> None:
+    def make(_native: Any) -> Any:
+        def queue_updated() -> None:
+            raise RuntimeError("a pack's")
+
+        return queue_updated
+
+    _replace(_instance, "queue_updated", make)
+
+
+def _tell_each_socket() -> None:
+    """As a pack does that shows every client its own queue; ComfyUI calls this under its queue's lock."""
+    stop = threading.Event()
+    queue = _instance.prompt_queue
+
+    def make(native: Any) -> Any:
+        def queue_updated() -> None:
+            native()
+            for sid in list(_instance.sockets):
+                _instance.send_sync("pack.queue", {}, sid)
+
+        return queue_updated
+
+    def keep_telling() -> None:
+        while not stop.is_set():
+            with queue.mutex:
+                _instance.queue_updated()
+            time.sleep(0.001)
+
+    _replace(_instance, "queue_updated", make)
+    threading.Thread(target=keep_telling, daemon=True).start()
+    _undo.append(stop.set)
+
+
+_WAYS = {
+    "raise_after_task_done": _raise_after_task_done,
+    "swallow_task_done": _swallow_task_done,
+    "lose_in_get": _lose_in_get,
+    "raise_in_queue_updated": _raise_in_queue_updated,
+    "tell_each_socket": _tell_each_socket,
+}
+
+
+@_instance.routes.post("/guarded_faults/packs/{how}")
+async def post_pack(request: web.Request) -> web.Response:
+    how = request.match_info["how"]
+    if how != "off":
+        _WAYS[how]()
+    while how == "off" and _undo:
+        _undo.pop()()
+    return web.json_response({})
