@@ -35,6 +35,7 @@ class Line:
         number: the newest job's.
         event_id: the newest change of state's.
         reordered: whether a waiting job may have another position than its arrival gives it.
+        alone: the job under way that had begun before a process died: nothing else begins beside it.
     """
 
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Line:
     number: int = 0
     event_id: int = 0
     reordered: bool = False
+    alone: str | None = None
 
     @classmethod
     def read(cls, db: sqlite3.Connection) -> Line:
@@ -66,8 +68,12 @@ class Line:
         )
         for owner, count in under_way:
             turns.setdefault(owner, Turn()).under_way = count
+        alone = db.execute(
+            f"SELECT job_id FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
+            "AND state IN ('dispatched', 'running', 'validating') AND attempts > (state <> 'dispatched')"
+        ).fetchone()
         number, event_id = cls.last_number(db, "jobs"), cls.last_number(db, "transitions")
-        return cls(turns, kinds, leases, number, event_id, bool(reordered))
+        return cls(turns, kinds, leases, number, event_id, bool(reordered), alone and alone[0])
 
     @staticmethod
     def last_number(db: sqlite3.Connection, table: str) -> int:
@@ -78,6 +84,10 @@ class Line:
     @property
     def queued(self) -> int:
         return sum(turn.queued for turn in list(self.turns.values()))
+
+    @property
+    def under_way(self) -> int:
+        return sum(turn.under_way for turn in list(self.turns.values()))
 
     def count_queued(self, owner: str) -> int:
         return self.turns.get(owner, Turn()).queued

@@ -101,6 +101,8 @@ class Store(Protocol):
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         """Give a slot to the next job; owners take turns. None if no slot is free or no job waits.
 
+        A job that had begun when a process died has everything to itself, until it has settled: should it kill this
+        process too, that costs no other job an attempt.
         Jobs without a prompt, which somebody has deleted, settle as `internal_error`.
         """
 

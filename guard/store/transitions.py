@@ -88,13 +88,19 @@ class Transitions:
         return Submitted(job, self.line.locate(db, job))
 
     def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
-        while len(self.line.leases) < max_jobs and (owner := self.line.pick_owner()) is not None:
+        while (
+            len(self.line.leases) < max_jobs
+            and self.line.alone is None
+            and (owner := self.line.pick_owner()) is not None
+        ):
             row = db.execute(
                 f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
                 "ORDER BY priority DESC, place, number LIMIT 1",
                 (owner,),
             ).fetchone()
             job = read_job(row)
+            if job.attempts and self.line.under_way:
+                return None
             body = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
             if body is not None:
                 return Claimed(self._lease(db, job, holder), body[0])
@@ -109,6 +115,8 @@ class Transitions:
         # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
         self.line.leases.add(job.job_id)
+        if job.attempts:
+            self.line.alone = job.job_id
         return job
 
     def advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
@@ -188,6 +196,8 @@ class Transitions:
             self.line.add_queued(job.owner, job.kind, +1 if state is JobState.QUEUED else -1)
         if change := _is_under_way(state) - _is_under_way(job.state):
             self.line.add_under_way(job.owner, change)
+            if change < 0 and self.line.alone == job.job_id:
+                self.line.alone = None
         self.changed.append(moved)
         return moved
 

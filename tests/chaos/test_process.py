@@ -381,6 +381,25 @@ async def test_a_prompt_whose_validation_kills_the_process_at_dispatch_is_tried_
         assert_settled_once(states)
 
 
+async def test_a_prompt_that_kills_the_process_again_and_again_costs_the_job_that_ran_beside_it_nothing(server):
+    host = server(GUARDED_WATCHDOG__MAX_ATTEMPTS="2", MAX_GPU_JOBS="2").start()
+    async with connected(host) as client:
+        beside = await client.admitted(sleep(2))
+        await client.running(beside)
+        validation = {"1": node("FaultValidation", does="kill_process", at="dispatch", seed=0), "2": save()}
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # it may die before it has answered
+            await client.submit(validation)
+        assert await ended(host) == -signal.SIGKILL
+    host.spawn()
+    assert await ended(host) == -signal.SIGKILL
+    host.start()
+    async with connected(host) as client:
+        assert_succeeded(await client.settled(beside))
+        (poison,) = [job for job in await client.jobs() if job["job_id"] != beside]
+        assert_ended_badly(poison, "server_restarted")
+        await client.assert_takes_jobs()
+
+
 # The wall clock. -------------------------------------------------------------------------------------------------
 
 CLOCK = """

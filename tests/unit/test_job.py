@@ -2,7 +2,9 @@
 
 import itertools
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ QUEUED, DISPATCHED, RUNNING, VALIDATING = (
     JobState.RUNNING,
     JobState.VALIDATING,
 )
+UNDER_WAY = {DISPATCHED, RUNNING, VALIDATING}
 VERDICTS = [
     SUCCESS,
     Verdict(JobState.FAILED, "generation_timeout", "too long"),
@@ -160,7 +163,10 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self):
         next_up = [job_id for job_id, position in self._positions().items() if position == 1]
         claimed = self.store.claim("local", self.max_jobs).result(LONG_S)
-        if len(self.leases) >= self.max_jobs or not next_up:
+        under_way = [known for known in self.model.values() if known.state in UNDER_WAY]
+        is_alone = any(known.attempts > (known.state is not DISPATCHED) for known in under_way)
+        waits = next_up and under_way and self.model[next_up[0]].attempts
+        if len(self.leases) >= self.max_jobs or not next_up or is_alone or waits:
             assert claimed is None
             return
         assert [claimed.job.job_id] == next_up
@@ -217,7 +223,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def drain_a_copy(self):
         """The positions are the order in which everything that waits would be claimed."""
-        copy = SqliteStore(self._copied(), self.clock)
+        path = self._copied()
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE jobs SET attempts = 0")  # one that has begun before would let none begin beside it
+        copy = SqliteStore(path, self.clock)
         try:
             copy._transitions.line.turns = deepcopy(
                 self.store._transitions.line.turns

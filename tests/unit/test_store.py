@@ -281,10 +281,9 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
     names = ["dispatched", "once", "checked", "twice", "secret-running", "secret-queued", "queued"]
     ids = {name: new_id() for name in names}
     submit(store, ids["twice"])
-    for _ in range(2):
-        assert store.recover("local", 2).result(LONG_S).settled == ()
-        assert claim(store, 99) == ids["twice"]
-        store.start(ids["twice"]).result(LONG_S)
+    assert claim(store, 99) == ids["twice"]
+    store.start(ids["twice"]).result(LONG_S)
+    store._engine.write(lambda db: db.execute("UPDATE jobs SET attempts = 2")).result(LONG_S)
     for name in names:
         if name != "twice":
             submit(store, ids[name], has_secrets=name.startswith("secret"))
@@ -307,9 +306,46 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
         assert (body["state"], body["error"]["code"], body["refund"]) == ("failed", "server_restarted", True)
     assert len(told) == 6
     assert store.count_jobs().result(LONG_S).leased == 0
-    assert claim_all(store) == [ids[name] for name in ("dispatched", "once", "checked", "queued")]
     attempts = {name: store.get(ids[name]).result(LONG_S).attempts for name in names}
     assert (attempts["dispatched"], attempts["once"], attempts["twice"]) == (0, 1, 2)
+    assert claim_all(store) == [ids["dispatched"]], "the next one has begun before, and waits until it is alone"
+    for name, then in (("dispatched", "once"), ("once", "checked"), ("checked", "queued")):
+        assert claim(store, 99) is None
+        run_to_success(store, ids[name])
+        assert claim(store, 99) == ids[then]
+    assert claim(store, 99) is None
+    store.close()
+
+
+@pytest.mark.parametrize("innocent_is", ["running", "validating"])
+def test_a_job_that_kills_the_process_twice_costs_the_one_beside_it_no_second_attempt(tmp_path, clock, innocent_is):
+    path = tmp_path / "jobs.db"
+    store = SqliteStore(path, clock)
+    innocent, poison, later = (submit(store).job.job_id for _ in range(3))
+    for job_id in (innocent, poison):
+        assert claim(store, 2) == job_id
+        store.start(job_id).result(LONG_S)
+    if innocent_is == "validating":
+        store.validate(innocent).result(LONG_S)
+        store.release(innocent).result(LONG_S)
+    store.close()  # the process dies
+
+    store = SqliteStore(path, clock)
+    assert store.recover("local", 2).result(LONG_S).requeued == 2
+    assert claim_all(store) == [innocent]
+    store.start(innocent).result(LONG_S)
+    store.validate(innocent).result(LONG_S)
+    store.release(innocent).result(LONG_S)
+    assert claim(store, 2) is None, "while its files are checked, too"
+    store._engine.write(lambda db: store._transitions.load(db)).result(LONG_S)  # as after a rollback
+    assert claim(store, 2) is None
+    assert store.settle(innocent, SUCCESS).result(LONG_S).won
+    assert claim_all(store) == [poison]
+    store.close()  # and again
+
+    store = SqliteStore(path, clock)
+    assert [job.job_id for job in store.recover("local", 2).result(LONG_S).settled] == [poison]
+    assert claim_all(store) == [later]
     store.close()
 
 
@@ -322,6 +358,10 @@ def test_a_job_that_was_being_validated_for_dispatch_counts_an_attempt_and_one_t
     for attempt in (1, 2):
         assert claim(store, 2) == waited
         store.hand_over(waited).result(LONG_S)
+        if attempt == 2:
+            assert claim(store, 2) is None, "it has begun before, and waits until it is alone"
+            store.settle(waited, CANCELLED).result(LONG_S)
+            store.release(waited).result(LONG_S)
         assert claim(store, 2) == poison
         store.close()  # the process dies
         store = SqliteStore(path, clock)
@@ -330,7 +370,7 @@ def test_a_job_that_was_being_validated_for_dispatch_counts_an_attempt_and_one_t
         assert store.get(waited).result(LONG_S).attempts == 0
         assert [job.job_id for job in recovery.settled] == ([poison] if attempt == 2 else [])
     assert store.get(poison).result(LONG_S).verdict.code == "server_restarted"
-    assert claim_all(store) == [waited, queued]
+    assert claim_all(store) == [queued]
     store.close()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from chaos.conftest import fill, small_disk
 from unit.fakes import LONG_S
-from unit.store_steps import submit
+from unit.store_steps import CANCELLED, submit
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import SUCCESS, JobState
@@ -147,7 +147,9 @@ def test_a_database_of_each_earlier_version_opens_with_all_its_jobs_and_is_copie
         JobState.RUNNING,
         JobState.SUCCEEDED,
     ]
-    claimed = [store.claim("local", 10).result(LONG_S) for _ in range(2)]
+    claimed = [store.claim("local", 10).result(LONG_S)]
+    store.settle("job-2", CANCELLED).result(LONG_S)  # one of them has begun before
+    claimed.append(store.claim("local", 10).result(LONG_S))
     assert [(one.job.job_id, one.body) for one in claimed] == [("job-2", b'{"prompt": 2}'), ("job-3", b'{"prompt": 3}')]
     assert submit(store).job.number == 4
     store.close()

@@ -13,7 +13,7 @@ import pytest
 from chaos.conftest import fill, small_disk
 from unit.fakes import LONG_S, new_job
 from unit.pages import PAGE, map_pages
-from unit.store_steps import CANCELLED, claim, claim_all, run_to_success, submit
+from unit.store_steps import CANCELLED, claim, run_to_success, submit
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import OPEN, Artifact, JobState, Result, Verdict, Webhook
@@ -243,7 +243,7 @@ def test_what_was_deleted_does_not_come_back(tmp_path):
     make_jobs(path, queued=30, settled=90)
     store = SqliteStore(path, Clock())
     store.recover("local", 3).result(LONG_S)
-    for job_id in claim_all(store):
+    while (job_id := claim(store)) is not None:
         run_to_success(store, job_id)
     store.forget(2**60, 60).result(LONG_S)
     store.close()
