@@ -71,6 +71,8 @@ class Engine:
         #: What has shown that the file is damaged, until it is mended.
         self._damage: BaseException | None = None
         self._mend_due_s = 0.0
+        #: The connections were opened without the right to write, which no connection ever gets.
+        self._is_read_only = False
         #: Another process has taken over.
         self._is_over = False
         #: This process is a child that forked off the one that opened the database.
@@ -181,8 +183,9 @@ class Engine:
 
     def _open(self) -> None:
         """What can be read already, although writing fails, stays open for readers."""
-        if self._reader is None:
+        if self._reader is None or (self._is_read_only and self._file.is_writable()):
             self._close_connections()
+            self._is_read_only = False
             is_suspect = self._damage is not None
             self._writer.db, self._damage = self._file.open(is_suspect), None
             check = None if is_suspect else Check(self.report_damage)
@@ -232,6 +235,7 @@ class Engine:
         """Note why the database cannot be opened."""
         if is_damage(error):
             self._damage = error
+        self._is_read_only = isinstance(error, sqlite3.OperationalError) and "readonly" in str(error)
         self.trouble = describe(error, self.path)
         self._pause.begin(error, self.trouble)
 

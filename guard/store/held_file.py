@@ -7,6 +7,7 @@ the database writes a name of its own into it, and every commit looks whether th
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import sqlite3
 import time
@@ -15,6 +16,7 @@ from typing import Literal
 
 from .disk import connect, identify, make_folder, open_database, rewrite, suspect
 from .file_lock import FileLock, LockedError
+from .repair import PARTS
 
 log = logging.getLogger("guarded.store")
 
@@ -61,6 +63,11 @@ class HeldFile:
     def connect(self) -> sqlite3.Connection:
         """Connect once more, to the file that is open."""
         return self._prepare(connect(self.path))
+
+    def is_writable(self) -> bool:
+        """Whether this process may write to what the database consists of."""
+        parts = [Path(f"{self.path}{suffix}") for suffix in PARTS]
+        return all(os.access(part, os.W_OK) for part in parts if part.exists())
 
     def release(self) -> None:
         self._lock.release()

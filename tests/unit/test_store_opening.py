@@ -347,3 +347,16 @@ def test_a_child_that_ends_as_a_whole_program_leaves_the_database_to_its_parent(
     store = SqliteStore(path, Clock())
     assert store.queued == 2
     store.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows opens no folder as if it were a file")
+def test_a_database_that_can_only_be_read_is_used_as_soon_as_it_can_be_written(path, clock, server):
+    job_id = left_running(path, clock)
+    Path(f"{path}-shm").mkdir()
+    store = server.serve()
+    assert "readonly" in store.trouble
+    assert store.get(job_id).result(LONG_S) is not None, "it is read meanwhile"
+    Path(f"{path}-shm").rmdir()
+    until(lambda: store.trouble is None)
+    submit(store)
+    until(lambda: len(server.told) == 1)
