@@ -109,6 +109,11 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         lambda: f"No job is taken or run: {store.trouble}.",
         lambda: store.trouble is not None,
     )
+    health.watch_admission(
+        "store unavailable",
+        lambda: f"No job is taken: {store.failing}.",
+        lambda: store.failing is not None and store.trouble is None,
+    )
     settler = Settler(store, host, secrets, client_ids, clock, settings.store.stalled_after_s)
     stalled = "No job is let in or begins, since the job database has written nothing for a while."
     health.watch("store stalled", stalled, settler.is_stalled)

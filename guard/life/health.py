@@ -50,6 +50,8 @@ class Health:
         self._serving = False
         #: Further problems: a name, a text for operators, and whether it is so now.
         self._watched: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
+        #: What lets no job in although those that were admitted go on: the same.
+        self._refusing: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
         #: What an operator should know although jobs run: the same.
         self._warned: list[tuple[str, str, Callable[[], bool]]] = []
         self._disk_full: Callable[[], DiskFullError | None] = lambda: None
@@ -68,6 +70,12 @@ class Health:
         `text` says to operators what it means. No job is admitted or dispatched meanwhile.
         """
         self._watched.append((name, text if callable(text) else lambda: text, is_so))
+
+    def watch_admission(self, name: str, text: Callable[[], str], is_so: Callable[[], bool]) -> None:
+        """Report the problem `name` while `is_so()`, as with :meth:`watch`; but nothing is refused because of it: each
+        job meets the error itself.
+        """
+        self._refusing.append((name, text, is_so))
 
     def warn(self, name: str, text: str, is_so: Callable[[], bool]) -> None:
         """Alarm operators while `is_so()`, as with :meth:`watch`; but jobs go on."""
@@ -94,8 +102,9 @@ class Health:
         return problems
 
     def refusals(self) -> list[str]:
-        """Why no job can be admitted now: the problems, and a disk with too little free space."""
-        return [*self.problems(), *(["disk full"] if self._disk_full() else [])]
+        """Why no job can be admitted now: the problems, what refuses each job, a disk with too little free space."""
+        refusing = [name for name, _text, is_so in self._refusing if is_so()]
+        return [*self.problems(), *refusing, *(["disk full"] if self._disk_full() else [])]
 
     def check_ready(self) -> None:
         """Raises ServerUnavailableError or DiskFullError unless a job can be admitted now."""
@@ -116,6 +125,7 @@ class Health:
         """What an operator should look at now, each with a code and a message."""
         texts = {**_ALARMS, **{name: text() for name, text, _is_so in self._watched}}
         alarms = [(name.replace(" ", "_"), texts[name]) for name in self.problems() if name in texts]
+        alarms.extend((name.replace(" ", "_"), text()) for name, text, is_so in self._refusing if is_so())
         alarms.extend((name.replace(" ", "_"), text) for name, text, is_so in self._warned if is_so())
         if (full := self._disk_full()) is not None:
             alarms.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))

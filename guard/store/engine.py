@@ -55,6 +55,8 @@ class Engine:
         """
         #: Why the database cannot be written now; None where it can. Any thread.
         self.trouble: str | None = f"the job database {path} is not open yet"
+        #: Why the last write failed, until one succeeds. Each is tried all the same. Any thread.
+        self.failing: str | None = None
         self.path = path
         self._load = load
         self._publish = publish
@@ -205,7 +207,7 @@ class Engine:
             with contextlib.suppress(sqlite3.Error):
                 self._take_back(db)
             raise
-        self._first = None
+        self._first = self.failing = None
         self._untold = lambda: tell(told)
         if self._damage is None:
             self.trouble = None
@@ -282,8 +284,25 @@ class Engine:
             try:
                 self._keep()
                 self._file.check(self._connection)
+                if self.failing is not None:
+                    self._try_to_write()
             except Exception as error:
                 self._note_failure(error)
+
+    def _try_to_write(self) -> None:
+        """Nobody may hand in anything while the last write is said to have failed."""
+        db = self._connection
+        try:
+            self._file.sync(db, durable=True)
+            db.execute("BEGIN IMMEDIATE")
+            self._file.check(db)
+            self._file.sign(db)
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._take_back(db)
+            raise
+        self.failing = None
 
     def _tell(self) -> None:
         untold, self._untold = self._untold, None
@@ -315,6 +334,7 @@ class Engine:
         if is_damage(error):
             self._damage = error
             self.trouble = f"the job database {self.path} is damaged, and is being mended: {error}"
+        self.failing = describe(error, self.path)
         return report_failure(error)
 
     def _commit(self, batch: Batch) -> None:
@@ -350,6 +370,7 @@ class Engine:
                 if not future.done():
                     future.set_exception(refusal)
             return
+        self.failing = None
         self._commits += 1
         if self._commits % TIDY_COMMITS == 0:
             self._tidy()

@@ -48,6 +48,10 @@ class Store(Protocol):
         """Why the database cannot be used now; None where it can. Any thread."""
 
     @property
+    def failing(self) -> str | None:
+        """Why the last change failed, until one succeeds; each is tried all the same. Any thread."""
+
+    @property
     def unreadable_s(self) -> float:
         """For how long nobody has been able to read the database; 0 where this or another process is. Any thread."""
 

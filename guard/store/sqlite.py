@@ -107,6 +107,10 @@ class SqliteStore(Store):
         return self._engine.trouble
 
     @property
+    def failing(self) -> str | None:
+        return self._engine.failing
+
+    @property
     def silent_s(self) -> float:
         return self._engine.silent_s
 

@@ -61,6 +61,8 @@ async def test_a_full_disk_under_the_database_refuses_jobs_by_name_and_loses_no_
         await client.inside_a_node(running)
         ballast = fill(small_disk)
         await refused(client, "disk_full")
+        ready = await client.request("GET", "/guarded/ready")
+        assert (ready.status, ready.json["problems"]) == (503, ["store unavailable"])
         assert (await client.get("/guarded/health"))["status"] == "ok"
         assert await client.job(before["job_id"]) == before, "what is there can be read"
         # This one ends while nothing can be written; the late one cannot begin before.

@@ -360,3 +360,15 @@ def test_a_database_that_can_only_be_read_is_used_as_soon_as_it_can_be_written(p
     until(lambda: store.trouble is None)
     submit(store)
     until(lambda: len(server.told) == 1)
+
+
+def test_a_database_that_refuses_a_change_is_said_to_fail_until_it_takes_one(path, server):
+    store = server.serve()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert store.failing is None
+        assert isinstance(store.submit(new_job(), 10).exception(LONG_S), ServerUnavailableError)
+        assert "locked" in store.failing
+        assert store.trouble is None, "each is tried all the same"
+    until(lambda: store.failing is None)  # although nobody hands anything in
+    submit(store)
