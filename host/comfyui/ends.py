@@ -120,7 +120,9 @@ class Ends:
 
     def _tell(self, end: End, verdict: Verdict) -> None:
         run, args, kwargs = end.run, end.args, end.kwargs
-        messages = run.withheld
+        messages = [
+            message for message in run.withheld if message[0] not in ("execution_error", "execution_interrupted")
+        ]
         if verdict.code is not None:
             report.empty_outputs(end.history)
             error = report.make_execution_error(run.job_id, verdict.code, verdict.message, verdict.details)

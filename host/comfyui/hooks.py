@@ -356,7 +356,7 @@ class Hooks:
         run = self._runs.get(prompt_id) if isinstance(prompt_id, str) else None
         if run is not None:
             if run.must_withhold(event, data):
-                run.withheld.append((event, data, sid))
+                run.withhold((event, data, sid))
                 return None
             if event == "executing" and data.get("node") is None and not run.is_over:
                 return None  # a pack's: the run is not over, and the last one comes when it is

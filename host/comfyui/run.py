@@ -17,6 +17,9 @@ from .report import QueueItem
 #: A pack's own `send_sync` below ours may block; the store's thread must not wait for that.
 ORDER_WAIT_S = 0.5
 
+#: What says how a job ended.
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
+
 
 class Run:
     """What the hooks know of a job from its dispatch until the worker lets go of it.
@@ -46,7 +49,13 @@ class Run:
             return any(report.find_files({"": data.get("output")}))
         if event == "progress_state":
             return self._has_run(data)
-        return event in ("execution_success", "execution_error", "execution_interrupted")
+        return event in ENDS
+
+    def withhold(self, message: Message) -> None:
+        """Keep an event back; of each kind that says how the job ended, the last, since packs send such events too."""
+        if message[0] in ENDS:
+            self.withheld = [kept for kept in self.withheld if kept[0] != message[0]]
+        self.withheld.append(message)
 
     def _has_run(self, data: Any) -> bool:
         """Whether a `progress_state` says that every node is finished."""

@@ -169,3 +169,15 @@ async def test_a_pack_that_tells_every_client_of_the_queue_under_its_lock_stops_
     async with client.socket() as socket, pack(client, "tell_each_socket"):
         for _ in range(30):
             assert_succeeded(await client.run(text(), client_id=socket.client_id))
+
+
+async def test_a_pack_that_says_how_a_running_job_ended_is_not_heard(client):
+    async with client.socket() as socket:
+        job_id = await client.admitted(sleep(0.5), client_id=socket.client_id)
+        await client.running(job_id)
+        async with pack(client, "send_ends"):
+            assert_succeeded(await client.settled(job_id))
+        heard = await socket.until_end_of(job_id)
+        ends = [kind for kind in types_of(heard) if kind.startswith("execution_") and kind != "execution_cached"]
+        assert ends == ["execution_start", "execution_success"]
+        assert [event["data"]["node"] for event in heard if event["type"] == "executing"].count(None) == 1

@@ -84,7 +84,16 @@ def _tell_each_socket() -> None:
     _undo.append(stop.set)
 
 
+def _send_ends() -> None:
+    """Say how what runs has ended, in every way."""
+    for item in list(_instance.prompt_queue.currently_running.values()):
+        for event in ("execution_error", "execution_success", "execution_success", "execution_interrupted"):
+            _instance.send_sync(event, {"prompt_id": item[1]}, item[3].get("client_id"))
+        _instance.send_sync("executing", {"node": None, "prompt_id": item[1]}, item[3].get("client_id"))
+
+
 _WAYS = {
+    "send_ends": _send_ends,
     "raise_after_task_done": _raise_after_task_done,
     "swallow_task_done": _swallow_task_done,
     "lose_in_get": _lose_in_get,
