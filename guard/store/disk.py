@@ -18,7 +18,7 @@ from .migrate import migrate
 from .pages import find_bad_header
 from .repair import find_damage, find_free_name, finish, one_line, reindex, salvage, set_aside, sync
 from .rows import IS_OPEN
-from .salvage import find_version
+from .salvage import find_missing, find_version
 from .transitions import Transitions
 
 log = logging.getLogger("guarded.store")
@@ -142,6 +142,8 @@ def _open(path: Path) -> sqlite3.Connection:
             if (actual := find_version(db)) != version:
                 raise sqlite3.DatabaseError(f"its tables are those of schema {actual}, not {version}")
             migrate(db, path, version)
+        if damage := find_missing(db, len(schema.MIGRATIONS)):
+            raise sqlite3.DatabaseError(damage)
         if damage := find_nonsense(db, everywhere=_suspicion(path).exists()):
             raise sqlite3.DatabaseError(damage)
         _settle_lost(db, path)

@@ -64,6 +64,16 @@ def copy_rows(path: Path, fresh: Path) -> Saved | None:
     return saved
 
 
+def find_missing(db: sqlite3.Connection, version: int) -> str | None:
+    """Say which table or index of that version's schema is not there, if one is not."""
+    names = "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'index')"
+    with closing(sqlite3.connect(":memory:")) as model:
+        for script in schema.MIGRATIONS[:version]:
+            model.executescript(script)
+        missing = {*model.execute(names)} - {*db.execute(names)}
+    return None if not missing else "there is no {} {}".format(*min(missing))
+
+
 def find_version(db: sqlite3.Connection) -> int:
     """The schema's version by its tables, where they are those of another version than the file says."""
     (said,) = db.execute("PRAGMA user_version").fetchone()

@@ -149,9 +149,10 @@ def fail(batch: Batch, error: BaseException) -> None:
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says that the file itself is damaged, and not that it is busy, or its disk full, or the like.
 
-    All of those are subclasses, and so are the faults of operations.
+    All of those are subclasses, and so are the faults of operations; but a table or index that is gone is damage, too.
     """
-    return type(error) is sqlite3.DatabaseError
+    is_gone = isinstance(error, sqlite3.OperationalError) and str(error).startswith(("no such table", "no such index"))
+    return is_gone or type(error) is sqlite3.DatabaseError
 
 
 #: What was logged, and when last.

@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 from unit.fakes import LONG_S, new_job
@@ -183,3 +184,15 @@ def test_a_file_too_large_to_be_checked_before_its_use_is_mended_when_the_start_
         assert job_id is not None, number
         run_to_success(store, job_id)
     store.close()
+
+
+@pytest.mark.parametrize("gone", ["INDEX jobs_queued", "TABLE transitions"])
+def test_an_index_or_table_that_is_gone_is_made_anew(store, gone, caplog):
+    filled(store)
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute(f"DROP {gone}")
+    store.submit(new_job(), 10**9).exception(LONG_S)
+    store.claim("local", 99).exception(LONG_S)
+    until(lambda: store.trouble is None)
+    assert submit(store).job.number > 30
+    assert store.queued >= 30
