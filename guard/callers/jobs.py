@@ -198,9 +198,15 @@ class Jobs:
         await asyncio.gather(*(_wait_for(self._settler.end_waiting(job, error)) for job in waiting))
 
     async def interrupt(self, client: Client, job_id: str | None) -> None:
-        """Cancel the job if it runs; None: all of the caller's own that run."""
+        """Cancel the job if it runs; None: all of the caller's own that run.
+
+        Without an id, jobs whose results are checked are spared while others run, as ComfyUI spares what has run.
+        """
         jobs = await self._open_jobs(client, None if job_id is None else [job_id])
-        await asyncio.gather(*(self.cancel(job) for job in jobs if job.state in as_comfyui.RUNNING))
+        running = [job for job in jobs if job.state in as_comfyui.RUNNING]
+        if job_id is None:
+            running = [job for job in running if job.state is not JobState.VALIDATING] or running
+        await asyncio.gather(*(self.cancel(job) for job in running))
 
     async def _open_jobs(self, client: Client, job_ids: list[str] | None) -> list[Job]:
         """Those of the jobs that have not settled; None: all of the caller's own, for an operator too."""

@@ -1,3 +1,4 @@
+# Over 400 lines: opening, mending and committing share one state, on the writer's thread.
 """Open the database whatever it takes, and run operations on it: many writes in one commit.
 
 The database is in WAL mode. Every commit survives the death of the process, by SIGKILL too. A commit with a durable

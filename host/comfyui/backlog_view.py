@@ -22,11 +22,15 @@ class BacklogView:
     They run on the event loop or, as `get_tasks_remaining` does, on whatever thread sends a `status`.
     """
 
-    def __init__(self, queue: Any, backlog: Backlog, fields: int) -> None:
-        """`queue` is ComfyUI's own, untyped object; `fields` says how many its items have."""
+    def __init__(self, queue: Any, backlog: Backlog, fields: int, list_held: Callable[[], Collection[str]]) -> None:
+        """`queue` is ComfyUI's own, untyped object; `fields` says how many its items have.
+
+        `list_held` gives the ids of the prompts that ComfyUI has, those that are being ended among them.
+        """
         self._queue = queue
         self._backlog = backlog
         self._fields = fields
+        self._list_held = list_held
         self._deleting = False
 
     def install(self) -> None:
@@ -43,11 +47,11 @@ class BacklogView:
 
     def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         running, pending = native(*args, **kwargs)
-        known = {item[1] for item in (*running, *pending)}
+        known = {*self._list_held(), *(item[1] for item in (*running, *pending))}
         return running, [*pending, *self._make_items(known)]
 
     def _get_tasks_remaining(self, native: Native, *args: Any, **kwargs: Any) -> Any:
-        return native(*args, **kwargs) + self._backlog.count(self._known_ids())
+        return native(*args, **kwargs) + self._backlog.count(self._list_held())
 
     def _get_history(self, native: Native, prompt_id: Any = None, *args: Any, **kwargs: Any) -> Any:
         entries = native(prompt_id, *args, **kwargs)
@@ -64,7 +68,7 @@ class BacklogView:
                     return True
             finally:
                 self._deleting = False
-        for job_id in self._backlog.waiting(self._known_ids()):
+        for job_id in self._backlog.waiting(self._list_held()):
             if function(_LazyItem(job_id, self._read_item)):
                 self._backlog.take_out([job_id])
                 return True
@@ -74,7 +78,7 @@ class BacklogView:
         with self._queue.mutex:
             if self._deleting:
                 return native(*args, **kwargs)
-            known = self._known_ids()
+            known = self._list_held()
             result = native(*args, **kwargs)
         self._backlog.take_out(self._backlog.waiting(known))
         return result
@@ -99,11 +103,6 @@ class BacklogView:
             # ComfyUI takes one entry out for each prompt that has run, and no more.
             while len(history) > getattr(execution, "MAXIMUM_HISTORY_SIZE", 10_000):
                 del history[next(iter(history))]
-
-    def _known_ids(self) -> set[str]:
-        """The ids of the prompts that ComfyUI has itself."""
-        with self._queue.mutex:
-            return {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
 
     def _make_items(self, known: Collection[str]) -> list[QueueItem]:
         return [self._make_item(row) for row in self._backlog.rows(known)]

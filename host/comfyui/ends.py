@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from ...guard.errors import GuardError
 from ...guard.events import lines
 from ...guard.events.lines import Message
 from ...guard.job import Verdict
@@ -42,7 +43,7 @@ async def note_acting(request: web.Request, handler: Handler) -> web.StreamRespo
         _is_acting.reset(token)
 
 
-@dataclass(frozen=True)
+@dataclass
 class End:
     """A run that is over.
 
@@ -51,6 +52,7 @@ class End:
         history: what the run made, for ComfyUI's history.
         task_done, args, kwargs: ComfyUI's own `task_done`, and its arguments behind the first two.
         place: where in its client's line the end will be told.
+        is_closed: whether it is known how the run ended.
     """
 
     run: Run
@@ -60,6 +62,7 @@ class End:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     place: lines.End
+    is_closed: bool = False
 
 
 class Ends:
@@ -113,10 +116,23 @@ class Ends:
         return end
 
     def close(self, end: End, verdict: Verdict) -> None:
-        """Tell how the run ended, as soon as every end before it in its client's line has been told."""
+        """Tell how the run ended, as soon as every end before it in its client's line has been told.
+
+        The first call counts: a job may be cancelled while it is checked.
+        """
         # This lock first: ComfyUI, and packs with it, send while they hold it.
         with self._queue.mutex:
+            if end.is_closed:
+                return
+            end.is_closed = True
             self._lines.tell(end.run.client_id, end.place, lambda: self._tell(end, verdict))
+
+    def close_early(self, job_id: str, error: GuardError) -> bool:
+        """Close the end of a job that `error` has ended meanwhile; False: its run is not over."""
+        end = self._ends.get(job_id)
+        if end is not None:
+            self.close(end, Verdict.of(error))
+        return end is not None
 
     def _tell(self, end: End, verdict: Verdict) -> None:
         run, args, kwargs = end.run, end.args, end.kwargs

@@ -143,8 +143,13 @@ class Hooks:
         """The job of that id, while ComfyUI has it and its run is not over. Any thread."""
         return None if job_id in self._ends else self._runs.get(job_id)
 
-    def announce(self, job_id: str, message: tuple[str, dict[str, Any]]) -> bool:
-        """Tell a job's error, or leave that to its run's end. False: ComfyUI never will have a run. Any thread."""
+    def announce(self, job_id: str, error: GuardError) -> bool:
+        """Tell a job's error, and the end of its run if that is over. False: ComfyUI never will have a run.
+
+        Any thread.
+        """
+        if self._ends.close_early(job_id, error):
+            return True
         with self._queue.mutex:
             run = self._runs.get(job_id)
             if run is None and job_id in self._coming:
@@ -158,7 +163,9 @@ class Hooks:
                 is_first = job_id not in self._ends and run.claim_announcement()
             # Not under the queue's lock: a pack's own `send_sync` below ours may block.
             if is_first:
+                message = report.make_execution_error(job_id, error.code, error.message, error.extra_info)
                 self.send_in_order(*message, run.client_id)
+        self._ends.close_early(job_id, error)  # it may have ended since we asked
         return True
 
     def list_held(self) -> frozenset[str]:

@@ -156,8 +156,7 @@ class ComfyHost:
     # What the sockets and ComfyUI's own queue show. ----------------------------------------------------------
 
     def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
-        message = report.make_execution_error(job_id, error.code, error.message, error.extra_info)
-        if self._hooks.announce(job_id, message):
+        if self._hooks.announce(job_id, error):
             return
         if self._view is not None:
             asyncio.run_coroutine_threadsafe(
@@ -184,7 +183,7 @@ class ComfyHost:
             self._hooks.send_in_order("executing", {"node": None, "prompt_id": job_id}, client_id)
 
     def show_backlog(self, backlog: Backlog) -> None:
-        self._view = BacklogView(self._queue, backlog, self._hooks.count_item_fields())
+        self._view = BacklogView(self._queue, backlog, self._hooks.count_item_fields(), self._hooks.list_held)
         self._view.install()
 
     def queue_changed(self) -> None:

@@ -75,7 +75,8 @@ async def test_a_job_that_is_cancelled_while_it_is_checked_ends_once_and_alone(c
         await client.running(running)
         job = await client.cancel(checked)
         assert job["state"] == "cancelled"
-        heard = await socket.until_end_of(checked)
+        heard = await socket.until_end_of(checked)  # at once, although its check goes on
+        assert checked not in await client.native_running()
         assert "execution_success" not in types_of(heard)
         assert types_of(heard).count("execution_error") == 1
         await client.request("POST", "/guarded_faults/checks/release")
@@ -104,4 +105,15 @@ async def test_native_prompts_run_meanwhile(client):
         native = await client.native_submit(text())
         assert (await client.native_entry(native))["status"]["status_str"] == "success"
         assert (await client.job(checked))["state"] == "validating"
+    assert_succeeded(await client.settled(checked))
+
+
+async def test_our_interrupt_without_an_id_ends_what_runs_and_spares_what_is_checked(client):
+    async with held_checks(client):
+        checked = await client.admitted(sleep(0))
+        await client.reached(checked, "validating")
+        running = await client.admitted(sleep(60))
+        await client.running(running)
+        assert (await client.request("POST", "/guarded/interrupt", {})).status == 200
+        assert_ended_badly(await client.settled(running), "cancelled")
     assert_succeeded(await client.settled(checked))
