@@ -130,13 +130,13 @@ class HostListener(Protocol):
         """The worker has taken the job. False: it has an ending, on disk or not, so stop the run."""
 
     def finished(self, job_id: str, outcome: Outcome, close: Callable[[Verdict], None]) -> None:
-        """The run is over. Calls `close`, on any thread, with the verdict that counts once that is durable.
+        """The run is over, and its slot free. Calls `close`, on any thread, with the verdict that counts once durable.
 
         Until then the host shows the job as running; the worker goes on.
         """
 
     def released(self, job_id: str) -> None:
-        """The worker has let go of the job, or it never ran: its slot is free."""
+        """The host no longer has the job, which did not run to its end: its slot is free."""
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         """The job has made progress."""
@@ -248,7 +248,7 @@ class Host(Protocol):
 
         The host drops whatever the disowned thread returns or sends, and ends it at its next check. It closes the
         thread's prompt in its history and on its socket, with `error`; a job of the guard's once its ending is durable,
-        with that (see `HostListener.left_behind`); `released` follows. False where there is nothing to replace, or no
+        with that (see `HostListener.left_behind`). False where there is nothing to replace, or no
         way to. Any thread; does not wait.
         """
 

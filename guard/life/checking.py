@@ -39,16 +39,20 @@ class Checking:
         self._room = threading.Semaphore(settings.checks_at_once)
         self._namers = Namers()
 
-    def check(self, job_id: str, outcome: Outcome, then: Then) -> None:
+    def check(self, job_id: str, outcome: Outcome, then: Then, go_on: Callable[[], object]) -> None:
         """Check a run that the host calls a success; `then` gets the verdict, on any thread.
 
-        The worker's thread: waits until there is room for the check.
+        The worker's thread: waits until there is room for the check. Calls `go_on` as soon as the worker may have the
+        next job, and before `then`.
         """
         if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
-            then(*self._judge(job_id, outcome, {}))
+            judged = self._judge(job_id, outcome, {})
+            go_on()
+            then(*judged)
             return
         marks = _mark_files(outcome)
         self._room.acquire()
+        go_on()
         try:
             threading.Thread(
                 target=self._run, args=(job_id, outcome, marks, then), name="guarded-checking", daemon=True

@@ -78,13 +78,18 @@ class Runs:
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         job = self._jobs[job_id]
         self._watchdog.forget(job_id)
+        # The slot is free before anybody hears of the end: who sends the next job then need not wait.
         if not outcome.success:
-            self._settle(job, close, Verdict.of(self._explain(outcome)), Result())
-        elif (verdict := self._settler.verdict_of(job_id)) is not None:
+            verdict = Verdict.of(self._explain(outcome))
+            self.released(job_id)
             self._settle(job, close, verdict, Result())
+        elif (early := self._settler.verdict_of(job_id)) is not None:
+            self.released(job_id)
+            self._settle(job, close, early, Result())
         else:
             self._store.validate(job_id)
-            self._checking.check(job_id, outcome, partial(self._settle, job, close))
+            then, go_on = partial(self._settle, job, close), partial(self.released, job_id)
+            self._checking.check(job_id, outcome, then, go_on)
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
@@ -107,11 +112,15 @@ class Runs:
 
     def unreadable(self, job_id: str, close: Close) -> None:
         self._watchdog.forget(job_id)
-        error = InternalError("The host's report of the run could not be read.")
-        self._settle(self._jobs[job_id], close, Verdict.of(error), Result())
+        self._give_up(job_id, InternalError("The host's report of the run could not be read."), close)
 
     def left_behind(self, job_id: str, error: GuardError, close: Close) -> None:
-        self._settle(self._jobs[job_id], close, Verdict.of(error), Result())
+        self._give_up(job_id, error, close)
+
+    def _give_up(self, job_id: str, error: GuardError, close: Close) -> None:
+        job = self._jobs[job_id]
+        self.released(job_id)
+        self._settle(job, close, Verdict.of(error), Result())
 
     def native_started(self, prompt_id: str) -> None:
         self._watchdog.watch_native(prompt_id)

@@ -217,7 +217,6 @@ class Hooks:
             end = self._ends.let_go(run, item_id, {"outputs": {}, "meta": {}}, native, (), arguments)
             self.send_in_order(*last)
             self._tell(self._listener.left_behind, prompt_id, error, partial(self._ends.close, end))
-            self._tell(self._listener.released, prompt_id)
             return
         message = report.make_execution_error(prompt_id, error.code, error.message, error.extra_info)
         try:
@@ -331,7 +330,6 @@ class Hooks:
             log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
             self._tell(self._listener.unreadable, run.job_id, close)
         self._last = ("executing", {"node": None, "prompt_id": run.job_id}, run.client_id)
-        self._tell(self._listener.released, run.job_id)
 
     def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         running, pending = native(*args, **kwargs)

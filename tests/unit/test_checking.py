@@ -26,6 +26,8 @@ class Studio:
         self.verdicts: dict[str, str | None] = {}
         self.threads: dict[str, str] = {}
         self.changed = threading.Condition()
+        #: Jobs for which the worker was let go.
+        self.gone_on: list[str] = []
 
     def save(self, name: str, node_id: str = "9", seed: int = 0, blank: bool = False) -> Outcome:
         noise = np.random.default_rng(seed).integers(60, 200, (64, 64, 3), dtype=np.uint8)
@@ -39,11 +41,12 @@ class Studio:
 
     def check(self, job_id: str, outcome: Outcome) -> None:
         def then(verdict, _result) -> None:
+            assert job_id in self.gone_on
             with self.changed:
                 self.verdicts[job_id], self.threads[job_id] = verdict.code, threading.current_thread().name
                 self.changed.notify_all()
 
-        self.checking.check(job_id, outcome, then)
+        self.checking.check(job_id, outcome, then, lambda: self.gone_on.append(job_id))
 
     def verdict(self, job_id: str) -> str | None:
         with self.changed:

@@ -182,7 +182,7 @@ async def test_a_database_that_has_become_read_only_is_said_so_and_holds_back_th
     machine.turn(2)
     with ThreadPoolExecutor(1) as worker:
         verdict = worker.submit(machine.finish, job_id, TEXT)
-        _held_up(machine, verdict)
+        _held_up(machine, job_id, verdict)
         assert store.get(job_id).result(LONG_S).state is JobState.RUNNING, "what cannot be written can still be read"
         assert machine.host.announced == []
         _read_only(store, False)
@@ -200,10 +200,9 @@ def _read_only(store, on):
     store._engine._writer.db.execute(f"PRAGMA query_only = {int(on)}")
 
 
-def _held_up(machine, verdict):
-    """The run's own ending is handed in, and the worker waits, turn after turn of the watchdog."""
-    job_ids = list(machine.runs._jobs)
-    while machine.settler.verdict_of(job_ids[0]) is None:
+def _held_up(machine, job_id, verdict):
+    """The run's own ending is handed in, and nobody hears of it, turn after turn of the watchdog."""
+    while machine.settler.verdict_of(job_id) is None:
         assert not verdict.done()
     for _ in range(3):
         machine.turn()
@@ -220,7 +219,7 @@ async def test_a_database_that_hangs_holds_the_ending_back_and_then_tells_the_fi
         if first == "cancel":
             machine.settler.end(job, CancelledError("The job was cancelled."))
         verdict = worker.submit(machine.finish, job_id, TEXT)
-        _held_up(machine, verdict)
+        _held_up(machine, job_id, verdict)
         if first == "success":
             machine.settler.end(job, CancelledError("The job was cancelled."))
         assert machine.host.announced == []
