@@ -32,8 +32,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("generated")
 
 
+@pytest.fixture(scope="module")
+def key(base: Path) -> str:
+    """Made before the server starts: a running one takes a second to know it."""
+    return make_key(base, "generated")
+
+
 @pytest.fixture(scope="module", params=kinds()[:1])
-def host(base: Path, request: pytest.FixtureRequest) -> Iterator[HostProcess]:
+def host(base: Path, key: str, request: pytest.FixtureRequest) -> Iterator[HostProcess]:
     with HostProcess(request.param, base) as host:
         yield host
 
@@ -83,11 +89,10 @@ def python_client(base: Path, contract: Path) -> Path:
     return folder
 
 
-def test_the_generated_client_submits_a_photo_waits_and_saves_the_result(host, base, python_client, tmp_path):
+def test_the_generated_client_submits_a_photo_waits_and_saves_the_result(host, key, python_client, tmp_path):
     photo, saved = tmp_path / "me.png", tmp_path / "saved.png"
     Image.linear_gradient("L").convert("RGB").save(photo)
     script = GENERATED / "submit_a_photo.py"
-    key = make_key(base, "generated")
     run([SCRIPTS / "python", script, host.url, photo, saved], PYTHONPATH=str(python_client), KEY=key)
     with Image.open(saved) as result:
         assert (result.format, result.size) == ("PNG", (256, 256))
