@@ -1,6 +1,9 @@
 """SIGKILL: what was answered 200 survives it, and nothing succeeds twice."""
 
 import asyncio
+import contextlib
+import sqlite3
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -10,6 +13,11 @@ from contract.client import Client, assert_ended_badly, assert_succeeded, connec
 from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(600)]
+
+
+async def is_handed_over(base: Path, job_id: str) -> bool:
+    with contextlib.closing(sqlite3.connect(f"file:{database(base)}?mode=ro", uri=True)) as db:
+        return db.execute("SELECT handed_over FROM leases WHERE job_id = ?", (job_id,)).fetchone() == (1,)
 
 
 async def running_for_the(attempt: int, client: Client, job_id: str) -> None:
@@ -113,7 +121,8 @@ async def test_a_job_that_waits_behind_a_native_prompt_is_queued_again_without_a
     async with connected(host) as client:
         await client.native_submit(sleep(3600))
         job_id = await client.admitted(picture())
-        await client.reached(job_id, "dispatched")
+        # Only now its validation cannot be what kills the process.
+        await client.polled(lambda: is_handed_over(host.base, job_id), bool)
         host.kill()
     host.start()
     async with connected(host) as client:
