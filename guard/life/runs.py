@@ -76,19 +76,14 @@ class Runs:
         return True
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
-        job = self._jobs[job_id]
         self._watchdog.forget(job_id)
-        # The slot is free before anybody hears of the end: who sends the next job then need not wait.
         if not outcome.success:
-            verdict = Verdict.of(self._explain(outcome))
-            self.released(job_id)
-            self._settle(job, close, verdict, Result())
+            self._end(job_id, Verdict.of(self._explain(outcome)), close)
         elif (early := self._settler.verdict_of(job_id)) is not None:
-            self.released(job_id)
-            self._settle(job, close, early, Result())
+            self._end(job_id, early, close)
         else:
             self._store.validate(job_id)
-            then, go_on = partial(self._settle, job, close), partial(self.released, job_id)
+            then, go_on = partial(self._settle, self._jobs[job_id], close), partial(self.released, job_id)
             self._checking.check(job_id, outcome, then, go_on)
 
     def released(self, job_id: str) -> None:
@@ -111,16 +106,19 @@ class Runs:
         self._settler.end(self._jobs[job_id], WorkerDiedError("ComfyUI's queue could not hand the job out."))
 
     def unreadable(self, job_id: str, close: Close) -> None:
-        self._watchdog.forget(job_id)
-        self._give_up(job_id, InternalError("The host's report of the run could not be read."), close)
+        self._end(job_id, Verdict.of(InternalError("The host's report of the run could not be read.")), close)
 
     def left_behind(self, job_id: str, error: GuardError, close: Close) -> None:
-        self._give_up(job_id, error, close)
+        self._end(job_id, Verdict.of(error), close)
 
-    def _give_up(self, job_id: str, error: GuardError, close: Close) -> None:
+    def _end(self, job_id: str, verdict: Verdict, close: Close) -> None:
+        """End a run that leaves nothing to check.
+
+        Its slot is free before anybody hears of the end: who sends the next job then need not wait.
+        """
         job = self._jobs[job_id]
         self.released(job_id)
-        self._settle(job, close, Verdict.of(error), Result())
+        self._settle(job, close, verdict, Result())
 
     def native_started(self, prompt_id: str) -> None:
         self._watchdog.watch_native(prompt_id)

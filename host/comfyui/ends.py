@@ -68,8 +68,8 @@ class End:
 class Ends:
     """Keeps the ends of runs, and tells each once its verdict is there. Any thread."""
 
-    def __init__(self, queue: Any, send: Callable[[Any, Any, Any], None], forget: Callable[[Run], None]) -> None:
-        """`queue` is ComfyUI's own, untyped object; `send` sends an event at once; `forget` hears of each told end."""
+    def __init__(self, queue: Any, send: Callable[[Any, Any, Any], None], forget: Callable[[str], object]) -> None:
+        """`queue` is ComfyUI's own, untyped object; `send` sends at once; `forget` gets the job of each told end."""
         self._queue = queue
         self._send = send
         self._forget = forget
@@ -167,7 +167,7 @@ class Ends:
                 finally:
                     self._queue.currently_running.pop(key, None)
         finally:
-            self._forget(end.run)
+            self._forget(job_id)
 
 
 def _choose_messages(run: Run, error: tuple[str, dict[str, Any]]) -> list[Message]:

@@ -227,7 +227,7 @@ class Hooks:
                 self.send_in_order(*message, client_id)
                 self.send_in_order(*last)
         finally:
-            self._release(prompt_id)
+            self._release_native(prompt_id)
 
     def count_item_fields(self) -> int:
         """How many fields an item of this ComfyUI's queue has."""
@@ -309,7 +309,7 @@ class Hooks:
             return native(item_id, history_result, *args, **kwargs)
         finally:
             if prompt_id is not None:
-                self._release(prompt_id)
+                self._release_native(prompt_id)
 
     def _end(
         self,
@@ -346,9 +346,7 @@ class Hooks:
             removed = before.difference(item[1] for item in self._queue.queue)
         for job_id in removed:
             if job_id in self._runs:
-                self._tell(self._listener.dropped, job_id)
-                self._drop(job_id)
-                self._tell(self._listener.released, job_id)
+                self._give_up(self._listener.dropped, job_id)
         return result
 
     # The wrappers of the server's methods. -------------------------------------------------------------------
@@ -408,30 +406,30 @@ class Hooks:
             known = {item[1] for item in (*self._queue.queue, *self._queue.currently_running.values())}
             lost = [job_id for job_id in self._runs if job_id not in known and job_id not in self._ends]
         for job_id in lost:
-            self._tell(self._listener.lost, job_id)
-            self._drop(job_id)
-            self._tell(self._listener.released, job_id)
+            self._give_up(self._listener.lost, job_id)
+
+    def _give_up(self, callback: Callable[[str], object], job_id: str) -> None:
+        """Tell the listener by `callback` that ComfyUI has lost the job, and that its slot is free."""
+        self._tell(callback, job_id)
+        self._drop(job_id)
+        self._tell(self._listener.released, job_id)
 
     def _drop(self, job_id: str) -> None:
         """Keep nothing of a job that no worker will hand back. Any thread."""
-        with self._queue.mutex:
-            run = self._runs.pop(job_id, None)
-            self._stops.forget(job_id)
+        run = self._forget(job_id)
         if run is not None and run.is_announced:
             self.send_in_order("executing", {"node": None, "prompt_id": job_id}, run.client_id)
 
-    def _forget(self, run: Run) -> None:
-        """The job's end is told."""
+    def _forget(self, prompt_id: str) -> Run | None:
+        """ComfyUI no longer has the prompt; gives its run, if it is a job of the guard's."""
         with self._queue.mutex:
-            self._runs.pop(run.job_id, None)
-            self._stops.forget(run.job_id)
-
-    def _release(self, prompt_id: str) -> None:
-        """ComfyUI no longer has the prompt."""
-        with self._queue.mutex:
-            is_ours = self._runs.pop(prompt_id, None) is not None
             self._stops.forget(prompt_id)
-        self._tell(self._listener.released if is_ours else self._listener.native_finished, prompt_id)
+            return self._runs.pop(prompt_id, None)
+
+    def _release_native(self, prompt_id: str) -> None:
+        """ComfyUI no longer has a prompt of its own."""
+        self._forget(prompt_id)
+        self._tell(self._listener.native_finished, prompt_id)
 
     def _tell(self, callback: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """Call the listener; None where it fails, since a fault of ours must not kill ComfyUI's worker."""
