@@ -76,6 +76,8 @@ class Socket:
         #: Jobs whose end it heard: live (until the missed verdicts are read; then None), and by `catch_up`.
         self.heard_live: set[str] | None = set()
         self.caught_up: set[str] = set()
+        #: The last `executing` of prompts that ended before the socket opened, until the missed verdicts are read.
+        self.late: dict[str, Message] = {}
         self._abort: Callable[[], None] | None = abort
         self._outbox: deque[Message] = deque()
         self._bytes = 0
@@ -173,7 +175,7 @@ class Sockets:
             )
         except GuardError as error:
             log.warning("the verdicts that a websocket missed cannot be read: %s", error)
-            return
+            jobs = []
         live, socket.heard_live = socket.heard_live or set(), None
         for job in jobs:
             if job.job_id in live:
@@ -187,6 +189,11 @@ class Sockets:
                 socket.put(_frame(Event(STATE, functools.partial(self._jobs.describe, job, None), job, job.event_id)))
             socket.say(event, data, verdict_of=job.job_id)
             socket.say("executing", {"node": None, "prompt_id": job.job_id})
+        late, socket.late = socket.late, {}
+        for prompt_id, frame in late.items():
+            if prompt_id not in socket.caught_up:
+                self._tell_status(socket, self._remaining(socket.client))
+                socket.put(frame)
 
     async def resume(self, socket: Socket, after: int) -> None:
         """Tell every state of the client id's jobs after the one of that number, then what happens. Never ends."""
@@ -272,14 +279,19 @@ class Sockets:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         ends = event in ("execution_success", "execution_error") and isinstance(prompt_id, str)
         frame = Message(message, prompt_id if ends else None)
-        if event == "executing" and data.get("node") is None:
+        is_last = event == "executing" and data.get("node") is None
+        if is_last:
             self._ending.pop(str(prompt_id), None)
         for socket in self._by_sid.get(sid, ()):
             if prompt_id in socket.caught_up:
                 continue
-            if frame.verdict_of is not None and socket.heard_live is not None:
-                socket.heard_live.add(frame.verdict_of)
-            if event == "executing" and data.get("node") is None:
+            if socket.heard_live is not None:
+                if frame.verdict_of is not None:
+                    socket.heard_live.add(frame.verdict_of)
+                elif is_last and prompt_id not in socket.heard_live:
+                    socket.late[str(prompt_id)] = frame  # the verdict comes first, if it was missed
+                    continue
+            if is_last:
                 self._tell_status(socket, self._remaining(socket.client))
             socket.put(frame)
 

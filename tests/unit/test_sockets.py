@@ -160,6 +160,7 @@ async def test_the_count_falls_all_the_same_where_an_end_is_never_told(hub, mach
 async def test_the_new_count_comes_before_the_end_of_the_job(hub, machine, store):
     job_id = await machine.run(client_id="tab")
     socket, _ = opened(hub)
+    await hub.catch_up(socket)
     await said(socket)
     store.settle(job_id, SUCCESS, Result()).result(LONG_S)
     passed(hub, "executing", {"node": None, "prompt_id": job_id}, socket.sid)
@@ -242,6 +243,20 @@ async def test_a_verdict_that_comes_while_the_missed_ones_are_looked_up_is_told_
         passed(hub, event, {**data, "prompt_id": late}, socket.sid)
     told = [(event, data["prompt_id"]) for event, data in await said(socket) if event == "execution_success"]
     assert told == [("execution_success", live), ("execution_success", late)]
+
+
+async def test_the_last_word_on_a_job_that_ended_before_the_socket_opened_comes_behind_its_verdict(hub, machine):
+    missed = await succeeded(machine)
+    socket, _ = opened(hub)
+    await said(socket)
+    for prompt_id in (missed, "a native one"):
+        passed(hub, "executing", {"node": None, "prompt_id": prompt_id}, socket.sid)
+    assert await said(socket) == []
+    await hub.catch_up(socket)
+    told = [(event, data["prompt_id"]) for event, data in await said(socket) if event.startswith("exec")]
+    assert told == [("execution_success", missed), ("executing", missed), ("executing", "a native one")]
+    passed(hub, "executing", {"node": None, "prompt_id": "the next"}, socket.sid)
+    assert ("executing", {"node": None, "prompt_id": "the next"}) in await said(socket)
 
 
 async def test_another_owner_or_an_old_verdict_is_not_missed(hub, machine, store, monkeypatch):
