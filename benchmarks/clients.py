@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--survives", choices=("kill", "power_cut"), default="kill", help="store.survives")
     options = parser.parse_args()
     kind = _common.find_host_kind(options.host)
-    settings = dict(_common.NO_LIMITS)
+    settings = {**_common.NO_LIMITS, "GUARDED_STORE__SURVIVES": options.survives}
     with (
         _common.make_base_directory() as base,
         HostProcess(kind, base / "guarded", environment=settings) as guarded,
