@@ -148,8 +148,8 @@ def _execution_error(job: Job) -> ExecutionError | None:
     return {
         "prompt_id": job.job_id,
         "timestamp": job.settled_at_ms,
-        "node_id": details.get("node_id"),
-        "node_type": details.get("node_type"),
+        "node_id": str(details.get("node_id") or ""),
+        "node_type": str(details.get("node_type") or ""),
         "executed": [],
         "exception_message": job.verdict.message,
         "exception_type": details.get("exception_type") or type_name(job.verdict.code),

@@ -57,12 +57,12 @@ class HistoryEntry(TypedDict):
 
 
 class ExecutionError(TypedDict):
-    """ComfyUI's `execution_error`."""
+    """ComfyUI's `execution_error`; without a node, both are empty."""
 
     prompt_id: str
     timestamp: int | None
-    node_id: str | None
-    node_type: str | None
+    node_id: str
+    node_type: str
     executed: list[str]
     exception_message: str
     exception_type: str

@@ -149,13 +149,16 @@ def make_end_arguments(queue: Any, task_done: Native, messages: list[tuple[str, 
 def make_execution_error(
     job_id: str, code: str, message: str, details: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Make ComfyUI's `execution_error` event for an error of ours."""
+    """Make ComfyUI's `execution_error` event for an error of ours.
+
+    The frontend refuses a whole list of jobs for one entry whose node is not a string.
+    """
     return (
         "execution_error",
         {
             "prompt_id": job_id,
-            "node_id": details.get("node_id"),
-            "node_type": details.get("node_type"),
+            "node_id": str(details.get("node_id") or ""),
+            "node_type": str(details.get("node_type") or ""),
             "executed": [],
             "exception_message": message,
             "exception_type": details.get("exception_type") or type_name(code),

@@ -6,6 +6,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import jsonschema
 import pytest
 from contract.client import (
     Answer,
@@ -19,6 +20,7 @@ from contract.client import (
     files_announced,
     node,
     picture,
+    raises,
     sleep,
     text,
     types_of,
@@ -100,6 +102,63 @@ async def test_a_result_that_fails_the_checks_is_not_announced(native):
         prompt_id = await native.native_submit(prompt, client_id=socket.client_id)
         assert_heard_only_an_error(await socket.until_end_of(prompt_id))
         assert_native_error((await native.get(f"/history/{prompt_id}"))[prompt_id])
+
+
+#: What ComfyUI's panels demand of a failed job, as the schemas in comfyui-frontend-package 1.49.6 have it. One job that
+#: breaks them empties the whole panel.
+FAILED_JOB = {
+    "type": "object",
+    "required": ["id", "status", "create_time"],
+    "properties": {
+        "id": {"type": "string"},
+        "status": {"enum": ["failed", "cancelled"]},
+        "create_time": {"type": "number"},
+        "execution_start_time": {"type": ["number", "null"]},
+        "execution_end_time": {"type": ["number", "null"]},
+        "outputs_count": {"type": ["number", "null"]},
+        "workflow_id": {"type": ["string", "null"]},
+        "priority": {"type": "number"},
+        "execution_error": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/error"}]},
+    },
+    "$defs": {
+        "error": {
+            "type": "object",
+            "required": ["node_id", "node_type", "exception_message", "exception_type", "traceback"],
+            "properties": {
+                "prompt_id": {"type": "string"},
+                "timestamp": {"type": "number"},
+                "executed": {"type": "array", "items": {"type": "string"}},
+                "traceback": {"type": "array", "items": {"type": "string"}},
+            }
+            | {name: {"type": "string"} for name in ("node_id", "node_type", "exception_message", "exception_type")},
+        }
+    },
+}
+
+
+async def test_however_a_job_has_ended_comfyuis_panels_can_list_it(native):
+    async with native.socket() as socket:
+        ended = [
+            await native.native_submit(prompt, client_id=socket.client_id)
+            for prompt in (raises("value_error", "x"), {"1": node("FaultTinyFile", filename_prefix=unique(), seed=0)})
+        ]
+        for prompt_id in ended:
+            await socket.until_end_of(prompt_id)
+        async with busy(native) as running:
+            await native.cancel(waiting := await native.native_submit(picture(), client_id=socket.client_id))
+            await socket.until_end_of(waiting)
+            await native.cancel(running)
+        ended += [waiting, running]
+        events = [event["data"] for event in socket.seen if event["type"] == "execution_error"]
+        histories = [(await native.get(f"/history/{prompt_id}"))[prompt_id] for prompt_id in ended]
+    told = [data for entry in histories for event, data in entry["status"]["messages"] if event == "execution_error"]
+    assert (len(events), len(told)) == (3, 4)
+    for error in (*events, *told):
+        jsonschema.validate(error, FAILED_JOB["$defs"]["error"])
+    for prompt_id in ended:
+        answer = await native.request("GET", f"/api/jobs/{prompt_id}")
+        if answer.status == 200:  # since ComfyUI 0.8
+            jsonschema.validate(answer.json, FAILED_JOB)
 
 
 async def test_what_waits_is_in_the_queue_like_what_comfyui_has(native):
