@@ -12,9 +12,9 @@ from pathlib import Path
 from aiohttp import web
 
 from . import server_routes
+from .failure import is_reachable_from_elsewhere
 from .guard import journal, runtime
 from .guard.access.access import Access
-from .guard.access.addresses import is_reachable_from_elsewhere
 from .guard.access.client_ids import ClientIds
 from .guard.access.keys import Keys
 from .guard.access.tokens import Tokens
@@ -50,7 +50,7 @@ from .guard.life.watchdog import Watchdog
 from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.stats import Stats
-from .guard.settings import SettingsError, load
+from .guard.settings import load
 from .guard.store import Recovery, SqliteStore, database_path
 from .guard.submit.admission import Admission
 from .guard.submit.limits import Limits
@@ -69,19 +69,14 @@ HOLDER = "local"
 def install() -> None:
     """Build the machine around ComfyUI's running server. The main thread, before the server serves.
 
-    The plugin stays off if a setting cannot be used; ComfyUI starts all the same. Where the database cannot be used it
-    is on, refuses jobs, and tries again until it can.
+    Where the database cannot be used it is on, refuses jobs, and tries again until it can. Whatever is raised here
+    leaves the plugin off, and door.py in front of every route that must not be open then: SettingsError, and OSError
+    where our own folder cannot be read.
     """
     from .host.comfyui import ComfyHost, prompt_server
 
     server = prompt_server()
-    host: Host = ComfyHost(server)
-    try:
-        _build(host, server.app, server.routes)
-    except (SettingsError, OSError) as error:  # our own folder cannot be read
-        log.error("ComfyUI-Guarded is OFF: %s", error)
-        if is_reachable_from_elsewhere(host.describe()["listen"]):
-            log.error("ComfyUI runs without it: anyone who can reach this server can use it, whatever native.mode says")
+    _build(ComfyHost(server), server.app, server.routes)
 
 
 def _build(host: Host, application: web.Application, routes: web.RouteTableDef) -> None:

@@ -45,7 +45,14 @@ Age = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; the message names its key. The package stays off."""
+    """A setting that cannot be used; the message names its key. The package stays off.
+
+    `told` is the same without the value, which may be a secret, for those who only ask over HTTP.
+    """
+
+    def __init__(self, message: str, told: str | None = None) -> None:
+        super().__init__(message)
+        self.told = message if told is None else told
 
 
 class _Section(BaseModel):
@@ -445,7 +452,9 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(_complain(item, named) for item in error.errors())) from None
+        items = error.errors()
+        told = "; ".join(_complain(item, named) for item in items)
+        raise SettingsError("; ".join(_complain(item, named) + _quote(item) for item in items), told) from None
 
 
 def origins(toml_file: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -464,12 +473,16 @@ def origins(toml_file: Path, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_file(toml_file: Path | None) -> dict[str, Any]:
-    if toml_file is None or not toml_file.is_file():
+    if toml_file is None:
         return {}
     try:
         return tomllib.loads(toml_file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{toml_file.name} is not TOML: {error}") from error
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not toml_file.is_symlink():
+            return {}
+        raise SettingsError(f"{toml_file.name} cannot be read: {error.strerror}") from error
 
 
 def _read_environment(environment: Mapping[str, str]) -> list[tuple[str, tuple[str, str], str]]:
@@ -509,8 +522,11 @@ def _complain(item: ErrorDetails, named: Mapping[tuple[str, ...], str]) -> str:
     key, complaint = read_complaint(item, "setting")
     variable = named.get(tuple(key.split(".")[:2]))
     source = f" (from {variable})" if variable else ""
-    got = "" if item["type"] == "extra_forbidden" else f", got {item['input']!r}"
-    return f"{key}{source}: {complaint}{got}"
+    return f"{key}{source}: {complaint}"
+
+
+def _quote(item: ErrorDetails) -> str:
+    return "" if item["type"] == "extra_forbidden" else f", got {item['input']!r}"
 
 
 def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
@@ -533,8 +549,8 @@ def markdown() -> str:
         "At start the guard reads `guarded.toml` in `<ComfyUI's user directory>/__guarded/` (sections and names as",
         "below) and the environment, which wins: `GUARDED_QUEUE__MAX_JOBS=2` is `queue.max_jobs`, and so is",
         "`MAX_GPU_JOBS=2`. An unknown key or a bad value keeps the package off, with a line in the log that names the",
-        "key: ComfyUI then runs as if the package were not there, and `native.mode` protects nothing. Run `doctor` to",
-        "check `guarded.toml` before a restart. For instance:",
+        "key; a server that was to be shut [answers 503](access.md#if-the-package-cannot-start) until it is corrected.",
+        "Run `doctor` to check `guarded.toml` before a restart. For instance:",
         "",
         "```toml",
         "[queue]",

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable
 from urllib.parse import urlsplit
-
-
-def is_reachable_from_elsewhere(listen: Iterable[str]) -> bool:
-    """Whether other machines reach a server that listens on these addresses."""
-    return not all(host == "localhost" or is_loopback(host) for host in listen)
 
 
 @functools.lru_cache(maxsize=256)

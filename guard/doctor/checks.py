@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..access.addresses import is_reachable_from_elsewhere
+from ...failure import SETTINGS, is_reachable_from_elsewhere, say
 from ..janitor.disk import list_disks
 from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path
@@ -58,8 +58,8 @@ def examine(facts: Facts) -> list[Line]:
         settings = facts.in_force or load(facts.own / "guarded.toml", facts.environment)
     except SettingsError as error:
         settings = Settings()
-        mend = "Correct it there; until then ComfyUI runs without the guard."
-        lines.append(Line("error", "settings", f"The settings cannot be used: {error}.", mend))
+        if facts.off is None or facts.off.reason != str(error):  # else that check says it
+            lines.append(Line("error", "start", say(str(error)), SETTINGS["en"]))
     for check in CHECKS:
         try:
             lines += check(facts, settings)
@@ -69,6 +69,15 @@ def examine(facts: Facts) -> list[Line]:
             message = f"This check failed: {type(error).__name__}: {error}"
             lines.append(Line("warning", name, message, "Please report it."))
     return lines
+
+
+def _check_start(facts: Facts, _settings: Settings) -> Iterator[Line]:
+    if facts.off is not None:
+        what = say(facts.off.reason)
+        if facts.running:
+            yield Line("error", "start", f"{what} {facts.off.state}", facts.off.mend)
+        else:
+            yield Line("error", "start", f"The last start failed. {what}", facts.off.mend)
 
 
 def _check_settings(facts: Facts, settings: Settings) -> Iterator[Line]:
@@ -319,6 +328,7 @@ def _check_clock(facts: Facts, _settings: Settings) -> Iterator[Line]:
 
 
 CHECKS: tuple[Callable[[Facts, Settings], Iterator[Line]], ...] = (
+    _check_start,
     *(_check_settings, _check_host, _check_alarms, _check_packages, _check_faces, _check_templates, _check_folders),
     *(_check_disk, _check_janitor, _check_access, _check_store, _check_clock),
 )

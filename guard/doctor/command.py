@@ -20,7 +20,7 @@ from ..janitor import Janitor
 from ..settings import Settings, SettingsError, load
 from ..templates.catalogue import Templates
 from .checks import LEVELS, Line, examine
-from .facts import Facts, recall
+from .facts import Facts, recall, recall_off
 
 _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 
@@ -84,6 +84,7 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
         faces=Chooser(lambda: models, settings.faces.detector, settings.faces.device).facts(),
         templates=Templates(cast(Host, _Offline(models)), settings.policy, templates).describe("en"),
         existing=_count_existing(own, settings, folders),
+        off=recall_off(own),
     )
 
 
@@ -107,7 +108,7 @@ class _Offline:
 
 
 def _ask_server(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
-    """Ask the server that runs on `own`; empty where it wants a key, None where none answers."""
+    """Ask the server that runs on `own`; empty where it does not tell us, None where none answers."""
     addresses = [address for address in host.get("listen") or () if address not in ("0.0.0.0", "::")]
     address = next((one for one in addresses if ":" not in one), "127.0.0.1")
     # A proxy from the environment cannot reach this machine.
@@ -116,6 +117,8 @@ def _ask_server(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
         with direct.open(f"http://{address}:{host.get('port')}/guarded/doctor", timeout=60) as answer:
             lines = [Line(**line) for line in json.load(answer)["lines"]]
     except urllib.error.HTTPError as error:
+        if error.code == 503 and recall_off(own) is not None:  # the door's answer; the note says more
+            return []
         return [] if error.code in (401, 403) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from ...failure import NOTE
 from ..access.keys import Key
 from ..host import Folders, Host
 from ..job import ROOTS
@@ -19,9 +20,6 @@ from ..life.health import AlarmBody
 from ..settings import Settings
 
 log = logging.getLogger("guarded.doctor")
-
-#: Each start writes this file into our own folder.
-FILE = "last_start.json"
 
 
 Level = Literal["ok", "warning", "error"]
@@ -34,6 +32,15 @@ class LineBody(TypedDict):
     check: str
     message: str
     mend: str
+
+
+@dataclass(frozen=True)
+class Off:
+    """Why the package is off, as :class:`failure.Failure` has it."""
+
+    reason: str
+    mend: str
+    state: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Facts:
         templates: as :meth:`Templates.describe` has them.
         existing: files and bytes from before the first start that the janitor leaves alone; None: not counted yet.
         alarms: of the running server.
+        off: why the last start failed, which left the package off; None where it did not.
         server_ms: the running server's clock, which goes on steadily when somebody sets the machine's.
     """
 
@@ -64,6 +72,7 @@ class Facts:
     templates: Sequence[Mapping[str, Any]]
     existing: tuple[int, int] | None
     alarms: Sequence[AlarmBody] = field(default_factory=list)
+    off: Off | None = None
     server_ms: int | None = None
 
 
@@ -75,21 +84,29 @@ def remember(own: Path, host: Host) -> None:
         **{root: _to_text(path) for root, path in folders.roots().items()},
         "models": [str(path) for path in host.model_folders()],
     }
-    part = own / f"{FILE}.part"
+    part = own / f"{NOTE}.part"
     try:
         own.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(note), encoding="utf-8")
-        os.replace(part, own / FILE)
+        os.replace(part, own / NOTE)
     except OSError as error:
-        log.warning("%s cannot be written: %s", FILE, error)
+        log.warning("%s cannot be written: %s", NOTE, error)
 
 
 def recall(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
     """Recall host, roots and model folders as of the last start; None where there was none, or its note is gone."""
     try:
-        note = json.loads((own / FILE).read_text(encoding="utf-8"))
+        note = json.loads((own / NOTE).read_text(encoding="utf-8"))
         output, temp, source = (Path(note[name]) if note[name] else None for name in ROOTS)
         return dict(note["host"]), Folders(output, temp, source), [Path(path) for path in note["models"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def recall_off(own: Path) -> Off | None:
+    """Recall why the last start failed; None where it did not, or its note is gone."""
+    try:
+        return Off(**json.loads((own / NOTE).read_text(encoding="utf-8"))["off"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -6,9 +6,9 @@ import stat
 import pytest
 from multidict import CIMultiDict
 
+from comfyui_guarded.failure import is_reachable_from_elsewhere
 from comfyui_guarded.guard.access import command
 from comfyui_guarded.guard.access.access import Access, Request
-from comfyui_guarded.guard.access.addresses import is_reachable_from_elsewhere
 from comfyui_guarded.guard.access.keys import Key, Keys, KeysError, create, read, revoke
 from comfyui_guarded.guard.access.tokens import Tokens
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits

@@ -13,10 +13,11 @@ import pytest
 from unit.fakes import FakeHost
 from unit.janitor import DAY_S, Box, put
 
+from comfyui_guarded.failure import NOTE
 from comfyui_guarded.guard.access.keys import Key
 from comfyui_guarded.guard.doctor import checks, command
 from comfyui_guarded.guard.doctor.checks import Line, examine
-from comfyui_guarded.guard.doctor.facts import FILE, Facts, recall, remember
+from comfyui_guarded.guard.doctor.facts import Facts, recall, remember
 from comfyui_guarded.guard.settings import Settings, SettingsError, origins
 from comfyui_guarded.guard.store import SqliteStore
 
@@ -128,8 +129,8 @@ class TestSettings:
     def test_a_file_that_cannot_be_used(self, well, running):
         (well.own / "guarded.toml").write_text("[queue]\nmax_job = 2\n")
         facts = well if running else replace(well, in_force=None, running=False)
-        assert ("error", "settings") in wrong(facts)
-        assert "queue.max_job" in said(facts, "settings")
+        assert ("error", "settings" if running else "start") in wrong(facts)
+        assert "queue.max_job" in said(facts, "settings" if running else "start")
 
     def test_origins_of_a_file_that_is_no_toml(self, tmp_path):
         (tmp_path / "guarded.toml").write_text("[")
@@ -336,7 +337,7 @@ class TestTheCommand:
 
     @pytest.mark.parametrize("note", ["", "[]", '{"host": 1}', '{"host": {}}'])
     def test_a_note_that_cannot_be_read_is_none(self, tmp_path, note):
-        (tmp_path / FILE).write_text(note)
+        (tmp_path / NOTE).write_text(note)
         assert recall(tmp_path) is None
 
     def test_json(self, user):
