@@ -143,6 +143,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
     store.changed.subscribe(estimates.follow)
+    store.changed.subscribe(jobs.follow)
     store.changed.subscribe(events.follow)
     store.changed.subscribe(metrics.follow)
     admission.refused.subscribe(metrics.count_refusal)

@@ -25,6 +25,7 @@ from ..store import Entry, Listing, Settled, Store, Waiting
 from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull, QueueBody
 from .estimate import Estimates
+from .places import Places
 from .positions import notice
 
 log = logging.getLogger("guarded.jobs")
@@ -50,7 +51,7 @@ class SubmittedGuard(TypedDict):
 
 
 class Jobs:
-    """Looks jobs up for callers. Event loop; the store's reader thread waits for the disk."""
+    """Looks jobs up for callers. Event loop; what memory lacks, the store's reader thread reads."""
 
     def __init__(
         self, settings: QueueSettings, store: Store, settler: Settler, events: Events, estimates: Estimates
@@ -60,12 +61,17 @@ class Jobs:
         self._settler = settler
         self._events = events
         self._estimates = estimates
+        self._places = Places(store)
         self._opener = ArtifactOpener()
         self._previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
+    def follow(self, job: Job) -> None:
+        """A new state is durable. The store's thread."""
+        self._places.follow(job)
+
     async def get(self, job_id: str, client: Client) -> Job:
         """Raises NotFoundError where there is none, or none that the client may see."""
-        job = await wrap_future(self._store.get(job_id))
+        job = await self._find(job_id)
         if job is None or not client.may_see(job.owner):
             raise NotFoundError(f"There is no job {job_id[:64]}.")
         return job
@@ -77,7 +83,7 @@ class Jobs:
         """
         ends_s = time.monotonic() + min(timeout_s, self._settings.max_wait_s)
         with self._events.subscribe(job_id=job.job_id) as reader:
-            seen = await wrap_future(self._store.get(job.job_id)) or job
+            seen = await self._find(job.job_id) or job
             while not (seen.state.settled or (known is not None and seen.state is not known)):
                 rest_s = ends_s - time.monotonic()
                 if rest_s <= 0 or not (events := await reader.next(rest_s)):
@@ -121,7 +127,7 @@ class Jobs:
 
     async def body(self, job: Job, locale: str | None = None) -> JobBody:
         """The job as JSON; a waiting one with its position."""
-        waiting = await wrap_future(self._store.locate(job.job_id)) if job.state is JobState.QUEUED else None
+        waiting = await self._places.find(job.job_id) if job.state is JobState.QUEUED else None
         return self.describe(job, waiting, locale)
 
     def describe(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> JobBody:
@@ -170,6 +176,9 @@ class Jobs:
 
     async def find_history_entry(self, job_id: str, client: Client) -> dict[str, HistoryEntry]:
         """The job as ComfyUI's `/history/{id}`: empty unless it has settled and is the caller's."""
+        known = self._store.recall(job_id)
+        if known is not None and not known.state.settled:
+            return {}  # who polls this need not wait for the disk each time
         entry = await self._find_entry(job_id, client)
         return {job_id: self._make_history_entry(entry)} if entry is not None and entry.job.state.settled else {}
 
@@ -212,12 +221,15 @@ class Jobs:
         """Those of the jobs that have not settled; None: all of the caller's own, for an operator too."""
         if job_ids is None:
             return await wrap_future(self._store.list_jobs(client.owner, OPEN, self._at_most_open))
-        jobs = [await wrap_future(self._store.get(job_id)) for job_id in job_ids]
+        jobs = [await self._find(job_id) for job_id in job_ids]
         return [job for job in jobs if job is not None and client.may_see(job.owner) and not job.state.settled]
 
     @property
     def _at_most_open(self) -> int:
         return self._settings.max_queued + self._settings.max_jobs
+
+    async def _find(self, job_id: str) -> Job | None:
+        return self._store.recall(job_id) or await wrap_future(self._store.get(job_id))
 
     async def _find_entry(self, job_id: str, client: Client) -> Entry | None:
         entry = await wrap_future(self._store.find_entry(job_id))

@@ -4,8 +4,8 @@ The core knows the :class:`Store` protocol alone, so another engine can take SQL
 what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (opening and
 commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process writes to it); `disk`
 (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `transitions`
-(what changes jobs), `queries` (what reads them), `outbox`, `result_files`, `line` (the queue's order), `times` (clocks
-that were wrong), `rows`, `tables` and `schema`.
+(what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads them), `outbox`, `result_files`, `line`
+(the queue's order), `times` (clocks that were wrong), `rows`, `tables` and `schema`.
 """
 
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path

@@ -131,6 +131,11 @@ class Engine:
             return 0.0
         return time.monotonic() - since_s
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the database is open, if only to read it. Any thread."""
+        return self._reader is not None
+
     def write(self, operation: Operation[T], durable: bool = False) -> Future[T]:
         """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk.
 

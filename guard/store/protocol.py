@@ -137,7 +137,10 @@ class Store(Protocol):
     # Jobs. -----------------------------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> Future[Job | None]:
-        """Read one job."""
+        """Read one job. Where memory has it, the future is done at once."""
+
+    def recall(self, job_id: str) -> Job | None:
+        """The job as the last commit has left it, where memory has it; None says nothing. Any thread, at once."""
 
     def locate(self, job_id: str) -> Future[Waiting | None]:
         """Say where a job stands in the queue; None if it is not queued."""

@@ -127,7 +127,7 @@ class SqliteStore(Store):
 
     def _publish(self) -> None:
         """Announce what a commit has made durable. The writer's thread."""
-        changed, self._transitions.changed = self._transitions.changed, []
+        changed = self._transitions.take_changes()  # first: whoever is told may ask
         self._note_counts(job.owner for job in changed)
         for job in changed:
             self.changed(job)
@@ -207,6 +207,7 @@ class SqliteStore(Store):
                 db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
             for table in ("bodies", "jobs"):
                 db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])
+            self._transitions.touched.update((job_id, None) for _number, job_id in rows)
             return len(rows)
 
         return self._engine.write(operation)
@@ -228,8 +229,16 @@ class SqliteStore(Store):
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
         return self._engine.read(lambda db: queries.replay(db, self._transitions.line, owner, key))
 
+    def recall(self, job_id: str) -> Job | None:
+        # What cannot be read is not told from memory either: another process may have taken over.
+        return self._transitions.recent.get(job_id) if self._engine.is_readable else None
+
     def get(self, job_id: str) -> Future[Job | None]:
-        return self._engine.read(lambda db: find_job(db, job_id))
+        if (known := self.recall(job_id)) is None:
+            return self._engine.read(lambda db: find_job(db, job_id))
+        future: Future[Job | None] = Future()
+        future.set_result(known)
+        return future
 
     def locate(self, job_id: str) -> Future[Waiting | None]:
         def operation(db: sqlite3.Connection) -> Waiting | None:

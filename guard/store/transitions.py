@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from dataclasses import replace
 from typing import Any
 
 from ..clock import Clock
@@ -12,6 +14,7 @@ from . import outbox, result_files, times
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
 from .queries import replay
+from .recent import Recent
 from .rows import COLUMNS, IS_OPEN, find_job, insert_job, read_job, update_job
 
 
@@ -21,20 +24,34 @@ class Transitions:
     Attributes:
         line: the queue's order as the transaction leaves it; other threads may see it before the commit.
         changed: jobs as they are after each change of state in this transaction, to be announced after the commit.
+        touched: the same jobs as this transaction leaves them; None for those that it has deleted.
+        recent: the jobs that changed last, as the commits before this transaction have left them.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.line = Line()
         self.changed: list[Job] = []
+        self.touched: dict[str, Job | None] = {}
+        self.recent = Recent()
 
     def load(self, db: sqlite3.Connection) -> None:
         """Read the line from the tables, at the start and after a rollback."""
         self.changed.clear()
+        self.touched.clear()
+        self.recent.clear()
         self.line = Line.read(db)
+
+    def take_changes(self) -> list[Job]:
+        """Remember what this transaction, which is on disk now, has changed; returns what to announce."""
+        self.recent.update(self.touched)
+        self.touched.clear()
+        changed, self.changed = self.changed, []
+        return changed
 
     def recover(self, db: sqlite3.Connection, holder: str, max_attempts: int) -> Recovery:
         times.clamp(db, self._clock.now_ms())
+        self.recent.clear()
         rows = db.execute(
             f"SELECT {COLUMNS} FROM jobs WHERE {IS_OPEN} AND state IN ('dispatched', 'running', 'validating')"
         ).fetchall()
@@ -120,13 +137,13 @@ class Transitions:
         return job
 
     def advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
-        job = find_job(db, job_id)
+        job = self._find(db, job_id)
         return None if job is None or job.state.settled else self._move(db, job, state)
 
     def settle(
         self, db: sqlite3.Connection, job_id: str, verdict: Verdict, result: Result | None, only_waiting: bool
     ) -> Settled | None:
-        job = find_job(db, job_id)
+        job = self._find(db, job_id)
         if job is None:
             return None
         if job.state.settled or (only_waiting and job.state not in WAITING):
@@ -175,8 +192,19 @@ class Transitions:
             webhook=new.webhook,
         )
         outbox.put(db, job, new.created_at_ms)
-        self.changed.append(job)
+        self._note(job)
         return job
+
+    def _find(self, db: sqlite3.Connection, job_id: str) -> Job | None:
+        """The job as this transaction has it."""
+        if job_id in self.touched:
+            return self.touched[job_id]
+        return self.recent.get(job_id) or find_job(db, job_id)
+
+    def _note(self, job: Job) -> None:
+        """Note how this transaction leaves the job."""
+        self.changed.append(job)
+        self.touched[job.job_id] = job
 
     def _move(self, db: sqlite3.Connection, job: Job, state: JobState, **changes: Any) -> Job:
         """Change a job's state. Nothing else does."""
@@ -198,10 +226,12 @@ class Transitions:
             self.line.add_under_way(job.owner, change)
             if change < 0 and self.line.alone == job.job_id:
                 self.line.alone = None
-        self.changed.append(moved)
+        self._note(moved)
         return moved
 
     def _end(self, db: sqlite3.Connection, job: Job, verdict: Verdict, result: Result | None) -> Job:
+        if verdict.details:  # what is told now must be what the tables will say: a tuple is a list there
+            verdict = replace(verdict, details=json.loads(json.dumps(verdict.details)))
         settled = self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
         if job.client_id is not None:
             db.execute(

@@ -51,6 +51,7 @@ class Machine:
         self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
         self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates)
         store.changed.subscribe(self.estimates.follow)
+        store.changed.subscribe(self.jobs.follow)
         store.changed.subscribe(self.events.follow)
         store.changed.subscribe(self.dispatcher.follow)
         self.settler.ending.subscribe(self.watchdog.expect_stop)

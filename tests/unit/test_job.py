@@ -123,6 +123,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.model: dict[str, Model] = {}
         self.leases: set[str] = set()
         self.ended: dict[str, Model] = {}
+        #: The jobs that this process has changed.
+        self.changed: set[str] = set()
         self.store = SqliteStore(next(self.files), self.clock)
 
     def teardown(self):
@@ -150,6 +152,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert number == len(self.model) + 1
             place = order if order is not None else float(-number if front else number)
             self.model[new.job_id] = Model(owner, number, priority, place, secret)
+            self.changed.add(new.job_id)
             assert submitted.waiting == self.store.locate(new.job_id).result(LONG_S)
             assert submitted.waiting.running == len(self.leases)
             ids.append(new.job_id)
@@ -263,6 +266,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert endings == [(1,)] * len(self.ended)
 
     def _jobs_are_the_models_and_what_has_ended_stays_ended(self, jobs):
+        # Of some of them memory has nothing. What it has must be what the tables have.
+        recalled = {job.job_id: self.store.recall(job.job_id) for job in jobs}
+        assert all(recalled[job.job_id] in (None, job) for job in jobs)
+        assert all(recalled[job_id] is not None for job_id in self.changed)
         assert {job.job_id: (job.owner, job.number, job.state, job.attempts, job.verdict) for job in jobs} == {
             job_id: (known.owner, known.number, known.state, known.attempts, known.verdict)
             for job_id, known in self.model.items()
@@ -283,6 +290,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _expect(self, job_id, **changes):
         self.model[job_id] = replace(self.model[job_id], **changes)
+        if "state" in changes:
+            self.changed.add(job_id)
         if self.model[job_id].state in TERMINAL:
             assert job_id not in self.ended
             self.ended[job_id] = self.model[job_id]
@@ -308,6 +317,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._recover()
 
     def _recover(self):
+        self.changed.clear()
         given_up = set()
         for job_id, known in list(self.model.items()):
             if known.state in TERMINAL:

@@ -1,0 +1,57 @@
+"""Who polls for a position does not wait for the disk each time, and is not told an old one after a change."""
+
+import asyncio
+
+import pytest
+from unit.fakes import LONG_S
+from unit.store_steps import CANCELLED, submit
+from unit.test_store_recent import HeldReader
+
+from comfyui_guarded.guard.callers import places
+
+
+def find(machine, job_id):
+    return asyncio.run(machine.jobs.body(machine.store.recall(job_id)))["position"]
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """A test that takes long must not make a place old."""
+    monkeypatch.setattr(places, "TOLD_AGAIN_S", LONG_S)
+
+
+def test_a_job_that_waits_is_polled_without_the_disk(machine, patient):
+    first, second = submit(machine.store).job.job_id, submit(machine.store).job.job_id
+    assert (find(machine, first), find(machine, second)) == (1, 2)
+    with HeldReader(machine.store):
+        assert (find(machine, first), find(machine, second)) == (1, 2)
+
+
+def test_a_position_is_looked_up_anew_after_a_while(machine, monkeypatch):
+    monkeypatch.setattr(places, "TOLD_AGAIN_S", 0.0)
+    first, second = submit(machine.store).job.job_id, submit(machine.store).job.job_id
+    assert find(machine, second) == 2
+    claimed = machine.store.claim("local", 1).result(LONG_S)
+    assert claimed.job.job_id == first
+    assert find(machine, second) == 1
+
+
+def test_a_cancel_moves_those_behind_at_once(machine, patient):
+    first, second = submit(machine.store).job.job_id, submit(machine.store).job.job_id
+    assert find(machine, second) == 2
+    assert machine.store.settle(first, CANCELLED).result(LONG_S).won
+    assert find(machine, second) == 1
+
+
+def test_a_job_with_a_priority_moves_those_that_it_overtakes_at_once(machine, patient):
+    first = submit(machine.store).job.job_id
+    assert find(machine, first) == 1
+    assert find(machine, submit(machine.store, priority=5).job.job_id) == 1
+    assert find(machine, first) == 2
+
+
+def test_only_so_many_places_are_kept(machine, patient, monkeypatch):
+    monkeypatch.setattr(places, "KEPT", 2)
+    job_ids = [submit(machine.store).job.job_id for _ in range(5)]
+    assert [find(machine, job_id) for job_id in job_ids] == [1, 2, 3, 4, 5]
+    assert len(machine.jobs._places._kept) <= 2
