@@ -166,7 +166,7 @@ def _log_start(done: Future[Job | None]) -> None:
     """The store's thread."""
     job = None if done.exception() is not None else done.result()
     if job is not None:
-        log.info("job %s started", job.job_id, extra={"job_id": job.job_id})
+        log.debug("job %s started", job.job_id, extra={"job_id": job.job_id})
 
 
 def _verdict_that_counts(settled: Settled | None) -> Verdict:

@@ -283,21 +283,23 @@ def _share(newer: Ending, older: Ending) -> None:
 
 
 def _log_ending(job: Job) -> None:
-    """Log how the job ended, and the warnings about each file of a success."""
-    about = {"job_id": job.job_id}
-    verdict = job.verdict
+    """Log how the job ended, in the one line that it has, and the warnings about each file of a success."""
+    about, verdict, files = {"job_id": job.job_id}, job.verdict, job.result.artifacts
+    began_ms, ended_ms = job.started_at_ms, job.settled_at_ms or 0
+    times = f"waited {((began_ms or ended_ms) - job.created_at_ms) / 1000:.1f} s"
+    if began_ms is not None:
+        times += f", ran {(ended_ms - began_ms) / 1000:.1f} s"
     if verdict is None or verdict.state is JobState.CANCELLED:
-        log.info("job %s %s", job.job_id, job.state.value, extra=about)
+        log.info("job %s of %s %s; %s", job.job_id, job.owner, job.state.value, times, extra=about)
     elif verdict.state is JobState.FAILED:
         message = verdict.message
         if "exception_message" in verdict.details:
             # A node's own words may quote the prompt.
             message = "node {node_id} ({node_type}) raised {exception_type}".format_map(verdict.details)
-        log.error("job %s failed: %s: %s", job.job_id, verdict.code, message, extra=about)
+        what = (job.job_id, job.owner, verdict.code, message, times)
+        log.error("job %s of %s failed: %s: %s; %s", *what, extra=about)
     else:
-        took_s = ((job.settled_at_ms or 0) - (job.started_at_ms or job.created_at_ms)) / 1000
-        files = job.result.artifacts
-        log.info("job %s succeeded in %.1f s with %d files", job.job_id, took_s, len(files), extra=about)
+        log.info("job %s of %s succeeded with %d files; %s", job.job_id, job.owner, len(files), times, extra=about)
         for file in files:
             if file.warnings:
                 log.warning("job %s: %s: %s", job.job_id, file.filename, ", ".join(file.warnings), extra=about)

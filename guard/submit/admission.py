@@ -128,7 +128,11 @@ class Admission:
             self._report_refusal(request, refusal)
             raise refusal from error
         if not submitted.replayed:
-            self._log_job(submitted)
+            job, waiting = submitted.job, submitted.waiting
+            position = waiting.position if waiting is not None else 0
+            log.debug(
+                "job %s of %s admitted, position %d", job.job_id, job.owner, position, extra={"job_id": job.job_id}
+            )
         return submitted
 
     async def _let_in(self, request: Submission, stack: AsyncExitStack) -> Submitted:
@@ -272,15 +276,6 @@ class Admission:
     async def _commit(self, job: NewJob, key: IdempotencyKey | None, client: Client) -> Submitted:
         max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
         return await wrap_future(self._store.submit(job, max_queued, key, max_queued_of_owner=max_own))
-
-    def _log_job(self, submitted: Submitted) -> None:
-        job, waiting, slots = submitted.job, submitted.waiting, self._settings.queue.max_jobs
-        about = {"job_id": job.job_id}
-        if waiting is not None and waiting.position + waiting.running > slots:
-            text = "job %s of %s admitted; it waits, %d of %d slots are taken, position %d"
-            log.warning(text, job.job_id, job.owner, waiting.running, slots, waiting.position, extra=about)
-        else:
-            log.info("job %s of %s admitted", job.job_id, job.owner, extra=about)
 
     def _report_refusal(self, request: Submission, error: Exception) -> None:
         code = error.code if isinstance(error, GuardError) else InternalError.code

@@ -27,7 +27,7 @@ POLL_S = 0.06
 #: What a request meets that is cut off by a kill, or made before the next process listens.
 CUT = (aiohttp.ClientError, OSError, asyncio.TimeoutError, json.JSONDecodeError)
 
-_LOGGED = re.compile(r"\[guarded\] job (\S+?):? (succeeded|failed|cancelled|started)\b")
+_LOGGED = re.compile(r"\[guarded\] job (\S+)(?: of \S+)? (succeeded|failed|cancelled|started)\b")
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ SETTINGS = {
     "GUARDED_WATCHDOG__SHUTDOWN_GRACE_S": "1",
     "GUARDED_WATCHDOG__MAX_ATTEMPTS": "3",
     "GUARDED_STORE__STALLED_AFTER_S": str(STALLED_AFTER_S),
+    "GUARDED_LOG__LEVEL": "DEBUG",  # which also says that a job has started
     **{f"GUARDED_JANITOR__{name}_FREE_BYTES": "0" for name in ("MIN", "TARGET", "FLOOR")},
 }
 

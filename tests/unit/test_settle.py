@@ -236,9 +236,9 @@ def test_an_ending_that_the_disk_could_not_take_is_written_later_and_told_then(s
     assert _told(host) == ["generation_timeout"]
     assert host.stopped == [job.job_id]
     said = [record.message for record in caplog.records if record.name == "guarded.settle"]
-    assert [line.split(" cannot")[0].split(",")[0] for line in said] == [
+    assert [line.split(" cannot")[0].split("; waited")[0].split(",")[0] for line in said] == [
         f"job {job.job_id}: its ending (generation_timeout)",
-        f"job {job.job_id} failed: generation_timeout: The job ran longer than 1 s.",
+        f"job {job.job_id} of bot failed: generation_timeout: The job ran longer than 1 s.",
         "every ending is on disk",
     ]
 
