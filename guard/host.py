@@ -288,6 +288,9 @@ class Host(Protocol):
     def file_inputs(self, class_type: str) -> Mapping[str, Names]:
         """Which inputs of a node class name files, as the class declares. Event loop."""
 
+    def input_types(self, class_type: str) -> Mapping[str, str]:
+        """The types of a node class's inputs, as it declares them; `COMBO` for a list of choices. Event loop."""
+
     async def native(self, path: str, **match_info: str) -> bytes:
         """The JSON that the host's own GET route `path` (as it is registered) answers. Event loop.
 

@@ -31,6 +31,7 @@ from pydantic_core import ErrorDetails
 from . import messages
 from .errors import read_complaint
 from .job import ROOTS
+from .urls import UrlError, is_public, read_url
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -207,6 +208,17 @@ def _check_profile(value: object) -> object:
     return value
 
 
+def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        try:
+            address = read_url(f"https://{host.removeprefix('*.')}").address
+        except UrlError:
+            raise ValueError(f"{host!r} is no host name") from None
+        if "/" in host or (address is not None and not is_public(address)):
+            raise ValueError(f"{host!r} is no host outside the server's network")
+    return tuple(host.lower().rstrip(".") for host in hosts)
+
+
 class PolicySettings(_Section):
     profile: Annotated[str, BeforeValidator(_check_profile)] = Field(
         "",
@@ -223,6 +235,16 @@ class PolicySettings(_Section):
     )
     deny_nodes: tuple[str, ...] = Field(
         (), description="Node classes that prompts may not use; wins over `allow_nodes`."
+    )
+    keyed_deny_nodes: tuple[str, ...] = Field(
+        (),
+        description="Changes the shipped list of node classes that prompts of keys may not use "
+        "(`guard/submit/keyed_deny.py`): a pattern adds to it, `!` and a pattern takes out what the pattern fits.",
+    )
+    fetch_hosts: Annotated[tuple[str, ...], AfterValidator(_check_hosts)] = Field(
+        (),
+        description="Hosts that prompts of keys may name in addresses: `files.example.com`, or `*.example.com` for all "
+        "below it. Addresses inside the server's network stay refused.",
     )
     strict: bool = Field(
         False, description="Refuse a limited input if a node computes its value, which cannot be known beforehand."

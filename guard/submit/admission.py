@@ -48,6 +48,7 @@ from ..life.secrets import SECRET_NAMES, Secrets
 from ..settings import Settings
 from ..signal import Signal
 from ..store import IdempotencyKey, Submitted
+from .confinement import Confinement
 from .limits import Limits
 from .policy import Policy
 from .request import PARSED_AT_ONCE_BYTES, AskedWebhook, Prompt, Submission, parse, read_idempotency_key
@@ -94,6 +95,7 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._policy = Policy(settings.policy)
+        self._confinement = Confinement(settings.policy, host.input_types, host.file_inputs)
         self._webhook_rules = webhook_rules.Rules(settings.webhooks)
         self._limits = limits
         self._store = store
@@ -156,13 +158,15 @@ class Admission:
                 request = self._rename_files(request, prompt)
                 await hold.keep(prompt.graph)  # first, because the janitor may be deleting one of the same name
                 await stack.enter_async_context(self._uploads.place(client.owner, request.files))
-            self._policy.check(prompt.graph)
+            self._check_graph(prompt.graph, client)
             webhook = self._choose_webhook(prompt.options.webhook, client)
             moved = await self._references.resolve(prompt.graph, client)
             body = _write_body(request, prompt, moved)  # now, because validation changes the prompt as it goes
             await hold.keep(prompt.graph)  # before anything looks at the files that it names
             outputs = await self._rehearse(prompt)
-            self._policy.check(prompt.graph)  # again: ComfyUI replaces renamed classes, and packs may change a prompt
+            self._check_graph(
+                prompt.graph, client
+            )  # again: ComfyUI replaces renamed classes, and packs may change a prompt
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
 
             job = self._make_job(request, prompt, body, locale, webhook, outputs)
@@ -219,6 +223,11 @@ class Admission:
                     extra_info={"field": file.field, "filename": file.filename},
                 )
         return replace(request, raw=json.dumps(prompt.body).encode())
+
+    def _check_graph(self, graph: Mapping[str, Any], client: Client) -> None:
+        """Check it against the operator's limits, and that it stays within the client's reach."""
+        self._policy.check(graph)
+        self._confinement.check(graph, client)
 
     def _choose_webhook(self, asked: AskedWebhook | None, client: Client) -> Webhook | None:
         """The job's own, else the one that the client's key names."""

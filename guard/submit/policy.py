@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PolicyViolationError
 from ..graph import is_link
 from ..settings import PolicySettings
+from .patterns import compile_patterns
 
 #: Nodes with several inputs that hand on one of them: at most the largest of these comes out. (A node with a single
 #: input, such as a constant, a converter or a reroute, hands that one on and need not stand here.)
@@ -92,8 +93,8 @@ class Policy:
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
-        self._allowed = _compile(settings.allow_nodes)
-        self._denied = _compile(settings.deny_nodes)
+        self._allowed = compile_patterns(settings.allow_nodes)
+        self._denied = compile_patterns(settings.deny_nodes)
         self._numbers = any((settings.max_pixels, settings.max_steps, settings.max_frames, settings.max_seconds))
 
     def check(self, graph: Mapping[str, Any]) -> None:
@@ -366,14 +367,8 @@ def _read_number(value: Any) -> float | None:
     return None if math.isnan(number) else max(min(number, _ENDLESS), -_ENDLESS)
 
 
-def _compile(patterns: Sequence[str]) -> re.Pattern[str] | None:
-    """Compile the patterns into one. Only `*` and `?` are wild, because class names have brackets."""
-    wild = (re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".") for pattern in patterns)
-    return re.compile("|".join(wild), re.DOTALL) if patterns else None
-
-
 def _matches(pattern: str, kind: str) -> bool:
-    compiled = _compile([pattern])
+    compiled = compile_patterns([pattern])
     return compiled is not None and compiled.fullmatch(kind) is not None
 
 

@@ -19,7 +19,7 @@ from comfy.cli_args import args
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
 from ...guard.life.contain import EscapedError, OverdueError
-from . import folders, inputs, report
+from . import folders, input_types, inputs, report
 from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
@@ -43,6 +43,7 @@ class ComfyHost:
         self._queue = prompt_server.prompt_queue
         self._handler = NativePrompt(prompt_server)
         self._file_inputs = inputs.FileInputs()
+        self._input_types = input_types.InputTypes()
         self._stops = Stops()
         self._workers = Workers(prompt_server, self._stops)
         self._relay = SocketRelay(prompt_server)
@@ -107,6 +108,9 @@ class ComfyHost:
 
     def file_inputs(self, class_type: str) -> Mapping[str, Names]:
         return self._file_inputs.find(class_type)
+
+    def input_types(self, class_type: str) -> Mapping[str, str]:
+        return self._input_types.find(class_type)
 
     async def native(self, path: str, **match_info: str) -> bytes:
         return await call_native_get(self._server, path, match_info)

@@ -54,6 +54,8 @@ class FakeHost:
         self.alive = True
         self.rehearsal = Rehearsal(None, ("2",))
         self.missing: list[str] = []
+        #: Node class → the types of its inputs.
+        self.types: dict[str, dict[str, str]] = {}
         #: Node class → its inputs that name files.
         self.declared: dict[str, dict[str, Names]] = {"LoadImage": {"image": Names.FILE}}
         #: What `dispatch` answers: a refusal, an exception to raise, or None for "queued".
@@ -165,6 +167,9 @@ class FakeHost:
 
     def socket_left(self, sid: str) -> None:
         self.flags.pop(sid, None)
+
+    def input_types(self, class_type: str) -> dict[str, str]:
+        return self.types.get(class_type, {})
 
     def file_inputs(self, class_type: str) -> dict[str, Names]:
         return self.declared.get(class_type, {})

@@ -1,0 +1,77 @@
+"""Read plain http(s) URLs, and tell which addresses lie outside this network: for whatever the server fetches or calls
+because a caller says so."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+#: Narrow on purpose, so that no two parsers disagree on the host: no user, backslash or fragment, ASCII only.
+_URL = re.compile(
+    r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{1,5}))?([/?][\x21\x22\x24-\x5b\x5d-\x7e]*)?", re.I
+)
+_LONGEST = 2000
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
+
+#: These count as public addresses, but reach a cloud's own services from inside.
+_INSIDE = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48", "fec0::/10")))
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+class UrlError(ValueError):
+    """A text that is no URL which the server would follow; the message goes behind the name of the field."""
+
+
+class Url(NamedTuple):
+    """A plain URL. `scheme` and `host` in lower case, the host without brackets and without a dot at its end;
+    `address`: the host, where it is a number or this machine's own name."""
+
+    scheme: str
+    host: str
+    address: Address | None
+
+
+def read_url(text: str) -> Url:
+    """Take a URL apart that every library reads alike. Raises UrlError where the text is none."""
+    parts = _URL.fullmatch(text) if len(text) <= _LONGEST else None
+    if parts is None or int(parts[3] or 443) > 65535:
+        raise UrlError(f"must be a plain http(s) URL of at most {_LONGEST} ASCII characters, without user and fragment")
+    scheme, host = parts[1].lower(), parts[2].strip("[]").rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return Url(scheme, host, ipaddress.ip_address("127.0.0.1"))
+    try:
+        return Url(scheme, host, ipaddress.ip_address(host))
+    except ValueError:
+        # 2130706433, 0177.0.0.1, 127.1: some libraries take these for names, others for addresses.
+        if ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) or not host:
+            raise UrlError("names an address in a spelling that is not taken") from None
+        return Url(scheme, host, None)
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address lies outside this machine, its networks and its cloud."""
+    real = real_address(address)
+    return (
+        real.is_global
+        and not (real.is_multicast or real.is_reserved or real.is_unspecified)
+        and not any(real in network for network in _INSIDE)
+    )
+
+
+def real_address(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one leads to (mapped, NAT64, 6to4, Teredo, compatible), or the address itself."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address.teredo is not None:
+        return address.teredo[1]
+    if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
