@@ -58,8 +58,8 @@ demo: $(VENV)/.run-ready
 serve: $(VENV)/.run-ready
 	$(BIN)/python demo/tour.py --serve
 
-# First what can run side by side, then, each by itself, what measures time, kills servers or fills disks. 2 is Ctrl-C; 5
-# is that PYTEST_ARGS has chosen none there.
+# First what can run side by side, then, each by itself, what measures time or the machine. 2 is Ctrl-C; 5 is that
+# PYTEST_ARGS has chosen none there.
 test: check $(VENV)/.run-ready $(VENV)/.tools-ready $(CLIENTS)/.ready
 	@chosen() { echo "pytest tests $$*"; $(BIN)/pytest tests "$$@" $(PYTEST_ARGS); }; \
 	chosen --serial without --numprocesses $(WORKERS); beside=$$?; \

@@ -9,8 +9,12 @@ from xdist.scheduler import LoadScopeScheduling
 SHARED_HOSTS = ("contract", "results")
 #: ... except for these, which start servers with settings of their own.
 OWN_HOSTS = ("ladder", "native_guarded", "sampler", "webhooks")
+#: Folders whose tests start a server each, for themselves alone, so that each can run on any worker ...
+SINGLE = ("chaos",)
+#: ... except for these modules, whose tests share servers or loop devices.
+TOGETHER = ("channels", "power_cut")
 #: Folders whose tests take long, each of them.
-SLOW = ("browser", "clients", "contract", "examples")
+SLOW = ("browser", "chaos", "clients", "contract", "examples")
 _KIND = re.compile(r"[\[-](sandbox|ComfyUI-[\w.]+)[]-]")
 
 
@@ -22,9 +26,12 @@ class ByServer(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def group(nodeid: str) -> str:
-    """`contract on ComfyUI-0.33.0` for what shares a folder's server; else the module, for each kind of host."""
+    """`contract on ComfyUI-0.33.0` for what shares a folder's server; a test's own id where it shares nothing; else the
+    module, for each kind of host."""
     module = nodeid.partition("::")[0]
     folder, _, file = module.partition("/")
+    if folder in SINGLE and not file.removeprefix("test_").startswith(TOGETHER):
+        return nodeid
     kind = _KIND.search(nodeid)
     shared = kind and folder in SHARED_HOSTS and not file.removeprefix("test_").startswith(OWN_HOSTS)
     return f"{folder if shared else module} on {kind[1] if kind else 'no host'}"

@@ -49,7 +49,6 @@ SCHEDULE_WITHIN_S = 60
 
 pytestmark = [
     pytest.mark.chaos,
-    pytest.mark.serial,
     pytest.mark.skipif(os.name == "nt", reason="signals"),
     pytest.mark.timeout(600 + SCHEDULE_WITHIN_S * max(SCHEDULES // 4, REAL_SCHEDULES)),
 ]

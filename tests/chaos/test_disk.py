@@ -26,6 +26,8 @@ from contract.client import (
     assert_refusal,
     assert_succeeded,
     connected,
+    gated,
+    open_gate,
     picture,
     sleep,
     text,
@@ -35,7 +37,7 @@ from contract.test_webhooks import SETTINGS, Receiver, deliveries, ended, secret
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
-pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 __all__ = ["small_disk"]
 
@@ -55,10 +57,10 @@ async def test_a_full_disk_under_the_database_refuses_jobs_by_name_and_loses_no_
     host = server(**on(small_disk)).start()
     async with connected(host) as client:
         before = await client.run(picture())
-        running = await client.admitted(sleep(1.5, steps=20, prefix=(prefix := unique())))
+        running = await client.admitted(gated(prefix := unique()))
         late = await client.admitted(sleep(3600), guard={"timeout_s": 0.5})
         waiting = await client.admitted(picture())
-        await client.inside_a_node(running)
+        await client.running(running)
         ballast = fill(small_disk)
         await refused(client, "disk_full")
         ready = await client.request("GET", "/guarded/ready")
@@ -66,6 +68,7 @@ async def test_a_full_disk_under_the_database_refuses_jobs_by_name_and_loses_no_
         assert (await client.get("/guarded/health"))["status"] == "ok"
         assert await client.job(before["job_id"]) == before, "what is there can be read"
         # This one ends while nothing can be written; the late one cannot begin before.
+        open_gate(host.base, prefix)
         await client.wrote(prefix)
         await asyncio.sleep(0.5)
         ballast.unlink()
@@ -84,9 +87,10 @@ async def test_a_kill_while_the_disk_is_full_loses_no_job_either(server, small_d
     host = server(**on(small_disk)).start()
     async with connected(host) as client:
         prefix = unique()
-        ids = [await client.admitted(sleep(1.0, steps=20, prefix=prefix)), await client.admitted(picture())]
-        await client.inside_a_node(ids[0])
+        ids = [await client.admitted(gated(prefix)), await client.admitted(picture())]
+        await client.running(ids[0])
         ballast = fill(small_disk)
+        open_gate(host.base, prefix)
         await client.wrote(prefix)
         host.kill()
     ballast.unlink()

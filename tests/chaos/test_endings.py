@@ -11,7 +11,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from chaos.conftest import assert_settled_once, fill, small_disk
+from chaos.conftest import assert_settled_once, small_disk, transitions_at
+from chaos.faults import Faults
 from contract.client import (
     Client,
     Socket,
@@ -21,7 +22,9 @@ from contract.client import (
     assert_succeeded,
     connected,
     files_announced,
+    gated,
     node,
+    open_gate,
     picture,
     save,
     text,
@@ -34,12 +37,12 @@ from contract.test_webhooks import Receiver, secret_of
 
 from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess
 
-pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 __all__ = ["small_disk"]
 
-#: Longer than the worker once waited for the store before it went on without.
-SILENCE_S = 12.0
+#: Longer than the worker once waited for the store before it went on without. On a real ComfyUI the guard is the same.
+SILENCE_S, REAL_SILENCE_S = 12.0, 4.0
 OPEN = {"queued", "dispatched", "running", "validating"}
 HOOKED = {"GUARDED_WEBHOOKS__ALLOW_HTTP": "true", "GUARDED_WEBHOOKS__ALLOWED_NETWORKS": "127.0.0.0/8"}
 EVERY = [*OPEN, "succeeded", "failed", "cancelled"]
@@ -48,10 +51,10 @@ EVERY = [*OPEN, "succeeded", "failed", "cancelled"]
 class Disk:
     """The disk under a server's job database, and how it fails."""
 
-    def __init__(self, folder: Path, how: str) -> None:
+    def __init__(self, folder: Path, how: str, faults: Faults) -> None:
         self.how = how
         self._folder = folder
-        self._ballast: Path | None = None
+        self._faults = faults
         self._reader: sqlite3.Connection | None = None
 
     @property
@@ -60,33 +63,29 @@ class Disk:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"GUARDED_STORE__URL": f"sqlite:///{self.database}"}
+        return {"GUARDED_STORE__URL": f"sqlite:///{self.database}", **self._faults.environment}
 
     async def fail(self, client: Client) -> None:
         if self.how == "silent":
-            assert (await client.request("POST", "/guarded_faults/store/silent")).status == 200
+            self._faults.silence()
             return
         # A reader that stays keeps SQLite from writing over what its log has on disk already.
         self._reader = sqlite3.connect(self.database, isolation_level=None)
         self._reader.execute("BEGIN")
         self._reader.execute("SELECT count(*) FROM jobs").fetchone()
-        self._ballast = fill(self._folder)
+        self._faults.fill(really=True)
         answer = await client.polled(lambda: client.submit(text()), lambda answer: answer.status != 200)
         assert_refusal(answer, "disk_full")
 
-    async def heal(self, client: Client | None) -> None:
-        """`client` None: the server is dead."""
-        if self.how == "silent" and client is not None:
-            assert (await client.request("POST", "/guarded_faults/store/speaks")).status == 200
+    def heal(self) -> None:
         if self._reader is not None:
             self._reader.close()
-        if self._ballast is not None:
-            self._ballast.unlink()
+        self._faults.end()
 
 
 @pytest.fixture
-def disk(small_disk: Path, request: pytest.FixtureRequest) -> Disk:
-    return Disk(small_disk, request.param)
+def disk(small_disk: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Disk:
+    return Disk(small_disk, request.param, Faults(tmp_path / "faults", small_disk))
 
 
 @dataclass
@@ -241,14 +240,9 @@ async def listening(client: Client) -> Any:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def gated(prefix: str) -> dict[str, Any]:
-    """A run that makes its picture once `finish` lets it, and asks for no interrupt."""
-    return {"1": node("FaultGatedImage", gate=f"{prefix}.gate", filename_prefix=prefix, seed=0)}
-
-
 async def finish(client: Client, prefix: str) -> None:
     """Return once only the run's end is to come."""
-    (client.base / "input" / f"{prefix}.gate").touch()
+    open_gate(client.base, prefix)
     await client.wrote(prefix)
 
 
@@ -259,7 +253,8 @@ async def stops(client: Client) -> float:
 
 
 async def keeps_silent(ears: Ears) -> None:
-    for _ in range(int(SILENCE_S / 2)):
+    silence_s = REAL_SILENCE_S if ears.client.host.kind.real else SILENCE_S
+    for _ in range(int(silence_s / 2)):
         await ears.assert_nothing_heard()
         await asyncio.sleep(2)
     await ears.assert_nothing_heard()
@@ -278,26 +273,18 @@ async def test_a_success_is_heard_once_it_is_on_disk_and_not_before(server, disk
         await finish(client, prefix)
         await keeps_silent(ears)
         if then == "heals":
-            await disk.heal(client)
+            disk.heal()
             await ears.hear_the_end("succeeded")
             await client.assert_takes_jobs()
             return
         host.kill()
-        await disk.heal(None)
+        disk.heal()
     host.start()
     async with connected(host) as client:
         job = await client.settled(job_id)
         assert_succeeded(job)
         assert job["attempts"] == 2, "it ran again, since nobody had been told"
-    assert_settled_once(transitions_of(disk)[job_id])
-
-
-def transitions_of(disk: Disk) -> dict[str, list[str]]:
-    states: dict[str, list[str]] = {}
-    with contextlib.closing(sqlite3.connect(f"file:{disk.database}?mode=ro", uri=True)) as db:
-        for job_id, state in db.execute("SELECT job_id, state FROM transitions ORDER BY rowid"):
-            states.setdefault(job_id, []).append(state)
-    return states
+    assert_settled_once(transitions_at(disk.database)[job_id])
 
 
 @pytest.mark.parametrize("disk", ["full", "silent"], indirect=True)
@@ -315,11 +302,11 @@ async def test_of_a_cancel_and_a_success_the_first_one_is_heard_and_no_other(ser
         await keeps_silent(ears)
         assert_refusal(refusal := await deleting, "server_unavailable", 503)
         assert int(refusal.headers["Retry-After"]) >= 1
-        await disk.heal(client)
+        disk.heal()
         await ears.hear_the_end("cancelled")
         assert_ended_badly(await client.job(job_id), "cancelled")
         await client.assert_takes_jobs()
-    assert_settled_once(transitions_of(disk)[job_id])
+    assert_settled_once(transitions_at(disk.database)[job_id])
 
 
 @pytest.mark.parametrize("disk", ["full", "silent"], indirect=True)
@@ -338,7 +325,7 @@ async def test_a_hung_job_is_left_behind_at_once_and_closed_once_its_ending_is_o
         entry = await client.native_entry(await client.native_submit(picture()))
         assert entry["status"]["status_str"] == "success", "another worker has taken over"
         await keeps_silent(ears)
-        await disk.heal(client)
+        disk.heal()
         assert_refusal(await deleting, "server_unavailable", 503)
         await ears.hear_the_end("cancelled")
         assert_ended_badly(await client.job(job_id), "cancelled")
@@ -349,7 +336,7 @@ async def test_a_hung_job_is_left_behind_at_once_and_closed_once_its_ending_is_o
         ]
         assert told["exception_type"].endswith("CancelledError")
         await client.assert_takes_jobs()
-    assert_settled_once(transitions_of(disk)[job_id])
+    assert_settled_once(transitions_at(disk.database)[job_id])
 
 
 @pytest.mark.parametrize("disk", ["full", "silent"], indirect=True)
@@ -377,7 +364,7 @@ async def test_while_no_ending_can_be_written_no_job_is_let_in_or_begins(server,
         assert body["error"]["extra_info"]["problems"] == ["store stalled"]
         assert int(refusal.headers["Retry-After"]) >= 1
         assert "store_stalled" in [alarm["code"] for alarm in (await client.get("/guarded/stats"))["alarms"]]
-        await disk.heal(client)
+        disk.heal()
         await client.polled(ready, lambda status: status == 200)
         assert_succeeded(await client.settled(job_id))
         await client.assert_takes_jobs()

@@ -13,7 +13,7 @@ from contract.sse import Reader
 
 from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
-pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
 async def cut_off(reader: Reader, chance: random.Random) -> None:

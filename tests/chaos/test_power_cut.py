@@ -37,7 +37,6 @@ SECRET = "whsec_" + "A" * 43 + "="
 
 pytestmark = [
     pytest.mark.chaos,
-    pytest.mark.serial,
     pytest.mark.timeout(600 + 60 * max(SANDBOX_ROUNDS, REAL_ROUNDS)),
 ]
 

@@ -19,12 +19,15 @@ from contract.client import (
     assert_refusal,
     assert_succeeded,
     connected,
+    gated,
     node,
+    open_gate,
     picture,
     raises,
     save,
     sleep,
     text,
+    unique,
 )
 
 from comfyui_guarded.guard.life.process import EXIT_STUCK
@@ -32,7 +35,6 @@ from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, sandbox_ki
 
 pytestmark = [
     pytest.mark.chaos,
-    pytest.mark.serial,
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.name == "nt", reason="signals, and a restart under the same pid"),
 ]
@@ -90,9 +92,11 @@ async def test_a_process_that_cannot_be_mended_begins_anew_by_itself_and_loses_n
             assert_succeeded(job)
             assert job["attempts"] == 1, "it had not been begun on the broken GPU"
         assert (boots(host), host.pid) == (3, pid)
-        running, queued = await client.admitted(sleep(1.5, steps=50)), await client.admitted(picture())
-        await client.inside_a_node(running)
+        running, queued = await client.admitted(gated(prefix := unique())), await client.admitted(picture())
+        await client.running(running)
         os.kill(host.pid, signal.SIGTERM)
+        await not_ready(client)
+        open_gate(host.base, prefix)
     assert await ended(host) == 0
     seen = transitions(host.base)
     assert (seen[running][-1], seen[queued][-1]) == ("succeeded", "queued")
@@ -184,7 +188,7 @@ async def test_with_on_stuck_exit_the_process_ends_with_the_code_for_supervisors
 async def test_with_on_stuck_report_the_slot_stays_taken_and_the_server_says_so_until_it_is_over(server):
     host = server(GUARDED_WATCHDOG__ON_STUCK="report", **SHORT_GRACE).start()
     async with connected(host) as client:
-        hung, waiting = await client.admitted(hang("FaultHangC", 6.0), **SOON), await client.admitted(picture())
+        hung, waiting = await client.admitted(hang("FaultHangC", 12.0), **SOON), await client.admitted(picture())
         await told(client, hung)
         ready = await client.polled(
             lambda: client.request("GET", "/guarded/ready"), lambda answer: answer.status == 503
@@ -266,15 +270,13 @@ async def test_models_are_unloaded_after_a_timeout_and_after_running_out_of_memo
 async def test_a_sigterm_takes_no_job_lets_the_running_one_end_and_then_ends_the_server(server):
     host = server().start()
     async with connected(host) as client:
-        running, queued = await client.admitted(sleep(2.0, steps=50)), await client.admitted(picture())
-        await client.inside_a_node(running)
+        running, queued = await client.admitted(gated(prefix := unique())), await client.admitted(picture())
+        await client.running(running)
         os.kill(host.pid, signal.SIGTERM)
-        ready = await client.polled(
-            lambda: client.request("GET", "/guarded/ready"), lambda answer: answer.status == 503
-        )
-        assert ready.json["problems"] == ["draining"]
+        assert (await not_ready(client)).json["problems"] == ["draining"]
         assert_refusal(await client.submit(text()), "server_unavailable", 503)
         os.kill(host.pid, signal.SIGTERM)  # changes nothing
+        open_gate(host.base, prefix)
         assert await ended(host) == 0
     assert transitions(host.base)[running][-2:] == ["validating", "succeeded"]
     host.start()
@@ -286,11 +288,12 @@ async def test_a_sigterm_takes_no_job_lets_the_running_one_end_and_then_ends_the
 async def test_a_sigterm_does_not_wait_for_ever_and_the_job_is_taken_up_again(server):
     host = server(GUARDED_WATCHDOG__SHUTDOWN_GRACE_S="0.5").start()
     async with connected(host) as client:
-        running = await client.admitted(sleep(3.0, steps=50))
-        await client.inside_a_node(running)
+        running = await client.admitted(gated(prefix := unique()))
+        await client.running(running)
         os.kill(host.pid, signal.SIGTERM)
         assert await ended(host) == 0
     assert transitions(host.base)[running][-1] == "running"
+    open_gate(host.base, prefix)
     host.start()
     async with connected(host) as client:
         job = await client.settled(running)

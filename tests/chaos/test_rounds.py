@@ -40,7 +40,6 @@ ROUND_WITHIN_S = 60
 
 pytestmark = [
     pytest.mark.chaos,
-    pytest.mark.serial,
     pytest.mark.timeout(600 + ROUND_WITHIN_S * max(SANDBOX_ROUNDS // 6, REAL_ROUNDS)),
 ]
 

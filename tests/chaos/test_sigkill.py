@@ -8,11 +8,22 @@ from pathlib import Path
 import aiohttp
 import pytest
 from chaos.conftest import assert_settled_once, database, newest_real, transitions
-from contract.client import Client, assert_ended_badly, assert_succeeded, connected, picture, sleep, text
+from contract.client import (
+    Client,
+    assert_ended_badly,
+    assert_succeeded,
+    connected,
+    gated,
+    open_gate,
+    picture,
+    sleep,
+    text,
+    unique,
+)
 
 from comfyui_guarded.tests.hosts.launch import sandbox_kind
 
-pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
 async def is_handed_over(base: Path, job_id: str) -> bool:
@@ -29,10 +40,11 @@ async def test_a_kill_in_the_middle_of_a_run_loses_none_of_six_jobs_and_repeats_
     host = server(kind).start()
     async with connected(host) as client:
         before = await client.run(picture())
-        ids = [await client.admitted(sleep(2.0, steps=100))]
+        ids = [await client.admitted(gated(prefix := unique()))]
         ids += [await client.admitted(picture()) for _ in range(5)]
-        await client.inside_a_node(ids[0])
+        await client.running(ids[0])
         host.kill()
+    open_gate(host.base, prefix)
     host.start()
     async with connected(host) as client:
         jobs = [await client.settled(job_id) for job_id in ids]

@@ -145,7 +145,6 @@ async def test_a_second_server_on_the_same_user_directory_waits_for_the_first(se
     assert off_lines(second.log.read_text()) == []
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("kind", [pytest.param(sandbox_kind(), id="sandbox"), *newest_real()])
 async def test_a_start_while_the_command_line_sweeps_waits_until_that_is_done(server, kind):
     """It has the lock: that was a reason to stay off until somebody restarted the server."""
@@ -312,7 +311,6 @@ def _set_version(host, version: int) -> None:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-@pytest.mark.serial
 @pytest.mark.skipif(sys.platform == "win32", reason="a locked file cannot be deleted there, nor a process stopped")
 async def test_a_server_that_lost_its_lock_to_another_one_stops_and_no_job_has_two_verdicts(server):
     """A stopped process cannot make its lock anew; the other one takes its database over meanwhile."""

@@ -22,7 +22,7 @@ from comfyui_guarded.guard.errors import FAMILY
 from comfyui_guarded.tests.hosts.launch import HostProcess
 
 #: Far above what anything here takes; only a promise that is broken reaches it.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 Prompt = dict[str, Any]
@@ -60,6 +60,15 @@ def sleep(seconds: float, *, checks: bool = True, steps: int = 0, prefix: str | 
 
 def picture(prefix: str | None = None) -> Prompt:
     return sleep(0.0, prefix=prefix)
+
+
+def gated(prefix: str) -> Prompt:
+    """A run that makes its picture once `open_gate` lets it, and asks for no interrupt."""
+    return {"1": node("FaultGatedImage", gate=f"{prefix}.gate", filename_prefix=prefix, seed=0)}
+
+
+def open_gate(base: Path, prefix: str) -> None:
+    (base / "input" / f"{prefix}.gate").touch()
 
 
 def photo_copy(name: str, prefix: str | None = None) -> Prompt:

@@ -379,7 +379,6 @@ async def test_no_page_of_another_site_is_told_that_it_may_read_the_answer(clien
 # Idle connections. -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.serial
 @on_linux
 async def test_two_thousand_idle_connections_and_half_requests_hold_nobody_up(sandbox_client):
     client = await sandbox_client()

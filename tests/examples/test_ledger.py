@@ -30,7 +30,7 @@ USERS, FREE_CREDITS = max(PHOTOS // 12, 3), 6
 AT_ONCE = 10
 WITHIN_S = 240.0 + 4 * PHOTOS
 
-pytestmark = [pytest.mark.chaos, pytest.mark.serial, pytest.mark.timeout(WITHIN_S + 300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(WITHIN_S + 300)]
 
 SETTINGS = {
     "GUARDED_WATCHDOG__JOB_TIMEOUT_S": "2",

@@ -7,10 +7,12 @@ import struct
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from contract.client import PATIENCE_S
 from results import corpus, pictures
 from results.checking import DEFAULTS, check, outcome, refusal
 
@@ -37,6 +39,14 @@ class Clock:
         return self.now_s
 
 
+@contextlib.contextmanager
+def works_at_most(seconds: float) -> Iterator[None]:
+    """By the processor time of all threads of this process, which other processes do not change."""
+    began_s = time.process_time()
+    yield
+    assert time.process_time() - began_s < seconds
+
+
 def small_film(frames: int = 100, **options: str) -> bytes:
     return corpus.film(pictures.pan(pictures.landscape(128), frames), **options)
 
@@ -55,7 +65,6 @@ SEEDS = {
 }
 
 
-@pytest.mark.serial
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("suffix", SEEDS)
 def test_damaged_at_random_it_gets_a_verdict_and_nothing_else(suffix: str, tmp_path: Path):
@@ -69,13 +78,10 @@ def test_damaged_at_random_it_gets_a_verdict_and_nothing_else(suffix: str, tmp_p
         for place in random.integers(0, len(content), 3).tolist() + random.integers(0, 400, 3).tolist():
             damaged[place % len(content)] = int(random.integers(0, 256))
         path.write_bytes(damaged)
-        began_s = time.monotonic()
-        with contextlib.suppress(*VERDICTS):
+        with works_at_most(5), contextlib.suppress(*VERDICTS):
             check(path, settings)
-        assert time.monotonic() - began_s < 5
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize(
     "content",
     [
@@ -101,9 +107,8 @@ def test_damaged_at_random_it_gets_a_verdict_and_nothing_else(suffix: str, tmp_p
 def test_made_up_files_are_refused_at_once(content: bytes, tmp_path: Path):
     path = tmp_path / "x.mp4"
     path.write_bytes(content)
-    began_s = time.monotonic()
-    assert refusal(path).code in ("result_corrupt", "result_too_small")
-    assert time.monotonic() - began_s < 3
+    with works_at_most(3):
+        assert refusal(path).code in ("result_corrupt", "result_too_small")
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path):
@@ -185,27 +190,29 @@ def test_with_the_time_gone_nothing_more_is_read():
         file.read(1)
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".png", ".mp3"])
 def test_a_disk_that_stalls_ends_the_checks_and_their_thread(suffix: str, tmp_path: Path):
-    """Every read takes a while: the verdict comes in time, and the thread is gone soon after."""
+    """Every read takes a while: once the checks have had their time, none follows, and their thread ends."""
     content = SEEDS[suffix]() * (1 if suffix != ".mp3" else 20)
     settings = DEFAULTS.model_copy(update={"check_timeout_s": 0.5})
     kind = sniff(content[:64])
 
+    reads = 0
+
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
+            nonlocal reads
+            reads += 1
             time.sleep(0.2)
             return super().read(min(size or 0, 300) if size and size > 0 else 300)
 
-    began_s = time.monotonic()
     with pytest.raises(Exception, match=r"within|cut off|EOF|ended|Invalid|truncated|broken|missing"):
         checks.run_within(0.5, lambda: checks.inspect(Slow(content), kind, len(content), settings, Budget(settings)))
-    assert time.monotonic() - began_s < 1.5
-    ends_s = time.monotonic() + 3
-    while any(thread.name == "guarded-checks" for thread in threading.enumerate()):
-        assert time.monotonic() < ends_s
-        time.sleep(0.02)
+    for thread in threading.enumerate():
+        if thread.name == "guarded-checks":
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+    assert reads <= 4, "0.5 s of them, and the one that was under way"
 
 
 def test_memory_does_not_grow_with_the_frames_of_a_film(tmp_path: Path):

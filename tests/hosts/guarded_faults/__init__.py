@@ -1,6 +1,6 @@
 """Nodes that misbehave on purpose, for tests. They load in the sandbox and in a real ComfyUI."""
 
-from . import checks, packs, routes, store  # noqa: F401 (they add routes)
+from . import checks, packs, routes  # noqa: F401 (they add routes)
 from .hang import (
     FaultAsyncHang,
     FaultHangC,
