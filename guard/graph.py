@@ -48,3 +48,11 @@ def shape(prompt: Mapping[str, Any]) -> str:
     """A short name that prompts of the same node classes share, whatever their values."""
     classes = "\n".join(sorted(node["class_type"] for node in prompt.values()))
     return f"{zlib.crc32(classes.encode('utf-8', 'replace')):08x}"
+
+
+def find_workflow_id(body: Mapping[str, Any]) -> str | None:
+    """The id of the editor's workflow that rides along with a request; None where there is none."""
+    found: Any = body
+    for key in ("extra_data", "extra_pnginfo", "workflow", "id"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, str) else None

@@ -218,6 +218,7 @@ class NewJob:
         front: it goes to the head of its owner's line.
         outputs_to_execute: ids of the output nodes that ComfyUI will run.
         has_secrets: it needs values that exist only in memory and do not survive a restart.
+        workflow_id: that of the editor's workflow that the prompt was made of.
     """
 
     job_id: str
@@ -237,6 +238,7 @@ class NewJob:
     metadata: dict[str, Any] = field(default_factory=dict)
     has_secrets: bool = False
     webhook: Webhook | None = None
+    workflow_id: str | None = None
 
 
 @dataclass(frozen=True)

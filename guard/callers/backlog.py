@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from itertools import islice
 from typing import Any, Protocol
 
 from ..client import LOCAL
@@ -22,10 +23,12 @@ from ..life.settle import Settler
 from ..store import Entry
 from . import as_comfyui
 from .bodies import HistoryEntry
-from .jobs import Jobs
+from .jobs import ENDED_AT_ONCE, Jobs
 
 log = logging.getLogger("guarded.backlog")
 
+#: So many jobs are read at once.
+PAGE = 1000
 #: At most this many waiting jobs are shown at once, the next ones first.
 SHOWN = 1000
 #: Rows with prompts are cached up to this many bytes; jobs beyond are shown without their prompts.
@@ -43,7 +46,8 @@ class Entries(Protocol):
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]: ...
     def find_entry(self, job_id: str) -> Future[Entry | None]: ...
-    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]: ...
+    def hide(self, owner: str | None, job_ids: Sequence[str]) -> Future[None]: ...
+    def clear_history(self, owner: str) -> Future[None]: ...
 
 
 class Backlog:
@@ -67,8 +71,10 @@ class Backlog:
 
     def load(self) -> None:
         """Read the jobs that an earlier process left. Blocks. The store's thread, before it tells of any other job."""
-        for job in reversed(self._store.list_jobs(None, OPEN, 2**31).result()):
-            self._open[job.job_id] = job
+        jobs: list[Job] = []
+        while page := self._store.list_jobs(None, OPEN, PAGE, jobs[-1].number if jobs else None).result():
+            jobs += page
+        self._open = {job.job_id: job for job in reversed(jobs)}
         if self._open:
             self._host.queue_changed()
 
@@ -92,7 +98,8 @@ class Backlog:
     def rows(self, known: Collection[str]) -> list[list[Any]]:
         ends_s = time.monotonic() + LOOK_S
         rows = []
-        for job_id in [job_id for job_id in list(self._open) if job_id not in known][:SHOWN]:
+        shown = islice((job_id for job_id in list(self._open) if job_id not in known), SHOWN)
+        for job_id in shown:
             has_room = self._bytes + self._large.get(job_id, 1) <= KEPT_BYTES
             if job_id not in self._rows and has_room and time.monotonic() < ends_s:
                 self._read_row(job_id)
@@ -107,9 +114,15 @@ class Backlog:
         return cached[0] if cached is not None else self._read_row(job_id)
 
     def take_out(self, job_ids: Collection[str]) -> None:
-        for job_id in job_ids:
-            if (job := self._open.get(job_id)) is not None:
-                self._settler.end_waiting(job, CancelledError("The job was taken out of ComfyUI's queue."))
+        self._take_out(iter(list(job_ids)))
+
+    def _take_out(self, job_ids: Iterator[str]) -> None:
+        """End some, and the next ones once these are on disk: what is handed in meanwhile waits for a few only."""
+        jobs = list(islice(filter(None, map(self._open.get, job_ids)), ENDED_AT_ONCE))
+        error = CancelledError("The job was taken out of ComfyUI's queue.")
+        endings = [self._settler.end_waiting(job, error) for job in jobs]
+        if endings:
+            endings[-1].add_done_callback(lambda _done: self._take_out(job_ids))
 
     def waiting(self, known: Collection[str]) -> list[str]:
         return [job_id for job_id in list(self._open) if job_id not in known]
@@ -128,7 +141,8 @@ class Backlog:
 
     def forget(self, job_id: str | None) -> None:
         self._hiding.add(job_id)
-        future = self._store.hide(LOCAL.owner, None) if job_id is None else self._store.hide(None, [job_id])
+        store = self._store
+        future = store.clear_history(LOCAL.owner) if job_id is None else store.hide(None, [job_id])
         future.add_done_callback(lambda _done: self._hiding.discard(job_id))
 
     def _read_row(self, job_id: str) -> list[Any] | None:

@@ -15,7 +15,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..client import Client
 from ..errors import CancelledError, GuardError, NotFoundError, ServerUnavailableError
 from ..events.stream import Events
-from ..job import OPEN, WAITING, Artifact, Job, JobBody, JobState
+from ..job import WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..results import previews
 from ..results.opener import ArtifactOpener
@@ -34,6 +34,10 @@ _PREVIEWS_AT_ONCE = 2
 #: Whoever ends a job waits so long until that is on disk, then is answered that it is not. The ending is handed in to
 #: the store until it is, so that the answer only means "not yet".
 ENDING_WITHIN_S = 5.0
+#: So many waiting jobs are ended in one commit, which takes some ms.
+ENDED_AT_ONCE = 100
+#: More jobs than ever run at once.
+RUNNING_AT_MOST = 1000
 
 
 class SubmittedGuard(TypedDict):
@@ -197,36 +201,51 @@ class Jobs:
 
     async def hide(self, client: Client, job_ids: list[str] | None) -> None:
         """Hide settled jobs from history and listings; None: all of the caller's own."""
-        owner = client.owner if job_ids is None else client.sees_only
-        await wrap_future(self._store.hide(owner, job_ids))
+        if job_ids is None:
+            await wrap_future(self._store.clear_history(client.owner))
+        else:
+            await wrap_future(self._store.hide(client.sees_only, job_ids))
 
     async def take_out(self, client: Client, job_ids: list[str] | None) -> None:
         """Cancel those of the jobs that wait; None: all of the caller's own that wait."""
-        waiting = [job for job in await self._open_jobs(client, job_ids) if job.state in WAITING]
+        if job_ids is not None:
+            await self._end_waiting(await self._open_jobs(client, job_ids))
+            return
+        ran = {job.job_id for job in await self._list_running(client)}
+        # A part at a time, as whatever is handed in meanwhile waits for it. Going back from the newest one spares those
+        # that come in meanwhile.
+        newest, before = 0, None
+        while jobs := await wrap_future(self._store.list_jobs(client.owner, WAITING, ENDED_AT_ONCE, before)):
+            await self._end_waiting(jobs)
+            newest, before = max(newest, jobs[0].number), jobs[-1].number
+        began = [job for job in await self._list_running(client) if job.number <= newest and job.job_id not in ran]
+        await asyncio.gather(*map(self.cancel, began))
+
+    async def _list_running(self, client: Client) -> list[Job]:
+        return await wrap_future(self._store.list_jobs(client.owner, as_comfyui.RUNNING, RUNNING_AT_MOST))
+
+    async def _end_waiting(self, jobs: list[Job]) -> None:
         error = CancelledError("The job was taken out of the queue.")
-        await asyncio.gather(*(_wait_for(self._settler.end_waiting(job, error)) for job in waiting))
+        endings = [self._settler.end_waiting(job, error) for job in jobs if job.state in WAITING]
+        await asyncio.gather(*map(_wait_for, endings))
 
     async def interrupt(self, client: Client, job_id: str | None) -> None:
         """Cancel the job if it runs; None: all of the caller's own that run.
 
         Without an id, jobs whose results are checked are spared while others run, as ComfyUI spares what has run.
         """
-        jobs = await self._open_jobs(client, None if job_id is None else [job_id])
-        running = [job for job in jobs if job.state in as_comfyui.RUNNING]
+        if job_id is None:
+            running = await self._list_running(client)
+        else:
+            running = [job for job in await self._open_jobs(client, [job_id]) if job.state in as_comfyui.RUNNING]
         if job_id is None:
             running = [job for job in running if job.state is not JobState.VALIDATING] or running
         await asyncio.gather(*(self.cancel(job) for job in running))
 
-    async def _open_jobs(self, client: Client, job_ids: list[str] | None) -> list[Job]:
-        """Those of the jobs that have not settled; None: all of the caller's own, for an operator too."""
-        if job_ids is None:
-            return await wrap_future(self._store.list_jobs(client.owner, OPEN, self._at_most_open))
+    async def _open_jobs(self, client: Client, job_ids: list[str]) -> list[Job]:
+        """Those of the jobs that have not settled."""
         jobs = [await self._find(job_id) for job_id in job_ids]
         return [job for job in jobs if job is not None and client.may_see(job.owner) and not job.state.settled]
-
-    @property
-    def _at_most_open(self) -> int:
-        return self._settings.max_queued + self._settings.max_jobs
 
     async def _find(self, job_id: str) -> Job | None:
         return self._store.recall(job_id) or await wrap_future(self._store.get(job_id))

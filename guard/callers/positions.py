@@ -18,7 +18,7 @@ from ..events.event import POSITION, Event
 from ..events.stream import Events
 from ..job import Job
 from ..settings import QueueSettings
-from ..store import Standing
+from ..store import Standing, Waiting
 from ..wake import Wake
 from .estimate import Estimates
 
@@ -69,6 +69,8 @@ class Queue(Protocol):
     @property
     def leased(self) -> int: ...
     def list_standings(self) -> Future[list[Standing]]: ...
+    def get(self, job_id: str) -> Future[Job | None]: ...
+    def locate(self, job_id: str) -> Future[Waiting | None]: ...
 
 
 class Positions:
@@ -104,15 +106,27 @@ class Positions:
 
     async def turn(self) -> None:
         """Look at the queue, and tell every position that has changed enough."""
-        for job_id in self._due:
+        due, self._due = self._due, set()
+        for job_id in due:
             self._told.pop(job_id, None)
-        self._due.clear()
         standings = await wrap_future(self._queue.list_standings())
         running = self._queue.leased
         changes = await asyncio.to_thread(self._find_changes, standings)
         for standing, position, eta_s in changes:
-            make = functools.partial(self._describe, standing, position, running, eta_s)
-            self._events.tell(Event(POSITION, make, standing))
+            self._tell(standing, position, running, eta_s)
+        for job_id in due - {standing.job_id for standing in standings} if standings else ():
+            await self._tell_far_back(job_id, running)
+
+    async def _tell_far_back(self, job_id: str, running: int) -> None:
+        """Tell a new reader of a job that waits behind all that are listed."""
+        job, waiting = await wrap_future(self._queue.get(job_id)), await wrap_future(self._queue.locate(job_id))
+        if job is not None and waiting is not None:
+            standing = Standing(job_id, job.owner, job.client_id, job.locale, job.kind)
+            self._tell(standing, waiting.position, running, self._estimates.starts_in_s(waiting))
+
+    def _tell(self, standing: Standing, position: int, running: int, eta_s: float | None) -> None:
+        make = functools.partial(self._describe, standing, position, running, eta_s)
+        self._events.tell(Event(POSITION, make, standing))
 
     def _serve_reader(self, job_id: str | None) -> None:
         """Tell a new reader of one job its position soon. Event loop."""

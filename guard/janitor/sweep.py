@@ -30,6 +30,8 @@ OLDEST = 20_000
 UNREAD_AT_HAND = 10_000
 #: Forget this many jobs in one commit, so that other commits wait a few ms at most.
 FORGET = 200
+#: So many prompts of open jobs are asked for at once.
+BODIES = 1000
 #: How long the sweep waits for the store's answer.
 STORE_WAIT_S = 30.0
 
@@ -37,7 +39,7 @@ STORE_WAIT_S = 30.0
 class Records(Protocol):
     """What a sweep asks of the job store: see :class:`guard.store.Store`."""
 
-    def list_open_numbers(self) -> Future[list[int]]: ...
+    def list_open_numbers(self, after: int, limit: int) -> Future[list[int]]: ...
     def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]: ...
     def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]: ...
     def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]: ...
@@ -142,13 +144,13 @@ class Sweep:
             return
         # From now on only files that are too young to delete can join these.
         self._unread = _await(self._records.list_unread(self._unread_since_ms, UNREAD_AT_HAND))
-        numbers = _await(self._records.list_open_numbers())
-        while numbers:
+        after = 0
+        while numbers := _await(self._records.list_open_numbers(after, BODIES)):
             self._check_stopped()
-            bodies, dealt = _await(self._records.read_bodies(numbers[:1000]))
+            bodies, dealt = _await(self._records.read_bodies(numbers))
             for body in bodies:
                 self._in_use.add_stored(body)
-            numbers = numbers[dealt:] if dealt else []
+            after = numbers[dealt - 1]
 
     def find_unread(self, root: Root, prefix: str, candidates: Sequence[Candidate]) -> frozenset[str]:
         """Find the files that some owner has not fetched yet, as paths below `root`."""

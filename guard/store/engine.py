@@ -35,12 +35,12 @@ T = TypeVar("T")
 TIDY_COMMITS = 250
 #: Mend a damaged file no more often than this: there may be damage that nothing mends.
 MEND_S = 10.0
-READER, TIDIER = "guarded-store-reader", "guarded-store-tidier"
+READER, LISTER, TIDIER = "guarded-store-reader", "guarded-store-lister", "guarded-store-tidier"
 
 
 class Engine:
-    """Three threads, each with a connection of its own: `guarded-store` opens and writes; `guarded-store-reader` reads,
-    so that a long list holds up no commit; `guarded-store-tidier` does what would hold up the reader.
+    """Four threads, each with a connection of its own: `guarded-store` opens and writes; `guarded-store-reader` looks
+    up single rows; `guarded-store-lister` reads lists; `guarded-store-tidier` does what would hold up either.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Engine:
         self._file = HeldFile(path, survives)
         self._writer = DatabaseThread("guarded-store", self._commit, self._look)
         self._reader: DatabaseThread | None = None
+        self._lister: DatabaseThread | None = None
         self._tidier: DatabaseThread | None = None
         self._commits = 0
         self._is_loaded = False
@@ -144,11 +145,15 @@ class Engine:
         return self._writer.run(operation, durable) if self.trouble is None else self._refuse()
 
     def read(self, operation: Operation[T]) -> Future[T]:
-        """Run an operation that changes nothing on the reader's thread."""
+        """Look up a few rows on the reader's thread."""
         return self._hand_in(self._reader, operation)
 
+    def read_list(self, operation: Operation[T]) -> Future[T]:
+        """Run an operation that changes nothing on the lister's thread, so that no look-up waits for it."""
+        return self._hand_in(self._lister, operation)
+
     def read_slowly(self, operation: Operation[T]) -> Future[T]:
-        """Run an operation that changes nothing on the tidier's thread, since it would hold up the reader."""
+        """Run an operation that changes nothing on the tidier's thread, since it would hold up lists."""
         return self._hand_in(self._tidier, operation)
 
     def report_damage(self, error: BaseException) -> None:
@@ -168,12 +173,16 @@ class Engine:
 
     def leave_to_parent(self) -> None:
         """See :mod:`.forks`."""
-        for thread in (self._writer, self._reader, self._tidier):
+        for thread in (self._writer, *self._readers):
             if thread is not None and thread.db is not None:
                 forks.keep_for_ever(thread.db)
         self._is_copy = True
         self.trouble = "this process is a copy of the server's"
-        self._reader = self._tidier = None
+        self._reader = self._lister = self._tidier = None
+
+    @property
+    def _readers(self) -> tuple[DatabaseThread | None, ...]:
+        return self._reader, self._lister, self._tidier
 
     def _hand_in(self, reader: DatabaseThread | None, operation: Operation[T]) -> Future[T]:
         return self._refuse() if reader is None else reader.run(operation)
@@ -198,7 +207,8 @@ class Engine:
             self._writer.db, self._damage = self._file.open(is_suspect), None
             check = None if is_suspect else Check(self.report_damage)
             self._take_back(self._writer.db)
-            self._reader, self._tidier = self._start_reader(READER), self._start_reader(TIDIER, check)
+            self._reader, self._lister = self._start_reader(READER), self._start_reader(LISTER)
+            self._tidier = self._start_reader(TIDIER, check)
             self._unreadable_since_s = None
         self._keep()
         db = self._connection
@@ -248,8 +258,8 @@ class Engine:
         self._pause.begin(error, self.trouble)
 
     def _close_connections(self) -> None:
-        readers = (self._reader, self._tidier)
-        self._reader = self._tidier = None
+        readers = self._readers
+        self._reader = self._lister = self._tidier = None
         for thread in readers:
             if thread is not None:
                 thread.close()
@@ -266,7 +276,7 @@ class Engine:
     def _keep(self) -> None:
         """Continue in another file where the one that was open had to be written anew."""
         if (fresh := self._file.keep(self._connection)) is not None:
-            for thread in (self._writer, self._reader, self._tidier):
+            for thread in (self._writer, *self._readers):
                 if thread is not None:
                     thread.swap(fresh if thread is self._writer else self._file.connect())
 

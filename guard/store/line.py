@@ -1,8 +1,14 @@
-"""The queue's order, kept in memory so that no submit has to count the queue: who waits, and whose turn is next."""
+"""The queue's order: who waits, and whose turn is next.
+
+Counts are kept in memory, so that no submit has to count the queue; whose turn it is, in the table `turns`, too.
+"""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..job import Job, Kind
@@ -12,6 +18,12 @@ from .rows import IS_OPEN
 #: Up to this many jobs ahead, of this many owners, are counted by kind in the table.
 LOOKED_UP = 200
 LOOKED_UP_OWNERS = 50
+#: The owner's jobs of the same priority before a job are counted from either end up to so many, by who asks for its
+#: position, and by its submit, which other commits wait for. Between the two ends their number is an estimate.
+COUNTED = 10_000
+COUNTED_BY_SUBMIT = 200
+#: So many jobs are listed in the order in which they will run.
+STANDING = 10_000
 
 
 @dataclass
@@ -21,6 +33,17 @@ class Turn:
     queued: int = 0
     under_way: int = 0
     served: int = 0
+    #: How many wait of each priority.
+    priorities: dict[int, int] = field(default_factory=dict)
+
+    def add(self, priority: int, change: int) -> None:
+        self.queued += change
+        self.priorities[priority] = self.priorities.get(priority, 0) + change
+        if not self.priorities[priority]:
+            del self.priorities[priority]
+
+    def count_above(self, priority: int) -> int:
+        return sum(count for other, count in list(self.priorities.items()) if other > priority)
 
 
 @dataclass
@@ -34,7 +57,7 @@ class Line:
         leases: the jobs that hold slots.
         number: the newest job's.
         event_id: the newest change of state's.
-        reordered: whether a waiting job may have another position than its arrival gives it.
+        queued: how many jobs wait.
         alone: the job under way that had begun before a process died: nothing else begins beside it.
     """
 
@@ -43,24 +66,22 @@ class Line:
     leases: set[str] = field(default_factory=set)
     number: int = 0
     event_id: int = 0
-    reordered: bool = False
+    queued: int = 0
     alone: str | None = None
 
     @classmethod
     def read(cls, db: sqlite3.Connection) -> Line:
-        """Read the line from the tables; the count of rounds starts again."""
+        """Read the line from the tables."""
         leases = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases")}
-        (reordered,) = db.execute(
-            "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND (priority <> 0 OR place <> number))"
-        ).fetchone()
         waiting = db.execute(
-            "SELECT owner, template, shape, count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued' "
-            "GROUP BY owner, template, shape"
+            "SELECT owner, priority, template, shape, count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued' "
+            "GROUP BY owner, priority, template, shape"
         )
-        turns: dict[str, Turn] = {}
+        rounds = db.execute("SELECT owner, served FROM turns WHERE user_id = ''")
+        turns: dict[str, Turn] = {owner: Turn(served=served) for owner, served in rounds}
         kinds: dict[Kind, int] = {}
-        for owner, template, shape, count in waiting:
-            turns.setdefault(owner, Turn()).queued += count
+        for owner, priority, template, shape, count in waiting:
+            turns.setdefault(owner, Turn()).add(priority, count)
             kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + count
         under_way = db.execute(
             f"SELECT owner, count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
@@ -73,17 +94,14 @@ class Line:
             "AND state IN ('dispatched', 'running', 'validating') AND attempts > (state <> 'dispatched')"
         ).fetchone()
         number, event_id = cls.last_number(db, "jobs"), cls.last_number(db, "transitions")
-        return cls(turns, kinds, leases, number, event_id, bool(reordered), alone and alone[0])
+        queued = sum(turn.queued for turn in turns.values())
+        return cls(turns, kinds, leases, number, event_id, queued, alone and alone[0])
 
     @staticmethod
     def last_number(db: sqlite3.Connection, table: str) -> int:
         """The last number that the table has assigned."""
         (number,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
         return int(number)
-
-    @property
-    def queued(self) -> int:
-        return sum(turn.queued for turn in list(self.turns.values()))
 
     @property
     def under_way(self) -> int:
@@ -101,7 +119,7 @@ class Line:
         """Count `change` more of the owner's jobs as having left the line without having ended."""
         self.turns.setdefault(owner, Turn()).under_way += change
 
-    def add_queued(self, owner: str, kind: Kind, change: int) -> None:
+    def add_queued(self, db: sqlite3.Connection, owner: str, kind: Kind, priority: int, change: int) -> None:
         """Count `change` more of the owner's jobs as waiting.
 
         An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served.
@@ -109,8 +127,9 @@ class Line:
         turn = self.turns.setdefault(owner, Turn())
         if turn.queued == 0:
             present = [other.served for other in self.turns.values() if other.queued]
-            turn.served = max(turn.served, min(present, default=0))
-        turn.queued += change
+            self._set_served(db, owner, max(turn.served, min(present, default=0)))
+        turn.add(priority, change)
+        self.queued += change
         self.kinds[kind] = self.kinds.get(kind, 0) + change
         if not self.kinds[kind]:
             del self.kinds[kind]
@@ -120,9 +139,14 @@ class Line:
         waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
         return min(waiting)[1] if waiting else None
 
-    def serve(self, owner: str) -> None:
+    def serve(self, db: sqlite3.Connection, owner: str) -> None:
         """Note that the owner has had its turn."""
-        self.turns[owner].served = 1 + max(turn.served for turn in self.turns.values())
+        self._set_served(db, owner, 1 + max(turn.served for turn in self.turns.values()))
+
+    def _set_served(self, db: sqlite3.Connection, owner: str, served: int) -> None:
+        if self.turns[owner].served != served:
+            self.turns[owner].served = served
+            db.execute("INSERT OR REPLACE INTO turns (owner, user_id, served) VALUES (?, '', ?)", (owner, served))
 
     def count_ahead(self, owner: str, own: int) -> dict[str, int]:
         """Count, by owner, the jobs before a job of `owner` that `own` of that owner's jobs precede."""
@@ -135,14 +159,42 @@ class Line:
 
     # Where jobs stand. Any thread, with its own connection. --------------------------------------------------
 
-    def locate(self, db: sqlite3.Connection, job: Job) -> Waiting:
-        """Where a queued job stands, if every owner keeps taking turns."""
-        last = job.number == self.number and not self.reordered
-        queued = self.count_queued(job.owner)
-        # The tables may be a commit older than the line, on a thread that reads.
-        ahead = self.count_ahead(job.owner, max(queued - 1 - (0 if last else _count_behind(db, job)), 0))
+    def locate(self, db: sqlite3.Connection, job: Job, *, by_submit: bool = False) -> Waiting:
+        """Where a queued job stands, if every owner keeps taking turns; `by_submit`: see `COUNTED_BY_SUBMIT`."""
+        counted = COUNTED_BY_SUBMIT if by_submit else COUNTED
+        ahead = self.count_ahead(job.owner, self._count_own_ahead(db, job, counted))
         count = sum(ahead.values())
         return Waiting(1 + count, len(self.leases), self._count_kinds(db, job, ahead, count))
+
+    def _count_own_ahead(self, db: sqlite3.Connection, job: Job, counted: int) -> int:
+        """Count the owner's waiting jobs before this one."""
+        turn = self.turns.get(job.owner, Turn())
+        row = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
+        if row is None:
+            return 0
+        of_priority = "FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND priority = ?"
+        whose, place = (job.owner, job.priority), (*row, job.number)
+
+        def count(side: str) -> int:
+            query = f"SELECT count(*) FROM (SELECT 1 {of_priority} AND (place, number) {side} (?, ?) LIMIT ?)"
+            (number,) = db.execute(query, (*whose, *place, counted)).fetchone()
+            return int(number)
+
+        # The tables may be a commit older than the counts, on a thread that reads.
+        of_all = max(turn.priorities.get(job.priority, 0) - 1, 0)
+        if (behind := count(">")) < counted:
+            ahead = of_all - behind
+        elif (before := count("<")) < counted:
+            ahead = before
+        else:
+            ends = [
+                db.execute(f"SELECT place {of_priority} ORDER BY place {way}, number {way} LIMIT 1", whose).fetchone()
+                for way in ("ASC", "DESC")
+            ]
+            (first,), (last,) = (end or row for end in ends)
+            share = (place[0] - first) / (last - first) if last > first else 0.5
+            ahead = min(max(round(of_all * share), counted), of_all - counted)
+        return turn.count_above(job.priority) + max(ahead, 0)
 
     def _count_kinds(self, db: sqlite3.Connection, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
         """Count the jobs before this one by kind: exactly where they are few, otherwise by each kind's share."""
@@ -165,32 +217,21 @@ class Line:
         return kinds
 
     def list_standings(self, db: sqlite3.Connection) -> list[Standing]:
-        """List all queued jobs in the order in which they will run, if every owner keeps taking turns."""
-        turns = dict(self.turns)
-        rows, own, last = [], 0, None
-        for owner, *facts in db.execute(
-            "SELECT owner, job_id, client_id, locale, template, shape FROM jobs INDEXED BY jobs_queued "
-            "WHERE state = 'queued' ORDER BY owner, priority DESC, place, number"
-        ):
-            own, last = (own + 1 if owner == last else 0), owner
-            rows.append((own, turns.get(owner, Turn()).served, owner, facts))
-        rows.sort(key=lambda row: row[:3])
+        """List the first `STANDING` jobs in the order in which they will run, if every owner keeps taking turns."""
+        owners = [(turn.served, owner) for owner, turn in list(self.turns.items()) if turn.queued]
+        lines = [_walk(db, served, owner) for served, owner in owners]
+        rows = itertools.islice(heapq.merge(*lines, key=lambda row: row[:3]), STANDING)
         return [
             Standing(job_id, owner, client_id, locale, Kind(template, shape))
             for _own, _served, owner, (job_id, client_id, locale, template, shape) in rows
         ]
 
 
-def _count_behind(db: sqlite3.Connection, job: Job) -> int:
-    """Count the owner's waiting jobs after this one: they are few, as new jobs stand at the end."""
-    (place,) = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
-    (later,) = db.execute(
-        "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
-        "AND priority = ? AND (place, number) > (?, ?)",
-        (job.owner, job.priority, place, job.number),
-    ).fetchone()
-    (lower,) = db.execute(
-        "SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND priority < ?",
-        (job.owner, job.priority),
-    ).fetchone()
-    return int(later + lower)
+def _walk(db: sqlite3.Connection, served: int, owner: str) -> Iterator[tuple[int, int, str, tuple[str, ...]]]:
+    """An owner's line from its head, read as far as it is used: place in it, round, owner, facts."""
+    query = (
+        "SELECT job_id, client_id, locale, template, shape FROM jobs INDEXED BY jobs_queued "
+        "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, place, number LIMIT ?"
+    )
+    for own, facts in enumerate(db.execute(query, (owner, STANDING))):
+        yield own, served, owner, facts

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from typing_extensions import TypedDict
 
 from ..job import Job
-from .rows import marks
+from .rows import marks, select_by_state
 
 #: The longest pause between two attempts.
 PAUSE_AT_MOST_S = 3600.0
@@ -181,15 +181,8 @@ def redeliver(db: sqlite3.Connection, webhook_id: str, owner: str | None, now_ms
 def list_deliveries(
     db: sqlite3.Connection, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None
 ) -> list[Delivery]:
-    where = [f"state IN ({marks(states)})"]
-    values: list[Any] = [state.value for state in states]
-    if owner is not None:
-        where.append("owner = ?")
-        values.append(owner)
-    if before is not None:
-        where.append("number < ?")
-        values.append(before)
-    query = f"SELECT {_COLUMNS} FROM webhooks WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
+    some, values = select_by_state("webhooks", owner, states, limit, before=before)
+    query = f"SELECT {_COLUMNS} FROM webhooks WHERE number IN ({some}) ORDER BY number DESC LIMIT ?"
     return list(map(_read, db.execute(query, [*values, limit])))
 
 

@@ -143,21 +143,24 @@ class Store(Protocol):
         """The job as the last commit has left it, where memory has it; None says nothing. Any thread, at once."""
 
     def locate(self, job_id: str) -> Future[Waiting | None]:
-        """Say where a job stands in the queue; None if it is not queued."""
+        """Say where a job stands in the queue; None if it is not queued.
+
+        Behind and before more than 10,000 jobs of its own owner and priority the position is an estimate.
+        """
 
     def list_jobs(
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
-        """List jobs, newest first; `before` is the `number` of the last one of the page before."""
+        """List up to 1000 jobs, newest first; `before` is the `number` of the last one of the page before."""
 
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
-        """List queued and dispatched jobs that came in before that time."""
+        """List queued and dispatched jobs that came in before that time: a thousand of each, the oldest."""
 
     def list_standings(self) -> Future[list[Standing]]:
-        """List all queued jobs in the order in which they will run."""
+        """List the first 10,000 queued jobs in the order in which they will run."""
 
-    def list_open_numbers(self) -> Future[list[int]]:
-        """List the numbers of all jobs that have not settled."""
+    def list_open_numbers(self, after: int, limit: int) -> Future[list[int]]:
+        """List the numbers above `after` of up to `limit` jobs that have not settled, the smallest first."""
 
     def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
         """Read bodies by their jobs' numbers, a few MiB at once; return them and how many numbers they cover.
@@ -188,7 +191,7 @@ class Store(Protocol):
         """Read a job with its body; None if it is hidden."""
 
     def list_queue(self, owner: str | None) -> Future[list[Entry]]:
-        """List the owner's jobs that have not settled, oldest first.
+        """List the owner's jobs that have not settled, oldest first: the first 1000.
 
         Where the bodies are too large together, the newest jobs have an empty object as theirs.
         """
@@ -196,15 +199,22 @@ class Store(Protocol):
     def list_history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
         """List the owner's settled jobs that are not hidden, first settled first: from `offset`, or the last ones.
 
+        Only the last 10,000 of them are there; up to 1000 come at once.
         Where the bodies are too large together, some jobs have an empty object as theirs: the last ones of a page
         with an `offset`, otherwise the earliest.
         """
 
     def find_page(self, owner: str | None, asked: Listing) -> Future[Page]:
-        """Find the owner's jobs that match and are not hidden."""
+        """Find the owner's jobs that match and are not hidden: up to 1000 at once.
 
-    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]:
-        """Take the owner's settled jobs (`job_ids` None: all of them) out of history and listing."""
+        Looked at are the 10,000 newest that have not settled, and the last 10,000 that have.
+        """
+
+    def hide(self, owner: str | None, job_ids: Sequence[str]) -> Future[None]:
+        """Take those of the owner's jobs that have settled out of history and listing."""
+
+    def clear_history(self, owner: str) -> Future[None]:
+        """Take all of the owner's jobs that have settled out of history and listing."""
 
     # Result files. `kind` is ComfyUI's (output or temp); paths are below that root, with slashes. ---------------
 

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConflictError
-from ..job import OPEN, Job, JobState, Kind, Result
+from ..job import OPEN, TERMINAL, Job, JobState, Kind, Result
 from .facts import Changes, Counts, Ended, Entry, IdempotencyKey, Listing, Page, Run, Submitted
 from .line import Line
-from .rows import COLUMNS, IS_OPEN, count, find_job, marks, match_owner, read_job
+from .rows import COLUMNS, IS_OPEN, find_job, marks, read_job, select_by_state
 
+#: The most jobs in one answer, whatever its caller asks for.
+PAGE = 1000
+#: History and listing show so many of the jobs that have ended, the last ones (as many as ComfyUI keeps), and the
+#: listing so many of those that have not.
+SHOWN = 10_000
+#: The most overdue jobs in one look.
+OVERDUE = 1000
 #: Bytes of bodies in one queue or history; the remaining jobs come without theirs.
 ENTRIES_BYTES = 64 * 2**20
 #: Changes of state read at once for one reader.
@@ -19,13 +26,13 @@ CHANGES = 2000
 #: Bytes of bodies read at once. A single body may have `policy.max_body_bytes`.
 BODIES_BYTES = 4 * 2**20
 
-_WORKFLOW_ID = (
-    "CASE WHEN json_valid(CAST(body AS TEXT)) "
-    "THEN json_extract(CAST(body AS TEXT), '$.extra_data.extra_pnginfo.workflow.id') END"
-)
+#: Up to which change of state the owner of a row of `jobs` has cleared its history.
+_CLEARED = "coalesce((SELECT up_to FROM cleared WHERE cleared.owner = jobs.owner), 0)"
 
 
-def replay(db: sqlite3.Connection, line: Line, owner: str, key: IdempotencyKey) -> Submitted | None:
+def replay(
+    db: sqlite3.Connection, line: Line, owner: str, key: IdempotencyKey, *, by_submit: bool = False
+) -> Submitted | None:
     row = db.execute(
         "SELECT body_digest, job_id FROM idempotency WHERE owner = ? AND key = ? AND created_at_ms >= ?",
         (owner, key.key, key.since_ms),
@@ -38,27 +45,25 @@ def replay(db: sqlite3.Connection, line: Line, owner: str, key: IdempotencyKey) 
     job = find_job(db, job_id)
     if job is None:
         return None
-    return Submitted(job, line.locate(db, job) if job.state is JobState.QUEUED else None, replayed=True)
+    waiting = line.locate(db, job, by_submit=by_submit) if job.state is JobState.QUEUED else None
+    return Submitted(job, waiting, replayed=True)
 
 
 def list_jobs(
     db: sqlite3.Connection, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None
 ) -> list[Job]:
-    index = ""
-    where: list[str] = ["1"]
+    limit = min(limit, PAGE)
     values: list[Any] = []
-    if owner is not None:
-        where.append("owner = ?")
-        values.append(owner)
-    if states is not None:
-        if states and states <= OPEN:
-            index, where[0] = "INDEXED BY jobs_open", IS_OPEN
-        where.append(f"state IN ({marks(states)})")
-        values += [state.value for state in states]
-    if before is not None:
-        where.append("number < ?")
-        values.append(before)
-    query = f"SELECT {COLUMNS} FROM jobs {index} WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
+    if states is None:
+        where, order = "1", "ORDER BY number DESC"
+        if owner is not None:
+            where, values = "owner = ?", [owner]
+        if before is not None:
+            where, values = f"{where} AND number < ?", [*values, before]
+    else:
+        some, values = select_by_state("jobs", owner, states, limit, before=before)
+        where, order = f"number IN ({some})", "ORDER BY number DESC"
+    query = f"SELECT {COLUMNS} FROM jobs WHERE {where} {order} LIMIT ?"
     return [read_job(row) for row in db.execute(query, [*values, limit])]
 
 
@@ -72,11 +77,13 @@ def list_missed(db: sqlite3.Connection, owner: str, client_id: str, since_ms: in
 
 
 def list_overdue(db: sqlite3.Connection, created_before_ms: int) -> list[Job]:
-    query = (
-        f"SELECT {COLUMNS} FROM jobs WHERE {IS_OPEN} AND state IN ('queued', 'dispatched') AND created_at_ms < ? "
-        "ORDER BY number LIMIT 1000"
+    oldest = (
+        f"SELECT number FROM (SELECT number FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND state = ? "
+        "AND created_at_ms < ? ORDER BY created_at_ms LIMIT ?)"
     )
-    return [read_job(row) for row in db.execute(query, (created_before_ms,))]
+    query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({oldest} UNION ALL {oldest}) ORDER BY number"
+    values = [value for state in ("queued", "dispatched") for value in (state, created_before_ms, OVERDUE)]
+    return [read_job(row) for row in db.execute(query, values)]
 
 
 # Changes of state. -------------------------------------------------------------------------------------------
@@ -131,26 +138,50 @@ def _replay_states(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
 
 
 def find_entry(db: sqlite3.Connection, job_id: str) -> Entry | None:
-    query = f"SELECT {COLUMNS}, body FROM jobs JOIN bodies USING (number) WHERE job_id = ? AND hidden = 0"
+    query = (
+        f"SELECT {COLUMNS}, body FROM jobs JOIN bodies USING (number) WHERE job_id = ? AND hidden = 0 AND NOT "
+        f"(settled_at_ms IS NOT NULL AND event_id <= {_CLEARED})"
+    )
     row = db.execute(query, (job_id,)).fetchone()
     return Entry(read_job(row[:-1]), row[-1]) if row is not None else None
 
 
 def list_queue(db: sqlite3.Connection, owner: str | None) -> list[Entry]:
-    where, values = match_owner(owner)
-    query = f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND {where} ORDER BY number"
-    return _add_bodies(db, db.execute(query, values).fetchall())
+    begun, waiting = (
+        select_by_state("jobs", owner, states, PAGE, newest=False)
+        for states in (OPEN - {JobState.QUEUED}, [JobState.QUEUED])
+    )
+    query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({begun[0]} UNION ALL {waiting[0]}) ORDER BY number"
+    return _add_bodies(db, db.execute(query, [*begun[1], *waiting[1]]).fetchall())
 
 
 def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: int | None) -> list[Entry]:
-    where, values = match_owner(owner)
-    way = "DESC" if offset is None else "ASC"
-    query = (
-        f"SELECT {COLUMNS} FROM jobs WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0 "
-        f"ORDER BY settled_at_ms {way}, number {way} LIMIT ? OFFSET ?"
-    )
-    entries = _add_bodies(db, db.execute(query, [*values, limit, offset or 0]).fetchall())
+    shown, values = _select_shown(owner)
+    limit = min(limit, PAGE)
+    skipped = 0
+    if offset is not None:
+        (total,) = db.execute(f"SELECT count(*) FROM ({shown})", values).fetchone()
+        limit = max(min(limit, total - offset), 0)
+        skipped = max(total - offset - limit, 0)
+    query = f"SELECT {COLUMNS} FROM jobs WHERE number IN (SELECT number FROM ({shown}) LIMIT ? OFFSET ?) "
+    rows = db.execute(f"{query} ORDER BY event_id {'DESC' if offset is None else 'ASC'}", [*values, limit, skipped])
+    entries = _add_bodies(db, rows.fetchall())
     return entries if offset is not None else entries[::-1]
+
+
+def _select_shown(owner: str | None) -> tuple[str, list[Any]]:
+    """A query for the last jobs that ended and are not hidden, the last one first, and its values.
+
+    Of everybody's jobs, those that their owners have cleared count among the last `SHOWN`, but are not shown.
+    """
+    columns = "number, event_id, owner, state, coalesce(settled_at_ms - started_at_ms, 0) AS run_ms"
+    where = "settled_at_ms IS NOT NULL AND hidden = 0"
+    if owner is None:
+        last = f"SELECT {columns} FROM jobs INDEXED BY jobs_shown WHERE {where} ORDER BY event_id DESC LIMIT ?"
+        return f"SELECT * FROM ({last}) AS jobs WHERE event_id > {_CLEARED} ORDER BY event_id DESC", [SHOWN]
+    whose = f"owner = ? AND event_id > coalesce((SELECT up_to FROM cleared WHERE owner = ?), 0) AND {where}"
+    query = f"SELECT {columns} FROM jobs INDEXED BY jobs_history WHERE {whose} ORDER BY event_id DESC LIMIT ?"
+    return query, [owner, owner, SHOWN]
 
 
 def _add_bodies(db: sqlite3.Connection, rows: list[Any]) -> list[Entry]:
@@ -166,24 +197,45 @@ def _add_bodies(db: sqlite3.Connection, rows: list[Any]) -> list[Entry]:
 
 
 def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page:
-    where, values = match_owner(owner)
-    where += f" AND hidden = 0 AND state IN ({marks(asked.states)})"
-    values += [state.value for state in asked.states]
-    of = "jobs"
+    parts: list[tuple[str, list[Any]]] = []
+    if ended := asked.states & TERMINAL:
+        shown, values = _select_shown(owner)
+        some = f"SELECT number, run_ms FROM ({shown}) WHERE state IN ({marks(ended)})"
+        parts.append((some, [*values, *(state.value for state in ended)]))
+    if still_open := asked.states & OPEN:
+        newest, values = select_by_state("jobs", owner, still_open, SHOWN)
+        parts.append((f"SELECT number, 0 AS run_ms FROM ({newest} ORDER BY number DESC LIMIT ?)", [*values, SHOWN]))
+    if not parts:
+        return Page((), 0)
+    found = " UNION ALL ".join(part for part, _values in parts)
+    values = [value for _part, some_values in parts for value in some_values]
     if asked.workflow_id is not None:
-        of += " JOIN bodies USING (number)"
-        where += f" AND {_WORKFLOW_ID} = ?"
+        found = f"SELECT found.* FROM ({found}) AS found CROSS JOIN workflows USING (number) WHERE workflow_id = ?"
         values.append(asked.workflow_id)
-    order = "coalesce(settled_at_ms - started_at_ms, 0)" if asked.by_run_time else "created_at_ms"
+    (total,) = db.execute(f"SELECT count(*) FROM ({found})", values).fetchone()
     way = "ASC" if asked.ascending else "DESC"
-    order = f"ORDER BY {order} {way}, number {way}"
-    # Read no other bodies: there may be gigabytes of them.
-    shown = f"SELECT number FROM {of} WHERE {where} {order} LIMIT ? OFFSET ?"
-    query = f"SELECT {COLUMNS}, {_WORKFLOW_ID} FROM jobs JOIN bodies USING (number) WHERE number IN ({shown}) {order}"
-    limit = -1 if asked.limit is None else asked.limit
+    order = f"ORDER BY {'run_ms' if asked.by_run_time else 'created_at_ms'} {way}, number {way}"
+    # By the order of arrival, which is that of the times, unless somebody has set the clock.
+    first = f"ORDER BY {f'run_ms {way}, ' if asked.by_run_time else ''}number {way}"
+    query = (
+        f"WITH page AS (SELECT number, run_ms FROM ({found}) {first} LIMIT ? OFFSET ?) "
+        f"SELECT {COLUMNS}, (SELECT workflow_id FROM workflows WHERE workflows.number = jobs.number) "
+        f"FROM page CROSS JOIN jobs USING (number) "
+        f"{order}"
+    )
+    limit = PAGE if asked.limit is None else min(asked.limit, PAGE)
     rows = db.execute(query, [*values, limit, asked.offset]).fetchall()
-    total = count(db, f"SELECT count(*) FROM {of} WHERE {where}", values)
     return Page(tuple((read_job(row[:-1]), row[-1]) for row in rows), total)
+
+
+def find_workflows(db: sqlite3.Connection, below: int, count: int) -> list[tuple[int, str]]:
+    """Find the workflows' ids in the bodies of the `count` jobs before the one of number `below`."""
+    query = (
+        "SELECT number, workflow_id FROM (SELECT number, CASE WHEN json_valid(CAST(body AS TEXT)) THEN "
+        "json_extract(CAST(body AS TEXT), '$.extra_data.extra_pnginfo.workflow.id') END AS workflow_id "
+        "FROM bodies WHERE number < ? AND number >= ?) WHERE typeof(workflow_id) = 'text'"
+    )
+    return db.execute(query, (below, below - count)).fetchall()
 
 
 # Figures. ----------------------------------------------------------------------------------------------------
@@ -191,21 +243,23 @@ def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page
 
 def list_recent_runs(db: sqlite3.Connection, limit: int) -> list[Run]:
     query = (
-        "SELECT template, shape, settled_at_ms - started_at_ms FROM jobs WHERE state = 'succeeded' "
+        "SELECT template, shape, settled_at_ms - started_at_ms FROM jobs INDEXED BY jobs_by_state "
+        "WHERE state = 'succeeded' "
         "AND started_at_ms IS NOT NULL ORDER BY number DESC LIMIT ?"
     )
     return [Run(Kind(*row[:2]), row[2]) for row in db.execute(query, (limit,)).fetchall()][::-1]
 
 
-def count_jobs(db: sqlite3.Connection, owner: str | None) -> Counts:
+def count_jobs(db: sqlite3.Connection, owner: str | None, queued: int) -> Counts:
+    """`queued` is kept in memory; the other two are few."""
     mine, whose = ("", ()) if owner is None else (" AND owner = ?", (owner,))
-    queued = f"SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued'{mine}"
     # CROSS keeps the order of the join: from the few leases to their jobs.
     leased = f"SELECT count(*) FROM leases{mine and ' CROSS JOIN jobs USING (job_id) WHERE owner = ?'}"
     running = (
         f"SELECT count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND state IN ('running', 'validating'){mine}"
     )
-    return Counts(*(count(db, query, whose) for query in (queued, leased, running)))
+    (leases,), (runs,) = (db.execute(query, whose).fetchone() for query in (leased, running))
+    return Counts(queued, leases, runs)
 
 
 def count_endings(db: sqlite3.Connection, from_ms: int, before_ms: int) -> list[Ended]:
@@ -232,8 +286,10 @@ def list_template_runs_ms(
 # What the janitor asks. --------------------------------------------------------------------------------------
 
 
-def list_open_numbers(db: sqlite3.Connection) -> list[int]:
-    return [number for (number,) in db.execute(f"SELECT number FROM jobs WHERE {IS_OPEN}")]
+def list_open_numbers(db: sqlite3.Connection, after: int, limit: int) -> list[int]:
+    some, values = select_by_state("jobs", None, OPEN, limit, after=after, newest=False)
+    query = f"SELECT number FROM ({some}) ORDER BY number LIMIT ?"
+    return [number for (number,) in db.execute(query, [*values, limit])]
 
 
 def read_bodies(db: sqlite3.Connection, numbers: Sequence[int]) -> tuple[list[bytes], int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict
-from typing import Any, cast
+from enum import Enum
+from typing import Any
 
 from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
 
@@ -91,6 +92,8 @@ def insert_job(db: sqlite3.Connection, new: NewJob, number: int, order: float, e
         ),
     )
     db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))
+    if new.workflow_id is not None:
+        db.execute("INSERT INTO workflows VALUES (?, ?, ?)", (number, new.job_id, new.workflow_id))
 
 
 def update_job(db: sqlite3.Connection, job: Job) -> None:
@@ -122,11 +125,36 @@ def match_owner(owner: str | None) -> tuple[str, list[Any]]:
     return ("1", []) if owner is None else ("owner = ?", [owner])
 
 
+def select_by_state(
+    table: str,
+    owner: str | None,
+    states: Collection[Enum],
+    limit: int,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    newest: bool = True,
+) -> tuple[str, list[Any]]:
+    """A query for the numbers of rows in these states, and its values: the first `limit` of each state.
+
+    `table` has indexes that begin with the owner and the state, and with the state, and go on with the number. For
+    several states at once SQLite would read all rows of each, to sort them.
+    """
+    index = f"{table}_by_state" if owner is None else f"{table}_of_owner_by_state"
+    where, values = match_owner(owner)
+    for bound, operator in ((before, "<"), (after, ">")):
+        if bound is not None:
+            where, values = f"{where} AND number {operator} ?", [*values, bound]
+    one = (
+        f"SELECT number FROM (SELECT number FROM {table} INDEXED BY {index} WHERE state = ? AND {where} "
+        f"ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?)"
+    )
+    if not states:
+        return f"SELECT number FROM {table} WHERE 0", []
+    each = [[state.value, *values, limit] for state in states]
+    return " UNION ALL ".join([one] * len(each)), [value for some in each for value in some]
+
+
 def marks(values: Collection[object]) -> str:
     """As many `?` as there are values, for `IN (…)`."""
     return ", ".join("?" * len(values))
-
-
-def count(db: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> int:
-    (number,) = db.execute(query, values).fetchone()
-    return cast(int, number)

@@ -174,4 +174,50 @@ MIGRATIONS: tuple[str, ...] = (
     -- Whether the host has taken the job. Until then its validation may be what kills the process.
     ALTER TABLE leases ADD COLUMN handed_over INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- Whose turn it is: in which round each owner was served last. One row an owner, with '' as its user, until the
+    -- users of an owner take turns, too.
+    CREATE TABLE turns (
+        owner TEXT NOT NULL,
+        user_id TEXT NOT NULL,
+        served INTEGER NOT NULL,
+        PRIMARY KEY (owner, user_id)
+    ) WITHOUT ROWID;
+
+    -- The workflow of the editor's page that a job was made of.
+    CREATE TABLE workflows (
+        number INTEGER PRIMARY KEY,                -- the job's
+        job_id TEXT NOT NULL,
+        workflow_id TEXT NOT NULL
+    );
+    -- Which bodies of earlier versions have not been looked at for their workflow's id: those of lesser numbers.
+    CREATE TABLE unlisted (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        below INTEGER NOT NULL
+    );
+    INSERT INTO unlisted SELECT 1, coalesce(max(number), 0) + 1 FROM jobs;
+
+    -- What an owner has cleared from its history: all that had ended before the change of that number, and with it.
+    CREATE TABLE cleared (
+        owner TEXT PRIMARY KEY,
+        up_to INTEGER NOT NULL
+    ) WITHOUT ROWID;
+
+    -- Every list of jobs goes along an index, however many jobs there are of other states or other owners.
+    DROP INDEX jobs_succeeded;
+    CREATE INDEX jobs_by_state ON jobs (state, number);
+    CREATE INDEX jobs_of_owner_by_state ON jobs (owner, state, number);
+    -- The history in the order of the verdicts, with what listings sort and filter by.
+    DROP INDEX jobs_history;
+    CREATE INDEX jobs_history ON jobs (owner, event_id, state, started_at_ms, settled_at_ms)
+        WHERE settled_at_ms IS NOT NULL AND hidden = 0;
+    CREATE INDEX jobs_shown ON jobs (event_id, owner, state, started_at_ms, settled_at_ms)
+        WHERE settled_at_ms IS NOT NULL AND hidden = 0;
+    CREATE INDEX jobs_secret ON jobs (number) WHERE state = 'queued' AND has_secrets <> 0;
+    DROP INDEX webhooks_of_owner;
+    DROP INDEX webhooks_dead;
+    CREATE INDEX webhooks_of_owner_by_state ON webhooks (owner, state, number);
+    CREATE INDEX webhooks_by_state ON webhooks (state, number);
+    CREATE INDEX unread_since ON unread (since_ms);
+    """,
 )

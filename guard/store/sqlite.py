@@ -34,6 +34,9 @@ from .protocol import Store
 from .rows import find_job, match_owner
 from .transitions import Transitions
 
+#: Bodies that are looked through at once for what earlier versions have not noted.
+WORKFLOWS_AT_ONCE = 200
+
 
 class SqliteStore(Store):
     """See :class:`guard.store.Store`, which says what each method does."""
@@ -60,6 +63,8 @@ class SqliteStore(Store):
         if open_now:
             self._engine.open()
         self._note_counts(self._transitions.line.turns)
+        if open_now:
+            self._list_workflows()
 
     def serve(self, holder: str, max_attempts: int) -> None:
         """Open the database now or, where it cannot be used, as soon as it can: see `trouble` and `opened`. Blocks.
@@ -76,6 +81,7 @@ class SqliteStore(Store):
         def tell(recovery: Recovery) -> None:
             self._note_counts(self._transitions.line.turns)
             self.opened(recovery)
+            self._list_workflows()
 
         self._engine.serve(recover, tell)
 
@@ -205,26 +211,52 @@ class SqliteStore(Store):
             ).fetchall()
             for table in ("transitions", "idempotency", "unread", "unheard", "webhooks", "made"):
                 db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
-            for table in ("bodies", "jobs"):
+            for table in ("bodies", "workflows", "jobs"):
                 db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])
             self._transitions.touched.update((job_id, None) for _number, job_id in rows)
             return len(rows)
 
         return self._engine.write(operation)
 
-    def hide(self, owner: str | None, job_ids: Sequence[str] | None) -> Future[None]:
+    def hide(self, owner: str | None, job_ids: Sequence[str]) -> Future[None]:
         where, values = match_owner(owner)
-        update = f"UPDATE jobs SET hidden = 1 WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0"
+        update = f"UPDATE jobs SET hidden = 1 WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0 AND job_id = ?"
 
         def operation(db: sqlite3.Connection) -> None:
-            if job_ids is None:
-                db.execute(update, values)
-            else:
-                db.executemany(f"{update} AND job_id = ?", [(*values, job_id) for job_id in job_ids])
+            db.executemany(update, [(*values, job_id) for job_id in job_ids])
 
         return self._engine.write(operation)
 
-    # On the reader's thread, so that a long list holds up no commit. ------------------------------------------
+    def clear_history(self, owner: str) -> Future[None]:
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO cleared VALUES (?, ?)", (owner, self._transitions.line.event_id))
+
+        return self._engine.write(operation)
+
+    def _list_workflows(self) -> None:
+        """Look for workflows in the bodies that earlier versions left, some at a time. The next start goes on."""
+
+        def find(db: sqlite3.Connection) -> tuple[int, list[tuple[int, str]]]:
+            row = db.execute("SELECT below FROM unlisted").fetchone()
+            below = row[0] if row is not None else 0
+            return below, queries.find_workflows(db, below, WORKFLOWS_AT_ONCE)
+
+        def write(db: sqlite3.Connection, below: int, found: list[tuple[int, str]]) -> None:
+            insert = "INSERT OR IGNORE INTO workflows SELECT number, job_id, ? FROM jobs WHERE number = ?"
+            db.executemany(insert, [(workflow_id, number) for number, workflow_id in found])
+            db.execute("UPDATE unlisted SET below = ?", (max(below - WORKFLOWS_AT_ONCE, 0),))
+
+        def go_on(done: Future[None]) -> None:
+            if done.exception() is None:
+                self._list_workflows()
+
+        def take_up(done: Future[tuple[int, list[tuple[int, str]]]]) -> None:
+            if done.exception() is None and done.result()[0] > 1:
+                self._engine.write(lambda db: write(db, *done.result())).add_done_callback(go_on)
+
+        self._engine.read_slowly(find).add_done_callback(take_up)
+
+    # On the readers' threads, so that a long list holds up no commit and no look-up. ----------------------------
 
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]:
         return self._engine.read(lambda db: queries.replay(db, self._transitions.line, owner, key))
@@ -251,47 +283,49 @@ class SqliteStore(Store):
     def list_jobs(
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
-        return self._engine.read(lambda db: queries.list_jobs(db, owner, states, limit, before))
+        return self._engine.read_list(lambda db: queries.list_jobs(db, owner, states, limit, before))
 
     def list_missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
-        return self._engine.read(lambda db: queries.list_missed(db, owner, client_id, since_ms, limit))
+        return self._engine.read_list(lambda db: queries.list_missed(db, owner, client_id, since_ms, limit))
 
     def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
-        return self._engine.read(lambda db: queries.read_changes(db, after, owner, job_id))
+        return self._engine.read_list(lambda db: queries.read_changes(db, after, owner, job_id))
 
     def find_entry(self, job_id: str) -> Future[Entry | None]:
         return self._engine.read(lambda db: queries.find_entry(db, job_id))
 
     def list_queue(self, owner: str | None) -> Future[list[Entry]]:
-        return self._engine.read(lambda db: queries.list_queue(db, owner))
+        return self._engine.read_list(lambda db: queries.list_queue(db, owner))
 
     def list_history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
-        return self._engine.read(lambda db: queries.list_history(db, owner, limit, offset))
+        return self._engine.read_list(lambda db: queries.list_history(db, owner, limit, offset))
 
     def find_page(self, owner: str | None, asked: Listing) -> Future[Page]:
-        return self._engine.read(lambda db: queries.find_page(db, owner, asked))
+        return self._engine.read_list(lambda db: queries.find_page(db, owner, asked))
 
     def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
         return self._engine.read(lambda db: result_files.find_maker(db, kind, path))
 
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
-        return self._engine.read(lambda db: queries.list_overdue(db, created_before_ms))
+        return self._engine.read_list(lambda db: queries.list_overdue(db, created_before_ms))
 
     def list_standings(self) -> Future[list[Standing]]:
-        # Not on the reader's thread: 10,000 jobs take about 50 ms, and every other query would wait.
+        # 10,000 jobs take about 50 ms, for which other lists would wait.
         return self._engine.read_slowly(lambda db: self._transitions.line.list_standings(db))
 
     def list_recent_runs(self, limit: int) -> Future[list[Run]]:
-        return self._engine.read(lambda db: queries.list_recent_runs(db, limit))
+        return self._engine.read_list(lambda db: queries.list_recent_runs(db, limit))
 
     def count_jobs(self, owner: str | None = None) -> Future[Counts]:
-        return self._engine.read(lambda db: queries.count_jobs(db, owner))
+        return self._engine.read(
+            lambda db: queries.count_jobs(db, owner, self._queued if owner is None else self.count_queued(owner))
+        )
 
     def count_endings(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
-        return self._engine.read(lambda db: queries.count_endings(db, from_ms, before_ms))
+        return self._engine.read_list(lambda db: queries.count_endings(db, from_ms, before_ms))
 
     def list_template_runs_ms(self, owner: str | None, limit: int, since_ms: int) -> Future[list[tuple[str, int]]]:
-        return self._engine.read(lambda db: queries.list_template_runs_ms(db, owner, limit, since_ms))
+        return self._engine.read_list(lambda db: queries.list_template_runs_ms(db, owner, limit, since_ms))
 
     def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
@@ -302,16 +336,16 @@ class SqliteStore(Store):
     def list_deliveries(
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
     ) -> Future[list[Delivery]]:
-        return self._engine.read(lambda db: outbox.list_deliveries(db, owner, states, limit, before))
+        return self._engine.read_list(lambda db: outbox.list_deliveries(db, owner, states, limit, before))
 
-    def list_open_numbers(self) -> Future[list[int]]:
-        return self._engine.read(queries.list_open_numbers)
+    def list_open_numbers(self, after: int, limit: int) -> Future[list[int]]:
+        return self._engine.read_list(lambda db: queries.list_open_numbers(db, after, limit))
 
     def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]:
-        return self._engine.read(lambda db: queries.read_bodies(db, numbers))
+        return self._engine.read_list(lambda db: queries.read_bodies(db, numbers))
 
     def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]:
-        return self._engine.read(lambda db: result_files.select_unread(db, kind, paths, since_ms))
+        return self._engine.read_list(lambda db: result_files.select_unread(db, kind, paths, since_ms))
 
     def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
-        return self._engine.read(lambda db: result_files.list_unread(db, since_ms, at_most))
+        return self._engine.read_list(lambda db: result_files.list_unread(db, since_ms, at_most))

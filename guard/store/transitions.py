@@ -55,7 +55,7 @@ class Transitions:
         rows = db.execute(
             f"SELECT {COLUMNS} FROM jobs WHERE {IS_OPEN} AND state IN ('dispatched', 'running', 'validating')"
         ).fetchall()
-        secretive = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets").fetchall()
+        secretive = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets <> 0").fetchall()
         # Their prompts were being validated for dispatch, and the process may have died of that. The other dispatched
         # jobs merely waited in the host's queue.
         validated = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases WHERE NOT handed_over")}
@@ -88,7 +88,7 @@ class Transitions:
         key: IdempotencyKey | None,
         max_queued_of_owner: int | None,
     ) -> Submitted:
-        if key is not None and (earlier := replay(db, self.line, new.owner, key)):
+        if key is not None and (earlier := replay(db, self.line, new.owner, key, by_submit=True)):
             return earlier
         if (queued := self.line.queued) >= max_queued:
             raise QueueFullError.with_waiting(queued, max_queued)
@@ -102,7 +102,7 @@ class Transitions:
                 "VALUES (?, ?, ?, ?, ?)",
                 (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
             )
-        return Submitted(job, self.line.locate(db, job))
+        return Submitted(job, self.line.locate(db, job, by_submit=True))
 
     def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
         while (
@@ -128,7 +128,7 @@ class Transitions:
     def _lease(self, db: sqlite3.Connection, job: Job, holder: str) -> Job:
         """Give the job a slot."""
         job = self._move(db, job, JobState.DISPATCHED)
-        self.line.serve(job.owner)
+        self.line.serve(db, job.owner)
         # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
         self.line.leases.add(job.job_id)
@@ -167,8 +167,7 @@ class Transitions:
             raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
         event_id = self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self.line.number = number
-        self.line.reordered = self.line.reordered or new.priority != 0 or order != number
-        self.line.add_queued(new.owner, Kind(new.template, new.shape), +1)
+        self.line.add_queued(db, new.owner, Kind(new.template, new.shape), new.priority, +1)
         job = Job(
             job_id=new.job_id,
             number=number,
@@ -221,7 +220,7 @@ class Transitions:
         update_job(db, moved)
         outbox.put(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
-            self.line.add_queued(job.owner, job.kind, +1 if state is JobState.QUEUED else -1)
+            self.line.add_queued(db, job.owner, job.kind, job.priority, +1 if state is JobState.QUEUED else -1)
         if change := _is_under_way(state) - _is_under_way(job.state):
             self.line.add_under_way(job.owner, change)
             if change < 0 and self.line.alone == job.job_id:

@@ -37,7 +37,7 @@ from ..files import uploads
 from ..files.names import use_owner_names
 from ..files.references import References
 from ..files.uploads import Uploads
-from ..graph import shape
+from ..graph import find_workflow_id, shape
 from ..host import Host, Refusal
 from ..host_words import explain_refusal, host_body
 from ..janitor.in_use import InUse
@@ -275,6 +275,7 @@ class Admission:
             metadata=prompt.options.metadata,
             has_secrets=bool(prompt.secrets),
             webhook=webhook,
+            workflow_id=find_workflow_id(prompt.body),
         )
 
     def _keep_secrets(self, job: NewJob, prompt: Prompt, undo: ExitStack) -> None:

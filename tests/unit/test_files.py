@@ -21,7 +21,7 @@ from comfyui_guarded.guard.files.names import FOLDER, is_plain, owner_folder, st
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.files.uploads import INCOMING
 from comfyui_guarded.guard.host import Folders, Names
-from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result
+from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict
 from comfyui_guarded.guard.store import Listing, queries
 
 MINE, YOURS = Client("mine", operator=False), Client("yours", operator=False)
@@ -335,7 +335,7 @@ def test_what_is_hidden_is_gone_from_history_alone(store):
     assert store.get(mine[0]).result(LONG_S) is not None
     assert [entry.job.job_id for entry in store.list_queue("mine").result(LONG_S)] == [waiting.job_id]
     assert store.count_open("mine") == 1
-    store.hide("mine", None).result(LONG_S)
+    store.clear_history("mine").result(LONG_S)
     assert [entry.job.job_id for entry in store.list_history(None, 10, 0).result(LONG_S)] == [theirs]
 
 
@@ -354,14 +354,31 @@ def test_bodies_that_are_too_much_together_are_left_out_and_their_jobs_are_not(s
     assert [(entry.job.job_id, entry.body) for entry in history] == list(zip(ended, (b"{}", body, body), strict=True))
 
 
-def test_a_body_that_sqlite_cannot_read_has_no_workflow(store):
-    body = {"prompt": {}, "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}}
-    with_id = _ended(store, "mine", body=json.dumps(body).encode())
-    odd = _ended(store, "mine", body=b"\xef\xbb\xbf" + json.dumps(body).encode())
+def test_a_listing_says_of_which_workflow_a_job_was_made(store):
+    with_id = _ended(store, "mine", workflow_id="w")
+    without = _ended(store, "mine")
     page = store.find_page("mine", Listing(frozenset(JobState))).result(LONG_S)
-    assert {job.job_id: workflow for job, workflow in page.jobs} == {with_id: "w", odd: None}
+    assert {job.job_id: workflow for job, workflow in page.jobs} == {with_id: "w", without: None}
     page = store.find_page("mine", Listing(frozenset(JobState), workflow_id="w")).result(LONG_S)
-    assert [job.job_id for job, _workflow in page.jobs] == [with_id]
+    assert ([job.job_id for job, _workflow in page.jobs], page.total) == ([with_id], 1)
+
+
+@pytest.mark.parametrize("owner", ["mine", None])
+def test_what_ends_after_a_clear_is_shown_although_it_came_in_before(store, owner):
+    before, waiting = _ended(store, "mine"), new_job(owner="mine")
+    store.submit(waiting, 100).result(LONG_S)
+    store.clear_history("mine").result(LONG_S)
+    assert store.list_history(owner, 10, None).result(LONG_S) == []
+    assert store.find_entry(before).result(LONG_S) is None
+    assert store.find_entry(waiting.job_id).result(LONG_S) is not None
+    store.settle(waiting.job_id, Verdict(JobState.CANCELLED, "cancelled", "")).result(LONG_S)
+    for offset in (None, 0):
+        shown = [entry.job.job_id for entry in store.list_history(owner, 10, offset).result(LONG_S)]
+        assert shown == [waiting.job_id]
+    page = store.find_page(owner, Listing(frozenset(JobState))).result(LONG_S)
+    assert ([job.job_id for job, _workflow in page.jobs], page.total) == ([waiting.job_id], 1)
+    assert store.find_entry(waiting.job_id).result(LONG_S) is not None
+    assert store.get(before).result(LONG_S) is not None
 
 
 def test_what_was_made_is_forgotten_with_its_job(place):

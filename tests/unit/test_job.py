@@ -5,7 +5,6 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -225,15 +224,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def drain_a_copy(self):
-        """The positions are the order in which everything that waits would be claimed."""
+        """The positions are the order in which everything that waits would be claimed, by the next process too."""
         path = self._copied()
         with closing(sqlite3.connect(path)) as db, db:
             db.execute("UPDATE jobs SET attempts = 0")  # one that has begun before would let none begin beside it
         copy = SqliteStore(path, self.clock)
         try:
-            copy._transitions.line.turns = deepcopy(
-                self.store._transitions.line.turns
-            )  # a new process begins a new round
             order = []
             while (claimed := copy.claim("local", 10**9).result(LONG_S)) is not None:
                 order.append(claimed.job.job_id)
@@ -251,7 +247,7 @@ class StoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         # Asked for all together: the reader answers in one go.
-        listed, counted = self.store.list_jobs(None, None, 10**6), self.store.count_jobs()
+        listed, counted = self.store.list_jobs(None, None, 1000), self.store.count_jobs()
         looked, positions = self._look(), self._positions()
         self._jobs_are_the_models_and_what_has_ended_stays_ended(listed.result(LONG_S))
         queued = [known.owner for known in self.model.values() if known.state is QUEUED]

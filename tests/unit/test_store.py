@@ -74,7 +74,7 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
 
     def buggy(db):
         db.execute("UPDATE jobs SET priority = 99")
-        store._transitions.line.add_queued("nobody", Kind("", ""), 99)
+        store._transitions.line.add_queued(db, "nobody", Kind("", ""), 0, 99)
         store._transitions.changed.append("a change that will not be")
         raise fault
 

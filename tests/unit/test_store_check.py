@@ -173,7 +173,7 @@ def test_a_large_file_is_opened_at_once_and_mended_when_the_check_finds_damage(t
     path = Path(shutil.copy(whole, tmp_path / "jobs.db"))
     pages = map_pages(path)
     data = bytearray(path.read_bytes())
-    bad = [pages.of("leaf", "transitions")[1], pages.of("index", "webhooks_of_owner")[-1]]
+    bad = [pages.of("leaf", "transitions")[1], pages.of("index", "webhooks_of_owner_by_state")[-1]]
     for page in bad:
         data[(page - 1) * PAGE : page * PAGE] = bytes(PAGE)
     path.write_bytes(data)

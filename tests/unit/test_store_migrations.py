@@ -13,10 +13,11 @@ import pytest
 from chaos.conftest import fill, small_disk
 from unit.fakes import LONG_S
 from unit.store_steps import CANCELLED, submit
+from unit.test_store_check import wait_until
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import SUCCESS, JobState
-from comfyui_guarded.guard.store import SqliteStore, disk, migrate, schema
+from comfyui_guarded.guard.store import Listing, SqliteStore, disk, migrate, schema, sqlite
 from comfyui_guarded.guard.store.rows import COLUMNS
 
 __all__ = ["small_disk"]
@@ -158,6 +159,23 @@ def test_a_database_of_each_earlier_version_opens_with_all_its_jobs_and_is_copie
         db.execute(f"SELECT {COLUMNS} FROM jobs")
     (copy,) = copies(path)
     assert read_all(copy) == before
+
+
+def test_the_workflows_of_jobs_from_before_the_update_are_found_after_the_start(tmp_path, monkeypatch):
+    path = tmp_path / "jobs.db"
+    make_database(path, 11)
+    body = b'{"prompt": {}, "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}}'
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE bodies SET body = ? WHERE number IN (1, 3)", (body,))
+        db.execute("UPDATE bodies SET body = ? WHERE number = 2", (b"\xef\xbb\xbf" + body,))  # no JSON for SQLite
+        db.commit()
+    monkeypatch.setattr(sqlite, "WORKFLOWS_AT_ONCE", 1)
+    asked = Listing(frozenset(JobState), workflow_id="w")
+    for _ in range(2):  # a restart keeps what was found
+        store = SqliteStore(path, Clock())
+        wait_until(lambda store=store: store.find_page(None, asked).result(LONG_S).total == 2)
+        assert [job.number for job, _workflow in store.find_page(None, asked).result(LONG_S).jobs] == [3, 1]
+        store.close()
 
 
 def test_the_copy_is_what_one_goes_back_to(tmp_path, monkeypatch):
