@@ -163,14 +163,16 @@ def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: 
         (total,) = db.execute(f"SELECT count(*) FROM ({shown})", values).fetchone()
         limit = max(min(limit, total - offset), 0)
         skipped = max(total - offset - limit, 0)
-    query = f"SELECT {COLUMNS} FROM jobs WHERE number IN (SELECT number FROM ({shown}) LIMIT ? OFFSET ?) "
-    rows = db.execute(f"{query} ORDER BY event_id {'DESC' if offset is None else 'ASC'}", [*values, limit, skipped])
+    some = f"SELECT number FROM ({shown}) ORDER BY event_id DESC LIMIT ? OFFSET ?"
+    way = "DESC" if offset is None else "ASC"
+    query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({some}) ORDER BY event_id {way}"
+    rows = db.execute(query, [*values, limit, skipped])
     entries = _add_bodies(db, rows.fetchall())
     return entries if offset is not None else entries[::-1]
 
 
 def _select_shown(owner: str | None) -> tuple[str, list[Any]]:
-    """A query for the last jobs that ended and are not hidden, the last one first, and its values.
+    """A query for the last jobs that ended and are not hidden, and its values.
 
     Of everybody's jobs, those that their owners have cleared count among the last `SHOWN`, but are not shown.
     """
@@ -178,7 +180,7 @@ def _select_shown(owner: str | None) -> tuple[str, list[Any]]:
     where = "settled_at_ms IS NOT NULL AND hidden = 0"
     if owner is None:
         last = f"SELECT {columns} FROM jobs INDEXED BY jobs_shown WHERE {where} ORDER BY event_id DESC LIMIT ?"
-        return f"SELECT * FROM ({last}) AS jobs WHERE event_id > {_CLEARED} ORDER BY event_id DESC", [SHOWN]
+        return f"SELECT * FROM ({last}) AS jobs WHERE event_id > {_CLEARED}", [SHOWN]
     whose = f"owner = ? AND event_id > coalesce((SELECT up_to FROM cleared WHERE owner = ?), 0) AND {where}"
     query = f"SELECT {columns} FROM jobs INDEXED BY jobs_history WHERE {whose} ORDER BY event_id DESC LIMIT ?"
     return query, [owner, owner, SHOWN]
@@ -204,7 +206,7 @@ def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page
         parts.append((some, [*values, *(state.value for state in ended)]))
     if still_open := asked.states & OPEN:
         newest, values = select_by_state("jobs", owner, still_open, SHOWN)
-        parts.append((f"SELECT number, 0 AS run_ms FROM ({newest} ORDER BY number DESC LIMIT ?)", [*values, SHOWN]))
+        parts.append((f"SELECT number, 0 AS run_ms FROM ({newest})", values))
     if not parts:
         return Page((), 0)
     found = " UNION ALL ".join(part for part, _values in parts)

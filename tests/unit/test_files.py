@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import hashlib
-import json
 import os
 import time
 from pathlib import Path

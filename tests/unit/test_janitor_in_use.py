@@ -128,7 +128,7 @@ def test_many_large_bodies_are_read_a_few_at_a_time(box: Box, store: FailingStor
 def test_where_the_store_cannot_say_what_is_in_use_nothing_is_deleted(box: Box, store: FailingStore):
     put(box.input / "a.png")
     janitor = box.janitor(store)
-    store._engine._reader.close()
+    store._engine._lister.close()
     report = janitor.sweep(time.time())
     assert box.left() == {"input/a.png"}
     assert (report.files, report.errors) == (0, 1)
