@@ -13,15 +13,21 @@ class LoopCaller:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     def bind(self) -> None:
         """Use the running loop from now on. Event loop."""
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     def call(self, function: Callable[[], object]) -> None:
         """Have the loop call `function` soon. Any thread; does not wait."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed: the process ends
+        if self._loop is None:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has closed: the process ends
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(function)  # nobody needs to wake it
+            else:
                 self._loop.call_soon_threadsafe(function)
 
 
@@ -32,10 +38,15 @@ class Wake:
         self._lock = threading.Lock()
         self._caller: LoopCaller | None = None
         self._event = asyncio.Event()
+        #: Whether the event is set, or about to be: waking the loop once is enough.
+        self._is_set = False
 
     def set(self) -> None:
         """Let the task's next wait, or the one that it is in, return. Any thread; does not wait."""
         with self._lock:
+            if self._is_set:
+                return
+            self._is_set = True
             if self._caller is not None:
                 self._caller.call(self._event.set)
             else:
@@ -54,4 +65,6 @@ class Wake:
         finally:
             if timer is not None:
                 timer.cancel()
-        self._event.clear()
+        with self._lock:
+            self._event.clear()
+            self._is_set = False

@@ -259,7 +259,9 @@ class Sockets:
         if self._sockets and (job.state is JobState.QUEUED or job.state.settled):
             if job.state.settled and self._sid_of(job) in self._by_sid:
                 self._ending[job.job_id] = (job, self._clock.monotonic_s() + END_TOLD_WITHIN_S)
-            self._loop.call(self._schedule_status)
+            # Where a `status` is due already, it will count this: it is due no more before it counts.
+            if self._status_due is None:
+                self._loop.call(self._schedule_status)
 
     def wants(self, sid: str | None) -> bool:
         """Any thread."""

@@ -181,7 +181,8 @@ class Watchdog:
         now_s = self._clock.monotonic_s()
         with self._condition:
             self._watched[prompt_id] = _Watched(prompt_id, job, now_s + timeout_s, now_s)
-            self._condition.notify()
+            if timeout_s < TURN_S:  # otherwise the next turn sees it in time
+                self._condition.notify()
 
     def _find_limit(self, one: _Watched, now_s: float) -> GuardError | None:
         """The error for a limit that the prompt has passed, if it has."""

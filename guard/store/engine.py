@@ -137,12 +137,13 @@ class Engine:
         """Whether the database is open, if only to read it. Any thread."""
         return self._reader is not None
 
-    def write(self, operation: Operation[T], durable: bool = False) -> Future[T]:
+    def write(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
         """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk.
 
-        `durable`: it survives a power cut, for which its commit waits.
+        `durable`: it survives a power cut, for which its commit waits. `urgent`: somebody waits for it; others share
+        the commit of what comes next, a moment later.
         """
-        return self._writer.run(operation, durable) if self.trouble is None else self._refuse()
+        return self._writer.run(operation, durable, urgent) if self.trouble is None else self._refuse()
 
     def read(self, operation: Operation[T]) -> Future[T]:
         """Look up a few rows on the reader's thread."""

@@ -41,6 +41,8 @@ class HeldFile:
         self._name = secrets.token_hex(16)
         self._identity = (0, 0)
         self._looked_s = 0.0
+        #: The connection for which `synchronous` was set last, and to what.
+        self._synced: tuple[sqlite3.Connection | None, bool] = None, False
 
     def open(self, is_damaged: bool) -> sqlite3.Connection:
         """Lock the file and open it, or make it; `is_damaged`: mend it, since somebody has met damage in it. Blocks.
@@ -75,7 +77,9 @@ class HeldFile:
     def sync(self, db: sqlite3.Connection, durable: bool) -> None:
         """Let the next commit wait for the disk, or not. Within a transaction SQLite would ignore it."""
         is_full = durable and self._survives == "power_cut"
-        db.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
+        if self._synced != (db, is_full):
+            db.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
+            self._synced = db, is_full
 
     def sign(self, db: sqlite3.Connection) -> None:
         """Write down, in a transaction, that this process writes from now on."""

@@ -168,13 +168,14 @@ class SqliteStore(Store):
         def operation(db: sqlite3.Connection) -> None:
             db.execute("UPDATE leases SET handed_over = 1 WHERE job_id = ?", (job_id,))
 
-        return self._engine.write(operation)
+        return self._engine.write(operation, urgent=False)
 
     def start(self, job_id: str) -> Future[Job | None]:
         return self._engine.write(lambda db: self._transitions.advance(db, job_id, JobState.RUNNING))
 
     def validate(self, job_id: str) -> Future[Job | None]:
-        return self._engine.write(lambda db: self._transitions.advance(db, job_id, JobState.VALIDATING))
+        # Most checks take no longer than a commit: then their verdict shares it.
+        return self._engine.write(lambda db: self._transitions.advance(db, job_id, JobState.VALIDATING), urgent=False)
 
     def settle(
         self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
@@ -193,7 +194,7 @@ class SqliteStore(Store):
         def operation(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM unheard WHERE job_id = ?", (job_id,))
 
-        return self._engine.write(operation)
+        return self._engine.write(operation, urgent=False)
 
     def record_attempt(self, after: Delivery) -> Future[None]:
         return self._engine.write(lambda db: outbox.record_attempt(db, after))

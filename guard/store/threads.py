@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sqlite3
@@ -22,6 +23,8 @@ Operation = Callable[[sqlite3.Connection], T]
 
 #: The most operations in one batch. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
+#: How long an operation that is not urgent waits for others at most, to share their commit.
+LATER_S = 0.02
 #: How often an idle thread looks after what it has to look after.
 LOOK_S = 1.0
 #: The same failure is logged again after this time.
@@ -55,7 +58,13 @@ class DatabaseThread:
         self._work = work
         self._idle = idle
         self._idle_s = 0.0
-        self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        #: Tasks that are not urgent, which the thread gets with the next one that is, or after a while.
+        self._later: Batch = []
+        self._lock = threading.Lock()
+        #: Whether there ever were any, and whether the thread would not look for them soon by itself.
+        self._naps = False
+        self._sleeps = False
         #: When each task that is not done was handed in.
         self._since_s: deque[float] = deque()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
@@ -72,14 +81,25 @@ class DatabaseThread:
         except IndexError:
             return 0.0
 
-    def run(self, operation: Operation[T], durable: bool = False) -> Future[T]:
+    def run(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
+        """Run the operation after those that were handed in before; `urgent` False: within `LATER_S`. Any thread."""
         future: Future[T] = Future()
         if self._closed:
             future.set_exception(ServerUnavailableError("The job store is closed."))
-        else:
-            self._since_s.append(time.monotonic())
-            self._inbox.put(Task(operation, future, durable))
+            return future
+        self._since_s.append(time.monotonic())
+        with self._lock:
+            self._later.append(Task(operation, future, durable))
+            if urgent or self._sleeps or not self._naps:
+                self._hand_in()
+            self._naps = self._naps or not urgent
         return future
+
+    def _hand_in(self) -> None:
+        """Let the thread have what there is. In one piece, so that it shares a commit."""
+        if self._later:
+            self._inbox.put(self._later)
+            self._later = []
 
     def swap(self, db: sqlite3.Connection) -> None:
         """Use another connection from the next batch on; the old one is closed when its batch is done."""
@@ -91,7 +111,9 @@ class DatabaseThread:
         """Do what was handed in, end the thread, and close the connection."""
         self._closed = True
         if self._thread.is_alive():
-            self._inbox.put(None)
+            with self._lock:
+                self._hand_in()
+                self._inbox.put(None)
             self._thread.join()
         self.close_connection()
 
@@ -106,17 +128,20 @@ class DatabaseThread:
         is_open = True
         while is_open:
             try:
-                batch = [self._inbox.get(timeout=LOOK_S if self._idle is not None else None)]
+                handed = self._wait()
             except queue.Empty:
                 self._run_idle()
                 continue
-            while len(batch) < BATCH:
+            tasks: Batch = []
+            while handed is not None:
+                tasks += handed
+                if len(tasks) >= BATCH:
+                    break
                 try:
-                    batch.append(self._inbox.get_nowait())
+                    handed = self._inbox.get_nowait()
                 except queue.Empty:
                     break
-            is_open = None not in batch
-            tasks = [task for task in batch if task is not None]
+            is_open = handed is not None
             # A request that was cancelled has cancelled its operation.
             work = [task for task in tasks if task.future.set_running_or_notify_cancel()]
             if work:
@@ -129,6 +154,22 @@ class DatabaseThread:
                 self._since_s.popleft()
             if is_open and time.monotonic() >= self._idle_s + LOOK_S:
                 self._run_idle()
+
+    def _wait(self) -> Batch | None:
+        """Wait for the next tasks; None: the thread shall end. Raises queue.Empty where it shall look after things.
+
+        Between two urgent tasks the thread only naps: what comes in meanwhile and is not urgent need not wake it.
+        """
+        if self._naps:
+            with contextlib.suppress(queue.Empty):
+                return self._inbox.get(timeout=LATER_S)
+            with self._lock:
+                self._hand_in()
+                self._sleeps = True
+        try:
+            return self._inbox.get(timeout=LOOK_S if self._idle is not None else None)
+        finally:
+            self._sleeps = False
 
     def _run_idle(self) -> None:
         self._idle_s = time.monotonic()

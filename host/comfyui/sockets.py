@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import deque
 from typing import Any
 
 from ...guard.host import SocketListener
+from ...guard.wake import Wake
 from .patching import Native
 
 try:
@@ -21,6 +23,9 @@ except ImportError:  # an older ComfyUI
 
 log = logging.getLogger("guarded.sockets")
 
+#: After so many events in a row the loop does something else.
+AT_ONCE = 100
+
 
 class SocketRelay:
     """Pass events to ComfyUI's sockets and to the listener's."""
@@ -29,8 +34,9 @@ class SocketRelay:
         """`prompt_server` is ComfyUI's own, untyped object."""
         self._server = prompt_server
         self._listener: SocketListener | None = None
-        #: Event, data and client id of what the listener has yet to get. Made and used on the event loop.
-        self._events: asyncio.Queue[tuple[Any, Any, str | None]]
+        #: Event, data and client id of what the listener has yet to get.
+        self._events: deque[tuple[Any, Any, str | None]] = deque()
+        self._wake = Wake()
         self._task: asyncio.Task[None] | None = None
 
     def listen(self, listener: SocketListener) -> None:
@@ -40,7 +46,10 @@ class SocketRelay:
     def send(self, native: Native, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Send an event; `native` is ComfyUI's own `send_sync`. Any thread."""
         if self._listener is not None and self._listener.wants(sid):
-            self._server.loop.call_soon_threadsafe(self._put, event, data, sid)
+            self._events.append((event, data, sid))
+            if self._task is None:
+                self._server.loop.call_soon_threadsafe(self._begin)
+            self._wake.set()
             if isinstance(data, tuple) and sid is not None and sid not in self._server.sockets:
                 return None  # a picture; ComfyUI would encode it for nobody
         return native(event, data, sid, *args, **kwargs)
@@ -63,22 +72,26 @@ class SocketRelay:
         if sid not in self._server.sockets:
             getattr(self._server, "sockets_metadata", {}).pop(sid, None)
 
-    def _put(self, event: Any, data: Any, sid: str | None) -> None:
+    def _begin(self) -> None:
         """Event loop."""
         if self._task is None:
-            self._events = asyncio.Queue()
             self._task = asyncio.get_running_loop().create_task(self._pass_on(), name="guarded-sockets")
-        self._events.put_nowait((event, data, sid))
 
     async def _pass_on(self) -> None:
         """Event loop, for as long as the server runs."""
+        assert self._listener is not None
         while True:
-            event, data, sid = await self._events.get()
-            assert self._listener is not None
-            try:
-                self._listener.passed(event, data, sid, await self._encode(event, data))
-            except Exception:  # packs send what they like, and this task must outlive it
-                log.debug("event %r cannot be sent", event, exc_info=True)
+            await self._wake.wait()
+            taken = 0
+            while self._events:
+                event, data, sid = self._events.popleft()
+                try:
+                    self._listener.passed(event, data, sid, await self._encode(event, data))
+                except Exception:  # packs send what they like, and this task must outlive it
+                    log.debug("event %r cannot be sent", event, exc_info=True)
+                taken += 1
+                if taken % AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
     async def _encode(self, event: Any, data: Any) -> str | bytes:
         """Make what ComfyUI would send: JSON text, or the bytes of a preview."""

@@ -40,6 +40,46 @@ async def test_a_wake_between_two_waits_is_not_lost():
     await asyncio.wait_for(wake.wait(), LONG_S)
 
 
+async def test_many_wakes_reach_the_loop_once(monkeypatch):
+    wake = Wake()
+    await wake.wait(0)
+    loop, calls = asyncio.get_running_loop(), []
+    native = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args, **more: (calls.append(1), native(*args, **more))[1])
+    for _ in range(3):
+        on_a_thread(lambda: [wake.set() for _ in range(100)])
+        assert len(calls) == 1
+        await asyncio.wait_for(wake.wait(), LONG_S)
+        calls.clear()
+
+
+async def test_no_wake_of_many_threads_is_lost():
+    wake, count, left = Wake(), 0, 4 * 500
+    done = []
+
+    def work():
+        for _ in range(500):
+            done.append(1)
+            wake.set()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while count < left:
+        await asyncio.wait_for(wake.wait(), LONG_S)
+        count = len(done)
+
+
+async def test_the_loop_need_not_wake_itself(monkeypatch):
+    caller, called = LoopCaller(), []
+    caller.bind()
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", lambda *_args: called.append("a wake-up"))
+    caller.call(lambda: called.append("a call"))
+    assert called == []
+    await asyncio.sleep(0)
+    assert called == ["a call"]
+
+
 async def test_a_wait_ends_after_its_time_without_a_wake():
     await asyncio.wait_for(Wake().wait(0.01), LONG_S)
 

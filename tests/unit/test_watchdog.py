@@ -1,6 +1,7 @@
 """Deadlines and the ladder, rung by rung, on a scripted host and a scripted process."""
 
 import threading
+import time
 
 import pytest
 from unit.fakes import LONG_S, Gone
@@ -10,6 +11,7 @@ from comfyui_guarded.guard import clock as clock_module
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.host import Outcome, Progress
+from comfyui_guarded.guard.life import watchdog
 from comfyui_guarded.guard.life.watchdog import FAULT_GRACE_S, INJECT_AFTER, TURN_S
 from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.store import SqliteStore
@@ -51,6 +53,22 @@ async def test_the_watchdog_looks_again_at_the_next_deadline_or_soon(machine):
     assert machine.watchdog.turn(now_s) == now_s + TURN_S
     await machine.run(timeout_s=0.2)
     assert machine.clock.monotonic_s() - 1 < machine.watchdog.turn(now_s) <= now_s + TURN_S
+
+
+async def test_only_a_deadline_before_the_next_turn_wakes_the_watchdog(machine, monkeypatch):
+    """Each turn asks the store and ComfyUI: with many short jobs one for each would be much."""
+    monkeypatch.setattr(watchdog, "TURN_S", LONG_S)
+    turned = threading.Semaphore(0)
+    machine.watchdog.turned.subscribe(turned.release)
+    machine.watchdog.start()
+    assert turned.acquire(timeout=LONG_S)
+    for number in range(20):
+        machine.watchdog.watch(machine.job(machine.submit(timeout_s=3600.0 + number)))
+        time.sleep(0.01)  # enough for a thread that was woken
+    machine.watchdog.watch(machine.job(machine.submit(timeout_s=0.5)))
+    assert turned.acquire(timeout=LONG_S)
+    assert turned.acquire(timeout=LONG_S)  # at the deadline
+    assert not turned.acquire(blocking=False)
 
 
 async def test_a_run_that_ended_is_not_watched_any_more(machine, host):
