@@ -1,4 +1,4 @@
-"""The command line: `python custom_nodes/<folder> keys | doctor | janitor | settings | metrics`."""
+"""The command line: `python custom_nodes/<folder> keys | open | doctor | janitor | settings | metrics`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def main() -> int:
 def _run() -> int:
     from comfyui_guarded.guard import settings
     from comfyui_guarded.guard.access import command as keys
+    from comfyui_guarded.guard.access import sign_in
     from comfyui_guarded.guard.doctor import command as doctor
     from comfyui_guarded.guard.janitor import command as janitor
     from comfyui_guarded.guard.operators import metrics
@@ -35,6 +36,9 @@ def _run() -> int:
     parser = argparse.ArgumentParser(prog="guarded", description="ComfyUI-Guarded, without a server.")
     commands = parser.add_subparsers(dest="command", required=True)
     keys.add_arguments(commands.add_parser("keys", help="who may use the server: make, list and revoke keys"))
+    sign_in.add_arguments(
+        commands.add_parser("open", help="print a link that signs your browser in, once, as the operator")
+    )
     commands.add_parser("settings", help="print every setting with its default, as docs/settings.md has it")
     janitor.add_arguments(
         commands.add_parser(
@@ -51,6 +55,8 @@ def _run() -> int:
     package = Path(__file__).absolute().parent
     if arguments.command == "keys":
         return keys.run(arguments, package, print)
+    if arguments.command == "open":
+        return sign_in.run(arguments, package, doctor.find_address, print)
     if arguments.command == "janitor":
         return janitor.run(arguments, os.environ, package, print)
     if arguments.command == "doctor":

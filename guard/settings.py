@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -310,11 +311,18 @@ def _normalize_networks(given: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(ipaddress.ip_network(network)) for network in given)
 
 
+def _read_trust(value: object) -> object:
+    """As any other boolean in the environment; or `auto`."""
+    if isinstance(value, str) and value != "auto":
+        return TypeAdapter(bool).validate_python(value)
+    return value
+
+
 class AccessSettings(_Section):
-    trust_loopback: bool = Field(
-        True,
+    trust_loopback: Annotated[Literal["auto", True, False], BeforeValidator(_read_trust)] = Field(
+        "auto",
         description="Ask no key of a direct loopback connection: one whose Host header names this machine and that no "
-        "proxy or tunnel passed on.",
+        "header says a proxy passed on. `auto`: once there are keys, only of the user that the server runs as.",
     )
     trusted_proxies: Annotated[tuple[str, ...], AfterValidator(_normalize_networks)] = Field(
         (), description="Addresses or networks of proxies whose `X-Forwarded-For` to believe: `10.0.0.0/8`."

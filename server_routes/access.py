@@ -1,8 +1,10 @@
-"""POST /guarded/tokens: for image tags and browsers' websockets, which can send no header."""
+"""Ways in for those that can send no header: POST /guarded/tokens, and the link that signs a browser in."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -10,12 +12,17 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
-from ..guard.errors import InvalidRequestError, PayloadTooLargeError, refuse_field
+from ..guard.access.access import SESSION
+from ..guard.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError, refuse_field
 from .about import About
 from .asked import read_body
 from .table import Call, Route, respond, strip_mirror
 
+log = logging.getLogger("guarded.http")
+
 _MAX_BYTES = 2**16
+#: Neither caches nor the next page get to know a link.
+_QUIET = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 
 class TokenRequest(BaseModel):
@@ -51,11 +58,32 @@ async def post_token(call: Call) -> web.StreamResponse:
     return respond(body)
 
 
+async def get_open(call: Call) -> web.StreamResponse:
+    """Signs this browser in as the operator, by the link that `python <folder> open` prints, and shows the page."""
+    request = call.request
+    once = request.query.get("once", "")
+    session, ttl_s = await asyncio.to_thread(call.services.access.sign_in, once)
+    answer = web.Response(status=303, headers={"Location": "./", **_QUIET})
+    by_tls = request.secure or request.headers.get("X-Forwarded-Proto", "").startswith("https")
+    answer.set_cookie(
+        SESSION, session, max_age=int(ttl_s), path="/", httponly=True, samesite="Strict", secure=by_tls or None
+    )
+    log.info("a browser has signed in from %s", call.services.access.find_address(request.remote, request.headers))
+    return answer
+
+
 ROUTES = [
+    Route(
+        "GET",
+        "/open",
+        get_open,
+        open=True,
+        about=About({303: None}, query={"once": {"type": "string"}}, refusals=(UnauthorizedError,)),
+    ),
     Route(
         "POST",
         "/tokens",
         post_token,
         about=About({200: TokenBody}, body={"application/json": TokenRequest}, refusals=(PayloadTooLargeError,)),
-    )
+    ),
 ]

@@ -252,7 +252,9 @@ def identify(request: web.Request, services: Services) -> Client:
     """The caller of this request. Raises UnauthorizedError, ForbiddenError."""
     token = request.query.get("token") if "token=" in request.query_string else None
     path = strip_mirror(request.path)
-    return services.access.identify(Asking(request.method, path, request.remote, request.headers, token))
+    version = (request.version.major, request.version.minor)
+    asking = Asking(request.method, path, request.remote, request.headers, token, version, request.transport)
+    return services.access.identify(asking)
 
 
 def strip_mirror(path: str) -> str:

@@ -1,5 +1,6 @@
-"""Tell who asks: by a key, a signed token, or a direct loopback connection.
+"""Tell who asks: by a key, a signed token, a browser's cookie, or a direct loopback connection.
 
 `access` decides, `keys` stores keys as hashes, `tokens` signs what a browser may carry in a URL, `addresses` knows this
-machine's own, `client_ids` keeps owners' client ids apart, `command` is the command line.
+machine's own, `peers` asks the kernel whose a connection is, `sign_in` lets a browser in by a link, `client_ids` keeps
+owners' client ids apart, `command` is the command line.
 """

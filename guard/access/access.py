@@ -6,20 +6,43 @@ import base64
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..client import LOCAL, Client
 from ..errors import ForbiddenError, UnauthorizedError
 from ..settings import AccessSettings
+from . import peers
 from .addresses import is_loopback, is_loopback_host, read_authority
 from .keys import Keys
 from .tokens import Tokens
 
-#: A tunnel or proxy on this machine adds one of these; the request then comes from an unknown place.
-_FORWARDED = ("forwarded", "x-real-ip")
-_FORWARDED_PREFIXES = ("x-forwarded-", "cf-")
+#: The cookie of a browser that `python <folder> open` has signed in, and in its token what stands for a path: no
+#: request has that one, and nobody may ask for a token that has.
+SESSION = "guarded_session"
 
-#: Browsers say this of every request that a foreign page makes them send, pictures and forms included.
-_CROSS_SITE = "cross-site"
+#: A tunnel or proxy on this machine adds one of these; the request then comes from an unknown place.
+_FORWARDED = frozenset(
+    {
+        *(
+            "via",
+            "cdn-loop",
+            "forwarded",
+            "forwarded-for",
+            "x-forwarded",
+            "x-real-ip",
+            "client-ip",
+            "x-client-ip",
+            "true-client-ip",
+        ),
+        *("x-cluster-client-ip", "x-proxyuser-ip", "x-nginx-proxy", "x-remote-addr", "x-remote-ip", "x-varnish"),
+    }
+)
+_FORWARDED_PREFIXES = ("x-forwarded-", "x-original-", "x-envoy-", "x-azure-", "cf-", "fastly-", "fly-", "tailscale-")
+
+#: Browsers say this of every request that a page of another site, or of another port, makes them send, pictures and
+#: forms included.
+_FOREIGN = ("cross-site", "same-site")
 
 
 @dataclass(frozen=True)
@@ -30,6 +53,8 @@ class Request:
         peer: the address at the other end of the socket.
         headers: a mapping that ignores case.
         token: from the query string.
+        version: of HTTP.
+        connection: tells the two ends of the socket (`get_extra_info` of an asyncio transport).
     """
 
     method: str
@@ -37,6 +62,8 @@ class Request:
     peer: str | None
     headers: Mapping[str, str]
     token: str | None = None
+    version: tuple[int, int] = (1, 1)
+    connection: Any = None
 
 
 class Access:
@@ -48,6 +75,8 @@ class Access:
         self._tokens = tokens
         self._proxies = tuple(ipaddress.ip_network(network) for network in settings.trusted_proxies)
         self._origins = frozenset(settings.allowed_origins)
+        #: Whether a connection is made by the user that we run as. The kernel is asked once for each.
+        self._own_connections: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def identify(self, request: Request) -> Client:
         """Find the client behind a request. A key that it sends decides: a wrong one is refused on loopback too.
@@ -69,14 +98,14 @@ class Access:
             if client is None:
                 raise UnauthorizedError("This key is not known here, has been revoked or has expired.")
             return client
-        loopback = self._settings.trust_loopback and _comes_from_loopback(request.peer, headers)
-        if loopback and not _is_for_foreign_page(request):
+        is_local = self._is_signed_in(headers) or self._is_trusted(request)
+        if is_local and not _is_for_foreign_page(request):
             return LOCAL  # whatever `token` says, since it may be a parameter of another pack
         if request.token is not None:
             return self._identify_by_token(request)
-        if loopback:
+        if is_local:
             raise ForbiddenError("A foreign page asks for this.")
-        raise UnauthorizedError("A key is needed.", details=self._explain_keys())
+        raise UnauthorizedError("A key is needed.", details=self._explain_keys(request))
 
     def is_current(self, client: Client) -> bool:
         """Whether a client would still be let in: its key is neither revoked nor expired."""
@@ -85,6 +114,49 @@ class Access:
     def sign(self, client: Client, path: str, ttl_s: float) -> str:
         """Make a token that lets anybody GET `path` as `client`, for `ttl_s` seconds, and nothing else."""
         return self._tokens.sign(client, path, ttl_s)
+
+    def sign_in(self, once: str) -> tuple[str, float]:
+        """Use up a link of `python <folder> open`. Blocks; any thread.
+
+        Returns what a browser has to send as its cookie :data:`SESSION` to be `local`, and for how many seconds it may.
+
+        Raises:
+            UnauthorizedError: the link is none, or is used up or too old.
+        """
+        if not self._tokens.use_up(once):
+            raise UnauthorizedError(
+                "This link has been used already, is over ten minutes old, or is another server's.",
+                details="`python custom_nodes/<folder> open` prints a new one.",
+            )
+        return self._tokens.sign(LOCAL, SESSION, self._settings.max_token_s), self._settings.max_token_s
+
+    def _is_signed_in(self, headers: Mapping[str, str]) -> bool:
+        for pair in headers.get("Cookie", "").split(";"):
+            name, _, value = pair.strip().partition("=")
+            if name == SESSION and (grant := self._tokens.verify(value, SESSION)) and grant.owner == LOCAL.owner:
+                return grant.key_id is None
+        return False
+
+    def _is_trusted(self, request: Request) -> bool:
+        """Whether this machine sends it, and that is enough here."""
+        trust = self._settings.trust_loopback
+        if not trust or not _comes_from_loopback(request.peer, request.headers):
+            return False
+        # Most proxies that tell nothing of themselves speak HTTP/1.0, or run as another user.
+        return (
+            trust is True
+            or not self._keys.were_made
+            or (request.version == (1, 1) and self._is_made_by_own_user(request.connection))
+        )
+
+    def _is_made_by_own_user(self, connection: Any) -> bool:
+        if connection is None:
+            return False
+        known = self._own_connections.get(connection)
+        if known is None:
+            ends = (connection.get_extra_info("peername"), connection.get_extra_info("sockname"))
+            known = self._own_connections[connection] = peers.is_of_own_user(*ends)
+        return known
 
     def find_address(self, peer: str | None, headers: Mapping[str, str]) -> str:
         """Find where a request comes from, for the log: the last address that is no trusted proxy's."""
@@ -127,7 +199,12 @@ class Access:
             raise UnauthorizedError("The key that made this token has been revoked or has expired.")
         return client
 
-    def _explain_keys(self) -> str:
+    def _explain_keys(self, request: Request) -> str:
+        if self._settings.trust_loopback == "auto" and _comes_from_loopback(request.peer, request.headers):
+            return (
+                "There are keys, so this machine is let in without one only as the user that the server runs as, and "
+                "over HTTP/1.1 (access.trust_loopback). `python custom_nodes/<folder> open` signs a browser in."
+            )
         if not self._keys.has_active():
             return "This server has no keys yet: `python custom_nodes/<folder> keys create NAME` makes one."
         return "Send it as `Authorization: Bearer <key>`, as X-API-Key, or as the password of HTTP Basic."
@@ -149,7 +226,7 @@ def _read_credential(header: str) -> tuple[str, str | None]:
 
 def _is_for_foreign_page(request: Request) -> bool:
     """Whether a page of another site makes the browser send this, and not by a link that the user follows."""
-    if request.headers.get("Sec-Fetch-Site") != _CROSS_SITE or request.headers.get("Origin") is not None:
+    if request.headers.get("Sec-Fetch-Site") not in _FOREIGN or request.headers.get("Origin") is not None:
         return False
     return not (request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate")
 

@@ -77,23 +77,29 @@ class Keys:
         self._seen: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
         self._clients: dict[str, Client] = {}
+        #: Whether there is or was a key, or it cannot be seen. It stays true: a file that is gone opens nothing.
+        self.were_made = False
         self.refresh()
 
     def refresh(self) -> None:
         """Read the file again where it has changed. A file that cannot be read changes nothing and is logged."""
+        seen: tuple[int, int, int] | None
         try:
             status = self._path.stat()
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-        except OSError:
-            seen = None
+        except OSError as error:
+            is_gone = isinstance(error, FileNotFoundError) and not self._path.is_symlink()
+            seen = None if is_gone else (0, 0, 0)
         if seen == self._seen:
             return
         self._seen = seen
         try:
             keys = read(self._path.parent)
         except KeysError as error:
+            self.were_made = True
             log.error("the keys stay as they were: %s", error)
             return
+        self.were_made = self.were_made or bool(keys) or (seen is not None and self._path.is_symlink())
         # Whole new maps: the event loop reads while this thread writes.
         self._clients = {key.key_id: key.client() for key in keys}
         self._keys = {key.key_id: key for key in keys}

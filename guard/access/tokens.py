@@ -13,13 +13,14 @@ from pathlib import Path
 from .. import private_files
 from ..client import Client
 from ..clock import Clock
+from . import sign_in
 
 FILE = "token.key"
 
 
 @dataclass(frozen=True)
 class Grant:
-    """What a valid token says: as whom it acts, and which key made it (None: trusted loopback)."""
+    """What a valid token says: as whom it acts, and which key made it (None: `local`)."""
 
     owner: str
     key_id: str | None
@@ -30,6 +31,7 @@ class Tokens:
 
     def __init__(self, own: Path, clock: Clock) -> None:
         """Read or make the key. Blocks, so call it before the event loop serves. Raises OSError."""
+        self._own = own
         self._key = private_files.read_or_make_key(own / FILE)
         self._clock = clock
 
@@ -50,6 +52,10 @@ class Tokens:
         if claims["p"] != path or self._clock.now_ms() >= claims["e"]:
             return None
         return Grant(claims["o"], claims["k"])
+
+    def use_up(self, once: str) -> bool:
+        """Whether a link's token was good; it is no longer. Blocks; any thread."""
+        return sign_in.use(self._own, once, self._clock.now_ms())
 
     def _sign(self, payload: str) -> str:
         return _encode(hmac.new(self._key, payload.encode(), hashlib.sha256).digest())

@@ -61,6 +61,7 @@ async def opened(kind: HostKind, base: Path, **environment: str) -> AsyncIterato
 CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/prompt"): ({"body": {"prompt": text()}}, 200),
     ("POST", "/tokens"): ({"body": {"path": "/guarded/jobs"}}, 200),
+    ("GET", "/open"): ({"query": "?once=nothing"}, 401),
     ("POST", "/face-check"): ({"raw": b"no picture"}, 422),
     ("GET", "/ws"): ({}, 400),  # it is no websocket that asks
     ("POST", "/webhooks/{webhook_id}/redeliver"): ({}, 404),

@@ -1,15 +1,20 @@
 import argparse
 import base64
+import contextlib
 import os
+import socket
 import stat
+import subprocess
+import sys
 
 import pytest
 from multidict import CIMultiDict
 
 from comfyui_guarded.failure import is_reachable_from_elsewhere
-from comfyui_guarded.guard.access import command
+from comfyui_guarded.guard.access import command, sign_in
 from comfyui_guarded.guard.access.access import Access, Request
 from comfyui_guarded.guard.access.keys import Key, Keys, KeysError, create, read, revoke
+from comfyui_guarded.guard.access.peers import find_owner
 from comfyui_guarded.guard.access.tokens import Tokens
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
 from comfyui_guarded.guard.clock import Clock
@@ -40,11 +45,21 @@ def own(tmp_path):
 def enter(own, wall):
     """Asks a server that has just read its keys: `enter("8.8.8.8", X_API_Key="…")`."""
 
-    def entered(peer="127.0.0.1", *, method="GET", path="/guarded/jobs", token=None, settings=None, **headers):
+    def entered(
+        peer="127.0.0.1",
+        *,
+        method="GET",
+        path="/guarded/jobs",
+        token=None,
+        settings=None,
+        version=(1, 1),
+        connection=None,
+        **headers,
+    ):
         access = Access(settings or AccessSettings(), Keys(own, wall), Tokens(own, wall))
         told = {"Host": "127.0.0.1:8188", **{name.replace("_", "-"): value for name, value in headers.items()}}
         present = CIMultiDict({name: value for name, value in told.items() if value is not None})
-        return access.identify(Request(method, path, peer, present, token))
+        return access.identify(Request(method, path, peer, present, token, version, connection))
 
     return entered
 
@@ -123,6 +138,8 @@ def test_a_host_header_that_does_not_name_loopback_is_not_let_in(enter, host):
         "cf-visitor",
         "X-REAL-IP",
         "FORWARDED",
+        *("Via", "X-Client-IP", "True-Client-IP", "X-Original-Forwarded-For", "X-Envoy-External-Address"),
+        *("Fastly-Client-IP", "X-Envoy-Expected-Rq-Timeout-Ms", "X-Forwarded", "CDN-Loop"),
     ],
 )
 @pytest.mark.parametrize("value", ["127.0.0.1", "", "for=127.0.0.1"])
@@ -134,6 +151,200 @@ def test_a_request_that_was_passed_on_is_not_local(enter, header, value):
 def test_without_trust_loopback_nobody_is_local(enter):
     with pytest.raises(UnauthorizedError):
         enter(settings=AccessSettings(trust_loopback=False))
+
+
+class Connection:
+    """A real connection of loopback, made by this process or by one of another user's."""
+
+    def __init__(self, uid=None):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            if uid is None:
+                self.other = socket.create_connection(("127.0.0.1", port))
+            else:
+                code = "import os, socket, sys; os.setuid(int(sys.argv[1])); other = socket.socket(); "
+                code += (
+                    "other.connect(('127.0.0.1', int(sys.argv[2]))); sys.stdin.read(); other.close(); sys.stdin.read()"
+                )
+                self.other = subprocess.Popen([sys.executable, "-c", code, str(uid), str(port)], stdin=subprocess.PIPE)
+            self.socket, _ = server.accept()
+
+    def close(self):
+        self.socket.close()
+        if isinstance(self.other, socket.socket):
+            self.other.close()
+        else:
+            self.other.kill()
+            self.other.communicate()
+
+    def get_extra_info(self, name):
+        return {"peername": self.socket.getpeername, "sockname": self.socket.getsockname}[name]()
+
+
+@pytest.fixture
+def connect():
+    with contextlib.ExitStack() as stack:
+        yield lambda uid=None: stack.enter_context(contextlib.closing(Connection(uid)))
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose a connection is")
+root = pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="takes root, to act as somebody else")
+
+
+@linux
+def test_once_there_are_keys_this_machine_is_trusted_only_as_the_servers_own_user(enter, own, connect):
+    assert enter() is LOCAL
+    key, _secret = made(own)
+    mine = connect()
+    assert enter(connection=mine) is LOCAL
+    with pytest.raises(UnauthorizedError, match="A key is needed") as caught:
+        enter()
+    assert "trust_loopback" in caught.value.details
+    for wrong in ({"version": (1, 0)}, {"Via": "1.1 proxy"}, {"Host": "gpu.example.org"}, {"peer": "10.0.0.5"}):
+        with pytest.raises(UnauthorizedError):
+            enter(connection=mine, **wrong)
+    assert enter(settings=AccessSettings(trust_loopback=True)) is LOCAL
+    with pytest.raises(UnauthorizedError):
+        enter(settings=AccessSettings(trust_loopback=False), connection=mine)
+    revoke(own, key.key_id, 1)
+    with pytest.raises(UnauthorizedError):
+        enter()
+
+
+@linux
+@root
+def test_somebody_else_on_this_machine_is_not_trusted_however_its_socket_ends(enter, own, connect):
+    """The kernel gives a socket that is closed to root, as whom this server runs."""
+    made(own)
+    theirs = connect(uid=65534)
+    with pytest.raises(UnauthorizedError):
+        enter(connection=theirs)
+    ends = theirs.socket.getpeername(), theirs.socket.getsockname()
+    assert find_owner(*ends) == 65534
+    theirs.other.kill()
+    theirs.other.wait()
+    for _ in range(20):
+        with pytest.raises(UnauthorizedError):
+            enter(connection=theirs)
+        assert find_owner(*ends) is None
+
+
+@linux
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_the_owner_is_found_whatever_the_sockets_call_loopback(address):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        with socket.socket(family) as other:
+            other.connect((address, server.getsockname()[1]))
+            here, _ = server.accept()
+            assert find_owner(here.getpeername(), here.getsockname()) == os.geteuid()
+            other.shutdown(socket.SHUT_WR)  # it waits for the answer still
+            assert find_owner(here.getpeername(), here.getsockname()) == os.geteuid()
+        assert find_owner(here.getpeername(), here.getsockname()) is None
+        here.close()
+
+
+@pytest.mark.parametrize("name", [None, (), ("127.0.0.1",), ("nowhere", 1), ("127.0.0.1", 70000), "/run/socket", ""])
+def test_what_is_no_connection_has_no_owner(name):
+    assert find_owner(name, ("127.0.0.1", 8188)) is None
+
+
+def test_keys_that_are_gone_or_cannot_be_read_are_keys_still(own, wall):
+    keys = Keys(own, wall)
+    assert not keys.were_made
+    made(own)
+    keys.refresh()
+    (own / "keys.json").unlink()
+    keys.refresh()
+    assert keys.were_made
+    assert not Keys(own, wall).were_made
+    (own / "keys.json").write_text("[{")
+    assert Keys(own, wall).were_made
+    (own / "keys.json").unlink()
+    (own / "keys.json").symlink_to(own / "not-mounted")
+    assert Keys(own, wall).were_made
+
+
+# A browser that a link has signed in. ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def session(own, wall):
+    """What a browser's cookie is, by a link that was just made."""
+    access = Access(AccessSettings(), Keys(own, wall), Tokens(own, wall))
+    return access.sign_in(sign_in.make(own, wall.at_ms))[0]
+
+
+@pytest.mark.parametrize("settings", [AccessSettings(trust_loopback=False), AccessSettings()])
+def test_a_browser_that_is_signed_in_is_local_from_everywhere(enter, own, session, settings):
+    made(own)
+    for peer, host in (("8.8.8.8", "gpu.example.org"), ("127.0.0.1", "127.0.0.1:8188")):
+        cookie = f"a=b; guarded_session={session}; c"
+        assert enter(peer, Cookie=cookie, Host=host, X_Forwarded_For="1.2.3.4", settings=settings) is LOCAL
+        assert (
+            enter(peer, Cookie=cookie, Host=host, method="POST", Origin=f"https://{host}", settings=settings) is LOCAL
+        )
+
+
+def test_a_session_counts_for_none_of_what_another_page_sends(enter, session):
+    cookie = {"Cookie": f"guarded_session={session}", "Host": "gpu.example.org"}
+    for headers in (
+        {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"},
+        {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "no-cors"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "https://gpu.example.org:8443"},
+    ):
+        with pytest.raises(ForbiddenError):
+            enter("8.8.8.8", **cookie, **headers)
+
+
+def test_a_session_ends_and_cannot_be_made_of_anything_else(enter, own, wall, session, token):
+    _key, secret = made(own)
+    forged = [
+        *("", "x", session[:-1], session.split(".")[0], token(LOCAL), token(LOCAL, "guarded_session ")),
+        *(token(enter(X_API_Key=secret)), token(enter(X_API_Key=secret), "guarded_session")),
+    ]
+    for cookie in forged:
+        with pytest.raises(UnauthorizedError):
+            enter("8.8.8.8", Cookie=f"guarded_session={cookie}")
+    with pytest.raises(UnauthorizedError):
+        enter("8.8.8.8", token=session)
+    with pytest.raises(UnauthorizedError):  # a key that is sent decides
+        enter("8.8.8.8", Cookie=f"guarded_session={session}", X_API_Key="gk_wrong")
+    wall.at_ms += 86_400_000
+    with pytest.raises(UnauthorizedError):
+        enter("8.8.8.8", Cookie=f"guarded_session={session}")
+
+
+def test_a_link_signs_in_once_and_for_ten_minutes(own, wall):
+    def used(once, at_ms=wall.at_ms):
+        return sign_in.use(own, once, at_ms)
+
+    once = sign_in.make(own, wall.at_ms)
+    assert [used(once), used(once)] == [True, False]
+    assert not used(sign_in.make(own, wall.at_ms), wall.at_ms + 600_000)
+    assert not used(sign_in.make(own, wall.at_ms + 10**9)), "dated far in the future"
+    for wrong in ("", "x" * 43, "../keys.json", "x" * 10**6, "é" * 43, "\udcff" * 43):
+        assert not used(wrong)
+    file = own / "sign_in"
+    assert list(file.iterdir()) == []
+    if os.name != "nt":
+        sign_in.make(own, wall.at_ms)
+        assert [stat.S_IMODE(link.stat().st_mode) for link in file.iterdir()] == [0o600]
+
+
+def test_a_link_that_cannot_be_used_up_lets_nobody_in(own, wall, monkeypatch, caplog):
+    once = sign_in.make(own, wall.at_ms)
+    file = next((own / "sign_in").iterdir())
+    kept = file.read_bytes()
+
+    def refuses(path, missing_ok=False):
+        raise PermissionError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(type(file), "unlink", refuses)
+    assert not sign_in.use(own, once, wall.at_ms)
+    assert file.read_bytes() == kept
+    assert "cannot be used up" in caplog.text
 
 
 # Keys. -------------------------------------------------------------------------------------------------------
@@ -411,8 +622,17 @@ def test_what_a_foreign_page_embeds_does_not_act_for_who_sits_here(enter, own):
         enter(**cross)
     with pytest.raises(ForbiddenError):
         enter(Authorization=basic(made(own)[1]), **cross)
-    # A link that somebody follows.
-    assert enter(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate") is LOCAL
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_on_loopback_only_a_link_that_somebody_follows_comes_from_another_page(enter, site):
+    """Another port of this machine is somebody else's server: the browser calls it `same-site`."""
+    assert enter(Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate") is LOCAL
+    for mode in ("no-cors", "cors", "same-origin", "websocket"):
+        with pytest.raises(ForbiddenError):
+            enter(Sec_Fetch_Site=site, Sec_Fetch_Mode=mode)
+    with pytest.raises(ForbiddenError):
+        enter(Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate", method="POST")
 
 
 def test_a_picture_with_a_token_may_stand_in_any_page(enter, own, token):

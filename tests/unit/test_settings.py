@@ -19,7 +19,7 @@ DEFAULTS = {
     "results.check_timeout_s": 30,
     "policy.max_nodes": 1000,
     "store.url": "",
-    "access.trust_loopback": True,
+    "access.trust_loopback": "auto",
 }
 
 

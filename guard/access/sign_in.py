@@ -1,0 +1,90 @@
+"""Links that sign a browser in as `local`: made on the command line, good for one use and a few minutes.
+
+A link is a file of our folder whose name is the token's hash, so whoever may write there may make one, as with keys.
+To use a link is to delete that file: it works once, whatever crashes or restarts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import private_files
+from ..cli import guard_folder, user_folder
+from ..clock import Clock
+
+log = logging.getLogger("guarded.access")
+
+FOLDER = "sign_in"
+GOOD_FOR_S = 600
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+def make(own: Path, now_ms: int) -> str:
+    """Make the token of a link. Raises OSError."""
+    for old in list((own / FOLDER).glob("*")):
+        if not _is_good(old, now_ms):
+            old.unlink(missing_ok=True)
+    token = secrets.token_urlsafe(32)
+    private_files.write(_find_file(own, token), str(now_ms + GOOD_FOR_S * 1000).encode())
+    return token
+
+
+def use(own: Path, token: str, now_ms: int) -> bool:
+    """Use a link up, and say whether it was good. Blocks; any thread."""
+    if _TOKEN.fullmatch(token) is None:
+        return False
+    file = _find_file(own, token)
+    is_good = _is_good(file, now_ms)
+    try:
+        file.unlink()
+    except OSError as error:
+        if is_good and not isinstance(error, FileNotFoundError):  # else another request was quicker
+            log.error("a link that signs in cannot be used up, and so does not count: %s", error)
+        return False
+    return is_good
+
+
+def _find_file(own: Path, token: str) -> Path:
+    return own / FOLDER / hashlib.sha256(token.encode()).hexdigest()
+
+
+def _is_good(file: Path, now_ms: int) -> bool:
+    try:
+        ends_ms = int(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return now_ms < ends_ms <= now_ms + 2 * GOOD_FOR_S * 1000  # a clock that was set back makes no link eternal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="where your browser reaches the server, such as https://gpu.example.org")
+    parser.add_argument(
+        "--user", type=Path, metavar="DIR",
+        help="ComfyUI's user folder (default: that of the ComfyUI that this package lies in)",
+    )  # fmt: skip
+
+
+def run(
+    arguments: argparse.Namespace, package: Path, find_address: Callable[[Path], str], say: Callable[[str], None]
+) -> int:
+    """Run the command. Returns the exit status: 0, or 2 where it failed."""
+    user = arguments.user or user_folder(package)
+    if user is None or not user.is_dir():
+        say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
+        return 2
+    own = guard_folder(user)
+    try:
+        token = make(own, Clock().now_ms())
+    except OSError as error:
+        say(f"no link can be made; run this as the user that the server runs as: {error}")
+        return 2
+    say(f"{(arguments.url or find_address(own)).rstrip('/')}/guarded/open?once={token}")
+    say(f"Open it within {GOOD_FOR_S // 60} minutes: it works once, and signs that browser in as the operator.")
+    return 0
