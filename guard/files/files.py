@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ..client import Client
+from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
 from ..host import Host
 from ..job import ROOTS, Artifact, Job
 from ..results.opener import ArtifactOpener
+from .content import check_content
 from .names import annotate, is_plain, mentions_uploads, owner_folder, split_annotation
 from .uploads import translate_disk_errors
 
@@ -100,12 +101,15 @@ class Files:
 
         Raises:
             InvalidRequestError: the name, the type or the subfolder is not allowed.
+            BadImageError: it comes with a key and refers to other files.
             DiskFullError, ServerUnavailableError
         """
         if kind not in ROOTS:
             raise InvalidRequestError(f"type must be one of {', '.join(ROOTS)}.", extra_info={"field": "type"})
         if not _is_file_name(filename):
             raise InvalidRequestError("The file's name must be plain, without folders.")
+        if client.owner != LOCAL.owner:
+            check_content(sent, filename)
         own = owner_folder(client.owner)
         target = self._host.file(kind, "/".join(part for part in (own, subfolder) if part), filename)
         # The host follows links, so that a link that some node has made leads nowhere else.

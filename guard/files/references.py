@@ -10,13 +10,14 @@ import asyncio
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, BadImageError
 from ..graph import is_link
 from ..host import Folders, Host, Names
+from .content import check_content, check_folder
 from .files import Files
 from .names import is_plain, mentions_uploads, owner_folder, split_annotation
 
@@ -46,6 +47,15 @@ class _Reference(NamedTuple):
             details="A prompt may name its sender's uploads and results, and shared input files.",
             extra_info={"node_id": self.node_id, "input": self.input, "value": self.text[:200]},
         )
+
+    def check_content(self, path: Path) -> None:
+        """Check the file there, or all in the folder there. Raises BadImageError; blocks on the disk."""
+        try:
+            check = check_folder if path.is_dir() else check_content
+            check(path, self.text)
+        except BadImageError as error:
+            error.extra_info |= {"node_id": self.node_id, "input": self.input, "value": self.text[:200]}
+            raise
 
 
 class References:
@@ -89,6 +99,7 @@ class References:
                     await self._files.check_unchanged(client, result)
                 except ArtifactGoneError:
                     raise reference.refuse() from None
+                await asyncio.to_thread(reference.check_content, result.path)
             elif name != reference.text:
                 reference.holder[reference.key] = name
                 changed = True
@@ -137,6 +148,7 @@ class References:
 
     def _find_file(self, reference: _Reference, client: Client, kind: str, name: str) -> str | None:
         if (upload := self._files.find_upload(client, kind, name, folders=True)) is not None:
+            reference.check_content(upload.path)
             return upload.name if upload.name != name else reference.text
         if kind != "input":
             return None

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..client import LOCAL
 from ..errors import DiskFullError, GuardError, InvalidRequestError, PayloadTooLargeError, ServerUnavailableError
 from ..host import Names
 from ..results.containers import sniff
 from ..settings import UploadsSettings
+from .content import check_content
 from .names import FOLDER, media_suffix, upload_folder
 
 #: Files that are still being received. No owner's folder has such a name, because theirs end in a hash.
@@ -147,8 +149,14 @@ class Uploads:
     async def place(self, owner: str, files: Iterable[UploadedFile]) -> AsyncIterator[None]:
         """Keep each file under its stored name during the block, and after it unless a GuardError left the block.
 
+        Raises BadImageError where a file of a key's refers to other files.
+
         After any other exception the files stay, because nobody knows then whether the job exists.
         """
+        files = list(files)
+        if owner != LOCAL.owner:
+            for file in files:
+                await asyncio.to_thread(check_content, file.path, file.filename or file.field)
         paths = {file.stored_as(owner): file.path for file in files}
         names: list[str] = []
         try:

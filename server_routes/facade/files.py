@@ -203,7 +203,7 @@ ROUTES = [
         "POST",
         "/upload/image",
         post_image,
-        about=About({200: UploadedBody}, body={"multipart/form-data": UploadForm}, refusals=UPLOAD),
+        about=About({200: UploadedBody}, body={"multipart/form-data": UploadForm}, refusals=(*UPLOAD, BadImageError)),
     ),
     Route(
         "POST",

@@ -1,7 +1,11 @@
 """What the prompts of keys may not name, over HTTP: `local` may."""
 
 import pytest
-from contract.client import assert_refusal, assert_succeeded, node, picture, save, unique
+from contract.client import assert_refusal, assert_succeeded, node, photo_copy, picture, save, unique
+from contract.test_files import png, upload
+from contract.test_form import part, prompt, sent
+
+from comfyui_guarded.guard.files.names import owner_folder
 
 
 @pytest.fixture
@@ -46,3 +50,40 @@ async def test_what_stays_inside_is_done_for_a_key(bot):
     prefix = f"..{unique()}/%width%_a..b"
     job = await bot.run(saved_as(["3", 0], **{"3": node("PrimitiveString", value=prefix)}))
     assert_succeeded(job)
+
+
+# Files. -----------------------------------------------------------------------------------------------------------
+
+PLAYLIST = b"#EXTM3U\n#EXTINF:1,\n../../secret.mp4\n"
+
+
+@pytest.mark.parametrize("suffix", ["m3u8", "mp4", "png"])
+async def test_a_key_uploads_no_list_of_other_files(bot, suffix):
+    name = f"{unique()}.{suffix}"
+    for base, kind in (("/guarded", "input"), ("/api/guarded", "temp")):
+        answer = await upload(bot, PLAYLIST, name, base=base, type=kind)
+        assert_refusal(answer, "bad_image", 422)
+    assert_refusal(await bot.request("GET", f"/guarded/view?filename={name}&type=input"), "not_found")
+
+
+async def test_a_key_sends_no_such_file_with_a_prompt(bot):
+    asked = prompt(photo_copy("photo"))
+    assert_refusal(await sent(bot, asked, part("photo", PLAYLIST, "photo.png")), "bad_image", 422)
+    assert (await sent(bot, asked, part("photo", png(), "photo.png"))).status == 200
+
+
+async def test_a_key_names_no_such_file_that_lies_there(bot, client):
+    base = client.host.base
+    for root, shown in (("input", "{}"), ("output", "{} [output]")):
+        name = f"{unique()}.png"
+        path = base / root / owner_folder("mine") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PLAYLIST)
+        body = assert_refusal(await bot.submit(photo_copy(shown.format(name))), "bad_image", 422)
+        assert body["error"]["extra_info"]["input"] == "image"
+        assert "list of other files" in body["error"]["message"]
+
+
+async def test_the_operator_at_the_machine_uploads_what_he_likes(client):
+    answer = await upload(client, PLAYLIST, f"{unique()}.m3u8")
+    assert answer.status == 200

@@ -1,0 +1,309 @@
+"""Refuse files that make their reader open others: playlists, manifests, scripts, and whatever else names what to load.
+
+What a file is, its content decides, not its name: libav, Pillow and 3D loaders look at it too. A name counts where a
+reader goes by it. Nothing is decoded; the size of an upload bounds the work.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from ..errors import BadImageError
+from ..results.containers import sniff
+
+#: libav reads so much before it decides what a file is (PROBE_BUF_MAX), in a text; in most files comes a zero before.
+_PROBED = 1 << 20
+_FIRST = 1 << 16
+#: Larger texts are not read whole, and refused if they are of a kind that can name files.
+_MAX_TEXT = 1 << 26
+_MAX_BOXES = 100_000
+
+#: Readers take files of these names for lists or scripts, whatever the content.
+_SUFFIXES = frozenset(
+    {".m3u", ".m3u8", ".pls", ".asx", ".wax", ".wvx", ".wpl", ".xspf", ".cue", ".sdp", ".mpd", ".ism", ".ismc", ".smil"}
+    | {".smi", ".ram", ".qtl", ".concat", ".ffconcat", ".avs", ".avsi", ".vpy", ".sub", ".idx", ".cpl", ".strm", ".url"}
+    | {".webloc", ".desktop", ".lnk", ".mvg", ".msl", ".svgz", ".eps", ".ps", ".pkl", ".pickle"}
+)
+
+#: Lines by which players, libav among them, know a list of other files: in a text, or in what they find behind an ID3
+#: tag. The demuxers are hls, dash, concat, sdp, imf and vobsub (libavformat/*.c, the functions `*_probe`).
+_LIST = re.compile(
+    rb"^[ \t]*(?:"
+    rb"#EXTM3U|#EXT-X-|#EXTINF|ffconcat\s{1,9}version|# VobSub index|\[playlist\]|\[reference\]|"
+    rb"c=IN IP|v=0[\r\n]{1,9}o=|"
+    rb"<\?wpl|<(?:[\w.-]+:)?(?:mpd|smil|asx|xspf|playlist|smoothstreamingmedia|assetmap|compositionplaylist|"
+    rb"packinglist|msl)[\s>/]|"
+    rb"FILE[ \t][^\r\n]{1,4096}[ \t](?:WAVE|MP3|AIFF|BINARY|MOTOROLA|FLAC)\b|push graphic-context|"
+    rb"import vapoursynth|from vapoursynth"
+    rb")",
+    re.I | re.M,
+)
+#: dash looks for its element anywhere.
+_DASH = re.compile(rb"<(?:[\w.-]+:)?MPD[\s>]|dash:profile", re.I)
+#: A text that begins with an address, or is a list of them.
+_ADDRESSES = re.compile(rb"\s*(?:[a-z][a-z0-9+.-]{1,15}://|file:)\S+\s*(?:[\r\n]|$)", re.I)
+
+_POSTSCRIPT = (b"%!PS", b"\x04%!PS", b"\xc5\xd0\xd3\xc6")  # Pillow gives it to Ghostscript
+_UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be", b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
+
+
+def check_content(path: Path, name: str) -> None:
+    """Check a file before a node of somebody else's prompt opens it. Blocks on the disk.
+
+    Args:
+        name: what its owner calls it.
+
+    Raises:
+        BadImageError: it refers to other files or addresses, or holds code.
+    """
+    try:
+        with open(path, "rb") as handle:
+            fault = _find_fault(handle, os.fstat(handle.fileno()).st_size, PurePosixPath(name).suffix.lower())
+    except OSError:
+        return  # the host itself says best that it cannot be read
+    if fault is not None:
+        raise BadImageError(
+            f"The file {name[:200]} cannot be used, because it {fault}.",
+            details="Send the picture, film or sound itself.",
+            extra_info={"filename": name[:200]},
+        )
+
+
+def check_folder(path: Path, name: str, most: int = 20_000) -> None:
+    """Check every file in a folder and below it, as :func:`check_content` does; a folder of more is refused."""
+    count = 0
+    for folder, _folders, files in os.walk(path):
+        for file in files:
+            count += 1
+            if count > most:
+                raise BadImageError(f"The folder {name[:200]} has more than {most} files.")
+            below = os.path.relpath(os.path.join(folder, file), path).replace(os.sep, "/")
+            check_content(Path(folder, file), f"{name}/{below}")
+
+
+def _find_fault(handle: IO[bytes], size: int, suffix: str) -> str | None:
+    """What is wrong with a file; None if it stands for itself."""
+    head = _read_head(handle)
+    kind = sniff(head[:32])
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+        return _find_mov_fault(handle, size) or _find_list(head)
+    if kind is not None:
+        return _find_list(head)
+    if suffix in _SUFFIXES:
+        return "is a list or a script by its name"
+    if head.startswith(_POSTSCRIPT):
+        return "is PostScript, which is a program"
+    if head[:4] == b"glTF":
+        return _find_gltf_fault(_read_glb_json(head, handle))
+    if _is_code(head, handle, size):
+        return "is Python's pickle, which is a program"
+    if (found := _find_list(head)) is not None:
+        return found
+    if _ADDRESSES.match(_take_text(head)):
+        return "is a list of addresses"
+    return _find_text_fault(head, handle, size)
+
+
+def _read_head(handle: IO[bytes]) -> bytes:
+    """The file's beginning, behind its ID3 tags: libav skips one before it looks what the file is."""
+    position, head = 0, handle.read(_FIRST)
+    for _ in range(16):
+        if head[:3] != b"ID3" or len(head) < 10 or any(byte & 0x80 for byte in head[6:10]):
+            break
+        length = (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + 10
+        position += length + (10 if head[5] & 0x10 else 0)
+        handle.seek(position)
+        head = handle.read(_FIRST)
+    return head if b"\0" in head else head + handle.read(_PROBED - _FIRST)
+
+
+def _find_list(head: bytes) -> str | None:
+    """Whether the text with which a file begins is a list: readers look no further than to the first zero."""
+    text = _take_text(head).replace(b"\r", b"\n")
+    if _LIST.search(text) or _DASH.search(text):
+        return "is a list of other files or addresses"
+    return None
+
+
+def _take_text(head: bytes) -> bytes:
+    """The text with which a file begins, in UTF-8 and without its mark."""
+    for byte_order, encoding in _UTF16.items():
+        if head.startswith(byte_order):
+            head = head.decode(encoding, "replace").encode()
+            break
+    return head.split(b"\0", 1)[0].removeprefix(b"\xef\xbb\xbf")
+
+
+def _is_code(head: bytes, handle: IO[bytes], size: int) -> bool:
+    """Whether a file is a pickle, alone, in torch's archives or in numpy's arrays."""
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return True
+    if head[:6] == b"\x93NUMPY":
+        return re.search(rb"'descr'\s*:\s*[^,]*O", head[:4096]) is not None
+    if head[:4] == b"PK\x03\x04":
+        handle.seek(max(size - _PROBED, 0))  # the archive's directory
+        return b".pkl" in handle.read(_PROBED) or b"/data.pkl" in head
+    return False
+
+
+# Films. ------------------------------------------------------------------------------------------------------
+
+
+def _find_mov_fault(handle: IO[bytes], size: int) -> str | None:
+    """QuickTime can take its data from other files (`dref`), or be nothing but a reference to films (`rmra`)."""
+    waiting = [(0, size)]
+    left = _MAX_BOXES
+    while waiting:
+        begin, end = waiting.pop()
+        for name, position, behind in _iterate_boxes(handle, begin, end):
+            left -= 1
+            if left == 0:
+                return "has too many boxes"
+            if name in (b"rmra", b"rmda", b"rdrf"):
+                return "refers to another film"
+            if name == b"cmov":
+                return "has an index that is compressed, which may refer to other files"
+            if name == b"dref" and _has_outside_data(handle, position, behind):
+                return "takes its data from another file"
+            if name in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"edts"):
+                waiting.append((position + 8, behind))
+            elif name == b"meta":  # with a version, or, in QuickTime, without
+                waiting += [(position + 8, behind), (position + 12, behind)]
+    return None
+
+
+def _iterate_boxes(handle: IO[bytes], begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, begin, end) of each box between two places, as far as they make sense."""
+    position = begin
+    while position + 8 <= end:
+        handle.seek(position)
+        head = handle.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        elif length == 0:
+            length = end - position
+        if length < 8:
+            return
+        yield head[4:8], position, min(position + length, end)
+        position += length
+
+
+def _has_outside_data(handle: IO[bytes], position: int, behind: int) -> bool:
+    """Whether an entry of a `dref` box lacks the flag that the data lies in the same file."""
+    handle.seek(position + 12)
+    count = int.from_bytes(handle.read(4), "big")
+    entry = position + 16
+    for _ in range(min(count, 1000)):
+        if entry + 12 > behind:
+            return False
+        handle.seek(entry)
+        head = handle.read(12)
+        length = int.from_bytes(head[:4], "big")
+        if not head[11] & 1:
+            return True
+        if length < 12:
+            return False
+        entry += length
+    return count > 1000
+
+
+# Texts. ------------------------------------------------------------------------------------------------------
+
+
+def _find_text_fault(head: bytes, handle: IO[bytes], size: int) -> str | None:
+    """What is wrong with a text: a drawing with links, a scene with outside files."""
+    encoding = next((encoding for order, encoding in _UTF16.items() if head.startswith(order)), "utf-8")
+    if encoding == "utf-8" and b"\0" in head[:4096]:
+        return None
+    if size > _MAX_TEXT:
+        return None if encoding == "utf-8" and not _SCENE.search(head) else "is too large a text"
+    handle.seek(0)
+    text = handle.read(_MAX_TEXT).decode(encoding, "replace").lstrip("\ufeff")
+    if text.lstrip()[:1] == "{":
+        return _find_gltf_fault(text)
+    if re.search(r"<(?:[\w.-]+:)?svg[\s>/]", text, re.I):
+        return _find_svg_fault(text)
+    if text.startswith("#usda"):
+        return "refers to other files" if "@" in text else None
+    if re.search(r"<(?:[\w.-]+:)?(?:COLLADA|X3D|Scene)[\s>]|^#(?:VRML|X3D)", text[:_PROBED]):
+        outside = r"""\b(?:url|href|source)\s*=?\s*["'](?!#|\s*["'])|<init_from>\s*(?:<ref>)?[^<]{0,4096}[./\\:]"""
+        return "refers to other files" if re.search(outside, text, re.I) else None
+    # An OBJ may name the file of its materials beside it, as usual: that stays with its owner.
+    elsewhere = re.search(r"^(?:mtllib|map_\w+|bump|disp|decal|refl|norm|call|csh)[ \t].*[/\\:]", text, re.I | re.M)
+    if elsewhere and re.search(r"^(?:vn?|f|o|g|newmtl|K[ads]|mtllib)[ \t]", text, re.M):
+        return "refers to files elsewhere"
+    return None
+
+
+_SCENE = re.compile(rb"<svg|\"uri\"|\"asset\"|mtllib|COLLADA|#VRML|#X3D|#usda", re.I)
+
+
+def _find_gltf_fault(text: str | None) -> str | None:
+    """glTF may keep its buffers and pictures in files of their own."""
+    if text is None:
+        return "has no scene at its beginning"
+    try:
+        scene = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(scene, dict) or "asset" not in scene:
+        return None
+    # Readers differ on which of two equal keys counts.
+    if re.search(r"\"uri\"\s*:\s*\"(?!data:)", text, re.I):
+        return "refers to other files"
+    waiting: list[Any] = [scene]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if isinstance(uri := item.get("uri"), str) and not uri.lower().startswith("data:"):
+                return "refers to other files"
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return None
+
+
+def _read_glb_json(head: bytes, handle: IO[bytes]) -> str | None:
+    """The scene of a binary glTF; None where it is not the first chunk."""
+    length = int.from_bytes(head[12:16], "little")
+    if (head[4:8] == b"\2\0\0\0" and head[16:20] != b"JSON") or length > _MAX_TEXT:
+        return None
+    handle.seek(20)
+    return handle.read(length).decode("utf-8", "replace")
+
+
+_DTD = re.compile(
+    r"<!DOCTYPE\s+svg\s+PUBLIC\s+([\"'])-//W3C//DTD SVG[^\"'>]*\1\s+([\"'])https?://www\.w3\.org/[^\"'>]*\2\s*>"
+)
+_ENCODING = re.compile(r"<\?xml[^>]{0,200}encoding\s*=\s*[\"']([^\"'>]{0,40})", re.I)
+_READABLE = frozenset({"utf-8", "utf8", "utf-16", "us-ascii", "ascii", "iso-8859-1"})
+_EMBEDDED = r"(?!\s*(?:#|data:image/(?:png|jpe?g|gif|webp)[;,]|[\"']))"
+_SVG_FAULTS = (
+    re.compile(r"<!(?:DOCTYPE|ENTITY)|<\?xml-stylesheet", re.I),
+    re.compile(r"<(?:[\w.-]+:)?(?:script|foreignObject|iframe|embed|object|include|handler|listener)\b", re.I),
+    re.compile(rf"[\s\"'](?:[\w.-]+:)?(?:href|src|action|base)\s*=\s*[\"']{_EMBEDDED}", re.I),
+    re.compile(r"attributeName\s*=\s*[\"']\s*(?:[\w.-]+:)?(?:href|src|style)", re.I),
+    re.compile(rf"\burl\(\s*(?:[\"']\s*)?{_EMBEDDED}|@import|image-set\(", re.I),
+    re.compile(r"[\s\"']on\w+\s*=\s*[\"']", re.I),
+)
+
+
+def _find_svg_fault(text: str) -> str | None:
+    """A drawing may name pictures, styles and scripts; those inside the file itself are taken."""
+    declared = _ENCODING.search(text[:1000])
+    if declared is not None and declared[1].lower() not in _READABLE:
+        return "is in an encoding that is not read here"
+    shown = html.unescape(_DTD.sub("", text, count=1))
+    # CSS can spell anything in numbers.
+    if re.search(r"\\[0-9a-f]", shown, re.I) and "style" in shown.lower():
+        return "holds styles that are written in numbers"
+    if any(fault.search(shown) for fault in _SVG_FAULTS):
+        return "refers to other files or addresses, or holds a script"
+    return None
