@@ -28,7 +28,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check clients chaos power channels ledger soak crowd format venv clean
+.PHONY: help demo serve test check clients chaos power channels ledger soak crowd gpu format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +45,8 @@ help:
 	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
 	@echo "             open files or threads grow"
+	@echo "make gpu     out of memory, a device-side assert, endless kernels, a stopped sampler and full queues on a ComfyUI"
+	@echo "             with a GPU (COMFYUI_PATH, COMFYUI_PYTHON), in 8 minutes at most"
 	@echo "make crowd   500 sockets and 200 submitters for a minute (CROWD='… --real' on a ComfyUI); fails where anything is"
 	@echo "             answered 5xx, a socket is lost or memory stays"
 	@echo "make format  ruff's fixes and format"
@@ -94,6 +96,9 @@ soak: $(VENV)/.run-ready $(VENV)/.dev-ready
 
 crowd: $(VENV)/.run-ready $(VENV)/.dev-ready
 	$(BIN)/python tests/chaos/crowd.py $(CROWD)
+
+gpu: $(VENV)/.run-ready $(VENV)/.dev-ready
+	GUARDED_GPU=1 $(BIN)/pytest tests/gpu --session-timeout 480 $(PYTEST_ARGS)
 
 format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 #: Folders in which one server per kind of host, the session's fixture `host`, is enough for all modules ...
-SHARED_HOSTS = ("contract", "results")
+SHARED_HOSTS = ("contract", "gpu", "results")
 #: ... except for these, which start servers with settings of their own.
 OWN_HOSTS = ("ladder", "native_guarded", "sampler", "webhooks")
 #: Folders whose tests start a server each, for themselves alone, so that each can run on any worker ...
@@ -14,7 +14,7 @@ SINGLE = ("chaos",)
 #: ... except for these modules, whose tests share servers or loop devices.
 TOGETHER = ("channels", "power_cut")
 #: Folders whose tests take long, each of them.
-SLOW = ("browser", "chaos", "clients", "contract", "examples")
+SLOW = ("browser", "chaos", "clients", "contract", "examples", "gpu")
 _KIND = re.compile(r"[\[-](sandbox|ComfyUI-[\w.]+)[]-]")
 
 

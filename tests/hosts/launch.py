@@ -107,6 +107,7 @@ class HostProcess:
         guarded: False starts the bare host, to compare with.
         package: the checkout of the package that is linked in; another one to compare versions.
         arguments: more for the host's command line.
+        cpu: False lets it use a GPU.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class HostProcess:
         package: Path = ROOT,
         arguments: tuple[str, ...] = (),
         port: int | None = None,
+        cpu: bool = True,
     ) -> None:
         self.kind = kind
         self.base = base
@@ -127,7 +129,7 @@ class HostProcess:
         self.log = base / "server.log"
         self._guarded = guarded
         self._environment = dict(environment or {})
-        self._arguments = arguments
+        self._arguments = (*(("--cpu",) if cpu else ()), *arguments)
         self._process: subprocess.Popen[bytes] | None = None
         for folder in ("input", "output", "temp", "user", "custom_nodes", "models"):
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,7 @@ class HostProcess:
         command = [
             self.kind.python,
             str(self.kind.main),
-            *("--cpu", "--disable-api-nodes", "--listen", "127.0.0.1", "--port", str(self.port)),
+            *("--disable-api-nodes", "--listen", "127.0.0.1", "--port", str(self.port)),
             *("--base-directory", str(self.base)),
             *("--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"),
             *self._arguments,

@@ -1,6 +1,7 @@
 """Nodes that misbehave on purpose, for tests. They load in the sandbox and in a real ComfyUI."""
 
 from . import checks, packs, routes  # noqa: F401 (they add routes)
+from .gpu import FaultGpuAssert, FaultGpuKernel, FaultGpuMemory
 from .hang import (
     FaultAsyncHang,
     FaultHangC,
@@ -56,6 +57,9 @@ NODE_CLASS_MAPPINGS = {
         FaultBlackImage,
         FaultValidation,
         FaultAsyncValidation,
+        FaultGpuMemory,
+        FaultGpuAssert,
+        FaultGpuKernel,
     )
 }
 NODE_DISPLAY_NAME_MAPPINGS = {name: f"Fault: {name.removeprefix('Fault')}" for name in NODE_CLASS_MAPPINGS}
