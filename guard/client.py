@@ -7,10 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KeyLimits:
-    """The limits of a key; None: as the settings say."""
+    """The limits of a key; None, or empty: as the settings say.
+
+    Attributes:
+        allow_nodes, deny_nodes, profile, max_pixels, max_steps: as in the section `policy` of the settings. Both must
+            let a prompt through, so that a key can only be tighter than the server.
+        templates_only: the key sends parameters of templates, never a graph.
+    """
 
     jobs_per_minute: float | None = None
     max_queued: int | None = None
+    allow_nodes: tuple[str, ...] = ()
+    deny_nodes: tuple[str, ...] = ()
+    profile: str = ""
+    max_pixels: int | None = None
+    max_steps: int | None = None
+    templates_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..cli import guard_folder, parse_age, user_folder
+from ..client import KeyLimits
 from ..clock import Clock
 from ..errors import InvalidRequestError
 from ..events.webhook_rules import Rules
-from ..settings import SettingsError, load
+from ..settings import PROFILES, SettingsError, load
 from . import keys
 from .keys import SCOPES, SUBMIT, Key, KeysError
 
@@ -29,6 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     create.add_argument("--jobs-per-minute", type=_read_rate, metavar="N", help="instead of the limit in the settings")
     create.add_argument("--max-queued", type=_read_count, metavar="N", help="how many of its jobs may wait at once")
+    create.add_argument(
+        "--allow-nodes", type=_read_patterns, default=(), metavar="A,B*", help="its prompts may use only these classes"
+    )
+    create.add_argument("--deny-nodes", type=_read_patterns, default=(), metavar="A,B*", help="… and none of these")
+    create.add_argument("--profile", choices=sorted(PROFILES), default="", help="limits for a card, for its prompts")
+    create.add_argument("--max-pixels", type=_read_count, metavar="N", help="width × height × batch of its prompts")
+    create.add_argument("--max-steps", type=_read_count, metavar="N", help="steps of its prompts")
+    create.add_argument(
+        "--templates-only", action="store_true", help="it may use the server's templates, and never sends a graph"
+    )
     create.add_argument(
         "--expires", type=_read_age, metavar="AGE", help="24h, 30d; without it, the key does not expire"
     )
@@ -80,6 +91,12 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
         jobs_per_minute=arguments.jobs_per_minute,
         max_queued=arguments.max_queued,
         webhook=arguments.webhook,
+        allow_nodes=arguments.allow_nodes,
+        deny_nodes=arguments.deny_nodes,
+        profile=arguments.profile,
+        max_pixels=arguments.max_pixels,
+        max_steps=arguments.max_steps,
+        templates_only=arguments.templates_only,
     )
     key, secret = keys.create(own, wanted, same_owner=arguments.same_owner)
     say(secret)
@@ -105,12 +122,27 @@ def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
             state = "active"
         else:
             state = f"{'active until' if key.is_active(now_ms) else 'expired'} {_format_day(key.expires_at_ms)}"
-        limits = [
-            f"{name} {value:g}"
-            for name, value in (("jobs/min", key.jobs_per_minute), ("queued", key.max_queued))
-            if value is not None
-        ]
+        limits = _describe_limits(key.limits)
         say("  ".join([key.key_id, key.name, key.scope, state, *limits, *filter(None, [key.webhook])]))
+
+
+def _describe_limits(limits: KeyLimits) -> list[str]:
+    numbers = (
+        ("jobs/min", limits.jobs_per_minute),
+        ("queued", limits.max_queued),
+        ("pixels", limits.max_pixels),
+        ("steps", limits.max_steps),
+    )
+    described = [f"{name} {value:.10g}" for name, value in numbers if value is not None]
+    if limits.profile:
+        described.append(f"profile {limits.profile}")
+    if limits.allow_nodes:
+        described.append(f"only {','.join(limits.allow_nodes)}")
+    if limits.deny_nodes:
+        described.append(f"not {','.join(limits.deny_nodes)}")
+    if limits.templates_only:
+        described.append("templates only")
+    return described
 
 
 def _format_day(at_ms: int) -> str:
@@ -121,6 +153,13 @@ def _read_age(text: str) -> float:
     if text.strip()[-1:].isdigit():
         raise argparse.ArgumentTypeError(f"{text} needs a unit, as in 24h or 30d")
     return parse_age(text)
+
+
+def _read_patterns(text: str) -> tuple[str, ...]:
+    patterns = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not patterns:
+        raise argparse.ArgumentTypeError("name at least one node class")
+    return patterns
 
 
 def _read_rate(text: str) -> float:

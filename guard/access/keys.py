@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -43,6 +43,7 @@ class Key:
         name: the owner of the jobs made with it. Several keys may share a name, such as the old and the new one.
         scope: `submit`, or `operate`, which also sees and stops everybody's jobs.
         webhook_secret: signs its owner's webhooks (Standard Webhooks: `whsec_…`).
+        jobs_per_minute … templates_only: see KeyLimits. A file of an earlier version lacks some of them.
     """
 
     key_id: str
@@ -56,13 +57,22 @@ class Key:
     jobs_per_minute: float | None = None
     max_queued: int | None = None
     webhook: str | None = None
+    allow_nodes: tuple[str, ...] = ()
+    deny_nodes: tuple[str, ...] = ()
+    profile: str = ""
+    max_pixels: int | None = None
+    max_steps: int | None = None
+    templates_only: bool = False
+
+    @property
+    def limits(self) -> KeyLimits:
+        return KeyLimits(**{field.name: getattr(self, field.name) for field in fields(KeyLimits)})
 
     def is_active(self, now_ms: int) -> bool:
         return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
 
     def client(self) -> Client:
-        limits = KeyLimits(self.jobs_per_minute, self.max_queued)
-        return Client(self.name, self.scope == OPERATE, self.key_id, limits, self.webhook)
+        return Client(self.name, self.scope == OPERATE, self.key_id, self.limits, self.webhook)
 
 
 _FILE = TypeAdapter(list[Key])

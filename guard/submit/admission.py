@@ -23,6 +23,7 @@ from ..client import Client
 from ..clock import Clock
 from ..errors import (
     DiskFullError,
+    ForbiddenError,
     GuardError,
     InternalError,
     InvalidRequestError,
@@ -50,7 +51,7 @@ from ..signal import Signal
 from ..store import IdempotencyKey, Submitted
 from .confinement import Confinement
 from .limits import Limits
-from .policy import Policy
+from .policy import KeyPolicies, Policy
 from .request import PARSED_AT_ONCE_BYTES, AskedWebhook, Prompt, Submission, parse, read_idempotency_key
 
 log = logging.getLogger("guarded.admission")
@@ -95,6 +96,7 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._policy = Policy(settings.policy)
+        self._key_policies = KeyPolicies(settings.policy)
         self._confinement = Confinement(settings.policy, host.input_types, host.file_inputs)
         self._webhook_rules = webhook_rules.Rules(settings.webhooks)
         self._limits = limits
@@ -142,6 +144,7 @@ class Admission:
         client = request.client
         hold = stack.enter_context(self._in_use.admission())
         with ExitStack() as undo:  # undoes what was done for a job that does not come to exist
+            _check_kind(request)
             self._check_size(request)
             key = self._read_idempotency_key(request)
             if key is not None and (earlier := await wrap_future(self._store.replay(client.owner, key))) is not None:
@@ -227,6 +230,7 @@ class Admission:
     def _check_graph(self, graph: Mapping[str, Any], client: Client) -> None:
         """Check it against the operator's limits, and that it stays within the client's reach."""
         self._policy.check(graph)
+        self._key_policies.check(graph, client)
         self._confinement.check(graph, client)
 
     def _choose_webhook(self, asked: AskedWebhook | None, client: Client) -> Webhook | None:
@@ -294,6 +298,15 @@ class Admission:
             more = f" ({skipped} more since the last line)" if skipped else ""
             level = logging.WARNING if code in _FULL else logging.INFO
             log.log(level, "a prompt of %s was refused: %s%s", request.client.owner, code, more)
+
+
+def _check_kind(request: Submission) -> None:
+    """Refuse graphs from a key that may use templates only."""
+    if request.client.limits.templates_only and request.fill is None:
+        raise ForbiddenError(
+            "This key may use the server's templates only, and sends no graph.",
+            details="POST /guarded/workflows/{name} takes a template's parameters; GET /guarded/workflows lists them.",
+        )
 
 
 def _address_refusal(

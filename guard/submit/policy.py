@@ -7,6 +7,7 @@ at each node and each link once, in circles too.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..client import Client, KeyLimits
 from ..errors import PolicyViolationError
 from ..graph import is_link
 from ..settings import PolicySettings
@@ -89,10 +91,14 @@ class _Amount:
 
 
 class Policy:
-    """The operator's limits, checked against graphs."""
+    """The operator's limits, checked against graphs.
 
-    def __init__(self, settings: PolicySettings) -> None:
+    `where` is how refusals call the place where the limits stand.
+    """
+
+    def __init__(self, settings: PolicySettings, where: str = "policy") -> None:
         self._settings = settings
+        self._where = where
         self._allowed = compile_patterns(settings.allow_nodes)
         self._denied = compile_patterns(settings.deny_nodes)
         self._numbers = any((settings.max_pixels, settings.max_steps, settings.max_frames, settings.max_seconds))
@@ -103,6 +109,13 @@ class Policy:
         Raises:
             PolicyViolationError: something is over a limit; names the node, input, value and limit.
         """
+        try:
+            self._check(graph)
+        except PolicyViolationError as error:
+            error.details = error.details and f"{self._where}.{error.details}"
+            raise
+
+    def _check(self, graph: Mapping[str, Any]) -> None:
         if len(graph) > self._settings.max_nodes:
             raise PolicyViolationError(
                 f"The prompt has {len(graph)} nodes; {self._settings.max_nodes} are allowed.",
@@ -178,9 +191,30 @@ def _refuse(
 ) -> PolicyViolationError:
     return PolicyViolationError(
         f"{kind[:100]} (node {node_id[:100]}) {complaint}.",
-        details=f"policy.{setting}",
+        details=setting,
         extra_info={"node_id": node_id, "class_type": kind, "input": name, "value": value, "limit": limit},
     )
+
+
+class KeyPolicies:
+    """What each key's prompts may ask for, beside what the server allows. Event loop."""
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self._settings = settings
+        self._of = functools.lru_cache(maxsize=256)(self._make)
+
+    def check(self, graph: Mapping[str, Any], client: Client) -> None:
+        """Check a graph against the limits of its sender's key. Raises PolicyViolationError, as Policy does."""
+        if (policy := self._of(client.limits)) is not None:
+            policy.check(graph)
+
+    def _make(self, limits: KeyLimits) -> Policy | None:
+        names = ("allow_nodes", "deny_nodes", "profile", "max_pixels", "max_steps")
+        own = {name: value for name in names if (value := getattr(limits, name))}
+        if not own:
+            return None
+        server = {"max_nodes": self._settings.max_nodes, "strict": self._settings.strict}
+        return Policy(PolicySettings.model_validate({**server, **own}), "key")
 
 
 class _Numbers:

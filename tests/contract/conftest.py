@@ -93,8 +93,10 @@ class Keys:
 
 @pytest.fixture(scope="session")
 def keys(host: HostProcess) -> Keys:
-    """Two owners' keys, made and known to the server; more of them take it a second to notice."""
+    """Two owners' keys, and two that are tighter than the server; more of them take it a second to notice."""
     made = Keys(host.base, {name: make_key(host.base, name) for name in ("mine", "yours")})
+    made.made["templates"] = make_key(host.base, "templates", templates_only=True)
+    made.made["tight"] = make_key(host.base, "tight", max_pixels=4096, deny_nodes=("Load*",))
     time.sleep(2.5)  # the server looks every second
     return made
 

@@ -87,3 +87,25 @@ async def test_a_key_names_no_such_file_that_lies_there(bot, client):
 async def test_the_operator_at_the_machine_uploads_what_he_likes(client):
     answer = await upload(client, PLAYLIST, f"{unique()}.m3u8")
     assert answer.status == 200
+
+
+# Keys that are tighter than the server. ---------------------------------------------------------------------------
+
+
+async def test_a_key_for_templates_sends_no_graph_by_any_door(client, keys):
+    bot = keys.of(client, "templates")
+    for path in ("/guarded/prompt", "/api/guarded/prompt"):
+        body = assert_refusal(await bot.request("POST", path, {"prompt": picture()}), "forbidden", 403)
+        assert "/guarded/workflows" in body["error"]["details"]
+    assert_refusal(await sent(bot, prompt(picture())), "forbidden", 403)
+    answer = await bot.request("POST", "/guarded/workflows/photo_check", {"parameters": {}})
+    assert answer.status != 403
+    assert answer.code != "forbidden"
+
+
+async def test_a_keys_own_limits_hold(client, keys):
+    bot = keys.of(client, "tight")
+    large = {"1": node("EmptyImage", width=64, height=65, batch_size=1, color=0), "2": save("1")}
+    body = assert_refusal(await bot.submit(large), "policy_violation", 422)
+    assert body["error"]["details"] == "key.max_pixels"
+    assert_refusal(await bot.submit(photo_copy("photo.png")), "policy_violation", 422)

@@ -45,6 +45,22 @@ def test_a_key_is_printed_once_listed_without_its_secret_and_revoked(comfyui: Pa
     assert (comfyui / "user" / "__guarded" / "keys.json").is_file()
 
 
+def test_what_a_key_may_ask_for_is_listed(comfyui: Path) -> None:
+    options = (
+        "--allow-nodes",
+        "KSampler, Save*",
+        "--deny-nodes",
+        "Load*",
+        "--profile",
+        "a5000",
+        "--max-pixels",
+        "1000000",
+    )
+    assert keys(comfyui, "create", "my-bot", *options, "--max-steps", "30", "--templates-only")[0] == 0
+    listed = keys(comfyui, "list")[1][0]
+    assert "pixels 1000000  steps 30  profile a5000  only KSampler,Save*  not Load*  templates only" in listed
+
+
 def test_without_a_user_folder_the_command_says_what_to_do(comfyui: Path) -> None:
     (comfyui / "user").rmdir()
     status, lines = keys(comfyui, "create", "bot")
@@ -62,6 +78,10 @@ def test_without_a_user_folder_the_command_says_what_to_do(comfyui: Path) -> Non
         ("create", "bot", "--jobs-per-minute", "nan"),
         ("create", "bot", "--expires", "soon"),
         ("create", "bot", "--scope", "root"),
+        ("create", "bot", "--profile", "b300"),
+        ("create", "bot", "--max-steps", "0"),
+        ("create", "bot", "--max-pixels", "many"),
+        ("create", "bot", "--allow-nodes", " , "),
     ],
 )
 def test_a_key_that_cannot_be_made_is_refused_and_nothing_is_written(comfyui: Path, arguments: tuple[str, ...]) -> None:

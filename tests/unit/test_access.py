@@ -1,6 +1,7 @@
 import argparse
 import base64
 import contextlib
+import json
 import os
 import socket
 import stat
@@ -372,6 +373,29 @@ def test_a_key_is_its_owner_from_everywhere(enter, own, headers, peer):
     key, secret = made(own, jobs_per_minute=6, max_queued=2, webhook="https://bot.example/hook")
     limits = KeyLimits(6, 2)
     assert enter(peer, **headers(secret)) == Client("bot", False, key.key_id, limits, "https://bot.example/hook")
+
+
+def test_a_key_may_be_tighter_than_the_server(enter, own):
+    own_limits = {
+        "allow_nodes": ("SaveImage", "Empty*"),
+        "deny_nodes": ("Load*",),
+        "profile": "a5000",
+        "max_pixels": 1024,
+        "max_steps": 8,
+        "templates_only": True,
+    }
+    _key, secret = made(own, **own_limits)
+    assert enter("8.8.8.8", X_API_Key=secret).limits == KeyLimits(**own_limits)
+
+
+def test_a_key_of_an_earlier_version_is_read_on_and_keeps_its_limits(enter, own):
+    _key, secret = made(own, jobs_per_minute=6)
+    path = own / "keys.json"
+    stored = json.loads(path.read_bytes())
+    earlier = {name: value for name, value in stored[0].items() if not name.endswith(("_nodes", "_pixels", "_steps"))}
+    del earlier["profile"], earlier["templates_only"]
+    path.write_text(json.dumps([earlier]))
+    assert enter("8.8.8.8", X_API_Key=secret).limits == KeyLimits(jobs_per_minute=6)
 
 
 def test_an_operate_key_is_an_operator(enter, own):

@@ -8,10 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from unit.fakes import settings
 
+from comfyui_guarded.guard.client import Client, KeyLimits
 from comfyui_guarded.guard.errors import PolicyViolationError
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings, SettingsError, load
 from comfyui_guarded.guard.submit import policy
-from comfyui_guarded.guard.submit.policy import Policy
+from comfyui_guarded.guard.submit.policy import KeyPolicies, Policy
 
 
 def node(class_type, **inputs):
@@ -438,3 +439,42 @@ def test_every_profile_lets_a_usual_picture_and_film_pass(name):
     for graph in (picture, film):
         checking(graph, profile=name)
     violation({"1": sampler(10_000)}, profile=name)
+
+
+# The limits of a key. ---------------------------------------------------------------------------------------------
+
+
+def keyed(graph, server=None, **limits):
+    policies = KeyPolicies(PolicySettings.model_validate(server or {}))
+    policies.check(graph, Client("bot", operator=False, key_id="1", limits=KeyLimits(**limits)))
+
+
+def one(kind="KSampler", /, **inputs):
+    return {"1": {"class_type": kind, "inputs": inputs}}
+
+
+@pytest.mark.parametrize(
+    ("graph", "limits", "setting"),
+    [
+        (one("LoadImage"), {"allow_nodes": ("KSampler", "Save*")}, "key.allow_nodes"),
+        (one("SaveImage"), {"deny_nodes": ("Save*",)}, "key.deny_nodes"),
+        (one(steps=31), {"max_steps": 30}, "key.max_steps"),
+        (one("EmptyImage", width=1025, height=1024, batch_size=1), {"max_pixels": 1024 * 1024}, "key.max_pixels"),
+        (one(steps=101), {"profile": "a5000"}, "key.max_steps"),
+    ],
+)
+def test_a_keys_own_limits_hold_beside_the_servers(graph, limits, setting):
+    with pytest.raises(PolicyViolationError) as caught:
+        keyed(graph, **limits)
+    assert caught.value.details == setting
+    keyed(graph)
+
+
+def test_a_key_can_only_be_tighter():
+    many = {str(number): one()["1"] for number in range(1500)}
+    keyed(many, {"max_nodes": 2000}, max_steps=30)  # its own limits bring no other along
+    with pytest.raises(PolicyViolationError, match="whose value only the run can tell"):
+        keyed(one(steps=["2", 0]), {"strict": True}, max_steps=30)
+    keyed(one(steps=60), profile="a5000", max_steps=60)
+    with pytest.raises(PolicyViolationError):
+        keyed(one(steps=61), profile="a5000", max_steps=60)
