@@ -13,7 +13,7 @@ from aiohttp import web
 
 from . import server_routes
 from .failure import is_reachable_from_elsewhere
-from .guard import journal, runtime
+from .guard import journal, private_files, runtime
 from .guard.access.access import Access
 from .guard.access.client_ids import ClientIds
 from .guard.access.keys import Keys
@@ -82,6 +82,8 @@ def install() -> None:
 def _build(host: Host, application: web.Application, routes: web.RouteTableDef) -> None:
     own = host.own_directory()
     settings = load(own / "guarded.toml", os.environ)
+    with contextlib.suppress(OSError):  # the store says best that it cannot be made
+        private_files.make_folder(own)
     journal.install(settings.log)
 
     clock = Clock()

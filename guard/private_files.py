@@ -1,13 +1,35 @@
-"""Files that only this user may read: keys and secrets that the server makes for itself."""
+"""Files that only this user may read: the job database, and keys and secrets that the server makes for itself."""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("guarded")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder unless it is there, and let this user alone enter it. Raises OSError where it cannot be made."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _shut(folder, 0o700)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file unless it is there, and let this user alone read it. Raises OSError where that fails."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    _shut(path, 0o600)
+
+
+def _shut(path: Path, mode: int) -> None:
+    """Take everybody else's rights away; not where the disk has none, or the file is another user's."""
+    with suppress(OSError):
+        if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+            os.chmod(path, mode)
 
 
 def write(path: Path, data: bytes) -> None:
@@ -15,7 +37,7 @@ def write(path: Path, data: bytes) -> None:
 
     A power cut afterwards leaves it there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

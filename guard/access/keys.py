@@ -190,7 +190,7 @@ def read(own: Path) -> list[Key]:
 
 
 def _writing(own: Path) -> AbstractContextManager[None]:
-    own.mkdir(parents=True, exist_ok=True)
+    private_files.make_folder(own)
     return FileLock(own / f"{FILE}.lock").hold(timeout_s=10)
 
 

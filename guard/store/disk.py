@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .. import private_files
 from ..clock import Clock
 from ..errors import ServerRestartedError
 from ..job import Verdict
@@ -56,6 +58,10 @@ def database_path(url: str, own: Path) -> Path:
 
 
 def connect(path: Path) -> sqlite3.Connection:
+    with suppress(OSError):  # SQLite says best why it cannot be opened
+        for file in (path, *(Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))):
+            if file == path or file.exists():
+                private_files.make_file(file)  # SQLite gives those beside it the same rights
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     try:
         db.execute("PRAGMA journal_mode = WAL")
