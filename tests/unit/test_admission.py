@@ -622,6 +622,33 @@ async def test_a_denied_class_is_refused_also_where_the_host_puts_it_in_for_an_o
     assert store.queued == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        (lambda graph: None, 1),
+        (lambda graph: graph["2"]["inputs"].update(steps=True), 2),  # which is 1 to a comparison, and not to ComfyUI
+        (lambda graph: graph["2"]["inputs"].update(steps=1.0), 2),
+        (lambda graph: graph["2"].update(class_type="Other"), 2),
+        (lambda graph: graph.update({"9": {"class_type": "X", "inputs": {}}}), 2),
+        (lambda graph: graph["2"]["inputs"].update(odd=object()), 2),
+    ],
+    ids=["nothing", "a flag for a number", "a float for an int", "a class", "a node", "no JSON"],
+)
+async def test_only_a_prompt_that_validation_changes_is_checked_again(store, host, clock, monkeypatch, change, passes):
+    gate, seen = Gate(store, host, clock), []
+    check, told = gate.admission._policy.check, host.rehearse
+    monkeypatch.setattr(gate.admission._policy, "check", lambda graph: (seen.append(graph), check(graph)))
+
+    async def changing(body, timeout_s):
+        answer = await told(body, timeout_s)
+        change(body["prompt"])
+        return answer
+
+    host.rehearse = changing
+    await gate.admit(_raw(prompt={**GRAPH, "2": {"class_type": "X", "inputs": {"steps": 1}}}))
+    assert len(seen) == passes
+
+
 async def test_the_shape_is_judged_before_the_policy_and_the_policy_before_the_host(store, host, clock):
     gate = Gate(store, host, clock, policy={"max_nodes": 3})
     many = {str(at): {"class_type": "X", "inputs": {}} for at in range(4)}
