@@ -59,7 +59,8 @@ def make_picture(side: int, client_id: str) -> bytes:
     if side:
         scale = {"image": ["1", 0], "upscale_method": "bilinear", "width": side, "height": side, "crop": "disabled"}
         graph["2"] = {"class_type": "ImageScale", "inputs": scale}
-    save = {"images": ["2" if side else "1", 0], "filename_prefix": f"clients-{client_id[:8]}"}
+    # In a folder of its own: ComfyUI lists the whole folder for each file that it saves.
+    save = {"images": ["2" if side else "1", 0], "filename_prefix": f"{client_id[:8]}/clients"}
     graph["3"] = {"class_type": "SaveImage", "inputs": save}
     return json.dumps({"prompt": graph, "client_id": client_id}).encode()
 
