@@ -27,8 +27,11 @@ async def get_job(call: Call) -> web.StreamResponse:
     """`wait` holds the answer until the state changes: from `state`, where the caller names the one it knows."""
     jobs = call.services.jobs
     wait_s = read_number(call, "wait", 0, 0, 86400)
-    job = await jobs.get(call.request.match_info["job_id"], call.client)
-    if wait_s and not job.state.settled:
+    job_id = call.request.match_info["job_id"]
+    if not wait_s:
+        return respond(await jobs.body(await jobs.poll(job_id, call.client), call.locale))
+    job = await jobs.get(job_id, call.client)
+    if not job.state.settled:
         job = await jobs.wait(job, wait_s, known=read_state(call.request.query.get("state", job.state.value), JobState))
     return respond(await jobs.body(job, call.locale))
 

@@ -26,6 +26,7 @@ from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull, QueueBody
 from .estimate import Estimates
 from .places import Places
+from .polls import Polls
 from .positions import notice
 
 log = logging.getLogger("guarded.jobs")
@@ -66,6 +67,7 @@ class Jobs:
         self._events = events
         self._estimates = estimates
         self._places = Places(store)
+        self._polls = Polls()
         self._opener = ArtifactOpener()
         self._previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
@@ -78,6 +80,14 @@ class Jobs:
         job = await self._find(job_id)
         if job is None or not client.may_see(job.owner):
             raise NotFoundError(f"There is no job {job_id[:64]}.")
+        return job
+
+    async def poll(self, job_id: str, client: Client) -> Job:
+        """The same for callers that ask again and again, held for a moment where the job is still as they know it."""
+        job = await self.get(job_id, client)
+        if hold_s := self._polls.hold_s(job, client):
+            job = await self.wait(job, hold_s, known=job.state)
+        self._polls.note(job, client)
         return job
 
     async def wait(self, job: Job, timeout_s: float, known: JobState | None) -> Job:

@@ -1,0 +1,39 @@
+"""Hold back polls that would be told nothing new, for a moment: they hear of a change sooner by that, and cost less."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+from ..client import Client
+from ..job import Job
+
+#: A caller hears the same of a job once in this time.
+PACE_S = 0.1
+#: So many callers' jobs are remembered, those that were polled last.
+KEPT = 10_000
+
+
+class Polls:
+    """Knows what callers were told last. Event loop."""
+
+    def __init__(self) -> None:
+        #: By caller and job: the number of the state, and when.
+        self._told: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
+
+    def hold_s(self, job: Job, client: Client) -> float:
+        """For how long to wait for a change before the caller is told of the job as it is."""
+        event_id, at_s = self._told.get((client.owner, job.job_id), (0, 0.0))
+        is_news = job.state.settled or event_id != job.event_id
+        return 0.0 if is_news else max(at_s + PACE_S - time.monotonic(), 0.0)
+
+    def note(self, job: Job, client: Client) -> None:
+        """The caller is being told of the job."""
+        key = client.owner, job.job_id
+        if job.state.settled:
+            self._told.pop(key, None)
+            return
+        self._told[key] = job.event_id, time.monotonic()
+        self._told.move_to_end(key)
+        if len(self._told) > KEPT:
+            self._told.popitem(last=False)
