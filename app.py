@@ -51,6 +51,7 @@ from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.stats import Stats
 from .guard.settings import load
+from .guard.store import Limits as StoreLimits
 from .guard.store import Recovery, SqliteStore, database_path
 from .guard.submit.admission import Admission
 from .guard.submit.limits import Limits
@@ -89,7 +90,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     clock = Clock()
     keys = Keys(own, clock)
     access = Access(settings.access, keys, Tokens(own, clock))
-    store = SqliteStore(database_path(settings.store.url, own), clock, settings.store.survives, open_now=False)
+    kept = StoreLimits(settings.store.bodies_max_age_s, settings.store.max_bytes)
+    path = database_path(settings.store.url, own)
+    store = SqliteStore(path, clock, settings.store.survives, kept, open_now=False)
     local_secret = settings.webhooks.secret or read_or_make_secret(own)
 
     def secret_of(owner: str) -> str | None:
@@ -121,6 +124,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
     janitor = Janitor(settings.janitor, store, host.folders, own, clock, blind_after_s=settings.queue.timeout_s)
     health.watch_disk(janitor.disk_full)
+    health.watch_disk(store.full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
     checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.count_face_check)
     machine = FaceMachine(checker, host.file, host.input_folder)

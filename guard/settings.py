@@ -305,6 +305,14 @@ class StoreSettings(_Section):
         description="While the job database has written nothing for so long, no job is let in or begins; running jobs "
         "go on, and nobody hears how they end before that is on disk.",
     )
+    bodies_max_age_s: Age = Field(
+        259200, description="Delete the prompt of a settled job after this; the job's record stays."
+    )
+    max_bytes: Bytes = Field(
+        2 * 2**30,
+        description="How large the job database may become. Near it, prompts of settled jobs go whatever their age, "
+        "the first settled first; where none is left, new jobs are answered with `disk_full`. 0: no limit.",
+    )
 
 
 def _normalize_networks(given: tuple[str, ...]) -> tuple[str, ...]:

@@ -30,8 +30,13 @@ _LONGEST_TEXT = 1024
 
 
 def row(entry: Entry) -> list[Any]:
-    """`[number, prompt_id, prompt, extra_data, outputs_to_execute]`, the prompt as its owner sent it."""
+    """`[number, prompt_id, prompt, extra_data, outputs_to_execute]`, the prompt as its owner sent it.
+
+    A prompt that is gone is an empty graph, which ComfyUI's page and other clients bear.
+    """
     job = entry.job
+    if entry.body is None:
+        return bare_row(job)
     stored = json.loads(entry.body)
     if owner_folder(job.owner).encode() in entry.body:
         stored = strip_owner_folder(stored, job.owner)
@@ -63,7 +68,7 @@ def history_entry(entry: Entry, body: JobBody) -> HistoryEntry:
     """A settled job as an entry of ComfyUI's history, even if ComfyUI never ran it. `body`: the job as JSON."""
     job = entry.job
     prompt = row(entry)
-    return {
+    shown: HistoryEntry = {
         "prompt": prompt,
         "outputs": job.result.outputs,
         "status": _status(job),
@@ -74,6 +79,9 @@ def history_entry(entry: Entry, body: JobBody) -> HistoryEntry:
         },
         "guard": body,
     }
+    if entry.body is None:
+        shown["prompt_gone"] = True
+    return shown
 
 
 def item(job: Job, workflow_id: str | None) -> ListedJob:
@@ -110,6 +118,8 @@ def item_in_full(entry: Entry) -> ListedJobInFull:
         listed["outputs"] = entry.job.result.outputs
         listed["execution_status"] = _status(entry.job)
         listed["workflow"] = {"prompt": prompt, "extra_data": extra_data}
+        if entry.body is None:
+            listed["prompt_gone"] = True
     return listed
 
 

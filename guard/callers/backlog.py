@@ -154,7 +154,7 @@ class Backlog:
             return None
         if entry is None or entry.job.state.settled:
             return None
-        row, size = as_comfyui.row(entry), len(entry.body)
+        row, size = as_comfyui.row(entry), len(entry.body or b"")
         with self._lock:
             if job_id in self._open and job_id not in self._rows:
                 if self._bytes + size <= KEPT_BYTES:

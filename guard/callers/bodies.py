@@ -47,13 +47,17 @@ class HistoryNode(TypedDict):
 
 
 class HistoryEntry(TypedDict):
-    """A settled job as an entry of ComfyUI's `/history`, with `guard`, the job itself."""
+    """A settled job as an entry of ComfyUI's `/history`, with `guard`, the job itself.
+
+    `prompt_gone`: its prompt is no longer kept, and shown as an empty graph.
+    """
 
     prompt: QueueRow
     outputs: dict[str, Any]
     status: HistoryStatus
     meta: dict[str, HistoryNode]
     guard: JobBody
+    prompt_gone: NotRequired[Literal[True]]
 
 
 class ExecutionError(TypedDict):
@@ -98,8 +102,12 @@ class SentWorkflow(TypedDict):
 
 
 class ListedJobInFull(ListedJob):
-    """A job as ComfyUI's `/api/jobs/{id}` answers it; once it has settled, with its outputs and its workflow."""
+    """A job as ComfyUI's `/api/jobs/{id}` answers it; once it has settled, with its outputs and its workflow.
+
+    `prompt_gone`: its prompt is no longer kept, and shown as an empty graph.
+    """
 
     outputs: NotRequired[dict[str, Any]]
     execution_status: NotRequired[HistoryStatus]
     workflow: NotRequired[SentWorkflow]
+    prompt_gone: NotRequired[Literal[True]]

@@ -127,7 +127,8 @@ class Janitor:
         full = self._full
         if full is None:
             return None
-        return DiskFullError("The disk is almost full.", extra_info=full, retry_after_s=60)
+        details = f"Only {full['free_bytes']} bytes are free."
+        return DiskFullError("The disk is almost full.", details=details, extra_info=full, retry_after_s=60)
 
     def body(self) -> JanitorBody:
         """How it stands, as JSON: sweeps, newest first."""
@@ -297,6 +298,7 @@ class Janitor:
                 state = "short"
             self._short |= state != "ok" and disk.device in swept and free < settings.min_free_bytes
             states.append({"path": str(disk.path), "total_bytes": total, "free_bytes": free, "state": state})
+        self._relieve_records()
         full = next((disk for disk in states if disk["state"] == "full"), None)
         if full is not None and self._full is None:
             log.error("the disk is almost full (%d bytes free): jobs are refused", full["free_bytes"])
@@ -306,6 +308,17 @@ class Janitor:
         self._disks = states
         self._room = _measure_room(folders)
         self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
+
+    def _relieve_records(self) -> None:
+        """Tell the job database how much its disk lacks. Its prompts of settled jobs go together with the files."""
+        if self._records is None:
+            return
+        settings, wanted = self._settings, 0
+        for disk in list_disks([self._records.path.parent]):
+            with suppress(OSError):
+                if settings.enabled and (free := disk.free()) < settings.min_free_bytes:
+                    wanted = settings.target_free_bytes - free
+        self._records.relieve(wanted)
 
     def _loop(self) -> None:
         wait_s = 0.0

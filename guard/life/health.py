@@ -54,7 +54,7 @@ class Health:
         self._refusing: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
         #: What an operator should know although jobs run: the same.
         self._warned: list[tuple[str, str, Callable[[], bool]]] = []
-        self._disk_full: Callable[[], DiskFullError | None] = lambda: None
+        self._disks_full: list[Callable[[], DiskFullError | None]] = []
         self.draining = False
         self.restarting = False
         #: The worker hangs, and watchdog.on_stuck is `report`.
@@ -62,7 +62,10 @@ class Health:
 
     def watch_disk(self, full: Callable[[], DiskFullError | None]) -> None:
         """Ask `full` before a job is admitted. Admitted jobs go on: the free space is there for their results."""
-        self._disk_full = full
+        self._disks_full.append(full)
+
+    def _disk_full(self) -> DiskFullError | None:
+        return next((error for full in self._disks_full if (error := full()) is not None), None)
 
     def watch(self, name: str, text: str | Callable[[], str], is_so: Callable[[], bool]) -> None:
         """Report the problem `name` while `is_so()`, which any thread may call and which must not block.
@@ -117,7 +120,7 @@ class Health:
         self.check_disk()
 
     def check_disk(self) -> None:
-        """Raises DiskFullError if the disk has too little free space."""
+        """Raises DiskFullError if the disk has too little free space, or the job database none to grow."""
         if (full := self._disk_full()) is not None:
             raise full
 
@@ -128,7 +131,7 @@ class Health:
         alarms.extend((name.replace(" ", "_"), text()) for name, text, is_so in self._refusing if is_so())
         alarms.extend((name.replace(" ", "_"), text) for name, text, is_so in self._warned if is_so())
         if (full := self._disk_full()) is not None:
-            alarms.append((full.code, f"{full.message} Only {full.extra_info['free_bytes']} bytes are free."))
+            alarms.append((full.code, f"{full.message} {full.details}".strip()))
         if hung := self._host.hung_workers():
             alarms.append(
                 ("worker_hangs", f"{hung} worker(s) hang in a node and were left behind; a restart frees them.")

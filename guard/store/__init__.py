@@ -3,9 +3,9 @@
 The core knows the :class:`Store` protocol alone, so another engine can take SQLite's place. The files: `protocol` says
 what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (opening and
 commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process writes to it); `disk`
-(opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `transitions`
-(what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads them), `outbox`, `result_files`, `line`
-(the queue's order), `times` (clocks that were wrong), `rows`, `tables` and `schema`.
+(opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep` (it
+stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads them),
+`outbox`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`, `tables` and `schema`.
 """
 
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
@@ -21,6 +21,7 @@ from .facts import (
     Recovery,
     Run,
     Settled,
+    Size,
     Standing,
     Submitted,
     Waiting,
@@ -28,6 +29,7 @@ from .facts import (
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
 from .sqlite import SqliteStore
+from .upkeep import Limits
 
 __all__ = [
     "Changes",
@@ -39,11 +41,13 @@ __all__ = [
     "Ended",
     "Entry",
     "IdempotencyKey",
+    "Limits",
     "Listing",
     "Page",
     "Recovery",
     "Run",
     "Settled",
+    "Size",
     "SqliteStore",
     "Standing",
     "Store",

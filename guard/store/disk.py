@@ -22,6 +22,7 @@ from .repair import find_damage, find_free_name, finish, one_line, reindex, salv
 from .rows import IS_OPEN
 from .salvage import find_missing, find_version
 from .transitions import Transitions
+from .upkeep import LOG_BYTES
 
 log = logging.getLogger("guarded.store")
 
@@ -64,8 +65,13 @@ def connect(path: Path) -> sqlite3.Connection:
                 private_files.make_file(file)  # SQLite gives those beside it the same rights
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     try:
+        # A new file, or a copy by VACUUM INTO, can give back its free pages. In a file that is there it says nothing.
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         db.execute("PRAGMA synchronous = NORMAL")
+        # Some systems' SQLite writes zeros over what is deleted: 15 MiB of them take 50 ms.
+        db.execute("PRAGMA secure_delete = OFF")
         db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     except BaseException:
         db.close()

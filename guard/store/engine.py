@@ -25,6 +25,7 @@ from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
 from .pause import Pause, describe
 from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
+from .upkeep import Means, Upkeep
 
 log = logging.getLogger("guarded.store")
 
@@ -44,7 +45,7 @@ class Engine:
     """
 
     def __init__(
-        self, path: Path, load: Operation[None], publish: Callable[[], None], survives: Survives = "power_cut"
+        self, path: Path, load: Operation[None], publish: Callable[[], None], survives: Survives, upkeep: Upkeep
     ) -> None:
         """Call :meth:`open` or :meth:`serve` next.
 
@@ -53,6 +54,7 @@ class Engine:
                 after each transaction that was rolled back.
             publish: called on the writer's thread after each commit, before the operations' futures are done.
             survives: what durable operations survive; for `kill` no commit waits for the disk.
+            upkeep: keeps the database small between commits.
         """
         #: Why the database cannot be written now; None where it can. Any thread.
         self.trouble: str | None = f"the job database {path} is not open yet"
@@ -61,7 +63,9 @@ class Engine:
         self.path = path
         self._load = load
         self._publish = publish
+        self._upkeep = upkeep
         self._file = HeldFile(path, survives)
+        self._means = Means(self._file.check, self.read, self.read_slowly)
         self._writer = DatabaseThread("guarded-store", self._commit, self._look)
         self._reader: DatabaseThread | None = None
         self._lister: DatabaseThread | None = None
@@ -283,11 +287,24 @@ class Engine:
 
     # The writer's thread. ------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Look after the database while there is nothing to do."""
+    def _look(self) -> bool:
+        """Look after the database while there is nothing to do; say whether there is more to do."""
         self._tell()
         self._look_after()
         self._tell()
+        return self._keep_small()
+
+    def _keep_small(self) -> bool:
+        """Do one slice of :mod:`.upkeep`."""
+        if self.trouble is not None or self.failing is not None:
+            return False
+        db = self._connection
+        try:
+            self._file.sync(db, durable=False)
+            return self._upkeep.turn(db, self._means, self._writer.is_idle)
+        except Exception as error:
+            self._note_failure(error)
+            return False
 
     def _look_after(self) -> None:
         if self._is_over:
@@ -391,6 +408,8 @@ class Engine:
         self._commits += 1
         if self._commits % TIDY_COMMITS == 0:
             self._tidy()
+        if self._upkeep.is_due:
+            self._writer.look_soon()
         self._publish()
         for future, refusal in refusals:
             future.set_exception(refusal)

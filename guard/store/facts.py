@@ -122,10 +122,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Entry:
-    """A job and the body that it was submitted with."""
+    """A job and the body that it was submitted with; None: the job has settled, and its body is gone."""
 
     job: Job
-    body: bytes
+    body: bytes | None
 
 
 @dataclass(frozen=True)
@@ -159,3 +159,16 @@ class Recovery:
 
     requeued: int
     settled: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The bytes of the database's file, of the free pages in it, and of the log beside it."""
+
+    bytes: int
+    free_bytes: int
+    log_bytes: int
+
+    @property
+    def used_bytes(self) -> int:
+        return self.bytes - self.free_bytes

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
 from .facts import (
@@ -20,6 +21,7 @@ from .facts import (
     Recovery,
     Run,
     Settled,
+    Size,
     Standing,
     Submitted,
     Waiting,
@@ -58,6 +60,22 @@ class Store(Protocol):
     @property
     def silent_s(self) -> float:
         """How long the oldest change that is not on disk has waited; 0 where none does. Any thread."""
+
+    # How large it is, as of a moment ago. Any thread. -----------------------------------------------------------
+
+    @property
+    def size(self) -> Size:
+        """The bytes on the disk."""
+
+    @property
+    def thinned(self) -> tuple[int, int]:
+        """How many bodies of settled jobs were deleted since the start, and their bytes."""
+
+    def full(self) -> DiskFullError | None:
+        """Why no job can be put into the queue, if so: the database is as large as it may become."""
+
+    def relieve(self, wanted_bytes: int) -> None:
+        """Delete bodies of settled jobs, whatever their age, until so many bytes are given back or free within."""
 
     # Counts kept in memory: they cost nothing, on any thread, and may be a commit older than the tables. --------
 
@@ -100,7 +118,11 @@ class Store(Protocol):
         *,
         max_queued_of_owner: int | None = None,
     ) -> Future[Submitted]:
-        """Put a job into the queue. Raises `QueueFullError`, or `ConflictError` if its id or key is taken."""
+        """Put a job into the queue.
+
+        Raises `QueueFullError`, `DiskFullError` where the database may not become larger, or `ConflictError` if the
+        job's id or key is taken.
+        """
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         """Give a slot to the next job; owners take turns. None if no slot is free or no job waits.
@@ -188,7 +210,7 @@ class Store(Protocol):
     # What the facade shows as ComfyUI's queue and history. -----------------------------------------------------
 
     def find_entry(self, job_id: str) -> Future[Entry | None]:
-        """Read a job with its body; None if it is hidden."""
+        """Read a job with its body, which may be gone once it has settled; None if it is hidden."""
 
     def list_queue(self, owner: str | None) -> Future[list[Entry]]:
         """List the owner's jobs that have not settled, oldest first: the first 1000.

@@ -139,7 +139,7 @@ def _replay_states(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
 
 def find_entry(db: sqlite3.Connection, job_id: str) -> Entry | None:
     query = (
-        f"SELECT {COLUMNS}, body FROM jobs JOIN bodies USING (number) WHERE job_id = ? AND hidden = 0 AND NOT "
+        f"SELECT {COLUMNS}, body FROM jobs LEFT JOIN bodies USING (number) WHERE job_id = ? AND hidden = 0 AND NOT "
         f"(settled_at_ms IS NOT NULL AND event_id <= {_CLEARED})"
     )
     row = db.execute(query, (job_id,)).fetchone()
@@ -192,9 +192,9 @@ def _add_bodies(db: sqlite3.Connection, rows: list[Any]) -> list[Entry]:
     for job in map(read_job, rows):
         query = "SELECT CASE WHEN length(body) <= ? THEN body END FROM bodies WHERE number = ?"
         row = db.execute(query, (left, job.number)).fetchone()
-        if row is not None:  # otherwise the job was just forgotten
-            left -= len(row[0] or b"")
-            entries.append(Entry(job, row[0] or b"{}"))
+        body = (row[0] or b"{}") if row is not None else None
+        left -= len(body or b"")
+        entries.append(Entry(job, body))
     return entries
 
 

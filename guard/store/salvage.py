@@ -113,6 +113,7 @@ def _create(fresh: Path, version: int) -> sqlite3.Connection:
     """An empty database of that version. A file that is not completed is thrown away, so it needs no journal."""
     db = sqlite3.connect(fresh, isolation_level=None)
     try:
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = OFF")
         db.execute("PRAGMA synchronous = OFF")
         for script in schema.MIGRATIONS[:version]:

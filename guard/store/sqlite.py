@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 
 from ..clock import Clock
+from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
 from . import outbox, queries, result_files
@@ -24,6 +25,7 @@ from .facts import (
     Recovery,
     Run,
     Settled,
+    Size,
     Standing,
     Submitted,
     Waiting,
@@ -33,6 +35,7 @@ from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
 from .rows import find_job, match_owner
 from .transitions import Transitions
+from .upkeep import Limits, Upkeep
 
 #: Bodies that are looked through at once for what earlier versions have not noted.
 WORKFLOWS_AT_ONCE = 200
@@ -41,11 +44,20 @@ WORKFLOWS_AT_ONCE = 200
 class SqliteStore(Store):
     """See :class:`guard.store.Store`, which says what each method does."""
 
-    def __init__(self, path: Path, clock: Clock, survives: Survives = "power_cut", *, open_now: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        survives: Survives = "power_cut",
+        limits: Limits | None = None,
+        *,
+        open_now: bool = True,
+    ) -> None:
         """Open or create the database; blocks, so call it before the event loop serves.
 
         Args:
             survives: what submits and verdicts survive: see `store.survives`.
+            limits: how long bodies are kept, and how large the database may become; None: for ever, and no limit.
             open_now: otherwise :meth:`serve` opens it.
 
         Raises:
@@ -56,10 +68,11 @@ class SqliteStore(Store):
         self._clock = clock
         self.changed: Signal[[Job]] = Signal()
         self.opened: Signal[[Recovery]] = Signal()
-        self._transitions = Transitions(clock)
+        self._upkeep = Upkeep(path, clock, limits or Limits())
+        self._transitions = Transitions(clock, self._upkeep.take)
         #: By owner: how many jobs are open, as of the last commit.
         self._open: dict[str, int] = {}
-        self._engine = Engine(path, self._transitions.load, self._publish, survives)
+        self._engine = Engine(path, self._transitions.load, self._publish, survives, self._upkeep)
         if open_now:
             self._engine.open()
         self._note_counts(self._transitions.line.turns)
@@ -123,6 +136,20 @@ class SqliteStore(Store):
     @property
     def unreadable_s(self) -> float:
         return self._engine.unreadable_s
+
+    @property
+    def size(self) -> Size:
+        return self._upkeep.size
+
+    @property
+    def thinned(self) -> tuple[int, int]:
+        return self._upkeep.thinned
+
+    def full(self) -> DiskFullError | None:
+        return self._upkeep.find_refusal()
+
+    def relieve(self, wanted_bytes: int) -> None:
+        self._upkeep.relieve(wanted_bytes)
 
     def flush(self, timeout_s: float) -> bool:
         done, _waiting = wait([future := self._engine.write(lambda _db: None, durable=True)], timeout_s)

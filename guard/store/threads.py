@@ -27,6 +27,8 @@ BATCH = 256
 LATER_S = 0.02
 #: How often an idle thread looks after what it has to look after.
 LOOK_S = 1.0
+#: … or this, where it said that there is more to do.
+MORE_S = 0.01
 #: The same failure is logged again after this time.
 AGAIN_S = 60.0
 
@@ -50,14 +52,19 @@ class DatabaseThread:
         self,
         name: str,
         work: Callable[[Batch], None],
-        idle: Callable[[], None] | None = None,
+        idle: Callable[[], bool | None] | None = None,
         db: sqlite3.Connection | None = None,
     ) -> None:
-        """`work` runs a batch; `idle` is called at the start and then every `LOOK_S`, between batches."""
+        """`work` runs a batch; `idle` is called at the start and then every `LOOK_S`, between batches.
+
+        If it returns true, it is called again after `MORE_S`.
+        """
         self.db = db
         self._work = work
         self._idle = idle
         self._idle_s = 0.0
+        #: Until `idle` is called again.
+        self._pause_s = 0.0
         self._inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         #: Tasks that are not urgent, which the thread gets with the next one that is, or after a while.
         self._later: Batch = []
@@ -80,6 +87,15 @@ class DatabaseThread:
             return max(time.monotonic() - self._since_s[0], 0.0)
         except IndexError:
             return 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits. Any thread."""
+        return self._inbox.empty()
+
+    def look_soon(self) -> None:
+        """Call `idle` after this batch. The thread itself."""
+        self._pause_s = 0.0
 
     def run(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
         """Run the operation after those that were handed in before; `urgent` False: within `LATER_S`. Any thread."""
@@ -152,7 +168,7 @@ class DatabaseThread:
                     fail(work, report_failure(error))
             for _task in tasks:
                 self._since_s.popleft()
-            if is_open and time.monotonic() >= self._idle_s + LOOK_S:
+            if is_open and time.monotonic() >= self._idle_s + self._pause_s:
                 self._run_idle()
 
     def _wait(self) -> Batch | None:
@@ -162,20 +178,21 @@ class DatabaseThread:
         """
         if self._naps:
             with contextlib.suppress(queue.Empty):
-                return self._inbox.get(timeout=LATER_S)
+                return self._inbox.get(timeout=min(LATER_S, self._pause_s))
             with self._lock:
                 self._hand_in()
                 self._sleeps = True
         try:
-            return self._inbox.get(timeout=LOOK_S if self._idle is not None else None)
+            return self._inbox.get(timeout=self._pause_s if self._idle is not None else None)
         finally:
             self._sleeps = False
 
     def _run_idle(self) -> None:
         self._idle_s = time.monotonic()
+        self._pause_s = LOOK_S
         try:
-            if self._idle is not None:
-                self._idle()
+            if self._idle is not None and self._idle():
+                self._pause_s = MORE_S
         except BaseException as error:
             report_failure(error)
 

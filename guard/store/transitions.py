@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +29,10 @@ class Transitions:
         recent: the jobs that changed last, as the commits before this transaction have left them.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, take_room: Callable[[int], None] = lambda _bytes: None) -> None:
+        """`take_room` counts a body that is written, or refuses it."""
         self._clock = clock
+        self._take_room = take_room
         self.line = Line()
         self.changed: list[Job] = []
         self.touched: dict[str, Job | None] = {}
@@ -95,6 +98,7 @@ class Transitions:
         own = self.line.count_queued(new.owner)
         if max_queued_of_owner is not None and own >= max_queued_of_owner:
             raise QueueFullError.with_waiting(own, max_queued_of_owner, of_owner=True)
+        self._take_room(len(new.body))
         job = self._insert(db, new)
         if key is not None:
             db.execute(
