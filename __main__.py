@@ -1,4 +1,4 @@
-"""The command line: `python custom_nodes/<folder> keys | open | doctor | janitor | settings | metrics`."""
+"""The command line: `python custom_nodes/<folder> keys | open | doctor | janitor | vacuum | settings | metrics`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def _run() -> int:
     from comfyui_guarded.guard.doctor import command as doctor
     from comfyui_guarded.guard.janitor import command as janitor
     from comfyui_guarded.guard.operators import metrics
+    from comfyui_guarded.guard.store import command as vacuum
 
     parser = argparse.ArgumentParser(prog="guarded", description="ComfyUI-Guarded, without a server.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -50,6 +51,9 @@ def _run() -> int:
             "doctor", help="what is set, missing or unsafe, and how to fix it; exit status 1: a warning, 2: an error"
         )
     )
+    vacuum.add_arguments(
+        commands.add_parser("vacuum", help="make the job database's file as small as it can be, while no server runs")
+    )
     commands.add_parser("metrics", help="print every metric, as docs/metrics.md has it")
     arguments = parser.parse_args()
     package = Path(__file__).absolute().parent
@@ -61,6 +65,8 @@ def _run() -> int:
         return janitor.run(arguments, os.environ, package, print)
     if arguments.command == "doctor":
         return doctor.run(arguments, os.environ, package, print)
+    if arguments.command == "vacuum":
+        return vacuum.run(arguments, os.environ, package, print)
     if arguments.command == "metrics":
         print(metrics.markdown(), end="")
         return 0

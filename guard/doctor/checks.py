@@ -20,6 +20,7 @@ from ...failure import SETTINGS, is_reachable_from_elsewhere, say
 from ..janitor.disk import list_disks
 from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path
+from ..store.compact import COPIED_BYTES
 from ..store.schema import MIGRATIONS
 from .facts import Facts, Level, LineBody
 
@@ -291,6 +292,7 @@ def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
             yield Line("warning", "store", f"A job database that could not be read was set aside: {aside.name}.", mend)
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
+        (may_shrink,) = db.execute("PRAGMA auto_vacuum").fetchone()
         (newest_ms,) = db.execute("SELECT coalesce(max(created_at_ms), 0) FROM jobs").fetchone() if version else (0,)
     if version > len(MIGRATIONS):
         mend = "Update this package, or give the server another user directory."
@@ -298,7 +300,13 @@ def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
         return
     # The latest writes lie in the log beside it.
     size = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.is_file())
-    yield Line("ok", "store", f"{path}: {_format_size(size)}.")
+    limit = settings.store.max_bytes
+    within = f" of {_format_size(limit)} (store.max_bytes)" if limit else ""
+    if may_shrink or size <= COPIED_BYTES:  # a start sees to a small one
+        yield Line("ok", "store", f"{path}: {_format_size(size)}{within}.")
+    else:
+        mend = "While no server runs, `… vacuum` mends that; a start does too once little is in it."
+        yield Line("warning", "store", f"{path}: {_format_size(size)}{within}; it never becomes smaller.", mend)
     ahead_s = newest_ms / 1000 - time.time()
     if ahead_s > SKEW_S:
         mend = "Set the machine's clock (chrony, systemd-timesyncd)."

@@ -52,6 +52,18 @@ class SweepTotals(TypedDict):
     errors: int
 
 
+class DatabaseBody(TypedDict):
+    """The job database: its file, what of it is free, the log beside it; the prompts that were deleted since the
+    start."""
+
+    bytes: int
+    free_bytes: int
+    log_bytes: int
+    max_bytes: int
+    deleted_prompts: int
+    deleted_bytes: int
+
+
 class JanitorBody(TypedDict):
     """How the janitor stands; `sweeps` are the last ones, newest first."""
 
@@ -61,6 +73,7 @@ class JanitorBody(TypedDict):
     adopted: bool
     next_sweep_at_ms: int | None
     disks: list[DiskBody]
+    database: DatabaseBody | None
     totals: SweepTotals
     sweeps: list[SweepBody]
 

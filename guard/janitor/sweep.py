@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import GuardError, InternalError
 from ..job import RESULT_ROOTS
 from .disk import Disk
 from .folder import HANDLES, Folder, open_root
 from .in_use import InUse, fold, make_keys
+from .records import Records
 from .report import SAMPLES, Report, Tally, escape
 from .rules import Root, Rules
 from .walk import Candidate, Visitor, Walk
@@ -35,21 +35,6 @@ FORGET = 200
 BODIES = 1000
 #: How long the sweep waits for the store's answer.
 STORE_WAIT_S = 30.0
-
-
-class Records(Protocol):
-    """What a sweep asks of the job store: see :class:`guard.store.Store`."""
-
-    def list_open_numbers(self, after: int, limit: int) -> Future[list[int]]: ...
-    def read_bodies(self, numbers: Sequence[int]) -> Future[tuple[list[bytes], int]]: ...
-    def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]: ...
-    def select_unread(self, kind: str, paths: Sequence[str], since_ms: int) -> Future[frozenset[str]]: ...
-    def forget(self, settled_before_ms: int, limit: int) -> Future[int]: ...
-    def relieve(self, wanted_bytes: int) -> None: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def unreadable_s(self) -> float: ...
 
 
 class Stopped(Exception):

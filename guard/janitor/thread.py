@@ -18,14 +18,15 @@ from ..errors import DiskFullError, GuardError, ServerUnavailableError
 from ..host import Folders
 from ..settings import JanitorSettings
 from ..signal import Signal
-from .bodies import CountBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
+from .bodies import CountBody, DatabaseBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
 from .disk import list_disks
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
+from .records import Records
 from .report import Report, Tally
 from .rules import Rules, absolute_roots
-from .sweep import Records, Stopped, Sweep
+from .sweep import Stopped, Sweep
 
 log = logging.getLogger("guarded.janitor")
 
@@ -139,6 +140,7 @@ class Janitor:
             "adopted": self._adopted,
             "next_sweep_at_ms": round(self._due_s * 1000) if self._due_s is not None else None,
             "disks": self._disks,
+            "database": self._describe_records(),
             "totals": self._totals.copy(),
             "sweeps": [report.body() for report in reversed(list(self._reports))],
         }
@@ -308,6 +310,19 @@ class Janitor:
         self._disks = states
         self._room = _measure_room(folders)
         self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
+
+    def _describe_records(self) -> DatabaseBody | None:
+        if self._records is None:
+            return None
+        size, (prompts, deleted) = self._records.size, self._records.thinned
+        return {
+            "bytes": size.bytes,
+            "free_bytes": size.free_bytes,
+            "log_bytes": size.log_bytes,
+            "max_bytes": self._records.max_bytes,
+            "deleted_prompts": prompts,
+            "deleted_bytes": deleted,
+        }
 
     def _relieve_records(self) -> None:
         """Tell the job database how much its disk lacks. Its prompts of settled jobs go together with the files."""

@@ -108,6 +108,11 @@ SWEPT_FILES = Family("guarded_sweep_deleted_files_total", "counter", "Files that
 SWEPT_BYTES = Family("guarded_sweep_freed_bytes_total", "counter", "Bytes that sweeps freed.")
 SWEPT_JOBS = Family("guarded_sweep_forgotten_jobs_total", "counter", "Records of settled jobs that sweeps deleted.")
 SWEEP_ERRORS = Family("guarded_sweep_errors_total", "counter", "Errors in sweeps.")
+STORE_SIZE = Family("guarded_store_size_bytes", "gauge", "Size of the job database's file.")
+STORE_FREE = Family("guarded_store_free_bytes", "gauge", "Bytes of it that are free.")
+STORE_LOG = Family("guarded_store_log_bytes", "gauge", "Size of the log beside it.")
+STORE_LIMIT = Family("guarded_store_limit_bytes", "gauge", "How large it may become (`store.max_bytes`; 0: no limit).")
+STORE_THINNED = Family("guarded_store_thinned_total", "counter", "Prompts of settled jobs that were deleted.")
 
 #: Counted as it happens.
 COUNTED = (ADMITTED, SETTLED, WAIT, RUN, REFUSALS, FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME)
@@ -116,4 +121,5 @@ READ = (
     *(TIMEOUTS, INTERRUPTS, REPLACEMENTS, QUEUED, SLOTS, SLOTS_USED, READY, WORKER_UP, DISOWNED),
     *(GPU_INFO, GPU_BUSY, VRAM_USED, VRAM_SIZE, DISK_FREE, DISK_SIZE, ROOT_FILES, ROOT_BYTES, WOULD_FREE),
     *(SWEEPS, SWEPT_FILES, SWEPT_BYTES, SWEPT_JOBS, SWEEP_ERRORS),
+    *(STORE_SIZE, STORE_FREE, STORE_LOG, STORE_LIMIT, STORE_THINNED),
 )

@@ -21,6 +21,7 @@ from ..job import Job, JobState
 from ..life.health import Health
 from ..life.watchdog import Watchdog
 from ..settings import QueueSettings
+from ..store import Size
 from .families import (
     ADMITTED,
     COUNTED,
@@ -45,6 +46,11 @@ from .families import (
     SETTLED,
     SLOTS,
     SLOTS_USED,
+    STORE_FREE,
+    STORE_LIMIT,
+    STORE_LOG,
+    STORE_SIZE,
+    STORE_THINNED,
     SWEEP_ERRORS,
     SWEEPS,
     SWEPT_BYTES,
@@ -171,6 +177,12 @@ class Queue(Protocol):
     def queued(self) -> int: ...
     @property
     def leased(self) -> int: ...
+    @property
+    def size(self) -> Size: ...
+    @property
+    def thinned(self) -> tuple[int, int]: ...
+    @property
+    def max_bytes(self) -> int: ...
 
 
 class Exposition:
@@ -240,6 +252,12 @@ class Exposition:
         yield SWEPT_BYTES, (), totals["bytes"]
         yield SWEPT_JOBS, (), totals["jobs"]
         yield SWEEP_ERRORS, (), totals["errors"]
+        size = self._store.size
+        yield STORE_SIZE, (), size.bytes
+        yield STORE_FREE, (), size.free_bytes
+        yield STORE_LOG, (), size.log_bytes
+        yield STORE_LIMIT, (), self._store.max_bytes
+        yield STORE_THINNED, (), self._store.thinned[0]
 
     def _read_gpus(self) -> Iterator[tuple[Family, _Labels, float]]:
         for gpu in self._gpus.all:

@@ -14,7 +14,7 @@ from ..clock import Clock
 from ..errors import ServerRestartedError
 from ..job import Verdict
 from ..settings import SettingsError
-from . import schema
+from . import compact, schema
 from .check import find_nonsense
 from .migrate import migrate
 from .pages import find_bad_header
@@ -65,8 +65,8 @@ def connect(path: Path) -> sqlite3.Connection:
                 private_files.make_file(file)  # SQLite gives those beside it the same rights
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256)
     try:
-        # A new file, or a copy by VACUUM INTO, can give back its free pages. In a file that is there it says nothing.
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if db.execute("PRAGMA page_count").fetchone() == (0,):
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # a new file can give back its free pages
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         db.execute("PRAGMA synchronous = NORMAL")
@@ -102,7 +102,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         finish(path)  # a kill may have cut an earlier repair short
         for mend in (_reindex, _salvage, _begin_anew):
             try:
-                return _open(path)
+                return _compact(_open(path), path)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not _is_damage(error):
                     raise  # locked, read-only, no room, a migration that fails: the file itself may be fine
@@ -164,6 +164,20 @@ def _open(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _compact(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Replace the file by one without free pages where that is worth it and soon done."""
+    if not compact.is_due(db, path):
+        return db
+    db.close()
+    try:
+        before = path.stat().st_size
+        compact.compact(path)
+        log.info("the job database %s has %d bytes now instead of %d", path, path.stat().st_size, before)
+    except (sqlite3.Error, OSError) as error:
+        log.warning("the job database %s could not be made smaller: %s", path, one_line(error))
+    return connect(path)
 
 
 def _settle_lost(db: sqlite3.Connection, path: Path) -> None:

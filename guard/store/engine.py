@@ -65,7 +65,7 @@ class Engine:
         self._publish = publish
         self._upkeep = upkeep
         self._file = HeldFile(path, survives)
-        self._means = Means(self._file.check, self.read, self.read_slowly)
+        self._means = Means(self._file.check, self.read_list, self.read_slowly)
         self._writer = DatabaseThread("guarded-store", self._commit, self._look)
         self._reader: DatabaseThread | None = None
         self._lister: DatabaseThread | None = None

@@ -99,9 +99,10 @@ class Line:
 
     @staticmethod
     def last_number(db: sqlite3.Connection, table: str) -> int:
-        """The last number that the table has assigned."""
-        (number,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
-        return int(number)
+        """The last number that the table has assigned. A damaged counter may say less than what is there."""
+        (counted,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+        (there,) = db.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()
+        return max(int(counted), int(there))
 
     @property
     def under_way(self) -> int:

@@ -68,6 +68,10 @@ class Store(Protocol):
         """The bytes on the disk."""
 
     @property
+    def max_bytes(self) -> int:
+        """How large it may become; 0: no limit."""
+
+    @property
     def thinned(self) -> tuple[int, int]:
         """How many bodies of settled jobs were deleted since the start, and their bytes."""
 

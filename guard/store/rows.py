@@ -158,3 +158,9 @@ def select_by_state(
 def marks(values: Collection[object]) -> str:
     """As many `?` as there are values, for `IN (…)`."""
     return ", ".join("?" * len(values))
+
+
+def pragma(db: sqlite3.Connection, name: str) -> int:
+    """What SQLite says of the file: `page_count`, say."""
+    (number,) = db.execute(f"PRAGMA {name}").fetchone()
+    return int(number)

@@ -142,6 +142,10 @@ class SqliteStore(Store):
         return self._upkeep.size
 
     @property
+    def max_bytes(self) -> int:
+        return self._upkeep.limits.max_bytes
+
+    @property
     def thinned(self) -> tuple[int, int]:
         return self._upkeep.thinned
 

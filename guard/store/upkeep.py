@@ -20,6 +20,7 @@ from typing import Any
 from ..clock import Clock
 from ..errors import DiskFullError, GuardError
 from .facts import Size
+from .rows import pragma
 from .threads import complain, is_damage
 
 #: A slice ends after this time. One step of it is one body, or one page that moves.
@@ -43,7 +44,7 @@ TIDY_BYTES = 16 * 2**20
 CUT_PAGES = 200
 #: What a submit writes besides the body, in its rows and indexes.
 ROW_BYTES = 2048
-#: Jobs looked at in one search for bodies, which takes some 20 ms on the reader's thread, and bodies found at once.
+#: Jobs looked at in one search for bodies, which takes some 20 ms on a reader's thread, and bodies found at once.
 LOOKED_AT = 20_000
 FOUND = 500
 #: Pages that one deleted body, or one moved page, may write.
@@ -58,7 +59,7 @@ class Means:
 
     Attributes:
         check: raises where this process may no longer write.
-        read: runs an operation on the reader's thread.
+        read: runs one on a reader's thread, which takes some milliseconds.
         read_slowly: runs one on a thread that may take its time.
     """
 
@@ -108,7 +109,7 @@ class Upkeep:
     def __init__(self, path: Path, clock: Clock, limits: Limits) -> None:
         self._log = Path(f"{path}-wal")
         self._clock = clock
-        self._limits = limits
+        self.limits = limits
         #: As of the last look. Any thread.
         self.size = Size(0, 0, 0)
         #: Bodies deleted, and their bytes, since the start. Any thread.
@@ -143,20 +144,20 @@ class Upkeep:
     def take(self, body_bytes: int) -> None:
         """Count a body that is about to be written. Raises DiskFullError where the database has no room for it."""
         needed = body_bytes + ROW_BYTES
-        if self._limits.max_bytes and (refusal := self._find_refusal(needed)) is not None:
+        if self.limits.max_bytes and (refusal := self._find_refusal(needed)) is not None:
             raise refusal
         self._added += needed
         self._untidy_bytes += needed
 
     def find_refusal(self) -> DiskFullError | None:
         """Why no job at all can be let in, if so. Any thread."""
-        return self._find_refusal(0) if self._limits.max_bytes else None
+        return self._find_refusal(0) if self.limits.max_bytes else None
 
     def _find_refusal(self, needed: int) -> DiskFullError | None:
         after = self.size.used_bytes + self._added + needed
-        if after <= self._limits.max_bytes * (1 if self._is_bare else MOST):
+        if after <= self.limits.max_bytes * (1 if self._is_bare else MOST):
             return None
-        facts = {"bytes": after - needed, "max_bytes": self._limits.max_bytes}
+        facts = {"bytes": after - needed, "max_bytes": self.limits.max_bytes}
         return DiskFullError(
             "The job database is as large as it may become.",
             details=f"It has {facts['bytes']} bytes, and store.max_bytes is {facts['max_bytes']}.",
@@ -167,7 +168,7 @@ class Upkeep:
     @property
     def is_due(self) -> bool:
         """Whether a slice should not wait until there is nothing else to do."""
-        limit = self._limits.max_bytes
+        limit = self.limits.max_bytes
         return self._untidy_bytes > TIDY_BYTES or bool(
             limit and self.size.used_bytes + self._added > limit * THIN_ABOVE and not self._is_bare
         )
@@ -211,15 +212,14 @@ class Upkeep:
             if self._tidying is None:  # otherwise the log would grow faster than it is worked in
                 self._give_back(db, means)
             return True
-        before_ms = now_ms - min(self._limits.bodies_max_age_s * 1000, now_ms)
+        before_ms = now_ms - min(self.limits.bodies_max_age_s * 1000, now_ms)
         if excess <= 0 and self._thin(db, means, _Span(int(before_ms), is_all=False), math.inf):
             return True
         return self._tidying is not None
 
     def _measure(self, db: sqlite3.Connection) -> None:
         pages, free, page_bytes, mode = (
-            db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size", "auto_vacuum")
+            pragma(db, name) for name in ("page_count", "freelist_count", "page_size", "auto_vacuum")
         )
         try:
             log_bytes = os.stat(self._log).st_size
@@ -232,7 +232,7 @@ class Upkeep:
     def _find_excess(self) -> float:
         """How many bytes of bodies must go whatever their age; 0 or less: none."""
         used, most = self.size.used_bytes, self._pressed_to_bytes
-        if limit := self._limits.max_bytes:
+        if limit := self.limits.max_bytes:
             self._is_thinning = used > limit * (THIN_TO if self._is_thinning else THIN_ABOVE)
             if self._is_thinning:
                 most = min(most, limit * THIN_TO)
@@ -246,23 +246,23 @@ class Upkeep:
         if not span.covers(self._found[0][1]):
             return False
         until_s = time.monotonic() + SLICE_S
-        count = size = done_ms = 0
+        bodies = size = done_ms = 0
         db.execute("BEGIN IMMEDIATE")
         means.check(db)
         while self._found and span.covers(self._found[0][1]) and size < most_bytes:
             number, done_ms = self._found.popleft()
             size += delete_body(db, number)
-            count += 1
+            bodies += 1
             if time.monotonic() > until_s:
                 break
         db.execute("COMMIT")
         self._done_ms = done_ms
-        self.thinned = (self.thinned[0] + count, self.thinned[1] + size)
-        self._untidy_pages += count * STEP_PAGES
+        self.thinned = (self.thinned[0] + bodies, self.thinned[1] + size)
+        self._untidy_pages += bodies * STEP_PAGES
         return True
 
     def _find(self, read: Read, span: _Span) -> bool:
-        """Find bodies to delete, on the reader's thread; False: there are none, or none yet."""
+        """Find bodies to delete, on a reader's thread; False: there are none, or none yet."""
         if self._search is None:
             after_ms, before_ms, limit = self._done_ms, 2**62 if span.is_all else span.before_ms, self._looks_at
             self._search = _Search(span, read(lambda db: find_bodies(db, after_ms, before_ms, limit)))
@@ -328,8 +328,8 @@ def find_bodies(db: sqlite3.Connection, after_ms: int, before_ms: int, limit: in
     bodies = db.execute(query, (*values, FOUND)).fetchall()
     if bodies:
         return Found(bodies, bodies[-1][1], is_end=False)
-    count, last_ms = db.execute(f"SELECT count(*), max(settled_at_ms) FROM ({looked_at})", values).fetchone()
-    return Found([], last_ms or after_ms, is_end=count < limit)
+    looked, last_ms = db.execute(f"SELECT count(*), max(settled_at_ms) FROM ({looked_at})", values).fetchone()
+    return Found([], last_ms or after_ms, is_end=looked < limit)
 
 
 def delete_body(db: sqlite3.Connection, number: int) -> int:
