@@ -65,7 +65,7 @@ class Engine:
         self._publish = publish
         self._upkeep = upkeep
         self._file = HeldFile(path, survives)
-        self._means = Means(self._file.check, self.read_list, self.read_slowly)
+        self._means = Means(self._begin, self.read_list, self.read_slowly)
         self._writer = DatabaseThread("guarded-store", self._commit, self._look)
         self._reader: DatabaseThread | None = None
         self._lister: DatabaseThread | None = None
@@ -300,7 +300,6 @@ class Engine:
             return False
         db = self._connection
         try:
-            self._file.sync(db, durable=False)
             return self._upkeep.turn(db, self._means, self._writer.is_idle)
         except Exception as error:
             self._note_failure(error)
@@ -337,6 +336,11 @@ class Engine:
                 self._take_back(db)
             raise
         self.failing = None
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        self._file.sync(db, durable=False)
+        db.execute("BEGIN IMMEDIATE")
+        self._file.check(db)
 
     def _tell(self) -> None:
         untold, self._untold = self._untold, None

@@ -30,8 +30,9 @@ AGAIN_S = 10.0
 #: Bodies are thinned out from the first of these shares of `max_bytes` on, down to the second. New jobs may take the
 #: database up to the last one while that goes on.
 THIN_ABOVE, THIN_TO, MOST = 0.95, 0.9, 1.125
-#: Where a quarter of the file is free pages, they are given back until an eighth is; a few MiB may always stay.
-FREE_ABOVE, FREE_TO = 0.25, 0.125
+#: Where an eighth of the file is free pages, they are given back until a sixteenth is; a few MiB may always stay. The
+#: more of them there are, the longer SQLite looks for the one that it needs.
+FREE_ABOVE, FREE_TO = 0.125, 0.0625
 FREE_BYTES = 8 * 2**20
 #: A log larger than this is cut off while nobody waits. SQLite reuses a smaller one as it is.
 LOG_BYTES = 16 * 2**20
@@ -58,12 +59,13 @@ class Means:
     """What the engine lends.
 
     Attributes:
-        check: raises where this process may no longer write.
+        begin: begins a transaction whose commit does not wait for the disk; raises where this process may no longer
+            write.
         read: runs one on a reader's thread, which takes some milliseconds.
         read_slowly: runs one on a thread that may take its time.
     """
 
-    check: Callable[[sqlite3.Connection], None]
+    begin: Callable[[sqlite3.Connection], None]
     read: Read
     read_slowly: Read
 
@@ -133,6 +135,8 @@ class Upkeep:
         self._search: _Search | None = None
         self._looks_at = LOOKED_AT
         self._tidying: Future[Any] | None = None
+        #: How many rows the writer's connection had changed when that began.
+        self._changes = 0
         self._due_s = 0.0
 
     def relieve(self, wanted_bytes: int) -> None:
@@ -198,11 +202,12 @@ class Upkeep:
         if self._tidying is not None and self._tidying.done():
             tidying, self._tidying = self._tidying, None
             if is_log_large:
-                self._cut_log(db, tidying.result())
+                self._cut_log(db, tidying.result(), is_idle)
         elif self._tidying is None and (
             self._untidy_pages > TIDY_PAGES or self._untidy_bytes > TIDY_BYTES or is_log_large
         ):
             self._untidy_pages = self._untidy_bytes = 0
+            self._changes = db.total_changes
             self._tidying = means.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
         now_ms = self._clock.now_ms()
         excess = self._find_excess()
@@ -212,8 +217,11 @@ class Upkeep:
             if self._tidying is None:  # otherwise the log would grow faster than it is worked in
                 self._give_back(db, means)
             return True
-        before_ms = now_ms - min(self.limits.bodies_max_age_s * 1000, now_ms)
-        if excess <= 0 and self._thin(db, means, _Span(int(before_ms), is_all=False), math.inf):
+        age_ms = min(self.limits.bodies_max_age_s * 1000, now_ms)
+        before_ms = now_ms - age_ms
+        # Not each second: a thousandth later does not matter.
+        is_time = before_ms > self._done_ms + age_ms / 1000 or self._search is not None
+        if excess <= 0 and is_time and self._thin(db, means, _Span(int(before_ms), is_all=False), math.inf):
             return True
         return self._tidying is not None
 
@@ -247,8 +255,7 @@ class Upkeep:
             return False
         until_s = time.monotonic() + SLICE_S
         bodies = size = done_ms = 0
-        db.execute("BEGIN IMMEDIATE")
-        means.check(db)
+        means.begin(db)
         while self._found and span.covers(self._found[0][1]) and size < most_bytes:
             number, done_ms = self._found.popleft()
             size += delete_body(db, number)
@@ -293,18 +300,21 @@ class Upkeep:
     def _give_back(self, db: sqlite3.Connection, means: Means) -> None:
         """Move pages from the end of the file to free places, and cut the end off."""
         until_s = time.monotonic() + SLICE_S
-        db.execute("BEGIN IMMEDIATE")
-        means.check(db)
+        means.begin(db)
         while time.monotonic() < until_s:
             # One page: Python takes only the first step of the statement.
             db.execute("PRAGMA incremental_vacuum(1)")
             self._untidy_pages += STEP_PAGES
         db.execute("COMMIT")
 
-    def _cut_log(self, db: sqlite3.Connection, tidied: tuple[int, int, int]) -> None:
-        """Cut the log off, unless somebody reads an earlier state of it; `tidied`: what was said of its pages."""
+    def _cut_log(self, db: sqlite3.Connection, tidied: tuple[int, int, int], is_idle: bool) -> None:
+        """Cut the log off, unless somebody reads an earlier state of it; `tidied`: what was said of its pages.
+
+        Where something has been written since, that would wait for the disk. Where nobody waits, it can be put off.
+        """
         _busy, pages, done = tidied
-        if pages - done > CUT_PAGES:
+        is_done = pages == done and db.total_changes == self._changes and not self._untidy_pages
+        if not is_done and (is_idle or pages - done > CUT_PAGES):
             return
         (before,) = db.execute("PRAGMA busy_timeout").fetchone()
         db.execute("PRAGMA busy_timeout = 0")  # whoever reads must not hold the writer up

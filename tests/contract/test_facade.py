@@ -374,3 +374,40 @@ async def test_many_jobs_at_once_are_all_in_the_queue(client):
         assert set(ids) <= set(await client.guarded_queue())
         await client.request("POST", "/guarded/queue", {"clear": True})
         assert {(await client.job(job_id))["state"] for job_id in ids} == {"cancelled"}
+
+
+async def test_a_prompt_that_is_no_longer_kept_is_an_empty_graph_and_its_job_stays(sandbox_client):
+    client = await sandbox_client(GUARDED_STORE__BODIES_MAX_AGE_S="0.001")
+    job = await client.run(picture())
+    job_id = job["job_id"]
+
+    async def ask():
+        return (await client.get(f"/guarded/history/{job_id}"))[job_id]
+
+    entry = await client.polled(ask, lambda entry: "prompt_gone" in entry)
+    assert entry["prompt_gone"] is True
+    number, named, prompt, extra_data, _outputs = entry["prompt"]
+    assert (number, named, prompt) == (job["number"], job_id, {})
+    assert extra_data["create_time"] == job["created_at_ms"]
+    assert entry["outputs"]
+    assert entry["guard"] == await client.job(job_id)
+    assert job_id in await client.get("/guarded/history")
+    assert (await client.get(f"/guarded/jobs/{job_id}"))["state"] == "succeeded"
+    listed = await client.get(f"/guarded/api/jobs/{job_id}")
+    assert (listed["prompt_gone"], listed["workflow"]["prompt"]) == (True, {})
+    assert job_id in {item["id"] for item in (await client.get("/guarded/api/jobs"))["jobs"]}
+    database = (await client.get("/guarded/janitor"))["database"]
+    assert database["deleted_prompts"] >= 1
+    assert database["bytes"] > database["free_bytes"]
+    metrics = (await client.request("GET", "/guarded/metrics")).content.decode()
+    assert "guarded_store_thinned_total 1.0" in metrics
+
+
+async def test_a_database_that_may_not_become_larger_refuses_jobs_by_name(sandbox_client):
+    client = await sandbox_client(GUARDED_STORE__MAX_BYTES="1000")
+    answer = await client.polled(lambda: client.submit(picture()), lambda answer: answer.status != 200)
+    assert_refusal(answer, "disk_full")
+    assert answer.status == 507
+    assert int(answer.headers["Retry-After"]) >= 1
+    ready = await client.request("GET", "/guarded/ready")
+    assert (ready.status, ready.json["problems"]) == (503, ["disk full"])

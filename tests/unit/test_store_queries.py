@@ -141,11 +141,13 @@ def test_no_question_about_the_open_jobs_reads_through_the_settled_ones(store):
         future.result(LONG_S)
     assert len(asked) >= 8
     db = sqlite3.connect(store.path)
+    plans = []
     for query in asked:
         plan = " ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}"))
+        plans.append(plan)
         assert re.search(r"SCAN jobs(?! USING (COVERING )?INDEX jobs_(queued|open))", plan) is None, (query, plan)
         assert re.search(r"jobs_of_owner(?!_by_state)", plan) is None, (query, plan)
-    assert "COVERING INDEX jobs_settled" in plan
+    assert any("COVERING INDEX jobs_settled" in plan for plan in plans)
     db.close()
 
 

@@ -52,7 +52,7 @@ from comfyui_guarded.guard.store import Limits, SqliteStore, compact, threads, u
 path, first, dies_at = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 threads.LOOK_S, threads.MORE_S = 0.01, 0.001
 upkeep.FREE_BYTES = upkeep.TIDY_BYTES = 2**18
-upkeep.LOG_BYTES, upkeep.TIDY_PAGES = 2**18, 100
+upkeep.LOG_BYTES, upkeep.TIDY_PAGES = 2**15, 100
 upkeep.SLICE_S = 0.001
 seen = 0
 
