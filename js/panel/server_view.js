@@ -34,6 +34,7 @@ export function diskView(board, texts, section, run) {
         body,
     );
     const free = h("p", { class: "g-quiet" });
+    const database = h("p", { class: "g-quiet" });
     const next = h("p", { class: "g-quiet" });
     const told = h("div", { class: "g-told", role: "status" });
     const look = h(
@@ -41,7 +42,7 @@ export function diskView(board, texts, section, run) {
         { type: "button", class: "g-button", onclick: () => run(() => sweep(true)) },
         texts.t("sweep_look"),
     );
-    const view = section("disk", texts.t("disk"), table, free, next, h("p", { class: "g-more" }, look), told);
+    const view = section("disk", texts.t("disk"), table, free, database, next, h("p", { class: "g-more" }, look), told);
 
     async function sweep(dry_run) {
         look.disabled = true;
@@ -109,6 +110,17 @@ export function diskView(board, texts, section, run) {
                     .join(" · "),
             );
             setAttribute(free, "class", disks.some((one) => one.state !== "ok") ? "g-warning" : "g-quiet");
+            const store = janitor?.database;
+            database.hidden = !store;
+            setText(
+                database,
+                store
+                    ? texts.t(store.max_bytes ? "database_of" : "database_size", {
+                          size: texts.bytes(store.bytes),
+                          limit: texts.bytes(store.max_bytes),
+                      })
+                    : "",
+            );
             look.hidden = !janitor;
             const when = janitor?.next_sweep_at_ms;
             next.hidden = !janitor;
