@@ -307,9 +307,10 @@ class Janitor:
             self.disk_filled(f"The disk is almost full ({full['free_bytes']} bytes free): jobs are refused.")
         elif full is None and self._full is not None:
             log.info("the disk has room again: jobs are accepted")
+        # First, so that whoever is told of a full disk is refused there.
+        self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
         self._disks = states
         self._room = _measure_room(folders)
-        self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
 
     def _describe_records(self) -> DatabaseBody | None:
         if self._records is None:
