@@ -25,7 +25,7 @@ from .guard.callers.positions import Positions
 from .guard.callers.sockets import Sockets
 from .guard.client import LOCAL
 from .guard.clock import Clock
-from .guard.doctor import Doctor
+from .guard.doctor import CLOSE, OPEN, TRUST_LESS, TRUSTING, Doctor
 from .guard.errors import GuardError
 from .guard.events.outbox import Outbox, read_or_make_secret
 from .guard.events.stream import Events
@@ -246,10 +246,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     store.serve(HOLDER, settings.watchdog.max_attempts)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
     if settings.native.mode == "open" and is_reachable_from_elsewhere(host.describe()["listen"]):
-        log.warning(
-            "ComfyUI's own routes are open to anyone who can reach this server, past every key and limit: "
-            'set native.mode = "guarded" or "closed", or listen on 127.0.0.1 alone'
-        )
+        log.warning("%s %s", OPEN, CLOSE)
+    if settings.access.trust_loopback is True and keys.has_active():
+        log.warning("%s %s", TRUSTING, TRUST_LESS)
 
 
 async def _watch_keys(keys: Keys, access: Access, sockets: Sockets) -> None:

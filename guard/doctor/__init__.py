@@ -18,9 +18,9 @@ from ..janitor import Janitor
 from ..life.health import Health
 from ..settings import Settings
 from ..templates.catalogue import Templates
-from .facts import Facts, LineBody, remember
+from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, LineBody, remember
 
-__all__ = ["Doctor"]
+__all__ = ["CLOSE", "OPEN", "TRUSTING", "TRUST_LESS", "Doctor"]
 
 
 class DoctorBody(TypedDict):

@@ -22,7 +22,7 @@ from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path
 from ..store.compact import COPIED_BYTES
 from ..store.schema import MIGRATIONS
-from .facts import Facts, Level, LineBody
+from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, Level, LineBody
 
 log = logging.getLogger("guarded.doctor")
 
@@ -245,6 +245,7 @@ def _check_access(facts: Facts, settings: Settings) -> Iterator[Line]:
         yield Line(level, "keys", f"{text} Only direct connections from this machine have access.", mend)
     else:
         yield Line("ok", "keys", f"Valid keys: {', '.join(sorted({key.name for key in active}))}.")
+        yield from _check_loopback(settings)
     for key in ending:
         days = ((key.expires_at_ms or 0) - now_ms) / 86_400_000
         yield Line("warning", "keys", f"{key.name} ({key.key_id}) expires in {days:.1f} days.", f"{FOLDER} keys create")
@@ -266,14 +267,24 @@ def _check_access(facts: Facts, settings: Settings) -> Iterator[Line]:
         )
 
 
+def _check_loopback(settings: Settings) -> Iterator[Line]:
+    """There are keys."""
+    trust = settings.access.trust_loopback
+    if trust is True:
+        yield Line("warning", "loopback", TRUSTING, TRUST_LESS)
+    elif trust is False or sys.platform != "linux":
+        yield Line("ok", "loopback", f"On this machine, too, a key is needed, or a link of `{FOLDER} open`.")
+    else:
+        yield Line("ok", "loopback", "On this machine only the user that the server runs as needs no key.")
+
+
 def _check_open_network(listen: str, settings: Settings) -> Iterator[Line]:
     if settings.native.mode == "open":
         yield Line(
             "error",
             "network",
-            f"The server listens on {listen}, and ComfyUI's own routes are open: whoever reaches them needs no key, "
-            "sees everybody's prompts and pictures, and escapes every limit.",
-            'Set native.mode = "guarded" or "closed", or start ComfyUI with --listen 127.0.0.1.',
+            f"The server listens on {listen}. {OPEN}",
+            CLOSE,
         )
     else:
         yield Line("ok", "network", f"The server listens on {listen}; native.mode is {settings.native.mode}.")

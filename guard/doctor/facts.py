@@ -22,6 +22,14 @@ from ..settings import Settings
 log = logging.getLogger("guarded.doctor")
 
 
+#: As the log says it at start, too.
+OPEN = "ComfyUI's own routes are open to anyone who can reach this server, past every key and limit."
+CLOSE = 'Set native.mode = "guarded" or "closed", or start ComfyUI with --listen 127.0.0.1.'
+TRUSTING = (
+    "access.trust_loopback is true: whatever a tunnel or proxy on this machine passes on as its own is the operator."
+)
+TRUST_LESS = 'Set access.trust_loopback = "auto" or false.'
+
 Level = Literal["ok", "warning", "error"]
 
 

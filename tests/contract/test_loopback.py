@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -151,9 +152,9 @@ async def test_the_first_key_takes_effect_for_tunnels_within_seconds(tmp_path: P
         assert status(host.port) == 200
 
 
-def command(base: Path, *words: str) -> str:
+def command(base: Path, *words: str, check: bool = True) -> str:
     done = subprocess.run(
-        [sys.executable, str(REPO), *words, "--user", str(base / "user")], capture_output=True, text=True, check=True
+        [sys.executable, str(REPO), *words, "--user", str(base / "user")], capture_output=True, text=True, check=check
     )
     return done.stdout
 
@@ -204,3 +205,17 @@ def test_a_link_is_for_those_who_may_read_our_folder_and_names_where_the_server_
     assert command(tmp_path, "open", "--url", "https://gpu.example.org/").startswith(
         "https://gpu.example.org/guarded/open?once="
     )
+
+
+def test_the_log_warns_of_doors_that_are_open_in_the_doctors_words(tmp_path: Path):
+    make_key(tmp_path, "bot")
+    environment = {"GUARDED_ACCESS__TRUST_LOOPBACK": "true"}
+    with HostProcess(sandbox_kind(), tmp_path, environment=environment, arguments=("--listen", "0.0.0.0")) as host:
+        told = json.loads(command(tmp_path, "doctor", "--json", check=False))["lines"]
+        log = host.log.read_text()
+    said = {line["check"]: line for line in reversed(told) if line["level"] != "ok"}
+    assert said["loopback"]["message"] in log
+    assert said["loopback"]["mend"] in log
+    (network,) = (line for line in told if line["check"] == "network" and line["level"] == "error")
+    assert network["message"].removeprefix("The server listens on 0.0.0.0. ") in log
+    assert network["mend"] in log

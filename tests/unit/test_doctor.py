@@ -276,6 +276,16 @@ class TestWhoIsLetIn:
         assert ("warning", "network") in wrong(replace(well, in_force=settings))
 
 
+class TestLoopback:
+    @pytest.mark.parametrize(("trust", "level"), [("auto", "ok"), (False, "ok"), (True, "warning")])
+    def test_once_there_are_keys_who_needs_none_is_said(self, well, trust, level):
+        settings = Settings.model_validate({"access": {"trust_loopback": trust}})
+        lines = examine(replace(well, in_force=settings, keys=[key()]))
+        (line,) = (line for line in lines if line.check == "loopback")
+        assert line.level == level
+        assert "loopback" not in [line.check for line in examine(replace(well, in_force=settings))]
+
+
 class TestTheCommand:
     @pytest.fixture
     def user(self, tmp_path):
