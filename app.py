@@ -13,7 +13,7 @@ from aiohttp import web
 
 from . import server_routes
 from .failure import is_reachable_from_elsewhere
-from .guard import journal, private_files, runtime
+from .guard import journal, owners, private_files, runtime
 from .guard.access.access import Access
 from .guard.access.client_ids import ClientIds
 from .guard.access.keys import Keys
@@ -89,6 +89,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
 
     clock = Clock()
     keys = Keys(own, clock)
+    owners.use_key(own)
+    roots = [root for root in host.folders().roots().values() if root is not None]
+    owners.take_over(roots, {LOCAL.owner, *(key.name for key in keys.list_all())})
     access = Access(settings.access, keys, Tokens(own, clock))
     kept = StoreLimits(settings.store.bodies_max_age_s, settings.store.max_bytes)
     path = database_path(settings.store.url, own)

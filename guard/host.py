@@ -63,6 +63,9 @@ class Outcome:
         outputs: ComfyUI's history outputs, `{node_id: {key: [items]}}`.
         files: the files that `outputs` names.
         prompt: the graph that ran.
+        not_made: (node id, file name) of files that the run did not make, although its nodes name them. They are not
+            in `files`, and what names them is not in `outputs`.
+        trespass: what the run tried to do with files that are none of its owner's business; mostly empty.
         cached: ids of the nodes that did not run because the host had their outputs from an earlier prompt.
         exception_type, exception_message, node_id, node_type: about the node that raised, if one did.
     """
@@ -73,6 +76,8 @@ class Outcome:
     files: tuple[ReportedFile, ...] = ()
     prompt: Mapping[str, Any] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
+    not_made: tuple[tuple[str, str], ...] = ()
+    trespass: str = ""
     exception_type: str = ""
     exception_message: str = ""
     node_id: str | None = None
@@ -222,8 +227,11 @@ class Host(Protocol):
         A validation that takes longer refuses the prompt.
         """
 
-    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
-        """Put a job into the host's queue through its own handler; returns its refusal, if it refuses. Event loop."""
+    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
+        """Put a job into the host's queue through its own handler; returns its refusal, if it refuses. Event loop.
+
+        `folder`: its owner's folder below the roots, where its files go; empty for the roots themselves.
+        """
 
     def held(self) -> frozenset[str]:
         """The ids of the prompts that the host really has, whoever queued them: they wait, run, or are being ended.
@@ -305,6 +313,9 @@ class Host(Protocol):
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         """Where a file of type `output`, `temp` or `input` lies; None where that is not inside its folder."""
+
+    def file_to_save(self, subfolder: str, filename: str) -> Path | None:
+        """Where a node of the job that runs in this thread may save an output file; None outside of its folder."""
 
     def folders(self) -> Folders:
         """The roots as they are now (the host may move them), and the folders to keep. Any thread."""

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from . import messages
 from .errors import FAMILY, ErrorCode, GuardError
+from .owners import hide, hide_in
 
 
 class JobState(str, enum.Enum):
@@ -122,7 +123,8 @@ class JobBody(TypedDict):
 class Artifact:
     """One result file of a job, as it was when it passed the checks.
 
-    `type` and `subfolder` are ComfyUI's: the root (`output` or `temp`) and the folder below it.
+    `type` and `subfolder` are ComfyUI's: the root (`output` or `temp`) and the folder below it. An owner is shown the
+    part below its own folder.
     """
 
     index: int
@@ -147,7 +149,7 @@ class Artifact:
             "node_id": self.node_id,
             "kind": self.kind,
             "filename": self.filename,
-            "subfolder": self.subfolder,
+            "subfolder": hide(self.subfolder),
             "type": self.type,
             "bytes": self.bytes,
             "sha256": self.sha256,
@@ -284,10 +286,10 @@ class Job:
             return None
         return {
             "code": self.verdict.code,
-            "message": self.verdict.message,
+            "message": hide(self.verdict.message),
             "user_message": messages.text(self.verdict.code, locale or self.locale),
             "retryable": FAMILY[self.verdict.code].retryable,
-            "details": self.verdict.details,
+            "details": hide_in(self.verdict.details),
         }
 
     def body(
@@ -315,7 +317,7 @@ class Job:
             "settled_at_ms": self.settled_at_ms,
             "timeout_s": self.timeout_s,
             "progress": progress,
-            "outputs": self.result.outputs,
+            "outputs": hide_in(self.result.outputs),
             "artifacts": [artifact.body(self.job_id) for artifact in self.result.artifacts],
             "error": self.error_body(locale),
             "refund": self.state is not JobState.SUCCEEDED if self.state.settled else None,

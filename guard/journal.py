@@ -16,6 +16,7 @@ import time
 import traceback
 from datetime import datetime, timezone
 
+from .owners import hide
 from .settings import LogSettings
 
 LOGGER = logging.getLogger("guarded")
@@ -32,10 +33,13 @@ def install(settings: LogSettings) -> None:
 
 
 def clean(text: str) -> str:
-    """Make one line of a text that moves no terminal's cursor, does not reverse its writing, and holds no key."""
+    """Make one line of a text that moves no terminal's cursor, does not reverse its writing, and holds no secret.
+
+    Secrets are keys, tokens, and the names of owners' folders.
+    """
     if not text.isprintable():
         text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-    return _SECRETS.sub(lambda match: f"{match[1] or match[2] or match[3]}{_HIDDEN}", text)
+    return hide(_SECRETS.sub(lambda match: f"{match[1] or match[2] or match[3]}{_HIDDEN}", text))
 
 
 class _Text(logging.Handler):

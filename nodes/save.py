@@ -123,7 +123,7 @@ class _Destination:
     def find_free(self, number: int, suffix: str) -> tuple[Path, str]:
         """Find the path and name of the next file, and make its folder."""
         name = f"{self._stem}_{number:05}{suffix}"
-        path = self._host.file("output", self.subfolder, name)
+        path = self._host.file_to_save(self.subfolder, name)
         if path is None:
             raise InvalidWorkflowError("filename_prefix leads outside the output folder.")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import type_name
 from ..files.names import owner_folder, strip_owner_folder
 from ..job import OPEN, Job, JobBody, JobState
+from ..owners import renew
 from ..store import Entry
 from .bodies import ExecutionError, HistoryEntry, HistoryStatus, ListedJob, ListedJobInFull, QueueBody, Status
 
@@ -37,8 +38,9 @@ def row(entry: Entry) -> list[Any]:
     job = entry.job
     if entry.body is None:
         return bare_row(job)
-    stored = json.loads(entry.body)
-    if owner_folder(job.owner).encode() in entry.body:
+    body = renew(entry.body)
+    stored = json.loads(body)
+    if owner_folder(job.owner).encode() in body:
         stored = strip_owner_folder(stored, job.owner)
     return _row(job, stored.get("prompt", {}), stored.get("extra_data") or {})
 

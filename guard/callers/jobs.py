@@ -7,6 +7,7 @@ import logging
 import time
 from asyncio import wrap_future
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ from ..errors import CancelledError, GuardError, NotFoundError, ServerUnavailabl
 from ..events.stream import Events
 from ..job import WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
+from ..owners import hide_in
 from ..results import previews
 from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
@@ -186,7 +188,9 @@ class Jobs:
     async def list_history(self, client: Client, limit: int, offset: int | None) -> dict[str, HistoryEntry]:
         """The caller's settled jobs as ComfyUI's `/history`, oldest first: from `offset` on, or the last."""
         entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
-        return await asyncio.to_thread(lambda: {entry.job.job_id: self._make_history_entry(entry) for entry in entries})
+        return await asyncio.to_thread(
+            lambda: {entry.job.job_id: self._make_history_entry(entry, client) for entry in entries}
+        )
 
     async def find_history_entry(self, job_id: str, client: Client) -> dict[str, HistoryEntry]:
         """The job as ComfyUI's `/history/{id}`: empty unless it has settled and is the caller's."""
@@ -194,12 +198,16 @@ class Jobs:
         if known is not None and not known.state.settled:
             return {}  # who polls this need not wait for the disk each time
         entry = await self._find_entry(job_id, client)
-        return {job_id: self._make_history_entry(entry)} if entry is not None and entry.job.state.settled else {}
+        return (
+            {job_id: self._make_history_entry(entry, client)} if entry is not None and entry.job.state.settled else {}
+        )
 
     async def list_page(self, client: Client, asked: Listing) -> tuple[list[ListedJob], int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
         page = await wrap_future(self._store.find_page(client.sees_only, asked))
-        jobs = await asyncio.to_thread(lambda: [as_comfyui.item(job, workflow_id) for job, workflow_id in page.jobs])
+        jobs = await asyncio.to_thread(
+            lambda: [as_comfyui.item(_as_seen(job, client), workflow_id) for job, workflow_id in page.jobs]
+        )
         return jobs, page.total
 
     async def find_listed_job(self, job_id: str, client: Client) -> ListedJobInFull:
@@ -207,7 +215,7 @@ class Jobs:
         entry = await self._find_entry(job_id, client)
         if entry is None:
             raise NotFoundError(f"There is no job {job_id[:64]}.")
-        return as_comfyui.item_in_full(entry)
+        return as_comfyui.item_in_full(replace(entry, job=_as_seen(entry.job, client)))
 
     async def hide(self, client: Client, job_ids: list[str] | None) -> None:
         """Hide settled jobs from history and listings; None: all of the caller's own."""
@@ -264,8 +272,17 @@ class Jobs:
         entry = await wrap_future(self._store.find_entry(job_id))
         return entry if entry is not None and client.may_see(entry.job.owner) else None
 
-    def _make_history_entry(self, entry: Entry) -> HistoryEntry:
-        return as_comfyui.history_entry(entry, self.describe(entry.job, None))
+    def _make_history_entry(self, entry: Entry, client: Client) -> HistoryEntry:
+        seen = replace(entry, job=_as_seen(entry.job, client))
+        return as_comfyui.history_entry(seen, self.describe(entry.job, None))
+
+
+def _as_seen(job: Job, client: Client) -> Job:
+    """The job with its files under the names by which the caller asks ComfyUI's `/view` for them.
+
+    An operator's are those below ComfyUI's roots.
+    """
+    return job if client.operator else job.evolve(result=replace(job.result, outputs=hide_in(job.result.outputs)))
 
 
 async def _wait_for(ending: Future[Settled | None]) -> Settled | None:

@@ -27,6 +27,7 @@ from ..events.event import ALARM, POSITION, PROGRESS, STATE, Event
 from ..events.stream import Events
 from ..host import Host
 from ..job import Job, JobState
+from ..owners import hide, hide_in
 from ..store import Standing
 from ..wake import LoopCaller
 from . import as_comfyui
@@ -182,7 +183,12 @@ class Sockets:
                 continue
             socket.caught_up.add(job.job_id)
             for node_id, output in job.result.outputs.items():
-                executed = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": job.job_id}
+                executed = {
+                    "node": node_id,
+                    "display_node": node_id,
+                    "output": hide_in(output),
+                    "prompt_id": job.job_id,
+                }
                 socket.say("executed", executed)
             event, data = as_comfyui.ending(job)
             if not socket.resumes:
@@ -280,7 +286,7 @@ class Sockets:
     def _send_to_client_id(self, event: Any, data: Any, sid: str, message: str | bytes) -> None:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         ends = event in ("execution_success", "execution_error") and isinstance(prompt_id, str)
-        frame = Message(message, prompt_id if ends else None)
+        frame = Message(hide(message) if isinstance(message, str) else message, prompt_id if ends else None)
         is_last = event == "executing" and data.get("node") is None
         if is_last:
             self._ending.pop(str(prompt_id), None)

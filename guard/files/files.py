@@ -87,12 +87,22 @@ class Files:
         Raises:
             NotFoundError: there is none, or it is not the caller's.
         """
-        file = await asyncio.to_thread(self.find_upload, client, kind, name) if is_plain(name) else None
-        if file is None and kind != "input" and is_plain(name):
-            file = await self.find_result(client, kind, name)
+        file = await self._find(client, kind, name) if is_plain(name) else None
         if file is None:
             raise NotFoundError(f"There is no file {name[:200]}.", extra_info={"filename": name[:200], "type": kind})
         return file
+
+    async def _find(self, client: Client, kind: str, name: str) -> OwnFile | None:
+        own = owner_folder(client.owner)
+        if own and kind != "input":
+            result = await self.find_result(client, kind, f"{own}/{name.removeprefix(f'{own}/')}")
+            if result is not None:
+                return result
+        upload = await asyncio.to_thread(self.find_upload, client, kind, name)
+        if upload is not None or kind == "input":
+            return upload
+        # An operator names files below the roots; so does whoever had results before owners had folders for them.
+        return await self.find_result(client, kind, name)
 
     def save(self, client: Client, sent: Path, filename: str, kind: str, subfolder: str, overwrite: bool) -> str:
         """Move an upload into its owner's folder. Returns its name there. Not for the event loop.
@@ -143,7 +153,7 @@ class Files:
         return OwnFile(path, annotate(kind, name)) if client.operator or self._is_shared(name, path) else None
 
     async def find_result(self, client: Client, kind: str, name: str) -> OwnFile | None:
-        """Find the result of one of the caller's jobs; for an operator, any file."""
+        """Find the result of one of the caller's jobs by its name below the root; for an operator, any file."""
         path = await asyncio.to_thread(self._below, kind, name, False)
         if path is None:
             return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -14,11 +12,12 @@ from ..client import LOCAL
 from ..errors import GuardError
 from ..host_words import MEDIA_SUFFIXES
 from ..job import ROOTS
+from ..owners import FOLDER, folder_of
 
 
 def owner_folder(owner: str) -> str:
     """The owner's folder below a root; empty for `local`."""
-    return "" if owner == LOCAL.owner else upload_folder(owner)
+    return "" if owner == LOCAL.owner else folder_of(owner)
 
 
 def split_annotation(name: str) -> tuple[str, str]:
@@ -49,8 +48,12 @@ def mentions_uploads(text: str) -> bool:
 
 def strip_owner_folder(value: Any, owner: str) -> Any:
     """Copy JSON without the owner's folder in its texts, so that a file is called what its owner calls it."""
-    own = owner_folder(owner)
-    return _replace_names(value, {f"{own}/": ""}) if own else value
+    return strip_folder(value, owner_folder(owner))
+
+
+def strip_folder(value: Any, folder: str) -> Any:
+    """Copy JSON without that folder in its texts."""
+    return _replace_names(value, {f"{folder}/": "", folder: ""}) if folder else value
 
 
 def use_owner_names(error: GuardError, owner: str, sent: Mapping[str, str] | None = None) -> None:
@@ -60,7 +63,7 @@ def use_owner_names(error: GuardError, owner: str, sent: Mapping[str, str] | Non
         sent: stored name → the owner's name, of files that came with the request.
     """
     own = owner_folder(owner)
-    names = {**(sent or {}), **({f"{own}/": ""} if own else {})}
+    names = {**(sent or {}), **({f"{own}/": "", own: ""} if own else {})}
     error.message, error.details = _replace_names(error.message, names), _replace_names(error.details, names)
     error.extra_info, error.node_errors = (
         _replace_names(error.extra_info, names),
@@ -83,17 +86,6 @@ def _replace_names(value: Any, names: Mapping[str, str]) -> Any:
 def annotate(kind: str, name: str) -> str:
     """The name by which a loader finds a file: `photo.png`, `photo.png [output]`."""
     return name if kind == "input" else f"{name} [{kind}]"
-
-
-#: The folder below each root that holds the owners' folders. No text contains this name by chance.
-FOLDER = "guarded-uploads"
-
-
-@functools.lru_cache(maxsize=1024)
-def upload_folder(owner: str) -> str:
-    """The folder that the owner's uploads go to, below a root and with slashes; no two owners share one."""
-    readable = re.sub(r"[^a-z0-9]+", "-", owner.lower())[:32].strip("-")
-    return f"{FOLDER}/{readable}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}".replace("/-", "/")
 
 
 def media_suffix(name: str) -> str:

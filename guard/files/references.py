@@ -23,11 +23,14 @@ from .names import is_plain, mentions_uploads, owner_folder, split_annotation
 
 #: PATH_MAX. ComfyUI removes each `./` from a name before it looks, so that longer names would work there.
 _LONGEST = 4096
+_SEPARATOR = re.compile(r"[/\\]")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 #: Every name that is not plain contains one of these.
 _MAY_LEAD_OUT = re.compile(r"\.\.|^[/\\]|^.:|\0")
-#: A file's name by its form, in whichever input: `photo.png [output]`.
-_ANNOTATED = re.compile(r"[^\r\n]*\.\w{1,8} ?\[(?:input|output|temp)\]")
+#: A file's name by its form, in whichever input: `photo.png [output]`. ComfyUI drops any letter before the bracket.
+_ANNOTATED = re.compile(r"[^\r\n]*\.\w{1,8}\W*.\[(?:input|output|temp)\]|[^\r\n]*\.\w{1,8}\W*\[(?:input|output|temp)\]")
+#: What a node that takes a path or an address may be told.
+_ADDRESS = re.compile(r"https?://[^/\\]", re.IGNORECASE)
 
 
 class _Reference(NamedTuple):
@@ -90,17 +93,17 @@ class References:
         changed = False
         names = await asyncio.to_thread(self._find_names, references, client)
         for reference, name in zip(references, names, strict=True):
-            if name is None:
-                kind, below = split_annotation(reference.text)
-                result = await self._files.find_result(client, kind, below)
-                if result is None:
-                    raise reference.refuse()
+            kind, below = split_annotation(reference.text if name is None else name)
+            result = await self._files.find_result(client, kind, below) if kind != "input" else None
+            if name is None and result is None:
+                raise reference.refuse()
+            if result is not None:
                 try:
                     await self._files.check_unchanged(client, result)
                 except ArtifactGoneError:
                     raise reference.refuse() from None
                 await asyncio.to_thread(reference.check_content, result.path)
-            elif name != reference.text:
+            if name is not None and name != reference.text:
                 reference.holder[reference.key] = name
                 changed = True
         return changed
@@ -136,11 +139,11 @@ class References:
                     raise reference.refuse()
                 names.append(self._find_file(reference, client, kind, name))
                 continue
-            # In an input that takes any path of the server, everything but a URL is one.
-            path = reference.names is Names.PATH and "://" not in reference.text
-            if not foreign and not path and len(name) <= _LONGEST and _ABSOLUTE.match(name):
+            # In an input that takes any path of the server, everything but an address is one.
+            path = reference.names is Names.PATH and not _ADDRESS.match(reference.text)
+            if not foreign and not path and len(name) <= _LONGEST:
                 host_folders = _list_folders(self._host.folders()) if host_folders is None else host_folders
-                foreign = _is_inside(name, host_folders)
+                foreign = _leads_inside(name, host_folders) or _leads_inside(reference.text, host_folders)
             if foreign or path:
                 raise reference.refuse()
             names.append(reference.text)
@@ -199,7 +202,18 @@ def _list_folders(folders: Folders) -> set[PurePath]:
     }
 
 
-def _is_inside(text: str, folders: set[PurePath]) -> bool:
-    """Whether a text is the absolute path of something in those folders."""
-    path = PurePath(os.path.normcase(os.path.normpath(text)))
-    return path in folders or any(parent in folders for parent in path.parents)
+def _leads_inside(text: str, folders: set[PurePath]) -> bool:
+    """Whether a text is the absolute path of something in those folders, or a relative one of something that is there.
+
+    Judged by the real path, since `//`, `/proc/self/root` and links lead there too.
+    """
+    try:
+        real = os.path.realpath(text)
+        # A word may be called like one of ComfyUI's own folders.
+        if not _ABSOLUTE.match(text) and not (_SEPARATOR.search(text) and os.path.lexists(real)):
+            return False
+        lexical = os.path.normpath(re.sub(r"^//+", "/", text))
+    except (OSError, ValueError):
+        return False
+    paths = [PurePath(os.path.normcase(path)) for path in (real, lexical)]
+    return any(path in folders or any(parent in folders for parent in path.parents) for path in paths)

@@ -23,10 +23,11 @@ from typing import IO, Any
 from ..client import LOCAL
 from ..errors import DiskFullError, GuardError, InvalidRequestError, PayloadTooLargeError, ServerUnavailableError
 from ..host import Names
+from ..owners import FOLDER, folder_of
 from ..results.containers import sniff
 from ..settings import UploadsSettings
 from .content import check_content
-from .names import FOLDER, media_suffix, upload_folder
+from .names import media_suffix
 
 #: Files that are still being received. No owner's folder has such a name, because theirs end in a hash.
 INCOMING = f"{FOLDER}/.incoming"
@@ -69,7 +70,7 @@ class UploadedFile:
 
     def stored_as(self, owner: str) -> str:
         """Its name for a loader node."""
-        return f"{upload_folder(owner)}/{self.sha256}{self.suffix}"
+        return f"{folder_of(owner)}/{self.sha256}{self.suffix}"
 
 
 class Incoming:

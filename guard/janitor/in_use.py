@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ..owners import renew
+
 #: A longer text is a prompt, not a name: PATH_MAX and NAME_MAX, in bytes.
 _PATH_AT_MOST = 4096
 _NAME_AT_MOST = 255
@@ -156,7 +158,7 @@ class InUse:
     def add_stored(self, body: bytes) -> None:
         """Add what an open job names; `body` is its stored request."""
         try:
-            prompt = json.loads(body).get("prompt")
+            prompt = json.loads(renew(body)).get("prompt")
         except (ValueError, AttributeError):
             return  # admission took it, so this is a fault of ours; ComfyUI will never run it either
         self._stored |= collect_names(prompt, self._roots)

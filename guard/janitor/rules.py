@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files.names import FOLDER
 from ..files.uploads import INCOMING
 from ..host import Folders
+from ..owners import FOLDER
 from ..settings import JanitorSettings
 from .folder import Identity
 

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
 from ..errors import GenerationTimeoutError, GuardError, InternalError
+from ..files.names import owner_folder
 from ..host import Host
 from ..host_words import explain_refusal, host_body
 from ..job import Job, JobState
+from ..owners import renew
 from ..settings import QueueSettings
 from ..signal import Signal
 from ..store import Claimed
@@ -218,11 +220,11 @@ class Dispatcher:
 
     async def _dispatch(self, claimed: Claimed) -> None:
         job = claimed.job
-        body: dict[str, Any] = host_body(json.loads(claimed.body), job.job_id)
+        body: dict[str, Any] = host_body(json.loads(renew(claimed.body)), job.job_id)
         client_id = self._client_ids.of_job(job.job_id, job.owner, job.client_id)
         body["client_id"] = client_id
         body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}
-        refusal = await self._host.dispatch(job.job_id, client_id, body)
+        refusal = await self._host.dispatch(job.job_id, client_id, body, owner_folder(job.owner))
         if refusal is not None:
             raise explain_refusal(refusal, body["prompt"], self._host)
         # If the process dies from now on, this prompt's validation was not the reason.

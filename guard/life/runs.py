@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError, WorkerDiedError
+from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError, PolicyViolationError, WorkerDiedError
 from ..events.stream import Events
 from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
@@ -77,7 +77,9 @@ class Runs:
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         self._watchdog.forget(job_id)
-        if not outcome.success:
+        if outcome.trespass:
+            self._end(job_id, Verdict.of(self._report_trespass(job_id, outcome)), close)
+        elif not outcome.success:
             self._end(job_id, Verdict.of(self._explain(outcome)), close)
         elif (early := self._settler.verdict_of(job_id)) is not None:
             self._end(job_id, early, close)
@@ -155,6 +157,14 @@ class Runs:
         elif contains(outcome.exception_message, GPU_FAULT):
             self._watchdog.handle_gpu_fault()
         return error
+
+    def _report_trespass(self, job_id: str, outcome: Outcome) -> GuardError:
+        """Tell the operator of a job that reached for what is not its owner's. The worker's thread."""
+        message = f"A job of {self._jobs[job_id].owner} tried to {outcome.trespass}, which no job of a key may."
+        log.error("job %s: %s", job_id, message, extra={"job_id": job_id})
+        self._events.alarm("policy_violation", message, job_id)
+        where = {"node_id": outcome.node_id} if outcome.node_id is not None else {}
+        return PolicyViolationError("A node of the job reached for files that are not its owner's.", extra_info=where)
 
     def _settle(self, job: Job, close: Close, verdict: Verdict, result: Result) -> None:
         """Give the job its verdict, and have the host tell it once it is durable. Any thread."""

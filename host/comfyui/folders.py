@@ -9,6 +9,18 @@ import folder_paths
 
 from ...guard.host import Folders
 from ...guard.job import ROOTS
+from .patching import Native
+
+#: ComfyUI's own functions in `folder_paths`, by name, where `confine` has put its own in front.
+natives: dict[str, Native] = {}
+
+
+def find_root(kind: str) -> str | None:
+    """ComfyUI's root of that type, whoever asks. Any thread."""
+    if kind not in ROOTS:
+        return None
+    name = f"get_{kind}_directory"
+    return str((natives.get(name) or getattr(folder_paths, name))())
 
 
 def find_own_directory() -> Path:
@@ -26,9 +38,9 @@ def find_folders() -> Folders:
         paths = entry[0] if isinstance(entry, (list, tuple)) and entry else ()
         keep += [path for path in ([paths] if isinstance(paths, str) else list(paths)) if isinstance(path, str)]
     return Folders(
-        output=Path(folder_paths.get_output_directory()),
-        temp=Path(folder_paths.get_temp_directory()),
-        input=Path(folder_paths.get_input_directory()),
+        output=Path(find_root("output") or ""),
+        temp=Path(find_root("temp") or ""),
+        input=Path(find_root("input") or ""),
         keep=tuple(map(Path, keep)),
         program=Path(folder_paths.__file__).parent,
     )
@@ -47,9 +59,12 @@ def find_model_name(kind: str, file: str) -> str | None:
 
 def resolve(kind: str, subfolder: str, filename: str) -> Path | None:
     """Resolve a file's symlinks; None unless its real path lies inside the root of its type."""
-    folder = folder_paths.get_directory_by_type(kind) if kind in ROOTS else None
-    if folder is None:
-        return None
+    folder = find_root(kind)
+    return resolve_below(folder, subfolder, filename) if folder is not None else None
+
+
+def resolve_below(folder: str, subfolder: str, filename: str) -> Path | None:
+    """The same below any folder."""
     base = os.path.realpath(folder)
     try:
         full = os.path.realpath(os.path.join(base, subfolder, filename))

@@ -12,6 +12,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,13 +21,15 @@ import comfy.model_management
 from ...guard.errors import CancelledError, GuardError, WorkerDiedError
 from ...guard.events.lines import Message
 from ...guard.host import HostListener
-from . import report
+from . import report, results
+from .confine import Confinement
 from .ends import Ends, note_acting
 from .patching import Native, replace_function, wrap_method
 from .report import QueueItem
 from .run import Run
 from .sockets import SocketRelay
 from .stops import Stops
+from .tripwire import Tripwire
 from .worker import Workers
 
 log = logging.getLogger("guarded.host")
@@ -55,6 +58,8 @@ class Hooks:
         self._runs: dict[str, Run] = {}
         #: The jobs on their way into the queue, and whether their clients have been told meanwhile that they ended.
         self._coming: dict[str, bool] = {}
+        #: Where its node code may save, by job.
+        self.confinement = Confinement(workers, lambda job_id: self._runs.get(job_id))
         self._ends = Ends(self._queue, self.send, self._forget)
         #: The last `executing` of a job, while ComfyUI's worker has yet to send it.
         self._last: Message | None = None
@@ -83,6 +88,8 @@ class Hooks:
         wrap_method(self._server, "send_sync", self._send_sync)
         wrap_method(self._server, "send", self._send)
         self._wrap_interrupt_check()
+        self.confinement.install()
+        Tripwire(self.confinement).install()
 
     def _wrap_interrupt_check(self) -> None:
         native: Native = comfy.model_management.throw_exception_if_processing_interrupted
@@ -118,8 +125,8 @@ class Hooks:
             with self._queue.mutex:
                 self._coming.pop(job_id, None)
 
-    def queue_job(self, item: QueueItem, client_id: str) -> None:
-        """Queue a job of the guard. Event loop.
+    def queue_job(self, item: QueueItem, client_id: str, folder: str) -> None:
+        """Queue a job of the guard, whose files go to that folder below ComfyUI's roots. Event loop.
 
         Raises RuntimeError where ComfyUI has a prompt of that id, and CancelledError where the job has ended meanwhile.
         """
@@ -137,7 +144,7 @@ class Hooks:
                     raise
                 log.exception("what follows the queueing of job %s failed", job_id, extra={"job_id": job_id})
                 self._queue.not_empty.notify()  # that has not come either
-            self._runs[job_id] = Run(job_id, client_id, item)
+            self._runs[job_id] = Run(job_id, client_id, item, folder)
 
     def find_run(self, job_id: str) -> Run | None:
         """The job of that id, while ComfyUI has it and its run is not over. Any thread."""
@@ -265,7 +272,10 @@ class Hooks:
         if taken is not None:
             prompt_id = taken[0][1]
             self._workers.take(prompt_id)
-            if prompt_id not in self._runs:
+            if (run := self._runs.get(prompt_id)) is not None:
+                self.confinement.begin(run)
+                results.begin(run)
+            if run is None:
                 self._tell(self._listener.native_started, prompt_id)
             elif self._tell(self._listener.started, prompt_id) is False:
                 self._stops.ask(prompt_id)
@@ -325,7 +335,12 @@ class Hooks:
         close = partial(self._ends.close, end)
         try:
             status = report.find_status(args, kwargs)
-            self._listener.finished(run.job_id, report.read_outcome(end.history, status, run.prompt), close)
+            if isinstance(end.history, dict) and "outputs" in end.history:
+                end.history["outputs"] = results.locate(run, end.history["outputs"])
+            outcome = report.read_outcome(end.history, status, run.prompt, partial(results.is_made, run))
+            outcome = replace(outcome, trespass=run.trespass)
+            results.warn(run, outcome)
+            self._listener.finished(run.job_id, outcome, close)
         except Exception:
             log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
             self._tell(self._listener.unreadable, run.job_id, close)
@@ -358,6 +373,8 @@ class Hooks:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         run = self._runs.get(prompt_id) if isinstance(prompt_id, str) else None
         if run is not None:
+            if event == "executed" and run.folder:
+                data = {**data, "output": results.locate(run, {"": data.get("output")})[""]}
             if run.must_withhold(event, data):
                 run.withhold((event, data, sid))
                 return None

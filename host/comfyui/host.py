@@ -74,13 +74,13 @@ class ComfyHost:
             return Rehearsal(answer)
         return Rehearsal(None, tuple(answer[4]))
 
-    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any]) -> Refusal | None:
+    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
         self._make_outputs_run(job_id, body["prompt"])
         with self._hooks.expect(job_id):
             answer = await self._call_handler(body)
             if isinstance(answer, Refusal):
                 return answer
-            self._hooks.queue_job(answer, client_id)
+            self._hooks.queue_job(answer, client_id, folder)
         return None
 
     async def _call_handler(self, body: dict[str, Any], timeout_s: float | None = None) -> QueueItem | Refusal:
@@ -221,6 +221,9 @@ class ComfyHost:
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
         return folders.resolve(kind, subfolder, filename)
+
+    def file_to_save(self, subfolder: str, filename: str) -> Path | None:
+        return folders.resolve_below(folder_paths.get_output_directory(), subfolder, filename)
 
     def folders(self) -> Folders:
         return folders.find_folders()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,9 @@ from typing import Any
 import folder_paths
 import nodes
 
-from ...guard.files.names import FOLDER, is_plain
+from ...guard.files.names import is_plain
 from ...guard.host import Names
+from ...guard.owners import FOLDER
 from .patching import Native, replace_function
 
 try:
@@ -28,6 +30,9 @@ log = logging.getLogger("guarded.host")
 _CHOICES_COMPARED = 100
 #: Where a declaration uses one of these, its choices may be input files although there are none now.
 _INPUT_FOLDER = frozenset({"get_input_directory", "input_directory", "get_input_subfolders", "get_directory_by_type"})
+
+#: Values that name nothing, and what takes anything.
+_PLAIN = frozenset({"INT", "FLOAT", "BOOLEAN", "*"})
 
 #: While ComfyUI's own handler runs for us: the files in owners' folders that the prompt names.
 _named: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("guarded_named", default=())
@@ -67,7 +72,10 @@ def _read_declaration(node_class: Any) -> tuple[dict[str, Names], list[str]]:
             kind = info[0]
             options = info[1] if len(info) > 1 and isinstance(info[1], Mapping) else {}
             if not isinstance(kind, (list, tuple)) and kind not in ("COMBO", "STRING"):
-                continue  # a socket for pictures, say
+                # A socket for pictures, say; or what only a page can fill in: a recording, a scene.
+                if isinstance(kind, str) and kind not in _PLAIN and kind not in list_socket_types():
+                    named[name] = Names.FILE
+                continue
             if "image_folder" in options or any(key.endswith("_upload") and options[key] for key in options):
                 named[name] = Names.FILE
             elif "vhs_path_extensions" in options:  # of ComfyUI-VideoHelperSuite, and of many packs that follow it
@@ -78,6 +86,18 @@ def _read_declaration(node_class: Any) -> tuple[dict[str, Names], list[str]]:
                 else:
                     possible.append(name)
     return named, possible
+
+
+@functools.lru_cache(maxsize=1)
+def list_socket_types() -> frozenset[str]:
+    """List the types that some node gives. An input of any other gets its value from a client alone: AUDIO_RECORD."""
+    types: set[str] = set()
+    for node_class in list(nodes.NODE_CLASS_MAPPINGS.values()):
+        try:
+            types.update(str(kind) for kind in node_class.RETURN_TYPES if isinstance(kind, str))
+        except Exception:
+            log.debug("%s does not say what it gives", node_class, exc_info=True)
+    return frozenset(types)
 
 
 def _read_choices(kind: Any, options: Mapping[str, Any]) -> list[str] | None:

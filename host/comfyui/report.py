@@ -35,6 +35,12 @@ def find_executing_prompt() -> str | None:
 
 def find_files(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (node id, item) for every file that outputs name, whatever the key it stands under."""
+    for node_id, _items, item in _find_items(outputs):
+        yield node_id, dict(item)
+
+
+def _find_items(outputs: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield (node id, the list that it stands in, item)."""
     if not isinstance(outputs, Mapping):
         return
     for node_id, output in outputs.items():
@@ -44,7 +50,7 @@ def find_files(outputs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             if isinstance(items, (list, tuple)):
                 for item in items:
                     if isinstance(item, Mapping) and isinstance(item.get("filename"), str):
-                        yield str(node_id), dict(item)
+                        yield str(node_id), items, item
 
 
 def make_reported_file(node_id: str, item: Mapping[str, Any]) -> ReportedFile:
@@ -54,21 +60,39 @@ def make_reported_file(node_id: str, item: Mapping[str, Any]) -> ReportedFile:
     return ReportedFile(node_id, filename, subfolder, kind, resolve(kind, subfolder, filename))
 
 
-def read_outcome(history_result: Any, status: Any, prompt: Mapping[str, Any]) -> Outcome:
-    """Read what the worker handed to `task_done` for a run of that prompt."""
+def read_outcome(
+    history_result: Any,
+    status: Any,
+    prompt: Mapping[str, Any],
+    is_made: Callable[[ReportedFile], bool] = lambda _file: True,
+) -> Outcome:
+    """Read what the worker handed to `task_done` for a run of that prompt.
+
+    `is_made`: whether the run has made a file that a node names.
+    """
     outputs = history_result.get("outputs") if isinstance(history_result, dict) else None
     # A copy in JSON's own types: ComfyUI's dict is emptied where the checks refuse.
     copied = _copy_as_json(outputs or {})
     messages = dict(getattr(status, "messages", None) or ())
+    cached = frozenset(map(str, (messages.get("execution_cached") or {}).get("nodes") or ()))
+    files, not_made = [], []
+    for node_id, items, item in list(_find_items(copied)):
+        file = make_reported_file(node_id, item)
+        if node_id in cached or is_made(file):
+            files.append(file)
+        else:
+            items.remove(item)
+            not_made.append((node_id, file.filename))
     error = messages.get("execution_error") or {}
     return Outcome(
         success=bool(getattr(status, "completed", False))
         and not messages.keys() & {"execution_error", "execution_interrupted"},
         interrupted="execution_interrupted" in messages,
         outputs=copied,
-        files=tuple(make_reported_file(node_id, item) for node_id, item in find_files(copied)),
+        files=tuple(files),
+        not_made=tuple(not_made),
         prompt=prompt,
-        cached=frozenset(map(str, (messages.get("execution_cached") or {}).get("nodes") or ())),
+        cached=cached,
         exception_type=str(error.get("exception_type", "")),
         exception_message=str(error.get("exception_message", "")),
         node_id=error.get("node_id"),

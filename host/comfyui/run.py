@@ -26,14 +26,20 @@ class Run:
 
     Attributes:
         client_id: the websocket that hears of it.
+        folder: its owner's folder below ComfyUI's roots; empty for the roots themselves.
+        began_ns: by root, the disk's time at which the run began.
+        trespass: what it tried to do that no job of a keyed owner may.
         item: what ComfyUI has queued; `prompt` is the graph in it.
         withheld: events that no client may hear before the verdict, in order.
         is_over: whether the worker has let go of it.
     """
 
-    def __init__(self, job_id: str, client_id: str, item: QueueItem) -> None:
+    def __init__(self, job_id: str, client_id: str, item: QueueItem, folder: str = "") -> None:
         self.job_id = job_id
         self.client_id = client_id
+        self.folder = folder
+        self.began_ns: dict[str, int] = {}
+        self.trespass = ""
         self.item = item
         self.prompt: Mapping[str, Any] = item[2]
         self.withheld: list[Message] = []
@@ -42,6 +48,23 @@ class Run:
         self.is_over = False
         self._announced = threading.Lock()
         self._order = threading.RLock()
+
+    def says(self, text: Any) -> bool:
+        """Whether the prompt itself has the text among its inputs. Any thread."""
+        waiting: list[Any] = [node["inputs"] for node in self.prompt.values()]
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, dict):
+                waiting += item.values()
+            elif isinstance(item, list):
+                waiting += item
+            elif item == text:
+                return True
+        return False
+
+    def says_file(self, below: str, kind: str) -> bool:
+        """Whether the prompt itself names that file of a root, so that it was checked before. Any thread."""
+        return self.says(f"{below} [{kind}]") or self.says(f"{below}[{kind}]")
 
     def must_withhold(self, event: Any, data: Any) -> bool:
         """Whether an event says how the job ended, or lets a client conclude it."""

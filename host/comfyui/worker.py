@@ -112,6 +112,14 @@ class Workers:
         """List the prompts that workers have taken and not given back. Any thread."""
         return list(self._taken.values())
 
+    def has_taken(self, thread: threading.Thread) -> bool:
+        """Whether that thread has a prompt. Any thread."""
+        return thread.ident in self._taken
+
+    def has_lost(self, thread: threading.Thread) -> bool:
+        """Whether that thread was disowned and goes on all the same. Any thread."""
+        return bool(self._disowned) and thread in self._disowned and thread.is_alive()
+
     def end_if_disowned(self) -> None:
         """Raise SystemExit in a thread that is no longer to serve."""
         if self.is_disowned():

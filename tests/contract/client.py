@@ -19,6 +19,7 @@ from contract.promised import assert_answer_is_promised
 
 from comfyui_guarded.guard.access.keys import Key, create
 from comfyui_guarded.guard.errors import FAMILY
+from comfyui_guarded.guard.owners import KEY_FILE, name_folder
 from comfyui_guarded.tests.hosts.launch import HostProcess
 
 #: Far above what anything here takes; only a promise that is broken reaches it.
@@ -180,6 +181,11 @@ def assert_native_error(entry: dict[str, Any]) -> None:
     events = [event for event, _data in messages]
     assert "execution_error" in events, entry
     assert "execution_success" not in events, entry
+
+
+def folder_of(base: Path, owner: str) -> str:
+    """The owner's folder below ComfyUI's roots, on the server of that base directory."""
+    return name_folder((base / "user" / "__guarded" / KEY_FILE).read_bytes(), owner)
 
 
 @dataclass

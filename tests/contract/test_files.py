@@ -13,6 +13,7 @@ from contract.client import (
     KeyedClient,
     assert_refusal,
     assert_succeeded,
+    folder_of,
     make_key,
     node,
     photo_copy,
@@ -24,8 +25,8 @@ from contract.conftest import PHOTO
 from contract.test_form import form, part
 from PIL import Image
 
-from comfyui_guarded.guard.files.names import FOLDER, upload_folder
 from comfyui_guarded.guard.files.uploads import INCOMING
+from comfyui_guarded.guard.owners import FOLDER
 
 
 def png(color=(200, 30, 30), size=(64, 48), mode="RGB"):
@@ -98,7 +99,7 @@ async def test_a_client_that_reads_only_the_name_goes_on_working(client, mine):
     job = await mine.run(photo_copy(answer["name"]))
     assert_succeeded(job)
     assert is_negative(await result(mine, job), data)
-    assert (client.base / "input" / upload_folder("mine") / "me.png").read_bytes() == data
+    assert (client.base / "input" / folder_of(client.base, "mine") / "me.png").read_bytes() == data
     assert not (client.base / "input" / "me.png").exists()
     assert (await view(mine, "me.png", type="input")).content == data
     # It is shown what it has sent, wherever its prompt comes back.
@@ -182,7 +183,7 @@ async def test_an_upload_that_is_no_file_or_too_large_is_refused_and_leaves_noth
         FOLDER,
     ):
         assert_refusal(await upload(mine, fresh(), name), "invalid_request")
-    for subfolder in ("..", "/etc", "a/../../b", FOLDER, f"{FOLDER}/{upload_folder('yours')}"):
+    for subfolder in ("..", "/etc", "a/../../b", FOLDER, f"{FOLDER}/{folder_of(client.base, 'yours')}"):
         assert_refusal(await upload(mine, fresh(), "x.png", subfolder=subfolder), "invalid_request")
     assert_refusal(await upload(mine, fresh(), "x.png", type="models"), "invalid_request")
     assert_refusal(await mine.request("POST", "/guarded/upload/image", raw=b"image=x"), "invalid_request")
@@ -207,7 +208,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(client, mine):
     await client.polled(under_way, bool)
     writer.close()
     await client.polled(under_way, lambda found: not found)
-    assert not (client.base / "input" / upload_folder("mine") / "broken.png").exists()
+    assert not (client.base / "input" / folder_of(client.base, "mine") / "broken.png").exists()
 
 
 async def test_a_mask_is_laid_on_the_senders_picture(client, mine, yours):
@@ -244,13 +245,13 @@ async def test_a_prompt_names_no_file_that_is_not_its_senders(client, mine, your
     made = theirs["artifacts"][0]["filename"]
     for value in (
         name,
-        f"{upload_folder('yours')}/{name}",
-        f"{upload_folder('yours').upper()}/{name}",
-        f"./{upload_folder('yours')}/{name}",
-        f"x/../{upload_folder('yours')}/{name}",
-        f"{upload_folder('mine')}/../{upload_folder('yours').split('/')[1]}/{name}",
-        f"../input/{upload_folder('yours')}/{name}",
-        f"{upload_folder('yours')}/{name} [input]",
+        f"{folder_of(client.base, 'yours')}/{name}",
+        f"{folder_of(client.base, 'yours').upper()}/{name}",
+        f"./{folder_of(client.base, 'yours')}/{name}",
+        f"x/../{folder_of(client.base, 'yours')}/{name}",
+        f"{folder_of(client.base, 'mine')}/../{folder_of(client.base, 'yours').split('/')[1]}/{name}",
+        f"../input/{folder_of(client.base, 'yours')}/{name}",
+        f"{folder_of(client.base, 'yours')}/{name} [input]",
         f"../output/{made}",
         f"{made} [output]",
         f"none_{made} [output]",
@@ -270,7 +271,7 @@ async def test_a_prompt_names_no_file_that_is_not_its_senders(client, mine, your
 
 
 async def test_a_text_that_leads_into_anothers_folder_is_refused_whatever_input_it_stands_in(client, mine):
-    for words in (f"{upload_folder('yours')}/x.png", str(client.base / "output" / "x.png"), f"see {FOLDER}/"):
+    for words in (f"{folder_of(client.base, 'yours')}/x.png", str(client.base / "output" / "x.png"), f"see {FOLDER}/"):
         graph = {"1": node("FaultText", text=words, seed=0)}
         assert_refusal(await mine.submit(graph), "bad_image")
     for words in ("a guarded castle", "/imagine a cat", "one/two", "photo.png", "../x", "what [output]"):
@@ -292,7 +293,7 @@ async def test_a_prompt_may_go_on_with_what_its_sender_has_made(mine, yours):
 async def test_a_link_among_the_inputs_leads_nowhere_else(client, mine, yours):
     await uploaded(yours, fresh(), "linked.png")
     secret = client.base / "user" / "__guarded" / "keys.json"
-    for number, target in enumerate((secret, client.base / "input" / upload_folder("yours") / "linked.png")):
+    for number, target in enumerate((secret, client.base / "input" / folder_of(client.base, "yours") / "linked.png")):
         link = client.base / "input" / f"link{number}.png"
         link.symlink_to(target)
         try:
@@ -343,7 +344,7 @@ async def test_the_face_check_takes_an_upload_by_its_name(client, mine, yours):
         refused = assert_refusal(await mine.request("POST", "/guarded/face-check", body), "no_face")
         assert FOLDER not in json.dumps(refused)
         assert_refusal(await yours.request("POST", "/guarded/face-check", body), "bad_image")
-    body = {"image": f"{upload_folder('mine')}/{name}"}
+    body = {"image": f"{folder_of(client.base, 'mine')}/{name}"}
     assert_refusal(await yours.request("POST", "/guarded/face-check", body), "bad_image")
     refused = assert_refusal(await mine.submit(photo_copy(name), guard={"face_check": True}), "no_face")
     assert FOLDER not in json.dumps(refused)
@@ -367,7 +368,10 @@ async def test_view_serves_the_callers_results_in_ranges(client, mine, yours):
         "GET", f"/guarded/view?filename={file['filename']}", headers={"If-None-Match": part.headers["ETag"]}
     )
     assert again.status == 304
-    assert (await view(client, file["filename"])).content == whole
+    # The operator names files below ComfyUI's own roots.
+    folder = folder_of(client.base, "mine")
+    assert (await view(client, file["filename"], subfolder=folder)).content == whole
+    assert_refusal(await view(yours, file["filename"], subfolder=folder), "not_found")
     assert_refusal(await view(yours, file["filename"]), "not_found")
     assert_refusal(await view(yours, f"{file['filename']} [output]", type="input"), "not_found")
     assert (await view(mine, f"{file['filename']} [output]", type="input")).content == whole
@@ -376,14 +380,18 @@ async def test_view_serves_the_callers_results_in_ranges(client, mine, yours):
 async def test_a_result_whose_name_is_another_jobs_by_now_is_not_shown(client, mine, yours):
     """ComfyUI's counter starts again after a deletion, and the next picture gets the name."""
     prefix = unique("again")
-    first = (await mine.run(picture(prefix)))["artifacts"][0]
-    (client.base / "output" / first["filename"]).unlink()
-    second = (await yours.run(picture(prefix)))["artifacts"][0]
-    assert second["filename"] == first["filename"]
-    assert_refusal(await view(mine, first["filename"]), "not_found")
-    assert (await view(yours, first["filename"])).status == 200
-    (client.base / "output" / first["filename"]).write_bytes(fresh())
-    assert_refusal(await view(yours, first["filename"]), "artifact_gone", 410)
+    first = await mine.run(picture(prefix))
+    name = first["artifacts"][0]["filename"]
+    path = client.base / "output" / folder_of(client.base, "mine") / name
+    path.unlink()
+    assert (await yours.run(picture(prefix)))["artifacts"][0]["filename"] == name
+    assert_refusal(await view(mine, name), "not_found")
+    assert (await view(yours, name)).status == 200
+    second = await mine.run(picture(prefix))
+    assert second["artifacts"][0]["filename"] == name
+    assert (await mine.request("GET", first["artifacts"][0]["url"])).status == 410
+    path.write_bytes(fresh())
+    assert_refusal(await view(mine, name), "artifact_gone", 410)
 
 
 async def test_view_converts_as_comfyuis_does(client, mine):
@@ -409,13 +417,17 @@ async def test_view_shows_nothing_outside_and_nothing_that_is_not_the_callers(cl
     name = f"{unique('hidden')}.png"
     await uploaded(yours, fresh(), name)
     (client.base / "output" / "native.png").write_bytes(fresh())
-    folder = upload_folder("yours")
+    folder = folder_of(client.base, "yours")
     for filename, query, code in (
         (name, {"type": "input"}, "not_found"),
         (name, {"type": "input", "subfolder": folder}, "not_found"),
         (name, {"type": "input", "subfolder": folder.upper()}, "not_found"),
         (name, {"type": "input", "subfolder": f"x/../{folder}"}, "forbidden"),
-        (name, {"type": "input", "subfolder": f"{upload_folder('mine')}/../{folder.split('/')[1]}"}, "forbidden"),
+        (
+            name,
+            {"type": "input", "subfolder": f"{folder_of(client.base, 'mine')}/../{folder.split('/')[1]}"},
+            "forbidden",
+        ),
         ("native.png", {}, "not_found"),
         ("native.png", {"type": "input", "subfolder": "../output"}, "forbidden"),
         ("native.png", {"subfolder": str(client.base / "output")}, "forbidden"),
@@ -514,7 +526,7 @@ async def test_the_hosts_own_loaders_are_known_by_what_they_declare(client, mine
 async def test_a_name_that_is_somebody_elses_picture_by_now_gives_nothing_of_it(client, mine):
     """Deleted names are given out again, to prompts of people who know no guard as well."""
     (made,) = (await mine.run(photo_copy(PHOTO)))["artifacts"]
-    name, path = made["filename"], client.base / "output" / made["subfolder"] / made["filename"]
+    name, path = made["filename"], client.base / "output" / folder_of(client.base, "mine") / made["filename"]
     asked = {"image": name, "type": "output", "min_faces": 0}
 
     mask = png((0, 0, 0, 60), size=(128, 128), mode="RGBA")

@@ -9,11 +9,11 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
-from contract.client import Answer, assert_refusal, assert_succeeded, node, photo_copy, raises, save, unique
+from contract.client import Answer, assert_refusal, assert_succeeded, folder_of, node, photo_copy, raises, save, unique
 from contract.conftest import PHOTO
 from PIL import Image
 
-from comfyui_guarded.guard.files.names import FOLDER, upload_folder
+from comfyui_guarded.guard.owners import FOLDER
 
 
 def noise(seed: int, size: int = 64) -> bytes:
@@ -91,7 +91,7 @@ async def test_the_same_photo_is_stored_once_however_many_send_it_at_once(client
         assert answer.status == 200, answer
         assert_succeeded(await client.settled(answer.json["prompt_id"]))
     (stored,) = uploaded(client.base) - before
-    assert stored.startswith(f"input/{upload_folder('local')}/")
+    assert stored.startswith(f"input/{folder_of(client.base, 'local')}/")
 
 
 async def test_a_refusal_leaves_no_file(client):

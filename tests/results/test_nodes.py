@@ -40,9 +40,9 @@ class Host:
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         self.shown.append((node_id, facts))
 
-    def file(self, kind: str, subfolder: str, filename: str) -> Path | None:
+    def file_to_save(self, subfolder: str, filename: str) -> Path | None:
         path = (self.output / subfolder / filename).resolve()
-        return path if kind == "output" and path.is_relative_to(self.output.resolve()) else None
+        return path if path.is_relative_to(self.output.resolve()) else None
 
 
 @pytest.fixture

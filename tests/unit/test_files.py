@@ -16,11 +16,12 @@ from unit.janitor import DAY_S, Box, age_folders, put
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import BadImageError, DiskFullError, InvalidRequestError, NotFoundError
 from comfyui_guarded.guard.files.files import Files
-from comfyui_guarded.guard.files.names import FOLDER, is_plain, owner_folder, strip_owner_folder, upload_folder
+from comfyui_guarded.guard.files.names import is_plain, owner_folder, strip_owner_folder
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.files.uploads import INCOMING
 from comfyui_guarded.guard.host import Folders, Names
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict
+from comfyui_guarded.guard.owners import FOLDER, folder_of
 from comfyui_guarded.guard.store import Listing, queries
 
 MINE, YOURS = Client("mine", operator=False), Client("yours", operator=False)
@@ -75,7 +76,7 @@ def place(store: FailingStore, host: FakeHost, tmp_path: Path) -> Place:
 
 @given(st.lists(st.text(min_size=1, max_size=60), min_size=2, max_size=2, unique=True))
 def test_owners_have_folders_of_their_own_with_names_that_any_file_system_takes(owners):
-    one, two = map(upload_folder, owners)
+    one, two = map(folder_of, owners)
     assert one.casefold() != two.casefold()
     for folder in (one, two):
         top, name = folder.split("/")
@@ -88,7 +89,7 @@ def test_owners_have_folders_of_their_own_with_names_that_any_file_system_takes(
 
 @pytest.mark.parametrize("pair", [("bot", "Bot"), ("a.b", "a-b"), ("x" * 64, "x" * 63), ("кот", "дог")])
 def test_names_that_look_alike_are_different_owners(pair):
-    assert upload_folder(pair[0]) != upload_folder(pair[1])
+    assert folder_of(pair[0]) != folder_of(pair[1])
 
 
 def test_the_operator_at_the_machine_has_the_folders_themselves():
@@ -106,22 +107,20 @@ def test_a_plain_name_stays_below_its_folder(name, plain):
 
 
 def test_an_owner_is_shown_its_own_names():
-    seen = strip_owner_folder(
-        {"a": [f"{upload_folder('mine')}/x.png", 5, None], "b": upload_folder("yours") + "/x"}, "mine"
-    )
-    assert seen == {"a": ["x.png", 5, None], "b": upload_folder("yours") + "/x"}
+    seen = strip_owner_folder({"a": [f"{folder_of('mine')}/x.png", 5, None], "b": folder_of("yours") + "/x"}, "mine")
+    assert seen == {"a": ["x.png", 5, None], "b": folder_of("yours") + "/x"}
 
 
 # What a prompt names. ---------------------------------------------------------------------------------------------
 
 
 async def test_a_bare_name_is_the_own_upload_first_and_then_the_shared_file(place):
-    own = place.put(f"input/{upload_folder('mine')}/a.png")
+    own = place.put(f"input/{folder_of('mine')}/a.png")
     place.put("input/a.png")
     place.put("input/sub/b.png")
-    assert await place.settled("a.png") == f"{upload_folder('mine')}/a.png"
-    assert await place.settled("a.png [input]") == f"{upload_folder('mine')}/a.png"
-    assert await place.settled(f"{upload_folder('mine')}/a.png") == f"{upload_folder('mine')}/a.png"
+    assert await place.settled("a.png") == f"{folder_of('mine')}/a.png"
+    assert await place.settled("a.png [input]") == f"{folder_of('mine')}/a.png"
+    assert await place.settled(f"{folder_of('mine')}/a.png") == f"{folder_of('mine')}/a.png"
     assert await place.settled("a.png", YOURS) == "a.png"
     assert await place.settled("a.png [input]", YOURS) == "a.png [input]"
     assert await place.settled("sub/b.png") == "sub/b.png"
@@ -130,8 +129,8 @@ async def test_a_bare_name_is_the_own_upload_first_and_then_the_shared_file(plac
 
 
 async def test_folders_lists_and_nested_values_name_files_too(place):
-    place.put(f"input/{upload_folder('mine')}/set/a.png")
-    own = f"{upload_folder('mine')}/set"
+    place.put(f"input/{folder_of('mine')}/set/a.png")
+    own = f"{folder_of('mine')}/set"
     assert await place.settled("set") == own
     assert await place.settled(["set/a.png", "set/a.png", "x"]) == [f"{own}/a.png", f"{own}/a.png", "x"]
     assert await place.settled({"__value__": ["set/a.png"]}) == {"__value__": [f"{own}/a.png"]}
@@ -181,9 +180,9 @@ async def test_results_are_for_those_who_made_them(place):
      "{base}/input/a.png", "a\0.png", "{dots}{yours}/a.png", "{dots}a.png", "guarded\u200c-uploads/x"],
 )  # fmt: skip
 async def test_no_way_leads_out_of_what_is_the_senders(place, value):
-    place.put(f"input/{upload_folder('yours')}/a.png")
+    place.put(f"input/{folder_of('yours')}/a.png")
     (place.base / "input" / "link.png").symlink_to(place.put("user/secret"))
-    yours, mine = upload_folder("yours"), upload_folder("mine")
+    yours, mine = folder_of("yours"), folder_of("mine")
     text = value.format(yours=yours, YOURS=yours.upper(), mine=mine, top=FOLDER, base=place.base, dots="./" * 3000)
     with pytest.raises(BadImageError) as caught:
         await place.settled(text)
@@ -191,9 +190,9 @@ async def test_no_way_leads_out_of_what_is_the_senders(place, value):
 
 
 async def test_a_link_in_the_own_folder_leads_nowhere_else(place):
-    secret = place.put(f"input/{upload_folder('yours')}/a.png")
-    (place.base / "input" / upload_folder("mine")).mkdir(parents=True)
-    (place.base / "input" / upload_folder("mine") / "link.png").symlink_to(secret)
+    secret = place.put(f"input/{folder_of('yours')}/a.png")
+    (place.base / "input" / folder_of("mine")).mkdir(parents=True)
+    (place.base / "input" / folder_of("mine") / "link.png").symlink_to(secret)
     (place.base / "input" / "deep").symlink_to(secret.parent)
     assert await place.settled("link.png") == "link.png"
     with pytest.raises(BadImageError):
@@ -214,14 +213,14 @@ async def test_an_input_that_takes_any_path_takes_none_of_a_stranger(place):
 async def test_texts_are_texts_unless_they_lead_into_comfyuis_folders(place):
     for words in ("a guarded castle", "/imagine a cat", "../x", "one [output]", "line\nsecond.png [output]", "/", "~"):
         assert await place.settled(words, kind="Text", name="text") == words
-    for words in (f"{place.base}/output", f"{place.base}/user/x", f"{upload_folder('yours')}/x", "x.png [output]"):
+    for words in (f"{place.base}/output", f"{place.base}/user/x", f"{folder_of('yours')}/x", "x.png [output]"):
         with pytest.raises(BadImageError):
             await place.settled(words, kind="Text", name="text")
 
 
 async def test_the_operator_at_the_machine_names_what_lies_inside(place):
     place.put("input/a/b.png")
-    for value in ("a/../a/b.png", f"{place.base}/input/a/b.png", f"{upload_folder('yours')}/x.png", "b.png [output]"):
+    for value in ("a/../a/b.png", f"{place.base}/input/a/b.png", f"{folder_of('yours')}/x.png", "b.png [output]"):
         assert await place.settled(value, LOCAL) == value
     with pytest.raises(BadImageError):
         await place.settled("../user/secret", LOCAL)
@@ -247,14 +246,14 @@ def test_an_upload_takes_no_name_that_is_taken(place):
         for data, overwrite in ((b"1", False), (b"2", False), (b"1", False), (b"2", False), (b"3", True))
     ]
     assert names == ["a.png", "a (1).png", "a.png", "a (1).png", "a.png"]
-    own = place.base / "input" / upload_folder("mine")
+    own = place.base / "input" / folder_of("mine")
     assert {path.name: path.read_bytes() for path in own.iterdir()} == {"a.png": b"3", "a (1).png": b"2"}
     assert list((place.base / "input" / INCOMING).iterdir()) == []
 
 
 def test_an_upload_that_is_sent_again_is_as_young_as_a_new_one(place):
     place.files.save(MINE, _sent(place, b"1"), "a.png", "input", "", False)
-    path = place.base / "input" / upload_folder("mine") / "a.png"
+    path = place.base / "input" / folder_of("mine") / "a.png"
     os.utime(path, (1, 1))
     place.files.save(MINE, _sent(place, b"1"), "a.png", "input", "", False)
     assert time.time() - path.stat().st_mtime < LONG_S
@@ -270,7 +269,7 @@ def test_an_upload_goes_to_another_disk_whole(place, monkeypatch):
 
     monkeypatch.setattr(os, "replace", across)
     assert place.files.save(MINE, _sent(place, b"1"), "a.png", "temp", "s", False) == "a.png"
-    folder = place.base / "temp" / upload_folder("mine") / "s"
+    folder = place.base / "temp" / folder_of("mine") / "s"
     assert [path.name for path in folder.iterdir()] == ["a.png"]
 
 
@@ -299,7 +298,7 @@ def test_no_upload_leaves_its_owners_folder(place, subfolder):
 def test_the_janitor_takes_uploads_by_age_whatever_they_are_called(tmp_path):
     """A stranger's `example.png` is not ComfyUI's, and a dot before a name is no way to stay for ever."""
     box = Box(tmp_path / "box")
-    own = box.input / upload_folder("mine")
+    own = box.input / folder_of("mine")
     for name in ("example.png", ".hidden.png", "a.png", ".d/b.png"):
         put(own / name)
     put(box.input / INCOMING / "broken", 2 * 3600)
@@ -308,7 +307,7 @@ def test_the_janitor_takes_uploads_by_age_whatever_they_are_called(tmp_path):
     put(own / "kept.gold")
     age_folders(box.input)
     box.janitor(keep=["*.gold"], input_max_age_s=7 * DAY_S).sweep(time.time())
-    assert box.left() == {"input/example.png", f"input/{INCOMING}/coming", f"input/{upload_folder('mine')}/kept.gold"}
+    assert box.left() == {"input/example.png", f"input/{INCOMING}/coming", f"input/{folder_of('mine')}/kept.gold"}
 
 
 # The store's side of the facade. ----------------------------------------------------------------------------------
@@ -393,3 +392,35 @@ async def test_of_many_uploads_at_once_each_gets_a_name(place):
         *(asyncio.to_thread(place.files.save, MINE, path, "a.png", "input", "", False) for path in sent)
     )
     assert len(set(names)) == 20
+
+
+async def test_words_that_are_no_paths_pass_even_where_a_folder_is_called_so(place, monkeypatch):
+    (place.base / "models").mkdir()
+    monkeypatch.chdir(place.base)
+    for words in ("output", "models", "a/b", "x.png", "what [output]"):
+        assert await place.settled(words, kind="Words", name="text") == words
+
+
+async def test_a_text_that_leads_to_a_file_is_refused_however_it_is_spelled(place, monkeypatch):
+    file = place.put("output/x.png")
+    monkeypatch.chdir(place.base)
+    spelled = [str(file), f"/{file}", f"//{file}", "output/x.png", "./output//x.png", "output/../output/x.png"]
+    if os.path.exists("/proc/self/root"):
+        spelled += [f"/proc/self/root{file}", "/proc/self/cwd/output/x.png"]
+    for text in spelled:
+        with pytest.raises(BadImageError):
+            await place.settled(text, kind="Words", name="text")
+
+
+@pytest.mark.parametrize("before", ["/", ".", "//", "  ", ""])
+async def test_an_annotated_name_counts_whatever_letter_comfyui_drops(place, before):
+    place.made("yours", "x.png")
+    with pytest.raises(BadImageError):
+        await place.settled(f"x.png{before}[output]", kind="Words", name="text")
+
+
+@pytest.mark.parametrize("text", ["x://a", "file:///etc/hostname", "http:/x", "https:///x"])
+async def test_an_input_for_paths_takes_addresses_and_no_other_text(place, text):
+    with pytest.raises(BadImageError):
+        await place.settled(text, kind="LoadPath", name="path")
+    assert await place.settled("https://example.org/x.png", kind="LoadPath", name="path")

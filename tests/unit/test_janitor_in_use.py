@@ -15,7 +15,6 @@ from unit.janitor import DAY_S, Box, put
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.files.files import Files
-from comfyui_guarded.guard.files.names import upload_folder
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.janitor import Janitor
 from comfyui_guarded.guard.janitor.in_use import InUse, collect_names, make_keys
@@ -23,6 +22,7 @@ from comfyui_guarded.guard.janitor.sweep import Sweep
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import Secrets
+from comfyui_guarded.guard.owners import folder_of
 from comfyui_guarded.guard.store import IdempotencyKey, SqliteStore
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
@@ -196,13 +196,13 @@ class TestAdmissionDuringASweep:
         """The prompt says `a.png`; what is stored, and held, is where that lies."""
         host.places = box.folders
         janitor = box.janitor(store)
-        for folder in (upload_folder("mine"), upload_folder("yours"), "."):
+        for folder in (folder_of("mine"), folder_of("yours"), "."):
             put(box.input / folder / "a.png")
         prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
         raw = json.dumps({"prompt": prompt}).encode()
         await _admission(store, host, clock, janitor).admit(Submission(raw, Client("mine", operator=False)))
         await asyncio.to_thread(janitor.sweep, time.time())
-        assert box.left() == {f"input/{upload_folder('mine')}/a.png"}
+        assert box.left() == {f"input/{folder_of('mine')}/a.png"}
 
     async def test_a_job_let_in_after_the_sweep_has_looked_into_the_store_is_safe(
         self, box: Box, store: FailingStore, host: FakeHost, clock: Clock, monkeypatch

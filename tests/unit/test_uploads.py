@@ -17,13 +17,13 @@ from comfyui_guarded.guard.errors import (
     ServerUnavailableError,
 )
 from comfyui_guarded.guard.files.files import Files
-from comfyui_guarded.guard.files.names import FOLDER, upload_folder
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.files.uploads import UploadedFile, map_names, rename_inputs
 from comfyui_guarded.guard.host import Folders, Refusal, Rehearsal
 from comfyui_guarded.guard.janitor.in_use import InUse, make_keys
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import Secrets
+from comfyui_guarded.guard.owners import FOLDER, folder_of
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
 from comfyui_guarded.guard.submit.request import Submission, from_form
@@ -87,7 +87,7 @@ def door(store, clock, tmp_path):
 
 def test_every_owner_has_a_folder_of_its_own_that_any_file_system_can_have():
     owners = ["local", "bot", "BOT", "bot a", "bot-a", "бот", "", "../..", "a" * 500, "con", "x/y", "\x00"]
-    folders = [upload_folder(owner) for owner in owners]
+    folders = [folder_of(owner) for owner in owners]
     assert len(set(folders)) == len(owners)
     for folder in folders:
         assert folder.startswith(f"{FOLDER}/")
@@ -113,7 +113,7 @@ def test_every_owner_has_a_folder_of_its_own_that_any_file_system_can_have():
 def test_a_file_is_named_by_its_bytes_and_never_by_a_suffix_that_no_picture_has(door, data, filename, suffix):
     file = door.file(data, filename=filename)
     assert file.suffix == suffix
-    assert file.stored_as("bot") == f"{upload_folder('bot')}/{file.sha256}{suffix}"
+    assert file.stored_as("bot") == f"{folder_of('bot')}/{file.sha256}{suffix}"
 
 
 def test_a_prompt_may_name_a_file_by_its_field_or_by_its_own_name(door):

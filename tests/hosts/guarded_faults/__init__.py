@@ -26,6 +26,7 @@ from .output import (
     FaultTinyFile,
     FaultTruncatedImage,
 )
+from .reach import FaultJoin, FaultReadPath, FaultRecord, FaultReport, FaultWrite
 from .stop import FaultKillProcess, FaultKillWorker, FaultRaise
 from .validation import FaultAsyncValidation, FaultValidation
 
@@ -60,6 +61,11 @@ NODE_CLASS_MAPPINGS = {
         FaultGpuMemory,
         FaultGpuAssert,
         FaultGpuKernel,
+        FaultJoin,
+        FaultReadPath,
+        FaultRecord,
+        FaultReport,
+        FaultWrite,
     )
 }
 NODE_DISPLAY_NAME_MAPPINGS = {name: f"Fault: {name.removeprefix('Fault')}" for name in NODE_CLASS_MAPPINGS}

@@ -1,0 +1,136 @@
+"""Tell what a run has made from what its nodes merely name.
+
+A node's `ui` is free: a stock Preview3D reports whatever its input says. So a name counts within the owner's folder
+alone, and only if the file is new, or was changed, since the run began.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from ...guard.host import Outcome, ReportedFile
+from ...guard.job import RESULT_ROOTS
+from ...guard.owners import FOLDER
+from .folders import find_root
+from .run import Run
+
+log = logging.getLogger("guarded.host")
+
+
+def begin(run: Run) -> None:
+    """Note the disk's own time at which the run begins, of each root. The worker's thread."""
+    for kind in RESULT_ROOTS:
+        folder = os.path.join(find_root(kind) or "", *run.folder.split("/"))
+        try:
+            if run.folder:
+                os.makedirs(folder, exist_ok=True)
+            # A change of the folder's own times tells the time by the clock that its files get theirs from.
+            os.utime(folder)
+            run.began_ns[kind] = changed_ns(os.stat(folder))
+        except OSError:
+            log.debug("the %s folder does not tell the time", kind, exc_info=True)
+
+
+def changed_ns(status: os.stat_result) -> int:
+    """When a file was changed last. No caller can set that, except on Windows, which only has what callers can set."""
+    return status.st_mtime_ns if os.name == "nt" else status.st_ctime_ns
+
+
+def is_made(run: Run, file: ReportedFile) -> bool:
+    """Whether the run has made the file, or changed it. True for one that is not there, which the checks will say."""
+    if file.path is None or file.type not in RESULT_ROOTS:
+        return True
+    try:
+        status = os.stat(file.path)
+    except OSError:
+        return True
+    # The disk's clock ticks every few milliseconds. Only in the owner's own folder is what falls into the tick in which
+    # the run begins certainly this owner's.
+    own = os.path.realpath(os.path.join(find_root(file.type) or "", *run.folder.split("/")))
+    is_own = _is_inside(own, str(file.path))
+    return changed_ns(status) + is_own > run.began_ns.get(file.type, 0)
+
+
+def warn(run: Run, outcome: Outcome) -> None:
+    """Name what nodes reported and the run did not make."""
+    for node_id, filename in outcome.not_made:
+        log.warning(
+            "job %s: node %s named %s, which the job did not make: it is no result",
+            run.job_id,
+            node_id[:100],
+            filename[:200],
+            extra={"job_id": run.job_id},
+        )
+
+
+def locate(run: Run, outputs: Any) -> Any:
+    """Copy outputs with every file under its name below ComfyUI's root, within the owner's folder.
+
+    What a node has put into the root all the same is moved there. Any thread of the run.
+    """
+    if not run.folder or not isinstance(outputs, Mapping):
+        return outputs
+    return {
+        node_id: {key: _locate_all(run, items) for key, items in output.items()}
+        if isinstance(output, Mapping)
+        else output
+        for node_id, output in outputs.items()
+    }
+
+
+def _locate_all(run: Run, items: Any) -> Any:
+    if not isinstance(items, (list, tuple)):
+        return items
+    return [
+        _locate(run, item) if isinstance(item, Mapping) and isinstance(item.get("filename"), str) else item
+        for item in items
+    ]
+
+
+def _locate(run: Run, item: Mapping[str, Any]) -> Mapping[str, Any]:
+    kind = str(item.get("type") or "output")
+    if kind not in RESULT_ROOTS:
+        return item
+    subfolder = (
+        str(item.get("subfolder") or "").replace("\\", "/") if os.name == "nt" else str(item.get("subfolder") or "")
+    )
+    if subfolder == run.folder or subfolder.startswith(f"{run.folder}/"):
+        subfolder = subfolder[len(run.folder) + 1 :]
+    _adopt(run, kind, subfolder, item["filename"])
+    return {**item, "subfolder": f"{run.folder}/{subfolder}" if subfolder else run.folder}
+
+
+def _adopt(run: Run, kind: str, subfolder: str, filename: str) -> None:
+    """Move a new file of this run from the root into the owner's folder, unless there is one of that name."""
+    root = os.path.realpath(find_root(kind) or "")
+    own = os.path.join(root, *run.folder.split("/"))
+    try:
+        source = os.path.normpath(os.path.join(root, subfolder, filename))
+        target = os.path.normpath(os.path.join(own, subfolder, filename))
+        if os.path.lexists(target) or not _is_inside(own, target) or not _is_inside(root, source):
+            return
+        if os.path.relpath(source, root).split(os.sep)[0] == FOLDER or os.path.realpath(source) != source:
+            return
+        status = os.lstat(source)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and _is_new(run, kind, status):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.rename(source, target)
+    except (OSError, ValueError):
+        return
+
+
+def _is_new(run: Run, kind: str, status: os.stat_result) -> bool:
+    """Whether a file in the root is this run's: others save there too, up to the moment at which the run begins.
+
+    The disk's clock ticks every few milliseconds, so what falls into the first tick is nobody's.
+    """
+    began_ns = run.began_ns.get(kind)
+    return began_ns is not None and changed_ns(status) > began_ns
+
+
+def _is_inside(folder: str, path: str) -> bool:
+    return path.startswith(folder + os.sep)

@@ -1,0 +1,163 @@
+"""Stop Python code in a keyed owner's job that opens what no such job has business with.
+
+The last layer: it hears of each file that Python opens, lists, moves or deletes (`sys.addaudithook`), whichever node
+does it and wherever its path comes from. Code in C that opens files by itself (PyAV, safetensors) and child processes
+raise no such event.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import folder_paths
+
+from ...guard.job import ROOTS
+from ...guard.owners import FOLDER
+from .confine import Confinement, find_below
+from .folders import find_own_directory, find_root
+from .results import changed_ns
+from .run import Run
+
+log = logging.getLogger("guarded.host")
+
+_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+#: By event: which of its arguments are paths, and whether it changes what lies there.
+_EVENTS: dict[str, tuple[tuple[int, ...], bool]] = {
+    "open": ((0,), False),  # its flags say
+    "os.listdir": ((0,), False),
+    "os.scandir": ((0,), False),
+    "os.mkdir": ((0,), True),
+    "os.rename": ((0, 1), True),
+    "os.link": ((0, 1), True),
+    "os.symlink": ((0, 1), True),
+    "os.remove": ((0,), True),
+    "os.rmdir": ((0,), True),
+    "os.truncate": ((0,), True),
+    "os.chmod": ((0,), True),
+}
+#: What Python and ComfyUI write by themselves, on behalf of whatever runs.
+_OWN_FILES = ("comfyui.log", "comfyui.db")
+#: In its own folder a pack may keep what it likes, but no code.
+_CODE = frozenset({".py", ".pyc", ".pyd", ".so", ".dll", ".js", ".mjs", ".toml", ".sh", ".bat", ".exe", ".pth"})
+
+
+class _Places(NamedTuple):
+    """Real paths, as the folders lie now."""
+
+    given: tuple[Any, ...]
+    roots: dict[str, str]
+    private: str
+    user: str
+    packs: tuple[str, ...]
+    models: tuple[str, ...]
+    program: str
+
+
+class Tripwire:
+    """Raises PermissionError where a keyed owner's job goes too far, and notes that in its run."""
+
+    def __init__(self, confinement: Confinement) -> None:
+        self._confinement = confinement
+        self._places: _Places | None = None
+
+    def install(self) -> None:
+        """The main thread, once: an audit hook cannot be taken away again."""
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        """Any thread, for every event of the whole process: mostly it ends in the first line."""
+        if event not in _EVENTS:
+            return
+        run = self._confinement.find_run()
+        if run is None or not run.folder:
+            return
+        which, writes = _EVENTS[event]
+        if event == "open":
+            writes = isinstance(args[2], int) and bool(args[2] & _WRITE)
+        for number in which:
+            path = args[number] if number < len(args) else None
+            if not isinstance(path, (str, bytes, os.PathLike)):
+                continue  # a file that is open already
+            name = os.fsdecode(path)
+            if not self._may_touch(run, event, name, writes):
+                what = f"{'write' if writes else 'read'} {os.path.basename(name)[:100]}"
+                run.trespass = run.trespass or what
+                raise PermissionError("A job may not do this on this server.")
+
+    def _may_touch(self, run: Run, event: str, path: str, writes: bool) -> bool:
+        real = os.path.realpath(path)
+        places = self._look_around()
+        for kind, root in places.roots.items():
+            if (below := find_below(root, real)) is not None:
+                return self._may_touch_below(run, event, kind, below, real, writes)
+        if find_below(places.private, real) is not None:
+            return False
+        if not writes:
+            return True
+        if find_below(places.user, real) is not None:
+            return os.path.basename(real).startswith(_OWN_FILES)
+        for packs in places.packs:
+            if (below := find_below(packs, real)) is not None:
+                return "__pycache__" in below or _is_packs_own(packs, below)
+        if any(find_below(folder, real) is not None for folder in places.models):
+            return True
+        return find_below(places.program, real) is None or "__pycache__" in real
+
+    def _may_touch_below(self, run: Run, event: str, kind: str, below: str, real: str, writes: bool) -> bool:
+        """The same below one of ComfyUI's roots."""
+        if below == run.folder or below.startswith(f"{run.folder}/"):
+            return True
+        if below.split("/")[0] == FOLDER:
+            return below == FOLDER and event == "os.mkdir"
+        if event in ("os.listdir", "os.scandir"):
+            return True
+        if kind == "input":
+            return not writes
+        # Below output and temp there are others' older results, and the operator's. What a pack has just put there is
+        # moved to the owner's folder later.
+        try:
+            return changed_ns(os.stat(real)) > run.began_ns.get(kind, 0) or (not writes and run.says_file(below, kind))
+        except OSError:
+            return True
+
+    def _look_around(self) -> _Places:
+        folders = folder_paths.folder_names_and_paths
+        given = (
+            *(find_root(kind) for kind in ROOTS),
+            folder_paths.get_user_directory(),
+            len(folders),
+            sum(len(entry[0]) for entry in folders.values()),
+        )
+        if self._places is None or self._places.given != given:
+            packs = tuple(map(os.path.realpath, folders.get("custom_nodes", ([], ()))[0]))
+            models = [folder_paths.models_dir]
+            for name, entry in list(folders.items()):
+                models += entry[0] if name != "custom_nodes" else []
+            self._places = _Places(
+                given,
+                {kind: os.path.realpath(find_root(kind) or "") for kind in ROOTS},
+                os.path.realpath(find_own_directory()),
+                os.path.realpath(folder_paths.get_user_directory()),
+                packs,
+                tuple(os.path.realpath(model) for model in models if isinstance(model, str)),
+                os.path.dirname(os.path.realpath(folder_paths.__file__)),
+            )
+        return self._places
+
+
+def _is_packs_own(packs: str, below: str) -> bool:
+    """Whether a pack's own code writes into its own folder, and no code."""
+    pack, _slash, rest = below.partition("/")
+    if not rest or PurePath(rest).suffix.lower() in _CODE:
+        return False
+    folder = os.path.join(packs, pack) + os.sep
+    frame = sys._getframe(1)
+    while frame is not None:
+        if os.path.realpath(frame.f_code.co_filename).startswith(folder):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

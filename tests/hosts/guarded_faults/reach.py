@@ -1,0 +1,112 @@
+"""Nodes that reach for files in every way that packs have: what they name, what they read, and where they write."""
+
+import base64
+import os
+from typing import Any
+
+import folder_paths
+from PIL import Image
+
+from .common import SEED, FaultNode, sample_image
+
+TEXT = ("STRING", {"default": ""})
+#: As packs do that ask once, when they are imported.
+OUTPUT = folder_paths.get_output_directory()
+
+
+class _Reach(FaultNode):
+    OUTPUT_NODE = True
+    RETURN_TYPES: tuple[str, ...] = ()
+
+
+class FaultReport(_Reach):
+    """Reports whatever file it is told to, and one that is not there as well."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        missing = ("BOOLEAN", {"default": False})
+        return {"required": {"filename": TEXT, "subfolder": TEXT, "type": ("STRING", {"default": "output"})},
+                "optional": {"missing": missing}}  # fmt: skip
+
+    def run(self, filename: str, subfolder: str, type: str, missing: bool = False) -> dict[str, Any]:
+        files = [{"filename": filename, "subfolder": subfolder, "type": type}]
+        if missing:
+            files.append({"filename": "nothing-here.png", "subfolder": "", "type": "output"})
+        return {"ui": {"images": files}}
+
+
+class FaultRecord(_Reach):
+    """Reports the bytes of a recording, whose input has a type of its own; a text may be linked to it."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"audio": ("AUDIO_RECORD", {})}}
+
+    def run(self, audio: str) -> dict[str, Any]:
+        with open(folder_paths.get_annotated_filepath(audio), "rb") as file:
+            return {"ui": {"text": [base64.b64encode(file.read()).decode()]}}
+
+
+class FaultReadPath(_Reach):
+    """Reports the bytes of any file by a text that nothing marks as a path; a folder's names."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"words": TEXT}}
+
+    def run(self, words: str) -> dict[str, Any]:
+        if os.path.isdir(words):
+            return {"ui": {"text": sorted(os.listdir(words))}}
+        with open(words, "rb") as file:
+            return {"ui": {"text": [base64.b64encode(file.read()).decode()]}}
+
+
+class FaultWrite(_Reach):
+    """Saves a picture where it finds the output folder in one of the ways in which packs do."""
+
+    WAYS = ("prefix", "getter", "variable", "kept", "imported", "given")
+
+    def __init__(self) -> None:
+        self.output_dir = folder_paths.get_output_directory()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"way": (list(cls.WAYS),), "name": TEXT, "seed": SEED}}
+
+    def run(self, way: str, name: str, seed: int) -> dict[str, Any]:
+        subfolder = ""
+        if way == "prefix":
+            folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(name, self.output_dir)
+            name = f"{stem}_{counter:05}_.png"
+        else:
+            folder = {
+                "getter": folder_paths.get_output_directory(),
+                "variable": folder_paths.output_directory,
+                "kept": self.output_dir,
+                "imported": OUTPUT,
+                "given": "",
+            }[way]
+            name += ".png"
+        picture = Image.fromarray((sample_image(seed)[0] * 255).astype("uint8"))
+        picture.save(os.path.join(folder, name))
+        return {"ui": {"images": [{"filename": name, "subfolder": subfolder, "type": "output"}]}}
+
+
+class _AnyType(str):
+    """Fits every input, as the switches and converters of many packs do."""
+
+    def __ne__(self, _other: object) -> bool:
+        return False
+
+
+class FaultJoin(FaultNode):
+    """Puts a text together while the job runs."""
+
+    RETURN_TYPES = (_AnyType("*"),)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"one": TEXT, "other": TEXT}}
+
+    def run(self, one: str, other: str) -> tuple[str]:
+        return (one + other,)
