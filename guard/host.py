@@ -29,10 +29,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The host's answer to a prompt that it validated but did not queue."""
+    """The host's answer to a prompt that it validated but did not queue.
+
+    `made` is what it would have queued, for :meth:`Host.keep`.
+    """
 
     refusal: Refusal | None
     outputs_to_execute: tuple[str, ...] = ()
+    made: object = None
 
 
 class Names(enum.Enum):
@@ -171,6 +175,19 @@ class HostListener(Protocol):
         """The host no longer has that prompt."""
 
 
+class Supplier(Protocol):
+    """Gives the host's worker its next job. The worker's thread."""
+
+    def begin_next(self) -> bool:
+        """The worker has let go of a prompt, and none waits in the host's queue: `put` the next job there.
+
+        False: no job is ready. Waits for the commit that says that the job begins.
+        """
+
+    def go_on(self) -> None:
+        """The worker takes what the host's queue has, or waits for it."""
+
+
 class SocketListener(Protocol):
     """Passes the host's websocket messages on to sockets that the host does not know."""
 
@@ -218,8 +235,8 @@ class Backlog(Protocol):
 class Host(Protocol):
     """What the core may ask of the server that we live in."""
 
-    def listen(self, listener: HostListener) -> None:
-        """Tell `listener` from now on. Called once, before the worker starts."""
+    def listen(self, listener: HostListener, supplier: Supplier) -> None:
+        """Tell `listener`, and ask `supplier`, from now on. Called once, before the worker starts."""
 
     async def rehearse(self, body: dict[str, Any], timeout_s: float) -> Rehearsal:
         """Let the host's own handler validate a `/prompt` body, without queueing it. Event loop. May change `body`.
@@ -227,10 +244,32 @@ class Host(Protocol):
         A validation that takes longer refuses the prompt.
         """
 
-    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
-        """Put a job into the host's queue through its own handler; returns its refusal, if it refuses. Event loop.
+    def keep(self, job_id: str, rehearsal: Rehearsal, size: int) -> None:
+        """Keep what a rehearsal made, for the job that it has become, of `size` bytes. Event loop.
 
-        `folder`: its owner's folder below the roots, where its files go; empty for the roots themselves.
+        The host uses it instead of a second validation, while nothing that the first one depends on can have changed.
+        """
+
+    def is_ready(self, job_id: str) -> bool:
+        """Whether what was kept for the job can be used now. Any thread; looks at the files that the prompt names."""
+
+    def discard(self, job_id: str) -> None:
+        """Drop what was kept for the job, which has settled. Any thread."""
+
+    def put(self, job_id: str, client_id: str, folder: str) -> None:
+        """Put a job that was ready in front of all others in the host's queue. Any thread.
+
+        `folder`: as in `dispatch`. Raises CancelledError where its socket has heard meanwhile that it ended.
+        """
+
+    def is_between(self) -> bool:
+        """Whether the worker has let go of a prompt and is about to ask the supplier for the next one. Any thread."""
+
+    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
+        """Put a job into the host's queue: what was kept for it, or what the host's own handler makes of `body`.
+
+        `folder`: its owner's folder below the roots, where its files go; empty for the roots themselves. Returns the
+        host's refusal, if it refuses. Event loop.
         """
 
     def held(self) -> frozenset[str]:

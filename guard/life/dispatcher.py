@@ -6,9 +6,14 @@ import asyncio
 import io
 import json
 import logging
+import math
+import threading
 import time
 from asyncio import wrap_future
+from collections.abc import Callable
+from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
@@ -24,7 +29,7 @@ from ..store import Claimed
 from ..wake import LoopCaller, Wake
 from .contain import EscapedError, OverdueError, contain
 from .health import Health
-from .runs import Runs
+from .runs import START_WAIT_S, Runs, log_start
 from .secrets import Secrets
 from .settle import Settler
 
@@ -44,11 +49,14 @@ class Queue(Protocol):
     @property
     def leased(self) -> int: ...
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]: ...
+    def begin(self, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Future[Job | None]: ...
     def hand_over(self, job_id: str) -> Future[None]: ...
 
 
 class Dispatcher:
-    """Gives free slots to waiting jobs. One task on the event loop, which the watchdog's thread supervises."""
+    """Gives free slots to waiting jobs: a task on the event loop, which the watchdog's thread supervises, and between
+    two prompts ComfyUI's worker itself (see :class:`guard.host.Supplier`).
+    """
 
     def __init__(
         self,
@@ -76,6 +84,8 @@ class Dispatcher:
         self._task: asyncio.Task[None] | None = None
         self._begins_again = False
         self._expects_slot = False
+        #: Held for a moment, where a job changes from one of these to the next.
+        self._lock = threading.Lock()
         #: How many claims are under way: nobody knows their jobs yet.
         self._claims = 0
         #: The jobs that are being handed to the host, each with the monotonic time by which that must be over.
@@ -113,9 +123,11 @@ class Dispatcher:
 
     def expect_stop(self, job_id: str) -> None:
         """Somebody ends the job before its own end: if it is not with the host yet, it never will be. Any thread."""
-        if self._claims or job_id in self._handing:
+        with self._lock:
+            if not self._claims and job_id not in self._handing:
+                return
             self._ended.add(job_id)
-            self._loop.call(lambda: self._leave(job_id))
+        self._loop.call(lambda: self._leave(job_id))
 
     # What others see of it. Any thread. ----------------------------------------------------------------------
 
@@ -125,7 +137,8 @@ class Dispatcher:
 
     def handing(self) -> frozenset[str] | None:
         """The jobs that have a slot and are not with the host yet; None while nobody knows, as one is being claimed."""
-        return None if self._claims else frozenset(list(self._handing))
+        with self._lock:
+            return None if self._claims else frozenset(self._handing)
 
     def supervise(self) -> None:
         """Start the task again where it has ended or hangs. The watchdog's thread, at every turn."""
@@ -144,7 +157,9 @@ class Dispatcher:
         self._begins_again = False
         if self._task is not None:
             self._task.cancel()
-        self._handing.clear()
+        with self._lock:
+            for job_id in self._handovers:
+                self._handing.pop(job_id, None)
         self.start()
 
     def _leave(self, job_id: str) -> None:
@@ -152,7 +167,8 @@ class Dispatcher:
             handover.cancel()
 
     def _is_late(self) -> bool:
-        return any(time.monotonic() > due_s for due_s in list(self._handing.values()))
+        with self._lock:
+            return any(time.monotonic() > due_s for due_s in self._handing.values())
 
     async def _run(self) -> None:
         while True:
@@ -170,27 +186,46 @@ class Dispatcher:
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker, so wait until somebody calls :meth:`wake`."""
         max_jobs = self._settings.max_jobs
+        if self._host.is_between():
+            return False  # the worker is about to begin the next job, and says when it goes on
         expects_slot, self._expects_slot = self._expects_slot, False
-        if not self._store.queued or self._health.problems():
+        if not self._store.queued or (self._store.leased >= max_jobs and not expects_slot):
             return False
-        if self._store.leased >= max_jobs and not expects_slot:
-            return False
-        if not self._handing:
-            self._ended.clear()
-        self._claims += 1
+        self._note_claim()
+        claimed = None
         try:
-            claimed = await wrap_future(self._store.claim(self._holder, max_jobs))
-            if claimed is not None:
-                self._handing[claimed.job.job_id] = time.monotonic() + claimed.job.timeout_s + LATE_S
+            # Only now, so that a drain either keeps this from beginning or knows of it.
+            if not self._health.problems():
+                claimed = await wrap_future(self._store.claim(self._holder, max_jobs))
         finally:
-            self._claims -= 1
+            self._note_claimed(claimed.job if claimed is not None else None, LATE_S)
         if claimed is None:
             return False
         try:
             await self._hand_over(claimed)
         finally:
-            self._handing.pop(claimed.job.job_id, None)
+            self._note_handed(claimed.job.job_id)
         return True
+
+    def _note_claim(self) -> None:
+        """Any thread."""
+        with self._lock:
+            if not self._claims and not self._handing:
+                self._ended.clear()
+            self._claims += 1
+
+    def _note_claimed(self, job: Job | None, late_s: float) -> None:
+        """A claim is over; its job is being handed to the host. Any thread."""
+        with self._lock:
+            self._claims -= 1
+            if job is not None:
+                self._handing[job.job_id] = time.monotonic() + job.timeout_s + late_s
+
+    def _note_handed(self, job_id: str) -> bool:
+        """Whoever ends the job from now on finds it with the host; returns whether somebody has before. Any thread."""
+        with self._lock:
+            self._handing.pop(job_id, None)
+            return job_id in self._ended
 
     async def _hand_over(self, claimed: Claimed) -> None:
         """Hand the job to the host. Whatever ComfyUI's or a pack's code raises there costs this job and no more."""
@@ -229,6 +264,64 @@ class Dispatcher:
             raise explain_refusal(refusal, body["prompt"], self._host)
         # If the process dies from now on, this prompt's validation was not the reason.
         self._store.hand_over(job.job_id)
+
+    # ComfyUI's worker, between two prompts. ------------------------------------------------------------------
+
+    def begin_next(self) -> bool:
+        if not self._store.queued:
+            return False
+        self._note_claim()
+        if self._health.problems():
+            self._note_claimed(None, 0.0)
+            return False
+        beginning = self._store.begin(self._holder, self._settings.max_jobs, self._host.is_ready)
+        # From the commit, as the log of an ending comes from its own: so the two are in order.
+        beginning.add_done_callback(log_start)
+        try:
+            job = beginning.result(START_WAIT_S)
+        except FutureTimeoutError:
+            # Native prompts wait behind this. If the store gets that far after all, the job goes to ComfyUI's queue.
+            beginning.cancel()
+            beginning.add_done_callback(lambda done: self._loop.call(lambda: self._begin_late(done)))
+            return False
+        except GuardError:  # of its own troubles the store tells
+            job = None
+        self._note_claimed(job, math.inf)
+        return job is not None and self._hand_over_begun(job)
+
+    def go_on(self) -> None:
+        self._wake.set()
+
+    def _begin_late(self, done: Future[Job | None]) -> None:
+        """Event loop."""
+        try:
+            job = done.result()
+        except (GuardError, FutureCancelledError):
+            job = None
+        self._note_claimed(job, math.inf)
+        if job is not None:
+            self._hand_over_begun(job)
+
+    def _hand_over_begun(self, job: Job) -> bool:
+        """Hand a job to the host that has begun as far as the store knows. Any thread."""
+        job_id = job.job_id
+        is_put = False
+        try:
+            if job_id not in self._ended and self._settler.verdict_of(job_id) is None:
+                self._runs.expect(job)
+                client_id = self._client_ids.of_job(job_id, job.owner, job.client_id)
+                self._host.put(job_id, client_id, owner_folder(job.owner))
+                is_put = True
+        except Exception as raised:
+            if job_id not in self._ended:
+                self._settler.end(job, _explain(job, raised))
+        finally:
+            was_ended = self._note_handed(job_id)
+        if job_id not in self._host.held():
+            self._runs.released(job_id)
+        elif was_ended:
+            self._host.stop(job_id)
+        return is_put
 
 
 def _explain(job: Job, raised: BaseException) -> GuardError:

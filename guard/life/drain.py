@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from .health import Health
@@ -28,7 +28,11 @@ class Slots(Protocol):
 class Drain:
     """Begins and ends a drain. Any thread."""
 
-    def __init__(self, health: Health, store: Slots, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, health: Health, store: Slots, wake: Callable[[], None], handing: Callable[[], Collection[str] | None]
+    ) -> None:
+        """`handing`: see :meth:`.dispatcher.Dispatcher.handing`."""
+        self._handing = handing
         self._health = health
         self._store = store
         self._wake = wake
@@ -58,4 +62,8 @@ class Drain:
             time.sleep(min(_LOOK_S, left_s))
 
     def _is_busy(self) -> bool:
-        return self._store.leased > 0 or self._store.count_open(None) > self._store.queued
+        return (
+            self._handing() != frozenset()
+            or self._store.leased > 0
+            or self._store.count_open(None) > self._store.queued
+        )

@@ -14,7 +14,7 @@ from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError
 from ..events.stream import Events
 from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
-from ..job import Job, Result, Verdict
+from ..job import Job, JobState, Result, Verdict
 from ..settings import Settings
 from ..store import Settled
 from .checking import Checking
@@ -62,10 +62,17 @@ class Runs:
         self._events = events
         self._checking = Checking(settings.results, quarantine, syncs=settings.store.survives == "power_cut")
         self._jobs: dict[str, Job] = {}
+        #: Those of them that somebody has ended before their own end.
+        self._ended: set[str] = set()
 
     def expect(self, job: Job) -> None:
         """The job is about to be handed to the host."""
         self._jobs[job.job_id] = job
+
+    def expect_stop(self, job_id: str) -> None:
+        """Somebody ends the job before its own end. Any thread, before the watchdog hears of it."""
+        if job_id in self._jobs:
+            self._ended.add(job_id)
 
     def started(self, job_id: str) -> bool:
         job = self._jobs[job_id]
@@ -90,6 +97,7 @@ class Runs:
 
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
+        self._ended.discard(job_id)
         self._watchdog.forget(job_id)
         self._settler.release(job_id)
 
@@ -130,11 +138,13 @@ class Runs:
 
     def _may_run(self, job: Job) -> bool:
         """Write down that the job starts; False if it has ended, or is being ended. The worker's thread."""
-        if self._settler.verdict_of(job.job_id) is not None:
+        if job.job_id in self._ended or self._settler.verdict_of(job.job_id) is not None:
             return False
+        if job.state is JobState.RUNNING:
+            return True  # the worker has written that itself
         starting = self._store.start(job.job_id)
         # From the commit, as the log of an ending comes from its own: so the two are in order.
-        starting.add_done_callback(_log_start)
+        starting.add_done_callback(log_start)
         try:
             if starting.result(START_WAIT_S) is None:
                 return False
@@ -172,9 +182,9 @@ class Runs:
         settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
 
 
-def _log_start(done: Future[Job | None]) -> None:
-    """The store's thread."""
-    job = None if done.exception() is not None else done.result()
+def log_start(done: Future[Job | None]) -> None:
+    """Log that a job has started. The store's thread."""
+    job = None if done.cancelled() or done.exception() is not None else done.result()
     if job is not None:
         log.debug("job %s started", job.job_id, extra={"job_id": job.job_id})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -134,6 +134,13 @@ class Store(Protocol):
         A job that had begun when a process died has everything to itself, until it has settled: should it kill this
         process too, that costs no other job an attempt.
         Jobs without a prompt, which somebody has deleted, settle as `internal_error`.
+        """
+
+    def begin(self, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Future[Job | None]:
+        """Give a slot to the next job and move it to running, as `claim` and `start` would, in one commit.
+
+        None where `claim` would find no job, or the next one is not ready: `is_ready` gets its id, on the store's
+        thread, and must be quick.
         """
 
     def hand_over(self, job_id: str) -> Future[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 
@@ -194,6 +194,9 @@ class SqliteStore(Store):
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(lambda db: self._transitions.claim(db, holder, max_jobs))
+
+    def begin(self, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Future[Job | None]:
+        return self._engine.write(lambda db: self._transitions.begin(db, holder, max_jobs, is_ready))
 
     def hand_over(self, job_id: str) -> Future[None]:
         def operation(db: sqlite3.Connection) -> None:

@@ -109,25 +109,33 @@ class Transitions:
         return Submitted(job, self.line.locate(db, job, by_submit=True))
 
     def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
-        while (
-            len(self.line.leases) < max_jobs
-            and self.line.alone is None
-            and (owner := self.line.pick_owner()) is not None
-        ):
-            row = db.execute(
-                f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
-                "ORDER BY priority DESC, place, number LIMIT 1",
-                (owner,),
-            ).fetchone()
-            job = read_job(row)
-            if job.attempts and self.line.under_way:
-                return None
+        while (job := self._find_next(db, max_jobs)) is not None:
             body = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
             if body is not None:
                 return Claimed(self._lease(db, job, holder), body[0])
             error = InternalError("The job's prompt is no longer in the database.")
             self._end(db, job, Verdict.of(error), None)
         return None
+
+    def begin(self, db: sqlite3.Connection, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Job | None:
+        job = self._find_next(db, max_jobs)
+        if job is None or not is_ready(job.job_id):
+            return None
+        return self._move(db, self._lease(db, job, holder), JobState.RUNNING)
+
+    def _find_next(self, db: sqlite3.Connection, max_jobs: int) -> Job | None:
+        """Find the job that may have a slot now. Nothing else decides whose turn it is."""
+        if len(self.line.leases) >= max_jobs or self.line.alone is not None:
+            return None
+        if (owner := self.line.pick_owner()) is None:
+            return None
+        row = db.execute(
+            f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
+            "ORDER BY priority DESC, place, number LIMIT 1",
+            (owner,),
+        ).fetchone()
+        job = read_job(row)
+        return None if job.attempts and self.line.under_way else job
 
     def _lease(self, db: sqlite3.Connection, job: Job, holder: str) -> Job:
         """Give the job a slot."""

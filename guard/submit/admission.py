@@ -40,7 +40,7 @@ from ..files.names import use_owner_names
 from ..files.references import References
 from ..files.uploads import Uploads
 from ..graph import find_workflow_id, shape
-from ..host import Host, Refusal
+from ..host import Host, Refusal, Rehearsal
 from ..host_words import explain_refusal, host_body
 from ..janitor.in_use import InUse
 from ..job import NewJob, Webhook
@@ -168,7 +168,8 @@ class Admission:
             moved = await self._references.resolve(prompt.graph, client)
             body = _write_body(request, prompt, moved)  # now, because validation changes the prompt as it goes
             await hold.keep(prompt.graph)  # before anything looks at the files that it names
-            outputs = await self._rehearse(prompt)
+            rehearsal = await self._rehearse(prompt)
+            outputs = rehearsal.outputs_to_execute
             if checked is None or _take_print(prompt.graph) != checked:
                 # ComfyUI replaces renamed classes, and packs may change a prompt.
                 self._check_graph(prompt.graph, client)
@@ -179,6 +180,7 @@ class Admission:
             submitted = await self._commit(job, key, client)
             if not submitted.replayed:
                 undo.pop_all()
+                self._host.keep(job.job_id, rehearsal, len(body))
             return submitted
 
     def _check_size(self, request: Submission) -> None:
@@ -242,14 +244,14 @@ class Admission:
         self._webhook_rules.check(asked.url)
         return Webhook(asked.url, tuple(asked.events)) if asked.events else Webhook(asked.url)
 
-    async def _rehearse(self, prompt: Prompt) -> tuple[str, ...]:
-        """Let the host validate the prompt without queueing it. Returns the output nodes that will run."""
+    async def _rehearse(self, prompt: Prompt) -> Rehearsal:
+        """Let the host validate the prompt without queueing it."""
         rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id), self._find_timeout_s(prompt))
         if rehearsal.refusal is not None:
             if _is_by_face_loader(rehearsal.refusal, prompt.graph):
                 await self._faces.check_prompt(prompt.graph, None, None)  # raises the typed error
             raise explain_refusal(rehearsal.refusal, prompt.graph, self._host)
-        return rehearsal.outputs_to_execute
+        return rehearsal
 
     def _find_timeout_s(self, prompt: Prompt) -> float:
         return min(prompt.options.timeout_s or math.inf, self._settings.watchdog.job_timeout_s)

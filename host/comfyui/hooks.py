@@ -20,7 +20,7 @@ import comfy.model_management
 
 from ...guard.errors import CancelledError, GuardError, WorkerDiedError
 from ...guard.events.lines import Message
-from ...guard.host import HostListener
+from ...guard.host import HostListener, Supplier
 from . import report, results
 from .confine import Confinement
 from .ends import Ends, note_acting
@@ -36,6 +36,9 @@ log = logging.getLogger("guarded.host")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+#: The number of a job that is put in front of all that waits, until the worker has taken it.
+FIRST = -(2**53)
 
 #: Set while ComfyUI's own handler runs for us: the queue items that it tried to put.
 _captured: contextvars.ContextVar[list[QueueItem] | None] = contextvars.ContextVar("guarded_captured", default=None)
@@ -63,14 +66,17 @@ class Hooks:
         self._ends = Ends(self._queue, self.send, self._forget)
         #: The last `executing` of a job, while ComfyUI's worker has yet to send it.
         self._last: Message | None = None
+        #: The worker has let go of a prompt, and has not asked for the next one.
+        self.is_between = False
         self._listener: HostListener
+        self._supplier: Supplier
         self._native_task_done: Native
         self._native_send_sync: Native
         self._delete_item: Native
 
-    def install(self, listener: HostListener) -> None:
+    def install(self, listener: HostListener, supplier: Supplier) -> None:
         """Patch. The main thread, once, before the worker starts."""
-        self._listener = listener
+        self._listener, self._supplier = listener, supplier
         self._native_task_done = self._queue.task_done
         wrap_method(self._queue, "put", self._put)
         wrap_method(self._queue, "get", self._get)
@@ -125,8 +131,10 @@ class Hooks:
             with self._queue.mutex:
                 self._coming.pop(job_id, None)
 
-    def queue_job(self, item: QueueItem, client_id: str, folder: str) -> None:
-        """Queue a job of the guard, whose files go to that folder below ComfyUI's roots. Event loop.
+    def queue_job(self, item: QueueItem, client_id: str, folder: str, first: bool = False) -> None:
+        """Queue a job of the guard, behind all that waits or, with `first`, in front of it. Any thread.
+
+        Its files go to `folder` below ComfyUI's roots.
 
         Raises RuntimeError where ComfyUI has a prompt of that id, and CancelledError where the job has ended meanwhile.
         """
@@ -136,11 +144,12 @@ class Hooks:
                 raise CancelledError("The job ended on its way to ComfyUI.")
             if any(other[1] == job_id for other in (*self._queue.queue, *self._queue.currently_running.values())):
                 raise RuntimeError("a native prompt has the job's id")
+            queued_item = (FIRST, *item[1:]) if first else item
             try:
-                self._queue.put(item)
+                self._queue.put(queued_item)
             except BaseException:
                 # `put` also tells the sockets, and a pack may raise there. What is queued would run without us.
-                if not any(queued is item for queued in self._queue.queue):
+                if not any(queued is queued_item for queued in self._queue.queue):
                     raise
                 log.exception("what follows the queueing of job %s failed", job_id, extra={"job_id": job_id})
                 self._queue.not_empty.notify()  # that has not come either
@@ -258,6 +267,7 @@ class Hooks:
         """The worker's thread, between two prompts."""
         self._workers.begin_turn()
         self._end_turn_before()
+        self._ask_for_next()
         with self._queue.mutex:
             before = set(self._queue.currently_running)
         try:
@@ -272,6 +282,8 @@ class Hooks:
         if taken is not None:
             prompt_id = taken[0][1]
             self._workers.take(prompt_id)
+            if taken[0][0] == FIRST:
+                taken = self._show_number(*taken)
             if (run := self._runs.get(prompt_id)) is not None:
                 self.confinement.begin(run)
                 results.begin(run)
@@ -280,6 +292,25 @@ class Hooks:
             elif self._tell(self._listener.started, prompt_id) is False:
                 self._stops.ask(prompt_id)
         return taken
+
+    def _ask_for_next(self) -> None:
+        """Have the next job put into the queue, where nothing else waits there."""
+        with self._queue.mutex:
+            is_empty = not self._queue.queue
+        if is_empty:
+            self._tell(self._supplier.begin_next)
+        self.is_between = False
+        self._tell(self._supplier.go_on)
+
+    def _show_number(self, item: QueueItem, item_id: Any) -> tuple[QueueItem, Any]:
+        """Give an item that was put in front the number that everybody may see."""
+        run = self._runs.get(item[1])
+        number = run.item[0] if run is not None else item[0]
+        with self._queue.mutex:
+            running = self._queue.currently_running
+            if item_id in running:
+                running[item_id] = (number, *running[item_id][1:])
+        return (number, *item[1:]), item_id
 
     def _find_taken(self, before: set[Any]) -> tuple[QueueItem, Any] | None:
         """Find what `get` has taken all the same: it tells the sockets last, and a pack may raise there."""
@@ -304,6 +335,7 @@ class Hooks:
     def _task_done(self, native: Native, item_id: Any, history_result: Any, *args: Any, **kwargs: Any) -> Any:
         """The worker's thread, without the queue's lock: ComfyUI's own `task_done` comes with the verdict."""
         taken = self._workers.give_back()
+        self.is_between = True
         with self._queue.mutex:
             item = self._queue.currently_running.get(item_id)
         prompt_id = item[1] if item is not None else taken
@@ -455,5 +487,6 @@ class Hooks:
         except Exception:
             # The first argument is the job's id; an outcome would have the whole prompt in it.
             name = getattr(callback, "__name__", callback)
-            log.exception("the guard failed on %s of %s", name, args[0], extra={"job_id": args[0]})
+            job_id = args[0] if args else None
+            log.exception("the guard failed on %s of %s", name, job_id, extra={"job_id": job_id})
             return None

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,24 @@ import server
 from comfy.cli_args import args
 
 from ...guard.errors import GuardError
-from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
+from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener, Supplier
 from ...guard.life.contain import EscapedError, OverdueError
 from . import folders, input_types, inputs, report
 from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
+from .kept import Kept
 from .report import QueueItem
 from .sockets import SocketRelay
 from .stops import Stops
 from .worker import Workers
 
+log = logging.getLogger("guarded.host")
+
 #: The extra input that makes an output node run again although everything about it is in ComfyUI's cache.
 OWN_INPUT = "_guarded"
 
-_rehearsing: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_rehearsing", default=False)
+_dispatching: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_dispatching", default=False)
 
 
 class ComfyHost:
@@ -44,6 +48,7 @@ class ComfyHost:
         self._handler = NativePrompt(prompt_server)
         self._file_inputs = inputs.FileInputs()
         self._input_types = input_types.InputTypes()
+        self._kept = Kept(self._file_inputs.find)
         self._stops = Stops()
         self._workers = Workers(prompt_server, self._stops)
         self._relay = SocketRelay(prompt_server)
@@ -53,35 +58,82 @@ class ComfyHost:
         self._ignores_own_input: dict[type, bool] = {}
         self._owes_status = False
 
-    def listen(self, listener: HostListener) -> None:
-        self._hooks.install(listener)
+    def listen(self, listener: HostListener, supplier: Supplier) -> None:
+        self._hooks.install(listener, supplier)
         inputs.offer_uploads()
-        # ComfyUI logs this line for every prompt that its handler takes. Once for a job is enough: at its dispatch.
-        logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _rehearsing.get())
+        # ComfyUI logs this line for every prompt that its handler takes. Once for a job is enough: at its admission.
+        logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _dispatching.get())
         self._workers.install()
 
     # Prompts on their way in. --------------------------------------------------------------------------------
 
     async def rehearse(self, body: dict[str, Any], timeout_s: float) -> Rehearsal:
-        token = _rehearsing.set(True)
+        first = self._server.number
         try:
             answer = await self._call_handler(body, timeout_s)
         except (EscapedError, OverdueError) as error:
             return Rehearsal(Refusal("exception_during_validation", FAILED, str(error), {}, {}))
-        finally:
-            _rehearsing.reset(token)
         if isinstance(answer, Refusal):
             return Rehearsal(answer)
-        return Rehearsal(None, tuple(answer[4]))
+        # A pack that gives prompts numbers of its own decides anew at the dispatch.
+        is_in_turn = first <= answer[0] < self._server.number
+        return Rehearsal(None, tuple(answer[4]), answer if is_in_turn else None)
+
+    def keep(self, job_id: str, rehearsal: Rehearsal, size: int) -> None:
+        item: Any = rehearsal.made
+        if item is None:
+            return
+        try:
+            self._make_outputs_run(job_id, item[2])
+            self._kept.keep(job_id, item, size)
+        except (Exception, SystemExit, GeneratorExit):  # out of a node class that is asked for its inputs
+            log.warning("job %s is not ready before its dispatch", job_id, exc_info=True, extra={"job_id": job_id})
+
+    def is_ready(self, job_id: str) -> bool:
+        return self._kept.find(job_id) is not None
+
+    def discard(self, job_id: str) -> None:
+        self._kept.discard(job_id)
+
+    def put(self, job_id: str, client_id: str, folder: str) -> None:
+        with self._hooks.expect(job_id):
+            item = self._find_kept(job_id)
+            if item is None:
+                raise RuntimeError("what was kept for the job is gone")
+            self._hooks.queue_job(_address(item, client_id), client_id, folder, first=True)
+        self._kept.discard(job_id)
+
+    def _find_kept(self, job_id: str) -> QueueItem | None:
+        """What was kept for the job, with the number of a prompt that came now."""
+        item = self._kept.find(job_id)
+        if item is None:
+            return None
+        with self._queue.mutex:
+            number = self._server.number
+            self._server.number += 1
+        return (number, *item[1:])
+
+    def is_between(self) -> bool:
+        return self._hooks.is_between
 
     async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
-        self._make_outputs_run(job_id, body["prompt"])
         with self._hooks.expect(job_id):
-            answer = await self._call_handler(body)
+            answer: QueueItem | Refusal = self._find_kept(job_id) or await self._dispatch_anew(job_id, body)
             if isinstance(answer, Refusal):
                 return answer
-            self._hooks.queue_job(answer, client_id, folder)
+            self._hooks.queue_job(_address(answer, client_id), client_id, folder)
+        self._kept.discard(job_id)
         return None
+
+    async def _dispatch_anew(self, job_id: str, body: dict[str, Any]) -> QueueItem | Refusal:
+        token = _dispatching.set(True)
+        try:
+            answer = await self._call_handler(body)
+        finally:
+            _dispatching.reset(token)
+        if not isinstance(answer, Refusal):
+            self._make_outputs_run(job_id, answer[2])
+        return answer
 
     async def _call_handler(self, body: dict[str, Any], timeout_s: float | None = None) -> QueueItem | Refusal:
         """What ComfyUI's own handler makes of a body: the queue item that it would put, or its refusal."""
@@ -261,3 +313,11 @@ class ComfyHost:
             "jobs_api": hasattr(self._queue, "get_current_queue_volatile"),
             "interrupt_by_id": hasattr(self._queue, "interrupt_if_running"),
         }
+
+
+def _address(item: QueueItem, client_id: str) -> QueueItem:
+    """The item for the job's socket, and as new as ComfyUI would have made it now."""
+    about = {**item[3], "client_id": client_id}
+    if "create_time" in about:
+        about["create_time"] = int(time.time() * 1000)
+    return (*item[:3], about, *item[4:])

@@ -10,7 +10,16 @@ from typing import Any, NoReturn
 
 from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.files.uploads import Uploads
-from comfyui_guarded.guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener
+from comfyui_guarded.guard.host import (
+    Backlog,
+    Folders,
+    HostListener,
+    Names,
+    Refusal,
+    Rehearsal,
+    SocketListener,
+    Supplier,
+)
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store import SqliteStore
@@ -65,6 +74,12 @@ class FakeHost:
         self.during_rehearsal: Callable[[], Awaitable[None]] | None = None
         self.rehearsed: list[dict[str, Any]] = []
         self.dispatched: list[tuple[str, str, dict[str, Any]]] = []
+        #: The jobs that it has something kept for, those that were put in front, and what runs meanwhile.
+        self.ready: set[str] = set()
+        self.put_first: list[tuple[str, str]] = []
+        self.during_put: Callable[[str], object] | None = None
+        #: The worker has let go of a prompt, and has not asked for the next.
+        self.between = False
         #: The prompts that it has; a test takes them out.
         self.holds: set[str] = set()
         self.forgotten: list[str] = []
@@ -87,8 +102,28 @@ class FakeHost:
         self.models: dict[str, str] | None = None
         self.vram_bytes: int | None = None
 
-    def listen(self, listener: HostListener) -> None:
-        self.listener = listener
+    def listen(self, listener: HostListener, supplier: Supplier) -> None:
+        self.listener, self.supplier = listener, supplier
+
+    def keep(self, job_id: str, rehearsal: Rehearsal, size: int) -> None:
+        self.ready.add(job_id)
+
+    def is_ready(self, job_id: str) -> bool:
+        return job_id in self.ready
+
+    def discard(self, job_id: str) -> None:
+        self.ready.discard(job_id)
+
+    def put(self, job_id: str, client_id: str, folder: str) -> None:
+        if self.during_put is not None:
+            self.during_put(job_id)
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        self.put_first.append((job_id, client_id))
+        self.holds.add(job_id)
+
+    def is_between(self) -> bool:
+        return self.between
 
     async def rehearse(self, body: dict[str, Any], timeout_s: float) -> Rehearsal:
         self.rehearsed.append(json.loads(json.dumps(body)))

@@ -54,13 +54,14 @@ class Machine:
         store.changed.subscribe(self.jobs.follow)
         store.changed.subscribe(self.events.follow)
         store.changed.subscribe(self.dispatcher.follow)
+        self.settler.ending.subscribe(self.runs.expect_stop)
         self.settler.ending.subscribe(self.watchdog.expect_stop)
         self.settler.ending.subscribe(self.dispatcher.expect_stop)
         self.settler.releasing.subscribe(self.dispatcher.expect_slot)
         self.settler.released.subscribe(self.dispatcher.wake)
         self.watchdog.turned.subscribe(self.dispatcher.supervise)
         self.watchdog.turned.subscribe(self.reconciler.turn)
-        host.listen(self.runs)
+        host.listen(self.runs, self.dispatcher)
 
     def submit(self, **facts):
         facts.setdefault("created_at_ms", self.clock.now_ms())

@@ -26,7 +26,9 @@ def woken():
 
 @pytest.fixture
 def drain(machine, woken):
-    return Drain(machine.health, machine.store, lambda: woken.append(machine.health.problems()))
+    return Drain(
+        machine.health, machine.store, lambda: woken.append(machine.health.problems()), machine.dispatcher.handing
+    )
 
 
 async def test_while_draining_no_job_is_let_in_and_none_begun_and_afterwards_both(machine, drain, woken):

@@ -1,4 +1,7 @@
-"""POST /guarded_faults/packs/{how}: what packs put in front of ComfyUI's methods, until POST …/packs/off."""
+"""POST /guarded_faults/packs/{how}: what packs put in front of ComfyUI's methods, until POST …/packs/off.
+
+GET /guarded_faults/shown/{prompt_id}: how often ComfyUI has shown that prompt to packs, in `times`.
+"""
 
 import threading
 import time
@@ -110,3 +113,28 @@ async def post_pack(request: web.Request) -> web.Response:
     while how == "off" and _undo:
         _undo.pop()()
     return web.json_response({})
+
+
+#: How often ComfyUI has shown the prompt of that id to packs.
+_shown: dict[str, int] = {}
+
+
+def _note_prompt(json_data: Any) -> Any:
+    """Count, and change what asks for it."""
+    prompt_id = json_data.get("prompt_id")
+    if isinstance(prompt_id, str):
+        _shown[prompt_id] = _shown.get(prompt_id, 0) + 1
+    prompt = json_data.get("prompt")
+    for node in prompt.values() if isinstance(prompt, dict) else ():
+        inputs = node.get("inputs") if isinstance(node, dict) else None
+        for name in [name for name, value in inputs.items() if value == "%shown%"] if isinstance(inputs, dict) else ():
+            inputs[name] = "shown"
+    return json_data
+
+
+_instance.add_on_prompt_handler(_note_prompt)
+
+
+@_instance.routes.get("/guarded_faults/shown/{prompt_id}")
+async def get_shown(request: web.Request) -> web.Response:
+    return web.json_response({"times": _shown.get(request.match_info["prompt_id"], 0)})

@@ -47,11 +47,13 @@ class FaultAsyncValidation(FaultValidation):
 
 
 def _find_step() -> str:
-    """Whether the guard only rehearses the prompt; it notes that in the context."""
-    rehearses = any(
-        value is True for variable, value in contextvars.copy_context().items() if variable.name == "guarded_rehearsing"
+    """Whether the guard dispatches the prompt, or only rehearses it; it notes that in the context."""
+    dispatches = any(
+        value is True
+        for variable, value in contextvars.copy_context().items()
+        if variable.name == "guarded_dispatching"
     )
-    return "admission" if rehearses else "dispatch"
+    return "dispatch" if dispatches else "admission"
 
 
 def _do(what: str) -> None:

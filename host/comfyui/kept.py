@@ -1,0 +1,140 @@
+"""What ComfyUI's handler made of prompts at their admission, until their jobs begin.
+
+A prompt is not shown to the handler again while nothing can have changed that the first answer depends on: for
+`KEPT_S`, after which an operator may have removed a model; while its node classes are the same objects; while the files
+that its loaders name are untouched. A node that checks its inputs by code of its own, and is no such loader, may look
+at anything: its prompt is not kept.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nodes
+
+from ...guard.files.names import split_annotation
+from ...guard.host import Names
+from . import folders
+from .report import QueueItem
+
+#: For so long a prompt is taken for valid.
+KEPT_S = 300.0
+#: So much is kept, counted in bytes of JSON; as objects it is several times that.
+KEPT_BYTES = 16 << 20
+#: A prompt that names more files is not kept: each is looked at whenever the prompt may be used.
+MOST_FILES = 16
+
+#: What tells one content of a file from a later one; None where there is no file.
+Mark = tuple[int, int, int, int] | None
+#: Which inputs of a node class name files.
+FindFileInputs = Callable[[str], Mapping[str, Names]]
+
+
+class _Unsure(Exception):
+    """What the answer to the prompt depends on is not known."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    item: QueueItem
+    size: int
+    due_s: float
+    classes: Mapping[str, Any]
+    marks: Mapping[Path, Mark]
+
+    def is_fresh(self) -> bool:
+        return (
+            time.monotonic() < self.due_s
+            and all(nodes.NODE_CLASS_MAPPINGS.get(name) is known for name, known in self.classes.items())
+            and all(_mark(path) == mark for path, mark in self.marks.items())
+        )
+
+
+class Kept:
+    """By job id. Any thread."""
+
+    def __init__(self, find_file_inputs: FindFileInputs) -> None:
+        self._find_file_inputs = find_file_inputs
+        self._lock = threading.Lock()
+        #: The oldest first; it runs first as well, so where there is no room the newest is not kept.
+        self._made: dict[str, _Made] = {}
+        self._size = 0
+
+    def keep(self, job_id: str, item: QueueItem, size: int) -> None:
+        """Keep the job's queue item, if it can be told whether it is still right, and there is room. Event loop."""
+        try:
+            classes, marks = self._find_grounds(item[2])
+        except _Unsure:
+            return
+        with self._lock:
+            now_s = time.monotonic()
+            while self._made and (oldest := next(iter(self._made.items())))[1].due_s <= now_s:
+                self._drop(oldest[0])
+            if self._size + size <= KEPT_BYTES and job_id not in self._made:
+                self._made[job_id] = _Made(item, size, now_s + KEPT_S, classes, marks)
+                self._size += size
+
+    def find(self, job_id: str) -> QueueItem | None:
+        """The job's queue item, if it is still right."""
+        made = self._made.get(job_id)
+        return made.item if made is not None and made.is_fresh() else None
+
+    def discard(self, job_id: str) -> None:
+        if job_id in self._made:
+            with self._lock:
+                self._drop(job_id)
+
+    def _drop(self, job_id: str) -> None:
+        made = self._made.pop(job_id, None)
+        self._size -= made.size if made is not None else 0
+
+    def _find_grounds(self, prompt: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Path, Mark]]:
+        """What the handler's answer depends on: node classes, and files as they are now."""
+        classes: dict[str, Any] = {}
+        paths: set[Path] = set()
+        for node in prompt.values():
+            name = node["class_type"]
+            classes[name] = node_class = nodes.NODE_CLASS_MAPPINGS.get(name)
+            named = self._find_file_inputs(name)
+            if not named and _checks_itself(node_class):
+                raise _Unsure
+            paths.update(_find_path(node["inputs"][key], kind) for key, kind in named.items() if key in node["inputs"])
+            if len(paths) > MOST_FILES:
+                raise _Unsure
+        return classes, {path: _mark(path) for path in paths}
+
+
+def _checks_itself(node_class: Any) -> bool:
+    """Whether a node class validates its inputs by code of its own."""
+    if getattr(node_class, "VALIDATE_INPUTS", None) is not None:
+        return True
+    return any(
+        "validate_inputs" in vars(base) and not base.__module__.startswith("comfy_api.")
+        for base in getattr(node_class, "__mro__", ())
+    )
+
+
+def _find_path(value: Any, names: Names) -> Path:
+    if not isinstance(value, str):
+        raise _Unsure
+    if names is Names.PATH:
+        return Path(value)
+    kind, below = split_annotation(value)
+    path = folders.resolve(kind, "", below)
+    if path is None:
+        raise _Unsure
+    return path
+
+
+def _mark(path: Path) -> Mark:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

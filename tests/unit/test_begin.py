@@ -1,0 +1,322 @@
+"""ComfyUI's worker begins the next job itself, in one commit, between two prompts."""
+
+import asyncio
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from unit.fakes import LONG_S, FailingStore, FakeHost, new_job
+from unit.machine import Machine
+from unit.store_steps import CANCELLED, Held, claim, submit
+
+from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
+from comfyui_guarded.guard.host import Outcome
+from comfyui_guarded.guard.job import JobState
+from comfyui_guarded.guard.life import dispatcher as dispatchers
+from comfyui_guarded.guard.life.drain import Drain
+from comfyui_guarded.guard.store import SqliteStore
+from comfyui_guarded.guard.store.rows import find_job
+
+TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
+STOPPED = Outcome(success=False, interrupted=True)
+
+
+def begin(store, max_jobs=1, ready=lambda _job_id: True):
+    job = store.begin("local", max_jobs, ready).result(LONG_S)
+    return job and job.job_id
+
+
+# In the store. ----------------------------------------------------------------------------------------------------
+
+
+def test_the_next_job_has_a_slot_and_runs_after_one_commit(store):
+    job_id = submit(store).job.job_id
+    later = submit(store).job.job_id
+    before, told = store._engine._commits, []
+    store.changed.subscribe(lambda job: told.append((job.job_id, job.state.value, job.attempts)))
+    assert begin(store) == job_id
+    assert store._engine._commits == before + 1
+    assert told == [(job_id, "dispatched", 0), (job_id, "running", 1)]
+    assert store.leases == {job_id}
+    assert begin(store) is None, "no slot is free"
+    store.release(job_id).result(LONG_S)
+    assert begin(store) == later
+
+
+def test_a_job_that_is_not_ready_begins_neither_itself_nor_lets_another_pass(store):
+    first, second = (submit(store).job.job_id for _ in range(2))
+    assert begin(store, ready=lambda job_id: job_id == second) is None
+    assert store.leases == frozenset()
+    assert claim(store) == first
+
+
+def test_whoever_has_the_turn_at_the_commit_begins(store):
+    submit(store)
+    with Held(store):
+        beginning = store.begin("local", 1, lambda _job_id: True)
+        too_late = store.submit(new_job(priority=9), 99)
+    assert beginning.result(LONG_S).job_id != too_late.result(LONG_S).job.job_id
+    with Held(store):
+        first = store.submit(new_job(priority=10), 99)
+        beginning = store.begin("local", 2, lambda _job_id: True)
+    assert beginning.result(LONG_S).job_id == first.result(LONG_S).job.job_id
+
+
+def test_a_job_that_was_ended_just_before_does_not_begin(store):
+    job_id, other = (submit(store).job.job_id for _ in range(2))
+    with Held(store):
+        store.settle(job_id, CANCELLED)
+        beginning = store.begin("local", 1, lambda _job_id: True)
+    assert beginning.result(LONG_S).job_id == other
+
+
+def test_a_job_that_kills_the_process_costs_it_an_attempt_and_then_runs_alone(tmp_path, clock):
+    path = tmp_path / "jobs.db"
+    for attempt in (1, 2):
+        store = SqliteStore(path, clock)
+        if attempt == 1:
+            poison, other = (submit(store).job.job_id for _ in range(2))
+        else:
+            store.recover("local", 3).result(LONG_S)
+        assert begin(store, 2) == poison
+        assert begin(store, 2) == (other if attempt == 1 else None), "nothing begins beside it"
+        if attempt == 1:
+            store.settle(other, CANCELLED).result(LONG_S)
+        store.close()  # the process dies
+    store = SqliteStore(path, clock)
+    store.recover("local", 2).result(LONG_S)
+    assert store.get(poison).result(LONG_S).verdict.code == "server_restarted"
+    store.close()
+
+
+# On the worker. ---------------------------------------------------------------------------------------------------
+
+
+def _ready(machine, **facts):
+    job_id = machine.submit(**facts)
+    machine.host.keep(job_id, None, 0)
+    return job_id
+
+
+def test_the_worker_begins_the_job_that_is_ready_and_need_not_write_again_that_it_starts(machine, host):
+    job_id = _ready(machine, owner="local", client_id="socket")
+    assert machine.dispatcher.begin_next()
+    assert host.put_first == [(job_id, "socket")]
+    assert (machine.ended(job_id)[0], machine.job(job_id).attempts) == ("running", 1)
+    machine.store.failing = frozenset({"start"})
+    assert machine.runs.started(job_id)
+    assert machine.dispatcher.handing() == frozenset()
+    assert machine.finish(job_id, TEXT).state is JobState.SUCCEEDED
+
+
+def test_a_job_that_is_not_ready_is_left_to_the_dispatcher(machine, host):
+    machine.submit()
+    assert not machine.dispatcher.begin_next()
+    assert (host.put_first, machine.leased()) == ([], 0)
+
+
+@pytest.mark.parametrize("why", ["drain", "worker"])
+def test_nothing_begins_while_something_is_wrong(machine, host, why):
+    job_id = _ready(machine)
+    machine.health.draining, host.alive = why == "drain", why != "worker"
+    assert not machine.dispatcher.begin_next()
+    assert machine.ended(job_id)[0] == "queued"
+
+
+async def test_the_dispatcher_leaves_the_next_job_to_a_worker_that_is_about_to_ask_for_it(machine, host):
+    job_id = _ready(machine)
+    host.between = True
+    assert not await machine.dispatcher.turn()
+    assert machine.ended(job_id)[0] == "queued"
+    host.between = False
+    assert await machine.dispatcher.turn()
+
+
+def test_a_host_that_cannot_take_the_job_costs_that_job_and_its_slot_is_free(machine, host):
+    job_id, other = _ready(machine), _ready(machine)
+    host.answer = RuntimeError("a pack's")
+    assert not machine.dispatcher.begin_next()
+    assert machine.ended(job_id) == ("failed", "internal_error")
+    host.answer = None
+    assert machine.dispatcher.begin_next()
+    assert host.put_first[-1][0] == other
+
+
+def test_a_full_disk_lets_no_job_begin_and_costs_none(machine, store, host, monkeypatch):
+    job_id = _ready(machine)
+    monkeypatch.setattr(store, "begin", lambda *_args: store._failed())
+    assert not machine.dispatcher.begin_next()
+    monkeypatch.undo()
+    assert machine.dispatcher.handing() == frozenset()
+    assert machine.dispatcher.begin_next()
+    assert host.put_first[0][0] == job_id
+
+
+async def test_a_worker_waits_only_so_long_for_the_commit_and_the_job_comes_when_that_does(
+    machine, store, host, monkeypatch
+):
+    monkeypatch.setattr(dispatchers, "START_WAIT_S", 0.05)
+    machine.dispatcher.start()
+    host.between = True  # the dispatcher leaves it alone
+    entered, go = threading.Event(), threading.Event()
+    job_id = _ready(machine)
+    monkeypatch.setattr(host, "is_ready", lambda _job_id: entered.set() or go.wait(LONG_S))
+    assert not machine.dispatcher.begin_next()
+    assert entered.is_set()
+    assert machine.dispatcher.handing() is None, "nobody knows which job it is"
+    go.set()
+    store.flush()
+    await _until(lambda: host.put_first)
+    assert host.put_first[0][0] == job_id
+    assert machine.dispatcher.handing() == frozenset()
+    assert machine.runs.started(job_id)
+
+
+def test_a_commit_that_has_not_begun_in_time_begins_nothing_later(machine, store, host, monkeypatch):
+    monkeypatch.setattr(dispatchers, "START_WAIT_S", 0.05)
+    job_id = _ready(machine)
+    with Held(store):
+        assert not machine.dispatcher.begin_next()
+    assert machine.ended(job_id)[0] == "queued"
+
+
+async def _until(holds):
+    for _ in range(int(LONG_S / 0.005)):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came to that")
+
+
+# Whatever happens in the gap. -------------------------------------------------------------------------------------
+
+#: Moments of a begin: before it, as its commit is told (the store's thread), as the host is given the job, and once the
+#: host has it but the worker has not begun.
+MOMENTS = ("before", "told dispatched", "told running", "put", "after")
+ACTIONS = ("cancel", "cancel and wait", "overdue", "drain", "undrain", "rush", "unready", "flush")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    owners=st.lists(st.sampled_from(["ann", "bob"]), min_size=1, max_size=4),
+    max_jobs=st.integers(1, 2),
+    plan=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(MOMENTS), st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=6
+    ),
+)
+def test_whatever_happens_between_two_jobs_every_promise_holds(owners, max_jobs, plan):
+    with tempfile.TemporaryDirectory() as folder:
+        _Gap(Path(folder), owners, max_jobs, plan).run()
+
+
+class _Host(FakeHost):
+    """Stops nothing that it does not have, as the real one."""
+
+    def stop(self, job_id):
+        if job_id in self.holds:
+            super().stop(job_id)
+
+
+class _Gap:
+    """A worker that takes job after job, and others who act at chosen moments between two of them."""
+
+    def __init__(self, folder, owners, max_jobs, plan):
+        self.store, self.host = FailingStore(folder / "guarded.db", Clock(), "kill"), _Host()
+        self.machine = Machine(self.store, self.host, Clock(), folder, queue={"max_jobs": max_jobs})
+        self.max_jobs, self.plan, self.turn = max_jobs, plan, 0
+        self.drain = Drain(self.machine.health, self.store, lambda: None, self.machine.dispatcher.handing)
+        self.jobs = [_ready(self.machine, owner=owner) for owner in owners]
+        self.begun, self.endings, self.cancelled = [], [], set()
+        self.store.changed.subscribe(self.hear)
+        self.host.during_put = lambda job_id: self.act("put", job_id)
+
+    def hear(self, job):
+        if job.state.settled:
+            self.endings.append(job.job_id)
+        assert len(self.store._transitions.line.leases) <= self.max_jobs
+        if job.state is JobState.RUNNING:
+            self.begun.append(job.job_id)
+        if job.state.value in ("dispatched", "running"):
+            self.act(f"told {job.state.value}", job.job_id)
+
+    def act(self, moment, at_hand=None):
+        for turn, when, action, which in self.plan:
+            if (turn, when) == (self.turn, moment):
+                job_id = at_hand if at_hand and which < 3 else self.jobs[which % len(self.jobs)]
+                self.do(action, job_id, is_store=moment.startswith("told"))
+
+    def do(self, action, job_id, is_store):
+        machine = self.machine
+        if action in ("cancel", "cancel and wait", "overdue"):
+            with machine.store._engine._file.connect() as db:
+                job = find_job(db, job_id)
+            if job is None:  # it rushes in at this moment
+                return
+            if action != "overdue":
+                self.cancelled.add(job_id)
+                ending = machine.settler.end(job, CancelledError("The job was cancelled."))
+                if action == "cancel and wait" and not is_store:
+                    ending.result(LONG_S)
+            else:
+                machine.settler.end_waiting(job, QueueTimeoutError("The job waited too long."))
+        elif action == "drain":
+            self.drain.begin()
+        elif action == "undrain":
+            self.drain.end()
+        elif action == "rush":
+            new = new_job(priority=5, owner="ann")
+            self.jobs.append(new.job_id)
+            self.host.ready.add(new.job_id)
+            machine.store.submit(new, 99)
+        elif action == "unready":
+            self.host.ready.discard(job_id)
+        elif not is_store:
+            self.store.flush()
+
+    def run(self):
+        try:
+            for self.turn in range(12):
+                self.take_one()
+            self.drain.end()
+            self.plan = []
+            self.host.ready.update(self.jobs)
+            for self.turn in range(12):
+                self.take_one()
+            self.store.flush()
+            for job_id in self.jobs:
+                assert self.endings.count(job_id) == 1, "each job has one ending"
+            assert self.store.leased == 0
+            assert self.machine.dispatcher.handing() == frozenset()
+        finally:
+            self.store.close()
+
+    def take_one(self):
+        self.act("before")
+        was_draining, before = self.machine.health.draining, set(self.begun)
+        put = len(self.host.put_first)
+        if not self.machine.dispatcher.begin_next():
+            assert len(self.host.put_first) == put
+            self.store.flush()
+            return
+        assert not was_draining, "nothing begins in a drain"
+        ((job_id, _client_id),) = self.host.put_first[put:]
+        assert set(self.begun) - before == {job_id}
+        self.act("after", job_id)
+        goes_on = self.machine.runs.started(job_id)
+        is_stopped = not goes_on or job_id in self.host.stopped
+        if job_id in self.cancelled:
+            assert is_stopped, "a stop hits its job, however early it came"
+            self.machine.turn(self.machine.settings.watchdog.interrupt_grace_s / 2)
+            assert job_id in self.host.injected, "and the watchdog sees to it that it ends"
+        else:
+            assert not is_stopped, "and no other"
+        self.machine.finish(job_id, STOPPED if is_stopped else TEXT)
+        self.host.holds.discard(job_id)
+        self.store.flush()
+        job = self.machine.job(job_id)
+        assert job.attempts == 1
+        assert job.state is (JobState.CANCELLED if job_id in self.cancelled else JobState.SUCCEEDED)
