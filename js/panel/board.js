@@ -15,6 +15,9 @@ const TOLD_AT_MOST = 20;
 
 export const settled = (job) => SETTLED.includes(job.state);
 
+/** Whether the package is off: it is not there, or could not start, of which every answer then speaks. */
+const isOff = (error) => error.status === 404 || error.body?.error?.extra_info?.off === true;
+
 export class Board {
     constructor(api) {
         this.api = api;
@@ -101,7 +104,7 @@ export class Board {
                     this.reload();
                 },
                 event: (name, data) => this.heard(name, data),
-                broken: () => this.lost("offline"),
+                broken: (error) => this.lost(isOff(error) ? "off" : "offline"),
                 refused: (error) => {
                     if (error.status === 401) return this.lost("locked");
                     this.link = "polling";
@@ -203,7 +206,7 @@ export class Board {
 
     failed(error) {
         if (error.status === 401) this.lost("locked");
-        else if (error.status === 404) this.lost("off");
+        else if (isOff(error)) this.lost("off");
         else if (error.status === 0 && this.link !== "live") this.link = "offline";
     }
 
