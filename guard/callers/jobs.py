@@ -160,6 +160,7 @@ class Jobs:
 
     def describe_position(self, job: Job, waiting: Waiting | None, locale: str) -> SubmittedGuard:
         """The `guard` part of the answer to a submit: the job's position, and what to tell the user meanwhile."""
+        self._places.note(job, waiting)  # most ask again at once
         max_jobs = self._settings.max_jobs
         must_wait = waiting is not None and waiting.position + waiting.running > max_jobs
         eta_s = self._estimates.starts_in_s(waiting) if waiting and must_wait else None

@@ -30,12 +30,14 @@ class Places:
         #: Each with the time until which it is told. Replaced, never emptied: a look-up under way may still write to
         #: the old one.
         self._kept: dict[str, tuple[Waiting | None, float]] = {}
+        #: The number of the last change of state that moved jobs out of turn.
+        self._moved_by = 0
 
     def follow(self, job: Job) -> None:
         """A new state is durable. A job that ends unstarted, or overtakes, moves others at once. The store's thread."""
         never_ran = job.state.settled and job.started_at_ms is None
         if never_ran or (job.state is JobState.QUEUED and job.priority):
-            self._kept = {}
+            self._kept, self._moved_by = {}, job.event_id
 
     async def find(self, job_id: str) -> Waiting | None:
         """Where the job stands; None if it does not wait."""
@@ -43,7 +45,16 @@ class Places:
         place, until_s = kept.get(job_id, (None, 0.0))
         if now_s >= until_s:
             place = await wrap_future(self._line.locate(job_id))
-            if len(kept) >= KEPT:
-                kept.clear()
-            kept[job_id] = place, now_s + TOLD_AGAIN_S
+            _keep(kept, job_id, place, now_s)
         return place
+
+    def note(self, job: Job, place: Waiting | None) -> None:
+        """The job, as it came in, had that place."""
+        if self._moved_by < job.event_id:
+            _keep(self._kept, job.job_id, place, time.monotonic())
+
+
+def _keep(kept: dict[str, tuple[Waiting | None, float]], job_id: str, place: Waiting | None, now_s: float) -> None:
+    if len(kept) >= KEPT:
+        kept.clear()
+    kept[job_id] = place, now_s + TOLD_AGAIN_S

@@ -55,3 +55,21 @@ def test_only_so_many_places_are_kept(machine, patient, monkeypatch):
     job_ids = [submit(machine.store).job.job_id for _ in range(5)]
     assert [find(machine, job_id) for job_id in job_ids] == [1, 2, 3, 4, 5]
     assert len(machine.jobs._places._kept) <= 2
+
+
+def describe(machine, submitted):
+    return machine.jobs.describe_position(submitted.job, submitted.waiting, "en")["position"]
+
+
+def test_the_place_that_the_answer_to_a_submit_told_need_not_be_looked_up(machine, patient):
+    submitted = [submit(machine.store) for _ in range(2)]
+    assert [describe(machine, each) for each in submitted] == [1, 2]
+    with HeldReader(machine.store):
+        assert [find(machine, each.job.job_id) for each in submitted] == [1, 2]
+
+
+def test_it_is_looked_up_where_a_job_before_was_cancelled_meanwhile(machine, patient):
+    first, second = submit(machine.store), submit(machine.store)
+    assert machine.store.settle(first.job.job_id, CANCELLED).result(LONG_S).won
+    assert describe(machine, second) == 2
+    assert find(machine, second.job.job_id) == 1
