@@ -25,6 +25,7 @@ from ..clock import Clock
 from ..errors import GuardError
 from ..events.event import ALARM, POSITION, PROGRESS, STATE, Event
 from ..events.stream import Events
+from ..files.cleaning import Cleaner
 from ..host import Host
 from ..job import Job, JobState
 from ..owners import hide, hide_in
@@ -132,6 +133,12 @@ class Verdicts(Protocol):
     def mark_heard(self, job_id: str) -> Future[None]: ...
 
 
+#: Frequent messages of ComfyUI without a word of a node or a pack.
+_QUOTES_NOTHING = frozenset(
+    {"status", "executing", "progress", "progress_state", "execution_start", "execution_cached"}
+)
+
+
 class Sockets:
     """All open sockets. Event loop, except where a method says otherwise."""
 
@@ -140,6 +147,7 @@ class Sockets:
     ) -> None:
         self._store = store
         self._host = host
+        self._cleaner = Cleaner(host.folders)
         self._jobs = jobs
         self._events = events
         self._client_ids = client_ids
@@ -286,11 +294,15 @@ class Sockets:
     def _send_to_client_id(self, event: Any, data: Any, sid: str, message: str | bytes) -> None:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         ends = event in ("execution_success", "execution_error") and isinstance(prompt_id, str)
+        sockets = self._by_sid.get(sid, ())
+        if isinstance(message, str) and event not in _QUOTES_NOTHING:
+            for owner in {socket.client.owner for socket in sockets}:  # one: the client id is its owner's
+                message = self._cleaner.clean_message(message, owner)
         frame = Message(hide(message) if isinstance(message, str) else message, prompt_id if ends else None)
         is_last = event == "executing" and data.get("node") is None
         if is_last:
             self._ending.pop(str(prompt_id), None)
-        for socket in self._by_sid.get(sid, ()):
+        for socket in sockets:
             if prompt_id in socket.caught_up:
                 continue
             if socket.heard_live is not None:

@@ -2,5 +2,5 @@
 
 `names` knows how files are named, `content` refuses files that make their reader open others, `uploads` stores what
 callers send, `files` finds what a caller may read, `references` replaces the names in a prompt, `view` converts
-pictures as ComfyUI's `/view` does.
+pictures as ComfyUI's `/view` does, `cleaning` takes the server's paths out of what an owner sees.
 """

@@ -15,6 +15,7 @@ from typing import Protocol
 from ..access.client_ids import ClientIds
 from ..clock import Clock
 from ..errors import GuardError, InternalError
+from ..files.cleaning import Cleaner
 from ..host import Host
 from ..job import Job, JobState, Result, Verdict
 from ..signal import Signal
@@ -87,6 +88,7 @@ class Settler:
         self._client_ids = client_ids
         self._clock = clock
         self._stalled_after_s = stalled_after_s
+        self._cleaner = Cleaner(host.folders)
         self._lock = threading.Lock()
         #: By job, oldest first: at most one for each open job.
         self._endings: dict[str, Ending] = {}
@@ -107,6 +109,7 @@ class Settler:
 
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
         """Give a job its verdict, unless it has one. The future is done once its ending is durable, and never fails."""
+        verdict, result = self._cleaner.clean_ending(verdict, result, job.owner)
         return self._hand_in(Ending(job, verdict, result))
 
     def end(self, job: Job, error: GuardError) -> Future[Settled | None]:

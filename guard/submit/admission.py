@@ -36,6 +36,7 @@ from ..events import webhook_rules
 from ..faces.gate import FaceGate
 from ..faces.required import FACE_LOADER
 from ..files import uploads
+from ..files.cleaning import Cleaner
 from ..files.names import use_owner_names
 from ..files.references import References
 from ..files.uploads import Uploads
@@ -97,6 +98,7 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._policy = Policy(settings.policy)
+        self._cleaner = Cleaner(host.folders)
         self._key_policies = KeyPolicies(settings.policy)
         self._confinement = Confinement(settings.policy, host.input_types, host.file_inputs)
         self._webhook_rules = webhook_rules.Rules(settings.webhooks)
@@ -157,7 +159,7 @@ class Admission:
 
             prompt = await self._parse(request)
             locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
-            stack.push(partial(_address_refusal, request, locale))
+            stack.push(partial(self._address_refusal, request, locale))
             if request.files:
                 request = self._rename_files(request, prompt)
                 await hold.keep(prompt.graph)  # first, because the janitor may be deleting one of the same name
@@ -295,6 +297,17 @@ class Admission:
         max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
         return await wrap_future(self._store.submit(job, max_queued, key, max_queued_of_owner=max_own))
 
+    def _address_refusal(
+        self, request: Submission, locale: str, _type: object, error: BaseException | None, _traceback: object
+    ) -> None:
+        """Put a refusal into the sender's language, with its own names for its files; for `ExitStack.push`."""
+        if isinstance(error, GuardError):
+            error.locale = locale
+            owner = request.client.owner
+            sent = {file.stored_as(owner): file.filename or file.field for file in request.files}
+            self._cleaner.clean_error(error, owner)
+            use_owner_names(error, owner, sent)
+
     def _report_refusal(self, request: Submission, error: Exception) -> None:
         code = error.code if isinstance(error, GuardError) else InternalError.code
         self.refused(code)
@@ -311,16 +324,6 @@ def _check_kind(request: Submission) -> None:
             "This key may use the server's templates only, and sends no graph.",
             details="POST /guarded/workflows/{name} takes a template's parameters; GET /guarded/workflows lists them.",
         )
-
-
-def _address_refusal(
-    request: Submission, locale: str, _type: object, error: BaseException | None, _traceback: object
-) -> None:
-    """Put a refusal into the sender's language, with its own names for its files; for `ExitStack.push`."""
-    if isinstance(error, GuardError):
-        error.locale = locale
-        owner = request.client.owner
-        use_owner_names(error, owner, {file.stored_as(owner): file.filename or file.field for file in request.files})
 
 
 def _take_print(graph: Mapping[str, Any]) -> bytes | None:

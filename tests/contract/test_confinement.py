@@ -1,7 +1,19 @@
 """What the prompts of keys may not name, over HTTP: `local` may."""
 
+import json
+
 import pytest
-from contract.client import assert_refusal, assert_succeeded, node, photo_copy, picture, save, unique
+from contract.client import (
+    assert_refusal,
+    assert_succeeded,
+    node,
+    photo_copy,
+    picture,
+    raises,
+    save,
+    text,
+    unique,
+)
 from contract.test_files import png, upload
 from contract.test_form import part, prompt, sent
 
@@ -109,3 +121,22 @@ async def test_a_keys_own_limits_hold(client, keys):
     body = assert_refusal(await bot.submit(large), "policy_violation", 422)
     assert body["error"]["details"] == "key.max_pixels"
     assert_refusal(await bot.submit(photo_copy("photo.png")), "policy_violation", 422)
+
+
+# What a key's owner sees of the server. ---------------------------------------------------------------------------
+
+
+async def test_neither_errors_nor_outputs_nor_events_show_a_path_of_the_server(bot, client):
+    base = str(client.host.base)
+    words = f"cannot open {base}/custom_nodes/pack/nodes.py and {base}/output/a.png"
+    async with bot.socket("/guarded/ws", key=bot.key) as socket:
+        failed = await bot.run(raises("value_error", words), client_id=socket.client_id)
+        shown = await bot.run(text(words), client_id=socket.client_id)
+        heard = await socket.until_end_of(shown["prompt_id"])
+    assert failed["error"]["details"]["exception_message"].startswith("cannot open nodes.py and a.png")
+    assert "cannot open nodes.py and a.png" in json.dumps(shown["outputs"])
+    listed = await bot.get(f"/guarded/history/{failed['job_id']}")
+    assert base in json.dumps(listed[failed["job_id"]].pop("prompt"))  # its own words
+    for told in (failed, shown, heard, listed):
+        assert base not in json.dumps(told), told
+    assert base in json.dumps(await client.run(text(words)))
