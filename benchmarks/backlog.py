@@ -1,6 +1,6 @@
 """100,000 waiting jobs and 1,000,000 settled ones: what they do to every operation, and to the start after a SIGKILL.
 
-Two servers of the same kind take turns, one with that database and one with an empty one; a long native job holds the
+Two servers of the same kind take turns, one with that database and one with an empty one; a long job holds the
 worker of both, so that only the databases differ. While an operation is measured, one look-up of a job after the other
 and one small write after the other show for how long these have to wait.
 """
@@ -48,7 +48,13 @@ def main() -> None:
     parser.add_argument("--only", help="operations with this in their names")
     options = parser.parse_args()
     kind = _common.find_host_kind(options.host)
-    environment = {**_common.NO_LIMITS, "GUARDED_NATIVE__MODE": "guarded", "GUARDED_LIMITS__JOBS_PER_MINUTE": "0"}
+    environment = {
+        **_common.NO_LIMITS,
+        "GUARDED_NATIVE__MODE": "guarded",
+        "GUARDED_LIMITS__JOBS_PER_MINUTE": "0",
+        "GUARDED_STORE__MAX_BYTES": str(2**40),
+        "GUARDED_STORE__BODIES_MAX_AGE_S": str(365 * 86400),
+    }
     with _common.make_base_directory() as base:
         sides = {}
         for name in ("full", "empty"):
@@ -69,7 +75,8 @@ def main() -> None:
         full, empty = sides.values()
         with full.host, empty.host:
             asyncio.run(_compare(full, empty, options))
-            _compare_starts(full.host, empty.host, options.starts)
+            if options.starts:
+                _compare_starts(full.host, empty.host, options.starts)
 
 
 def _body(**more: object) -> bytes:
@@ -219,8 +226,8 @@ async def _compare(full: Side, empty: Side, options: argparse.Namespace) -> None
     figures = {name: (Figures(), Figures()) for name in OPERATIONS if not options.only or options.only in name}
     async with (
         aiohttp.ClientSession(timeout=TIMEOUT, connector=aiohttp.TCPConnector(limit=0)) as session,
-        _common.hold_worker(full.host),
-        _common.hold_worker(empty.host),
+        _hold_worker(full.host),
+        _hold_worker(empty.host),
     ):
         for side in (full, empty):
             for _ in range(50):
@@ -231,10 +238,23 @@ async def _compare(full: Side, empty: Side, options: argparse.Namespace) -> None
                 count = min(at_most or options.requests, options.requests)
                 for side, mine in zip((full, empty), both, strict=True) if turn % 2 else _swap(full, empty, both):
                     await _measure(session, side, make, count, mine)
-            print(f"round {turn + 1} of {options.rounds} done", file=sys.stderr, flush=True)
+                print(f"round {turn + 1} of {options.rounds}", *_row(name, *both), sep="  ", file=sys.stderr)
     rows = [_row(name, *both) for name, both in figures.items()]
     head = ["p50 / p99, longest wait of others, ms", "full", "empty", "", "look-up", "empty", "write", "empty", ""]
     _common.print_table(head, rows)
+
+
+@asynccontextmanager
+async def _hold_worker(host: HostProcess) -> AsyncIterator[None]:
+    """As :func:`_common.hold_worker` does, by a job that goes first, as the guard has the native queue, too."""
+    holder = {**json.loads(_common.make_holder()), "front": True}
+    job_id = (await _common.ask(host.url, "POST", "/guarded/prompt", json.dumps(holder).encode()))["prompt_id"]
+    while (await _common.ask(host.url, "GET", f"/guarded/jobs/{job_id}"))["state"] != "running":  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    try:
+        yield
+    finally:
+        await _common.ask(host.url, "DELETE", f"/guarded/jobs/{job_id}")
 
 
 def _swap(full: Side, empty: Side, both: tuple[Figures, Figures]) -> Iterator[tuple[Side, Figures]]:

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ from ..guard.events.stream import Events
 from ..guard.faces.gate import FaceGate
 from ..guard.files.files import Files
 from ..guard.files.uploads import Uploads
+from ..guard.interleave import interleave
 from ..guard.janitor import Janitor
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health
@@ -281,7 +282,24 @@ def refuse(
 
 
 def respond(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
-    text = _dumps(body)
+    return _respond(_dumps(body), body, headers, status)
+
+
+async def respond_at_length(body: Mapping[str, Any]) -> web.Response:
+    """The same for a long object: another thread writes it, item by item, as everybody waits while one is written."""
+
+    def write() -> web.Response:
+        members = (f"{_dumps(key)}: {_write_items(value)}" for key, value in interleave(body.items()))
+        return _respond(f"{{{', '.join(members)}}}", body)
+
+    return await asyncio.to_thread(write)
+
+
+def _write_items(value: Any) -> str:
+    return f"[{', '.join(map(_dumps, interleave(value)))}]" if isinstance(value, list) else _dumps(value)
+
+
+def _respond(text: str, body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
     if not text.isascii():
         try:
             text.encode()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import type_name
 from ..files.names import owner_folder, strip_owner_folder
+from ..interleave import interleave
 from ..job import OPEN, Job, JobBody, JobState
 from ..owners import renew
 from ..store import Entry
@@ -60,7 +61,7 @@ def _row(job: Job, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> 
 def queue(entries: list[Entry]) -> QueueBody:
     """ComfyUI's `/queue`."""
     rows: QueueBody = {"queue_running": [], "queue_pending": []}
-    for entry in entries:
+    for entry in interleave(entries):
         part = rows["queue_running"] if entry.job.state in RUNNING else rows["queue_pending"]
         part.append(row(entry))
     return rows

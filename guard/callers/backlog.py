@@ -29,13 +29,14 @@ log = logging.getLogger("guarded.backlog")
 
 #: So many jobs are read at once.
 PAGE = 1000
-#: At most this many waiting jobs are shown at once, the next ones first.
+#: At most this many waiting jobs are shown at once, the next ones first, and so many of them with their prompts.
 SHOWN = 1000
+WHOLE = 200
 #: Rows with prompts are cached up to this many bytes; jobs beyond are shown without their prompts.
 KEPT_BYTES = 8 * 2**20
 #: A reader of the host's queue holds up the event loop. It waits for rows that are not cached for this long in all,
 #: and for one body for this long.
-LOOK_S = 0.25
+LOOK_S = 0.02
 BODY_S = 2.0
 
 
@@ -99,11 +100,11 @@ class Backlog:
         ends_s = time.monotonic() + LOOK_S
         rows = []
         shown = islice((job_id for job_id in list(self._open) if job_id not in known), SHOWN)
-        for job_id in shown:
-            has_room = self._bytes + self._large.get(job_id, 1) <= KEPT_BYTES
+        for number, job_id in enumerate(shown):
+            has_room = number < WHOLE and self._bytes + self._large.get(job_id, 1) <= KEPT_BYTES
             if job_id not in self._rows and has_room and time.monotonic() < ends_s:
                 self._read_row(job_id)
-            if (cached := self._rows.get(job_id)) is not None:
+            if number < WHOLE and (cached := self._rows.get(job_id)) is not None:
                 rows.append(cached[0])
             elif (job := self._open.get(job_id)) is not None:
                 rows.append(as_comfyui.bare_row(job))

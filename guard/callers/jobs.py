@@ -16,6 +16,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..client import Client
 from ..errors import CancelledError, GuardError, NotFoundError, ServerUnavailableError
 from ..events.stream import Events
+from ..interleave import interleave
 from ..job import WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..owners import hide_in
@@ -37,8 +38,8 @@ _PREVIEWS_AT_ONCE = 2
 #: Whoever ends a job waits so long until that is on disk, then is answered that it is not. The ending is handed in to
 #: the store until it is, so that the answer only means "not yet".
 ENDING_WITHIN_S = 5.0
-#: So many waiting jobs are ended in one commit, which takes some ms.
-ENDED_AT_ONCE = 100
+#: So many waiting jobs are ended in one commit: with all who hear of it, that takes some ms.
+ENDED_AT_ONCE = 25
 #: More jobs than ever run at once.
 RUNNING_AT_MOST = 1000
 
@@ -190,7 +191,7 @@ class Jobs:
         """The caller's settled jobs as ComfyUI's `/history`, oldest first: from `offset` on, or the last."""
         entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
         return await asyncio.to_thread(
-            lambda: {entry.job.job_id: self._make_history_entry(entry, client) for entry in entries}
+            lambda: {entry.job.job_id: self._make_history_entry(entry, client) for entry in interleave(entries)}
         )
 
     async def find_history_entry(self, job_id: str, client: Client) -> dict[str, HistoryEntry]:
@@ -207,7 +208,7 @@ class Jobs:
         """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
         page = await wrap_future(self._store.find_page(client.sees_only, asked))
         jobs = await asyncio.to_thread(
-            lambda: [as_comfyui.item(_as_seen(job, client), workflow_id) for job, workflow_id in page.jobs]
+            lambda: [as_comfyui.item(_as_seen(job, client), workflow_id) for job, workflow_id in interleave(page.jobs)]
         )
         return jobs, page.total
 

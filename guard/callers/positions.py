@@ -16,6 +16,7 @@ from .. import messages
 from ..errors import GuardError
 from ..events.event import POSITION, Event
 from ..events.stream import Events
+from ..interleave import interleave
 from ..job import Job
 from ..settings import QueueSettings
 from ..store import Standing, Waiting
@@ -138,7 +139,7 @@ class Positions:
         """The positions that must be told now. For a thread of its own: 10,000 jobs take some 10 ms."""
         changes, told = [], {}
         ahead_s = self._estimates.rest_s()
-        for position, standing in enumerate(standings, start=1):
+        for position, standing in enumerate(interleave(standings), start=1):
             before = self._told.get(standing.job_id)
             now = (position, ahead_s is not None)
             if before is None or before[1] != now[1] or abs(position - before[0]) > position * TOLD_SHARE:

@@ -226,15 +226,15 @@ class Store(Protocol):
     def list_queue(self, owner: str | None) -> Future[list[Entry]]:
         """List the owner's jobs that have not settled, oldest first: the first 1000.
 
-        Where the bodies are too large together, the newest jobs have an empty object as theirs.
+        The first 200 have their bodies; the others, and the newest where these are too large together, an empty object.
         """
 
     def list_history(self, owner: str | None, limit: int, offset: int | None) -> Future[list[Entry]]:
         """List the owner's settled jobs that are not hidden, first settled first: from `offset`, or the last ones.
 
         Only the last 10,000 of them are there; up to 1000 come at once.
-        Where the bodies are too large together, some jobs have an empty object as theirs: the last ones of a page
-        with an `offset`, otherwise the earliest.
+        The bodies of 200 come with them, where these are not too large together. The other jobs have an empty object
+        as theirs: the last ones of a page with an `offset`, otherwise the earliest.
         """
 
     def find_page(self, owner: str | None, asked: Listing) -> Future[Page]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ConflictError
@@ -19,7 +19,8 @@ PAGE = 1000
 SHOWN = 10_000
 #: The most overdue jobs in one look.
 OVERDUE = 1000
-#: Bytes of bodies in one queue or history; the remaining jobs come without theirs.
+#: So many jobs in one queue or history come with their bodies, and so many bytes of these.
+WHOLE = 200
 ENTRIES_BYTES = 64 * 2**20
 #: Changes of state read at once for one reader.
 CHANGES = 2000
@@ -49,6 +50,11 @@ def replay(
     return Submitted(job, waiting, replayed=True)
 
 
+def _read_jobs(rows: Iterable[Any]) -> list[Job]:
+    # Of a cursor: SQLite lets other threads have the interpreter at each of its rows.
+    return [read_job(row) for row in rows]
+
+
 def list_jobs(
     db: sqlite3.Connection, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None
 ) -> list[Job]:
@@ -64,7 +70,7 @@ def list_jobs(
         some, values = select_by_state("jobs", owner, states, limit, before=before)
         where, order = f"number IN ({some})", "ORDER BY number DESC"
     query = f"SELECT {COLUMNS} FROM jobs WHERE {where} {order} LIMIT ?"
-    return [read_job(row) for row in db.execute(query, [*values, limit])]
+    return _read_jobs(db.execute(query, [*values, limit]))
 
 
 def list_missed(db: sqlite3.Connection, owner: str, client_id: str, since_ms: int, limit: int) -> list[Job]:
@@ -73,7 +79,7 @@ def list_missed(db: sqlite3.Connection, owner: str, client_id: str, since_ms: in
         "AND client_id = ? AND settled_at_ms >= ? ORDER BY settled_at_ms DESC LIMIT ?) "
         "ORDER BY settled_at_ms, number"
     )
-    return [read_job(row) for row in db.execute(query, (owner, client_id, since_ms, limit))]
+    return _read_jobs(db.execute(query, (owner, client_id, since_ms, limit)))
 
 
 def list_overdue(db: sqlite3.Connection, created_before_ms: int) -> list[Job]:
@@ -83,7 +89,7 @@ def list_overdue(db: sqlite3.Connection, created_before_ms: int) -> list[Job]:
     )
     query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({oldest} UNION ALL {oldest}) ORDER BY number"
     values = [value for state in ("queued", "dispatched") for value in (state, created_before_ms, OVERDUE)]
-    return [read_job(row) for row in db.execute(query, values)]
+    return _read_jobs(db.execute(query, values))
 
 
 # Changes of state. -------------------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ def list_queue(db: sqlite3.Connection, owner: str | None) -> list[Entry]:
         for states in (OPEN - {JobState.QUEUED}, [JobState.QUEUED])
     )
     query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({begun[0]} UNION ALL {waiting[0]}) ORDER BY number"
-    return _add_bodies(db, db.execute(query, [*begun[1], *waiting[1]]).fetchall())
+    return _add_bodies(db, db.execute(query, [*begun[1], *waiting[1]]))
 
 
 def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: int | None) -> list[Entry]:
@@ -167,7 +173,7 @@ def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: 
     way = "DESC" if offset is None else "ASC"
     query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({some}) ORDER BY event_id {way}"
     rows = db.execute(query, [*values, limit, skipped])
-    entries = _add_bodies(db, rows.fetchall())
+    entries = _add_bodies(db, rows)
     return entries if offset is not None else entries[::-1]
 
 
@@ -186,10 +192,12 @@ def _select_shown(owner: str | None) -> tuple[str, list[Any]]:
     return query, [owner, owner, SHOWN]
 
 
-def _add_bodies(db: sqlite3.Connection, rows: list[Any]) -> list[Entry]:
-    """Add their bodies to jobs; the later ones come without, where the bodies are too large together."""
+def _add_bodies(db: sqlite3.Connection, rows: Iterable[Any]) -> list[Entry]:
+    """Add their bodies to jobs; the later ones come without, where these are many or too large together."""
     entries, left = [], ENTRIES_BYTES
-    for job in map(read_job, rows):
+    for number, job in enumerate(_read_jobs(rows)):
+        if number == WHOLE:
+            left = 0
         query = "SELECT CASE WHEN length(body) <= ? THEN body END FROM bodies WHERE number = ?"
         row = db.execute(query, (left, job.number)).fetchone()
         body = (row[0] or b"{}") if row is not None else None
@@ -226,7 +234,7 @@ def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page
         f"{order}"
     )
     limit = PAGE if asked.limit is None else min(asked.limit, PAGE)
-    rows = db.execute(query, [*values, limit, asked.offset]).fetchall()
+    rows = db.execute(query, [*values, limit, asked.offset])
     return Page(tuple((read_job(row[:-1]), row[-1]) for row in rows), total)
 
 

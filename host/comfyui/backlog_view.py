@@ -32,6 +32,8 @@ class BacklogView:
         self._fields = fields
         self._list_held = list_held
         self._deleting = False
+        #: One job at a time: a cleared queue would take all of the event loop's helper threads, and the store's reader.
+        self._adding = asyncio.Semaphore()
 
     def install(self) -> None:
         """Patch. The main thread, once."""
@@ -94,7 +96,8 @@ class BacklogView:
 
     async def add_to_history(self, job_id: str) -> None:
         """Put a settled job that ComfyUI never ran into its history. Event loop; reads the store on another thread."""
-        entry = await asyncio.to_thread(self._backlog.history_entry, job_id)
+        async with self._adding:
+            entry = await asyncio.to_thread(self._backlog.history_entry, job_id)
         if entry is None:
             return
         with self._queue.mutex:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 
 from ...guard.callers.bodies import HistoryEntry
 from ..about import COMMAND, READ, About
 from ..asked import read_command, read_ids, read_whole_number
 from ..shapes import QueueCommand
-from ..table import Call, Route, respond
+from ..table import Call, Route, respond, respond_at_length
 
 #: ComfyUI keeps 10,000 in memory and sends them all.
 _AT_MOST = 1000
@@ -24,7 +22,7 @@ async def get_history(call: Call) -> web.StreamResponse:
     if limit is not None and limit <= 0:
         return respond({})
     history = await call.services.jobs.list_history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
-    return await asyncio.to_thread(respond, history)
+    return await respond_at_length(history)
 
 
 async def get_history_of(call: Call) -> web.StreamResponse:

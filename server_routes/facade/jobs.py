@@ -12,7 +12,7 @@ from ...guard.store import Listing
 from ..about import COMMAND, READ, WRITE, About
 from ..asked import read_choice, read_command, read_ids, read_number
 from ..shapes import CancelRequest
-from ..table import Call, Route, respond
+from ..table import Call, Route, respond, respond_at_length
 
 _AT_MOST = 1000
 
@@ -67,7 +67,7 @@ async def list_api_jobs(call: Call) -> web.StreamResponse:
         "has_more": listing.offset + len(jobs) < total,
     }
     body: ListingBody = {"jobs": jobs, "pagination": pagination}
-    return respond(body)
+    return await respond_at_length(body)
 
 
 async def get_api_job(call: Call) -> web.StreamResponse:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 from typing_extensions import TypedDict
 
@@ -12,7 +10,7 @@ from ...guard.errors import InvalidRequestError
 from ..about import COMMAND, READ, About
 from ..asked import read_command, read_ids
 from ..shapes import InterruptRequest, QueueCommand
-from ..table import Call, Route, respond
+from ..table import Call, Route, respond, respond_at_length
 
 
 class ExecInfo(TypedDict):
@@ -36,7 +34,7 @@ async def get_prompt(call: Call) -> web.StreamResponse:
 async def get_queue(call: Call) -> web.StreamResponse:
     """The caller's open jobs. A job is in here from the 200 until it is in the history."""
     queue = await call.services.jobs.list_queue(call.client)
-    return await asyncio.to_thread(respond, queue)
+    return await respond_at_length(queue)
 
 
 async def post_queue(call: Call) -> web.StreamResponse:

@@ -352,6 +352,21 @@ def test_bodies_that_are_too_much_together_are_left_out_and_their_jobs_are_not(s
     assert [(entry.job.job_id, entry.body) for entry in history] == list(zip(ended, (b"{}", body, body), strict=True))
 
 
+def test_of_many_jobs_the_first_come_with_their_bodies_and_the_others_come(store, monkeypatch):
+    monkeypatch.setattr(queries, "WHOLE", 2)
+    ended, waiting = [_ended(store, "mine") for _ in range(3)], [new_job(owner="mine") for _ in range(3)]
+    for job in waiting:
+        store.submit(job, 100).result(LONG_S)
+    for entries, ids, whole in (
+        (store.list_queue("mine"), [job.job_id for job in waiting], [True, True, False]),
+        (store.list_history("mine", 10, 0), ended, [True, True, False]),
+        (store.list_history("mine", 10, None), ended, [False, True, True]),
+    ):
+        shown = entries.result(LONG_S)
+        assert [entry.job.job_id for entry in shown] == ids
+        assert [entry.body != b"{}" for entry in shown] == whole
+
+
 def test_a_listing_says_of_which_workflow_a_job_was_made(store):
     with_id = _ended(store, "mine", workflow_id="w")
     without = _ended(store, "mine")

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from unit.fakes import GRAPH, LONG_S, new_job
 from unit.machine import Machine
+from unit.store_steps import claim, submit
 
+from comfyui_guarded.guard.callers import jobs
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
@@ -479,3 +481,28 @@ async def test_a_job_that_comfyui_never_ran_has_a_history_entry_with_an_error(ma
     assert (number, prompt_id, prompt, outputs) == (job.number, job.job_id, GRAPH, [])
     assert extra_data["client_id"] == "socket"
     assert entry["outputs"] == {}
+
+
+async def test_a_cleared_queue_ends_in_parts_with_what_begins_meanwhile_and_without_what_comes_in(
+    machine, store, monkeypatch
+):
+    monkeypatch.setattr(jobs, "ENDED_AT_ONCE", 3)
+    runs = submit(store, owner=LOCAL.owner).job.job_id
+    assert claim(store, 9) == runs
+    store.start(runs).result(LONG_S)
+    waiting = [submit(store, owner=LOCAL.owner).job.job_id for _ in range(10)]
+    late = []
+
+    def begin_one(job):
+        """The head of the line begins, and a job comes in, as the first part has ended."""
+        if job.state.settled and not late:
+            late.append(new_job(owner=LOCAL.owner))
+            for step in (store.claim("local", 9), store.start(waiting[0]), store.submit(late[0], 99)):
+                step.add_done_callback(lambda _done: None)
+
+    store.changed.subscribe(begin_one)
+    await machine.jobs.take_out(LOCAL, None)
+    states = {job_id: store.get(job_id).result(LONG_S).state for job_id in (runs, *waiting, late[0].job_id)}
+    assert {states[job_id] for job_id in waiting} == {JobState.CANCELLED}
+    assert store.get(waiting[0]).result(LONG_S).attempts == 1, "it had begun"
+    assert (states[runs], states[late[0].job_id]) == (JobState.RUNNING, JobState.QUEUED)

@@ -132,6 +132,10 @@ CALLS = {
     ],
     "replay": [lambda store, middle: store.replay(OWNERS[middle % 3], IdempotencyKey(f"job-{middle}", "d"))],
     "claim": [lambda store, _middle: store.claim("local", 10**9)],
+    "begin": [
+        lambda store, _middle: store.begin("local", 10**9, lambda _job_id: False),
+        lambda store, _middle: store.begin("local", 10**9, lambda _job_id: True),
+    ],
     "hand_over": [lambda store, middle: store.hand_over(f"job-{middle}")],
     "start": [lambda store, _middle: store.start(next(iter(store.leases)))],
     "validate": [lambda store, _middle: store.validate(next(iter(store.leases)))],

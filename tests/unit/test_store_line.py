@@ -9,6 +9,7 @@ from comfyui_guarded.guard.errors import (
     ConflictError,
     QueueFullError,
 )
+from comfyui_guarded.guard.store import SqliteStore, line
 
 
 def test_owners_take_turns_and_each_owners_jobs_stay_in_order(store):
@@ -42,6 +43,34 @@ def test_an_owner_who_comes_back_again_and_again_gets_no_more_than_its_turn(stor
         order.append(owners.get(claim(store, 10**9), "patient"))
     assert order.count("eager") == order.count("patient") == 10
     assert all(order[at : at + 3] != ["eager"] * 3 for at in range(len(order)))
+
+
+def test_a_restart_changes_nobodys_turn(tmp_path, clock):
+    store = SqliteStore(tmp_path / "jobs.db", clock)
+    owners = {submit(store, owner=owner).job.job_id: owner for owner in ("a", "a", "a", "b", "b")}
+    assert owners[claim(store, 10**9)] == "a"
+    told = {job_id: store.locate(job_id).result(LONG_S) for job_id in owners}
+    store.close()
+    store = SqliteStore(tmp_path / "jobs.db", clock)
+    places = {job_id: store.locate(job_id).result(LONG_S) for job_id in owners}
+    assert {job_id: place and place.position for job_id, place in places.items()} == {
+        job_id: place and place.position for job_id, place in told.items()
+    }
+    assert [owners[job_id] for job_id in claim_all(store)] == ["b", "a", "b", "a"]
+    store.close()
+
+
+def test_far_from_both_ends_a_position_is_an_estimate_between_them(store, monkeypatch):
+    monkeypatch.setattr(line, "COUNTED", 10)
+    ids = [submit(store, owner="a", priority=at % 2).job.job_id for at in range(100)]
+    positions = {job_id: store.locate(job_id).result(LONG_S).position for job_id in ids}
+    order = claim_all(store)
+    for high_or_low in (order[:50], order[50:]):
+        exact = [order.index(job_id) + 1 for job_id in high_or_low]
+        told = [positions[job_id] for job_id in high_or_low]
+        assert (told[:10], told[-10:]) == (exact[:10], exact[-10:])
+        assert told == sorted(told)
+        assert all(abs(one - other) <= 2 for one, other in zip(told, exact, strict=True))
 
 
 def test_priority_number_and_front_reorder_within_an_owner_only(store):

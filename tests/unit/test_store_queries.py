@@ -3,6 +3,7 @@
 import json
 import re
 import sqlite3
+import threading
 
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import CANCELLED, Held, claim, run_to_success, submit
@@ -10,6 +11,7 @@ from unit.store_steps import CANCELLED, Held, claim, run_to_success, submit
 from comfyui_guarded.guard.job import OPEN, SUCCESS, Artifact, JobState, Result, Verdict
 from comfyui_guarded.guard.store import (
     Counts,
+    IdempotencyKey,
     SqliteStore,
 )
 
@@ -182,3 +184,23 @@ def test_run_times_come_with_their_template_the_newest_first(store, clock):
     assert store.list_template_runs_ms("stranger", 9, 0).result(LONG_S) == []
     assert len(store.list_template_runs_ms("bot", 9, 0).result(LONG_S)) == 3
     assert store.list_template_runs_ms(None, 9, clock.now_ms() + 1).result(LONG_S) == []
+
+
+def test_a_look_up_by_an_id_waits_for_no_list(store):
+    key = IdempotencyKey("k", "digest")
+    job_id = submit(store, key=key).job.job_id
+    go = threading.Event()
+    lists = [
+        store._engine.read_list(lambda _db: go.wait(LONG_S)),
+        store.list_jobs(None, None, 10),
+        store.list_queue(None),
+    ]
+    try:
+        assert store.locate(job_id).result(LONG_S / 2).position == 1
+        assert store.find_entry(job_id).result(LONG_S / 2).job.job_id == job_id
+        assert store.replay("bot", key).result(LONG_S / 2).job.job_id == job_id
+        assert store.count_jobs().result(LONG_S / 2).queued == 1
+        assert not any(one.done() for one in lists)
+    finally:
+        go.set()
+    assert [job.job_id for job in lists[1].result(LONG_S)] == [job_id]
