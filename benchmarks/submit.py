@@ -54,11 +54,13 @@ def main() -> None:
     parser.add_argument(
         "--client", choices=("aiohttp", "raw"), default="aiohttp", help="raw: bare sockets, nearly no cost of its own"
     )
+    parser.add_argument("--survives", choices=("kill", "power_cut"), default="power_cut", help="store.survives")
     options = parser.parse_args()
     kind = _common.find_host_kind(options.host)
+    settings = {**_common.NO_LIMITS, "GUARDED_STORE__SURVIVES": options.survives}
     with (
         _common.make_base_directory() as base,
-        HostProcess(kind, base / "guarded", environment=_common.NO_LIMITS) as guarded,
+        HostProcess(kind, base / "guarded", environment=settings) as guarded,
         HostProcess(kind, base / "bare", guarded=False) as bare,
     ):
         _common.print_headline(kind, options)
@@ -70,6 +72,7 @@ async def _run(sides: list[Side], options: argparse.Namespace) -> None:
     free: list[Round] = []
     held: list[Round] = []
     whole: dict[str, list[float]] = defaultdict(list)
+    cpu: dict[str, list[float]] = defaultdict(list)
     for side in sides:  # warm: imports, caches, SQLite's pages
         await _submit(side, 50, 1, options.client)
         await _whole(side, 20)
@@ -83,12 +86,14 @@ async def _run(sides: list[Side], options: argparse.Namespace) -> None:
         for side in sides:
             await side.idle()
         for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
+            cpu_s = _common.read_cpu_s(side.host.pid)
             whole[side.name].append(statistics.median(await _whole(side, options.whole)))
             await side.idle()
+            cpu[side.name].append((_common.read_cpu_s(side.host.pid) - cpu_s) * 1000 / options.whole)
         print(f"round {turn + 1} of {options.rounds} done", file=sys.stderr, flush=True)
     _show("worker free: as it comes, the jobs run meanwhile", free)
     _show("worker held by one long job: admission alone", held)
-    _show_whole(whole)
+    _show_whole(whole, cpu)
 
 
 async def _round(sides: list[Side], options: argparse.Namespace, idle: bool) -> Round:
@@ -195,11 +200,12 @@ def _show(title: str, rounds: list[Round]) -> None:
     print(flush=True)
 
 
-def _show_whole(whole: dict[str, list[float]]) -> None:
+def _show_whole(whole: dict[str, list[float]], cpu: dict[str, list[float]]) -> None:
     added_ms = statistics.median(ours - theirs for ours, theirs in zip(whole["guarded"], whole["native"], strict=True))
+    ratio = _common.median_ratio(cpu["guarded"], cpu["native"])
     print("\nend to end: submit until settled (guarded, ?wait) against submit until `executing` null on the websocket")
     _common.print_table(
-        ["", "guarded", "native", "added", "budget", "", "native route, guarded server"],
+        ["", "guarded", "native", "ratio", "budget", "", "native route, guarded server"],
         [
             [
                 "no-op job, p50, ms",
@@ -208,7 +214,15 @@ def _show_whole(whole: dict[str, list[float]]) -> None:
                 "≤ +10 ms",
                 _common.format_verdict(added_ms, 10),
                 f"{statistics.median(whole['beside']):.2f}",
-            ]
+            ],
+            [
+                "the server's CPU time per job, ms",
+                *(f"{statistics.median(cpu[side]):.2f}" for side in ("guarded", "native")),
+                f"{ratio:.2f} ×",
+                "≤ 2.00 ×",
+                _common.format_verdict(ratio, 2.0),
+                f"{statistics.median(cpu['beside']):.2f}",
+            ],
         ],
     )
 
