@@ -18,6 +18,10 @@ from ..settings import ResultsSettings
 
 log = logging.getLogger("guarded.queue")
 
+#: How long a check waits at most until the worker has its next job: both would want Python's lock, and the GPU waits
+#: for the worker alone.
+AHEAD_S = 0.02
+
 #: What tells one content of a file from a later one: device, inode, size, time of the last change.
 Mark = tuple[int, int, int, int]
 #: Gets the verdict on a run and its result.
@@ -38,6 +42,12 @@ class Checking:
         self._syncs = syncs
         self._room = threading.Semaphore(settings.checks_at_once)
         self._namers = Namers()
+        #: Set once the worker goes on after the run that it has let go of last.
+        self._gone_on = threading.Event()
+
+    def go_on(self) -> None:
+        """The worker has its next job, or waits for one. The worker's thread."""
+        self._gone_on.set()
 
     def check(self, job_id: str, outcome: Outcome, then: Then, go_on: Callable[[], object]) -> None:
         """Check a run that the host calls a success; `then` gets the verdict, on any thread.
@@ -52,15 +62,25 @@ class Checking:
             return
         marks = _mark_files(outcome)
         self._room.acquire()
+        self._gone_on = gone_on = threading.Event()
         go_on()
         try:
             threading.Thread(
-                target=self._run, args=(job_id, outcome, marks, then), name="guarded-checking", daemon=True
+                target=self._run, args=(job_id, outcome, marks, then, gone_on), name="guarded-checking", daemon=True
             ).start()
         except RuntimeError:  # no more threads, or the interpreter ends
-            self._run(job_id, outcome, marks, then)
+            gone_on.set()
+            self._run(job_id, outcome, marks, then, gone_on)
 
-    def _run(self, job_id: str, outcome: Outcome, marks: Mapping[Path, Mark | None], then: Then) -> None:
+    def _run(
+        self,
+        job_id: str,
+        outcome: Outcome,
+        marks: Mapping[Path, Mark | None],
+        then: Then,
+        gone_on: threading.Event,
+    ) -> None:
+        gone_on.wait(AHEAD_S)
         try:
             verdict, result = self._judge(job_id, outcome, marks)
         finally:

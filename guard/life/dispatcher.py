@@ -290,6 +290,7 @@ class Dispatcher:
         return job is not None and self._hand_over_begun(job)
 
     def go_on(self) -> None:
+        self._runs.go_on()
         self._wake.set()
 
     def _begin_late(self, done: Future[Job | None]) -> None:

@@ -95,6 +95,10 @@ class Runs:
             then, go_on = partial(self._settle, self._jobs[job_id], close), partial(self.released, job_id)
             self._checking.check(job_id, outcome, then, go_on)
 
+    def go_on(self) -> None:
+        """The worker has its next job, or waits for one. The worker's thread."""
+        self._checking.go_on()
+
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
         self._ended.discard(job_id)

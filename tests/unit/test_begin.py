@@ -16,6 +16,7 @@ from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.job import JobState
+from comfyui_guarded.guard.life import checking
 from comfyui_guarded.guard.life import dispatcher as dispatchers
 from comfyui_guarded.guard.life.drain import Drain
 from comfyui_guarded.guard.store import SqliteStore
@@ -190,6 +191,24 @@ async def _until(holds):
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it never came to that")
+
+
+def test_a_check_lets_the_worker_have_its_next_job_first(machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(checking, "AHEAD_S", LONG_S)
+    begun = threading.Event()
+    monkeypatch.setattr(checking.checks, "check", lambda *_args: begun.set() or ())
+    first, second = _ready(machine), _ready(machine)
+    assert machine.dispatcher.begin_next()
+    machine.dispatcher.go_on()
+    assert machine.runs.started(first)
+    told = threading.Event()
+    machine.runs.finished(first, TEXT, lambda _verdict: told.set())
+    assert machine.dispatcher.begin_next(), "the slot is free"
+    assert machine.host.put_first[-1][0] == second
+    assert not begun.is_set()
+    machine.dispatcher.go_on()
+    assert told.wait(LONG_S)
+    assert begun.is_set()
 
 
 # Whatever happens in the gap. -------------------------------------------------------------------------------------
