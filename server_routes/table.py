@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from ..guard import messages
 from ..guard.access.access import Access
 from ..guard.access.access import Request as Asking
+from ..guard.callers.interleave import interleave
 from ..guard.callers.jobs import Jobs
 from ..guard.callers.sockets import Sockets
 from ..guard.client import Client
@@ -36,7 +37,6 @@ from ..guard.events.stream import Events
 from ..guard.faces.gate import FaceGate
 from ..guard.files.files import Files
 from ..guard.files.uploads import Uploads
-from ..guard.interleave import interleave
 from ..guard.janitor import Janitor
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health

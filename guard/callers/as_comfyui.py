@@ -8,11 +8,11 @@ from typing import Any
 
 from ..errors import type_name
 from ..files.names import owner_folder, strip_owner_folder
-from ..interleave import interleave
 from ..job import OPEN, Job, JobBody, JobState
 from ..owners import renew
 from ..store import Entry
 from .bodies import ExecutionError, HistoryEntry, HistoryStatus, ListedJob, ListedJobInFull, QueueBody, Status
+from .interleave import interleave
 
 RUNNING = frozenset({JobState.RUNNING, JobState.VALIDATING})
 #: The statuses of `/api/jobs`, and the states that each stands for.

@@ -16,7 +16,6 @@ from typing_extensions import NotRequired, TypedDict
 from ..client import Client
 from ..errors import CancelledError, GuardError, NotFoundError, ServerUnavailableError
 from ..events.stream import Events
-from ..interleave import interleave
 from ..job import WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..owners import hide_in
@@ -28,6 +27,7 @@ from ..store import Entry, Listing, Settled, Store, Waiting
 from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull, QueueBody
 from .estimate import Estimates
+from .interleave import interleave
 from .places import Places
 from .polls import Polls
 from .positions import notice

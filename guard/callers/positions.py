@@ -16,12 +16,12 @@ from .. import messages
 from ..errors import GuardError
 from ..events.event import POSITION, Event
 from ..events.stream import Events
-from ..interleave import interleave
 from ..job import Job
 from ..settings import QueueSettings
 from ..store import Standing, Waiting
 from ..wake import Wake
 from .estimate import Estimates
+from .interleave import interleave
 
 log = logging.getLogger("guarded.positions")
 

@@ -155,7 +155,8 @@ class Transitions:
     def settle(
         self, db: sqlite3.Connection, job_id: str, verdict: Verdict, result: Result | None, only_waiting: bool
     ) -> Settled | None:
-        job = self._find(db, job_id)
+        # Not from memory: an ending is told, so it must be on disk.
+        job = find_job(db, job_id)
         if job is None:
             return None
         if job.state.settled or (only_waiting and job.state not in WAITING):

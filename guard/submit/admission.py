@@ -52,8 +52,9 @@ from ..settings import Settings
 from ..signal import Signal
 from ..store import IdempotencyKey, Submitted
 from .confinement import Confinement
+from .key_policies import KeyPolicies
 from .limits import Limits
-from .policy import KeyPolicies, Policy
+from .policy import Policy
 from .request import PARSED_AT_ONCE_BYTES, AskedWebhook, Prompt, Submission, parse, read_idempotency_key
 
 log = logging.getLogger("guarded.admission")

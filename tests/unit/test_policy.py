@@ -12,7 +12,8 @@ from comfyui_guarded.guard.client import Client, KeyLimits
 from comfyui_guarded.guard.errors import PolicyViolationError
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings, SettingsError, load
 from comfyui_guarded.guard.submit import policy
-from comfyui_guarded.guard.submit.policy import KeyPolicies, Policy
+from comfyui_guarded.guard.submit.key_policies import KeyPolicies
+from comfyui_guarded.guard.submit.policy import Policy
 
 
 def node(class_type, **inputs):
