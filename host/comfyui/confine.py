@@ -259,9 +259,8 @@ def find_below(root: str, path: str) -> str | None:
     """The part of a real path below a real root, with slashes; None where it is not below."""
     if path == root:
         return ""
-    if not path.startswith(root.rstrip(os.sep) + os.sep):
-        return None
-    return os.path.relpath(path, root).replace(os.sep, "/")
+    prefix = root if root.endswith(os.sep) else root + os.sep
+    return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None
 
 
 @contextlib.contextmanager

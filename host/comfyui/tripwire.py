@@ -39,6 +39,7 @@ _EVENTS: dict[str, tuple[tuple[int, ...], bool]] = {
     "os.truncate": ((0,), True),
     "os.chmod": ((0,), True),
 }
+_CHANGES_FOLDERS = frozenset({"os.rename", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.link"})
 #: What Python and ComfyUI write by themselves, on behalf of whatever runs.
 _OWN_FILES = ("comfyui.log", "comfyui.db")
 #: In its own folder a pack may keep what it likes, but no code.
@@ -46,9 +47,8 @@ _CODE = frozenset({".py", ".pyc", ".pyd", ".so", ".dll", ".js", ".mjs", ".toml",
 
 
 class _Places(NamedTuple):
-    """Real paths, as the folders lie now."""
+    """Real paths of ComfyUI's folders; `models` as they are given."""
 
-    given: tuple[Any, ...]
     roots: dict[str, str]
     private: str
     user: str
@@ -62,7 +62,10 @@ class Tripwire:
 
     def __init__(self, confinement: Confinement) -> None:
         self._confinement = confinement
-        self._places: _Places | None = None
+        #: As they were when a file was last looked up for this run, with the real paths of folders by given ones.
+        self._run: Run | None = None
+        self._places: _Places
+        self._real: dict[str, str] = {}
 
     def install(self) -> None:
         """The main thread, once: an audit hook cannot be taken away again."""
@@ -89,8 +92,10 @@ class Tripwire:
                 raise PermissionError("A job may not do this on this server.")
 
     def _may_touch(self, run: Run, event: str, path: str, writes: bool) -> bool:
-        real = os.path.realpath(path)
-        places = self._look_around()
+        places = self._look_around(run)
+        if event in _CHANGES_FOLDERS:
+            self._real.clear()
+        real = self._resolve(path)
         for kind, root in places.roots.items():
             if (below := find_below(root, real)) is not None:
                 return self._may_touch_below(run, event, kind, below, real, writes)
@@ -103,7 +108,7 @@ class Tripwire:
         for packs in places.packs:
             if (below := find_below(packs, real)) is not None:
                 return "__pycache__" in below or _is_packs_own(packs, below)
-        if any(find_below(folder, real) is not None for folder in places.models):
+        if any(find_below(os.path.realpath(folder), real) is not None for folder in places.models):
             return True
         return find_below(places.program, real) is None or "__pycache__" in real
 
@@ -124,28 +129,33 @@ class Tripwire:
         except OSError:
             return True
 
-    def _look_around(self) -> _Places:
-        folders = folder_paths.folder_names_and_paths
-        given = (
-            *(find_root(kind) for kind in ROOTS),
-            folder_paths.get_user_directory(),
-            len(folders),
-            sum(len(entry[0]) for entry in folders.values()),
-        )
-        if self._places is None or self._places.given != given:
-            packs = tuple(map(os.path.realpath, folders.get("custom_nodes", ([], ()))[0]))
+    def _resolve(self, path: str) -> str:
+        """The real path. Folders are looked up once in a run, unless it changes some."""
+        folder, name = os.path.split(path)
+        if name in ("", "..", ".") or ".." in folder:
+            return os.path.realpath(path)
+        real = self._real.get(folder)
+        if real is None:
+            real = self._real[folder] = os.path.realpath(folder)
+        real = os.path.join(real, name)
+        return os.path.realpath(real) if os.path.islink(real) else real
+
+    def _look_around(self, run: Run) -> _Places:
+        if self._run is not run:
+            packs = folder_paths.folder_names_and_paths.get("custom_nodes", ([], ()))[0]
             models = [folder_paths.models_dir]
-            for name, entry in list(folders.items()):
+            for name, entry in list(folder_paths.folder_names_and_paths.items()):
                 models += entry[0] if name != "custom_nodes" else []
             self._places = _Places(
-                given,
                 {kind: os.path.realpath(find_root(kind) or "") for kind in ROOTS},
                 os.path.realpath(find_own_directory()),
                 os.path.realpath(folder_paths.get_user_directory()),
-                packs,
-                tuple(os.path.realpath(model) for model in models if isinstance(model, str)),
+                tuple(map(os.path.realpath, packs)),
+                tuple({model for model in models if isinstance(model, str)}),
                 os.path.dirname(os.path.realpath(folder_paths.__file__)),
             )
+            self._real = {}
+            self._run = run
         return self._places
 
 

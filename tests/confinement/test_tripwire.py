@@ -1,0 +1,100 @@
+"""A keyed owner's job that reaches for what is not its owner's: the node gets an error, and the operator an alarm."""
+
+import base64
+import os
+
+import pytest
+from contract.client import assert_ended_badly, assert_succeeded, node, unique
+
+from comfyui_guarded.guard.owners import FOLDER
+
+
+def joined(text):
+    """The text, put together by the run: nothing in the prompt says it."""
+    cut = next(number for number, letter in enumerate(text) if letter.isalnum()) + 1
+    inside = text.find("-uploads") if "-uploads" in text else len(text)
+    return {
+        "0": node("FaultJoin", one=text[:cut], other=text[cut:inside]),
+        "1": node("FaultJoin", one=["0", 0], other=text[inside:]),
+    }
+
+
+def reads(path):
+    return {**joined(str(path)), "2": node("FaultReadPath", words=["1", 0])}
+
+
+def writes(path):
+    return {**joined(str(path)), "2": node("FaultWrite", way="given", name=["1", 0], seed=1)}
+
+
+async def is_stopped(bot, prompt):
+    job = await bot.client.run(prompt)
+    assert_ended_badly(job, "policy_violation")
+    return job
+
+
+async def test_no_job_of_a_key_reads_what_is_the_servers_or_anothers(client, alice, bob):
+    await alice.client.run(writes(alice.place() / "hers"))
+    (alice.place()).mkdir(parents=True, exist_ok=True)
+    (alice.place() / "hers.png").write_bytes(b"hers")
+    operators = client.base / "output" / f"{unique('operator')}.png"
+    operators.write_bytes(b"the operator's")
+    secrets = client.base / "user" / "__guarded"
+    for path in (alice.place() / "hers.png", operators, secrets / "keys.json", secrets / "folders.key"):
+        await is_stopped(bob, reads(path))
+    for folder in (alice.place(), client.base / "output" / FOLDER, secrets):
+        await is_stopped(bob, reads(folder))
+    link = bob.place() / "link.png"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(alice.place() / "hers.png")
+    await is_stopped(bob, reads(link))
+
+
+async def test_no_job_of_a_key_writes_where_code_settings_or_others_files_lie(client, alice, bob):
+    name = unique("planted")
+    (client.base / "custom_nodes" / "pack").mkdir(exist_ok=True)
+    for folder in ("custom_nodes", "custom_nodes/pack", "user", "user/default", "user/__guarded", "input"):
+        (client.base / folder).mkdir(exist_ok=True)
+        await is_stopped(bob, writes(client.base / folder / name))
+        assert not (client.base / folder / f"{name}.png").exists()
+    await is_stopped(bob, writes(alice.place() / name))
+    await is_stopped(bob, writes(client.host.kind.main.parent / name))
+    assert not (client.host.kind.main.parent / f"{name}.png").exists()
+
+
+async def test_a_jobs_own_files_the_shared_ones_and_the_rest_of_the_machine_are_open(client, bob, tmp_path):
+    (client.base / "input" / "shared.txt").write_bytes(b"everybody's")
+    job = await bob.client.run(reads(client.base / "input" / "shared.txt"))
+    assert_succeeded(job)
+    assert job["outputs"]["2"]["text"] == [base64.b64encode(b"everybody's").decode()]
+    for folder in (bob.place(), client.base / "models", tmp_path):
+        folder.mkdir(parents=True, exist_ok=True)
+        job = await bob.client.run(writes(folder / "own"))
+        assert (folder / "own.png").is_file()
+        assert job["error"] is None or job["error"]["code"] == "result_missing"
+
+
+async def test_the_operator_and_native_prompts_are_not_watched(client, alice):
+    alice.place().mkdir(parents=True, exist_ok=True)
+    (alice.place() / "hers.png").write_bytes(b"hers")
+    assert_succeeded(await client.run(reads(alice.place() / "hers.png")))
+    await client.run(writes(client.base / "custom_nodes" / "operators"))
+    assert (client.base / "custom_nodes" / "operators.png").is_file()
+
+
+async def test_the_operator_is_told(client, bob):
+    before = client.host.log.read_text(errors="replace").count("tried to read")
+    job = await is_stopped(bob, reads(client.base / "user" / "__guarded" / "keys.json"))
+    assert "keys.json" not in str(job["error"])
+    assert client.host.log.read_text(errors="replace").count("tried to read keys.json") > 0
+    assert client.host.log.read_text(errors="replace").count("tried to read") == before + 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs /proc")
+async def test_no_spelling_of_a_path_gets_past(client, alice, bob):
+    alice.place().mkdir(parents=True, exist_ok=True)
+    (alice.place() / "hers.png").write_bytes(b"hers")
+    path = alice.place() / "hers.png"
+    inside = f"{client.base}/output/../output/./{alice.folder}/hers.png"
+    for spelled in (f"/{path}", f"//{path}", f"/proc/self/root{path}", inside):
+        await is_stopped(bob, reads(spelled))
