@@ -171,6 +171,11 @@ class ResultsSettings(_Section):
         description="Jobs whose files are checked while the worker goes on with the next one; 0: the worker waits for "
         "each check.",
     )
+    strip_metadata: bool = Field(
+        False,
+        description="Take prompt, workflow, tags and versions out of the results of keys' jobs once they have passed, "
+        "without encoding them anew. They then cannot be dragged into ComfyUI's editor.",
+    )
     quarantine_max_bytes: Bytes = Field(
         2 * 2**30, description="Size of the refused files kept for the operator; the oldest go first; 0 keeps none."
     )

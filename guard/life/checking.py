@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import GuardError, InternalError, ResultCorruptError
 from ..host import Outcome
 from ..job import SUCCESS, Artifact, Result, Verdict
-from ..results import checks, quarantine
+from ..results import checks, metadata, quarantine
 from ..settings import ResultsSettings
 
 log = logging.getLogger("guarded.queue")
@@ -49,14 +49,18 @@ class Checking:
         """The worker has its next job, or waits for one. The worker's thread."""
         self._gone_on.set()
 
-    def check(self, job_id: str, outcome: Outcome, then: Then, go_on: Callable[[], object]) -> None:
+    def check(
+        self, job_id: str, outcome: Outcome, then: Then, go_on: Callable[[], object], *, strips: bool = False
+    ) -> None:
         """Check a run that the host calls a success; `then` gets the verdict, on any thread.
+
+        `strips`: take the metadata out of files that pass.
 
         The worker's thread: waits until there is room for the check. Calls `go_on` as soon as the worker may have the
         next job, and before `then`.
         """
         if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
-            judged = self._judge(job_id, outcome, {})
+            judged = self._judge(job_id, outcome, {}, strips)
             go_on()
             then(*judged)
             return
@@ -66,33 +70,44 @@ class Checking:
         go_on()
         try:
             threading.Thread(
-                target=self._run, args=(job_id, outcome, marks, then, gone_on), name="guarded-checking", daemon=True
+                target=self._run,
+                args=(job_id, outcome, marks, then, strips, gone_on),
+                name="guarded-checking",
+                daemon=True,
             ).start()
         except RuntimeError:  # no more threads, or the interpreter ends
             gone_on.set()
-            self._run(job_id, outcome, marks, then, gone_on)
+            self._run(job_id, outcome, marks, then, strips, gone_on)
 
     def _run(
         self,
         job_id: str,
         outcome: Outcome,
-        marks: Mapping[Path, Mark | None],
+        marks: dict[Path, Mark | None],
         then: Then,
+        strips: bool,
         gone_on: threading.Event,
     ) -> None:
         gone_on.wait(AHEAD_S)
         try:
-            verdict, result = self._judge(job_id, outcome, marks)
+            verdict, result = self._judge(job_id, outcome, marks, strips)
         finally:
             self._room.release()
         then(verdict, result)
 
-    def _judge(self, job_id: str, outcome: Outcome, marks: Mapping[Path, Mark | None]) -> tuple[Verdict, Result]:
+    def _judge(
+        self, job_id: str, outcome: Outcome, marks: dict[Path, Mark | None], strips: bool
+    ) -> tuple[Verdict, Result]:
         """Check the files, and set them aside where they fail. Raises nothing."""
         settings = self._settings
 
         def check() -> tuple[Artifact, ...]:
             artifacts = checks.check(outcome, settings)
+            if strips:
+                _compare(marks)
+                artifacts = metadata.strip_results(checks.result_files(outcome), artifacts)
+                metadata.strip_sidecars(outcome.outputs, checks.own_files(outcome))
+                marks.update(_mark_files(outcome) if marks else {})
             if self._syncs:
                 checks.sync(outcome)
             return artifacts

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from ..client import LOCAL
 from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError, PolicyViolationError, WorkerDiedError
 from ..events.stream import Events
 from ..host import Host, Outcome, Progress
@@ -92,8 +93,10 @@ class Runs:
             self._end(job_id, early, close)
         else:
             self._store.validate(job_id)
-            then, go_on = partial(self._settle, self._jobs[job_id], close), partial(self.released, job_id)
-            self._checking.check(job_id, outcome, then, go_on)
+            job = self._jobs[job_id]
+            then, go_on = partial(self._settle, job, close), partial(self.released, job_id)
+            strips = self._settings.results.strip_metadata and job.owner != LOCAL.owner
+            self._checking.check(job_id, outcome, then, go_on, strips=strips)
 
     def go_on(self) -> None:
         """The worker has its next job, or waits for one. The worker's thread."""

@@ -51,13 +51,18 @@ def check(outcome: Outcome, settings: ResultsSettings, budget: Budget | None = N
     budget = budget or Budget(settings)
     return tuple(
         _check_file(index, file, expected.infer(outcome.prompt, file.node_id), settings, budget)
-        for index, file in enumerate(file for file in own_files(outcome) if file.type in RESULT_ROOTS)
+        for index, file in enumerate(result_files(outcome))
     )
 
 
 def own_files(outcome: Outcome) -> tuple[ReportedFile, ...]:
     """The files that this very run reported."""
     return tuple(file for file in outcome.files if file.node_id not in outcome.cached)
+
+
+def result_files(outcome: Outcome) -> list[ReportedFile]:
+    """The files of the artifacts of :func:`check`, in their order."""
+    return [file for file in own_files(outcome) if file.type in RESULT_ROOTS]
 
 
 def sync(outcome: Outcome) -> None:

@@ -1,11 +1,16 @@
 """What the prompts of keys may not name, over HTTP: `local` may."""
 
+import hashlib
 import json
 
 import pytest
 from contract.client import (
+    KeyedClient,
     assert_refusal,
     assert_succeeded,
+    connected,
+    folder_of,
+    make_key,
     node,
     photo_copy,
     picture,
@@ -16,8 +21,6 @@ from contract.client import (
 )
 from contract.test_files import png, upload
 from contract.test_form import part, prompt, sent
-
-from comfyui_guarded.guard.files.names import owner_folder
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ async def test_a_key_names_no_such_file_that_lies_there(bot, client):
     base = client.host.base
     for root, shown in (("input", "{}"), ("output", "{} [output]")):
         name = f"{unique()}.png"
-        path = base / root / owner_folder("mine") / name
+        path = base / root / folder_of(base, "mine") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(PLAYLIST)
         body = assert_refusal(await bot.submit(photo_copy(shown.format(name))), "bad_image", 422)
@@ -140,3 +143,21 @@ async def test_neither_errors_nor_outputs_nor_events_show_a_path_of_the_server(b
     for told in (failed, shown, heard, listed):
         assert base not in json.dumps(told), told
     assert base in json.dumps(await client.run(text(words)))
+
+
+async def test_what_is_sold_holds_no_prompt_where_the_operator_says_so(sandbox):
+    host = sandbox(GUARDED_RESULTS__STRIP_METADATA="true")
+    key = make_key(host.base, "seller")
+    async with connected(host) as client:
+        seller = KeyedClient(client, key)
+        await seller.polled(lambda: seller.request("GET", "/guarded/jobs"), lambda answer: answer.status == 200)
+        for sender, holds in ((client, True), (seller, False)):
+            job = await sender.run(photo_copy("photo.png"))
+            assert_succeeded(job)
+            artifact = job["artifacts"][0]
+            answer = await sender.request("GET", artifact["url"])
+            assert (b"class_type" in answer.content) is holds
+            assert (len(answer.content), hashlib.sha256(answer.content).hexdigest()) == (
+                artifact["bytes"],
+                artifact["sha256"],
+            )
