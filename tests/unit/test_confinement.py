@@ -1,5 +1,6 @@
 """What the prompts of keys may not name: places outside their folders, addresses, nodes that write elsewhere."""
 
+import json
 import ntpath
 import posixpath
 import time
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.fakes import FakeHost, settings
 
+from comfyui_guarded.alias import ROOT
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import PolicyViolationError
 from comfyui_guarded.guard.host import Names
@@ -292,3 +294,9 @@ def test_names_with_control_characters_are_refused(text):
 def test_titles_in_any_language_and_with_emoji_are_taken():
     for title in ("Кот 🐈", "👨‍👩‍👧", "ไทย", "", None, 5):
         checked({"1": {"class_type": "Any", "inputs": {}, "_meta": {"title": title}}})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows/api").glob("*.json")), ids=lambda path: path.stem)
+def test_the_templates_of_the_package_are_for_keys(path):
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    checked(graph.get("prompt", graph))
