@@ -23,6 +23,7 @@ from ..client import LOCAL
 from ..errors import GuardError
 from ..host import Folders
 from ..job import Result, Verdict
+from ..owners import FOLDER
 
 #: Keys of outputs that say where a file lies on the server. VideoHelperSuite's is `fullpath`.
 _HIDDEN_KEYS = frozenset({"fullpath", "full_path", "absolute_path", "abs_path"})
@@ -56,7 +57,7 @@ class Cleaner:
         if owner != LOCAL.owner:
             pattern = self._pattern()
             for name in ("message", "details", "extra_info", "node_errors"):
-                setattr(error, name, _clean(getattr(error, name), pattern))
+                setattr(error, name, _leave_out_folders(_clean(getattr(error, name), pattern)))
 
     def clean_ending(self, verdict: Verdict, result: Result | None, owner: str) -> tuple[Verdict, Result | None]:
         """How a job ended, as its owner may see it."""
@@ -115,6 +116,29 @@ def _clean(value: Any, pattern: re.Pattern[str]) -> Any:
         }
     if isinstance(value, (list, tuple)):
         return [_clean(item, pattern) for item in value]
+    return value
+
+
+#: In a list that is written into a text, a name below the owners' folders: `'guarded-uploads/bot-0f…'`.
+_LISTED = re.compile(
+    rf"""(?P<before>\[|, )(?P<quote>['"]){re.escape(FOLDER)}(?:[/\\](?:(?!(?P=quote)).)*)?(?P=quote)"""
+)
+
+
+def _leave_out_folders(value: Any) -> Any:
+    """Take owners' folders out of the choices that ComfyUI lists where it refuses another."""
+    if isinstance(value, str):
+        if FOLDER not in value:
+            return value
+        return _LISTED.sub(lambda match: "[" if match["before"] == "[" else "", value).replace("[, ", "[")
+    if isinstance(value, dict):
+        return {key: _leave_out_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [
+            _leave_out_folders(item)
+            for item in value
+            if not (isinstance(item, str) and re.split(r"[/\\]", item, maxsplit=1)[0] == FOLDER)
+        ]
     return value
 
 

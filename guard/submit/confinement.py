@@ -68,6 +68,14 @@ _TEXT_TYPES = frozenset({"", "STRING", "COMBO", "*"})
 _PLACE_TYPE = re.compile(r"(?:.*_)?(?:PATH|FOLDER|DIRECTORY)S?", re.I)
 
 
+#: Node classes that put inputs which they do not declare into the words of a command, and into ffmpeg's filters, which
+#: can read and write any file.
+_COMMANDS = frozenset({"VHS_VideoCombine"})
+#: … but not what the editor keeps there.
+_NO_ARGUMENTS = frozenset({"videopreview"})
+_ARGUMENT = re.compile(r"(?:\w[\w.+-]*)?", re.ASCII)
+
+
 class Confinement:
     """Checks the prompts of keys. Event loop."""
 
@@ -117,9 +125,10 @@ class Confinement:
                 continue
             leaf = _spread(name.rpartition(".")[2])
             place, address = self._is_place(kind, name, leaf), _ADDRESS.search(leaf) is not None
+            argument = kind in _COMMANDS and name not in _NO_ARGUMENTS and name not in self._input_types(kind)
             words = not loads and not place and not address and _WORDS.fullmatch(leaf) is not None
             if is_link(value):
-                if not (place or address or loads) or not self._carries_text(kind, name):
+                if not (place or address or loads or argument) or not self._carries_text(kind, name):
                     continue
                 texts = traced.find(value)
                 if texts is None:
@@ -131,6 +140,8 @@ class Confinement:
             for text in texts:
                 if place and (fault := find_fault(text)) is not None:
                     raise _refuse(node_id, kind, name, text, f"has an input {name} {fault}")
+                if argument and _ARGUMENT.fullmatch(text) is None:
+                    raise _refuse(node_id, kind, name, text, f"has an input {name} that is more than one plain word")
                 for found in _find_addresses(text, words, address):
                     if (fault := self._find_address_fault(found)) is not None:
                         raise _refuse(

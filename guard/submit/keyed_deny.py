@@ -75,6 +75,8 @@ _READ = (
     "LoadTrainingDataset",  # ComfyUI: the datasets of everybody, and torch's own format
     "LoadImagesFromFolderKJ",
     "LoadVideosFromFolder",
+    "CameraPoseVisualizer",  # these two: KJNodes. What they read need not be a picture, and errors quote it
+    "PlaySoundKJ",
     "Image Load",
     "Load Image Batch",
     "Load Text File",

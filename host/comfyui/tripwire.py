@@ -121,7 +121,8 @@ class Tripwire:
         if event in ("os.listdir", "os.scandir"):
             return True
         if kind == "input":
-            return not writes
+            # Loaders of ComfyUI's make sure that their folder is there.
+            return not writes or (event == "os.mkdir" and os.path.isdir(real))
         # Below output and temp there are others' older results, and the operator's. What a pack has just put there is
         # moved to the owner's folder later.
         try:

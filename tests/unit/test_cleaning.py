@@ -70,6 +70,19 @@ def test_errors_and_endings_are_cleaned():
     assert CLEANER.clean_ending(verdict, None, "local") == (verdict, None)
 
 
+def test_a_refusals_choices_leave_out_the_folders_of_owners():
+    listed = (
+        "folder: 'x' not in ['guarded-uploads', '3d', 'guarded-uploads/alice-0f/al\\'bum', \"guarded-uploads/a'b\"]"
+    )
+    config = ["COMBO", {"options": ["3d", "guarded-uploads/alice-0f"]}]
+    node_errors = {"1": {"errors": [{"details": listed, "extra_info": {"input_config": config}}]}}
+    error = InvalidWorkflowError(listed, node_errors=node_errors)
+    CLEANER.clean_error(error, "bot")
+    assert "guarded-uploads" not in f"{error.message}{error.node_errors}"
+    assert error.node_errors["1"]["errors"][0]["extra_info"] == {"input_config": ["COMBO", {"options": ["3d"]}]}
+    assert "folder: 'x' not in ['3d'" in error.message
+
+
 def test_a_message_of_the_websocket_is_cleaned_and_any_other_left_as_it_is():
     message = json.dumps({"type": "execution_error", "data": {"traceback": [f'  File "{BASE}/x.py"'], "node_id": "5"}})
     assert json.loads(CLEANER.clean_message(message, "bot")) == {

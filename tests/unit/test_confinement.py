@@ -39,6 +39,21 @@ def one(kind="SaveImage", /, **inputs):
     return {"1": {"class_type": kind, "inputs": inputs}}
 
 
+# Commands. --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["sierra2_4a,drawtext=textfile=x", "a b", "a;b", "-i", "a:b", "a=b", "a/b", "a\n"])
+def test_what_goes_into_a_command_is_one_plain_word(text):
+    for value in (text, {"__value__": text}, {"deep": {text: 1}}):
+        assert refused(one("VHS_VideoCombine", dither=value)).extra_info["input"] == "dither"
+        assert refused(one("VHS_VideoCombine", manual_format_widgets=value))
+    assert refused(one("VHS_VideoCombine", dither=["2", 0]))
+    checked(one("VHS_VideoCombine", dither="sierra2_4a", pix_fmt="yuv420p10le", crf=19, save_metadata=True))
+    checked(one("VHS_VideoCombine", videopreview={"params": {"filename": "a b.mp4"}}))
+    checked(one("VHS_VideoCombine", dither=text), LOCAL)
+    checked(one("Other", dither=text))
+
+
 # Places. ----------------------------------------------------------------------------------------------------------
 
 OUTSIDE = [
