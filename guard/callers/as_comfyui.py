@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import type_name
 from ..files.names import owner_folder, strip_owner_folder
 from ..job import OPEN, Job, JobBody, JobState
-from ..owners import renew
+from ..owners import hide, renew
 from ..store import Entry
 from .bodies import ExecutionError, HistoryEntry, HistoryStatus, ListedJob, ListedJobInFull, QueueBody, Status
 from .interleave import interleave
@@ -164,7 +164,7 @@ def _execution_error(job: Job) -> ExecutionError | None:
         "node_id": str(details.get("node_id") or ""),
         "node_type": str(details.get("node_type") or ""),
         "executed": [],
-        "exception_message": job.verdict.message,
+        "exception_message": hide(job.verdict.message),
         "exception_type": details.get("exception_type") or type_name(job.verdict.code),
         "traceback": [],
         "current_inputs": {},

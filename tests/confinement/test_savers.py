@@ -93,3 +93,20 @@ async def test_the_operator_sees_where_an_owners_results_lie(client, alice):
     assert file["subfolder"] == alice.folder
     asked = f"filename={file['filename']}&subfolder={file['subfolder']}&type=output"
     assert (await client.request("GET", f"/view?{asked}")).status == 200
+
+
+async def test_an_error_of_comfyuis_does_not_say_where_its_owners_files_lie(alice):
+    prompt = {
+        "1": node("FaultJoin", one="..", other="/x"),
+        "2": node("FaultWrite", way="prefix", name=["1", 0], seed=1),
+    }
+    job = await alice.client.run(prompt)
+    assert job["state"] == "failed"
+    told = json.dumps(
+        [
+            job,
+            await alice.client.get(f"/guarded/history/{job['job_id']}"),
+            await alice.client.get(f"/guarded/api/jobs/{job['job_id']}"),
+        ]
+    )
+    assert alice.folder.rpartition("/")[2] not in told
