@@ -176,6 +176,11 @@ class ResultsSettings(_Section):
         description="Take prompt, workflow, tags and versions out of the results of keys' jobs once they have passed, "
         "without encoding them anew. They then cannot be dragged into ComfyUI's editor.",
     )
+    max_outputs_bytes: Bytes = Field(
+        4 * 2**20,
+        description="What the nodes of one job may report besides the bytes of its files, as JSON; a job whose nodes "
+        "report more ends as `generation_failed`. 0: no limit.",
+    )
     quarantine_max_bytes: Bytes = Field(
         2 * 2**30, description="Size of the refused files kept for the operator; the oldest go first; 0 keeps none."
     )

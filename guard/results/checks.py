@@ -7,6 +7,7 @@ by name.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import threading
@@ -15,7 +16,14 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import IO, Any, TypeVar
 
-from ..errors import DiskFullError, GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
+from ..errors import (
+    DiskFullError,
+    GenerationFailedError,
+    GuardError,
+    ResultCorruptError,
+    ResultMissingError,
+    ResultTooSmallError,
+)
 from ..host import Outcome, ReportedFile
 from ..job import RESULT_ROOTS, Artifact
 from ..settings import ResultsSettings
@@ -42,12 +50,19 @@ def check(outcome: Outcome, settings: ResultsSettings, budget: Budget | None = N
     host's cache, without having run, belong to an earlier job and are left out.
 
     Raises:
+        GenerationFailedError: the nodes reported more texts and other data than is kept of a job.
         ResultMissingError: nothing of its own was reported, or a file that is not there or not inside its folder.
         ResultTooSmallError, ResultCorruptError, ResultBlankError, ResultIncompleteError: the first file that fails;
             `extra_info` has the node, the file and, where pixels, frames or sound are at fault, the measurement.
     """
-    if not any(_has_content(output) for output in own_outputs(outcome).values()):
+    outputs = own_outputs(outcome)
+    if not any(_has_content(output) for output in outputs.values()):
         raise ResultMissingError("The job ended without any result of its own.")
+    if settings.max_outputs_bytes and (size := len(json.dumps(outputs))) > settings.max_outputs_bytes:
+        raise GenerationFailedError(
+            f"The job's nodes report {size} bytes besides its files; results.max_outputs_bytes is "
+            f"{settings.max_outputs_bytes}."
+        )
     budget = budget or Budget(settings)
     return tuple(
         _check_file(index, file, expected.infer(outcome.prompt, file.node_id), settings, budget)

@@ -1,11 +1,13 @@
 """Keep the database small, in slices between the writer's commits.
 
 Bodies of settled jobs go after a time, where the database is too large, and where its disk runs short, the first
-settled first. The pages that become free are given back to the disk, and so is a log that has grown.
+settled first; what a job's nodes reported besides files goes with its body, where it is large. The pages that become
+free are given back to the disk, and so is a log that has grown.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sqlite3
@@ -45,6 +47,8 @@ TIDY_BYTES = 16 * 2**20
 CUT_PAGES = 200
 #: What a submit writes besides the body, in its rows and indexes.
 ROW_BYTES = 2048
+#: What nodes reported besides files stays without the body where a job's result is no larger than that.
+RESULT_BYTES = 16 * 2**10
 #: Jobs looked at in one search for bodies, which takes some 20 ms on a reader's thread, and bodies found at once.
 LOOKED_AT = 20_000
 FOUND = 500
@@ -343,10 +347,43 @@ def find_bodies(db: sqlite3.Connection, after_ms: int, before_ms: int, limit: in
 
 
 def delete_body(db: sqlite3.Connection, number: int) -> int:
-    """Delete the body of a job that has settled; return its bytes. An open job keeps its body."""
+    """Delete the body of a job that has settled, and what is large of its result; return their bytes. An open job keeps
+    its body."""
     where = "number = ? AND EXISTS (SELECT 1 FROM jobs WHERE jobs.number = bodies.number AND settled_at_ms IS NOT NULL)"
     row = db.execute(f"SELECT length(body) FROM bodies WHERE {where}", (number,)).fetchone()
     if row is None:
         return 0
     db.execute("DELETE FROM bodies WHERE number = ?", (number,))
-    return int(row[0])
+    return int(row[0]) + _shorten_result(db, number)
+
+
+def _shorten_result(db: sqlite3.Connection, number: int) -> int:
+    """Leave of a large result the files, and nothing of the ids of the nodes asked for it; return the bytes less."""
+    large = "coalesce(length(result), 0) + length(outputs_to_execute)"
+    where = f"number = ? AND {large} > ?"
+    row = db.execute(f"SELECT result, {large} FROM jobs WHERE {where}", (number, RESULT_BYTES)).fetchone()
+    if row is None:
+        return 0
+    result = json.loads(row[0]) if row[0] else None
+    if result is not None:
+        result["outputs"] = _keep_files(result["outputs"])
+        if len(json.dumps(result["outputs"])) > RESULT_BYTES:  # names can be long as well
+            result["outputs"] = {}
+    shortened = json.dumps(result) if result is not None else None
+    db.execute("UPDATE jobs SET result = ?, outputs_to_execute = '[]' WHERE number = ?", (shortened, number))
+    return max(0, int(row[1]) - len(shortened or ""))
+
+
+def _keep_files(outputs: dict[str, Any]) -> dict[str, Any]:
+    """The files among ComfyUI's outputs, without what nodes say of them in keys of their own."""
+    kept: dict[str, Any] = {}
+    for node_id, output in outputs.items():
+        for key, items in output.items() if isinstance(output, dict) else ():
+            files = [
+                {name: item[name] for name in ("filename", "subfolder", "type") if name in item}
+                for item in (items if isinstance(items, list) else ())
+                if isinstance(item, dict) and "filename" in item
+            ]
+            if files:
+                kept.setdefault(node_id, {})[key] = files
+    return kept

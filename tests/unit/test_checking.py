@@ -157,3 +157,14 @@ def test_a_check_that_raises_makes_room_again(tmp_path, monkeypatch):
     for number in range(3):
         studio.check(str(number), studio.save(f"a_{number}.png"))
         assert studio.verdict(str(number)) == "internal_error"
+
+
+def test_a_job_whose_nodes_report_more_than_is_kept_fails_and_is_refunded(tmp_path):
+    studio = Studio(tmp_path, max_outputs_bytes=10_000)
+    for job_id, length in (("much", 10_000), ("little", 9_000)):
+        studio.check(job_id, Outcome(True, outputs={"9": {"text": ["x" * length]}}, prompt=PROMPT))
+    assert studio.verdict("much") == "generation_failed"
+    assert studio.verdict("little") is None
+    unlimited = Studio(tmp_path, max_outputs_bytes=0)
+    unlimited.check("much", Outcome(True, outputs={"9": {"text": ["x" * 10_000]}}, prompt=PROMPT))
+    assert unlimited.verdict("much") is None

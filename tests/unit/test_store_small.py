@@ -8,13 +8,14 @@ import time
 
 import pytest
 from unit.fakes import LONG_S
-from unit.store_steps import CANCELLED, submit
+from unit.store_steps import CANCELLED, claim, run_to_success, submit
 
 from comfyui_guarded.guard.callers import as_comfyui
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import DiskFullError
-from comfyui_guarded.guard.job import OPEN, JobState
+from comfyui_guarded.guard.job import OPEN, JobState, Result
 from comfyui_guarded.guard.store import Limits, Listing, SqliteStore, threads, upkeep
+from comfyui_guarded.guard.store.rows import find_job
 
 MIB = 2**20
 DAY_MS = 86_400_000
@@ -73,12 +74,12 @@ def add(store, clock, size=1000, **facts):
     return submit(store, body=body(size), created_at_ms=clock.now_ms(), **facts).job.job_id
 
 
-def add_patiently(store, clock, size):
+def add_patiently(store, clock, size, **facts):
     """As a caller who comes again when the thinning has not kept up with the others."""
     ends_s = time.monotonic() + LONG_S
     while True:
         try:
-            return add(store, clock, size)
+            return add(store, clock, size, **facts)
         except DiskFullError:
             assert time.monotonic() < ends_s
             time.sleep(0.01)
@@ -195,6 +196,35 @@ def test_thousands_of_jobs_never_take_the_file_beyond_its_limit_and_it_falls_aft
     kept = os.path.getsize(store.path)
     wait_until(lambda: os.path.getsize(store.path) < max(kept / 4, 2 * MIB), "the space is not given back")
     assert all(has_body(store, job_id) for job_id in waiting)
+    assert_whole(store)
+
+
+def test_whatever_jobs_report_the_file_keeps_to_its_limit_and_new_jobs_are_let_in(opened, clock):
+    """Any part of what a caller or a node can make large, in any job: its prompt, its texts, the ids of its nodes."""
+    limit = 8 * MIB
+    store = opened(max_bytes=limit)
+    rng = random.Random(11)
+    file = {"filename": "a.png", "subfolder": "b", "type": "output"}
+    reports, ended, sent = {}, [], 0
+    while sent < 6 * limit:
+        parts = [int(100 * 5000 ** rng.random()) if rng.random() < 0.5 else 10 for _ in range(4)]
+        text, node_id = rng.randbytes(parts[1] // 2).hex(), "9" * (parts[2] // 8 + 1)
+        job_id = add_patiently(store, clock, parts[0], outputs_to_execute=(node_id,))
+        reports[job_id] = {node_id: {"text": [text], "images": [{**file, "shown": "x" * (parts[3] // 4)}]}}
+        sent += sum(parts)
+        while len(reports) - len(ended) > 5:
+            ended.append(claim(store))
+            run_to_success(store, ended[-1], Result(reports[ended[-1]]))
+        assert bytes_of(store)[0] <= limit * upkeep.MOST + MIB
+    add_patiently(store, clock, 1000)
+    for job_id in ended:
+        job = store._engine.read(lambda db, job_id=job_id: find_job(db, job_id)).result(LONG_S)
+        assert job.state is JobState.SUCCEEDED
+        ((node_id, report),) = reports[job_id].items()
+        if len(node_id) < 1000:
+            (image,) = job.result.outputs[node_id]["images"]
+            assert {**image, "shown": ""} == {**file, "shown": ""}
+            assert job.result.outputs[node_id].get("text") in (report["text"], None)
     assert_whole(store)
 
 
