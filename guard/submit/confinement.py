@@ -71,8 +71,11 @@ _PLACE_TYPE = re.compile(r"(?:.*_)?(?:PATH|FOLDER|DIRECTORY)S?", re.I)
 #: Node classes that put inputs which they do not declare into the words of a command, and into ffmpeg's filters, which
 #: can read and write any file.
 _COMMANDS = frozenset({"VHS_VideoCombine"})
-#: … but not what the editor keeps there.
-_NO_ARGUMENTS = frozenset({"videopreview"})
+#: … but not those that it declares, and what the editor keeps there.
+_NO_ARGUMENTS = frozenset(
+    {"images", "frame_rate", "loop_count", "filename_prefix", "format", "pingpong", "save_output"}
+    | {"audio", "meta_batch", "vae", "videopreview"}
+)
 _ARGUMENT = re.compile(r"(?:\w[\w.+-]*)?", re.ASCII)
 
 
@@ -125,7 +128,7 @@ class Confinement:
                 continue
             leaf = _spread(name.rpartition(".")[2])
             place, address = self._is_place(kind, name, leaf), _ADDRESS.search(leaf) is not None
-            argument = kind in _COMMANDS and name not in _NO_ARGUMENTS and name not in self._input_types(kind)
+            argument = kind in _COMMANDS and name not in _NO_ARGUMENTS
             words = not loads and not place and not address and _WORDS.fullmatch(leaf) is not None
             if is_link(value):
                 if not (place or address or loads or argument) or not self._carries_text(kind, name):

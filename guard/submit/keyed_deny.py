@@ -114,6 +114,7 @@ _READ = (
 
 #: Run what the prompt says: Python, or another workflow past the guard.
 _RUN = (
+    "VHS_BatchManager",  # VideoHelperSuite; puts the prompt back into ComfyUI's queue by itself, as nobody's, for ever
     "easy simpleMath*",
     "AnyToAny",  # these four: bmad
     "Filter Contour",

@@ -48,6 +48,18 @@ async def test_no_word_of_a_format_makes_ffmpeg_open_anybodys_file(client, alice
     assert not spied.exists()
 
 
+async def test_no_prompt_goes_back_into_the_queue_as_nobodys(client, bob):
+    """A batch of VideoHelperSuite's would run again and again as ComfyUI's own prompt, in the roots themselves."""
+    known = await client.get("/object_info")
+    if "VHS_BatchManager" not in known:
+        pytest.skip("needs VideoHelperSuite")
+    prompt = combine(format="video/h264-mp4", meta_batch=["3", 0])
+    prompt["3"] = node("VHS_BatchManager", frames_per_batch=1)
+    async with only_in(*(bob.place(kind) for kind in ("output", "temp")), base=client.base):
+        answer = await bob.client.submit(prompt)
+        assert answer.status == 422, answer
+
+
 async def test_the_usual_words_of_a_format_are_taken(client, bob):
     if COMMAND not in await client.get("/object_info"):
         pytest.skip("needs VideoHelperSuite")

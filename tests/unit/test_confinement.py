@@ -270,7 +270,8 @@ def test_a_long_text_costs_no_time():
 
 
 @pytest.mark.parametrize(
-    "kind", ["SaveImageDataSetToFolder", "SaveImageTextDataSetToFolder", "SaveStringKJ", "Image Save"]
+    "kind",
+    ["SaveImageDataSetToFolder", "SaveImageTextDataSetToFolder", "SaveStringKJ", "Image Save", "VHS_BatchManager"],
 )
 def test_nodes_that_write_elsewhere_are_refused_for_keys_alone(kind):
     error = refused(one(kind))
