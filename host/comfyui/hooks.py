@@ -257,6 +257,11 @@ class Hooks:
         if captured is not None:
             captured.append(item)
             return None
+        run = self.confinement.find_run()
+        if run is not None and run.folder:
+            # Its own prompt was let in. Nobody has looked at this one, which would run as nobody's.
+            run.trespass = run.trespass or "queue a prompt"
+            raise PermissionError("A job may not do this on this server.")
         with self._queue.mutex:
             # ComfyUI would mix up two prompts of one id, and the guard's job would get the other's result.
             if item[1] in self._runs:

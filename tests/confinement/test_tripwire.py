@@ -2,6 +2,7 @@
 
 import base64
 import os
+import uuid
 
 import pytest
 from contract.client import assert_ended_badly, assert_succeeded, node, unique
@@ -80,6 +81,20 @@ async def test_the_operator_and_native_prompts_are_not_watched(client, alice):
     assert_succeeded(await client.run(reads(alice.place() / "hers.png")))
     await client.run(writes(client.base / "custom_nodes" / "operators"))
     assert (client.base / "custom_nodes" / "operators.png").is_file()
+
+
+@pytest.mark.parametrize("on_thread", [False, True])
+async def test_no_job_of_a_key_queues_a_prompt_past_the_guard(client, bob, on_thread):
+    async def queue(sender):
+        queued = str(uuid.uuid4())
+        return queued, await sender.run({"1": node("FaultRequeue", id=queued, on_thread=on_thread)})
+
+    queued, job = await queue(bob.client)
+    assert_ended_badly(job, "policy_violation")
+    operators, job = await queue(client)
+    assert_succeeded(job)
+    assert await client.native_entry(operators)
+    assert await client.get(f"/history/{queued}") == {}
 
 
 async def test_the_operator_is_told(client, bob):

@@ -26,7 +26,7 @@ from .output import (
     FaultTinyFile,
     FaultTruncatedImage,
 )
-from .reach import FaultJoin, FaultReadPath, FaultRecord, FaultReport, FaultWrite
+from .reach import FaultJoin, FaultReadPath, FaultRecord, FaultReport, FaultRequeue, FaultWrite
 from .stop import FaultKillProcess, FaultKillWorker, FaultRaise
 from .validation import FaultAsyncValidation, FaultValidation
 
@@ -65,6 +65,7 @@ NODE_CLASS_MAPPINGS = {
         FaultReadPath,
         FaultRecord,
         FaultReport,
+        FaultRequeue,
         FaultWrite,
     )
 }

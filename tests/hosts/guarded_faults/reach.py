@@ -2,9 +2,11 @@
 
 import base64
 import os
+import threading
 from typing import Any
 
 import folder_paths
+import server
 from PIL import Image
 
 from .common import SEED, FaultNode, sample_image
@@ -59,6 +61,28 @@ class FaultReadPath(_Reach):
             return {"ui": {"text": sorted(os.listdir(words))}}
         with open(words, "rb") as file:
             return {"ui": {"text": [base64.b64encode(file.read()).decode()]}}
+
+
+class FaultRequeue(_Reach):
+    """Puts another prompt into ComfyUI's queue, past every route, from the worker's thread or from one of its own."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"id": TEXT, "on_thread": ("BOOLEAN", {"default": False})}}
+
+    def run(self, id: str, on_thread: bool) -> dict[str, Any]:
+        queue = server.PromptServer.instance.prompt_queue
+        item = next(iter(queue.currently_running.values()))
+        inputs = {"filename": "x.png", "subfolder": "", "type": "output"}
+        prompt = {"9": {"class_type": "FaultReport", "inputs": inputs}}
+        another = (item[0] + 1, id, prompt, {}, ["9"], *item[5:])
+        if on_thread:
+            thread = threading.Thread(target=queue.put, args=(another,))
+            thread.start()
+            thread.join()
+        else:
+            queue.put(another)
+        return {"ui": {"text": ["queued"]}}
 
 
 class FaultWrite(_Reach):
