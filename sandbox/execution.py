@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import comfy.model_management
 import nodes
-from comfy_execution.caching import CacheKeys, OutputCache
+from comfy_execution.caching import CacheKeySetInputSignature, OutputCache
 from comfy_execution.graph import DependencyCycleError, DynamicPrompt, ExecutionList
 from comfy_execution.node_call import CacheEntry, get_input_data, map_over_lists, pending_tasks, split_returns, unwrap
 from comfy_execution.progress import (
@@ -100,7 +100,7 @@ class PromptExecutor:
         run = _Run(prompt_id, DynamicPrompt(prompt), extra_data)
         reset_progress_state(prompt_id, run.dynprompt)
         add_progress_handler(WebUIProgressHandler(self.server))
-        keys = CacheKeys(prompt_id, run.dynprompt)
+        keys = CacheKeySetInputSignature(prompt_id, run.dynprompt)
         await keys.add_all()
         self.outputs.set_prompt(keys)
         if self.cache_type is CacheType.CLASSIC:

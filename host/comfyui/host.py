@@ -25,15 +25,13 @@ from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
 from .kept import Kept
+from .outputs import Outputs
 from .report import QueueItem
 from .sockets import SocketRelay
 from .stops import Stops
 from .worker import Workers
 
 log = logging.getLogger("guarded.host")
-
-#: The extra input that makes an output node run again although everything about it is in ComfyUI's cache.
-OWN_INPUT = "_guarded"
 
 _dispatching: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_dispatching", default=False)
 
@@ -53,13 +51,13 @@ class ComfyHost:
         self._workers = Workers(prompt_server, self._stops)
         self._relay = SocketRelay(prompt_server)
         self._hooks = Hooks(prompt_server, self._workers, self._stops, self._relay)
+        self._outputs = Outputs(self._hooks.confinement.find_run)
         self._view: BacklogView | None = None
-        #: Whether a node class is safe from an extra input, by class.
-        self._ignores_own_input: dict[type, bool] = {}
         self._owes_status = False
 
     def listen(self, listener: HostListener, supplier: Supplier) -> None:
         self._hooks.install(listener, supplier)
+        self._outputs.install()
         inputs.offer_uploads()
         # ComfyUI logs this line for every prompt that its handler takes. Once for a job is enough: at its admission.
         logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _dispatching.get())
@@ -84,7 +82,7 @@ class ComfyHost:
         if item is None:
             return
         try:
-            self._make_outputs_run(job_id, item[2])
+            self._outputs.mark(job_id, item[2])
             self._kept.keep(job_id, item, size)
         except (Exception, SystemExit, GeneratorExit):  # out of a node class that is asked for its inputs
             log.warning("job %s is not ready before its dispatch", job_id, exc_info=True, extra={"job_id": job_id})
@@ -132,7 +130,7 @@ class ComfyHost:
         finally:
             _dispatching.reset(token)
         if not isinstance(answer, Refusal):
-            self._make_outputs_run(job_id, answer[2])
+            self._outputs.mark(job_id, answer[2])
         return answer
 
     async def _call_handler(self, body: dict[str, Any], timeout_s: float | None = None) -> QueueItem | Refusal:
@@ -144,16 +142,6 @@ class ComfyHost:
         if len(items) != 1 or items[0][1] != body["prompt_id"]:
             raise RuntimeError("ComfyUI's handler accepted the prompt but did not queue it")
         return items[0]
-
-    def _make_outputs_run(self, job_id: str, prompt: dict[str, Any]) -> None:
-        """Make every output node of the job run, so that its files are its own; what is upstream stays cached."""
-        for node in prompt.values():
-            node_class = nodes.NODE_CLASS_MAPPINGS.get(node["class_type"])
-            if node_class is not None and getattr(node_class, "OUTPUT_NODE", False) is True:
-                if node_class not in self._ignores_own_input:
-                    self._ignores_own_input[node_class] = not report.takes_any_input(node_class, OWN_INPUT)
-                if self._ignores_own_input[node_class]:
-                    node["inputs"][OWN_INPUT] = job_id
 
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         return sorted({node["class_type"] for node in prompt.values()} - set(nodes.NODE_CLASS_MAPPINGS))

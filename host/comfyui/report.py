@@ -218,11 +218,3 @@ def read_preview(event: Any, data: Any) -> tuple[str | None, str, Callable[[], b
         return buffer.getvalue()
 
     return metadata.get("prompt_id"), f"image/{kind.lower()}", encode
-
-
-def takes_any_input(node_class: Any, name: str) -> bool:
-    """Whether ComfyUI would pass a node an input that it never declared, which could break it."""
-    if getattr(node_class, "ACCEPT_ALL_INPUTS", False):
-        return True
-    # Some packs declare inputs with a dict that claims to contain every name.
-    return any(name in section for section in node_class.INPUT_TYPES().values() if type(section) is not dict)

@@ -14,7 +14,7 @@ from comfy_execution.node_call import CacheEntry, get_input_data, map_over_lists
 _unique = itertools.count()
 
 
-class CacheKeys:
+class CacheKeySetInputSignature:
     """The key of every node of one prompt: its class, constants and IS_CHANGED, and those of its ancestors.
 
     Inputs that the class does not know are part of the key. NaN, and what cannot be known, equals nothing.
@@ -36,7 +36,13 @@ class CacheKeys:
         if not self.dynprompt.has_node(node_id) or node_id in self._being_made:
             return _never_again()
         self._being_made.add(node_id)
-        node = self.dynprompt.get_node(node_id)
+        parts = await self.get_immediate_node_signature(self.dynprompt, node_id)
+        self._being_made.discard(node_id)
+        self.keys[node_id] = hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+        return self.keys[node_id]
+
+    async def get_immediate_node_signature(self, dynprompt: DynamicPrompt, node_id: str) -> list[Any]:
+        node = dynprompt.get_node(node_id)
         class_def = nodes.NODE_CLASS_MAPPINGS[node["class_type"]]
         parts: list[Any] = [node["class_type"], _freeze(await self._is_changed(node_id))]
         if getattr(class_def, "NOT_IDEMPOTENT", False) or _takes_unique_id(class_def):
@@ -44,9 +50,7 @@ class CacheKeys:
         for name, value in sorted(node["inputs"].items()):
             frozen = (await self.key_of(value[0]), value[1]) if is_link(value) else _freeze(value)
             parts.append((name, frozen))
-        self._being_made.discard(node_id)
-        self.keys[node_id] = hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
-        return self.keys[node_id]
+        return parts
 
     async def _is_changed(self, node_id: str) -> Any:
         """IS_CHANGED's answers, kept in the node itself: ComfyUI shows them in the PNG's prompt, too."""
@@ -80,7 +84,7 @@ class OutputCache:
         self.keys: dict[str, str] = {}
         self._is_tidy = False
 
-    def set_prompt(self, keys: CacheKeys) -> None:
+    def set_prompt(self, keys: CacheKeySetInputSignature) -> None:
         self.keys = keys.keys
         self._is_tidy = False
 

@@ -45,7 +45,7 @@ class ResultsReport:
 
 
 class ResultsCached(ResultsReport):
-    """The same, but it accepts any input: the guard gives it none, so that it comes from the cache."""
+    """The same, but it accepts any input: the guard gives it none, since it could break the node."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
