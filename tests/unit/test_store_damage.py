@@ -89,8 +89,9 @@ def test_a_page_that_goes_bad_under_the_writer_is_mended_and_the_running_job_kee
 def test_a_bad_page_that_only_a_reader_meets_is_mended_too(store, caplog):
     filled(store)
     damage(store, "index", "jobs_of_owner")
-    asked = store.list_jobs("bot-1", None, 100)
-    assert isinstance(asked.exception(LONG_S), ServerUnavailableError)
+    refused = store.list_jobs("bot-1", None, 100).exception(LONG_S)
+    # On a slow machine the search at the start meets it first, and it is mended by then.
+    assert refused is None or isinstance(refused, ServerUnavailableError)
     until(lambda: "will be mended" in caplog.text and store.trouble is None)
     assert len(store.list_jobs("bot-1", None, 100).result(LONG_S)) == 10
     assert store.submit(new_job(), 10**9).result(LONG_S).job.number == 31
