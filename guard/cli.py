@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -20,6 +21,22 @@ def parse_age(text: str) -> float:
 def user_folder(package: Path) -> Path | None:
     """`<ComfyUI>/user`, where the package lies in `<ComfyUI>/custom_nodes`."""
     return package.parent.parent / "user" if package.parent.name == "custom_nodes" else None
+
+
+def add_user_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--user", type=Path, metavar="DIR",
+        help="ComfyUI's user folder (default: that of the ComfyUI that this package lies in)",
+    )  # fmt: skip
+
+
+def find_guard_folder(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]) -> Path | None:
+    """Our folder in the user folder that `--user` names, or that of the package's ComfyUI. None: it says why not."""
+    user = arguments.user or user_folder(package)
+    if user is None or not user.is_dir():
+        say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
+        return None
+    return guard_folder(user)
 
 
 def guard_folder(user: Path) -> Path:

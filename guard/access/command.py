@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..cli import guard_folder, parse_age, user_folder
+from ..cli import add_user_argument, find_guard_folder, parse_age
 from ..client import KeyLimits
 from ..clock import Clock
 from ..errors import InvalidRequestError
@@ -49,19 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke = commands.add_parser("revoke", help="end a key for good")
     revoke.add_argument("key", help="its id, or a name to end all keys of that name")
     for command in (create, listing, revoke):
-        command.add_argument(
-            "--user", type=Path, metavar="DIR",
-            help="ComfyUI's user folder (default: that of the ComfyUI that this package lies in)",
-        )  # fmt: skip
+        add_user_argument(command)
 
 
 def run(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]) -> int:
     """Run the command. Returns the exit status: 0, or 2 where it failed."""
-    user = arguments.user or user_folder(package)
-    if user is None or not user.is_dir():
-        say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
+    own = find_guard_folder(arguments, package, say)
+    if own is None:
         return 2
-    own = guard_folder(user)
     now_ms = Clock().now_ms()
     try:
         if arguments.keys_command == "create":

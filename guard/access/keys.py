@@ -36,14 +36,15 @@ class KeysError(Exception):
 
 
 @dataclass(frozen=True)
-class Key:
+class Key(KeyLimits):
     """One key as it is stored: the secret part only as its SHA-256.
 
     Attributes:
         name: the owner of the jobs made with it. Several keys may share a name, such as the old and the new one.
         scope: `submit`, or `operate`, which also sees and stops everybody's jobs.
         webhook_secret: signs its owner's webhooks (Standard Webhooks: `whsec_…`).
-        jobs_per_minute … templates_only: see KeyLimits. A file of an earlier version lacks some of them.
+
+    A file of an earlier version lacks some of its limits.
     """
 
     key_id: str
@@ -54,15 +55,7 @@ class Key:
     webhook_secret: str
     expires_at_ms: int | None = None
     revoked_at_ms: int | None = None
-    jobs_per_minute: float | None = None
-    max_queued: int | None = None
     webhook: str | None = None
-    allow_nodes: tuple[str, ...] = ()
-    deny_nodes: tuple[str, ...] = ()
-    profile: str = ""
-    max_pixels: int | None = None
-    max_steps: int | None = None
-    templates_only: bool = False
 
     @property
     def limits(self) -> KeyLimits:

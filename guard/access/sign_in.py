@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import private_files
-from ..cli import guard_folder, user_folder
+from ..cli import add_user_argument, find_guard_folder
 from ..clock import Clock
 
 log = logging.getLogger("guarded.access")
@@ -65,21 +65,16 @@ def _is_good(file: Path, now_ms: int) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="where your browser reaches the server, such as https://gpu.example.org")
-    parser.add_argument(
-        "--user", type=Path, metavar="DIR",
-        help="ComfyUI's user folder (default: that of the ComfyUI that this package lies in)",
-    )  # fmt: skip
+    add_user_argument(parser)
 
 
 def run(
     arguments: argparse.Namespace, package: Path, find_address: Callable[[Path], str], say: Callable[[str], None]
 ) -> int:
     """Run the command. Returns the exit status: 0, or 2 where it failed."""
-    user = arguments.user or user_folder(package)
-    if user is None or not user.is_dir():
-        say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
+    own = find_guard_folder(arguments, package, say)
+    if own is None:
         return 2
-    own = guard_folder(user)
     try:
         token = make(own, Clock().now_ms())
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..access.keys import Key, KeysError, read
-from ..cli import guard_folder, user_folder
+from ..cli import add_user_argument, find_guard_folder
 from ..clock import Clock
 from ..faces.chooser import Chooser
 from ..host import Folders, Host
@@ -26,10 +26,7 @@ _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--user", type=Path, metavar="DIR",
-        help="ComfyUI's user folder; by default that of the ComfyUI that this package lies in",
-    )  # fmt: skip
+    add_user_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the JSON that GET /guarded/doctor answers")
 
 
@@ -37,11 +34,9 @@ def run(
     arguments: argparse.Namespace, environment: Mapping[str, str], package: Path, say: Callable[[str], None]
 ) -> int:
     """Examine and report. Returns the exit status: 0 all is well, 1 a warning, 2 an error."""
-    user = arguments.user or user_folder(package)
-    if user is None or not user.is_dir():
-        say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
+    own = find_guard_folder(arguments, package, say)
+    if own is None:
         return 2
-    own = guard_folder(user)
     last_start = recall(own)
     answer = _ask_server(own, last_start[0]) if last_start is not None else None
     lines = answer or examine(gather(own, environment, package, runs=answer is not None))

@@ -371,7 +371,7 @@ def test_without_any_key_the_refusal_says_how_to_make_one(enter):
 @pytest.mark.parametrize("peer", ["8.8.8.8", "127.0.0.1"])
 def test_a_key_is_its_owner_from_everywhere(enter, own, headers, peer):
     key, secret = made(own, jobs_per_minute=6, max_queued=2, webhook="https://bot.example/hook")
-    limits = KeyLimits(6, 2)
+    limits = KeyLimits(jobs_per_minute=6, max_queued=2)
     assert enter(peer, **headers(secret)) == Client("bot", False, key.key_id, limits, "https://bot.example/hook")
 
 
