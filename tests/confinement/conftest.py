@@ -22,6 +22,10 @@ PACKS_SITE = Path.home() / "comfy" / "packs-site"
 OWNERS = ("alice", "bob")
 
 
+def has_video_helper_suite(kind: HostKind) -> bool:
+    return kind.real and (PACKS / "ComfyUI-VideoHelperSuite").is_dir()
+
+
 @dataclass
 class Bot:
     """One owner with a key."""

@@ -6,9 +6,9 @@ import re
 import aiohttp
 import pytest
 from confinement import graphs
-from confinement.conftest import only_in
+from confinement.conftest import has_video_helper_suite, only_in
 from contract.client import node, picture, unique
-from contract.conftest import PHOTO
+from contract.conftest import PHOTO, hosts, is_real
 
 from comfyui_guarded.guard.owners import FOLDER
 
@@ -20,11 +20,11 @@ def combine(**inputs):
     return {"1": node("LoadImage", image=PHOTO), "2": node(COMMAND, images=["1", 0], **given, **inputs)}
 
 
+@hosts(has_video_helper_suite)
 async def test_no_word_of_a_format_makes_ffmpeg_open_anybodys_file(client, alice, bob):
     """FFmpeg's filters read and write any file, and nothing in the server hears of it."""
     known = await client.get("/object_info")
-    if COMMAND not in known:
-        pytest.skip("needs VideoHelperSuite")
+    assert COMMAND in known
     await alice.client.run(picture(unique("alice")))
     hers = f"{client.base}/output/{FOLDER[:1]}*/alice-*/*.png"
     spied = client.base / unique("spied")
@@ -48,11 +48,11 @@ async def test_no_word_of_a_format_makes_ffmpeg_open_anybodys_file(client, alice
     assert not spied.exists()
 
 
+@hosts(has_video_helper_suite)
 async def test_no_prompt_goes_back_into_the_queue_as_nobodys(client, bob):
     """A batch of VideoHelperSuite's would run again and again as ComfyUI's own prompt, in the roots themselves."""
     known = await client.get("/object_info")
-    if "VHS_BatchManager" not in known:
-        pytest.skip("needs VideoHelperSuite")
+    assert "VHS_BatchManager" in known
     prompt = combine(format="video/h264-mp4", meta_batch=["3", 0])
     prompt["3"] = node("VHS_BatchManager", frames_per_batch=1)
     async with only_in(*(bob.place(kind) for kind in ("output", "temp")), base=client.base):
@@ -60,9 +60,8 @@ async def test_no_prompt_goes_back_into_the_queue_as_nobodys(client, bob):
         assert answer.status == 422, answer
 
 
+@hosts(has_video_helper_suite)
 async def test_the_usual_words_of_a_format_are_taken(client, bob):
-    if COMMAND not in await client.get("/object_info"):
-        pytest.skip("needs VideoHelperSuite")
     preview = {"hidden": False, "params": {"filename": "x y.mp4", "format": "video/h264-mp4"}}
     for words in (
         {"format": "video/h264-mp4", "pix_fmt": "yuv420p10le", "crf": 20, "videopreview": preview},
@@ -117,10 +116,9 @@ async def test_no_refusal_lists_owners_folders(client, alice, bob):
     assert asked
 
 
+@hosts(is_real)  # the sandbox has no sound
 async def test_a_job_may_load_a_shared_sound(client, bob):
     """The loaders of ComfyUI make sure that their folders are there."""
-    if "SaveAudio" not in await client.get("/object_info"):
-        pytest.skip("needs a ComfyUI with sound")
     save = node("SaveAudio", audio=["1", 0], filename_prefix=unique("sound"))
     job = await bob.client.run({"1": node("LoadAudio", audio="tone.wav"), "2": save})
     assert job["state"] == "succeeded", job

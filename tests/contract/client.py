@@ -46,6 +46,21 @@ def save(source: str = "1", prefix: str | None = None) -> dict[str, Any]:
     return node("SaveImage", images=[source, 0], filename_prefix=prefix or unique())
 
 
+def make_sampled(checkpoint: str, saver: dict[str, Any], steps: int, seed: int, size: int) -> Prompt:
+    """ComfyUI's own nodes around a KSampler; `saver` takes the picture of node 5."""
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "2": node("CLIPTextEncode", clip=["1", 1], text="a cat"),
+        "3": node("EmptyLatentImage", width=size, height=size, batch_size=1),
+        "4": node(
+            "KSampler", model=["1", 0], seed=seed, steps=steps, cfg=7.0, sampler_name="euler", scheduler="normal",
+            positive=["2", 0], negative=["2", 0], latent_image=["3", 0], denoise=1.0,
+        ),
+        "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
+        "6": saver,
+    }  # fmt: skip
+
+
 def text(words: str = "hello") -> Prompt:
     """The quickest good job: one output node that reports text."""
     return {"1": node("FaultText", text=words, seed=0)}

@@ -3,11 +3,21 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from contract.client import Client, assert_ended_badly, assert_succeeded, sleep, text, types_of, unique
+from contract.conftest import kinds
 from contract.test_sockets import GOOD
+
+from comfyui_guarded.tests.hosts.launch import HostProcess
+
+
+@pytest.fixture(scope="module", params=kinds())
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    """A server on which no other test has given a file the name of another, or SaveImage is checked on the worker."""
+    with HostProcess(request.param, tmp_path_factory.mktemp("checks")) as process:
+        yield process
 
 
 @contextlib.asynccontextmanager

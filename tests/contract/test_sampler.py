@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from contract.client import assert_ended_badly, assert_succeeded, connected, node
+from contract.client import assert_ended_badly, assert_succeeded, connected, make_sampled, node
 from workflows import specs
 from workflows.studio import ASTRONAUT, MOTION, PHOTO, TEMPLATES, furnish
 
@@ -73,17 +73,8 @@ async def post(client, name, query="", guard=None, **parameters):
 
 def sampled(steps, seed=1, size=64):
     """A graph of ComfyUI's own nodes around a KSampler; small, so that a step takes milliseconds."""
-    return {
-        "1": node("CheckpointLoaderSimple", ckpt_name=REFINER),
-        "2": node("CLIPTextEncode", clip=["1", 1], text="a cat"),
-        "3": node("EmptyLatentImage", width=size, height=size, batch_size=1),
-        "4": node(
-            "KSampler", model=["1", 0], seed=seed, steps=steps, cfg=7.0, sampler_name="euler", scheduler="normal",
-            positive=["2", 0], negative=["2", 0], latent_image=["3", 0], denoise=1.0,
-        ),
-        "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
-        "6": node("GuardedSaveImage", images=["5", 0], filename_prefix="sampled", format="png"),
-    }  # fmt: skip
+    saver = node("GuardedSaveImage", images=["5", 0], filename_prefix="sampled", format="png")
+    return make_sampled(REFINER, saver, steps, seed, size)
 
 
 async def inside_the_sampler(client, job_id):

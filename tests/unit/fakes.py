@@ -1,5 +1,6 @@
 """A scripted host, a store whose disk can be made to fail, and short ways to make jobs and settings."""
 
+import asyncio
 import json
 import os
 import uuid
@@ -26,6 +27,15 @@ from comfyui_guarded.guard.store import SqliteStore
 
 #: Answers to wait for; long, so that only a hang reaches it.
 LONG_S = 60.0
+
+
+async def until(holds: Callable[[], object]) -> None:
+    for _ in range(int(LONG_S / 0.005)):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came to that")
+
 
 GRAPH: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},

@@ -34,11 +34,11 @@ def run_to_success(store, job_id, result=None):
 
 
 class Held:
-    """Keeps the store's writer busy, so that what is handed in meanwhile shares one commit."""
+    """Keeps the store's writer busy, so that what is handed in meanwhile shares one commit; with `read` its reader."""
 
-    def __init__(self, store):
+    def __init__(self, store, way="write"):
         self._go, holding = threading.Event(), threading.Event()
-        self._done = store._engine.write(lambda _db: (holding.set(), self._go.wait(LONG_S)))
+        self._done = getattr(store._engine, way)(lambda _db: (holding.set(), self._go.wait(LONG_S)))
         assert holding.wait(LONG_S)
 
     def __enter__(self):

@@ -1,6 +1,5 @@
 """ComfyUI's worker begins the next job itself, in one commit, between two prompts."""
 
-import asyncio
 import tempfile
 import threading
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unit.fakes import LONG_S, FailingStore, FakeHost, new_job
+from unit.fakes import LONG_S, FailingStore, FakeHost, new_job, until
 from unit.machine import Machine
 from unit.store_steps import CANCELLED, Held, claim, submit
 
@@ -171,7 +170,7 @@ async def test_a_worker_waits_only_so_long_for_the_commit_and_the_job_comes_when
     assert machine.dispatcher.handing() is None, "nobody knows which job it is"
     go.set()
     store.flush()
-    await _until(lambda: host.put_first)
+    await until(lambda: host.put_first)
     assert host.put_first[0][0] == job_id
     assert machine.dispatcher.handing() == frozenset()
     assert machine.runs.started(job_id)
@@ -183,14 +182,6 @@ def test_a_commit_that_has_not_begun_in_time_begins_nothing_later(machine, store
     with Held(store):
         assert not machine.dispatcher.begin_next()
     assert machine.ended(job_id)[0] == "queued"
-
-
-async def _until(holds):
-    for _ in range(int(LONG_S / 0.005)):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it never came to that")
 
 
 def test_a_check_lets_the_worker_have_its_next_job_first(machine, monkeypatch, tmp_path):

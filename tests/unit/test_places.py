@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 from unit.fakes import LONG_S
-from unit.store_steps import CANCELLED, submit
-from unit.test_store_recent import HeldReader
+from unit.store_steps import CANCELLED, Held, submit
 
 from comfyui_guarded.guard.callers import places
 
@@ -23,7 +22,7 @@ def patient(monkeypatch):
 def test_a_job_that_waits_is_polled_without_the_disk(machine, patient):
     first, second = submit(machine.store).job.job_id, submit(machine.store).job.job_id
     assert (find(machine, first), find(machine, second)) == (1, 2)
-    with HeldReader(machine.store):
+    with Held(machine.store, "read"):
         assert (find(machine, first), find(machine, second)) == (1, 2)
 
 
@@ -64,7 +63,7 @@ def describe(machine, submitted):
 def test_the_place_that_the_answer_to_a_submit_told_need_not_be_looked_up(machine, patient):
     submitted = [submit(machine.store) for _ in range(2)]
     assert [describe(machine, each) for each in submitted] == [1, 2]
-    with HeldReader(machine.store):
+    with Held(machine.store, "read"):
         assert [find(machine, each.job.job_id) for each in submitted] == [1, 2]
 
 

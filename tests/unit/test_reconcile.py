@@ -5,7 +5,7 @@ import contextlib
 import time
 
 import pytest
-from unit.fakes import LONG_S
+from unit.fakes import LONG_S, until
 from unit.machine import Machine
 from unit.store_steps import Held
 
@@ -16,14 +16,6 @@ from comfyui_guarded.guard.life.contain import EscapedError, OverdueError, catch
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 
 
-async def _until(holds):
-    for _ in range(int(LONG_S / 0.005)):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it never came to that")
-
-
 # What a pack may raise at dispatch. -------------------------------------------------------------------------------
 
 
@@ -32,11 +24,11 @@ async def test_whatever_is_raised_at_dispatch_costs_that_job_and_the_next_one_is
     host.answer = raised("of a pack")
     poison = machine.submit(client_id="socket")
     machine.dispatcher.start()
-    await _until(lambda: machine.ended(poison)[1] == "internal_error")
+    await until(lambda: machine.ended(poison)[1] == "internal_error")
     assert raised.__name__ in machine.job(poison).verdict.details["details"]
     host.answer = None
     other = machine.submit()
-    await _until(lambda: machine.ended(other)[0] == "dispatched")
+    await until(lambda: machine.ended(other)[0] == "dispatched")
     assert (machine.leased(), machine.dispatcher.is_down()) == (1, False)
     assert [each[2] for each in host.announced] == ["internal_error"]
 
@@ -128,11 +120,11 @@ async def test_a_job_that_is_cancelled_while_it_is_validated_for_dispatch_never_
     host.during_dispatch = None
     with Held(machine.store) if slow else contextlib.nullcontext():
         cancelled = machine.settler.end(job, CancelledError("The job was cancelled."))
-        await _until(lambda: not machine.dispatcher._handing)
+        await until(lambda: not machine.dispatcher._handing)
     assert cancelled.result(LONG_S).won
     assert machine.ended(job.job_id) == ("cancelled", "cancelled")
     following = machine.submit()
-    await _until(lambda: machine.ended(following)[0] == "dispatched")
+    await until(lambda: machine.ended(following)[0] == "dispatched")
     assert host.holds == {following}
 
 
@@ -148,7 +140,7 @@ async def test_a_job_that_has_waited_too_long_while_it_is_validated_for_dispatch
     machine.dispatcher.start()
     await begun.wait()
     machine.settler.end_waiting(job, QueueTimeoutError("The job waited too long."))
-    await _until(lambda: not machine.dispatcher._handing)
+    await until(lambda: not machine.dispatcher._handing)
     assert machine.ended(job.job_id) == ("failed", "queue_timeout")
     assert (host.holds, machine.leased()) == (set(), 0)
 
@@ -199,7 +191,7 @@ async def test_a_dispatcher_that_was_ended_shows_and_begins_again_at_the_next_tu
     job_id = machine.submit()
     machine.turn()
     machine.turn()  # once is enough
-    await _until(lambda: machine.ended(job_id)[0] == "dispatched")
+    await until(lambda: machine.ended(job_id)[0] == "dispatched")
     assert machine.health.problems() == []
     assert [code for code, _message in alarms] == ["dispatcher_restarted"]
     assert "CancelledError" in caplog.text
@@ -215,9 +207,9 @@ async def test_a_dispatcher_that_is_killed_by_a_bug_of_ours_begins_again_and_the
     monkeypatch.setattr(machine.dispatcher, "turn", broken)
     job_id = machine.submit()
     machine.dispatcher.start()
-    await _until(machine.dispatcher.is_down)
+    await until(machine.dispatcher.is_down)
     machine.turn()
-    await _until(lambda: machine.ended(job_id)[0] == "dispatched")
+    await until(lambda: machine.ended(job_id)[0] == "dispatched")
     assert "a bug" in caplog.text
     assert "in broken" in caplog.text
 
@@ -230,7 +222,7 @@ async def test_a_dispatcher_that_does_not_come_back_from_a_turn_shows_and_begins
     monkeypatch.setattr("comfyui_guarded.guard.life.dispatcher.contain", forever)
     hung = machine.submit(timeout_s=60)
     machine.dispatcher.start()
-    await _until(lambda: hung in machine.dispatcher._handing)
+    await until(lambda: hung in machine.dispatcher._handing)
     machine.turn()
     assert machine.health.problems() == []
     monkeypatch.undo()
@@ -239,7 +231,7 @@ async def test_a_dispatcher_that_does_not_come_back_from_a_turn_shows_and_begins
     machine.turn()
     monkeypatch.undo()
     next_one = machine.submit()
-    await _until(lambda: machine.ended(next_one)[0] == "dispatched")
+    await until(lambda: machine.ended(next_one)[0] == "dispatched")
     assert machine.ended(hung) == ("failed", "internal_error")
     assert machine.health.problems() == []
 
@@ -250,7 +242,7 @@ async def test_a_dispatcher_looks_by_itself_though_nobody_wakes_it(machine, monk
     await asyncio.sleep(0.01)
     monkeypatch.setattr(machine.dispatcher._wake, "set", lambda: None)
     job_id = machine.submit()
-    await _until(lambda: machine.ended(job_id)[0] == "dispatched")
+    await until(lambda: machine.ended(job_id)[0] == "dispatched")
 
 
 # Slots that nobody uses. ------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import shutil
 import sqlite3
-import threading
 import time
 
 import pytest
@@ -32,24 +31,8 @@ def read(store, job_id):
 
 def is_asked_of_the_disk(store, job_id):
     """Whether a look-up waits for the reader's thread."""
-    with HeldReader(store):
+    with Held(store, "read"):
         return not store.get(job_id).done()
-
-
-class HeldReader:
-    """Keeps the store's reader busy."""
-
-    def __init__(self, store):
-        self._go, holding = threading.Event(), threading.Event()
-        self._done = store._engine.read(lambda _db: (holding.set(), self._go.wait(LONG_S)))
-        assert holding.wait(LONG_S)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_error):
-        self._go.set()
-        self._done.result(LONG_S)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
