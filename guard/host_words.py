@@ -18,6 +18,7 @@ from .errors import (
     MissingModelError,
     MissingNodeError,
     OutOfMemoryError,
+    type_name,
 )
 from .host import Host, Outcome, Refusal
 
@@ -36,6 +37,27 @@ def host_body(body: dict[str, Any], job_id: str) -> dict[str, Any]:
     passed = {name: value for name, value in body.items() if name not in ("guard", "number", "front")}
     passed["prompt_id"] = job_id
     return passed
+
+
+def make_execution_error(
+    job_id: str, code: str, message: str, details: Mapping[str, Any], at_ms: int | None
+) -> dict[str, Any]:
+    """Make the data of ComfyUI's `execution_error` for an error of ours.
+
+    The frontend refuses a whole list of jobs for one entry whose node is not a string.
+    """
+    return {
+        "prompt_id": job_id,
+        "timestamp": at_ms,
+        "node_id": str(details.get("node_id") or ""),
+        "node_type": str(details.get("node_type") or ""),
+        "executed": [],
+        "exception_message": message,
+        "exception_type": details.get("exception_type") or type_name(code),
+        "traceback": [],
+        "current_inputs": {},
+        "current_outputs": [],
+    }
 
 
 def explain_refusal(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> GuardError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
-from ..errors import type_name
 from ..files.names import owner_folder, strip_owner_folder
+from ..host_words import make_execution_error
 from ..job import OPEN, Job, JobBody, JobState
 from ..owners import hide, renew
 from ..store import Entry
@@ -155,21 +155,12 @@ def _messages(job: Job) -> Iterator[list[Any]]:
 
 
 def _execution_error(job: Job) -> ExecutionError | None:
-    if job.verdict is None or job.verdict.code is None:
+    verdict = job.verdict
+    if verdict is None or verdict.code is None:
         return None
-    details = job.verdict.details
-    return {
-        "prompt_id": job.job_id,
-        "timestamp": job.settled_at_ms,
-        "node_id": str(details.get("node_id") or ""),
-        "node_type": str(details.get("node_type") or ""),
-        "executed": [],
-        "exception_message": hide(job.verdict.message),
-        "exception_type": details.get("exception_type") or type_name(job.verdict.code),
-        "traceback": [],
-        "current_inputs": {},
-        "current_outputs": [],
-    }
+    message = hide(verdict.message)
+    error = make_execution_error(job.job_id, verdict.code, message, verdict.details, job.settled_at_ms)
+    return cast(ExecutionError, error)
 
 
 def _outputs(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import protocol
 
-from ...guard.errors import type_name
+from ...guard import host_words
 from ...guard.host import Outcome, ReportedFile
 from .folders import resolve
 from .patching import Native
@@ -173,25 +173,8 @@ def make_end_arguments(queue: Any, task_done: Native, messages: list[tuple[str, 
 def make_execution_error(
     job_id: str, code: str, message: str, details: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Make ComfyUI's `execution_error` event for an error of ours.
-
-    The frontend refuses a whole list of jobs for one entry whose node is not a string.
-    """
-    return (
-        "execution_error",
-        {
-            "prompt_id": job_id,
-            "node_id": str(details.get("node_id") or ""),
-            "node_type": str(details.get("node_type") or ""),
-            "executed": [],
-            "exception_message": message,
-            "exception_type": details.get("exception_type") or type_name(code),
-            "traceback": [],
-            "current_inputs": {},
-            "current_outputs": [],
-            "timestamp": int(time.time() * 1000),
-        },
-    )
+    """Make ComfyUI's `execution_error` event for an error of ours."""
+    return "execution_error", host_words.make_execution_error(job_id, code, message, details, int(time.time() * 1000))
 
 
 def read_preview(event: Any, data: Any) -> tuple[str | None, str, Callable[[], bytes]] | None:

@@ -15,6 +15,7 @@ from typing import Any
 from ...guard.host import Outcome, ReportedFile
 from ...guard.job import RESULT_ROOTS
 from ...guard.owners import FOLDER
+from .confine import find_below
 from .folders import find_root
 from .run import Run
 
@@ -51,7 +52,7 @@ def is_made(run: Run, file: ReportedFile) -> bool:
     # The disk's clock ticks every few milliseconds. Only in the owner's own folder is what falls into the tick in which
     # the run begins certainly this owner's.
     own = os.path.realpath(os.path.join(find_root(file.type) or "", *run.folder.split("/")))
-    is_own = _is_inside(own, str(file.path))
+    is_own = bool(find_below(own, str(file.path)))
     return changed_ns(status) + is_own > run.began_ns.get(file.type, 0)
 
 
@@ -111,7 +112,7 @@ def _adopt(run: Run, kind: str, subfolder: str, filename: str) -> None:
     try:
         source = os.path.normpath(os.path.join(root, subfolder, filename))
         target = os.path.normpath(os.path.join(own, subfolder, filename))
-        if os.path.lexists(target) or not _is_inside(own, target) or not _is_inside(root, source):
+        if os.path.lexists(target) or not find_below(own, target) or not find_below(root, source):
             return
         if os.path.relpath(source, root).split(os.sep)[0] == FOLDER or os.path.realpath(source) != source:
             return
@@ -130,7 +131,3 @@ def _is_new(run: Run, kind: str, status: os.stat_result) -> bool:
     """
     began_ns = run.began_ns.get(kind)
     return began_ns is not None and changed_ns(status) > began_ns
-
-
-def _is_inside(folder: str, path: str) -> bool:
-    return path.startswith(folder + os.sep)
