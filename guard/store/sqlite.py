@@ -297,8 +297,11 @@ class SqliteStore(Store):
         return self._engine.read(lambda db: queries.replay(db, self._transitions.line, owner, key))
 
     def recall(self, job_id: str) -> Job | None:
-        # What cannot be read is not told from memory either: another process may have taken over.
-        return self._transitions.recent.get(job_id) if self._engine.is_readable else None
+        # What cannot be read is not told from memory either: another process may have taken over. And a list may have
+        # told of a commit that memory comes to know in a moment.
+        if not self._engine.is_readable or job_id in self._transitions.touched:
+            return None
+        return self._transitions.recent.get(job_id)
 
     def get(self, job_id: str) -> Future[Job | None]:
         if (known := self.recall(job_id)) is None:

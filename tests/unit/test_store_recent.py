@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -209,3 +210,25 @@ def test_a_job_with_something_that_is_no_json_is_read_from_the_tables(store, str
     recent, job = Recent(), make_jobs(store, 1)[0]
     recent.update({job.job_id: job.evolve(result=Result({"2": {"text": [strange]}}))})
     assert recent.get(job.job_id) is None
+
+
+def test_memory_tells_nothing_older_than_a_list_has_told(store, monkeypatch):
+    """A list may be read between a commit and the moment at which memory knows of it."""
+    job_id = submit(store).job.job_id
+    publish, committed, go = store._engine._publish, threading.Event(), threading.Event()
+
+    def publish_later():
+        committed.set()
+        assert go.wait(LONG_S)
+        publish()
+
+    monkeypatch.setattr(store._engine, "_publish", publish_later)
+    settling = store.settle(job_id, CANCELLED)
+    assert committed.wait(LONG_S)
+    (listed,) = store.list_jobs(None, None, 10).result(LONG_S)
+    looked_up, recalled = store.get(job_id).result(LONG_S), store.recall(job_id)
+    go.set()
+    assert listed.state is looked_up.state is JobState.CANCELLED
+    assert recalled in (None, looked_up)
+    settling.result(LONG_S)
+    assert store.recall(job_id) == looked_up
