@@ -75,11 +75,10 @@ class Socket:
         #: The count of jobs that it was told last.
         self.remaining: int | None = None
         self.first_word = True
-        #: Jobs whose end it heard: live (until the missed verdicts are read; then None), and by `catch_up`.
-        self.heard_live: set[str] | None = set()
+        #: By prompt, the ends that come while the missed verdicts are read, which go first; then None.
+        self.ends: dict[str, list[tuple[Message, bool]]] | None = {}
+        #: The jobs whose end it heard by `catch_up`.
         self.caught_up: set[str] = set()
-        #: The last `executing` of prompts that ended before the socket opened, until the missed verdicts are read.
-        self.late: dict[str, Message] = {}
         self._abort: Callable[[], None] | None = abort
         self._outbox: deque[Message] = deque()
         self._bytes = 0
@@ -185,9 +184,11 @@ class Sockets:
         except GuardError as error:
             log.warning("the verdicts that a websocket missed cannot be read: %s", error)
             jobs = []
-        live, socket.heard_live = socket.heard_live or set(), None
+        ends, socket.ends = socket.ends or {}, None
         for job in jobs:
-            if job.job_id in live:
+            end = ends.pop(job.job_id, [])
+            if any(message.verdict_of is not None for message, _is_last in end):
+                self._put_all(socket, end)
                 continue
             socket.caught_up.add(job.job_id)
             for node_id, output in job.result.outputs.items():
@@ -203,11 +204,8 @@ class Sockets:
                 socket.put(_frame(Event(STATE, functools.partial(self._jobs.describe, job, None), job, job.event_id)))
             socket.say(event, data, verdict_of=job.job_id)
             socket.say("executing", {"node": None, "prompt_id": job.job_id})
-        late, socket.late = socket.late, {}
-        for prompt_id, frame in late.items():
-            if prompt_id not in socket.caught_up:
-                self._tell_status(socket, self._remaining(socket.client))
-                socket.put(frame)
+        for end in ends.values():
+            self._put_all(socket, end)
 
     async def resume(self, socket: Socket, after: int) -> None:
         """Tell every state of the client id's jobs after the one of that number, then what happens. Never ends."""
@@ -305,15 +303,17 @@ class Sockets:
         for socket in sockets:
             if prompt_id in socket.caught_up:
                 continue
-            if socket.heard_live is not None:
-                if frame.verdict_of is not None:
-                    socket.heard_live.add(frame.verdict_of)
-                elif is_last and prompt_id not in socket.heard_live:
-                    socket.late[str(prompt_id)] = frame  # the verdict comes first, if it was missed
-                    continue
+            if socket.ends is not None and (event == "executed" or ends or is_last or prompt_id in socket.ends):
+                socket.ends.setdefault(str(prompt_id), []).append((frame, is_last))
+            else:
+                self._put_all(socket, [(frame, is_last)])
+
+    def _put_all(self, socket: Socket, messages: list[tuple[Message, bool]]) -> None:
+        """Send messages; the last of a prompt comes with the count of those that are left."""
+        for message, is_last in messages:
             if is_last:
                 self._tell_status(socket, self._remaining(socket.client))
-            socket.put(frame)
+            socket.put(message)
 
     async def _read_events(self) -> None:
         """Read all jobs' events for all sockets, as long as there are any."""

@@ -176,7 +176,7 @@ async def test_the_next_job_soon_succeeds_after(client, name):
 
 async def test_a_cancelled_job_that_cannot_be_stopped_is_left_behind_too(client):
     job_id = await client.admitted(hang("FaultHangC"))
-    await client.running(job_id)
+    await client.inside_a_node(job_id)  # before that, an interrupt ends it
     assert_ended_badly(await client.cancel(job_id), "cancelled")
     began_s = time.monotonic()
     await client.assert_takes_jobs()

@@ -124,8 +124,8 @@ async def test_a_job_that_is_cancelled_while_it_is_validated_for_dispatch_never_
     assert cancelled.result(LONG_S).won
     assert machine.ended(job.job_id) == ("cancelled", "cancelled")
     following = machine.submit()
-    await until(lambda: machine.ended(following)[0] == "dispatched")
-    assert host.holds == {following}
+    await until(lambda: host.holds == {following})
+    assert machine.ended(following)[0] == "dispatched"
 
 
 async def test_a_job_that_has_waited_too_long_while_it_is_validated_for_dispatch_never_gets_to_the_host(machine, host):

@@ -259,6 +259,20 @@ async def test_the_last_word_on_a_job_that_ended_before_the_socket_opened_comes_
     assert ("executing", {"node": None, "prompt_id": "the next"}) in await said(socket)
 
 
+async def test_what_was_missed_is_told_before_an_end_that_comes_while_it_is_looked_up(hub, machine):
+    missed, live = await succeeded(machine), await succeeded(machine)
+    socket, _ = opened(hub)
+    await said(socket)
+    whole = (("executed", {"node": "2"}), ("execution_success", {}), ("executing", {"node": None}))
+    for event, data in whole:
+        passed(hub, event, {**data, "prompt_id": live}, socket.sid)
+    assert await said(socket) == []
+    await hub.catch_up(socket)
+    told = [(name, data["prompt_id"]) for name, data in await said(socket) if name.startswith("exec")]
+    expected = [("execution_success", missed), ("executing", missed), *((event, live) for event, _data in whole)]
+    assert told == expected
+
+
 async def test_another_owner_or_an_old_verdict_is_not_missed(hub, machine, store, monkeypatch):
     await succeeded(machine)
     other, _ = opened(hub, OTHER)

@@ -73,9 +73,10 @@ class _Hang(FaultNode):
 
 
 class FaultHangC(_Hang):
-    """One call into C that nothing can end before its time."""
+    """One call into C that nothing can end before its time. Reports progress once, just before it."""
 
     def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
+        comfy.utils.ProgressBar(2).update_absolute(1)
         time.sleep(seconds)
         return passed_on(image, seed)
 
