@@ -70,6 +70,7 @@ class Outcome:
         not_made: (node id, file name) of files that the run did not make, although its nodes name them. They are not
             in `files`, and what names them is not in `outputs`.
         trespass: what the run tried to do with files that are none of its owner's business; mostly empty.
+        refusal: why the host ended the run, whatever its nodes say; None: it did not.
         cached: ids of the nodes that did not run because the host had their outputs from an earlier prompt.
         exception_type, exception_message, node_id, node_type: about the node that raised, if one did.
     """
@@ -82,6 +83,7 @@ class Outcome:
     cached: frozenset[str] = frozenset()
     not_made: tuple[tuple[str, str], ...] = ()
     trespass: str = ""
+    refusal: GuardError | None = None
     exception_type: str = ""
     exception_message: str = ""
     node_id: str | None = None

@@ -20,6 +20,15 @@ def owner_folder(owner: str) -> str:
     return "" if owner == LOCAL.owner else folder_of(owner)
 
 
+#: A file's name by its form, in whichever input: `photo.png [output]`. ComfyUI drops any letter before the bracket.
+_ANNOTATED = re.compile(r"[^\r\n]*\.\w{1,8}\W*.\[(?:input|output|temp)\]|[^\r\n]*\.\w{1,8}\W*\[(?:input|output|temp)\]")
+
+
+def is_annotated(text: Any) -> bool:
+    """Whether a value is a file's name with its type, by its form alone."""
+    return isinstance(text, str) and _ANNOTATED.fullmatch(text) is not None
+
+
 def split_annotation(name: str) -> tuple[str, str]:
     """(root, name below it) of a file as a loader names it: `a/b.png [output]` is (`output`, `a/b.png`).
 

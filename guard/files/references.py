@@ -19,7 +19,7 @@ from ..graph import is_link
 from ..host import Folders, Host, Names
 from .content import check_content, check_folder
 from .files import Files
-from .names import is_plain, mentions_uploads, owner_folder, split_annotation
+from .names import is_annotated, is_plain, mentions_uploads, owner_folder, split_annotation
 
 #: PATH_MAX. ComfyUI removes each `./` from a name before it looks, so that longer names would work there.
 _LONGEST = 4096
@@ -27,8 +27,6 @@ _SEPARATOR = re.compile(r"[/\\]")
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 #: Every name that is not plain contains one of these.
 _MAY_LEAD_OUT = re.compile(r"\.\.|^[/\\]|^.:|\0")
-#: A file's name by its form, in whichever input: `photo.png [output]`. ComfyUI drops any letter before the bracket.
-_ANNOTATED = re.compile(r"[^\r\n]*\.\w{1,8}\W*.\[(?:input|output|temp)\]|[^\r\n]*\.\w{1,8}\W*\[(?:input|output|temp)\]")
 #: What a node that takes a path or an address may be told.
 _ADDRESS = re.compile(r"https?://[^/\\]", re.IGNORECASE)
 
@@ -134,7 +132,7 @@ class References:
         for reference in references:
             kind, name = split_annotation(reference.text)
             foreign = mentions_uploads(name) and not _is_below(name, own)
-            if reference.names is Names.FILE or (name != reference.text and _ANNOTATED.fullmatch(reference.text)):
+            if reference.names is Names.FILE or (name != reference.text and is_annotated(reference.text)):
                 if foreign or not is_plain(name) or len(name) > _LONGEST:
                     raise reference.refuse()
                 names.append(self._find_file(reference, client, kind, name))

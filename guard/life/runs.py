@@ -87,6 +87,8 @@ class Runs:
         self._watchdog.forget(job_id)
         if outcome.trespass:
             self._end(job_id, Verdict.of(self._report_trespass(job_id, outcome)), close)
+        elif outcome.refusal is not None:
+            self._end(job_id, Verdict.of(outcome.refusal), close)
         elif not outcome.success:
             self._end(job_id, Verdict.of(self._explain(outcome)), close)
         elif (early := self._settler.verdict_of(job_id)) is not None:

@@ -23,7 +23,8 @@ import nodes
 from ...guard.files.names import strip_folder
 from ...guard.job import RESULT_ROOTS, ROOTS
 from ...guard.owners import FOLDER
-from .folders import find_root, natives
+from . import reading
+from .folders import find_below, find_root, natives
 from .patching import Native, replace_function
 from .run import Run
 from .worker import Workers
@@ -62,7 +63,7 @@ class Confinement:
             ("get_save_image_path", self._get_save_image_path),
             ("annotated_filepath", self._annotated_filepath),
             ("get_annotated_filepath", self._get_annotated_filepath),
-            ("exists_annotated_filepath", self._annotated_filepath),
+            ("exists_annotated_filepath", self._exists_annotated_filepath),
         ):
             self._replace(name, function)
         self._replace_variables()
@@ -181,19 +182,33 @@ class Confinement:
         return folder
 
     def _annotated_filepath(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        is_asked_by_node = not getattr(_reading, "depth", 0)
         with _roots():
-            return native(*args, **kwargs)
+            found = native(*args, **kwargs)
+        if is_asked_by_node:
+            name, folder = found
+            self._look_at(args, kwargs, os.path.join(folder or find_root("input") or "", name))
+        return found
 
     def _get_annotated_filepath(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         with _roots():
             path = native(*args, **kwargs)
-        run = self.find_run()
-        if run is not None and run.folder and not may_read(run, path):
-            # A text that is put together while the job runs; what stands in the prompt was checked before.
-            name = args[0] if args else kwargs.get("name")
-            if not run.says(name):
-                raise PermissionError(f"The input file {str(name)[:200]} cannot be used.")
+        self._look_at(args, kwargs, path)
         return path
+
+    def _exists_annotated_filepath(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        with _roots():
+            exists = native(*args, **kwargs)
+            name, folder = natives["annotated_filepath"](*args, **kwargs)
+        # Also where it does not exist: nobody learns which files others have.
+        self._look_at(args, kwargs, os.path.join(folder or find_root("input") or "", name))
+        return exists
+
+    def _look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> None:
+        """Look at a file that a node asks for by name. Raises PermissionError, BadImageError."""
+        run = self.find_run()
+        if run is not None and run.folder:
+            reading.check_opened(run, args[0] if args else kwargs.get("name"), path)
 
     def _replace_variables(self) -> None:
         """Let `folder_paths.output_directory` answer as its getter does; ComfyUI itself reads and sets the global."""
@@ -242,25 +257,6 @@ class Confinement:
                             key_set.keys[node_id] = (*key, own)
 
         keys.add_keys = add_keys
-
-
-def may_read(run: Run, path: str) -> bool:
-    """Whether a file is one that the run's owner may read: its own, or a shared input. Any thread; asks the disk."""
-    real = os.path.realpath(path)
-    for kind in ROOTS:
-        below = find_below(os.path.realpath(find_root(kind) or ""), real)
-        if below is not None:
-            is_own = below == run.folder or below.startswith(f"{run.folder}/")
-            return is_own or (kind == "input" and below.split("/")[0] != FOLDER)
-    return True
-
-
-def find_below(root: str, path: str) -> str | None:
-    """The part of a real path below a real root, with slashes; None where it is not below."""
-    if path == root:
-        return ""
-    prefix = root if root.endswith(os.sep) else root + os.sep
-    return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None
 
 
 @contextlib.contextmanager

@@ -72,3 +72,11 @@ def resolve_below(folder: str, subfolder: str, filename: str) -> Path | None:
     except ValueError:  # another drive, or a NUL in the name
         return None
     return Path(full) if inside else None
+
+
+def find_below(root: str, path: str) -> str | None:
+    """The part of a real path below a real root, with slashes; None where it is not below."""
+    if path == root:
+        return ""
+    prefix = root if root.endswith(os.sep) else root + os.sep
+    return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None

@@ -21,7 +21,7 @@ import comfy.model_management
 from ...guard.errors import CancelledError, GuardError, WorkerDiedError
 from ...guard.events.lines import Message
 from ...guard.host import HostListener, Supplier
-from . import report, results
+from . import reading, report, results
 from .confine import Confinement
 from .ends import Ends, note_acting
 from .patching import Native, replace_function, wrap_method
@@ -292,9 +292,10 @@ class Hooks:
             if (run := self._runs.get(prompt_id)) is not None:
                 self.confinement.begin(run)
                 results.begin(run)
+                reading.check_named(run)
             if run is None:
                 self._tell(self._listener.native_started, prompt_id)
-            elif self._tell(self._listener.started, prompt_id) is False:
+            elif self._tell(self._listener.started, prompt_id) is False or run.refusal is not None:
                 self._stops.ask(prompt_id)
         return taken
 
@@ -375,7 +376,7 @@ class Hooks:
             if isinstance(end.history, dict) and "outputs" in end.history:
                 end.history["outputs"] = results.locate(run, end.history["outputs"])
             outcome = report.read_outcome(end.history, status, run.prompt, partial(results.is_made, run))
-            outcome = replace(outcome, trespass=run.trespass)
+            outcome = replace(outcome, trespass=run.trespass, refusal=run.refusal)
             results.warn(run, outcome)
             self._listener.finished(run.job_id, outcome, close)
         except Exception:

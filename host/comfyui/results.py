@@ -15,8 +15,7 @@ from typing import Any
 from ...guard.host import Outcome, ReportedFile
 from ...guard.job import RESULT_ROOTS
 from ...guard.owners import FOLDER
-from .confine import find_below
-from .folders import find_root
+from .folders import find_below, find_root
 from .run import Run
 
 log = logging.getLogger("guarded.host")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ...guard.errors import GuardError
 from ...guard.events.lines import Message
 from ...guard.graph import is_link
 from ...guard.host import Progress
@@ -29,6 +30,8 @@ class Run:
         folder: its owner's folder below ComfyUI's roots; empty for the roots themselves.
         began_ns: by root, the disk's time at which the run began.
         trespass: what it tried to do that no job of a keyed owner may.
+        refusal: why the host has ended it, whatever its nodes say.
+        checked: the owner's files that were looked at in this run, with what tells when they change.
         item: what ComfyUI has queued; `prompt` is the graph in it.
         withheld: events that no client may hear before the verdict, in order.
         is_over: whether the worker has let go of it.
@@ -40,6 +43,8 @@ class Run:
         self.folder = folder
         self.began_ns: dict[str, int] = {}
         self.trespass = ""
+        self.refusal: GuardError | None = None
+        self.checked: dict[str, tuple[int, ...]] = {}
         self.item = item
         self.prompt: Mapping[str, Any] = item[2]
         self.withheld: list[Message] = []

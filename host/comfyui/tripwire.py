@@ -17,8 +17,8 @@ import folder_paths
 
 from ...guard.job import ROOTS
 from ...guard.owners import FOLDER
-from .confine import Confinement, find_below
-from .folders import find_own_directory, find_root
+from .confine import Confinement
+from .folders import find_below, find_own_directory, find_root
 from .results import changed_ns
 from .run import Run
 

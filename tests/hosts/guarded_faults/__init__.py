@@ -26,7 +26,7 @@ from .output import (
     FaultTinyFile,
     FaultTruncatedImage,
 )
-from .reach import FaultJoin, FaultReadPath, FaultRecord, FaultReport, FaultRequeue, FaultWrite
+from .reach import FaultJoin, FaultOpen, FaultReadPath, FaultRecord, FaultReport, FaultRequeue, FaultWrite
 from .stop import FaultKillProcess, FaultKillWorker, FaultRaise
 from .validation import FaultAsyncValidation, FaultValidation
 
@@ -62,6 +62,7 @@ NODE_CLASS_MAPPINGS = {
         FaultGpuAssert,
         FaultGpuKernel,
         FaultJoin,
+        FaultOpen,
         FaultReadPath,
         FaultRecord,
         FaultReport,

@@ -1,6 +1,7 @@
 """Nodes that reach for files in every way that packs have: what they name, what they read, and where they write."""
 
 import base64
+import ctypes
 import os
 import threading
 from typing import Any
@@ -61,6 +62,41 @@ class FaultReadPath(_Reach):
             return {"ui": {"text": sorted(os.listdir(words))}}
         with open(words, "rb") as file:
             return {"ui": {"text": [base64.b64encode(file.read()).decode()]}}
+
+
+class FaultOpen(_Reach):
+    """Reports the bytes of a file that it opens in C, as film loaders do, by a name that one of ComfyUI's functions
+    makes a path of; or only whether there is such a file."""
+
+    WAYS = ("get", "split", "exists")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"way": (list(cls.WAYS),), "words": TEXT}}
+
+    def run(self, way: str, words: str) -> dict[str, Any]:
+        if way == "exists":
+            return {"ui": {"text": [str(folder_paths.exists_annotated_filepath(words))]}}
+        if way == "get":
+            path = folder_paths.get_annotated_filepath(words)
+        else:
+            name, folder = folder_paths.annotated_filepath(words)
+            path = os.path.join(folder or folder_paths.get_input_directory(), name)
+        return {"ui": {"text": [base64.b64encode(read_in_c(path)).decode()]}}
+
+
+def read_in_c(path: str) -> bytes:
+    """The file's bytes, of which Python hears nothing: ffprobe and the like open so, within the process."""
+    library = ctypes.CDLL(None)
+    library.fopen.restype = ctypes.c_void_p
+    library.fread.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
+    library.fclose.argtypes = [ctypes.c_void_p]
+    if not (file := library.fopen(os.fsencode(path), b"rb")):
+        raise FileNotFoundError(path)
+    content = ctypes.create_string_buffer(1 << 20)
+    size = library.fread(content, 1, len(content), file)
+    library.fclose(file)
+    return content.raw[:size]
 
 
 class FaultRequeue(_Reach):

@@ -1,0 +1,112 @@
+"""Look at what a keyed owner's job opens: when its run begins, and when a node asks ComfyUI for a file's path.
+
+The prompt was looked at when it was let in. But the run puts names together that no prompt says, and another job of the
+same owner, or a program, may have changed a file since. PyAV and safetensors open in C, where nobody hears of it: so
+ComfyUI's functions that turn a name into a path are the last place at which to look.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...guard.errors import BadImageError
+from ...guard.files.content import check_content, check_folder
+from ...guard.files.names import is_annotated, split_annotation, strip_folder
+from ...guard.job import ROOTS
+from ...guard.owners import FOLDER
+from .folders import find_below, find_root
+from .run import Run
+
+#: A file that was changed so lately may change again without another time of change: disks' clocks tick.
+_FRESH_NS = 2_000_000_000
+
+
+def check_named(run: Run) -> None:
+    """Look at every file of its owner that the prompt names once more; keeps the refusal in the run.
+
+    The worker's thread, before the run.
+    """
+    try:
+        for text in _list_texts(run):
+            if run.folder in text:
+                kind, name = split_annotation(text)
+                if name.startswith(f"{run.folder}/"):
+                    _check(run, os.path.join(find_root(kind) or "", name))
+    except BadImageError as error:
+        run.refusal = error
+
+
+def check_opened(run: Run, name: Any, path: str) -> None:
+    """Look at a file whose path a node gets for a name. Any thread of the run.
+
+    Raises:
+        PermissionError: the owner may not read it.
+        BadImageError: it makes its reader open others.
+    """
+    if not may_read(run, path) and not _was_let_in(run, name):
+        run.trespass = run.trespass or f"read {os.path.basename(path)[:100]}"
+        raise PermissionError(f"The input file {str(name)[:200]} cannot be used.")
+    try:
+        _check(run, path)
+    except BadImageError as error:
+        run.refusal = run.refusal or error
+        raise
+
+
+def may_read(run: Run, path: str) -> bool:
+    """Whether a file is one that the run's owner may read: its own, or a shared input. Asks the disk."""
+    real = os.path.realpath(path)
+    for kind in ROOTS:
+        below = find_below(os.path.realpath(find_root(kind) or ""), real)
+        if below is not None:
+            return _is_own(run, below) or (kind == "input" and below.split("/")[0] != FOLDER)
+    return False
+
+
+def _was_let_in(run: Run, name: Any) -> bool:
+    """Whether the prompt itself names a result of its owner that lies in the root, as those of earlier versions do."""
+    return is_annotated(name) and run.says(name)
+
+
+def _is_own(run: Run, below: str) -> bool:
+    return below == run.folder or below.startswith(f"{run.folder}/")
+
+
+def _check(run: Run, path: str) -> None:
+    """Check the content of one of the owner's own files, or of all in a folder, unless that was done in this run."""
+    real = os.path.realpath(path)
+    if not any(
+        below is not None and _is_own(run, below)
+        for below in (find_below(os.path.realpath(find_root(kind) or ""), real) for kind in ROOTS)
+    ):
+        return
+    name = strip_folder(path, run.folder)
+    if os.path.isdir(real):
+        check_folder(Path(real), os.path.basename(name))
+        return
+    try:
+        status = os.stat(real)
+    except OSError:
+        return  # the node says best that it is not there
+    mark = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    if run.checked.get(real) == mark:
+        return
+    check_content(Path(real), os.path.basename(name))
+    if max(mark[2:]) < time.time_ns() - _FRESH_NS:
+        run.checked[real] = mark
+
+
+def _list_texts(run: Run) -> Iterator[str]:
+    waiting: list[Any] = [node["inputs"] for node in run.prompt.values()]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item

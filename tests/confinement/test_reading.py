@@ -1,0 +1,100 @@
+"""What a keyed owner's job opens is looked at when it is opened: the names that the run makes, and what the files hold
+by then."""
+
+import base64
+import os
+
+import pytest
+from confinement.test_tripwire import is_stopped
+from contract.client import assert_ended_badly, assert_succeeded, node, sleep, unique
+
+from comfyui_guarded.guard.owners import FOLDER
+
+PLAYLIST = b"#EXTM3U\n#EXTINF:1,\n../../secret.mp4\n"
+WAYS = ("get", "split", "exists")
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the node opens files as on POSIX")
+
+
+def put(place, content=b"words", suffix=".txt"):
+    path = place / f"{unique('file')}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def opens(name, way="get"):
+    """A name that the run puts together of pieces too short to say anything."""
+    pieces = [name[start : start + 3] for start in range(0, len(name), 3)]
+    prompt = {"2": node("FaultOpen", way=way, words=pieces[0])}
+    for index, piece in enumerate(pieces[1:]):
+        prompt[f"j{index}"] = node("FaultJoin", one=prompt["2"]["inputs"]["words"], other=piece)
+        prompt["2"]["inputs"]["words"] = [f"j{index}", 0]
+    return prompt
+
+
+def told(job):
+    assert_succeeded(job)
+    return job["outputs"]["2"]["text"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_no_name_that_the_run_makes_leads_out_of_the_owners_folder(client, alice, bob, way):
+    hers, upload = put(alice.place()), put(alice.place("input"))
+    operators = put(client.base / "output")
+    for name in (
+        f"{alice.folder}/{hers.name} [output]",
+        f"{alice.folder}/{hers.name}/[output]",
+        f"x/../{alice.folder}/{hers.name}[output]",
+        f"{alice.folder}/{upload.name}",
+        f"{bob.folder}/../{alice.folder.removeprefix(FOLDER)[1:]}/{upload.name}",
+        f"{operators.name} [output]",
+        "words/[output]",
+    ):  # fmt: skip
+        await is_stopped(bob, opens(name, way))
+    link = bob.place("input") / unique("link")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(hers)
+    # Newer ComfyUIs refuse what leads out of input; and a link, by our own word or by ComfyUI's.
+    for name in (f"../output/{operators.name}", "/etc/hostname", f"{bob.folder}/{link.name}"):
+        job = await bob.client.run(opens(name, way))
+        if job["state"] == "succeeded":
+            assert job["outputs"]["2"]["text"] == ["False"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_its_own_files_and_shared_ones_open(client, bob, way):
+    shown = ["True"] if way == "exists" else [base64.b64encode(b"words").decode()]
+    own, result, shared = put(bob.place("input")), put(bob.place()), put(client.base / "input")
+    for name in (f"{bob.folder}/{own.name}", f"{bob.folder}/{result.name} [output]", shared.name):
+        assert told(await bob.client.run(opens(name, way))) == shown
+
+
+async def test_a_file_is_checked_once_more_where_it_is_opened(bob):
+    path = put(bob.place("input"), PLAYLIST, ".png")
+    job = await bob.client.run(opens(f"{bob.folder}/{path.name}"))
+    assert_ended_badly(job, "bad_image")
+    assert FOLDER not in str(job["error"])
+
+
+async def test_a_file_that_becomes_a_list_while_its_job_waits_is_refused_before_the_run(bob, client):
+    path = put(bob.place("input"), b"RIFF" + bytes(100), ".wav")
+    for prompt in (
+        {"1": node("FaultRecord", audio=path.name)},
+        {"1": node("FaultText", text=f"{path.name}/[input]", seed=1)},  # nothing opens it, as far as anybody can tell
+    ):
+        path.write_bytes(b"RIFF" + bytes(100))
+        busy = await client.submit(sleep(1.0))
+        waiting = await bob.client.submit(prompt)
+        assert (busy.status, waiting.status) == (200, 200), waiting
+        path.write_bytes(PLAYLIST)
+        job = await bob.client.settled(waiting.json["prompt_id"])
+        assert_ended_badly(job, "bad_image")
+        assert "list of other files" in job["error"]["message"]
+        assert FOLDER not in str(job["error"])
+        await client.settled(busy.json["prompt_id"])
+
+
+async def test_a_file_that_stays_as_it_was_is_not_refused(bob):
+    path = put(bob.place("input"), b"RIFF" + bytes(100), ".wav")
+    assert_succeeded(await bob.client.run({"1": node("FaultRecord", audio=path.name)}))
