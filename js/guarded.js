@@ -2,7 +2,7 @@
 // files here do nothing by being imported, since the editor imports every one of them.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { showOnNodes } from "./nodes.js";
+import { showOnNodes, showRefusals } from "./nodes.js";
 import { Api } from "./panel/api.js";
 import { Board } from "./panel/board.js";
 import { h, setAttribute, setText, styled } from "./panel/dom.js";
@@ -58,6 +58,7 @@ async function setup() {
     addTab(board, texts);
     addBadge(board, texts);
     showOnNodes(app, api, texts);
+    showRefusals(app, api, texts);
     board.onAlarm((alarm) => {
         if (!setting(TOASTS)) return;
         const detail = alarmText(alarm, texts);

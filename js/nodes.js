@@ -1,4 +1,5 @@
-// What our nodes show of themselves after a run: the checked pictures with a box around each face, and the verdict.
+// What our nodes show of themselves: after a run the checked pictures with a box around each face, and the verdict; when
+// a prompt is refused, which node refused it and why.
 
 import { h, svg } from "./panel/dom.js";
 
@@ -10,6 +11,53 @@ export function showOnNodes(app, api, texts) {
         const node = found(app, String(detail.node_id));
         if (node) show(node, verdict(detail, texts));
     });
+}
+
+/**
+ * Where a prompt is refused, no node goes on showing what a photo before that one was told. We listen at `fetchApi`: a
+ * wrapper of `queuePrompt` would stand in the stack of each error that ComfyUI shows.
+ */
+export function showRefusals(app, api, texts) {
+    const native = api.fetchApi;
+    api.fetchApi = async function (route, options, ...others) {
+        const answer = await native.call(this, route, options, ...others);
+        if (route === "/prompt" && options?.method === "POST" && !answer.ok) {
+            answer.clone().json().then((body) => showRefused(app, refused(body), texts), () => {});
+        }
+        return answer;
+    };
+}
+
+function showRefused(app, refusals, texts) {
+    if (!refusals.size) return;
+    for (const node of shown(app.rootGraph ?? app.graph)) show(node, []);
+    for (const [id, { code, message }] of refusals) {
+        const node = found(app, id);
+        if (node) show(node, verdict({ code, lines: [texts.known(`refused_${code}`, message)], pictures: [] }, texts));
+    }
+}
+
+/** The nodes of a refused prompt at which we found fault, by id: {code, message}. */
+function refused(answer) {
+    const refusals = new Map();
+    for (const [id, { errors }] of Object.entries(answer?.node_errors ?? {})) {
+        for (const { type, details } of errors ?? []) {
+            // What our loader answers to ComfyUI's validation: "image - no_face: No face found in cat.png."
+            const [, code, message] = (type === "custom_validation_failed" && String(details).match(/^image - ([a-z_]+): (.*)$/s)) || [];
+            if (code) refusals.set(id, { code, message });
+        }
+    }
+    const id = answer?.error?.extra_info?.needed_by;
+    if (id != null) refusals.set(String(id), { code: answer.error.type, message: answer.error.message });
+    return refusals;
+}
+
+/** All nodes that show something of ours, also inside subgraphs. */
+function* shown(graph) {
+    for (const node of graph?._nodes ?? []) {
+        if (node.widgets?.some((one) => one.name === WIDGET)) yield node;
+        if (node.subgraph) yield* shown(node.subgraph);
+    }
 }
 
 /** By its id; nodes of subgraphs have the ids of those around them before their own, with colons. */

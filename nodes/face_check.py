@@ -149,6 +149,7 @@ class GuardedLoadFaceImage:
     FUNCTION = "load"
     CATEGORY = CATEGORY
     DESCRIPTION = "Loads a photo upright, and refuses it if it does not show the faces it should."
+    GUARDED_BLAMES = "image"
 
     def load(
         self, image: str, detector: str = AUTO, unique_id: Any = None, extra_pnginfo: Any = None, **rules: Any

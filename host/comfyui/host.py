@@ -20,7 +20,7 @@ from comfy.cli_args import args
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener, Supplier
 from ...guard.life.contain import EscapedError, OverdueError
-from . import folders, input_types, inputs, report
+from . import blame, folders, input_types, inputs, report
 from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
@@ -59,6 +59,7 @@ class ComfyHost:
         self._hooks.install(listener, supplier)
         self._outputs.install()
         inputs.offer_uploads()
+        blame.blame_one_input()
         # ComfyUI logs this line for every prompt that its handler takes. Once for a job is enough: at its admission.
         logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _dispatching.get())
         self._workers.install()

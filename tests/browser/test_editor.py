@@ -180,6 +180,28 @@ def test_a_photo_without_a_face_shows_its_error(editor: Callable[..., Page], bot
     shoot(page, f"editor-no-face-{bot.host.kind.name}")
 
 
+@pytest.mark.parametrize(("language", "said"), [("en", "There is no face in this photo."), ("ru", "На этом фото нет лица.")])
+def test_a_refused_photo_is_told_on_its_node_and_no_older_verdict_stays(
+    editor: Callable[..., Page], bot: PlainClient, language: str, said: str
+) -> None:
+    seed = {"en": 0.55, "ru": 0.56}[language]  # another confidence: see `faces`
+    rules = {"min_faces": 1, "max_faces": 0, "min_confidence": seed, "min_face_fraction": 0.04, "detector": "auto"}
+    prompt = faces("astronaut.png", seed)
+    prompt["1"] = node("GuardedLoadFaceImage", image="astronaut.png", **rules)
+    page = editor({"Comfy.Locale": language}, prompt)
+    run(page)
+    verdicts = page.locator(".g-node p")
+    expect(verdicts).to_have_count(3)
+    page.evaluate("window.app.graph.getNodeById(1).widgets.find(one => one.name === 'image').value = 'chelsea.png'")
+    run(page)
+    expect(verdicts).to_have_count(1)
+    expect(verdicts).to_have_attribute("data-verdict", "refused")
+    expect(verdicts).to_contain_text("no_face")
+    expect(page.locator(".g-node li")).to_have_text(said)
+    assert page.evaluate("window.app.graph.getNodeById(1).widgets.some(one => one.element?.querySelector('li'))")
+    shoot(page, f"editor-refused-{language}-{bot.host.kind.name}")
+
+
 def test_in_russian_the_tab_the_nodes_and_the_settings_are_so(editor: Callable[..., Page], bot: PlainClient) -> None:
     page = editor({"Comfy.Locale": "ru", "Comfy.ColorPalette": "light"}, faces("astronaut.png", 0.6))
     panel = open_tab(page)

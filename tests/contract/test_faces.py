@@ -75,10 +75,12 @@ async def test_a_picture_made_on_the_way_is_checked_in_the_graph_and_refunded(cl
 
 
 async def test_the_face_loader_refuses_in_comfyuis_own_validation(client):
-    graph = {"1": node("GuardedLoadFaceImage", image=NOBODY), "3": save("1")}
+    graph = {"1": node("GuardedLoadFaceImage", image=NOBODY, min_faces=1, max_faces=2, detector="auto"), "3": save("1")}
     native = await client.request("POST", "/prompt", {"prompt": graph})
     assert native.status == 400
-    assert "No face found" in str(native.json["node_errors"]["1"])
+    (error,) = native.json["node_errors"]["1"]["errors"]  # ComfyUI blames every input that the node is given
+    assert error["extra_info"]["input_name"] == "image"
+    assert error["details"] == f"image - no_face: No face found in {NOBODY}."
     assert_refusal(await client.submit(graph), "no_face", 422)
     graph["1"]["inputs"]["image"] = SOMEBODY
     assert_succeeded(await client.run(graph))
