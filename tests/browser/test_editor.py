@@ -180,7 +180,9 @@ def test_a_photo_without_a_face_shows_its_error(editor: Callable[..., Page], bot
     shoot(page, f"editor-no-face-{bot.host.kind.name}")
 
 
-@pytest.mark.parametrize(("language", "said"), [("en", "There is no face in this photo."), ("ru", "На этом фото нет лица.")])
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "There is no face in this photo."), ("ru", "На этом фото нет лица.")]
+)
 def test_a_refused_photo_is_told_on_its_node_and_no_older_verdict_stays(
     editor: Callable[..., Page], bot: PlainClient, language: str, said: str
 ) -> None:
