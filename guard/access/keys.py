@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from .. import private_files
 from ..client import LOCAL, Client, KeyLimits
 from ..clock import Clock
+from ..settings import PROFILES
 from ..store.file_lock import FileLock
 
 log = logging.getLogger("guarded.access")
@@ -125,6 +126,17 @@ class Keys:
         now_ms = self._clock.now_ms()
         own = [key for key in list(self._keys.values()) if key.name == owner and key.is_active(now_ms)]
         return max(own, key=lambda key: key.created_at_ms).webhook_secret if own else None
+
+    def max_pixels_of(self, owner: str) -> int:
+        """How large the pictures of the owner's jobs may be: the largest limit of its active keys. 0: any size.
+
+        Any thread.
+        """
+        now_ms = self._clock.now_ms()
+        own = [key for key in list(self._keys.values()) if key.name == owner]
+        counted = [key for key in own if key.is_active(now_ms)] or own  # the last one may be revoked by now
+        limits = [key.max_pixels or int(PROFILES.get(key.profile, {}).get("max_pixels", 0)) for key in counted]
+        return max(limits, default=0) if all(limits) else 0
 
     def has_active(self) -> bool:
         now_ms = self._clock.now_ms()

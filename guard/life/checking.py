@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import GuardError, InternalError, ResultCorruptError
 from ..host import Outcome
 from ..job import SUCCESS, Artifact, Result, Verdict
-from ..results import checks, metadata, quarantine
+from ..results import checks, judgement, metadata, quarantine
 from ..settings import ResultsSettings
 
 log = logging.getLogger("guarded.queue")
@@ -26,6 +27,13 @@ AHEAD_S = 0.02
 Mark = tuple[int, int, int, int]
 #: Gets the verdict on a run and its result.
 Then = Callable[[Verdict, Result], None]
+
+
+class _Asked(NamedTuple):
+    """What else is wanted of a run's files: see :meth:`Checking.check`."""
+
+    strips: bool
+    max_pixels: int
 
 
 class Checking:
@@ -50,17 +58,25 @@ class Checking:
         self._gone_on.set()
 
     def check(
-        self, job_id: str, outcome: Outcome, then: Then, go_on: Callable[[], object], *, strips: bool = False
+        self,
+        job_id: str,
+        outcome: Outcome,
+        then: Then,
+        go_on: Callable[[], object],
+        *,
+        strips: bool = False,
+        max_pixels: int = 0,
     ) -> None:
         """Check a run that the host calls a success; `then` gets the verdict, on any thread.
 
-        `strips`: take the metadata out of files that pass.
+        `strips`: take the metadata out of files that pass. `max_pixels`: how many a node's pictures may have; 0: any.
 
         The worker's thread: waits until there is room for the check. Calls `go_on` as soon as the worker may have the
         next job, and before `then`.
         """
+        asked = _Asked(strips, max_pixels)
         if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
-            judged = self._judge(job_id, outcome, {}, strips)
+            judged = self._judge(job_id, outcome, {}, asked)
             go_on()
             then(*judged)
             return
@@ -71,13 +87,13 @@ class Checking:
         try:
             threading.Thread(
                 target=self._run,
-                args=(job_id, outcome, marks, then, strips, gone_on),
+                args=(job_id, outcome, marks, then, asked, gone_on),
                 name="guarded-checking",
                 daemon=True,
             ).start()
         except RuntimeError:  # no more threads, or the interpreter ends
             gone_on.set()
-            self._run(job_id, outcome, marks, then, strips, gone_on)
+            self._run(job_id, outcome, marks, then, asked, gone_on)
 
     def _run(
         self,
@@ -85,25 +101,26 @@ class Checking:
         outcome: Outcome,
         marks: dict[Path, Mark | None],
         then: Then,
-        strips: bool,
+        asked: _Asked,
         gone_on: threading.Event,
     ) -> None:
         gone_on.wait(AHEAD_S)
         try:
-            verdict, result = self._judge(job_id, outcome, marks, strips)
+            verdict, result = self._judge(job_id, outcome, marks, asked)
         finally:
             self._room.release()
         then(verdict, result)
 
     def _judge(
-        self, job_id: str, outcome: Outcome, marks: dict[Path, Mark | None], strips: bool
+        self, job_id: str, outcome: Outcome, marks: dict[Path, Mark | None], asked: _Asked
     ) -> tuple[Verdict, Result]:
         """Check the files, and set them aside where they fail. Raises nothing."""
         settings = self._settings
 
         def check() -> tuple[Artifact, ...]:
             artifacts = checks.check(outcome, settings)
-            if strips:
+            judgement.check_pixels(artifacts, asked.max_pixels)
+            if asked.strips:
                 _compare(marks)
                 artifacts = metadata.strip_results(checks.result_files(outcome), artifacts)
                 metadata.strip_sidecars(outcome.outputs, checks.own_files(outcome))

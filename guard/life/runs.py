@@ -54,13 +54,16 @@ class Runs:
         watchdog: Watchdog,
         events: Events,
         quarantine: Path,
+        max_pixels_of: Callable[[str], int] = lambda _owner: 0,
     ) -> None:
+        """`max_pixels_of`: how many pixels the pictures of an owner's jobs may have; 0: any."""
         self._settings = settings
         self._store = store
         self._host = host
         self._settler = settler
         self._watchdog = watchdog
         self._events = events
+        self._max_pixels_of = max_pixels_of
         self._checking = Checking(settings.results, quarantine, syncs=settings.store.survives == "power_cut")
         self._jobs: dict[str, Job] = {}
         #: Those of them that somebody has ended before their own end.
@@ -98,7 +101,7 @@ class Runs:
             job = self._jobs[job_id]
             then, go_on = partial(self._settle, job, close), partial(self.released, job_id)
             strips = self._settings.results.strip_metadata and job.owner != LOCAL.owner
-            self._checking.check(job_id, outcome, then, go_on, strips=strips)
+            self._checking.check(job_id, outcome, then, go_on, strips=strips, max_pixels=self._max_pixels_of(job.owner))
 
     def go_on(self) -> None:
         """The worker has its next job, or waits for one. The worker's thread."""

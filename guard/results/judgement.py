@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import (
     GuardError,
+    PolicyViolationError,
     ResultBlankError,
     ResultCorruptError,
     ResultIncompleteError,
@@ -101,6 +103,26 @@ def judge(artifact: Artifact, facts: Facts, asked: Expected, settings: ResultsSe
         fps=facts.fps,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def check_pixels(artifacts: Iterable[Artifact], max_pixels: int) -> None:
+    """Refuse pictures that a key's limit does not allow, whichever node has made them so large; 0: there is none.
+
+    As `max_pixels` is asked of prompts: all pictures of one node together; of a film, one of its pictures.
+
+    Raises:
+        PolicyViolationError: names the node.
+    """
+    made: Counter[str] = Counter()
+    for artifact in artifacts:
+        made[artifact.node_id] += (artifact.width or 0) * (artifact.height or 0)
+        if max_pixels and made[artifact.node_id] > max_pixels:
+            pixels = made[artifact.node_id]
+            raise PolicyViolationError(
+                f"Node {artifact.node_id[:100]} gives {pixels} pixels; at most {max_pixels} are allowed.",
+                details="key.max_pixels",
+                extra_info={"node_id": artifact.node_id, "value": pixels, "limit": max_pixels},
+            )
 
 
 def make_error(finding: Finding, name: str, **facts: Any) -> GuardError:

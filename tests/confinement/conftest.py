@@ -80,6 +80,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def made_keys(host: HostProcess) -> dict[str, str]:
     made = {name: make_key(host.base, name) for name in OWNERS}
+    made["tight"] = make_key(host.base, "tight", max_pixels=4096)
     time.sleep(2.5)  # the server looks every second
     return made
 
@@ -98,6 +99,12 @@ def alice(client: Client, made_keys: dict[str, str]) -> Bot:
 @pytest.fixture
 def bob(client: Client, made_keys: dict[str, str]) -> Bot:
     return Bot("bob", KeyedClient(client, made_keys["bob"]))
+
+
+@pytest.fixture
+def tight(client: Client, made_keys: dict[str, str]) -> Bot:
+    """A bot that may have pictures of 64 × 64."""
+    return Bot("tight", KeyedClient(client, made_keys["tight"]))
 
 
 @contextlib.asynccontextmanager

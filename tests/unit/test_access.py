@@ -388,6 +388,26 @@ def test_a_key_may_be_tighter_than_the_server(enter, own):
     assert enter("8.8.8.8", X_API_Key=secret).limits == KeyLimits(**own_limits)
 
 
+def test_an_owner_with_several_keys_may_have_what_one_of_them_may(own):
+    def limit(owner="bot"):
+        return Keys(own, Clock()).max_pixels_of(owner)
+
+    assert limit() == 0
+    for limits, most in (
+        ({"max_pixels": 1000}, 1000),
+        ({"max_pixels": 2000}, 2000),
+        ({"profile": "rtx3060"}, 2048 * 2048),
+        ({"profile": "rtx3060", "max_pixels": 10}, 2048 * 2048),
+    ):
+        made(own, same_owner=True, **limits)
+        assert limit() == most
+    revoke(own, "bot", 1)
+    assert limit() == 2048 * 2048  # of jobs that still run
+    made(own, same_owner=True, max_steps=8)
+    assert limit() == 0
+    assert limit("other") == 0
+
+
 def test_a_key_of_an_earlier_version_is_read_on_and_keeps_its_limits(enter, own):
     _key, secret = made(own, jobs_per_minute=6)
     path = own / "keys.json"

@@ -5,6 +5,7 @@ import os
 import threading
 import wave
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,13 @@ import pytest
 from PIL import Image, ImageFile
 from unit.fakes import LONG_S
 
-from comfyui_guarded.guard.errors import GuardError, ResultCorruptError, ResultMissingError, ResultTooSmallError
+from comfyui_guarded.guard.errors import (
+    GuardError,
+    PolicyViolationError,
+    ResultCorruptError,
+    ResultMissingError,
+    ResultTooSmallError,
+)
 from comfyui_guarded.guard.host import Outcome, ReportedFile
 from comfyui_guarded.guard.results import checks, judgement, opener, quarantine
 from comfyui_guarded.guard.results.findings import Fault
@@ -220,6 +227,15 @@ def test_a_picture_below_the_floor_is_too_small_and_at_the_floor_it_passes(check
     content = _encoded(kind)
     assert checked(f"a.{kind}", content, ResultsSettings(min_image_bytes=len(content)))
     _refusal(ResultTooSmallError, checked, f"b.{kind}", content, ResultsSettings(min_image_bytes=len(content) + 1))
+
+
+def test_the_pictures_of_one_node_count_together_against_a_keys_limit(checked):
+    made = [replace(checked(f"{name}.png", _encoded("png")), node_id=node) for name, node in ("aA", "bA", "cB")]
+    for limit in (0, 2 * 96 * 80):
+        judgement.check_pixels(made, limit)
+    with pytest.raises(PolicyViolationError) as caught:
+        judgement.check_pixels(made, 2 * 96 * 80 - 1)
+    assert caught.value.extra_info == {"node_id": "A", "value": 2 * 96 * 80, "limit": 2 * 96 * 80 - 1}
 
 
 def test_an_empty_file_is_too_small(checked):
