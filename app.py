@@ -13,7 +13,7 @@ from aiohttp import web
 
 from . import server_routes
 from .failure import is_reachable_from_elsewhere
-from .guard import journal, owners, private_files, runtime
+from .guard import journal, messages, owners, private_files, runtime
 from .guard.access.access import Access
 from .guard.access.client_ids import ClientIds
 from .guard.access.keys import Keys
@@ -50,7 +50,7 @@ from .guard.life.watchdog import Watchdog
 from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.stats import Stats
-from .guard.settings import load
+from .guard.settings import load, read_own_texts
 from .guard.store import Limits as StoreLimits
 from .guard.store import Recovery, SqliteStore, database_path
 from .guard.submit.admission import Admission
@@ -83,6 +83,7 @@ def install() -> None:
 def _build(host: Host, application: web.Application, routes: web.RouteTableDef) -> None:
     own = host.own_directory()
     settings = load(own / "guarded.toml", os.environ)
+    messages.install(read_own_texts(own), money=settings.messages.money)
     with contextlib.suppress(OSError):  # the store says best that it cannot be made
         private_files.make_folder(own)
     journal.install(settings.log)

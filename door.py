@@ -29,6 +29,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 _OURS = re.compile(r"(/+api)?/+guarded(/|$)")
+#: What asks for a job.
+_SUBMITS = re.compile(r"(/+api)?(/+guarded(/+api)?(/+workflows/+[^/]+|/+prompt)|/+prompt)/*$")
 _RETRY_AFTER_S = 10
 
 _TITLE: Text = {"en": "ComfyUI-Guarded is off", "ru": "ComfyUI-Guarded выключен"}
@@ -75,11 +77,14 @@ async def _answer(why: Failure, request: web.Request, handler: Handler) -> web.S
         headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
         page = _make_page(why, language)
         return web.Response(status=503, text=page, content_type="text/html", charset="utf-8", headers=headers)
-    body = json.dumps(_make_body(why, language), ensure_ascii=False)
+    body = json.dumps(
+        _make_body(why, language, request.method == "POST" and _SUBMITS.match(request.path) is not None),
+        ensure_ascii=False,
+    )
     return web.Response(status=503, text=body, content_type="application/json", headers=headers)
 
 
-def _make_body(why: Failure, language: str) -> dict[str, Any]:
+def _make_body(why: Failure, language: str, of_submit: bool) -> dict[str, Any]:
     """In the shape of every refusal."""
     return {
         "error": {
@@ -92,7 +97,7 @@ def _make_body(why: Failure, language: str) -> dict[str, Any]:
         "guard": {
             "code": "server_unavailable",
             "user_message": USER_MESSAGE[language],
-            "refund": True,
+            **({"refund": True} if of_submit else {}),
             "retryable": True,
             "retry_after_s": float(_RETRY_AFTER_S),
             "job_id": None,

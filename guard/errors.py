@@ -8,10 +8,10 @@ bot reads ``comfyui_guarded.NoFaceError`` on every machine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import WithJsonSchema
-from typing_extensions import TypeAliasType, TypedDict
+from typing_extensions import NotRequired, TypeAliasType, TypedDict
 
 from . import messages
 
@@ -36,11 +36,13 @@ class RefusalError(TypedDict):
 
 
 class RefusalGuard(TypedDict):
-    """The guard's part. `refund` concerns this request alone: give back what was taken for it."""
+    """The guard's part. `refund` is there where a job was asked for: true if none came of it, false if there is one,
+    `job_id`.
+    """
 
     code: ErrorCode
     user_message: str
-    refund: Literal[True]
+    refund: NotRequired[bool]
     retryable: bool
     retry_after_s: float | None
     job_id: str | None
@@ -103,8 +105,22 @@ class GuardError(Exception):
         #: The language that the request itself asked for; None: take it from its headers.
         self.locale: str | None = None
 
-    def body(self, locale: str, job_id: str | None = None) -> Refusal:
+    @property
+    def job_id(self) -> str | None:
+        """The job that there is all the same."""
+        return None
+
+    def body(self, locale: str, *, of_submit: bool = False) -> Refusal:
         """The one error body: ComfyUI's shape, and ours under ``guard``."""
+        guard: RefusalGuard = {
+            "code": self.code,
+            "user_message": messages.text(self.code, locale),
+            "retryable": self.retryable,
+            "retry_after_s": self.retry_after_s,
+            "job_id": self.job_id,
+        }
+        if of_submit:
+            guard["refund"] = self.job_id is None
         return {
             "error": {
                 "type": self.host_type or self.code,
@@ -113,14 +129,7 @@ class GuardError(Exception):
                 "extra_info": self.extra_info,
             },
             "node_errors": self.node_errors,
-            "guard": {
-                "code": self.code,
-                "user_message": messages.text(self.code, locale),
-                "refund": True,
-                "retryable": self.retryable,
-                "retry_after_s": self.retry_after_s,
-                "job_id": job_id,
-            },
+            "guard": guard,
         }
 
 
@@ -207,6 +216,10 @@ class ConflictError(GuardError):
     """The id or idempotency key was used for something else."""
 
     code, status, retryable = "conflict", 409, False
+
+    @property
+    def job_id(self) -> str | None:
+        return self.extra_info.get("job_id")
 
 
 class ArtifactGoneError(GuardError):

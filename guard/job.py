@@ -287,7 +287,7 @@ class Job:
         return {
             "code": self.verdict.code,
             "message": hide(self.verdict.message),
-            "user_message": messages.text(self.verdict.code, locale or self.locale),
+            "user_message": messages.text_of_end(self.verdict.code, locale or self.locale),
             "retryable": FAMILY[self.verdict.code].retryable,
             "details": hide_in(self.verdict.details),
         }

@@ -439,15 +439,23 @@ class JanitorSettings(_Section):
         return self
 
 
-def _check_language(value: object) -> object:
-    if isinstance(value, str) and value not in messages.languages():
-        raise ValueError(f"no texts for {value!r}; there are {', '.join(sorted(messages.languages()))}")
+def _check_language(value: object, info: ValidationInfo) -> object:
+    known = messages.languages((info.context or {}).get("own_texts"))
+    if isinstance(value, str) and value not in known:
+        raise ValueError(f"no texts for {value!r}; there are {', '.join(sorted(known))}")
     return value
 
 
 class MessagesSettings(_Section):
     locale: Annotated[str, BeforeValidator(_check_language)] = Field(
-        "ru", description="Language of user texts if neither `guard.locale` nor `Accept-Language` names one."
+        "ru",
+        description="Language of user texts if neither `guard.locale` nor `Accept-Language` names one. Texts of your "
+        "own, also in further languages, lie in `__guarded/messages/<language>.json`.",
+    )
+    money: bool = Field(
+        True,
+        description="Whether the text of a job that ended badly says that the user's credits were returned; in your "
+        "own words with a text `refunded`.",
     )
 
 
@@ -487,9 +495,11 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
     """Load the settings from `toml_file`, if it exists, and from `environment`, which wins.
 
     Raises:
-        SettingsError: an unknown key or a bad value, which it names; or the file is not TOML.
+        SettingsError: an unknown key or a bad value, which it names; or the file is not TOML; or texts beside it cannot
+            be used.
     """
     values = _read_file(toml_file)
+    own_texts = read_own_texts(toml_file.parent) if toml_file is not None else {}
     named: dict[tuple[str, ...], str] = {}
     for variable, path, raw in _read_environment(environment):
         section = values.setdefault(path[0], {})
@@ -498,11 +508,19 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
         section[path[1]] = _parse(raw, path)
         named[path] = variable
     try:
-        return Settings.model_validate(values)
+        return Settings.model_validate(values, context={"own_texts": own_texts})
     except ValidationError as error:
         items = error.errors()
         told = "; ".join(_complain(item, named) for item in items)
         raise SettingsError("; ".join(_complain(item, named) + _quote(item) for item in items), told) from None
+
+
+def read_own_texts(own: Path) -> messages.Texts:
+    """The operator's own texts, in our folder. Raises SettingsError."""
+    try:
+        return messages.read_own(own / "messages")
+    except messages.TextsError as error:
+        raise SettingsError(str(error)) from None
 
 
 def origins(toml_file: Path, environment: Mapping[str, str]) -> dict[str, str]:

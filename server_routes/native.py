@@ -41,7 +41,8 @@ def guard_native(services: Services, twins: list[Route]) -> Middleware:
             return handler
         client = identify(request, services)
         twin = find_twin(request)
-        if twin is not None and (client is not LOCAL or _submits(twin[0])):
+        # The editor on this machine goes through ours to submit alone.
+        if twin is not None and (client is not LOCAL or twin[0].submits):
             return twin[1]
         if not client.operator:
             raise ForbiddenError("This is for operators.")
@@ -55,7 +56,9 @@ def guard_native(services: Services, twins: list[Route]) -> Middleware:
             answer = choose_handler(request, handler)
         except GuardError as error:
             asks = "text/html" in request.headers.get("Accept", "")
-            return refuse(error, request, services, {"WWW-Authenticate": _BROWSERS_ASK} if asks else None)
+            headers = {"WWW-Authenticate": _BROWSERS_ASK} if asks else None
+            twin = find_twin(request)
+            return refuse(error, request, services, headers, of_submit=twin is not None and twin[0].submits)
         return await answer(request)
 
     return native
@@ -73,8 +76,3 @@ def _is_ours(request: web.Request) -> bool:
     resource = request.match_info.route.resource
     canonical = resource.canonical if resource is not None else ""
     return re.match(f"(/api)?/({{slashes}})?{PREFIX[1:]}(/|$)", canonical) is not None
-
-
-def _submits(route: Route) -> bool:
-    """Whether it submits a prompt. The editor on this machine goes through ours for that alone."""
-    return (route.method, route.path) == ("POST", "/prompt")

@@ -87,7 +87,7 @@ ROUTES = [
         "POST",
         "/prompt",
         post_prompt,
-        limited=True,
+        submits=True,
         about=About(
             {200: SubmittedBody},
             query={"wait": WAIT},

@@ -116,7 +116,8 @@ class Route:
     Attributes:
         open: it answers without a key, and then with the bare status.
         operate: it wants an operator.
-        limited: the headers of its answers say how many jobs the client may still ask for.
+        submits: it asks for a job. Its refusals say whether what was taken for that goes back, and the headers of its
+            answers how many jobs the client may still ask for.
         about: for the contract; a test says where it is missing.
         is_mirror: the same route stands under a shorter path, too, and the contract has it there.
     """
@@ -126,7 +127,7 @@ class Route:
     handler: Handler
     open: bool = False
     operate: bool = False
-    limited: bool = False
+    submits: bool = False
     about: About | None = None
     is_mirror: bool = False
 
@@ -171,12 +172,15 @@ def compile_path(path: str) -> re.Pattern[str]:
 def make_handler(route: Route, services: Services) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The route as aiohttp calls it: it identifies the caller, calls the handler, and has one way to fail."""
 
+    def say_no(error: GuardError, request: web.Request) -> web.Response:
+        return refuse(error, request, services, of_submit=route.submits)
+
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
             client = identify(request, services)
         except GuardError as error:
             if not route.open:
-                return refuse(error, request, services)
+                return say_no(error, request)
             client = Client("", operator=False)
         pace = _Pace(request, services.settings.limits.body_timeout_s)
         try:
@@ -184,17 +188,17 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
                 raise ForbiddenError("This is for operators.")
             response = await route.handler(Call(services, request, client))
         except GuardError as error:
-            response = refuse(error, request, services)
+            response = say_no(error, request)
         except web.HTTPRequestEntityTooLarge:
-            response = refuse(refuse_size(services.settings.policy.max_body_bytes), request, services)
+            response = say_no(refuse_size(services.settings.policy.max_body_bytes), request)
         except web.HTTPException as error:
-            response = refuse(InvalidRequestError(error.reason), request, services)
+            response = say_no(InvalidRequestError(error.reason), request)
         except (HttpProcessingError, web.RequestPayloadError) as error:  # not the gzip that it says it is, cut off, …
-            response = refuse(InvalidRequestError("The body cannot be read.", details=str(error)), request, services)
+            response = say_no(InvalidRequestError("The body cannot be read.", details=str(error)), request)
             response.force_close()
         except (ConnectionError, TimeoutError, asyncio.TimeoutError):
             if pace.too_slow:
-                response = refuse(InvalidRequestError("The body came in too slowly."), request, services)
+                response = say_no(InvalidRequestError("The body came in too slowly."), request)
                 response.force_close()
             elif request.transport is None or request.transport.is_closing():
                 return web.Response(status=400)  # unread; an error would be a traceback in the log each time
@@ -203,10 +207,10 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
         except Exception:
             log.exception("%s %.200r failed", request.method, request.path, extra={"quotes_prompt": True})
             bug = InternalError("The guard failed on this request; its log has more.")
-            response = refuse(bug, request, services)
+            response = say_no(bug, request)
         finally:
             pace.end()
-        if route.limited and not response.prepared:
+        if route.submits and not response.prepared:
             response.headers.update(services.limits.header_fields(client))
         return response
 
@@ -264,7 +268,12 @@ def strip_mirror(path: str) -> str:
 
 
 def refuse(
-    error: GuardError, request: web.Request, services: Services, headers: dict[str, str] | None = None
+    error: GuardError,
+    request: web.Request,
+    services: Services,
+    headers: dict[str, str] | None = None,
+    *,
+    of_submit: bool = False,
 ) -> web.Response:
     """Answer with an error, in the one shape of all refusals."""
     locale = error.locale or messages.choose(
@@ -278,7 +287,7 @@ def refuse(
         log.info("%s for %s %.200r from %s: %s", error.status, request.method, request.path, address, error.message)
     if error.status == 401:
         told.setdefault("WWW-Authenticate", "Bearer")
-    return respond(error.body(locale), told, error.status or 500)
+    return respond(error.body(locale, of_submit=of_submit), told, error.status or 500)
 
 
 def respond(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:

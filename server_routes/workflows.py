@@ -39,7 +39,7 @@ ROUTES = [
         "POST",
         "/workflows/{name}",
         post_workflow,
-        limited=True,
+        submits=True,
         about=About(
             {200: SubmittedBody},
             query={"wait": WAIT},

@@ -1,7 +1,11 @@
 """Texts for end users: one JSON file per language, keyed by error code (and `queued*` and `waiting*` for notices).
 
 To add a language, add a file such as `de.json` or `pt-br.json`. A text that it lacks, or has a mistake in, is shown in
-English.
+English. An operator's own texts lie in `__guarded/messages`, under the same names and keys: they count before ours,
+and a mistake in one is told at the start.
+
+`{refunded}` in a text is where a job's end says that the money is back, in the words of the text `refunded`. A refusal
+does not say that: it knows nothing of what was paid.
 """
 
 from __future__ import annotations
@@ -9,14 +13,82 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 log = logging.getLogger("guarded.messages")
 
 _FOLDER = Path(__file__).parent
 FALLBACK = "en"
+
+#: Where a text has the sentence about the money.
+_REFUNDED = "{refunded}"
+_LANGUAGE = re.compile("[a-z]{2,3}(-[a-z0-9]{2,8})*")
+
+#: Texts by language. What a request's end says changes at the start only.
+Texts = Mapping[str, Mapping[str, str]]
+
+
+class TextsError(ValueError):
+    """An operator's own texts cannot be used; the message names file, text and fault."""
+
+
+@dataclass(frozen=True)
+class _Installed:
+    own: Texts
+    money: bool
+
+
+_installed = _Installed({}, True)
+
+
+def install(own: Texts, *, money: bool = True) -> None:
+    """Show these texts before ours, and say of refunds or not. At the start."""
+    global _installed
+    _installed = _Installed(own, money)
+
+
+def read_own(folder: Path) -> Texts:
+    """Read the texts of an operator: `ru.json` and the like in that folder, if it is there.
+
+    Raises:
+        TextsError: a file that is no language's, no JSON object of texts, has a text that we do not know, or one that
+            cannot be filled in.
+    """
+    own: dict[str, Mapping[str, str]] = {}
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
+        for path in paths:
+            own[_name_language(path)] = _check_own(f"{folder.name}/{path.name}", path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextsError(f"the texts in {folder.name} cannot be read: {error}") from None
+    return own
+
+
+def _name_language(path: Path) -> str:
+    language = path.stem.lower().replace("_", "-")
+    if path.suffix != ".json" or not _LANGUAGE.fullmatch(language):
+        raise TextsError(f"{path.parent.name}/{path.name}: texts are in files such as ru.json or pt-br.json")
+    return language
+
+
+def _check_own(name: str, content: str) -> Mapping[str, str]:
+    try:
+        texts = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise TextsError(f"{name} is not JSON: {error}") from None
+    if not isinstance(texts, dict):
+        raise TextsError(f"{name} is not a JSON object")
+    for key, text in texts.items():
+        if key not in table(FALLBACK):
+            raise TextsError(f"{name}: there is no text {key!r}")
+        if not _is_usable(text, table(FALLBACK)[key]):
+            blanks = ", ".join(f"{{{blank}}}" for blank in sorted(_list_blanks(table(FALLBACK)[key]))) or "nothing"
+            raise TextsError(f"{name}: {key} must be a text that leaves room for {blanks} at most")
+    return texts
 
 
 @functools.cache
@@ -25,13 +97,18 @@ def _files() -> dict[str, Path]:
 
 
 @functools.cache
-def languages() -> frozenset[str]:
+def _our_languages() -> frozenset[str]:
     return frozenset(_files())
+
+
+def languages(own: Texts | None = None) -> frozenset[str]:
+    """The languages with texts: ours, and the operator's (by default, those in force)."""
+    return _our_languages() | frozenset(_installed.own if own is None else own)
 
 
 @functools.cache
 def table(language: str) -> Mapping[str, str]:
-    """Read a language's texts, without those that cannot be used."""
+    """Read our texts of a language, without those that cannot be used."""
     try:
         texts = json.loads(_files()[language].read_text(encoding="utf-8"))
         if not isinstance(texts, dict):
@@ -65,9 +142,31 @@ def _list_blanks(text: str) -> set[str]:
 
 def text(key: str, locale: str, **facts: object) -> str:
     """The text for `key` in `locale` (in English where that language lacks it), with `facts` filled in."""
-    language = locale if locale in languages() else FALLBACK
-    template = table(language).get(key) or table(FALLBACK)[key]
+    template = _without_money(_find(key, locale))
     return template.format(**facts) if facts else template
+
+
+def text_of_end(code: str, locale: str) -> str:
+    """The text for a job that ended with that code: it says, where `messages.money` is on, that the money is back."""
+    template = _find(code, locale)
+    if not _installed.money:
+        return _without_money(template)
+    if _REFUNDED not in template:
+        template += f" {_REFUNDED}"
+    return template.replace(_REFUNDED, _find("refunded", locale))
+
+
+def _without_money(template: str) -> str:
+    return re.sub(r"\s*{refunded}", "", template).strip() if _REFUNDED in template else template
+
+
+def _find(key: str, locale: str) -> str:
+    for language in (locale, FALLBACK):
+        if key in (own := _installed.own.get(language, {})):
+            return own[key]
+        if language in _our_languages() and key in (ours := table(language)):
+            return ours[key]
+    raise KeyError(key)
 
 
 def format_count(key: str, number: int, locale: str) -> str:

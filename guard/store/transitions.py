@@ -177,7 +177,9 @@ class Transitions:
         try:
             insert_job(db, new, number, order, self.line.event_id + 1)
         except sqlite3.IntegrityError:
-            raise ConflictError(f"There is a job {new.job_id} already.", extra_info={"job_id": new.job_id}) from None
+            there = find_job(db, new.job_id)
+            facts = {"job_id": new.job_id} if there is not None and there.owner == new.owner else {}
+            raise ConflictError(f"There is a job {new.job_id} already.", extra_info=facts) from None
         event_id = self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self.line.number = number
         self.line.add_queued(db, new.owner, Kind(new.template, new.shape), new.priority, +1)

@@ -69,7 +69,17 @@ def assert_answer_is_promised(method: str, path: str, status: int, headers: Mapp
         if "application/json" not in promised and "*/*" in promised:
             return  # a file that happens to be JSON
         schema = promised["application/json"]["schema"]
-    assert_valid(schema, json.loads(content), f"{method} {path}: {status}")
+    body = json.loads(content)
+    assert_valid(schema, body, f"{method} {path}: {status}")
+    if status >= 400 and "guard" in body:
+        told = body["guard"]
+        expected = {"refund": told["job_id"] is None} if asks_for_a_job(method, path) else {}
+        assert {name: told[name] for name in told if name == "refund"} == expected, f"{method} {path}: {body}"
+
+
+def asks_for_a_job(method: str, path: str) -> bool:
+    asked = re.sub("/+", "/", path.partition("?")[0]).removeprefix("/api").replace("/guarded/api/", "/guarded/", 1)
+    return method == "POST" and re.fullmatch("/guarded/(prompt|workflows/[^/]+)", asked) is not None
 
 
 def assert_event_is_promised(name: str, data: Any) -> None:

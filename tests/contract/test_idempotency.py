@@ -49,7 +49,9 @@ async def test_the_same_key_with_another_body_is_a_conflict(client):
     refused = await post(client, {"prompt": text("two")}, headers)
     body = assert_refusal(refused, "conflict", 409)
     assert body["error"]["extra_info"]["job_id"] == first.json["prompt_id"]
-    await client.settled(first.json["prompt_id"])
+    # There is a job, and it delivers: nothing goes back for it.
+    assert (body["guard"]["refund"], body["guard"]["job_id"]) == (False, first.json["prompt_id"])
+    assert_succeeded(await client.settled(first.json["prompt_id"]))
 
 
 async def test_two_in_flight_at_once_make_one_job(client):

@@ -118,3 +118,22 @@ async def test_a_refusal_speaks_the_language_that_the_request_asks_for(client):
     assert assert_refusal(unknown)["guard"]["user_message"].startswith("The server lacks")
     russian = assert_refusal(await client.submit(prompt, guard={"locale": "ru"}, headers={"Accept-Language": "en"}))
     assert russian["guard"]["user_message"].startswith("На сервере нет")
+
+
+async def test_only_the_refusal_of_a_submit_speaks_of_a_refund(client):
+    nothing_of_it = (
+        await client.request("GET", "/guarded/jobs/00000000-0000-4000-8000-000000000000"),
+        await client.request("POST", "/guarded/face-check", {"image": "absent.png"}),
+        await client.request("GET", "/guarded/nowhere"),
+        await client.request("GET", "/guarded/prompt/nowhere"),
+        await client.request("GET", "/guarded/jobs?limit=0"),
+    )
+    assert ["refund" in assert_refusal(answer)["guard"] for answer in nothing_of_it] == [False] * 5
+    asked_for_a_job = (
+        await client.request("POST", "/guarded/prompt", raw=b"{"),
+        await client.request("POST", "/api/guarded/prompt", {"prompt": {}}),
+        await client.request("POST", "/guarded/api/prompt?wait=x", {"prompt": text()}),
+        await client.request("POST", "/guarded/workflows/absent", {}),
+        await client.submit(text(), guard={"timeout_s": -1}),
+    )
+    assert [assert_refusal(answer)["guard"]["refund"] for answer in asked_for_a_job] == [True] * 5

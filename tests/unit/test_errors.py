@@ -65,7 +65,7 @@ def test_every_error_is_named_by_the_rule_and_has_the_one_body(code):
     )
     assert isinstance(error, errors.GuardError)
     assert str(error) == "Told in English."
-    body = error.body("ru", "some-id")
+    body = error.body("ru", of_submit=True)
     assert body == {
         "error": {"type": code, "message": "Told in English.", "details": "more", "extra_info": {"node_id": "3"}},
         "node_errors": {"3": {"a": 1}},
@@ -75,7 +75,7 @@ def test_every_error_is_named_by_the_rule_and_has_the_one_body(code):
             "refund": True,
             "retryable": TABLE[code][1],
             "retry_after_s": 7,
-            "job_id": "some-id",
+            "job_id": None,
         },
     }
     assert json.loads(json.dumps(body)) == body
@@ -85,9 +85,19 @@ def test_a_bare_error_has_every_key_of_the_body():
     body = errors.NoFaceError("No face found in photo.png").body("en")
     assert set(body) == {"error", "node_errors", "guard"}
     assert set(body["error"]) == {"type", "message", "details", "extra_info"}
-    assert set(body["guard"]) == {"code", "user_message", "refund", "retryable", "retry_after_s", "job_id"}
+    assert set(body["guard"]) == {"code", "user_message", "retryable", "retry_after_s", "job_id"}
     assert (body["error"]["details"], body["error"]["extra_info"], body["node_errors"]) == ("", {}, {})
     assert (body["guard"]["retry_after_s"], body["guard"]["job_id"]) == (None, None)
+
+
+def test_what_was_taken_goes_back_for_a_submit_that_made_no_job_and_for_nothing_else():
+    for code, cls in errors.FAMILY.items():
+        error = cls("No.", extra_info={"job_id": "some-id"})
+        there = "some-id" if code == "conflict" else None
+        assert "refund" not in error.body("en")["guard"], code
+        told = error.body("en", of_submit=True)["guard"]
+        assert (told["refund"], told["job_id"]) == (there is None, there), code
+    assert errors.ConflictError("Somebody else's.").body("en", of_submit=True)["guard"]["refund"] is True
 
 
 def test_the_hosts_own_error_type_is_shown_where_the_host_refused():
@@ -108,13 +118,14 @@ def test_every_code_has_a_text_in_every_language():
 def test_the_fixed_russian_texts_are_word_for_word():
     assert {code: messages.text(code, "ru") for code in ("server_unavailable", "generation_timeout", "no_face")} == {
         "server_unavailable": "Сервер генерации недоступен. Попробуйте позже.",
-        "generation_timeout": (
-            "Генерация заняла слишком много времени. Кредиты возвращены. Попробуйте упростить промт."
-        ),
+        "generation_timeout": "Генерация заняла слишком много времени. Попробуйте упростить промт.",
         "no_face": "На фото не обнаружено лицо. Загрузите фото с четким изображением лица.",
     }
-    assert messages.text("generation_failed", "ru") == (
-        "Не удалось обработать изображение. Попробуйте другой промт или фото."
+    assert messages.text_of_end("generation_timeout", "ru") == (
+        "Генерация заняла слишком много времени. Кредиты возвращены. Попробуйте упростить промт."
+    )
+    assert messages.text_of_end("generation_failed", "ru") == (
+        "Не удалось обработать изображение. Кредиты возвращены. Попробуйте другой промт или фото."
     )
     assert messages.text("queued", "ru", running=1, max_jobs=1) == (
         "Сервер загружен (1/1 задач). Ваша генерация начнется через несколько секунд..."
@@ -199,7 +210,7 @@ def test_an_unknown_locale_falls_back_to_the_header_and_then_to_the_default():
 
 
 def test_a_language_without_a_text_shows_the_english_one():
-    assert messages.text("no_face", "xx") == messages.table("en")["no_face"]
+    assert messages.text("no_face", "xx") == messages.text("no_face", "en")
 
 
 def _require_even(value: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from comfyui_guarded.guard import messages
 from comfyui_guarded.guard.errors import FAMILY, NoFaceError
+from comfyui_guarded.guard.settings import SettingsError, load
 
 LANGUAGES = sorted(messages.languages())
 CODES = sorted(FAMILY)
@@ -31,8 +32,10 @@ def sentences(language: str) -> dict[str, str]:
     shown = {}
     for key, text in messages.table(language).items():
         if key not in AMOUNTS:
-            wanted = {name for _, name, _, _ in string.Formatter().parse(text) if name}
+            wanted = {name for _, name, _, _ in string.Formatter().parse(text) if name} - {"refunded"}
             shown[key] = messages.text(key, language, **{name: FACTS[name] for name in wanted})
+    for code in CODES:
+        shown[f"end: {code}"] = messages.text_of_end(code, language)
     return shown
 
 
@@ -73,12 +76,77 @@ def test_no_two_codes_say_the_same_unless_they_are_one_thing_to_a_user(language)
     assert {frozenset(codes) for codes in by_text.values() if len(codes) > 1} <= alike
 
 
-def test_the_credits_are_said_to_be_back_where_a_job_may_have_been_paid_for():
-    for code, error in FAMILY.items():
-        told = ("Кредиты возвращены" in messages.text(code, "ru"), "credits were returned" in messages.text(code, "en"))
-        assert told[0] == told[1], code
-        if error.status is None and code != "generation_failed":  # whose text is fixed
-            assert told[0], code
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_end_says_that_the_money_is_back_and_no_refusal_does(language):
+    money = messages.text("refunded", language)
+    for code in CODES:
+        assert money in messages.text_of_end(code, language), code
+        assert money not in messages.text(code, language), code
+        assert not re.search("credit|кредит", messages.text(code, language), re.IGNORECASE), code
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_without_money_no_end_speaks_of_it(language, install):
+    install({}, money=False)
+    for code in CODES:
+        assert messages.text_of_end(code, language) == messages.text(code, language), code
+
+
+# Texts of an operator. -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def install(monkeypatch):
+    monkeypatch.setattr(messages, "_installed", messages._installed)
+    return messages.install
+
+
+def write(folder, **files):
+    (folder / "messages").mkdir(exist_ok=True)
+    for name, texts in files.items():
+        (folder / "messages" / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
+
+
+def test_own_texts_and_languages_count_before_ours(tmp_path, install):
+    write(tmp_path, ru={"refunded": "Звезды возвращены.", "no_face": "Лица нет."}, de={"queue_full": "Es ist voll."})
+    install(messages.read_own(tmp_path / "messages"))
+    assert messages.text("no_face", "ru") == "Лица нет."
+    assert messages.text_of_end("no_face", "ru") == "Лица нет. Звезды возвращены."
+    assert "Звезды возвращены. Попробуйте" in messages.text_of_end("worker_died", "ru")
+    assert messages.choose("de-AT", None, "ru") == "de"
+    assert messages.text("queue_full", "de") == "Es ist voll."
+    assert messages.text("no_face", "de") == messages.text("no_face", "en")
+
+
+def test_a_server_may_speak_a_language_of_its_own(tmp_path):
+    write(tmp_path, de={"queue_full": "Es ist voll."})
+    (tmp_path / "guarded.toml").write_text('[messages]\nlocale = "de"')
+    assert load(tmp_path / "guarded.toml", {}).messages.locale == "de"
+    (tmp_path / "messages" / "de.json").unlink()
+    with pytest.raises(SettingsError, match="no texts for 'de'"):
+        load(tmp_path / "guarded.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("ru.json", b'{"no_fase": "x"}', "no text 'no_fase'"),
+        ("ru.json", b'{"queued_place": "{posision}"}', "queued_place must be a text that leaves room for {max_jobs}"),
+        ("ru.json", b'{"no_face": ""}', "no_face"),
+        ("ru.json", b'{"no_face": 5}', "no_face"),
+        ("ru.json", b'{"queued": "{running"}', "queued"),
+        ("ru.json", b"{", "not JSON"),
+        ("ru.json", b"[]", "not a JSON object"),
+        ("ru.json", b"\xff", "cannot be read"),
+        ("texts.json", b"{}", "texts.json"),
+        ("ru.txt", b"{}", "ru.txt"),
+    ],
+)
+def test_a_mistake_in_own_texts_is_told_at_the_start_by_file_and_text(tmp_path, name, content, told):
+    write(tmp_path)
+    (tmp_path / "messages" / name).write_bytes(content)
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        load(tmp_path / "guarded.toml", {})
 
 
 # A language of somebody's own. -----------------------------------------------------------------------------------
@@ -93,11 +161,11 @@ def drop(tmp_path, monkeypatch):
 
     def put(name: str, content: str | bytes) -> None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        for cached in (messages.languages, messages.table, messages._files):
+        for cached in (messages._our_languages, messages.table, messages._files):
             cached.cache_clear()
 
     yield put
-    for cached in (messages.languages, messages.table, messages._files):
+    for cached in (messages._our_languages, messages.table, messages._files):
         cached.cache_clear()
 
 
