@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser.conftest import PATIENCE_MS, Faults, made_key, put_photos, shoot
-from contract.client import PlainClient, Prompt, node, save, sleep
+from contract.client import PlainClient, Prompt, node, picture, raises, save, sleep
 from playwright.sync_api import Browser, Page, expect
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
@@ -202,6 +202,43 @@ def test_a_refused_photo_is_told_on_its_node_and_no_older_verdict_stays(
     expect(page.locator(".g-node li")).to_have_text(said)
     assert page.evaluate("window.app.graph.getNodeById(1).widgets.some(one => one.element?.querySelector('li'))")
     shoot(page, f"editor-refused-{language}-{bot.host.kind.name}")
+
+
+def test_no_verdict_empties_the_editors_own_panels(editor: Callable[..., Page], bot: PlainClient) -> None:
+    """One entry that does not fit its schema, and the editor shows none at all."""
+    if bot.get("/api/jobs").status != 200:
+        pytest.skip("the editor's panels ask this ComfyUI's history")
+    good = bot.run(picture())
+    codes = [
+        _ended(bot, sleep(3600), timeout_s=0.5),
+        _ended(bot, raises("value_error")),
+        _ended(bot, {"1": node("FaultMissingFile", filename_prefix="m", seed=0)}),
+        _ended(bot, {"1": node("FaultTruncatedImage", filename_prefix="t", seed=0)}),
+        _cancelled(bot),
+    ]
+    assert codes == ["generation_timeout", "generation_failed", "result_missing", "result_corrupt", "cancelled"]
+    failed = [one for one in bot.get("/api/jobs").json["jobs"] if one["status"] in ("failed", "cancelled")]
+    page = editor()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.get_by_role("button", name="Expand job queue").click()
+    (file,) = good["artifacts"]
+    expect(page.get_by_text(file["filename"])).to_be_visible()
+    expect(page.locator("span[title=Failed]")).to_have_count(2 * len(failed))  # its name and its state
+    page.locator(".assets-tab-button").click()
+    expect(page.get_by_text(Path(file["filename"]).stem, exact=True)).to_be_visible()
+    shoot(page, f"editor-panels-{bot.host.kind.name}")
+    assert [line for line in said if "Jobs API" in line or "ZodError" in line] == []
+
+
+def _ended(bot: PlainClient, prompt: Prompt, **guard: Any) -> str:
+    answer = bot.post(json.dumps({"prompt": prompt, "guard": guard}).encode(), "/guarded/prompt?wait=60")
+    return str(answer.json["guard"]["job"]["error"]["code"])
+
+
+def _cancelled(bot: PlainClient) -> str:
+    job_id = bot.post(json.dumps({"prompt": sleep(3600)}).encode()).json["prompt_id"]
+    return str(bot.delete(f"/guarded/jobs/{job_id}").json["error"]["code"])
 
 
 def test_in_russian_the_tab_the_nodes_and_the_settings_are_so(editor: Callable[..., Page], bot: PlainClient) -> None:
