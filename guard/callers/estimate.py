@@ -19,10 +19,10 @@ SPREAD = 0.5
 SLACK_S = 1.0
 #: So many templates and shapes are kept, those that ran last.
 KINDS = 1000
-#: A job that has run longer than usual is taken to need this share of the usual time still.
+#: A job that has run longer than usual is taken to need this share of the usual time still,
 LEFT_AT_LEAST = 0.1
-
-_ALL = Kind("", "")
+#: until it has run so many times as long: then it is late, and nobody knows when it ends.
+LATE = 1.5
 
 
 class Estimates:
@@ -32,7 +32,7 @@ class Estimates:
         """`runs`: see :meth:`learn`."""
         self._clock = clock
         self._lock = threading.Lock()
-        #: By template, by shape (a Kind without the other), and of all jobs (the empty Kind).
+        #: By template and by shape: a Kind without the other.
         self._recent: OrderedDict[Kind, deque[float]] = OrderedDict()
         self._usual_s: dict[Kind, float | None] = {}
         #: The jobs that hold a slot: their kind, and when they began to run (None: not yet).
@@ -66,14 +66,17 @@ class Estimates:
         return None if total_s is None else round(total_s, 1)
 
     def usual_s(self, kind: Kind) -> float | None:
-        """How long such a job usually runs: by its template, else its shape, else all jobs; None where that varies."""
+        """How long such a job usually runs: by its template, else its shape; None where none ran or that varies."""
         for known in _kinds_of(kind):
             if len(self._recent.get(known, ())) >= ENOUGH:
                 return self._usual_s[known]  # if jobs so alike vary too much, others tell even less
         return None
 
     def rest_s(self) -> float | None:
-        """How long the jobs that hold a slot still need, one after the other; None where that is not known."""
+        """How long the jobs that hold a slot still need, one after the other; None where that is not known.
+
+        Of a job that has run for `LATE` times its usual time it is not.
+        """
         with self._lock:
             under_way = list(self._under_way.values())
         total_s = 0.0
@@ -82,6 +85,8 @@ class Estimates:
             if usual_s is None:
                 return None
             run_s = (self._clock.now_ms() - started_at_ms) / 1000 if started_at_ms is not None else 0.0
+            if run_s > LATE * usual_s + SLACK_S:
+                return None
             total_s += max(usual_s - run_s, usual_s * LEFT_AT_LEAST)
         return total_s
 
@@ -97,10 +102,10 @@ class Estimates:
 
 
 def _kinds_of(kind: Kind) -> list[Kind]:
-    """The kinds under which a run time is kept: by template, by shape, all jobs."""
+    """The kinds under which a run time is kept: by template, by shape."""
     own = [Kind(kind.template, "")] if kind.template else []
     alike = [Kind("", kind.shape)] if kind.shape else []
-    return [*own, *alike, _ALL]
+    return [*own, *alike]
 
 
 def usual_run_s(run_times_s: Iterable[float]) -> float | None:

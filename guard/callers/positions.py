@@ -35,6 +35,8 @@ TOLD_SHARE = 0.05
 #: A notice gives seconds up to the first, minutes up to the second, hours above.
 _SECONDS_UP_TO = 90
 _MINUTES_UP_TO = 90 * 60
+#: To whoever is next, so many seconds are "a few".
+_A_FEW_S = 5
 
 
 def notice(position: int, running: int, max_jobs: int, eta_s: float | None, locale: str) -> str:
@@ -43,7 +45,9 @@ def notice(position: int, running: int, max_jobs: int, eta_s: float | None, loca
     # Where nothing runs the server is not busy: the job is about to begin, or the server takes none right now.
     key = "queued" if running else "waiting"
     if eta_s is None:
-        return messages.text(key if position == 1 else f"{key}_place", locale, **facts)
+        return messages.text(f"{key}_next" if position == 1 else f"{key}_place", locale, **facts)
+    if position == 1 and eta_s <= _A_FEW_S:
+        return messages.text(key, locale, **facts)
     if eta_s <= _SECONDS_UP_TO:
         wait = messages.format_count("seconds", max(round(eta_s), 1), locale)
     elif eta_s <= _MINUTES_UP_TO:
