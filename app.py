@@ -177,7 +177,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     settler.ending.subscribe(watchdog.expect_stop)
     settler.ending.subscribe(dispatcher.expect_stop)
     watchdog.repaired.subscribe(dispatcher.wake)
-    drain = Drain(health, store, dispatcher.wake, dispatcher.handing)
+    drain = Drain(health, store, dispatcher.wake, dispatcher.handing, own)
     host.listen(runs, dispatcher)
     host.listen_sockets(sockets)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from aiohttp import web
 from typing_extensions import NotRequired, TypedDict
 
+from ..guard.errors import InvalidRequestError, PayloadTooLargeError
 from ..guard.faces.chooser import FaceFacts
 from .about import FLAG, About
-from .asked import read_flag
+from .asked import read_command, read_flag
+from .shapes import DrainCommand
 from .table import Call, Route, respond
 
 
@@ -57,11 +60,14 @@ async def get_ready(call: Call) -> web.StreamResponse:
 
 
 async def post_drain(call: Call) -> web.StreamResponse:
-    """Take no new job from now on; `?off=1` takes them again."""
-    if read_flag(call, "off"):
-        call.services.drain.end()
-    else:
-        call.services.drain.begin()
+    """Take no new job from now on, also after a restart; `{"draining": false}` or `?off=1` takes them again."""
+    asked = await read_command(call)
+    if unknown := sorted(set(asked) - {"draining"}):
+        raise InvalidRequestError(f"There is no field {unknown[0][:64]}.", extra_info={"field": unknown[0][:64]})
+    wanted = asked.get("draining", not read_flag(call, "off"))
+    if not isinstance(wanted, bool):
+        raise InvalidRequestError("draining must be true or false.", extra_info={"field": "draining"})
+    await asyncio.to_thread(call.services.drain.begin if wanted else call.services.drain.end)
     body: DrainingBody = {"draining": call.services.health.draining}
     return respond(body)
 
@@ -69,5 +75,16 @@ async def post_drain(call: Call) -> web.StreamResponse:
 ROUTES = [
     Route("GET", "/health", get_health, open=True, about=About({200: HealthBody})),
     Route("GET", "/ready", get_ready, open=True, about=About({200: ReadyBody, 503: ReadyBody})),
-    Route("POST", "/drain", post_drain, operate=True, about=About({200: DrainingBody}, query={"off": FLAG})),
+    Route(
+        "POST",
+        "/drain",
+        post_drain,
+        operate=True,
+        about=About(
+            {200: DrainingBody},
+            query={"off": FLAG},
+            body={"application/json": DrainCommand},
+            refusals=(PayloadTooLargeError,),
+        ),
+    ),
 ]

@@ -128,6 +128,12 @@ class QueueCommand(TypedDict):
     delete: NotRequired[list[str]]
 
 
+class DrainCommand(TypedDict):
+    """Whether the server is to drain; without a body it is."""
+
+    draining: NotRequired[bool]
+
+
 class InterruptRequest(TypedDict):
     """The job to interrupt; without one, whatever of the caller's own runs."""
 

@@ -6,13 +6,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Protocol
 
+from .. import private_files
 from .health import Health
 
 log = logging.getLogger("guarded.drain")
 
 _LOOK_S = 0.1
+#: The file in our own folder that stands for an operator's drain, which outlives the process.
+_MARK = "draining"
 
 
 class Slots(Protocol):
@@ -26,37 +30,62 @@ class Slots(Protocol):
 
 
 class Drain:
-    """Begins and ends a drain. Any thread."""
+    """Begins and ends a drain. Any thread but the event loop's: an operator's drain is noted on the disk."""
 
     def __init__(
-        self, health: Health, store: Slots, wake: Callable[[], None], handing: Callable[[], Collection[str] | None]
+        self,
+        health: Health,
+        store: Slots,
+        wake: Callable[[], None],
+        handing: Callable[[], Collection[str] | None],
+        folder: Path,
     ) -> None:
-        """`handing`: see :meth:`.dispatcher.Dispatcher.handing`."""
+        """`handing`: see :meth:`.dispatcher.Dispatcher.handing`. `folder` is our own; at the start."""
+        self._mark = folder / _MARK
         self._handing = handing
         self._health = health
         self._store = store
         self._wake = wake
         self._lock = threading.Lock()
 
+        if self._mark.is_file():
+            log.warning(
+                "draining: an operator's drain from before the start goes on; POST /guarded/drain?off=1 ends it"
+            )
+            health.draining = True
+
     def begin(self) -> None:
-        """Take no new job from now on."""
+        """Take no new job until :meth:`end`, also after a restart."""
         with self._lock:
-            if not self._health.draining:
-                log.warning("draining: no new job is taken")
-            self._health.draining = True
+            self._refuse()
+            try:
+                private_files.write(self._mark, b"")
+            except OSError as error:
+                log.error("draining: a restart would end it, for it cannot be noted: %s", error)
 
     def end(self) -> None:
         """Take jobs again."""
         with self._lock:
+            try:
+                self._mark.unlink(missing_ok=True)
+            except OSError as error:
+                log.error("the drain is over, but the next start would take it up, for its mark stays: %s", error)
             self._health.draining = False
         self._wake()
 
-    def run(self, grace_s: float) -> None:
-        """Begin, and wait until no job holds a slot or is checked any more, or for `grace_s`.
+    def _refuse(self) -> None:
+        if not self._health.draining:
+            log.warning("draining: no new job is taken")
+        self._health.draining = True
 
-        It asks for what the store knows in memory: a disk that hangs must not hold up the end of the process.
+    def run(self, grace_s: float) -> None:
+        """Take no new job, and wait until none holds a slot or is checked any more, or for `grace_s`.
+
+        Of this the next process knows nothing. It asks for what the store knows in memory: a disk that hangs must not
+        hold up the end of the process.
         """
-        self.begin()
+        with self._lock:
+            self._refuse()
         ends_s = time.monotonic() + grace_s
         while (left_s := ends_s - time.monotonic()) > 0 and self._is_busy():
             time.sleep(min(_LOOK_S, left_s))

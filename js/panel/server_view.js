@@ -154,12 +154,13 @@ function diskRow(first, texts) {
 export function serverView(board, texts, section, run) {
     const worker = h("p");
     const repairs = h("p", { class: "g-quiet" });
-    const drain = h("button", { type: "button", class: "g-button", onclick: () => run(turn) });
-    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, drain), doctor());
+    const begin = confirmed(texts.t("drain"), texts.t("drain_really"), () => run(() => turn(true)));
+    const end = h("button", { type: "button", class: "g-button", onclick: () => run(() => turn(false)) }, texts.t("drain_end"));
+    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), doctor());
     let draining = false;
 
-    async function turn() {
-        const answer = await board.api.ask("POST", `/drain${draining ? "?off=1" : ""}`);
+    async function turn(wanted) {
+        const answer = await board.api.ask("POST", "/drain", { body: JSON.stringify({ draining: wanted }) });
         draining = answer.draining;
         await board.figures();
     }
@@ -200,7 +201,8 @@ export function serverView(board, texts, section, run) {
             repairs.hidden = !state.replaced && !state.disowned;
             setText(repairs, texts.t("worker_repairs", { replaced: state.replaced, disowned: state.disowned }));
             draining = board.ready?.problems.includes("draining") ?? draining;
-            setText(drain, texts.t(draining ? "drain_end" : "drain"));
+            begin.hidden = draining;
+            end.hidden = !draining;
         },
     };
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from chaos.conftest import assert_settled_once, booted_again, boots, database, newest_real, transitions
+from chaos.conftest import assert_settled_once, booted_again, boots, database, newest_real, serving, transitions
 from contract.client import (
     Answer,
     Client,
@@ -282,6 +282,25 @@ async def test_a_sigterm_takes_no_job_lets_the_running_one_end_and_then_ends_the
     host.start()
     async with connected(host) as client:
         assert_succeeded(await client.job(running))
+        assert_succeeded(await client.settled(queued))
+
+
+async def test_an_operators_drain_outlives_a_kill_and_nothing_that_waits_begins(server):
+    host = server().start()
+    async with connected(host) as client:
+        running, queued = await client.admitted(sleep(3600, steps=50)), await client.admitted(picture())
+        await client.inside_a_node(running)
+        assert (await client.request("POST", "/guarded/drain", {"draining": True})).json == {"draining": True}
+    host.kill()
+    host.spawn()
+    await serving(host)
+    async with connected(host) as client:
+        ready = lambda: client.request("GET", "/guarded/ready")  # noqa: E731
+        await client.polled(ready, lambda answer: answer.status == 503 and answer.json["problems"] == ["draining"])
+        assert_refusal(await client.submit(text()), "server_unavailable", 503)
+        assert {(await client.job(job_id))["state"] for job_id in (running, queued)} == {"queued"}
+        await client.cancel(running)
+        assert (await client.request("POST", "/guarded/drain", {"draining": False})).json == {"draining": False}
         assert_succeeded(await client.settled(queued))
 
 

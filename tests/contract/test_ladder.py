@@ -307,6 +307,17 @@ async def test_a_drain_lets_the_running_job_end_and_takes_no_other_until_it_is_c
     assert_succeeded(await client.settled(waiting))
 
 
+async def test_a_drain_is_begun_and_ended_in_words_and_by_no_others(client):
+    try:
+        assert (await client.request("POST", "/guarded/drain", {"draining": True})).json == {"draining": True}
+        for body in ({"draining": "false"}, {"draining": None}, {"off": True}):
+            assert_refusal(await client.request("POST", "/guarded/drain", body), "invalid_request", 400)
+        assert (await client.request("GET", "/guarded/ready")).json["problems"] == ["draining"]
+    finally:
+        assert (await client.request("POST", "/guarded/drain", {"draining": False})).json == {"draining": False}
+    await client.assert_takes_jobs()
+
+
 async def test_nobody_else_drains_the_server(client):
     answer = await client.request("POST", "/guarded/drain", headers={"X-Forwarded-For": "203.0.113.9"})
     assert_refusal(answer, "unauthorized", 401)

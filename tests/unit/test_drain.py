@@ -25,10 +25,20 @@ def woken():
 
 
 @pytest.fixture
-def drain(machine, woken):
-    return Drain(
-        machine.health, machine.store, lambda: woken.append(machine.health.problems()), machine.dispatcher.handing
+def make_drain(machine, woken, tmp_path):
+    """Another one for each process that starts."""
+    return lambda: Drain(
+        machine.health,
+        machine.store,
+        lambda: woken.append(machine.health.problems()),
+        machine.dispatcher.handing,
+        tmp_path,
     )
+
+
+@pytest.fixture
+def drain(make_drain):
+    return make_drain()
 
 
 async def test_while_draining_no_job_is_let_in_and_none_begun_and_afterwards_both(machine, drain, woken):
@@ -43,6 +53,29 @@ async def test_while_draining_no_job_is_let_in_and_none_begun_and_afterwards_bot
     assert woken == [[]]
     machine.health.check_ready()
     assert await machine.dispatcher.turn()
+
+
+async def test_an_operators_drain_outlives_the_process_and_a_sigterms_does_not(machine, drain, make_drain):
+    drain.run(0)
+    machine.health.draining = False  # as in a new process
+    make_drain()
+    assert machine.health.problems() == []
+    drain.begin()
+    machine.health.draining = False
+    after = make_drain()
+    assert machine.health.problems() == ["draining"]
+    after.end()
+    make_drain()
+    assert machine.health.problems() == []
+
+
+async def test_a_drain_that_cannot_be_noted_holds_all_the_same_and_says_so(machine, drain, tmp_path, caplog):
+    (tmp_path / "draining.new").mkdir()
+    drain.begin()
+    assert machine.health.problems() == ["draining"]
+    assert "a restart would end it" in caplog.text
+    drain.end()
+    assert machine.health.problems() == []
 
 
 async def test_a_drain_lasts_until_no_slot_is_held_and_no_result_is_checked(machine, drain):
