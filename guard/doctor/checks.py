@@ -36,6 +36,8 @@ SKEW_S = 60.0
 SOON_MS = 7 * 86_400_000
 #: Packages of requirements.txt that need a look: onnxruntime has its own check, and without the others nothing runs.
 PACKAGES = ("av", "pydantic", "standardwebhooks", "prometheus-client", "nvidia-ml-py")
+#: The package's own templates: of one that nobody has set up, nothing is amiss.
+SHIPPED = {path.stem for path in (Path(__file__).parents[2] / "workflows" / "api").glob("*.json")}
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ def _check_templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
     for template in facts.templates:
         check = f"template {template['name']}"
         missing = set(template["missing"]["models"])
+        if template["name"] in SHIPPED and missing and not any(model["present"] for model in template["models"]):
+            message = f"It is not set up: none of its {len(template['models'])} models is here."
+            yield Line("ok", check, message, "To use it: docs/deploy.md.")
+            continue
         for model in template["models"]:
             if model["file"] in missing:
                 mend = f"Put it into models/{model['folder']}, from {model['source']}."
@@ -301,10 +307,19 @@ def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
         if aside.suffix not in (".db-wal", ".db-shm"):
             mend = "Look for lost jobs in it, then delete it."
             yield Line("warning", "store", f"A job database that could not be read was set aside: {aside.name}.", mend)
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as db:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        (may_shrink,) = db.execute("PRAGMA auto_vacuum").fetchone()
-        (newest_ms,) = db.execute("SELECT coalesce(max(created_at_ms), 0) FROM jobs").fetchone() if version else (0,)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            (may_shrink,) = db.execute("PRAGMA auto_vacuum").fetchone()
+            newest = "SELECT coalesce(max(created_at_ms), 0) FROM jobs"
+            (newest_ms,) = db.execute(newest).fetchone() if version else (0,)
+    except sqlite3.OperationalError as error:
+        yield Line("warning", "store", f"{path} cannot be read now: {error}.", "Look again in a moment.")
+        return
+    except sqlite3.DatabaseError as error:
+        mend = "Restart ComfyUI: the start saves every job that can be read, and keeps the damaged file."
+        yield Line("error", "store", f"{path} is damaged: {error}.", mend)
+        return
     if version > len(MIGRATIONS):
         mend = "Update this package, or give the server another user directory."
         yield Line("error", "store", f"{path} was written by a later version of this package.", mend)
@@ -367,8 +382,9 @@ def _find_existing(path: Path) -> Path:
 
 
 def _format_size(count: float) -> str:
+    """1024 to the next unit, as on the page."""
     for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+        if count < 1024 or unit == "GB":
             break
-        count /= 1000
+        count /= 1024
     return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

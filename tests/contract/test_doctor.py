@@ -30,9 +30,10 @@ async def test_a_running_server_tells_what_it_is_and_what_it_lacks(client: Clien
     said = {line["check"]: line for line in reversed(lines)}
     assert client.host.kind.name.split()[-1] in said["host"]["message"] or not client.host.kind.real
     assert said["network"]["message"] == "The server listens on this machine only."
-    assert any(
-        "sd_xl_base_1.0.safetensors" in line["message"] and "models/checkpoints" in line["mend"] for line in lines
-    )
+    shipped = [
+        line for line in lines if line["check"] in ("template sdxl", "template sdxl_face", "template liveportrait")
+    ]
+    assert [line["level"] for line in shipped] == ["ok"] * 3, "nobody has asked for them"
     assert not [line for line in lines if "This check failed" in line["message"]]
 
 

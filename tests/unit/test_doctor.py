@@ -39,7 +39,10 @@ FACES = {
 }
 READY = {
     "name": "sdxl",
-    "models": [{"file": "sdxl.safetensors", "folder": "checkpoints", "source": "https://example.org"}],
+    "models": [
+        {"file": "sdxl.safetensors", "folder": "checkpoints", "source": "https://example.org", "present": True},
+        {"file": "vae.safetensors", "folder": "vae", "source": "https://example.org", "present": True},
+    ],
     "node_packs": [{"name": "Pack", "source": "https://example.org/pack"}],
     "missing": {"models": [], "node_packs": []},
 }
@@ -177,6 +180,20 @@ class TestTheMachine:
         assert wrong(facts) == [("warning", "template sdxl")] * 2
         assert "models/checkpoints, from https://example.org" in said(facts, "template sdxl")
 
+    def test_a_template_of_ours_that_nobody_has_set_up_is_no_fault_and_an_operators_is(self, well):
+        models = [{**model, "present": False} for model in READY["models"]]
+        missing = {"models": [model["file"] for model in models], "node_packs": ["Pack"]}
+        nothing = {**READY, "models": models, "missing": missing}
+        facts = replace(well, templates=[nothing])
+        assert wrong(facts) == []
+        assert "none of its 2 models is here" in said(facts, "template sdxl")
+        assert wrong(replace(well, templates=[{**nothing, "name": "my-own"}])) == [("warning", "template my-own")] * 3
+
+    def test_a_damaged_job_database(self, well):
+        (well.own / "guarded.db").write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 32)
+        assert wrong(well) == [("error", "store")]
+        assert "is damaged" in said(well, "store")
+
     def test_a_folder_that_cannot_be_written(self, well, box, monkeypatch):
         really = checks.os.access
         monkeypatch.setattr(checks.os, "access", lambda path, mode: path != box.output and really(path, mode))
@@ -195,7 +212,7 @@ class TestTheMachine:
         ] * 2
 
     def test_pictures_from_before_the_first_start(self, well):
-        facts = replace(well, existing=(12, 3_400_000))
+        facts = replace(well, existing=(12, 3_565_000))
         assert wrong(facts) == [("warning", "janitor")]
         assert "12 files (3.4 MB)" in said(facts, "janitor")
 
