@@ -105,6 +105,7 @@ class JobBody(TypedDict):
     owner: str
     template: str | None
     parameters: dict[str, Any] | None
+    converted: bool
     priority: int
     attempts: int
     created_at_ms: int
@@ -221,6 +222,7 @@ class NewJob:
         outputs_to_execute: ids of the output nodes that ComfyUI will run.
         has_secrets: it needs values that exist only in memory and do not survive a restart.
         workflow_id: that of the editor's workflow that the prompt was made of.
+        converted: the guard made the prompt of a workflow in the editor's own format.
     """
 
     job_id: str
@@ -241,6 +243,7 @@ class NewJob:
     has_secrets: bool = False
     webhook: Webhook | None = None
     workflow_id: str | None = None
+    converted: bool = False
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,7 @@ class Job:
     outputs_to_execute: tuple[str, ...]
     metadata: dict[str, Any]
     has_secrets: bool
+    converted: bool = False
     event_id: int = 0
     webhook: Webhook | None = None
     verdict: Verdict | None = None
@@ -310,6 +314,7 @@ class Job:
             "owner": self.owner,
             "template": self.template or None,
             "parameters": self.parameters if self.template else None,
+            "converted": self.converted,
             "priority": self.priority,
             "attempts": self.attempts,
             "created_at_ms": self.created_at_ms,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 from typing_extensions import TypedDict
 
@@ -23,6 +25,12 @@ class JobsBody(TypedDict):
     next: int | None
 
 
+class PromptBody(TypedDict):
+    """What the job runs."""
+
+    prompt: dict[str, Any]
+
+
 async def get_job(call: Call) -> web.StreamResponse:
     """`wait` holds the answer until the state changes: from `state`, where the caller names the one it knows."""
     jobs = call.services.jobs
@@ -34,6 +42,13 @@ async def get_job(call: Call) -> web.StreamResponse:
     if not job.state.settled:
         job = await jobs.wait(job, wait_s, known=read_state(call.request.query.get("state", job.state.value), JobState))
     return respond(await jobs.body(job, call.locale))
+
+
+async def get_prompt(call: Call) -> web.StreamResponse:
+    """The prompt of a job, in API format: with `converted`, what its workflow was made into."""
+    job_id = call.request.match_info["job_id"]
+    body: PromptBody = {"prompt": await call.services.jobs.find_prompt(job_id, call.client)}
+    return respond(body)
 
 
 async def list_jobs(call: Call) -> web.StreamResponse:
@@ -73,6 +88,7 @@ ROUTES = [
         get_job,
         about=About({200: JobBody}, query={"wait": WAIT, "state": _STATE}, refusals=(NotFoundError, *READ)),
     ),
+    Route("GET", "/jobs/{job_id}/prompt", get_prompt, about=About({200: PromptBody}, refusals=(NotFoundError, *READ))),
     Route(
         "DELETE",
         "/jobs/{job_id}",

@@ -219,6 +219,15 @@ class Jobs:
             raise NotFoundError(f"There is no job {job_id[:64]}.")
         return as_comfyui.item_in_full(replace(entry, job=_as_seen(entry.job, client)))
 
+    async def find_prompt(self, job_id: str, client: Client) -> dict[str, Any]:
+        """The job's prompt as it was admitted. Raises NotFoundError where there is none, or it is no longer kept."""
+        entry = await self._find_entry(job_id, client)
+        if entry is None:
+            raise NotFoundError(f"There is no job {job_id[:64]}.")
+        if entry.body is None:
+            raise NotFoundError(f"The prompt of job {job_id[:64]} is no longer kept.")
+        return await asyncio.to_thread(lambda: as_comfyui.row(entry)[2])
+
     async def hide(self, client: Client, job_ids: list[str] | None) -> None:
         """Hide settled jobs from history and listings; None: all of the caller's own."""
         if job_ids is None:

@@ -14,7 +14,7 @@ from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
 COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
     "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-    "verdict, result"
+    "verdict, result, converted"
 )
 
 #: The condition of the index `jobs_open`, word for word, as SQLite uses the index only then. Without it, each query
@@ -25,7 +25,7 @@ IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 def read_job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
     (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
-    event_id, webhook, verdict, result = rest
+    event_id, webhook, verdict, result, converted = rest
     return Job(
         job_id=job_id,
         number=number,
@@ -45,6 +45,7 @@ def read_job(row: tuple[Any, ...]) -> Job:
         outputs_to_execute=tuple(json.loads(outputs)),
         metadata=json.loads(metadata),
         has_secrets=bool(has_secrets),
+        converted=bool(converted),
         event_id=event_id,
         webhook=_read_webhook(json.loads(webhook)) if webhook else None,
         verdict=_read_verdict(json.loads(verdict)) if verdict else None,
@@ -69,8 +70,8 @@ def insert_job(db: sqlite3.Connection, new: NewJob, number: int, order: float, e
     """Write a new job and its body. Raises `sqlite3.IntegrityError` where its id is taken."""
     db.execute(
         "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
-        "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook) "
-        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
+        "converted) VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             number,
             new.job_id,
@@ -89,6 +90,7 @@ def insert_job(db: sqlite3.Connection, new: NewJob, number: int, order: float, e
             new.has_secrets,
             event_id,
             json.dumps(asdict(new.webhook)) if new.webhook else None,
+            new.converted,
         ),
     )
     db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))

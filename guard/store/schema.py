@@ -220,4 +220,8 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX webhooks_by_state ON webhooks (state, number);
     CREATE INDEX unread_since ON unread (since_ms);
     """,
+    """
+    -- Whether the prompt was made of a workflow in the editor's own format.
+    ALTER TABLE jobs ADD COLUMN converted INTEGER NOT NULL DEFAULT 0;
+    """,
 )

@@ -202,6 +202,7 @@ class Transitions:
             outputs_to_execute=new.outputs_to_execute,
             metadata=new.metadata,
             has_secrets=new.has_secrets,
+            converted=new.converted,
             event_id=event_id,
             webhook=new.webhook,
         )

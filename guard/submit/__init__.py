@@ -1,6 +1,7 @@
 """Decide whether a job comes to exist: everything between a request and its first commit.
 
-`admission` is the list of steps, `request` reads the body strictly, `policy` says what a prompt may ask for
-(`key_policies`: that of a key which is tighter), `confinement` where the prompts of keys may lead (`keyed_deny` lists
-the nodes that lead elsewhere), `limits` how often a client may ask; `patterns` are the settings' wild cards.
+`admission` is the list of steps, `request` reads the body strictly, `conversion` takes workflows in the editor's own
+format, `policy` says what a prompt may ask for (`key_policies`: that of a key which is tighter), `confinement` where
+the prompts of keys may lead (`keyed_deny` lists the nodes that lead elsewhere), `limits` how often a client may ask;
+`patterns` are the settings' wild cards.
 """

@@ -14,7 +14,7 @@ import math
 from asyncio import wrap_future
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -52,10 +52,19 @@ from ..settings import Settings
 from ..signal import Signal
 from ..store import IdempotencyKey, Submitted
 from .confinement import Confinement
+from .conversion import make_converter
 from .key_policies import KeyPolicies
 from .limits import Limits
 from .policy import Policy
-from .request import PARSED_AT_ONCE_BYTES, AskedWebhook, Prompt, Submission, parse, read_idempotency_key
+from .request import (
+    PARSED_AT_ONCE_BYTES,
+    AskedWebhook,
+    NeedsConversionError,
+    Prompt,
+    Submission,
+    parse,
+    read_idempotency_key,
+)
 
 log = logging.getLogger("guarded.admission")
 
@@ -216,10 +225,12 @@ class Admission:
         undo.callback(self._limits.give_job_back, client)
 
     async def _parse(self, request: Submission) -> Prompt:
-        max_depth = self._settings.policy.max_depth
-        if request.fill is not None or len(request.raw) > PARSED_AT_ONCE_BYTES:
-            return await asyncio.to_thread(parse, request.raw, max_depth, request.fill)
-        return parse(request.raw, max_depth)
+        policy = self._settings.policy
+        if request.fill is None and len(request.raw) <= PARSED_AT_ONCE_BYTES:
+            with suppress(NeedsConversionError):
+                return parse(request.raw, policy.max_depth)
+        convert = make_converter(self._host, policy.max_nodes)
+        return await asyncio.to_thread(parse, request.raw, policy.max_depth, request.fill, convert)
 
     def _rename_files(self, request: Submission, prompt: Prompt) -> Submission:
         """Give the request's files their stored names in the prompt, and write the body anew."""
@@ -287,6 +298,7 @@ class Admission:
             has_secrets=bool(prompt.secrets),
             webhook=webhook,
             workflow_id=find_workflow_id(prompt.body),
+            converted=prompt.converted,
         )
 
     def _keep_secrets(self, job: NewJob, prompt: Prompt, undo: ExitStack) -> None:
@@ -344,9 +356,9 @@ def _is_by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:
 
 
 def _write_body(request: Submission, prompt: Prompt, moved: bool) -> bytes:
-    """What goes to disk: the body as it came, unless a template made the prompt, it holds secrets, or the names of the
-    sender's own files in it were changed (`moved`)."""
-    if not prompt.secrets and not moved and request.fill is None:
+    """What goes to disk: the body as it came, unless a template or a conversion made the prompt, it holds secrets, or
+    the names of the sender's own files in it were changed (`moved`)."""
+    if not prompt.secrets and not moved and not prompt.converted and request.fill is None:
         return request.raw
     body = prompt.body
     if prompt.secrets:

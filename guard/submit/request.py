@@ -22,6 +22,7 @@ from ..files.uploads import UploadedFile
 from ..graph import find_circle, is_link
 from ..life.secrets import SECRET_NAMES
 from ..store import IdempotencyKey
+from .conversion import Convert, take_workflow
 
 #: Kept small because every list, event and webhook that shows the job carries the metadata.
 METADATA_BYTES = 2**16
@@ -108,6 +109,7 @@ class Prompt:
         order, front: ComfyUI's `number` and `front`.
         secrets: the API credentials of its `extra_data`.
         parameters: of a template, with the defaults filled in.
+        converted: the prompt was made of a workflow in the editor's own format.
     """
 
     body: dict[str, Any]
@@ -119,6 +121,7 @@ class Prompt:
     front: bool
     secrets: dict[str, Any]
     parameters: dict[str, Any]
+    converted: bool = False
 
 
 #: The fields of a form whose values are JSON.
@@ -146,13 +149,17 @@ def from_form(fields: Mapping[str, bytes]) -> bytes:
     return json.dumps(body, ensure_ascii=False).encode()
 
 
-def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
+class NeedsConversionError(Exception):
+    """The prompt is a workflow in the editor's own format, and no `convert` was given."""
+
+
+def parse(raw: bytes, max_depth: int, fill: Fill | None = None, convert: Convert | None = None) -> Prompt:
     """Parse a request's body and check its shape.
 
     This refuses what ComfyUI would answer with a 500, die of, or silently misread; docs/comfyui.md has the list.
 
     Raises:
-        InvalidRequestError, InvalidWorkflowError, and what `fill` raises.
+        InvalidRequestError, InvalidWorkflowError, NeedsConversionError, and what `fill` or `convert` raises.
     """
     body = _decode(raw)
     if not isinstance(body, dict):
@@ -162,12 +169,21 @@ def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
             f"The body is nested more than {max_depth} levels deep.", extra_info={"max_depth": max_depth}
         )
     options = _read_options(body.pop("guard", None))
+    workflow = None if fill is not None else take_workflow(body)
+    if workflow is not None and convert is None:
+        raise NeedsConversionError
     try:
         parameters = {} if fill is None else dict(fill(body))
+        if workflow is not None and convert is not None:
+            body["prompt"] = convert(workflow)
     except GuardError as error:
         error.locale = messages.choose(options.locale, None, "") or None
         raise
     extra_data = _read_extra_data(body)
+    if workflow is not None:
+        # As the editor does, so that the workflow is in the files that are made of it.
+        extra_data.setdefault("extra_pnginfo", {}).setdefault("workflow", workflow)
+        body["extra_data"] = extra_data
     client_id = body.get("client_id", extra_data.get("client_id"))
     if client_id is not None and (not isinstance(client_id, str) or len(client_id) > 255):
         raise InvalidRequestError("client_id must be a string of at most 255 characters.")
@@ -188,6 +204,7 @@ def parse(raw: bytes, max_depth: int, fill: Fill | None = None) -> Prompt:
         client_id=client_id or None,
         order=None if order is None else float(order),
         front=front,
+        converted=workflow is not None,
         secrets={name: extra_data[name] for name in SECRET_NAMES if extra_data.get(name) is not None},
         parameters=parameters,
     )
@@ -295,14 +312,10 @@ def _read_job_id(body: dict[str, Any]) -> str:
 
 def _read_graph(body: dict[str, Any]) -> dict[str, Any]:
     if "prompt" not in body:
-        if "nodes" in body and "links" in body:
-            raise _refuse_ui_format()
         raise InvalidRequestError("The body has no prompt.", extra_info={"field": "prompt"}, host_type="no_prompt")
     graph = body["prompt"]
     if not isinstance(graph, dict):
         raise InvalidWorkflowError(f"prompt must be an object of nodes, not {_name_kind(graph)}.")
-    if isinstance(graph.get("nodes"), list):
-        raise _refuse_ui_format()
     if not graph:
         raise InvalidWorkflowError("The prompt has no nodes.", host_type="prompt_no_outputs")
     for node_id, node in graph.items():
@@ -326,13 +339,6 @@ def _read_graph(body: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_node(node_id: str, fault: str) -> GuardError:
     return InvalidWorkflowError(f"Node {node_id[:100]!r} {fault}.", extra_info={"node_id": node_id})
-
-
-def _refuse_ui_format() -> GuardError:
-    return InvalidWorkflowError(
-        "This is a workflow in the editor's own format, not a prompt.",
-        details="In ComfyUI, export it with Workflow > Export (API) and send that.",
-    )
 
 
 def read_idempotency_key(request: Submission, since_ms: int) -> IdempotencyKey | None:

@@ -216,13 +216,6 @@ def test_a_bad_node_is_named():
     assert error.extra_info == {"node_id": "17"}
 
 
-@pytest.mark.parametrize("body", [{"prompt": {"nodes": [], "links": []}}, {"nodes": [], "links": [], "version": 0.4}])
-def test_a_workflow_in_the_editors_format_is_refused_with_how_to_export_it(body):
-    error = _refusal(json.dumps(body))
-    assert error.code == "invalid_workflow"
-    assert "Export (API)" in error.details
-
-
 def test_a_circle_is_found_where_no_output_hangs_on_it_and_its_nodes_are_named():
     sound = {"loads": {"class_type": "X", "inputs": {}}, "saves": {"class_type": "X", "inputs": {"a": ["loads", 0]}}}
     ring = {str(at): {"class_type": "X", "inputs": {"a": [str(at % 900 + 1), 0]}} for at in range(1, 901)}

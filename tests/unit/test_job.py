@@ -65,7 +65,19 @@ def queued_job(store):
 
 
 KEYS = [
-    *("job_id", "prompt_id", "state", "position", "eta_s", "owner", "template", "parameters", "priority", "attempts"),
+    *(
+        "job_id",
+        "prompt_id",
+        "state",
+        "position",
+        "eta_s",
+        "owner",
+        "template",
+        "parameters",
+        "converted",
+        "priority",
+        "attempts",
+    ),
     *("created_at_ms", "started_at_ms", "settled_at_ms", "timeout_s", "progress"),
     *("outputs", "artifacts", "error", "refund", "metadata"),
 ]
