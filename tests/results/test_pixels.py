@@ -73,6 +73,27 @@ def test_speckle_of_bytes_is_found_too():
     assert faults(check_images(picture[None], Checks(), DEFAULTS)) == [Fault.SPECKLE]
 
 
+@pytest.mark.parametrize("levels", [15, 30, 45, 60])
+@pytest.mark.parametrize("of_colour", [True, False])
+def test_film_grain_is_no_speckle(levels: int, of_colour: bool):
+    grain = np.random.default_rng(levels).normal(0, levels / 255, (512, 512, 3 if of_colour else 1))
+    scenes = [
+        pictures.landscape(),
+        pictures.snow(),
+        *(np.full((512, 512, 3), grey, np.float32) for grey in (0.15, 0.3, 0.5)),
+    ]
+    for scene in scenes:
+        grainy = np.clip(scene + grain, 0, 1).astype(np.float32)
+        assert check_images(grainy[None], Checks(), DEFAULTS) == []
+        assert check_images((grainy * 255).astype(np.uint8)[None], Checks(), DEFAULTS) == []
+
+
+def test_nan_is_found_in_grain_too():
+    grain = np.random.default_rng(1).normal(0, 20 / 255, (512, 512, 3))
+    grainy = np.clip(pictures.landscape() + grain, 0, 1).astype(np.float32)
+    assert faults(check_images(pictures.with_decoded_nan(grainy, 0.01)[None], Checks(), DEFAULTS)) == [Fault.SPECKLE]
+
+
 def test_one_blank_picture_spoils_a_batch_but_not_a_film():
     images = batch(pictures.landscape(64), np.zeros((64, 64, 3), np.float32), pictures.landscape(64, 2))
     (finding,) = check_images(images, Checks(), DEFAULTS)
