@@ -36,8 +36,8 @@ _PROBES = 9
 
 # Speckle of decoded NaN: pixels of exactly 0 between bright ones. A quarter of full scale keeps dark textures out;
 # 32 pixels and 0.02 % keep out the eyes of pixel art, which come in ones and twos; and a channel of 16 levels or fewer
-# is a dither or a palette, where isolated black is meant. Grain that is clipped at 0 leaves pixels just above 0 as well,
-# at least a quarter as many (Gaussian grain of 60 levels on a level of 40); NaN leaves none.
+# is a dither or a palette, where isolated black is meant. Grain that is clipped at 0 leaves pixels just above 0, too:
+# at least a quarter as many (Gaussian grain of 60 levels on a level of 40). NaN leaves none.
 _SPECKLE_NEIGHBOUR = 0.25
 _SPECKLE_PIXELS = 32
 _SPECKLE_SHARE = 0.0002
