@@ -1,10 +1,11 @@
-"""The command line: `python custom_nodes/<folder> keys | open | doctor | janitor | vacuum | settings | metrics`."""
+"""The command line: `python custom_nodes/<folder> keys | open | convert | doctor | janitor | …`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -30,6 +31,7 @@ def _run() -> int:
     from comfyui_guarded.guard.access import command as keys
     from comfyui_guarded.guard.access import sign_in
     from comfyui_guarded.guard.doctor import command as doctor
+    from comfyui_guarded.guard.editor import command as convert
     from comfyui_guarded.guard.janitor import command as janitor
     from comfyui_guarded.guard.operators import metrics
     from comfyui_guarded.guard.store import command as vacuum
@@ -39,6 +41,9 @@ def _run() -> int:
     keys.add_arguments(commands.add_parser("keys", help="who may use the server: make, list and revoke keys"))
     sign_in.add_arguments(
         commands.add_parser("open", help="print a link that signs your browser in, once, as the operator")
+    )
+    convert.add_arguments(
+        commands.add_parser("convert", help="make a prompt of a workflow as the editor saves it, as a server would")
     )
     commands.add_parser("settings", help="print every setting with its default, as docs/settings.md has it")
     janitor.add_arguments(
@@ -61,6 +66,8 @@ def _run() -> int:
         return keys.run(arguments, package, print)
     if arguments.command == "open":
         return sign_in.run(arguments, package, doctor.find_address, print)
+    if arguments.command == "convert":
+        return convert.run(arguments, lambda: _find_server(package, doctor.find_address), print)
     if arguments.command == "janitor":
         return janitor.run(arguments, os.environ, package, print)
     if arguments.command == "doctor":
@@ -72,6 +79,14 @@ def _run() -> int:
         return 0
     print(settings.markdown(), end="")
     return 0
+
+
+def _find_server(package: Path, find_address: Callable[[Path], str]) -> str:
+    """Where the server of the ComfyUI that this package lies in was reached at its last start."""
+    from comfyui_guarded.guard.cli import guard_folder, user_folder
+
+    user = user_folder(package)
+    return find_address(guard_folder(user)) if user is not None else "http://127.0.0.1:8188"
 
 
 if __name__ == "__main__":
