@@ -252,11 +252,14 @@ class QueueFullError(GuardError):
     code, status, retryable = "queue_full", 429, True
 
     @classmethod
-    def with_waiting(cls, queued: int, max_queued: int, *, of_owner: bool = False) -> QueueFullError:
-        message = f"{queued} of your jobs are waiting; no more may wait."
-        if not of_owner:
-            message = f"The queue is full ({queued} jobs are waiting)."
-        facts = {"queued": queued, "max_queued": max_queued, **({"scope": "client"} if of_owner else {})}
+    def with_waiting(cls, queued: int, max_queued: int, *, of: str = "server") -> QueueFullError:
+        """`of`: whose jobs they are, the `client`'s, those of one `user` of its, or everybody's."""
+        message = {
+            "server": f"The queue is full ({queued} jobs are waiting).",
+            "client": f"{queued} of your jobs are waiting; no more may wait.",
+            "user": f"{queued} jobs of this user are waiting; no more may wait.",
+        }[of]
+        facts = {"queued": queued, "max_queued": max_queued, **({"scope": of} if of != "server" else {})}
         return cls(message, extra_info=facts)
 
 

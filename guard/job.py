@@ -118,6 +118,8 @@ class JobBody(TypedDict):
     error: JobError | None
     refund: bool | None
     metadata: dict[str, Any]
+    user: str | None
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ class NewJob:
         has_secrets: it needs values that exist only in memory and do not survive a restart.
         workflow_id: that of the editor's workflow that the prompt was made of.
         converted: the guard made the prompt of a workflow in the editor's own format.
+        user: the owner's own user whose job it is; "" for none. An owner's users take turns.
     """
 
     job_id: str
@@ -244,13 +247,15 @@ class NewJob:
     webhook: Webhook | None = None
     workflow_id: str | None = None
     converted: bool = False
+    user: str = ""
 
 
 @dataclass(frozen=True)
 class Job:
     """A job as the store knows it. Times are milliseconds since the epoch, None where it has not happened.
 
-    `event_id` is the number of its last change of state: it grows over all jobs, and is never used twice.
+    `event_id` is the number of its last change of state: it grows over all jobs, and is never used twice. `round` is
+    its turn among those of its owner's users: `guard/store/line.py`.
     """
 
     job_id: str
@@ -274,6 +279,9 @@ class Job:
     converted: bool = False
     event_id: int = 0
     webhook: Webhook | None = None
+    user: str = ""
+    round: int = 0
+    idempotency_key: str | None = None
     verdict: Verdict | None = None
     result: Result = Result()
 
@@ -327,4 +335,6 @@ class Job:
             "error": self.error_body(locale),
             "refund": self.state is not JobState.SUCCEEDED if self.state.settled else None,
             "metadata": self.metadata,
+            "user": self.user or None,
+            "idempotency_key": self.idempotency_key,
         }

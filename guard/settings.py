@@ -288,6 +288,12 @@ class LimitsSettings(_Section):
         ge=0,
         description="How many jobs of each client may wait; one more gets `queue_full`. A key may have its own limit.",
     )
+    user_jobs_per_minute: float = Field(
+        0, ge=0, le=1e6, description="Jobs that each user of a client (`guard.user`) may submit, also all at once."
+    )
+    user_max_queued: int = Field(
+        0, ge=0, description="How many jobs of each user of a client may wait; one more gets `queue_full`."
+    )
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
     body_timeout_s: Seconds = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -56,6 +57,19 @@ def read_ids(body: dict[str, Any], name: str) -> list[str] | None:
     if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
         raise InvalidRequestError(f"{name} must be a list of ids.", extra_info={"field": name})
     return ids
+
+
+def check_query(call: Call, known: Collection[str], prefix: str) -> None:
+    """Refuse a field of the query that is not `known` and does not begin with `prefix`, and one that stands twice.
+
+    A filter that is ignored answers with what was not asked for. Raises InvalidRequestError.
+    """
+    query = call.request.query
+    for name in query:
+        if name not in known and name != "token" and not (name.startswith(prefix) and name != prefix):
+            raise InvalidRequestError(f"There is no filter {name[:100]!r}.", extra_info={"field": name[:100]})
+        if name != "state" and len(query.getall(name)) > 1:
+            raise InvalidRequestError(f"{name[:100]} stands twice in the query.", extra_info={"field": name[:100]})
 
 
 def read_number(call: Call, name: str, default: float, low: float, high: float) -> float:

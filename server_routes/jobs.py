@@ -9,12 +9,22 @@ from typing_extensions import TypedDict
 
 from ..guard.errors import NotFoundError
 from ..guard.job import JobBody, JobState
-from .about import READ, WAIT, WRITE, About, describe_page
-from .asked import read_number, read_page, read_state, read_states
+from ..guard.store import Wanted
+from .about import READ, WAIT, WRITE, About, Schema, describe_page
+from .asked import check_query, read_number, read_page, read_state, read_states, read_whole_number
 from .table import Call, Route, respond
 
 _PAGE = 50
 _PAGE_AT_MOST = 500
+_MS = {"type": "integer"}
+#: Beside the page's own fields; `metadata.<name>` has no name that the contract could tell.
+_FILTERS: dict[str, Schema] = {
+    "template": {"type": "string"},
+    "user": {"type": "string"},
+    "idempotency_key": {"type": "string"},
+    "created_after_ms": _MS,
+    "settled_after_ms": _MS,
+}
 _STATE = {"type": "string", "enum": [state.value for state in JobState]}
 
 
@@ -52,12 +62,30 @@ async def get_prompt(call: Call) -> web.StreamResponse:
 
 
 async def list_jobs(call: Call) -> web.StreamResponse:
-    """Newest first; `state` may be repeated or comma-separated; `before` is the `next` of the page before."""
+    """Newest first, or with `settled_after_ms` last settled first; `before` is the `next` of the page before.
+
+    All filters must hold: `state` may be repeated or comma-separated, and `metadata.<name>` is the text of a value in
+    the job's metadata. A page looks at a thousand jobs, so it may hold few or none although there are more: `next` is
+    null once there are none. An unknown field is refused.
+    """
+    check_query(call, {"state", *describe_page(_PAGE_AT_MOST), *_FILTERS}, prefix="metadata.")
     limit, before = read_page(call, _PAGE, _PAGE_AT_MOST)
-    jobs = await call.services.jobs.list_jobs(call.client, read_states(call, JobState) or None, limit, before)
+    query = call.request.query
+    wanted = Wanted(
+        states=read_states(call, JobState) or None,
+        template=query.get("template"),
+        user=query.get("user"),
+        idempotency_key=query.get("idempotency_key"),
+        metadata={
+            name.removeprefix("metadata."): value for name, value in query.items() if name.startswith("metadata.")
+        },
+        created_after_ms=read_whole_number(call, "created_after_ms"),
+        settled_after_ms=read_whole_number(call, "settled_after_ms"),
+    )
+    found = await call.services.jobs.search(call.client, wanted, limit, before)
     body: JobsBody = {
-        "jobs": [await call.services.jobs.body(job, call.locale) for job in jobs],
-        "next": jobs[-1].number if len(jobs) == limit else None,
+        "jobs": [await call.services.jobs.body(job, call.locale) for job in found.jobs],
+        "next": found.next,
     }
     return respond(body)
 
@@ -78,7 +106,7 @@ ROUTES = [
         list_jobs,
         about=About(
             {200: JobsBody},
-            query=describe_page(_PAGE_AT_MOST),
+            query={**describe_page(_PAGE_AT_MOST), **_FILTERS},
             refusals=READ,
         ),
     ),

@@ -17,6 +17,11 @@ from ..settings import PROFILES, SettingsError, load
 from . import keys
 from .keys import SCOPES, SUBMIT, Key, KeysError
 
+#: What a bot with thousands of users may ask for. It is there for a bot that has gone wrong: the users have limits of
+#: their own.
+BOT_JOBS_PER_MINUTE = 6000
+BOT_MAX_QUEUED = 10_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="keys_command", required=True)
@@ -27,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SCOPES,
         default=SUBMIT,
         help="`operate` also sees and stops everybody's jobs (default: submit)",
+    )
+    create.add_argument(
+        "--bot",
+        action="store_true",
+        help=f"for a bot with many users: {BOT_JOBS_PER_MINUTE} jobs per minute, {BOT_MAX_QUEUED} may wait; its users "
+        "have the limits.user_* of the settings",
     )
     create.add_argument("--jobs-per-minute", type=_read_rate, metavar="N", help="instead of the limit in the settings")
     create.add_argument("--max-queued", type=_read_count, metavar="N", help="how many of its jobs may wait at once")
@@ -83,8 +94,8 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
         created_at_ms=now_ms,
         webhook_secret="",
         expires_at_ms=None if arguments.expires is None else now_ms + int(arguments.expires * 1000),
-        jobs_per_minute=arguments.jobs_per_minute,
-        max_queued=arguments.max_queued,
+        jobs_per_minute=arguments.jobs_per_minute or (BOT_JOBS_PER_MINUTE if arguments.bot else None),
+        max_queued=arguments.max_queued or (BOT_MAX_QUEUED if arguments.bot else None),
         webhook=arguments.webhook,
         allow_nodes=arguments.allow_nodes,
         deny_nodes=arguments.deny_nodes,

@@ -23,7 +23,7 @@ from ..results import previews
 from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
 from ..settings import QueueSettings
-from ..store import Entry, Listing, Settled, Store, Waiting
+from ..store import Entry, Found, Listing, Settled, Store, Waiting, Wanted
 from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull, QueueBody
 from .estimate import Estimates
@@ -109,11 +109,9 @@ class Jobs:
                 seen = max([seen, *states], key=lambda job: job.event_id)
         return seen
 
-    async def list_jobs(
-        self, client: Client, states: frozenset[JobState] | None, limit: int, before: int | None
-    ) -> list[Job]:
-        """The client's jobs in those states (None: in any), newest first; `before` is the `number` to go on from."""
-        return await wrap_future(self._store.list_jobs(client.sees_only, states, limit, before))
+    async def search(self, client: Client, wanted: Wanted, limit: int, before: int | None) -> Found:
+        """Those of the client's jobs that match, newest first; `before` is the `next` of the page before."""
+        return await wrap_future(self._store.search(client.sees_only, wanted, limit, before))
 
     async def cancel(self, job: Job) -> Job:
         """Cancel the job, unless it has ended. Returns it once that is durable.

@@ -1,11 +1,12 @@
 """Keep jobs, their verdicts, their files and their webhooks on disk, so that they survive a kill or a restart.
 
-The core knows the :class:`Store` protocol alone, so another engine can take SQLite's place. The files: `protocol` says
-what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (opening and
-commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process writes to it); `disk`
-(opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep` (it
-stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads them),
-`outbox`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`, `tables` and `schema`.
+The core knows the :class:`Store` protocol alone, so another engine can take SQLite's place. The files: `protocol`
+says what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (opening
+and commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process writes to it);
+`disk` (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep`
+(it stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads
+them), `search`, `outbox`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`,
+`tables` and `schema`.
 """
 
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
@@ -15,6 +16,7 @@ from .facts import (
     Counts,
     Ended,
     Entry,
+    Found,
     IdempotencyKey,
     Listing,
     Page,
@@ -25,6 +27,7 @@ from .facts import (
     Standing,
     Submitted,
     Waiting,
+    Wanted,
 )
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
@@ -40,6 +43,7 @@ __all__ = [
     "Due",
     "Ended",
     "Entry",
+    "Found",
     "IdempotencyKey",
     "Limits",
     "Listing",
@@ -56,5 +60,6 @@ __all__ = [
     "StoreUnusableError",
     "Submitted",
     "Waiting",
+    "Wanted",
     "database_path",
 ]

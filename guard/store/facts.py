@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..job import Job, JobState, Kind
 
@@ -151,6 +151,33 @@ class Page:
 
     jobs: tuple[tuple[Job, str | None], ...]
     total: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What jobs must be like, for `Store.search`; None, or nothing: any.
+
+    Attributes:
+        metadata: by its name, what the text of a value is: a string's own, or any other value's as JSON.
+        created_after_ms: created at that time or later.
+        settled_after_ms: settled at that time or later; the last to settle then comes first.
+    """
+
+    states: frozenset[JobState] | None = None
+    template: str | None = None
+    user: str | None = None
+    idempotency_key: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    created_after_ms: int | None = None
+    settled_after_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Jobs that match, and where to go on; `next` is None where there are no more."""
+
+    jobs: tuple[Job, ...]
+    next: int | None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """The queue's order: who waits, and whose turn is next.
 
+Owners take turns, and within an owner's line its users do: each of a user's waiting jobs has a round of its own. A
+round is written with the job, when it comes in, so that the order is that of an index, and a position is counted along
+it.
+
 Counts are kept in memory, so that no submit has to count the queue; whose turn it is, in the table `turns`, too.
 """
 
@@ -11,17 +15,19 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..job import Job, Kind
+from ..job import Job, Kind, NewJob
 from .facts import Standing, Waiting
 from .rows import IS_OPEN
 
 #: Up to this many jobs ahead, of this many owners, are counted by kind in the table.
 LOOKED_UP = 200
 LOOKED_UP_OWNERS = 50
-#: The owner's jobs of the same priority before a job are counted from either end up to so many, by who asks for its
-#: position, and by its submit, which other commits wait for. Between the two ends their number is an estimate.
+#: The owner's jobs of the same priority and round before a job are counted from either end up to so many, by who asks
+#: for its position, and by its submit, which other commits wait for. Between the two ends their number is an estimate.
 COUNTED = 10_000
 COUNTED_BY_SUBMIT = 200
+#: A user's jobs have rounds of their own up to so many ahead; what waits beyond shares the last one.
+ROUNDS = 1000
 #: So many jobs are listed in the order in which they will run.
 STANDING = 10_000
 
@@ -33,17 +39,21 @@ class Turn:
     queued: int = 0
     under_way: int = 0
     served: int = 0
-    #: How many wait of each priority.
-    priorities: dict[int, int] = field(default_factory=dict)
+    #: How many wait of each priority and round, and the last round of each priority that was served.
+    rounds: dict[tuple[int, int], int] = field(default_factory=dict)
+    last_rounds: dict[int, int] = field(default_factory=dict)
 
-    def add(self, priority: int, change: int) -> None:
+    def add(self, priority: int, round_: int, change: int) -> None:
         self.queued += change
-        self.priorities[priority] = self.priorities.get(priority, 0) + change
-        if not self.priorities[priority]:
-            del self.priorities[priority]
+        at = priority, round_
+        self.rounds[at] = self.rounds.get(at, 0) + change
+        if not self.rounds[at]:
+            del self.rounds[at]
 
-    def count_above(self, priority: int) -> int:
-        return sum(count for other, count in list(self.priorities.items()) if other > priority)
+    def count_before(self, priority: int, round_: int) -> int:
+        """Count what waits of a higher priority, and of this one in earlier rounds."""
+        mine = -priority, round_
+        return sum(count for (other, its), count in list(self.rounds.items()) if (-other, its) < mine)
 
 
 @dataclass
@@ -74,14 +84,16 @@ class Line:
         """Read the line from the tables."""
         leases = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases")}
         waiting = db.execute(
-            "SELECT owner, priority, template, shape, count(*) FROM jobs INDEXED BY jobs_queued WHERE state = 'queued' "
-            "GROUP BY owner, priority, template, shape"
+            "SELECT owner, priority, round, template, shape, count(*) FROM jobs INDEXED BY jobs_queued "
+            "WHERE state = 'queued' GROUP BY owner, priority, round, template, shape"
         )
         rounds = db.execute("SELECT owner, served FROM turns WHERE user_id = ''")
         turns: dict[str, Turn] = {owner: Turn(served=served) for owner, served in rounds}
         kinds: dict[Kind, int] = {}
-        for owner, priority, template, shape, count in waiting:
-            turns.setdefault(owner, Turn()).add(priority, count)
+        for owner, priority, last in db.execute("SELECT owner, priority, round FROM rounds"):
+            turns.setdefault(owner, Turn()).last_rounds[priority] = last
+        for owner, priority, round_, template, shape, count in waiting:
+            turns.setdefault(owner, Turn()).add(priority, round_, count)
             kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + count
         under_way = db.execute(
             f"SELECT owner, count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
@@ -120,16 +132,17 @@ class Line:
         """Count `change` more of the owner's jobs as having left the line without having ended."""
         self.turns.setdefault(owner, Turn()).under_way += change
 
-    def add_queued(self, db: sqlite3.Connection, owner: str, kind: Kind, priority: int, change: int) -> None:
-        """Count `change` more of the owner's jobs as waiting.
+    def add_queued(self, db: sqlite3.Connection, job: Job, change: int) -> None:
+        """Count the job as waiting (+1), or as waiting no more (-1).
 
         An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served.
         """
+        owner, kind = job.owner, job.kind
         turn = self.turns.setdefault(owner, Turn())
         if turn.queued == 0:
             present = [other.served for other in self.turns.values() if other.queued]
             self._set_served(db, owner, max(turn.served, min(present, default=0)))
-        turn.add(priority, change)
+        turn.add(job.priority, job.round, change)
         self.queued += change
         self.kinds[kind] = self.kinds.get(kind, 0) + change
         if not self.kinds[kind]:
@@ -140,9 +153,37 @@ class Line:
         waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
         return min(waiting)[1] if waiting else None
 
-    def serve(self, db: sqlite3.Connection, owner: str) -> None:
-        """Note that the owner has had its turn."""
-        self._set_served(db, owner, 1 + max(turn.served for turn in self.turns.values()))
+    def find_round(self, db: sqlite3.Connection, new: NewJob) -> int:
+        """The round of a new job among those of its owner's users.
+
+        A user's jobs have a round each, from the one that is being served; a job of no user belongs to that one, and so
+        does one that goes to the front. So everybody's first job comes before anybody's second.
+        """
+        current = self.turns.get(new.owner, Turn()).last_rounds.get(new.priority, 0)
+        if not new.user or new.front:
+            return current
+        (last,) = db.execute(
+            "SELECT max(round) FROM jobs INDEXED BY jobs_with_turns WHERE owner = ? AND user_id = ? AND priority = ? "
+            "AND user_id <> '' AND (state IN ('queued', 'dispatched') OR started_at_ms IS NOT NULL)",
+            (new.owner, new.user, new.priority),
+        ).fetchone()
+        return current if last is None else min(max(current, last + 1), current + ROUNDS)
+
+    def count_queued_of_user(self, db: sqlite3.Connection, owner: str, user: str, at_most: int) -> int:
+        query = (
+            "SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_of_user_by_state "
+            "WHERE owner = ? AND user_id = ? AND user_id <> '' AND state = 'queued' LIMIT ?)"
+        )
+        (number,) = db.execute(query, (owner, user, at_most)).fetchone()
+        return int(number)
+
+    def serve(self, db: sqlite3.Connection, job: Job) -> None:
+        """Note that the job's owner has had its turn, and which round of its users that was."""
+        self._set_served(db, job.owner, 1 + max(turn.served for turn in self.turns.values()))
+        last_rounds = self.turns[job.owner].last_rounds
+        if job.round > last_rounds.get(job.priority, 0):
+            last_rounds[job.priority] = job.round
+            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (job.owner, job.priority, job.round))
 
     def _set_served(self, db: sqlite3.Connection, owner: str, served: int) -> None:
         if self.turns[owner].served != served:
@@ -173,29 +214,31 @@ class Line:
         row = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
         if row is None:
             return 0
-        of_priority = "FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND priority = ?"
-        whose, place = (job.owner, job.priority), (*row, job.number)
+        of_round = (
+            "FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' AND priority = ? AND round = ?"
+        )
+        whose, place = (job.owner, job.priority, job.round), (*row, job.number)
 
         def count(side: str) -> int:
-            query = f"SELECT count(*) FROM (SELECT 1 {of_priority} AND (place, number) {side} (?, ?) LIMIT ?)"
+            query = f"SELECT count(*) FROM (SELECT 1 {of_round} AND (place, number) {side} (?, ?) LIMIT ?)"
             (number,) = db.execute(query, (*whose, *place, counted)).fetchone()
             return int(number)
 
         # The tables may be a commit older than the counts, on a thread that reads.
-        of_all = max(turn.priorities.get(job.priority, 0) - 1, 0)
+        of_all = max(turn.rounds.get((job.priority, job.round), 0) - 1, 0)
         if (behind := count(">")) < counted:
             ahead = of_all - behind
         elif (before := count("<")) < counted:
             ahead = before
         else:
             ends = [
-                db.execute(f"SELECT place {of_priority} ORDER BY place {way}, number {way} LIMIT 1", whose).fetchone()
+                db.execute(f"SELECT place {of_round} ORDER BY place {way}, number {way} LIMIT 1", whose).fetchone()
                 for way in ("ASC", "DESC")
             ]
             (first,), (last,) = (end or row for end in ends)
             share = (place[0] - first) / (last - first) if last > first else 0.5
             ahead = min(max(round(of_all * share), counted), of_all - counted)
-        return turn.count_above(job.priority) + max(ahead, 0)
+        return turn.count_before(job.priority, job.round) + max(ahead, 0)
 
     def _count_kinds(self, db: sqlite3.Connection, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
         """Count the jobs before this one by kind: exactly where they are few, otherwise by each kind's share."""
@@ -211,7 +254,8 @@ class Line:
             if number:
                 for template, shape, several in db.execute(
                     "SELECT template, shape, count(*) FROM (SELECT template, shape FROM jobs INDEXED BY jobs_queued "
-                    "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, place, number LIMIT ?) GROUP BY 1, 2",
+                    "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, round, place, number LIMIT ?) "
+                    "GROUP BY 1, 2",
                     (owner, number),
                 ):
                     kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + several
@@ -232,7 +276,7 @@ def _walk(db: sqlite3.Connection, served: int, owner: str) -> Iterator[tuple[int
     """An owner's line from its head, read as far as it is used: place in it, round, owner, facts."""
     query = (
         "SELECT job_id, client_id, locale, template, shape FROM jobs INDEXED BY jobs_queued "
-        "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, place, number LIMIT ?"
+        "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, round, place, number LIMIT ?"
     )
     for own, facts in enumerate(db.execute(query, (owner, STANDING))):
         yield own, served, owner, facts

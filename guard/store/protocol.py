@@ -15,6 +15,7 @@ from .facts import (
     Counts,
     Ended,
     Entry,
+    Found,
     IdempotencyKey,
     Listing,
     Page,
@@ -25,6 +26,7 @@ from .facts import (
     Standing,
     Submitted,
     Waiting,
+    Wanted,
 )
 from .outbox import Delivery, DeliveryState, Due
 
@@ -121,8 +123,9 @@ class Store(Protocol):
         key: IdempotencyKey | None = None,
         *,
         max_queued_of_owner: int | None = None,
+        max_queued_of_user: int | None = None,
     ) -> Future[Submitted]:
-        """Put a job into the queue.
+        """Put a job into the queue, where its user's last job is, or a round of turns after that.
 
         Raises `QueueFullError`, `DiskFullError` where the database may not become larger, or `ConflictError` if the
         job's id or key is taken.
@@ -185,6 +188,13 @@ class Store(Protocol):
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
         """List up to 1000 jobs, newest first; `before` is the `number` of the last one of the page before."""
+
+    def search(self, owner: str | None, wanted: Wanted, limit: int, before: int | None = None) -> Future[Found]:
+        """Find up to `limit` of the owner's jobs that match, newest first or, if asked, last settled first.
+
+        It looks at a thousand jobs at most: a page may hold few or none, and those after it more. `before` is the
+        `next` of the page before.
+        """
 
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
         """List queued and dispatched jobs that came in before that time: a thousand of each, the oldest."""

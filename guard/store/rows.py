@@ -14,7 +14,7 @@ from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
 COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
     "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-    "verdict, result, converted"
+    "user_id, round, idempotency_key, verdict, result, converted"
 )
 
 #: The condition of the index `jobs_open`, word for word, as SQLite uses the index only then. Without it, each query
@@ -25,7 +25,7 @@ IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 def read_job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
     (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
-    event_id, webhook, verdict, result, converted = rest
+    event_id, webhook, user, round_, idempotency_key, verdict, result, converted = rest
     return Job(
         job_id=job_id,
         number=number,
@@ -48,6 +48,9 @@ def read_job(row: tuple[Any, ...]) -> Job:
         converted=bool(converted),
         event_id=event_id,
         webhook=_read_webhook(json.loads(webhook)) if webhook else None,
+        user=user,
+        round=round_,
+        idempotency_key=idempotency_key,
         verdict=_read_verdict(json.loads(verdict)) if verdict else None,
         result=_read_result(json.loads(result)) if result else Result(),
     )
@@ -66,14 +69,15 @@ def _read_result(stored: dict[str, Any]) -> Result:
     return Result(stored["outputs"], artifacts)
 
 
-def insert_job(db: sqlite3.Connection, new: NewJob, number: int, order: float, event_id: int) -> None:
+def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> None:
     """Write a new job and its body. Raises `sqlite3.IntegrityError` where its id is taken."""
     db.execute(
         "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
         "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-        "converted) VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "user_id, round, idempotency_key, converted) "
+        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            number,
+            job.number,
             new.job_id,
             new.owner,
             new.priority,
@@ -88,14 +92,17 @@ def insert_job(db: sqlite3.Connection, new: NewJob, number: int, order: float, e
             json.dumps(new.outputs_to_execute),
             json.dumps(new.metadata),
             new.has_secrets,
-            event_id,
+            job.event_id,
             json.dumps(asdict(new.webhook)) if new.webhook else None,
+            job.user,
+            job.round,
+            job.idempotency_key,
             new.converted,
         ),
     )
-    db.execute("INSERT INTO bodies VALUES (?, ?)", (number, new.body))
+    db.execute("INSERT INTO bodies VALUES (?, ?)", (job.number, new.body))
     if new.workflow_id is not None:
-        db.execute("INSERT INTO workflows VALUES (?, ?, ?)", (number, new.job_id, new.workflow_id))
+        db.execute("INSERT INTO workflows VALUES (?, ?, ?)", (job.number, new.job_id, new.workflow_id))
 
 
 def update_job(db: sqlite3.Connection, job: Job) -> None:

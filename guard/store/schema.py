@@ -224,4 +224,33 @@ MIGRATIONS: tuple[str, ...] = (
     -- Whether the prompt was made of a workflow in the editor's own format.
     ALTER TABLE jobs ADD COLUMN converted INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    -- The bot's user whose job it is, '' for none, and the round of turns among its owner's users that the job has:
+    -- within a priority the lower round goes first, and `place` decides within a round.
+    ALTER TABLE jobs ADD COLUMN user_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN round INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX jobs_queued;
+    CREATE INDEX jobs_queued ON jobs (owner, priority DESC, round, place, number, template, shape)
+        WHERE state = 'queued';
+    CREATE INDEX jobs_of_user_by_state ON jobs (owner, user_id, state, number) WHERE user_id <> '';
+    -- Those that wait for their turn or have had it.
+    CREATE INDEX jobs_with_turns ON jobs (owner, user_id, priority, round)
+        WHERE user_id <> '' AND (state IN ('queued', 'dispatched') OR started_at_ms IS NOT NULL);
+    -- The last round of each line that has been served.
+    CREATE TABLE rounds (
+        owner TEXT NOT NULL,
+        priority INTEGER NOT NULL,
+        round INTEGER NOT NULL,
+        PRIMARY KEY (owner, priority)
+    ) WITHOUT ROWID;
+
+    -- The key that the job's request came with. `idempotency` says what each stands for now.
+    ALTER TABLE jobs ADD COLUMN idempotency_key TEXT;
+    UPDATE jobs SET idempotency_key = (SELECT key FROM idempotency WHERE idempotency.job_id = jobs.job_id)
+        WHERE job_id IN (SELECT job_id FROM idempotency);
+    CREATE INDEX jobs_of_key ON jobs (owner, idempotency_key, number) WHERE idempotency_key IS NOT NULL;
+    -- Jobs in the order in which they ended.
+    CREATE INDEX jobs_ended ON jobs (event_id) WHERE settled_at_ms IS NOT NULL;
+    CREATE INDEX jobs_of_owner_ended ON jobs (owner, event_id) WHERE settled_at_ms IS NOT NULL;
+    """,
 )

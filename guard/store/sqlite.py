@@ -11,7 +11,7 @@ from ..clock import Clock
 from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
-from . import outbox, queries, result_files
+from . import outbox, queries, result_files, search
 from .engine import Engine
 from .facts import (
     Changes,
@@ -19,6 +19,7 @@ from .facts import (
     Counts,
     Ended,
     Entry,
+    Found,
     IdempotencyKey,
     Listing,
     Page,
@@ -29,6 +30,7 @@ from .facts import (
     Standing,
     Submitted,
     Waiting,
+    Wanted,
 )
 from .held_file import Survives
 from .outbox import Delivery, DeliveryState, Due
@@ -187,10 +189,10 @@ class SqliteStore(Store):
         key: IdempotencyKey | None = None,
         *,
         max_queued_of_owner: int | None = None,
+        max_queued_of_user: int | None = None,
     ) -> Future[Submitted]:
-        return self._engine.write(
-            lambda db: self._transitions.submit(db, new, max_queued, key, max_queued_of_owner), durable=True
-        )
+        limits = max_queued, max_queued_of_owner, max_queued_of_user
+        return self._engine.write(lambda db: self._transitions.submit(db, new, key, *limits), durable=True)
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(lambda db: self._transitions.claim(db, holder, max_jobs))
@@ -322,6 +324,9 @@ class SqliteStore(Store):
         self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
     ) -> Future[list[Job]]:
         return self._engine.read_list(lambda db: queries.list_jobs(db, owner, states, limit, before))
+
+    def search(self, owner: str | None, wanted: Wanted, limit: int, before: int | None = None) -> Future[Found]:
+        return self._engine.read_list(lambda db: search.search(db, owner, wanted, limit, before))
 
     def list_missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]:
         return self._engine.read_list(lambda db: queries.list_missed(db, owner, client_id, since_ms, limit))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError
-from ..job import TRANSITIONS, WAITING, Job, JobState, Kind, NewJob, Result, Verdict
+from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
 from . import outbox, result_files, times
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
@@ -87,9 +87,10 @@ class Transitions:
         self,
         db: sqlite3.Connection,
         new: NewJob,
-        max_queued: int,
         key: IdempotencyKey | None,
+        max_queued: int,
         max_queued_of_owner: int | None,
+        max_queued_of_user: int | None,
     ) -> Submitted:
         if key is not None and (earlier := replay(db, self.line, new.owner, key, by_submit=True)):
             return earlier
@@ -97,9 +98,13 @@ class Transitions:
             raise QueueFullError.with_waiting(queued, max_queued)
         own = self.line.count_queued(new.owner)
         if max_queued_of_owner is not None and own >= max_queued_of_owner:
-            raise QueueFullError.with_waiting(own, max_queued_of_owner, of_owner=True)
+            raise QueueFullError.with_waiting(own, max_queued_of_owner, of="client")
+        if new.user and max_queued_of_user is not None:
+            of_user = self.line.count_queued_of_user(db, new.owner, new.user, max_queued_of_user)
+            if of_user >= max_queued_of_user:
+                raise QueueFullError.with_waiting(of_user, max_queued_of_user, of="user")
         self._take_room(len(new.body))
-        job = self._insert(db, new)
+        job = self._insert(db, new, key)
         if key is not None:
             db.execute(
                 "INSERT OR REPLACE INTO idempotency (owner, key, body_digest, job_id, created_at_ms) "
@@ -131,7 +136,7 @@ class Transitions:
             return None
         row = db.execute(
             f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
-            "ORDER BY priority DESC, place, number LIMIT 1",
+            "ORDER BY priority DESC, round, place, number LIMIT 1",
             (owner,),
         ).fetchone()
         job = read_job(row)
@@ -140,7 +145,7 @@ class Transitions:
     def _lease(self, db: sqlite3.Connection, job: Job, holder: str) -> Job:
         """Give the job a slot."""
         job = self._move(db, job, JobState.DISPATCHED)
-        self.line.serve(db, job.owner)
+        self.line.serve(db, job)
         # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
         self.line.leases.add(job.job_id)
@@ -171,18 +176,9 @@ class Transitions:
         db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
         self.line.leases.discard(job_id)
 
-    def _insert(self, db: sqlite3.Connection, new: NewJob) -> Job:
+    def _insert(self, db: sqlite3.Connection, new: NewJob, key: IdempotencyKey | None) -> Job:
         number = self.line.number + 1
         order = new.order if new.order is not None else float(-number if new.front else number)
-        try:
-            insert_job(db, new, number, order, self.line.event_id + 1)
-        except sqlite3.IntegrityError:
-            there = find_job(db, new.job_id)
-            facts = {"job_id": new.job_id} if there is not None and there.owner == new.owner else {}
-            raise ConflictError(f"There is a job {new.job_id} already.", extra_info=facts) from None
-        event_id = self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
-        self.line.number = number
-        self.line.add_queued(db, new.owner, Kind(new.template, new.shape), new.priority, +1)
         job = Job(
             job_id=new.job_id,
             number=number,
@@ -203,9 +199,21 @@ class Transitions:
             metadata=new.metadata,
             has_secrets=new.has_secrets,
             converted=new.converted,
-            event_id=event_id,
+            event_id=self.line.event_id + 1,
             webhook=new.webhook,
+            user=new.user,
+            round=self.line.find_round(db, new),
+            idempotency_key=key.key if key is not None else None,
         )
+        try:
+            insert_job(db, new, job, order)
+        except sqlite3.IntegrityError:
+            there = find_job(db, new.job_id)
+            facts = {"job_id": new.job_id} if there is not None and there.owner == new.owner else {}
+            raise ConflictError(f"There is a job {new.job_id} already.", extra_info=facts) from None
+        self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
+        self.line.number = number
+        self.line.add_queued(db, job, +1)
         outbox.put(db, job, new.created_at_ms)
         self._note(job)
         return job
@@ -236,7 +244,7 @@ class Transitions:
         update_job(db, moved)
         outbox.put(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
-            self.line.add_queued(db, job.owner, job.kind, job.priority, +1 if state is JobState.QUEUED else -1)
+            self.line.add_queued(db, job, +1 if state is JobState.QUEUED else -1)
         if change := _is_under_way(state) - _is_under_way(job.state):
             self.line.add_under_way(job.owner, change)
             if change < 0 and self.line.alone == job.job_id:

@@ -86,6 +86,7 @@ class Queue(Protocol):
         key: IdempotencyKey | None = None,
         *,
         max_queued_of_owner: int | None = None,
+        max_queued_of_user: int | None = None,
     ) -> Future[Submitted]: ...
 
 
@@ -170,6 +171,9 @@ class Admission:
             prompt = await self._parse(request)
             locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
             stack.push(partial(self._address_refusal, request, locale))
+            if prompt.options.user is not None:
+                self._limits.take_job_of_user(client, prompt.options.user)
+                undo.callback(self._limits.give_job_of_user_back, client, prompt.options.user)
             if request.files:
                 request = self._rename_files(request, prompt)
                 await hold.keep(prompt.graph)  # first, because the janitor may be deleting one of the same name
@@ -214,7 +218,7 @@ class Admission:
             raise QueueFullError.with_waiting(self._store.queued, self._settings.queue.max_queued)
         own, max_own = self._store.count_queued(client.owner), self._limits.max_queued(client)
         if max_own is not None and own >= max_own:
-            raise QueueFullError.with_waiting(own, max_own, of_owner=True)
+            raise QueueFullError.with_waiting(own, max_own, of="client")
 
     def _count_job(self, client: Client, undo: ExitStack) -> None:
         """Count one job for the client, until `undo` takes it back.
@@ -299,6 +303,7 @@ class Admission:
             webhook=webhook,
             workflow_id=find_workflow_id(prompt.body),
             converted=prompt.converted,
+            user=prompt.options.user or "",
         )
 
     def _keep_secrets(self, job: NewJob, prompt: Prompt, undo: ExitStack) -> None:
@@ -308,7 +313,10 @@ class Admission:
 
     async def _commit(self, job: NewJob, key: IdempotencyKey | None, client: Client) -> Submitted:
         max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
-        return await wrap_future(self._store.submit(job, max_queued, key, max_queued_of_owner=max_own))
+        max_of_user = self._limits.max_queued_of_user
+        return await wrap_future(
+            self._store.submit(job, max_queued, key, max_queued_of_owner=max_own, max_queued_of_user=max_of_user)
+        )
 
     def _address_refusal(
         self, request: Submission, locale: str, _type: object, error: BaseException | None, _traceback: object

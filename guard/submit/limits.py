@@ -1,4 +1,4 @@
-"""Limit how much a client may ask for in a time: token buckets, one per owner and one for all.
+"""Limit how much a client may ask for in a time: token buckets, one per owner or user of one, and one for all.
 
 A bucket holds as much as may be asked for at once, and refills steadily. Event loop only.
 """
@@ -6,6 +6,7 @@ A bucket holds as much as may be asked for at once, and refills steadily. Event 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..client import Client
@@ -15,6 +16,8 @@ from ..settings import LimitsSettings
 
 #: Adding up fractions may lose this much.
 _EPSILON = 1e-6
+
+_Whose = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,19 @@ class _Bucket:
         return missing / quota.per_s if missing > _EPSILON else 0
 
 
+#: Of so many buckets, those that are full again are forgotten: a client may name as many users as it likes.
+_BUCKETS = 10_000
+
+
 class Limits:
-    """What each owner has left. There are no more buckets than keys."""
+    """What each owner has left, and each user of one."""
 
     def __init__(self, settings: LimitsSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._buckets: dict[tuple[str, str | None], _Bucket] = {}
+        #: By what is counted and whose: `()` is everybody, `(owner,)` a client, `(owner, user)` a user of one.
+        self._buckets: dict[tuple[str, _Whose], _Bucket] = {}
+        self._forget_above = _BUCKETS
 
     def max_queued(self, client: Client) -> int | None:
         """How many of the client's jobs may wait at once; None for as many as there is room for."""
@@ -73,13 +82,29 @@ class Limits:
         Raises:
             RateLimitedError: it is one too many, and was not counted.
         """
-        quotas = [(client.owner, self._job_quota(client)), (None, _per_minute(self._settings.total_jobs_per_minute))]
-        self._take("jobs", quotas, 1)
+        everybodys = _per_minute(self._settings.total_jobs_per_minute)
+        self._take("jobs", [((client.owner,), self._job_quota(client)), ((), everybodys)], 1)
 
     def give_job_back(self, client: Client) -> None:
-        for owner, quota in ((client.owner, self._job_quota(client)), (None, self._settings.total_jobs_per_minute)):
-            if quota and (bucket := self._buckets.get(("jobs", owner))) is not None:
-                bucket.left += 1  # `fill` cuts off what is more than the quota
+        for whose, quota in (((client.owner,), self._job_quota(client)), ((), self._settings.total_jobs_per_minute)):
+            if quota:
+                self._give_back(whose)
+
+    @property
+    def max_queued_of_user(self) -> int | None:
+        """How many jobs of a client's user may wait at once."""
+        return self._settings.user_max_queued or None
+
+    def take_job_of_user(self, client: Client, user: str) -> None:
+        """Count one job for the client's user, as `take_job` does for the client. Raises RateLimitedError."""
+        self._take("jobs", [((client.owner, user), _per_minute(self._settings.user_jobs_per_minute))], 1)
+
+    def give_job_of_user_back(self, client: Client, user: str) -> None:
+        self._give_back((client.owner, user))
+
+    def _give_back(self, whose: _Whose) -> None:
+        if (bucket := self._buckets.get(("jobs", whose))) is not None:
+            bucket.left += 1  # `fill` cuts off what is more than the quota
 
     def take_upload(self, client: Client, size: int) -> None:
         """Count the bytes of an upload.
@@ -88,9 +113,12 @@ class Limits:
             RateLimitedError: too many within the hour; nothing was counted.
             PayloadTooLargeError: more than a whole hour's quota.
         """
-        rates = {client.owner: self._settings.upload_bytes_per_hour, None: self._settings.total_upload_bytes_per_hour}
-        quotas = [(owner, Quota(rate, 3600) if rate else None) for owner, rate in rates.items()]
-        for _owner, quota in quotas:
+        rates: dict[_Whose, int] = {
+            (client.owner,): self._settings.upload_bytes_per_hour,
+            (): self._settings.total_upload_bytes_per_hour,
+        }
+        quotas = [(whose, Quota(rate, 3600) if rate else None) for whose, rate in rates.items()]
+        for _whose, quota in quotas:
             if quota is not None and size > quota.units:
                 raise PayloadTooLargeError(
                     f"{size} bytes are more than may be uploaded in an hour.", extra_info={"max_bytes": quota.units}
@@ -106,7 +134,7 @@ class Limits:
         if quota is None:
             return {}
         now_s = self._clock.monotonic_s()
-        bucket = self._buckets.get(("jobs", client.owner))
+        bucket = self._buckets.get(("jobs", (client.owner,)))
         left = quota.units if bucket is None else bucket.fill(quota, now_s)
         full_s = 0 if bucket is None else bucket.wait_s(quota, quota.units, now_s)
         return {
@@ -118,16 +146,18 @@ class Limits:
         own = client.limits.jobs_per_minute
         return _per_minute(self._settings.jobs_per_minute if own is None else own)
 
-    def _take(self, what: str, quotas: list[tuple[str | None, Quota | None]], units: float) -> None:
+    def _take(self, what: str, quotas: Sequence[tuple[_Whose, Quota | None]], units: float) -> None:
         now_s = self._clock.monotonic_s()
         taken = []
-        for owner, quota in quotas:
+        for whose, quota in quotas:
             if quota is None:
                 continue
-            bucket = self._buckets.setdefault((what, owner), _Bucket(quota, now_s))
+            if len(self._buckets) > self._forget_above and len(whose) == 2:
+                self._forget_full(quota, now_s)
+            bucket = self._buckets.setdefault((what, whose), _Bucket(quota, now_s))
             wait_s = bucket.wait_s(quota, units, now_s)
             if wait_s:
-                allowed = "this server takes" if owner is None else "you may ask for"
+                allowed = ("this server takes", "you may ask for", "one user may ask for")[len(whose)]
                 raise RateLimitedError(
                     f"That is more than {allowed}: {quota.units:g} {what} in {quota.window_s:g} s.",
                     retry_after_s=wait_s,
@@ -135,12 +165,19 @@ class Limits:
                         "limit": quota.units,
                         "window_s": quota.window_s,
                         "of": what,
-                        "scope": "server" if owner is None else "client",
+                        "scope": ("server", "client", "user")[len(whose)],
                     },
                 )
             taken.append(bucket)
         for bucket in taken:
             bucket.left -= units
+
+    def _forget_full(self, quota: Quota, now_s: float) -> None:
+        """Forget the users who may ask for all that there is again: a new bucket is full, too."""
+        for at, bucket in list(self._buckets.items()):
+            if len(at[1]) == 2 and bucket.fill(quota, now_s) >= quota.units:
+                del self._buckets[at]
+        self._forget_above = max(2 * len(self._buckets), _BUCKETS)
 
 
 def _per_minute(rate: float) -> Quota | None:

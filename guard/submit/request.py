@@ -33,6 +33,9 @@ PARSED_AT_ONCE_BYTES = 2**18
 #: Half of a surrogate pair. JSON can spell it, but neither SQLite nor a socket can carry it.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
+#: A client's own name for its user.
+USER = r"^[^\x00-\x1f\x7f]{1,64}$"
+
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -70,6 +73,7 @@ class GuardOptions(BaseModel):
     face_check: Annotated[AskedCheck | None, BeforeValidator(_read_face_check)] = None
     webhook: AskedWebhook | None = None
     metadata: Annotated[dict[str, Any], AfterValidator(_check_metadata)] = {}
+    user: Annotated[str, Field(pattern=USER)] | None = None
 
 
 _NO_OPTIONS = GuardOptions()

@@ -162,6 +162,8 @@ JOB_KEYS = {
         "error",
         "refund",
         "metadata",
+        "user",
+        "idempotency_key",
     ),
 }
 ARTIFACT_KEYS = {

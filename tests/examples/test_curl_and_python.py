@@ -124,5 +124,5 @@ def test_the_python_client_says_why_not(host: HostProcess, folder: Path):
     (folder / "fails.json").write_text(json.dumps(graph))
     ran = client(host, folder, "me.jpg", "--workflow", "fails.json")
     assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1] == messages.text("generation_failed", "ru")
+    assert ran.stderr.splitlines()[-1] == messages.text_of_end("generation_failed", "ru")
     assert not (folder / "result.png").exists()

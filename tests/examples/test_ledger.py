@@ -192,7 +192,7 @@ def check(chaos: Chaos, jobs: list[Job]) -> str:
     for job in jobs:
         if "order" in job["metadata"]:
             by_order[job["metadata"]["order"]].append(job)
-    code_of = {messages.text(code, "ru"): code for code in FAMILY}
+    code_of = {text(code, "ru"): code for text in (messages.text, messages.text_of_end) for code in FAMILY}
     outcomes: Counter[str] = Counter()
     spent: Counter[int] = Counter()
     told_again = 0

@@ -58,7 +58,7 @@ async def test_a_job_that_fails_is_refunded_in_the_servers_words(
     shop: Shop, user: int, face: bytes, caption: str, code: str
 ):
     message_id = shop.messenger.photo(user, face, caption)
-    assert (await shop.last_word(message_id)).texts == [messages.text(code, "ru")]
+    assert (await shop.last_word(message_id)).texts == [messages.text_of_end(code, "ru")]
     assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
 
 
@@ -122,7 +122,7 @@ async def test_killed_in_the_middle_the_bot_goes_on_where_it_was(shop: Shop, use
     shop.bot.start()
     assert (await shop.last_word(good)).method == "sendPhoto"
     assert shop.bot.entries(good) == [("charge", -1)]
-    assert (await shop.last_word(bad)).texts == [messages.text("out_of_memory", "ru")]
+    assert (await shop.last_word(bad)).texts == [messages.text_of_end("out_of_memory", "ru")]
     assert shop.bot.entries(bad) == [("charge", -1), ("refund", 1)]
 
 
@@ -173,5 +173,5 @@ async def test_killed_at_every_step_that_telegram_sees_it_books_once_and_loses_n
     assert (good, 1) in unnoted
     told = {photo: 1 + sum(each == photo for each, _count in unnoted) for photo in (good, bad)}
     assert [word.method for word in shop.messenger.answers(good)] == ["sendPhoto"] * told[good]
-    failed = [messages.text("generation_failed", "ru")]
+    failed = [messages.text_of_end("generation_failed", "ru")]
     assert [word.texts for word in shop.messenger.answers(bad)] == [failed] * told[bad]

@@ -245,3 +245,35 @@ async def test_a_place_that_is_free_again_may_be_taken(store, host, clock):
     assert isinstance(await gate.refusal(), QueueFullError)
     store.claim("local", 1).result(LONG_S)
     await gate.admit()
+
+
+# The users of a client. ------------------------------------------------------------------------------------------
+
+
+def test_each_user_has_a_limit_of_its_own(clock):
+    limits = made(clock, user_jobs_per_minute=2)
+    for client in (BOT, OTHER):
+        for user in ("1", "2"):
+            for _ in range(2):
+                limits.take_job_of_user(client, user)
+    with pytest.raises(RateLimitedError) as caught:
+        limits.take_job_of_user(BOT, "1")
+    assert caught.value.extra_info["scope"] == "user"
+    assert "1" not in re.findall(r"\w+", caught.value.message), "who it is stays between the client and its user"
+    limits.give_job_of_user_back(BOT, "1")
+    limits.take_job_of_user(BOT, "1")
+    clock.now_s += 30
+    limits.take_job_of_user(BOT, "1")
+
+
+def test_users_who_may_ask_for_all_again_are_forgotten_and_the_others_are_not(clock):
+    limits = made(clock, user_jobs_per_minute=60, jobs_per_minute=10)
+    limits.take_job(BOT)
+    for user in range(15_000):
+        limits.take_job_of_user(BOT, str(user))
+        clock.now_s += 0.001
+    assert len(limits._buckets) < 12_000
+    for _ in range(59):  # the last one asked a moment ago
+        limits.take_job_of_user(BOT, "14999")
+    with pytest.raises(RateLimitedError):
+        limits.take_job_of_user(BOT, "14999")

@@ -16,6 +16,7 @@ from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
 from comfyui_guarded.guard.host_words import explain_failure
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import checking, dispatcher
+from comfyui_guarded.guard.store import Wanted
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
 RAISED = Outcome(
@@ -401,8 +402,8 @@ async def test_a_job_is_seen_by_its_owner_and_by_operators_only(machine):
     for client in (Client("other", operator=False), Client("", operator=False)):
         with pytest.raises(NotFoundError):
             await machine.jobs.get(job_id, client)
-    assert await machine.jobs.list_jobs(Client("other", operator=False), None, 10, None) == []
-    assert len(await machine.jobs.list_jobs(Client("local", operator=True), None, 10, None)) == 1
+    assert (await machine.jobs.search(Client("other", operator=False), Wanted(), 10, None)).jobs == ()
+    assert len((await machine.jobs.search(Client("local", operator=True), Wanted(), 10, None)).jobs) == 1
 
 
 async def test_a_waiter_hears_of_the_end_also_when_it_comes_before_it_waits(machine):

@@ -16,10 +16,11 @@ from comfyui_guarded.guard.errors import (
     QueueFullError,
     ServerUnavailableError,
 )
-from comfyui_guarded.guard.job import SUCCESS, JobState, Kind
+from comfyui_guarded.guard.job import SUCCESS, JobState
 from comfyui_guarded.guard.store import (
     IdempotencyKey,
     SqliteStore,
+    line,
 )
 
 # What was answered is durable. ------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def test_an_operation_with_a_bug_does_not_take_its_neighbours_down(store, fault)
 
     def buggy(db):
         db.execute("UPDATE jobs SET priority = 99")
-        store._transitions.line.add_queued(db, "nobody", Kind("", ""), 0, 99)
+        store._transitions.line.turns.setdefault("nobody", line.Turn()).add(0, 0, 99)
         store._transitions.changed.append("a change that will not be")
         raise fault
 

@@ -10,7 +10,7 @@ from unit.store_steps import CANCELLED
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import OPEN, TERMINAL, JobState
-from comfyui_guarded.guard.store import IdempotencyKey, Listing, SqliteStore, line, queries
+from comfyui_guarded.guard.store import IdempotencyKey, Listing, SqliteStore, Wanted, line, queries, search
 from comfyui_guarded.guard.store.outbox import DeliveryState
 from comfyui_guarded.guard.store.protocol import Store
 
@@ -44,13 +44,14 @@ def fill(path, count):
         db.execute(
             "INSERT INTO jobs (number, job_id, owner, state, priority, place, attempts, created_at_ms, started_at_ms, "
             "settled_at_ms, timeout_s, locale, client_id, shape, template, parameters, outputs_to_execute, metadata, "
-            "has_secrets, verdict, result, code, event_id) "
+            "has_secrets, verdict, result, code, event_id, user_id, round, idempotency_key) "
             f"SELECT i, 'job-' || i, {owner}, {state}, i % 5 - 2, i, 1, 1000 + i, iif({is_settled}, 2000 + i, NULL), "
             f"iif({is_settled}, 2000 + 2 * i, NULL), 600, 'en', 'client', 'shape', '', '{{}}', '[]', '{{}}', 0, "
             f"""iif({is_settled}, '{{"state": "' || {state} || '", "code": null, "message": "", "details": {{}}}}', """
             "NULL), "
             f"""iif({is_settled}, '{{"outputs": {{}}, "artifacts": []}}', NULL), NULL, """
-            f"iif({is_settled}, {2 * count} + i, i) FROM n"
+            f"iif({is_settled}, {2 * count} + i, i), iif(i % 2, 'u' || (i % 4), ''), iif({is_settled}, 0, i % 7 = 0), "
+            "'job-' || i FROM n"
         )
         db.execute("INSERT INTO bodies SELECT number, CAST('{\"prompt\": {}}' AS BLOB) FROM jobs")
         db.execute("INSERT INTO workflows SELECT number, job_id, 'w' || (number % 2) FROM jobs")
@@ -125,6 +126,8 @@ CALLS = {
         lambda store, _middle: store.submit(new_job(owner="a", priority=-9), 10**9),
         lambda store, middle: store.submit(new_job(owner="a", order=float(middle) + 0.5), 10**9),
         lambda store, _middle: store.submit(new_job(owner="new"), 10**9),
+        lambda store, _middle: store.submit(new_job(owner="a", user="u1"), 10**9),
+        lambda store, _middle: store.submit(new_job(owner="a", user="new"), 10**9, max_queued_of_user=25),
         lambda store, middle: store.submit(new_job(owner="a"), 10**9, IdempotencyKey(f"new-{middle}", "d")),
         lambda store, middle: store.submit(
             new_job(owner=OWNERS[middle % 3]), 10**9, IdempotencyKey(f"job-{middle}", "d")
@@ -159,6 +162,27 @@ CALLS = {
         for is_next in (False, True)
     ]
     + [lambda store, _middle: store.list_jobs(None, None, 10**9), lambda store, _m: store.list_jobs("a", OPEN, 10**9)],
+    "search": [
+        lambda store, middle, owner=owner, wanted=wanted, is_next=is_next: store.search(
+            owner, wanted, 20, middle if is_next else None
+        )
+        for owner in (None, "a", "nobody")
+        for wanted in (
+            *(Wanted(states=states) for states in STATES),
+            Wanted(user="u1"),
+            Wanted(user="u1", states=FAILED),
+            Wanted(user="absent"),
+            Wanted(template="absent"),
+            Wanted(metadata={"order": "7"}),
+            Wanted(idempotency_key="absent"),
+            Wanted(created_after_ms=0),
+            Wanted(created_after_ms=10**15),
+            Wanted(settled_after_ms=0),
+            Wanted(settled_after_ms=10**15),
+            Wanted(settled_after_ms=0, states=FAILED, user="absent"),
+        )
+        for is_next in (False, True)
+    ],
     "list_overdue": [lambda store, _middle: store.list_overdue(10**15), lambda store, _middle: store.list_overdue(0)],
     "list_standings": [lambda store, _middle: store.list_standings()],
     "list_open_numbers": [lambda store, middle: store.list_open_numbers(middle, 20)],
@@ -232,7 +256,8 @@ def filled(tmp_path_factory):
 def test_ten_times_the_jobs_take_no_more_steps(filled, tmp_path, monkeypatch, name):
     # What an answer may have at most, as small as the smaller database needs it.
     for where, bound in ((line, "COUNTED"), (line, "COUNTED_BY_SUBMIT"), (line, "STANDING"), (queries, "PAGE"),
-                         (queries, "SHOWN"), (queries, "OVERDUE"), (queries, "CHANGES")):  # fmt: skip
+                         (queries, "SHOWN"), (queries, "OVERDUE"), (queries, "CHANGES"),
+                         (search, "LOOKED_AT")):  # fmt: skip
         monkeypatch.setattr(where, bound, 25)
     few, many = (_count_all(filled / f"{count}.db", tmp_path / f"{count}.db", count, name) for count in (FEW, MANY))
     pairs = enumerate(zip(few, many, strict=True))

@@ -161,3 +161,106 @@ def test_a_job_id_that_is_taken_is_a_conflict_for_every_owner(store):
         assert error.extra_info == ({"job_id": job_id} if owner == "a" else {})
     assert store.get(job_id).result(LONG_S).owner == "a"
     assert store.queued == 1
+
+
+# An owner's users take turns, too. -------------------------------------------------------------------------------
+
+
+def of_users(store, users, **facts):
+    """A job for each of these users, in that order, as (user, which of its jobs): by job id."""
+    made, counts = {}, {}
+    for user in users:
+        counts[user] = counts.get(user, 0) + 1
+        made[submit(store, user=user, **facts).job.job_id] = f"{user}{counts[user]}"
+    return made
+
+
+def test_everybodys_first_job_comes_before_anybodys_second(store):
+    jobs = of_users(store, "aaaabbc")
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+def test_a_user_who_was_served_waits_behind_those_who_were_not(store):
+    jobs = of_users(store, "ab")
+    assert jobs[claim(store, 10**9)] == "a1"
+    late = of_users(store, "ac")
+    assert [{**jobs, **late}[job_id] for job_id in claim_all(store)] == ["b1", "c1", "a1"]
+
+
+def test_a_late_coming_user_neither_waits_for_a_backlog_nor_catches_up(store):
+    jobs = of_users(store, "e" * 10)
+    assert [jobs[claim(store, 10**9)] for _ in range(4)] == ["e1", "e2", "e3", "e4"]
+    jobs |= of_users(store, "lll")
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["l1", "e5", "l2", "e6", "l3", "e7", "e8", "e9", "e10"]
+
+
+def test_a_cancelled_job_costs_its_user_no_turn(store):
+    jobs = of_users(store, "aaab")
+    by_name = {name: job_id for job_id, name in jobs.items()}
+    for name in ("a2", "a3"):
+        store.settle(by_name[name], CANCELLED).result(LONG_S)
+    jobs |= dict.fromkeys(of_users(store, "a"), "a again") | dict.fromkeys(of_users(store, "b"), "b2")
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["a1", "b1", "a again", "b2"]
+
+
+def test_the_users_of_one_owner_take_nothing_from_another_owner(store):
+    jobs = of_users(store, "abc", owner="bot") | of_users(store, "zz", owner="other")
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["a1", "z1", "b1", "z2", "c1"]
+
+
+def test_priority_counts_before_turns_and_the_front_before_both_within_it(store):
+    jobs = of_users(store, "aab")
+    for word, users, facts in (("high", "ab", {"priority": 1}), ("front", "b", {"front": True})):
+        jobs |= {job_id: f"{word} {name}" for job_id, name in of_users(store, users, **facts).items()}
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["high a1", "high b1", "front b1", "a1", "b1", "a2"]
+
+
+def test_jobs_of_no_user_stay_in_the_order_of_arrival(store):
+    jobs = of_users(store, ["", "", "a", "a", ""])
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["1", "2", "a1", "3", "a2"]
+
+
+def test_a_restart_changes_no_users_turn(tmp_path, clock):
+    store = SqliteStore(tmp_path / "jobs.db", clock)
+    jobs = of_users(store, "aaabb")
+    for _ in range(2):  # the second round begins
+        store.release(claim(store)).result(LONG_S)
+    jobs |= of_users(store, "c")
+    places = {job_id: store.locate(job_id).result(LONG_S) for job_id in jobs}
+    store.close()
+    store = SqliteStore(tmp_path / "jobs.db", clock)
+    assert {job_id: store.locate(job_id).result(LONG_S) for job_id in places} == places
+    jobs |= dict.fromkeys(of_users(store, "c"), "c2")
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["c1", "a2", "b2", "c2", "a3"]
+    store.close()
+
+
+def test_every_place_is_right_whoever_comes_and_goes(store, monkeypatch):
+    monkeypatch.setattr(line, "COUNTED_BY_SUBMIT", 5)
+    rng = random.Random(5)
+    waiting, told = [], {}
+    for _ in range(150):
+        user, owner = rng.choice("abcdefgh"), rng.choice(["x", "x", "y"])
+        submitted = submit(store, owner=owner, user=user, priority=rng.choice([0, 0, 1]))
+        waiting.append(submitted.job.job_id)
+        assert submitted.waiting.position == store.locate(waiting[-1]).result(LONG_S).position
+        if rng.random() < 0.3:
+            store.settle(waiting.pop(rng.randrange(len(waiting))), CANCELLED).result(LONG_S)
+        if rng.random() < 0.3:
+            waiting.remove(claim(store, 10**9))
+    told = {job_id: store.locate(job_id).result(LONG_S).position for job_id in waiting}
+    standings = [standing.job_id for standing in store.list_standings().result(LONG_S)]
+    order = claim_all(store)
+    assert standings == order == sorted(told, key=told.__getitem__)
+    assert sorted(told.values()) == list(range(1, len(order) + 1))
+
+
+def test_more_of_a_user_than_may_wait_are_refused(store):
+    for user in ("a", "b"):
+        for _ in range(2):
+            store.submit(new_job(user=user), 10**9, max_queued_of_user=2).result(LONG_S)
+    error = store.submit(new_job(user="a"), 10**9, max_queued_of_user=2).exception(LONG_S)
+    assert isinstance(error, QueueFullError)
+    assert error.extra_info == {"queued": 2, "max_queued": 2, "scope": "user"}
+    for who in ({"user": "a", "owner": "other"}, {}):
+        store.submit(new_job(**who), 10**9, max_queued_of_user=2).result(LONG_S)

@@ -1,0 +1,121 @@
+"""Find jobs by what they are like. However many there are, one search looks at so many of them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+from ..job import Job, JobState
+from .facts import Found, Wanted
+from .rows import COLUMNS, match_owner, read_job, select_by_state
+from .times import EARLIEST_MS
+
+#: A search looks at so many jobs, and at so many bytes of metadata.
+LOOKED_AT = 1000
+METADATA_BYTES = 4 * 2**20
+
+
+def search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
+    db.execute("BEGIN")  # so that all queries see the same state of the tables
+    try:
+        return _search(db, owner, wanted, limit, before)
+    finally:
+        db.execute("ROLLBACK")
+
+
+def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
+    jobs: list[Job] = []
+    bytes_left = METADATA_BYTES
+    query, values = _select(owner, wanted, before)
+    candidates = db.execute(query, values).fetchall()
+    for looked_at, (number, place) in enumerate(candidates, start=1):
+        row = db.execute(f"SELECT {_LOOKED_AT}, length(metadata) FROM jobs WHERE number = ?", (number,)).fetchone()
+        if _is_older(row, wanted):
+            return Found(tuple(jobs), None)
+        if _fits(row, wanted) and _has_metadata(db, number, wanted):
+            found = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE number = ?", (number,)).fetchone()
+            jobs.append(read_job(found))
+        if wanted.metadata:
+            bytes_left -= row[-1]
+        is_last = looked_at == len(candidates)
+        if (len(jobs) == limit or bytes_left <= 0) and not is_last:
+            return Found(tuple(jobs), place)
+        if is_last and len(candidates) == LOOKED_AT:
+            return Found(tuple(jobs), place)
+    return Found(tuple(jobs), None)
+
+
+_LOOKED_AT = "state, template, user_id, idempotency_key, created_at_ms, settled_at_ms"
+
+
+def _select(owner: str | None, wanted: Wanted, before: int | None) -> tuple[str, list[Any]]:
+    """A query for (number, place) of the first `LOOKED_AT` jobs to look at, along the index that leaves out the most.
+
+    `place` is the number, and for what has settled the number of that change.
+    """
+    values: list[Any] = [before] if before is not None else []
+    if wanted.settled_after_ms is not None:
+        bound = "AND event_id < ?" if before is not None else ""
+        whose, of_owner = match_owner(owner)
+        index = "jobs_ended" if owner is None else "jobs_of_owner_ended"
+        query = f"SELECT number, event_id FROM jobs INDEXED BY {index} WHERE {whose} AND settled_at_ms IS NOT NULL"
+        return f"{query} {bound} ORDER BY event_id DESC LIMIT ?", [*of_owner, *values, LOOKED_AT]
+    bound = "AND number < ?" if before is not None else ""
+    if owner is not None and wanted.idempotency_key is not None:
+        some = (
+            "SELECT number FROM jobs INDEXED BY jobs_of_key WHERE owner = ? AND idempotency_key = ? "
+            f"AND idempotency_key IS NOT NULL {bound}"
+        )
+        values = [owner, wanted.idempotency_key, *values]
+    elif owner is not None and wanted.user:
+        states = sorted(wanted.states if wanted.states is not None else JobState)
+        one = (
+            "SELECT number FROM (SELECT number FROM jobs INDEXED BY jobs_of_user_by_state WHERE owner = ? "
+            f"AND user_id = ? AND user_id <> '' AND state = ? {bound} ORDER BY number DESC LIMIT ?)"
+        )
+        some = " UNION ALL ".join([one] * len(states))
+        values = [value for state in states for value in (owner, wanted.user, state.value, *values, LOOKED_AT)]
+    elif wanted.states is not None:
+        some, values = select_by_state("jobs", owner, wanted.states, LOOKED_AT, before=before)
+    else:
+        whose, of_owner = match_owner(owner)
+        some, values = f"SELECT number FROM jobs WHERE {whose} {bound}", [*of_owner, *values]
+    return f"SELECT number, number FROM ({some}) ORDER BY number DESC LIMIT ?", [*values, LOOKED_AT]
+
+
+def _is_older(row: tuple[Any, ...], wanted: Wanted) -> bool:
+    """Whether this job, and so every one after it, is older than what is wanted.
+
+    Times never go back along the numbers: see `times.clamp`. Those of a clock that had not been set say nothing.
+    """
+    created_at_ms, settled_at_ms = row[4:6]
+    if wanted.settled_after_ms is not None:
+        return settled_at_ms is not None and EARLIEST_MS <= settled_at_ms < wanted.settled_after_ms
+    return wanted.created_after_ms is not None and EARLIEST_MS <= created_at_ms < wanted.created_after_ms
+
+
+def _fits(row: tuple[Any, ...], wanted: Wanted) -> bool:
+    state, template, user, key, created_at_ms, settled_at_ms, _metadata = row
+    return (
+        (wanted.states is None or state in wanted.states)
+        and wanted.template in (None, template)
+        and wanted.user in (None, user)
+        and wanted.idempotency_key in (None, key)
+        and (wanted.created_after_ms is None or created_at_ms >= wanted.created_after_ms)
+        and (
+            wanted.settled_after_ms is None or (settled_at_ms is not None and settled_at_ms >= wanted.settled_after_ms)
+        )
+    )
+
+
+def _has_metadata(db: sqlite3.Connection, number: int, wanted: Wanted) -> bool:
+    if not wanted.metadata:
+        return True
+    (stored,) = db.execute("SELECT metadata FROM jobs WHERE number = ?", (number,)).fetchone()
+    metadata = json.loads(stored)
+    return all(name in metadata and _write(metadata[name]) == text for name, text in wanted.metadata.items())
+
+
+def _write(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
