@@ -2,7 +2,7 @@
 
 Lines go where the host's own go or, with `log.format = "json"`, to stderr, one JSON object each. A record with an
 exception from a node, whose text may quote the prompt, says so with `extra={"quotes_prompt": True}`: the log shows its
-stack, but its text only at the level DEBUG.
+stack, but its text only at the level DEBUG. `extra={"facts": {…}}` adds facts to a JSON line, under their names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from datetime import datetime, timezone
+from typing import Any
 
 from .owners import hide
 from .settings import LogSettings
@@ -43,12 +44,13 @@ def clean(text: str) -> str:
 
 
 class _Text(logging.Handler):
-    """Hands cleaned records to the host's own handlers."""
+    """Hands cleaned records to the host's own handlers, with the time where one of those writes none."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             copy = logging.makeLogRecord(record.__dict__)
-            copy.msg, copy.args = f"[guarded] {clean(record.getMessage())}", ()
+            at = "" if _host_writes_times() else time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(record.created))
+            copy.msg, copy.args = f"[guarded] {at}{clean(record.getMessage())}", ()
             copy.exc_info, copy.exc_text, copy.stack_info = None, None, None
             if lines := _format_stack(record):
                 # Indent it, so that no line of an exception's text can pass for one of ours.
@@ -63,7 +65,7 @@ class _Json(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = {
+            line: dict[str, Any] = {
                 "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
                 "level": record.levelname,
                 "logger": record.name,
@@ -71,12 +73,19 @@ class _Json(logging.Handler):
             }
             if (job_id := getattr(record, "job_id", None)) is not None:
                 line["job_id"] = clean(str(job_id))
+            facts = getattr(record, "facts", {})
+            line |= {name: clean(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
             if lines := _format_stack(record):
                 line["exception"] = "\n".join(lines)
             sys.stderr.write(json.dumps(line) + "\n")
             sys.stderr.flush()
         except Exception:
             self.handleError(record)
+
+
+def _host_writes_times() -> bool:
+    handlers = logging.getLogger().handlers
+    return all(handler.formatter is not None and handler.formatter.usesTime() for handler in handlers)
 
 
 def _format_stack(record: logging.LogRecord) -> list[str]:

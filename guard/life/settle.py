@@ -10,11 +10,11 @@ import logging
 import threading
 from collections import deque
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
 from ..clock import Clock
-from ..errors import GuardError, InternalError
+from ..errors import FAMILY, GuardError, InternalError
 from ..files.cleaning import Cleaner
 from ..host import Host
 from ..job import Job, JobState, Result, Verdict
@@ -285,13 +285,34 @@ def _share(newer: Ending, older: Ending) -> None:
     newer.future.add_done_callback(lambda done: older.future.set_result(done.result()))
 
 
+#: Ends in which the guard or its machine has a part that fails. Of the others, those for which whoever asked is to
+#: blame, or that somebody wanted, need no operator's look.
+_FAULTS = frozenset({"worker_died", "server_restarted", "disk_full", "internal_error"})
+_WANTED = frozenset({"cancelled", "interrupted"})
+
+
+def _level_of(code: str) -> int:
+    if code in _FAULTS:
+        return logging.ERROR
+    status = FAMILY[code].status if code in FAMILY else None
+    asked = status is not None and 400 <= status < 500
+    return logging.INFO if asked or code in _WANTED else logging.WARNING
+
+
 def _log_ending(job: Job) -> None:
     """Log how the job ended, in the one line that it has, and the warnings about each file of a success."""
-    about, verdict, files = {"job_id": job.job_id}, job.verdict, job.result.artifacts
+    verdict, files = job.verdict, job.result.artifacts
     began_ms, ended_ms = job.started_at_ms, job.settled_at_ms or 0
-    times = f"waited {((began_ms or ended_ms) - job.created_at_ms) / 1000:.1f} s"
-    if began_ms is not None:
-        times += f", ran {(ended_ms - began_ms) / 1000:.1f} s"
+    facts: dict[str, Any] = {
+        "owner": job.owner,
+        "template": job.template or None,
+        "state": job.state.value,
+        "code": verdict.code if verdict is not None else None,
+        "waited_s": ((began_ms or ended_ms) - job.created_at_ms) / 1000,
+        "ran_s": (ended_ms - began_ms) / 1000 if began_ms is not None else None,
+    }
+    about = {"job_id": job.job_id, "facts": facts}
+    times = f"waited {facts['waited_s']:.1f} s" + (f", ran {facts['ran_s']:.1f} s" if began_ms is not None else "")
     if verdict is None or verdict.state is JobState.CANCELLED:
         log.info("job %s of %s %s; %s", job.job_id, job.owner, job.state.value, times, extra=about)
     elif verdict.state is JobState.FAILED:
@@ -299,8 +320,9 @@ def _log_ending(job: Job) -> None:
         if "exception_message" in verdict.details:
             # A node's own words may quote the prompt.
             message = "node {node_id} ({node_type}) raised {exception_type}".format_map(verdict.details)
-        what = (job.job_id, job.owner, verdict.code, message, times)
-        log.error("job %s of %s failed: %s: %s; %s", *what, extra=about)
+        code = verdict.code or ""
+        what = (job.job_id, job.owner, code, message, times)
+        log.log(_level_of(code), "job %s of %s failed: %s: %s; %s", *what, extra=about)
     else:
         log.info("job %s of %s succeeded with %d files; %s", job.job_id, job.owner, len(files), times, extra=about)
         for file in files:

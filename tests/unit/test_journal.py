@@ -10,7 +10,7 @@ import pytest
 from unit.fakes import LONG_S
 
 from comfyui_guarded.guard import journal
-from comfyui_guarded.guard.errors import GenerationFailedError, NoFaceError
+from comfyui_guarded.guard.errors import GenerationFailedError, NoFaceError, WorkerDiedError
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
 from comfyui_guarded.guard.journal import Throttle, clean
 from comfyui_guarded.guard.settings import LogSettings
@@ -36,6 +36,10 @@ def written(caplog, monkeypatch):
     yield start
     logging.getLogger().removeHandler(stream)
     logger.level, logger.handlers, logger.propagate = before
+
+
+def timeless(lines):
+    return [re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "T", line) for line in lines]
 
 
 class TestALine:
@@ -77,7 +81,15 @@ class TestText:
         lines = written()
         log.info("job %s started", "1\n2", extra={"job_id": "1"})
         log.debug("not at this level")
-        assert lines() == ["[guarded] job 1\\n2 started"]
+        assert timeless(lines()) == ["[guarded] T job 1\\n2 started"]
+
+    def test_it_says_when_only_where_the_hosts_own_lines_do_not(self, written):
+        lines = written()
+        stamped = logging.Formatter("%(asctime)s %(message)s")
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(stamped)
+        log.info("ready")
+        assert re.fullmatch(r"[\d-]+ [\d:,]+ \[guarded\] ready", lines()[0])
 
     def test_no_line_of_an_exception_can_pass_for_one_of_ours(self, written):
         lines = written()
@@ -85,7 +97,7 @@ class TestText:
             raise ValueError("oops\n[guarded] job 7 succeeded")
         except ValueError:
             log.exception("it failed")
-        assert [line for line in lines() if line.startswith("[guarded]")] == ["[guarded] it failed"]
+        assert [line for line in timeless(lines()) if line.startswith("[guarded]")] == ["[guarded] T it failed"]
         assert "    [guarded] job 7 succeeded" in lines()
 
     @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
@@ -145,17 +157,24 @@ class TestHowAJobEnded:
         video = Artifact(0, "2", "video", "clip.mp4", "", "output", 9, "", warnings=("low_bitrate",))
         assert ended(SUCCESS, Result({}, (video,)))[1:] == [("WARNING", "job J: clip.mp4: low_bitrate")]
 
-    def test_failure_is_an_error(self, ended):
-        verdict = Verdict.of(NoFaceError("No face found in photo.png."))
-        assert ended(verdict) == [
-            ("ERROR", "job J of bot failed: no_face: No face found in photo.png.; waited T, ran T")
+    @pytest.mark.parametrize(
+        ("error", "level"),
+        [
+            (NoFaceError, "INFO"),
+            (GenerationFailedError, "WARNING"),
+            (WorkerDiedError, "ERROR"),
+        ],
+    )
+    def test_a_failure_is_as_grave_as_what_the_operator_has_to_do_with_it(self, ended, error, level):
+        assert ended(Verdict.of(error("So it was."))) == [
+            (level, f"job J of bot failed: {error.code}: So it was.; waited T, ran T")
         ]
 
     def test_a_node_that_raised_is_named_but_not_quoted(self, ended):
         facts = {"node_id": "3", "node_type": "KSampler", "exception_type": "ValueError", "exception_message": "secret"}
         verdict = Verdict.of(GenerationFailedError("KSampler failed: secret", extra_info=facts))
         assert ended(verdict) == [
-            ("ERROR", "job J of bot failed: generation_failed: node 3 (KSampler) raised ValueError; waited T, ran T")
+            ("WARNING", "job J of bot failed: generation_failed: node 3 (KSampler) raised ValueError; waited T, ran T")
         ]
 
 
