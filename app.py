@@ -50,6 +50,7 @@ from .guard.life.watchdog import Watchdog
 from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.stats import Stats
+from .guard.quotas import Quotas
 from .guard.settings import load, read_own_texts
 from .guard.store import Limits as StoreLimits
 from .guard.store import Recovery, SqliteStore, database_path
@@ -137,6 +138,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()
     limits = Limits(settings.limits, clock)
+    quotas = Quotas(settings.limits)
     files = Files(host, store)
     references = References(host, files)
     admission = Admission(
@@ -157,6 +159,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     store.changed.subscribe(events.follow)
     store.changed.subscribe(metrics.follow)
     admission.refused.subscribe(metrics.count_refusal)
+    quotas.refused.subscribe(metrics.count_over_quota)
     store.changed.subscribe(sockets.follow)
     store.changed.subscribe(positions.follow)
     store.changed.subscribe(outbox.follow)
@@ -236,6 +239,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         files=files,
         stats=stats,
         limits=limits,
+        quotas=quotas,
         exposition=exposition,
         doctor=doctor,
         sockets=sockets,

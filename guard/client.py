@@ -12,11 +12,14 @@ class KeyLimits:
     Attributes:
         allow_nodes, deny_nodes, profile, max_pixels, max_steps: as in the section `policy` of the settings. Both must
             let a prompt through, so that a key can only be tighter than the server.
+        max_streams, max_requests: as in the section `limits`.
         templates_only: the key sends parameters of templates, never a graph.
     """
 
     jobs_per_minute: float | None = None
     max_queued: int | None = None
+    max_streams: int | None = None
+    max_requests: int | None = None
     allow_nodes: tuple[str, ...] = ()
     deny_nodes: tuple[str, ...] = ()
     profile: str = ""

@@ -294,6 +294,18 @@ class LimitsSettings(_Section):
     user_max_queued: int = Field(
         0, ge=0, description="How many jobs of each user of a client may wait; one more gets `queue_full`."
     )
+    max_streams: int = Field(
+        50,
+        ge=0,
+        description="Event streams and websockets that each key may have open; one more gets `quota_exceeded`. A key "
+        "may have its own limit.",
+    )
+    max_requests: int = Field(
+        20,
+        ge=0,
+        description="Requests of each key that are worked on at once; further ones wait for their turn, a minute at "
+        "most. What only waits for a job, or sends a file, does not count. A key may have its own limit.",
+    )
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
     body_timeout_s: Seconds = Field(

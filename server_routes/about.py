@@ -92,7 +92,8 @@ class About:
         query: parameters, by name, or a model whose fields they are.
         headers: those that the route reads, by name, with what they mean.
         body: by media type, what may be sent. Whether the handler reads the media type is its own business.
-        refusals: beyond 400 for a query or body, 401 and 403 (not of open routes), and 500.
+        refusals: beyond 400 for a query or body, 401 and 403 (not of open routes), 429
+            for a quota, and 500.
     """
 
     answers: Mapping[int, Body]

@@ -29,6 +29,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     try:
         if wanted is not None:
             return await _send_preview(call, file, wanted)
+        call.turn.rest()
         response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         handle.close()

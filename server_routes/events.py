@@ -38,7 +38,10 @@ async def get_job_events(call: Call) -> web.StreamResponse:
     """
     after = read_last_event_id(call)
     job = await call.services.jobs.get(call.request.match_info["job_id"], call.client)
-    with call.services.events.subscribe(_choose_names(call), job_id=job.job_id, after=after) as reader:
+    with (
+        call.services.quotas.stream(call.client),
+        call.services.events.subscribe(_choose_names(call), job_id=job.job_id, after=after) as reader,
+    ):
         if after is not None and job.state.settled and after >= job.event_id:
             return web.Response(status=204)  # what tells a browser not to come again
         first = []
@@ -61,11 +64,15 @@ async def get_events(call: Call) -> web.StreamResponse:
         # With its number at hand from the start, a reader misses nothing by being cut off before the first event.
         after = await call.services.events.read_head()
     names = _choose_names(call) | ({ALARM} if call.client.operator else set())
-    with call.services.events.subscribe(names, owner=owner, after=after) as reader:
+    with (
+        call.services.quotas.stream(call.client),
+        call.services.events.subscribe(names, owner=owner, after=after) as reader,
+    ):
         return await _stream(call, reader, [], after)
 
 
 async def _stream(call: Call, reader: Subscription, first: list[Event], after: int | None = None) -> web.StreamResponse:
+    call.turn.close()  # it counts as a stream
     ends_s = time.monotonic() + read_number(call, "wait", float("inf"), 0, float("inf"))
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(call.request)

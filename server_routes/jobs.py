@@ -46,6 +46,7 @@ async def get_job(call: Call) -> web.StreamResponse:
     jobs = call.services.jobs
     wait_s = read_number(call, "wait", 0, 0, 86400)
     job_id = call.request.match_info["job_id"]
+    call.turn.rest()  # who asks again and again is held for a moment, too
     if not wait_s:
         return respond(await jobs.body(await jobs.poll(job_id, call.client), call.locale))
     job = await jobs.get(job_id, call.client)

@@ -11,7 +11,15 @@ from aiohttp import web
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from ..guard.errors import ForbiddenError, GuardError, InternalError, InvalidRequestError, Refusal, UnauthorizedError
+from ..guard.errors import (
+    ForbiddenError,
+    GuardError,
+    InternalError,
+    InvalidRequestError,
+    QuotaExceededError,
+    Refusal,
+    UnauthorizedError,
+)
 from . import shapes
 from .about import FILE, STREAM, About, Body
 from .table import PREFIX, Call, Route, respond
@@ -188,7 +196,9 @@ def _read_fields(model: type[BaseModel]) -> Iterator[tuple[str, dict[str, Any]]]
 def _describe_answers(row: Route, about: About, schemas: _Schemas) -> dict[int, dict[str, Any]]:
     answers = {status: _describe_answer(status, body, schemas) for status, body in about.answers.items()}
     refusals: dict[int, list[type[GuardError]]] = {}
-    always = () if row.open else (UnauthorizedError, ForbiddenError)
+    always: tuple[type[GuardError], ...] = () if row.open else (UnauthorizedError, ForbiddenError)
+    if not (row.open or row.operate):
+        always = (*always, QuotaExceededError)
     asked = (InvalidRequestError,) if about.query or about.body else ()
     for error in dict.fromkeys((*asked, *always, *about.refusals, InternalError)):
         refusals.setdefault(error.status or 500, []).append(error)

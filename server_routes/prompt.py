@@ -55,6 +55,7 @@ async def submit(call: Call, template: str = "") -> web.StreamResponse:
     if job.template:
         guard["template"], guard["parameters"] = job.template, job.parameters
     if wait_s:
+        call.turn.rest()
         job = await jobs.wait(job, wait_s, known=None)
         shown = await jobs.body(job)
         guard["state"], guard["position"], guard["eta_s"] = shown["state"], shown["position"], shown["eta_s"]

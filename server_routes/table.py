@@ -42,6 +42,7 @@ from ..guard.life.drain import Drain
 from ..guard.life.health import Health
 from ..guard.operators.metrics import Exposition
 from ..guard.operators.stats import Stats
+from ..guard.quotas import Quotas, Turn
 from ..guard.settings import Settings
 from ..guard.submit.admission import Admission
 from ..guard.submit.limits import Limits
@@ -86,6 +87,7 @@ class Services:
     files: Files
     stats: Stats
     limits: Limits
+    quotas: Quotas
     exposition: Exposition
     doctor: Doctor
     sockets: Sockets
@@ -93,11 +95,12 @@ class Services:
 
 @dataclass(frozen=True)
 class Call:
-    """One request, and its caller."""
+    """One request, its caller, and its share of what the caller may ask for at once."""
 
     services: Services
     request: web.Request
     client: Client
+    turn: Turn
 
     @property
     def locale(self) -> str | None:
@@ -182,11 +185,15 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             if not route.open:
                 return say_no(error, request)
             client = Client("", operator=False)
+        try:
+            turn = await services.quotas.begin_request(client)
+        except GuardError as error:
+            return say_no(error, request)
         pace = _Pace(request, services.settings.limits.body_timeout_s)
         try:
             if route.operate and not client.operator:
                 raise ForbiddenError("This is for operators.")
-            response = await route.handler(Call(services, request, client))
+            response = await route.handler(Call(services, request, client, turn))
         except GuardError as error:
             response = say_no(error, request)
         except web.HTTPRequestEntityTooLarge:
@@ -210,6 +217,7 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             response = say_no(bug, request)
         finally:
             pace.end()
+            turn.close()
         if route.submits and not response.prepared:
             response.headers.update(services.limits.header_fields(client))
         return response

@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     create.add_argument("--jobs-per-minute", type=_read_rate, metavar="N", help="instead of the limit in the settings")
     create.add_argument("--max-queued", type=_read_count, metavar="N", help="how many of its jobs may wait at once")
+    create.add_argument("--max-streams", type=_read_count, metavar="N", help="its open event streams and websockets")
+    create.add_argument("--max-requests", type=_read_count, metavar="N", help="its requests that are worked on at once")
     create.add_argument(
         "--allow-nodes", type=_read_patterns, default=(), metavar="A,B*", help="its prompts may use only these classes"
     )
@@ -96,6 +98,8 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
         expires_at_ms=None if arguments.expires is None else now_ms + int(arguments.expires * 1000),
         jobs_per_minute=arguments.jobs_per_minute or (BOT_JOBS_PER_MINUTE if arguments.bot else None),
         max_queued=arguments.max_queued or (BOT_MAX_QUEUED if arguments.bot else None),
+        max_streams=arguments.max_streams,
+        max_requests=arguments.max_requests,
         webhook=arguments.webhook,
         allow_nodes=arguments.allow_nodes,
         deny_nodes=arguments.deny_nodes,
@@ -136,6 +140,8 @@ def _describe_limits(limits: KeyLimits) -> list[str]:
     numbers = (
         ("jobs/min", limits.jobs_per_minute),
         ("queued", limits.max_queued),
+        ("streams", limits.max_streams),
+        ("requests", limits.max_requests),
         ("pixels", limits.max_pixels),
         ("steps", limits.max_steps),
     )

@@ -47,6 +47,9 @@ RUN = Family(
     _RUN_S,
 )
 REFUSALS = Family("guarded_admission_refusals_total", "counter", "Prompts that were refused, by error code.", ("code",))
+OVER_QUOTA = Family(
+    "guarded_over_quota_total", "counter", "What was refused with quota_exceeded: streams or requests.", ("of",)
+)
 FACE_CHECKS = Family(
     "guarded_face_checks_total", "counter", "Pictures checked for faces: passed, or the error code.", ("outcome",)
 )
@@ -115,7 +118,7 @@ STORE_LIMIT = Family("guarded_store_limit_bytes", "gauge", "How large it may bec
 STORE_THINNED = Family("guarded_store_thinned_total", "counter", "Prompts of settled jobs that were deleted.")
 
 #: Counted as it happens.
-COUNTED = (ADMITTED, SETTLED, WAIT, RUN, REFUSALS, FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME)
+COUNTED = (ADMITTED, SETTLED, WAIT, RUN, REFUSALS, OVER_QUOTA, FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME)
 #: Read when somebody scrapes.
 READ = (
     *(TIMEOUTS, INTERRUPTS, REPLACEMENTS, QUEUED, SLOTS, SLOTS_USED, READY, WORKER_UP, DISOWNED),

@@ -35,6 +35,7 @@ from .families import (
     GPU_BUSY,
     GPU_INFO,
     INTERRUPTS,
+    OVER_QUOTA,
     QUEUED,
     READ,
     READY,
@@ -125,6 +126,10 @@ class Metrics:
     def count_refusal(self, code: str) -> None:
         """Count a prompt that was refused with that error code."""
         self._add(REFUSALS, code)
+
+    def count_over_quota(self, of: str) -> None:
+        """Count a stream, or request, that was refused as one too many."""
+        self._add(OVER_QUOTA, of)
 
     def count_face_check(self, outcome: str, took_s: float) -> None:
         """Count a check for faces; `outcome` is `passed` or an error code."""

@@ -45,6 +45,7 @@ async def get_view(call: Call) -> web.StreamResponse:
     try:
         if "preview" in query or query.get("channel") in ("rgb", "a"):
             return await _convert(call, file)
+        call.turn.rest()
         response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         file.handle.close()

@@ -25,6 +25,12 @@ MAX_MESSAGE_BYTES = 2**18
 async def get_ws(call: Call) -> web.StreamResponse:
     """ComfyUI's websocket, with the caller's own events, and `guarded` ones among them."""
     after = read_last_event_id(call)
+    with call.services.quotas.stream(call.client):
+        call.turn.close()  # it counts as a stream
+        return await _serve(call, after)
+
+
+async def _serve(call: Call, after: int | None) -> web.StreamResponse:
     # Uncompressed: with thousands of idle sockets, a compressor of some 250 KiB for each would take most of the memory.
     ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_MESSAGE_BYTES)
     await ws.prepare(call.request)

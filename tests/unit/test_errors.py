@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[int | None, bool]] = {
     "internal_error": (500, True),
     "rate_limited": (429, True),
     "queue_full": (429, True),
+    "quota_exceeded": (429, True),
     "server_unavailable": (503, True),
     "disk_full": (507, True),
     "queue_timeout": (None, True),

@@ -244,6 +244,7 @@ def everything(watched):
         watched.job(code, template='a "name"\\n')
     watched.gpus.look(fake_nvml(A5000))
     watched.metrics.count_refusal("rate_limited")
+    watched.metrics.count_over_quota("streams")
     watched.metrics.count_face_check("no_face", 0.2)
     watched.metrics.count_delivery("failed", 3.0)
     watched.janitor.turn(1_000.0)

@@ -1,0 +1,92 @@
+"""Quotas: what each owner may hold at once. Event loop only.
+
+A stream over the quota is refused. A request over it waits for its turn, so that a bot whose thousand users ask at once
+is not refused: its requests are worked on some at a time, beside everybody else's. A request that only waits for a job,
+or sends a file, is not worked on.
+
+Operators, `local` among them, have no quotas: they must be able to look at a server that others have filled.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from ..client import Client
+from ..errors import QuotaExceededError
+from ..settings import LimitsSettings
+from ..signal import Signal
+from .turns import Requests, Turn
+
+#: So many requests of an owner are there at once, whether they are worked on, wait for their turn or for a job.
+HELD = 4096
+
+_Quota = Literal["max_streams", "max_requests", "max_waiting_bytes"]
+
+
+class Quotas:
+    """What each owner holds. Owners that hold nothing take no memory."""
+
+    def __init__(self, settings: LimitsSettings) -> None:
+        self._settings = settings
+        self._streams: Counter[str] = Counter()
+        self._requests: dict[str, Requests] = {}
+        #: Something was refused: what there were too many of. Called on the event loop.
+        self.refused: Signal[[str]] = Signal()
+
+    def find(self, client: Client, name: _Quota) -> int | None:
+        """The client's quota of that name; None where it has none."""
+        if client.operator or not client.owner:
+            return None
+        own: int | None = getattr(client.limits, name)
+        return (getattr(self._settings, name) if own is None else own) or None
+
+    @property
+    def streams(self) -> int:
+        """How many streams of owners with quotas are open."""
+        return self._streams.total()
+
+    @contextmanager
+    def stream(self, client: Client) -> Iterator[None]:
+        """Count one open stream until the end of the block. Raises QuotaExceededError where it is one too many."""
+        quota = self.find(client, "max_streams")
+        if quota is None:
+            yield
+            return
+        if (held := self._streams[client.owner]) >= quota:
+            raise self._refuse("streams", held, quota, "You have {} streams open", "one of them is closed")
+        self._streams[client.owner] += 1
+        try:
+            yield
+        finally:
+            self._streams[client.owner] -= 1
+            if not self._streams[client.owner]:
+                del self._streams[client.owner]
+
+    async def begin_request(self, client: Client) -> Turn:
+        """Wait for a request's turn; close it once the request has been answered.
+
+        Raises:
+            QuotaExceededError: its turn does not come within a minute, or the owner has too many requests.
+        """
+        quota = self.find(client, "max_requests")
+        if quota is None:
+            return Turn()
+        own = self._requests.setdefault(client.owner, Requests())
+        if own.held >= HELD:
+            raise self._refuse("requests", own.held, HELD, "{} of your requests are under way", "one is answered")
+        turn = own.take_up(lambda: self._requests.pop(client.owner))
+        try:
+            if not await own.wait_for_turn(turn, quota):
+                said = "{} of your requests are worked on, and this one's turn does not come"
+                raise self._refuse("requests", own.working, quota, said, "one of them is answered")
+        except BaseException:
+            turn.close()
+            raise
+        return turn
+
+    def _refuse(self, of: str, held: int, limit: int, said: str, frees: str) -> QuotaExceededError:
+        self.refused(of)
+        return QuotaExceededError.of(of, held, limit, said.format(held), frees)

@@ -1,0 +1,150 @@
+"""What an owner may hold at once: streams and requests."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from unit.fakes import settings
+
+from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
+from comfyui_guarded.guard.errors import QuotaExceededError
+from comfyui_guarded.guard.quotas import Quotas, turns
+from comfyui_guarded.guard.quotas import quotas as module
+
+BOT = Client("bot", operator=False)
+OTHER = Client("other", operator=False)
+OPERATOR = Client("boss", operator=True)
+
+
+def made(**limits):
+    return Quotas(settings(limits=limits).limits)
+
+
+async def settle():
+    """Let every task go as far as it comes."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_stream_over_the_quota_is_refused_until_one_is_closed():
+    quotas = made(max_streams=2)
+    refused = []
+    quotas.refused.subscribe(refused.append)
+    with quotas.stream(BOT):
+        with quotas.stream(BOT):
+            with pytest.raises(QuotaExceededError) as caught, quotas.stream(BOT):
+                pass
+            with quotas.stream(OTHER):
+                assert quotas.streams == 3
+        with quotas.stream(BOT):
+            pass
+    assert quotas.streams == 0
+    assert refused == ["streams"]
+    body = caught.value.body("ru")
+    json.dumps(body)
+    assert body["error"]["extra_info"] == {
+        "of": "streams", "held": 2, "limit": 2, "scope": "client", "frees": "one of them is closed",
+    }  # fmt: skip
+    assert body["guard"]["retryable"]
+    assert body["guard"]["retry_after_s"] >= 1
+    assert caught.value.body("ru", of_submit=True)["guard"]["refund"] is True
+
+
+def test_a_key_has_a_quota_of_its_own_and_operators_have_none():
+    quotas = made(max_streams=1)
+    own = Client("own", operator=False, limits=KeyLimits(max_streams=3))
+    with contextlib.ExitStack() as stack:
+        for client, count in ((own, 3), (OPERATOR, 100), (LOCAL, 100)):
+            for _ in range(count):
+                stack.enter_context(quotas.stream(client))
+        with pytest.raises(QuotaExceededError), quotas.stream(own):
+            pass
+    unlimited = made(max_streams=0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(unlimited.stream(BOT))
+
+
+async def test_requests_over_the_quota_take_turns_in_order_and_other_owners_need_not_wait():
+    quotas = made(max_requests=2)
+    order = []
+
+    async def ask(number):
+        turn = await quotas.begin_request(BOT)
+        order.append(number)
+        return turn
+
+    asked = [asyncio.create_task(ask(number)) for number in range(5)]
+    await settle()
+    assert order == [0, 1]
+    (await asyncio.wait_for(quotas.begin_request(OTHER), 1)).close()
+    (await asked[1]).close()
+    await settle()
+    assert order == [0, 1, 2]
+    (await asked[0]).rest()  # it waits for its job now
+    await settle()
+    assert order == [0, 1, 2, 3]
+    (await asked[0]).close()  # which frees nothing more
+    await settle()
+    assert order == [0, 1, 2, 3]
+    for task in asked[2:]:
+        (await task).close()
+        await settle()
+    assert order == [0, 1, 2, 3, 4]
+    assert not quotas._requests
+
+
+async def test_a_thousand_requests_that_wait_for_jobs_are_not_refused():
+    quotas = made()
+    given = []
+    for _ in range(1000):
+        turn = await asyncio.wait_for(quotas.begin_request(BOT), 1)
+        turn.rest()
+        given.append(turn)
+    for turn in given:
+        turn.close()
+    assert not quotas._requests
+
+
+async def test_a_request_whose_turn_does_not_come_is_refused_and_costs_no_turn(monkeypatch):
+    monkeypatch.setattr(turns, "TURN_WITHIN_S", 0.05)
+    quotas = made(max_requests=1)
+    first = await quotas.begin_request(BOT)
+    with pytest.raises(QuotaExceededError) as caught:
+        await quotas.begin_request(BOT)
+    assert caught.value.extra_info["of"] == "requests"
+    first.close()
+    (await asyncio.wait_for(quotas.begin_request(BOT), 1)).close()
+    assert not quotas._requests
+
+
+async def test_a_request_whose_client_has_gone_gives_its_turn_to_the_next():
+    quotas = made(max_requests=1)
+    first = await quotas.begin_request(BOT)
+    gone = asyncio.create_task(quotas.begin_request(BOT))
+    gone_with_turn = asyncio.create_task(quotas.begin_request(BOT))
+    last = asyncio.create_task(quotas.begin_request(BOT))
+    await settle()
+    gone.cancel()
+    await settle()
+    first.close()
+    gone_with_turn.cancel()  # it has been given the turn, and does not know yet
+    turn = await asyncio.wait_for(last, 1)
+    turn.close()
+    await asyncio.gather(gone, gone_with_turn, return_exceptions=True)
+    assert not quotas._requests
+
+
+async def test_there_is_an_end_to_requests_that_wait(monkeypatch):
+    monkeypatch.setattr(module, "HELD", 3)
+    quotas = made(max_requests=1)
+    given = []
+    for _ in range(3):
+        turn = await quotas.begin_request(BOT)
+        turn.rest()
+        given.append(turn)
+    with pytest.raises(QuotaExceededError):
+        await quotas.begin_request(BOT)
+    given[0].close()
+    (await quotas.begin_request(BOT)).close()
