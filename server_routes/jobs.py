@@ -55,7 +55,7 @@ async def get_job(call: Call) -> web.StreamResponse:
     return respond(await jobs.body(job, call.locale))
 
 
-async def get_prompt(call: Call) -> web.StreamResponse:
+async def get_job_prompt(call: Call) -> web.StreamResponse:
     """The prompt of a job, in API format: with `converted`, what its workflow was made into."""
     job_id = call.request.match_info["job_id"]
     body: PromptBody = {"prompt": await call.services.jobs.find_prompt(job_id, call.client)}
@@ -117,7 +117,9 @@ ROUTES = [
         get_job,
         about=About({200: JobBody}, query={"wait": WAIT, "state": _STATE}, refusals=(NotFoundError, *READ)),
     ),
-    Route("GET", "/jobs/{job_id}/prompt", get_prompt, about=About({200: PromptBody}, refusals=(NotFoundError, *READ))),
+    Route(
+        "GET", "/jobs/{job_id}/prompt", get_job_prompt, about=About({200: PromptBody}, refusals=(NotFoundError, *READ))
+    ),
     Route(
         "DELETE",
         "/jobs/{job_id}",
