@@ -212,6 +212,9 @@ class Backlog(Protocol):
     def count(self, known: Collection[str]) -> int:
         """How many jobs wait; costs nothing."""
 
+    def __contains__(self, job_id: object) -> bool:
+        """Whether that job waits, or is on its way to the host."""
+
     def waiting(self, known: Collection[str]) -> list[str]:
         """The ids of the jobs that wait, oldest first."""
 

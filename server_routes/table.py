@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -298,28 +298,33 @@ def refuse(
     return respond(error.body(locale, of_submit=of_submit), told, error.status or 500)
 
 
-def respond(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
-    return _respond(_dumps(body), body, headers, status)
+async def respond_at_length(members: Iterable[tuple[str, Any]]) -> web.Response:
+    """The same for a long object, by its members; an iterator among the values becomes an array.
 
-
-async def respond_at_length(body: Mapping[str, Any]) -> web.Response:
-    """The same for a long object: another thread writes it, item by item, as everybody waits while one is written."""
+    Another thread makes and writes it, item by item, as everybody waits while one is written. Nothing of an item is
+    kept but its text: Python's garbage collector holds up everybody as well.
+    """
 
     def write() -> web.Response:
-        members = (f"{_dumps(key)}: {_write_items(value)}" for key, value in interleave(body.items()))
-        return _respond(f"{{{', '.join(members)}}}", body)
+        texts = [f"{_write(key)}: {_write_value(value)}" for key, value in interleave(members)]
+        return web.Response(text=f"{{{', '.join(texts)}}}", content_type="application/json")
 
     return await asyncio.to_thread(write)
 
 
-def _write_items(value: Any) -> str:
-    return f"[{', '.join(map(_dumps, interleave(value)))}]" if isinstance(value, list) else _dumps(value)
+def _write_value(value: Any) -> str:
+    return f"[{', '.join(map(_write, interleave(value)))}]" if isinstance(value, Iterator) else _write(value)
 
 
-def _respond(text: str, body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
+def _write(body: Any) -> str:
+    text = _dumps(body)
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:  # half of a surrogate pair: a file name that is no UTF-8, say
             text = json.dumps(body)
-    return web.Response(text=text, headers=headers, status=status, content_type="application/json")
+    return text
+
+
+def respond(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
+    return web.Response(text=_write(body), headers=headers, status=status, content_type="application/json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from ..files.names import owner_folder, strip_owner_folder
@@ -11,8 +11,7 @@ from ..host_words import make_execution_error
 from ..job import OPEN, Job, JobBody, JobState
 from ..owners import hide, renew
 from ..store import Entry
-from .bodies import ExecutionError, HistoryEntry, HistoryStatus, ListedJob, ListedJobInFull, QueueBody, Status
-from .interleave import interleave
+from .bodies import ExecutionError, HistoryEntry, HistoryStatus, ListedJob, ListedJobInFull, Status
 
 RUNNING = frozenset({JobState.RUNNING, JobState.VALIDATING})
 #: The statuses of `/api/jobs`, and the states that each stands for.
@@ -23,6 +22,10 @@ STATUSES: dict[Status, frozenset[JobState]] = {
     "failed": frozenset({JobState.FAILED}),
     "cancelled": frozenset({JobState.CANCELLED}),
 }
+
+#: What a row shows of a job without its prompt: number, time of the submit, client id, outputs to execute. A plain
+#: tuple of plain values: Python's garbage collector, which holds up all threads, does not look at those each time.
+Head = tuple[int, int, str | None, tuple[str, ...]]
 
 #: ComfyUI's page shows these kinds of output, and files with these endings under any kind.
 _SHOWN = frozenset({"images", "video", "audio", "3d", "text"})
@@ -38,33 +41,35 @@ def row(entry: Entry) -> list[Any]:
     """
     job = entry.job
     if entry.body is None:
-        return bare_row(job)
+        return bare_row(job.job_id, head(job))
     body = renew(entry.body)
     stored = json.loads(body)
     if owner_folder(job.owner).encode() in body:
         stored = strip_owner_folder(stored, job.owner)
-    return _row(job, stored.get("prompt", {}), stored.get("extra_data") or {})
+    return _row(job.job_id, head(job), stored.get("prompt", {}), stored.get("extra_data") or {})
 
 
-def bare_row(job: Job) -> list[Any]:
+def head(job: Job) -> Head:
+    return job.number, job.created_at_ms, job.client_id, job.outputs_to_execute
+
+
+def bare_row(job_id: str, about: Head) -> list[Any]:
     """The same without the prompt."""
-    return _row(job, {}, {})
+    return _row(job_id, about, {}, {})
 
 
-def _row(job: Job, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> list[Any]:
-    extra_data = {**extra_data, "create_time": job.created_at_ms}
-    if job.client_id is not None:
-        extra_data["client_id"] = job.client_id
-    return [job.number, job.job_id, prompt, extra_data, list(job.outputs_to_execute)]
+def _row(job_id: str, about: Head, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> list[Any]:
+    number, created_at_ms, client_id, outputs_to_execute = about
+    extra_data = {**extra_data, "create_time": created_at_ms}
+    if client_id is not None:
+        extra_data["client_id"] = client_id
+    return [number, job_id, prompt, extra_data, list(outputs_to_execute)]
 
 
-def queue(entries: list[Entry]) -> QueueBody:
-    """ComfyUI's `/queue`."""
-    rows: QueueBody = {"queue_running": [], "queue_pending": []}
-    for entry in interleave(entries):
-        part = rows["queue_running"] if entry.job.state in RUNNING else rows["queue_pending"]
-        part.append(row(entry))
-    return rows
+def queue(entries: list[Entry]) -> Iterable[tuple[str, Iterator[list[Any]]]]:
+    """The members of ComfyUI's `/queue`."""
+    for key, shows_running in (("queue_running", True), ("queue_pending", False)):
+        yield key, (row(entry) for entry in entries if (entry.job.state in RUNNING) is shows_running)
 
 
 def history_entry(entry: Entry, body: JobBody) -> HistoryEntry:

@@ -33,7 +33,7 @@ PAGE = 1000
 SHOWN = 1000
 WHOLE = 200
 #: Rows with prompts are cached up to this many bytes; jobs beyond are shown without their prompts.
-KEPT_BYTES = 8 * 2**20
+KEPT_BYTES = 2 * 2**20
 #: A reader of the host's queue holds up the event loop. It waits for rows that are not cached for this long in all,
 #: and for one body for this long.
 LOOK_S = 0.02
@@ -60,7 +60,7 @@ class Backlog:
         self._settler = settler
         self._jobs = jobs
         #: Oldest first. Only the store's thread changes it.
-        self._open: dict[str, Job] = {}
+        self._open: dict[str, as_comfyui.Head] = {}
         #: Cached rows of open jobs, each with the size of its body, and the sum of these sizes.
         self._rows: dict[str, tuple[list[Any], int]] = {}
         self._bytes = 0
@@ -72,10 +72,12 @@ class Backlog:
 
     def load(self) -> None:
         """Read the jobs that an earlier process left. Blocks. The store's thread, before it tells of any other job."""
-        jobs: list[Job] = []
-        while page := self._store.list_jobs(None, OPEN, PAGE, jobs[-1].number if jobs else None).result():
-            jobs += page
-        self._open = {job.job_id: job for job in reversed(jobs)}
+        heads: list[tuple[str, as_comfyui.Head]] = []
+        before = None
+        while page := self._store.list_jobs(None, OPEN, PAGE, before).result():
+            heads += [(job.job_id, as_comfyui.head(job)) for job in page]
+            before = page[-1].number
+        self._open = dict(reversed(heads))
         if self._open:
             self._host.queue_changed()
 
@@ -83,8 +85,8 @@ class Backlog:
         """A new state is durable. The store's thread."""
         if not job.state.settled:
             is_new = job.job_id not in self._open
-            self._open[job.job_id] = job
             if is_new:
+                self._open[job.job_id] = as_comfyui.head(job)
                 self._host.queue_changed()
             return
         with self._lock:
@@ -106,8 +108,8 @@ class Backlog:
                 self._read_row(job_id)
             if number < WHOLE and (cached := self._rows.get(job_id)) is not None:
                 rows.append(cached[0])
-            elif (job := self._open.get(job_id)) is not None:
-                rows.append(as_comfyui.bare_row(job))
+            elif (head := self._open.get(job_id)) is not None:
+                rows.append(as_comfyui.bare_row(job_id, head))
         return rows
 
     def row(self, job_id: str) -> list[Any] | None:
@@ -119,11 +121,14 @@ class Backlog:
 
     def _take_out(self, job_ids: Iterator[str]) -> None:
         """End some, and the next ones once these are on disk: what is handed in meanwhile waits for a few only."""
-        jobs = list(islice(filter(None, map(self._open.get, job_ids)), ENDED_AT_ONCE))
         error = CancelledError("The job was taken out of ComfyUI's queue.")
-        endings = [self._settler.end_waiting(job, error) for job in jobs]
+        some = islice((job_id for job_id in job_ids if job_id in self._open), ENDED_AT_ONCE)
+        endings = [self._settler.end_waiting(job_id, error) for job_id in some]
         if endings:
             endings[-1].add_done_callback(lambda _done: self._take_out(job_ids))
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._open
 
     def waiting(self, known: Collection[str]) -> list[str]:
         return [job_id for job_id in list(self._open) if job_id not in known]

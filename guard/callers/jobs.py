@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from asyncio import wrap_future
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,8 @@ from ..results.previews import Preview
 from ..settings import QueueSettings
 from ..store import Entry, Found, Listing, Settled, Store, Waiting, Wanted
 from . import as_comfyui
-from .bodies import HistoryEntry, ListedJob, ListedJobInFull, QueueBody
+from .bodies import HistoryEntry, ListedJob, ListedJobInFull
 from .estimate import Estimates
-from .interleave import interleave
 from .places import Places
 from .polls import Polls
 from .positions import notice
@@ -174,23 +174,20 @@ class Jobs:
             ),
         }
 
-    # As ComfyUI shows them. Another thread makes the long lists. ---------------------------------------------
+    # As ComfyUI shows them. Long lists come as iterators, for another thread to write them item by item. -------
 
     def count_open(self, client: Client) -> int:
         """How many of the caller's jobs have not settled."""
         return self._store.count_open(client.sees_only)
 
-    async def list_queue(self, client: Client) -> QueueBody:
-        """The caller's open jobs as ComfyUI's `/queue`, oldest first."""
-        entries = await wrap_future(self._store.list_queue(client.sees_only))
-        return await asyncio.to_thread(as_comfyui.queue, entries)
+    async def list_queue(self, client: Client) -> Iterable[tuple[str, Iterator[list[Any]]]]:
+        """The members of ComfyUI's `/queue`, of the caller's open jobs, oldest first."""
+        return as_comfyui.queue(await wrap_future(self._store.list_queue(client.sees_only)))
 
-    async def list_history(self, client: Client, limit: int, offset: int | None) -> dict[str, HistoryEntry]:
-        """The caller's settled jobs as ComfyUI's `/history`, oldest first: from `offset` on, or the last."""
+    async def list_history(self, client: Client, limit: int, offset: int | None) -> Iterable[tuple[str, HistoryEntry]]:
+        """The members of ComfyUI's `/history`, of the caller's settled jobs: from `offset` on, or the last."""
         entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
-        return await asyncio.to_thread(
-            lambda: {entry.job.job_id: self._make_history_entry(entry, client) for entry in interleave(entries)}
-        )
+        return ((entry.job.job_id, self._make_history_entry(entry, client)) for entry in entries)
 
     async def find_history_entry(self, job_id: str, client: Client) -> dict[str, HistoryEntry]:
         """The job as ComfyUI's `/history/{id}`: empty unless it has settled and is the caller's."""
@@ -202,13 +199,11 @@ class Jobs:
             {job_id: self._make_history_entry(entry, client)} if entry is not None and entry.job.state.settled else {}
         )
 
-    async def list_page(self, client: Client, asked: Listing) -> tuple[list[ListedJob], int]:
-        """The caller's jobs as ComfyUI's `/api/jobs`, and how many there are in all."""
+    async def list_page(self, client: Client, asked: Listing) -> tuple[Iterator[ListedJob], int, int]:
+        """The caller's jobs as ComfyUI's `/api/jobs`, their number, and how many there are in all."""
         page = await wrap_future(self._store.find_page(client.sees_only, asked))
-        jobs = await asyncio.to_thread(
-            lambda: [as_comfyui.item(_as_seen(job, client), workflow_id) for job, workflow_id in interleave(page.jobs)]
-        )
-        return jobs, page.total
+        jobs = (as_comfyui.item(_as_seen(job, client), workflow_id) for job, workflow_id in page.jobs)
+        return jobs, len(page.jobs), page.total
 
     async def find_listed_job(self, job_id: str, client: Client) -> ListedJobInFull:
         """The job as ComfyUI's `/api/jobs/{id}`. Raises NotFoundError."""
@@ -253,7 +248,7 @@ class Jobs:
 
     async def _end_waiting(self, jobs: list[Job]) -> None:
         error = CancelledError("The job was taken out of the queue.")
-        endings = [self._settler.end_waiting(job, error) for job in jobs if job.state in WAITING]
+        endings = [self._settler.end_waiting(job.job_id, error) for job in jobs if job.state in WAITING]
         await asyncio.gather(*map(_wait_for, endings))
 
     async def interrupt(self, client: Client, job_id: str | None) -> None:

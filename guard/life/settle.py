@@ -52,13 +52,13 @@ class Ending:
 
     def __init__(
         self,
-        job: Job,
+        job_id: str,
         verdict: Verdict,
         result: Result | None = None,
         error: GuardError | None = None,
         only_waiting: bool = False,
     ) -> None:
-        self.job = job
+        self.job_id = job_id
         self.verdict = verdict
         self.result = result
         self.error = error
@@ -110,21 +110,21 @@ class Settler:
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
         """Give a job its verdict, unless it has one. The future is done once its ending is durable, and never fails."""
         verdict, result = self._cleaner.clean_ending(verdict, result, job.owner)
-        return self._hand_in(Ending(job, verdict, result))
+        return self._hand_in(Ending(job.job_id, verdict, result))
 
     def end(self, job: Job, error: GuardError) -> Future[Settled | None]:
         """End a job before its own end: settle it, stop it, and tell its socket once that is durable.
 
         The stop does not wait for the disk: the verdict counts from now on, whatever the stopped run reports.
         """
-        future = self._hand_in(Ending(job, Verdict.of(error), error=error))
+        future = self._hand_in(Ending(job.job_id, Verdict.of(error), error=error))
         self._host.stop(job.job_id)
         self.ending(job.job_id)
         return future
 
-    def end_waiting(self, job: Job, error: GuardError) -> Future[Settled | None]:
+    def end_waiting(self, job_id: str, error: GuardError) -> Future[Settled | None]:
         """End a job that waits; leave it alone if it has begun to run meanwhile, or is being ended already."""
-        return self._hand_in(Ending(job, Verdict.of(error), error=error, only_waiting=True))
+        return self._hand_in(Ending(job_id, Verdict.of(error), error=error, only_waiting=True))
 
     def release(self, job_id: str) -> None:
         """Free the job's slot. Where that fails, the reconciler finds it and calls this again."""
@@ -168,7 +168,7 @@ class Settler:
 
     def _hand_in(self, ending: Ending) -> Future[Settled | None]:
         """Make this the job's ending, unless it has one; returns the future of the one that it has."""
-        job_id = ending.job.job_id
+        job_id = ending.job_id
         with self._lock:
             known = self._endings.get(job_id)
             if known is not None and (ending.only_waiting or not known.only_waiting):
@@ -186,7 +186,7 @@ class Settler:
         return ending.future
 
     def _write(self, ending: Ending) -> None:
-        future = self._store.settle(ending.job.job_id, ending.verdict, ending.result, only_waiting=ending.only_waiting)
+        future = self._store.settle(ending.job_id, ending.verdict, ending.result, only_waiting=ending.only_waiting)
         future.add_done_callback(lambda done: self._take_answer(ending, done))
 
     def _take_answer(self, ending: Ending, done: Future[Settled | None]) -> None:
@@ -196,20 +196,18 @@ class Settler:
             return
         settled = done.result()
         with self._lock:
-            if self._endings.get(ending.job.job_id) is ending:
-                del self._endings[ending.job.job_id]
+            if self._endings.get(ending.job_id) is ending:
+                del self._endings[ending.job_id]
             again = list(self._refused)
             self._refused.clear()
         try:
             self._tell(ending, settled)
         except Exception:
-            log.exception(
-                "job %s: its ending could not be told", ending.job.job_id, extra={"job_id": ending.job.job_id}
-            )
+            log.exception("job %s: its ending could not be told", ending.job_id, extra={"job_id": ending.job_id})
         ending.future.set_result(settled)
         for other in again:
             self._write(other)
-        self._report_written(ending.job.job_id)
+        self._report_written(ending.job_id)
 
     def _keep(self, ending: Ending, failure: BaseException) -> None:
         """Keep an ending that could not be written. The store's thread; any thread where the store is closed."""
@@ -226,16 +224,16 @@ class Settler:
             is_first = not self._late
             if is_first:
                 self._refused_s = self._clock.monotonic_s()
-            self._late.add(ending.job.job_id)
+            self._late.add(ending.job_id)
         if newer is not None:
             _share(newer, ending)
         if is_first:
             log.error(
                 "job %s: its ending (%s) cannot be written yet, so nobody hears of it: %s",
-                ending.job.job_id,
+                ending.job_id,
                 ending.verdict.code or "success",
                 failure,
-                extra={"job_id": ending.job.job_id},
+                extra={"job_id": ending.job_id},
             )
 
     # After the commit. ---------------------------------------------------------------------------------------
@@ -244,7 +242,7 @@ class Settler:
         """Say how the job ended, now that it is durable. The store's thread."""
         if settled is not None and not settled.job.state.settled:
             return  # it had begun to run
-        job_id = ending.job.job_id
+        job_id = ending.job_id
         self._secrets.forget(job_id)
         if settled is None or not settled.won:
             return

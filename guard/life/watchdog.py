@@ -309,7 +309,7 @@ class Watchdog:
         timeout_s = self._settings.queue.timeout_s
         error = QueueTimeoutError(f"The job waited longer than {timeout_s:g} s.", extra_info={"timeout_s": timeout_s})
         for job in done.result():
-            self._settler.end_waiting(job, error)
+            self._settler.end_waiting(job.job_id, error)
 
     def _loop(self) -> None:
         again_s = self._clock.monotonic_s()

@@ -19,9 +19,11 @@ PAGE = 1000
 SHOWN = 10_000
 #: The most overdue jobs in one look.
 OVERDUE = 1000
-#: So many jobs in one queue or history come with their bodies, and so many bytes of these.
+#: So many jobs in one queue or history come with their bodies, and so many bytes of these, and of a single one: all
+#: threads wait while it is parsed.
 WHOLE = 200
-ENTRIES_BYTES = 64 * 2**20
+ENTRIES_BYTES = 8 * 2**20
+ENTRY_BYTES = 2**20
 #: Changes of state read at once for one reader.
 CHANGES = 2000
 #: Bytes of bodies read at once. A single body may have `policy.max_body_bytes`.
@@ -199,7 +201,7 @@ def _add_bodies(db: sqlite3.Connection, rows: Iterable[Any]) -> list[Entry]:
         if number == WHOLE:
             left = 0
         query = "SELECT CASE WHEN length(body) <= ? THEN body END FROM bodies WHERE number = ?"
-        row = db.execute(query, (left, job.number)).fetchone()
+        row = db.execute(query, (min(left, ENTRY_BYTES), job.number)).fetchone()
         body = (row[0] or b"{}") if row is not None else None
         left -= len(body or b"")
         entries.append(Entry(job, body))

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from ..job import Job
 
-#: At most so many jobs are remembered, and so many bytes of them.
-JOBS = 10_000
+#: At most so many jobs are remembered, and so many bytes of them. Python's garbage collector, which holds up all
+#: threads, looks at some ten objects of each.
+JOBS = 2_000
 BYTES = 32 * 2**20
 #: What a job takes without what callers and nodes wrote into it, and what each of its files takes.
 JOB_BYTES, FILE_BYTES = 2_000, 1_000

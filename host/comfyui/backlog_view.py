@@ -6,7 +6,10 @@ ComfyUI's routes, its `status` event and its editor all call the queue object's 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import execution
@@ -14,6 +17,12 @@ import execution
 from ...guard.host import Backlog
 from .patching import Native, wrap_method
 from .report import QueueItem
+
+log = logging.getLogger("guarded.host")
+
+#: Of the jobs that ended without having run, so many are in ComfyUI's history, the last ones: a cleared queue would
+#: fill it. Whoever asks for another one by its id gets it all the same.
+ADDED = 200
 
 
 class BacklogView:
@@ -32,8 +41,13 @@ class BacklogView:
         self._fields = fields
         self._list_held = list_held
         self._deleting = False
-        #: One job at a time: a cleared queue would take all of the event loop's helper threads, and the store's reader.
-        self._adding = asyncio.Semaphore()
+        #: The jobs whose end is still to be told, and how; and whether that is under way. One job at a time: a cleared
+        #: queue would take all of the event loop's helper threads, and the store's reader.
+        self._unrun: deque[tuple[str, Callable[[], None]]] = deque()
+        self._is_telling = False
+        #: The jobs that were added to ComfyUI's history. Event loop.
+        self._added: deque[str] = deque()
+        self._lock = threading.Lock()
 
     def install(self) -> None:
         """Patch. The main thread, once."""
@@ -70,7 +84,7 @@ class BacklogView:
                     return True
             finally:
                 self._deleting = False
-        for job_id in self._backlog.waiting(self._list_held()):
+        for job_id in self._list_meant(function):
             if function(_LazyItem(job_id, self._read_item)):
                 self._backlog.take_out([job_id])
                 return True
@@ -94,18 +108,55 @@ class BacklogView:
         self._backlog.forget(None)
         return native(*args, **kwargs)
 
-    async def add_to_history(self, job_id: str) -> None:
-        """Put a settled job that ComfyUI never ran into its history. Event loop; reads the store on another thread."""
-        async with self._adding:
-            entry = await asyncio.to_thread(self._backlog.history_entry, job_id)
-        if entry is None:
-            return
+    def tell_end(self, job_id: str, tell: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Put a settled job that ComfyUI never ran into its history, and then `tell`: clients read the history as soon
+        as they have heard of the end. Any thread; `tell` is called on the event loop.
+        """
+        with self._lock:
+            self._unrun.append((job_id, tell))
+            is_telling, self._is_telling = self._is_telling, True
+        if not is_telling:
+            asyncio.run_coroutine_threadsafe(self._tell_ends(), loop)
+
+    async def _tell_ends(self) -> None:
+        while True:
+            with self._lock:
+                if not self._unrun:
+                    self._is_telling = False
+                    return
+                job_id, tell = self._unrun.popleft()
+            try:
+                entry = await asyncio.to_thread(self._backlog.history_entry, job_id)  # reads the store
+                if entry is not None:
+                    self._add_to_history(job_id, entry)
+                tell()
+            except Exception:
+                log.exception("the end of job %s could not be told", job_id, extra={"job_id": job_id})
+
+    def _add_to_history(self, job_id: str, entry: Mapping[str, Any]) -> None:
         with self._queue.mutex:
             history = self._queue.history
-            history.setdefault(job_id, {**entry, "prompt": tuple(entry["prompt"])})
+            if job_id not in history:
+                history[job_id] = {**entry, "prompt": tuple(entry["prompt"])}
+                self._added.append(job_id)
+            if len(self._added) > ADDED:
+                history.pop(self._added.popleft(), None)
             # ComfyUI takes one entry out for each prompt that has run, and no more.
             while len(history) > getattr(execution, "MAXIMUM_HISTORY_SIZE", 10_000):
                 del history[next(iter(history))]
+
+    def _list_meant(self, function: Any) -> list[str]:
+        """The waiting jobs that `function` may say yes to. ComfyUI and most packs compare the id with one of theirs:
+        then the others need not be looked at.
+        """
+        held, asked = self._list_held(), _AskedForId()
+        try:
+            says_yes = function(asked)
+        except Exception:  # it looks at more
+            says_yes = True
+        if says_yes:
+            return self._backlog.waiting(held)
+        return [job_id for job_id in asked.id.compared if job_id in self._backlog and job_id not in held]
 
     def _make_items(self, known: Collection[str]) -> list[QueueItem]:
         return [self._make_item(row) for row in self._backlog.rows(known)]
@@ -129,3 +180,33 @@ class _LazyItem(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._read(self._job_id))
+
+
+class _AnyId:
+    """In place of an id: notes which ones it is compared with."""
+
+    __hash__ = None  # type: ignore[assignment]  # whoever looks it up in a set would learn nothing
+
+    def __init__(self) -> None:
+        self.compared: list[str] = []
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, str):
+            raise TypeError("not an id")
+        self.compared.append(other)
+        return False
+
+
+class _AskedForId(Sequence[Any]):
+    """An item that has nothing but its id."""
+
+    def __init__(self) -> None:
+        self.id = _AnyId()
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != 1:
+            raise LookupError(index)
+        return self.id
+
+    def __len__(self) -> int:
+        raise TypeError("of an id alone")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,26 +204,22 @@ class ComfyHost:
         if self._hooks.announce(job_id, error):
             return
         if self._view is not None:
-            asyncio.run_coroutine_threadsafe(
-                self._announce_with_history(self._view, job_id, client_id, error), self._server.loop
-            )
-        elif client_id is not None:
-            self._announce_unrun(job_id, client_id, error)
+            # Of what is left in the queue the backlog has told.
+            tell = partial(self._announce_unrun, job_id, client_id, error, lambda: None)
+            self._view.tell_end(job_id, tell, self._server.loop)
+        else:
+            self._announce_unrun(job_id, client_id, error, self._server.queue_updated)
 
-    async def _announce_with_history(
-        self, view: BacklogView, job_id: str, client_id: str | None, error: GuardError
+    def _announce_unrun(
+        self, job_id: str, client_id: str | None, error: GuardError, tell_queue: Callable[[], None]
     ) -> None:
-        """Clients read the history as soon as they have heard of the end, so it comes first. Event loop."""
-        await view.add_to_history(job_id)
-        if client_id is not None:
-            self._announce_unrun(job_id, client_id, error)
-
-    def _announce_unrun(self, job_id: str, client_id: str, error: GuardError) -> None:
         """Send what the clients of a job wait for; ComfyUI says nothing of one that never ran. Any thread."""
+        if client_id is None:
+            return
         message = report.make_execution_error(job_id, error.code, error.message, error.extra_info)
         self._hooks.send_in_order(*message, client_id)
         try:
-            self._server.queue_updated()
+            tell_queue()
         finally:
             self._hooks.send_in_order("executing", {"node": None, "prompt_id": job_id}, client_id)
 

@@ -21,8 +21,8 @@ async def get_history(call: Call) -> web.StreamResponse:
         offset = None  # which is how ComfyUI says "the last ones"
     if limit is not None and limit <= 0:
         return respond({})
-    history = await call.services.jobs.list_history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
-    return await respond_at_length(history)
+    entries = await call.services.jobs.list_history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
+    return await respond_at_length(entries)
 
 
 async def get_history_of(call: Call) -> web.StreamResponse:

@@ -59,15 +59,14 @@ async def list_api_jobs(call: Call) -> web.StreamResponse:
         limit=int(read_number(call, "limit", _AT_MOST, 1, 2**53)),
         offset=max(offset, 0),
     )
-    jobs, total = await call.services.jobs.list_page(call.client, listing)
+    jobs, count, total = await call.services.jobs.list_page(call.client, listing)
     pagination: Pagination = {
         "offset": listing.offset,
         "limit": listing.limit if "limit" in query else None,
         "total": total,
-        "has_more": listing.offset + len(jobs) < total,
+        "has_more": listing.offset + count < total,
     }
-    body: ListingBody = {"jobs": jobs, "pagination": pagination}
-    return await respond_at_length(body)
+    return await respond_at_length([("jobs", jobs), ("pagination", pagination)])
 
 
 async def get_api_job(call: Call) -> web.StreamResponse:

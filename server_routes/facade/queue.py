@@ -33,8 +33,7 @@ async def get_prompt(call: Call) -> web.StreamResponse:
 
 async def get_queue(call: Call) -> web.StreamResponse:
     """The caller's open jobs. A job is in here from the 200 until it is in the history."""
-    queue = await call.services.jobs.list_queue(call.client)
-    return await respond_at_length(queue)
+    return await respond_at_length(await call.services.jobs.list_queue(call.client))
 
 
 async def post_queue(call: Call) -> web.StreamResponse:

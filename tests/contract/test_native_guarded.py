@@ -337,6 +337,30 @@ async def test_the_hosts_history_does_not_grow_by_jobs_that_it_never_ran(sandbox
     assert len(history) == 3
 
 
+async def test_a_cleared_queue_does_not_fill_the_hosts_history_and_each_job_is_found_by_its_id(sandbox_client):
+    client = await sandbox_client(**GUARDED, GUARDED_LIMITS__JOBS_PER_MINUTE="0")
+    async with busy(client):
+        waiting = [await client.native_submit(text(unique())) for _ in range(220)]
+        await client.request("POST", "/queue", {"clear": True})
+        history = await client.polled(lambda: client.get("/history"), lambda history: waiting[-1] in history)
+        assert waiting[0] not in history
+        assert len(history) == 200
+        for job_id in (waiting[0], waiting[-1]):
+            assert_native_error((await client.get(f"/history/{job_id}"))[job_id])
+
+
+async def test_a_pack_may_delete_what_waits_by_more_than_its_id(sandbox_client):
+    client = await sandbox_client(**GUARDED)
+    async with busy(client) as running:
+        others = await client.native_submit(text(unique()), client_id="other")
+        its = await client.native_submit(text(unique()), client_id="its")
+        for deleted in (True, False):
+            answer = await client.request("POST", "/guarded_faults/queue/of/its/delete", {})
+            assert answer.json == {"deleted": deleted}
+            assert_ended_badly(await client.settled(its), "cancelled")
+        assert await client.native_queue() == [running, others]
+
+
 async def test_what_waited_before_a_restart_is_in_the_queue_after_it(sandbox_client):
     client = await sandbox_client(**GUARDED)
     running = await client.native_submit(sleep(3600))

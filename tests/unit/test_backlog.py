@@ -1,5 +1,6 @@
 """What the host's own queue and history show of jobs that the host does not have."""
 
+import gc
 import json
 import threading
 
@@ -75,6 +76,22 @@ def test_only_so_many_are_shown_and_all_are_counted(backlog, machine, monkeypatc
     assert ids(backlog) == jobs[:2]
     assert backlog.count([]) == 3
     assert backlog.waiting([]) == jobs
+
+
+def test_waiting_jobs_are_nothing_to_the_garbage_collector(machine, store, host):
+    """It holds up every thread while it looks at all that there is."""
+    jobs = [machine.submit(client_id="tab") for _ in range(300)]
+    before = count_collected()
+    backlog = Backlog(store, host, machine.settler, machine.jobs)
+    backlog.load()
+    assert count_collected() - before < len(jobs) / 2
+    assert ids(backlog) == jobs
+
+
+def count_collected():
+    gc.collect()
+    gc.collect()
+    return len(gc.get_objects())
 
 
 async def test_what_an_earlier_process_has_left_is_shown(machine, store, host):

@@ -272,7 +272,7 @@ class _Gap:
                 if action == "cancel and wait" and not is_store:
                     ending.result(LONG_S)
             else:
-                machine.settler.end_waiting(job, QueueTimeoutError("The job waited too long."))
+                machine.settler.end_waiting(job.job_id, QueueTimeoutError("The job waited too long."))
         elif action == "drain":
             self.drain.begin()
         elif action == "undrain":

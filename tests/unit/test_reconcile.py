@@ -139,7 +139,7 @@ async def test_a_job_that_has_waited_too_long_while_it_is_validated_for_dispatch
     job = machine.job(machine.submit())
     machine.dispatcher.start()
     await begun.wait()
-    machine.settler.end_waiting(job, QueueTimeoutError("The job waited too long."))
+    machine.settler.end_waiting(job.job_id, QueueTimeoutError("The job waited too long."))
     await until(lambda: not machine.dispatcher._handing)
     assert machine.ended(job.job_id) == ("failed", "queue_timeout")
     assert (host.holds, machine.leased()) == (set(), 0)

@@ -101,7 +101,7 @@ def test_nothing_is_announced_before_it_is_durable_and_the_stop_does_not_wait_fo
 LATER = {
     "cancel": lambda settler, job: settler.end(job, CANCEL),
     "success": lambda settler, job: settler.settle(job, SUCCESS, RESULT),
-    "overdue": lambda settler, job: settler.end_waiting(job, OVERDUE),
+    "overdue": lambda settler, job: settler.end_waiting(job.job_id, OVERDUE),
 }
 
 
@@ -159,8 +159,8 @@ def test_the_verdict_of_one_job_is_none_of_another(settler, store):
 
 def test_an_overdue_job_that_waits_is_ended_and_one_that_runs_is_left_alone(settler, store, host):
     running, waiting = _run(store), _submit(store)
-    assert not settler.end_waiting(running, OVERDUE).result(LONG_S).won
-    assert settler.end_waiting(waiting, OVERDUE).result(LONG_S).won
+    assert not settler.end_waiting(running.job_id, OVERDUE).result(LONG_S).won
+    assert settler.end_waiting(waiting.job_id, OVERDUE).result(LONG_S).won
     assert _state(store, running) == (JobState.RUNNING, None)
     assert _state(store, waiting) == (JobState.FAILED, "queue_timeout")
     assert host.stopped == [waiting.job_id]
@@ -170,10 +170,10 @@ def test_an_overdue_job_that_waits_is_ended_and_one_that_runs_is_left_alone(sett
 def test_whether_a_job_waits_is_not_decided_before_the_store_has(settler, store, host):
     waiting, starting = _submit(store), _submit(store)
     with full(store):
-        futures = [settler.end_waiting(job, CANCEL) for job in (waiting, starting)]
+        futures = [settler.end_waiting(job.job_id, CANCEL) for job in (waiting, starting)]
         assert not any(future.done() for future in futures)
         assert settler.verdict_of(waiting.job_id) is None, "it may yet run"
-        assert settler.end_waiting(waiting, OVERDUE) is futures[0]
+        assert settler.end_waiting(waiting.job_id, OVERDUE) is futures[0]
         store.claim("local", 1000).result(LONG_S)
         store.claim("local", 1000).result(LONG_S)
         store.start(starting.job_id).result(LONG_S)
@@ -188,7 +188,7 @@ def test_whether_a_job_waits_is_not_decided_before_the_store_has(settler, store,
 def test_an_end_holds_where_the_store_has_not_decided_whether_the_job_waits(settler, store, host, disk):
     job = _run(store)
     with Held(store) if disk == "silent" else full(store):
-        conditional = settler.end_waiting(job, OVERDUE)
+        conditional = settler.end_waiting(job.job_id, OVERDUE)
         end = settler.end(job, CANCEL)
         assert settler.verdict_of(job.job_id).code == "cancelled"
     settler.retry()
@@ -201,7 +201,7 @@ def test_an_end_holds_where_the_store_has_not_decided_whether_the_job_waits(sett
 def test_the_secrets_of_a_job_that_was_found_running_stay(settler, store, secrets):
     job = _run(store)
     secrets.keep(job.job_id, {"api_key_comfy_org": "s"})
-    settler.end_waiting(job, OVERDUE).result(LONG_S)
+    settler.end_waiting(job.job_id, OVERDUE).result(LONG_S)
     assert secrets.of(job.job_id)
 
 

@@ -28,6 +28,14 @@ async def post_queue(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+@server.PromptServer.instance.routes.post("/guarded_faults/queue/of/{client_id}/delete")
+async def post_delete(request: web.Request) -> web.Response:
+    """As a pack deletes by something else than the id."""
+    wanted = request.match_info["client_id"]
+    queue = server.PromptServer.instance.prompt_queue
+    return web.json_response({"deleted": queue.delete_queue_item(lambda item: item[3].get("client_id") == wanted)})
+
+
 @server.PromptServer.instance.routes.post("/guarded_faults/tasks/{name}/cancel")
 async def post_cancel(request: web.Request) -> web.Response:
     """As a pack would that cancels every task that it does not know."""
