@@ -295,8 +295,17 @@ class Host(Protocol):
     def inject(self, prompt_id: str) -> bool:
         """Raise an exception in the code of that prompt, and nowhere else. False if it does not run. Any thread."""
 
+    def has_waiting(self) -> bool:
+        """Whether a prompt waits in the host's queue, whoever queued it. Any thread."""
+
+    def worker_away_s(self) -> float:
+        """For how long the worker has neither had a prompt nor asked for one: between two, the host gives memory back.
+
+        Any thread.
+        """
+
     def replace_worker(self, prompt_id: str | None, error: GuardError) -> bool:
-        """Disown the worker that has `prompt_id` (None: the dead one), and let another serve the queue.
+        """Disown the worker that has `prompt_id` (None: that is dead or away), and let another serve the queue.
 
         The host drops whatever the disowned thread returns or sends, and ends it at its next check. It closes the
         thread's prompt in its history and on its socket, with `error`; a job of the guard's once its ending is durable,

@@ -29,6 +29,8 @@ log = logging.getLogger("guarded.watchdog")
 TURN_S = 0.5
 #: The share of the grace after which an exception is injected: most nodes have reached a check by then.
 INJECT_AFTER = 0.2
+#: So many times the grace a worker may stay away between two prompts while others wait: giving memory back takes time.
+AWAY_FACTOR = 3
 #: The time between a fault of the GPU and the restart: the verdict must reach whoever waits for it.
 FAULT_GRACE_S = 1.0
 #: How often a restart that failed is tried again.
@@ -53,6 +55,8 @@ class _Watched:
 class Overdue(Protocol):
     """What the watchdog asks of the job store: see :class:`guard.store.Store`."""
 
+    @property
+    def queued(self) -> int: ...
     @property
     def leases(self) -> frozenset[str]: ...
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]: ...
@@ -82,6 +86,9 @@ class Watchdog:
         self._watched: dict[str, _Watched] = {}
         self._looking: Future[list[Job]] | None = None
         self._restart_s = math.inf
+        #: Since when the worker has stayed away although something waits; and whether that was reported, and no more.
+        self._missed_since_s = math.inf
+        self._is_missing = False
         #: Why the process must restart once no job is under way, since it could not when a worker hung; and when next.
         self._owed_restart: str | None = None
         self._owed_restart_s = -math.inf
@@ -137,9 +144,7 @@ class Watchdog:
         with self._condition:
             watched = self._watched.pop(prompt_id, None)
         if watched is not None and watched.stuck and self._health.stuck:
-            self._health.stuck = False
-            log.warning("%s has ended after all, and the worker is free", prompt_id, extra={"job_id": prompt_id})
-            self.repaired()
+            self._find_free(f"{prompt_id} has ended after all, and the worker is free", prompt_id)
 
     def handle_gpu_fault(self) -> None:
         """Restart the process soon, since it can no longer use the GPU. The worker's thread."""
@@ -171,6 +176,7 @@ class Watchdog:
                     self._climb(one, now_s)
                 elif (limit := self._find_limit(one, now_s)) is not None:
                     self._end(one, now_s, limit)
+            self._miss(now_s)
             self._pay_restart(watched, now_s)
         self._settler.retry()
         self._end_overdue()
@@ -227,34 +233,54 @@ class Watchdog:
                     extra={"job_id": one.prompt_id},
                 )
         if not one.stuck and now_s >= one.stopped_s + settings.interrupt_grace_s:
-            one.stuck = True
-            self._give_worker_up(one, now_s)
+            reason = f"{one.prompt_id} does not end, {settings.interrupt_grace_s:g} s after it was stopped"
+            # Where the prompt is just ending, the next turn tries again if it does not.
+            one.stuck = self._give_worker_up(one.prompt_id, reason, now_s)
 
-    def _give_worker_up(self, one: _Watched, now_s: float) -> None:
-        """The last rungs: go on without the worker, as `watchdog.on_stuck` says."""
+    def _miss(self, now_s: float) -> None:
+        """Give up a worker that has work and stays away, where no prompt runs that could be late."""
+        away_s = self._host.worker_away_s() if self._host.has_waiting() or self._store.queued else 0.0
+        if not away_s:
+            self._missed_since_s = math.inf
+            if self._is_missing and not self._host.worker_away_s():
+                self._is_missing = False
+                self._find_free("the worker has come back after all, and is free")
+            return
+        self._missed_since_s = min(self._missed_since_s, now_s)
+        grace_s = AWAY_FACTOR * self._settings.watchdog.interrupt_grace_s
+        if min(now_s - self._missed_since_s, away_s) >= grace_s and not self._is_missing:
+            reason = f"the worker has taken none of the prompts that wait, {grace_s:g} s after the one before"
+            if self._give_worker_up(None, reason, now_s):
+                self._missed_since_s = math.inf
+                self._is_missing = self._health.stuck
+
+    def _give_worker_up(self, prompt_id: str | None, reason: str, now_s: float) -> bool:
+        """The last rungs: go on without the worker, as `watchdog.on_stuck` says. False: it has just let go."""
         settings = self._settings.watchdog
-        reason = f"{one.prompt_id} does not end, {settings.interrupt_grace_s:g} s after it was stopped"
         if settings.on_stuck == "report":
             self._health.stuck = True
-            log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason, extra={"job_id": one.prompt_id})
+            log.error("%s; the worker is stuck (watchdog.on_stuck is report)", reason, extra={"job_id": prompt_id})
             self.alarmed("worker_stuck", reason)
-        elif settings.on_stuck == "exit":
+            return True
+        if settings.on_stuck == "exit":
             self._process.exit(reason)
-        else:
-            if settings.on_stuck == "restart":
-                self._owe_restart(reason, now_s)
-            elif (hung := self._host.hung_workers()) >= settings.max_disowned:
-                self._owe_restart(f"{reason}, and {hung} worker(s) hang already", now_s)
-            # There is room for one more, or the process could not be restarted: go on serving.
-            self._leave_worker(one, reason)
+        elif settings.on_stuck == "restart":
+            self._owe_restart(reason, now_s)
+        elif (hung := self._host.hung_workers()) >= settings.max_disowned:
+            self._owe_restart(f"{reason}, and {hung} worker(s) hang already", now_s)
+        # There is room for one more, or the process could not be restarted: go on serving.
+        if not self._host.replace_worker(prompt_id, WorkerDiedError("The job did not end and was left behind.")):
+            return False
+        self.counts["replace hung"] += 1
+        log.error("%s; another worker has taken over", reason, extra={"job_id": prompt_id})
+        self.alarmed("worker_replaced", f"{reason}; another worker has taken over")
+        return True
 
-    def _leave_worker(self, one: _Watched, reason: str) -> None:
-        if self._host.replace_worker(one.prompt_id, WorkerDiedError("The job did not end and was left behind.")):
-            self.counts["replace hung"] += 1
-            log.error("%s; another worker has taken over", reason, extra={"job_id": one.prompt_id})
-            self.alarmed("worker_replaced", f"{reason}; another worker has taken over")
-        else:
-            one.stuck = False  # the prompt is just ending; if not, the next turn tries again
+    def _find_free(self, text: str, prompt_id: str | None = None) -> None:
+        """A worker that was reported goes on after all."""
+        self._health.stuck = False
+        log.warning("%s", text, extra={"job_id": prompt_id})
+        self.repaired()
 
     def _owe_restart(self, reason: str, now_s: float) -> None:
         """Restart now; where that fails, again when no job is under way."""

@@ -283,8 +283,9 @@ class Hooks:
             taken = self._find_taken(before)
             if taken is None:
                 self._report_lost()
-                return None
-        if taken is not None:
+        if taken is None:
+            self._workers.go_away()
+        else:
             prompt_id = taken[0][1]
             self._workers.take(prompt_id)
             if taken[0][0] == FIRST:
@@ -346,18 +347,19 @@ class Hooks:
             item = self._queue.currently_running.get(item_id)
         prompt_id = item[1] if item is not None else taken
         run = self._runs.get(prompt_id) if prompt_id is not None else None
-        if run is not None:
-            run.is_over = True
-            self._end(run, native, item_id, history_result, args, kwargs)
-            return None
         try:
+            if run is not None:
+                run.is_over = True
+                self._end(run, native, item_id, history_result, args, kwargs)
+                return None
             if item is None:
                 log.error("a pack has taken %s out of ComfyUI's queue while it ran; it gets no history", prompt_id)
                 return None  # ComfyUI would raise, and lose its worker by that
             return native(item_id, history_result, *args, **kwargs)
         finally:
-            if prompt_id is not None:
+            if prompt_id is not None and run is None:
                 self._release_native(prompt_id)
+            self._workers.go_away()
 
     def _end(
         self,

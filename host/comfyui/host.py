@@ -185,6 +185,12 @@ class ComfyHost:
     def worker_alive(self) -> bool:
         return self._workers.is_alive()
 
+    def worker_away_s(self) -> float:
+        return self._workers.away_s
+
+    def has_waiting(self) -> bool:
+        return bool(self._queue.queue)
+
     def replace_worker(self, prompt_id: str | None, error: GuardError) -> bool:
         # Before there is another worker: what that one takes is no orphan.
         orphans = self._hooks.list_orphans(prompt_id)

@@ -51,6 +51,8 @@ class Workers:
         self._taken: dict[int, str] = {}
         self._disowned: list[threading.Thread] = []
         self.current: threading.Thread | None = None
+        #: Since when that one has neither had a prompt nor asked for one; None where it has, or does.
+        self._away_since_s: float | None = None
 
     def install(self) -> None:
         """Put the shield around `PromptExecutor`, on the class: each worker makes its own instance."""
@@ -90,8 +92,15 @@ class Workers:
 
     def begin_turn(self) -> None:
         """This thread asks for the next prompt. A disowned one ends here."""
-        self.end_if_disowned()
-        self.current = threading.current_thread()
+        with self._lock:
+            self.end_if_disowned()
+            self.current, self._away_since_s = threading.current_thread(), None
+
+    def go_away(self) -> None:
+        """This thread goes on in ComfyUI's own code, without a prompt: until it asks for the next one."""
+        with self._lock:
+            if self.current is threading.current_thread():
+                self._away_since_s = time.monotonic()
 
     def take(self, prompt_id: str) -> None:
         """This thread has taken the prompt from the queue."""
@@ -147,6 +156,12 @@ class Workers:
         """Whether a thread serves the queue; True until the first has come. Any thread."""
         return self.current is None or self.current.is_alive()
 
+    @property
+    def away_s(self) -> float:
+        """For how long the worker has neither had a prompt nor asked for one. Any thread."""
+        since_s = self._away_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
     def count_hung(self) -> int:
         """Count the disowned threads that have not ended yet. Any thread."""
         with self._lock:
@@ -174,9 +189,9 @@ class Workers:
         return False
 
     def replace(self, prompt_id: str | None) -> bool:
-        """Start another worker, and disown the one that has `prompt_id` (None: the dead one). Any thread.
+        """Start another worker, and disown the one that has `prompt_id` (None: that is dead or away). Any thread.
 
-        False where it has just let go, or where this ComfyUI has no `prompt_worker` to start.
+        False where it has just let go or come back, or where this ComfyUI has no `prompt_worker` to start.
         """
         work = getattr(sys.modules["__main__"], "prompt_worker", None)
         if work is None:
@@ -188,14 +203,19 @@ class Workers:
                 if old is None or old.ident not in idents:
                     return False
                 self._disowned.append(old)
-            elif old is None or old.is_alive():
+            elif old is None:
                 return False
+            elif old.is_alive():
+                if self._away_since_s is None:
+                    return False
+                self._disowned.append(old)
             if old.ident is not None:
                 self._taken.pop(old.ident, None)
                 self._inside.pop(old.ident, None)
             self.current = threading.Thread(
                 target=work, args=(self._server.prompt_queue, self._server), name="prompt_worker", daemon=True
             )
+            self._away_since_s = time.monotonic()
             self.current.start()
         return True
 

@@ -158,6 +158,19 @@ async def test_a_process_whose_interpreter_is_gone_goes_on_and_restarts_once_it_
     assert (boots(host), host.pid) == (3, pid)
 
 
+async def test_a_replacement_that_hangs_between_two_jobs_costs_the_process_and_no_job(server):
+    """What holds the one worker holds the other, as a GPU does that never comes back."""
+    host = server(GUARDED_WATCHDOG__MAX_DISOWNED="1", **SHORT_GRACE).start()
+    async with connected(host) as client:
+        hung = await client.admitted(hang("FaultHangC"), **SOON)
+        await told(client, hung)
+        assert_succeeded(await client.run(hang("FaultHangBetween")))
+        waiting = await client.admitted(picture())
+    await booted_again(host, 1)
+    async with connected(host) as client:
+        assert_succeeded(await client.settled(waiting))
+
+
 async def test_with_on_stuck_restart_the_first_hang_begins_the_process_anew(server):
     host = server(GUARDED_WATCHDOG__ON_STUCK="restart", **SHORT_GRACE).start()
     pid = host.pid

@@ -184,6 +184,17 @@ async def test_a_cancelled_job_that_cannot_be_stopped_is_left_behind_too(client)
     assert was_replaced(client, job_id)
 
 
+async def test_a_worker_that_hangs_between_two_jobs_while_others_wait_is_left_behind(client):
+    """No job runs there that could be late."""
+    assert_succeeded(await client.run(hang("FaultHangBetween")))
+    began_s, before = time.monotonic(), await hung_workers(client)
+    behind, native = await client.admitted(picture()), await client.native_submit(picture())
+    assert_succeeded(await client.settled(behind))
+    assert (await client.native_entry(native))["status"]["status_str"] == "success"
+    assert time.monotonic() - began_s < NEXT_JOB_WITHIN_S + 3 * GRACE_S
+    assert await hung_workers(client) == before + 1
+
+
 async def test_what_a_worker_that_was_left_behind_brings_in_the_end_is_dropped(client):
     prefix = unique("late")
     async with client.socket() as socket:

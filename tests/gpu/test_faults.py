@@ -4,10 +4,12 @@ The fault nodes are in `tests/hosts/guarded_faults/gpu.py`.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from chaos.conftest import booted_again, boots
 from contract.client import PATIENCE_S, Client, assert_ended_badly, assert_succeeded, connected, text
@@ -126,6 +128,26 @@ async def test_kernels_that_never_end_cost_the_process_and_leave_nothing_on_the_
         assert_succeeded(await again.settled(waiting))
         assert (again.host.pid, await hung_workers(again)) == (pid, 0)
         await given_back(machine, again, before)
+
+
+async def test_a_worker_that_waits_for_such_a_kernel_between_two_jobs_holds_nobody_up_for_ever(client: Client):
+    """ComfyUI gives memory back between two jobs, and waits for the GPU there, where no job runs that could be late."""
+    hung = await client.admitted(kernel(FOREVER_S), **SOON)
+    assert_ended_badly(await client.settled(hung), "generation_timeout")
+    # It needs no GPU, and after it the worker waits.
+    assert_succeeded(await client.run(text()))
+    behind = await client.admitted(sampled(2, seed=8), guard={"timeout_s": 20.0})
+    async with connected(client.host) as again:
+        job = await again.polled(lambda: _seen(again, behind), bool)
+        assert_succeeded(job)
+
+
+async def _seen(client: Client, job_id: str) -> Any:
+    """The job once it has settled; the process may begin anew meanwhile."""
+    with contextlib.suppress(aiohttp.ClientError, OSError, AssertionError):
+        job = await client.job(job_id)
+        return job if job["settled_at_ms"] else None
+    return None
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -90,6 +90,9 @@ class FakeHost:
         self.during_put: Callable[[str], object] | None = None
         #: The worker has let go of a prompt, and has not asked for the next.
         self.between = False
+        #: For how long the worker has been away, and whether a prompt waits in the host's own queue.
+        self.away_s = 0.0
+        self.waits = False
         #: The prompts that it has; a test takes them out.
         self.holds: set[str] = set()
         self.forgotten: list[str] = []
@@ -163,6 +166,12 @@ class FakeHost:
     def inject(self, prompt_id: str) -> bool:
         self.injected.append(prompt_id)
         return True
+
+    def has_waiting(self) -> bool:
+        return self.waits
+
+    def worker_away_s(self) -> float:
+        return self.away_s
 
     def replace_worker(self, prompt_id: str | None, error: Any) -> bool:
         """As the seam does it: the prompt is closed, so that the listener hears of its release."""

@@ -378,6 +378,83 @@ async def test_without_a_restart_after_a_gpu_fault_no_job_is_let_in_and_it_is_tr
         machine.turn(30)
 
 
+# A worker that stays away between two prompts. ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["in the host's queue", "in ours"])
+async def test_a_worker_that_stays_away_while_something_waits_is_replaced(made, host, where):
+    machine, alarms = made(interrupt_grace_s=10), []
+    machine.watchdog.alarmed.subscribe(lambda code, _message: alarms.append(code))
+    if where == "in ours":
+        machine.submit()
+    host.waits = where != "in ours"
+    host.away_s = 1.0
+    machine.turn()
+    for after_s in (29, 30):
+        host.away_s = 1.0 + after_s
+        assert host.replaced == []
+        machine.turn(after_s)
+    assert host.replaced == [(None, "worker_died")]
+    assert machine.watchdog.replacements == 1
+    assert alarms == ["worker_replaced"]
+    host.away_s = 0.0
+    machine.turn(31)
+    assert len(host.replaced) == 1
+
+
+async def test_a_worker_may_stay_away_as_long_as_it_wants_where_nothing_waits(made, host):
+    machine = made(interrupt_grace_s=10)
+    for after_s in range(0, 1000, 20):
+        host.away_s = float(after_s)
+        machine.turn(after_s)
+    assert host.replaced == []
+    host.waits = True  # what comes in now may wait for it like any other
+    machine.turn(1000)
+    machine.turn(1029)
+    assert host.replaced == []
+    machine.turn(1030)
+    assert len(host.replaced) == 1
+
+
+async def test_a_worker_that_is_away_for_a_moment_at_each_look_is_left_alone(made, host):
+    machine = made(interrupt_grace_s=10)
+    host.waits = True
+    for after_s in range(300):
+        host.away_s = 0.1
+        machine.turn(after_s)
+    assert host.replaced == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "hung", "how"),
+    [({}, 1, "restart"), ({"on_stuck": "restart"}, 0, "restart"), ({"on_stuck": "exit"}, 0, "exit")],
+)
+async def test_where_one_hangs_already_a_worker_that_stays_away_costs_the_process(made, host, settings, hung, how):
+    """What holds the one holds the other: a GPU that never comes back."""
+    machine = made(interrupt_grace_s=10, **settings)
+    host.hung, host.waits, host.away_s = hung, True, 100.0
+    machine.turn()
+    machine.turn(29)
+    assert machine.process.ended == []
+    with pytest.raises(Gone):
+        machine.turn(30)
+    assert [each[0] for each in machine.process.ended] == [how]
+
+
+async def test_a_worker_that_stays_away_is_reported_until_it_is_back_where_the_settings_say_so(made, host):
+    machine, alarms = made(interrupt_grace_s=10, on_stuck="report"), []
+    machine.watchdog.alarmed.subscribe(lambda code, _message: alarms.append(code))
+    host.waits, host.away_s = True, 100.0
+    machine.turn()
+    machine.turn(30)
+    machine.turn(200)
+    assert alarms == ["worker_stuck"]
+    assert machine.health.problems() == ["worker stuck"]
+    host.away_s = 0.0
+    machine.turn(201)
+    assert machine.health.problems() == []
+
+
 @pytest.mark.parametrize("how", ["restart", "exit"])
 async def test_a_stuck_worker_ends_the_process_where_the_settings_say_so(made, host, how):
     machine = made(on_stuck=how)

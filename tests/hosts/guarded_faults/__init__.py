@@ -4,6 +4,7 @@ from . import checks, packs, routes  # noqa: F401 (they add routes)
 from .gpu import FaultGpuAssert, FaultGpuKernel, FaultGpuMemory
 from .hang import (
     FaultAsyncHang,
+    FaultHangBetween,
     FaultHangC,
     FaultHangPython,
     FaultHoldGil,
@@ -39,6 +40,7 @@ NODE_CLASS_MAPPINGS = {
         FaultHangPython,
         FaultSwallow,
         FaultAsyncHang,
+        FaultHangBetween,
         FaultHoldGil,
         FaultThreads,
         FaultRaise,

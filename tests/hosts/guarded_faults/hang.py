@@ -7,7 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
+import server
 from PIL import Image
 
 from .common import SECONDS, SEED, FaultNode, check_interrupt, passed_on, sample_image
@@ -70,6 +72,22 @@ class _Hang(FaultNode):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"seconds": SECONDS, "seed": SEED}, "optional": {"image": ("IMAGE",)}}
+
+
+class FaultHangBetween(_Hang):
+    """Ends at once; but what gives memory back before the next prompt hangs in C, once."""
+
+    def run(self, seconds: float, seed: int = 0, image: Any = None) -> tuple[Any]:
+        native = comfy.model_management.unload_all_models
+
+        def unload_all_models() -> None:
+            comfy.model_management.unload_all_models = native
+            time.sleep(seconds)
+            native()
+
+        comfy.model_management.unload_all_models = unload_all_models
+        server.PromptServer.instance.prompt_queue.set_flag("unload_models", True)
+        return passed_on(image, seed)
 
 
 class FaultHangC(_Hang):
