@@ -7,7 +7,9 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,6 +83,7 @@ class Checking:
             then(*judged)
             return
         marks = _mark_files(outcome)
+        self._namers.hold(outcome, 1)
         self._room.acquire()
         self._gone_on = gone_on = threading.Event()
         go_on()
@@ -108,6 +111,7 @@ class Checking:
         try:
             verdict, result = self._judge(job_id, outcome, marks, asked)
         finally:
+            self._namers.hold(outcome, -1)
             self._room.release()
         then(verdict, result)
 
@@ -150,8 +154,22 @@ class Checking:
         return Verdict.of(error), Result()
 
 
+@dataclass
+class _Namer:
+    """A node class: the files that it has made lately, with the time, and how many make it trusted."""
+
+    made: dict[Path, float] = field(default_factory=dict)
+    needed: float = 2
+
+
 class Namers:
-    """Learns which node classes give each file a new name."""
+    """Learns which node classes give each file a new name.
+
+    A name that comes again may be a fixed one; or its earlier file was deleted, and the node counts the files that are
+    there. Which of both, nobody can tell afterwards. So the class is trusted again after twice as many new names as the
+    time before, which one with fixed names never makes. It is trusted no more once it has overwritten a file that was
+    being checked.
+    """
 
     #: The last names of a class that are remembered, and so many classes.
     NAMES, CLASSES = 1000, 1000
@@ -159,41 +177,58 @@ class Namers:
     FRESH_S = 600.0
 
     def __init__(self) -> None:
-        #: By node class, the files that it has made lately, with the time; None once it has made one twice.
-        self._made: dict[str, dict[Path, float] | None] = {}
+        self._namers: dict[str, _Namer] = {}
+        #: The files that are being checked beside the worker, and for how many jobs.
+        self._under_check: Counter[Path] = Counter()
+        self._lock = threading.Lock()
 
     def name_anew(self, outcome: Outcome) -> bool:
-        """Whether every class that made a file of this run has made others before, and none of them twice.
+        """Whether every class that made a file of this run can be trusted to give each a new name.
 
         The worker's thread.
         """
         is_safe = True
-        for file in checks.own_files(outcome):
-            node = outcome.prompt.get(file.node_id)
-            name = str(node.get("class_type")) if isinstance(node, Mapping) else ""
-            is_safe = file.path is not None and self._note(name, file.path) and is_safe
+        with self._lock:
+            for file in checks.own_files(outcome):
+                node = outcome.prompt.get(file.node_id)
+                name = str(node.get("class_type")) if isinstance(node, Mapping) else ""
+                is_safe = file.path is not None and self._note(name, file.path) and is_safe
         return is_safe
+
+    def hold(self, outcome: Outcome, change: int) -> None:
+        """Count `change` more checks beside the worker that look at the files of that run. Any thread."""
+        with self._lock:
+            for path in _find_paths(outcome):
+                self._under_check[path] += change
+            self._under_check += Counter()  # drops those of no check
 
     def forget(self, outcome: Outcome) -> None:
         """The files of that run are gone, so their names are free again. Any thread."""
-        paths = [file.path for file in checks.own_files(outcome) if file.path is not None]
-        for made in list(self._made.values()):
+        paths = _find_paths(outcome)
+        with self._lock:
             for path in paths:
-                if made is not None:
-                    made.pop(path, None)
+                self._under_check.pop(path, None)
+                for namer in self._namers.values():
+                    namer.made.pop(path, None)
 
     def _note(self, name: str, path: Path) -> bool:
-        made = self._made.setdefault(name, {})
-        while len(self._made) > self.CLASSES:
-            del self._made[next(iter(self._made))]
+        namer = self._namers.setdefault(name, _Namer())
+        while len(self._namers) > self.CLASSES:
+            del self._namers[next(iter(self._namers))]
         now_s = time.monotonic()
-        if made is None or now_s - made.get(path, -math.inf) < self.FRESH_S:
-            self._made[name] = None
-            return False
-        made[path] = now_s
-        while len(made) > self.NAMES:
-            made.pop(next(iter(made)), None)
-        return len(made) > 1
+        if self._under_check[path]:
+            namer.needed = math.inf
+        elif now_s - namer.made.get(path, -math.inf) < self.FRESH_S:
+            namer.made.clear()
+            namer.needed = max(min(2 * namer.needed, self.NAMES), namer.needed)
+        namer.made[path] = now_s
+        while len(namer.made) > self.NAMES:
+            namer.made.pop(next(iter(namer.made)), None)
+        return len(namer.made) >= namer.needed
+
+
+def _find_paths(outcome: Outcome) -> list[Path]:
+    return [file.path for file in checks.own_files(outcome) if file.path is not None]
 
 
 def _mark_files(outcome: Outcome) -> dict[Path, Mark | None]:

@@ -99,6 +99,41 @@ def test_what_gives_its_file_a_fixed_name_is_always_checked_on_the_worker(studio
     assert not studio.is_beside("other")
 
 
+def test_a_node_that_counts_is_trusted_again_after_its_files_were_deleted(studio):
+    studio.earn_trust()
+    studio.check("first", studio.save("a_0.png"))
+    studio.verdict("first")
+    for needed in (4, 8):  # new names until it is trusted, twice as many as the time before
+        (studio.folder / "a_0.png").unlink()
+        beside = []
+        for name in ("a_0.png", *(f"a_{needed}_{number}.png" for number in range(needed))):
+            studio.check(f"{name} of {needed}", studio.save(name, seed=needed))
+            beside.append(studio.is_beside(f"{name} of {needed}"))
+        assert beside == [False] * (needed - 1) + [True] * 2
+
+
+@pytest.mark.parametrize("names", [1, 2, 3])
+def test_a_node_with_a_few_names_in_turns_is_trusted_no_more_once_the_first_comes_again(studio, names):
+    for number in range(12):
+        studio.check(str(number), studio.save(f"{number % names}.png", "8", number))
+        assert not studio.is_beside(str(number)) or 0 < number < names
+
+
+def test_a_node_that_overwrites_what_is_being_checked_is_never_trusted_again(studio, monkeypatch):
+    studio.earn_trust()
+    with monkeypatch.context() as patched:
+        gate = Gate(patched)
+        studio.check("1", studio.save("a_1.png", seed=1))
+        assert gate.entered.acquire(timeout=LONG_S)
+        threading.Timer(0.2, gate.open.set).start()
+        studio.check("2", studio.save("a_1.png", seed=2))
+        assert not studio.is_beside("2")
+        assert studio.verdict("1") == "result_corrupt"
+    for number in range(3, 20):
+        studio.check(str(number), studio.save(f"a_{number}.png", seed=number))
+        assert not studio.is_beside(str(number))
+
+
 def test_without_checks_at_once_the_worker_checks(tmp_path):
     studio = Studio(tmp_path, checks_at_once=0)
     studio.earn_trust()
