@@ -238,7 +238,7 @@ class _Gap:
         self.store, self.host = FailingStore(folder / "guarded.db", Clock(), "kill"), _Host()
         self.machine = Machine(self.store, self.host, Clock(), folder, queue={"max_jobs": max_jobs})
         self.max_jobs, self.plan, self.turn = max_jobs, plan, 0
-        self.drain = Drain(self.machine.health, self.store, lambda: None, self.machine.dispatcher.handing)
+        self.drain = Drain(self.machine.health, self.store, lambda: None, self.machine.dispatcher.handing, folder)
         self.jobs = [_ready(self.machine, owner=owner) for owner in owners]
         self.begun, self.endings, self.cancelled = [], [], set()
         self.store.changed.subscribe(self.hear)
