@@ -253,6 +253,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     if settings.native.mode != "open":
         # Before ComfyUI's own middlewares, one of which answers every OPTIONS.
         application.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
+    application.middlewares.insert(0, server_routes.guard_connections(application, services))
     store.serve(HOLDER, settings.watchdog.max_attempts)
     log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
     if settings.native.mode == "open" and is_reachable_from_elsewhere(host.describe()["listen"]):

@@ -25,6 +25,9 @@ MODULE = "comfyui_guarded"
 _ASK_AGAIN = frozenset({429, 503, 507})
 RETRY_AFTER_S = 10.0
 
+#: Characters that an answer quotes of what came, and those of one of its own texts.
+QUOTED, _TOLD = 200, 2000
+
 
 class RefusalError(TypedDict):
     """The error as ComfyUI tells it; `type` and `message` are ComfyUI's own where ComfyUI refused."""
@@ -54,6 +57,22 @@ class Refusal(TypedDict):
     error: RefusalError
     node_errors: dict[str, Any]
     guard: RefusalGuard
+
+
+def clip(text: str, length: int = QUOTED) -> str:
+    """The text, or its beginning with a mark that there was more."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def clip_all(value: Any) -> Any:
+    """The same for all texts and keys of a JSON value."""
+    if isinstance(value, str):
+        return clip(value)
+    if isinstance(value, Mapping):
+        return {clip(str(key)): clip_all(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clip_all(item) for item in value]
+    return value
 
 
 def _class_name(code: str) -> str:
@@ -124,11 +143,11 @@ class GuardError(Exception):
         return {
             "error": {
                 "type": self.host_type or self.code,
-                "message": self.message,
-                "details": self.details,
-                "extra_info": self.extra_info,
+                "message": clip(self.message, _TOLD),
+                "details": clip(self.details, _TOLD),
+                "extra_info": clip_all(self.extra_info),
             },
-            "node_errors": self.node_errors,
+            "node_errors": clip_all(self.node_errors),
             "guard": guard,
         }
 

@@ -44,6 +44,28 @@ def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
     return None
 
 
+def measure_chain(graph: Mapping[str, Any]) -> int:
+    """The most nodes that follow each other, each fed by the one before. The graph has no circle."""
+    needs = dict.fromkeys(graph, 0)
+    feeds: dict[str, list[str]] = {node_id: [] for node_id in graph}
+    for node_id, node in graph.items():
+        for value in node["inputs"].values():
+            if is_link(value) and value[0] in feeds:
+                needs[node_id] += 1
+                feeds[value[0]].append(node_id)
+    level, length = [node_id for node_id, count in needs.items() if not count], 0
+    while level:
+        length += 1
+        following: list[str] = []
+        for node_id in level:
+            for fed in feeds[node_id]:
+                needs[fed] -= 1
+                if not needs[fed]:
+                    following.append(fed)
+        level = following
+    return length
+
+
 def shape(prompt: Mapping[str, Any]) -> str:
     """A short name that prompts of the same node classes share, whatever their values."""
     classes = "\n".join(sorted(node["class_type"] for node in prompt.values()))

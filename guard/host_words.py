@@ -18,6 +18,7 @@ from .errors import (
     MissingModelError,
     MissingNodeError,
     OutOfMemoryError,
+    clip,
     type_name,
 )
 from .host import Host, Outcome, Refusal
@@ -66,7 +67,7 @@ def explain_refusal(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> G
     if missing := host.missing_classes(graph):
         nodes = [node_id for node_id, node in graph.items() if node["class_type"] in missing]
         return MissingNodeError(
-            f"This server lacks the node class {', '.join(missing)}.",
+            f"This server lacks the node class {clip(', '.join(missing))}.",
             details=refusal.details,
             extra_info={**refusal.extra_info, "classes": missing, "nodes": nodes},
             **facts,

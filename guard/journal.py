@@ -26,11 +26,20 @@ _SECRETS = re.compile(r"(gk_[0-9a-f]{8}_)[\w-]+|((?:Bearer|Basic) +)[^\s\"']+|(\
 _HIDDEN = "…"
 
 
+#: Loggers that write a traceback for each connection, where a fault lasts: too many open files, say.
+_REPEATING = ("asyncio", "aiohttp.server")
+
+
 def install(settings: LogSettings) -> None:
     """Write the guard's records by these settings from now on. Call it once, at start."""
     LOGGER.setLevel(settings.level)
     LOGGER.handlers = [_Json() if settings.format == "json" else _Text()]
     LOGGER.propagate = False
+    thin = _Thin()
+    LOGGER.handlers[0].addFilter(thin)
+    for name in _REPEATING:
+        logger = logging.getLogger(name)
+        logger.filters = [*(kept for kept in logger.filters if not isinstance(kept, _Thin)), thin]
 
 
 def clean(text: str) -> str:
@@ -100,6 +109,10 @@ def _format_stack(record: logging.LogRecord) -> list[str]:
     return [clean(line) for part in parts for line in part.rstrip("\n").split("\n")]
 
 
+#: A throttle forgets what it has seen rather than know more kinds than that.
+_KINDS = 1000
+
+
 class Throttle:
     """Lets one line a second through for each kind of event that strangers can cause at will. Any thread."""
 
@@ -116,5 +129,24 @@ class Throttle:
             if now_s < last_s + self._every_s:
                 self._last[kind] = last_s, skipped + 1
                 return None
+            if len(self._last) > _KINDS:
+                self._last.clear()
             self._last[kind] = now_s, 0
             return skipped
+
+
+class _Thin(logging.Filter):
+    """Lets one traceback a second through of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._throttle = Throttle()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not isinstance(record.exc_info, tuple):
+            return True
+        begin = str(record.msg).partition("\n")[0][:60]
+        skipped = self._throttle.take(f"{record.name} {begin} {getattr(record.exc_info[0], '__name__', '')}")
+        if skipped:
+            record.msg, record.args = f"{record.getMessage()} ({skipped} more since the last)", ()
+        return skipped is not None

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from . import messages
+from .bounds import Bounds
 from .errors import read_complaint
 from .job import ROOTS
 from .urls import UrlError, is_public, read_url
@@ -261,10 +262,32 @@ class PolicySettings(_Section):
         False, description="Refuse a limited input if a node computes its value, which cannot be known beforehand."
     )
     max_nodes: int = Field(1000, ge=1, description="Nodes in a prompt: 3,000 stall ComfyUI's validation for seconds.")
+    keyed_max_nodes: int = Field(400, ge=1, description="The same for keys that are no operator's.")
+    keyed_max_chain: int = Field(
+        200,
+        ge=1,
+        description="Nodes of a prompt that may follow each other, each fed by the one before, for keys that are no "
+        "operator's: ComfyUI validates such a chain in one recursion, and fails at some hundreds.",
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Size of a request's body.")
     max_depth: int = Field(
         50, ge=4, le=400, description="Nesting of a request's JSON: 900 levels kill ComfyUI's worker."
     )
+    max_values: int = Field(
+        200_000,
+        ge=1000,
+        le=10_000_000,
+        description="Values in a request's JSON, objects and lists among them. They are counted before anything is "
+        "parsed: millions stall ComfyUI for seconds.",
+    )
+    max_text_chars: int = Field(2**20, ge=1024, description="Characters of one text in a request's JSON.")
+    max_picture_chars: int = Field(
+        12 * 2**20, ge=1024, description="The same for a picture, film or sound as a base64 `data:` URL."
+    )
+
+    def bounds(self) -> Bounds:
+        """What the JSON of a request may hold."""
+        return Bounds(self.max_values, self.max_depth, self.max_text_chars, self.max_picture_chars)
 
     @model_validator(mode="before")
     @classmethod
@@ -308,6 +331,12 @@ class LimitsSettings(_Section):
     )
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
+    max_connections: int = Field(
+        8192,
+        ge=16,
+        description="Connections at once; a quarter of `ulimit -n` always stays free. One more closes the idlest, and "
+        "where all are busy only operators get an answer other than `server_unavailable`.",
+    )
     body_timeout_s: Seconds = Field(
         30,
         description="Give up a request whose body arrives at less than 1 KiB a second over this time, and a file that "

@@ -17,7 +17,7 @@ from . import (
     webhooks,
     workflows,
 )
-from .native import guard_native
+from .native import guard_connections, guard_native
 from .table import Route, Services, register
 
 ROUTES: list[Route] = [
@@ -42,4 +42,4 @@ ROUTES.append(openapi.make_route(ROUTES))
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.
 NATIVE: list[Route] = facade.NATIVE
 
-__all__ = ["NATIVE", "ROUTES", "Route", "Services", "guard_native", "register"]
+__all__ = ["NATIVE", "ROUTES", "Route", "Services", "guard_connections", "guard_native", "register"]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from ..guard.access.access import SESSION
-from ..guard.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError, refuse_field
+from ..guard.bounds import COMMAND, read_model
+from ..guard.errors import PayloadTooLargeError, UnauthorizedError
 from .about import About
-from .asked import read_body
+from .asked import read_given
 from .table import Call, Route, respond, strip_mirror
 
 log = logging.getLogger("guarded.http")
@@ -44,12 +44,7 @@ class TokenBody(TypedDict):
 
 async def post_token(call: Call) -> web.StreamResponse:
     """A token with which anybody may GET one path as the caller would, for a while."""
-    try:
-        wanted = TokenRequest.model_validate(json.loads(await read_body(call.request, _MAX_BYTES)))
-    except ValidationError as error:
-        raise refuse_field(error) from None
-    except (ValueError, RecursionError):
-        raise InvalidRequestError("The body must be JSON: an object with `path`.") from None
+    wanted: TokenRequest = read_model(TokenRequest, await read_given(call, _MAX_BYTES, COMMAND))
     parts = urlsplit(wanted.path)
     ttl_s = min(wanted.ttl_s, call.services.settings.access.max_token_s)
     token = call.services.access.sign(call.client, strip_mirror(parts.path), ttl_s)

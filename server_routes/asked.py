@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Collection
 from enum import Enum
 from typing import Any, TypeVar
 
 from aiohttp import web
 
+from ..guard.bounds import COMMAND, Bounds, read_json, work
 from ..guard.errors import InvalidRequestError
 from .table import Call, refuse_size
 
@@ -16,18 +17,29 @@ E = TypeVar("E", bound=Enum)
 
 #: A command with the ids of ten thousand jobs.
 _COMMAND_BYTES = 2**20
+#: Let others have their turn after so much of a body.
+YIELD_BYTES = 2**18
 
 
 async def read_body(request: web.Request, max_bytes: int) -> bytes:
     """The whole body. Raises PayloadTooLargeError without having read much more than that."""
     if (request.content_length or 0) > max_bytes:
         raise refuse_size(max_bytes)
-    body = bytearray()
+    body, shown = bytearray(), 0
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > max_bytes:
             raise refuse_size(max_bytes)
+        if len(body) - shown >= YIELD_BYTES:  # what unpacks is there at once, and nobody else would have a turn
+            shown = len(body)
+            await asyncio.sleep(0)
     return bytes(body)
+
+
+async def read_given(call: Call, max_bytes: int, bounds: Bounds) -> Any:
+    """What a JSON body says, whatever its content type. Raises InvalidRequestError, PayloadTooLargeError."""
+    raw = await read_body(call.request, max_bytes)
+    return await work(len(raw), read_json, raw, bounds)
 
 
 async def read_command(call: Call) -> dict[str, Any]:
@@ -37,13 +49,7 @@ async def read_command(call: Call) -> dict[str, Any]:
         InvalidRequestError: it is no JSON object. ComfyUI takes that for a wish to stop whatever runs.
     """
     raw = await read_body(call.request, _COMMAND_BYTES)
-    if not raw.strip():
-        return {}
-    try:
-        body = json.loads(raw)
-        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is the name of nothing
-    except (ValueError, RecursionError):
-        body = None
+    body = await work(len(raw), read_json, raw, COMMAND) if raw.strip() else {}
     if not isinstance(body, dict):
         raise InvalidRequestError("The body must be a JSON object.")
     return body

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from aiohttp import web
-from pydantic import ValidationError
 
+from ..guard.bounds import COMMAND, read_json, read_model
 from ..guard.errors import (
     ArtifactGoneError,
     BadImageError,
@@ -15,7 +14,6 @@ from ..guard.errors import (
     InvalidRequestError,
     NotFoundError,
     PayloadTooLargeError,
-    refuse_field,
 )
 from ..guard.faces.check import FaceRules, Faces, FacesBody
 from ..guard.faces.gate import AskedRules
@@ -25,7 +23,10 @@ from .about import FACES, FILE, READ, About
 from .asked import read_body
 from .form import receive_form
 from .shapes import Binary, PictureForm, StoredPicture
-from .table import Call, Route, respond
+from .table import Call, Route, refuse_size, respond
+
+#: What names a stored picture, and the rules.
+_WORDS_BYTES = 2**16
 
 
 async def post_face_check(call: Call) -> web.StreamResponse:
@@ -40,7 +41,7 @@ async def post_face_check(call: Call) -> web.StreamResponse:
     if kind == "multipart/form-data":
         data, given = await _read_form(call)
         faces = await call.services.faces.check_bytes(data, _read_rules(given))
-    elif (data := await read_body(request, call.services.uploads.settings.max_file_bytes)).lstrip().startswith(b"{"):
+    elif (data := await read_body(request, call.services.uploads.settings.max_file_bytes))[:1024].lstrip()[:1] == b"{":
         faces = await _check_stored(call, data)  # whatever the content type says: no picture begins like that
     elif not data:
         raise InvalidRequestError("The body holds no picture.")
@@ -50,10 +51,9 @@ async def post_face_check(call: Call) -> web.StreamResponse:
 
 
 async def _check_stored(call: Call, raw: bytes) -> Faces:
-    try:
-        given = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise InvalidRequestError("The body begins like JSON but is none.") from None
+    if len(raw) > _WORDS_BYTES:
+        raise refuse_size(_WORDS_BYTES)
+    given = read_json(raw, COMMAND)
     if not isinstance(given, dict) or not isinstance(given.get("image"), str) or not given["image"]:
         raise InvalidRequestError("image must name a file.", extra_info={"field": "image"})
     name, folder, kind = given.pop("image"), given.pop("subfolder", ""), given.pop("type", "input")
@@ -80,6 +80,8 @@ async def _read_form(call: Call) -> tuple[bytes, dict[str, Any]]:
     largest = call.services.uploads.settings.max_file_bytes
     async with receive_form(call.request, call.services.uploads, None, largest) as form:
         data = form.fields.pop("image", b"")
+        if sum(len(value) for value in form.fields.values()) > _WORDS_BYTES:
+            raise refuse_size(_WORDS_BYTES)
         given: dict[str, Any] = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}
     if not data:
         raise InvalidRequestError("The form has no part `image`.", extra_info={"field": "image"})
@@ -92,10 +94,8 @@ def _read_rules(given: dict[str, Any]) -> FaceRules:
     Raises:
         InvalidRequestError
     """
-    try:
-        return AskedRules.model_validate(given, strict=False).rules()
-    except ValidationError as error:
-        raise refuse_field(error) from None
+    asked: AskedRules = read_model(AskedRules, given, strict=False)
+    return asked.rules()
 
 
 ROUTES = [

@@ -6,17 +6,45 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, cast
 
-from aiohttp import BodyPartReader, hdrs, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
 from ..guard.files.uploads import Incoming, UploadedFile, Uploads
+from .asked import YIELD_BYTES
 
 #: Write so much at once: a photo takes a few trips to another thread, and a request little memory.
 _BLOCK_BYTES = 2**20
 #: So many fields may a form have, far more than any route knows.
 _MAX_WORDS = 64
+#: Boundary, headers and the lines around them.
+_LINES_OF_A_PART = 16
+
+
+class _Counted:
+    """A request's content for aiohttp's reader of forms, which goes through any number of lines without a pause."""
+
+    def __init__(self, content: StreamReader, max_lines: int) -> None:
+        self._content = content
+        self._lines_left = max_lines
+        self._shown_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._content, name)
+
+    async def readline(self, *args: Any, **kwargs: Any) -> bytes:
+        self._lines_left -= 1
+        if self._lines_left < 0:
+            raise InvalidRequestError("The form has too many parts, or lines around them.")
+        return await self._content.readline(*args, **kwargs)
+
+    async def read(self, n: int = -1) -> bytes:
+        if self._content.total_bytes - self._shown_bytes >= YIELD_BYTES:
+            self._shown_bytes = self._content.total_bytes
+            await asyncio.sleep(0)
+        return await self._content.read(n)
 
 
 @dataclass
@@ -73,7 +101,8 @@ async def _read(
     form = Form()
     files: list[UploadedFile] = []
     words_left, bytes_left = max_words_bytes, uploads.settings.max_request_bytes
-    parts = await request.multipart()
+    lines = _LINES_OF_A_PART * (_MAX_WORDS + uploads.settings.max_files)
+    parts = MultipartReader(request.headers, cast(StreamReader, _Counted(request.content, lines)))
     while (part := await parts.next()) is not None:
         if not isinstance(part, BodyPartReader) or not part.name:
             raise InvalidRequestError("Each part of the form must have a name and be no form itself.")

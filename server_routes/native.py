@@ -8,10 +8,28 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ..guard.client import LOCAL
-from ..guard.errors import ForbiddenError, GuardError
+from ..guard.errors import ForbiddenError, GuardError, ServerUnavailableError
+from .connections import Connections, find_bound, watch_requests
 from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse
 
 _BROWSERS_ASK = 'Basic realm="ComfyUI-Guarded", charset="UTF-8"'
+
+
+def guard_connections(application: web.Application, services: Services) -> Middleware:
+    """Bound the connections, and make the middleware that goes before all others."""
+    connections = Connections(application, find_bound(services.settings.limits.max_connections))
+    connections.watch()
+
+    def refuse_full(request: web.Request) -> web.Response | None:
+        try:
+            if identify(request, services).operator:
+                return None
+        except GuardError as error:
+            return refuse(error, request, services)
+        full = ServerUnavailableError("All connections of this server are taken.", retry_after_s=5)
+        return refuse(full, request, services)
+
+    return watch_requests(connections, refuse_full)
 
 
 def guard_native(services: Services, twins: list[Route]) -> Middleware:

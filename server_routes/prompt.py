@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from typing import Any
 
 from aiohttp import web
 from typing_extensions import TypedDict
 
+from ..guard.bounds import work
 from ..guard.callers.jobs import SubmittedGuard
 from ..guard.files.uploads import UploadedFile
 from ..guard.store import Submitted
-from ..guard.submit.request import FORM_FIELDS, PARSED_AT_ONCE_BYTES, Fill, Submission, from_form
+from ..guard.submit.request import FORM_FIELDS, Fill, Submission, from_form
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
 from .asked import read_body, read_number
 from .form import is_form, receive_form
@@ -43,8 +43,8 @@ async def submit(call: Call, template: str = "") -> web.StreamResponse:
     if is_form(call.request):
         uploads, limit = call.services.uploads, call.services.settings.policy.max_body_bytes
         async with receive_form(call.request, uploads, FORM_FIELDS, limit) as form:
-            large = sum(map(len, form.fields.values())) > PARSED_AT_ONCE_BYTES
-            raw = await asyncio.to_thread(from_form, form.fields) if large else from_form(form.fields)
+            size = sum(map(len, form.fields.values()))
+            raw = await work(size, from_form, form.fields, call.services.settings.policy.bounds())
             submitted = await _admit(call, raw, form.files, form.bytes, template)
     else:
         raw = await read_body(call.request, call.services.settings.policy.max_body_bytes)

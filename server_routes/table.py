@@ -48,6 +48,7 @@ from ..guard.submit.admission import Admission
 from ..guard.submit.limits import Limits
 from ..guard.templates.catalogue import Templates
 from .about import About
+from .connections import ANSWERED_BY_US
 
 log = logging.getLogger("guarded.http")
 
@@ -179,6 +180,7 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
         return refuse(error, request, services, of_submit=route.submits)
 
     async def answer(request: web.Request) -> web.StreamResponse:
+        request[ANSWERED_BY_US] = True
         try:
             client = identify(request, services)
         except GuardError as error:
@@ -287,6 +289,7 @@ def refuse(
     locale = error.locale or messages.choose(
         None, request.headers.get("Accept-Language"), services.settings.messages.locale
     )
+    request[ANSWERED_BY_US] = True
     told = dict(headers or {})
     if error.retry_after_s is not None:
         told["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))

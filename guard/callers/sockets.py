@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
+from ..bounds import COMMAND, read_json
 from ..client import Client
 from ..clock import Clock
 from ..errors import GuardError
@@ -39,6 +40,8 @@ log = logging.getLogger("guarded.sockets")
 #: A socket is closed when more than this waits to be sent on it: its client cannot keep up.
 OUTBOX_BYTES = 16 * 2**20
 OUTBOX_MESSAGES = 2_000
+#: Feature flags take a few hundred characters; what they hold stays as long as the socket.
+FLAGS_CHARS = 4096
 #: A client id without a socket can hear a verdict later for so long, and so many verdicts.
 MISSED_FOR_MS = 3_600_000
 MISSED_AT_MOST = 100
@@ -242,9 +245,11 @@ class Sockets:
         first, socket.first_word = socket.first_word, False
         if not first:
             return
+        if len(text) > FLAGS_CHARS:
+            return
         try:
-            word = json.loads(text)
-        except (ValueError, RecursionError):
+            word = read_json(text.encode("utf-8", "replace"), COMMAND)
+        except GuardError:
             return
         if isinstance(word, dict) and word.get("type") == "feature_flags":
             features = self._host.negotiate(socket.sid, word.get("data"))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from ..bounds import work
 from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, BadImageError
 from ..graph import is_link
@@ -66,26 +67,18 @@ class References:
         self._host = host
         self._files = files
 
-    async def resolve(self, graph: Mapping[str, Any], client: Client) -> bool:
+    async def resolve(self, graph: Mapping[str, Any], client: Client, size: int = 0) -> bool:
         """Make every file name in the prompt say where the caller's file lies. Returns whether that changed the prompt.
+
+        `size` is that of the prompt's body.
 
         Raises:
             BadImageError: it names a file that the caller may not use.
         """
         if client.owner == LOCAL.owner:
-            self._check_local(graph)
+            await work(size, self._check_local, graph)
             return False
-        references: list[_Reference] = []
-        for node_id, node in graph.items():
-            declared = self._host.file_inputs(node["class_type"])
-            references += _list_texts(node_id, node, declared)
-            for taken in declared:
-                if is_link(node["inputs"].get(taken)):
-                    raise BadImageError(
-                        f"{node['class_type']} takes the name of its file from another node.",
-                        details="Only the run can tell what that will be: name the file in the loader itself.",
-                        extra_info={"node_id": node_id, "input": taken},
-                    )
+        references = await work(size, self._list_references, graph)
         if not references:
             return False
         changed = False
@@ -105,6 +98,20 @@ class References:
                 reference.holder[reference.key] = name
                 changed = True
         return changed
+
+    def _list_references(self, graph: Mapping[str, Any]) -> list[_Reference]:
+        references: list[_Reference] = []
+        for node_id, node in graph.items():
+            declared = self._host.file_inputs(node["class_type"])
+            references += _list_texts(node_id, node, declared)
+            for taken in declared:
+                if is_link(node["inputs"].get(taken)):
+                    raise BadImageError(
+                        f"{node['class_type'][:100]} takes the name of its file from another node.",
+                        details="Only the run can tell what that will be: name the file in the loader itself.",
+                        extra_info={"node_id": node_id, "input": taken},
+                    )
+        return references
 
     def _check_local(self, graph: Mapping[str, Any]) -> None:
         """Let no loader's input lead out of its folder; newer ComfyUIs check that themselves."""

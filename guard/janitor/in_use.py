@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ..bounds import work
 from ..owners import renew
 
 #: A longer text is a prompt, not a name: PATH_MAX and NAME_MAX, in bytes.
@@ -199,9 +200,12 @@ class Hold:
         self._in_use = in_use
         self.names: set[str] = set()
 
-    async def keep(self, prompt: Mapping[str, Any]) -> None:
-        """From here on nothing that the prompt names is deleted; what was about to be deleted is gone on return."""
-        names = collect_names(prompt, self._in_use._roots) - self.names
+    async def keep(self, prompt: Mapping[str, Any], size: int = 0) -> None:
+        """From here on nothing that the prompt names is deleted; what was about to be deleted is gone on return.
+
+        `size` is that of the prompt's body.
+        """
+        names = await work(size, collect_names, prompt, self._in_use._roots) - self.names
         self._in_use._hold(names)
         self.names |= names
         # It takes some ms at most; the other side is a thread that does not know this loop.

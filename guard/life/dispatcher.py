@@ -17,6 +17,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
+from ..bounds import work
 from ..errors import GenerationTimeoutError, GuardError, InternalError
 from ..files.names import owner_folder
 from ..host import Host
@@ -255,7 +256,7 @@ class Dispatcher:
 
     async def _dispatch(self, claimed: Claimed) -> None:
         job = claimed.job
-        body: dict[str, Any] = host_body(json.loads(renew(claimed.body)), job.job_id)
+        body = host_body(await work(len(claimed.body), _parse, claimed.body), job.job_id)
         client_id = self._client_ids.of_job(job.job_id, job.owner, job.client_id)
         body["client_id"] = client_id
         body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}
@@ -323,6 +324,11 @@ class Dispatcher:
         elif was_ended:
             self._host.stop(job_id)
         return is_put
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(renew(body))
+    return parsed
 
 
 def _explain(job: Job, raised: BaseException) -> GuardError:

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .. import messages
+from ..bounds import INLINE_BYTES, work
 from ..client import Client
 from ..clock import Clock
 from ..errors import (
@@ -56,15 +57,7 @@ from .conversion import make_converter
 from .key_policies import KeyPolicies
 from .limits import Limits
 from .policy import Policy
-from .request import (
-    PARSED_AT_ONCE_BYTES,
-    AskedWebhook,
-    NeedsConversionError,
-    Prompt,
-    Submission,
-    parse,
-    read_idempotency_key,
-)
+from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key
 
 log = logging.getLogger("guarded.admission")
 
@@ -108,6 +101,7 @@ class Admission:
         in_use: InUse | None = None,
     ) -> None:
         self._settings = settings
+        self._bounds = settings.policy.bounds()
         self._policy = Policy(settings.policy)
         self._cleaner = Cleaner(host.folders)
         self._key_policies = KeyPolicies(settings.policy)
@@ -160,7 +154,7 @@ class Admission:
         with ExitStack() as undo:  # undoes what was done for a job that does not come to exist
             _check_kind(request)
             self._check_size(request)
-            key = self._read_idempotency_key(request)
+            key = await self._read_idempotency_key(request)
             if key is not None and (earlier := await wrap_future(self._store.replay(client.owner, key))) is not None:
                 return earlier
             self._count_upload(request)
@@ -169,26 +163,29 @@ class Admission:
             self._count_job(client, undo)
 
             prompt = await self._parse(request)
+            size = len(request.raw)  # whatever walks through the prompt goes by that
             locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
             stack.push(partial(self._address_refusal, request, locale))
             if prompt.options.user is not None:
                 self._limits.take_job_of_user(client, prompt.options.user)
                 undo.callback(self._limits.give_job_of_user_back, client, prompt.options.user)
             if request.files:
-                request = self._rename_files(request, prompt)
-                await hold.keep(prompt.graph)  # first, because the janitor may be deleting one of the same name
+                request = await work(size, self._rename_files, request, prompt)
+                await hold.keep(prompt.graph, size)  # first, because the janitor may be deleting one of the same name
                 await stack.enter_async_context(self._uploads.place(client.owner, request.files))
-            self._check_graph(prompt.graph, client)
-            checked = _take_print(prompt.graph)
+            await work(size, self._check_graph, prompt.graph, client)
+            checked = await work(size, _take_print, prompt.graph)
             webhook = self._choose_webhook(prompt.options.webhook, client)
-            moved = await self._references.resolve(prompt.graph, client)
-            body = _write_body(request, prompt, moved)  # now, because validation changes the prompt as it goes
-            await hold.keep(prompt.graph)  # before anything looks at the files that it names
+            moved = await self._references.resolve(prompt.graph, client, size)
+            body = await work(
+                size, _write_body, request, prompt, moved
+            )  # now, because validation changes the prompt as it goes
+            await hold.keep(prompt.graph, size)  # before anything looks at the files that it names
             rehearsal = await self._rehearse(prompt)
             outputs = rehearsal.outputs_to_execute
-            if checked is None or _take_print(prompt.graph) != checked:
+            if checked is None or await work(size, _take_print, prompt.graph) != checked:
                 # ComfyUI replaces renamed classes, and packs may change a prompt.
-                self._check_graph(prompt.graph, client)
+                await work(size, self._check_graph, prompt.graph, client)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
 
             job = self._make_job(request, prompt, body, locale, webhook, outputs)
@@ -204,9 +201,9 @@ class Admission:
         if len(request.raw) > limit:
             raise PayloadTooLargeError(f"The body is over {limit} bytes.", extra_info={"max_body_bytes": limit})
 
-    def _read_idempotency_key(self, request: Submission) -> IdempotencyKey | None:
+    async def _read_idempotency_key(self, request: Submission) -> IdempotencyKey | None:
         oldest_ms = self._clock.now_ms() - int(self._settings.queue.idempotency_max_age_s * 1000)
-        return read_idempotency_key(request, oldest_ms)
+        return await work(len(request.raw), read_idempotency_key, request, oldest_ms)
 
     def _count_upload(self, request: Submission) -> None:
         if request.files:
@@ -229,12 +226,11 @@ class Admission:
         undo.callback(self._limits.give_job_back, client)
 
     async def _parse(self, request: Submission) -> Prompt:
-        policy = self._settings.policy
-        if request.fill is None and len(request.raw) <= PARSED_AT_ONCE_BYTES:
+        if request.fill is None and len(request.raw) <= INLINE_BYTES:
             with suppress(NeedsConversionError):
-                return parse(request.raw, policy.max_depth)
-        convert = make_converter(self._host, policy.max_nodes)
-        return await asyncio.to_thread(parse, request.raw, policy.max_depth, request.fill, convert)
+                return parse(request.raw, self._bounds)
+        convert = make_converter(self._host, self._settings.policy.max_nodes)
+        return await asyncio.to_thread(parse, request.raw, self._bounds, request.fill, convert)
 
     def _rename_files(self, request: Submission, prompt: Prompt) -> Submission:
         """Give the request's files their stored names in the prompt, and write the body anew."""

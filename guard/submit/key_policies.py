@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..client import Client, KeyLimits
+from ..errors import PolicyViolationError
+from ..graph import measure_chain
 from ..settings import PolicySettings
 from .policy import Policy
 
@@ -20,8 +22,27 @@ class KeyPolicies:
 
     def check(self, graph: Mapping[str, Any], client: Client) -> None:
         """Check a graph against the limits of its sender's key. Raises PolicyViolationError, as Policy does."""
+        if not client.operator:
+            self._check_size(graph)
         if (policy := self._of(client.limits)) is not None:
             policy.check(graph)
+
+    def _check_size(self, graph: Mapping[str, Any]) -> None:
+        """What ComfyUI's validation takes on the event loop, where it holds up everybody."""
+        limit = self._settings.keyed_max_nodes
+        if len(graph) > limit:
+            raise PolicyViolationError(
+                f"The prompt has {len(graph)} nodes; {limit} are allowed.",
+                details="policy.keyed_max_nodes",
+                extra_info={"nodes": len(graph), "max_nodes": limit},
+            )
+        limit = self._settings.keyed_max_chain
+        if (longest := measure_chain(graph)) > limit:
+            raise PolicyViolationError(
+                f"{longest} nodes of the prompt follow each other, each fed by the one before; {limit} may.",
+                details="policy.keyed_max_chain",
+                extra_info={"nodes": longest, "max_chain": limit},
+            )
 
     def _make(self, limits: KeyLimits) -> Policy | None:
         names = ("allow_nodes", "deny_nodes", "profile", "max_pixels", "max_steps")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from .. import messages
+from ..bounds import Bounds, holds_more, read_json, read_model, refuse_unknown
 from ..client import Client
-from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError, refuse_field
+from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError
 from ..faces.gate import AskedCheck
 from ..files.uploads import UploadedFile
 from ..graph import find_circle, is_link
@@ -26,12 +25,6 @@ from .conversion import Convert, take_workflow
 
 #: Kept small because every list, event and webhook that shows the job carries the metadata.
 METADATA_BYTES = 2**16
-
-#: Larger bodies are parsed on another thread, because 16 MiB of small numbers take more than a second.
-PARSED_AT_ONCE_BYTES = 2**18
-
-#: Half of a surrogate pair. JSON can spell it, but neither SQLite nor a socket can carry it.
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 #: A client's own name for its user.
 USER = r"^[^\x00-\x1f\x7f]{1,64}$"
@@ -137,7 +130,7 @@ _TEXT_FIELDS = ("client_id", "prompt_id")
 FORM_FIELDS = (*_JSON_FIELDS, *_TEXT_FIELDS)
 
 
-def from_form(fields: Mapping[str, bytes]) -> bytes:
+def from_form(fields: Mapping[str, bytes], bounds: Bounds) -> bytes:
     """Make a JSON body, a `Submission.raw`, of a form's fields. Raises InvalidRequestError."""
     if unknown := sorted(fields.keys() - set(FORM_FIELDS)):
         raise InvalidRequestError(
@@ -149,7 +142,7 @@ def from_form(fields: Mapping[str, bytes]) -> bytes:
         if name in fields:
             value = fields[name]
             is_text = name in _TEXT_FIELDS
-            body[name] = value.decode("utf-8", "replace") if is_text else _decode(value, f"The field {name}")
+            body[name] = value.decode("utf-8", "replace") if is_text else read_json(value, bounds, f"The field {name}")
     return json.dumps(body, ensure_ascii=False).encode()
 
 
@@ -157,21 +150,18 @@ class NeedsConversionError(Exception):
     """The prompt is a workflow in the editor's own format, and no `convert` was given."""
 
 
-def parse(raw: bytes, max_depth: int, fill: Fill | None = None, convert: Convert | None = None) -> Prompt:
+def parse(raw: bytes, bounds: Bounds, fill: Fill | None = None, convert: Convert | None = None) -> Prompt:
     """Parse a request's body and check its shape.
 
     This refuses what ComfyUI would answer with a 500, die of, or silently misread; docs/comfyui.md has the list.
 
     Raises:
-        InvalidRequestError, InvalidWorkflowError, NeedsConversionError, and what `fill` or `convert` raises.
+        InvalidRequestError, InvalidWorkflowError, PayloadTooLargeError, NeedsConversionError, and what `fill` or
+            `convert` raises.
     """
-    body = _decode(raw)
+    body = read_json(raw, bounds)
     if not isinstance(body, dict):
         raise InvalidRequestError(f"The body must be a JSON object, not {_name_kind(body)}.")
-    if _measure_depth(body) > max_depth:
-        raise InvalidRequestError(
-            f"The body is nested more than {max_depth} levels deep.", extra_info={"max_depth": max_depth}
-        )
     options = _read_options(body.pop("guard", None))
     workflow = None if fill is not None else take_workflow(body)
     if workflow is not None and convert is None:
@@ -214,66 +204,6 @@ def parse(raw: bytes, max_depth: int, fill: Fill | None = None, convert: Convert
     )
 
 
-def _decode(raw: bytes, what: str = "The body") -> Any:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{what} is not UTF-8.", details=str(error)) from None
-    try:
-        body = _DECODER.decode(text)
-        if _SURROGATE.search(raw):
-            json.dumps(body, ensure_ascii=False).encode()
-    except RecursionError:
-        raise InvalidRequestError(f"{what} is nested too deeply.") from None
-    except UnicodeEncodeError:
-        raise InvalidRequestError(f"{what} holds half of a surrogate pair.") from None
-    except ValueError as error:
-        raise InvalidRequestError(f"{what} is not JSON.", details=str(error)) from None
-    return body
-
-
-def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused where a key stands twice in it: readers would differ on which value counts."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        twice, _count = Counter(name for name, _value in pairs).most_common(1)[0]
-        raise InvalidRequestError(f"The key {twice[:100]!r} stands twice in one object.")
-    return members
-
-
-def _refuse_constant(name: str) -> Any:
-    raise InvalidRequestError(f"{name} is not a number in JSON.")
-
-
-def _read_float(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise InvalidRequestError(f"The number {text[:40]} is too large.")
-    return number
-
-
-def _read_int(text: str) -> int:
-    # ComfyUI's seeds have 64 bits. Python itself refuses more than 4,300 digits, but slowly.
-    if len(text) > 40:
-        raise InvalidRequestError(f"The number {text[:40]}… is too large.")
-    return int(text)
-
-
-def _measure_depth(value: Any) -> int:
-    """How deeply a JSON value nests. Counts level by level, so that no input exhausts the stack."""
-    depth, level = 0, [value]
-    while level := [item for item in level if type(item) is dict or type(item) is list]:
-        depth += 1
-        level = [item for holder in level for item in (holder.values() if type(holder) is dict else holder)]
-    return depth
-
-
-#: Made once, because `json.loads` with hooks would make a decoder for each request.
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_make_object, parse_constant=_refuse_constant, parse_float=_read_float, parse_int=_read_int
-)
-
-
 def _name_kind(value: object) -> str:
     return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
 
@@ -283,10 +213,15 @@ def _read_options(given: Any) -> GuardOptions:
         return _NO_OPTIONS
     if not isinstance(given, dict):
         raise InvalidRequestError(f"guard must be an object, not {_name_kind(given)}.")
-    try:
-        return GuardOptions.model_validate(given)
-    except ValidationError as error:
-        raise refuse_field(error, "guard.") from None
+    metadata = given.get("metadata")
+    if holds_more(metadata, METADATA_BYTES // 2):
+        raise InvalidRequestError(
+            f"guard.metadata: it is over {METADATA_BYTES} bytes as JSON.", extra_info={"field": "guard.metadata"}
+        )
+    for name, model in (("webhook", AskedWebhook), ("face_check", AskedCheck)):
+        refuse_unknown(model, given.get(name), f"guard.{name}.")
+    options: GuardOptions = read_model(GuardOptions, given, "guard.", apart="metadata")
+    return options
 
 
 def _read_extra_data(body: dict[str, Any]) -> dict[str, Any]:

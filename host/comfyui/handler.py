@@ -11,6 +11,7 @@ import contextvars
 import inspect
 import json
 import logging
+import reprlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,7 +20,8 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
-from ...guard.errors import NotFoundError
+from ...guard.bounds import work
+from ...guard.errors import NotFoundError, clip, clip_all
 from ...guard.host import Refusal
 from ...guard.life.contain import EscapedError, OverdueError, catch, contain
 
@@ -56,7 +58,7 @@ class NativePrompt:
             request = _Request("POST", "/prompt", self._server.app, body)
             response = await contain(partial(_handle, self._handler, request), timeout_s)
         except web.HTTPException as raised:
-            return Refusal("refused", raised.reason, raised.text or "", {}, {})
+            return Refusal("refused", raised.reason, clip(raised.text or ""), {}, {})
         except OverdueError:
             raise
         except EscapedError:
@@ -65,20 +67,21 @@ class NativePrompt:
         except Exception as raised:
             # The route would answer 500: a node class or another pack failed on the prompt.
             log.warning("ComfyUI failed on a prompt", exc_info=True, extra={"quotes_prompt": True})
-            details = f"{type(raised).__name__}: {raised}"
+            details = clip(f"{type(raised).__name__}: {raised}")
             return Refusal("exception_during_validation", FAILED, details, {}, {})
-        answer = json.loads(response.body) if response.body else {}
-        error, node_errors = answer.get("error"), answer.get("node_errors") or {}
+        # It quotes the values that are wrong, all of them.
+        answer = await work(len(response.body), json.loads, response.body) if response.body else {}
+        error, node_errors = answer.get("error"), _clip_node_errors(answer.get("node_errors") or {})
         if response.status == 200 and error is None and not node_errors:
             return None
         if response.status == 200:
             return _refuse_part(node_errors)
         if not isinstance(error, dict):
-            return Refusal("refused", str(error or "ComfyUI refused the prompt."), "", {}, node_errors)
+            return Refusal("refused", clip(str(error or "ComfyUI refused the prompt.")), "", {}, node_errors)
         return Refusal(
             str(error.get("type", "refused")),
-            str(error.get("message", "ComfyUI refused the prompt.")),
-            str(error.get("details", "")) or _join_errors(node_errors),
+            clip(str(error.get("message", "ComfyUI refused the prompt."))),
+            clip(str(error.get("details", ""))) or _join_errors(node_errors),
             error.get("extra_info") or {},
             node_errors,
         )
@@ -138,6 +141,17 @@ def _refuse_part(node_errors: dict[str, Any]) -> Refusal:
         {"outputs": dropped},
         node_errors,
     )
+
+
+def _clip_node_errors(node_errors: dict[str, Any]) -> dict[str, Any]:
+    """ComfyUI quotes a whole value, however long, in its details and as `received_value`."""
+    for entry in node_errors.values():
+        for error in entry.get("errors", ()):
+            info = error.get("extra_info")
+            if isinstance(info, dict) and isinstance(info.get("received_value"), (list, dict)):
+                info["received_value"] = clip(reprlib.repr(info["received_value"]))
+    clipped: dict[str, Any] = clip_all(node_errors)
+    return clipped
 
 
 def _join_errors(node_errors: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,15 @@ from dataclasses import dataclass
 from aiohttp import web
 from typing_extensions import TypedDict
 
-from ...guard.errors import ArtifactGoneError, BadImageError, ForbiddenError, InvalidRequestError, NotFoundError
+from ...guard.bounds import COMMAND, read_json
+from ...guard.errors import (
+    ArtifactGoneError,
+    BadImageError,
+    ForbiddenError,
+    GuardError,
+    InvalidRequestError,
+    NotFoundError,
+)
 from ...guard.files import view
 from ...guard.files.files import OwnFile
 from ...guard.files.names import is_plain, split_annotation
@@ -64,9 +71,9 @@ async def post_mask(call: Call) -> web.StreamResponse:
     """The same with a mask: keeps the picture that `original_ref` names, with the opacity of the one that was sent."""
     async with _receive_upload(call) as upload:
         try:
-            named = json.loads(upload.original)
+            named = read_json(upload.original.encode(), COMMAND)
             names = [named["filename"], named.get("type", "output"), named.get("subfolder", "")]
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        except (KeyError, TypeError, AttributeError, GuardError):
             names = []
         if not names or not all(isinstance(name, str) for name in names):
             raise InvalidRequestError("original_ref must name a picture.", extra_info={"field": "original_ref"})

@@ -19,7 +19,7 @@ log = logging.getLogger("guarded.sockets")
 #: Ping so often; a peer that does not answer within half of this is gone.
 HEARTBEAT_S = 30.0
 #: Clients say little: their feature flags.
-MAX_MESSAGE_BYTES = 2**18
+MAX_MESSAGE_BYTES = 2**16
 
 
 async def get_ws(call: Call) -> web.StreamResponse:

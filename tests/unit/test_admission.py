@@ -9,6 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.fakes import GRAPH, LONG_S, FakeFaces, FakeHost, new_id, new_job, settings, uploads
 
+from comfyui_guarded.guard import bounds
+from comfyui_guarded.guard.bounds import Bounds
 from comfyui_guarded.guard.client import Client
 from comfyui_guarded.guard.errors import (
     BadImageError,
@@ -40,6 +42,7 @@ from comfyui_guarded.guard.submit.request import Submission, parse
 BOT = Client("bot", operator=False)
 OTHER = Client("other", operator=False)
 DEPTH = 50
+BOUNDS = Bounds(depth=DEPTH)
 
 
 def _raw(**body) -> bytes:
@@ -48,7 +51,7 @@ def _raw(**body) -> bytes:
 
 def _refusal(raw: bytes | str, max_depth: int = DEPTH) -> GuardError:
     with pytest.raises((InvalidRequestError, InvalidWorkflowError)) as caught:
-        parse(raw if isinstance(raw, bytes) else raw.encode(), max_depth)
+        parse(raw if isinstance(raw, bytes) else raw.encode(), Bounds(depth=max_depth))
     assert caught.value.status == 400
     assert caught.value.message
     json.dumps(caught.value.body("ru"))
@@ -176,7 +179,7 @@ def test_a_guard_field_that_is_unknown_or_wrong_is_refused_by_name(guard, names)
 
 
 def test_a_guard_of_null_or_nothing_means_the_defaults():
-    assert parse(_raw(guard=None), DEPTH).options == parse(_raw(), DEPTH).options == request.GuardOptions()
+    assert parse(_raw(guard=None), BOUNDS).options == parse(_raw(), BOUNDS).options == request.GuardOptions()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,7 @@ def test_a_circle_is_one_however_its_outputs_are_numbered(output):
 def test_a_node_that_feeds_many_is_no_circle():
     many = {str(at): {"class_type": "X", "inputs": {"a": ["0", 0], "b": [str(at - 1), 0]}} for at in range(1, 1500)}
     graph = {"0": {"class_type": "X", "inputs": {}}, **many}
-    assert parse(json.dumps({"prompt": graph}).encode(), DEPTH).graph == graph
+    assert parse(json.dumps({"prompt": graph}).encode(), BOUNDS).graph == graph
 
 
 def test_nesting_is_allowed_up_to_the_limit_and_no_deeper():
@@ -246,7 +249,7 @@ def test_nesting_is_allowed_up_to_the_limit_and_no_deeper():
             value = [value]
         return _raw(x=value)
 
-    assert parse(nested(9), 10).body["x"]
+    assert parse(nested(9), Bounds(depth=10)).body["x"]
     error = _refusal(nested(10), 10)
     assert error.extra_info == {"max_depth": 10}
 
@@ -265,7 +268,7 @@ def test_a_key_that_stands_twice_is_found_without_comparing_every_key_with_every
 
     names = [Key(f"key{at}") for at in range(2_000)]
     with pytest.raises(InvalidRequestError, match="twice"):
-        request._make_object([(name, 0) for name in [*names, Key("key1999")]])
+        bounds._make_object([(name, 0) for name in [*names, Key("key1999")]])
     assert compared < 50 * len(names)
 
 
@@ -302,7 +305,7 @@ _BODIES = st.fixed_dictionaries(
 
 def _only_typed_refusals(raw: bytes) -> None:
     try:
-        prompt = parse(raw, DEPTH)
+        prompt = parse(raw, BOUNDS)
     except (InvalidRequestError, InvalidWorkflowError) as error:
         json.dumps(error.body("en"), ensure_ascii=False).encode()
     else:
@@ -352,7 +355,7 @@ _SOUND_GRAPHS = st.dictionaries(
 @given(_SOUND_GRAPHS, st.dictionaries(st.sampled_from(["workflow_id", "extra", "nodes", "links"]), _LEAVES))
 def test_a_sound_prompt_passes_unchanged_with_the_fields_that_only_comfyui_knows(graph, more):
     body = {"prompt": graph, "prompt_id": str(uuid.UUID(int=9)), "extra_data": {"x": 1}, **more}
-    prompt = parse(json.dumps(body).encode(), DEPTH)
+    prompt = parse(json.dumps(body).encode(), BOUNDS)
     assert prompt.graph == graph
     assert prompt.body == body
     assert host_body(prompt.body, prompt.job_id) == body
@@ -361,7 +364,7 @@ def test_a_sound_prompt_passes_unchanged_with_the_fields_that_only_comfyui_knows
 def test_the_bodys_fields_are_read_as_comfyui_reads_them():
     job_id = new_id()
     prompt = parse(
-        _raw(prompt_id=job_id, client_id="c", number=-2.5, front=True, guard={"timeout_s": 5, "locale": "en"}), DEPTH
+        _raw(prompt_id=job_id, client_id="c", number=-2.5, front=True, guard={"timeout_s": 5, "locale": "en"}), BOUNDS
     )
     assert (prompt.job_id, prompt.client_id, prompt.order, prompt.front) == (job_id, "c", -2.5, True)
     assert (prompt.options.timeout_s, prompt.options.locale) == (5, "en")
@@ -370,16 +373,16 @@ def test_the_bodys_fields_are_read_as_comfyui_reads_them():
 
 
 def test_a_byte_order_mark_is_no_mistake():
-    assert parse(b"\xef\xbb\xbf" + _raw(), DEPTH).graph == GRAPH
+    assert parse(b"\xef\xbb\xbf" + _raw(), BOUNDS).graph == GRAPH
 
 
 def test_a_client_id_may_stand_in_extra_data():
-    assert parse(_raw(extra_data={"client_id": "c"}), DEPTH).client_id == "c"
-    assert parse(_raw(client_id="b", extra_data={"client_id": "c"}), DEPTH).client_id == "b"
+    assert parse(_raw(extra_data={"client_id": "c"}), BOUNDS).client_id == "c"
+    assert parse(_raw(client_id="b", extra_data={"client_id": "c"}), BOUNDS).client_id == "b"
 
 
 def test_without_a_prompt_id_every_job_has_a_canonical_uuid_of_its_own():
-    ids = {parse(_raw(), DEPTH).job_id for _ in range(20)}
+    ids = {parse(_raw(), BOUNDS).job_id for _ in range(20)}
     assert len(ids) == 20
     assert all(str(uuid.UUID(job_id)) == job_id for job_id in ids)
 

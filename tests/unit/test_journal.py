@@ -186,3 +186,26 @@ def test_what_strangers_cause_is_written_once_a_second_with_the_number_of_the_ot
     assert throttle.take("b") == 0
     now[0] += 1.0
     assert throttle.take("a") == 3
+
+
+def test_a_traceback_that_repeats_is_written_once_a_second(written, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    lines = written()
+
+    def fault(logger: str, text: str, number: int) -> None:
+        for at in range(number):
+            try:
+                raise OSError(24, "Too many open files")
+            except OSError:
+                logging.getLogger(logger).exception(f"{text}\nsocket: %s", at)
+
+    fault("asyncio", "socket.accept() out of system resource", 100)
+    fault("guarded.test", "POST failed", 100)
+    assert sum("Traceback" in line for line in lines()) == 2
+    now[0] += 1.0
+    fault("asyncio", "socket.accept() out of system resource", 1)
+    assert any("(99 more since the last)" in line for line in lines())
+    log.error("a job failed")
+    log.error("a job failed")
+    assert sum("a job failed" in line for line in lines()) == 2, "without a traceback each line is news of its own"

@@ -473,7 +473,7 @@ def test_a_keys_own_limits_hold_beside_the_servers(graph, limits, setting):
 
 def test_a_key_can_only_be_tighter():
     many = {str(number): one()["1"] for number in range(1500)}
-    keyed(many, {"max_nodes": 2000}, max_steps=30)  # its own limits bring no other along
+    keyed(many, {"max_nodes": 2000, "keyed_max_nodes": 2000}, max_steps=30)  # its own limits bring no other along
     with pytest.raises(PolicyViolationError, match="whose value only the run can tell"):
         keyed(one(steps=["2", 0]), {"strict": True}, max_steps=30)
     keyed(one(steps=60), profile="a5000", max_steps=60)

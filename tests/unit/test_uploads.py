@@ -7,6 +7,7 @@ import os
 import pytest
 from unit.fakes import LONG_S, FakeFaces, FakeHost, new_id, settings, uploads
 
+from comfyui_guarded.guard.bounds import Bounds
 from comfyui_guarded.guard.client import Client
 from comfyui_guarded.guard.errors import (
     ConflictError,
@@ -316,9 +317,9 @@ def test_a_forms_fields_are_those_of_the_json_body():
         "front": b"true",
         "number": b"7",
     }
-    body = json.loads(from_form(fields))
+    body = json.loads(from_form(fields, Bounds()))
     assert body == {"prompt": GRAPH, "guard": {"priority": 3}, "client_id": "c", "front": True, "number": 7}
-    assert from_form(dict(reversed(fields.items()))) == from_form(fields)
+    assert from_form(dict(reversed(fields.items())), Bounds()) == from_form(fields, Bounds())
 
 
 @pytest.mark.parametrize(
@@ -337,5 +338,5 @@ def test_a_forms_fields_are_those_of_the_json_body():
 )
 def test_a_field_that_is_unknown_or_no_json_is_named(fields, named):
     with pytest.raises(InvalidRequestError) as caught:
-        from_form(fields)
+        from_form(fields, Bounds())
     assert named in caught.value.message

@@ -1,0 +1,141 @@
+"""How many connections the server holds: some less than the process may have open files, and the idlest go first.
+
+Without a bound, connections that say nothing take every file descriptor, and then neither the job database nor an
+operator gets one. aiohttp has no such bound, so this hears of each connection where aiohttp's server does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_protocol import RequestHandler
+
+from ..guard.journal import Throttle
+from .draining import answer_unread
+
+log = logging.getLogger("guarded.http")
+
+#: Connections beyond the bound, for operators: an answer tells everybody else to come back later.
+FOR_OPERATORS = 16
+#: Files that the process needs for itself: the job database, models, uploads, results.
+_OWN_FILES = 128
+#: Of waiting connections so many are accepted at once, before the first of them is heard of (aiohttp's backlog).
+_BURST = 128
+
+
+def find_bound(wanted: int, open_files: int | None = None) -> int:
+    """How many connections there may be; `open_files` (`ulimit -n`) is asked of the system where it is not given."""
+    limit = _read_open_files() if open_files is None else open_files
+    room = limit - max(_OWN_FILES, limit // 4) - _BURST - FOR_OPERATORS
+    return max(min(wanted, room), 1)
+
+
+def _read_open_files() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 2**31
+    limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit if limit != resource.RLIM_INFINITY else 2**31
+
+
+class Connections:
+    """The open connections of one application, the idlest first. Event loop."""
+
+    def __init__(self, application: web.Application, bound: int) -> None:
+        self.bound = bound
+        self._application = application
+        #: That have sent no whole request yet, the oldest first: slow senders and those that say nothing.
+        self._silent: dict[RequestHandler, None] = {}
+        #: Between two requests, those that have been for the longest first.
+        self._idle: dict[RequestHandler, None] = {}
+        self._busy: dict[RequestHandler, None] = {}
+        self._throttle = Throttle()
+
+    def __len__(self) -> int:
+        return len(self._silent) + len(self._idle) + len(self._busy)
+
+    @property
+    def full(self) -> bool:
+        return len(self) > self.bound
+
+    def watch(self) -> None:
+        """Hear of every connection that the application's server gets or loses."""
+        made, lost = web.Server.connection_made, web.Server.connection_lost
+
+        def connection_made(server: Any, handler: Any, transport: Any) -> None:
+            made(server, handler, transport)
+            if self._is_ours(server):
+                self._open(handler)
+
+        def connection_lost(server: Any, handler: Any, exc: BaseException | None = None) -> None:
+            if self._is_ours(server):
+                self._forget(handler)
+            lost(server, handler, exc)
+
+        web.Server.connection_made = connection_made  # type: ignore[method-assign, assignment]
+        web.Server.connection_lost = connection_lost  # type: ignore[method-assign, assignment]
+
+    def begin(self, handler: RequestHandler) -> None:
+        """A request has come in whole, but for its body."""
+        self._forget(handler)
+        self._busy[handler] = None
+
+    def end(self, handler: RequestHandler) -> None:
+        if handler in self._busy:  # else the connection is lost
+            del self._busy[handler]
+            self._idle[handler] = None
+
+    def _is_ours(self, server: Any) -> bool:
+        return getattr(server.request_handler, "__self__", None) is self._application
+
+    def _open(self, handler: RequestHandler) -> None:
+        if len(self) >= self.bound:
+            idlest = next(iter(self._silent), None) or next(iter(self._idle), None)
+            if idlest is not None:
+                self._close(idlest, "the idlest")
+            elif len(self) >= self.bound + FOR_OPERATORS:
+                self._close(handler, "a new one")
+                return
+        self._silent[handler] = None
+
+    def _close(self, handler: RequestHandler, which: str) -> None:
+        self._forget(handler)
+        handler.force_close()
+        if (skipped := self._throttle.take("full")) is not None:
+            log.warning("all %d connections are taken: %s is closed (%d more before it)", self.bound, which, skipped)
+
+    def _forget(self, handler: RequestHandler) -> None:
+        for kind in (self._silent, self._idle, self._busy):
+            kind.pop(handler, None)
+
+
+def watch_requests(connections: Connections, refuse_full: Callable[[web.Request], web.Response | None]) -> Middleware:
+    """Make the outermost middleware, which changes no answer of anybody's.
+
+    Args:
+        refuse_full: the answer to a request for which there is no connection left; None where it is an operator's.
+    """
+
+    @web.middleware
+    async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = request.protocol
+        connections.begin(connection)
+        try:
+            if connections.full and (refusal := refuse_full(request)) is not None:
+                refusal.force_close()
+                return await answer_unread(request, refusal)
+            response = await handler(request)
+            return await answer_unread(request, response) if request.get(ANSWERED_BY_US) else response
+        finally:
+            connections.end(connection)
+
+    return watched
+
+
+#: Set on requests that we answer. How others treat the bodies of theirs is their own affair.
+ANSWERED_BY_US = "guarded_answered"
