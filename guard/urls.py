@@ -18,6 +18,7 @@ _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 
 #: These count as public addresses, but reach a cloud's own services from inside.
 _INSIDE = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24", "64:ff9b:1::/48", "fec0::/10")))
+_CLOUDS = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "fd00:ec2::254")))
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 
@@ -60,6 +61,12 @@ def is_public(address: Address) -> bool:
         and not (real.is_multicast or real.is_reserved or real.is_unspecified)
         and not any(real in network for network in _INSIDE)
     )
+
+
+def is_of_cloud(address: Address) -> bool:
+    """Whether a cloud answers its machines there: with their credentials, among other things."""
+    real = real_address(address)
+    return real.is_link_local or real in _CLOUDS or any(real in network for network in _INSIDE)
 
 
 def real_address(address: Address) -> Address:

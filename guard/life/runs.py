@@ -186,7 +186,7 @@ class Runs:
         log.error("job %s: %s", job_id, message, extra={"job_id": job_id})
         self._events.alarm("policy_violation", message, job_id)
         where = {"node_id": outcome.node_id} if outcome.node_id is not None else {}
-        return PolicyViolationError("A node of the job reached for files that are not its owner's.", extra_info=where)
+        return PolicyViolationError("A node of the job reached for what is not its owner's.", extra_info=where)
 
     def _settle(self, job: Job, close: Close, verdict: Verdict, result: Result) -> None:
         """Give the job its verdict, and have the host tell it once it is durable. Any thread."""

@@ -1,22 +1,25 @@
 """Stop Python code in a keyed owner's job that opens what no such job has business with.
 
 The last layer: it hears of each file that Python opens, lists, moves or deletes (`sys.addaudithook`), whichever node
-does it and wherever its path comes from. Code in C that opens files by itself (PyAV, safetensors) and child processes
-raise no such event.
+does it and wherever its path comes from, and of each connection. Code in C that opens files by itself (PyAV,
+safetensors) and child processes raise no such event.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import sys
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import folder_paths
+from comfy.cli_args import args as command_line
 
 from ...guard.job import ROOTS
 from ...guard.owners import FOLDER
+from ...guard.urls import is_of_cloud, is_public, real_address
 from .confine import Confinement
 from .folders import find_below, find_own_directory, find_root
 from .results import changed_ns
@@ -38,6 +41,7 @@ _EVENTS: dict[str, tuple[tuple[int, ...], bool]] = {
     "os.rmdir": ((0,), True),
     "os.truncate": ((0,), True),
     "os.chmod": ((0,), True),
+    "socket.connect": ((), False),
 }
 _CHANGES_FOLDERS = frozenset({"os.rename", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.link"})
 #: What Python and ComfyUI write by themselves, on behalf of whatever runs.
@@ -78,6 +82,8 @@ class Tripwire:
         run = self._confinement.find_run()
         if run is None or not run.folder:
             return
+        if event == "socket.connect" and _leads_home(args[1]):
+            self._stop(run, "call this server or its cloud")
         which, writes = _EVENTS[event]
         if event == "open":
             writes = isinstance(args[2], int) and bool(args[2] & _WRITE)
@@ -87,9 +93,11 @@ class Tripwire:
                 continue  # a file that is open already
             name = os.fsdecode(path)
             if not self._may_touch(run, event, name, writes):
-                what = f"{'write' if writes else 'read'} {os.path.basename(name)[:100]}"
-                run.trespass = run.trespass or what
-                raise PermissionError("A job may not do this on this server.")
+                self._stop(run, f"{'write' if writes else 'read'} {os.path.basename(name)[:100]}")
+
+    def _stop(self, run: Run, what: str) -> NoReturn:
+        run.trespass = run.trespass or what
+        raise PermissionError("A job may not do this on this server.")
 
     def _may_touch(self, run: Run, event: str, path: str, writes: bool) -> bool:
         places = self._look_around(run)
@@ -158,6 +166,19 @@ class Tripwire:
             self._real = {}
             self._run = run
         return self._places
+
+
+def _leads_home(address: Any) -> bool:
+    """Whether a connection would reach this server itself, which takes what comes from this machine for its operator's,
+    or what a cloud keeps for its machines."""
+    if not (isinstance(address, tuple) and len(address) > 1):
+        return False  # a socket with a path
+    is_own_port = bool(address[1] == command_line.port)
+    try:
+        found = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    except ValueError:
+        return is_own_port  # a name
+    return is_of_cloud(found) or (is_own_port and not is_public(real_address(found)))
 
 
 def _is_packs_own(packs: str, below: str) -> bool:

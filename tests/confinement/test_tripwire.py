@@ -1,5 +1,6 @@
 """A keyed owner's job that reaches for what is not its owner's: the node gets an error, and the operator an alarm."""
 
+import asyncio
 import base64
 import os
 import uuid
@@ -95,6 +96,28 @@ async def test_no_job_of_a_key_queues_a_prompt_past_the_guard(client, bob, on_th
     assert_succeeded(job)
     assert await client.native_entry(operators)
     assert await client.get(f"/history/{queued}") == {}
+
+
+async def test_no_job_of_a_key_calls_the_server_or_its_clouds_own_services(client, bob):
+    def calls(url):
+        pieces = {"0": node("FaultJoin", one="ht", other="tp:/"), "1": node("FaultJoin", one=["0", 0], other=url[6:])}
+        return {**pieces, "2": node("FaultReadPath", words=["1", 0])}
+
+    port = client.host.port
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"0.0.0.0:{port}", f"2130706433:{port}", "169.254.169.254"):
+        await is_stopped(bob, calls(f"http://{host}/guarded/jobs"))
+    assert_succeeded(await client.run(calls(f"http://127.0.0.1:{port}/guarded/health")))
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nof another program")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        job = await bob.client.run(calls(url))
+    assert_succeeded(job)
+    assert job["outputs"]["2"]["text"] == ["of another program"]
 
 
 async def test_the_operator_is_told(client, bob):

@@ -27,7 +27,18 @@ from .output import (
     FaultTinyFile,
     FaultTruncatedImage,
 )
-from .reach import FaultJoin, FaultOpen, FaultReadPath, FaultRecord, FaultReport, FaultRequeue, FaultWrite
+from .reach import (
+    FaultFetch,
+    FaultFollow,
+    FaultGossip,
+    FaultJoin,
+    FaultOpen,
+    FaultReadPath,
+    FaultRecord,
+    FaultReport,
+    FaultRequeue,
+    FaultWrite,
+)
 from .stop import FaultKillProcess, FaultKillWorker, FaultRaise
 from .validation import FaultAsyncValidation, FaultValidation
 
@@ -63,6 +74,9 @@ NODE_CLASS_MAPPINGS = {
         FaultGpuMemory,
         FaultGpuAssert,
         FaultGpuKernel,
+        FaultFetch,
+        FaultFollow,
+        FaultGossip,
         FaultJoin,
         FaultOpen,
         FaultReadPath,

@@ -4,6 +4,7 @@ import base64
 import ctypes
 import os
 import threading
+import urllib.request
 from typing import Any
 
 import folder_paths
@@ -51,13 +52,15 @@ class FaultRecord(_Reach):
 
 
 class FaultReadPath(_Reach):
-    """Reports the bytes of any file by a text that nothing marks as a path; a folder's names."""
+    """Reports the bytes of any file by a text that nothing marks as a path; a folder's names; an address's answer."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"words": TEXT}}
 
     def run(self, words: str) -> dict[str, Any]:
+        if words.startswith("http:"):
+            return {"ui": {"text": [fetch(words)]}}
         if os.path.isdir(words):
             return {"ui": {"text": sorted(os.listdir(words))}}
         with open(words, "rb") as file:
@@ -83,6 +86,59 @@ class FaultOpen(_Reach):
             name, folder = folder_paths.annotated_filepath(words)
             path = os.path.join(folder or folder_paths.get_input_directory(), name)
         return {"ui": {"text": [base64.b64encode(read_in_c(path)).decode()]}}
+
+
+class FaultFollow(_Reach):
+    """Reports the bytes of a film, or of the last file that a playlist names: in C, as FFmpeg does."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"video": ("STRING", {"video_upload": True})}}
+
+    def run(self, video: str) -> dict[str, Any]:
+        path = folder_paths.get_annotated_filepath(video)
+        content = read_in_c(path)
+        if content.startswith(b"#EXTM3U"):
+            segment = content.decode().split()[-1]
+            content = read_in_c(os.path.normpath(os.path.join(os.path.dirname(path), segment)))
+        return {"ui": {"text": [base64.b64encode(content).decode()]}}
+
+
+class FaultFetch(_Reach):
+    """Reports what an address answers."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"url": TEXT}}
+
+    def run(self, url: str) -> dict[str, Any]:
+        return {"ui": {"text": [fetch(url)]}}
+
+
+class FaultGossip(_Reach):
+    """Saves a picture, or with `fails` raises an error that tells where the one before it was saved: nodes outlive the
+    jobs that they work for."""
+
+    last = ""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"fails": ("BOOLEAN", {"default": False}), "seed": SEED}}
+
+    def run(self, fails: bool, seed: int) -> dict[str, Any]:
+        if fails:
+            raise OSError(f"cannot close '{FaultGossip.last}' before the next one")
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path("gossip", OUTPUT)
+        name = f"{stem}_{counter:05}_.png"
+        FaultGossip.last = os.path.join(folder, name)
+        Image.fromarray((sample_image(seed)[0] * 255).astype("uint8")).save(FaultGossip.last)
+        return {"ui": {"images": [{"filename": name, "subfolder": subfolder, "type": "output"}]}}
+
+
+def fetch(url: str) -> str:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=60) as answer:
+        return str(answer.read().decode(errors="replace"))
 
 
 def read_in_c(path: str) -> bytes:
