@@ -250,6 +250,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         store.opened.subscribe(lambda _recovery: backlog.load())
         store.changed.subscribe(backlog.follow)
         host.show_backlog(backlog)
+    application.on_response_prepare.append(server_routes.leave_out_server)
     if settings.native.mode != "open":
         # Before ComfyUI's own middlewares, one of which answers every OPTIONS.
         application.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))

@@ -18,6 +18,7 @@ from . import (
     workflows,
 )
 from .native import guard_connections, guard_native
+from .sending import leave_out_server
 from .table import Route, Services, register
 
 ROUTES: list[Route] = [
@@ -42,4 +43,13 @@ ROUTES.append(openapi.make_route(ROUTES))
 #: What ComfyUI has under the same paths without our prefix: `native.mode = "guarded"` answers there in its place.
 NATIVE: list[Route] = facade.NATIVE
 
-__all__ = ["NATIVE", "ROUTES", "Route", "Services", "guard_connections", "guard_native", "register"]
+__all__ = [
+    "NATIVE",
+    "ROUTES",
+    "Route",
+    "Services",
+    "guard_connections",
+    "guard_native",
+    "leave_out_server",
+    "register",
+]

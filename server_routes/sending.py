@@ -26,6 +26,11 @@ class OpenFile:
     etag: str
 
 
+async def leave_out_server(_request: web.Request, response: web.StreamResponse) -> None:
+    """Send no `Server` header, which names aiohttp and Python with their versions: for `on_response_prepare`."""
+    response.headers.popall(hdrs.SERVER, None)
+
+
 async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.StreamResponse:
     """Answer with the file: 200, 206, 304, 412 or 416.
 

@@ -26,6 +26,10 @@ _UPLOADS = {
 }
 
 
+#: What clients choose by: the machine, not what runs on it.
+_SHOWN = frozenset({"os", "ram_total", "ram_free"})
+
+
 async def get_object_info(call: Call) -> web.StreamResponse:
     """Every node class and its inputs."""
     return await _answer_object_info(call, await call.services.host.native("/object_info"))
@@ -45,11 +49,17 @@ async def get_embeddings(call: Call) -> web.StreamResponse:
 
 
 async def get_system_stats(call: Call) -> web.StreamResponse:
-    """Versions and memory. Only operators see the command line: it holds paths, and whatever else was put there."""
+    """Memory and devices; to operators also versions and the command line."""
     stats = json.loads(await call.services.host.native("/system_stats"))
     if not call.client.operator and isinstance(stats.get("system"), dict):
-        stats["system"]["argv"] = []
+        stats["system"] = {name: _blank(name, value) for name, value in stats["system"].items()}
     return respond(stats)
+
+
+def _blank(name: str, value: Any) -> Any:
+    """What a key may see of an entry: of the command line, which holds paths, of versions, by which known faults are
+    looked up, and of what is not known here nothing but the type, which clients check."""
+    return value if name in _SHOWN else type(value)() if value is not None else None
 
 
 async def _answer_object_info(call: Call, raw: bytes) -> web.StreamResponse:

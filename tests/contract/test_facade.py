@@ -353,10 +353,30 @@ async def test_nobody_sees_or_stops_the_jobs_of_another_key(client, keys):
     assert {running, waiting} <= (await mine.get("/guarded/history")).keys()
 
 
-async def test_the_command_line_is_shown_to_operators_only(client, keys):
-    stats = await keys.of(client, "mine").get("/guarded/system_stats")
-    assert stats["system"]["argv"] == []
-    assert (await client.get("/guarded/system_stats"))["system"]["argv"]
+@pytest.mark.parametrize("base", BASES)
+async def test_versions_and_the_command_line_are_shown_to_operators_only(client, keys, base):
+    shown = await keys.of(client, "mine").get(f"{base}/system_stats")
+    whole = await client.get(f"{base}/system_stats")
+    assert shown["devices"] == whole["devices"]
+    assert shown["system"].keys() == whole["system"].keys()
+    for name, value in whole["system"].items():
+        known = shown["system"][name]
+        assert type(known) is type(value), name  # clients check that
+        if name in ("os", "ram_total"):
+            assert known == value
+        elif not isinstance(value, int):
+            assert not known, name
+    assert whole["system"]["argv"]
+    assert whole["system"]["python_version"].startswith("3.")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/guarded/jobs", "/guarded/nothing", "/guarded/view?filename=none.png", "/api/guarded/history", "/queue", "/x"],
+)
+async def test_no_answer_names_the_server_software(client, keys, path):
+    for sender in (client, keys.of(client, "mine")):
+        assert "Server" not in (await sender.request("GET", path)).headers
 
 
 async def test_an_operator_clears_its_own_history_alone(client, keys):
