@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from typing_extensions import ParamSpec
 
-from .errors import InvalidRequestError, PayloadTooLargeError, clip, refuse_field
+from .errors import InvalidRequestError, PayloadTooLargeError, clip
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -135,6 +136,25 @@ def holds_more(value: Any, most: int) -> bool:
             return True
         waiting += held
     return False
+
+
+def read_complaint(item: ErrorDetails, what: str = "field") -> tuple[str, str]:
+    """The field that pydantic complains of, dotted, and what is wrong with it.
+
+    Args:
+        item: of ``ValidationError.errors()``.
+        what: the word for a field, where there is none of that name.
+    """
+    field = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return field, f"there is no such {what}"
+    return field, item["msg"].removeprefix("Value error, ")
+
+
+def refuse_field(error: ValidationError, prefix: str = "") -> InvalidRequestError:
+    """The refusal of a request by pydantic: it names the first wrong field, with `prefix` before it."""
+    field, complaint = read_complaint(error.errors()[0])
+    return InvalidRequestError(f"{prefix}{field}: {complaint}.", extra_info={"field": f"{prefix}{field}"})
 
 
 def _count_values(raw: bytes, bounds: Bounds, what: str) -> None:

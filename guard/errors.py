@@ -8,16 +8,12 @@ bot reads ``comfyui_guarded.NoFaceError`` on every machine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import WithJsonSchema
 from typing_extensions import NotRequired, TypeAliasType, TypedDict
 
 from . import messages
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-    from pydantic_core import ErrorDetails
 
 MODULE = "comfyui_guarded"
 
@@ -25,8 +21,8 @@ MODULE = "comfyui_guarded"
 _ASK_AGAIN = frozenset({429, 503, 507})
 RETRY_AFTER_S = 10.0
 
-#: Characters that an answer quotes of what came, and those of one of its own texts.
-QUOTED, _TOLD = 200, 2000
+#: Characters that an answer quotes of what came, and those of a message and of details, with such quotes.
+QUOTED, _MESSAGE, _DETAILS = 200, 500, 2000
 
 
 class RefusalError(TypedDict):
@@ -143,8 +139,8 @@ class GuardError(Exception):
         return {
             "error": {
                 "type": self.host_type or self.code,
-                "message": clip(self.message, _TOLD),
-                "details": clip(self.details, _TOLD),
+                "message": clip(self.message, _MESSAGE),
+                "details": clip(self.details, _DETAILS),
                 "extra_info": clip_all(self.extra_info),
             },
             "node_errors": clip_all(self.node_errors),
@@ -394,22 +390,3 @@ BY_NAME: dict[str, type[GuardError]] = {f"{MODULE}.{cls.__name__}": cls for cls 
 def type_name(code: str) -> str:
     """The name that ComfyUI shows as ``exception_type`` for a code."""
     return f"{MODULE}.{FAMILY[code].__name__}"
-
-
-def read_complaint(item: ErrorDetails, what: str = "field") -> tuple[str, str]:
-    """The field that pydantic complains of, dotted, and what is wrong with it.
-
-    Args:
-        item: of ``ValidationError.errors()``.
-        what: the word for a field, where there is none of that name.
-    """
-    field = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return field, f"there is no such {what}"
-    return field, item["msg"].removeprefix("Value error, ")
-
-
-def refuse_field(error: ValidationError, prefix: str = "") -> InvalidRequestError:
-    """The refusal of a request by pydantic: it names the first wrong field, with `prefix` before it."""
-    field, complaint = read_complaint(error.errors()[0])
-    return InvalidRequestError(f"{prefix}{field}: {complaint}.", extra_info={"field": f"{prefix}{field}"})

@@ -30,8 +30,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from . import messages
-from .bounds import Bounds
-from .errors import read_complaint
+from .bounds import Bounds, read_complaint
 from .job import ROOTS
 from .urls import UrlError, is_public, read_url
 

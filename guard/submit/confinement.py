@@ -136,19 +136,21 @@ class Confinement:
                 texts = traced.find(value)
                 if texts is None:
                     raise _refuse(
-                        node_id, kind, name, None, f"takes {name} from a node whose text only the run can tell"
+                        node_id, kind, name, None, f"takes {_show(name)} from a node whose text only the run can tell"
                     )
             else:
                 texts = list(_list_texts(value))
             for text in texts:
                 if place and (fault := find_fault(text)) is not None:
-                    raise _refuse(node_id, kind, name, text, f"has an input {name} {fault}")
+                    raise _refuse(node_id, kind, name, text, f"has an input {_show(name)} {fault}")
                 if argument and _ARGUMENT.fullmatch(text) is None:
-                    raise _refuse(node_id, kind, name, text, f"has an input {name} that is more than one plain word")
+                    raise _refuse(
+                        node_id, kind, name, text, f"has an input {_show(name)} that is more than one plain word"
+                    )
                 for found in _find_addresses(text, words, address):
                     if (fault := self._find_address_fault(found)) is not None:
                         raise _refuse(
-                            node_id, kind, name, text, f"has an input {name} that {fault}", "policy.fetch_hosts"
+                            node_id, kind, name, text, f"has an input {_show(name)} that {fault}", "policy.fetch_hosts"
                         )
 
     def _is_place(self, kind: str, name: str, leaf: str) -> bool:

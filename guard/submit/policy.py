@@ -156,7 +156,9 @@ class Policy:
                 continue
             known, certain = numbers.read(value)
             if settings.strict and not certain:
-                complaint = f"has an input {name} whose value only the run can tell; it must be a number or a constant"
+                complaint = (
+                    f"has an input {name[:100]} whose value only the run can tell; it must be a number or a constant"
+                )
                 raise _refuse(node_id, numbers.kind(node_id), name, None, limit, "strict", complaint)
             if known is not None and known > limit and what != "pixels":
                 raise self._refuse_amount(numbers, node_id, name, known, limit, what)
@@ -180,7 +182,7 @@ class Policy:
         self, numbers: _Numbers, node_id: str, name: str, value: float, limit: float, what: str
     ) -> PolicyViolationError:
         kind = numbers.kind(node_id)
-        complaint = f"asks for {_format(value)} {what} (input {name}); at most {_format(limit)} are allowed"
+        complaint = f"asks for {_format(value)} {what} (input {name[:100]}); at most {_format(limit)} are allowed"
         return _refuse(node_id, kind, name, value if value < _ENDLESS else None, limit, f"max_{what}", complaint)
 
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from .. import messages
 from ..bounds import Bounds, holds_more, read_json, read_model, refuse_unknown
 from ..client import Client
-from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError
+from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError, clip
 from ..faces.gate import AskedCheck
 from ..files.uploads import UploadedFile
 from ..graph import find_circle, is_link
@@ -268,10 +268,14 @@ def _read_graph(body: dict[str, Any]) -> dict[str, Any]:
             raise _refuse_node(node_id, "has a _meta that is no object")
         for name, value in node["inputs"].items():
             if is_link(value) and value[0] not in graph:
-                raise _refuse_node(node_id, f"takes {name} from node {value[0]!r}, which the prompt does not have")
+                raise _refuse_node(
+                    node_id, f"takes {name[:100]} from node {value[0][:100]!r}, which the prompt does not have"
+                )
     if circle := find_circle(graph):
         raise InvalidWorkflowError(
-            "The prompt's nodes feed each other in a circle.", details=" -> ".join(circle), extra_info={"nodes": circle}
+            "The prompt's nodes feed each other in a circle.",
+            details=" -> ".join(map(clip, circle)),
+            extra_info={"nodes": circle},
         )
     return graph
 

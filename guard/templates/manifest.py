@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import read_complaint
+from ..bounds import read_complaint
 from ..messages import FALLBACK
 from .bodies import ParameterBody, ParameterType, PresetBody
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from comfyui_guarded.tests.hosts.launch import HostProcess
 
 #: On each of three kinds of host, where all are found.
-EXAMPLES = int(os.environ.get("BOUNDS", "300")) // 3
+EXAMPLES = int(os.environ.get("BOUNDS", "150")) // 3
 SPARE_S = 0.05
 SPARE_BYTES = 32 * MIB
 #: The most that any route takes of a body of JSON, and a little more.

@@ -5,7 +5,7 @@ from typing import Annotated
 import pytest
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from comfyui_guarded.guard import errors, messages
+from comfyui_guarded.guard import bounds, errors, messages
 
 # docs/http.md: code -> (HTTP status, retryable). None: only ever settles a job.
 TABLE: dict[str, tuple[int | None, bool]] = {
@@ -241,6 +241,6 @@ class _Outer(BaseModel):
 def test_a_field_that_a_model_refuses_is_named_with_its_fault(inner, field, message):
     with pytest.raises(ValidationError) as caught:
         _Outer.model_validate({"inner": inner})
-    error = errors.refuse_field(caught.value, "guard.")
+    error = bounds.refuse_field(caught.value, "guard.")
     assert error.message.startswith(message)
     assert error.extra_info == {"field": field}

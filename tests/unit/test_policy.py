@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from unit.fakes import settings
 
-from comfyui_guarded.guard.client import Client, KeyLimits
+from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
 from comfyui_guarded.guard.errors import PolicyViolationError
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings, SettingsError, load
 from comfyui_guarded.guard.submit import policy
@@ -479,3 +479,28 @@ def test_a_key_can_only_be_tighter():
     keyed(one(steps=60), profile="a5000", max_steps=60)
     with pytest.raises(PolicyViolationError):
         keyed(one(steps=61), profile="a5000", max_steps=60)
+
+
+def follow(count: int) -> dict:
+    """Nodes of which each feeds the next."""
+    first = {"0": {"class_type": "EmptyImage", "inputs": {}}}
+    links = {str(n): {"class_type": "ImageInvert", "inputs": {"image": [str(n - 1), 0]}} for n in range(1, count)}
+    return {**first, **links}
+
+
+def test_a_key_that_is_no_operators_sends_fewer_nodes_and_shorter_chains():
+    policies = KeyPolicies(PolicySettings(keyed_max_nodes=40, keyed_max_chain=20))
+    bot, operator = Client("bot", operator=False, key_id="1"), Client("boss", operator=True, key_id="2")
+    policies.check(follow(20), bot)
+    with pytest.raises(PolicyViolationError) as caught:
+        policies.check(follow(21), bot)
+    assert caught.value.extra_info == {"nodes": 21, "max_chain": 20}
+    policies.check(follow(21), operator)
+    beside = {str(number): {"class_type": "EmptyImage", "inputs": {}} for number in range(41)}
+    with pytest.raises(PolicyViolationError) as caught:
+        policies.check(beside, bot)
+    assert caught.value.extra_info == {"nodes": 41, "max_nodes": 40}
+    policies.check(beside, operator)
+    policies.check(beside, LOCAL)
+    del beside["40"]
+    policies.check(beside, bot)
