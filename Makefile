@@ -134,14 +134,14 @@ $(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt requi
 	@$(PIP) --no-deps "insightface>=1.0.1"
 	@touch $@
 
-# What no package of PyPI has: Prometheus' own judge of metrics, and the proxies of the deployment manual. Nothing is
+# What no package of PyPI has: Prometheus, and the proxies of the deployment manual. Nothing is
 # installed outside of here, and without apt-get the tests that want them are skipped.
 $(VENV)/.tools-ready: $(VENV)/.created
 	@mkdir -p $(VENV)/tools
 	@cd $(VENV)/tools && { apt-get download $(TOOLS) || { apt-get update && apt-get download $(TOOLS); } && \
 		{ apt-get download $(HAPROXY) || rm -f haproxy_*.deb; } && \
 		for package in *.deb; do dpkg-deb -x $$package . || exit 1; done && \
-		rm -f *.deb usr/bin/prometheus; } >/dev/null 2>&1 || \
+		rm -f *.deb; } >/dev/null 2>&1 || \
 		echo "No $(TOOLS) could be had from apt-get; their tests will be skipped."
 	@touch $@
 

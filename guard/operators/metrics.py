@@ -357,6 +357,16 @@ def markdown() -> str:
         "| --- | --- |",
         *(f"| {what} | `{query}` |" for what, query in _QUESTIONS),
         "",
+        "## Dashboard and alerts",
+        "",
+        "[`observability/grafana.json`](../observability/grafana.json) is a dashboard of all that: Dashboards →",
+        "New → Import in Grafana, then choose the Prometheus.",
+        "[`observability/alerts.yml`](../observability/alerts.yml) are alert rules (`rule_files` in",
+        "`prometheus.yml`): a box that is down, takes no jobs, whose worker is dead or whose queue stands is",
+        "`critical`; failing jobs, long waits, workers that hang or were replaced, restarts, full disks and",
+        "webhooks that do not arrive are a `warning`. `promtool test rules observability/alerts_test.yml` shows",
+        "when each fires.",
+        "",
     ]
     return "\n".join(lines)
 
@@ -376,7 +386,4 @@ _QUESTIONS = (
         "histogram_quantile(0.95, sum by (template, le) (rate(guarded_job_run_seconds_bucket[1h])))",
     ),
     ("why jobs fail", 'sum by (code) (increase(guarded_jobs_settled_total{outcome="failed"}[24h]))'),
-    ("alarm: the server takes no jobs", "guarded_ready == 0"),
-    ("alarm: jobs hang", "increase(guarded_worker_replacements_total[1h]) > 0"),
-    ("alarm: the disk is nearly full", "guarded_disk_free_bytes / guarded_disk_size_bytes < 0.05"),
 )
