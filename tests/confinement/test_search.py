@@ -74,7 +74,39 @@ SPELLINGS: list[Any] = [
     lambda name, base: f"../../custom_nodes/planted_{name}",
     lambda name, base: f"../../{name}",
     lambda name, base: str(base / "planted"),
+    # What lies in bob's own folder: see `make_his`.
+    lambda name, base: f"{kind_of(name)}.m3u8",
+    lambda name, base: f"{kind_of(name)}.mp4",
+    lambda name, base: f"{kind_of(name)}.wav",
+    lambda name, base: f"{kind_of(name)}.png",
+    lambda name, base: f"{kind_of(name)}.png [output]",
+    lambda name, base: f"{kind_of(name)}",
+    lambda name, base: f"{kind_of(name)}/{name}",
+    lambda name, base: f"{kind_of(name)}.gltf",
 ]
+
+
+def kind_of(name: str) -> str:
+    """What lies in bob's folders that leads to that file of alice's is called so."""
+    return "her-upload" if name.startswith("private") else "her-result"
+
+
+def make_his(alice: Bot, bob: Bot, hers: "Hers") -> None:
+    """Give bob lists and links that lead to alice's files, as though he could put them there."""
+    for name, kind in zip(hers.names, ("input", "output"), strict=True):
+        target = alice.place(kind) / name
+        for place in (bob.place("input"), bob.place("output")):
+            place.mkdir(parents=True, exist_ok=True)
+            list_of_one = (
+                f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{os.path.relpath(target, place)}\n#EXT-X-ENDLIST\n"
+            )
+            for suffix in (".m3u8", ".mp4"):
+                (place / f"{kind_of(name)}{suffix}").write_text(list_of_one)
+            (place / f"{kind_of(name)}.wav").write_text(f"ffconcat version 1.0\nfile '{target}'\n")
+            scene = {"asset": {"version": "2.0"}, "images": [{"uri": os.path.relpath(target, place)}]}
+            (place / f"{kind_of(name)}.gltf").write_text(json.dumps(scene))
+            (place / f"{kind_of(name)}.png").symlink_to(target)
+            (place / kind_of(name)).symlink_to(target.parent, target_is_directory=True)
 
 
 @dataclass
@@ -156,6 +188,7 @@ async def look_for_hers(bob: Bot, hers: Hers, job: Any, asked: str) -> None:
 async def test_bob_gets_nothing_of_alices_by_any_input_of_any_node(client: Client, alice: Bot, bob: Bot):
     known = await client.get("/object_info")
     hers = await make_hers(alice)
+    await asyncio.to_thread(make_his, alice, bob, hers)
     places = [bob.place(kind) for kind in ("output", "temp", "input")]
     texts = list_texts(known)
 
