@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...guard.errors import BadImageError
+from ...guard.errors import BadImageError, PolicyViolationError
 from ...guard.files.content import check_content, check_folder
-from ...guard.files.names import is_annotated, split_annotation, strip_folder
+from ...guard.files.names import is_annotated, mentions_uploads, split_annotation, strip_folder
 from ...guard.job import ROOTS
 from ...guard.owners import FOLDER
 from .folders import find_below, find_root
@@ -28,15 +28,19 @@ _FRESH_NS = 2_000_000_000
 def check_named(run: Run) -> None:
     """Look at every file of its owner that the prompt names once more; keeps the refusal in the run.
 
-    The worker's thread, before the run.
+    Packs change prompts after they were looked at, and one that keeps them may put another owner's in the place of this
+    one: ComfyUI would even have its files in the cache, and open none. The worker's thread, before the run.
     """
+    if not run.folder:
+        return
     try:
         for text in _list_texts(run):
-            if run.folder in text:
+            if mentions_uploads(text):
                 kind, name = split_annotation(text)
-                if name.startswith(f"{run.folder}/"):
-                    _check(run, os.path.join(find_root(kind) or "", name))
-    except BadImageError as error:
+                if not name.startswith(f"{run.folder}/"):
+                    raise PolicyViolationError("The prompt names a file that is not its owner's.")
+                _check(run, os.path.join(find_root(kind) or "", name))
+    except (BadImageError, PolicyViolationError) as error:
         run.refusal = error
 
 

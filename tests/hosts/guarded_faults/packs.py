@@ -115,6 +115,19 @@ async def post_pack(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+#: The prompt that takes the place of all that come after it; None: the next one that comes.
+_kept: list[Any] = []
+
+
+def _keep_prompt() -> None:
+    """As a pack does that goes on with the prompt that it was shown once."""
+    _kept[:] = [None]
+    _undo.append(_kept.clear)
+
+
+_WAYS["keep_prompt"] = _keep_prompt
+
+
 #: How often ComfyUI has shown the prompt of that id to packs.
 _shown: dict[str, int] = {}
 
@@ -129,6 +142,8 @@ def _note_prompt(json_data: Any) -> Any:
         inputs = node.get("inputs") if isinstance(node, dict) else None
         for name in [name for name, value in inputs.items() if value == "%shown%"] if isinstance(inputs, dict) else ():
             inputs[name] = "shown"
+    if _kept:
+        _kept[0] = json_data["prompt"] = _kept[0] or prompt
     return json_data
 
 
