@@ -51,9 +51,9 @@ def without_references() -> None:
     references = find("guard/files/references.py")
     native = references.References.resolve
 
-    async def resolve(self: Any, graph: Any, client: Any) -> bool:
+    async def resolve(self: Any, *args: Any) -> bool:
         try:
-            return bool(await native(self, graph, client))
+            return bool(await native(self, *args))
         except references.BadImageError:
             return False
 
