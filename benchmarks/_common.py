@@ -11,8 +11,10 @@ import math
 import os
 import platform
 import random
+import re
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -116,6 +118,27 @@ def make_no_op(**more: Any) -> bytes:
     return json.dumps({"prompt": prompt, **more}).encode()
 
 
+def make_picture() -> bytes:
+    """Make the body of a prompt that saves a picture of 128 × 128, without models."""
+    sleep = {"seconds": 0.0, "checks_interrupt": False, "steps": 0, "seed": next(_counter)}
+    prompt = {
+        "1": {"class_type": "FaultSleep", "inputs": sleep},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "bench"}},
+    }
+    return json.dumps({"prompt": prompt}).encode()
+
+
+def make_key(host: HostProcess) -> str:
+    """Make a key of the host's server; it takes the server two seconds to notice."""
+    package = host.base / "custom_nodes" / "ComfyUI-Guarded"
+    command = [sys.executable, str(package), "keys", "create", "bench", "--user", str(host.base / "user")]
+    made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"gk_[0-9a-f]{8}_[A-Za-z0-9_-]{43}", made)
+    if found is None:
+        raise RuntimeError(f"no key in {made!r}")
+    return found[0]
+
+
 def make_holder() -> bytes:
     """Make a prompt that holds the worker until somebody stops it."""
     sleep = {"seconds": 86400.0, "checks_interrupt": True, "steps": 0, "seed": next(_counter)}
@@ -164,7 +187,9 @@ class RawConnection:
 
 
 @asynccontextmanager
-async def open_connections(url: str, count: int, client: str = "aiohttp") -> AsyncIterator[list[Connection]]:
+async def open_connections(
+    url: str, count: int, client: str = "aiohttp", key: str = ""
+) -> AsyncIterator[list[Connection]]:
     if client == "raw":
         host, port = url.removeprefix("http://").split(":")
         pairs = [await asyncio.open_connection(host, int(port)) for _ in range(count)]
@@ -175,7 +200,7 @@ async def open_connections(url: str, count: int, client: str = "aiohttp") -> Asy
                 writer.close()
         return
     connector = aiohttp.TCPConnector(limit=count, keepalive_timeout=60)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with aiohttp.ClientSession(connector=connector, headers={"X-API-Key": key} if key else None) as session:
         yield [AiohttpConnection(session, url) for _ in range(count)]
 
 
@@ -231,7 +256,11 @@ def read_cpu_s(pid: int) -> float:
 
 
 async def load(
-    host: HostProcess, requests: Sequence[tuple[str, str, bytes]], clients: int = 1, client: str = "aiohttp"
+    host: HostProcess,
+    requests: Sequence[tuple[str, str, bytes]],
+    clients: int = 1,
+    client: str = "aiohttp",
+    key: str = "",
 ) -> tuple[Load, list[bytes]]:
     """Send (method, path, body) requests over `clients` connections that are all busy; return the answers too.
 
@@ -250,7 +279,7 @@ async def load(
                 raise RuntimeError(f"{method} {path}: HTTP {status}: {content[:300]!r}")
             answers.append(content)
 
-    async with open_connections(host.url, clients, client) as opened:
+    async with open_connections(host.url, clients, client, key) as opened:
         for connection in opened:  # do not count the setting up of the connection
             await connection.request("GET", "/prompt")
         gc.collect()

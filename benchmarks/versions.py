@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--sequential", type=int, default=400, help="requests of the one client, per round")
     parser.add_argument("--concurrent", type=int, default=1000, help=f"requests of {CLIENTS} clients, per round")
     parser.add_argument("--whole", type=int, default=100, help="jobs from submit to settled, per round")
+    parser.add_argument("--keyed", action="store_true", help="also whole jobs that come with a key")
     parser.add_argument("--starts", type=int, default=5, help="starts of each side")
     options = parser.parse_args()
     kind = _common.find_host_kind(options.host)
@@ -68,6 +69,13 @@ def _start_in_turns(hosts: dict[str, HostProcess], count: int) -> Figures:
 async def _run(hosts: dict[str, HostProcess], options: argparse.Namespace) -> Figures:
     figures: Figures = defaultdict(lambda: defaultdict(list))
 
+    def works(host: HostProcess, make: Callable[[], bytes]) -> Callable[[int], Awaitable[Load]]:
+        async def work(count: int) -> Load:
+            requests = [("POST", "/guarded/prompt?wait=60", make()) for _ in range(count)]
+            return (await _common.load(host, requests, key=keys[host]))[0]
+
+        return work
+
     def submits(host: HostProcess, clients: int, path: str) -> Callable[[int], Awaitable[Load]]:
         async def submit(count: int) -> Load:
             return (await _common.load(host, [("POST", path, _common.make_no_op()) for _ in range(count)], clients))[0]
@@ -76,7 +84,14 @@ async def _run(hosts: dict[str, HostProcess], options: argparse.Namespace) -> Fi
 
     for host in hosts.values():  # warm: imports, caches, SQLite's pages
         await submits(host, 1, "/guarded/prompt?wait=60")(50)
+    keys = {host: _common.make_key(host) for host in hosts.values()} if options.keyed else {}
+    await asyncio.sleep(3 if keys else 0)
     for turn in range(options.rounds):
+        for what, make in (("a small job", _common.make_no_op), ("a picture", _common.make_picture)) if keys else ():
+            sides = {name: works(host, make) for name, host in hosts.items()}
+            for name, load in (await _common.run_in_turns(sides, options.whole, 10)).items():
+                figures[f"{what} of a key, p50 ms"][name].append(load.p50_ms)
+                figures[f"{what} of a key, CPU ms of the server"][name].append(load.server_cpu_ms)
         whole = {name: submits(host, 1, "/guarded/prompt?wait=60") for name, host in hosts.items()}
         for name, load in (await _common.run_in_turns(whole, options.whole, 10)).items():
             figures["submit until settled, p50 ms"][name].append(load.p50_ms)
