@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import folder_paths
 from comfy.cli_args import args as command_line
 
+from ...guard.files.names import mentions_uploads
 from ...guard.job import ROOTS
 from ...guard.owners import FOLDER
 from ...guard.urls import is_of_cloud, is_public, real_address
@@ -42,6 +43,7 @@ _EVENTS: dict[str, tuple[tuple[int, ...], bool]] = {
     "os.truncate": ((0,), True),
     "os.chmod": ((0,), True),
     "socket.connect": ((), False),
+    "subprocess.Popen": ((), False),
 }
 _CHANGES_FOLDERS = frozenset({"os.rename", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.link"})
 #: What Python and ComfyUI write by themselves, on behalf of whatever runs.
@@ -84,6 +86,8 @@ class Tripwire:
             return
         if event == "socket.connect" and _leads_home(args[1]):
             self._stop(run, "call this server or its cloud")
+        if event == "subprocess.Popen":
+            self._check_command(run, args[1])
         which, writes = _EVENTS[event]
         if event == "open":
             writes = isinstance(args[2], int) and bool(args[2] & _WRITE)
@@ -94,6 +98,14 @@ class Tripwire:
             name = os.fsdecode(path)
             if not self._may_touch(run, event, name, writes):
                 self._stop(run, f"{'write' if writes else 'read'} {os.path.basename(name)[:100]}")
+
+    def _check_command(self, run: Run, words: Any) -> None:
+        """Check what a command line names. What the program makes of it, nobody hears."""
+        for word in [words] if isinstance(words, (str, bytes, os.PathLike)) else list(words):
+            text = os.fsdecode(word)
+            is_allowed = not os.path.isabs(text) or self._may_touch(run, "open", text, writes=False)
+            if not is_allowed or mentions_uploads(text.replace(run.folder, "")):
+                self._stop(run, f"run a program on {os.path.basename(text)[:100]}")
 
     def _stop(self, run: Run, what: str) -> NoReturn:
         run.trespass = run.trespass or what

@@ -120,6 +120,18 @@ async def test_no_job_of_a_key_calls_the_server_or_its_clouds_own_services(clien
     assert job["outputs"]["2"]["text"] == ["of another program"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs cat")
+async def test_no_job_of_a_key_runs_a_program_on_files_of_others(client, alice, bob):
+    for place in (alice.place(), bob.place()):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "film.txt").write_bytes(b"a film")
+    for path in (alice.place() / "film.txt", client.base / "user" / "__guarded" / "keys.json"):
+        await is_stopped(bob, reads(f"cat:{path}"))
+    job = await bob.client.run(reads(f"cat:{bob.place() / 'film.txt'}"))
+    assert_succeeded(job)
+    assert job["outputs"]["2"]["text"] == [base64.b64encode(b"a film").decode()]
+
+
 async def test_the_operator_is_told(client, bob):
     before = client.host.log.read_text(errors="replace").count("tried to read")
     job = await is_stopped(bob, reads(client.base / "user" / "__guarded" / "keys.json"))

@@ -3,6 +3,7 @@
 import base64
 import ctypes
 import os
+import subprocess
 import threading
 import urllib.request
 from typing import Any
@@ -52,13 +53,17 @@ class FaultRecord(_Reach):
 
 
 class FaultReadPath(_Reach):
-    """Reports the bytes of any file by a text that nothing marks as a path; a folder's names; an address's answer."""
+    """Reports the bytes of any file by a text that nothing marks as a path; a folder's names; an address's answer; what
+    a program says of a file."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"words": TEXT}}
 
     def run(self, words: str) -> dict[str, Any]:
+        if words.startswith("cat:"):
+            done = subprocess.run(["cat", words[4:]], capture_output=True, check=True)
+            return {"ui": {"text": [base64.b64encode(done.stdout).decode()]}}
         if words.startswith("http:"):
             return {"ui": {"text": [fetch(words)]}}
         if os.path.isdir(words):
