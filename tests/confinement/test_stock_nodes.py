@@ -3,7 +3,7 @@
 import pytest
 from confinement import graphs
 from confinement.rows import make_scene
-from contract.client import node, unique
+from contract.client import assert_succeeded, node, unique
 from contract.conftest import hosts, is_real
 
 pytestmark = [hosts(is_real), pytest.mark.comfyui]
@@ -60,3 +60,21 @@ async def test_recordings_and_scenes_read_nothing_of_hers(client, alice, bob):
                 tried += 1
                 assert not await scene.what_bob_gets(prompt)
     assert tried or "RecordAudio" not in known
+
+
+async def test_a_key_goes_on_with_its_own_results_as_in_the_editor(client, alice, bob):
+    """What the media panel shows of its jobs, and what a node of the editor loads of its results."""
+    scene = await make_scene(client, alice, bob)
+    known = await client.get("/object_info")
+    if "LoadImageOutput" in known:
+        loaded = {"1": node("LoadImageOutput", image=f"{scene.name} [output]")}
+        loaded["2"] = node("SaveImage", images=["1", 0], filename_prefix="again")
+        assert_succeeded(await alice.client.run(loaded))
+        answer = await bob.client.submit(loaded)
+        assert (answer.status, answer.code) == (422, "bad_image")
+    listed = await alice.client.request("GET", "/api/jobs")
+    if listed.status == 200:
+        shown = next(job["preview_output"] for job in listed.json["jobs"] if job["id"] == scene.job["job_id"])
+        asked = "&".join(f"{name}={shown[name]}" for name in ("filename", "subfolder", "type"))
+        assert (await alice.client.request("GET", f"/view?{asked}")).content == scene.content
+        assert (await bob.client.request("GET", f"/view?{asked}")).status == 404
