@@ -7,6 +7,7 @@ where that lies, before validation, the face check, the janitor and ComfyUI look
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -134,7 +135,7 @@ class References:
             BadImageError: see `resolve`.
         """
         own = owner_folder(client.owner)
-        host_folders: set[PurePath] | None = None
+        host_folders: frozenset[PurePath] | None = None
         names: list[str | None] = []
         for reference in references:
             kind, name = split_annotation(reference.text)
@@ -197,17 +198,18 @@ def _is_below(name: str, folder: str) -> bool:
     return rest != name and is_plain(name) and not mentions_uploads(rest)
 
 
-def _list_folders(folders: Folders) -> set[PurePath]:
-    """ComfyUI's folders, both as given and with links followed."""
+@functools.lru_cache(maxsize=8)
+def _list_folders(folders: Folders) -> frozenset[PurePath]:
+    """ComfyUI's folders, both as given and with links followed: a millisecond of the disk's for each new answer."""
     roots = [root for root in (*folders.roots().values(), folders.program) if root is not None]
-    return {
+    return frozenset(
         PurePath(os.path.normcase(path))
         for root in (*roots, *folders.keep)
         for path in (os.path.abspath(root), os.path.realpath(root))
-    }
+    )
 
 
-def _leads_inside(text: str, folders: set[PurePath]) -> bool:
+def _leads_inside(text: str, folders: frozenset[PurePath]) -> bool:
     """Whether a text is the absolute path of something in those folders, or a relative one of something that is there.
 
     Judged by the real path, since `//`, `/proc/self/root` and links lead there too.
