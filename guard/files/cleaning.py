@@ -119,9 +119,10 @@ def _clean(value: Any, pattern: re.Pattern[str]) -> Any:
     return value
 
 
-#: In a list that is written into a text, a name below the owners' folders: `'guarded-uploads/bot-0f…'`.
+#: In a list that is written into a text, a name below the owners' folders: `'guarded-uploads/bot-0f…'`. Where the text was
+#: cut off, also without the second quote.
 _LISTED = re.compile(
-    rf"""(?P<before>\[|, )(?P<quote>['"]){re.escape(FOLDER)}(?:[/\\](?:(?!(?P=quote)).)*)?(?P=quote)"""
+    rf"""(?P<before>\[|, )(?P<quote>['"]){re.escape(FOLDER)}(?:[/\\](?:(?!(?P=quote)).)*)?(?:(?P=quote)|$)"""
 )
 
 

@@ -83,6 +83,13 @@ def test_a_refusals_choices_leave_out_the_folders_of_owners():
     assert "folder: 'x' not in ['3d'" in error.message
 
 
+@pytest.mark.parametrize("end", ["'guarded-uploads/alice-76…", "'guarded-uploads/alice-76d8", "\"guarded-uploads/a'b…"])
+def test_a_refusals_choices_that_were_cut_off_leave_them_out_too(end):
+    error = InvalidWorkflowError(f"folder: 'x' not in ['3d', {end}")
+    CLEANER.clean_error(error, "bot")
+    assert error.message == "folder: 'x' not in ['3d'"
+
+
 def test_a_message_of_the_websocket_is_cleaned_and_any_other_left_as_it_is():
     message = json.dumps({"type": "execution_error", "data": {"traceback": [f'  File "{BASE}/x.py"'], "node_id": "5"}})
     assert json.loads(CLEANER.clean_message(message, "bot")) == {
