@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -37,13 +38,15 @@ def find_folders() -> Folders:
     for entry in list(folder_paths.folder_names_and_paths.values()):
         paths = entry[0] if isinstance(entry, (list, tuple)) and entry else ()
         keep += [path for path in ([paths] if isinstance(paths, str) else list(paths)) if isinstance(path, str)]
-    return Folders(
-        output=Path(find_root("output") or ""),
-        temp=Path(find_root("temp") or ""),
-        input=Path(find_root("input") or ""),
-        keep=tuple(map(Path, keep)),
-        program=Path(folder_paths.__file__).parent,
-    )
+    roots = tuple(find_root(kind) or "" for kind in ("output", "temp", "input"))
+    return _make_folders(roots, tuple(keep), folder_paths.__file__)
+
+
+@functools.lru_cache(maxsize=4)
+def _make_folders(roots: tuple[str, ...], keep: tuple[str, ...], program: str) -> Folders:
+    """The same object for the same names: it is asked for with each job, and its paths are many."""
+    output, temp, given = map(Path, roots)
+    return Folders(output=output, temp=temp, input=given, keep=tuple(map(Path, keep)), program=Path(program).parent)
 
 
 def find_model_name(kind: str, file: str) -> str | None:
