@@ -93,6 +93,7 @@ class Hooks:
         self._native_send_sync = self._server.send_sync
         wrap_method(self._server, "send_sync", self._send_sync)
         wrap_method(self._server, "send", self._send)
+        self._relay.note_wrappers()
         self._wrap_interrupt_check()
         self.confinement.install()
         Tripwire(self.confinement).install()

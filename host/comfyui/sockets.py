@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from collections import deque
 from typing import Any
 
@@ -25,6 +26,8 @@ log = logging.getLogger("guarded.sockets")
 
 #: After so many events in a row the loop does something else.
 AT_ONCE = 100
+#: The methods through which ComfyUI's events go to its sockets.
+SENDING = ("send_sync", "send", "send_json", "send_bytes")
 
 
 class SocketRelay:
@@ -38,6 +41,12 @@ class SocketRelay:
         self._events: deque[tuple[Any, Any, str | None]] = deque()
         self._wake = Wake()
         self._task: asyncio.Task[None] | None = None
+        #: Our own wrappers of ComfyUI's methods.
+        self._wrappers: dict[str, Any] = {}
+
+    def note_wrappers(self) -> None:
+        """ComfyUI's methods have got our wrappers, just now."""
+        self._wrappers = {name: vars(self._server).get(name) for name in SENDING}
 
     def listen(self, listener: SocketListener) -> None:
         """Pass events to `listener` too, from now on."""
@@ -52,7 +61,24 @@ class SocketRelay:
             self._wake.set()
             if isinstance(data, tuple) and sid is not None and sid not in self._server.sockets:
                 return None  # a picture; ComfyUI would encode it for nobody
+        if self._is_for_nobody(sid) and self._is_comfyuis_own(native):
+            return None  # it would wake the loop for it all the same
         return native(event, data, sid, *args, **kwargs)
+
+    def _is_for_nobody(self, sid: Any) -> bool:
+        """Whether ComfyUI has no socket for that client id (None: none at all)."""
+        sockets = self._server.sockets
+        return not sockets or (isinstance(sid, str) and sid not in sockets)
+
+    def _is_comfyuis_own(self, native: Native) -> bool:
+        """Whether nothing but ComfyUI's sockets hears what ComfyUI sends: packs put theirs in front, to hear it all."""
+        kind, ours = type(self._server), vars(self._server)
+        code = vars(sys.modules[kind.__module__])
+        return (
+            all(ours.get(name) is self._wrappers.get(name) for name in SENDING)
+            and all(getattr(getattr(kind, name, None), "__globals__", None) is code for name in SENDING)
+            and getattr(native, "__func__", None) is kind.send_sync
+        )
 
     def find_executing(self, sid: str) -> str | None:
         """The node that runs for that client id, as ComfyUI tells it to a socket that reconnects. Event loop."""

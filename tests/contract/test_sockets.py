@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from contract.client import (
     TERMINAL,
     Client,
@@ -335,4 +336,40 @@ async def test_an_odd_event_of_some_pack_silences_nobody(sandbox_client, tmp_pat
     client = await sandbox_client()
     async with client.socket("/guarded/ws") as socket:
         job_id = await client.admitted({"1": node("Odd")}, client_id=socket.client_id)
+        assert "execution_success" in types_of(await socket.until_end_of(job_id))
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["alone", "a pack hears all"])
+async def test_comfyuis_loop_is_woken_for_no_event_that_nobody_hears(sandbox_client, tmp_path, listens):
+    """A pack may listen where ComfyUI sends: then it hears of jobs that have no socket, too."""
+    pack = tmp_path / "base0" / "custom_nodes" / "counting"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(
+        "from aiohttp import web\n"
+        "from server import PromptServer\n\n"
+        "server, queued, heard = PromptServer.instance, [], []\n"
+        "put, send_json = server.messages.put_nowait, server.send_json\n\n\n"
+        "def put_nowait(message):\n"
+        "    queued.append(message[0])\n"
+        "    put(message)\n\n\n"
+        "async def hear(event, data, sid=None):\n"
+        "    heard.append(event)\n"
+        "    await send_json(event, data, sid)\n\n\n"
+        "server.messages.put_nowait = put_nowait\n"
+        f"if {listens}:\n"
+        "    server.send_json = hear\n\n\n"
+        "@server.routes.get('/counting')\n"
+        "async def tell(request):\n"
+        "    return web.json_response({'queued': queued, 'heard': heard})\n\n\n"
+        "NODE_CLASS_MAPPINGS = {}\n"
+    )
+    client = await sandbox_client()
+    await client.run(text())
+    async with client.socket("/guarded/ws") as socket:
+        await socket.until_end_of(await client.admitted(text(), client_id=socket.client_id))
+        told = (await client.request("GET", "/counting")).json
+    assert ("execution_success" in told["heard"]) is listens
+    assert bool(told["queued"]) is listens
+    async with client.socket("/ws") as socket:
+        job_id = await client.admitted(text(), client_id=socket.client_id)
         assert "execution_success" in types_of(await socket.until_end_of(job_id))
