@@ -1,11 +1,86 @@
-"""Reach the event loop from any thread: call a function on it, or wake the task that waits there."""
+"""Reach the event loop from any thread: call a function on it, or wake the task that waits there.
+
+To wake the loop costs a system call and, as the two threads then want Python's lock, more than most calls themselves.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: What a thread inside :func:`together` has yet to call on the loop.
+_held = threading.local()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What this thread calls on the loop in here comes there at the end, in order, and wakes it once."""
+    if getattr(_held, "calls", None) is not None:
+        yield
+        return
+    calls: list[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = []
+    _held.calls = calls
+    try:
+        yield
+    finally:
+        _held.calls = None
+        for loop in dict.fromkeys(loop for loop, _function in calls):
+            functions = [function for other, function in calls if other is loop]
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_call_all, loop, functions)
+
+
+def _call_all(loop: asyncio.AbstractEventLoop, functions: list[Callable[[], object]]) -> None:
+    """Event loop. Each is a call of its own, so that none takes the others with it."""
+    for function in functions:
+        loop.call_soon(function)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Any thread but the loop's."""
+    calls = getattr(_held, "calls", None)
+    if calls is not None:
+        calls.append((loop, function))
+        return
+    with contextlib.suppress(RuntimeError):  # the loop has closed: the process ends
+        loop.call_soon_threadsafe(function)
+
+
+def wrap_future(future: Future[T]) -> asyncio.Future[T]:
+    """Like asyncio's, but the loop is woken as for any other call, see :func:`together`. Event loop."""
+    loop, thread = asyncio.get_running_loop(), threading.get_ident()
+    waiting: asyncio.Future[T] = loop.create_future()
+
+    def copy() -> None:
+        if waiting.done():
+            return
+        if future.cancelled():
+            waiting.cancel()
+        elif (error := future.exception()) is not None:
+            waiting.set_exception(error)
+        else:
+            waiting.set_result(future.result())
+
+    def done(_future: Future[T]) -> None:
+        if threading.get_ident() == thread:
+            copy()
+        else:
+            _call(loop, copy)
+
+    def take_back(_waiting: asyncio.Future[T]) -> None:
+        if waiting.cancelled():
+            future.cancel()
+
+    waiting.add_done_callback(take_back)
+    future.add_done_callback(done)
+    return waiting
 
 
 class LoopCaller:
@@ -24,11 +99,11 @@ class LoopCaller:
         """Have the loop call `function` soon. Any thread; does not wait."""
         if self._loop is None:
             return
-        with contextlib.suppress(RuntimeError):  # the loop has closed: the process ends
-            if threading.get_ident() == self._thread:
+        if threading.get_ident() == self._thread:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: the process ends
                 self._loop.call_soon(function)  # nobody needs to wake it
-            else:
-                self._loop.call_soon_threadsafe(function)
+        else:
+            _call(self._loop, function)
 
 
 class Wake:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from asyncio import wrap_future
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -25,6 +24,7 @@ from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
 from ..settings import QueueSettings
 from ..store import Entry, Found, Listing, Settled, Store, Waiting, Wanted
+from ..wake import wrap_future
 from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull
 from .estimate import Estimates
@@ -99,7 +99,7 @@ class Jobs:
         Returns the job as it is then. `queue.max_wait_s` bounds the time.
         """
         ends_s = time.monotonic() + min(timeout_s, self._settings.max_wait_s)
-        with self._events.subscribe(job_id=job.job_id) as reader:
+        with self._events.subscribe(job_id=job.job_id, wants_end=known is None) as reader:
             seen = await self._find(job.job_id) or job
             while not (seen.state.settled or (known is not None and seen.state is not known)):
                 rest_s = ends_s - time.monotonic()

@@ -22,6 +22,7 @@ from .event import (
     ALARM,
     POSITION,
     PREVIEW,
+    PROGRESS,
     STATE,
     AlarmEvent,
     Event,
@@ -87,7 +88,8 @@ class Events:
                 self._running.pop(job.job_id, None)
                 self._moved.discard(job.job_id)
                 self._pictures.pop(job.job_id, None)
-        self._put(job)
+        if self._is_wanted(job):
+            self._put(job)
         if job.verdict is not None and job.verdict.code in _ALARMING:
             self.alarm(job.verdict.code, job.verdict.message, job.job_id)
 
@@ -103,10 +105,10 @@ class Events:
             if known is None:
                 return
             self._running[job_id] = (known[0], progress)
-            first = self._count > 0 and not self._moved
-            if self._count:
+            first = not self._moved
+            if has_readers := self.has_readers(PROGRESS):
                 self._moved.add(job_id)
-        if first:
+        if first and has_readers:
             self._loop.call(self._arm_progress)
 
     def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
@@ -141,6 +143,7 @@ class Events:
         owner: str | None = None,
         job_id: str | None = None,
         after: int | None = None,
+        wants_end: bool = False,
     ) -> Subscription:
         """Begin to read one job's events, an owner's, or (with neither) everybody's. Event loop; close it.
 
@@ -148,9 +151,10 @@ class Events:
             names: the events that the reader wants.
             after: the `id` of the last state that the reader knows: it gets every later one, also those of earlier
                 processes. None: from now on. Read the store after this call: the reader gets every later state.
+            wants_end: of the one job's states, the reader needs no other than the last.
         """
         self._loop.bind()
-        subscription = Subscription(self, self._store, frozenset(names), owner, job_id, after)
+        subscription = Subscription(self, self._store, frozenset(names), owner, job_id, after, wants_end)
         self._count += 1
         self._readers_of.update(subscription.names)
         self._group(subscription).add(subscription)
@@ -245,6 +249,13 @@ class Events:
         if job.job_id in self._running:
             self.tell(preview_event(job, mime, data))
 
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether some reader is to hear of the job's new state."""
+        if self._of_all or job.owner in self._of_owner:
+            return True
+        readers = list(self._of_job.get(job.job_id, ()))
+        return any(job.state.settled or not reader.wants_end for reader in readers)
+
     def _readers(self, name: str, job: Job | Standing | None) -> list[Subscription]:
         groups = [self._of_all]
         if job is not None:
@@ -272,8 +283,10 @@ class Subscription:
         owner: str | None,
         job_id: str | None,
         after: int | None,
+        wants_end: bool,
     ) -> None:
         self.names = names
+        self.wants_end = wants_end
         self.owner = owner
         self.job_id = job_id
         self._events = events

@@ -9,7 +9,6 @@ import logging
 import math
 import threading
 import time
-from asyncio import wrap_future
 from collections.abc import Callable
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
@@ -27,7 +26,7 @@ from ..owners import renew
 from ..settings import QueueSettings
 from ..signal import Signal
 from ..store import Claimed
-from ..wake import LoopCaller, Wake
+from ..wake import LoopCaller, Wake, wrap_future
 from .contain import EscapedError, OverdueError, contain
 from .health import Health
 from .runs import START_WAIT_S, Runs, log_start
@@ -112,15 +111,17 @@ class Dispatcher:
     def wake(self) -> None:
         """A job waits, a slot is free, or the worker is back. Any thread.
 
-        Without a free slot this does nothing: the next release wakes the dispatcher.
+        Without a waiting job or a free slot this does nothing: the next submit or release wakes the dispatcher. While
+        the worker is between two prompts it begins the next job itself, or says that it goes on.
         """
-        if self._store.leased < self._settings.max_jobs:
+        if self._store.queued and self._store.leased < self._settings.max_jobs and not self._host.is_between():
             self._wake.set()
 
     def expect_slot(self) -> None:
         """A slot is being freed: the store frees it before it comes to a claim that is handed in now. Any thread."""
         self._expects_slot = True
-        self._wake.set()
+        if not self._host.is_between():
+            self._wake.set()
 
     def expect_stop(self, job_id: str) -> None:
         """Somebody ends the job before its own end: if it is not with the host yet, it never will be. Any thread."""
@@ -288,11 +289,17 @@ class Dispatcher:
         except GuardError:  # of its own troubles the store tells
             job = None
         self._note_claimed(job, math.inf)
-        return job is not None and self._hand_over_begun(job)
+        if job is None:
+            return False
+        self._expects_slot = False  # the job has it
+        return self._hand_over_begun(job)
 
     def go_on(self) -> None:
         self._runs.go_on()
-        self._wake.set()
+        if self._expects_slot and self._store.queued:
+            self._wake.set()
+        else:
+            self.wake()
 
     def _begin_late(self, done: Future[Job | None]) -> None:
         """Event loop."""

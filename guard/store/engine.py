@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import GuardError, ServerUnavailableError
+from ..wake import together
 from . import forks
 from .check import Check
 from .disk import StoreLockedError, StoreUnusableError
@@ -414,11 +415,12 @@ class Engine:
             self._tidy()
         if self._upkeep.is_due:
             self._writer.look_soon()
-        self._publish()
-        for future, refusal in refusals:
-            future.set_exception(refusal)
-        for future, result in results:
-            future.set_result(result)
+        with together():
+            self._publish()
+            for future, refusal in refusals:
+                future.set_exception(refusal)
+            for future, result in results:
+                future.set_result(result)
 
     def _attempt(
         self, db: sqlite3.Connection, batch: Batch, refusals: list[tuple[Future[Any], GuardError]]

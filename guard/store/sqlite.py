@@ -221,7 +221,8 @@ class SqliteStore(Store):
         )
 
     def release(self, job_id: str) -> Future[None]:
-        return self._engine.write(lambda db: self._transitions.release(db, job_id))
+        # The worker begins the next job right after: then both share a commit.
+        return self._engine.write(lambda db: self._transitions.release(db, job_id), urgent=False)
 
     def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
         return self._engine.write(lambda db: result_files.mark_fetched(db, job_id, artifact))

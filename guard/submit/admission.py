@@ -11,7 +11,6 @@ import json
 import logging
 import marshal
 import math
-from asyncio import wrap_future
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, suppress
@@ -52,6 +51,7 @@ from ..life.secrets import SECRET_NAMES, Secrets
 from ..settings import Settings
 from ..signal import Signal
 from ..store import IdempotencyKey, Submitted
+from ..wake import wrap_future
 from .confinement import Confinement
 from .conversion import make_converter
 from .key_policies import KeyPolicies

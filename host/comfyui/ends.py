@@ -152,8 +152,8 @@ class Ends:
                     log.exception("an event of job %s could not be sent", run.job_id, extra={"job_id": run.job_id})
         finally:
             self._put_into_history(end, args, kwargs)
-        if verdict.code is None:
-            self._assets.submit(_register_assets, end.history, run.job_id)
+        if verdict.code is None and (register := _find_asset_register()) is not None:
+            self._assets.submit(register, end.history, run.job_id)
 
     def _put_into_history(self, end: End, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """End the prompt as ComfyUI does; it takes it from what runs, where it is for that moment alone."""
@@ -179,17 +179,22 @@ def _choose_messages(run: Run, error: tuple[str, dict[str, Any]]) -> list[Messag
     return messages + [message for message in run.withheld if message[0] == "execution_interrupted"]
 
 
-def _register_assets(history: Any, job_id: str) -> None:
-    """Enter the files of a success into ComfyUI's asset database, where it has one. A thread of its own."""
+def _find_asset_register() -> Callable[[Any, str], None] | None:
+    """What enters the files of a success into ComfyUI's asset database, where it has one and uses it."""
     main = sys.modules["__main__"]
-    seeder, collect, register = (
+    seeder, collect, enter = (
         getattr(main, name, None)
         for name in ("asset_seeder", "_collect_output_absolute_paths", "register_output_files")
     )
-    if seeder is None or collect is None or register is None:
-        return
-    try:
-        if not seeder.is_disabled():
-            register(collect(history), job_id=job_id)
-    except Exception:
-        log.warning("ComfyUI could not register the files of job %s", job_id, exc_info=True, extra={"job_id": job_id})
+    if seeder is None or collect is None or enter is None or seeder.is_disabled():
+        return None
+
+    def register(history: Any, job_id: str) -> None:
+        """A thread of its own."""
+        try:
+            enter(collect(history), job_id=job_id)
+        except Exception:
+            about = {"job_id": job_id}
+            log.warning("ComfyUI could not register the files of job %s", job_id, exc_info=True, extra=about)
+
+    return register

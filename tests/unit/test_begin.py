@@ -1,5 +1,6 @@
 """ComfyUI's worker begins the next job itself, in one commit, between two prompts."""
 
+import asyncio
 import tempfile
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from unit.store_steps import CANCELLED, Held, claim, submit
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
-from comfyui_guarded.guard.host import Outcome
+from comfyui_guarded.guard.host import Outcome, Progress
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import checking
 from comfyui_guarded.guard.life import dispatcher as dispatchers
@@ -200,6 +201,41 @@ def test_a_check_lets_the_worker_have_its_next_job_first(machine, monkeypatch, t
     machine.dispatcher.go_on()
     assert told.wait(LONG_S)
     assert begun.is_set()
+
+
+async def test_a_full_queue_wakes_the_loop_for_the_ends_that_somebody_waits_for_and_for_nothing_else(
+    machine, monkeypatch
+):
+    machine.dispatcher.start()
+    machine.host.between = True
+    await asyncio.sleep(0)
+    jobs = [machine.job(_ready(machine)) for _ in range(8)]
+    waiting = asyncio.create_task(machine.jobs.wait(jobs[5], LONG_S, known=None))
+    await until(lambda: machine.events._count)
+    loop, wakes = asyncio.get_running_loop(), []
+    native = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args, **more: (wakes.append(args), native(*args, **more)))
+    machine.store.flush(LONG_S)
+
+    def work():
+        for job in jobs:
+            machine.host.between = True
+            assert machine.dispatcher.begin_next()
+            machine.host.between = False
+            machine.dispatcher.go_on()
+            assert machine.runs.started(job.job_id)
+            machine.runs.progressed(job.job_id, Progress(1, 2, "1", "Node", 50))
+            machine.host.between = True
+            machine.finish(job.job_id, TEXT)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert (await asyncio.wait_for(waiting, LONG_S)).state is JobState.SUCCEEDED
+    thread.join(LONG_S)
+    assert len(wakes) == 1
+    monkeypatch.undo()
+    machine.dispatcher._task.cancel()
+    await asyncio.gather(machine.dispatcher._task, return_exceptions=True)
 
 
 # Whatever happens in the gap. -------------------------------------------------------------------------------------

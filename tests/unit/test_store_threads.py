@@ -2,6 +2,7 @@
 
 import random
 import threading
+from concurrent.futures import wait
 
 import pytest
 from unit.fakes import LONG_S
@@ -48,8 +49,17 @@ def test_what_nobody_waits_for_wakes_no_thread(store, running):
     before = commits(store)
     later = [store.mark_heard(running), store.hand_over(running), store.validate(running)]
     assert not any(future.done() for future in later)
-    store.release(running).result(LONG_S)
+    store.hide(None, []).result(LONG_S)
     assert all(future.done() for future in later)
+    assert commits(store) == before + 1
+
+
+def test_a_slot_is_freed_by_the_commit_that_gives_it_to_the_next_job(store, running):
+    second, before = submit(store).job.job_id, commits(store)
+    freed = store.release(running)
+    assert wait([freed], 0.1).not_done
+    assert store.begin("local", 1, lambda _job_id: True).result(LONG_S).job_id == second
+    assert freed.done()
     assert commits(store) == before + 1
 
 

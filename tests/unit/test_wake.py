@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
+from concurrent.futures import Future
 
 import pytest
 from unit.fakes import LONG_S, new_job
 
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.signal import Signal
-from comfyui_guarded.guard.wake import LoopCaller, Wake
+from comfyui_guarded.guard.wake import LoopCaller, Wake, together, wrap_future
 
 
 def on_a_thread(function):
@@ -78,6 +79,60 @@ async def test_the_loop_need_not_wake_itself(monkeypatch):
     assert called == []
     await asyncio.sleep(0)
     assert called == ["a call"]
+
+
+async def test_what_a_thread_calls_together_wakes_the_loop_once_and_comes_in_order(monkeypatch):
+    loop, calls, came = asyncio.get_running_loop(), [], []
+    native = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args, **more: (calls.append(1), native(*args, **more))[1])
+    caller, wake, future = LoopCaller(), Wake(), Future()
+    caller.bind()
+    await wake.wait(0)
+    waiting = wrap_future(future)
+    waiting.add_done_callback(lambda done: came.append(done.result()))
+
+    def work():
+        with together():
+            caller.call(lambda: came.append("first"))
+            caller.call(lambda: 1 / 0)
+            with together():
+                future.set_result("second")
+            caller.call(lambda: came.append("third"))
+            wake.set()
+            assert calls == []
+
+    failures = []
+    loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+    on_a_thread(work)
+    assert calls == [1]
+    await asyncio.wait_for(wake.wait(), LONG_S)
+    await asyncio.sleep(0)
+    assert came == ["first", "third", "second"], "a future tells its waiters a turn of the loop later"
+    assert [type(failure) for failure in failures] == [ZeroDivisionError]
+    on_a_thread(lambda: caller.call(lambda: came.append("alone")))
+    await asyncio.sleep(0.01)
+    assert (came[-1], len(calls)) == ("alone", 2)
+
+
+async def test_a_future_of_another_thread_gives_its_result_its_error_and_its_cancel_and_takes_one():
+    future = Future()
+    waiting = wrap_future(future)
+    on_a_thread(lambda: future.set_result(1))
+    assert await asyncio.wait_for(waiting, LONG_S) == 1
+    assert await wrap_future(future) == 1
+    failed = Future()
+    on_a_thread(lambda: failed.set_exception(ValueError("no")))
+    with pytest.raises(ValueError, match="no"):
+        await wrap_future(failed)
+    cancelled = Future()
+    waiting = wrap_future(cancelled)
+    on_a_thread(cancelled.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    left = Future()
+    wrap_future(left).cancel()
+    await asyncio.sleep(0)
+    assert left.cancelled()
 
 
 async def test_a_wait_ends_after_its_time_without_a_wake():
