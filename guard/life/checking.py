@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import queue
 import threading
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from ..errors import GuardError, InternalError, ResultCorruptError
 from ..host import Outcome
 from ..job import SUCCESS, Artifact, Result, Verdict
-from ..results import checks, judgement, metadata, quarantine
+from ..results import checks, judgement, metadata, quarantine, within
 from ..settings import ResultsSettings
 
 log = logging.getLogger("guarded.queue")
@@ -38,6 +39,18 @@ class _Asked(NamedTuple):
     max_pixels: int
 
 
+@dataclass(frozen=True)
+class Check:
+    """A run to check beside the worker. `gone_on` is set once the worker goes on; for the rest see `Checking.check`."""
+
+    job_id: str
+    outcome: Outcome
+    marks: dict[Path, Mark | None]
+    then: Then
+    asked: _Asked
+    gone_on: threading.Event
+
+
 class Checking:
     """Checks successful runs: at most `results.checks_at_once` beside the worker, 0 on the worker itself.
 
@@ -51,6 +64,9 @@ class Checking:
         self._quarantine = quarantine
         self._syncs = syncs
         self._room = threading.Semaphore(settings.checks_at_once)
+        #: The threads last: to start one takes longer than to check a small picture.
+        self._threads = 0
+        self._inbox: queue.SimpleQueue[Check] = queue.SimpleQueue()
         self._namers = Namers()
         #: Set once the worker goes on after the run that it has let go of last.
         self._gone_on = threading.Event()
@@ -87,33 +103,33 @@ class Checking:
         self._room.acquire()
         self._gone_on = gone_on = threading.Event()
         go_on()
-        try:
-            threading.Thread(
-                target=self._run,
-                args=(job_id, outcome, marks, then, asked, gone_on),
-                name="guarded-checking",
-                daemon=True,
-            ).start()
-        except RuntimeError:  # no more threads, or the interpreter ends
-            gone_on.set()
-            self._run(job_id, outcome, marks, then, asked, gone_on)
+        check = Check(job_id, outcome, marks, then, asked, gone_on)
+        if self._threads < self._settings.checks_at_once:
+            try:
+                threading.Thread(target=self._loop, name="guarded-checking", daemon=True).start()
+                self._threads += 1
+            except RuntimeError:  # no more threads, or the interpreter ends
+                if not self._threads:
+                    gone_on.set()
+                    self._run(check)
+                    return
+        self._inbox.put(check)
 
-    def _run(
-        self,
-        job_id: str,
-        outcome: Outcome,
-        marks: dict[Path, Mark | None],
-        then: Then,
-        asked: _Asked,
-        gone_on: threading.Event,
-    ) -> None:
-        gone_on.wait(AHEAD_S)
+    def _loop(self) -> None:
+        while True:
+            try:
+                self._run(self._inbox.get())
+            except Exception:
+                log.exception("the end of a job could not be handed on")
+
+    def _run(self, check: Check) -> None:
+        check.gone_on.wait(AHEAD_S)
         try:
-            verdict, result = self._judge(job_id, outcome, marks, asked)
+            verdict, result = self._judge(check.job_id, check.outcome, check.marks, check.asked)
         finally:
-            self._namers.hold(outcome, -1)
+            self._namers.hold(check.outcome, -1)
             self._room.release()
-        then(verdict, result)
+        check.then(verdict, result)
 
     def _judge(
         self, job_id: str, outcome: Outcome, marks: dict[Path, Mark | None], asked: _Asked
@@ -134,7 +150,7 @@ class Checking:
             return artifacts
 
         try:
-            artifacts = checks.run_within(settings.check_timeout_s, check)
+            artifacts = within.run_within(settings.check_timeout_s, check)
             _compare(marks)
             return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
         except GuardError as refused:

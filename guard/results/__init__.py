@@ -2,7 +2,7 @@
 
 `checks` checks a job's files, `judgement` decides what their faults come to. `containers` tells what a file is and
 whether it is complete, `image_files` and `film_files` decode it, `content` says whether it shows anything, `expected`
-what the graph asked for, `budget` bounds the work, `findings` names what can be wrong. `opener` serves only what
-passed, `previews` makes it small, `quarantine` keeps what did not pass. `metadata` (of films: `metadata_films`) takes
-the prompt out of what is sold.
+what the graph asked for, `budget` bounds the work, `within` its time, `findings` names what can be wrong. `opener`
+serves only what passed, `previews` makes it small, `quarantine` keeps what did not pass. `metadata` (of films:
+`metadata_films`) takes the prompt out of what is sold.
 """

@@ -1,7 +1,7 @@
 """Check the files of a job that has run: are they its own, and is each what it claims to be?
 
-Runs on a thread of its own with a time limit; nothing here touches the event loop. Files are judged by content, not
-by name.
+Runs on a thread of its own with a time limit (:mod:`.within`); nothing here touches the event loop. Files are judged
+by content, not by name.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import errno
 import json
 import os
 import stat
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePath
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from ..errors import (
     DiskFullError,
@@ -35,8 +34,6 @@ from .expected import Expected
 from .findings import Facts
 from .judgement import claimed_kind, judge
 from .opener import hash_file
-
-T = TypeVar("T")
 
 #: Bytes from a file's head that tell its kind.
 SNIFF_BYTES = 64
@@ -107,32 +104,6 @@ def own_outputs(outcome: Outcome) -> dict[str, Any]:
     other data from the cache are as good as new."""
     from_cache = {file.node_id for file in outcome.files} & outcome.cached
     return {node_id: output for node_id, output in outcome.outputs.items() if node_id not in from_cache}
-
-
-def run_within(timeout_s: float, work: Callable[[], T]) -> T:
-    """Run `work` on a thread of its own and return its result, or raise what it raised.
-
-    Raises:
-        ResultCorruptError: it took longer than `timeout_s`; the thread is left to end by itself. The checks keep to a
-            :class:`Budget` that ends earlier, so this is for a single call into C that does not return.
-    """
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="guarded-checks", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if failures:
-        raise failures[0]
-    if not results:
-        raise ResultCorruptError(f"The result could not be checked within {timeout_s:g} s.")
-    return results[0]
 
 
 def inspect(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings, budget: Budget) -> Facts:

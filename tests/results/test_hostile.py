@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.results import checks
 from comfyui_guarded.guard.results.budget import Budget, BudgetFile
 from comfyui_guarded.guard.results.containers import sniff
+from comfyui_guarded.guard.results.within import run_within
 
 VERDICTS = (ResultBlankError, ResultCorruptError, ResultIncompleteError, ResultTooSmallError)
 
@@ -206,12 +208,18 @@ def test_a_disk_that_stalls_ends_the_checks_and_their_thread(suffix: str, tmp_pa
             time.sleep(0.2)
             return super().read(min(size or 0, 300) if size and size > 0 else 300)
 
-    with pytest.raises(Exception, match=r"within|cut off|EOF|ended|Invalid|truncated|broken|missing"):
-        checks.run_within(0.5, lambda: checks.inspect(Slow(content), kind, len(content), settings, Budget(settings)))
-    for thread in threading.enumerate():
-        if thread.name == "guarded-checks":
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
+    def check() -> None:
+        run_within(0.5, lambda: checks.inspect(Slow(content), kind, len(content), settings, Budget(settings)))
+
+    before = set(threading.enumerate())
+    with (
+        ThreadPoolExecutor(1) as one,
+        pytest.raises(Exception, match=r"within|cut off|EOF|ended|Invalid|truncated|broken|missing"),
+    ):
+        one.submit(check).result()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
     assert reads <= 4, "0.5 s of them, and the one that was under way"
 
 

@@ -23,6 +23,7 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.host import Outcome, ReportedFile
 from comfyui_guarded.guard.results import checks, judgement, opener, quarantine
 from comfyui_guarded.guard.results.findings import Fault
+from comfyui_guarded.guard.results.within import run_within
 from comfyui_guarded.guard.settings import ResultsSettings
 
 DEFAULTS = ResultsSettings()
@@ -362,7 +363,7 @@ def test_a_named_pipe_instead_of_a_file_is_missing_and_holds_nobody_up(tmp_path)
     os.mkfifo(tmp_path / "a.png")
     try:
         with pytest.raises(ResultMissingError):
-            checks.run_within(2, lambda: checks.check(_outcome(tmp_path / "a.png"), DEFAULTS))
+            run_within(2, lambda: checks.check(_outcome(tmp_path / "a.png"), DEFAULTS))
     finally:
         with contextlib.suppress(OSError):  # lets a check that waits for a writer go
             os.close(os.open(tmp_path / "a.png", os.O_WRONLY | os.O_NONBLOCK))
@@ -401,18 +402,35 @@ def test_one_bad_file_among_good_ones_refuses_the_job(tmp_path):
 
 def test_a_check_that_never_returns_is_given_up():
     forever = threading.Event()
+    left = run_within(LONG_S, threading.current_thread)
     with pytest.raises(ResultCorruptError, match="could not be checked"):
-        checks.run_within(0.05, lambda: forever.wait(LONG_S))
+        run_within(0.05, lambda: forever.wait(LONG_S))
+    assert run_within(LONG_S, threading.current_thread) is not left
     forever.set()
+    left.join(LONG_S)
+    assert not left.is_alive()
+
+
+def test_the_thread_on_which_checks_run_lasts_as_long_as_the_one_that_waits_for_them():
+    kept = []
+    waiting = threading.Thread(
+        target=lambda: kept.extend(run_within(LONG_S, threading.current_thread) for _ in range(3))
+    )
+    waiting.start()
+    waiting.join(LONG_S)
+    assert len(kept) == 3
+    assert len(set(kept)) == 1
+    kept[0].join(LONG_S)
+    assert not kept[0].is_alive()
 
 
 def test_the_result_and_the_error_of_a_check_come_through():
-    assert checks.run_within(LONG_S, lambda: None) is None
-    assert checks.run_within(LONG_S, lambda: 5) == 5
+    assert run_within(LONG_S, lambda: None) is None
+    assert run_within(LONG_S, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        checks.run_within(LONG_S, lambda: 1 / 0)
+        run_within(LONG_S, lambda: 1 / 0)
     with pytest.raises(SystemExit):
-        checks.run_within(LONG_S, lambda: exec("raise SystemExit"))
+        run_within(LONG_S, lambda: exec("raise SystemExit"))
 
 
 # Quarantine. ------------------------------------------------------------------------------------------------------

@@ -185,6 +185,16 @@ def test_a_file_that_is_overwritten_while_it_is_checked_fails_its_job_and_stays_
     assert (studio.folder / "a_1.png").exists()
 
 
+def test_checks_start_no_thread_each(studio, monkeypatch):
+    started, native = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread.name), native(thread))[1])
+    studio.earn_trust()
+    for number in range(20):
+        studio.check(str(number), studio.save(f"a_{number}.png"))
+        assert studio.verdict(str(number)) is None
+    assert len(started) <= 5, "two threads, with one that works for each, and one that works for the worker"
+
+
 def test_a_check_that_raises_makes_room_again(tmp_path, monkeypatch):
     studio = Studio(tmp_path, checks_at_once=1)
     studio.earn_trust()
