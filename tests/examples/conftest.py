@@ -55,6 +55,10 @@ class BotProcess:
             "GUARDED_URL": guarded_url,
             "WORKFLOW": str(workflow),
             "LEDGER": str(self.ledger),
+            # Telegram's clock runs fast.
+            "CALLS_PER_S": "1000",
+            "CHAT_PAUSE_S": "0.02",
+            "EDIT_PAUSE_S": "0.1",
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Sent:
     data: bytes = b""
     deleted: bool = False
     at_s: float = field(default_factory=time.monotonic)
+    buttons: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -42,6 +44,13 @@ class Telegram:
     trouble: Callable[[str, Json], tuple[int, Json] | None] = lambda _method, _data: None
     #: Told of each request before it counts (False), where True keeps it from counting, and once it has counted (True).
     watcher: Callable[[str, bool], bool] = lambda _method, _counted: False
+    #: So many messages a second in all, and so far apart within a chat, as Telegram has it: its published limits. More
+    #: are answered with 429.
+    messages_per_s: float = float("inf")
+    chat_pause_s: float = 0.0
+    refused: int = 0
+    _recent: deque[float] = field(default_factory=deque)
+    _last_in_chat: dict[str, float] = field(default_factory=dict)
     _updates: list[Json] = field(default_factory=list)
     _ids: Any = field(default_factory=lambda: itertools.count(1))
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,9 +65,18 @@ class Telegram:
     def text(self, user_id: int, words: str, language: str = "ru") -> int:
         return self._message(user_id, language, text=words)
 
+    def press(self, sent: Sent) -> None:
+        """The user presses the first button below that message."""
+        chat = {"id": sent.chat_id, "type": "private"}
+        user = {"id": sent.chat_id, "is_bot": False, "first_name": "U", "language_code": "ru"}
+        message = {"message_id": sent.message_id, "date": int(time.time()), "chat": chat}
+        query = {"id": str(next(self._ids)), "from": user, "chat_instance": "1", "message": message}
+        self._push_update({"callback_query": {**query, "data": sent.buttons[0]}})
+
     def again(self, message_id: int) -> None:
         """Bring a message once more, as Telegram does where the confirmation was lost."""
-        (message,) = [update["message"] for update in self._all if update["message"]["message_id"] == message_id]
+        messages = (update["message"] for update in self._all if "message" in update)
+        (message,) = [message for message in messages if message["message_id"] == message_id]
         self._push(message)
 
     def answers(self, message_id: int) -> list[Sent]:
@@ -79,7 +97,10 @@ class Telegram:
         self._all: list[Json] = []
 
     def _push(self, message: Json) -> None:
-        update = {"update_id": next(self._ids), "message": message}
+        self._push_update({"message": message})
+
+    def _push_update(self, what: Json) -> None:
+        update = {"update_id": next(self._ids), **what}
         self._updates.append(update)
         self._all.append(update)
         self._news.set()
@@ -94,6 +115,15 @@ class Telegram:
             raise web.HTTPServiceUnavailable
         if (answer := self.trouble(method, data)) is not None:
             return web.json_response({"ok": False, "error_code": answer[0], **answer[1]}, status=answer[0])
+        if self._is_too_much(method, data):
+            self.refused += 1
+            body = {
+                "ok": False,
+                "error_code": 429,
+                "description": "Too Many Requests",
+                "parameters": {"retry_after": 1},
+            }
+            return web.json_response(body, status=429)
         try:
             result = await getattr(self, f"_on_{method}")(data)
         except LookupError as error:
@@ -101,6 +131,19 @@ class Telegram:
             return web.json_response(body, status=400)
         self.watcher(method, True)
         return web.json_response({"ok": True, "result": result})
+
+    def _is_too_much(self, method: str, data: Json) -> bool:
+        if not method.startswith(("send", "edit", "delete")):
+            return False
+        now_s = time.monotonic()
+        while self._recent and self._recent[0] < now_s - 1:
+            self._recent.popleft()
+        before_s = self._last_in_chat.get(data["chat_id"], 0.0)
+        if len(self._recent) >= self.messages_per_s or now_s < before_s + self.chat_pause_s:
+            return True
+        self._recent.append(now_s)
+        self._last_in_chat[data["chat_id"]] = now_s
+        return False
 
     async def download(self, request: web.Request) -> web.Response:
         return web.Response(body=self.photos[request.match_info["path"]])
@@ -136,6 +179,9 @@ class Telegram:
         sent.texts.append(data["text"])
         return self._shown(sent)
 
+    async def _on_answerCallbackQuery(self, _data: Json) -> bool:
+        return True
+
     async def _on_deleteMessage(self, data: Json) -> bool:
         self._found(data).deleted = True
         return True
@@ -149,6 +195,9 @@ class Telegram:
     def _sent(self, method: str, data: Json, text: str, content: bytes = b"") -> Json:
         reply = json.loads(data["reply_parameters"])["message_id"] if "reply_parameters" in data else None
         sent = Sent(int(data["chat_id"]), next(self._ids), method, [text], reply, content)
+        if "reply_markup" in data:
+            rows = json.loads(data["reply_markup"])["inline_keyboard"]
+            sent.buttons = [button["callback_data"] for row in rows for button in row]
         self.sent.append(sent)
         return self._shown(sent)
 

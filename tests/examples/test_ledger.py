@@ -212,7 +212,8 @@ def check(chaos: Chaos, jobs: list[Job]) -> str:
         assert len({(word.data, *word.texts) for word in words}) == 1, said
         # Once, or once more for each time the bot died after Telegram had heard it and before that was noted down.
         for one, other in itertools.pairwise(words):
-            assert any(one.at_s <= died_s <= other.at_s for died_s in chaos.bot_kills), said
+            # What it had sent may still be on its way when it dies; the next one needs longer than that to start.
+            assert any(one.at_s - 0.3 <= died_s <= other.at_s for died_s in chaos.bot_kills), said
             told_again += 1
         code = made[0]["error"]["code"] if made and made[0]["error"] else code_of.get(words[0].texts[0], "no credit")
         outcomes["succeeded" if delivered else code] += 1
@@ -229,6 +230,43 @@ def check(chaos: Chaos, jobs: list[Job]) -> str:
     return (
         f"{charged} credits taken, {refunded} given back, {outcomes['succeeded']} pictures; {told_again} told twice;"
         f" {dict(outcomes.most_common())}"
+    )
+
+
+async def test_a_ledger_that_is_deleted_half_way_comes_back_right_to_the_last_credit(tmp_path, face, capsys):
+    count = max(PHOTOS // 4, 12)
+    captions = [name for name in ("ok", "slow", "error", "no memory", "blank", "half a file") for _ in range(count)]
+    random.Random(5).shuffle(captions)
+    # Generously, since no order is to fail for want of credits that a lost ledger no longer knows to be spent.
+    async with opened(tmp_path, SETTINGS, FREE_CREDITS="1000") as shop, connected(shop.host) as client:
+        sent = []
+        for at, caption in enumerate(captions[:count]):
+            sent.append(shop.messenger.photo(100 + at % 4, face, caption))
+            if at == count // 2:
+                while len(shop.orders("job_id IS NOT NULL")) < 4:  # noqa: ASYNC110, the ledger is a file
+                    await asyncio.sleep(0.05)
+                shop.bot.kill()
+                for suffix in ("", "-wal", "-shm", "-journal"):
+                    shop.bot.ledger.with_name(shop.bot.ledger.name + suffix).unlink(missing_ok=True)
+                shop.bot.start()
+        await shop.done(*sent[count // 2 + 1 :], within_s=WITHIN_S)
+        while shop.orders("state != 'done'"):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        jobs = {job["job_id"]: job for job in await every_job(client) if "order" in job["metadata"]}
+    rows = shop.bot.rows("SELECT message_id, chat_id, job_id FROM orders WHERE job_id IS NOT NULL")
+    assert {job_id for *_, job_id in rows} == jobs.keys(), "each job is one order's, also those of the lost ledger"
+    assert len(jobs) > count // 2
+    spent: Counter[int] = Counter()
+    for message_id, chat_id, job_id in rows:
+        delivered = jobs[job_id]["state"] == "succeeded"
+        assert shop.bot.entries(message_id) == [("charge", -1), *([] if delivered else [("refund", 1)])], jobs[job_id]
+        assert shop.messenger.answers(message_id), "everybody has heard how it ended"
+        spent[chat_id] += delivered
+    balances = dict(shop.bot.rows("SELECT chat_id, sum(credits) FROM entries GROUP BY chat_id"))
+    assert balances == {chat_id: 1000 - spent[chat_id] for chat_id in balances}
+    say(
+        capsys,
+        f"a ledger deleted after {count // 2} photos: {len(jobs)} orders are in it again, {sum(spent.values())} paid",
     )
 
 

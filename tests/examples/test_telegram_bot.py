@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from contract.client import connected
 from examples.conftest import Shop, opened, polled
 from PIL import Image
 
@@ -17,7 +18,7 @@ from comfyui_guarded.guard import messages
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _users = itertools.count(100)
-FREE_CREDITS, MAX_STEPS = 3, 100
+FREE_CREDITS, MAX_STEPS, OWNER = 3, 100, 1
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def user() -> int:
 async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     # As for a bot on another machine: what it may do, it may by its key.
     settings = {"GUARDED_POLICY__MAX_STEPS": str(MAX_STEPS), "GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
-    async with opened(tmp_path_factory.mktemp("shop"), settings, FREE_CREDITS=str(FREE_CREDITS)) as shop:
+    bought = {"FREE_CREDITS": str(FREE_CREDITS), "OWNERS": str(OWNER), "PRICES": '{"photo_check": 2}'}
+    async with opened(tmp_path_factory.mktemp("shop"), settings, **bought) as shop:
         yield shop
 
 
@@ -43,7 +45,8 @@ async def test_a_photo_becomes_a_picture_for_one_credit(shop: Shop, user: int, f
     await polled(lambda: shop.messenger.notices(user)[0].deleted)
     shop.messenger.text(user, "/start")
     (hello,) = await polled(lambda: shop.messenger.notices(user)[1:])
-    assert hello.texts == ["Пришлите фото. Кредитов: 2."]
+    assert hello.texts[0].startswith("Пришлите фото. Кредитов: 2. ")
+    assert hello.texts[0].endswith("Цены в кредитах: photo_check – 2.")
 
 
 @pytest.mark.parametrize("language", ["ru", "en"])
@@ -73,7 +76,7 @@ async def test_without_a_credit_nothing_is_generated(shop: Shop, user: int, face
     words = [await shop.last_word(message_id) for message_id in sent]
     assert Counter(word.method for word in words) == {"sendPhoto": FREE_CREDITS, "sendMessage": 1}
     (refused,) = [word for word in words if word.method == "sendMessage"]
-    assert refused.texts == ["Кредиты закончились."]
+    assert refused.texts == ["Кредитов не хватает."]
     assert shop.bot.entries(refused.reply_to or 0) == []
 
 
@@ -175,3 +178,73 @@ async def test_killed_at_every_step_that_telegram_sees_it_books_once_and_loses_n
     assert [word.method for word in shop.messenger.answers(good)] == ["sendPhoto"] * told[good]
     failed = [messages.text_of_end("generation_failed", "ru")]
     assert [word.texts for word in shop.messenger.answers(bad)] == [failed] * told[bad]
+
+
+async def test_the_button_cancels_and_the_credit_comes_back(shop: Shop, user: int, face: bytes):
+    message_id = shop.messenger.photo(user, face, "very slow")
+    await polled(lambda: shop.orders("state = 'sent' AND chat_id = ?", user), told=shop.bot.tail)
+    shop.messenger.press(shop.messenger.notices(user)[0])
+    assert (await shop.last_word(message_id)).texts == [messages.text_of_end("cancelled", "ru")]
+    assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
+
+
+async def test_an_owner_gives_back_what_an_order_cost_once_and_nobody_else_can(shop: Shop, user: int, face: bytes):
+    message_id = shop.messenger.photo(user, face, "ok")
+    await shop.done(message_id)
+    ((order_id,),) = shop.bot.rows("SELECT id FROM orders WHERE message_id = ?", message_id)
+    for who in (user, OWNER, OWNER):
+        shop.messenger.text(who, f"/refund {order_id}")
+        await polled(lambda who=who: shop.messenger.notices(who)[1 if who == user else 0 :])
+    await polled(lambda: len(shop.messenger.notices(OWNER)) == 2)
+    assert [sent.texts for sent in shop.messenger.notices(OWNER)] == [[f"#{order_id}: 1"], [f"#{order_id}: 0"]]
+    assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
+    assert shop.messenger.notices(user)[-1].texts == ["Вам возвращено кредитов: 1."]
+
+
+async def test_a_template_costs_its_price_and_takes_the_rest_of_the_caption(shop: Shop, user: int, face: bytes):
+    message_id = shop.messenger.photo(user, face, "photo_check:")
+    assert (await shop.last_word(message_id)).method == "sendPhoto"
+    assert shop.bot.entries(message_id) == [("charge", -2)]
+
+
+async def test_a_server_that_never_comes_back_ends_the_order_and_its_job(
+    tmp_path_factory: pytest.TempPathFactory, face: bytes
+):
+    folder = tmp_path_factory.mktemp("lost")
+    async with opened(folder, {}, LOST_S="6", NOTICE_S="1") as shop, connected(shop.host) as client:
+        message_id = shop.messenger.photo(7, face, "very slow")
+        await polled(lambda: shop.orders("state = 'sent'"), told=shop.bot.tail)
+        shop.host.kill()
+        notice = shop.messenger.notices(7)[0]
+        await polled(lambda: "пока не отвечает" in notice.texts[-1], told=shop.bot.tail)
+        word = await shop.last_word(message_id)
+        assert word.texts == ["Сервер генерации так и не ответил. Кредиты возвращены."]
+        assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
+        shop.bot.kill()  # what is left to do outlives it
+        shop.bot.start()
+        await asyncio.to_thread(shop.host.start)
+        (job,) = await client.polled(lambda: client.jobs("state=cancelled,failed"), bool)
+        assert job["error"]["code"] in ("cancelled", "server_restarted")
+        assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
+
+
+async def test_many_users_stay_within_what_telegram_takes_and_take_turns(
+    tmp_path_factory: pytest.TempPathFactory, face: bytes
+):
+    users, speed = 40, 4
+    paces = {"CALLS_PER_S": str(25 * speed), "CHAT_PAUSE_S": str(1.1 / speed), "EDIT_PAUSE_S": str(3 / speed)}
+    settings = {"GUARDED_LIMITS__USER_JOBS_PER_MINUTE": "10", "GUARDED_LIMITS__USER_MAX_QUEUED": "10"}
+    async with opened(tmp_path_factory.mktemp("many"), settings, **paces) as shop, connected(shop.host) as client:
+        shop.messenger.messages_per_s, shop.messenger.chat_pause_s = 30 * speed, 0.8 / speed
+        async with client.busy():
+            first = [shop.messenger.photo(1000 + user, face, "ok") for user in range(users)]
+            second = [shop.messenger.photo(1000 + user, face, "ok") for user in range(users)]
+            await polled(lambda: len(shop.orders("state = 'sent'")) == 2 * users, told=shop.bot.tail)
+        await shop.done(*first, *second)
+        words = [shop.messenger.answers(message_id) for message_id in (*first, *second)]
+        assert {word.method for each in words for word in each} == {"sendPhoto"}, "nobody was refused"
+        assert shop.messenger.refused <= len(shop.messenger.calls) / 100, "a slow machine may push some together"
+        began = {
+            job["metadata"]["message_id"]: job["started_at_ms"] for job in await client.jobs("limit=500") if job["user"]
+        }
+        assert max(began[photo] for photo in first) <= min(began[photo] for photo in second)
