@@ -184,8 +184,9 @@ class Judge:
             if stall_s <= SPARE_S and memory_bytes <= allowed_bytes:
                 return
             native_s, native_bytes, _status = 0.0, 0, 0
-            if sent.path in ("/guarded/prompt", "/guarded/api/prompt") and sent.method == "POST" and sent.keyed:
-                native_s, native_bytes, _status = self._measure(self.bare, sent, packed, "/prompt")
+            if sent.keyed:  # what ComfyUI itself does on the loop for this route, its list of all nodes, say
+                native = sent.path.removeprefix("/guarded")
+                native_s, native_bytes, _status = self._measure(self.bare, sent, packed, native)
             told.append(f"native {native_s * 1000:.0f} ms, {native_bytes / MIB:.0f} MiB")
             if stall_s <= SPARE_S + native_s and memory_bytes <= max(allowed_bytes, SPARE_BYTES + native_bytes):
                 return

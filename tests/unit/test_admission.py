@@ -37,7 +37,7 @@ from comfyui_guarded.guard.life.secrets import SECRET_NAMES, Secrets
 from comfyui_guarded.guard.submit import request
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
-from comfyui_guarded.guard.submit.request import Submission, parse
+from comfyui_guarded.guard.submit.request import NeedsConversionError, Submission, parse
 
 BOT = Client("bot", operator=False)
 OTHER = Client("other", operator=False)
@@ -306,6 +306,8 @@ _BODIES = st.fixed_dictionaries(
 def _only_typed_refusals(raw: bytes) -> None:
     try:
         prompt = parse(raw, BOUNDS)
+    except NeedsConversionError:
+        assert b'"nodes"' in raw
     except (InvalidRequestError, InvalidWorkflowError) as error:
         json.dumps(error.body("en"), ensure_ascii=False).encode()
     else:
