@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import MissingNodeError
 from .promoted import configure_host, free_proxies
@@ -147,35 +147,62 @@ def _explain_missing(missing: list[Node]) -> MissingNodeError:
 
 def _apply_primitive(node: Node, graph: Graph) -> None:
     """Put a primitive's value into the widgets that it is connected to."""
-    if not node.outputs or not node.values or isinstance(node.values, dict):
-        return
-    value = node.values[0]
-    for number in node.outputs[0].links:
-        found = graph.find_target(number)
-        if found is None or found[1].widget is None:
-            continue
-        target, slot = found
-        if slot.promoted is not None:
-            slot.promoted.value = value
-        for widget in target.widgets:
-            if widget.name == slot.widget:
-                widget.value = _round(widget, value)
-                break
+    links = node.outputs[0].links if node.outputs else []
+    targets = [graph.find_target(number) for number in links]
+    fields = [_find_field(*found) if found is not None else None for found in targets]
+    if not fields or fields[0] is None:
+        return  # the editor makes a primitive's own field after the first of its links
+    first = fields[0]
+    value = node.values[0] if isinstance(node.values, list) and node.values else first.value
+    if first.kind in ("INT", "FLOAT") and _is_number(value):
+        low, high = _find_common_range(first, [field for field in fields if field is not None])
+        value = _round(first, low if value < low else high if value > high else value, low, high)
+    for field in fields:
+        if field is not None:
+            field.value = _round(field, value, *_find_range(field, 0, 2048))
 
 
-def _round(widget: Widget, value: Any) -> Any:
+def _find_field(node: Node, slot: Slot) -> Widget | None:
+    """The widget that an input stands for."""
+    if slot.promoted is not None:
+        return slot.promoted
+    return next((widget for widget in node.widgets if widget.name == slot.widget), None)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _find_common_range(first: Widget, fields: list[Widget]) -> tuple[float, float]:
+    """What all fields of a primitive allow; those whose range is another altogether do not count."""
+    low, high = _find_range(first, -math.inf, math.inf)
+    for field in fields:
+        if field.kind == first.kind:
+            other_low, other_high = _find_range(field, -math.inf, math.inf)
+            if max(low, other_low) <= min(high, other_high):
+                low, high = max(low, other_low), min(high, other_high)
+    return low, high
+
+
+def _find_range(widget: Widget, lowest: float, highest: float) -> tuple[float, float]:
+    low, high = widget.options.get("min"), widget.options.get("max")
+    return low if _is_number(low) else lowest, high if _is_number(high) else highest
+
+
+def _round(widget: Widget, value: Any, low: float, high: float) -> Any:
     """A number as the editor's own field rounds it when it is set there."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_number(value) or abs(value) > 2**53:
         return value
-    options = widget.options
-    if widget.kind == "INT" and isinstance(value, float):
-        return math.floor(value + 0.5) if abs(value) < 2**53 else int(value)
+    step, unit = widget.options.get("step"), widget.options.get("round")
+    if widget.kind == "INT":
+        step = step if _is_number(step) and step else 1
+        offset = math.fmod(low, step) if step != 1 and math.isfinite(low) else 0
+        return math.floor((value - offset) / step + 0.5) * step + offset
     if widget.kind == "FLOAT":
-        step, chosen = options.get("step") or 0.5, options.get("round")
-        digits = max(0, -math.floor(math.log10(step))) if isinstance(step, (int, float)) and step > 0 else 0
-        unit = chosen if chosen else 10.0**-digits if digits else None
-        if not isinstance(unit, (int, float)) or isinstance(unit, bool) or unit <= 0 or abs(value) > 2**53:
-            return value
-        rounded = round(math.floor(value / unit + 0.5) * unit, digits)
-        return min(max(rounded, options.get("min", 0)), options.get("max", 2048))
+        step = step if _is_number(step) and step > 0 else 0.5
+        digits = max(0, -math.floor(math.log10(step)))
+        if not unit and digits:
+            unit = 10.0**-digits
+        if _is_number(unit) and unit > 0:
+            return min(max(round(math.floor(value / unit + 0.5) * unit, digits), low), high)
     return value

@@ -1,14 +1,28 @@
-"""ComfyUI's editor opens the templates' workflows, and sends for each of them the graph that the routes render."""
+"""ComfyUI's editor opens workflows, and sends for each of them what the guard makes of it.
+
+Those are the templates' own, which the routes render; those of comfyui-workflow-templates that this server has the
+classes for, some of them by turns; and some made by chance. `CONVERSIONS=300` takes all of the second, and 300 of the
+third.
+"""
 
 import json
+import os
+import random
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from browser.conftest import PATIENCE_MS
+from browser.graphs import Known, workflows
+from contract.client import PlainClient
+from hypothesis import HealthCheck, Phase, given, settings
 from playwright.sync_api import Browser, Page
 from workflows import editor
 from workflows.studio import ASTRONAUT, TEMPLATES, furnish
 
+from comfyui_guarded.guard.editor.resolve import convert
+from comfyui_guarded.guard.errors import InvalidWorkflowError, MissingNodeError
 from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
 
 pytestmark = [
@@ -61,3 +75,99 @@ def test_the_editor_sends_what_the_routes_render(page: Page, name: str) -> None:
                 for given in (inputs, expected)
             )
         assert inputs == expected, node_id
+
+
+#: What the page makes anew each time that it sends; docs/editor.md has the list of what differs.
+LIVE = {("Load3D", "image"), ("Load3DAnimation", "image")}
+#: ComfyUI's own templates lie in a package of its venv.
+SHIPPED = "comfyui_workflow_templates_json/templates/*.json"
+MADE = int(os.environ.get("CONVERSIONS", "12"))
+
+
+@pytest.fixture(scope="module")
+def info(host: HostProcess) -> Known:
+    client = PlainClient(host)
+    found = Known(client.get("/object_info").json)
+    client.close()
+    return found
+
+
+def send(page: Page, workflow: dict[str, Any]) -> dict[str, Any]:
+    """What the editor sends of it."""
+    sent: dict[str, Any] = page.evaluate(
+        """async workflow => {
+            await app.loadGraphData(workflow)
+            await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))
+            return (await app.graphToPrompt()).output
+        }""",
+        workflow,
+    )
+    return sent
+
+
+def simplify(value: Any) -> Any:
+    """JavaScript has one kind of number."""
+    if isinstance(value, dict):
+        return {name: simplify(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [simplify(one) for one in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def is_live(class_type: str, name: str, value: Any) -> bool:
+    """Whether the page, or a pack's script in it, has the last word on an input's value."""
+    by_name = class_type.startswith(BY_NAME) and not isinstance(value, list)
+    return by_name or (class_type, name) in LIVE or name == "viewport_state"
+
+
+def compared(prompt: dict[str, Any]) -> dict[str, Any]:
+    return {
+        node_id: (
+            one["class_type"],
+            {
+                name: simplify(value)
+                for name, value in one["inputs"].items()
+                if not is_live(one["class_type"], name, value)
+            },
+        )
+        for node_id, one in prompt.items()
+    }
+
+
+def list_shipped(host: HostProcess) -> list[Path]:
+    """All, or some by turns; none where this ComfyUI's Python lacks that package."""
+    found = sorted(Path(host.kind.python).parents[1].glob(f"lib/python*/site-packages/{SHIPPED}"))
+    return found if "CONVERSIONS" in os.environ else random.sample(found, min(len(found), 40))
+
+
+def test_the_editor_sends_what_the_guard_makes_of_shipped_workflows(page: Page, host: HostProcess, info: Known) -> None:
+    loaded = 0
+    for path in [*sorted(editor.WORKFLOWS.glob("*.json")), *list_shipped(host)]:
+        workflow = json.loads(path.read_text("utf-8"))
+        if not isinstance(workflow, dict) or "nodes" not in workflow:
+            continue
+        try:
+            made = convert(workflow, info.get, 10_000)
+        except MissingNodeError:
+            continue
+        assert compared(send(page, workflow)) == compared(made), path.name
+        loaded += 1
+    assert loaded >= 3, "this server has the classes of three of our own at least"
+
+
+def test_the_editor_sends_what_the_guard_makes_of_workflows_made_by_chance(page: Page, info: Known) -> None:
+    @settings(
+        max_examples=MADE, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink)
+    )
+    @given(workflows(info))
+    def compare(workflow: dict[str, Any]) -> None:
+        workflow = json.loads(json.dumps(workflow, default=lambda _widget: None))
+        try:
+            made = convert(workflow, info.get, 10_000)
+        except InvalidWorkflowError as error:
+            if error.extra_info["reason"] != "empty":
+                raise
+            made = {}
+        assert compared(made) == compared(send(page, workflow)), json.dumps(workflow)
+
+    compare()

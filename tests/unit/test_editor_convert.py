@@ -198,12 +198,22 @@ def test_notes_are_left_out():
     assert set(converted(file(LOAD, node(2, "Note", "text"), node(3, "MarkdownNote", "# text")))) == {"1"}
 
 
-def test_a_primitive_sets_the_widgets_that_it_leads_to():
-    primitive = node(2, "PrimitiveNode", 41.6, "fixed", outputs=[out(1, 2, kind="INT")])
-    first = node(3, "Sample", 0, "fixed", 1, 1.0, "fast", inputs=[slot("steps", 1, "INT", widget=True)])
-    second = node(4, "Sample", 0, "fixed", 1, 1.0, "fast", inputs=[slot("cfg", 2, "FLOAT", widget=True)])
-    found = inputs(file(primitive, first, second, links=[(1, 2, 0, 3, 0, "INT"), (2, 2, 0, 4, 0, "FLOAT")]))
-    assert (found["3"]["steps"], found["4"]["cfg"], set(found)) == (42, 41.6, {"3", "4"})
+def test_a_primitive_sets_the_widgets_that_it_leads_to_as_the_first_would_hold_its_value():
+    def found(value: Any, *names: str) -> list[Any]:
+        primitive = node(2, "PrimitiveNode", value, "fixed", outputs=[out(*range(1, len(names) + 1), kind="INT")])
+        slots = [slot(name, at, "INT", widget=True) for at, name in enumerate(names, start=1)]
+        links = [(at, 2, 0, 3, at - 1, "INT") for at in range(1, len(names) + 1)]
+        sent = inputs(file(primitive, node(3, "Sample", inputs=slots), links=links))
+        assert set(sent) == {"3"}
+        return [sent["3"][name] for name in names]
+
+    assert found(41.6, "steps", "cfg") == [42, 42]
+    assert found(41.678, "cfg") == [41.7]
+    assert found(-5, "cfg") == [0]
+    assert found(5000, "steps", "seed") == [5000, 5000]
+    assert found(2**64 + 1, "seed", "steps") == [2**64 - 1, 2**64 - 1]
+    assert found(2**64 - 9, "seed") == [2**64 - 9]
+    assert found("slow", "mode") == ["slow"]
 
 
 def test_a_dynamic_choice_brings_the_inputs_of_what_is_chosen():
