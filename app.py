@@ -49,9 +49,11 @@ from .guard.life.settle import Settler
 from .guard.life.watchdog import Watchdog
 from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
+from .guard.operators.refusals import Refusals
 from .guard.operators.stats import Stats
 from .guard.quotas import Quotas
 from .guard.settings import load, read_own_texts
+from .guard.signal import Signal
 from .guard.store import Limits as StoreLimits
 from .guard.store import Recovery, SqliteStore, database_path
 from .guard.submit.admission import Admission
@@ -151,14 +153,17 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     positions = Positions(settings.queue, store, events, estimates)
     gpus = Gpus()
     exposition = Exposition(metrics, settings.queue, store, host, health, watchdog, janitor, gpus)
-    stats = Stats(settings.queue, store, host, health, watchdog, janitor, gpus, clock)
+    refusals = Refusals(clock)
+    refused: Signal[[str, str]] = Signal()
+    stats = Stats(settings.queue, store, host, health, watchdog, janitor, gpus, refusals, clock)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
     store.changed.subscribe(estimates.follow)
     store.changed.subscribe(jobs.follow)
     store.changed.subscribe(events.follow)
     store.changed.subscribe(metrics.follow)
-    admission.refused.subscribe(metrics.count_refusal)
+    refused.subscribe(metrics.count_refusal)
+    refused.subscribe(refusals.count)
     quotas.refused.subscribe(metrics.count_over_quota)
     store.changed.subscribe(sockets.follow)
     store.changed.subscribe(positions.follow)
@@ -227,6 +232,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         access=access,
         host=host,
         admission=admission,
+        refused=refused,
         templates=templates,
         jobs=jobs,
         events=events,

@@ -44,6 +44,7 @@ from ..guard.operators.metrics import Exposition
 from ..guard.operators.stats import Stats
 from ..guard.quotas import Quotas, Turn
 from ..guard.settings import Settings
+from ..guard.signal import Signal
 from ..guard.submit.admission import Admission
 from ..guard.submit.limits import Limits
 from ..guard.templates.catalogue import Templates
@@ -55,6 +56,8 @@ log = logging.getLogger("guarded.http")
 PREFIX = "/guarded"
 
 _SLOWEST_BYTES_PER_S = 1024
+#: Where a request keeps the owner of its jobs.
+_OWNER = "guarded.owner"
 
 #: Leaves Cyrillic as it is: half the bytes, and readable in a terminal.
 _dumps = json.JSONEncoder(ensure_ascii=False).encode
@@ -70,12 +73,17 @@ class HostAnswers(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """What the handlers call."""
+    """What the handlers call.
+
+    Attributes:
+        refused: announces each job that is not let in: the error code, and who asked ("" where nobody knows).
+    """
 
     settings: Settings
     access: Access
     host: HostAnswers
     admission: Admission
+    refused: Signal[[str, str]]
     templates: Templates
     jobs: Jobs
     events: Events
@@ -177,6 +185,8 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
     """The route as aiohttp calls it: it identifies the caller, calls the handler, and has one way to fail."""
 
     def say_no(error: GuardError, request: web.Request) -> web.Response:
+        if route.submits:
+            services.refused(error.code, request.get(_OWNER, ""))
         return refuse(error, request, services, of_submit=route.submits)
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -187,6 +197,7 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             if not route.open:
                 return say_no(error, request)
             client = Client("", operator=False)
+        request[_OWNER] = client.owner
         try:
             turn = await services.quotas.begin_request(client)
         except GuardError as error:

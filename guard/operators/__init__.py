@@ -1,5 +1,6 @@
 """Answer the operator: figures for people and for Prometheus, and about the GPU.
 
 `stats` has the figures of the page, `metrics` those for Prometheus after the table in `families`, `gpu` asks NVIDIA's
-driver.
+driver,
+`refusals` counts what is refused at the door.
 """

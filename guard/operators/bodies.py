@@ -26,11 +26,12 @@ class OutcomesBody(TypedDict):
 
 
 class WindowBody(OutcomesBody):
-    """What ended in a time, with the share of successes among the jobs that nobody cancelled."""
+    """What ended in a time, with the share of successes among the jobs that nobody cancelled; and what was refused."""
 
     jobs: int
     success_rate: float | None
     by_code: dict[str, int]
+    refused: dict[str, int]
 
 
 class HourBody(OutcomesBody):
@@ -73,6 +74,7 @@ class StatsBody(TypedDict):
     queue: QueueCounts
     slowest: list[SlowestBody]
     chart: list[HourBody]
+    refused_since_ms: int
     gpu: NotRequired[GpuBody | None]
     disk: NotRequired[dict[str, RootBody]]
     worker: NotRequired[WorkerBody]

@@ -123,7 +123,7 @@ class Metrics:
         if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
             self._observe(RUN, (job.settled_at_ms - job.started_at_ms) / 1000, self._label_of(job.template))
 
-    def count_refusal(self, code: str) -> None:
+    def count_refusal(self, code: str, _owner: str) -> None:
         """Count a prompt that was refused with that error code."""
         self._add(REFUSALS, code)
 

@@ -25,6 +25,7 @@ from ..settings import QueueSettings
 from ..store import Counts, Ended
 from .bodies import OutcomesBody, SlowestBody, StatsBody, WindowBody
 from .gpu import Gpus
+from .refusals import Refusals
 
 #: An answer serves whoever asks within this time.
 HOLDS_S = 3.0
@@ -83,6 +84,7 @@ class Stats:
         watchdog: Watchdog,
         janitor: Janitor,
         gpus: Gpus,
+        refusals: Refusals,
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -92,6 +94,7 @@ class Stats:
         self._watchdog = watchdog
         self._janitor = janitor
         self._gpus = gpus
+        self._refusals = refusals
         self._clock = clock
         self._lock = asyncio.Lock()
         self._hours: dict[int, Owners] = {}
@@ -127,19 +130,24 @@ class Stats:
         runs = await wrap_future(self._store.list_template_runs_ms(owner, RECENT_JOBS, since_ms))
         return {
             "now_ms": now_ms,
-            "windows": {name: window(_merge(owner, parts)) for name, parts in windows.items()},
+            "windows": {
+                name: window(_merge(owner, parts), self._refusals.by_code(owner, WINDOWS_MS[name]))
+                for name, parts in windows.items()
+            },
             "queue": {"queued": counts.queued, "running": counts.running, "max_jobs": self._settings.max_jobs},
             "slowest": slowest(runs),
             "chart": [{"from_ms": from_ms, **outcomes(_merge(owner, [hour]))} for from_ms, hour in chart],
+            "refused_since_ms": self._refusals.since_ms,
         }
 
     def _lack_figures(self) -> StatsBody:
         return {
             "now_ms": self._clock.now_ms(),
-            "windows": {name: window({}) for name in WINDOWS_MS},
+            "windows": {name: window({}, self._refusals.by_code(None, ms)) for name, ms in WINDOWS_MS.items()},
             "queue": {"queued": 0, "running": 0, "max_jobs": self._settings.max_jobs},
             "slowest": [],
             "chart": [],
+            "refused_since_ms": self._refusals.since_ms,
         }
 
     async def _add_machine(self, figures: StatsBody) -> StatsBody:
@@ -223,8 +231,8 @@ def outcomes(codes: Mapping[str | None, Tally]) -> OutcomesBody:
     }
 
 
-def window(codes: Mapping[str | None, Tally]) -> WindowBody:
-    """The outcomes, the share of successes among jobs that nobody cancelled, and how often each code occurred."""
+def window(codes: Mapping[str | None, Tally], refused: dict[str, int]) -> WindowBody:
+    """The outcomes, the share of successes among jobs that nobody cancelled, how often each code occurred; refusals."""
     totals = outcomes(codes)
     decided = totals["succeeded"] + totals["failed"]
     worst = sorted(((code, tally.jobs) for code, tally in codes.items() if code), key=lambda item: (-item[1], item[0]))
@@ -233,6 +241,7 @@ def window(codes: Mapping[str | None, Tally]) -> WindowBody:
         **totals,
         "success_rate": round(totals["succeeded"] / decided, 4) if decided else None,
         "by_code": dict(worst),
+        "refused": refused,
     }
 
 

@@ -49,7 +49,6 @@ from ..journal import Throttle
 from ..life.health import Health
 from ..life.secrets import SECRET_NAMES, Secrets
 from ..settings import Settings
-from ..signal import Signal
 from ..store import IdempotencyKey, Submitted
 from ..wake import wrap_future
 from .confinement import Confinement
@@ -117,8 +116,6 @@ class Admission:
         self._clock = clock
         self._uploads = uploads
         self._in_use = in_use or InUse(list)  # without a janitor, nothing is deleted
-        #: Announces the error code of each prompt that is not let in.
-        self.refused: Signal[[str]] = Signal()
         self._refusals = Throttle()
 
     async def admit(self, request: Submission) -> Submitted:
@@ -327,7 +324,6 @@ class Admission:
 
     def _report_refusal(self, request: Submission, error: Exception) -> None:
         code = error.code if isinstance(error, GuardError) else InternalError.code
-        self.refused(code)
         if (skipped := self._refusals.take(code)) is not None:
             more = f" ({skipped} more since the last line)" if skipped else ""
             level = logging.WARNING if code in _FULL else logging.INFO

@@ -5,7 +5,7 @@ from typing import Any
 from contract.client import Client, assert_refusal, picture, raises, text
 from prometheus_client.parser import text_string_to_metric_families
 
-OUTCOMES = {"jobs", "succeeded", "failed", "cancelled", "average_run_s", "success_rate", "by_code"}
+OUTCOMES = {"jobs", "succeeded", "failed", "cancelled", "average_run_s", "success_rate", "by_code", "refused"}
 
 
 async def test_the_figures_move_with_the_jobs(client: Client):
@@ -24,7 +24,7 @@ async def test_the_figures_move_with_the_jobs(client: Client):
         )
 
     stats = await client.polled(lambda: client.get("/guarded/stats"), moved)
-    assert set(stats) == {"now_ms", "windows", "queue", "gpu", "disk", "worker", "alarms", "slowest", "chart"}
+    assert set(stats) == {"now_ms", "windows", "queue", "gpu", "disk", "worker", "alarms", "slowest", "chart", "refused_since_ms"}
     assert all(set(window) == OUTCOMES for window in stats["windows"].values())
     assert stats["windows"]["7d"]["by_code"]["generation_failed"] >= 1
     assert stats["windows"]["7d"]["average_run_s"] > 0
@@ -32,6 +32,22 @@ async def test_the_figures_move_with_the_jobs(client: Client):
     assert stats["worker"]["alive"] is True
     assert stats["slowest"][0]["p95_run_s"] >= stats["slowest"][0]["median_run_s"]
     assert sum(stats["chart"][-1][name] for name in ("succeeded", "failed", "cancelled")) >= 1
+
+
+async def test_what_is_refused_at_the_door_is_counted_by_code(client: Client):
+    before = (await client.get("/guarded/stats"))["windows"]["1h"]["refused"]
+    await client.submit({})
+    await client.submit(text(), guard={"unknown": 1})
+    await client.request("POST", "/guarded/prompt", raw=b"no json")
+    await client.request("POST", "/guarded/workflows/absent", {})
+    await client.request("GET", "/guarded/jobs/absent")  # no job was asked for
+
+    def moved(stats: dict[str, Any]) -> bool:
+        return stats["windows"]["1h"]["refused"].get("not_found", 0) > before.get("not_found", 0)
+
+    after = (await client.polled(lambda: client.get("/guarded/stats"), moved))["windows"]["1h"]["refused"]
+    changed = {code: count - before.get(code, 0) for code, count in after.items() if count != before.get(code, 0)}
+    assert changed == {"invalid_request": 2, "invalid_workflow": 1, "not_found": 1}
 
 
 async def test_what_runs_and_the_files_on_the_disks_are_shown(client: Client):

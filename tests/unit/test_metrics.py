@@ -137,7 +137,7 @@ class TestWhatIsCounted:
         assert histogram.sum == 104.5
 
     def test_face_checks_refusals_and_webhooks(self, watched):
-        watched.metrics.count_refusal("queue_full")
+        watched.metrics.count_refusal("queue_full", "bot")
         watched.metrics.count_face_check("passed", 0.03)
         watched.metrics.count_face_check("no_face", 0.2)
         watched.metrics.count_delivery("delivered", 0.1)
@@ -243,7 +243,7 @@ def everything(watched):
     for code in (None, "out_of_memory", "cancelled"):
         watched.job(code, template='a "name"\\n')
     watched.gpus.look(fake_nvml(A5000))
-    watched.metrics.count_refusal("rate_limited")
+    watched.metrics.count_refusal("rate_limited", "bot")
     watched.metrics.count_over_quota("streams")
     watched.metrics.count_face_check("no_face", 0.2)
     watched.metrics.count_delivery("failed", 3.0)

@@ -15,6 +15,7 @@ from comfyui_guarded.guard.life.settle import Settler
 from comfyui_guarded.guard.life.watchdog import Watchdog
 from comfyui_guarded.guard.operators import stats as module
 from comfyui_guarded.guard.operators.gpu import Gpus
+from comfyui_guarded.guard.operators.refusals import Refusals
 from comfyui_guarded.guard.operators.stats import HOUR_MS, Stats, slowest
 from comfyui_guarded.guard.store import SqliteStore
 
@@ -84,7 +85,7 @@ def made(store, clock, tmp_path, host=None):
     settler = Settler(store, host, None, ClientIds(b"key" * 11), clock, 15.0)
     watchdog = Watchdog(inforce, store, host, health, settler, FakeProcess(), clock)
     janitor = Box(tmp_path / "box").janitor(store)
-    return Stats(inforce.queue, store, host, health, watchdog, janitor, Gpus({}), clock)
+    return Stats(inforce.queue, store, host, health, watchdog, janitor, Gpus({}), Refusals(clock), clock)
 
 
 async def test_a_window_counts_what_ended_in_it_and_says_how(past, stats):
@@ -104,9 +105,49 @@ async def test_a_window_counts_what_ended_in_it_and_says_how(past, stats):
         "average_run_s": 6.0,  # of the successes alone
         "success_rate": 0.4,  # whoever cancels has not been failed
         "by_code": {"generation_timeout": 2, "cancelled": 1, "no_face": 1},
+        "refused": {},
     }
     assert (windows["24h"]["jobs"], windows["24h"]["average_run_s"]) == (7, 14.0)
     assert windows["7d"]["jobs"] == 7
+
+
+async def test_refusals_are_counted_by_code_and_owner_for_as_long_as_a_window(past, stats, time):
+    refusals = stats._refusals
+    for ago_ms, code, owner in (
+        (6 * DAY_MS, "no_face", "bot"),
+        (2 * HOUR_MS, "queue_full", "bot"),
+        (8 * DAY_MS, "disk_full", "bot"),
+        (1000, "no_face", "bot"),
+        (900, "unauthorized", ""),
+        (500, "no_face", "other"),
+    ):
+        time.ms = NOW_MS - ago_ms
+        refusals.count(code, owner)
+    time.ms = NOW_MS
+    body = await stats.body(LOCAL)
+    seen = {name: window["refused"] for name, window in body["windows"].items()}
+    assert seen == {
+        "1h": {"no_face": 2, "unauthorized": 1},
+        "24h": {"no_face": 2, "queue_full": 1, "unauthorized": 1},
+        "7d": {"no_face": 3, "queue_full": 1, "unauthorized": 1},
+    }
+    assert (await stats.body(BOT))["windows"]["24h"]["refused"] == {"no_face": 1, "queue_full": 1}
+    assert body["refused_since_ms"] == NOW_MS
+
+
+async def test_refusals_of_many_owners_and_of_a_week_take_no_more_memory(time):
+    refusals = Refusals(time)
+    for turn in range(3000):
+        time.ms += HOUR_MS // 12
+        for number in range(3 if turn else 300):
+            refusals.count("no_face", f"owner-{number}")
+    assert len(refusals._parts) <= 7 * 24 * 12 + 1
+    assert refusals.by_code(None, 7 * DAY_MS)["no_face"] == 3 * (7 * 24 * 12 + 1)
+    refusals = Refusals(time)
+    for number in range(300):
+        refusals.count("no_face", f"owner-{number}")
+    assert refusals.by_code(None, HOUR_MS) == {"no_face": 300}
+    assert [len(part) for part in refusals._parts.values()] == [201]
 
 
 async def test_nothing_has_no_rate_and_no_average(stats):
@@ -131,7 +172,7 @@ async def test_a_client_sees_its_own_figures_and_nothing_of_the_machine(past, st
     past.job(30, owner="other", template="secret", run_ms=99_000)
     past.store.submit(new_job(owner="other"), 10).result(LONG_S)
     mine = await stats.body(BOT)
-    assert set(mine) == {"now_ms", "windows", "queue", "slowest", "chart"}
+    assert set(mine) == {"now_ms", "windows", "queue", "slowest", "chart", "refused_since_ms"}
     assert mine["windows"]["7d"]["jobs"] == 1
     assert mine["windows"]["7d"]["by_code"] == {}
     assert mine["queue"]["queued"] == 0
