@@ -19,6 +19,9 @@ _PAGE_AT_MOST = 500
 _MS = {"type": "integer"}
 #: Beside the page's own fields; `metadata.<name>` has no name that the contract could tell.
 _FILTERS: dict[str, Schema] = {
+    "owner": {"type": "string"},
+    "code": {"type": "string"},
+    "text": {"type": "string"},
     "template": {"type": "string"},
     "user": {"type": "string"},
     "idempotency_key": {"type": "string"},
@@ -66,14 +69,17 @@ async def list_jobs(call: Call) -> web.StreamResponse:
     """Newest first, or with `settled_after_ms` last settled first; `before` is the `next` of the page before.
 
     All filters must hold: `state` may be repeated or comma-separated, and `metadata.<name>` is the text of a value in
-    the job's metadata. A page looks at a thousand jobs, so it may hold few or none although there are more: `next` is
-    null once there are none. An unknown field is refused.
+    the job's metadata. `text` is the id of a job or how that begins (8 letters at least), its idempotency key or client
+    id, or the text of any value of its metadata; `owner` is for operators. A page looks at a thousand jobs, so it may
+    hold few or none although there are more: `next` is null once there are none. An unknown field is refused.
     """
     check_query(call, {"state", *describe_page(_PAGE_AT_MOST), *_FILTERS}, prefix="metadata.")
     limit, before = read_page(call, _PAGE, _PAGE_AT_MOST)
     query = call.request.query
     wanted = Wanted(
         states=read_states(call, JobState) or None,
+        code=query.get("code"),
+        text=query.get("text"),
         template=query.get("template"),
         user=query.get("user"),
         idempotency_key=query.get("idempotency_key"),
@@ -83,7 +89,7 @@ async def list_jobs(call: Call) -> web.StreamResponse:
         created_after_ms=read_whole_number(call, "created_after_ms"),
         settled_after_ms=read_whole_number(call, "settled_after_ms"),
     )
-    found = await call.services.jobs.search(call.client, wanted, limit, before)
+    found = await call.services.jobs.search(call.client, query.get("owner"), wanted, limit, before)
     body: JobsBody = {
         "jobs": [await call.services.jobs.body(job, call.locale) for job in found.jobs],
         "next": found.next,

@@ -109,9 +109,14 @@ class Jobs:
                 seen = max([seen, *states], key=lambda job: job.event_id)
         return seen
 
-    async def search(self, client: Client, wanted: Wanted, limit: int, before: int | None) -> Found:
-        """Those of the client's jobs that match, newest first; `before` is the `next` of the page before."""
-        return await wrap_future(self._store.search(client.sees_only, wanted, limit, before))
+    async def search(self, client: Client, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
+        """Those of the client's jobs that match, newest first; `before` is the `next` of the page before.
+
+        `owner`: only the jobs of this one, of all that the client may see.
+        """
+        if owner is not None and not client.may_see(owner):
+            return Found((), None)
+        return await wrap_future(self._store.search(owner or client.sees_only, wanted, limit, before))
 
     async def cancel(self, job: Job) -> Job:
         """Cancel the job, unless it has ended. Returns it once that is durable.

@@ -57,6 +57,14 @@ class SlowestBody(TypedDict):
     p95_run_s: float
 
 
+class FailingBody(TypedDict):
+    """How many of an owner's jobs ended, and failed."""
+
+    owner: str
+    jobs: int
+    failed: int
+
+
 class WorkerBody(TypedDict):
     """ComfyUI's worker, and those that hang in a node and were left behind."""
 
@@ -67,7 +75,7 @@ class WorkerBody(TypedDict):
 
 
 class StatsBody(TypedDict):
-    """The figures; `gpu`, `disk`, `worker` and `alarms` are for operators."""
+    """The figures; `failing`, `gpu`, `disk`, `worker` and `alarms` are for operators."""
 
     now_ms: int
     windows: dict[str, WindowBody]
@@ -75,6 +83,7 @@ class StatsBody(TypedDict):
     slowest: list[SlowestBody]
     chart: list[HourBody]
     refused_since_ms: int
+    failing: NotRequired[dict[str, list[FailingBody]]]
     gpu: NotRequired[GpuBody | None]
     disk: NotRequired[dict[str, RootBody]]
     worker: NotRequired[WorkerBody]

@@ -23,7 +23,7 @@ from ..life.health import Health
 from ..life.watchdog import Watchdog
 from ..settings import QueueSettings
 from ..store import Counts, Ended
-from .bodies import OutcomesBody, SlowestBody, StatsBody, WindowBody
+from .bodies import FailingBody, OutcomesBody, SlowestBody, StatsBody, WindowBody
 from .gpu import Gpus
 from .refusals import Refusals
 
@@ -37,6 +37,7 @@ LATE_MS = 60_000
 #: Run times are compared by template over this many of the last jobs.
 RECENT_JOBS = 2_000
 SLOWEST = 10
+FAILING = 20
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Stats:
         counts = await wrap_future(self._store.count_jobs(owner))
         since_ms = now_ms - max(WINDOWS_MS.values())
         runs = await wrap_future(self._store.list_template_runs_ms(owner, RECENT_JOBS, since_ms))
-        return {
+        figures: StatsBody = {
             "now_ms": now_ms,
             "windows": {
                 name: window(_merge(owner, parts), self._refusals.by_code(owner, WINDOWS_MS[name]))
@@ -139,6 +140,9 @@ class Stats:
             "chart": [{"from_ms": from_ms, **outcomes(_merge(owner, [hour]))} for from_ms, hour in chart],
             "refused_since_ms": self._refusals.since_ms,
         }
+        if owner is None:
+            figures["failing"] = {name: failing(parts) for name, parts in windows.items()}
+        return figures
 
     def _lack_figures(self) -> StatsBody:
         return {
@@ -218,6 +222,20 @@ def _merge(owner: str | None, parts: Iterable[Owners]) -> Codes:
         for code, tally in part.get(owner, {}).items():
             codes[code] = codes.get(code, Tally()) + tally
     return codes
+
+
+def failing(parts: list[Owners]) -> list[FailingBody]:
+    """The owners whose jobs failed, with the most failures first."""
+    found: dict[str, FailingBody] = {}
+    for part in parts:
+        for owner, codes in part.items():
+            if owner is not None:
+                entry = found.setdefault(owner, {"owner": owner, "jobs": 0, "failed": 0})
+                for code, tally in codes.items():
+                    entry["jobs"] += tally.jobs
+                    entry["failed"] += tally.jobs if code not in (None, "cancelled") else 0
+    failed = [entry for entry in found.values() if entry["failed"]]
+    return sorted(failed, key=lambda entry: (-entry["failed"], entry["owner"]))[:FAILING]
 
 
 def outcomes(codes: Mapping[str | None, Tally]) -> OutcomesBody:

@@ -158,12 +158,16 @@ class Wanted:
     """What jobs must be like, for `Store.search`; None, or nothing: any.
 
     Attributes:
+        code: of the error that it ended with.
+        text: its id or how that begins, its idempotency key, its client id, or the text of a value of its metadata.
         metadata: by its name, what the text of a value is: a string's own, or any other value's as JSON.
         created_after_ms: created at that time or later.
         settled_after_ms: settled at that time or later; the last to settle then comes first.
     """
 
     states: frozenset[JobState] | None = None
+    code: str | None = None
+    text: str | None = None
     template: str | None = None
     user: str | None = None
     idempotency_key: str | None = None

@@ -253,4 +253,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX jobs_ended ON jobs (event_id) WHERE settled_at_ms IS NOT NULL;
     CREATE INDEX jobs_of_owner_ended ON jobs (owner, event_id) WHERE settled_at_ms IS NOT NULL;
     """,
+    """
+    CREATE INDEX jobs_by_code ON jobs (code, number) WHERE code IS NOT NULL;
+    """,
 )

@@ -14,6 +14,8 @@ from .times import EARLIEST_MS
 #: A search looks at so many jobs, and at so many bytes of metadata.
 LOOKED_AT = 1000
 METADATA_BYTES = 4 * 2**20
+#: A shorter text is not taken for how a job's id begins.
+ID_CHARS = 8
 
 
 def search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
@@ -27,16 +29,18 @@ def search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int
 def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
     jobs: list[Job] = []
     bytes_left = METADATA_BYTES
-    query, values = _select(owner, wanted, before)
-    candidates = db.execute(query, values).fetchall()
+    candidates = _find_id(db, owner, wanted.text, before)
+    if not candidates:
+        query, values = _select(owner, wanted, before)
+        candidates = db.execute(query, values).fetchall()
     for looked_at, (number, place) in enumerate(candidates, start=1):
         row = db.execute(f"SELECT {_LOOKED_AT}, length(metadata) FROM jobs WHERE number = ?", (number,)).fetchone()
         if _is_older(row, wanted):
             return Found(tuple(jobs), None)
-        if _fits(row, wanted) and _has_metadata(db, number, wanted):
+        if _fits(row, wanted) and _has_text(db, number, wanted.text) and _has_metadata(db, number, wanted):
             found = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE number = ?", (number,)).fetchone()
             jobs.append(read_job(found))
-        if wanted.metadata:
+        if wanted.metadata or wanted.text is not None:
             bytes_left -= row[-1]
         is_last = looked_at == len(candidates)
         if (len(jobs) == limit or bytes_left <= 0) and not is_last:
@@ -46,7 +50,15 @@ def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: in
     return Found(tuple(jobs), None)
 
 
-_LOOKED_AT = "state, template, user_id, idempotency_key, created_at_ms, settled_at_ms"
+_LOOKED_AT = "state, template, user_id, idempotency_key, created_at_ms, settled_at_ms, code"
+
+
+def _find_id(db: sqlite3.Connection, owner: str | None, text: str | None, before: int | None) -> list[tuple[int, int]]:
+    """The job of that whole id, as `_select` would have it: nothing else can be meant."""
+    whose, of_owner = match_owner(owner)
+    query = f"SELECT number, number FROM jobs WHERE job_id = ? AND {whose}"
+    found = db.execute(query, [text, *of_owner]).fetchall() if text is not None else []
+    return [place for place in found if before is None or place[0] < before]
 
 
 def _select(owner: str | None, wanted: Wanted, before: int | None) -> tuple[str, list[Any]]:
@@ -76,6 +88,9 @@ def _select(owner: str | None, wanted: Wanted, before: int | None) -> tuple[str,
         )
         some = " UNION ALL ".join([one] * len(states))
         values = [value for state in states for value in (owner, wanted.user, state.value, *values, LOOKED_AT)]
+    elif owner is None and wanted.code is not None:
+        some = f"SELECT number FROM jobs INDEXED BY jobs_by_code WHERE code = ? AND code IS NOT NULL {bound}"
+        values = [wanted.code, *values]
     elif wanted.states is not None:
         some, values = select_by_state("jobs", owner, wanted.states, LOOKED_AT, before=before)
     else:
@@ -96,9 +111,10 @@ def _is_older(row: tuple[Any, ...], wanted: Wanted) -> bool:
 
 
 def _fits(row: tuple[Any, ...], wanted: Wanted) -> bool:
-    state, template, user, key, created_at_ms, settled_at_ms, _metadata = row
+    state, template, user, key, created_at_ms, settled_at_ms, code, _metadata = row
     return (
         (wanted.states is None or state in wanted.states)
+        and wanted.code in (None, code)
         and wanted.template in (None, template)
         and wanted.user in (None, user)
         and wanted.idempotency_key in (None, key)
@@ -106,6 +122,18 @@ def _fits(row: tuple[Any, ...], wanted: Wanted) -> bool:
         and (
             wanted.settled_after_ms is None or (settled_at_ms is not None and settled_at_ms >= wanted.settled_after_ms)
         )
+    )
+
+
+def _has_text(db: sqlite3.Connection, number: int, text: str | None) -> bool:
+    if text is None:
+        return True
+    query = "SELECT job_id, idempotency_key, client_id, metadata FROM jobs WHERE number = ?"
+    job_id, key, client_id, metadata = db.execute(query, (number,)).fetchone()
+    return (
+        text in (job_id, key, client_id)
+        or (len(text) >= ID_CHARS and job_id.startswith(text))
+        or (metadata != "{}" and text in map(_write, json.loads(metadata).values()))
     )
 
 

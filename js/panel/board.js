@@ -6,6 +6,9 @@ const RUNNING = ["running", "validating"];
 
 const OPEN_AT_MOST = 500;
 export const RECENT_PAGE = 25;
+/** One page of the server looks at a thousand jobs: a search that finds little asks for so many, then waits to be asked. */
+const SEARCHED_PAGES = 20;
+const NO_FILTER = { state: "", code: "", owner: "", template: "", text: "" };
 const RECENT_AT_MOST = 1000;
 const STATS_EVERY_MS = 5000;
 const POLL_EVERY_MS = 2000;
@@ -25,7 +28,11 @@ export class Board {
         this.link = "starting";
         this.open = new Map();
         this.recent = new Map();
-        this.outcome = "";
+        /** What the recent jobs are like that are shown; an empty text: anything. */
+        this.filter = { ...NO_FILTER };
+        this.searching = false;
+        /** The time span of the figures. */
+        this.window = "24h";
         this.older = null;
         this.stats = null;
         this.janitor = null;
@@ -59,7 +66,8 @@ export class Board {
     }
 
     get ended() {
-        return [...this.recent.values()].sort((a, b) => b.settled_at_ms - a.settled_at_ms);
+        const at = (job) => job.settled_at_ms ?? Infinity;
+        return [...this.recent.values()].sort((a, b) => (at(a) === at(b) ? 0 : at(b) - at(a)));
     }
 
     /** Hears of changes, a few times a second; the answer ends it. */
@@ -136,17 +144,21 @@ export class Board {
     /** Ask for all that is shown. What the stream tells meanwhile is newer than the answer. */
     async reload() {
         const meanwhile = (this.meanwhile = []);
+        const filter = this.filter;
         try {
             const [open, recent] = await Promise.all([
                 this.api.get(`/jobs?state=${OPEN.join()}&limit=${OPEN_AT_MOST}`),
-                this.api.get(`/jobs?state=${this.outcome || SETTLED.join()}&limit=${RECENT_PAGE}`),
+                this.recentPage(),
             ]);
             this.open = new Map(open.jobs.map((job) => [job.job_id, job]));
-            if (this.recent.size <= RECENT_PAGE) {
-                this.recent = new Map();
-                this.older = recent.next;
+            // Whoever has changed the filter meanwhile asks by itself.
+            if (filter === this.filter) {
+                if (this.recent.size <= RECENT_PAGE && !this.filtered) {
+                    this.recent = new Map();
+                    this.older = recent.next;
+                }
+                for (const job of recent.jobs) this.recent.set(job.job_id, job);
             }
-            for (const job of recent.jobs) this.recent.set(job.job_id, job);
             for (const [name, data] of meanwhile) this.take(name, data);
             if (this.link === "offline" || this.link === "starting") this.link = "polling";
         } catch (error) {
@@ -157,19 +169,57 @@ export class Board {
     }
 
     async moreRecent() {
-        const page = await this.api.get(
-            `/jobs?state=${this.outcome || SETTLED.join()}&limit=${RECENT_PAGE}&before=${this.older}`,
-        );
-        for (const job of page.jobs) this.recent.set(job.job_id, job);
-        this.older = page.next;
+        const filter = this.filter;
+        this.searching = true;
         this.changed();
+        try {
+            let found = 0;
+            for (let asked = 0; asked < SEARCHED_PAGES && found < RECENT_PAGE && (asked === 0 || this.older); asked += 1) {
+                const page = await this.recentPage(this.older);
+                if (filter !== this.filter) return;
+                for (const job of page.jobs) this.recent.set(job.job_id, job);
+                found += page.jobs.length;
+                this.older = page.next;
+                this.changed();
+            }
+        } finally {
+            if (filter === this.filter) this.searching = false;
+            this.changed();
+        }
     }
 
-    /** Show only jobs that ended so; empty: all. */
-    async only(outcome) {
-        this.outcome = outcome;
+    recentPage(before = null) {
+        const { state, ...others } = this.filter;
+        const query = new URLSearchParams({ limit: RECENT_PAGE });
+        // A search finds what waits and runs, too.
+        if (state || !others.text) query.set("state", state || SETTLED.join());
+        for (const [name, value] of Object.entries(others)) if (value) query.set(name, value);
+        if (before !== null) query.set("before", before);
+        return this.api.get(`/jobs?${query}`);
+    }
+
+    get filtered() {
+        return Object.values(this.filter).some(Boolean);
+    }
+
+    fits(job) {
+        const { state, code, owner, template, text } = this.filter;
+        const texts = () => Object.values(job.metadata ?? {}).map((one) => (typeof one === "string" ? one : JSON.stringify(one)));
+        return (
+            (!state || state === job.state) &&
+            (!code || code === job.error?.code) &&
+            (!owner || owner === job.owner) &&
+            (!template || template === job.template) &&
+            (!text || [job.job_id, job.idempotency_key, ...texts()].includes(text))
+        );
+    }
+
+    /** Show only jobs that are like this; what is not said may be anything. */
+    async only(filter) {
+        this.filter = { ...NO_FILTER, ...filter };
         this.recent = new Map();
-        await this.reload();
+        this.older = null;
+        await this.moreRecent();
     }
 
     async figures() {
@@ -237,10 +287,11 @@ export class Board {
     apply(job) {
         if (!settled(job)) {
             this.open.set(job.job_id, { ...this.open.get(job.job_id), ...job });
+            if (this.recent.has(job.job_id)) this.recent.set(job.job_id, job);
             return;
         }
         this.open.delete(job.job_id);
-        if (this.outcome && this.outcome !== job.state) return;
+        if (!this.fits(job)) return;
         this.recent.set(job.job_id, job);
         if (this.recent.size > RECENT_AT_MOST) {
             // A window that has stood open for days begins anew.

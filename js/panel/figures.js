@@ -5,7 +5,6 @@ import { h, setAttribute, setText } from "./dom.js";
 const WINDOWS = ["1h", "24h", "7d"];
 
 export function figuresView(board, texts) {
-    let window = "24h";
     const tile = (key) => {
         const value = h("dd", { class: "g-value" });
         const note = h("dd", { class: "g-note" });
@@ -21,8 +20,8 @@ export function figuresView(board, texts) {
                 type: "button",
                 class: "g-segment",
                 onclick: () => {
-                    window = name;
-                    update();
+                    board.window = name;
+                    board.changed();
                 },
             },
             texts.t(`window_${name}`),
@@ -43,16 +42,14 @@ export function figuresView(board, texts) {
         const stats = board.stats;
         element.hidden = !stats;
         if (!stats) return;
-        buttons.forEach((button, index) => setAttribute(button, "aria-pressed", String(WINDOWS[index] === window)));
-        const seen = stats.windows[window];
+        buttons.forEach((button, index) => setAttribute(button, "aria-pressed", String(WINDOWS[index] === board.window)));
+        const seen = stats.windows[board.window];
         const rate = seen.success_rate;
         put(
             "success_rate",
             rate === null ? "–" : texts.percent(rate),
             texts.t("of_jobs", { count: seen.succeeded + seen.failed, succeeded: seen.succeeded }),
         );
-        const worst = Object.entries(seen.by_code ?? {}).sort((a, b) => b[1] - a[1])[0];
-        setAttribute(tiles.success_rate.element, "title", worst ? `${worst[0]}: ${worst[1]}` : null);
         put("average_run", seen.average_run_s === null ? "–" : texts.duration(seen.average_run_s), texts.t("per_job"));
         const gpu = stats.gpu;
         put(

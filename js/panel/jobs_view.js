@@ -1,17 +1,15 @@
-// The jobs: what runs, what waits, what has ended.
+// The open jobs: what runs, what waits.
 
 import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
-import { settled } from "./board.js";
 
 /** Rows of the queue that are drawn; the rest is a number. */
 const WAITING_AT_MOST = 200;
-const PREVIEW = "?preview=webp;80;96";
 /** Of its time, from here on a job is about to run into its deadline. */
 const CLOSE = 0.8;
 
 export const short = (job) => job.job_id.slice(0, 8);
 
-function named(job) {
+export function named(job) {
     return job.template || short(job);
 }
 
@@ -193,203 +191,6 @@ function queueRow(first, board, texts, run) {
             setText(starts, job.eta_s == null ? "–" : `~ ${texts.timer(job.eta_s)}`);
         },
     };
-}
-
-// What has ended. ---------------------------------------------------------------------------------------------------
-
-export function recentView(board, texts, run) {
-    const list = h("ul", { class: "g-plain g-recent" });
-    const rows = new Rows(
-        list,
-        (job) => job.job_id,
-        (job) => recentRow(job, board, texts),
-    );
-    const nothing = h("p", { class: "g-quiet" });
-    const older = h(
-        "p",
-        { class: "g-more" },
-        h("button", { type: "button", class: "g-button", onclick: () => run(() => board.moreRecent()) }, texts.t("older")),
-    );
-    const choice = h(
-        "select",
-        {
-            class: "g-select",
-            "aria-label": texts.t("filter"),
-            onchange: () => run(() => board.only(choice.value)),
-        },
-        ...["", "succeeded", "failed", "cancelled"].map((state) =>
-            h("option", { value: state }, texts.t(state ? `state_${state}` : "all")),
-        ),
-    );
-    const view = section("recent", texts.t("recent"), nothing, list, older);
-    view.head.append(choice);
-    return {
-        element: view.element,
-        update() {
-            const jobs = board.ended;
-            const unfinished = rows.update(jobs);
-            nothing.hidden = jobs.length > 0;
-            setText(nothing, texts.t(board.link === "starting" ? "loading" : "nothing_ended"));
-            older.hidden = !board.older;
-            return unfinished;
-        },
-        tick() {
-            for (const row of rows.rows.values()) row.tick();
-        },
-        destroy() {
-            for (const row of rows.rows.values()) row.destroy();
-        },
-    };
-}
-
-function recentRow(first, board, texts) {
-    let job = first;
-    const picture = h("span", { class: "g-thumb", "aria-hidden": "true" });
-    const verdict = h("span", { class: "g-verdict" });
-    const said = h("span", { class: "g-said" });
-    const name = h("span", { class: "g-name" });
-    const owner = h("span", { class: "g-owner" });
-    const took = h("span", { class: "g-took" });
-    const when = h("time", { class: "g-when" });
-    const inside = h("div", { class: "g-inside" });
-    const details = h(
-        "details",
-        { ontoggle: () => details.open && inside.replaceChildren(...facts(job, board, texts)) },
-        h(
-            "summary",
-            {},
-            picture,
-            h("span", { class: "g-what" }, h("span", { class: "g-top" }, verdict, took), said),
-            h("span", { class: "g-who" }, h("span", { class: "g-top" }, name, owner), when),
-        ),
-        inside,
-    );
-    const element = h("li", { "data-job": first.job_id, "data-state": first.state }, details);
-    const thumbnail = lazily(element, () => showPicture(picture, job, board.api));
-    let shown = null;
-    let lastStep = null;
-    return {
-        element,
-        update(latest) {
-            if (latest === shown) return;
-            job = shown = latest;
-            setAttribute(element, "data-state", job.state);
-            setText(verdict, texts.known(`state_${job.state}`, job.state));
-            const code = job.error?.code;
-            const told = job.state === "failed" ? job.error?.user_message || job.error?.message || "" : "";
-            said.replaceChildren(
-                ...(code && job.state === "failed" ? [h("code", {}, code), " "] : []),
-                told || (job.artifacts?.length ? texts.t("files", { count: job.artifacts.length }) : ""),
-            );
-            setText(name, named(job));
-            setText(owner, job.owner);
-            setText(took, job.started_at_ms ? texts.duration((job.settled_at_ms - job.started_at_ms) / 1000) : "");
-            setAttribute(when, "datetime", new Date(job.settled_at_ms).toISOString());
-            setAttribute(when, "title", texts.moment(job.settled_at_ms));
-            lastStep = null;
-            this.tick();
-        },
-        tick() {
-            const seconds = (board.now() - job.settled_at_ms) / 1000;
-            // Of all but the youngest no seconds are shown, and putting a time into words is slow.
-            const step = seconds < 60 ? Math.floor(seconds) : -Math.floor(seconds / 60);
-            if (step === lastStep) return;
-            lastStep = step;
-            setText(when, texts.ago(-seconds));
-        },
-        destroy() {
-            thumbnail.disconnect();
-        },
-    };
-}
-
-/** Calls `show` once, when the element first comes near the visible part. */
-function lazily(element, show) {
-    const observer = new IntersectionObserver(
-        (entries) => {
-            if (!entries.some((entry) => entry.isIntersecting)) return;
-            observer.disconnect();
-            show();
-        },
-        { rootMargin: "200px" },
-    );
-    observer.observe(element);
-    return observer;
-}
-
-async function showPicture(place, job, api) {
-    const artifact = job.artifacts?.find((one) => one.kind === "image");
-    if (!artifact) {
-        const other = job.artifacts?.[0]?.kind;
-        if (other) place.dataset.kind = other;
-        return;
-    }
-    try {
-        const address = await api.picture(job, artifact.index, PREVIEW);
-        const gone = () => {
-            image.remove();
-            place.dataset.kind = "gone";
-        };
-        const image = h("img", { alt: "", decoding: "async", onerror: gone });
-        image.addEventListener("load", () => address.startsWith("blob:") && URL.revokeObjectURL(address), { once: true });
-        image.src = address;
-        place.replaceChildren(image);
-    } catch {
-        place.dataset.kind = "gone";
-    }
-}
-
-/** What opens below a recent job: everything an operator is asked about it. */
-function facts(job, board, texts) {
-    const pairs = [
-        ["fact_job", h("code", {}, job.job_id)],
-        ["fact_sent", texts.moment(job.created_at_ms)],
-        job.started_at_ms && ["fact_waited", texts.duration((job.started_at_ms - job.created_at_ms) / 1000)],
-        ["fact_attempts", String(job.attempts)],
-        settled(job) && ["fact_refund", texts.t(job.refund ? "yes" : "no")],
-        job.error?.details?.node_id != null && [
-            "fact_node",
-            [job.error.details.node_id, job.error.details.node_type].filter(Boolean).join(" · "),
-        ],
-        job.error && ["fact_error", job.error.message],
-        Object.keys(job.metadata ?? {}).length > 0 && ["fact_metadata", h("code", {}, JSON.stringify(job.metadata))],
-    ].filter(Boolean);
-    const list = h(
-        "dl",
-        {},
-        ...pairs.flatMap(([key, value]) => [h("dt", {}, texts.t(key)), h("dd", {}, value)]),
-    );
-    const files = (job.artifacts ?? []).map((artifact) => {
-        const size = [
-            artifact.width && `${artifact.width} × ${artifact.height}`,
-            artifact.duration_s && texts.duration(artifact.duration_s),
-            texts.bytes(artifact.bytes),
-        ];
-        return h(
-            "li",
-            {},
-            h(
-                "button",
-                { type: "button", class: "g-link", onclick: () => openFile(board.api, job, artifact) },
-                artifact.filename,
-            ),
-            ` ${size.filter(Boolean).join(", ")}`,
-            ...artifact.warnings.map((warning) => h("span", { class: "g-warning" }, ` ${warning}`)),
-        );
-    });
-    return [list, ...(files.length ? [h("ul", { class: "g-files" }, ...files)] : [])];
-}
-
-/** In a tab of its own. The tab is opened at the click, before the bytes are there: browsers want it so. */
-async function openFile(api, job, artifact) {
-    const opened = window.open("about:blank", "_blank");
-    if (!opened) return;
-    opened.opener = null;
-    try {
-        opened.location = await api.openable(job, artifact.index);
-    } catch (error) {
-        opened.document.body.textContent = error.message;
-    }
 }
 
 // What all sections share. ------------------------------------------------------------------------------------------

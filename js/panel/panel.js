@@ -3,7 +3,9 @@
 import { h, setAttribute, setText } from "./dom.js";
 import { chartView } from "./chart.js";
 import { figuresView } from "./figures.js";
-import { queueView, recentView, runningView, section } from "./jobs_view.js";
+import { failuresView } from "./failures_view.js";
+import { queueView, runningView, section } from "./jobs_view.js";
+import { recentView } from "./recent_view.js";
 import { alarmView, diskView, serverView } from "./server_view.js";
 
 const TICK_MS = 1000;
@@ -28,6 +30,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
     const views = [
         alarmView(board, texts),
         figuresView(board, texts),
+        failuresView(board, texts, section, run),
         runningView(board, texts, run),
         queueView(board, texts, run),
         recentView(board, texts, run),
@@ -35,7 +38,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         diskView(board, texts, section, run),
         serverView(board, texts, section, run),
     ];
-    const [alarms, figures, running, queue, recent, ...house] = views.map((view) => view.element);
+    const [alarms, figures, failures, running, queue, recent, ...house] = views.map((view) => view.element);
     const panel = h(
         "div",
         { class: "g-panel", lang: texts.language },
@@ -43,6 +46,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         refusal,
         alarms,
         figures,
+        failures,
         h("div", { class: "g-columns" }, h("div", {}, running, queue, recent), h("div", {}, ...house)),
     );
     root.replaceChildren(panel);

@@ -147,7 +147,7 @@ def test_only_jobs_that_ended_in_one_way_are_shown_on_demand(opened: Callable[..
     good, bad = bot.run(text()), bot.run(raises("value_error"))
     page = opened()
     expect(within(page, "recent", good["job_id"])).to_be_visible()
-    page.get_by_role("combobox").select_option("failed")
+    page.get_by_role("combobox", name="State").select_option("failed")
     expect(within(page, "recent", good["job_id"])).to_have_count(0)
     expect(within(page, "recent", bad["job_id"])).to_be_visible()
 
@@ -191,6 +191,62 @@ def test_an_artifact_opens_in_a_tab_of_its_own(opened: Callable[..., Page], bot:
     with page.expect_popup() as popup:
         row.get_by_role("button").click()
     popup.value.wait_for_url(re.compile("/artifacts/0$"))
+
+
+class Hand:
+    """What a person does on the page, counted."""
+
+    def __init__(self) -> None:
+        self.clicks = 0
+
+    def click(self, place: Any) -> None:
+        self.clicks += 1
+        place.click()
+
+    def write(self, place: Any, text: str) -> None:
+        self.click(place)
+        place.press_sequentially(text)
+        place.press("Enter")
+
+
+def test_why_did_order_4711_fail(opened: Callable[..., Page], bot: PlainClient) -> None:
+    failing = posted(bot, raises("value_error"), metadata={"order": 4711, "shop": "x"})
+    others = [posted(bot, raises("value_error"), metadata={"order": 4712}) for _ in range(3)]
+    bot.run(text())
+    page, hand = opened(), Hand()
+    hand.write(page.get_by_role("searchbox", name="Search"), "4711")
+    expect(within(page, "recent")).to_have_count(1)
+    row = within(page, "recent", failing)
+    hand.click(row.locator("summary"))
+    inside = row.locator(".g-inside")
+    expect(inside).to_contain_text('"order":4711')
+    expect(inside).to_contain_text("generation_failed")
+    expect(inside).to_contain_text("ValueError")
+    assert hand.clicks <= 4
+    shoot(page, "why-4711")
+    page.get_by_role("button", name="Show all").click()
+    expect(within(page, "recent", others[0])).to_be_visible()
+
+
+def test_failures_are_listed_by_code_and_a_click_shows_them(opened: Callable[..., Page], bot: PlainClient) -> None:
+    good, bad = bot.run(text()), bot.run(raises("value_error"))
+    bot.post(json.dumps({"prompt": {}}).encode())
+    page, hand = opened(), Hand()
+    refused = page.get_by_role("list", name="Refused at the door")
+    expect(refused).to_contain_text("invalid_workflow")
+    expect(refused).to_contain_text("ComfyUI refuses the graph")
+    hand.click(
+        page.get_by_role("list", name="Jobs that failed, by code").get_by_role("button", name="generation_failed")
+    )
+    expect(within(page, "recent", good["job_id"])).to_have_count(0)
+    expect(within(page, "recent", bad["job_id"])).to_be_visible()
+    expect(page.get_by_role("combobox", name="Error code")).to_have_value("generation_failed")
+    page.reload()
+    page.get_by_role("combobox", name="State").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.type("no_such_code")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("No job is like that.")).to_be_visible()
 
 
 @pytest.fixture
@@ -251,6 +307,27 @@ def test_whoever_is_no_operator_sees_only_its_own(
     expect(page.get_by_text("1 of 1 job")).to_be_visible()
     for card in ("disk", "server"):
         expect(page.locator(f".g-{card}-card")).to_be_hidden()
+
+
+def test_whose_jobs_fail(opened: Callable[..., Page], strangers: tuple[HostProcess, dict[str, str]]) -> None:
+    host, keys = strangers
+    with closing(PlainClient(host)) as bot:
+        failing, others = (
+            bot.post(
+                json.dumps({"prompt": raises("value_error")}).encode(),
+                "/guarded/prompt?wait=60",
+                {"Authorization": f"Bearer {keys[scope]}"},
+            ).json["prompt_id"]
+            for scope in ("submit", "operate")
+        )
+    page, hand = opened(host.url), Hand()
+    page.get_by_label("Key").fill(keys["operate"])
+    page.keyboard.press("Enter")
+    hand.click(page.get_by_role("list", name="Whose jobs failed").get_by_role("button", name="key-submit"))
+    expect(within(page, "recent", failing)).to_be_visible()
+    expect(within(page, "recent", others)).to_have_count(0)
+    assert hand.clicks <= 4
+    shoot(page, "whose-jobs-fail")
 
 
 def test_a_timeout_is_an_alarm_until_it_is_dismissed(opened: Callable[..., Page], bot: PlainClient) -> None:

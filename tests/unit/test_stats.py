@@ -150,6 +150,15 @@ async def test_refusals_of_many_owners_and_of_a_week_take_no_more_memory(time):
     assert [len(part) for part in refusals._parts.values()] == [201]
 
 
+async def test_an_operator_sees_whose_jobs_failed(past, stats):
+    for owner, codes in {"a": [None, "no_face", "cancelled"], "b": ["no_face", "out_of_memory"], "c": [None]}.items():
+        for code in codes:
+            past.job(1000, code, owner=owner)
+    failing = (await stats.body(LOCAL))["failing"]["1h"]
+    assert failing == [{"owner": "b", "jobs": 2, "failed": 2}, {"owner": "a", "jobs": 3, "failed": 1}]
+    assert "failing" not in await stats.body(BOT)
+
+
 async def test_nothing_has_no_rate_and_no_average(stats):
     body = await stats.body(LOCAL)
     assert set(body["windows"]) == {"1h", "24h", "7d"}

@@ -173,6 +173,8 @@ CALLS = {
             Wanted(user="u1", states=FAILED),
             Wanted(user="absent"),
             Wanted(template="absent"),
+            Wanted(code="absent"),
+            Wanted(text="absent-everywhere"),
             Wanted(metadata={"order": "7"}),
             Wanted(idempotency_key="absent"),
             Wanted(created_after_ms=0),

@@ -74,6 +74,8 @@ def fits(job, wanted):
                 for name, value in job.metadata.items()}  # fmt: skip
     return all([
         wanted.states is None or job.state in wanted.states,
+        wanted.code in (None, job.verdict and job.verdict.code),
+        wanted.text in (None, job.job_id, job.idempotency_key, job.client_id, *metadata.values()),
         wanted.template in (None, job.template),
         wanted.user in (None, job.user),
         wanted.idempotency_key in (None, job.idempotency_key),
@@ -90,7 +92,8 @@ def filters(jobs):
     each = [
         {"states": frozenset({JobState.QUEUED, JobState.CANCELLED})}, {"states": frozenset({JobState.SUCCEEDED})},
         {"template": "sdxl"}, {"template": ""}, {"template": "absent"}, {"user": "1"}, {"user": ""}, {"user": "absent"},
-        {"idempotency_key": "key-7"}, {"idempotency_key": "key-8"},
+        {"code": "cancelled"}, {"code": "absent"}, {"text": "job-7"}, {"text": "3"}, {"text": "true"},
+        {"text": "key-9"}, {"text": "absent"}, {"idempotency_key": "key-7"}, {"idempotency_key": "key-8"},
         {"metadata": {"order": "3"}}, {"metadata": {"order": "3", "vip": "true"}}, {"metadata": {"absent": "3"}},
         {"created_after_ms": times[30]}, {"created_after_ms": times[-1] + 1}, {"created_after_ms": 0},
         {"settled_after_ms": ends[10]}, {"settled_after_ms": ends[-1] + 1}, {"settled_after_ms": 0},
@@ -114,6 +117,16 @@ def test_every_filter_keeps_what_fits_in_order_whole_and_once(shop, monkeypatch,
             assert [job.job_id for job in found] == expected, wanted
         some += bool(expected)
     assert some > 30, "the filters match something, or nothing was tested"
+
+
+def test_the_beginning_of_an_id_finds_its_job_where_it_is_long_enough(tmp_path, hands):
+    store = SqliteStore(tmp_path / "jobs.db", hands)
+    for job_id in ("aaaabbbb-1", "aaaabbbb-2", "cccc"):
+        store.submit(new_job(job_id), 10**9).result(LONG_S)
+    for text, expected in (("aaaabbbb", 2), ("aaaabbbb-1", 1), ("aaaabbb", 0), ("cccc", 1), ("", 0)):
+        assert len(find_all(store, None, Wanted(text=text), 500)[0]) == expected, text
+    assert find_all(store, "stranger", Wanted(text="aaaabbbb-1"), 500)[0] == []
+    store.close()
 
 
 def test_a_page_that_ends_with_the_last_job_says_so(shop):
