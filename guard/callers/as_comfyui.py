@@ -10,7 +10,7 @@ from ..files.names import owner_folder, strip_owner_folder
 from ..host_words import make_execution_error
 from ..job import OPEN, Job, JobBody, JobState
 from ..owners import hide, renew
-from ..store import Entry
+from ..store import Entry, Head
 from .bodies import ExecutionError, HistoryEntry, HistoryStatus, ListedJob, ListedJobInFull, Status
 
 RUNNING = frozenset({JobState.RUNNING, JobState.VALIDATING})
@@ -22,10 +22,6 @@ STATUSES: dict[Status, frozenset[JobState]] = {
     "failed": frozenset({JobState.FAILED}),
     "cancelled": frozenset({JobState.CANCELLED}),
 }
-
-#: What a row shows of a job without its prompt: number, time of the submit, client id, outputs to execute. A plain
-#: tuple of plain values: Python's garbage collector, which holds up all threads, does not look at those each time.
-Head = tuple[int, int, str | None, tuple[str, ...]]
 
 #: ComfyUI's page shows these kinds of output, and files with these endings under any kind.
 _SHOWN = frozenset({"images", "video", "audio", "3d", "text"})

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from ..client import LOCAL
 from ..errors import CancelledError, GuardError
 from ..host import Host
-from ..job import OPEN, Job, JobState
+from ..job import Job
 from ..life.settle import Settler
-from ..store import Entry
+from ..store import Entry, Head
 from . import as_comfyui
 from .bodies import HistoryEntry
 from .jobs import ENDED_AT_ONCE, Jobs
@@ -43,9 +43,7 @@ BODY_S = 2.0
 class Entries(Protocol):
     """What the backlog asks of the job store: see :class:`guard.store.Store`."""
 
-    def list_jobs(
-        self, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None = None
-    ) -> Future[list[Job]]: ...
+    def list_heads(self, after: int, limit: int) -> Future[list[tuple[str, Head]]]: ...
     def find_entry(self, job_id: str) -> Future[Entry | None]: ...
     def hide(self, owner: str | None, job_ids: Sequence[str]) -> Future[None]: ...
     def clear_history(self, owner: str) -> Future[None]: ...
@@ -60,7 +58,7 @@ class Backlog:
         self._settler = settler
         self._jobs = jobs
         #: Oldest first. Only the store's thread changes it.
-        self._open: dict[str, as_comfyui.Head] = {}
+        self._open: dict[str, Head] = {}
         #: Cached rows of open jobs, each with the size of its body, and the sum of these sizes.
         self._rows: dict[str, tuple[list[Any], int]] = {}
         self._bytes = 0
@@ -72,12 +70,12 @@ class Backlog:
 
     def load(self) -> None:
         """Read the jobs that an earlier process left. Blocks. The store's thread, before it tells of any other job."""
-        heads: list[tuple[str, as_comfyui.Head]] = []
-        before = None
-        while page := self._store.list_jobs(None, OPEN, PAGE, before).result():
-            heads += [(job.job_id, as_comfyui.head(job)) for job in page]
-            before = page[-1].number
-        self._open = dict(reversed(heads))
+        heads: dict[str, Head] = {}
+        after = 0
+        while page := self._store.list_heads(after, PAGE).result():
+            heads.update(page)
+            after = page[-1][1][0]
+        self._open = heads
         if self._open:
             self._host.queue_changed()
 

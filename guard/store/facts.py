@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from ..job import Job, JobState, Kind
 
+#: What ComfyUI's queue shows of a job besides its id and its prompt: number, time of the submit, client id, outputs to
+#: execute. A plain tuple of plain values: Python's garbage collector, which holds up all threads, passes over those.
+Head = tuple[int, int, str | None, tuple[str, ...]]
+
 
 @dataclass(frozen=True)
 class Waiting:

@@ -16,6 +16,7 @@ from .facts import (
     Ended,
     Entry,
     Found,
+    Head,
     IdempotencyKey,
     Listing,
     Page,
@@ -201,6 +202,9 @@ class Store(Protocol):
 
     def list_standings(self) -> Future[list[Standing]]:
         """List the first 10,000 queued jobs in the order in which they will run."""
+
+    def list_heads(self, after: int, limit: int) -> Future[list[tuple[str, Head]]]:
+        """List up to `limit` jobs above the number `after` that have not settled, the smallest first: ids and heads."""
 
     def list_open_numbers(self, after: int, limit: int) -> Future[list[int]]:
         """List the numbers above `after` of up to `limit` jobs that have not settled, the smallest first."""

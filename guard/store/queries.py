@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ConflictError
 from ..job import OPEN, TERMINAL, Job, JobState, Kind, Result
-from .facts import Changes, Counts, Ended, Entry, IdempotencyKey, Listing, Page, Run, Submitted
+from .facts import Changes, Counts, Ended, Entry, Head, IdempotencyKey, Listing, Page, Run, Submitted
 from .line import Line
 from .rows import COLUMNS, IS_OPEN, find_job, marks, read_job, select_by_state
 
@@ -224,20 +225,24 @@ def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page
     if asked.workflow_id is not None:
         found = f"SELECT found.* FROM ({found}) AS found CROSS JOIN workflows USING (number) WHERE workflow_id = ?"
         values.append(asked.workflow_id)
-    (total,) = db.execute(f"SELECT count(*) FROM ({found})", values).fetchone()
     way = "ASC" if asked.ascending else "DESC"
     order = f"ORDER BY {'run_ms' if asked.by_run_time else 'created_at_ms'} {way}, number {way}"
     # By the order of arrival, which is that of the times, unless somebody has set the clock.
     first = f"ORDER BY {f'run_ms {way}, ' if asked.by_run_time else ''}number {way}"
     query = (
-        f"WITH page AS (SELECT number, run_ms FROM ({found}) {first} LIMIT ? OFFSET ?) "
-        f"SELECT {COLUMNS}, (SELECT workflow_id FROM workflows WHERE workflows.number = jobs.number) "
+        f"WITH found AS ({found}), "
+        f"page AS (SELECT number, run_ms FROM found {first} LIMIT ? OFFSET ?) "
+        f"SELECT {COLUMNS}, (SELECT workflow_id FROM workflows WHERE workflows.number = jobs.number), "
+        "(SELECT count(*) FROM found) "
         f"FROM page CROSS JOIN jobs USING (number) "
         f"{order}"
     )
     limit = PAGE if asked.limit is None else min(asked.limit, PAGE)
-    rows = db.execute(query, [*values, limit, asked.offset])
-    return Page(tuple((read_job(row[:-1]), row[-1]) for row in rows), total)
+    rows = db.execute(query, [*values, limit, asked.offset]).fetchall()
+    total = rows[0][-1] if rows else 0
+    if not rows and asked.offset:
+        (total,) = db.execute(f"SELECT count(*) FROM ({found})", values).fetchone()
+    return Page(tuple((read_job(row[:-2]), row[-2]) for row in rows), total)
 
 
 def find_workflows(db: sqlite3.Connection, below: int, count: int) -> list[tuple[int, str]]:
@@ -293,6 +298,18 @@ def list_template_runs_ms(
         "WHERE state = 'succeeded' AND started_at_ms IS NOT NULL AND settled_at_ms >= ?"
     )
     return db.execute(query, (*whose, limit, since_ms)).fetchall()
+
+
+def list_heads(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[str, Head]]:
+    some, values = select_by_state("jobs", None, OPEN, limit, after=after, newest=False)
+    query = (
+        "SELECT job_id, number, created_at_ms, client_id, outputs_to_execute FROM jobs "
+        f"WHERE number IN ({some}) ORDER BY number LIMIT ?"
+    )
+    return [
+        (job_id, (number, created_at_ms, client_id, tuple(json.loads(outputs))))
+        for job_id, number, created_at_ms, client_id, outputs in db.execute(query, [*values, limit])
+    ]
 
 
 # What the janitor asks. --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from .facts import (
     Ended,
     Entry,
     Found,
+    Head,
     IdempotencyKey,
     Listing,
     Page,
@@ -381,6 +382,9 @@ class SqliteStore(Store):
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
     ) -> Future[list[Delivery]]:
         return self._engine.read_list(lambda db: outbox.list_deliveries(db, owner, states, limit, before))
+
+    def list_heads(self, after: int, limit: int) -> Future[list[tuple[str, Head]]]:
+        return self._engine.read_list(lambda db: queries.list_heads(db, after, limit))
 
     def list_open_numbers(self, after: int, limit: int) -> Future[list[int]]:
         return self._engine.read_list(lambda db: queries.list_open_numbers(db, after, limit))

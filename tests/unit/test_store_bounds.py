@@ -187,6 +187,7 @@ CALLS = {
     ],
     "list_overdue": [lambda store, _middle: store.list_overdue(10**15), lambda store, _middle: store.list_overdue(0)],
     "list_standings": [lambda store, _middle: store.list_standings()],
+    "list_heads": [lambda store, middle: store.list_heads(middle, 20)],
     "list_open_numbers": [lambda store, middle: store.list_open_numbers(middle, 20)],
     "read_bodies": [lambda store, middle: store.read_bodies([middle, middle + 1])],
     "read_changes": [
