@@ -32,16 +32,24 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module", params=kinds())
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[HostProcess, str]]:
+    """A host and a key, made before it starts: a running one takes a second to know it."""
     base = tmp_path_factory.mktemp("one-file")
-    make_key(base, "bot")
+    key = make_key(base, "bot")
     with HostProcess(request.param, base, environment={"GUARDED_WATCHDOG__MAX_ATTEMPTS": "9"}) as host:
-        yield host
+        yield host, key
 
 
 @pytest.fixture(scope="module")
-def key(host: HostProcess) -> str:
-    return make_key(host.base, "bot")
+def host(server: tuple[HostProcess, str]) -> HostProcess:
+    return server[0]
+
+
+@pytest.fixture(scope="module")
+def key(server: tuple[HostProcess, str]) -> str:
+    return server[1]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
