@@ -283,12 +283,6 @@ class QuotaExceededError(GuardError):
 
     code, status, retryable = "quota_exceeded", 429, True
 
-    @classmethod
-    def of(cls, what: str, held: int, limit: int, message: str, frees: str) -> QuotaExceededError:
-        """`what` the client holds too much of, how much, and what `frees` some of it."""
-        facts = {"of": what, "held": held, "limit": limit, "scope": "client", "frees": frees}
-        return cls(f"{message}; {limit} are allowed.", details=f"There is room again once {frees}.", extra_info=facts)
-
 
 class ServerUnavailableError(GuardError):
     """The server cannot take a job now."""

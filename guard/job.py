@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, WithJsonSchema
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from . import messages
 from .errors import FAMILY, ErrorCode, GuardError
@@ -95,7 +95,10 @@ class JobError(TypedDict):
 
 
 class JobBody(TypedDict):
-    """A job. Times are milliseconds since the epoch; `error` is null and `refund` false where it succeeded."""
+    """A job. Times are milliseconds since the epoch; `error` is null and `refund` false where it succeeded.
+
+    `shortened` is there in lists, where long texts are cut or left out; the job by itself has them.
+    """
 
     job_id: str
     prompt_id: str
@@ -120,6 +123,7 @@ class JobBody(TypedDict):
     metadata: dict[str, Any]
     user: str | None
     idempotency_key: str | None
+    shortened: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,9 @@ class Verdict:
     message: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    def evolve(self, **changes: Any) -> Verdict:
+        return replace(self, **changes)
+
     @classmethod
     def of(cls, error: GuardError) -> Verdict:
         state = JobState.CANCELLED if error.code == "cancelled" else JobState.FAILED
@@ -193,6 +200,9 @@ class Result:
 
     outputs: dict[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
+
+    def evolve(self, **changes: Any) -> Result:
+        return replace(self, **changes)
 
 
 class Kind(NamedTuple):
@@ -255,7 +265,8 @@ class Job:
     """A job as the store knows it. Times are milliseconds since the epoch, None where it has not happened.
 
     `event_id` is the number of its last change of state: it grows over all jobs, and is never used twice. `round` is
-    its turn among those of its owner's users: `guard/store/line.py`.
+    its turn among those of its owner's users: `guard/store/line.py`. `shortened`: it comes from a list, and what is
+    large of it is cut or left out.
     """
 
     job_id: str
@@ -284,6 +295,7 @@ class Job:
     idempotency_key: str | None = None
     verdict: Verdict | None = None
     result: Result = Result()
+    shortened: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -313,7 +325,7 @@ class Job:
         locale: str | None = None,
     ) -> JobBody:
         """The job as JSON, the same wherever one is shown."""
-        return {
+        body: JobBody = {
             "job_id": self.job_id,
             "prompt_id": self.job_id,
             "state": self.state,
@@ -338,3 +350,6 @@ class Job:
             "user": self.user or None,
             "idempotency_key": self.idempotency_key,
         }
+        if self.shortened:
+            body["shortened"] = True
+        return body

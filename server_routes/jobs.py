@@ -12,7 +12,7 @@ from ..guard.job import JobBody, JobState
 from ..guard.store import Wanted
 from .about import READ, WAIT, WRITE, About, Schema, describe_page
 from .asked import check_query, read_number, read_page, read_state, read_states, read_whole_number
-from .table import Call, Route, respond
+from .table import Call, Route, respond, respond_at_length
 
 _PAGE = 50
 _PAGE_AT_MOST = 500
@@ -90,11 +90,8 @@ async def list_jobs(call: Call) -> web.StreamResponse:
         settled_after_ms=read_whole_number(call, "settled_after_ms"),
     )
     found = await call.services.jobs.search(call.client, query.get("owner"), wanted, limit, before)
-    body: JobsBody = {
-        "jobs": [await call.services.jobs.body(job, call.locale) for job in found.jobs],
-        "next": found.next,
-    }
-    return respond(body)
+    jobs = await call.services.jobs.describe_all(found.jobs, call.locale)
+    return await respond_at_length([("jobs", jobs), ("next", found.next)])
 
 
 async def delete_job(call: Call) -> web.StreamResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +149,11 @@ class Jobs:
         """The job as JSON; a waiting one with its position."""
         waiting = await self._places.find(job.job_id) if job.state is JobState.QUEUED else None
         return self.describe(job, waiting, locale)
+
+    async def describe_all(self, jobs: Sequence[Job], locale: str | None = None) -> Iterator[JobBody]:
+        """The same for many, made one by one as they are taken, on any thread."""
+        waiting = {job.job_id: await self._places.find(job.job_id) for job in jobs if job.state is JobState.QUEUED}
+        return (self.describe(job, waiting.get(job.job_id), locale) for job in jobs)
 
     def describe(self, job: Job, waiting: Waiting | None, locale: str | None = None) -> JobBody:
         """The job as JSON, with its progress if it runs. Any thread."""

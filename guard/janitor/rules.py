@@ -104,6 +104,14 @@ class Rules:
             return True
         return self.any_path and any(self._keeps_path(f"{kind}/{path}") for kind in root.names)
 
+    def keeps_made(self, root: Root, path: str) -> bool:
+        """Whether a setting keeps a file that a job has made, by its own name or that of a folder around it."""
+        parts = path.split("/")
+        around = ["/".join(parts[: number + 1]) for number in range(len(parts))]
+        return any(map(self._keeps_by_setting, parts)) or (
+            self.any_path and any(self._keeps_path(f"{kind}/{one}") for kind in root.names for one in around)
+        )
+
     def is_foreign(self, identity: Identity) -> bool:
         """Whether that folder is a model folder, another root, or the guard's own."""
         return identity in self._kept

@@ -8,7 +8,7 @@ import logging
 import math
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -17,6 +17,7 @@ from ..errors import GuardError, InternalError
 from ..job import RESULT_ROOTS
 from .disk import Disk
 from .folder import HANDLES, Folder, open_root
+from .hidden import Hidden
 from .in_use import InUse, fold, make_keys
 from .records import Records
 from .report import SAMPLES, Report, Tally, escape
@@ -101,6 +102,10 @@ class Sweep:
                 # Inputs are uploaded for jobs that are yet to come.
                 if not (self._is_blind and "input" in root.names):
                     self._walk(root, self.by_age)
+                    if self._records is not None and not self._is_blind:
+                        hidden = Hidden(self.by_age, self._rules, self.report, self._past_until_s, self._handles)
+                        for paths in self._list_made(self._records, root):
+                            hidden.sweep(root, paths)
             for disk in self._disks if not self._is_blind else ():
                 try:
                     self._relieve(disk)
@@ -124,6 +129,14 @@ class Sweep:
             handles=self._handles,
         )
         walk.run(root)
+
+    def _list_made(self, records: Records, root: Root) -> Iterator[list[str]]:
+        """What jobs have made below the root, some at a time."""
+        for kind in set(RESULT_ROOTS).intersection(root.names):
+            paths = [""]
+            while paths := _await(records.list_made(kind, paths[-1], BODIES)):
+                self._check_stopped()
+                yield paths
 
     # What is in use. -----------------------------------------------------------------------------------------
 

@@ -89,4 +89,8 @@ class Quotas:
 
     def _refuse(self, of: str, held: int, limit: int, said: str, frees: str) -> QuotaExceededError:
         self.refused(of)
-        return QuotaExceededError.of(of, held, limit, said.format(held), frees)
+        return QuotaExceededError(
+            f"{said.format(held)}; {limit} are allowed.",
+            details=f"There is room again once {frees}.",
+            extra_info={"of": of, "held": held, "limit": limit, "scope": "client", "frees": frees},
+        )

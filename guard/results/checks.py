@@ -26,6 +26,7 @@ from ..errors import (
 from ..host import Outcome, ReportedFile
 from ..job import RESULT_ROOTS, Artifact
 from ..settings import ResultsSettings
+from ..store.listed import cut_texts
 from ..store.repair import sync as sync_to_disk
 from . import expected, film_files, image_files
 from .budget import Budget, BudgetFile
@@ -35,6 +36,8 @@ from .findings import Facts
 from .judgement import claimed_kind, judge
 from .opener import hash_file
 
+#: A text that a node reports is kept up to this length.
+TEXT_CHARS = 2**20
 #: Bytes from a file's head that tell its kind.
 SNIFF_BYTES = 64
 _BINARY: int = getattr(os, "O_BINARY", 0)
@@ -101,9 +104,13 @@ def sync(outcome: Outcome) -> None:
 
 def own_outputs(outcome: Outcome) -> dict[str, Any]:
     """ComfyUI's outputs without the files of nodes that did not run: those names may be anybody's by now. Text and
-    other data from the cache are as good as new."""
+    other data from the cache are as good as new. A longer text than `TEXT_CHARS` is cut, and says so at its end."""
     from_cache = {file.node_id for file in outcome.files} & outcome.cached
-    return {node_id: output for node_id, output in outcome.outputs.items() if node_id not in from_cache}
+    return {
+        node_id: cut_texts(output, TEXT_CHARS)
+        for node_id, output in outcome.outputs.items()
+        if node_id not in from_cache
+    }
 
 
 def inspect(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings, budget: Budget) -> Facts:

@@ -268,6 +268,9 @@ class Store(Protocol):
     def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
         """Find the last job that made a file of that name, and the artifact's index."""
 
+    def list_made(self, kind: str, after: str, limit: int) -> Future[list[str]]:
+        """List files that jobs have made and that are still in the records, by their paths: those behind `after`."""
+
     def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
         """Note that the owner has fetched that result file."""
 

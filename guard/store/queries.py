@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ConflictError
 from ..job import OPEN, TERMINAL, Job, JobState, Kind, Result
+from . import listed
 from .facts import Changes, Counts, Ended, Entry, Head, IdempotencyKey, Listing, Page, Run, Submitted
 from .line import Line
 from .rows import COLUMNS, IS_OPEN, find_job, marks, read_job, select_by_state
@@ -20,16 +21,16 @@ PAGE = 1000
 SHOWN = 10_000
 #: The most overdue jobs in one look.
 OVERDUE = 1000
-#: So many jobs in one queue or history come with their bodies, and so many bytes of these, and of a single one: all
-#: threads wait while it is parsed.
+#: So many jobs in one queue or history come with their bodies, where a page has room for them, and none of more than so
+#: many bytes: all threads wait while it is parsed.
 WHOLE = 200
-ENTRIES_BYTES = 8 * 2**20
 ENTRY_BYTES = 2**20
 #: Changes of state read at once for one reader.
 CHANGES = 2000
 #: Bytes of bodies read at once. A single body may have `policy.max_body_bytes`.
 BODIES_BYTES = 4 * 2**20
 
+_OWNER = COLUMNS.split(", ").index("owner")
 #: Up to which change of state the owner of a row of `jobs` has cleared its history.
 _CLEARED = "coalesce((SELECT up_to FROM cleared WHERE cleared.owner = jobs.owner), 0)"
 
@@ -58,6 +59,10 @@ def _read_jobs(rows: Iterable[Any]) -> list[Job]:
     return [read_job(row) for row in rows]
 
 
+def _read_numbers(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> list[int]:
+    return [row[0] for row in db.execute(query, values)]
+
+
 def list_jobs(
     db: sqlite3.Connection, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None
 ) -> list[Job]:
@@ -78,11 +83,11 @@ def list_jobs(
 
 def list_missed(db: sqlite3.Connection, owner: str, client_id: str, since_ms: int, limit: int) -> list[Job]:
     query = (
-        f"SELECT {COLUMNS} FROM jobs WHERE job_id IN (SELECT job_id FROM unheard WHERE owner = ? "
+        "SELECT number FROM jobs WHERE job_id IN (SELECT job_id FROM unheard WHERE owner = ? "
         "AND client_id = ? AND settled_at_ms >= ? ORDER BY settled_at_ms DESC LIMIT ?) "
         "ORDER BY settled_at_ms, number"
     )
-    return _read_jobs(db.execute(query, (owner, client_id, since_ms, limit)))
+    return listed.Page().read(db, _read_numbers(db, query, (owner, client_id, since_ms, limit)))
 
 
 def list_overdue(db: sqlite3.Connection, created_before_ms: int) -> list[Job]:
@@ -110,13 +115,23 @@ def read_changes(db: sqlite3.Connection, after: int, owner: str | None, job_id: 
             (*values, after, up_to),
         ).fetchall()
         jobs: dict[int, Job] = {}
-        for changed in dict.fromkeys(changed for changed, _event_id in rows):
-            job = find_job(db, changed)
-            if job is not None and owner in (None, job.owner):
-                jobs.update(_replay_states(db, job))
+        page = listed.Page()
+        first_events: dict[str, int] = {}
+        for changed, event_id in rows:
+            first_events.setdefault(changed, event_id)
+        for changed, event_id in first_events.items():
+            row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE job_id = ?", (changed,)).fetchone()
+            if row is None or owner not in (None, row[_OWNER]):
+                continue
+            job = read_job(row) if job_id is not None else page.take(row)
+            if job is None:
+                up_to = event_id - 1
+                break
+            jobs.update(_replay_states(db, job))
     finally:
         db.execute("ROLLBACK")
-    return Changes([jobs[event_id] for _changed, event_id in rows if event_id in jobs], up_to, head)
+    changes = [jobs[event_id] for _changed, event_id in rows if event_id in jobs and event_id <= up_to]
+    return Changes(changes, up_to, head)
 
 
 def _replay_states(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
@@ -160,8 +175,8 @@ def list_queue(db: sqlite3.Connection, owner: str | None) -> list[Entry]:
         select_by_state("jobs", owner, states, PAGE, newest=False)
         for states in (OPEN - {JobState.QUEUED}, [JobState.QUEUED])
     )
-    query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({begun[0]} UNION ALL {waiting[0]}) ORDER BY number"
-    return _add_bodies(db, db.execute(query, [*begun[1], *waiting[1]]))
+    query = f"SELECT number FROM jobs WHERE number IN ({begun[0]} UNION ALL {waiting[0]}) ORDER BY number"
+    return _add_bodies(db, _read_numbers(db, query, [*begun[1], *waiting[1]]))
 
 
 def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: int | None) -> list[Entry]:
@@ -174,9 +189,8 @@ def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: 
         skipped = max(total - offset - limit, 0)
     some = f"SELECT number FROM ({shown}) ORDER BY event_id DESC LIMIT ? OFFSET ?"
     way = "DESC" if offset is None else "ASC"
-    query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({some}) ORDER BY event_id {way}"
-    rows = db.execute(query, [*values, limit, skipped])
-    entries = _add_bodies(db, rows)
+    query = f"SELECT number FROM jobs WHERE number IN ({some}) ORDER BY event_id {way}"
+    entries = _add_bodies(db, _read_numbers(db, query, [*values, limit, skipped]))
     return entries if offset is not None else entries[::-1]
 
 
@@ -195,10 +209,12 @@ def _select_shown(owner: str | None) -> tuple[str, list[Any]]:
     return query, [owner, owner, SHOWN]
 
 
-def _add_bodies(db: sqlite3.Connection, rows: Iterable[Any]) -> list[Entry]:
-    """Add their bodies to jobs; the later ones come without, where these are many or too large together."""
-    entries, left = [], ENTRIES_BYTES
-    for number, job in enumerate(_read_jobs(rows)):
+def _add_bodies(db: sqlite3.Connection, numbers: list[int]) -> list[Entry]:
+    """The first jobs of these numbers, as far as a page has room, and then the bodies of the first ones of them."""
+    page = listed.Page()
+    jobs = page.read(db, numbers)
+    entries, left = [], page.left
+    for number, job in enumerate(jobs):
         if number == WHOLE:
             left = 0
         query = "SELECT CASE WHEN length(body) <= ? THEN body END FROM bodies WHERE number = ?"
@@ -232,17 +248,18 @@ def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page
     query = (
         f"WITH found AS ({found}), "
         f"page AS (SELECT number, run_ms FROM found {first} LIMIT ? OFFSET ?) "
-        f"SELECT {COLUMNS}, (SELECT workflow_id FROM workflows WHERE workflows.number = jobs.number), "
+        "SELECT number, (SELECT workflow_id FROM workflows WHERE workflows.number = jobs.number), "
         "(SELECT count(*) FROM found) "
-        f"FROM page CROSS JOIN jobs USING (number) "
-        f"{order}"
+        f"FROM page CROSS JOIN jobs USING (number) {order}"
     )
     limit = PAGE if asked.limit is None else min(asked.limit, PAGE)
     rows = db.execute(query, [*values, limit, asked.offset]).fetchall()
     total = rows[0][-1] if rows else 0
     if not rows and asked.offset:
         (total,) = db.execute(f"SELECT count(*) FROM ({found})", values).fetchone()
-    return Page(tuple((read_job(row[:-2]), row[-2]) for row in rows), total)
+    workflows: dict[int, str | None] = {number: workflow_id for number, workflow_id, _total in rows}
+    jobs = listed.Page().read(db, workflows)
+    return Page(tuple((job, workflows[job.number]) for job in jobs), total)
 
 
 def find_workflows(db: sqlite3.Connection, below: int, count: int) -> list[tuple[int, str]]:

@@ -35,6 +35,12 @@ def find_maker(db: sqlite3.Connection, kind: str, path: str) -> tuple[Job, int] 
     return (job, row[1]) if job is not None else None
 
 
+def list_made(db: sqlite3.Connection, kind: str, after: str, limit: int) -> list[str]:
+    query = "SELECT path FROM made WHERE type = ? AND path > ? ORDER BY path LIMIT ?"
+    rows = db.execute(query, (kind, after.encode("utf-8", "surrogatepass"), limit))
+    return [key.decode("utf-8", "surrogatepass") for (key,) in rows]
+
+
 def mark_fetched(db: sqlite3.Connection, job_id: str, artifact: int) -> None:
     db.execute("DELETE FROM unread WHERE job_id = ? AND artifact = ?", (job_id, artifact))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..job import Job, JobState
 from .facts import Found, Wanted
-from .rows import COLUMNS, match_owner, read_job, select_by_state
+from .listed import Page
+from .rows import COLUMNS, match_owner, select_by_state
 from .times import EARLIEST_MS
 
 #: A search looks at so many jobs, and at so many bytes of metadata.
@@ -29,6 +30,7 @@ def search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int
 def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
     jobs: list[Job] = []
     bytes_left = METADATA_BYTES
+    page, before_this = Page(), before
     candidates = _find_id(db, owner, wanted.text, before)
     if not candidates:
         query, values = _select(owner, wanted, before)
@@ -39,9 +41,12 @@ def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: in
             return Found(tuple(jobs), None)
         if _fits(row, wanted) and _has_text(db, number, wanted.text) and _has_metadata(db, number, wanted):
             found = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE number = ?", (number,)).fetchone()
-            jobs.append(read_job(found))
+            if (job := page.take(found)) is None:
+                return Found(tuple(jobs), before_this)
+            jobs.append(job)
         if wanted.metadata or wanted.text is not None:
             bytes_left -= row[-1]
+        before_this = place
         is_last = looked_at == len(candidates)
         if (len(jobs) == limit or bytes_left <= 0) and not is_last:
             return Found(tuple(jobs), place)

@@ -317,8 +317,7 @@ class SqliteStore(Store):
     def locate(self, job_id: str) -> Future[Waiting | None]:
         def operation(db: sqlite3.Connection) -> Waiting | None:
             job = find_job(db, job_id)
-            is_queued = job is not None and job.state is JobState.QUEUED
-            return self._transitions.line.locate(db, job) if job is not None and is_queued else None
+            return self._transitions.line.locate(db, job) if job is not None and job.state is JobState.QUEUED else None
 
         return self._engine.read(operation)
 
@@ -351,6 +350,9 @@ class SqliteStore(Store):
     def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]:
         return self._engine.read(lambda db: result_files.find_maker(db, kind, path))
 
+    def list_made(self, kind: str, after: str, limit: int) -> Future[list[str]]:
+        return self._engine.read_list(lambda db: result_files.list_made(db, kind, after, limit))
+
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
         return self._engine.read_list(lambda db: queries.list_overdue(db, created_before_ms))
 
@@ -362,9 +364,8 @@ class SqliteStore(Store):
         return self._engine.read_list(lambda db: queries.list_recent_runs(db, limit))
 
     def count_jobs(self, owner: str | None = None) -> Future[Counts]:
-        return self._engine.read(
-            lambda db: queries.count_jobs(db, owner, self._queued if owner is None else self.count_queued(owner))
-        )
+        queued = self._queued if owner is None else self.count_queued(owner)
+        return self._engine.read(lambda db: queries.count_jobs(db, owner, queued))
 
     def count_endings(self, from_ms: int, before_ms: int) -> Future[list[Ended]]:
         return self._engine.read_list(lambda db: queries.count_endings(db, from_ms, before_ms))

@@ -22,6 +22,7 @@ from typing import Any
 from ..clock import Clock
 from ..errors import DiskFullError, GuardError
 from .facts import Size
+from .listed import keep_files
 from .rows import pragma
 from .threads import complain, is_damage
 
@@ -366,24 +367,9 @@ def _shorten_result(db: sqlite3.Connection, number: int) -> int:
         return 0
     result = json.loads(row[0]) if row[0] else None
     if result is not None:
-        result["outputs"] = _keep_files(result["outputs"])
+        result["outputs"] = keep_files(result["outputs"])
         if len(json.dumps(result["outputs"])) > RESULT_BYTES:  # names can be long as well
             result["outputs"] = {}
     shortened = json.dumps(result) if result is not None else None
     db.execute("UPDATE jobs SET result = ?, outputs_to_execute = '[]' WHERE number = ?", (shortened, number))
     return max(0, int(row[1]) - len(shortened or ""))
-
-
-def _keep_files(outputs: dict[str, Any]) -> dict[str, Any]:
-    """The files among ComfyUI's outputs, without what nodes say of them in keys of their own."""
-    kept: dict[str, Any] = {}
-    for node_id, output in outputs.items():
-        for key, items in output.items() if isinstance(output, dict) else ():
-            files = [
-                {name: item[name] for name in ("filename", "subfolder", "type") if name in item}
-                for item in (items if isinstance(items, list) else ())
-                if isinstance(item, dict) and "filename" in item
-            ]
-            if files:
-                kept.setdefault(node_id, {})[key] = files
-    return kept

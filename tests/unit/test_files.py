@@ -22,7 +22,7 @@ from comfyui_guarded.guard.files.uploads import INCOMING
 from comfyui_guarded.guard.host import Folders, Names
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict
 from comfyui_guarded.guard.owners import FOLDER, folder_of
-from comfyui_guarded.guard.store import Listing, queries
+from comfyui_guarded.guard.store import Listing, listed, queries
 
 MINE, YOURS = Client("mine", operator=False), Client("yours", operator=False)
 
@@ -338,8 +338,8 @@ def test_what_is_hidden_is_gone_from_history_alone(store):
 
 
 def test_bodies_that_are_too_much_together_are_left_out_and_their_jobs_are_not(store, monkeypatch):
-    body = b'{"prompt": {}}'
-    monkeypatch.setattr(queries, "ENTRIES_BYTES", 2 * len(body))
+    body = b'{"prompt": {}, "pad": "' + b"x" * (queries.ENTRY_BYTES - 100) + b'"}'
+    monkeypatch.setattr(listed, "PAGE_BYTES", 5 * queries.ENTRY_BYTES // 2)
     ended = [_ended(store, "mine", body=body) for _ in range(3)]
     waiting = [new_job(owner="mine", body=body) for _ in range(3)]
     for job in waiting:

@@ -19,6 +19,7 @@ from comfyui_guarded.guard.janitor import folder as folder_module
 from comfyui_guarded.guard.janitor.folder import HANDLES, open_root
 from comfyui_guarded.guard.janitor.report import SAMPLES
 from comfyui_guarded.guard.janitor.walk import MAX_DEPTH
+from comfyui_guarded.guard.job import SUCCESS, Artifact, Result
 
 needs_handles = pytest.mark.skipif(not HANDLES, reason="this platform cannot open folders by handle")
 ways = pytest.mark.parametrize(
@@ -539,3 +540,38 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path):
         tracemalloc.stop()
         assert report.files == number
     assert peaks[1] < peaks[0] + 200_000, peaks
+
+
+def test_what_jobs_made_under_hidden_names_is_swept_and_nothing_else_that_is_hidden(box: Box, store: FailingStore):
+    def make(job_id: str, *paths: str, is_fetched: bool = True) -> None:
+        store.submit(new_job(job_id), 100).result(5)
+        artifacts = tuple(
+            Artifact(number, "1", "image", Path(path).name, str(Path(path).parent), "output", 10, "0" * 64)
+            for number, path in enumerate(paths)
+        )
+        store.claim("x", 100).result(5)
+        store.start(job_id).result(5)
+        store.settle(job_id, SUCCESS, Result({}, artifacts)).result(5)
+        for path in paths:
+            put(box.output / path)
+        for number in range(len(paths) if is_fetched else 0):
+            store.mark_fetched(job_id, number).result(5)
+
+    make("old", ".h/.x_00001_.png", ".top.png", "a/.b/c/d.png", ".kept/e.png")
+    make("unread", ".h/unread.png", is_fetched=False)
+    make("young", ".young/f.png")
+    age(box.output / ".young" / "f.png", 60)
+    for name in (".git/config", ".h2/mine.png", "a/.b/mine.png", ".mine"):
+        put(box.output / name)
+    if HANDLES:
+        (box.output / ".link").symlink_to(box.input)
+        make("through a link", ".link/g.png")
+    report = box.janitor(store, keep=[".kept"], folders={"input": "off"}).sweep(time.time())
+    left = {path.removeprefix("output/") for path in box.left() if path.startswith("output/")}
+    stays = {".h/unread.png", ".kept/e.png", ".young/f.png", ".git/config", ".h2/mine.png", "a/.b/mine.png", ".mine"}
+    assert left - {".link"} == stays
+    assert not (box.output / "a" / ".b" / "c").exists(), "an empty folder goes with its file"
+    assert report.kept["unread"].files == 1
+    assert report.errors == 0
+    if HANDLES:
+        assert (box.input / "g.png").exists()
