@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from ..guard.errors import NotFoundError
 from ..guard.job import JobBody, JobState
 from ..guard.store import Wanted
+from ..guard.store.outbox import DeliveryBody
 from .about import READ, WAIT, WRITE, About, Schema, describe_page
 from .asked import check_query, read_number, read_page, read_state, read_states, read_whole_number
 from .table import Call, Route, respond, respond_at_length
@@ -38,6 +39,20 @@ class JobsBody(TypedDict):
     next: int | None
 
 
+class StateBody(TypedDict):
+    """A state that a job has been in, and since when."""
+
+    state: JobState
+    at_ms: int
+
+
+class WayBody(TypedDict):
+    """The states that a job has been in, and its webhooks; oldest first."""
+
+    states: list[StateBody]
+    webhooks: list[DeliveryBody]
+
+
 class PromptBody(TypedDict):
     """What the job runs."""
 
@@ -62,6 +77,17 @@ async def get_job_prompt(call: Call) -> web.StreamResponse:
     """The prompt of a job, in API format: with `converted`, what its workflow was made into."""
     job_id = call.request.match_info["job_id"]
     body: PromptBody = {"prompt": await call.services.jobs.find_prompt(job_id, call.client)}
+    return respond(body)
+
+
+async def get_way(call: Call) -> web.StreamResponse:
+    """The job's states with their times, the last 100, and its last 50 webhooks."""
+    jobs = call.services.jobs
+    states, deliveries = await jobs.find_way(await jobs.get(call.request.match_info["job_id"], call.client))
+    body: WayBody = {
+        "states": [{"state": state, "at_ms": at_ms} for state, at_ms in states],
+        "webhooks": [delivery.body() for delivery in deliveries],
+    }
     return respond(body)
 
 
@@ -120,6 +146,7 @@ ROUTES = [
         get_job,
         about=About({200: JobBody}, query={"wait": WAIT, "state": _STATE}, refusals=(NotFoundError, *READ)),
     ),
+    Route("GET", "/jobs/{job_id}/way", get_way, about=About({200: WayBody}, refusals=(NotFoundError, *READ))),
     Route(
         "GET", "/jobs/{job_id}/prompt", get_job_prompt, about=About({200: PromptBody}, refusals=(NotFoundError, *READ))
     ),

@@ -24,6 +24,7 @@ from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
 from ..settings import QueueSettings
 from ..store import Entry, Found, Listing, Settled, Store, Waiting, Wanted
+from ..store.outbox import Delivery
 from ..wake import wrap_future
 from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull
@@ -40,6 +41,8 @@ _PREVIEWS_AT_ONCE = 2
 ENDING_WITHIN_S = 5.0
 #: So many waiting jobs are ended in one commit: with all who hear of it, that takes some ms.
 ENDED_AT_ONCE = 25
+#: More than a job has, unless it went back to the queue again and again.
+DELIVERIES_OF_JOB = 50
 #: More jobs than ever run at once.
 RUNNING_AT_MOST = 1000
 
@@ -230,6 +233,11 @@ class Jobs:
         if entry.body is None:
             raise NotFoundError(f"The prompt of job {job_id[:64]} is no longer kept.")
         return await asyncio.to_thread(lambda: as_comfyui.row(entry)[2])
+
+    async def find_way(self, job: Job) -> tuple[list[tuple[JobState, int]], list[Delivery]]:
+        """The states that the job has been in, with their times, and its webhooks."""
+        states = wrap_future(self._store.list_states(job.job_id))
+        return await states, await wrap_future(self._store.list_deliveries_of(job.job_id, DELIVERIES_OF_JOB))
 
     async def hide(self, client: Client, job_ids: list[str] | None) -> None:
         """Hide settled jobs from history and listings; None: all of the caller's own."""

@@ -178,6 +178,18 @@ def redeliver(db: sqlite3.Connection, webhook_id: str, owner: str | None, now_ms
     return _read(db.execute(query, (webhook_id,)).fetchone())
 
 
+def list_of_job(db: sqlite3.Connection, job_id: str, limit: int) -> list[Delivery]:
+    # The index goes on with the state, so the newest of each are read.
+    one = (
+        "SELECT number FROM (SELECT number FROM webhooks INDEXED BY webhooks_of_job WHERE job_id = ? AND state = ? "
+        "ORDER BY number DESC LIMIT ?)"
+    )
+    some = " UNION ALL ".join([one] * len(DeliveryState))
+    values = [value for state in DeliveryState for value in (job_id, state.value, limit)]
+    query = f"SELECT {_COLUMNS} FROM webhooks WHERE number IN ({some}) ORDER BY number DESC LIMIT ?"
+    return list(map(_read, db.execute(query, [*values, limit])))[::-1]
+
+
 def list_deliveries(
     db: sqlite3.Connection, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None
 ) -> list[Delivery]:

@@ -229,6 +229,12 @@ class Store(Protocol):
         The newest `limit` of them, oldest first.
         """
 
+    def list_states(self, job_id: str) -> Future[list[tuple[JobState, int]]]:
+        """List the states that the job has been in, each with its time: the last 100, oldest first."""
+
+    def list_deliveries_of(self, job_id: str, limit: int) -> Future[list[Delivery]]:
+        """List the job's last webhooks, oldest first."""
+
     def mark_heard(self, job_id: str) -> Future[None]:
         """Note that a websocket of the job's client id was sent the verdict."""
 

@@ -19,6 +19,8 @@ PAGE = 1000
 #: History and listing show so many of the jobs that have ended, the last ones (as many as ComfyUI keeps), and the
 #: listing so many of those that have not.
 SHOWN = 10_000
+#: The most states of a job that are told.
+STATES = 100
 #: The most overdue jobs in one look.
 OVERDUE = 1000
 #: So many jobs in one queue or history come with their bodies, where a page has room for them, and none of more than so
@@ -156,6 +158,11 @@ def _replay_states(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
             result=job.result if state.settled else Result(),
         )
     return states
+
+
+def list_states(db: sqlite3.Connection, job_id: str) -> list[tuple[JobState, int]]:
+    query = "SELECT state, at_ms FROM transitions WHERE job_id = ? ORDER BY event_id DESC LIMIT ?"
+    return [(JobState(state), at_ms) for state, at_ms in db.execute(query, (job_id, STATES))][::-1]
 
 
 # What the facade shows as ComfyUI's. -------------------------------------------------------------------------

@@ -335,6 +335,12 @@ class SqliteStore(Store):
     def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]:
         return self._engine.read_list(lambda db: queries.read_changes(db, after, owner, job_id))
 
+    def list_states(self, job_id: str) -> Future[list[tuple[JobState, int]]]:
+        return self._engine.read(lambda db: queries.list_states(db, job_id))
+
+    def list_deliveries_of(self, job_id: str, limit: int) -> Future[list[Delivery]]:
+        return self._engine.read(lambda db: outbox.list_of_job(db, job_id, limit))
+
     def find_entry(self, job_id: str) -> Future[Entry | None]:
         return self._engine.read(lambda db: queries.find_entry(db, job_id))
 

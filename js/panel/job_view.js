@@ -47,7 +47,71 @@ export function facts(job, board, texts) {
             ...artifact.warnings.map((warning) => h("span", { class: "g-warning" }, ` ${warning}`)),
         );
     });
-    return [list, ...(files.length ? [h("ul", { class: "g-files" }, ...files)] : [])];
+    const way = h("div", { class: "g-way" });
+    showWay(way, job, board, texts).catch((error) => way.replaceChildren(error.message));
+    return [list, way, ...(files.length ? [h("ul", { class: "g-files" }, ...files)] : [])];
+}
+
+/** The states with their times, and the webhooks, each of which can be sent again. */
+async function showWay(place, job, board, texts) {
+    const { states, webhooks } = await board.api.get(`/jobs/${encodeURIComponent(job.job_id)}/way`);
+    const began_ms = states[0]?.at_ms;
+    const steps = states.map(({ state, at_ms }) =>
+        h(
+            "li",
+            {},
+            h("time", { class: "g-quiet", datetime: new Date(at_ms).toISOString(), title: texts.moment(at_ms) }, `+ ${texts.timer((at_ms - began_ms) / 1000)}`),
+            ` ${texts.known(`state_${state}`, state)}`,
+        ),
+    );
+    place.replaceChildren(
+        h("h3", {}, texts.t("way")),
+        h("ol", { class: "g-plain g-steps", "aria-label": texts.t("way") }, ...steps),
+        ...(webhooks.length
+            ? [h("h3", {}, texts.t("webhooks")), h("ul", { class: "g-plain", "aria-label": texts.t("webhooks") }, ...webhooks.map((one) => webhookRow(one, board, texts)))]
+            : []),
+    );
+}
+
+/** One webhook: what became of it, and a button that sends it again. */
+export function webhookRow(first, board, texts, ...more) {
+    const said = h("span", { role: "status" });
+    const show = (one) => {
+        const why = [one.last_status && `HTTP ${one.last_status}`, one.last_error].filter(Boolean).join(": ");
+        said.replaceChildren(
+            h("b", { class: one.state === "dead" ? "g-bad" : "" }, texts.known(`webhook_${one.state}`, one.state)),
+            ` ${one.type} → `,
+            h("code", {}, one.url),
+            ` · ${texts.t("attempts", { count: one.attempts })}`,
+            why ? ` · ${why}` : "",
+        );
+    };
+    show(first);
+    const resend = h(
+        "button",
+        {
+            type: "button",
+            class: "g-button g-small",
+            onclick: async () => {
+                resend.disabled = true;
+                try {
+                    show(await board.api.ask("POST", `/webhooks/${encodeURIComponent(first.id)}/redeliver`));
+                } catch (error) {
+                    said.append(` ${texts.t("refused", { message: error.message })}`);
+                } finally {
+                    resend.disabled = false;
+                }
+            },
+        },
+        texts.t("resend"),
+    );
+    return h("li", { class: "g-webhook", "data-webhook": first.id }, said, h("span", { class: "g-acts" }, ...more, resend));
+}
+
+/** The one job, opened, in the list below the queue: also one that waits or runs. */
+export async function showJob(board, job_id) {
+    await board.only({ text: job_id });
+    document.getElementById("g-recent")?.scrollIntoView({ block: "start" });
 }
 
 /** In a tab of its own. The tab is opened at the click, before the bytes are there: browsers want it so. */

@@ -1,5 +1,6 @@
 // The open jobs: what runs, what waits.
 
+import { showJob } from "./job_view.js";
 import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
 
 /** Rows of the queue that are drawn; the rest is a number. */
@@ -62,7 +63,7 @@ export function runningView(board, texts, run) {
 
 function runningRow(first, board, texts, run) {
     let job = first;
-    const name = h("span", { class: "g-name" });
+    const name = h("button", { type: "button", class: "g-name g-opens", onclick: () => run(() => showJob(board, job.job_id)) });
     const owner = h("span", { class: "g-owner" });
     const step = h("span", { class: "g-step" });
     const graph = meter(texts.t("graph"), texts.t("graph_progress"));
@@ -163,7 +164,7 @@ function queueRow(first, board, texts, run) {
     let job = first;
     const cell = (attributes) => h("td", attributes);
     const [position, waits, starts] = [1, 2, 3].map(() => cell({ class: "g-number" }));
-    const name = h("span", { class: "g-name" });
+    const name = h("button", { type: "button", class: "g-name g-opens", onclick: () => run(() => showJob(board, job.job_id)) });
     const owner = cell({ class: "g-owner" });
     const cancel = confirmed("×", texts.t("cancel_really"), () => run(() => board.cancel(job)), {
         class: "g-button g-small",

@@ -144,11 +144,17 @@ function recentRow(first, board, texts) {
     const thumbnail = lazily(element, () => showPicture(picture, job, board.api));
     let shown = null;
     let lastStep = null;
+    let openedFor = null;
     return {
         element,
         update(latest) {
-            if (latest === shown) return;
+            const isNew = latest !== shown;
             job = shown = latest;
+            if (board.filter.text === job.job_id && openedFor !== board.filter) {
+                openedFor = board.filter;
+                details.open = true;
+            }
+            if (!isNew) return;
             setAttribute(element, "data-state", job.state);
             setText(verdict, texts.known(`state_${job.state}`, job.state));
             const code = job.error?.code;

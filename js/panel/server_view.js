@@ -1,5 +1,6 @@
 // The machine below the jobs: disks and the janitor, the worker, what the doctor says.
 
+import { showJob, webhookRow } from "./job_view.js";
 import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
 
 const LEVELS = ["error", "warning", "ok"];
@@ -156,13 +157,28 @@ export function serverView(board, texts, section, run) {
     const repairs = h("p", { class: "g-quiet" });
     const begin = confirmed(texts.t("drain"), texts.t("drain_really"), () => run(() => turn(true)));
     const end = h("button", { type: "button", class: "g-button", onclick: () => run(() => turn(false)) }, texts.t("drain_end"));
-    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), doctor());
+    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), webhooks(), doctor());
     let draining = false;
 
     async function turn(wanted) {
         const answer = await board.api.ask("POST", "/drain", { body: JSON.stringify({ draining: wanted }) });
         draining = answer.draining;
         await board.figures();
+    }
+
+    function webhooks() {
+        const list = h("ul", { class: "g-plain", "aria-label": texts.t("given_up") });
+        const look = async () => {
+            const { webhooks } = await board.api.get("/webhooks?state=dead&limit=50");
+            const job = (one) =>
+                h("button", { type: "button", class: "g-link", onclick: () => run(() => showJob(board, one.job_id)) }, h("code", {}, one.job_id.slice(0, 8)));
+            list.replaceChildren(
+                ...webhooks.map((one) => webhookRow(one, board, texts, h("span", { class: "g-quiet" }, `${one.owner} · ${texts.moment(one.ended_at_ms ?? one.created_at_ms)}`), job(one))),
+                ...(webhooks.length ? [] : [h("li", { class: "g-quiet" }, texts.t("nothing_given_up"))]),
+            );
+        };
+        const details = h("details", { class: "g-more g-given-up", ontoggle: () => details.open && run(look) }, h("summary", {}, texts.t("given_up")), list);
+        return details;
     }
 
     function doctor() {
@@ -217,10 +233,13 @@ export function alarmView(board, texts) {
         (alarm) => {
             const said = h("span");
             const when = h("span", { class: "g-when" });
+            const job = h("button", { type: "button", class: "g-link", onclick: () => showJob(board, alarm.job_id).catch(() => board.changed()) });
             return {
-                element: h("li", {}, said, when),
+                element: h("li", {}, said, job, when),
                 update() {
                     setText(said, alarmText(alarm, texts));
+                    job.hidden = !alarm.job_id;
+                    if (alarm.job_id) setText(job, alarm.job_id.slice(0, 8));
                     setText(when, alarm.at_ms ? texts.ago((alarm.at_ms - board.now()) / 1000) : "");
                 },
             };

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,14 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    process = HostProcess(sandbox_kind(), tmp_path_factory.mktemp("page"))
+    process = HostProcess(
+        sandbox_kind(),
+        tmp_path_factory.mktemp("page"),
+        environment={
+            "GUARDED_WEBHOOKS__ALLOW_HTTP": "true",
+            "GUARDED_WEBHOOKS__ALLOWED_NETWORKS": "127.0.0.0/8",
+        },
+    )
     put_photos(process.base)
     with process:
         yield process
@@ -84,7 +93,7 @@ def test_a_job_goes_through_its_states_without_a_reload(opened: Callable[..., Pa
 def test_stop_ends_the_running_job_from_the_keyboard(opened: Callable[..., Page], bot: PlainClient) -> None:
     page = opened()
     job_id = posted(bot, sleep(600))
-    stop = within(page, "running", job_id).get_by_role("button")
+    stop = within(page, "running", job_id).get_by_role("button", name=re.compile("Stop|Really"))
     stop.focus()
     page.keyboard.press("Enter")
     expect(stop).to_have_text("Really stop?")
@@ -99,7 +108,7 @@ def test_a_waiting_job_is_cancelled_from_the_queue(opened: Callable[..., Page], 
     running = posted(bot, sleep(600))
     waiting = posted(bot, sleep(600))
     expect(within(page, "queue", waiting)).to_contain_text("1")
-    cancel = within(page, "queue", waiting).get_by_role("button")
+    cancel = within(page, "queue", waiting).get_by_role("button", name="Cancel")
     cancel.click()
     cancel.click()
     expect(within(page, "recent", waiting)).to_contain_text("Cancelled")
@@ -330,6 +339,58 @@ def test_whose_jobs_fail(opened: Callable[..., Page], strangers: tuple[HostProce
     shoot(page, "whose-jobs-fail")
 
 
+def test_a_job_that_waits_opens(opened: Callable[..., Page], bot: PlainClient) -> None:
+    posted(bot, sleep(600))
+    waiting = posted(bot, sleep(600), metadata={"order": 12})
+    page = opened()
+    within(page, "queue", waiting).get_by_role("button", name=waiting[:8], exact=True).press("Enter")
+    inside = within(page, "recent", waiting).locator(".g-inside")
+    expect(inside).to_contain_text('{"order":12}')
+    expect(inside.get_by_role("list", name="The way")).to_contain_text("Queued")
+    expect(within(page, "recent")).to_have_count(1)
+
+
+def test_which_webhook_was_given_up(opened: Callable[..., Page], bot: PlainClient) -> None:
+    answers = [410, 200]
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(answers.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    def listed(state: str) -> list[str]:
+        return [one["job_id"] for one in bot.get(f"/guarded/webhooks?state={state}").json["webhooks"]]
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{receiver.server_port}/bot"
+        job_id = posted(bot, text(), webhook={"url": url})
+        while job_id not in listed("dead"):
+            time.sleep(0.1)
+        page, hand = opened(), Hand()
+        hand.click(page.get_by_text("Webhooks that were given up"))
+        given_up = page.get_by_role("list", name="Webhooks that were given up").get_by_role("listitem")
+        expect(given_up).to_have_count(1)
+        expect(given_up).to_contain_text(url)
+        expect(given_up).to_contain_text("HTTP 410")
+        hand.click(given_up.get_by_role("button", name=job_id[:8]))
+        expect(within(page, "recent")).to_have_count(1)
+        row = within(page, "recent", job_id)
+        expect(row.get_by_role("list", name="The way")).to_contain_text("Running")
+        webhooks = row.get_by_role("list", name="Webhooks")
+        expect(webhooks).to_contain_text("given up")
+        shoot(page, "webhook-given-up")
+        hand.click(webhooks.get_by_role("button", name="Send again"))
+        assert hand.clicks <= 4
+        while job_id not in listed("delivered"):
+            time.sleep(0.1)
+        receiver.shutdown()
+
+
 def test_a_timeout_is_an_alarm_until_it_is_dismissed(opened: Callable[..., Page], bot: PlainClient) -> None:
     page = opened(locale="ru")
     expect(page.get_by_text("Онлайн")).to_be_visible()
@@ -377,7 +438,7 @@ def test_axe_finds_no_serious_fault(opened: Callable[..., Page], bot: PlainClien
         within(page, "recent").locator("summary").first.click()
         page.locator(".g-disk-card button").first.click()
         expect(page.locator(".g-told p").first).to_be_visible()
-        page.locator(".g-server-card summary").click()
+        page.locator(".g-server-card summary").last.click()
         expect(page.locator(".g-doctor li").first).to_be_visible()
         shoot(page, f"page-{width}-{scheme}-{language}")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -197,6 +197,8 @@ CALLS = {
     ],
     "list_missed": [lambda store, _middle: store.list_missed("a", "client", 0, 20)],
     "mark_heard": [lambda store, _middle: store.mark_heard("job-1")],
+    "list_states": [lambda store, middle: store.list_states(f"job-{middle}")],
+    "list_deliveries_of": [lambda store, middle: store.list_deliveries_of(f"job-{middle}", 20)],
     "find_entry": [lambda store, middle: store.find_entry(f"job-{middle}")],
     "list_queue": [lambda store, _middle, owner=owner: store.list_queue(owner) for owner in (None, "a")],
     "list_history": [
