@@ -48,7 +48,7 @@ class Machine:
             "local",
         )
         self.reconciler = Reconciler(store, host, self.settler, self.runs, self.dispatcher)
-        self.estimates = Estimates(clock, [Run(Kind("", ""), 10_000)] * 3)
+        self.estimates = Estimates(clock, [Run(Kind("", "known"), 10_000)] * 3)
         self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates)
         store.changed.subscribe(self.estimates.follow)
         store.changed.subscribe(self.jobs.follow)

@@ -402,8 +402,8 @@ async def test_a_job_is_seen_by_its_owner_and_by_operators_only(machine):
     for client in (Client("other", operator=False), Client("", operator=False)):
         with pytest.raises(NotFoundError):
             await machine.jobs.get(job_id, client)
-    assert (await machine.jobs.search(Client("other", operator=False), Wanted(), 10, None)).jobs == ()
-    assert len((await machine.jobs.search(Client("local", operator=True), Wanted(), 10, None)).jobs) == 1
+    assert (await machine.jobs.search(Client("other", operator=False), None, Wanted(), 10, None)).jobs == ()
+    assert len((await machine.jobs.search(Client("local", operator=True), None, Wanted(), 10, None)).jobs) == 1
 
 
 async def test_a_waiter_hears_of_the_end_also_when_it_comes_before_it_waits(machine):
@@ -452,10 +452,10 @@ async def test_a_cancel_is_idempotent(machine):
 
 
 async def test_the_first_in_line_need_not_wait_and_the_second_is_told_its_place_and_when(machine):
-    first = machine.store.submit(new_job(), 10).result(LONG_S)
+    first = machine.store.submit(new_job(shape="known"), 10).result(LONG_S)
     assert machine.jobs.describe_position(first.job, first.waiting, "en")["user_message"] is None
     await machine.dispatcher.turn()
-    second = machine.store.submit(new_job(), 10).result(LONG_S)
+    second = machine.store.submit(new_job(shape="known"), 10).result(LONG_S)
     assert machine.jobs.describe_position(second.job, second.waiting, "en") == {
         "state": "queued",
         "position": 1,
