@@ -1,3 +1,4 @@
+# Over 400 lines: one run times every operation, and each is a few lines of a request.
 """100,000 waiting jobs and 1,000,000 settled ones: what they do to every operation, and to the start after a SIGKILL.
 
 Two servers of the same kind take turns, one with that database and one with an empty one; a long job holds the

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from unit.fakes import LONG_S
+from unit.fakes import LONG_S, until
 
 from comfyui_guarded.guard.access.client_ids import ClientIds
 from comfyui_guarded.guard.callers import sockets
@@ -119,11 +119,11 @@ async def test_the_states_between_admission_and_end_change_no_count(hub, machine
     job_id = await machine.run()
     opened(hub)
     store.validate(job_id).result(LONG_S)
-    await asyncio.sleep(0)
+    store.flush()
+    await asyncio.sleep(0.05)
     assert hub._status_due is None
     store.settle(job_id, SUCCESS, Result()).result(LONG_S)
-    await asyncio.sleep(0)
-    assert hub._status_due is not None
+    await until(lambda: hub._status_due is not None)
 
 
 async def count_told(hub, socket):
