@@ -1,3 +1,4 @@
+# Over 400 lines: a method for each operation of the store, most of them one line.
 """The job store on SQLite: which thread does what, and what is announced."""
 
 from __future__ import annotations
