@@ -152,6 +152,7 @@ def assert_typed_4xx(answer: Answer) -> None:
 JOB_KEYS = {
     *("job_id", "prompt_id", "state", "position", "eta_s", "owner", "template", "parameters", "priority", "attempts"),
     *(
+        "converted",
         "created_at_ms",
         "started_at_ms",
         "settled_at_ms",

@@ -26,7 +26,7 @@ async def test_half_a_surrogate_pair_in_a_result_is_answered_like_anything_else(
     assert_succeeded(job)
     assert job["job_id"] in [listed["job_id"] for listed in await client.jobs("limit=5")]
     answer = await client.request("POST", "/guarded/face-check", raw=b'{"image": "\\ud800.png"}')
-    assert_refusal(answer, "bad_image", 422)
+    assert_refusal(answer, "invalid_request", 400)
 
 
 async def test_progress_that_makes_no_sense_does_not_fail_the_job(client):

@@ -85,14 +85,6 @@ async def test_a_prompt_of_which_comfyui_would_drop_a_part_is_refused_with_the_o
     assert set(body["node_errors"]) == {"8"}
 
 
-async def test_an_editor_workflow_is_told_how_to_be_exported(client):
-    graph = {"last_node_id": 1, "nodes": [{"id": 1, "type": "SaveImage"}], "links": [], "version": 0.4}
-    for body in ({"prompt": graph}, graph):
-        answer = await client.request("POST", "/guarded/prompt", body)
-        refusal = assert_refusal(answer, "invalid_workflow", 400)
-        assert "Export (API)" in refusal["error"]["details"]
-
-
 async def test_an_unknown_field_of_guard_is_refused_by_name(client):
     body = assert_refusal(await client.submit(text(), guard={"timeout": 5}), "invalid_request", 400)
     assert "guard.timeout" in body["error"]["message"]

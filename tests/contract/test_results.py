@@ -30,7 +30,9 @@ async def test_a_node_that_raises_fails_the_job_by_name(client):
         assert (details["node_id"], details["node_type"]) == ("1", "FaultRaise")
         assert details["exception_type"] == "ValueError"
         assert details["exception_message"] == "no such luck"
-        assert job["error"]["user_message"] == "Не удалось обработать изображение. Попробуйте другой промт или фото."
+        assert job["error"]["user_message"] == (
+            "Не удалось обработать изображение. Кредиты возвращены. Попробуйте другой промт или фото."
+        )
         events = await socket.until_end_of(job["job_id"])
     assert_heard_only_an_error(events)
     error = next(event["data"] for event in events if event["type"] == "execution_error")
