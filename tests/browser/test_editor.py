@@ -105,7 +105,7 @@ def test_the_tab_shows_a_job_live_and_stops_it(editor: Callable[..., Page], bot:
     expect(badge).to_have_text("1")
     expect(badge).to_have_attribute("aria-label", "Guarded: 1 running, 0 waiting")
     shoot(page, f"editor-tab-{bot.host.kind.name}")
-    stop = running.get_by_role("button")
+    stop = running.locator(".g-button")
     stop.click()
     stop.click()
     expect(panel.locator(f'.g-recent-card [data-job="{job_id}"]')).to_contain_text("Cancelled")
