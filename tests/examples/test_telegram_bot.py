@@ -3,6 +3,7 @@
 import asyncio
 import io
 import itertools
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from contract.client import connected
-from examples.conftest import Shop, opened, polled
+from examples.conftest import PATIENCE_S, Shop, opened, polled
 from PIL import Image
 
 from comfyui_guarded.guard import messages
@@ -228,23 +229,33 @@ async def test_a_server_that_never_comes_back_ends_the_order_and_its_job(
         assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
 
 
+@pytest.mark.timeout(3000)
 async def test_many_users_stay_within_what_telegram_takes_and_take_turns(
     tmp_path_factory: pytest.TempPathFactory, face: bytes
 ):
-    users, speed = 40, 4
+    """Two photos of each; GUARDED_USERS=1000 tries it at full size, which takes some ten minutes."""
+    users, speed = int(os.environ.get("GUARDED_USERS", "40")), 4
+    long_s = PATIENCE_S + 4 * users
     paces = {"CALLS_PER_S": str(25 * speed), "CHAT_PAUSE_S": str(1.1 / speed), "EDIT_PAUSE_S": str(3 / speed)}
-    settings = {"GUARDED_LIMITS__USER_JOBS_PER_MINUTE": "10", "GUARDED_LIMITS__USER_MAX_QUEUED": "10"}
+    settings = {
+        "GUARDED_LIMITS__USER_JOBS_PER_MINUTE": "10",
+        "GUARDED_LIMITS__USER_MAX_QUEUED": "10",
+        "GUARDED_QUEUE__MAX_QUEUED": "10000",
+    }
     async with opened(tmp_path_factory.mktemp("many"), settings, **paces) as shop, connected(shop.host) as client:
         shop.messenger.messages_per_s, shop.messenger.chat_pause_s = 30 * speed, 0.8 / speed
         async with client.busy():
             first = [shop.messenger.photo(1000 + user, face, "ok") for user in range(users)]
             second = [shop.messenger.photo(1000 + user, face, "ok") for user in range(users)]
-            await polled(lambda: len(shop.orders("state = 'sent'")) == 2 * users, told=shop.bot.tail)
-        await shop.done(*first, *second)
+            await polled(lambda: len(shop.orders("state = 'sent'")) == 2 * users, told=shop.bot.tail, within_s=long_s)
+        await shop.done(*first, *second, within_s=long_s)
         words = [shop.messenger.answers(message_id) for message_id in (*first, *second)]
         assert {word.method for each in words for word in each} == {"sendPhoto"}, "nobody was refused"
         assert shop.messenger.refused <= len(shop.messenger.calls) / 100, "a slow machine may push some together"
-        began = {
-            job["metadata"]["message_id"]: job["started_at_ms"] for job in await client.jobs("limit=500") if job["user"]
-        }
+        began: dict[int, int] = {}
+        page = "limit=500"
+        while page:
+            answer = await client.get(f"/guarded/jobs?{page}")
+            began |= {job["metadata"]["message_id"]: job["started_at_ms"] for job in answer["jobs"] if job["user"]}
+            page = f"limit=500&before={answer['next']}" if answer["next"] is not None else ""
         assert max(began[photo] for photo in first) <= min(began[photo] for photo in second)
