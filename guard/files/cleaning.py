@@ -122,7 +122,7 @@ def _clean(value: Any, pattern: re.Pattern[str]) -> Any:
 #: In a list that is written into a text, a name below the owners' folders: `'guarded-uploads/bot-0f…'`. Without the
 #: second quote where the text was cut off.
 _LISTED = re.compile(
-    rf"""(?P<before>\[|, )(?P<quote>['"]){re.escape(FOLDER)}(?:[/\\](?:(?!(?P=quote)).)*)?(?:(?P=quote)|$)"""
+    rf"""(?P<before>\[|, )(?P<quote>['"]){re.escape(FOLDER)}(?:[/\\](?:(?!(?P=quote)).)*)?…?(?:(?P=quote)|$)"""
 )
 
 

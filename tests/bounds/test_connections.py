@@ -113,8 +113,9 @@ async def test_slow_senders_go_first_and_streams_stay(tmp_path):
             slow = [await stack.enter_async_context(Raw(host)) for _ in range(3 * bound)]
             for raw in slow:
                 await raw.send(b"GET /guarded/ready HTTP/1.1\r\nX: ")
-            ended = [await raw.reader.read() for raw in slow[:bound]]
-            assert ended == [b""] * bound, "the oldest are closed"
+            for raw in slow[:bound]:  # the oldest are closed
+                with contextlib.suppress(ConnectionResetError):
+                    assert await raw.reader.read() == b""
             async with connected(host) as client:
                 answer = await client.submit(text(), headers={"Authorization": f"Bearer {bot}"})
                 assert answer.status == 200, answer

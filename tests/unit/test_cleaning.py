@@ -83,7 +83,9 @@ def test_a_refusals_choices_leave_out_the_folders_of_owners():
     assert "folder: 'x' not in ['3d'" in error.message
 
 
-@pytest.mark.parametrize("end", ["'guarded-uploads/alice-76…", "'guarded-uploads/alice-76d8", "\"guarded-uploads/a'b…"])
+@pytest.mark.parametrize(
+    "end", ["'guarded-uploads…", "'guarded-uploads/alice-76…", "'guarded-uploads/alice-76d8", "\"guarded-uploads/a'b…"]
+)
 def test_a_refusals_choices_that_were_cut_off_leave_them_out_too(end):
     error = InvalidWorkflowError(f"folder: 'x' not in ['3d', {end}")
     CLEANER.clean_error(error, "bot")
