@@ -434,6 +434,7 @@ def test_axe_finds_no_serious_fault(opened: Callable[..., Page], bot: PlainClien
         page = opened(locale=language, color_scheme=scheme, viewport={"width": width, "height": 900})
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
         expect(within(page, "queue")).to_have_count(4)
+        within(page, "recent").nth(1).scroll_into_view_if_needed()  # pictures are loaded once they come near
         expect(within(page, "recent").locator("img").first).to_be_visible()
         within(page, "recent").locator("summary").first.click()
         page.locator(".g-disk-card button").first.click()
