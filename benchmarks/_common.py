@@ -92,6 +92,26 @@ def make_base_directory() -> Iterator[Path]:
     shutil.rmtree(base, ignore_errors=True)
 
 
+@contextmanager
+def start_both(
+    options: argparse.Namespace, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[HostProcess, HostProcess]]:
+    """Start a guarded server without limits and a bare one of the same kind, and say what runs.
+
+    Args:
+        options: of `make_parser`.
+        environment: more settings of the guarded one.
+    """
+    kind = find_host_kind(options.host)
+    with (
+        make_base_directory() as base,
+        HostProcess(kind, base / "guarded", environment={**NO_LIMITS, **(environment or {})}) as guarded,
+        HostProcess(kind, base / "bare", guarded=False) as bare,
+    ):
+        print_headline(kind, options)
+        yield guarded, bare
+
+
 def time_start_s(host: HostProcess, path: str, within_s: float = 240) -> float:
     """Start a host, and return the seconds from the start of its process until it answers `path` with 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

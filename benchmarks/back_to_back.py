@@ -150,13 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     if not 2 <= options.jobs <= MOST_JOBS:
         parser.error(f"--jobs: 2 to {MOST_JOBS}")
-    kind = _common.find_host_kind(options.host)
-    with (
-        _common.make_base_directory() as base,
-        HostProcess(kind, base / "guarded", environment=_common.NO_LIMITS) as guarded,
-        HostProcess(kind, base / "bare", guarded=False) as bare,
-    ):
-        _common.print_headline(kind, options)
+    with _common.start_both(options) as (guarded, bare):
         asyncio.run(measure(guarded, bare, options))
 
 

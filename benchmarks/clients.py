@@ -207,16 +207,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200, help="of all clients in a round; default 200")
     parser.add_argument("--survives", choices=("kill", "power_cut"), default="kill", help="store.survives")
     options = parser.parse_args()
-    kind = _common.find_host_kind(options.host)
-    settings = {**_common.NO_LIMITS, "GUARDED_STORE__SURVIVES": options.survives}
-    with (
-        _common.make_base_directory() as base,
-        HostProcess(kind, base / "guarded", environment=settings) as guarded,
-        HostProcess(kind, base / "bare", guarded=False) as bare,
-    ):
-        _common.print_headline(kind, options)
+    with _common.start_both(options, {"GUARDED_STORE__SURVIVES": options.survives}) as (guarded, bare):
         sides = [Side(bare, False, "websocket"), *(Side(guarded, True, way) for way in WAYS)]
-        for pixels in (64, 512) if kind.real else (0,):
+        for pixels in (64, 512) if guarded.kind.real else (0,):
             asyncio.run(measure(sides, pixels, options))
 
 

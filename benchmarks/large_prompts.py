@@ -41,13 +41,7 @@ def make_prompt(nodes: int, *, chain: bool) -> dict[str, Any]:
 
 def main() -> None:
     options = _common.make_parser(__doc__, rounds=7).parse_args()
-    kind = _common.find_host_kind(options.host)
-    with (
-        _common.make_base_directory() as base,
-        HostProcess(kind, base / "guarded", environment=_common.NO_LIMITS) as guarded,
-        HostProcess(kind, base / "bare", guarded=False) as bare,
-    ):
-        _common.print_headline(kind, options)
+    with _common.start_both(options) as (guarded, bare):
         asyncio.run(_run({"guarded": guarded, "native": bare}, options.rounds))
 
 

@@ -56,14 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--survives", choices=("kill", "power_cut"), default="power_cut", help="store.survives")
     options = parser.parse_args()
-    kind = _common.find_host_kind(options.host)
-    settings = {**_common.NO_LIMITS, "GUARDED_STORE__SURVIVES": options.survives}
-    with (
-        _common.make_base_directory() as base,
-        HostProcess(kind, base / "guarded", environment=settings) as guarded,
-        HostProcess(kind, base / "bare", guarded=False) as bare,
-    ):
-        _common.print_headline(kind, options)
+    with _common.start_both(options, {"GUARDED_STORE__SURVIVES": options.survives}) as (guarded, bare):
         sides = [Side("guarded", guarded), Side("native", bare), Side("beside", guarded)]
         asyncio.run(_run(sides, options))
 
