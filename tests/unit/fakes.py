@@ -29,6 +29,19 @@ from comfyui_guarded.guard.store import SqliteStore
 LONG_S = 60.0
 
 
+class SetClock:
+    """Time as the test says it is."""
+
+    def __init__(self, at_ms: int) -> None:
+        self.ms = at_ms
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic_s(self) -> float:
+        return self.ms / 1000
+
+
 async def until(holds: Callable[[], object]) -> None:
     for _ in range(int(LONG_S / 0.005)):
         if holds():

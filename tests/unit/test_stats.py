@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from unit.fakes import LONG_S, FakeHost, FakeProcess, new_job, settings
+from unit.fakes import LONG_S, FakeHost, FakeProcess, SetClock, new_job, settings
 from unit.janitor import Box
 
 from comfyui_guarded.guard.access.client_ids import ClientIds
@@ -23,19 +23,6 @@ BOT = Client("bot", operator=False)
 NOW_MS = 1_800_000_000_000 + HOUR_MS // 2  # half past an hour
 SECOND_MS = 1000
 DAY_MS = 24 * HOUR_MS
-
-
-class SetClock:
-    """Time as the test says it is."""
-
-    def __init__(self) -> None:
-        self.ms = NOW_MS
-
-    def now_ms(self) -> int:
-        return self.ms
-
-    def monotonic_s(self) -> float:
-        return self.ms / 1000
 
 
 class Past:
@@ -61,7 +48,7 @@ class Past:
 
 @pytest.fixture
 def time():
-    return SetClock()
+    return SetClock(NOW_MS)
 
 
 @pytest.fixture

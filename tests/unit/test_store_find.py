@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from unit.fakes import LONG_S, new_job
+from unit.fakes import LONG_S, SetClock, new_job
 from unit.store_steps import CANCELLED, run_to_success
 
 from comfyui_guarded.guard.job import JobState
@@ -12,22 +12,9 @@ from comfyui_guarded.guard.store import IdempotencyKey, SqliteStore, Wanted, sea
 from comfyui_guarded.guard.store.times import EARLIEST_MS
 
 
-class SetClock:
-    """A clock that a test sets."""
-
-    def __init__(self):
-        self.at_ms = EARLIEST_MS + 1000
-
-    def now_ms(self):
-        return self.at_ms
-
-    def monotonic_s(self):
-        return self.at_ms / 1000
-
-
 @pytest.fixture
 def hands():
-    return SetClock()
+    return SetClock(EARLIEST_MS + 1000)
 
 
 @pytest.fixture
@@ -36,22 +23,22 @@ def shop(tmp_path, hands):
     store = SqliteStore(tmp_path / "jobs.db", hands)
     rng = random.Random(7)
     for at in range(60):
-        hands.at_ms += 10
+        hands.ms += 10
         new = new_job(
             f"job-{at}",
             owner=rng.choice("xxy"),
             user=rng.choice(["", "1", "2"]),
             template=rng.choice(["", "sdxl"]),
             metadata=rng.choice([{}, {"order": at % 5}, {"order": str(at % 5), "vip": True}]),
-            created_at_ms=hands.at_ms,
+            created_at_ms=hands.ms,
         )
         store.submit(new, 10**9, IdempotencyKey(f"key-{at}", "d") if at % 2 else None).result(LONG_S)
     for at in rng.sample(range(60), 40):
-        hands.at_ms += 10
+        hands.ms += 10
         if at % 3:
             store.settle(f"job-{at}", CANCELLED).result(LONG_S)
     while (claimed := store.claim("local", 1).result(LONG_S)) is not None and claimed.job.number % 7:
-        hands.at_ms += 10
+        hands.ms += 10
         run_to_success(store, claimed.job.job_id)
     yield store
     store.close()
@@ -144,9 +131,9 @@ def test_much_metadata_ends_a_page_early_and_loses_nothing(shop, monkeypatch):
 
 def test_jobs_of_a_clock_that_was_not_set_end_no_list(tmp_path, hands):
     store = SqliteStore(tmp_path / "jobs.db", hands)
-    for at, when_ms in enumerate((hands.at_ms, 5_000, hands.at_ms + 50)):
+    for at, when_ms in enumerate((hands.ms, 5_000, hands.ms + 50)):
         store.submit(new_job(f"job-{at}", created_at_ms=when_ms), 10**9).result(LONG_S)
-    found, _pages = find_all(store, "bot", Wanted(created_after_ms=hands.at_ms - 10), 500)
+    found, _pages = find_all(store, "bot", Wanted(created_after_ms=hands.ms - 10), 500)
     assert [job.job_id for job in found] == ["job-2", "job-0"]
     store.close()
 
