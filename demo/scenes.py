@@ -198,10 +198,10 @@ class Tour:
     def _submit_bad_prompts(self) -> None:
         unknown = make_resize("coffee.png", 100, "refused")
         unknown["2"]["class_type"] = "NodeOfAPackThatIsNotHere"
-        ui_format = {"nodes": [{"id": 1, "type": "LoadImage", "widgets_values": ["coffee.png"]}], "links": []}
+        no_output = {"nodes": [{"id": 1, "type": "LoadImage", "widgets_values": ["coffee.png"]}], "links": []}
         for what, prompt, expected in (
             ("a node class that does not exist", unknown, "422 missing_node"),
-            ("a workflow as the editor saves it", ui_format, "400 invalid_workflow"),
+            ("an editor's workflow without an output", no_output, "400 invalid_workflow"),
             ("a photo that is not there", make_resize("no_such_photo.png", 100, "refused"), "422 bad_image"),
         ):
             self._check_refusal(what, expected, self._client.post(prompt))
