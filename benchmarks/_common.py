@@ -1,4 +1,4 @@
-"""What the benchmarks share: the hosts, the load generator, statistics, the table they print."""
+"""What the benchmarks share: the hosts, their prompts, the load generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import platform
 import random
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
+from _figures import percentile
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -371,33 +371,3 @@ async def hold_worker(host: HostProcess) -> AsyncIterator[None]:
         yield
     finally:
         await ask(host.url, "POST", "/interrupt", b"{}")
-
-
-# Statistics, and how to show them. ----------------------------------------------------------------------------
-
-
-def percentile(values: Sequence[float], per_cent: float) -> float:
-    """Nearest rank."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(len(ordered) * per_cent / 100), 1) - 1]
-
-
-def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the ratios of the rounds: what slows a round down slows both of its sides."""
-    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-
-
-def format_verdict(value: float, budget: float, at_least: bool = False) -> str:
-    return "met" if (value >= budget if at_least else value <= budget) else "MISSED"
-
-
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, the first column aligned to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, ["-" * width for width in widths], *rows):
-        cells = [
-            f"{row[0]:{widths[0]}}",
-            *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        print("  ".join(cells).rstrip())
-    print(flush=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import _common
+import _figures
 from _common import HostKind, HostProcess
 
 Graph = dict[str, Any]
@@ -123,11 +124,11 @@ async def measure(guarded: HostProcess, bare: HostProcess, options: Any) -> None
         rows.append(_make_row(name, totals, pauses, options.jobs))
         print(f"{name}: done", file=sys.stderr, flush=True)
     head = ["", "guarded, s", "native, s", "ratio", "aim", "", "pause", "native", "more", "aim", ""]
-    _common.print_table(head, rows)
+    _figures.print_table(head, rows)
 
 
 def _make_row(name: str, totals: dict[str, list[float]], pauses: dict[str, list[float]], jobs: int) -> list[str]:
-    ratio = _common.median_ratio(totals["guarded"], totals["native"])
+    ratio = _figures.median_ratio(totals["guarded"], totals["native"])
     ours, theirs = (statistics.median(pauses[side]) for side in ("guarded", "native"))
     has_aim = statistics.median(totals["native"]) / jobs >= FROM_S * 1000
     return [
@@ -135,12 +136,12 @@ def _make_row(name: str, totals: dict[str, list[float]], pauses: dict[str, list[
         *(f"{statistics.median(totals[side]) / 1000:.2f}" for side in ("guarded", "native")),
         f"{ratio:.3f} ×",
         f"≤ {TOTAL} ×" if has_aim else "",
-        _common.format_verdict(ratio, TOTAL) if has_aim else "",
+        _figures.format_verdict(ratio, TOTAL) if has_aim else "",
         f"{ours:.0f} ms",
         f"{theirs:.0f} ms",
         f"{ours - theirs:.0f} ms",
         f"≤ {PAUSE_MS:.0f} ms" if has_aim else "",
-        _common.format_verdict(ours - theirs, PAUSE_MS) if has_aim else "",
+        _figures.format_verdict(ours - theirs, PAUSE_MS) if has_aim else "",
     ]
 
 

@@ -27,6 +27,7 @@ from urllib.parse import urlencode
 
 import _backlog_fill
 import _common
+import _figures
 import aiohttp
 from _common import HostProcess
 
@@ -278,7 +279,7 @@ async def _compare(full: Side, empty: Side, options: argparse.Namespace) -> None
         "empty",
         "",
     ]
-    _common.print_table(head, rows)
+    _figures.print_table(head, rows)
 
 
 @asynccontextmanager
@@ -363,8 +364,8 @@ async def _send(session: aiohttp.ClientSession, side: Side, request: Request) ->
 def _row(name: str, full: Figures, empty: Figures) -> list[str]:
     sides = (full, empty)
     own = [[wait.own_ms for wait in side.waits] for side in sides]
-    p99s = [_common.percentile(each, 99) for each in own]
-    walls = [_common.percentile([wait.wall_ms for wait in side.waits], 99) for side in sides]
+    p99s = [_figures.percentile(each, 99) for each in own]
+    walls = [_figures.percentile([wait.wall_ms for wait in side.waits], 99) for side in sides]
     figures = zip(own, p99s, walls, strict=True)
     is_fast = name in LONG or p99s[0] <= max(FACTOR * p99s[1], AT_MOST_MS)
     # Of the rounds the median. What holds others up does so in each round.
@@ -375,7 +376,7 @@ def _row(name: str, full: Figures, empty: Figures) -> list[str]:
     is_free = all(ours <= max(HELD_MS, FACTOR * theirs) for (ours, _), (theirs, _) in (held[:2], held[2:]))
     return [
         name,
-        *(f"{_common.percentile(mine, 50):.1f} / {p99:.1f} ({wall:.0f})" for mine, p99, wall in figures),
+        *(f"{_figures.percentile(mine, 50):.1f} / {p99:.1f} ({wall:.0f})" for mine, p99, wall in figures),
         "met" if is_fast else "MISSED",
         *(f"{mine:.0f} ({wall:.0f})" for mine, wall in held),
         "met" if is_free else "MISSED",
@@ -399,7 +400,7 @@ def _compare_starts(full: HostProcess, empty: HostProcess, count: int) -> None:
             host.kill()
         print(f"start {turn + 1} of {count} done", file=sys.stderr, flush=True)
     added_s = statistics.median(one - other for one, other in zip(took_s["full"], took_s["empty"], strict=True))
-    _common.print_table(
+    _figures.print_table(
         ["", "backlog", "empty store", "added", "budget", ""],
         [
             [
@@ -407,7 +408,7 @@ def _compare_starts(full: HostProcess, empty: HostProcess, count: int) -> None:
                 *(f"{statistics.median(took_s[name]):.2f}" for name in ("full", "empty")),
                 f"{added_s:+.2f} s",
                 "≤ +2 s",
-                _common.format_verdict(added_s, 2),
+                _figures.format_verdict(added_s, 2),
             ]
         ],
     )

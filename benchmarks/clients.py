@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import _common
+import _figures
 import aiohttp
 from _common import HostProcess
 
@@ -194,11 +195,11 @@ def _show(figures: dict[str, list[Figures]], native: str) -> None:
             (lambda one: one.cpu_ms, ".2f"),
         ):
             ours, theirs = [of(one) for one in rounds], [of(one) for one in figures[native]]
-            ratio = "" if name == native else f"{_common.median_ratio(ours, theirs):.2f} ×"
+            ratio = "" if name == native else f"{_figures.median_ratio(ours, theirs):.2f} ×"
             cells += [f"{statistics.median(ours):{digits}}", ratio]
         rows.append([name, *cells])
     head = ["", "jobs/s", "", "submit to end, ms", "", "server's CPU per job, ms", ""]
-    _common.print_table(head, rows)
+    _figures.print_table(head, rows)
 
 
 def main() -> None:

@@ -27,9 +27,8 @@ from _common import (
     make_no_op,
     make_parser,
     open_connections,
-    percentile,
-    print_table,
 )
+from _figures import percentile, print_table
 
 from comfyui_guarded.tests.hosts.launch import HostProcess
 

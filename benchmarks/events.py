@@ -23,7 +23,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-from _common import find_host_kind, make_base_directory, make_parser, percentile, print_table, read_cpu_s
+from _common import find_host_kind, make_base_directory, make_parser, read_cpu_s
+from _figures import percentile, print_table
 from aiohttp import web
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, free_port

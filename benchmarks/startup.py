@@ -11,6 +11,7 @@ import statistics
 import sys
 
 import _common
+import _figures
 from _common import HostProcess
 
 BUDGET_S = 0.3
@@ -39,7 +40,7 @@ def main() -> None:
                 print(f"round {turn} of {options.rounds} done", file=sys.stderr, flush=True)
         imports_s = [float(found) for found in _IMPORT_TIME.findall(hosts["with"][0].log.read_text(errors="replace"))]
     added_s = statistics.median(one - other for one, other in zip(took_s["with"], took_s["without"], strict=True))
-    _common.print_table(
+    _figures.print_table(
         ["", "with the package", "without", "added", "budget", ""],
         [
             [
@@ -47,7 +48,7 @@ def main() -> None:
                 *(f"{statistics.median(took_s[name]):.2f}" for name in ("with", "without")),
                 f"{added_s:+.2f} s",
                 f"≤ +{BUDGET_S:g} s",
-                _common.format_verdict(added_s, BUDGET_S),
+                _figures.format_verdict(added_s, BUDGET_S),
             ]
         ],
     )

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import _common
+import _figures
 import aiohttp
 from _common import HostProcess, Load
 
@@ -170,7 +171,7 @@ def _show(title: str, rounds: list[Round]) -> None:
         ),
     ):
         values = {side: [of(one[side], many[side]) for one, many in rounds] for side in ROUTES}
-        ours = _common.median_ratio(values["guarded"], values["native"])
+        ours = _figures.median_ratio(values["guarded"], values["native"])
         digits = ".0f" if unit == "/s" else ".2f"
         rows.append(
             [
@@ -178,12 +179,12 @@ def _show(title: str, rounds: list[Round]) -> None:
                 *(f"{statistics.median(values[side]):{digits}}" for side in ("guarded", "native")),
                 f"{ours:.2f} ×",
                 f"{'≥' if at_least else '≤'} {budget:.2f} ×" if budget else "",
-                _common.format_verdict(ours, budget, at_least) if budget else "",
+                _figures.format_verdict(ours, budget, at_least) if budget else "",
                 f"{statistics.median(values['beside']):{digits}}",
-                f"{_common.median_ratio(values['beside'], values['native']):.2f} ×",
+                f"{_figures.median_ratio(values['beside'], values['native']):.2f} ×",
             ]
         )
-    _common.print_table(
+    _figures.print_table(
         ["", "guarded", "native", "ratio", "budget", "", "native route, guarded server", "its ratio"], rows
     )
     share = max(statistics.median(many[side].generator_share for _one, many in rounds) for side in ROUTES)
@@ -195,9 +196,9 @@ def _show(title: str, rounds: list[Round]) -> None:
 
 def _show_whole(whole: dict[str, list[float]], cpu: dict[str, list[float]]) -> None:
     added_ms = statistics.median(ours - theirs for ours, theirs in zip(whole["guarded"], whole["native"], strict=True))
-    ratio = _common.median_ratio(cpu["guarded"], cpu["native"])
+    ratio = _figures.median_ratio(cpu["guarded"], cpu["native"])
     print("\nend to end: submit until settled (guarded, ?wait) against submit until `executing` null on the websocket")
-    _common.print_table(
+    _figures.print_table(
         ["", "guarded", "native", "ratio", "budget", "", "native route, guarded server"],
         [
             [
@@ -205,7 +206,7 @@ def _show_whole(whole: dict[str, list[float]], cpu: dict[str, list[float]]) -> N
                 *(f"{statistics.median(whole[side]):.2f}" for side in ("guarded", "native")),
                 f"{added_ms:+.2f} ms",
                 "≤ +10 ms",
-                _common.format_verdict(added_ms, 10),
+                _figures.format_verdict(added_ms, 10),
                 f"{statistics.median(whole['beside']):.2f}",
             ],
             [
@@ -213,7 +214,7 @@ def _show_whole(whole: dict[str, list[float]], cpu: dict[str, list[float]]) -> N
                 *(f"{statistics.median(cpu[side]):.2f}" for side in ("guarded", "native")),
                 f"{ratio:.2f} ×",
                 "≤ 2.00 ×",
-                _common.format_verdict(ratio, 2.0),
+                _figures.format_verdict(ratio, 2.0),
                 f"{statistics.median(cpu['beside']):.2f}",
             ],
         ],

@@ -13,6 +13,7 @@ import uuid
 from typing import Any
 
 import _common
+import _figures
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import JobState, NewJob, Verdict
@@ -67,18 +68,18 @@ def main() -> None:
         *(
             [f"a write, {name}, ms", f"{of(quiet):.2f}", f"{of(busy):.2f}", "", ""]
             for name, of in (
-                ("p50", lambda waits: _common.percentile(waits, 50)),
-                ("p99", lambda waits: _common.percentile(waits, 99)),
+                ("p50", lambda waits: _figures.percentile(waits, 50)),
+                ("p99", lambda waits: _figures.percentile(waits, 99)),
                 ("longest", max),
             )
         ),
     ]
-    _common.print_table(["", "before", "meanwhile", "budget", ""], rows)
+    _figures.print_table(["", "before", "meanwhile", "budget", ""], rows)
 
 
 def _row(name: str, took: list[float], per_cent: float) -> list[str]:
-    value = _common.percentile(took, per_cent)
-    return [name, "", f"{value:.1f}", f"≤ {BUDGET_MS:g}", _common.format_verdict(value, BUDGET_MS)]
+    value = _figures.percentile(took, per_cent)
+    return [name, "", f"{value:.1f}", f"≤ {BUDGET_MS:g}", _figures.format_verdict(value, BUDGET_MS)]
 
 
 class _Later(Clock):

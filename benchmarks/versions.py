@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import _common
+import _figures
 from _common import HostProcess, Load
 
 CLIENTS = 32
@@ -116,17 +117,17 @@ async def _run(hosts: dict[str, HostProcess], options: argparse.Namespace) -> Fi
 def _show(figures: Figures) -> None:
     rows = []
     for name, values in figures.items():
-        ratio = _common.median_ratio(values["this"], values["other"])
+        ratio = _figures.median_ratio(values["this"], values["other"])
         rows.append(
             [
                 name,
                 *(f"{statistics.median(values[side]):.2f}" for side in ("this", "other")),
                 f"{ratio:.2f} ×",
                 f"≤ {BUDGET:.2f} ×",
-                _common.format_verdict(ratio, BUDGET),
+                _figures.format_verdict(ratio, BUDGET),
             ]
         )
-    _common.print_table(["", "this", "other", "ratio", "budget", ""], rows)
+    _figures.print_table(["", "this", "other", "ratio", "budget", ""], rows)
 
 
 if __name__ == "__main__":
