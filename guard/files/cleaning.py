@@ -120,9 +120,10 @@ def _clean(value: Any, pattern: re.Pattern[str]) -> Any:
 
 
 #: In a list that is written into a text, a name below the owners' folders: `'guarded-uploads/bot-0f…'`. Without the
-#: second quote where the text was cut off.
+#: second quote where the text was cut off, which other lines may follow.
 _LISTED = re.compile(
-    rf"""(?P<before>\[|, )(?P<quote>['"]){re.escape(FOLDER)}(?:[/\\](?:(?!(?P=quote)).)*)?…?(?:(?P=quote)|$)"""
+    rf"""(?P<before>\[|, )(?P<quote>['"]){re.escape(FOLDER)}(?:[/\\](?:(?!(?P=quote)).)*)?…?(?:(?P=quote)|$)""",
+    re.MULTILINE,
 )
 
 

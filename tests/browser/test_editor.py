@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,12 @@ def test_no_verdict_empties_the_editors_own_panels(editor: Callable[..., Page], 
         _cancelled(bot),
     ]
     assert codes == ["generation_timeout", "generation_failed", "result_missing", "result_corrupt", "cancelled"]
-    failed = [one for one in bot.get("/api/jobs").json["jobs"] if one["status"] in ("failed", "cancelled")]
+    for _ in range(1000):
+        listed = bot.get("/api/jobs").json["jobs"]
+        if all(one["status"] in ("completed", "failed", "cancelled") for one in listed):  # a cancelled one still ran
+            break
+        time.sleep(0.05)
+    failed = [one for one in listed if one["status"] in ("failed", "cancelled")]
     page = editor()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))

@@ -371,9 +371,13 @@ async def test_without_a_shutdown_grace_a_sigterm_does_what_it_always_did(server
 @pytest.mark.parametrize("max_attempts", [1, 2, 3])
 async def test_a_prompt_that_kills_the_process_is_tried_so_often_and_the_others_run(server, max_attempts):
     host = server(GUARDED_WATCHDOG__MAX_ATTEMPTS=str(max_attempts)).start()
-    async with connected(host) as client, client.busy():  # so that all are queued before the first runs
+    async with connected(host) as client:
+        before = await client.admitted(sleep(3600))  # so that all are queued before the first runs
+        await client.running(before)
         poison = await client.admitted({"1": node("FaultKillProcess", seed=0), "2": save()})
         others = [await client.admitted(picture()) for _ in range(3)]
+        with contextlib.suppress(aiohttp.ClientError):  # it may die before it has answered
+            await client.cancel(before)
     for attempt in range(max_attempts):
         if attempt:
             host.spawn()  # it may not live long enough to be ready

@@ -90,6 +90,9 @@ def test_a_refusals_choices_that_were_cut_off_leave_them_out_too(end):
     error = InvalidWorkflowError(f"folder: 'x' not in ['3d', {end}")
     CLEANER.clean_error(error, "bot")
     assert error.message == "folder: 'x' not in ['3d'"
+    error = InvalidWorkflowError(f"folder: 'x' not in ['3d', {end}\nLoader 1: Required input is missing")
+    CLEANER.clean_error(error, "bot")
+    assert error.message == "folder: 'x' not in ['3d'\nLoader 1: Required input is missing"
 
 
 def test_a_message_of_the_websocket_is_cleaned_and_any_other_left_as_it_is():
