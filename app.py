@@ -47,6 +47,7 @@ from .guard.life.runs import Runs
 from .guard.life.secrets import Secrets
 from .guard.life.settle import Settler
 from .guard.life.watchdog import Watchdog
+from .guard.operators.alarms import Alarms
 from .guard.operators.gpu import Gpus
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.refusals import Refusals
@@ -154,8 +155,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     gpus = Gpus()
     exposition = Exposition(metrics, settings.queue, store, host, health, watchdog, janitor, gpus)
     refusals = Refusals(clock)
+    alarms = Alarms(store, clock)
     refused: Signal[[str, str]] = Signal()
-    stats = Stats(settings.queue, store, host, health, watchdog, janitor, gpus, refusals, clock)
+    stats = Stats(settings.queue, store, host, health, watchdog, janitor, gpus, refusals, alarms, clock)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
     store.changed.subscribe(estimates.follow)
@@ -173,6 +175,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     outbox.filled.subscribe(sender.wake)
     sender.attempted.subscribe(metrics.count_delivery)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
+    events.alarmed.subscribe(alarms.note)
+    watchdog.turned.subscribe(alarms.turn)
     watchdog.alarmed.subscribe(events.alarm)
     watchdog.turned.subscribe(dispatcher.supervise)
     watchdog.turned.subscribe(reconciler.turn)
@@ -244,6 +248,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         uploads=uploads,
         files=files,
         stats=stats,
+        alarms=alarms,
         limits=limits,
         quotas=quotas,
         exposition=exposition,

@@ -3,11 +3,11 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { showOnNodes, showRefusals } from "./nodes.js";
+import { alarmText } from "./panel/alarm_view.js";
 import { Api } from "./panel/api.js";
 import { Board } from "./panel/board.js";
 import { h, setAttribute, setText, styled } from "./panel/dom.js";
 import { mount } from "./panel/panel.js";
-import { alarmText } from "./panel/server_view.js";
 import { chosen, load } from "./panel/texts.js";
 
 const TAB = "guarded";
@@ -92,11 +92,13 @@ function addTab(board, texts) {
 
 function addBadge(board, texts) {
     const count = h("span");
+    const alarms = h("span", { class: "g-badge-alarms" });
     badge = h(
         "button",
         { type: "button", class: "g-badge", onclick: () => app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${TAB}`) },
         h("i", { class: "pi pi-shield", "aria-hidden": "true" }),
         count,
+        alarms,
     );
     badge.hidden = !setting(BADGE);
     // Editors without the top bar have the tab.
@@ -105,13 +107,16 @@ function addBadge(board, texts) {
         const running = board.running.length;
         const queued = Math.max(board.stats?.queue?.queued ?? 0, board.waiting.length);
         const trouble = board.link === "off" || board.ready?.ready === false;
-        const said = texts.t(trouble ? "badge_not_ready" : "badge", { running, queued });
+        const unseen = board.unseen ? texts.t("badge_alarms", { count: board.unseen }) : "";
+        const said = [texts.t(trouble ? "badge_not_ready" : "badge", { running, queued }), unseen].filter(Boolean).join(". ");
         setText(count, trouble ? "!" : queued ? `${running} + ${queued}` : String(running));
+        alarms.hidden = !board.unseen;
+        setText(alarms, String(board.unseen));
         setAttribute(badge, "data-trouble", trouble);
         setAttribute(badge, "title", said);
         setAttribute(badge, "aria-label", said);
         const tab = app.extensionManager.getSidebarTabs?.().find((one) => one.id === TAB);
         // The editor's own copy of the tab is reactive.
-        if (tab) tab.iconBadge = trouble ? "!" : running + queued ? String(running + queued) : null;
+        if (tab) tab.iconBadge = trouble || board.unseen ? "!" : running + queued ? String(running + queued) : null;
     });
 }

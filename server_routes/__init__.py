@@ -2,6 +2,7 @@
 
 from . import (
     access,
+    alarms,
     artifacts,
     doctor,
     events,
@@ -32,6 +33,7 @@ ROUTES: list[Route] = [
     *health.ROUTES,
     *janitor.ROUTES,
     *stats.ROUTES,
+    *alarms.ROUTES,
     *webhooks.ROUTES,
     *doctor.ROUTES,
     *page.ROUTES,

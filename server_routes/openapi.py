@@ -50,6 +50,7 @@ _TAGS = {
     "comfyui": "ComfyUI's own routes, limited to the caller.",
     "health": "Whether the server can take a job.",
     "stats": "Figures.",
+    "alarms": "What operators should look at.",
     "janitor": "What the janitor deletes.",
     "doctor": "What is set, missing or unsafe.",
     "page": "The operator's page.",

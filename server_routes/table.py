@@ -40,6 +40,7 @@ from ..guard.files.uploads import Uploads
 from ..guard.janitor import Janitor
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health
+from ..guard.operators.alarms import Alarms
 from ..guard.operators.metrics import Exposition
 from ..guard.operators.stats import Stats
 from ..guard.quotas import Quotas, Turn
@@ -95,6 +96,7 @@ class Services:
     uploads: Uploads
     files: Files
     stats: Stats
+    alarms: Alarms
     limits: Limits
     quotas: Quotas
     exposition: Exposition

@@ -67,6 +67,8 @@ class Events:
         #: The newest picture of each job, if no reader has had it yet.
         self._pictures: dict[str, tuple[str, Callable[[], bytes]]] = {}
         self._progress_due_s = 0.0
+        #: Something has happened that an operator should look at: its code, a message, the job. Any thread.
+        self.alarmed: Signal[[str, str, str | None]] = Signal()
         #: A new reader wants positions: called with its one job (None: several) on the event loop.
         self.joined: Signal[[str | None]] = Signal()
         # Event loop only.
@@ -96,6 +98,7 @@ class Events:
     def alarm(self, code: str, message: str, job_id: str | None = None) -> None:
         """Tell operators of something that they should look at. Any thread."""
         body: AlarmEvent = {"code": code, "job_id": job_id, "message": message}
+        self.alarmed(code, message, job_id)
         self._put(Event(ALARM, lambda: body))
 
     def progressed(self, job_id: str, progress: Progress) -> None:

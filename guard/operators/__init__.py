@@ -2,5 +2,5 @@
 
 `stats` has the figures of the page, `metrics` those for Prometheus after the table in `families`, `gpu` asks NVIDIA's
 driver,
-`refusals` counts what is refused at the door.
+`refusals` counts what is refused at the door, `alarms` keeps what operators should look at.
 """

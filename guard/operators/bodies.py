@@ -75,7 +75,7 @@ class WorkerBody(TypedDict):
 
 
 class StatsBody(TypedDict):
-    """The figures; `failing`, `gpu`, `disk`, `worker` and `alarms` are for operators."""
+    """The figures; `failing`, `gpu`, `disk`, `worker`, `alarms` and `unseen_alarms` are for operators."""
 
     now_ms: int
     windows: dict[str, WindowBody]
@@ -88,3 +88,4 @@ class StatsBody(TypedDict):
     disk: NotRequired[dict[str, RootBody]]
     worker: NotRequired[WorkerBody]
     alarms: NotRequired[list[AlarmBody]]
+    unseen_alarms: NotRequired[int]

@@ -23,6 +23,7 @@ from ..life.health import Health
 from ..life.watchdog import Watchdog
 from ..settings import QueueSettings
 from ..store import Counts, Ended
+from .alarms import Alarms
 from .bodies import FailingBody, OutcomesBody, SlowestBody, StatsBody, WindowBody
 from .gpu import Gpus
 from .refusals import Refusals
@@ -86,6 +87,7 @@ class Stats:
         janitor: Janitor,
         gpus: Gpus,
         refusals: Refusals,
+        alarms: Alarms,
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -96,6 +98,7 @@ class Stats:
         self._janitor = janitor
         self._gpus = gpus
         self._refusals = refusals
+        self._alarms = alarms
         self._clock = clock
         self._lock = asyncio.Lock()
         self._hours: dict[int, Owners] = {}
@@ -156,7 +159,9 @@ class Stats:
 
     async def _add_machine(self, figures: StatsBody) -> StatsBody:
         running: list[Job] = []
+        unseen = 0
         with contextlib.suppress(GuardError):
+            unseen = await self._alarms.count_unseen()
             running = await wrap_future(
                 self._store.list_jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1)
             )
@@ -172,6 +177,7 @@ class Stats:
                 "disowned": self._host.hung_workers(),
             },
             "alarms": self._health.alarms(),
+            "unseen_alarms": unseen,
         }
 
     async def _count_endings(self, now_ms: int) -> tuple[dict[str, list[Owners]], list[tuple[int, Owners]]]:

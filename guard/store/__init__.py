@@ -6,9 +6,10 @@ and commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock
 `disk` (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep`
 (it stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads
 them), `search`, `outbox`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`,
-`tables` and `schema`.
+`alarms`, `tables` and `schema`.
 """
 
+from .alarms import Alarm, NewAlarm
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
 from .facts import (
     Changes,
@@ -36,6 +37,7 @@ from .sqlite import SqliteStore
 from .upkeep import Limits
 
 __all__ = [
+    "Alarm",
     "Changes",
     "Claimed",
     "Counts",
@@ -49,6 +51,7 @@ __all__ = [
     "IdempotencyKey",
     "Limits",
     "Listing",
+    "NewAlarm",
     "Page",
     "Recovery",
     "Run",

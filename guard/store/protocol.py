@@ -9,6 +9,7 @@ from typing import Protocol
 from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
+from .alarms import Alarm, NewAlarm
 from .facts import (
     Changes,
     Claimed,
@@ -320,6 +321,20 @@ class Store(Protocol):
 
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         """Make a delivery pending again, as if it were new; None if the owner has no such delivery."""
+
+    # What operators should look at. ----------------------------------------------------------------------------
+
+    def put_alarms(self, alarms: Sequence[NewAlarm]) -> Future[None]:
+        """Write them down; of all only the newest 1000 are kept."""
+
+    def list_alarms(self, limit: int, before: int | None = None) -> Future[list[Alarm]]:
+        """List alarms, newest first; `before` is the `number` of the last one of the page before."""
+
+    def count_unseen_alarms(self) -> Future[int]:
+        """Count those that nobody has marked as seen."""
+
+    def mark_alarms_seen(self, numbers: Sequence[int], up_to: int) -> Future[int]:
+        """Mark those of these numbers, and all up to `up_to`; return how many are left that are not."""
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was handed in is on disk; False where it is not by then. Blocks."""

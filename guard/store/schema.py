@@ -256,4 +256,16 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE INDEX jobs_by_code ON jobs (code, number) WHERE code IS NOT NULL;
     """,
+    """
+    -- What operators should look at, the newest.
+    CREATE TABLE alarms (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        code TEXT NOT NULL,
+        message TEXT NOT NULL,
+        job_id TEXT,
+        seen_at_ms INTEGER
+    );
+    CREATE INDEX alarms_unseen ON alarms (number) WHERE seen_at_ms IS NULL;
+    """,
 )

@@ -12,7 +12,9 @@ from ..clock import Clock
 from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
+from . import alarms as alarm_rows
 from . import outbox, queries, result_files, search
+from .alarms import Alarm, NewAlarm
 from .engine import Engine
 from .facts import (
     Changes,
@@ -241,6 +243,12 @@ class SqliteStore(Store):
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         return self._engine.write(lambda db: outbox.redeliver(db, webhook_id, owner, self._clock.now_ms()))
 
+    def put_alarms(self, alarms: Sequence[NewAlarm]) -> Future[None]:
+        return self._engine.write(lambda db: alarm_rows.put(db, alarms), urgent=False)
+
+    def mark_alarms_seen(self, numbers: Sequence[int], up_to: int) -> Future[int]:
+        return self._engine.write(lambda db: alarm_rows.mark_seen(db, numbers, up_to, self._clock.now_ms()))
+
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
         def operation(db: sqlite3.Connection) -> int:
             # A settled job keeps its lease until ComfyUI's worker lets go of it.
@@ -390,6 +398,12 @@ class SqliteStore(Store):
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None
     ) -> Future[list[Delivery]]:
         return self._engine.read_list(lambda db: outbox.list_deliveries(db, owner, states, limit, before))
+
+    def list_alarms(self, limit: int, before: int | None = None) -> Future[list[Alarm]]:
+        return self._engine.read_list(lambda db: alarm_rows.list_newest(db, limit, before))
+
+    def count_unseen_alarms(self) -> Future[int]:
+        return self._engine.read(alarm_rows.count_unseen)
 
     def list_heads(self, after: int, limit: int) -> Future[list[tuple[str, Head]]]:
         return self._engine.read_list(lambda db: queries.list_heads(db, after, limit))

@@ -14,7 +14,9 @@ const STATS_EVERY_MS = 5000;
 const POLL_EVERY_MS = 2000;
 /** Twenty events a second are one picture. */
 const SHOWN_EVERY_MS = 100;
-const TOLD_AT_MOST = 20;
+const ALARMS_PAGE = 50;
+/** An alarm is told before it is on disk. */
+const ALARM_WRITTEN_MS = 300;
 
 export const settled = (job) => SETTLED.includes(job.state);
 
@@ -37,8 +39,9 @@ export class Board {
         this.stats = null;
         this.janitor = null;
         this.ready = null;
-        /** What the stream has told of: timeouts, replaced workers, full disks; newest first. */
-        this.told = [];
+        /** Timeouts, replaced workers, full disks: the newest first, and how many of all nobody has seen. */
+        this.alarms = [];
+        this.unseen = 0;
         this.clock_ms = 0;
         this.listeners = new Set();
         this.alarmed = new Set();
@@ -232,6 +235,7 @@ export class Board {
         this.janitor = janitor;
         this.ready = ready;
         if (stats?.now_ms) this.clock_ms = stats.now_ms - Date.now();
+        if ((stats?.unseen_alarms ?? this.unseen) !== this.unseen) await this.loadAlarms();
         this.changed();
     }
 
@@ -306,12 +310,19 @@ export class Board {
     }
 
     alarm(data) {
-        this.told = [{ ...data, at_ms: this.now() }, ...this.told].slice(0, TOLD_AT_MOST);
         for (const listener of this.alarmed) listener(data);
+        setTimeout(() => this.loadAlarms().then(() => this.changed()), ALARM_WRITTEN_MS);
     }
 
-    dismiss() {
-        this.told = [];
+    async loadAlarms() {
+        const page = await this.optional(`/alarms?limit=${ALARMS_PAGE}`);
+        if (page) [this.alarms, this.unseen] = [page.alarms, page.unseen];
+    }
+
+    /** Mark alarms as seen: `{ids}`, or all up to one, `{up_to}`. */
+    async see(which) {
+        await this.api.ask("POST", "/alarms/seen", { body: JSON.stringify(which) });
+        await this.loadAlarms();
         this.changed();
     }
 

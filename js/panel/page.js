@@ -23,7 +23,10 @@ export async function start(root, base) {
         const board = new Board(api);
         const tools = [languages(language, texts), ...(api.key ? [forget(texts)] : [])];
         const unmount = mount(root, board, texts, { heading: texts.t("title"), tools });
-        const unsubscribe = board.subscribe(() => board.link === "locked" && ask(texts, language, api.key !== ""));
+        const unsubscribe = board.subscribe(() => {
+            document.title = (board.unseen ? `(${board.unseen}) ` : "") + texts.t("title");
+            if (board.link === "locked") ask(texts, language, api.key !== "");
+        });
         board.start();
         end = () => {
             board.stop();

@@ -1,12 +1,13 @@
 // The operator's view of the guard, behind both the page at /guarded/ and the sidebar tab in ComfyUI's editor.
 
+import { alarmView } from "./alarm_view.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { chartView } from "./chart.js";
 import { figuresView } from "./figures.js";
 import { failuresView } from "./failures_view.js";
 import { queueView, runningView, section } from "./jobs_view.js";
 import { recentView } from "./recent_view.js";
-import { alarmView, diskView, serverView } from "./server_view.js";
+import { diskView, serverView } from "./server_view.js";
 
 const TICK_MS = 1000;
 
@@ -28,7 +29,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
     const state = h("span", { class: "g-pill", role: "status" });
     const link = h("span", { class: "g-live" });
     const views = [
-        alarmView(board, texts),
+        alarmView(board, texts, run),
         figuresView(board, texts),
         failuresView(board, texts, section, run),
         runningView(board, texts, run),

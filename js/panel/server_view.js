@@ -1,5 +1,6 @@
-// The machine below the jobs: disks and the janitor, the worker, what the doctor says.
+// The machine below the jobs: disks and the janitor, the worker, webhooks and alarms, what the doctor says.
 
+import { alarmHistory } from "./alarm_view.js";
 import { showJob, webhookRow } from "./job_view.js";
 import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
 
@@ -157,7 +158,7 @@ export function serverView(board, texts, section, run) {
     const repairs = h("p", { class: "g-quiet" });
     const begin = confirmed(texts.t("drain"), texts.t("drain_really"), () => run(() => turn(true)));
     const end = h("button", { type: "button", class: "g-button", onclick: () => run(() => turn(false)) }, texts.t("drain_end"));
-    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), webhooks(), doctor());
+    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), webhooks(), alarmHistory(board, texts, run), doctor());
     let draining = false;
 
     async function turn(wanted) {
@@ -221,43 +222,4 @@ export function serverView(board, texts, section, run) {
             end.hidden = !draining;
         },
     };
-}
-
-// Alarms. -----------------------------------------------------------------------------------------------------------
-
-export function alarmView(board, texts) {
-    const list = h("ul", { class: "g-plain" });
-    const rows = new Rows(
-        list,
-        (alarm) => alarm.key,
-        (alarm) => {
-            const said = h("span");
-            const when = h("span", { class: "g-when" });
-            const job = h("button", { type: "button", class: "g-link", onclick: () => showJob(board, alarm.job_id).catch(() => board.changed()) });
-            return {
-                element: h("li", {}, said, job, when),
-                update() {
-                    setText(said, alarmText(alarm, texts));
-                    job.hidden = !alarm.job_id;
-                    if (alarm.job_id) setText(job, alarm.job_id.slice(0, 8));
-                    setText(when, alarm.at_ms ? texts.ago((alarm.at_ms - board.now()) / 1000) : "");
-                },
-            };
-        },
-    );
-    const close = h("button", { type: "button", class: "g-button g-small", onclick: () => board.dismiss() }, texts.t("dismiss"));
-    const element = h("section", { class: "g-alarms", role: "status", "aria-label": texts.t("alarms") }, list, close);
-    const update = () => {
-        const standing = (board.stats?.alarms ?? []).map((one) => ({ ...one, key: `now-${one.code}` }));
-        const told = board.told.slice(0, 5).map((one) => ({ ...one, key: `${one.code}-${one.at_ms}` }));
-        rows.update([...standing, ...told]);
-        element.hidden = !standing.length && !told.length;
-        close.hidden = !told.length;
-    };
-    return { element, update, tick: update };
-}
-
-/** In the reader's language where the code is known; the server's own words otherwise. */
-export function alarmText(alarm, texts) {
-    return texts.known(`alarm_${alarm.code}`, "") || alarm.message || alarm.code;
 }

@@ -391,17 +391,6 @@ def test_which_webhook_was_given_up(opened: Callable[..., Page], bot: PlainClien
         receiver.shutdown()
 
 
-def test_a_timeout_is_an_alarm_until_it_is_dismissed(opened: Callable[..., Page], bot: PlainClient) -> None:
-    page = opened(locale="ru")
-    expect(page.get_by_text("Онлайн")).to_be_visible()
-    job_id = posted(bot, sleep(600), timeout_s=0.5)
-    alarms = page.get_by_role("status", name="Оповещения")
-    expect(alarms).to_contain_text("Задание не уложилось в срок и было остановлено.")
-    expect(within(page, "recent", job_id)).to_contain_text("generation_timeout")
-    page.get_by_role("button", name="Скрыть").click()
-    expect(alarms).to_be_hidden()
-
-
 def test_a_server_that_was_gone_is_live_again_and_nothing_is_missed(
     opened: Callable[..., Page], tmp_path: Path
 ) -> None:

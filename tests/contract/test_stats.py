@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from contract.client import Client, assert_refusal, picture, raises, text
+from contract.client import Client, assert_refusal, picture, raises, sleep, text
 from prometheus_client.parser import text_string_to_metric_families
 
 OUTCOMES = {"jobs", "succeeded", "failed", "cancelled", "average_run_s", "success_rate", "by_code", "refused"}
@@ -24,7 +24,7 @@ async def test_the_figures_move_with_the_jobs(client: Client):
         )
 
     stats = await client.polled(lambda: client.get("/guarded/stats"), moved)
-    machine = {"gpu", "disk", "worker", "alarms", "failing"}
+    machine = {"gpu", "disk", "worker", "alarms", "unseen_alarms", "failing"}
     assert set(stats) == {"now_ms", "windows", "queue", "slowest", "chart", "refused_since_ms", *machine}
     assert all(set(window) == OUTCOMES for window in stats["windows"].values())
     assert stats["windows"]["7d"]["by_code"]["generation_failed"] >= 1
@@ -94,3 +94,22 @@ async def test_a_scrape_has_the_jobs_that_ended_and_how(client: Client):
     assert after["guarded_jobs_admitted_total",] == before["guarded_jobs_admitted_total",] + 2
     assert after["guarded_ready",] == after["guarded_worker_up",] == 1
     assert after["process_resident_memory_bytes",] > 0
+
+
+async def test_alarms_are_listed_for_operators_until_they_are_seen(client: Client) -> None:
+    late = [(await client.submit(sleep(60), guard={"timeout_s": 0.2})).json["prompt_id"] for _ in range(2)]
+
+    def are_there(page: dict[str, Any]) -> bool:
+        return set(late) <= {alarm["job_id"] for alarm in page["alarms"]}
+
+    page = await client.polled(lambda: client.get("/guarded/alarms"), are_there)
+    newest = page["alarms"][0]
+    assert newest["code"] == "generation_timeout"
+    assert page["unseen"] == sum(alarm["seen_at_ms"] is None for alarm in page["alarms"])
+    (older,) = (await client.get(f"/guarded/alarms?limit=1&before={newest['id']}"))["alarms"]
+    assert older["id"] < newest["id"]
+    answer = await client.request("POST", "/guarded/alarms/seen", {"ids": [newest["id"]]})
+    assert answer.json == {"unseen": page["unseen"] - 1}
+    assert (await client.request("POST", "/guarded/alarms/seen", {"up_to": newest["id"]})).json == {"unseen": 0}
+    assert (await client.get("/guarded/stats"))["unseen_alarms"] == 0
+    assert_refusal(await client.request("POST", "/guarded/alarms/seen", {"ids": ["x"]}), "invalid_request")

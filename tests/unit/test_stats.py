@@ -14,6 +14,7 @@ from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.settle import Settler
 from comfyui_guarded.guard.life.watchdog import Watchdog
 from comfyui_guarded.guard.operators import stats as module
+from comfyui_guarded.guard.operators.alarms import Alarms
 from comfyui_guarded.guard.operators.gpu import Gpus
 from comfyui_guarded.guard.operators.refusals import Refusals
 from comfyui_guarded.guard.operators.stats import HOUR_MS, Stats, slowest
@@ -72,7 +73,9 @@ def made(store, clock, tmp_path, host=None):
     settler = Settler(store, host, None, ClientIds(b"key" * 11), clock, 15.0)
     watchdog = Watchdog(inforce, store, host, health, settler, FakeProcess(), clock)
     janitor = Box(tmp_path / "box").janitor(store)
-    return Stats(inforce.queue, store, host, health, watchdog, janitor, Gpus({}), Refusals(clock), clock)
+    return Stats(
+        inforce.queue, store, host, health, watchdog, janitor, Gpus({}), Refusals(clock), Alarms(store, clock), clock
+    )
 
 
 async def test_a_window_counts_what_ended_in_it_and_says_how(past, stats):

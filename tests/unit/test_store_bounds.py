@@ -10,7 +10,7 @@ from unit.store_steps import CANCELLED
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import OPEN, TERMINAL, JobState
-from comfyui_guarded.guard.store import IdempotencyKey, Listing, SqliteStore, Wanted, line, queries, search
+from comfyui_guarded.guard.store import IdempotencyKey, Listing, NewAlarm, SqliteStore, Wanted, line, queries, search
 from comfyui_guarded.guard.store.outbox import DeliveryState
 from comfyui_guarded.guard.store.protocol import Store
 
@@ -239,6 +239,13 @@ CALLS = {
         lambda store, _middle, owner=owner, states=states: store.list_deliveries(owner, states, 10)
         for owner in (None, "a", "nobody")
         for states in (frozenset(DeliveryState), frozenset({DeliveryState.DEAD}))
+    ],
+    "put_alarms": [lambda store, _middle: store.put_alarms([NewAlarm(1, "x", "x", "job-1")])],
+    "list_alarms": [lambda store, _middle: store.list_alarms(20), lambda store, _middle: store.list_alarms(20, 500)],
+    "count_unseen_alarms": [lambda store, _middle: store.count_unseen_alarms()],
+    "mark_alarms_seen": [
+        lambda store, _middle: store.mark_alarms_seen([1], 0),
+        lambda store, _middle: store.mark_alarms_seen([], 10**9),
     ],
     "redeliver": [lambda store, _middle: store.redeliver("job-1", "a"), lambda store, _m: store.redeliver("x", None)],
 }

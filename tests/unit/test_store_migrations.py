@@ -24,6 +24,8 @@ __all__ = ["small_disk"]
 
 CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
 LATEST = len(schema.MIGRATIONS)
+#: The one that adds the table of alarms.
+ALARMS = next(number for number, text in enumerate(schema.MIGRATIONS, 1) if "CREATE TABLE alarms" in text)
 
 #: The first characters of each shipped migration's SHA-256. A shipped one is in databases: changing it, its place or
 #: its number would leave those with other tables than their `user_version` says. To change the schema, append a
@@ -109,6 +111,8 @@ def make_database(path, version):
             )
         if version >= 10:
             insert(db, "made", type="output", path=b"a.png", job_id="job-1", artifact=0)
+        if version >= ALARMS:
+            insert(db, "alarms", at_ms=3_000, code="x", message="x", job_id="job-1")
         db.commit()
 
 
