@@ -145,7 +145,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     files = Files(host, store)
     references = References(host, files)
     admission = Admission(
-        settings, store, host, health, faces, references, secrets, clock, uploads, limits, janitor.in_use
+        settings, store, host, health, faces, references, secrets, clock, uploads, limits, quotas, janitor.in_use
     )
     templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     jobs = Jobs(settings.queue, store, settler, events, estimates)

@@ -266,7 +266,8 @@ class Job:
 
     `event_id` is the number of its last change of state: it grows over all jobs, and is never used twice. `round` is
     its turn among those of its owner's users: `guard/store/line.py`. `shortened`: it comes from a list, and what is
-    large of it is cut or left out.
+    large of it is cut or left out. `body_bytes` is the size of its body, whether that is still there or not; 0 for jobs
+    that had ended before sizes were noted.
     """
 
     job_id: str
@@ -293,6 +294,7 @@ class Job:
     user: str = ""
     round: int = 0
     idempotency_key: str | None = None
+    body_bytes: int = 0
     verdict: Verdict | None = None
     result: Result = Result()
     shortened: bool = False

@@ -328,6 +328,11 @@ class LimitsSettings(_Section):
         description="Requests of each key that are worked on at once; further ones wait for their turn, a minute at "
         "most. What only waits for a job, or sends a file, does not count. A key may have its own limit.",
     )
+    max_open_bytes: Bytes = Field(
+        2**28,
+        description="Bytes of the requests of each key's jobs that have not ended, together; one more gets "
+        "`quota_exceeded`. A key may have its own limit.",
+    )
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
     max_connections: int = Field(

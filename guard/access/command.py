@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--max-streams", type=_read_count, metavar="N", help="its open event streams and websockets")
     create.add_argument("--max-requests", type=_read_count, metavar="N", help="its requests that are worked on at once")
     create.add_argument(
+        "--max-open-bytes", type=_read_count, metavar="N", help="bytes of the requests of its jobs that have not ended"
+    )
+    create.add_argument(
         "--allow-nodes", type=_read_patterns, default=(), metavar="A,B*", help="its prompts may use only these classes"
     )
     create.add_argument("--deny-nodes", type=_read_patterns, default=(), metavar="A,B*", help="… and none of these")
@@ -100,6 +103,7 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
         max_queued=arguments.max_queued or (BOT_MAX_QUEUED if arguments.bot else None),
         max_streams=arguments.max_streams,
         max_requests=arguments.max_requests,
+        max_open_bytes=arguments.max_open_bytes,
         webhook=arguments.webhook,
         allow_nodes=arguments.allow_nodes,
         deny_nodes=arguments.deny_nodes,
@@ -142,6 +146,7 @@ def _describe_limits(limits: KeyLimits) -> list[str]:
         ("queued", limits.max_queued),
         ("streams", limits.max_streams),
         ("requests", limits.max_requests),
+        ("open bytes", limits.max_open_bytes),
         ("pixels", limits.max_pixels),
         ("steps", limits.max_steps),
     )

@@ -48,7 +48,10 @@ RUN = Family(
 )
 REFUSALS = Family("guarded_admission_refusals_total", "counter", "Prompts that were refused, by error code.", ("code",))
 OVER_QUOTA = Family(
-    "guarded_over_quota_total", "counter", "What was refused with quota_exceeded: streams or requests.", ("of",)
+    "guarded_over_quota_total",
+    "counter",
+    "What was refused with quota_exceeded: streams, requests or open_bytes.",
+    ("of",),
 )
 FACE_CHECKS = Family(
     "guarded_face_checks_total", "counter", "Pictures checked for faces: passed, or the error code.", ("outcome",)

@@ -23,7 +23,7 @@ from .turns import Requests, Turn
 #: So many requests of an owner are there at once, whether they are worked on, wait for their turn or for a job.
 HELD = 4096
 
-_Quota = Literal["max_streams", "max_requests", "max_waiting_bytes"]
+_Quota = Literal["max_streams", "max_requests", "max_open_bytes"]
 
 
 class Quotas:
@@ -89,8 +89,4 @@ class Quotas:
 
     def _refuse(self, of: str, held: int, limit: int, said: str, frees: str) -> QuotaExceededError:
         self.refused(of)
-        return QuotaExceededError(
-            f"{said.format(held)}; {limit} are allowed.",
-            details=f"There is room again once {frees}.",
-            extra_info={"of": of, "held": held, "limit": limit, "scope": "client", "frees": frees},
-        )
+        return QuotaExceededError.with_held(f"{said.format(held)}; {limit} are allowed.", of, held, limit, frees)

@@ -34,10 +34,12 @@ STANDING = 10_000
 
 @dataclass
 class Turn:
-    """One owner's line: how many jobs wait, how many left it and have not ended, and the last round that served it."""
+    """One owner's line: how many jobs wait, how many left it and have not ended, the bytes of the bodies of all those,
+    and the last round that served it."""
 
     queued: int = 0
     under_way: int = 0
+    body_bytes: int = 0
     served: int = 0
     #: How many wait of each priority and round, and the last round of each priority that was served.
     rounds: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -84,7 +86,8 @@ class Line:
         """Read the line from the tables."""
         leases = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases")}
         waiting = db.execute(
-            "SELECT owner, priority, round, template, shape, count(*) FROM jobs INDEXED BY jobs_queued "
+            "SELECT owner, priority, round, template, shape, count(*), sum(body_bytes) "
+            "FROM jobs INDEXED BY jobs_queued "
             "WHERE state = 'queued' GROUP BY owner, priority, round, template, shape"
         )
         rounds = db.execute("SELECT owner, served FROM turns WHERE user_id = ''")
@@ -92,15 +95,19 @@ class Line:
         kinds: dict[Kind, int] = {}
         for owner, priority, last in db.execute("SELECT owner, priority, round FROM rounds"):
             turns.setdefault(owner, Turn()).last_rounds[priority] = last
-        for owner, priority, round_, template, shape, count in waiting:
-            turns.setdefault(owner, Turn()).add(priority, round_, count)
+        for owner, priority, round_, template, shape, count, body_bytes in waiting:
+            turn = turns.setdefault(owner, Turn())
+            turn.add(priority, round_, count)
+            turn.body_bytes += body_bytes
             kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + count
         under_way = db.execute(
-            f"SELECT owner, count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
+            f"SELECT owner, count(*), sum(body_bytes) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
             "AND state IN ('dispatched', 'running', 'validating') GROUP BY owner"
         )
-        for owner, count in under_way:
-            turns.setdefault(owner, Turn()).under_way = count
+        for owner, count, body_bytes in under_way:
+            turn = turns.setdefault(owner, Turn())
+            turn.under_way = count
+            turn.body_bytes += body_bytes
         alone = db.execute(
             f"SELECT job_id FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
             "AND state IN ('dispatched', 'running', 'validating') AND attempts > (state <> 'dispatched')"
@@ -127,6 +134,13 @@ class Line:
         """Count the owner's jobs (None: everybody's) that have not ended."""
         turns = list(self.turns.values()) if owner is None else [self.turns.get(owner, Turn())]
         return sum(turn.queued + turn.under_way for turn in turns)
+
+    def count_open_bytes(self, owner: str) -> int:
+        """Count the bytes of the bodies of the owner's jobs that have not ended."""
+        return self.turns.get(owner, Turn()).body_bytes
+
+    def add_open_bytes(self, owner: str, change: int) -> None:
+        self.turns.setdefault(owner, Turn()).body_bytes += change
 
     def add_under_way(self, owner: str, change: int) -> None:
         """Count `change` more of the owner's jobs as having left the line without having ended."""

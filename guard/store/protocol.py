@@ -102,6 +102,9 @@ class Store(Protocol):
     def count_queued(self, owner: str) -> int:
         """Count the owner's jobs that wait."""
 
+    def count_open_bytes(self, owner: str) -> int:
+        """Count the bytes of the bodies of the owner's jobs that have not settled."""
+
     def count_open(self, owner: str | None) -> int:
         """Count the owner's jobs that have not settled."""
 
@@ -126,10 +129,12 @@ class Store(Protocol):
         *,
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
+        max_bytes_of_owner: int | None = None,
     ) -> Future[Submitted]:
         """Put a job into the queue, where its user's last job is, or a round of turns after that.
 
-        Raises `QueueFullError`, `DiskFullError` where the database may not become larger, or `ConflictError` if the
+        Raises `QueueFullError`, `QuotaExceededError` where the bodies of the owner's open jobs would be larger together
+        than `max_bytes_of_owner`, `DiskFullError` where the database may not become larger, or `ConflictError` if the
         job's id or key is taken.
         """
 

@@ -14,7 +14,7 @@ from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
 COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
     "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-    "user_id, round, idempotency_key, verdict, result, converted"
+    "user_id, round, idempotency_key, verdict, result, converted, body_bytes"
 )
 
 #: The condition of the index `jobs_open`, word for word, as SQLite uses the index only then. Without it, each query
@@ -25,7 +25,7 @@ IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 def read_job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
     (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
-    event_id, webhook, user, round_, idempotency_key, verdict, result, converted = rest
+    event_id, webhook, user, round_, idempotency_key, verdict, result, converted, body_bytes = rest
     return Job(
         job_id=job_id,
         number=number,
@@ -51,6 +51,7 @@ def read_job(row: tuple[Any, ...]) -> Job:
         user=user,
         round=round_,
         idempotency_key=idempotency_key,
+        body_bytes=body_bytes,
         verdict=_read_verdict(json.loads(verdict)) if verdict else None,
         result=_read_result(json.loads(result)) if result else Result(),
     )
@@ -74,8 +75,8 @@ def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> N
     db.execute(
         "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
         "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-        "user_id, round, idempotency_key, converted) "
-        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "user_id, round, idempotency_key, converted, body_bytes) "
+        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.number,
             new.job_id,
@@ -98,6 +99,7 @@ def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> N
             job.round,
             job.idempotency_key,
             new.converted,
+            job.body_bytes,
         ),
     )
     db.execute("INSERT INTO bodies VALUES (?, ?)", (job.number, new.body))

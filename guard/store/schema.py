@@ -268,4 +268,13 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX alarms_unseen ON alarms (number) WHERE seen_at_ms IS NULL;
     """,
+    """
+    -- How large the body is: those of an owner's open jobs are counted without reading them.
+    ALTER TABLE jobs ADD COLUMN body_bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE jobs SET body_bytes = coalesce((SELECT length(body) FROM bodies WHERE bodies.number = jobs.number), 0)
+        WHERE state IN ('queued', 'dispatched', 'running', 'validating');
+    DROP INDEX jobs_queued;
+    CREATE INDEX jobs_queued ON jobs (owner, priority DESC, round, place, number, template, shape, body_bytes)
+        WHERE state = 'queued';
+    """,
 )

@@ -115,6 +115,9 @@ class SqliteStore(Store):
     def count_queued(self, owner: str) -> int:
         return self._transitions.line.count_queued(owner)
 
+    def count_open_bytes(self, owner: str) -> int:
+        return self._transitions.line.count_open_bytes(owner)
+
     @property
     def leased(self) -> int:
         return len(self._leases)
@@ -194,8 +197,9 @@ class SqliteStore(Store):
         *,
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
+        max_bytes_of_owner: int | None = None,
     ) -> Future[Submitted]:
-        limits = max_queued, max_queued_of_owner, max_queued_of_user
+        limits = max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner
         return self._engine.write(lambda db: self._transitions.submit(db, new, key, *limits), durable=True)
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:

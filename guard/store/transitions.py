@@ -11,6 +11,7 @@ from typing import Any
 from ..clock import Clock
 from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError
 from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
+from ..quotas import check_open_bytes
 from . import outbox, result_files, times
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
@@ -91,6 +92,7 @@ class Transitions:
         max_queued: int,
         max_queued_of_owner: int | None,
         max_queued_of_user: int | None,
+        max_bytes_of_owner: int | None,
     ) -> Submitted:
         if key is not None and (earlier := replay(db, self.line, new.owner, key, by_submit=True)):
             return earlier
@@ -103,6 +105,8 @@ class Transitions:
             of_user = self.line.count_queued_of_user(db, new.owner, new.user, max_queued_of_user)
             if of_user >= max_queued_of_user:
                 raise QueueFullError.with_waiting(of_user, max_queued_of_user, of="user")
+        if max_bytes_of_owner is not None:
+            check_open_bytes(self.line.count_open_bytes(new.owner), len(new.body), max_bytes_of_owner)
         self._take_room(len(new.body))
         job = self._insert(db, new, key)
         if key is not None:
@@ -204,6 +208,7 @@ class Transitions:
             user=new.user,
             round=self.line.find_round(db, new),
             idempotency_key=key.key if key is not None else None,
+            body_bytes=len(new.body),
         )
         try:
             insert_job(db, new, job, order)
@@ -214,6 +219,7 @@ class Transitions:
         self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self.line.number = number
         self.line.add_queued(db, job, +1)
+        self.line.add_open_bytes(job.owner, job.body_bytes)
         outbox.put(db, job, new.created_at_ms)
         self._note(job)
         return job
@@ -240,6 +246,7 @@ class Transitions:
             changes.update(started_at_ms=None)
         elif state.settled:
             changes.update(settled_at_ms=now_ms)
+            self.line.add_open_bytes(job.owner, -job.body_bytes)
         moved = job.evolve(state=state, event_id=self._record_change(db, job.job_id, now_ms, state), **changes)
         update_job(db, moved)
         outbox.put(db, moved, now_ms)

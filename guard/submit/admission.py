@@ -30,6 +30,7 @@ from ..errors import (
     InvalidRequestError,
     PayloadTooLargeError,
     QueueFullError,
+    QuotaExceededError,
     ServerUnavailableError,
 )
 from ..events import webhook_rules
@@ -48,6 +49,7 @@ from ..job import NewJob, Webhook
 from ..journal import Throttle
 from ..life.health import Health
 from ..life.secrets import SECRET_NAMES, Secrets
+from ..quotas import Quotas, check_open_bytes
 from ..settings import Settings
 from ..store import IdempotencyKey, Submitted
 from ..wake import wrap_future
@@ -70,6 +72,7 @@ class Queue(Protocol):
     @property
     def queued(self) -> int: ...
     def count_queued(self, owner: str) -> int: ...
+    def count_open_bytes(self, owner: str) -> int: ...
     def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]: ...
     def submit(
         self,
@@ -79,6 +82,7 @@ class Queue(Protocol):
         *,
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
+        max_bytes_of_owner: int | None = None,
     ) -> Future[Submitted]: ...
 
 
@@ -97,6 +101,7 @@ class Admission:
         clock: Clock,
         uploads: Uploads,
         limits: Limits,
+        quotas: Quotas,
         in_use: InUse | None = None,
     ) -> None:
         self._settings = settings
@@ -107,6 +112,7 @@ class Admission:
         self._confinement = Confinement(settings.policy, host.input_types, host.file_inputs)
         self._webhook_rules = webhook_rules.Rules(settings.webhooks)
         self._limits = limits
+        self._quotas = quotas
         self._store = store
         self._host = host
         self._health = health
@@ -156,7 +162,7 @@ class Admission:
                 return earlier
             self._count_upload(request)
             self._health.check_ready()
-            self._check_room(client)
+            self._check_room(client, len(request.raw))
             self._count_job(client, undo)
 
             prompt = await self._parse(request)
@@ -206,13 +212,15 @@ class Admission:
         if request.files:
             self._limits.take_upload(request.client, request.file_bytes)
 
-    def _check_room(self, client: Client) -> None:
-        """Refuse early where the queue is full; the store checks again when it commits."""
+    def _check_room(self, client: Client, size: int) -> None:
+        """Refuse early where the queue has no room for a body of that size; the store checks again when it commits."""
         if self._store.queued >= self._settings.queue.max_queued:
             raise QueueFullError.with_waiting(self._store.queued, self._settings.queue.max_queued)
         own, max_own = self._store.count_queued(client.owner), self._limits.max_queued(client)
         if max_own is not None and own >= max_own:
             raise QueueFullError.with_waiting(own, max_own, of="client")
+        if (max_bytes := self._quotas.find(client, "max_open_bytes")) is not None:
+            check_open_bytes(self._store.count_open_bytes(client.owner), size, max_bytes)
 
     def _count_job(self, client: Client, undo: ExitStack) -> None:
         """Count one job for the client, until `undo` takes it back.
@@ -306,9 +314,15 @@ class Admission:
 
     async def _commit(self, job: NewJob, key: IdempotencyKey | None, client: Client) -> Submitted:
         max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
-        max_of_user = self._limits.max_queued_of_user
         return await wrap_future(
-            self._store.submit(job, max_queued, key, max_queued_of_owner=max_own, max_queued_of_user=max_of_user)
+            self._store.submit(
+                job,
+                max_queued,
+                key,
+                max_queued_of_owner=max_own,
+                max_queued_of_user=self._limits.max_queued_of_user,
+                max_bytes_of_owner=self._quotas.find(client, "max_open_bytes"),
+            )
         )
 
     def _address_refusal(
@@ -324,6 +338,8 @@ class Admission:
 
     def _report_refusal(self, request: Submission, error: Exception) -> None:
         code = error.code if isinstance(error, GuardError) else InternalError.code
+        if isinstance(error, QuotaExceededError):
+            self._quotas.refused(error.extra_info["of"])
         if (skipped := self._refusals.take(code)) is not None:
             more = f" ({skipped} more since the last line)" if skipped else ""
             level = logging.WARNING if code in _FULL else logging.INFO

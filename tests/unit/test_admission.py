@@ -34,6 +34,7 @@ from comfyui_guarded.guard.host_words import explain_refusal, host_body
 from comfyui_guarded.guard.job import JobState, Verdict
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import SECRET_NAMES, Secrets
+from comfyui_guarded.guard.quotas import Quotas
 from comfyui_guarded.guard.submit import request
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
@@ -468,6 +469,7 @@ class Gate:
         self.faces = FakeFaces()
         chosen = settings(**sections)
         files, self.limits = uploads(host.input_folder), Limits(chosen.limits, clock)
+        self.quotas = Quotas(chosen.limits)
         self.admission = Admission(
             chosen,
             store,
@@ -479,6 +481,7 @@ class Gate:
             clock,
             files,
             self.limits,
+            self.quotas,
         )
 
     async def admit(self, raw=None, client=BOT, **more):

@@ -23,6 +23,7 @@ from comfyui_guarded.guard.job import SUCCESS, Artifact, Result, Verdict
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import Secrets
 from comfyui_guarded.guard.owners import folder_of
+from comfyui_guarded.guard.quotas import Quotas
 from comfyui_guarded.guard.store import IdempotencyKey, SqliteStore
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
@@ -165,10 +166,11 @@ def _admission(store: FailingStore, host: FakeHost, clock: Clock, janitor: Janit
     references = References(host, Files(host, store))
     ready = _ready(host, store)
     placed = uploads(host.input_folder)
-    limits = Limits(settings().limits, clock)
+    limits, quotas = Limits(settings().limits, clock), Quotas(settings().limits)
     return Admission(
-        settings(), store, host, ready, FakeFaces(), references, Secrets(), clock, placed, limits, janitor.in_use
-    )
+        settings(), store, host, ready, FakeFaces(), references, Secrets(), clock, placed, limits, quotas,
+        janitor.in_use,
+    )  # fmt: skip
 
 
 class TestAdmissionDuringASweep:

@@ -116,6 +116,7 @@ class Model:
     priority: int
     place: float
     secret: bool
+    size: int
     state: JobState = QUEUED
     handed_over: bool = False
     attempts: int = 0
@@ -153,16 +154,18 @@ class StoreMachine(RuleBasedStateMachine):
         order=st.sampled_from([None, None, None, -3.0, 0.0, 2.0, 2.5, 1e6]),
         front=st.booleans(),
         secret=st.sampled_from([False, False, False, True]),
+        size=st.sampled_from([100, 1, 9_000]),
     )
-    def submit(self, count, owner, priority, order, front, secret):
+    def submit(self, count, owner, priority, order, front, secret, size):
         ids = []
         for _ in range(count):
-            new = new_job(owner=owner, priority=priority, order=order, front=front, has_secrets=secret)
+            facts = {"order": order, "front": front, "has_secrets": secret, "body": b" " * size}
+            new = new_job(owner=owner, priority=priority, **facts)
             submitted = self.store.submit(new, 10**9).result(LONG_S)
             number = submitted.job.number
             assert number == len(self.model) + 1
             place = order if order is not None else float(-number if front else number)
-            self.model[new.job_id] = Model(owner, number, priority, place, secret)
+            self.model[new.job_id] = Model(owner, number, priority, place, secret, size)
             self.changed.add(new.job_id)
             assert submitted.waiting == self.store.locate(new.job_id).result(LONG_S)
             assert submitted.waiting.running == len(self.leases)
@@ -272,6 +275,9 @@ class StoreMachine(RuleBasedStateMachine):
         turns = {owner: turn.queued for owner, turn in self.store._transitions.line.turns.items() if turn.queued}
         assert turns == {owner: queued.count(owner) for owner in set(queued)}
         assert endings == [(1,)] * len(self.ended)
+        for owner in "abc":
+            sizes = [known.size for known in self.model.values() if known.owner == owner and known.state in OPEN]
+            assert self.store.count_open_bytes(owner) == sum(sizes)
 
     def _jobs_are_the_models_and_what_has_ended_stays_ended(self, jobs):
         # Of some of them memory has nothing. What it has must be what the tables have.

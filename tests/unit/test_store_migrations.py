@@ -26,6 +26,8 @@ CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
 LATEST = len(schema.MIGRATIONS)
 #: The one that adds the table of alarms.
 ALARMS = next(number for number, text in enumerate(schema.MIGRATIONS, 1) if "CREATE TABLE alarms" in text)
+#: The one that notes how large bodies are.
+SIZES = next(number for number, text in enumerate(schema.MIGRATIONS, 1) if "ADD COLUMN body_bytes" in text)
 
 #: The first characters of each shipped migration's SHA-256. A shipped one is in databases: changing it, its place or
 #: its number would leave those with other tables than their `user_version` says. To change the schema, append a
@@ -109,6 +111,8 @@ def make_database(path, version):
                 state="pending",
                 **dict.fromkeys(("attempts", "created_at_ms", "since_ms", "next_at_ms"), 0),
             )
+        if version >= SIZES:
+            db.execute("UPDATE jobs SET body_bytes = (SELECT length(body) FROM bodies WHERE number = jobs.number)")
         if version >= 10:
             insert(db, "made", type="output", path=b"a.png", job_id="job-1", artifact=0)
         if version >= ALARMS:
@@ -139,6 +143,7 @@ def test_a_database_of_each_earlier_version_opens_with_all_its_jobs_and_is_copie
     before = read_all(path)
     store = SqliteStore(path, Clock())
     assert store.recover("local", 3).result(LONG_S).requeued == 1
+    assert store.count_open_bytes("bot") == len(b'{"prompt": 2}{"prompt": 3}')
     jobs = {job.job_id: job for job in store.list_jobs(None, None, 10).result(LONG_S)}
     assert {job_id: job.state.value for job_id, job in jobs.items()} == {
         "job-1": "succeeded",

@@ -25,6 +25,7 @@ from comfyui_guarded.guard.janitor.in_use import InUse, make_keys
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import Secrets
 from comfyui_guarded.guard.owners import FOLDER, folder_of
+from comfyui_guarded.guard.quotas import Quotas
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
 from comfyui_guarded.guard.submit.request import Submission, from_form
@@ -50,10 +51,10 @@ class Door:
         health = Health(self.host, store)
         health.mark_serving()
         self.uploads = uploads(self.host.input_folder, max_file_bytes=4096)
-        limits = Limits(settings().limits, clock)
+        limits, quotas = Limits(settings().limits, clock), Quotas(settings().limits)
         references = References(self.host, Files(self.host, store))
         self.admission = Admission(
-            settings(), store, self.host, health, self.faces, references, Secrets(), clock, self.uploads, limits
+            settings(), store, self.host, health, self.faces, references, Secrets(), clock, self.uploads, limits, quotas
         )
 
     def file(self, data=PNG, field="photo", filename="me.png") -> UploadedFile:
