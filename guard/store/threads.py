@@ -100,15 +100,15 @@ class DatabaseThread:
     def run(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
         """Run the operation after those that were handed in before; `urgent` False: within `LATER_S`. Any thread."""
         future: Future[T] = Future()
-        if self._closed:
-            future.set_exception(ServerUnavailableError("The job store is closed."))
-            return future
-        self._since_s.append(time.monotonic())
-        with self._lock:
-            self._later.append(Task(operation, future, durable))
-            if urgent or self._sleeps or not self._naps:
-                self._hand_in()
-            self._naps = self._naps or not urgent
+        with self._lock:  # a close comes before or after: what it does not see would never be done
+            if not self._closed:
+                self._since_s.append(time.monotonic())
+                self._later.append(Task(operation, future, durable))
+                if urgent or self._sleeps or not self._naps:
+                    self._hand_in()
+                self._naps = self._naps or not urgent
+                return future
+        future.set_exception(ServerUnavailableError("The job store is closed."))
         return future
 
     def _hand_in(self) -> None:
@@ -125,11 +125,11 @@ class DatabaseThread:
 
     def close(self) -> None:
         """Do what was handed in, end the thread, and close the connection."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._hand_in()
+            self._inbox.put(None)
         if self._thread.is_alive():
-            with self._lock:
-                self._hand_in()
-                self._inbox.put(None)
             self._thread.join()
         self.close_connection()
 

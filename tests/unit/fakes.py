@@ -26,7 +26,7 @@ from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store import SqliteStore
 
 #: Answers to wait for; long, so that only a hang reaches it.
-LONG_S = 60.0
+LONG_S = 180.0
 
 
 class SetClock:

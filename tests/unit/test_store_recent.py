@@ -86,9 +86,9 @@ def test_whoever_hears_of_a_change_finds_it(store):
     assert ended.result(LONG_S) is None
     with Held(store):
         cancelled = store.settle(job_ids[0], CANCELLED)
-        store.claim("local", 1)
-    assert store.recall(job_ids[0]).state is JobState.QUEUED  # nobody has been told of more
-    cancelled.result(LONG_S)
+        claimed = store.claim("local", 1)
+        assert store.recall(job_ids[0]).state is JobState.QUEUED  # nobody has been told of more
+    cancelled.result(LONG_S), claimed.result(LONG_S)
     assert len(found) == 5
     assert all(known.event_id >= told.event_id for told, known in found)
     assert store.recall(job_ids[0]).state is JobState.CANCELLED

@@ -1,6 +1,7 @@
 """The store's threads: what is urgent goes at once, the rest with it or a moment later, and all in order."""
 
 import random
+import sys
 import threading
 from concurrent.futures import wait
 
@@ -125,3 +126,36 @@ def test_a_commit_says_what_it_waits_for_only_where_that_changes(store):
         submit(store)
     # Each submit waits for the disk, like the one before.
     assert sum("synchronous" in line for line in said) <= 1
+
+
+def test_what_is_handed_in_while_a_thread_closes_is_done_or_refused():
+    """Whoever waits for it would wait for ever."""
+
+    def work(batch):
+        for task in batch:
+            task.future.set_result(task.operation(None))
+
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _round in range(20):
+            thread, futures, closed = DatabaseThread("closing", work), [], threading.Event()
+            thread.start()
+
+            def hand_in(thread=thread, futures=futures, closed=closed):
+                dice = random.Random(1)
+                while not closed.is_set():
+                    futures.append(thread.run(lambda _db: 1, urgent=dice.random() < 0.5))
+
+            callers = [threading.Thread(target=hand_in) for _ in range(3)]
+            for caller in callers:
+                caller.start()
+            thread.close()
+            closed.set()
+            for caller in callers:
+                caller.join()
+            # Nothing is done any more by now.
+            assert [future for future in futures if not future.done()] == []
+            assert thread.silent_s == 0
+    finally:
+        sys.setswitchinterval(before_s)

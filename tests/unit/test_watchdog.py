@@ -25,8 +25,10 @@ def fault(message, kind="RuntimeError"):
 
 
 @pytest.fixture
-def made(store, host, clock, tmp_path):
-    """A machine with watchdog settings of its own."""
+def made(store, host, clock, tmp_path, monkeypatch):
+    """A machine with watchdog settings of its own, whose time stands still between turns."""
+    now_s = float(int(clock.monotonic_s()))
+    monkeypatch.setattr(clock, "monotonic_s", lambda: now_s)
     return lambda **watchdog: Machine(store, host, clock, tmp_path, watchdog=watchdog)
 
 
