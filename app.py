@@ -58,8 +58,10 @@ from .guard.signal import Signal
 from .guard.store import Limits as StoreLimits
 from .guard.store import Recovery, SqliteStore, database_path
 from .guard.submit.admission import Admission
+from .guard.submit.fetch import Fetcher, FetchRules
 from .guard.submit.limits import Limits
 from .guard.templates.catalogue import Templates
+from .server_routes.download import Downloader
 from .server_routes.sender import Sender
 
 log = logging.getLogger("guarded")
@@ -144,8 +146,23 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     quotas = Quotas(settings.limits)
     files = Files(host, store)
     references = References(host, files)
+    fetch_rules = FetchRules(settings.fetch, settings.policy.fetch_hosts)
+    downloader = Downloader(fetch_rules, settings.fetch)
+    fetcher = Fetcher(settings.fetch, fetch_rules, uploads, limits, host.file_inputs, downloader.download)
     admission = Admission(
-        settings, store, host, health, faces, references, secrets, clock, uploads, limits, quotas, janitor.in_use
+        settings,
+        store,
+        host,
+        health,
+        faces,
+        references,
+        secrets,
+        clock,
+        uploads,
+        limits,
+        quotas,
+        janitor.in_use,
+        fetcher,
     )
     templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     jobs = Jobs(settings.queue, store, settler, events, estimates)
@@ -236,6 +253,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         access=access,
         host=host,
         admission=admission,
+        fetcher=fetcher,
         refused=refused,
         templates=templates,
         jobs=jobs,

@@ -79,9 +79,8 @@ class GuardError(Exception):
     """A refusal, or the reason why a job failed.
 
     Attributes:
-        code: for programs; stable.
+        code, retryable: for programs; whether the same request may succeed later.
         status: the HTTP status of a refusal; None for codes that only ever settle a job (those are read with 200).
-        retryable: whether the same request may succeed later.
         details: more for a person; may be empty.
         extra_info: facts for a program, JSON-ready.
         retry_after_s: when to come back, where that is known.
@@ -183,6 +182,12 @@ class BadImageError(GuardError):
     """An input image is missing or cannot be read."""
 
     code, status, retryable = "bad_image", 422, False
+
+
+class FetchFailedError(GuardError):
+    """A file that the request names by address cannot be had."""
+
+    code, status, retryable = "fetch_failed", 422, True
 
 
 class NoFaceError(GuardError):

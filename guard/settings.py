@@ -254,8 +254,8 @@ class PolicySettings(_Section):
     )
     fetch_hosts: Annotated[tuple[str, ...], AfterValidator(_check_hosts)] = Field(
         (),
-        description="Hosts that prompts of keys may name in addresses: `files.example.com`, or `*.example.com` for all "
-        "below it. Addresses inside the server's network stay refused.",
+        description="Hosts that prompts of keys may name in addresses, and from which their files are fetched: "
+        "`files.example.com`, or `*.example.com` for all below it. Addresses inside the server's network stay refused.",
     )
     strict: bool = Field(
         False, description="Refuse a limited input if a node computes its value, which cannot be known beforehand."
@@ -354,6 +354,23 @@ class UploadsSettings(_Section):
     max_request_bytes: int = Field(128 * 2**20, ge=1024, description="Size of all files sent with one prompt.")
 
 
+def _normalize_networks(given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(ipaddress.ip_network(network)) for network in given)
+
+
+class FetchSettings(_Section):
+    timeout_s: Seconds = Field(
+        30, description="How long a file that a request names by address may take, its one repetition included."
+    )
+    at_once: int = Field(16, ge=1, le=64, description="How many such files may come in at once; of one owner four.")
+    allow_http: bool = Field(False, description="Also fetch from addresses without TLS.")
+    allowed_networks: Annotated[tuple[str, ...], AfterValidator(_normalize_networks)] = Field(
+        (),
+        description="Non-public networks from which files may be fetched, also by keys: `10.0.0.0/8`. The hosts that "
+        "keys may name are `policy.fetch_hosts`.",
+    )
+
+
 class StoreSettings(_Section):
     url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
     survives: Literal["power_cut", "kill"] = Field(
@@ -374,10 +391,6 @@ class StoreSettings(_Section):
         description="How large the job database may become. Near it, prompts of settled jobs go whatever their age, "
         "the first settled first; where none is left, new jobs are answered with `disk_full`. 0: no limit.",
     )
-
-
-def _normalize_networks(given: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(str(ipaddress.ip_network(network)) for network in given)
 
 
 def _read_trust(value: object) -> object:
@@ -529,6 +542,7 @@ class Settings(_Section):
     policy: PolicySettings = PolicySettings()
     limits: LimitsSettings = LimitsSettings()
     uploads: UploadsSettings = UploadsSettings()
+    fetch: FetchSettings = FetchSettings()
     janitor: JanitorSettings = JanitorSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()

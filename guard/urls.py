@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -51,6 +52,41 @@ def read_url(text: str) -> Url:
         if ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) or not host:
             raise UrlError("names an address in a spelling that is not taken") from None
         return Url(scheme, host, None)
+
+
+#: A value that says where the file is, or holds it, instead of naming one.
+_SOURCE = re.compile(r"data:|https?://", re.I)
+
+
+def is_source(text: str) -> bool:
+    """Whether a text in the place of a file's name is an http(s) address or a `data:` URL."""
+    return _SOURCE.match(text) is not None
+
+
+class Reach:
+    """To which URLs and addresses the server may connect for a caller: public ones, and in the networks it is given."""
+
+    def __init__(self, allow_http: bool, networks: Iterable[str]) -> None:
+        self._allow_http = allow_http
+        self._networks = [ipaddress.ip_network(network) for network in networks]
+
+    def read(self, text: str) -> Url:
+        """Read a URL, and check all that can be checked before its name is looked up. Raises UrlError."""
+        url = read_url(text)
+        if url.scheme != "https" and not self._allow_http:
+            raise UrlError("must begin with https")
+        if url.address is not None and not self.allows(url.address):
+            raise UrlError("names an address that may not be reached")
+        return url
+
+    def allows(self, address: Address) -> bool:
+        """Whether a connection may go there. To be asked again of each address that a name turns out to have."""
+        return is_public(address) or self.names(address)
+
+    def names(self, address: Address) -> bool:
+        """Whether the address is in one of the networks that it was given."""
+        seen = {address, real_address(address)}
+        return any(one in network for one in seen for network in self._networks)
 
 
 def is_public(address: Address) -> bool:

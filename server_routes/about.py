@@ -13,6 +13,7 @@ from ..guard.errors import (
     ConflictError,
     DiskFullError,
     FaceTooSmallError,
+    FetchFailedError,
     GuardError,
     InvalidRequestError,
     InvalidWorkflowError,
@@ -37,7 +38,13 @@ READ: tuple[type[GuardError], ...] = (ServerUnavailableError,)
 #: Why the store may not be written.
 WRITE: tuple[type[GuardError], ...] = (*READ, DiskFullError)
 #: Why a picture is refused.
-FACES: tuple[type[GuardError], ...] = (BadImageError, NoFaceError, TooManyFacesError, FaceTooSmallError)
+FACES: tuple[type[GuardError], ...] = (
+    BadImageError,
+    FetchFailedError,
+    NoFaceError,
+    TooManyFacesError,
+    FaceTooSmallError,
+)
 #: Why a job is not let in.
 ADMISSION: tuple[type[GuardError], ...] = (
     InvalidRequestError,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
-from ..guard.bounds import COMMAND, read_json, read_model
+from ..guard.bounds import COMMAND, read_json, read_model, work
 from ..guard.errors import (
     ArtifactGoneError,
     BadImageError,
@@ -19,6 +20,7 @@ from ..guard.faces.check import FaceRules, Faces, FacesBody
 from ..guard.faces.gate import AskedRules
 from ..guard.files.names import split_annotation, use_owner_names
 from ..guard.job import ROOTS
+from ..guard.urls import is_source
 from .about import FACES, FILE, READ, About
 from .asked import read_body
 from .form import receive_form
@@ -33,7 +35,8 @@ async def post_face_check(call: Call) -> web.StreamResponse:
     """The faces in a picture, or the typed error.
 
     The picture is the body itself, the `image` part of a multipart form, or a file that the server has:
-    `{"image": "photo.png", "type": "input", "subfolder": ""}`. Give the rules as further JSON fields, form fields or
+    `{"image": "photo.png", "type": "input", "subfolder": ""}`. `image` may also be an `https` address or a `data:` URL.
+    Give the rules as further JSON fields, form fields or
     query parameters.
     """
     request = call.request
@@ -51,11 +54,16 @@ async def post_face_check(call: Call) -> web.StreamResponse:
 
 
 async def _check_stored(call: Call, raw: bytes) -> Faces:
-    if len(raw) > _WORDS_BYTES:
-        raise refuse_size(_WORDS_BYTES)
-    given = read_json(raw, COMMAND)
+    policy = call.services.settings.policy
+    if len(raw) > policy.max_body_bytes:
+        raise refuse_size(policy.max_body_bytes)
+    given = await work(len(raw), read_json, raw, replace(COMMAND, picture=policy.max_picture_chars))
     if not isinstance(given, dict) or not isinstance(given.get("image"), str) or not given["image"]:
         raise InvalidRequestError("image must name a file.", extra_info={"field": "image"})
+    if is_source(given["image"]):
+        name = given.pop("image")
+        data = await call.services.fetcher.read(name, call.client)
+        return await call.services.faces.check_bytes(data, _read_rules(given))
     name, folder, kind = given.pop("image"), given.pop("subfolder", ""), given.pop("type", "input")
     if kind not in ROOTS or not isinstance(folder, str):
         raise InvalidRequestError("type must be input, output or temp, and subfolder a string.")

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import logging
-import socket
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import aiohttp
-from aiohttp import abc
 
 from ..guard.errors import GuardError
 from ..guard.events.outbox import Attempt, Outbox
-from ..guard.events.webhook_rules import Rules
 from ..guard.signal import Signal
 from ..guard.store import Delivery
 from ..guard.wake import Wake
+from .outside import Outside
 
 log = logging.getLogger("guarded.webhooks")
 
@@ -51,7 +45,7 @@ class Sender:
         self._wake = Wake()
         #: An attempt has ended: its outcome in a word, and the seconds it took. Called on the event loop.
         self.attempted: Signal[[str, float]] = Signal()
-        self._session: aiohttp.ClientSession | None = None
+        self._outside = Outside(outbox.rules, timeout_s, AT_ONCE)
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._to: Counter[str] = Counter()
 
@@ -71,8 +65,7 @@ class Sender:
             await self._wake.wait(sleep_s)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._outside.close()
 
     async def turn(self) -> float:
         """Begin all deliveries that are due and have room. Returns the seconds until the next one is due."""
@@ -111,7 +104,7 @@ class Sender:
         except ImportError as error:  # until somebody installs it
             return Attempt(error=f"the package standardwebhooks cannot be imported: {error}")
         try:
-            async with self._open_session().post(
+            async with self._outside.open_session().post(
                 delivery.url, data=delivery.payload.encode(), headers=headers, allow_redirects=False
             ) as response:
                 with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
@@ -123,71 +116,6 @@ class Sender:
             return Attempt(error=f"no answer within {self._timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Attempt(error=(str(error) or type(error).__name__)[:500])
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            # aiohttp can be given a maker of sockets since 3.12.
-            sockets: dict[str, Any] = (
-                {"socket_factory": self._make_socket} if hasattr(aiohttp, "SocketFactoryType") else {}
-            )
-            connector = aiohttp.TCPConnector(
-                resolver=_Resolver(self._outbox.rules), use_dns_cache=False, limit=AT_ONCE, **sockets
-            )
-            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            # No cookies, and no proxy from the environment.
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
-            )
-        return self._session
-
-    def _make_socket(self, address_info: Any) -> socket.socket:
-        """Make a socket, after a last check of the very address that it will connect to."""
-        family, kind, protocol, _name, address = address_info
-        _check(self._outbox.rules, address[0])
-        return socket.socket(family, kind, protocol)
-
-
-class _Resolver(abc.AbstractResolver):
-    """Looks a name up and returns only addresses that may be reached; aiohttp connects to exactly these."""
-
-    def __init__(self, rules: Rules) -> None:
-        self._rules = rules
-        # Threads of its own: a name whose servers do not answer holds its thread for half a minute, and anybody may
-        # send such names. On the loop's own threads, everything that waits for the disk would wait for them too.
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="guarded-names")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[abc.ResolveResult]:
-        results = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
-        for result in results:
-            _check(self._rules, result["host"])
-        return results
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[abc.ResolveResult]:
-    """The addresses of a name. Blocks. Raises OSError."""
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
-    return [
-        abc.ResolveResult(
-            hostname=host,
-            host=str(address[0]),
-            port=port,
-            family=family,
-            proto=protocol,
-            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-        )
-        for family, _kind, protocol, _name, address in addresses
-    ]
-
-
-def _check(rules: Rules, address: str) -> None:
-    """Raises OSError if no connection to that address may be made."""
-    if not rules.allows(ipaddress.ip_address(address.partition("%")[0])):
-        raise PermissionError(errno.EACCES, "its name leads to an address that may not be reached")
 
 
 def _judge(response: aiohttp.ClientResponse) -> Attempt:

@@ -47,6 +47,7 @@ from ..guard.quotas import Quotas, Turn
 from ..guard.settings import Settings
 from ..guard.signal import Signal
 from ..guard.submit.admission import Admission
+from ..guard.submit.fetch import Fetcher
 from ..guard.submit.limits import Limits
 from ..guard.templates.catalogue import Templates
 from .about import About
@@ -84,6 +85,7 @@ class Services:
     access: Access
     host: HostAnswers
     admission: Admission
+    fetcher: Fetcher
     refused: Signal[[str, str]]
     templates: Templates
     jobs: Jobs

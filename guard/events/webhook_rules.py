@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from ..errors import InvalidRequestError
 from ..settings import WebhooksSettings
-from ..urls import Address, UrlError, is_public, read_url, real_address
+from ..urls import Reach, UrlError
+
+#: Which setting lets through what is refused.
+_SETTINGS = {
+    "must begin with https": "allow_http",
+    "names an address that may not be reached": "allowed_networks",
+}
 
 
-class Rules:
+class Rules(Reach):
     """Where webhooks may go."""
 
     def __init__(self, settings: WebhooksSettings) -> None:
-        self._allow_http = settings.allow_http
-        self._allowed = [ipaddress.ip_network(network) for network in settings.allowed_networks]
+        super().__init__(settings.allow_http, settings.allowed_networks)
 
     def check(self, url: str) -> None:
         """Check all that can be checked before the name is looked up.
@@ -23,19 +26,10 @@ class Rules:
             InvalidRequestError: it is no plain URL, not https, or names an address that may not be reached.
         """
         try:
-            parts = read_url(url)
+            self.read(url)
         except UrlError as error:
-            raise _error(str(error)) from None
-        if parts.scheme != "https" and not self._allow_http:
-            raise _error("must begin with https (the operator may allow http: webhooks.allow_http)")
-        if parts.address is not None and not self.allows(parts.address):
-            raise _error("names an address that may not be reached (the operator may: webhooks.allowed_networks)")
-
-    def allows(self, address: Address) -> bool:
-        """Whether a webhook may connect to the address: it is public, or the settings allow it."""
-        seen = {address, real_address(address)}
-        return is_public(address) or any(one in network for one in seen for network in self._allowed)
-
-
-def _error(text: str) -> InvalidRequestError:
-    return InvalidRequestError(f"guard.webhook.url {text}.", extra_info={"field": "guard.webhook.url"})
+            setting = _SETTINGS.get(str(error))
+            more = f" (the operator may allow it: webhooks.{setting})" if setting else ""
+            raise InvalidRequestError(
+                f"guard.webhook.url {error}{more}.", extra_info={"field": "guard.webhook.url"}
+            ) from None

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import re
 import threading
 import uuid
 from collections import Counter
@@ -32,6 +33,15 @@ from .names import media_suffix
 #: Files that are still being received. No owner's folder has such a name, because theirs end in a hash.
 INCOMING = f"{FOLDER}/.incoming"
 _HEAD_BYTES = 32
+
+#: First bytes of pictures and films that the checks of results do not judge → suffix.
+_OTHERS = (
+    (re.compile(rb"BM.{8}", re.DOTALL), ".bmp"),
+    (re.compile(rb"II\*\0|MM\0\*"), ".tiff"),
+    (re.compile(rb"RIFF.{4}AVI ", re.DOTALL), ".avi"),
+    (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), ".avif"),
+    (re.compile(rb".{4}ftyp(?:heic|heix|mif1|msf1)", re.DOTALL), ".heic"),
+)
 
 #: MIME type → suffix, for files that their first bytes identify; a name may lie.
 _SUFFIXES = {
@@ -60,6 +70,7 @@ class UploadedFile:
         sha256: of its bytes, in hexadecimal.
         suffix: from its content, else from its name; may be empty.
         path: where it lies until `Uploads.place` moves it.
+        is_media: whether its first bytes are those of a picture, film or sound.
     """
 
     field: str
@@ -67,10 +78,16 @@ class UploadedFile:
     sha256: str
     suffix: str
     path: Path
+    is_media: bool = True
 
     def stored_as(self, owner: str) -> str:
         """Its name for a loader node."""
-        return f"{folder_of(owner)}/{self.sha256}{self.suffix}"
+        return f"{folder_of(owner)}/{self.stored_name}"
+
+    @property
+    def stored_name(self) -> str:
+        """The same as its owner sees it."""
+        return f"{self.sha256}{self.suffix}"
 
 
 class Incoming:
@@ -79,7 +96,7 @@ class Incoming:
     def __init__(self, folder: Path, field: str, filename: str, max_bytes: int) -> None:
         self._field = field
         self._filename = filename
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._size = 0
         self._head = b""
         self._digest = hashlib.sha256()
@@ -91,10 +108,10 @@ class Incoming:
     def write(self, data: bytes) -> None:
         """Raises PayloadTooLargeError, DiskFullError, ServerUnavailableError."""
         self._size += len(data)
-        if self._size > self._max_bytes:
+        if self._size > self.max_bytes:
             raise PayloadTooLargeError(
-                f"The file {(self._filename or self._field)[:100]} is over {self._max_bytes} bytes.",
-                extra_info={"field": self._field, "max_file_bytes": self._max_bytes},
+                f"The file {(self._filename or self._field)[:100]} is over {self.max_bytes} bytes.",
+                extra_info={"field": self._field, "max_file_bytes": self.max_bytes},
             )
         if len(self._head) < _HEAD_BYTES:
             self._head += data[:_HEAD_BYTES]
@@ -110,14 +127,21 @@ class Incoming:
             self._file.close()
         if not self._size:
             raise InvalidRequestError(f"The file {self._field[:100]} is empty.", extra_info={"field": self._field})
-        kind = sniff(self._head[:_HEAD_BYTES])
-        suffix = _SUFFIXES[kind.mime] if kind is not None else media_suffix(self._filename)
-        return UploadedFile(self._field, self._filename, self._digest.hexdigest(), suffix, self.path)
+        known = _find_suffix(self._head[:_HEAD_BYTES])
+        suffix = known or media_suffix(self._filename)
+        return UploadedFile(self._field, self._filename, self._digest.hexdigest(), suffix, self.path, bool(known))
 
     def discard(self) -> None:
         """Delete the file, unless it was moved to its place."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+def _find_suffix(head: bytes) -> str:
+    """The suffix that fits a file's first bytes; empty for what is no picture, film or sound."""
+    if (kind := sniff(head)) is not None:
+        return _SUFFIXES[kind.mime]
+    return next((suffix for begin, suffix in _OTHERS if begin.match(head)), "")
 
 
 class Uploads:

@@ -55,6 +55,7 @@ from ..store import IdempotencyKey, Submitted
 from ..wake import wrap_future
 from .confinement import Confinement
 from .conversion import make_converter
+from .fetch import Fetcher
 from .key_policies import KeyPolicies
 from .limits import Limits
 from .policy import Policy
@@ -103,6 +104,7 @@ class Admission:
         limits: Limits,
         quotas: Quotas,
         in_use: InUse | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self._settings = settings
         self._bounds = settings.policy.bounds()
@@ -122,6 +124,7 @@ class Admission:
         self._clock = clock
         self._uploads = uploads
         self._in_use = in_use or InUse(list)  # without a janitor, nothing is deleted
+        self._fetcher = fetcher
         self._refusals = Throttle()
 
     async def admit(self, request: Submission) -> Submitted:
@@ -168,20 +171,24 @@ class Admission:
             prompt = await self._parse(request)
             size = len(request.raw)  # whatever walks through the prompt goes by that
             locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
-            stack.push(partial(self._address_refusal, request, locale))
+            names = {file.stored_as(client.owner): file.filename or file.field for file in request.files}
+            stack.push(partial(self._address_refusal, client.owner, names, locale))
             if prompt.options.user is not None:
                 self._limits.take_job_of_user(client, prompt.options.user)
                 undo.callback(self._limits.give_job_of_user_back, client, prompt.options.user)
             if request.files:
                 request = await work(size, self._rename_files, request, prompt)
+            fetched = await stack.enter_async_context(self._fetcher.fetch_for(request, prompt)) if self._fetcher else ()
+            names |= {file.stored_as(client.owner): file.filename for file in fetched}
+            if files := (*request.files, *fetched):
                 await hold.keep(prompt.graph, size)  # first, because the janitor may be deleting one of the same name
-                await stack.enter_async_context(self._uploads.place(client.owner, request.files))
+                await stack.enter_async_context(self._uploads.place(client.owner, files))
             await work(size, self._check_graph, prompt.graph, client)
             checked = await work(size, _take_print, prompt.graph)
             webhook = self._choose_webhook(prompt.options.webhook, client)
             moved = await self._references.resolve(prompt.graph, client, size)
             body = await work(
-                size, _write_body, request, prompt, moved
+                size, _write_body, request, prompt, moved or bool(fetched)
             )  # now, because validation changes the prompt as it goes
             await hold.keep(prompt.graph, size)  # before anything looks at the files that it names
             rehearsal = await self._rehearse(prompt)
@@ -326,15 +333,19 @@ class Admission:
         )
 
     def _address_refusal(
-        self, request: Submission, locale: str, _type: object, error: BaseException | None, _traceback: object
+        self,
+        owner: str,
+        names: Mapping[str, str],
+        locale: str,
+        _type: object,
+        error: BaseException | None,
+        _traceback: object,
     ) -> None:
         """Put a refusal into the sender's language, with its own names for its files; for `ExitStack.push`."""
         if isinstance(error, GuardError):
             error.locale = locale
-            owner = request.client.owner
-            sent = {file.stored_as(owner): file.filename or file.field for file in request.files}
             self._cleaner.clean_error(error, owner)
-            use_owner_names(error, owner, sent)
+            use_owner_names(error, owner, names)
 
     def _report_refusal(self, request: Submission, error: Exception) -> None:
         code = error.code if isinstance(error, GuardError) else InternalError.code

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..bounds import read_complaint
 from ..messages import FALLBACK
+from ..urls import is_source
 from .bodies import ParameterBody, ParameterType, PresetBody
 
 if sys.version_info >= (3, 11):
@@ -108,7 +109,7 @@ class Parameter(_Part):
             if value not in self.choices:
                 raise WrongKindError(f"must be one of {', '.join(self.choices)}")
         elif self.type == "file":
-            if not 1 <= len(value) <= FILE_NAME_LENGTH:
+            if not is_source(value) and not 1 <= len(value) <= FILE_NAME_LENGTH:
                 raise OutOfRangeError(f"must be a file's name of 1 to {FILE_NAME_LENGTH} characters")
         elif len(value) > self.max_length:
             raise OutOfRangeError(f"must have {self.max_length} characters at most, not {len(value)}")

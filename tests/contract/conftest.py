@@ -65,7 +65,9 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param
     base = tmp_path_factory.mktemp("host")
-    process = HostProcess(kind, base)
+    # Files may be fetched from a server of the test's own.
+    fetch = {"GUARDED_FETCH__ALLOW_HTTP": "true", "GUARDED_FETCH__ALLOWED_NETWORKS": "127.0.0.1/32"}
+    process = HostProcess(kind, base, environment=fetch)
     put_photo(base)
     with process:
         yield process

@@ -15,6 +15,7 @@ TABLE: dict[str, tuple[int | None, bool]] = {
     "missing_model": (422, False),
     "policy_violation": (422, False),
     "bad_image": (422, False),
+    "fetch_failed": (422, True),
     "no_face": (422, False),
     "too_many_faces": (422, False),
     "face_too_small": (422, False),

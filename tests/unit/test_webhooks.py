@@ -22,7 +22,8 @@ from comfyui_guarded.guard.job import SUCCESS, JobState, Verdict, Webhook
 from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.store import DeliveryState
 from comfyui_guarded.guard.store.rows import find_job
-from comfyui_guarded.server_routes.sender import Sender, _Resolver
+from comfyui_guarded.server_routes.outside import Resolver
+from comfyui_guarded.server_routes.sender import Sender
 
 
 def rules(**given):
@@ -372,7 +373,7 @@ async def test_names_that_nobody_answers_for_take_no_thread_of_anybody_else(monk
         raise socket.gaierror("no answer")
 
     monkeypatch.setattr(socket, "getaddrinfo", unanswered)
-    resolver = _Resolver(rules())
+    resolver = Resolver(rules(), 32)
     looking = [asyncio.create_task(resolver.resolve(f"{number}.example", 443)) for number in range(64)]
     await asyncio.sleep(0)
     try:
