@@ -33,6 +33,7 @@ from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
 from .guard.faces.machine import FaceMachine
+from .guard.faces.required import REQUIRED_BY
 from .guard.files.files import Files
 from .guard.files.references import References
 from .guard.files.uploads import Uploads
@@ -129,7 +130,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     health.watch("store stalled", stalled, settler.is_stalled)
     process = Process(store.close, store.flush)
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
-    runs = Runs(settings, store, host, settler, watchdog, events, own / "quarantine", keys.max_pixels_of)
+    face_classes = REQUIRED_BY if settings.faces.required_by is None else settings.faces.required_by
+    quarantine = own / "quarantine"
+    runs = Runs(settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
     dispatcher = Dispatcher(settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
     janitor = Janitor(settings.janitor, store, host.folders, own, clock, blind_after_s=settings.queue.timeout_s)

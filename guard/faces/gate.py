@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import GuardError, InvalidRequestError
+from ..errors import GuardError, InvalidRequestError, NoFaceError
 from ..settings import FacesSettings
 from . import CANDIDATE
 from .check import FaceRules, Faces
@@ -70,8 +70,20 @@ class FaceGate:
             try:
                 await self.check_file(one.image, one.rules, one.detector)
             except GuardError as error:
+                if isinstance(error, NoFaceError) and await self._any_shows_face(one):
+                    continue
                 error.extra_info.update(node_id=one.loader_id, needed_by=one.node_id)
                 raise
+
+    async def _any_shows_face(self, wanted: Wanted) -> bool:
+        """Whether another picture shows the face that the first one lacks."""
+        for _loader_id, image in wanted.instead:
+            try:
+                await self.check_file(image, wanted.rules, wanted.detector)
+            except NoFaceError:
+                continue
+            return True
+        return False
 
     async def check_file(self, image: str, rules: FaceRules, detector: str | None = None) -> Faces:
         """Check one picture in a folder of the host, named as a loader names it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Protocol
 
 from ..client import LOCAL
-from ..errors import CancelledError, GuardError, InternalError, OutOfMemoryError, PolicyViolationError, WorkerDiedError
+from ..errors import (
+    CancelledError,
+    GenerationFailedError,
+    GuardError,
+    InternalError,
+    OutOfMemoryError,
+    PolicyViolationError,
+    WorkerDiedError,
+)
 from ..events.stream import Events
 from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
@@ -19,6 +27,7 @@ from ..job import Job, JobState, Result, Verdict
 from ..settings import Settings
 from ..store import Settled
 from .checking import Checking
+from .face_words import read_face_error
 from .settle import Settler
 from .watchdog import Watchdog
 
@@ -55,8 +64,13 @@ class Runs:
         events: Events,
         quarantine: Path,
         max_pixels_of: Callable[[str], int] = lambda _owner: 0,
+        face_classes: Collection[str] = (),
     ) -> None:
-        """`max_pixels_of`: how many pixels the pictures of an owner's jobs may have; 0: any."""
+        """
+        Args:
+            max_pixels_of: how many pixels the pictures of an owner's jobs may have; 0: any.
+            face_classes: node classes whose word counts that a picture shows no face.
+        """
         self._settings = settings
         self._store = store
         self._host = host
@@ -64,6 +78,7 @@ class Runs:
         self._watchdog = watchdog
         self._events = events
         self._max_pixels_of = max_pixels_of
+        self._face_classes = frozenset(face_classes)
         self._checking = Checking(settings.results, quarantine, syncs=settings.store.survives == "power_cut")
         self._jobs: dict[str, Job] = {}
         #: Those of them that somebody has ended before their own end.
@@ -178,6 +193,10 @@ class Runs:
                 self._host.free_memory()
         elif contains(outcome.exception_message, GPU_FAULT):
             self._watchdog.handle_gpu_fault()
+        elif isinstance(error, GenerationFailedError) and outcome.node_type in self._face_classes:
+            said: str = error.extra_info["exception_message"]
+            if (face_error := read_face_error(said)) is not None:
+                return face_error(f"{outcome.node_type}: {said[:300]}", extra_info=error.extra_info)
         return error
 
     def _report_trespass(self, job_id: str, outcome: Outcome) -> GuardError:

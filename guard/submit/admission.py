@@ -60,6 +60,7 @@ from .key_policies import KeyPolicies
 from .limits import Limits
 from .policy import Policy
 from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key
+from .requeues import check_requeues
 
 log = logging.getLogger("guarded.admission")
 
@@ -260,6 +261,7 @@ class Admission:
     def _check_graph(self, graph: Mapping[str, Any], client: Client) -> None:
         """Check it against the operator's limits, and that it stays within the client's reach."""
         self._policy.check(graph)
+        check_requeues(graph)
         self._key_policies.check(graph, client)
         self._confinement.check(graph, client)
 

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import comfy.model_management
 
-from ...guard.errors import CancelledError, GuardError, WorkerDiedError
+from ...guard.errors import CancelledError, GuardError, PolicyViolationError, WorkerDiedError
 from ...guard.events.lines import Message
 from ...guard.host import HostListener, Supplier
 from . import reading, report, results
@@ -259,9 +259,13 @@ class Hooks:
             captured.append(item)
             return None
         run = self.confinement.find_run()
-        if run is not None and run.folder:
+        if run is not None:
             # Its own prompt was let in. Nobody has looked at this one, which would run as nobody's.
-            run.trespass = run.trespass or "queue a prompt"
+            if run.folder:
+                run.trespass = run.trespass or "queue a prompt"
+            run.refusal = run.refusal or PolicyViolationError(
+                "A node put another prompt into ComfyUI's queue, past the guard; no job may do that."
+            )
             raise PermissionError("A job may not do this on this server.")
         with self._queue.mutex:
             # ComfyUI would mix up two prompts of one id, and the guard's job would get the other's result.

@@ -19,6 +19,8 @@ from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess
 #: Clones of packs (VideoHelperSuite, KJNodes), and a folder with what they import.
 PACKS = Path.home() / "comfy" / "packs"
 PACKS_SITE = Path.home() / "comfy" / "packs-site"
+#: Those whose nodes these tests use; there may be others.
+LOADED = ("ComfyUI-VideoHelperSuite", "ComfyUI-KJNodes")
 OWNERS = ("alice", "bob")
 
 
@@ -72,7 +74,7 @@ def start_host(kind: HostKind, base: Path, packs: tuple[Path, ...] = (), **envir
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param
-    packs = tuple(PACKS.iterdir()) if kind.real and PACKS.is_dir() else ()
+    packs = tuple(PACKS / name for name in LOADED if (PACKS / name).is_dir()) if kind.real else ()
     with start_host(kind, tmp_path_factory.mktemp("confined"), packs) as process:
         yield process
 

@@ -113,11 +113,13 @@ async def test_a_face_check_that_makes_no_sense_is_refused_by_name(client, asked
 
 
 async def test_classes_that_need_a_face_are_the_operators_choice(sandbox_client):
-    client = await sandbox_client(GUARDED_FACES__REQUIRED_BY='{"ImageInvert": ["image"]}')
+    client = await sandbox_client(GUARDED_FACES__REQUIRED_BY='{"ImageInvert": ["image"], "FaultRaise": []}')
     _upload(client.base)
     graph = {**plain(NOBODY), "2": node("ImageInvert", image=["1", 0]), "3": save("2")}
     body = assert_refusal(await client.submit(graph), "no_face", 422)
     assert body["error"]["extra_info"]["needed_by"] == "2"
+    words = node("FaultRaise", kind="value_error", message="Reference Image: No face detected.", seed=1)
+    assert_ended_badly(await client.run({"1": words, "2": save("1")}), "no_face")
 
 
 # The route. --------------------------------------------------------------------------------------------------

@@ -15,6 +15,13 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 LOAD = node("LoadImage", image="photo.png")
+OTHER = node("LoadImage", image="other.png")
+#: What makes these classes look for a face.
+ONLY_WITH = {
+    "easy ipadapterApply": {"preset": "FACEID PLUS V2"},
+    "easy ipadapterApplyADV": {"preset": "FACEID"},
+    "PhotoMakerEncodePlus": {"insightface_opt": ["5", 0]},
+}
 
 
 def images(graph: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
@@ -51,7 +58,7 @@ def test_the_face_loader_wants_a_face_itself() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in REQUIRED_BY.items() for name in names])
 def test_every_listed_class_wants_a_face(kind: str, name: str) -> None:
-    graph = {"1": LOAD, "2": node(kind, **{name: ["1", 0]})}
+    graph = {"1": LOAD, "2": node(kind, **{**ONLY_WITH.get(kind, {}), name: ["1", 0]})}
     rules = FaceRules(min_faces=1, min_face_fraction=0.1)
     assert find_wanted(graph, rules=rules) == [Wanted("2", kind, name, "1", "photo.png", rules)]
 
@@ -117,6 +124,70 @@ def test_a_node_that_is_switched_off_wants_no_face() -> None:
     assert find_wanted({"1": LOAD, "2": swap}) == []
     off = node("AdvancedLivePortrait", turn_on=False, src_images=["1", 0])
     assert find_wanted({"1": LOAD, "2": off}) == []
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ("easy ipadapterApply", {"preset": "PLUS FACE (portraits)"}),
+        ("PhotoMakerEncodePlus", {}),
+        ("easy ipadapterApply", {}),
+    ],
+)
+def test_a_class_that_takes_any_picture_wants_a_face_only_where_it_looks_for_one(inputs: Any) -> None:
+    kind, values = inputs
+    assert find_wanted({"1": LOAD, "2": node(kind, image=["1", 0], **values)}) == []
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        node("ImageResize+", image=["1", 0]),
+        node("ImageCrop+", image=["1", 0]),
+        node("FluxKontextImageScale", image=["1", 0]),
+        node("ResizeImageMaskNode", input=["1", 0]),
+        node("ResizeImagesByShorterEdge", images=["1", 0]),
+        node("ImageStitch", image1=["1", 0]),
+        node("ComfySwitchNode", switch=True, on_true=["1", 0], on_false=["9", 0]),
+        node("ComfySwitchNode", switch=False, on_true=["9", 0], on_false=["1", 0]),
+        node("ImpactSwitch", select=2, input1=["9", 0], input2=["1", 0]),
+        node("CR Image Input Switch", Input=1, image1=["1", 0], image2=["9", 0]),
+        node("easy imageSwitch", boolean=False, image_a=["9", 0], image_b=["1", 0]),
+        node("Any Switch (rgthree)", any_01=["1", 0]),
+        node("BatchImagesNode", **{"images.image0": ["1", 0], "images.image1": ["9", 0]}),
+        node("ImageBatchMulti", image_1=["1", 0], image_2=["9", 0], inputcount=2),
+    ],
+)
+def test_faces_are_looked_for_through_nodes_of_real_graphs(passing: dict[str, Any]) -> None:
+    graph = {"1": LOAD, "2": passing, "3": node("ApplyPulid", image=["2", 0]), "9": node("EmptyImage")}
+    assert images(graph) == [("3", "photo.png")]
+
+
+@pytest.mark.parametrize(
+    "joint",
+    [
+        node("ImageStitch", image1=["1", 0], image2=["2", 0]),
+        node("ComfySwitchNode", switch=["5", 0], on_true=["1", 0], on_false=["2", 0]),
+        node("ImageConcatMulti", image_1=["1", 0], image_2=["2", 0]),
+        node("Any Switch (rgthree)", any_01=["1", 0], any_02=["2", 0]),
+    ],
+)
+def test_of_pictures_side_by_side_or_behind_a_switch_one_must_show_a_face(joint: dict[str, Any]) -> None:
+    graph = {"1": LOAD, "2": OTHER, "3": joint, "4": node("ApplyPulid", image=["3", 0]), "5": node("AnyBoolean")}
+    (entry,) = find_wanted(graph)
+    assert (entry.loader_id, entry.image, entry.instead) == ("1", "photo.png", (("2", "other.png"),))
+    assert entry.rules.max_faces == 0
+    graph["2"] = node("VAEDecode", samples=["1", 0])
+    assert find_wanted(graph) == [], "the run may make the face"
+
+
+def test_a_thousand_switches_in_a_row_cost_no_more_than_their_number() -> None:
+    graph = {"0": LOAD}
+    for index in range(1, 3000):
+        graph[str(index)] = node("ImageStitch", image1=[str(index - 1), 0], image2=[str(index - 1), 0])
+        graph[f"w{index}"] = node("ImageBatch", image1=[str(index), 0], image2=[f"w{index - 1}", 0])
+    graph["end"] = node("GuardedFaceCheck", image=["w2999", 0])
+    assert images(graph) == [("end", "photo.png")]
 
 
 def test_every_picture_of_a_batch_is_wanted() -> None:

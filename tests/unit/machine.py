@@ -22,7 +22,7 @@ from comfyui_guarded.guard.store import Run
 class Machine:
     """The test turns the wheels."""
 
-    def __init__(self, store, host, clock, folder, **sections):
+    def __init__(self, store, host, clock, folder, face_classes=(), **sections):
         self.store, self.host, self.clock = store, host, clock
         self.settings = settings(**sections)
         self.events, self.secrets = Events(store), Secrets()
@@ -35,7 +35,8 @@ class Machine:
         self.process = FakeProcess()
         self.watchdog = Watchdog(self.settings, store, host, self.health, self.settler, self.process, clock)
         self.quarantine = folder / "quarantine"
-        self.runs = Runs(self.settings, store, host, self.settler, self.watchdog, self.events, self.quarantine)
+        parts = (self.settings, store, host, self.settler, self.watchdog, self.events, self.quarantine)
+        self.runs = Runs(*parts, face_classes=face_classes)
         self.dispatcher = Dispatcher(
             self.settings.queue,
             store,

@@ -660,6 +660,15 @@ async def test_the_shape_is_judged_before_the_policy_and_the_policy_before_the_h
     assert host.rehearsed == []
 
 
+async def test_a_node_that_queues_its_prompt_again_by_itself_is_refused_for_everybody(store, host, clock):
+    gate = Gate(store, host, clock)
+    prompt = {"1": GRAPH["1"], "7": {"class_type": "VHS_BatchManager", "inputs": {"frames_per_batch": 16}}}
+    error = await gate.refusal(json.dumps({"prompt": prompt}).encode())
+    assert isinstance(error, PolicyViolationError)
+    assert error.extra_info == {"node_id": "7", "class_type": "VHS_BatchManager"}
+    assert host.rehearsed == []
+
+
 async def test_of_several_faults_the_first_in_the_order_of_the_steps_is_told(store, host, clock):
     gate = Gate(
         store, host, clock, limits={"jobs_per_minute": 1}, policy={"max_body_bytes": 1024, "deny_nodes": ["Denied"]}
