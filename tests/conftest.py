@@ -7,6 +7,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from side_by_side import ByServer, rank
 
+#: How long a test on a real host may take that says nothing of it.
+REAL_HOST_S = 360
+
 
 def _register_alias() -> None:
     # By path: the repo's root must not be on sys.path, where our `nodes` would shadow ComfyUI's.
@@ -59,6 +62,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         gone = set(left_out)
         items[:] = [item for item in items if item not in gone]
+    for item in items:
+        # The first test of a real host pays for its start. Were it a mark of the parameter, no test could have more.
+        if item.get_closest_marker("comfyui") is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(REAL_HOST_S))
     if hasattr(config, "workerinput"):
         items.sort(key=rank)
 

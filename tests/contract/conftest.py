@@ -21,10 +21,8 @@ PHOTO = "photo.png"
 
 def kinds(wanted: Callable[[HostKind], bool] = lambda kind: True) -> list[object]:
     """Parameters for a fixture that starts a host: the sandbox, and every real ComfyUI."""
-    # The first test of a host pays for its start.
-    marks = [pytest.mark.comfyui, pytest.mark.timeout(360)]
     return [
-        pytest.param(kind, id=kind.name.replace(" ", "-"), marks=marks if kind.real else ())
+        pytest.param(kind, id=kind.name.replace(" ", "-"), marks=pytest.mark.comfyui if kind.real else ())
         for kind in (sandbox_kind(), *real_kinds())
         if wanted(kind)
     ]
