@@ -123,6 +123,7 @@ $(VENV)/.created:
 $(VENV)/.run-ready: $(VENV)/.created requirements.txt requirements-demo.txt
 	@echo "Installing what the server and the tour need into $(VENV), once ..."
 	@$(PIP) -r requirements.txt
+	@$(BIN)/python -c "import onnxruntime" 2>/dev/null || $(PIP) onnxruntime # the stand-in for ComfyUI has no torch
 	@rm -rf $(VENV)/photos
 	@$(PIP) --no-deps --only-binary :all: --target $(VENV)/photos -r requirements-demo.txt
 	@touch $@
@@ -132,6 +133,7 @@ $(VENV)/.dev-ready: $(VENV)/.created requirements.txt requirements-dev.txt requi
 	@echo "Installing what the gate needs into $(VENV), once ..."
 	@$(PIP) -r requirements.txt -r requirements-dev.txt -r requirements-insightface.txt
 	@$(PIP) --no-deps "insightface>=1.0.1"
+	@$(BIN)/python -c "import onnxruntime" 2>/dev/null || $(PIP) onnxruntime
 	@touch $@
 
 # What no package of PyPI has: Prometheus, and the proxies of the deployment manual. Nothing is

@@ -190,7 +190,9 @@ class FacesSettings(_Section):
     detector: str = Field(
         "auto", description="`auto`, `centerface`, `insightface` or `insightface/<pack>`. Packs are non-commercial."
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="`cuda` works only if onnxruntime really has it.")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="`cuda` works only if onnxruntime, or torch where there is none, really has it."
+    )
     try_rotations: bool = Field(True, description="Also turn a picture before saying that it shows no face.")
     at_once: int = Field(2, ge=1, le=16, description="How many pictures to search at the same time.")
     required_by: dict[str, list[str]] | None = Field(

@@ -150,16 +150,22 @@ def _check_packages(_facts: Facts, _settings: Settings) -> Iterator[Line]:
 def _check_faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
     faces, state = facts.faces, facts.faces["onnxruntime"]
     if faces["detector"] is None:
-        mend = state["command"] or "Install requirements.txt with ComfyUI's Python."
+        mend = state["command"] or f'"{sys.executable}" -m pip install onnxruntime'
         yield Line("error", "faces", f"The server cannot look for faces: {faces['reason']}", mend)
     else:
         where = "in memory" if faces["loaded"] else "not loaded before the first check"
-        yield Line("ok", "faces", f"{faces['detector']} on the {faces['device'].upper()}, {where}. {faces['reason']}")
+        yield Line(
+            "ok",
+            "faces",
+            f"{faces['detector']} on the {faces['device'].upper()} ({faces['runtime']}), {where}. {faces['reason']}",
+        )
     if state["problem"]:
         yield Line("error" if state["broken"] else "warning", "onnxruntime", state["problem"], state["command"])
+    elif state["providers"]:
+        packages = ", ".join(f"{name} {version}" for name, version in state["packages"].items()) or "of its own making"
+        yield Line("ok", "onnxruntime", f"{packages}; it offers {', '.join(state['providers'])}.")
     else:
-        packages = ", ".join(f"{name} {version}" for name, version in state["packages"].items()) or "not installed"
-        yield Line("ok", "onnxruntime", f"{packages}; it offers {', '.join(state['providers']) or 'nothing'}.")
+        yield Line("ok", "onnxruntime", "It is not installed; only InsightFace's packs need it.")
 
 
 def _check_templates(facts: Facts, _settings: Settings) -> Iterator[Line]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ServerUnavailableError
 from . import CANDIDATE, Face, Pixels
-from .onnx import Device, default_threads, device_of, open_session
+from .on_torch import TorchNetwork
+from .onnx import Device, Runtime, default_threads, device_of, open_session
 
 WEIGHTS = Path(__file__).with_name("weights") / "centerface.onnx"
 
@@ -27,16 +30,18 @@ _Floats = npt.NDArray[np.float32]
 
 
 class CenterFace:
-    """A detector with one session, which several threads may use at once."""
+    """A detector with one network, which several threads may use at once."""
 
-    def __init__(self, device: Device = "cpu", threads: int | None = None) -> None:
+    def __init__(self, device: Device = "cpu", threads: int | None = None, runtime: Runtime | None = None) -> None:
         """Load the weights (about 0.1 s).
 
+        Args:
+            runtime: what runs the network; None: onnxruntime, and where that is missing or does not load, torch.
+
         Raises:
-            ServerUnavailableError: onnxruntime is missing.
+            ServerUnavailableError: there is none that loads.
         """
-        self._session: Any = open_session(WEIGHTS, device, threads or default_threads())
-        self.device = device_of(self._session)
+        self._network, self.device, self.runtime = _open(device, threads, runtime)
 
     @property
     def name(self) -> str:
@@ -48,8 +53,28 @@ class CenterFace:
         rows, columns = (-(-side // _MULTIPLE) * _MULTIPLE for side in (height, width))
         planes = np.zeros((1, 3, rows, columns), np.float32)
         planes[0, :, :height, :width] = pixels.transpose(2, 0, 1)
-        heatmap, scale, offset, landmarks = self._session.run(_OUTPUTS, {_INPUT: planes})
+        heatmap, scale, offset, landmarks = self._network.run(_OUTPUTS, {_INPUT: planes})
         return decode(heatmap, scale, offset, landmarks, width, height)
+
+
+def is_installed(runtime: Runtime) -> bool:
+    """Whether that package is there. Does not import it."""
+    try:
+        return importlib.util.find_spec(runtime) is not None
+    except ValueError:  # what is left of a failed import lies in sys.modules
+        return False
+
+
+def _open(device: Device, threads: int | None, runtime: Runtime | None) -> tuple[Any, Device, Runtime]:
+    if runtime != "torch":
+        try:
+            session = open_session(WEIGHTS, device, threads or default_threads())
+            return session, device_of(session), "onnxruntime"
+        except ServerUnavailableError:
+            if runtime or not is_installed("torch"):
+                raise
+    network = TorchNetwork(WEIGHTS, device, threads)
+    return network, network.device, "torch"
 
 
 def decode(

@@ -13,9 +13,9 @@ from typing_extensions import TypedDict
 
 from ..errors import InvalidRequestError, ServerUnavailableError
 from . import Detector, centerface, onnx
-from .centerface import CenterFace
+from .centerface import CenterFace, is_installed
 from .insightface import InsightFace, Pack, find_packs, list_roots
-from .onnx import Device, OnnxruntimeBody
+from .onnx import Device, OnnxruntimeBody, Runtime
 
 log = logging.getLogger("guarded.faces")
 
@@ -25,11 +25,12 @@ CHOICES = (AUTO, "centerface", "insightface")
 
 
 class ChoiceBody(TypedDict):
-    """The detector (null: none), and why it is that one."""
+    """The detector (null: none), why it is that one, and the package that runs it (null: none)."""
 
     detector: str | None
     reason: str
     device: Device
+    runtime: Runtime | None
     loaded: bool
 
 
@@ -47,17 +48,25 @@ class Choice:
         detector: `centerface` or `insightface/<pack>`.
         reason: one line for the operator.
         device: where it runs; until it is loaded, where it should run.
+        runtime: the package that runs it; until it is loaded, the one that should.
         loaded: whether it is in memory.
     """
 
     detector: str
     reason: str
     device: Device
+    runtime: Runtime = "onnxruntime"
     loaded: bool = False
 
     def body(self) -> ChoiceBody:
         """As JSON."""
-        return {"detector": self.detector, "reason": self.reason, "device": self.device, "loaded": self.loaded}
+        return {
+            "detector": self.detector,
+            "reason": self.reason,
+            "device": self.device,
+            "runtime": self.runtime,
+            "loaded": self.loaded,
+        }
 
 
 class Chooser:
@@ -67,7 +76,7 @@ class Chooser:
         models: ComfyUI's model folders, which may hold `insightface/models/<pack>`.
         detector: `auto`, `centerface`, `insightface`, or `insightface/<pack>`.
         device: `cuda` works only where CUDAExecutionProvider does.
-        threads: of onnxruntime, for one look; None: a few.
+        threads: of onnxruntime for one look, of torch for looks at once; None: a few.
     """
 
     def __init__(
@@ -99,7 +108,8 @@ class Chooser:
             if asked not in self._loaded:
                 choice, ready = self._load(asked)
                 self._loaded[asked] = choice, ready
-                log.info("faces: %s on the %s: %s", choice.detector, choice.device.upper(), choice.reason)
+                words = choice.detector, choice.device.upper(), choice.runtime, choice.reason
+                log.info("faces: %s on the %s (%s): %s", *words)
             return self._loaded[asked][1]
 
     def choice(self, detector: str | None = None) -> Choice:
@@ -110,21 +120,33 @@ class Chooser:
         return self._choose(asked)[0]
 
     def facts(self) -> FaceFacts:
-        """The choice and onnxruntime's state, for health and doctor. Imports onnxruntime: not for the event loop."""
+        """The choice and onnxruntime's state, for health and doctor. Imports onnxruntime: not for the event loop.
+
+        torch, which takes seconds, is only looked for.
+        """
         state = onnx.read_state()
         choice: ChoiceBody
         try:
             choice = self.choice().body()
         except (ServerUnavailableError, InvalidRequestError) as error:
-            choice = {"detector": None, "reason": error.message, "device": self._device, "loaded": False}
-        if not state.providers:
-            problem = state.problem or "onnxruntime is not installed."
-            choice = {**choice, "detector": None, "reason": f"No face can be looked for: {problem}"}
+            choice = {
+                "detector": None, "reason": error.message, "device": self._device, "runtime": None, "loaded": False
+            }  # fmt: skip
+        needs_it = choice["detector"] != centerface.NAME and self._detector != AUTO
+        if state.providers or choice["loaded"] or choice["detector"] is None:
+            pass
+        elif is_installed("torch") and not needs_it:
+            choice = {**choice, "detector": centerface.NAME, "runtime": "torch"}
+        else:
+            missing = "onnxruntime is not" if needs_it else "neither onnxruntime nor torch is"
+            problem = state.problem or f"{missing} installed."
+            reason = f"No face can be looked for: {problem}"
+            choice = {**choice, "detector": None, "reason": reason, "runtime": None}
         return {**choice, "onnxruntime": state.body()}
 
     def _choose(self, asked: str) -> tuple[Choice, Pack | None]:
         if asked == "centerface":
-            return Choice(centerface.NAME, "It was asked for by name.", self._device), None
+            return self._choose_centerface("It was asked for by name."), None
         if asked not in CHOICES and not asked.startswith("insightface/"):
             raise InvalidRequestError(
                 f"There is no face detector {asked!r}; there are {', '.join(CHOICES)} and insightface/<pack>.",
@@ -152,7 +174,8 @@ class Chooser:
         return Choice(f"insightface/{pack.name}", "It was asked for by name.", self._device), pack
 
     def _choose_centerface(self, reason: str) -> Choice:
-        return Choice(centerface.NAME, reason, self._device)
+        runtime: Runtime = "onnxruntime" if is_installed("onnxruntime") or not is_installed("torch") else "torch"
+        return Choice(centerface.NAME, reason, self._device, runtime)
 
     def _load(self, asked: str) -> tuple[Choice, Detector]:
         choice, pack = self._choose(asked)
@@ -163,12 +186,12 @@ class Chooser:
             try:
                 ready = InsightFace(pack, self._device, self._threads)
             except ServerUnavailableError as error:
-                if asked != AUTO or error.extra_info.get("package") == "onnxruntime":
+                if asked != AUTO:
                     raise
                 log.warning("faces: the pack %s is not used: %s %s", pack.name, error.message, error.details)
                 choice = self._choose_centerface(f"The pack {pack.name} is there but cannot be used: {error.message}")
                 ready = CenterFace(self._device, self._threads)
         reason = choice.reason
         if self._device == "cuda" and ready.device == "cpu":
-            reason += f" On the CPU, since {onnx.CUDA} is not there."
-        return replace(choice, reason=reason, device=ready.device, loaded=True), ready
+            reason += f" On the CPU, since {onnx.CUDA if ready.runtime == 'onnxruntime' else 'CUDA'} is not there."
+        return replace(choice, reason=reason, device=ready.device, runtime=ready.runtime, loaded=True), ready

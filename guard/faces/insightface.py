@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import ServerUnavailableError
 from . import CANDIDATE, Face, Pixels
-from .onnx import Device, default_threads, device_of, explain_missing, open_session
+from .onnx import Device, Runtime, default_threads, device_of, explain_missing, open_session
 
 #: The best first; other packs follow by name.
 PREFERRED = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc", "antelope")
@@ -74,6 +74,8 @@ def _find_model(folder: Path) -> Path | None:
 
 class InsightFace:
     """A detector that runs insightface's own class SCRFD on a session of ours. Several threads may use it at once."""
+
+    runtime: Runtime = "onnxruntime"
 
     def __init__(self, pack: Pack, device: Device = "cpu", threads: int | None = None) -> None:
         """Load the pack's detection model. Importing insightface takes a second or more.

@@ -15,6 +15,8 @@ from typing_extensions import TypedDict
 from ..errors import ServerUnavailableError
 
 Device = Literal["cpu", "cuda"]
+#: The packages that can run CenterFace; the first is quicker. InsightFace's packs need it.
+Runtime = Literal["onnxruntime", "torch"]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"

@@ -190,7 +190,7 @@ async def test_health_says_which_detector_looks_and_why(client):
     faces = (await client.get("/guarded/health"))["faces"]
     assert faces["detector"] == "centerface"
     assert faces["reason"]
-    assert faces["onnxruntime"]["providers"]
+    assert faces["runtime"] == ("onnxruntime" if faces["onnxruntime"]["providers"] else "torch")
 
 
 def _bomb():

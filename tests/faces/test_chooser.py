@@ -38,6 +38,7 @@ class Fake(RedIsAFace):
 
     made = 0
     device = "cpu"
+    runtime = "onnxruntime"
 
     def __init__(self, *_arguments: Any) -> None:
         super().__init__()
@@ -58,6 +59,7 @@ def test_without_a_pack_centerface_is_chosen_and_the_reason_says_so() -> None:
         "detector": "centerface",
         "reason": "No InsightFace pack is there.",
         "device": "cpu",
+        "runtime": "onnxruntime",
         "loaded": False,
     }
 
@@ -100,7 +102,7 @@ def test_the_choice_is_logged_once(fake: type[Fake], caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, "guarded.faces"):
         chooser.get()
         chooser.get()
-    assert caplog.messages == ["faces: centerface on the CPU: No InsightFace pack is there."]
+    assert caplog.messages == ["faces: centerface on the CPU (onnxruntime): No InsightFace pack is there."]
 
 
 def test_cuda_counts_only_where_it_is_really_there(fake: type[Fake]) -> None:
@@ -194,7 +196,7 @@ def test_a_package_that_does_not_import_is_broken() -> None:
 
 def test_the_facts_for_health_are_json_and_name_the_choice() -> None:
     facts = Chooser().facts()
-    assert {"detector", "reason", "device", "loaded", "onnxruntime"} == set(facts)
+    assert {"detector", "reason", "device", "runtime", "loaded", "onnxruntime"} == set(facts)
     assert facts["onnxruntime"]["packages"] == onnx.list_installed()
 
 
@@ -203,4 +205,4 @@ def test_without_onnxruntime_the_facts_say_that_no_face_can_be_looked_for(monkey
     monkeypatch.setattr(onnx, "list_installed", dict)
     facts = Chooser().facts()
     assert facts["detector"] is None
-    assert facts["reason"] == "No face can be looked for: onnxruntime is not installed."
+    assert facts["reason"] == "No face can be looked for: neither onnxruntime nor torch is installed."

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -258,30 +257,10 @@ def test_the_changelog_names_the_version_or_what_is_to_come(root: Path, pyprojec
     assert headings[0] in {"Unreleased", pyproject["project"]["version"]}
 
 
-#: Other nodes' onnxruntime-gpu must survive, so exactly one of the two is asked for on each machine, by its markers.
-FOR_FACES = {"onnxruntime-gpu", "onnxruntime"}
 #: Pure Python, and without requirements of their own.
 FOR_FIGURES = {"nvidia-ml-py", "prometheus-client"}
 #: One module without dependencies of its own.
 FOR_WEBHOOKS = {"standardwebhooks"}
-
-
-@pytest.mark.parametrize(
-    ("system", "machine", "name"),
-    [
-        ("linux", "x86_64", "onnxruntime-gpu"),
-        ("win32", "AMD64", "onnxruntime-gpu"),
-        ("linux", "aarch64", "onnxruntime"),
-        ("darwin", "arm64", "onnxruntime"),
-        ("darwin", "x86_64", "onnxruntime"),
-        ("win32", "ARM64", "onnxruntime"),
-    ],
-)
-def test_each_machine_gets_the_one_onnxruntime_that_fits(root: Path, system: str, machine: str, name: str) -> None:
-    lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    asked = [Requirement(line) for line in lines if line.startswith("onnxruntime")]
-    environment = {"sys_platform": system, "platform_machine": machine}
-    assert [one.name for one in asked if one.marker and one.marker.evaluate(environment)] == [name]
 
 
 def test_installing_the_requirements_does_not_change_a_working_comfyui(root: Path) -> None:
@@ -290,8 +269,6 @@ def test_installing_the_requirements_does_not_change_a_working_comfyui(root: Pat
     for line in wanted:
         name = re.match(r"[A-Za-z0-9_.-]+", line)
         assert name, f"not a plain requirement: {line}"
-        assert name.group().lower().replace("_", "-") in BROUGHT_BY_COMFYUI | FOR_FACES | FOR_FIGURES | FOR_WEBHOOKS, (
-            line
-        )
+        assert name.group().lower().replace("_", "-") in BROUGHT_BY_COMFYUI | FOR_FIGURES | FOR_WEBHOOKS, line
         assert "==" not in line.split(";")[0], f"pinned: {line}"
         assert ">=" in line, f"no lower bound: {line}"

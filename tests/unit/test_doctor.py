@@ -28,6 +28,7 @@ FACES = {
     "detector": "centerface",
     "reason": "No InsightFace pack is there.",
     "device": "cpu",
+    "runtime": "onnxruntime",
     "loaded": False,
     "onnxruntime": {
         "packages": {"onnxruntime": "1.20"},
@@ -164,7 +165,7 @@ class TestTheMachine:
     def test_all_that_requirements_ask_for_and_comfyui_does_not_bring_is_looked_for(self):
         asked = (Path(checks.__file__).parents[2] / "requirements.txt").read_text()
         names = set(re.findall(r"^([\w-]+)[><=]", asked, re.MULTILINE))
-        theirs = {"aiohttp", "numpy", "Pillow", "tomli", "typing_extensions", "onnxruntime", "onnxruntime-gpu"}
+        theirs = {"aiohttp", "numpy", "Pillow", "tomli", "typing_extensions"}
         assert set(checks.PACKAGES) == names - theirs
 
     def test_onnxruntime_that_lost_its_gpu(self, well):
@@ -173,6 +174,13 @@ class TestTheMachine:
 
     def test_no_detector(self, well):
         assert wrong(replace(well, faces={**FACES, "detector": None})) == [("error", "faces")]
+
+    def test_a_face_check_on_torch_needs_no_onnxruntime(self, well):
+        none = {**FACES["onnxruntime"], "packages": {}, "providers": []}
+        facts = replace(well, faces={**FACES, "runtime": "torch", "onnxruntime": none})
+        assert wrong(facts) == []
+        assert "centerface on the CPU (torch)" in said(facts, "faces")
+        assert "not installed" in said(facts, "onnxruntime")
 
     def test_models_and_packs_of_a_template(self, well):
         missing = {"models": ["sdxl.safetensors"], "node_packs": ["Pack"]}
