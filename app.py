@@ -61,6 +61,7 @@ from .guard.store import Recovery, SqliteStore, database_path
 from .guard.submit.admission import Admission
 from .guard.submit.fetch import Fetcher, FetchRules
 from .guard.submit.limits import Limits
+from .guard.submit.retry import Retries
 from .guard.templates.catalogue import Templates
 from .server_routes.download import Downloader
 from .server_routes.sender import Sender
@@ -257,6 +258,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         host=host,
         admission=admission,
         fetcher=fetcher,
+        retries=Retries(store, admission),
         refused=refused,
         templates=templates,
         jobs=jobs,

@@ -44,6 +44,7 @@ export interface Job {
   metadata: Record<string, unknown>;
   user: string | null;
   idempotency_key: string | null;
+  retry_of: string | null;
 }
 
 /** The contract's `Refusal`. */

@@ -166,6 +166,8 @@ class Ledger:
         """Write the orders and bookings of these jobs, all in one commit."""
         with self._db:
             for job in jobs:
+                if job.get("retry_of"):  # an operator's, for which nobody has paid
+                    continue
                 facts = job["metadata"]
                 row = [facts[name] for name in ("id", "chat_id", "message_id", "locale", "photo", "caption")]
                 made = self._db.execute(

@@ -248,6 +248,12 @@ class ArtifactGoneError(GuardError):
     code, status, retryable = "artifact_gone", 410, False
 
 
+class PromptGoneError(GuardError):
+    """What the job was submitted with is no longer kept."""
+
+    code, status, retryable = "prompt_gone", 410, False
+
+
 class PayloadTooLargeError(GuardError):
     """The body is over the limit."""
 

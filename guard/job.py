@@ -97,7 +97,8 @@ class JobError(TypedDict):
 class JobBody(TypedDict):
     """A job. Times are milliseconds since the epoch; `error` is null and `refund` false where it succeeded.
 
-    `shortened` is there in lists, where long texts are cut or left out; the job by itself has them.
+    `retry_of` is the job that this one repeats. `shortened` is there in lists, where long texts are cut or left out;
+    the job by itself has them.
     """
 
     job_id: str
@@ -123,6 +124,7 @@ class JobBody(TypedDict):
     metadata: dict[str, Any]
     user: str | None
     idempotency_key: str | None
+    retry_of: str | None
     shortened: NotRequired[bool]
 
 
@@ -236,6 +238,7 @@ class NewJob:
         workflow_id: that of the editor's workflow that the prompt was made of.
         converted: the guard made the prompt of a workflow in the editor's own format.
         user: the owner's own user whose job it is; "" for none. An owner's users take turns.
+        retry_of: the id of the job that this one repeats.
     """
 
     job_id: str
@@ -258,6 +261,7 @@ class NewJob:
     workflow_id: str | None = None
     converted: bool = False
     user: str = ""
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -295,6 +299,7 @@ class Job:
     round: int = 0
     idempotency_key: str | None = None
     body_bytes: int = 0
+    retry_of: str | None = None
     verdict: Verdict | None = None
     result: Result = Result()
     shortened: bool = False
@@ -351,6 +356,7 @@ class Job:
             "metadata": self.metadata,
             "user": self.user or None,
             "idempotency_key": self.idempotency_key,
+            "retry_of": self.retry_of,
         }
         if self.shortened:
             body["shortened"] = True

@@ -7,11 +7,11 @@ from typing import Any
 from aiohttp import web
 from typing_extensions import TypedDict
 
-from ..guard.errors import NotFoundError
+from ..guard.errors import NotFoundError, PromptGoneError
 from ..guard.job import JobBody, JobState
 from ..guard.store import Wanted
 from ..guard.store.outbox import DeliveryBody
-from .about import READ, WAIT, WRITE, About, Schema, describe_page
+from .about import ADMISSION, READ, WAIT, WRITE, About, Schema, describe_page
 from .asked import check_query, read_number, read_page, read_state, read_states, read_whole_number
 from .table import Call, Route, respond, respond_at_length
 
@@ -47,10 +47,11 @@ class StateBody(TypedDict):
 
 
 class WayBody(TypedDict):
-    """The states that a job has been in, and its webhooks; oldest first."""
+    """The states that a job has been in, and its webhooks; oldest first. `retried_as` is the job that repeats it."""
 
     states: list[StateBody]
     webhooks: list[DeliveryBody]
+    retried_as: str | None
 
 
 class PromptBody(TypedDict):
@@ -83,12 +84,28 @@ async def get_job_prompt(call: Call) -> web.StreamResponse:
 async def get_way(call: Call) -> web.StreamResponse:
     """The job's states with their times, the last 100, and its last 50 webhooks."""
     jobs = call.services.jobs
-    states, deliveries = await jobs.find_way(await jobs.get(call.request.match_info["job_id"], call.client))
+    states, deliveries, retry = await jobs.find_way(await jobs.get(call.request.match_info["job_id"], call.client))
     body: WayBody = {
         "states": [{"state": state, "at_ms": at_ms} for state, at_ms in states],
         "webhooks": [delivery.body() for delivery in deliveries],
+        "retried_as": retry.job_id if retry is not None else None,
     }
     return respond(body)
+
+
+async def post_retry(call: Call) -> web.StreamResponse:
+    """A new job from what an ended one was submitted with, of the same owner, with `retry_of`; nothing is charged.
+
+    Asked again, it answers with the job that it made before, and `Idempotency-Replayed: true`. An operator's retry
+    counts against nobody's limits.
+    """
+    services = call.services
+    job = await services.jobs.get(call.request.match_info["job_id"], call.client)
+    is_own = call.client.owner == job.owner
+    owner = call.client if is_own else services.access.find_owner(job.owner)
+    submitted = await services.retries.repeat(job, owner, by_operator=call.client.operator)
+    body = await services.jobs.body(submitted.job, call.locale)
+    return respond(body, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
 
 
 async def list_jobs(call: Call) -> web.StreamResponse:
@@ -148,7 +165,16 @@ ROUTES = [
     ),
     Route("GET", "/jobs/{job_id}/way", get_way, about=About({200: WayBody}, refusals=(NotFoundError, *READ))),
     Route(
-        "GET", "/jobs/{job_id}/prompt", get_job_prompt, about=About({200: PromptBody}, refusals=(NotFoundError, *READ))
+        "GET",
+        "/jobs/{job_id}/prompt",
+        get_job_prompt,
+        about=About({200: PromptBody}, refusals=(NotFoundError, PromptGoneError, *READ)),
+    ),
+    Route(
+        "POST",
+        "/jobs/{job_id}/retry",
+        post_retry,
+        about=About({200: JobBody}, refusals=(NotFoundError, PromptGoneError, *ADMISSION)),
     ),
     Route(
         "DELETE",

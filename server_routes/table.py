@@ -49,6 +49,7 @@ from ..guard.signal import Signal
 from ..guard.submit.admission import Admission
 from ..guard.submit.fetch import Fetcher
 from ..guard.submit.limits import Limits
+from ..guard.submit.retry import Retries
 from ..guard.templates.catalogue import Templates
 from .about import About
 from .connections import ANSWERED_BY_US
@@ -86,6 +87,7 @@ class Services:
     host: HostAnswers
     admission: Admission
     fetcher: Fetcher
+    retries: Retries
     refused: Signal[[str, str]]
     templates: Templates
     jobs: Jobs

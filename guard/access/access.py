@@ -107,6 +107,10 @@ class Access:
             raise ForbiddenError("A foreign page asks for this.")
         raise UnauthorizedError("A key is needed.", details=self._explain_keys(request))
 
+    def find_owner(self, owner: str) -> Client:
+        """Whoever's jobs have that owner: by its newest key that is valid, otherwise with no rights but its files."""
+        return LOCAL if owner == LOCAL.owner else self._keys.find_owner(owner) or Client(owner, operator=False)
+
     def is_current(self, client: Client) -> bool:
         """Whether a client would still be let in: its key is neither revoked nor expired."""
         return client.key_id is None or self._keys.find_by_id(client.key_id) is not None

@@ -123,9 +123,18 @@ class Keys:
 
     def webhook_secret(self, owner: str) -> str | None:
         """The secret that signs the owner's webhooks, that of its newest active key; None where it has none."""
+        key = self._find_newest(owner)
+        return key.webhook_secret if key is not None else None
+
+    def find_owner(self, owner: str) -> Client | None:
+        """The client of the owner's newest active key; None where it has none."""
+        key = self._find_newest(owner)
+        return key.client() if key is not None else None
+
+    def _find_newest(self, owner: str) -> Key | None:
         now_ms = self._clock.now_ms()
         own = [key for key in list(self._keys.values()) if key.name == owner and key.is_active(now_ms)]
-        return max(own, key=lambda key: key.created_at_ms).webhook_secret if own else None
+        return max(own, key=lambda key: key.created_at_ms, default=None)
 
     def max_pixels_of(self, owner: str) -> int:
         """How large the pictures of the owner's jobs may be: the largest limit of its active keys. 0: any size.

@@ -14,7 +14,7 @@ from typing import IO, Any
 from typing_extensions import NotRequired, TypedDict
 
 from ..client import Client
-from ..errors import CancelledError, GuardError, NotFoundError, ServerUnavailableError
+from ..errors import CancelledError, GuardError, NotFoundError, PromptGoneError, ServerUnavailableError
 from ..events.stream import Events
 from ..job import WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
@@ -226,18 +226,19 @@ class Jobs:
         return as_comfyui.item_in_full(replace(entry, job=_as_seen(entry.job, client)))
 
     async def find_prompt(self, job_id: str, client: Client) -> dict[str, Any]:
-        """The job's prompt as it was admitted. Raises NotFoundError where there is none, or it is no longer kept."""
-        entry = await self._find_entry(job_id, client)
-        if entry is None:
-            raise NotFoundError(f"There is no job {job_id[:64]}.")
-        if entry.body is None:
-            raise NotFoundError(f"The prompt of job {job_id[:64]} is no longer kept.")
-        return await asyncio.to_thread(lambda: as_comfyui.row(entry)[2])
+        """The job's prompt as it was admitted. Raises NotFoundError, or PromptGoneError where it is no longer kept."""
+        job = await self.get(job_id, client)
+        body, gone_at_ms = await wrap_future(self._store.find_body(job_id))
+        if body is None:
+            facts = {"job_id": job_id, "gone_at_ms": gone_at_ms}
+            raise PromptGoneError(f"The prompt of job {job_id} is no longer kept.", extra_info=facts)
+        return await asyncio.to_thread(lambda: as_comfyui.row(Entry(job, body))[2])
 
-    async def find_way(self, job: Job) -> tuple[list[tuple[JobState, int]], list[Delivery]]:
-        """The states that the job has been in, with their times, and its webhooks."""
+    async def find_way(self, job: Job) -> tuple[list[tuple[JobState, int]], list[Delivery], Job | None]:
+        """The states that the job has been in, with their times, its webhooks, and the job that repeats it."""
         states = wrap_future(self._store.list_states(job.job_id))
-        return await states, await wrap_future(self._store.list_deliveries_of(job.job_id, DELIVERIES_OF_JOB))
+        deliveries = wrap_future(self._store.list_deliveries_of(job.job_id, DELIVERIES_OF_JOB))
+        return await states, await deliveries, await wrap_future(self._store.find_retry(job.job_id))
 
     async def hide(self, client: Client, job_ids: list[str] | None) -> None:
         """Hide settled jobs from history and listings; None: all of the caller's own."""

@@ -133,6 +133,8 @@ class Store(Protocol):
     ) -> Future[Submitted]:
         """Put a job into the queue, where its user's last job is, or a round of turns after that.
 
+        A job that repeats one that was repeated before is not put in: that earlier one is the answer.
+
         Raises `QueueFullError`, `QuotaExceededError` where the bodies of the owner's open jobs would be larger together
         than `max_bytes_of_owner`, `DiskFullError` where the database may not become larger, or `ConflictError` if the
         job's id or key is taken.
@@ -184,6 +186,12 @@ class Store(Protocol):
 
     def recall(self, job_id: str) -> Job | None:
         """The job as the last commit has left it, where memory has it; None says nothing. Any thread, at once."""
+
+    def find_retry(self, job_id: str) -> Future[Job | None]:
+        """Find the job that repeats that one."""
+
+    def find_body(self, job_id: str) -> Future[tuple[bytes | None, int | None]]:
+        """Find what the job was submitted with, also of one that is hidden, or None and, if known, since when not."""
 
     def locate(self, job_id: str) -> Future[Waiting | None]:
         """Say where a job stands in the queue; None if it is not queued.

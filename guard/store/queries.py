@@ -177,6 +177,12 @@ def find_entry(db: sqlite3.Connection, job_id: str) -> Entry | None:
     return Entry(read_job(row[:-1]), row[-1]) if row is not None else None
 
 
+def find_body(db: sqlite3.Connection, job_id: str) -> tuple[bytes | None, int | None]:
+    query = "SELECT body, body_gone_at_ms FROM jobs LEFT JOIN bodies USING (number) WHERE job_id = ?"
+    body, gone_at_ms = db.execute(query, (job_id,)).fetchone() or (None, None)
+    return body, gone_at_ms
+
+
 def list_queue(db: sqlite3.Connection, owner: str | None) -> list[Entry]:
     begun, waiting = (
         select_by_state("jobs", owner, states, PAGE, newest=False)

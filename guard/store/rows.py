@@ -14,7 +14,7 @@ from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
 COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
     "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-    "user_id, round, idempotency_key, verdict, result, converted, body_bytes"
+    "user_id, round, idempotency_key, verdict, result, converted, body_bytes, retry_of"
 )
 
 #: The condition of the index `jobs_open`, word for word, as SQLite uses the index only then. Without it, each query
@@ -25,7 +25,7 @@ IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 def read_job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
     (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
-    event_id, webhook, user, round_, idempotency_key, verdict, result, converted, body_bytes = rest
+    event_id, webhook, user, round_, idempotency_key, verdict, result, converted, body_bytes, retry_of = rest
     return Job(
         job_id=job_id,
         number=number,
@@ -52,6 +52,7 @@ def read_job(row: tuple[Any, ...]) -> Job:
         round=round_,
         idempotency_key=idempotency_key,
         body_bytes=body_bytes,
+        retry_of=retry_of,
         verdict=_read_verdict(json.loads(verdict)) if verdict else None,
         result=_read_result(json.loads(result)) if result else Result(),
     )
@@ -75,8 +76,8 @@ def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> N
     db.execute(
         "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
         "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-        "user_id, round, idempotency_key, converted, body_bytes) "
-        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "user_id, round, idempotency_key, converted, body_bytes, retry_of) "
+        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.number,
             new.job_id,
@@ -100,6 +101,7 @@ def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> N
             job.idempotency_key,
             new.converted,
             job.body_bytes,
+            new.retry_of,
         ),
     )
     db.execute("INSERT INTO bodies VALUES (?, ?)", (job.number, new.body))
@@ -128,6 +130,12 @@ def update_job(db: sqlite3.Connection, job: Job) -> None:
 
 def find_job(db: sqlite3.Connection, job_id: str) -> Job | None:
     row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    return read_job(row) if row else None
+
+
+def find_retry(db: sqlite3.Connection, job_id: str) -> Job | None:
+    """The job that repeats that one."""
+    row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE retry_of = ?", (job_id,)).fetchone()
     return read_job(row) if row else None
 
 

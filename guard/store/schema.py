@@ -277,4 +277,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX jobs_queued ON jobs (owner, priority DESC, round, place, number, template, shape, body_bytes)
         WHERE state = 'queued';
     """,
+    """
+    -- The job that this one repeats; a job is repeated once. And since when a job's body is no longer kept.
+    ALTER TABLE jobs ADD COLUMN retry_of TEXT;
+    ALTER TABLE jobs ADD COLUMN body_gone_at_ms INTEGER;
+    CREATE UNIQUE INDEX jobs_retrying ON jobs (retry_of) WHERE retry_of IS NOT NULL;
+    """,
 )

@@ -39,7 +39,7 @@ from .facts import (
 from .held_file import Survives
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
-from .rows import find_job, match_owner
+from .rows import find_job, find_retry, match_owner
 from .transitions import Transitions
 from .upkeep import Limits, Upkeep
 
@@ -326,6 +326,12 @@ class SqliteStore(Store):
         future: Future[Job | None] = Future()
         future.set_result(known)
         return future
+
+    def find_retry(self, job_id: str) -> Future[Job | None]:
+        return self._engine.read(lambda db: find_retry(db, job_id))
+
+    def find_body(self, job_id: str) -> Future[tuple[bytes | None, int | None]]:
+        return self._engine.read(lambda db: queries.find_body(db, job_id))
 
     def locate(self, job_id: str) -> Future[Waiting | None]:
         def operation(db: sqlite3.Connection) -> Waiting | None:

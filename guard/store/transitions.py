@@ -17,7 +17,7 @@ from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
 from .queries import replay
 from .recent import Recent
-from .rows import COLUMNS, IS_OPEN, find_job, insert_job, read_job, update_job
+from .rows import COLUMNS, IS_OPEN, find_job, find_retry, insert_job, read_job, update_job
 
 
 class Transitions:
@@ -96,6 +96,8 @@ class Transitions:
     ) -> Submitted:
         if key is not None and (earlier := replay(db, self.line, new.owner, key, by_submit=True)):
             return earlier
+        if new.retry_of is not None and (job := find_retry(db, new.retry_of)) is not None:
+            return Submitted(job, None, replayed=True)
         if (queued := self.line.queued) >= max_queued:
             raise QueueFullError.with_waiting(queued, max_queued)
         own = self.line.count_queued(new.owner)
@@ -209,6 +211,7 @@ class Transitions:
             round=self.line.find_round(db, new),
             idempotency_key=key.key if key is not None else None,
             body_bytes=len(new.body),
+            retry_of=new.retry_of,
         )
         try:
             insert_job(db, new, job, order)

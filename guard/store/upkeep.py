@@ -260,10 +260,11 @@ class Upkeep:
             return False
         until_s = time.monotonic() + SLICE_S
         bodies = size = done_ms = 0
+        now_ms = self._clock.now_ms()
         means.begin(db)
         while self._found and span.covers(self._found[0][1]) and size < most_bytes:
             number, done_ms = self._found.popleft()
-            size += delete_body(db, number)
+            size += delete_body(db, number, now_ms)
             bodies += 1
             if time.monotonic() > until_s:
                 break
@@ -347,7 +348,7 @@ def find_bodies(db: sqlite3.Connection, after_ms: int, before_ms: int, limit: in
     return Found([], last_ms or after_ms, is_end=looked < limit)
 
 
-def delete_body(db: sqlite3.Connection, number: int) -> int:
+def delete_body(db: sqlite3.Connection, number: int, now_ms: int) -> int:
     """Delete the body of a job that has settled, and what is large of its result; return their bytes. An open job keeps
     its body."""
     where = "number = ? AND EXISTS (SELECT 1 FROM jobs WHERE jobs.number = bodies.number AND settled_at_ms IS NOT NULL)"
@@ -355,6 +356,7 @@ def delete_body(db: sqlite3.Connection, number: int) -> int:
     if row is None:
         return 0
     db.execute("DELETE FROM bodies WHERE number = ?", (number,))
+    db.execute("UPDATE jobs SET body_gone_at_ms = ? WHERE number = ?", (now_ms, number))
     return int(row[0]) + _shorten_result(db, number)
 
 

@@ -167,14 +167,15 @@ class Admission:
             self._count_upload(request)
             self._health.check_ready()
             self._check_room(client, len(request.raw))
-            self._count_job(client, undo)
+            if not request.by_operator:
+                self._count_job(client, undo)
 
             prompt = await self._parse(request)
             size = len(request.raw)  # whatever walks through the prompt goes by that
             locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
             names = {file.stored_as(client.owner): file.filename or file.field for file in request.files}
             stack.push(partial(self._address_refusal, client.owner, names, locale))
-            if prompt.options.user is not None:
+            if prompt.options.user is not None and not request.by_operator:
                 self._limits.take_job_of_user(client, prompt.options.user)
                 undo.callback(self._limits.give_job_of_user_back, client, prompt.options.user)
             if request.files:
@@ -293,6 +294,7 @@ class Admission:
         webhook: Webhook | None,
         outputs: tuple[str, ...],
     ) -> NewJob:
+        repeated = request.repeats
         return NewJob(
             job_id=prompt.job_id,
             owner=request.client.owner,
@@ -306,14 +308,15 @@ class Admission:
             client_id=prompt.client_id,
             shape=shape(prompt.graph),
             template=request.template,
-            parameters=prompt.parameters,
+            parameters=prompt.parameters if repeated is None else repeated.parameters,
             outputs_to_execute=outputs,
             metadata=prompt.options.metadata,
             has_secrets=bool(prompt.secrets),
             webhook=webhook,
             workflow_id=find_workflow_id(prompt.body),
-            converted=prompt.converted,
+            converted=prompt.converted if repeated is None else repeated.converted,
             user=prompt.options.user or "",
+            retry_of=None if repeated is None else repeated.job_id,
         )
 
     def _keep_secrets(self, job: NewJob, prompt: Prompt, undo: ExitStack) -> None:
@@ -361,7 +364,8 @@ class Admission:
 
 def _check_kind(request: Submission) -> None:
     """Refuse graphs from a key that may use templates only."""
-    if request.client.limits.templates_only and request.fill is None:
+    is_made_of_template = request.fill is not None or request.repeats is not None
+    if request.client.limits.templates_only and not is_made_of_template:
         raise ForbiddenError(
             "This key may use the server's templates only, and sends no graph.",
             details="POST /guarded/workflows/{name} takes a template's parameters; GET /guarded/workflows lists them.",

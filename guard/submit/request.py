@@ -19,6 +19,7 @@ from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError, clip
 from ..faces.gate import AskedCheck
 from ..files.uploads import UploadedFile
 from ..graph import find_circle, is_link
+from ..job import Job
 from ..life.secrets import SECRET_NAMES
 from ..store import IdempotencyKey
 from .conversion import Convert, take_workflow
@@ -84,6 +85,7 @@ class Submission:
         raw: the body; for a form, what :func:`from_form` made of its fields.
         files, file_bytes: the files of a form, and their size together.
         template, fill: the template's name, and what makes a prompt of its parameters.
+        repeats: the job that this is to repeat; `by_operator`: not its owner asks for that, who then pays nothing.
     """
 
     raw: bytes
@@ -94,6 +96,8 @@ class Submission:
     file_bytes: int = 0
     template: str = ""
     fill: Fill | None = None
+    repeats: Job | None = None
+    by_operator: bool = False
 
 
 @dataclass(frozen=True)

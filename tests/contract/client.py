@@ -165,6 +165,7 @@ JOB_KEYS = {
         "metadata",
         "user",
         "idempotency_key",
+        "retry_of",
     ),
 }
 ARTIFACT_KEYS = {

@@ -25,6 +25,7 @@ TABLE: dict[str, tuple[int | None, bool]] = {
     "method_not_allowed": (405, False),
     "conflict": (409, False),
     "artifact_gone": (410, False),
+    "prompt_gone": (410, False),
     "payload_too_large": (413, False),
     "internal_error": (500, True),
     "rate_limited": (429, True),

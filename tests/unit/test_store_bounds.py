@@ -149,6 +149,8 @@ CALLS = {
     "release": [lambda store, _middle: store.release(next(iter(store.leases)))],
     "forget": [lambda store, _middle: store.forget(10**15, 20), lambda store, _middle: store.forget(0, 20)],
     "get": [lambda store, middle: store.get(f"job-{middle}")],
+    "find_retry": [lambda store, middle: store.find_retry(f"job-{middle}")],
+    "find_body": [lambda store, middle: store.find_body(f"job-{middle}")],
     "locate": [
         lambda store, middle: store.locate(f"job-{middle + 1}"),
         lambda store, middle: store.locate(f"job-{middle + 4}"),
