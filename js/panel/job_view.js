@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { settled } from "./board.js";
+import { graphView } from "./graph_view.js";
 
 /** What opens below a recent job: everything an operator is asked about it. */
 export function facts(job, board, texts) {
@@ -16,6 +17,7 @@ export function facts(job, board, texts) {
             "fact_node",
             [node_id, node_type].filter(Boolean).join(" · "),
         ],
+        job.retry_of && ["fact_retry_of", jobLink(job.retry_of, board)],
         job.error && ["fact_code", h("code", {}, job.error.code)],
         job.error && ["fact_error", job.error.message],
         exception_type && ["fact_exception", h("code", {}, exception_type)],
@@ -49,12 +51,54 @@ export function facts(job, board, texts) {
     });
     const way = h("div", { class: "g-way" });
     showWay(way, job, board, texts).catch((error) => way.replaceChildren(error.message));
-    return [list, way, ...(files.length ? [h("ul", { class: "g-files" }, ...files)] : [])];
+    return [list, ...(files.length ? [h("ul", { class: "g-files" }, ...files)] : []), way, graphView(job, board, texts)];
+}
+
+/** A job's short id; a click shows that job. */
+export function jobLink(job_id, board) {
+    const show = () => showJob(board, job_id).catch(() => board.changed());
+    return h("button", { type: "button", class: "g-link", onclick: show }, h("code", {}, job_id.slice(0, 8)));
+}
+
+/** A button that makes a new job like this one, or a link to the one that was made. */
+function retryRow(job, retried_as, board, texts) {
+    const said = h("span", { role: "status" });
+    const row = h("p", { class: "g-more g-retry" }, said);
+    if (retried_as) {
+        said.append(`${texts.t("retried_as")} `, jobLink(retried_as, board));
+        return row;
+    }
+    const retry = h(
+        "button",
+        {
+            type: "button",
+            class: "g-button",
+            title: texts.t("retry_help"),
+            onclick: async () => {
+                retry.disabled = true;
+                try {
+                    const made = await board.api.ask("POST", `/jobs/${encodeURIComponent(job.job_id)}/retry`);
+                    board.apply(made);
+                    said.replaceChildren(`${texts.t("retried_as")} `, jobLink(made.job_id, board));
+                    said.lastChild.focus();
+                    retry.remove();
+                } catch (error) {
+                    retry.disabled = false;
+                    const gone = error.status === 410;
+                    retry.hidden = gone;
+                    said.textContent = gone ? texts.t("retry_gone") : texts.t("refused", { message: error.message });
+                }
+            },
+        },
+        texts.t("retry"),
+    );
+    row.prepend(retry, " ");
+    return row;
 }
 
 /** The states with their times, and the webhooks, each of which can be sent again. */
 async function showWay(place, job, board, texts) {
-    const { states, webhooks } = await board.api.get(`/jobs/${encodeURIComponent(job.job_id)}/way`);
+    const { states, webhooks, retried_as } = await board.api.get(`/jobs/${encodeURIComponent(job.job_id)}/way`);
     const began_ms = states[0]?.at_ms;
     const steps = states.map(({ state, at_ms }) =>
         h(
@@ -65,6 +109,7 @@ async function showWay(place, job, board, texts) {
         ),
     );
     place.replaceChildren(
+        ...(retried_as || ["failed", "cancelled"].includes(job.state) ? [retryRow(job, retried_as, board, texts)] : []),
         h("h3", {}, texts.t("way")),
         h("ol", { class: "g-plain g-steps", "aria-label": texts.t("way") }, ...steps),
         ...(webhooks.length

@@ -1,5 +1,6 @@
 """The page in an incident: alarms, a job's graph, retry, many jobs at once, keys, the machine. On the sandbox."""
 
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from browser.conftest import shoot
 from browser.test_page import host, opened, posted, strangers, within
-from contract.client import PlainClient, sleep
+from contract.client import PlainClient, node, raises, save, sleep
 from playwright.sync_api import Page, expect
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
@@ -47,3 +48,59 @@ def test_an_alarm_stays_until_it_is_seen_over_a_kill_and_leads_to_its_job(
         expect(page).to_have_title("ComfyUI-Guarded")
         page.get_by_text("Все оповещения").click()
         expect(page.get_by_role("list", name="Все оповещения").get_by_role("listitem")).to_have_count(3)
+
+
+def test_a_failed_job_shows_its_graph_with_the_node_that_failed_and_is_retried_from_the_keyboard(
+    opened: Callable[..., Page], bot: PlainClient
+) -> None:
+    idle = {str(number): node("EmptyImage", width=8, height=8, batch_size=1, color=0) for number in range(1, 150)}
+    fails = node("FaultRaise", kind="value_error", message="<b>on</b> purpose", seed=0)
+    graph = {"199": node("ImageInvert", image=["150", 0]), "200": save("199"), "150": fails, **idle}
+    failing = posted(bot, graph, metadata={"order": 7})
+    page = opened()
+    row = within(page, "recent", failing)
+    row.locator("summary").first.focus()
+    page.keyboard.press("Enter")
+    nodes = row.get_by_role("list", name="Graph").locator("[data-node]")
+    expect(nodes).to_have_count(152)
+    failed = row.locator("[data-failed]")
+    expect(failed).to_contain_text("150 · FaultRaise")
+    expect(failed).to_contain_text("failed here")
+    expect(failed).to_contain_text("<b>on</b> purpose")
+    shoot(page, "graph-1280-en")
+    order = nodes.evaluate_all("all => all.map(one => one.dataset.node)")
+    assert order == [*map(str, range(1, 151)), "199", "200"]
+    place, part = row.get_by_role("list", name="Graph").bounding_box(), failed.bounding_box()
+    assert place
+    assert part
+    assert place["y"] <= part["y"] < place["y"] + place["height"] - 20
+    row.locator("[data-node='199']").get_by_role("button", name="150 · FaultRaise").press("Enter")
+    expect(failed).to_be_focused()
+    expect(row.locator(".g-inside")).to_contain_text("ValueError")
+    row.get_by_role("button", name="Retry").press("Enter")
+    link = row.get_by_text("Retried as").get_by_role("button")
+    expect(link).to_be_focused()
+    (retry,) = [job for job in bot.get("/guarded/jobs").json["jobs"] if job["retry_of"] == failing]
+    page.keyboard.press("Enter")
+    repeated = within(page, "recent", retry["job_id"])
+    expect(within(page, "recent")).to_have_count(1)
+    expect(repeated.locator(".g-inside")).to_contain_text("Retry of")
+    repeated.get_by_role("button", name=failing[:8]).press("Enter")
+    expect(row.get_by_text("Retried as")).to_be_visible()
+    expect(row.get_by_role("button", name="Retry", exact=True)).to_have_count(0)
+
+
+def test_a_graph_that_is_no_longer_kept_says_since_when(opened: Callable[..., Page], tmp_path: Path) -> None:
+    with (
+        HostProcess(sandbox_kind(), tmp_path, environment={"GUARDED_STORE__BODIES_MAX_AGE_S": "0.001"}) as host,
+        closing(PlainClient(host)) as bot,
+    ):
+        failing = bot.run(raises("value_error"))["job_id"]
+        while bot.get(f"/guarded/jobs/{failing}/prompt").status == 200:
+            time.sleep(0.1)
+        page = opened(host.url, locale="ru")
+        row = within(page, "recent", failing)
+        row.locator("summary").first.click()
+        expect(row.get_by_text("Граф не хранится с")).to_be_visible()
+        row.get_by_role("button", name="Повторить").click()
+        expect(row.get_by_text("Запрос больше не хранится, повторить его нельзя.")).to_be_visible()
