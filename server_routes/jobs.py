@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from ..guard.errors import NotFoundError, PromptGoneError
+from ..guard.bounds import COMMAND as SMALL
+from ..guard.bounds import read_model
+from ..guard.errors import InvalidRequestError, NotFoundError, PromptGoneError
 from ..guard.job import JobBody, JobState
 from ..guard.store import Wanted
 from ..guard.store.outbox import DeliveryBody
-from .about import ADMISSION, READ, WAIT, WRITE, About, Schema, describe_page
-from .asked import check_query, read_number, read_page, read_state, read_states, read_whole_number
+from .about import ADMISSION, COMMAND, READ, WAIT, WRITE, About, Schema, describe_page
+from .asked import check_query, read_given, read_number, read_page, read_state, read_states, read_whole_number
 from .table import Call, Route, respond, respond_at_length
 
 _PAGE = 50
 _PAGE_AT_MOST = 500
+#: The ids of ten thousand jobs.
+_CANCEL_BYTES = 2**20
 _MS = {"type": "integer"}
 #: Beside the page's own fields; `metadata.<name>` has no name that the contract could tell.
 _FILTERS: dict[str, Schema] = {
@@ -27,6 +32,7 @@ _FILTERS: dict[str, Schema] = {
     "user": {"type": "string"},
     "idempotency_key": {"type": "string"},
     "created_after_ms": _MS,
+    "created_before_ms": _MS,
     "settled_after_ms": _MS,
 }
 _STATE = {"type": "string", "enum": [state.value for state in JobState]}
@@ -58,6 +64,21 @@ class PromptBody(TypedDict):
     """What the job runs."""
 
     prompt: dict[str, Any]
+
+
+class CancelJobsRequest(BaseModel):
+    """Which jobs to cancel: these, or all of this owner."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    job_ids: Annotated[list[str], Field(max_length=10_000)] | None = None
+    owner: Annotated[str, Field(max_length=64)] | None = None
+
+
+class CancelledCountBody(TypedDict):
+    """How many jobs were cancelled."""
+
+    cancelled: int
 
 
 async def get_job(call: Call) -> web.StreamResponse:
@@ -130,11 +151,29 @@ async def list_jobs(call: Call) -> web.StreamResponse:
             name.removeprefix("metadata."): value for name, value in query.items() if name.startswith("metadata.")
         },
         created_after_ms=read_whole_number(call, "created_after_ms"),
+        created_before_ms=read_whole_number(call, "created_before_ms"),
         settled_after_ms=read_whole_number(call, "settled_after_ms"),
     )
     found = await call.services.jobs.search(call.client, query.get("owner"), wanted, limit, before)
     jobs = await call.services.jobs.describe_all(found.jobs, call.locale)
     return await respond_at_length([("jobs", jobs), ("next", found.next)])
+
+
+async def cancel_jobs(call: Call) -> web.StreamResponse:
+    """Cancel those of `job_ids`, or all of one `owner` that were there when this was asked, running ones as well.
+
+    Says how many of them this has cancelled. Jobs that the caller may not see are none.
+    """
+    asked: CancelJobsRequest = read_model(CancelJobsRequest, await read_given(call, _CANCEL_BYTES, SMALL))
+    if (asked.job_ids is None) == (asked.owner is None):
+        raise InvalidRequestError("Name either job_ids or an owner.", extra_info={"field": "job_ids"})
+    jobs = call.services.jobs
+    if asked.owner is not None:
+        count = await jobs.cancel_all_of(call.client, asked.owner)
+    else:
+        count = await jobs.cancel_many(call.client, asked.job_ids or [])
+    body: CancelledCountBody = {"cancelled": count}
+    return respond(body)
 
 
 async def delete_job(call: Call) -> web.StreamResponse:
@@ -175,6 +214,12 @@ ROUTES = [
         "/jobs/{job_id}/retry",
         post_retry,
         about=About({200: JobBody}, refusals=(NotFoundError, PromptGoneError, *ADMISSION)),
+    ),
+    Route(
+        "POST",
+        "/jobs/cancel",
+        cancel_jobs,
+        about=About({200: CancelledCountBody}, body={"application/json": CancelJobsRequest}, refusals=COMMAND),
     ),
     Route(
         "DELETE",

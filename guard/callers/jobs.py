@@ -16,7 +16,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..client import Client
 from ..errors import CancelledError, GuardError, NotFoundError, PromptGoneError, ServerUnavailableError
 from ..events.stream import Events
-from ..job import WAITING, Artifact, Job, JobBody, JobState
+from ..job import OPEN, WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..owners import hide_in
 from ..results import previews
@@ -128,6 +128,28 @@ class Jobs:
         """
         settled = await _wait_for(self._settler.end(job, CancelledError("The job was cancelled.")))
         return settled.job if settled is not None else job
+
+    async def cancel_many(self, client: Client, job_ids: Sequence[str]) -> int:
+        """Cancel those of the jobs that have not ended. Returns how many; raises as `cancel` does."""
+        count = 0
+        for first in range(0, len(job_ids), ENDED_AT_ONCE):
+            some = list(dict.fromkeys(job_ids[first : first + ENDED_AT_ONCE]))
+            count += await self._cancel_some(await self._open_jobs(client, some))
+        return count
+
+    async def cancel_all_of(self, client: Client, owner: str) -> int:
+        """Cancel all of the owner's jobs that have not ended, but none that comes in meanwhile. Returns how many."""
+        count, before = 0, None
+        while client.may_see(owner) and (
+            jobs := await wrap_future(self._store.list_jobs(owner, OPEN, ENDED_AT_ONCE, before))
+        ):
+            count += await self._cancel_some(jobs)
+            before = jobs[-1].number
+        return count
+
+    async def _cancel_some(self, jobs: Sequence[Job]) -> int:
+        ended = await asyncio.gather(*map(self.cancel, jobs))
+        return sum(job.verdict is not None and job.verdict.code == CancelledError.code for job in ended)
 
     async def mark_fetched(self, job: Job, artifact: Artifact, client: Client) -> None:
         """The client has received the file. If it owns the job, the janitor need not keep the file any longer."""

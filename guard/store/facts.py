@@ -165,7 +165,7 @@ class Wanted:
         code: of the error that it ended with.
         text: its id or how that begins, its idempotency key, its client id, or the text of a value of its metadata.
         metadata: by its name, what the text of a value is: a string's own, or any other value's as JSON.
-        created_after_ms: created at that time or later.
+        created_after_ms: created at that time or later; created_before_ms: before that.
         settled_after_ms: settled at that time or later; the last to settle then comes first.
     """
 
@@ -177,6 +177,7 @@ class Wanted:
     idempotency_key: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     created_after_ms: int | None = None
+    created_before_ms: int | None = None
     settled_after_ms: int | None = None
 
 

@@ -124,6 +124,7 @@ def _fits(row: tuple[Any, ...], wanted: Wanted) -> bool:
         and wanted.user in (None, user)
         and wanted.idempotency_key in (None, key)
         and (wanted.created_after_ms is None or created_at_ms >= wanted.created_after_ms)
+        and (wanted.created_before_ms is None or created_at_ms < wanted.created_before_ms)
         and (
             wanted.settled_after_ms is None or (settled_at_ms is not None and settled_at_ms >= wanted.settled_after_ms)
         )

@@ -8,7 +8,7 @@ const OPEN_AT_MOST = 500;
 export const RECENT_PAGE = 25;
 /** One page of the server looks at a thousand jobs: a search that finds little asks for so many, then waits to be asked. */
 const SEARCHED_PAGES = 20;
-const NO_FILTER = { state: "", code: "", owner: "", template: "", text: "" };
+const NO_FILTER = { state: "", code: "", owner: "", template: "", text: "", created_after_ms: "", created_before_ms: "" };
 const RECENT_AT_MOST = 1000;
 const STATS_EVERY_MS = 5000;
 const POLL_EVERY_MS = 2000;
@@ -206,13 +206,15 @@ export class Board {
     }
 
     fits(job) {
-        const { state, code, owner, template, text } = this.filter;
+        const { state, code, owner, template, text, created_after_ms, created_before_ms } = this.filter;
         const texts = () => Object.values(job.metadata ?? {}).map((one) => (typeof one === "string" ? one : JSON.stringify(one)));
         return (
             (!state || state === job.state) &&
             (!code || code === job.error?.code) &&
             (!owner || owner === job.owner) &&
             (!template || template === job.template) &&
+            (!created_after_ms || job.created_at_ms >= created_after_ms) &&
+            (!created_before_ms || job.created_at_ms < created_before_ms) &&
             (!text || [job.job_id, job.idempotency_key, ...texts()].includes(text))
         );
     }
@@ -330,6 +332,13 @@ export class Board {
     async cancel(job) {
         this.apply(await this.api.ask("DELETE", `/jobs/${encodeURIComponent(job.job_id)}`));
         this.changed();
+    }
+
+    /** Cancel many: `{job_ids}`, or all of one, `{owner}`; the answer is how many it were. */
+    async cancelMany(which) {
+        const { cancelled } = await this.api.ask("POST", "/jobs/cancel", { body: JSON.stringify(which) });
+        await this.reload();
+        return cancelled;
     }
 
     changed() {

@@ -102,11 +102,14 @@ function runningRow(first, board, texts, run) {
 
 export function queueView(board, texts, run) {
     const body = h("tbody");
+    const chosen = new Set();
     const rows = new Rows(
         body,
         (job) => job.job_id,
-        (job) => queueRow(job, board, texts, run),
+        (job) => queueRow(job, board, texts, run, chosen, () => showMany()),
     );
+    const { element: many, update: updateMany } = cancelMany(board, texts, run, chosen);
+    const showMany = () => updateMany(jobs);
     const column = (key, attributes) => h("th", { scope: "col", ...attributes }, texts.t(key));
     const table = h(
         "table",
@@ -118,6 +121,7 @@ export function queueView(board, texts, run) {
             h(
                 "tr",
                 {},
+                h("th", { scope: "col" }, h("span", { class: "g-hidden" }, texts.t("select"))),
                 column("column_position", { class: "g-number" }),
                 column("column_job"),
                 column("column_owner"),
@@ -133,7 +137,7 @@ export function queueView(board, texts, run) {
     const more = h("p", { class: "g-quiet" });
     const count = h("span", { class: "g-count" });
     let jobs = [];
-    const view = section("queue", texts.t("queue"), nothing, scrolled, more);
+    const view = section("queue", texts.t("queue"), nothing, scrolled, more, many);
     view.heading.append(count);
     return {
         element: view.element,
@@ -147,6 +151,7 @@ export function queueView(board, texts, run) {
             scrolled.hidden = jobs.length === 0;
             more.hidden = total <= jobs.length;
             setText(more, texts.t("and_more", { count: total - jobs.length }));
+            showMany();
             return unfinished;
         },
         /** Only what can be seen: two hundred clocks a second would be a page's whole work. */
@@ -160,8 +165,53 @@ export function queueView(board, texts, run) {
     };
 }
 
-function queueRow(first, board, texts, run) {
+/** Cancel those that are marked, or all of one owner, whatever state they are in. */
+function cancelMany(board, texts, run, chosen) {
+    const said = h("span", { role: "status", class: "g-quiet" });
+    const cancel = (which) =>
+        run(async () => {
+            const count = await board.cancelMany(which());
+            setText(said, texts.t("cancelled_many", { count }));
+        });
+    const count = h("span", { class: "g-count" });
+    const marked = confirmed(texts.t("cancel_marked"), texts.t("cancel_many_really"), () => cancel(() => ({ job_ids: [...chosen] })));
+    const owner = h("select", { class: "g-select", "aria-label": texts.t("column_owner") });
+    const all = confirmed(texts.t("cancel_all_of"), texts.t("cancel_many_really"), () => cancel(() => ({ owner: owner.value })));
+    const ofOwner = h("span", { class: "g-line" }, all, owner);
+    const ofMarked = h("span", { class: "g-line" }, marked, count);
+    const element = h("div", { class: "g-more g-many" }, ofMarked, ofOwner, said);
+    let listed = "";
+    return {
+        element,
+        update(jobs) {
+            const open = new Set(jobs.map((job) => job.job_id));
+            for (const job_id of chosen) if (!open.has(job_id)) chosen.delete(job_id);
+            ofMarked.hidden = !chosen.size;
+            setText(count, texts.number(chosen.size));
+            const owners = [...new Set([...board.open.values()].map((job) => job.owner))].sort();
+            ofOwner.hidden = !owners.length;
+            element.hidden = ofMarked.hidden && ofOwner.hidden && !said.textContent;
+            const seen = JSON.stringify(owners);
+            if (seen === listed) return;
+            listed = seen;
+            const before = owner.value;
+            owner.replaceChildren(...owners.map((name) => h("option", { value: name }, name)));
+            if (owners.includes(before)) owner.value = before;
+        },
+    };
+}
+
+function queueRow(first, board, texts, run, chosen, marked) {
     let job = first;
+    const mark = h("input", {
+        type: "checkbox",
+        "aria-label": `${texts.t("select")} ${short(first)}`,
+        onchange: () => {
+            if (mark.checked) chosen.add(job.job_id);
+            else chosen.delete(job.job_id);
+            marked();
+        },
+    });
     const cell = (attributes) => h("td", attributes);
     const [position, waits, starts] = [1, 2, 3].map(() => cell({ class: "g-number" }));
     const name = h("button", { type: "button", class: "g-name g-opens", onclick: () => run(() => showJob(board, job.job_id)) });
@@ -175,6 +225,7 @@ function queueRow(first, board, texts, run) {
         element: h(
             "tr",
             { "data-job": first.job_id },
+            h("td", { class: "g-mark" }, mark),
             position,
             h("td", {}, name),
             owner,

@@ -51,6 +51,7 @@ function filterForm(board, texts, run) {
     const known = { owner: h("datalist", { id: "g-owners" }), template: h("datalist", { id: "g-templates" }), code: h("datalist", { id: "g-codes" }) };
     const apply = () => {
         const filter = Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, field.value.trim()]));
+        for (const [name, input] of Object.entries(times)) filter[name] = input.value ? String(new Date(input.value).getTime()) : "";
         if (Object.entries(filter).some(([name, value]) => board.filter[name] !== value)) run(() => board.only(filter));
     };
     const field = (name, attributes) =>
@@ -77,6 +78,13 @@ function filterForm(board, texts, run) {
         owner: field("owner", { list: "g-owners" }),
         template: field("template", { list: "g-templates" }),
     };
+    const times = { created_after_ms: h("input", { type: "datetime-local" }), created_before_ms: h("input", { type: "datetime-local" }) };
+    const labels = Object.entries(times).map(([name, input]) => {
+        setAttribute(input, "class", "g-select");
+        setAttribute(input, "name", name);
+        input.addEventListener("change", apply);
+        return h("label", { class: "g-labelled" }, texts.t(`filter_${name}`), " ", input);
+    });
     const clear = h("button", { type: "button", class: "g-button", onclick: () => run(() => board.only({})) }, texts.t("filter_clear"));
     const form = h(
         "form",
@@ -90,6 +98,7 @@ function filterForm(board, texts, run) {
             },
         },
         ...Object.values(fields),
+        ...labels,
         clear,
         ...Object.values(known),
     );
@@ -103,6 +112,7 @@ function filterForm(board, texts, run) {
             if (board.filter !== shown) {
                 shown = board.filter;
                 for (const [name, field] of Object.entries(fields)) field.value = shown[name];
+                for (const [name, input] of Object.entries(times)) input.value = shown[name] ? toLocal(Number(shown[name])) : "";
             }
             const week = board.stats?.windows["7d"];
             const some = {
@@ -116,6 +126,11 @@ function filterForm(board, texts, run) {
             for (const [name, values] of Object.entries(some)) known[name].replaceChildren(...values.map((value) => h("option", { value })));
         },
     };
+}
+
+/** A time as `datetime-local` has it: by the clock on this wall. */
+function toLocal(ms) {
+    return new Date(ms - new Date(ms).getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
 }
 
 function recentRow(first, board, texts) {

@@ -1,5 +1,6 @@
 """The page in an incident: alarms, a job's graph, retry, many jobs at once, keys, the machine. On the sandbox."""
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -104,3 +105,49 @@ def test_a_graph_that_is_no_longer_kept_says_since_when(opened: Callable[..., Pa
         expect(row.get_by_text("Граф не хранится с")).to_be_visible()
         row.get_by_role("button", name="Повторить").click()
         expect(row.get_by_text("Запрос больше не хранится, повторить его нельзя.")).to_be_visible()
+
+
+def test_many_waiting_jobs_are_cancelled_by_mark_and_by_owner(
+    opened: Callable[..., Page], strangers: tuple[HostProcess, dict[str, str]]
+) -> None:
+    host, keys = strangers
+    made: dict[str, list[str]] = {}
+    with closing(PlainClient(host)) as bot:
+        for scope in ("submit", "operate"):
+            headers = {"Authorization": f"Bearer {keys[scope]}"}
+            body = json.dumps({"prompt": sleep(600)}).encode()
+            made[scope] = [str(bot.post(body, headers=headers).json["prompt_id"]) for _ in range(4)]
+    page = opened(host.url, viewport={"width": 420, "height": 900})
+    page.get_by_label("Key").fill(keys["operate"])
+    page.keyboard.press("Enter")
+    expect(within(page, "queue")).to_have_count(7)
+    for job_id in made["operate"][1:3]:
+        page.get_by_role("checkbox", name=f"Select {job_id[:8]}").press("Space")
+    shoot(page, "cancel-many-420-en")
+    marked = page.get_by_role("button", name="Cancel the selected")
+    marked.press("Enter")
+    page.get_by_role("button", name="Really cancel?").press("Enter")
+    expect(page.get_by_text("2 jobs were cancelled.")).to_be_visible()
+    expect(within(page, "queue")).to_have_count(5)
+    page.get_by_role("combobox", name="Owner").and_(page.locator(".g-many select")).select_option("key-submit")
+    page.get_by_role("button", name="Cancel all jobs of").click()
+    page.get_by_role("button", name="Really cancel?").click()
+    expect(page.get_by_text("4 jobs were cancelled.")).to_be_visible()
+    expect(page.locator('.g-queue-card td.g-owner:text("key-submit")')).to_have_count(0)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_jobs_are_filtered_by_the_time_at_which_they_were_sent(opened: Callable[..., Page], bot: PlainClient) -> None:
+    job_id = bot.run(raises("value_error"))["job_id"]
+    page = opened()
+    expect(within(page, "recent", job_id)).to_be_visible()
+    page.get_by_label("until").fill("2020-01-01T00:00")
+    expect(page.get_by_text("No job is like that.")).to_be_visible()
+    page.get_by_label("until").fill("")
+    page.get_by_label("Sent from").fill("2020-01-01T00:00")
+    expect(within(page, "recent", job_id)).to_be_visible()
+    page.get_by_label("Sent from").fill("2099-01-01T00:00")
+    expect(page.get_by_text("No job is like that.")).to_be_visible()
+    page.get_by_role("button", name="Show all").click()
+    expect(page.get_by_label("Sent from")).to_have_value("")
+    expect(within(page, "recent", job_id)).to_be_visible()

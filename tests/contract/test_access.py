@@ -73,6 +73,7 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("GET", "/view"): ({"query": "?filename=nothing.png"}, 404),
     ("POST", "/upload/image"): ({}, 400),
     ("POST", "/upload/mask"): ({}, 400),
+    ("POST", "/jobs/cancel"): ({"body": {"job_ids": []}}, 200),
     ("POST", "/alarms/seen"): ({"body": {}}, 200),
     ("POST", "/api/jobs/cancel"): ({"body": {"job_ids": []}}, 200),
 }

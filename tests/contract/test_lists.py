@@ -26,6 +26,7 @@ async def test_a_ledger_finds_its_jobs_by_what_it_knows_of_them(client):
         f"idempotency_key={key}",
         f"metadata.name={user}&metadata.order=7&metadata.paid=true",
         f"user={user}&state=succeeded&created_after_ms={began_ms}",
+        f"user={user}&created_before_ms={2**52}",
         f"metadata.name={user}&settled_after_ms={job['settled_at_ms']}",
     ):
         assert await find(client, query) == [job["job_id"]], query
@@ -35,6 +36,7 @@ async def test_a_ledger_finds_its_jobs_by_what_it_knows_of_them(client):
         f"metadata.name={user}&metadata.order=8",
         f"user={user}&template=sdxl",
         f"user={user}&created_after_ms={other['settled_at_ms'] + 1}",
+        f"user={user}&created_before_ms={began_ms}",
     ):
         assert await find(client, query) == [], query
     assert (await find(client, f"settled_after_ms={began_ms}"))[:2] == [other["job_id"], job["job_id"]]

@@ -239,3 +239,24 @@ async def test_waiting_behind_a_native_prompt_counts_as_waiting(sandbox_client):
         assert job["attempts"] == 0
         assert job["job_id"] not in await client.native_queue()
     await client.assert_takes_jobs()
+
+
+async def test_many_are_cancelled_at_once_and_only_ones_own(client, keys):
+    mine, yours = keys.of(client, "mine"), keys.of(client, "yours")
+    running = await mine.admitted(sleep(600))
+    await mine.reached(running, "running")
+    waiting = [await mine.admitted(sleep(600)) for _ in range(3)]
+    other = await yours.admitted(sleep(600))
+
+    async def cancel(who, **which):
+        return await who.request("POST", "/guarded/jobs/cancel", which)
+
+    assert (await cancel(mine, job_ids=[waiting[0], waiting[0], other, "absent"])).json == {"cancelled": 1}
+    assert (await mine.job(waiting[0]))["error"]["code"] == "cancelled"
+    assert (await cancel(mine, owner="yours")).json == {"cancelled": 0}
+    assert (await client.job(other))["state"] == "queued"
+    assert (await cancel(client, owner="mine")).json == {"cancelled": 3}
+    assert {(await mine.job(job_id))["state"] for job_id in (running, *waiting)} == {"cancelled"}
+    assert (await cancel(client, owner="yours")).json == {"cancelled": 1}
+    for wrong in ({}, {"owner": "mine", "job_ids": []}, {"job_ids": "all"}, {"state": "queued"}):
+        assert_refusal(await cancel(client, **wrong), "invalid_request")
