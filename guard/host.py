@@ -46,6 +46,17 @@ class Names(enum.Enum):
     PATH = enum.auto()  # any path of the machine
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A node class as it declares itself: inputs by name with their types, outputs with type and name.
+
+    An input that offers a choice of texts is a `COMBO`. Empty: nobody knows the class, or it does not say.
+    """
+
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True)
 class ReportedFile:
     """A result file as a node named it. `path` is absolute; None where it is not inside the root of its `type`."""
@@ -349,8 +360,8 @@ class Host(Protocol):
     def file_inputs(self, class_type: str) -> Mapping[str, Names]:
         """Which inputs of a node class name files, as the class declares. Event loop."""
 
-    def input_types(self, class_type: str) -> Mapping[str, str]:
-        """The types of a node class's inputs, as it declares them; `COMBO` for a list of choices. Event loop."""
+    def declaration(self, class_type: str) -> Declared:
+        """A node class as it declares itself. Event loop; what is remembered, any thread."""
 
     async def native(self, path: str, **match_info: str) -> bytes:
         """The JSON that the host's own GET route `path` (as it is registered) answers. Event loop.

@@ -203,14 +203,28 @@ class FacesSettings(_Section):
 
 #: Limits for a kind of card, so that admitted jobs fit it; each may be overridden.
 PROFILES: dict[str, dict[str, float]] = {
-    name: dict(zip(("vram_budget_gb", "max_pixels", "max_steps", "max_frames", "max_seconds"), limits, strict=True))
+    name: dict(
+        zip(
+            (
+                "vram_budget_gb",
+                "max_pixels",
+                "max_steps",
+                "max_frames",
+                "max_seconds",
+                "max_film_pixels",
+                "max_pixel_steps",
+            ),
+            limits,
+            strict=True,
+        )
+    )
     for name, limits in {
-        "rtx3060": (10, 2048 * 2048, 60, 375, 60),
-        "rtx4090": (21, 4096 * 4096, 100, 1000, 120),
-        "a4000": (14, 3072 * 3072, 80, 481, 90),
-        "a5000": (20, 4096 * 4096, 100, 1000, 120),
-        "a6000": (44, 6144 * 6144, 150, 2000, 240),
-        "a100": (76, 8192 * 8192, 200, 4000, 600),
+        "rtx3060": (10, 2048 * 2048, 60, 375, 180, 3 * 10**8, 2 * 10**9),
+        "rtx4090": (21, 4096 * 4096, 100, 1000, 240, 10**9, 8 * 10**9),
+        "a4000": (14, 3072 * 3072, 80, 481, 180, 5 * 10**8, 3 * 10**9),
+        "a5000": (20, 4096 * 4096, 100, 1000, 240, 10**9, 5 * 10**9),
+        "a6000": (44, 6144 * 6144, 150, 2000, 480, 3 * 10**9, 15 * 10**9),
+        "a100": (76, 8192 * 8192, 200, 4000, 600, 6 * 10**9, 40 * 10**9),
     }.items()
 }
 
@@ -236,13 +250,22 @@ class PolicySettings(_Section):
     profile: Annotated[str, BeforeValidator(_check_profile)] = Field(
         "",
         description=f"Limits for a card: {', '.join(f'`{name}`' for name in PROFILES)}. They replace the "
-        "defaults from `vram_budget_gb` to `max_seconds`; a limit of your own wins over the profile's.",
+        "defaults from `vram_budget_gb` to `max_pixel_steps`; a limit of your own wins over the profile's.",
     )
     vram_budget_gb: float = Field(0, ge=0, description="VRAM that a job may need; 0: unknown.")
     max_pixels: int = Field(0, ge=0, description="Width × height × batch that a node may ask for; 0: no limit.")
     max_steps: int = Field(0, ge=0, description="Steps that a node may ask for; 0: no limit.")
     max_frames: int = Field(0, ge=0, description="Frames of a film; 0: no limit.")
     max_seconds: float = Field(0, ge=0, description="Length of a film or sound; 0: no limit.")
+    max_film_pixels: int = Field(
+        0, ge=0, description="Width × height × frames of a film at any node: what its memory goes by; 0: no limit."
+    )
+    max_pixel_steps: int = Field(
+        0,
+        ge=0,
+        description="Width × height × batch × steps of all samplers together, with four frames of a film counted as "
+        "one: what the time goes by; 0: no limit.",
+    )
     allow_nodes: tuple[str, ...] = Field(
         (), description="Node classes that prompts may use, as patterns with `*` and `?`; empty: all."
     )

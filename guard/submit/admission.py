@@ -109,10 +109,10 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._bounds = settings.policy.bounds()
-        self._policy = Policy(settings.policy)
+        self._policy = Policy(settings.policy, describe=host.declaration)
         self._cleaner = Cleaner(host.folders)
-        self._key_policies = KeyPolicies(settings.policy)
-        self._confinement = Confinement(settings.policy, host.input_types, host.file_inputs)
+        self._key_policies = KeyPolicies(settings.policy, host.declaration)
+        self._confinement = Confinement(settings.policy, host.declaration, host.file_inputs)
         self._webhook_rules = webhook_rules.Rules(settings.webhooks)
         self._limits = limits
         self._quotas = quotas

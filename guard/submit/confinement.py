@@ -17,6 +17,7 @@ from typing import Any
 from ..client import LOCAL, Client
 from ..errors import PolicyViolationError
 from ..graph import is_link
+from ..host import Declared
 from ..settings import PolicySettings
 from ..urls import UrlError, is_public, read_url
 from .keyed_deny import KEYED_DENY_NODES
@@ -85,15 +86,15 @@ class Confinement:
     def __init__(
         self,
         settings: PolicySettings,
-        input_types: Callable[[str], Mapping[str, str]],
+        declaration: Callable[[str], Declared],
         file_inputs: Callable[[str], Mapping[str, Any]],
     ) -> None:
-        """`input_types`, `file_inputs`: see Host."""
+        """`declaration`, `file_inputs`: see Host."""
         added = [pattern for pattern in settings.keyed_deny_nodes if not pattern.startswith("!")]
         self._denied = compile_patterns([*KEYED_DENY_NODES, *added])
         self._spared = compile_patterns([pattern[1:] for pattern in settings.keyed_deny_nodes if pattern[:1] == "!"])
         self._hosts = compile_patterns(settings.fetch_hosts)
-        self._input_types = input_types
+        self._declaration = declaration
         self._file_inputs = file_inputs
 
     def check(self, graph: Mapping[str, Any], client: Client) -> None:
@@ -158,11 +159,11 @@ class Confinement:
             return False
         if _PLACE.search(leaf):
             return True
-        return _PLACE.search(self._input_types(kind).get(name, "").lower()) is not None
+        return _PLACE.search(self._declaration(kind).inputs.get(name, "").lower()) is not None
 
     def _carries_text(self, kind: str, name: str) -> bool:
         """Whether a link into that input carries a text, as far as the class says."""
-        declared = self._input_types(kind).get(name, "")
+        declared = self._declaration(kind).inputs.get(name, "")
         return any(kind in _TEXT_TYPES or _PLACE_TYPE.fullmatch(kind) for kind in declared.split(","))
 
     def _find_address_fault(self, text: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..client import Client, KeyLimits
+from ..cost.classes import Describe, describe_nothing
 from ..errors import PolicyViolationError
 from ..graph import measure_chain
 from ..settings import PolicySettings
@@ -16,8 +17,9 @@ from .policy import Policy
 class KeyPolicies:
     """What each key's prompts may ask for, beside what the server allows. Event loop."""
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, describe: Describe = describe_nothing) -> None:
         self._settings = settings
+        self._describe = describe
         self._of = functools.lru_cache(maxsize=256)(self._make)
 
     def check(self, graph: Mapping[str, Any], client: Client) -> None:
@@ -50,4 +52,4 @@ class KeyPolicies:
         if not own:
             return None
         server = {"max_nodes": self._settings.max_nodes, "strict": self._settings.strict}
-        return Policy(PolicySettings.model_validate({**server, **own}), "key")
+        return Policy(PolicySettings.model_validate({**server, **own}), "key", self._describe)

@@ -18,9 +18,9 @@ import server
 from comfy.cli_args import args
 
 from ...guard.errors import GuardError
-from ...guard.host import Backlog, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener, Supplier
+from ...guard.host import Backlog, Declared, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener, Supplier
 from ...guard.life.contain import EscapedError, OverdueError
-from . import blame, folders, input_types, inputs, report
+from . import blame, declarations, folders, inputs, report
 from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
@@ -45,7 +45,7 @@ class ComfyHost:
         self._queue = prompt_server.prompt_queue
         self._handler = NativePrompt(prompt_server)
         self._file_inputs = inputs.FileInputs()
-        self._input_types = input_types.InputTypes()
+        self._declarations = declarations.Declarations()
         self._kept = Kept(self._file_inputs.find)
         self._stops = Stops()
         self._workers = Workers(prompt_server, self._stops)
@@ -150,8 +150,8 @@ class ComfyHost:
     def file_inputs(self, class_type: str) -> Mapping[str, Names]:
         return self._file_inputs.find(class_type)
 
-    def input_types(self, class_type: str) -> Mapping[str, str]:
-        return self._input_types.find(class_type)
+    def declaration(self, class_type: str) -> Declared:
+        return self._declarations.find(class_type)
 
     async def native(self, path: str, **match_info: str) -> bytes:
         return await call_native_get(self._server, path, match_info)

@@ -13,6 +13,7 @@ from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.files.uploads import Uploads
 from comfyui_guarded.guard.host import (
     Backlog,
+    Declared,
     Folders,
     HostListener,
     Names,
@@ -235,8 +236,8 @@ class FakeHost:
     def socket_left(self, sid: str) -> None:
         self.flags.pop(sid, None)
 
-    def input_types(self, class_type: str) -> dict[str, str]:
-        return self.types.get(class_type, {})
+    def declaration(self, class_type: str) -> Declared:
+        return Declared(self.types.get(class_type, {}))
 
     def file_inputs(self, class_type: str) -> dict[str, Names]:
         return self.declared.get(class_type, {})

@@ -26,7 +26,7 @@ def checked(graph, client=BOT, host: FakeHost | None = None, **policy) -> None:
     host = host or FakeHost()
     host.types |= {"SaveImage": {"images": "IMAGE", "filename_prefix": "STRING"}, "SaveMesh": {"model_file": "FILE_3D"}}
     host.declared |= {"LoadPath": {"video": Names.PATH}}
-    Confinement(settings(policy=policy).policy, host.input_types, host.file_inputs).check(graph, client)
+    Confinement(settings(policy=policy).policy, host.declaration, host.file_inputs).check(graph, client)
 
 
 def refused(graph, client=BOT, **policy) -> PolicyViolationError:

@@ -1,0 +1,90 @@
+"""What the walk must know of a node class: once for each, from its declaration and its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ..host import Declared
+from .names import LONGEST, Role, find_role, find_traits
+
+#: Says what a class declares; nothing where nobody knows it.
+Describe = Callable[[str], Declared]
+
+#: What holds pictures, so that it has a size.
+PICTURES = frozenset({"IMAGE", "LATENT", "MASK", "VIDEO"})
+PLAIN = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO", "NUMBER"})
+
+_SEEN = frozenset({"IMAGE", "MASK", "VIDEO"})
+_ANY = re.compile(r"\*|COMFY_MATCHTYPE|COMFY_AUTOGROW|COMFY_DYNAMIC|COMFY_MULTITYPED|,|INFO")
+_NO_WORD = re.compile(r"\W+")
+#: Node classes come from clients.
+_REMEMBERED = 4096
+
+_NOTHING = Declared()
+
+
+def describe_nothing(_class_type: str) -> Declared:
+    return _NOTHING
+
+
+class NodeClass:
+    """One class.
+
+    Attributes:
+        known: somebody knows what it takes and gives. Else it may give anything.
+        outputs: (type, name without signs) of each.
+        given: the first kind of pictures that it gives; None: none.
+        makes: it may give pictures.
+        sizes: it may say how large pictures are.
+        pictures: it gives pictures that can be seen, and no latents.
+        numbers: it may give numbers or texts.
+        only_plain: it gives nothing else.
+        takes_films: films that it may take apart.
+    """
+
+    __slots__ = (
+        "given", "inputs", "known", "makes", "numbers", "only_plain", "outputs", "pictures", "sizes", "takes_films",
+        "traits",
+    )  # fmt: skip
+
+    def __init__(self, class_type: str, declared: Declared) -> None:
+        self.traits = find_traits(class_type) if len(class_type) <= LONGEST else frozenset()
+        self.inputs = declared.inputs
+        self.known = bool(declared.inputs or declared.outputs)
+        self.outputs = [(kind, _NO_WORD.sub("", name)) for kind, name in declared.outputs]
+        kinds = [kind for kind, _name in self.outputs]
+        self.given = next((kind for kind in kinds if kind in PICTURES), None)
+        anything = any(_ANY.search(kind) for kind in kinds)
+        self.makes = not self.known or self.given is not None
+        self.sizes = any(name.lower() == "width" for _kind, name in self.outputs)
+        self.pictures = not _SEEN.isdisjoint(kinds) and "LATENT" not in kinds
+        self.numbers = not self.known or anything or any(kind in PLAIN for kind in kinds)
+        self.only_plain = bool(kinds) and all(kind in PLAIN for kind in kinds)
+        self.takes_films = "VIDEO" in declared.inputs.values()
+
+    def takes_pictures(self, name: str) -> str | None:
+        """The kind of pictures that an input may take: `*` for any; None: none."""
+        kind = self.inputs.get(name, "*")
+        return kind if kind in PICTURES else "*" if _ANY.search(kind) else None
+
+
+class NodeClasses:
+    """All of one host. Any thread."""
+
+    def __init__(self, describe: Describe = describe_nothing) -> None:
+        self._describe = describe
+        self._known: dict[str, NodeClass] = {}
+
+    def find(self, class_type: str) -> NodeClass:
+        if (found := self._known.get(class_type)) is not None:
+            return found
+        found = NodeClass(class_type, self._describe(class_type))
+        # Who is not known may come to be: packs can add classes after the start.
+        if found.known and len(self._known) < _REMEMBERED:
+            self._known[class_type] = found
+        return found
+
+
+def find_short_role(name: str) -> Role | None:
+    return find_role(name) if len(name) <= LONGEST else None

@@ -1,0 +1,141 @@
+"""What inputs and node classes are, by what they are called."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+
+#: Longer names are nothing that is known here. They come from clients, and what they are is remembered.
+LONGEST = 80
+
+
+class Role(enum.Enum):
+    """What a number in an input sets."""
+
+    WIDTH = enum.auto()  # of the picture that comes out
+    HEIGHT = enum.auto()
+    MOST_WIDTH = enum.auto()  # of something that may be a picture: the one that comes in may be larger
+    MOST_HEIGHT = enum.auto()
+    MEGAPIXELS = enum.auto()
+    SIDE = enum.auto()  # the longer side, or one of both
+    SHORT_SIDE = enum.auto()  # the shorter side, from which the longer follows
+    SCALE = enum.auto()
+    BATCH = enum.auto()
+    LAYERS = enum.auto()
+    REPEAT = enum.auto()  # how many times as many pictures, where the class says so
+    FRAMES = enum.auto()
+    CAP = enum.auto()  # frames that are read at most; 0: all
+    RATE = enum.auto()
+    FORCED_RATE = enum.auto()
+    SECONDS = enum.auto()
+    STEPS = enum.auto()
+    FIRST_STEP = enum.auto()
+    LAST_STEP = enum.auto()
+    EDGE = enum.auto()  # what is added at one side, where the class says so
+    ROUNDS = enum.auto()  # of a loop, or items of a list, each of which runs all that follows
+
+
+class Trait(enum.Enum):
+    """What a node does to the pictures that it gets, or the numbers."""
+
+    SWITCH = enum.auto()  # hands on one of its inputs
+    REPEATS = enum.auto()
+    INTERPOLATES = enum.auto()
+    CUTS = enum.auto()  # takes pictures out of a batch
+    SOUND = enum.auto()  # has to do with sound, whose latents take next to nothing
+    CROPS = enum.auto()
+    PADS = enum.auto()
+    JOINS = enum.auto()  # gives all the pictures of all its inputs
+    STITCHES = enum.auto()  # makes one picture of several, side by side
+    SHEET = enum.auto()  # makes one picture of all of a batch
+    LOOPS = enum.auto()
+    ONE_MASK = enum.auto()  # gives one mask for all of its pictures
+    LIMITS = enum.auto()  # the size that it names is the largest
+    SCALES = enum.auto()
+    PLUS = enum.auto()
+    MINUS = enum.auto()
+    TIMES = enum.auto()
+    OVER = enum.auto()
+
+
+_EXACT = (
+    r"(?:custom_|target_|output_|final_|empty_latent_|resize_|new_|image_|latent_|video_|frame_|canvas_|res_|crop_)?"
+)
+#: Parts of a name by which a width is not that of a picture.
+_NO_SIZE = re.compile(
+    r"tile|line|border|stroke|box|spacing|window|dilat|shape|stick|mask|text|font|grid|cell|band|min|divis|thresh|edge|"
+    r"lens|slider|point|pad|overlap|kernel|radius|block"
+)
+_PATTERNS: tuple[tuple[Role, str], ...] = (
+    (Role.FIRST_STEP, r"start_at_step|start_step"),
+    (Role.LAST_STEP, r"end_at_step|end_step|last_step"),
+    (Role.STEPS, r"(?:.+_)?steps"),
+    (Role.WIDTH, rf"{_EXACT}width|width_override"),
+    (Role.HEIGHT, rf"{_EXACT}height|height_override"),
+    (Role.MOST_WIDTH, r"(?:.*_)?width(?:_.*)?"),
+    (Role.MOST_HEIGHT, r"(?:.*_)?height(?:_.*)?"),
+    (Role.MEGAPIXELS, r"mega_?pixels?|total_megapixels"),
+    (Role.SIDE, r"(?:longer|longest|largest|max|long)_(?:size|side|edge|dimension)|side_length|target_size"),
+    (Role.SHORT_SIDE, r"(?:shorter|shortest|smallest|short)_(?:size|side|edge|dimension)|(?:target_)?resolution"),
+    (Role.SCALE, r"scale_by|upscale_by|(?:upscale_|rescale_|scale_)?factor|rescale|upscale|scale|resize_scale"),
+    (Role.BATCH, r"batch_size|batch_count|num_images"),
+    (Role.LAYERS, r"layers"),
+    (
+        Role.REPEAT,
+        r"amount|multiply_by|repeats?|times|copies|num_repeats|repeat_count|num_copies|multiplier|size|count",
+    ),
+    (Role.CAP, r"(?:frame|image)_load_cap"),
+    (Role.FRAMES, r"length|(?:num|n|total|max|video)_frames|frames|frame_count|video_length|num_frame"),
+    (Role.FORCED_RATE, r"force_rate"),
+    (Role.RATE, r"fps|frame_rate"),
+    (Role.SECONDS, r"seconds|duration|duration_s|duration_seconds|seconds_total|total_seconds|total_second_length"),
+    (Role.EDGE, r"left|right|top|bottom"),
+    (Role.ROUNDS, r"num_(?:segments|chunks|loops|iterations)|total|iterations|loops|loop_count|max_iterations|rounds"),
+)
+_ROLES = tuple((role, re.compile(pattern)) for role, pattern in _PATTERNS)
+_SIZES = frozenset({Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT})
+
+#: ResizeImageMaskNode's. A bare `multiplier` rarely is a scale.
+_SCALE_OF_RESIZE = "resize_type.multiplier"
+
+_TRAITS: tuple[tuple[Trait, str], ...] = (
+    (Trait.SWITCH, r"switch|ifelse|if_else|conditionalbranch|\bselect\b|convertanything|constant number|any ?index"),
+    (Trait.REPEATS, r"repeat|duplicat|expandbatch|clone"),
+    (Trait.INTERPOLATES, r"\bvfi\b|interpolat|\brife\b|inbetween"),
+    (Trait.CUTS, r"frombatch|getimage(?:range|s)|trim|slice|latentcut$|splitimages|splitlatents|selectimages"),
+    (Trait.SOUND, r"audio|music|sound(?!image)"),
+    (Trait.CROPS, r"crop"),
+    (Trait.PADS, r"pad|outpaint|border|expandcanvas|extend"),
+    (Trait.JOINS, r"batch|merge|join|append|concat|combine"),
+    (Trait.STITCHES, r"stitch|imageconc|grid|sidebyside|composite(?=\dx\d)"),
+    (Trait.SHEET, r"grid(?!.*\dx\d)|concatfrombatch|contactsheet"),
+    (Trait.LOOPS, r"loop"),
+    (Trait.ONE_MASK, r"imagepadforoutpaint$"),
+    (Trait.LIMITS, r"constrain|max_?dimension|maxsize|fitto"),
+    (Trait.SCALES, r"scale|resize|resample|upsampl"),
+    (Trait.PLUS, r"add$|sum$|plus"),
+    (Trait.MINUS, r"sub$|subtract|minus"),
+    (Trait.TIMES, r"mul$|multiply|multiple$"),
+    (Trait.OVER, r"div$|divide"),
+)
+_TRAIT_PATTERNS = tuple((trait, re.compile(pattern)) for trait, pattern in _TRAITS)
+
+
+@functools.lru_cache(maxsize=4096)
+def find_role(name: str) -> Role | None:
+    """What an input's number sets; None: nothing that counts. Names have `LONGEST` characters at most."""
+    if name == _SCALE_OF_RESIZE:
+        return Role.SCALE
+    leaf = name.rpartition(".")[2].lower()
+    for role, pattern in _ROLES:
+        if pattern.fullmatch(leaf):
+            return None if role in _SIZES and _NO_SIZE.search(leaf) else role
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def find_traits(class_type: str) -> frozenset[Trait]:
+    """What a class does, by its name, of `LONGEST` characters at most."""
+    lower = class_type.lower()
+    return frozenset(trait for trait, pattern in _TRAIT_PATTERNS if pattern.search(lower))

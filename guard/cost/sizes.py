@@ -1,0 +1,248 @@
+"""Tell what a node makes of the pictures that it gets, by its inputs' names and its class's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from .names import Role, Trait
+from .ranges import ENDLESS, Range
+from .values import Extent, Media
+
+#: A size in a text, as pickers offer them: `1024x1024 (1:1)`.
+_SIZE_TEXT = re.compile(r"(?<!\d)(\d{2,5})\s*[x×*]\s*(\d{2,5})(?!\d)", re.ASCII)
+_SIZE_NAME = re.compile(r"res|size|dim|aspect|preset|ratio|format", re.I)
+_LONGEST_CHOICE = 60
+
+#: What a model that makes pictures larger is taken for where its name does not say.
+USUAL_FACTOR = 4.0
+_FACTOR = re.compile(r"(?<![a-z0-9])(?:x([2348])|([2348])x)(?![a-z0-9]*\d)|[a-z_-]x([248])(?=plus|[_.-])", re.I)
+
+
+class Asked(NamedTuple):
+    """One number that a node asks for, and what its input is."""
+
+    name: str
+    role: Role
+    number: Range | None
+
+
+def read_factor(name: str) -> float:
+    """By how much a model makes a picture larger, by the name of its file."""
+    found = _FACTOR.search(name[:200])
+    return float(next(part for part in found.groups() if part)) if found is not None else USUAL_FACTOR
+
+
+def combine(
+    incoming: Sequence[Extent],
+    asked: Sequence[Asked],
+    texts: Mapping[str, str],
+    traits: frozenset[Trait],
+    *,
+    factor: float = 0,
+    media: Media | None = None,
+    times: float = 1,
+) -> tuple[list[str], Extent]:
+    """The inputs by which a node asks for more, and the pictures that it gives.
+
+    Args:
+        incoming: the pictures that it gets.
+        factor: of the model that makes them larger; 0: it takes none.
+        media: the file that it loads.
+        times: how often a loop runs it.
+    """
+    names: list[str] = []
+    extent = _join(incoming, traits, names, times)
+    if media is not None and media.width:
+        area = media.width * media.height
+        extent = Extent(media.width, media.height, area, 1, media.frames)
+    elif not incoming:
+        extent = extent._replace(known=media is None)
+    extent = _resize(extent, asked, texts, traits, names, factor, times)
+    # Of what a node gets, it takes so many at a time; of what it makes, so many.
+    makes = not incoming or bool(names)
+    if Trait.SOUND in traits and not incoming and not extent.area and media is None:
+        extent = extent._replace(area=1)
+    extent = _pad(extent, asked, traits, names)
+    return names, _count(extent, asked, traits, names, media, makes)
+
+
+def _join(incoming: Sequence[Extent], traits: frozenset[Trait], names: list[str], times: float) -> Extent:
+    if not incoming:
+        return Extent()
+    known = all(each.known for each in incoming)
+    largest = max(incoming, key=lambda each: each.area)
+    most = max(incoming, key=lambda each: each.pictures)
+    extent = largest._replace(batch=most.batch, frames=most.frames, known=known)
+    if Trait.SHEET in traits:
+        names.append("")
+        # A sheet is about as wide as it is high.
+        side = math.sqrt(largest.pixels)
+        return Extent(side, side, largest.pixels, 1, 0, known)
+    if len(incoming) > 1 and Trait.STITCHES in traits:
+        names.append("")
+        area = min(largest.area * len(incoming), ENDLESS)
+        return extent._replace(area=area, width=largest.width * len(incoming))
+    if len(incoming) > 1 and Trait.JOINS in traits:
+        names.append("")
+        if extent.frames:
+            return extent._replace(batch=1, frames=min(sum(each.pictures for each in incoming) * times, ENDLESS))
+        return extent._replace(batch=min(sum(each.batch for each in incoming) * times, ENDLESS))
+    return extent
+
+
+def _resize(
+    extent: Extent,
+    asked: Sequence[Asked],
+    texts: Mapping[str, str],
+    traits: frozenset[Trait],
+    names: list[str],
+    factor: float,
+    times: float,
+) -> Extent:
+    sizes = [size for size in _list_sizes(extent, asked, texts) if size[1] > 0]
+    if sizes:
+        name, area, width, height, exact = max(sizes, key=lambda size: size[1])
+        names.append(name)
+        within = (Trait.CROPS in traits and Trait.SCALES not in traits) or Trait.LIMITS in traits
+        if (within and 0 < extent.area < area) or (not exact and extent.area > area):
+            return extent
+        extent = extent._replace(area=area, width=width, height=height, known=True)
+    scale = factor
+    for one in asked:
+        strong = one.name.rpartition(".")[2].lower() in _SCALES or one.name.startswith("resize_type.")
+        if one.role is not Role.SCALE or not (strong or Trait.SCALES in traits):
+            continue
+        if one.number is None:
+            extent = extent._replace(known=False)
+        elif one.number[1] > 0:
+            names.append(one.name)
+            scale = max(scale, one.number[1])
+    if scale:
+        scale = min(scale ** min(times, 100.0), ENDLESS) if scale > 1 else scale
+        if factor and not names:
+            names.append("upscale_model")
+        area = min(extent.area * scale * scale, ENDLESS)
+        extent = extent._replace(area=area, width=extent.width * scale, height=extent.height * scale)
+    return extent
+
+
+_SCALES = frozenset({"scale_by", "upscale_by", "upscale_factor", "scale_factor", "rescale_factor"})
+
+
+def _list_sizes(
+    extent: Extent, asked: Sequence[Asked], texts: Mapping[str, str]
+) -> list[tuple[str, float, float, float, bool]]:
+    """(input, area, width, height, whether the pictures come out so large) of every size that the node names."""
+    sizes: list[tuple[str, float, float, float, bool]] = []
+    by_name = {one.name: one for one in asked}
+    ratio = extent.width / extent.height if extent.width and extent.height else 1.0
+    for one in asked:
+        side = one.number[1] if one.number is not None else 0
+        if side <= 0:
+            continue
+        match one.role:
+            case Role.MEGAPIXELS:
+                across = math.sqrt(side * 2**20 * ratio)  # 2**20: as ComfyUI's ImageScaleToTotalPixels counts them
+                sizes.append((one.name, side * 2**20, across, across / ratio, True))
+            case Role.SIDE:
+                long, short = side, side * min(ratio, 1 / ratio)
+                width, height = (long, short) if ratio >= 1 else (short, long)
+                sizes.append((one.name, width * height, width, height, True))
+            case Role.SHORT_SIDE:
+                width, height = (side * ratio, side) if ratio >= 1 else (side, side / ratio)
+                sizes.append((one.name, width * height, width, height, True))
+            case Role.WIDTH | Role.MOST_WIDTH:
+                height = _find_other(by_name.get(one.name.replace("width", "height")), side / ratio)
+                sizes.append((one.name, side * height, side, height, one.role is Role.WIDTH))
+            case Role.HEIGHT | Role.MOST_HEIGHT:
+                other = by_name.get(one.name.replace("height", "width"))
+                if other is None or other.number is None or other.number[1] <= 0:
+                    width = _find_other(other, side * ratio)
+                    sizes.append((one.name, side * width, width, side, one.role is Role.HEIGHT))
+    overridden = any(size[4] for size in sizes)
+    for name, text in texts.items():
+        if overridden or len(text) > _LONGEST_CHOICE or not _SIZE_NAME.search(name):
+            continue
+        if (found := _SIZE_TEXT.search(text)) is not None:
+            width, height = float(found[1]), float(found[2])
+            sizes.append((name, width * height, width, height, True))
+    return sizes
+
+
+def _find_other(other: Asked | None, following: float) -> float:
+    """The other side: `following` where the picture's shape decides; one pixel at least where only the run can tell."""
+    if other is None:
+        return following
+    if other.number is None:
+        return 1
+    return other.number[1] if other.number[1] > 0 else following
+
+
+def _pad(extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names: list[str]) -> Extent:
+    if Trait.PADS not in traits:
+        return extent
+    across = down = 0.0
+    for one in asked:
+        if one.role is Role.EDGE and one.number is not None and one.number[1] > 0:
+            names.append(one.name)
+            if one.name.rpartition(".")[2] in ("left", "right"):
+                across += one.number[1]
+            else:
+                down += one.number[1]
+    if not across and not down:
+        return extent
+    side = math.sqrt(extent.area)
+    width, height = (extent.width or side) + across, (extent.height or side) + down
+    return extent._replace(width=width, height=height, area=min(max(width, 1) * max(height, 1), ENDLESS))
+
+
+def _count(
+    extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names: list[str], media: Media | None, makes: bool
+) -> Extent:
+    batch, frames, known, layers = extent.batch, extent.frames, extent.known, 1.0
+    repeats = Trait.REPEATS in traits or Trait.INTERPOLATES in traits
+    for one in asked:
+        number = one.number[1] if one.number is not None else None
+        match one.role:
+            case Role.BATCH if makes:
+                if number is None:
+                    known = False
+                elif number > 0:
+                    batch = number
+                    names.append(one.name)
+            case Role.LAYERS if number is not None and number > 0:
+                layers = number + 1  # and the picture that they make together
+                names.append(one.name)
+            case Role.REPEAT if repeats and number is not None and number > 0:
+                names.append(one.name)
+                if Trait.INTERPOLATES in traits:
+                    batch, frames = 1, max(frames, 1) * batch * number
+                elif one.name.rpartition(".")[2].lower() in ("size", "count"):
+                    batch = number
+                else:
+                    batch *= number
+            case Role.FRAMES if Trait.CUTS in traits:
+                if number is not None and number > 0:
+                    if frames:
+                        frames = min(frames, number)
+                    else:
+                        batch = min(batch, number)
+            case Role.FRAMES:
+                if number is None:
+                    known = False
+                elif number > 0:
+                    frames = number
+                    names.append(one.name)
+            case Role.FORCED_RATE if media is not None and number is not None and number > 0 and media.seconds:
+                frames = math.ceil(media.seconds * number)
+            case Role.CAP:
+                if media is None or not media.frames:
+                    known = known and bool(number)
+                    frames = number or frames
+                elif number:
+                    frames = min(frames, number)
+                names.append(one.name)
+    return extent._replace(batch=min(batch * layers, ENDLESS), frames=min(frames, ENDLESS), known=known)
