@@ -1,4 +1,4 @@
-"""The command line: `python custom_nodes/<folder> keys | open | convert | doctor | janitor | …`."""
+"""The command line: `python custom_nodes/<folder> keys | open | convert | doctor | janitor | mcp | …`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def main() -> int:
 
 
 def _run() -> int:
+    if sys.argv[1:2] == ["mcp"]:
+        return _serve_agent(sys.argv[2:])
     from comfyui_guarded.guard import settings
     from comfyui_guarded.guard.access import command as keys
     from comfyui_guarded.guard.access import sign_in
@@ -59,6 +61,7 @@ def _run() -> int:
     vacuum.add_arguments(
         commands.add_parser("vacuum", help="make the job database's file as small as it can be, while no server runs")
     )
+    commands.add_parser("mcp", help="the tools of a server for an agent on this machine, by MCP over stdio")
     commands.add_parser("metrics", help="print every metric, as docs/metrics.md has it")
     arguments = parser.parse_args()
     package = Path(__file__).absolute().parent
@@ -79,6 +82,21 @@ def _run() -> int:
         return 0
     print(settings.markdown(), end="")
     return 0
+
+
+def _serve_agent(words: list[str]) -> int:
+    """`mcp`, by itself: the agent's machine has neither ComfyUI nor most of what a server needs."""
+    from comfyui_guarded.agents import command
+
+    parser = argparse.ArgumentParser(prog="guarded mcp")
+    command.add_arguments(parser)
+
+    def find_url() -> str:
+        from comfyui_guarded.guard.doctor.command import find_address
+
+        return _find_server(Path(__file__).absolute().parent, find_address)
+
+    return command.run(parser.parse_args(words), find_url)
 
 
 def _find_server(package: Path, find_address: Callable[[Path], str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from . import server_routes
+from .agents.bridge import Bridge
 from .failure import is_reachable_from_elsewhere
 from .guard import journal, messages, owners, private_files, runtime
 from .guard.access.access import Access
@@ -277,6 +278,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         exposition=exposition,
         doctor=doctor,
         sockets=sockets,
+        agents=Bridge(settings.policy.max_body_bytes),
     )
     server_routes.register(routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":

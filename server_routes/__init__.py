@@ -11,6 +11,7 @@ from . import (
     health,
     janitor,
     jobs,
+    mcp,
     openapi,
     page,
     prompt,
@@ -38,6 +39,7 @@ ROUTES: list[Route] = [
     *doctor.ROUTES,
     *page.ROUTES,
     *facade.ROUTES,
+    *mcp.ROUTES,
 ]
 
 ROUTES.append(openapi.make_route(ROUTES))

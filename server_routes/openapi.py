@@ -73,7 +73,7 @@ def make_route(table: Sequence[Route]) -> Route:
 
 def document(table: Sequence[Route]) -> dict[str, Any]:
     """The contract of a table in which every row says what it takes and answers. Takes tenths of a second."""
-    rows = [row for row in table if not row.is_mirror]
+    rows = [row for row in table if not (row.is_mirror or row.own_protocol)]
     schemas = _Schemas([Refusal, shapes.Event, *(body for row in rows for body in _list_bodies(row))])
     paths: dict[str, Any] = {}
     for row in rows:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from ..agents.bridge import Bridge
 from ..guard import messages
 from ..guard.access.access import Access
 from ..guard.access.access import Request as Asking
@@ -106,6 +107,7 @@ class Services:
     exposition: Exposition
     doctor: Doctor
     sockets: Sockets
+    agents: Bridge
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Route:
             answers how many jobs the client may still ask for.
         about: for the contract; a test says where it is missing.
         is_mirror: the same route stands under a shorter path, too, and the contract has it there.
+        own_protocol: its messages are those of a protocol that the contract does not describe.
     """
 
     method: str
@@ -148,6 +151,7 @@ class Route:
     submits: bool = False
     about: About | None = None
     is_mirror: bool = False
+    own_protocol: bool = False
 
 
 def register(routes: web.RouteTableDef, table: list[Route], services: Services) -> None:

@@ -13,6 +13,7 @@ from contract.client import Client, KeyedClient, connected, make_key
 from PIL import Image
 
 from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess, real_kinds, sandbox_kind
+from comfyui_guarded.tests.hosts.lend import lend
 
 #: Of scikit-image, where `make` has put the demo's pictures.
 ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
@@ -65,7 +66,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     base = tmp_path_factory.mktemp("host")
     # Files may be fetched from a server of the test's own.
     fetch = {"GUARDED_FETCH__ALLOW_HTTP": "true", "GUARDED_FETCH__ALLOWED_NETWORKS": "127.0.0.1/32"}
-    process = HostProcess(kind, base, environment=fetch)
+    process = HostProcess(kind, base, environment={**fetch, **lend(kind, "mcp", base / "lent")})
     put_photo(base)
     with process:
         yield process

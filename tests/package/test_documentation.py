@@ -14,8 +14,8 @@ PAGES = sorted(
 )
 #: `guard/job.py`, `docs/http.md`, `tests/unit`: paths from the root in backticks, and commands that begin with one.
 PATH = re.compile(
-    r"`(?:python3? )?((?:\.ci|\.github|benchmarks|demo|docs|examples|guard|host|js|nodes|sandbox|server_routes|tests|"
-    r"workflows)/[\w./-]*\w/?)(?=[ `])"
+    r"`(?:python3? )?((?:\.ci|\.github|agents|benchmarks|demo|deploy|docs|examples|guard|host|js|nodes|sandbox|"
+    r"server_routes|tests|workflows)/[\w./-]*\w/?)(?=[ `])"
 )
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(#[^)\s]*)?\)")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ("guard", "host", "server_routes", "nodes")
+LAYERS = ("agents", "guard", "host", "server_routes", "nodes")
 
 #: More lines than a reader takes in at once. A longer file begins with `# Over 400 lines: ` and the reason.
 LINES = 400

@@ -1,0 +1,39 @@
+"""POST /guarded/mcp: the same server for agents, by the Model Context Protocol."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ..agents.bridge import MissingPackageError
+from ..guard.bounds import read_json, work
+from ..guard.errors import NotFoundError, PayloadTooLargeError
+from .about import STREAM, About
+from .asked import read_body
+from .table import Call, Route
+
+
+async def post_mcp(call: Call) -> web.StreamResponse:
+    """A message of an agent's. What its tools ask of the server, they ask as this caller.
+
+    It counts as a stream as long as it is answered. 404 where the package `mcp` is not installed.
+    """
+    policy = call.services.settings.policy
+    with call.services.quotas.stream(call.client):
+        raw = await read_body(call.request, policy.max_body_bytes)
+        await work(len(raw), read_json, raw, policy.bounds())  # before a parser in C gets it
+        call.turn.rest()  # each tool's requests take their own turns
+        try:
+            return await call.services.agents.answer(call.request, raw)
+        except MissingPackageError as error:
+            raise NotFoundError(str(error)) from None
+
+
+ROUTES = [
+    Route(
+        "POST",
+        "/mcp",
+        post_mcp,
+        own_protocol=True,
+        about=About({200: STREAM}, refusals=(NotFoundError, PayloadTooLargeError)),
+    )
+]
