@@ -1,13 +1,7 @@
 """Decide whether a job comes to exist: everything between a request and its first commit.
 
 `admission` is the list of steps, `request` reads the body strictly, `conversion` takes workflows in the editor's own
-<<<<<<< HEAD
-format, `policy` says what a prompt may ask for (`key_policies`: that of a key which is tighter), `confinement` where
-the prompts of keys may lead (`keyed_deny` lists the nodes that lead elsewhere), `limits` how often a client may ask;
-`retry` makes a request of a job; `patterns` are the settings' wild cards.
-=======
 format, `policy` says what a prompt may ask for, by what `guard/cost` finds in it (`key_policies`: that of a key which
 is tighter), `confinement` where the prompts of keys may lead (`keyed_deny` lists the nodes that lead elsewhere),
-`limits` how often a client may ask; `patterns` are the settings' wild cards.
->>>>>>> ba65d89 (Follow values through the graph, and limit what a prompt's films and samplers come to)
+`limits` how often a client may ask; `retry` makes a request of a job; `patterns` are the settings' wild cards.
 """
