@@ -18,6 +18,7 @@ from .guard import journal, messages, owners, private_files, runtime
 from .guard.access.access import Access
 from .guard.access.client_ids import ClientIds
 from .guard.access.keys import Keys
+from .guard.access.manage import KeyRing
 from .guard.access.tokens import Tokens
 from .guard.callers.backlog import Backlog
 from .guard.callers.estimate import KINDS, Estimates
@@ -30,6 +31,7 @@ from .guard.doctor import CLOSE, OPEN, TRUST_LESS, TRUSTING, Doctor
 from .guard.errors import GuardError
 from .guard.events.outbox import Outbox, read_or_make_secret
 from .guard.events.stream import Events
+from .guard.events.webhook_rules import Rules
 from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
@@ -256,6 +258,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     services = server_routes.Services(
         settings=settings,
         access=access,
+        key_ring=KeyRing(own, keys, Rules(settings.webhooks), clock),
         host=host,
         admission=admission,
         fetcher=fetcher,

@@ -45,6 +45,7 @@ _TAGS = {
     "artifacts": "The files of jobs.",
     "events": "What happens to jobs, as it happens.",
     "faces": "Look for faces in a picture.",
+    "keys": "Keys: make, limit, revoke.",
     "access": "Tokens for those who can send no header.",
     "webhooks": "Webhooks that were or were not delivered.",
     "comfyui": "ComfyUI's own routes, limited to the caller.",

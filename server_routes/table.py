@@ -19,6 +19,7 @@ from ..agents.bridge import Bridge
 from ..guard import messages
 from ..guard.access.access import Access
 from ..guard.access.access import Request as Asking
+from ..guard.access.manage import KeyRing
 from ..guard.callers.interleave import interleave
 from ..guard.callers.jobs import Jobs
 from ..guard.callers.sockets import Sockets
@@ -85,6 +86,7 @@ class Services:
 
     settings: Settings
     access: Access
+    key_ring: KeyRing
     host: HostAnswers
     admission: Admission
     fetcher: Fetcher

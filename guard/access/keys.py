@@ -192,6 +192,18 @@ def revoke(own: Path, which: str, now_ms: int) -> list[Key]:
     return gone
 
 
+def limit(own: Path, key_id: str, limits: KeyLimits) -> Key:
+    """Give the key of that id these limits in place of all that it had. Raises KeysError where there is none."""
+    with _writing(own):
+        keys = read(own)
+        found = next((key for key in keys if key.key_id == key_id), None)
+        if found is None:
+            raise KeysError(f"there is no key {key_id!r}")
+        limited = replace(found, **asdict(limits))
+        _write(own, [limited if key is found else key for key in keys])
+    return limited
+
+
 def read(own: Path) -> list[Key]:
     """Read all keys, the revoked ones too. Raises KeysError where the file cannot be used."""
     path = own / FILE

@@ -6,6 +6,7 @@ import { chartView } from "./chart.js";
 import { figuresView } from "./figures.js";
 import { failuresView } from "./failures_view.js";
 import { queueView, runningView, section } from "./jobs_view.js";
+import { keysView } from "./keys_view.js";
 import { recentView } from "./recent_view.js";
 import { diskView, serverView } from "./server_view.js";
 
@@ -38,6 +39,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         chartView(board, texts, section),
         diskView(board, texts, section, run),
         serverView(board, texts, section, run),
+        keysView(board, texts, section, run),
     ];
     const [alarms, figures, failures, running, queue, recent, ...house] = views.map((view) => view.element);
     const panel = h(

@@ -151,3 +151,36 @@ def test_jobs_are_filtered_by_the_time_at_which_they_were_sent(opened: Callable[
     page.get_by_role("button", name="Show all").click()
     expect(page.get_by_label("Sent from")).to_have_value("")
     expect(within(page, "recent", job_id)).to_be_visible()
+
+
+def test_a_key_is_made_limited_and_revoked_on_the_page(opened: Callable[..., Page], bot: PlainClient) -> None:
+    def status(secret: str) -> int:
+        return bot.get("/guarded/jobs", {"Authorization": f"Bearer {secret}"}).status
+
+    page = opened(locale="ru", viewport={"width": 420, "height": 900})
+    page.get_by_text("Создать, ограничить или отозвать ключ").press("Enter")
+    form = page.get_by_role("form", name="Новый ключ")
+    form.get_by_label("Владелец", exact=True).fill("shop")
+    form.get_by_text("Ограничения").press("Enter")
+    form.get_by_label("Заданий в минуту").fill("30")
+    form.get_by_role("button", name="Создать ключ").press("Enter")
+    made = page.locator(".g-made")
+    expect(made).to_contain_text("Ключ владельца shop.")
+    secret = made.locator("code").first.inner_text()
+    assert status(secret) == 200
+    shoot(page, "keys-420-ru")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    made.get_by_role("button", name="Значения сохранены").press("Enter")
+    expect(page.get_by_text(secret)).to_have_count(0)
+    row = page.get_by_role("list", name="Ключи").get_by_role("listitem").filter(has_text="shop")
+    expect(row).to_contain_text("Заданий в минуту: 30")
+    row.get_by_role("button", name="Ограничения").press("Enter")
+    limits = page.get_by_role("form", name="Ограничения shop")
+    expect(limits.get_by_label("Заданий в минуту")).to_have_value("30")
+    limits.get_by_label("Заданий в очереди").fill("5")
+    limits.get_by_role("button", name="Сохранить").press("Enter")
+    expect(row).to_contain_text("Заданий в очереди: 5")
+    row.get_by_role("button", name="Отозвать").press("Enter")
+    row.get_by_role("button", name="Точно? Навсегда").press("Enter")
+    expect(row).to_contain_text("отозван")
+    assert status(secret) == 401

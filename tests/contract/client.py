@@ -480,8 +480,8 @@ class PlainClient:
     def post(self, raw: bytes, path: str = "/guarded/prompt", headers: Any = None) -> Answer:
         return self._asked("POST", path, raw, headers)
 
-    def get(self, path: str) -> Answer:
-        return self._asked("GET", path, None)
+    def get(self, path: str, headers: Any = None) -> Answer:
+        return self._asked("GET", path, None, headers)
 
     def delete(self, path: str) -> Answer:
         return self._asked("DELETE", path, None)

@@ -74,6 +74,9 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/upload/image"): ({}, 400),
     ("POST", "/upload/mask"): ({}, 400),
     ("POST", "/jobs/cancel"): ({"body": {"job_ids": []}}, 200),
+    ("POST", "/keys"): ({"body": {"name": "late", "same_owner": True}}, 200),
+    ("POST", "/keys/{key_id}/limits"): ({"body": {}}, 404),
+    ("DELETE", "/keys/{key_id}"): ({}, 404),
     ("POST", "/alarms/seen"): ({"body": {}}, 200),
     ("POST", "/api/jobs/cancel"): ({"body": {"job_ids": []}}, 200),
 }
@@ -94,6 +97,7 @@ def path_of(route: server_routes.Route, job_id: str) -> str:
         "name": "photo_check",
         "index": "0",
         "webhook_id": "msg_0",
+        "key_id": "00000000",
         "file": "page.js",
         "node_class": "LoadImage",
     }.items():

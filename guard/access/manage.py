@@ -1,0 +1,198 @@
+"""Make, limit and revoke keys while the server runs: what the command `keys` does, for the operator's page."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from ..client import KeyLimits
+from ..clock import Clock
+from ..errors import InvalidRequestError, NotFoundError, ServerUnavailableError
+from ..events.webhook_rules import Rules
+from ..settings import PROFILES
+from ..store.file_lock import LockedError
+from . import keys
+from .keys import Key, Keys, KeysError
+
+log = logging.getLogger("guarded.access")
+
+
+def _check_profile(name: str) -> str:
+    if name and name not in PROFILES:
+        raise ValueError(f"there is no profile {name[:64]!r}; there are {', '.join(sorted(PROFILES))}")
+    return name
+
+
+_Count = Annotated[int, Field(ge=1, le=2**53)]
+_Patterns = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=500)]
+
+
+class AskedLimits(BaseModel):
+    """The limits of a key; what is not named is as the settings say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    jobs_per_minute: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_queued: _Count | None = None
+    max_streams: _Count | None = None
+    max_requests: _Count | None = None
+    max_open_bytes: _Count | None = None
+    allow_nodes: _Patterns = []
+    deny_nodes: _Patterns = []
+    profile: Annotated[str, AfterValidator(_check_profile)] = ""
+    max_pixels: _Count | None = None
+    max_steps: _Count | None = None
+    templates_only: bool = False
+
+    def limits(self) -> KeyLimits:
+        given: dict[str, Any] = self.model_dump()
+        given.update(allow_nodes=tuple(self.allow_nodes), deny_nodes=tuple(self.deny_nodes))
+        return KeyLimits(**given)
+
+
+class AskedKey(BaseModel):
+    """A key to make; `same_owner` makes one more for a name that has one already."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(max_length=64)]
+    scope: Literal["submit", "operate"] = "submit"
+    expires_in_s: Annotated[float, Field(gt=0, le=100 * 366 * 86400, allow_inf_nan=False)] | None = None
+    webhook: Annotated[str, Field(max_length=2000)] | None = None
+    same_owner: bool = False
+    limits: AskedLimits = AskedLimits()
+
+
+class LimitsBody(TypedDict):
+    """The limits of a key; null, or empty: as the settings say."""
+
+    jobs_per_minute: float | None
+    max_queued: int | None
+    max_streams: int | None
+    max_requests: int | None
+    max_open_bytes: int | None
+    allow_nodes: list[str]
+    deny_nodes: list[str]
+    profile: str
+    max_pixels: int | None
+    max_steps: int | None
+    templates_only: bool
+
+
+class KeyBody(TypedDict):
+    """A key without its secret."""
+
+    key_id: str
+    name: str
+    scope: str
+    active: bool
+    created_at_ms: int
+    expires_at_ms: int | None
+    revoked_at_ms: int | None
+    webhook: str | None
+    limits: LimitsBody
+
+
+class MadeKeyBody(KeyBody):
+    """A new key with its secret, and the secret that signs its owner's webhooks: neither is told again."""
+
+    secret: str
+    webhook_secret: str
+
+
+class KeyRing:
+    """Changes the file of the keys, and lets the change count at once. Blocks; any thread but the loop's."""
+
+    def __init__(self, own: Path, known: Keys, rules: Rules, clock: Clock) -> None:
+        self._own = own
+        self._known = known
+        self._rules = rules
+        self._clock = clock
+
+    def list_all(self) -> list[KeyBody]:
+        """All keys, the revoked ones too; the newest first."""
+        with _refusing():
+            found = keys.read(self._own)
+        return [self._body(key) for key in sorted(found, key=lambda key: -key.created_at_ms)]
+
+    def create(self, asked: AskedKey, by: str) -> MadeKeyBody:
+        """Make a key; `by` is who asks, for the log. Raises InvalidRequestError, ServerUnavailableError."""
+        if asked.webhook is not None:
+            self._rules.check(asked.webhook)
+        now_ms = self._clock.now_ms()
+        wanted = Key(
+            key_id="",
+            name=asked.name,
+            scope=asked.scope,
+            sha256="",
+            created_at_ms=now_ms,
+            webhook_secret="",
+            expires_at_ms=None if asked.expires_in_s is None else now_ms + math.ceil(asked.expires_in_s * 1000),
+            webhook=asked.webhook,
+            **asdict(asked.limits.limits()),
+        )
+        with _refusing():
+            key, secret = keys.create(self._own, wanted, same_owner=asked.same_owner)
+        self._known.refresh()
+        log.info("%s has made the key %s (%s, %s)", by, key.key_id, key.name, key.scope)
+        return {**self._body(key), "secret": secret, "webhook_secret": key.webhook_secret}
+
+    def limit(self, key_id: str, asked: AskedLimits, by: str) -> KeyBody:
+        """Give the key these limits in place of all that it had. Raises NotFoundError, ServerUnavailableError."""
+        self._find(key_id)
+        with _refusing():
+            key = keys.limit(self._own, key_id, asked.limits())
+        self._known.refresh()
+        log.info("%s has changed the limits of the key %s (%s)", by, key.key_id, key.name)
+        return self._body(key)
+
+    def revoke(self, key_id: str, by: str) -> KeyBody:
+        """End the key for good; one that is revoked stays so. Raises NotFoundError, ServerUnavailableError."""
+        if (key := self._find(key_id)).revoked_at_ms is None:
+            with _refusing():
+                keys.revoke(self._own, key_id, self._clock.now_ms())
+            self._known.refresh()
+            log.info("%s has revoked the key %s (%s)", by, key.key_id, key.name)
+        return self._body(self._find(key_id))
+
+    def _find(self, key_id: str) -> Key:
+        with _refusing():
+            found = [key for key in keys.read(self._own) if key.key_id == key_id]
+        if not found:
+            raise NotFoundError(f"There is no key {key_id[:64]}.")
+        return found[0]
+
+    def _body(self, key: Key) -> KeyBody:
+        limits = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(key.limits).items()
+        }
+        return {
+            "key_id": key.key_id,
+            "name": key.name,
+            "scope": key.scope,
+            "active": key.is_active(self._clock.now_ms()),
+            "created_at_ms": key.created_at_ms,
+            "expires_at_ms": key.expires_at_ms,
+            "revoked_at_ms": key.revoked_at_ms,
+            "webhook": key.webhook,
+            "limits": LimitsBody(**limits),  # type: ignore[typeddict-item]
+        }
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what the file says into refusals."""
+    try:
+        yield
+    except KeysError as error:
+        raise InvalidRequestError(f"{error}.".replace("..", ".").replace("--same-owner", "same_owner")) from error
+    except (OSError, LockedError) as error:
+        raise ServerUnavailableError("The keys cannot be changed now.", details=str(error)) from error
