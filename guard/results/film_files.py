@@ -33,7 +33,7 @@ _MAX_STREAMS = 64
 _MAX_FRAME_PIXELS = 2**27
 
 
-def _open(source: Any, kind: Kind | None) -> Any:
+def open_container(source: Any, kind: Kind | None) -> Any:
     """Open the container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so."""
     import av  # heavy: only when there is a film or a sound to look at
 
@@ -43,11 +43,11 @@ def _open(source: Any, kind: Kind | None) -> Any:
         "buffer_size": _BUFFER,
         "options": {"max_streams": str(_MAX_STREAMS)},
     }
-    open_container: Any = av.open  # its types name this argument up to 18 only
+    opens: Any = av.open  # its types name this argument up to 18 only
     try:
-        return open_container(source, metadata_errors="ignore", **facts)
+        return opens(source, metadata_errors="ignore", **facts)
     except TypeError:
-        return open_container(source, **facts)
+        return opens(source, **facts)
 
 
 def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Budget) -> Facts:
@@ -63,7 +63,7 @@ def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Bud
     """
     if isinstance(source, BudgetFile):
         source.seek(0)
-    with _open(source, kind) as container:
+    with open_container(source, kind) as container:
         # A stream without a codec context is one that this libav cannot decode; touching its packets crashes it.
         film = next((s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)), None)
         sound = next((s for s in container.streams.audio if s.codec_context is not None), None)

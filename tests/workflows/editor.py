@@ -29,7 +29,7 @@ API, WORKFLOWS = ROOT / "workflows" / "api", ROOT / "example_workflows"
 #: These keep their widgets' values by name.
 _BY_NAME = "VHS_"
 #: Loaders whose file may be uploaded have one widget more, the button.
-_UPLOADS = {"LoadImage": "image", "GuardedLoadFaceImage": "image"}
+_UPLOADS = {"LoadImage": "image", "GuardedLoadFaceImage": "image", "GuardedLoadSound": "image"}
 _NODE, _GAP, _LINE = (300, 70), (80, 40), 24
 _COLOURS = {"Guarded": (63, 120, 79), "Load": (70, 84, 128), "": (72, 72, 78)}
 

@@ -35,6 +35,8 @@ def _ours(node_class: Any) -> dict[str, Any]:
     for section in ("required", "optional"):
         for name, (kind, *options) in sections.get(section, {}).items():
             spec: dict[str, Any] = {"choices": kind} if isinstance(kind, list) else {"type": kind}
+            if any(each.endswith("_upload") for option in options for each in option):
+                spec = {"files": "input"}  # whichever lie there
             inputs[name] = (
                 spec | (options[0] if options else {}) | ({"optional": True} if section == "optional" else {})
             )
