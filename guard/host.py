@@ -80,6 +80,8 @@ class Outcome:
         prompt: the graph that ran.
         not_made: (node id, file name) of files that the run did not make, although its nodes name them. They are not
             in `files`, and what names them is not in `outputs`.
+        byproducts: files that the run left beside those in `files`, which nobody asked for: VideoHelperSuite's picture
+            with the workflow, and the silent twin of a film with sound.
         trespass: what the run tried to do with files that are none of its owner's business; mostly empty.
         refusal: why the host ended the run, whatever its nodes say; None: it did not.
         cached: ids of the nodes that did not run because the host had their outputs from an earlier prompt.
@@ -93,6 +95,7 @@ class Outcome:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
     not_made: tuple[tuple[str, str], ...] = ()
+    byproducts: tuple[ReportedFile, ...] = ()
     trespass: str = ""
     refusal: GuardError | None = None
     exception_type: str = ""

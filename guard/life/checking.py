@@ -143,7 +143,7 @@ class Checking:
             if asked.strips:
                 _compare(marks)
                 artifacts = metadata.strip_results(checks.result_files(outcome), artifacts)
-                metadata.strip_sidecars(outcome.outputs, checks.own_files(outcome))
+                metadata.strip_byproducts(outcome.byproducts)
                 marks.update(_mark_files(outcome) if marks else {})
             if self._syncs:
                 checks.sync(outcome)
@@ -161,7 +161,8 @@ class Checking:
             error = InternalError("The result could not be checked.", details=details)
         try:
             _compare(marks)
-            quarantine.set_aside(checks.own_files(outcome), self._quarantine / job_id, settings)
+            files = (*checks.own_files(outcome), *outcome.byproducts)
+            quarantine.set_aside(files, self._quarantine / job_id, settings)
             self._namers.forget(outcome)
         except GuardError as overwritten:  # the file is another job's by now
             error = overwritten

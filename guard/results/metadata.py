@@ -10,7 +10,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,18 +47,12 @@ def strip_results(files: Sequence[ReportedFile], artifacts: Sequence[Artifact]) 
     return tuple(_measure(path, artifact) for path, artifact in zip(paths, artifacts, strict=True))
 
 
-def strip_sidecars(outputs: Mapping[str, Any], files: Iterable[ReportedFile]) -> None:
-    """Strip the pictures with the workflow that VideoHelperSuite puts beside films, and names in `workflow`."""
-    folders = {(file.node_id, file.filename): file.path for file in files}
-    for node_id, output in outputs.items():
-        for items in output.values() if isinstance(output, Mapping) else ():
-            for item in items if isinstance(items, list) else ():
-                name = item.get("workflow") if isinstance(item, Mapping) else None
-                path = folders.get((node_id, str(item.get("filename")))) if isinstance(name, str) else None
-                if path is None or not name or name != os.path.basename(name) or os.path.islink(path.with_name(name)):
-                    continue
-                with suppress(OSError, BrokenFileError, struct.error, ValueError, LookupError):
-                    strip(path.with_name(name))
+def strip_byproducts(files: Iterable[ReportedFile]) -> None:
+    """Strip what a run left beside its files: it has the same prompt in it."""
+    for file in files:
+        if file.path is not None:
+            with suppress(OSError, BrokenFileError, struct.error, ValueError, LookupError, TypeError, AttributeError):
+                strip(file.path)
 
 
 def _measure(path: Path, artifact: Artifact) -> Artifact:

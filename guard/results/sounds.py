@@ -37,7 +37,7 @@ def read_sound(path: Path, longest_s: float) -> tuple[NDArray[np.float32], int] 
                 resampler = av.AudioResampler(format="fltp", layout=track.layout, rate=rate)
                 for frame in container.decode(track):
                     for part in resampler.resample(frame):
-                        pieces.append(part.to_ndarray())
+                        pieces.append(np.asarray(part.to_ndarray(), np.float32))
                         heard += pieces[-1].shape[1]
                     if heard >= longest_s * rate:
                         break

@@ -418,7 +418,7 @@ class Hooks:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         run = self._runs.get(prompt_id) if isinstance(prompt_id, str) else None
         if run is not None:
-            if event == "executed" and run.folder:
+            if event == "executed":
                 data = {**data, "output": results.locate(run, {"": data.get("output")})[""]}
             if run.must_withhold(event, data):
                 run.withhold((event, data, sid))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -75,11 +76,13 @@ def read_outcome(
     copied = _copy_as_json(outputs or {})
     messages = dict(getattr(status, "messages", None) or ())
     cached = frozenset(map(str, (messages.get("execution_cached") or {}).get("nodes") or ()))
-    files, not_made = [], []
+    files, not_made, byproducts = [], [], []
     for node_id, items, item in list(_find_items(copied)):
         file = make_reported_file(node_id, item)
         if node_id in cached or is_made(file):
             files.append(file)
+            beside = [make_reported_file(node_id, {**item, "filename": name}) for name in _name_byproducts(item)]
+            byproducts += [each for each in beside if node_id not in cached and is_made(each)]
         else:
             items.remove(item)
             not_made.append((node_id, file.filename))
@@ -91,6 +94,7 @@ def read_outcome(
         outputs=copied,
         files=tuple(files),
         not_made=tuple(not_made),
+        byproducts=tuple(each for each in byproducts if each not in files),
         prompt=prompt,
         cached=cached,
         exception_type=str(error.get("exception_type", "")),
@@ -98,6 +102,16 @@ def read_outcome(
         node_id=error.get("node_id"),
         node_type=error.get("node_type"),
     )
+
+
+def _name_byproducts(item: Mapping[str, Any]) -> Iterator[str]:
+    """The files that VideoHelperSuite leaves beside a film: a picture with the workflow, and the film without sound."""
+    picture = item.get("workflow")
+    if isinstance(picture, str) and picture and picture == os.path.basename(picture):
+        yield picture
+        stem, suffix = os.path.splitext(item["filename"])
+        if stem.endswith("-audio"):
+            yield stem.removesuffix("-audio") + suffix
 
 
 def _copy_as_json(outputs: Any) -> dict[str, Any]:

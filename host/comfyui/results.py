@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 from ...guard.host import Outcome, ReportedFile
 from ...guard.job import RESULT_ROOTS
 from ...guard.owners import FOLDER
-from .folders import find_below, find_root
+from .folders import find_below, find_root, resolve
 from .run import Run
 
 log = logging.getLogger("guarded.host")
+
+#: A file name with a number to fill in, as printf has it.
+_SEQUENCE = re.compile(r"([^%]*)%0?(\d)d([^%]*)", re.DOTALL)
 
 
 def begin(run: Run) -> None:
@@ -70,9 +74,10 @@ def warn(run: Run, outcome: Outcome) -> None:
 def locate(run: Run, outputs: Any) -> Any:
     """Copy outputs with every file under its name below ComfyUI's root, within the owner's folder.
 
-    What a node has put into the root all the same is moved there. Any thread of the run.
+    What a node has put into the root all the same is moved there. A name with a number to fill in (`x_%03d.png`), as
+    VideoHelperSuite reports a film that it saved as pictures, becomes the names of the files. Any thread of the run.
     """
-    if not run.folder or not isinstance(outputs, Mapping):
+    if not isinstance(outputs, Mapping):
         return outputs
     return {
         node_id: {key: _locate_all(run, items) for key, items in output.items()}
@@ -85,15 +90,35 @@ def locate(run: Run, outputs: Any) -> Any:
 def _locate_all(run: Run, items: Any) -> Any:
     if not isinstance(items, (list, tuple)):
         return items
-    return [
-        _locate(run, item) if isinstance(item, Mapping) and isinstance(item.get("filename"), str) else item
-        for item in items
-    ]
+    located: list[Any] = []
+    for item in items:
+        if isinstance(item, Mapping) and isinstance(item.get("filename"), str):
+            located += _number(_locate(run, item))
+        else:
+            located.append(item)
+    return located
+
+
+def _number(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """One item for each file of a sequence."""
+    numbered = _SEQUENCE.fullmatch(item["filename"])
+    if numbered is None:
+        return [item]
+    path = resolve(str(item.get("type") or "output"), str(item.get("subfolder") or ""), item["filename"])
+    if path is None or path.exists():
+        return [item]
+    before, width, after = numbered.groups()
+    name = re.compile(rf"{re.escape(before)}\d{{{int(width)},}}{re.escape(after)}")
+    try:
+        names = sorted(each for each in os.listdir(path.parent) if name.fullmatch(each))
+    except OSError:
+        return [item]
+    return [{**item, "filename": each} for each in names] or [item]
 
 
 def _locate(run: Run, item: Mapping[str, Any]) -> Mapping[str, Any]:
     kind = str(item.get("type") or "output")
-    if kind not in RESULT_ROOTS:
+    if not run.folder or kind not in RESULT_ROOTS:
         return item
     subfolder = (
         str(item.get("subfolder") or "").replace("\\", "/") if os.name == "nt" else str(item.get("subfolder") or "")

@@ -32,7 +32,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     kind: HostKind | None = request.param
     if kind is None or not VIDEO_HELPER_SUITE.is_dir():
         pytest.skip(NEEDED)
-    process = start_host(kind, tmp_path_factory.mktemp("packs"), (VIDEO_HELPER_SUITE,))
+    base = tmp_path_factory.mktemp("packs")
+    process = start_host(kind, base, (VIDEO_HELPER_SUITE,), GUARDED_RESULTS__REFUSE_BLANK="true")
     frames = [pictures.landscape(128, seed=number) for number in range(16)]
     (process.base / "input" / "silent.mp4").write_bytes(corpus.film(frames, fps=8))
     (process.base / "input" / "sounding.mp4").write_bytes(corpus.film(frames, fps=8, sound=corpus.tone(2)))

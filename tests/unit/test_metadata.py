@@ -17,7 +17,7 @@ from comfyui_guarded.guard.errors import ResultCorruptError
 from comfyui_guarded.guard.host import ReportedFile
 from comfyui_guarded.guard.job import Artifact
 from comfyui_guarded.guard.results.containers import BrokenFileError, sniff
-from comfyui_guarded.guard.results.metadata import strip, strip_results, strip_sidecars
+from comfyui_guarded.guard.results.metadata import strip, strip_byproducts, strip_results
 
 SECRET = "a secret prompt of alice"
 NOISE = np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8)
@@ -194,15 +194,12 @@ def test_the_artifact_is_what_is_sold(tmp_path):
     assert SECRET.encode() not in path.read_bytes()
 
 
-def test_a_sidecar_is_stripped_and_no_file_elsewhere(tmp_path):
-    (tmp_path / "own").mkdir()
-    for name in ("own/a.png", "other.png"):
-        (tmp_path / name).write_bytes(png())
-    files = [ReportedFile("5", "a.mp4", "", "output", tmp_path / "own/a.mp4")]
-    for name in ("a.png", "../other.png"):
-        strip_sidecars({"5": {"gifs": [{"filename": "a.mp4", "workflow": name}]}}, files)
-    assert SECRET.encode() not in (tmp_path / "own/a.png").read_bytes()
-    assert SECRET.encode() in (tmp_path / "other.png").read_bytes()
+def test_what_a_run_left_beside_its_files_is_stripped_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    names = ("a.png", "b.png", "gone.png")
+    strip_byproducts([ReportedFile("5", name, "", "output", tmp_path / name) for name in names])
+    assert SECRET.encode() not in (tmp_path / "a.png").read_bytes()
 
 
 @given(st.sampled_from(["png", "jpeg", "webp", "gif", "mp4", "mkv", "wav", "flac", "mp3", "opus"]), st.data())
