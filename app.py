@@ -50,6 +50,7 @@ from .guard.life.reconcile import Reconciler
 from .guard.life.runs import Runs
 from .guard.life.secrets import Secrets
 from .guard.life.settle import Settler
+from .guard.life.supervisor import Supervisor
 from .guard.life.watchdog import Watchdog
 from .guard.operators.alarms import Alarms
 from .guard.operators.gpu import Gpus
@@ -133,6 +134,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     stalled = "No job is let in or begins, since the job database has written nothing for a while."
     health.watch("store stalled", stalled, settler.is_stalled)
     process = Process(store.close, store.flush)
+    supervisor = Supervisor(os.environ)
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     face_classes = REQUIRED_BY if settings.faces.required_by is None else settings.faces.required_by
     quarantine = own / "quarantine"
@@ -244,6 +246,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.append(asyncio.create_task(faces.look_around()))
         tasks.append(asyncio.create_task(positions.run()))
         tasks.append(asyncio.create_task(sender.run()))
+        tasks.append(asyncio.create_task(supervisor.keep_telling()))
         tasks.append(asyncio.create_task(_watch_keys(keys, access, sockets)))
         watchdog.start()
         janitor.start()

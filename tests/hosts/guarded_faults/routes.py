@@ -1,6 +1,7 @@
 """GET /guarded_faults/routes: every route of the application. POST …/queue/{how}: what packs do to the queue."""
 
 import asyncio
+import time
 
 import server
 from aiohttp import web
@@ -43,3 +44,10 @@ async def post_cancel(request: web.Request) -> web.Response:
         if task.get_name() == f"guarded-{request.match_info['name']}":
             task.cancel()
     return web.json_response({})
+
+
+@server.PromptServer.instance.routes.post("/guarded_faults/loop/hang")
+async def hang(_request: web.Request) -> web.Response:
+    """The event loop itself, for good."""
+    while True:
+        time.sleep(3600)
