@@ -54,6 +54,7 @@ from .guard.life.supervisor import Supervisor
 from .guard.life.watchdog import Watchdog
 from .guard.operators.alarms import Alarms
 from .guard.operators.gpu import Gpus
+from .guard.operators.machine import Machine
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.refusals import Refusals
 from .guard.operators.stats import Stats
@@ -179,6 +180,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     sender = Sender(outbox, settings.webhooks.timeout_s)
     positions = Positions(settings.queue, store, events, estimates)
     gpus = Gpus()
+    busy = Machine(gpus, clock)
     exposition = Exposition(metrics, settings.queue, store, host, health, watchdog, janitor, gpus)
     refusals = Refusals(clock)
     alarms = Alarms(store, clock)
@@ -251,6 +253,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         watchdog.start()
         janitor.start()
         gpus.start()
+        busy.start()
         await asyncio.to_thread(doctor.remember)
 
     application.on_startup.append(start)
@@ -278,6 +281,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         uploads=uploads,
         files=files,
         stats=stats,
+        machine=busy,
         alarms=alarms,
         limits=limits,
         quotas=quotas,

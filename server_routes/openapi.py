@@ -51,6 +51,7 @@ _TAGS = {
     "comfyui": "ComfyUI's own routes, limited to the caller.",
     "health": "Whether the server can take a job.",
     "stats": "Figures.",
+    "machine": "How busy the machine is.",
     "alarms": "What operators should look at.",
     "janitor": "What the janitor deletes.",
     "doctor": "What is set, missing or unsafe.",

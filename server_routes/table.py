@@ -43,6 +43,7 @@ from ..guard.janitor import Janitor
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health
 from ..guard.operators.alarms import Alarms
+from ..guard.operators.machine import Machine
 from ..guard.operators.metrics import Exposition
 from ..guard.operators.stats import Stats
 from ..guard.quotas import Quotas, Turn
@@ -103,6 +104,7 @@ class Services:
     uploads: Uploads
     files: Files
     stats: Stats
+    machine: Machine
     alarms: Alarms
     limits: Limits
     quotas: Quotas

@@ -14,6 +14,7 @@ class GpuBody(TypedDict):
     utilization_percent: int | None
     vram_used_bytes: int | None
     vram_total_bytes: int | None
+    temperature_celsius: int | None
 
 
 class OutcomesBody(TypedDict):

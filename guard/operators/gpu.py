@@ -33,6 +33,7 @@ class Gpu:
     utilization_percent: int | None
     vram_used_bytes: int | None
     vram_total_bytes: int | None
+    temperature_celsius: int | None = None
 
     def body(self) -> GpuBody:
         """As JSON."""
@@ -41,6 +42,7 @@ class Gpu:
             "utilization_percent": self.utilization_percent,
             "vram_used_bytes": self.vram_used_bytes,
             "vram_total_bytes": self.vram_total_bytes,
+            "temperature_celsius": self.temperature_celsius,
         }
 
 
@@ -101,6 +103,7 @@ def _read_gpu(nvml: ModuleType, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
     busy = _ask(nvml, nvml.nvmlDeviceGetUtilizationRates, handle)
+    celsius = _ask(nvml, lambda one: nvml.nvmlDeviceGetTemperature(one, nvml.NVML_TEMPERATURE_GPU), handle)
     return Gpu(
         index=index,
         uuid=_decode(nvml.nvmlDeviceGetUUID(handle)),
@@ -108,6 +111,7 @@ def _read_gpu(nvml: ModuleType, index: int) -> Gpu:
         utilization_percent=int(busy.gpu) if busy is not None else None,
         vram_used_bytes=int(memory.used) if memory is not None else None,
         vram_total_bytes=int(memory.total) if memory is not None else None,
+        temperature_celsius=int(celsius) if celsius is not None else None,
     )
 
 

@@ -15,6 +15,7 @@ const POLL_EVERY_MS = 2000;
 /** Twenty events a second are one picture. */
 const SHOWN_EVERY_MS = 100;
 const ALARMS_PAGE = 50;
+const HOUR_MS = 3600e3;
 /** An alarm is told before it is on disk. */
 const ALARM_WRITTEN_MS = 300;
 
@@ -38,6 +39,8 @@ export class Board {
         this.older = null;
         this.stats = null;
         this.janitor = null;
+        /** How busy the machine was. */
+        this.machine = null;
         this.ready = null;
         /** Timeouts, replaced workers, full disks: the newest first, and how many of all nobody has seen. */
         this.alarms = [];
@@ -236,6 +239,7 @@ export class Board {
         this.stats = stats;
         this.janitor = janitor;
         this.ready = ready;
+        if (stats?.worker) await this.loadMachine();
         if (stats?.now_ms) this.clock_ms = stats.now_ms - Date.now();
         if ((stats?.unseen_alarms ?? this.unseen) !== this.unseen) await this.loadAlarms();
         this.changed();
@@ -314,6 +318,16 @@ export class Board {
     alarm(data) {
         for (const listener of this.alarmed) listener(data);
         setTimeout(() => this.loadAlarms().then(() => this.changed()), ALARM_WRITTEN_MS);
+    }
+
+    /** The samples since the last one, for the last hour. */
+    async loadMachine() {
+        const earlier = this.machine?.samples ?? [];
+        const machine = await this.optional(`/machine?after_ms=${earlier.at(-1)?.at_ms ?? 0}`);
+        if (!machine) return;
+        const samples = [...earlier, ...machine.samples];
+        const since_ms = (samples.at(-1)?.at_ms ?? 0) - HOUR_MS;
+        this.machine = { ...machine, samples: samples.filter((sample) => sample.at_ms > since_ms) };
     }
 
     async loadAlarms() {

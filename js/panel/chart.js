@@ -7,9 +7,27 @@ const SLOT = 10;
 const GAP = 2;
 const OUTCOMES = ["succeeded", "cancelled", "failed"];
 
+/** A picture with a scale beside it and marks of time below; `scale(top to bottom, left to right)` writes them. */
+export function plot(picture) {
+    const values = h("div", { class: "g-scale", "aria-hidden": "true" });
+    const marks = h("div", { class: "g-axis", "aria-hidden": "true" });
+    const write = (place, said) => {
+        if (place.childElementCount !== said.length) place.replaceChildren(...said.map(() => h("span")));
+        said.forEach((one, index) => setText(place.children[index], one));
+    };
+    return {
+        element: h("div", { class: "g-plot" }, values, picture, marks),
+        scale(down, along) {
+            write(values, down);
+            write(marks, along);
+        },
+    };
+}
+
 export function chartView(board, texts, section) {
     const outcomes = h("div", { class: "g-chart" });
     const times = h("div", { class: "g-chart g-chart-times" });
+    const [outcomesPlot, timesPlot] = [plot(outcomes), plot(times)];
     const slowest = h("p", { class: "g-quiet" });
     const rows = h("tbody");
     const column = (key) => h("th", { scope: "col" }, texts.t(key));
@@ -21,7 +39,6 @@ export function chartView(board, texts, section) {
         rows,
     );
     const nothing = h("p", { class: "g-quiet" }, texts.t("nothing_ended"));
-    const axis = () => h("div", { class: "g-axis", "aria-hidden": "true" }, h("span", {}, texts.t("day_ago")), h("span", {}, texts.t("now")));
     const legend = h(
         "p",
         { class: "g-legend", "aria-hidden": "true" },
@@ -31,7 +48,7 @@ export function chartView(board, texts, section) {
         "chart",
         texts.t("chart"),
         nothing,
-        h("div", {}, outcomes, axis(), h("h3", {}, texts.t("average_run")), times, axis(), slowest),
+        h("div", {}, outcomesPlot.element, h("h3", {}, texts.t("average_run")), timesPlot.element, slowest),
         h("div", { class: "g-hidden" }, table),
     );
     head.append(legend);
@@ -48,6 +65,9 @@ export function chartView(board, texts, section) {
             drawn = seen;
             outcomes.replaceChildren(outcomeBars(hours, texts));
             times.replaceChildren(timeBars(hours, texts));
+            const marks = [0, 6, 12, 18].map((index) => texts.clock(hours[Math.floor((index * hours.length) / 24)].from_ms));
+            outcomesPlot.scale([texts.number(mostOf(hours)), "0"], [...marks, texts.t("now")]);
+            timesPlot.scale([texts.duration(longestOf(hours)), "0"], [...marks, texts.t("now")]);
             rows.replaceChildren(
                 ...hours.map((hour) =>
                     h(
@@ -78,9 +98,11 @@ function frame(hours, ...children) {
     );
 }
 
+const mostOf = (hours) => Math.max(...hours.map((hour) => OUTCOMES.reduce((sum, one) => sum + hour[one], 0)), 1);
+const longestOf = (hours) => Math.max(...hours.map((hour) => hour.average_run_s ?? 0), 0.001);
+
 function outcomeBars(hours, texts) {
-    const total = (hour) => OUTCOMES.reduce((sum, one) => sum + hour[one], 0);
-    const most = Math.max(...hours.map(total), 1);
+    const most = mostOf(hours);
     return frame(
         hours,
         ...hours.map((hour, index) => {
@@ -97,7 +119,7 @@ function outcomeBars(hours, texts) {
 }
 
 function timeBars(hours, texts) {
-    const longest = Math.max(...hours.map((hour) => hour.average_run_s ?? 0), 0.001);
+    const longest = longestOf(hours);
     return frame(
         hours,
         ...hours.map((hour, index) => {

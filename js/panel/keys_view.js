@@ -158,7 +158,8 @@ export function keysView(board, texts, section, run) {
     }
 
     function labelled(key, field) {
-        return h("label", { class: "g-labelled" }, texts.t(key), " ", field);
+        const said = [texts.t(key), " ", field];
+        return h("label", { class: "g-labelled" }, ...(field.type === "checkbox" ? said.reverse() : said));
     }
 
     function select(options) {

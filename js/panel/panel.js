@@ -7,6 +7,7 @@ import { figuresView } from "./figures.js";
 import { failuresView } from "./failures_view.js";
 import { queueView, runningView, section } from "./jobs_view.js";
 import { keysView } from "./keys_view.js";
+import { linesView } from "./lines_view.js";
 import { recentView } from "./recent_view.js";
 import { diskView, serverView } from "./server_view.js";
 
@@ -37,6 +38,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         queueView(board, texts, run),
         recentView(board, texts, run),
         chartView(board, texts, section),
+        linesView(board, texts, section),
         diskView(board, texts, section, run),
         serverView(board, texts, section, run),
         keysView(board, texts, section, run),

@@ -1,6 +1,7 @@
 """The page in an incident: alarms, a job's graph, retry, many jobs at once, keys, the machine. On the sandbox."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from browser.conftest import shoot
 from browser.test_page import host, opened, posted, strangers, within
-from contract.client import PlainClient, node, raises, save, sleep
+from contract.client import PlainClient, node, raises, save, sleep, text
 from playwright.sync_api import Page, expect
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
@@ -184,3 +185,16 @@ def test_a_key_is_made_limited_and_revoked_on_the_page(opened: Callable[..., Pag
     row.get_by_role("button", name="Точно? Навсегда").press("Enter")
     expect(row).to_contain_text("отозван")
     assert status(secret) == 401
+
+
+def test_the_machine_is_shown_as_live_lines_with_scales(opened: Callable[..., Page], bot: PlainClient) -> None:
+    bot.run(text())
+    page = opened()
+    card = page.locator(".g-lines-card")
+    expect(card.get_by_role("heading", name="The last hour")).to_be_visible()
+    for name in ("cpu", "ram"):
+        expect(card.locator(f'[data-series="{name}"] polyline')).to_have_attribute("points", re.compile(r" \S+"))
+    expect(card.locator('[data-series="cpu"] .g-scale')).to_have_text("100%0%")
+    expect(card.locator('[data-series="ram"] .g-scale')).to_contain_text("GB")
+    expect(card.locator('[data-series="gpu"]')).to_be_hidden()  # this machine has none
+    expect(page.locator(".g-chart-card .g-scale").first).to_have_text(re.compile(r"^\d+0$"))

@@ -21,6 +21,7 @@ BROUGHT_BY_COMFYUI = {
     "av",
     "numpy",
     "pillow",
+    "psutil",
     "pydantic",
     "pydantic-settings",
     "tomli",

@@ -165,7 +165,7 @@ class TestTheMachine:
     def test_all_that_requirements_ask_for_and_comfyui_does_not_bring_is_looked_for(self):
         asked = (Path(checks.__file__).parents[2] / "requirements.txt").read_text()
         names = set(re.findall(r"^([\w-]+)[><=]", asked, re.MULTILINE))
-        theirs = {"aiohttp", "numpy", "Pillow", "tomli", "typing_extensions"}
+        theirs = {"aiohttp", "numpy", "Pillow", "psutil", "tomli", "typing_extensions"}
         assert set(checks.PACKAGES) == names - theirs
 
     def test_onnxruntime_that_lost_its_gpu(self, well):

@@ -29,6 +29,8 @@ def fake_nvml(*gpus, **changes):
         nvmlDeviceGetUUID=lambda gpu: gpu[0],
         nvmlDeviceGetName=lambda gpu: gpu[1],
         nvmlDeviceGetUtilizationRates=lambda gpu: types.SimpleNamespace(gpu=gpu[2], memory=1),
+        NVML_TEMPERATURE_GPU=0,
+        nvmlDeviceGetTemperature=lambda gpu, sensor: 61 + sensor,
         nvmlDeviceGetMemoryInfo=lambda gpu: types.SimpleNamespace(used=gpu[3], free=gpu[4] - gpu[3], total=gpu[4]),
     )
     for name, value in changes.items():
@@ -49,6 +51,7 @@ def test_one_gpu_as_json():
         "utilization_percent": 97,
         "vram_used_bytes": 20 * GIB,
         "vram_total_bytes": 24 * GIB,
+        "temperature_celsius": 61,
     }
 
 
