@@ -142,7 +142,17 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     runs = Runs(settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
     dispatcher = Dispatcher(settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
-    janitor = Janitor(settings.janitor, store, host.folders, own, clock, blind_after_s=settings.queue.timeout_s)
+    quotas = Quotas(settings.limits)
+    janitor = Janitor(
+        settings.janitor,
+        store,
+        host.folders,
+        own,
+        clock,
+        blind_after_s=settings.queue.timeout_s,
+        held=quotas.files,
+        find_quotas=lambda: keys.list_file_quotas(settings.limits.max_file_bytes),
+    )
     health.watch_disk(janitor.disk_full)
     health.watch_disk(store.full)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
@@ -153,7 +163,6 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()
     limits = Limits(settings.limits, clock)
-    quotas = Quotas(settings.limits)
     files = Files(host, store)
     references = References(host, files)
     fetch_rules = FetchRules(settings.fetch, settings.policy.fetch_hosts)
@@ -188,6 +197,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     stats = Stats(settings.queue, store, host, health, watchdog, janitor, gpus, refusals, alarms, clock)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
+    store.changed.subscribe(quotas.files.add_results)
     store.changed.subscribe(estimates.follow)
     store.changed.subscribe(jobs.follow)
     store.changed.subscribe(events.follow)

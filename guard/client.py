@@ -12,7 +12,7 @@ class KeyLimits:
     Attributes:
         allow_nodes, deny_nodes, profile, max_pixels, max_steps: as in the section `policy` of the settings. Both must
             let a prompt through, so that a key can only be tighter than the server.
-        max_streams, max_requests, max_open_bytes: as in the section `limits`.
+        max_streams, max_requests, max_open_bytes, max_file_bytes: as in the section `limits`.
         templates_only: the key sends parameters of templates, never a graph.
     """
 
@@ -21,6 +21,7 @@ class KeyLimits:
     max_streams: int | None = None
     max_requests: int | None = None
     max_open_bytes: int | None = None
+    max_file_bytes: int | None = None
     allow_nodes: tuple[str, ...] = ()
     deny_nodes: tuple[str, ...] = ()
     profile: str = ""

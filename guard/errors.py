@@ -294,15 +294,6 @@ class QuotaExceededError(GuardError):
 
     code, status, retryable = "quota_exceeded", 429, True
 
-    @classmethod
-    def with_held(cls, message: str, of: str, held: int, limit: int, frees: str) -> QuotaExceededError:
-        """`of`: what there is too much of; `frees`: in words, when there is room again."""
-        return cls(
-            message,
-            details=f"There is room again once {frees}.",
-            extra_info={"of": of, "held": held, "limit": limit, "scope": "client", "frees": frees},
-        )
-
 
 class ServerUnavailableError(GuardError):
     """The server cannot take a job now."""

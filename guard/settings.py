@@ -358,6 +358,12 @@ class LimitsSettings(_Section):
         description="Bytes of the requests of each key's jobs that have not ended, together; one more gets "
         "`quota_exceeded`. A key may have its own limit.",
     )
+    max_file_bytes: Bytes = Field(
+        0,
+        description="Bytes of each key's files in input, output and temp. From nine tenths of it on the janitor "
+        "deletes the oldest whatever their age, those that were fetched first; over it, jobs and uploads get "
+        "`quota_exceeded`. A key may have its own limit.",
+    )
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
     max_connections: int = Field(

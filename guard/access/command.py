@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-open-bytes", type=_read_count, metavar="N", help="bytes of the requests of its jobs that have not ended"
     )
     create.add_argument(
+        "--max-file-bytes", type=_read_count, metavar="N", help="bytes of its files in input, output and temp"
+    )
+    create.add_argument(
         "--allow-nodes", type=_read_patterns, default=(), metavar="A,B*", help="its prompts may use only these classes"
     )
     create.add_argument("--deny-nodes", type=_read_patterns, default=(), metavar="A,B*", help="… and none of these")
@@ -104,6 +107,7 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
         max_streams=arguments.max_streams,
         max_requests=arguments.max_requests,
         max_open_bytes=arguments.max_open_bytes,
+        max_file_bytes=arguments.max_file_bytes,
         webhook=arguments.webhook,
         allow_nodes=arguments.allow_nodes,
         deny_nodes=arguments.deny_nodes,
@@ -147,6 +151,7 @@ def _describe_limits(limits: KeyLimits) -> list[str]:
         ("streams", limits.max_streams),
         ("requests", limits.max_requests),
         ("open bytes", limits.max_open_bytes),
+        ("file bytes", limits.max_file_bytes),
         ("pixels", limits.max_pixels),
         ("steps", limits.max_steps),
     )

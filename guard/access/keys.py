@@ -147,6 +147,26 @@ class Keys:
         limits = [key.max_pixels or int(PROFILES.get(key.profile, {}).get("max_pixels", 0)) for key in counted]
         return max(limits, default=0) if all(limits) else 0
 
+    def list_file_quotas(self, default: int) -> dict[str, int]:
+        """How many bytes the files of each owner may have: the largest quota of its active keys. Any thread.
+
+        Owners without a quota are left out.
+        """
+        now_ms = self._clock.now_ms()
+        by_owner: dict[str, list[Key]] = {}
+        for key in list(self._keys.values()):
+            by_owner.setdefault(key.name, []).append(key)
+        quotas = {}
+        for owner, own in by_owner.items():
+            counted = [key for key in own if key.is_active(now_ms)] or own  # the last one may be revoked by now
+            limits = [
+                0 if key.scope == OPERATE else default if key.max_file_bytes is None else key.max_file_bytes
+                for key in counted
+            ]
+            if all(limits):
+                quotas[owner] = max(limits)
+        return quotas
+
     def has_active(self) -> bool:
         now_ms = self._clock.now_ms()
         return any(key.is_active(now_ms) for key in list(self._keys.values()))

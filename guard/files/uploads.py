@@ -221,6 +221,11 @@ class Uploads:
                             (self._input_folder() / name).unlink()
 
 
+def measure(files: Iterable[UploadedFile]) -> int:
+    """The bytes of files that are not in their places yet. Blocks on the disk."""
+    return sum(file.path.stat().st_size for file in files)
+
+
 def map_names(files: Iterable[UploadedFile], owner: str) -> dict[str, str | None]:
     """Map what a prompt may call the files to their stored names; to None where two different files have that name.
 

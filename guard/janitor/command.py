@@ -16,8 +16,8 @@ from ..host import Folders
 from ..job import ROOTS
 from ..settings import Settings, SettingsError, load
 from ..store import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
-from .report import escape
-from .thread import Janitor, summarize
+from .report import escape, summarize
+from .thread import Janitor
 
 #: ComfyUI registers these folders below `output/` for models. A server may know more; the command line cannot.
 MODEL_FOLDERS = ("checkpoints", "clip", "vae", "diffusion_models", "loras")

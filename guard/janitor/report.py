@@ -113,3 +113,19 @@ def escape(path: str) -> str:
     """Make a path fit for a terminal, a log line and JSON, whatever bytes are in it."""
     printable = path.isprintable() and not any("\ud800" <= letter <= "\udfff" for letter in path)
     return path if printable else ascii(path)[1:-1]
+
+
+def summarize(report: Report) -> str:
+    """Sum a sweep up in one line, for a log or a terminal."""
+    verb = "would delete" if report.dry_run else "deleted"
+    kept = ", ".join(f"{tally.files} {reason}" for reason, tally in sorted(report.kept.items()) if tally.files)
+    parts = [f"{verb} {report.files} files ({report.bytes} bytes) and {report.folders} empty folders"]
+    if report.oldest.files:
+        parts.append(f"{report.oldest.files} of them because the disk is short of space")
+    if report.jobs:
+        parts.append(f"forgot {report.jobs} jobs")
+    if kept:
+        parts.append(f"kept {kept}")
+    if report.errors:
+        parts.append(f"{report.errors} errors, the first: {report.error_samples[0]}")
+    return f"janitor: {'; '.join(parts)}; {report.duration_s:.1f} s"

@@ -1,22 +1,20 @@
-"""One pass over the roots: delete what is too old and, where the disk is short, the oldest of the rest."""
+"""One pass over the roots: delete what is too old."""
 
 from __future__ import annotations
 
 import errno
-import heapq
 import logging
 import math
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import GuardError, InternalError
 from ..job import RESULT_ROOTS
-from .disk import Disk
-from .folder import HANDLES, Folder, open_root
+from .folder import HANDLES, Folder
 from .hidden import Hidden
 from .in_use import InUse, fold, make_keys
 from .records import Records
@@ -26,8 +24,6 @@ from .walk import Candidate, Visitor, Walk
 
 log = logging.getLogger("guarded.janitor")
 
-#: One walk under pressure picks out this many of the oldest files (some 8 MB).
-OLDEST = 20_000
 #: Up to this many files that nobody has fetched are kept in memory (a few MB); beyond, each batch asks the store.
 UNREAD_AT_HAND = 10_000
 #: Forget this many jobs in one commit, so that other commits wait a few ms at most.
@@ -54,7 +50,6 @@ class Sweep:
         report: Report,
         in_use: InUse,
         records: Records | None,
-        disks: Sequence[Disk] = (),
         stopped: Callable[[], bool] = lambda: False,
         on_delete: Callable[[str], None] | None = None,
         handles: bool = HANDLES,
@@ -66,16 +61,15 @@ class Sweep:
             blind_after_s: when nobody has been able to read the job database for so long, do without: every job that
                 waits in it is overdue by then, and needs no file any more.
         """
-        self._rules = rules
-        self._now_s = now_s
+        self.rules = rules
+        self.now_s = now_s
         self._past_until_s = past_until_s
         self.report = report
         self._in_use = in_use
         self._records = records
-        self._disks = disks
         self._stopped = stopped
         self._on_delete = on_delete
-        self._handles = handles
+        self.handles = handles
         self._blind_after_s = blind_after_s
         self._is_blind = False
         self._debug = log.isEnabledFor(logging.DEBUG)
@@ -85,10 +79,13 @@ class Sweep:
         #: Files not fetched yet by root, where they are few enough to have all of them at hand.
         self._unread: dict[str, frozenset[str]] | None = None
         #: What a dry run would have freed so far, by device.
-        self._pretended: dict[int, int] = {}
+        self.pretended: dict[int, int] = {}
 
-    def run(self) -> None:
-        """Sweep. Raises Stopped, and GuardError where the store cannot say what is in use; then nothing is deleted."""
+    def run(self, more: Callable[[], None] = lambda: None) -> None:
+        """Sweep, and then do `more`, as long as it is known what is in use.
+
+        Raises Stopped, and GuardError where the store cannot say what is in use; then nothing is deleted.
+        """
         with self._in_use.sweep():
             try:
                 self._learn_what_is_in_use()
@@ -98,44 +95,49 @@ class Sweep:
                 self._is_blind = True
                 self._unread = {}
                 self.report.add_error("", error)
-            for root in self._rules.roots:
+            for root in self.rules.roots:
                 # Inputs are uploaded for jobs that are yet to come.
                 if not (self._is_blind and "input" in root.names):
-                    self._walk(root, self.by_age)
+                    self.walk(root, self.by_age)
                     if self._records is not None and not self._is_blind:
-                        hidden = Hidden(self.by_age, self._rules, self.report, self._past_until_s, self._handles)
+                        hidden = Hidden(self.by_age, self.rules, self.report, self._past_until_s, self.handles)
                         for paths in self._list_made(self._records, root):
                             hidden.sweep(root, paths)
-            for disk in self._disks if not self._is_blind else ():
-                try:
-                    self._relieve(disk)
-                except OSError as error:
-                    self.report.add_error(str(disk.path), error)
+            if not self._is_blind:
+                more()
         if not self._is_blind:
             self._forget()
 
     def longest_age_s(self, max_age_s: float) -> float:
         """The age that counts. Without the database, any file may be a result that nobody has fetched."""
-        settings = self._rules.settings
+        settings = self.rules.settings
         return max(max_age_s, settings.settle_s, settings.unread_max_age_s if self._is_blind else 0.0)
 
-    def _walk(self, root: Root, visitor: Visitor, report: Report | None = None) -> None:
+    @contextmanager
+    def informed(self) -> Iterator[None]:
+        """Know during the block what is in use. Raises GuardError where the store cannot say."""
+        with self._in_use.sweep():
+            self._learn_what_is_in_use()
+            yield
+
+    def walk(self, root: Root, visitor: Visitor, report: Report | None = None, below: str = "") -> None:
+        """Walk the root, or the folder `below` in it alone."""
         walk = Walk(
-            self._rules,
+            self.rules,
             visitor,
             report or self.report,
             past_until_s=self._past_until_s,
-            check_stopped=self._check_stopped,
-            handles=self._handles,
+            check_stopped=self.check_stopped,
+            handles=self.handles,
         )
-        walk.run(root)
+        walk.run(root, below)
 
     def _list_made(self, records: Records, root: Root) -> Iterator[list[str]]:
         """What jobs have made below the root, some at a time."""
         for kind in set(RESULT_ROOTS).intersection(root.names):
             paths = [""]
             while paths := _await(records.list_made(kind, paths[-1], BODIES)):
-                self._check_stopped()
+                self.check_stopped()
                 yield paths
 
     # What is in use. -----------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ class Sweep:
         self._unread = _await(self._records.list_unread(self._unread_since_ms, UNREAD_AT_HAND))
         after = 0
         while numbers := _await(self._records.list_open_numbers(after, BODIES)):
-            self._check_stopped()
+            self.check_stopped()
             bodies, dealt = _await(self._records.read_bodies(numbers))
             for body in bodies:
                 self._in_use.add_stored(body)
@@ -232,7 +234,7 @@ class Sweep:
                     self._announce(root, prefix + file.name)
         if report.dry_run:
             device = folder.identity[0]
-            self._pretended[device] = self._pretended.get(device, 0) + deleted.bytes - before
+            self.pretended[device] = self.pretended.get(device, 0) + deleted.bytes - before
         return empty
 
     def is_named(self, root: Root, prefix: str, name: str) -> bool:
@@ -251,73 +253,21 @@ class Sweep:
         if self._on_delete is not None:
             self._on_delete(escape(full))
 
-    # Pressure. -----------------------------------------------------------------------------------------------
-
-    def _relieve(self, disk: Disk) -> None:
-        """Below the minimum, delete the oldest files of all roots on that disk until the target is free."""
-        settings = self._rules.settings
-        if not settings.min_free_bytes or self._free(disk) >= settings.min_free_bytes:
-            return
-        roots = [root for root in self._rules.roots if disk.holds(root.path)]
-        # Where deleting frees nothing (open files, snapshots), the rest must not follow.
-        need = settings.target_free_bytes - self._free(disk)
-        freed = Tally()
-        while need > freed.bytes and self._free(disk) < settings.target_free_bytes:
-            oldest = _Oldest(self, roots, self._now_s - settings.settle_s)
-            # The walk before this one has counted what this one meets.
-            uncounted = Report(0, self.dry_run)
-            for root in roots:
-                self._walk(root, oldest, uncounted)
-            before = freed.files
-            for root, path, file in oldest.sort():
-                if freed.bytes >= need or self._free(disk) >= settings.target_free_bytes:
-                    return
-                self._check_stopped()
-                self._delete_at(root, path, file, freed)
-            if len(oldest.heap) < OLDEST or freed.files == before or self.dry_run:
-                return
-
-    def _free(self, disk: Disk) -> int:
-        return disk.free() + self._pretended.get(disk.device, 0)
-
-    def _delete_at(self, root: Root, path: str, file: Candidate, freed: Tally) -> None:
-        """Delete a file that the walk met a while ago, if it still is that one."""
-        folders: list[Folder] = []
-        try:
-            folders.append(open_root(root.path, self._handles))
-            for part in path.split("/")[:-1]:
-                child = folders[-1].open_child(part)
-                if child is None:
-                    return
-                folders.append(child)
-            status = folders[-1].stat(file.name)
-            if (status.st_ino, status.st_mtime) != (file.inode, file.modified_s) or not stat.S_ISREG(status.st_mode):
-                return
-            already = self.report.oldest.files
-            self.delete(root, folders[-1], path[: -len(file.name)], [file], self.report.oldest)
-            if self.report.oldest.files > already:
-                freed.add(file.bytes)
-        except OSError as error:
-            self.report.add_file_error(f"{root.name}/{path}", error)
-        finally:
-            for folder in folders:
-                folder.close()
-
     # The guard's own rows. -----------------------------------------------------------------------------------
 
     def _forget(self) -> None:
         if self._records is None or self.dry_run:
             return
-        before_ms = int((self._now_s - self._rules.settings.history_max_age_s) * 1000)
+        before_ms = int((self.now_s - self.rules.settings.history_max_age_s) * 1000)
         while True:
             forgotten = _await(self._records.forget(before_ms, FORGET))
             self.report.jobs += forgotten
             if forgotten < FORGET:
                 return
-            self._check_stopped()
+            self.check_stopped()
             time.sleep(0.01)  # the queue's own commits come first
 
-    def _check_stopped(self) -> None:
+    def check_stopped(self) -> None:
         """Call it between batches. Others need no pause: each look at a file releases the interpreter anyway."""
         if self._stopped():
             raise Stopped
@@ -345,46 +295,6 @@ class _ByAge:
 
     def remove_folder(self, root: Root, parent: Folder, name: str, path: str) -> bool:
         return self._sweep.remove_folder(root, parent, name, path)
-
-
-class _Oldest:
-    """Picks out the oldest files, those that nobody has fetched yet last; deletes nothing."""
-
-    def __init__(self, sweep: Sweep, roots: Sequence[Root], settled_s: float) -> None:
-        self._sweep = sweep
-        self._roots = {root.name: root for root in roots}
-        self._settled_s = settled_s
-        #: The last to delete on top: unread before read, then the newest.
-        self.heap: list[tuple[bool, float, str, str, str, int, int]] = []
-
-    def cutoff_s(self, max_age_s: float | None) -> float:
-        return float("-inf") if max_age_s is None else self._settled_s
-
-    def visit(
-        self, root: Root, folder: Folder, prefix: str, candidates: list[Candidate], max_age_s: float | None
-    ) -> bool:
-        sweep = self._sweep
-        unread = sweep.find_unread(root, prefix, candidates)
-        gone_s = sweep.by_age.cutoff_s(max_age_s) if sweep.dry_run else float("-inf")
-        for file in candidates:
-            path = prefix + file.name
-            if (file.modified_s <= gone_s and path not in unread) or sweep.is_named(root, prefix, file.name):
-                continue
-            entry = (path not in unread, -file.modified_s, root.name, path, file.name, file.bytes, file.inode)
-            if len(self.heap) < OLDEST:
-                heapq.heappush(self.heap, entry)
-            else:
-                heapq.heappushpop(self.heap, entry)
-        return False
-
-    def remove_folder(self, root: Root, parent: Folder, name: str, path: str) -> bool:
-        return False
-
-    def sort(self) -> Iterable[tuple[Root, str, Candidate]]:
-        """Yield (root, path below it, file), the first to delete first."""
-        self.heap.sort(reverse=True)
-        for _read, minus_modified_s, root, path, name, size, inode in self.heap:
-            yield self._roots[root], path, Candidate(name, size, -minus_modified_s, inode)
 
 
 def _folders_above(prefix: str) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -16,15 +16,18 @@ from typing import Literal
 from ..clock import Clock
 from ..errors import DiskFullError, GuardError, ServerUnavailableError
 from ..host import Folders
+from ..quotas import FilesHeld
 from ..settings import JanitorSettings
 from ..signal import Signal
 from .bodies import CountBody, DatabaseBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
-from .disk import list_disks
+from .disk import Disk, list_disks
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
+from .oldest import relieve
+from .quotas import FileQuotas
 from .records import Records
-from .report import Report, Tally
+from .report import Report, Tally, summarize
 from .rules import Rules, absolute_roots
 from .sweep import Stopped, Sweep
 
@@ -60,9 +63,12 @@ class Janitor:
         on_delete: Callable[[str], None] | None = None,
         handles: bool = HANDLES,
         blind_after_s: float = math.inf,
+        held: FilesHeld | None = None,
+        find_quotas: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """`own`: the guard's own folder, with the marker of the first start and the quarantine in it; without one,
         each start is the first. `on_delete` hears of each file and folder. `blind_after_s`: see :class:`.sweep.Sweep`.
+        `held`, `find_quotas`: what each owner has, which the janitor measures, and how much it may have.
         """
         self._settings = settings
         self._records = records
@@ -82,6 +88,7 @@ class Janitor:
         self._disks: list[DiskBody] = []
         self._room: dict[str, RoomBody] = {}
         self._counted: dict[str, CountBody] = {}
+        self._quotas = FileQuotas(held or FilesHeld(), find_quotas, self._make_sweep)
         self._existing: tuple[int, int] | None = None
         self._count_wanted = False
         self._count_due_s = float("-inf")
@@ -192,6 +199,8 @@ class Janitor:
             self._look_at_disks()
             if self._short and relieve:
                 self._relief_due_s = now_s + self._pause_after_relief(report, self._sum_free() - free)
+        for report in self._quotas.turn(now_s, may_delete=self._settings.enabled):
+            self._note(report)
         if self._count_wanted and now_s >= self._count_due_s:
             self.count(now_s)
         return now_s + LOOK_S
@@ -217,35 +226,27 @@ class Janitor:
         """
         with self._sweeping:
             report = self._run_sweep(now_s, dry_run, relieve)
-            self._reports.append(report)
-            if not dry_run:
-                for name in ("files", "bytes", "jobs", "errors"):
-                    self._totals[name] += getattr(report, name)
-                self._totals["sweeps"] += 1
-                self._count_due_s = float("-inf")
-            log.info("%s", summarize(report))
+            self._note(report)
             return report
+
+    def _note(self, report: Report) -> None:
+        self._reports.append(report)
+        if not report.dry_run:
+            for name in ("files", "bytes", "jobs", "errors"):
+                self._totals[name] += getattr(report, name)
+            self._totals["sweeps"] += 1
+            self._count_due_s = float("-inf")
+        log.info("%s", summarize(report))
 
     def _run_sweep(self, now_s: float, dry_run: bool, relieve: bool) -> Report:
         report = Report(round(now_s * 1000), dry_run)
         began_s = time.monotonic()
         try:
-            rules = Rules(self._settings, self._folders(), self._own)
-            for problem in rules.problems:
+            sweep = self._make_sweep(report)
+            for problem in sweep.rules.problems:
                 report.add_error("", problem)
-            Sweep(
-                rules,
-                now_s=now_s,
-                past_until_s=0.0 if self._adopted else self.marker.first_start_s,
-                report=report,
-                in_use=self.in_use,
-                records=self._records,
-                disks=list_disks(root.path for root in rules.roots) if relieve else (),
-                stopped=lambda: self._closed,
-                on_delete=self._on_delete,
-                handles=self._handles,
-                blind_after_s=self._blind_after_s,
-            ).run()
+            disks = list_disks(root.path for root in sweep.rules.roots) if relieve else []
+            sweep.run(lambda: self._relieve(sweep, disks))
         except Stopped:
             raise
         except Exception as error:
@@ -254,6 +255,27 @@ class Janitor:
             report.add_error("", error)
         report.duration_s = time.monotonic() - began_s
         return report
+
+    def _make_sweep(self, report: Report) -> Sweep:
+        return Sweep(
+            Rules(self._settings, self._folders(), self._own),
+            now_s=report.started_at_ms / 1000,
+            past_until_s=0.0 if self._adopted else self.marker.first_start_s,
+            report=report,
+            in_use=self.in_use,
+            records=self._records,
+            stopped=lambda: self._closed,
+            on_delete=self._on_delete,
+            handles=self._handles,
+            blind_after_s=self._blind_after_s,
+        )
+
+    def _relieve(self, sweep: Sweep, disks: Iterable[Disk]) -> None:
+        for disk in disks:
+            try:
+                relieve(sweep, disk)
+            except OSError as error:
+                sweep.report.add_error(str(disk.path), error)
 
     def count(self, now_s: float) -> None:
         """Rehearse the next sweep for its figures. The thread, or the command line, which has none."""
@@ -370,19 +392,3 @@ def _measure_room(folders: Folders) -> dict[str, RoomBody]:
 
 def _early_end() -> ServerUnavailableError:
     return ServerUnavailableError("The sweep ended early.")
-
-
-def summarize(report: Report) -> str:
-    """Sum a sweep up in one line, for a log or a terminal."""
-    verb = "would delete" if report.dry_run else "deleted"
-    kept = ", ".join(f"{tally.files} {reason}" for reason, tally in sorted(report.kept.items()) if tally.files)
-    parts = [f"{verb} {report.files} files ({report.bytes} bytes) and {report.folders} empty folders"]
-    if report.oldest.files:
-        parts.append(f"{report.oldest.files} of them because the disk is short of space")
-    if report.jobs:
-        parts.append(f"forgot {report.jobs} jobs")
-    if kept:
-        parts.append(f"kept {kept}")
-    if report.errors:
-        parts.append(f"{report.errors} errors, the first: {report.error_samples[0]}")
-    return f"janitor: {'; '.join(parts)}; {report.duration_s:.1f} s"

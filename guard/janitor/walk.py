@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple, Protocol
 
 from .folder import HANDLES, Folder, open_root
@@ -66,18 +67,26 @@ class Walk:
         self._check_stopped = check_stopped
         self._handles = handles
 
-    def run(self, root: Root) -> None:
-        try:
-            folder = open_root(root.path, self._handles)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self._report.add_error(root.name, error)
-            return
-        try:
-            self._walk_folder(root, folder, "", root.max_age_s, 0)
-        finally:
-            folder.close()
+    def run(self, root: Root, below: str = "") -> None:
+        """Walk the root, or the folder `below` in it alone."""
+        max_age_s = root.max_age_s
+        with ExitStack() as stack:
+            try:
+                folder = open_root(root.path, self._handles)
+                stack.callback(folder.close)
+                for number, part in enumerate(parts := below.split("/") if below else []):
+                    child = folder.open_child(part)
+                    if child is None:
+                        return
+                    stack.callback(child.close)
+                    folder = child
+                    max_age_s = self._rules.age_s(root, "/".join(parts[: number + 1]), max_age_s)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                self._report.add_error(root.name, error)
+                return
+            self._walk_folder(root, folder, below, max_age_s, 0)
 
     def _walk_folder(self, root: Root, folder: Folder, path: str, max_age_s: float | None, depth: int) -> bool:
         """Return whether nothing is left in it. `path` is below the root, with slashes; empty for the root itself."""

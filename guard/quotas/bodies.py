@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import PayloadTooLargeError, QuotaExceededError
+from ..errors import PayloadTooLargeError
+from .refusal import refuse
 
 
 def check_open_bytes(held: int, size: int, limit: int) -> None:
@@ -18,7 +19,7 @@ def check_open_bytes(held: int, size: int, limit: int) -> None:
             extra_info={"max_open_bytes": limit},
         )
     if held + size > limit:
-        raise QuotaExceededError.with_held(
+        raise refuse(
             f"The requests of your open jobs have {held} bytes, and this one {size}; {limit} are allowed together.",
             "open_bytes",
             held,

@@ -10,7 +10,7 @@ Operators, `local` among them, have no quotas: they must be able to look at a se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -18,12 +18,15 @@ from ..client import Client
 from ..errors import QuotaExceededError
 from ..settings import LimitsSettings
 from ..signal import Signal
+from .bodies import check_open_bytes
+from .files import FilesHeld
+from .refusal import refuse
 from .turns import Requests, Turn
 
 #: So many requests of an owner are there at once, whether they are worked on, wait for their turn or for a job.
 HELD = 4096
 
-_Quota = Literal["max_streams", "max_requests", "max_open_bytes"]
+_Quota = Literal["max_streams", "max_requests", "max_open_bytes", "max_file_bytes"]
 
 
 class Quotas:
@@ -33,6 +36,7 @@ class Quotas:
         self._settings = settings
         self._streams: Counter[str] = Counter()
         self._requests: dict[str, Requests] = {}
+        self.files = FilesHeld()
         #: Something was refused: what there were too many of. Called on the event loop.
         self.refused: Signal[[str]] = Signal()
 
@@ -47,6 +51,35 @@ class Quotas:
     def streams(self) -> int:
         """How many streams of owners with quotas are open."""
         return self._streams.total()
+
+    def check_open_bytes(self, client: Client, held: int, size: int) -> None:
+        """Judge a body of `size` bytes by what the client's open jobs hold. Raises as :func:`check_open_bytes` does."""
+        if (limit := self.find(client, "max_open_bytes")) is not None:
+            with self.counting():
+                check_open_bytes(held, size, limit)
+
+    def take_files(self, client: Client, size: int) -> Callable[[], None]:
+        """Count files of `size` bytes that the client sends, none as well, until what is returned is called.
+
+        Raises:
+            QuotaExceededError: its files come to too much now.
+            PayloadTooLargeError: those that it sends alone are too much.
+        """
+        limit = self.find(client, "max_file_bytes")
+        if limit is None:
+            return lambda: None
+        with self.counting():
+            self.files.take(client.owner, size, limit)
+        return lambda: self.files.add(client.owner, -size)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Announce what the block refuses as one too many."""
+        try:
+            yield
+        except QuotaExceededError as error:
+            self.refused(error.extra_info["of"])
+            raise
 
     @contextmanager
     def stream(self, client: Client) -> Iterator[None]:
@@ -89,4 +122,4 @@ class Quotas:
 
     def _refuse(self, of: str, held: int, limit: int, said: str, frees: str) -> QuotaExceededError:
         self.refused(of)
-        return QuotaExceededError.with_held(f"{said.format(held)}; {limit} are allowed.", of, held, limit, frees)
+        return refuse(f"{said.format(held)}; {limit} are allowed.", of, held, limit, frees)

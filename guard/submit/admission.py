@@ -30,7 +30,6 @@ from ..errors import (
     InvalidRequestError,
     PayloadTooLargeError,
     QueueFullError,
-    QuotaExceededError,
     ServerUnavailableError,
 )
 from ..events import webhook_rules
@@ -49,7 +48,7 @@ from ..job import NewJob, Webhook
 from ..journal import Throttle
 from ..life.health import Health
 from ..life.secrets import SECRET_NAMES, Secrets
-from ..quotas import Quotas, check_open_bytes
+from ..quotas import Quotas
 from ..settings import Settings
 from ..store import IdempotencyKey, Submitted
 from ..wake import wrap_future
@@ -168,6 +167,7 @@ class Admission:
             self._health.check_ready()
             self._check_room(client, len(request.raw))
             if not request.by_operator:
+                undo.callback(self._quotas.take_files(client, request.file_bytes))
                 self._count_job(client, undo)
 
             prompt = await self._parse(request)
@@ -181,6 +181,8 @@ class Admission:
             if request.files:
                 request = await work(size, self._rename_files, request, prompt)
             fetched = await stack.enter_async_context(self._fetcher.fetch_for(request, prompt)) if self._fetcher else ()
+            if fetched:
+                undo.callback(self._quotas.take_files(client, await asyncio.to_thread(uploads.measure, fetched)))
             names |= {file.stored_as(client.owner): file.filename for file in fetched}
             if files := (*request.files, *fetched):
                 await hold.keep(prompt.graph, size)  # first, because the janitor may be deleting one of the same name
@@ -228,8 +230,7 @@ class Admission:
         own, max_own = self._store.count_queued(client.owner), self._limits.max_queued(client)
         if max_own is not None and own >= max_own:
             raise QueueFullError.with_waiting(own, max_own, of="client")
-        if (max_bytes := self._quotas.find(client, "max_open_bytes")) is not None:
-            check_open_bytes(self._store.count_open_bytes(client.owner), size, max_bytes)
+        self._quotas.check_open_bytes(client, self._store.count_open_bytes(client.owner), size)
 
     def _count_job(self, client: Client, undo: ExitStack) -> None:
         """Count one job for the client, until `undo` takes it back.
@@ -326,16 +327,16 @@ class Admission:
 
     async def _commit(self, job: NewJob, key: IdempotencyKey | None, client: Client) -> Submitted:
         max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
-        return await wrap_future(
-            self._store.submit(
-                job,
-                max_queued,
-                key,
-                max_queued_of_owner=max_own,
-                max_queued_of_user=self._limits.max_queued_of_user,
-                max_bytes_of_owner=self._quotas.find(client, "max_open_bytes"),
-            )
+        submitting = self._store.submit(
+            job,
+            max_queued,
+            key,
+            max_queued_of_owner=max_own,
+            max_queued_of_user=self._limits.max_queued_of_user,
+            max_bytes_of_owner=self._quotas.find(client, "max_open_bytes"),
         )
+        with self._quotas.counting():
+            return await wrap_future(submitting)
 
     def _address_refusal(
         self,
@@ -354,8 +355,6 @@ class Admission:
 
     def _report_refusal(self, request: Submission, error: Exception) -> None:
         code = error.code if isinstance(error, GuardError) else InternalError.code
-        if isinstance(error, QuotaExceededError):
-            self._quotas.refused(error.extra_info["of"])
         if (skipped := self._refusals.take(code)) is not None:
             more = f" ({skipped} more since the last line)" if skipped else ""
             level = logging.WARNING if code in _FULL else logging.INFO

@@ -161,7 +161,7 @@ async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
     """Receive the form; its file is on disk until the end of the block or until it is kept.
 
     Raises:
-        InvalidRequestError, PayloadTooLargeError, DiskFullError
+        InvalidRequestError, PayloadTooLargeError, QuotaExceededError, DiskFullError
     """
     call.services.health.check_disk()
     if not is_form(call.request):
@@ -171,14 +171,19 @@ async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
         if file is None:
             raise InvalidRequestError("The form has no file `image`.", extra_info={"field": "image"})
         call.services.limits.take_upload(call.client, form.bytes)
+        give_back = call.services.quotas.take_files(call.client, form.bytes)
         words = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}
-        yield _Upload(
-            file,
-            words.get("type") or "input",
-            words.get("subfolder", ""),
-            words.get("overwrite") in ("true", "1"),
-            words.get("original_ref", ""),
-        )
+        try:
+            yield _Upload(
+                file,
+                words.get("type") or "input",
+                words.get("subfolder", ""),
+                words.get("overwrite") in ("true", "1"),
+                words.get("original_ref", ""),
+            )
+        except BaseException:
+            give_back()
+            raise
 
 
 async def _keep(call: Call, upload: _Upload) -> web.StreamResponse:

@@ -1,6 +1,11 @@
 """What a client hears of its limits."""
 
-from contract.client import assert_refusal, node, text
+import asyncio
+import os
+import time
+
+from contract.client import PATIENCE_S, KeyedClient, assert_refusal, make_key, node, text
+from contract.test_files import upload
 
 
 async def test_every_answer_says_what_is_left_and_a_refusal_when_to_come_back(sandbox_client):
@@ -37,3 +42,28 @@ async def test_what_the_policy_forbids_is_refused_over_http(sandbox_client):
     assert (info["node_id"], info["input"], info["value"], info["limit"]) == ("1", "width", 8192 * 8192, 4096 * 4096)
     body = assert_refusal(await client.submit({"1": node("FaultHangPython", seconds=1, seed=0)}), "policy_violation")
     assert body["error"]["extra_info"]["limit"] == "FaultHang*"
+
+
+async def test_the_files_of_a_key_stay_within_its_quota_and_its_uploads_go_on(sandbox_client):
+    quota, size = 400_000, 30_000
+    client = await sandbox_client(GUARDED_LIMITS__MAX_FILE_BYTES=str(quota), GUARDED_JANITOR__SETTLE_S="0")
+    base = client.host.base
+    mine = KeyedClient(client, make_key(base, "bot"))
+    ends_s = time.monotonic() + PATIENCE_S
+    while (await mine.request("GET", "/guarded/jobs")).status == 401:
+        assert time.monotonic() < ends_s, "the key is noticed"
+        await asyncio.sleep(0.1)
+    refused = 0
+    for number in range(25):
+        while (answer := await upload(mine, os.urandom(size), f"{number}.png")).status != 200:
+            body = assert_refusal(answer, "quota_exceeded", 429)
+            assert body["error"]["extra_info"]["of"] == "file_bytes"
+            refused += 1
+            assert time.monotonic() < ends_s, "there is room again"
+            await asyncio.sleep(0.2)
+        files = [path for path in (base / "input" / "guarded-uploads").rglob("*.png") if "bot" in path.parent.name]
+        assert sum(path.stat().st_size for path in files) <= quota
+    assert refused
+    assert {f"{number}.png" for number in range(20, 25)} <= {path.name for path in files}, "the oldest go first"
+    answer = await mine.submit(text(), wait_s=60)
+    assert answer.status == 200, answer

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from unittest.mock import patch
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.host import Folders
 from comfyui_guarded.guard.janitor import Janitor
+from comfyui_guarded.guard.quotas import FilesHeld
 from comfyui_guarded.guard.settings import Settings
 
 DAY_S = 86400.0
@@ -57,9 +58,11 @@ class Box:
         past: bool = False,
         handles: bool | None = None,
         blind_after_s: float = math.inf,
+        held: FilesHeld | None = None,
+        quotas: Mapping[str, int] | None = None,
         **settings: Any,
     ) -> Janitor:
-        """`past` False: as if the first start had come before everything that is there."""
+        """`past` False: as if the first start had come before everything that is there. `quotas`: by owner."""
         options: dict[str, Any] = {} if handles is None else {"handles": handles}
         made = Janitor(
             Settings.model_validate({"janitor": settings}).janitor,
@@ -68,6 +71,8 @@ class Box:
             self.own,
             Clock(),
             blind_after_s=blind_after_s,
+            held=held,
+            find_quotas=lambda: quotas or {},
             **options,
         )
         if not past:

@@ -10,7 +10,7 @@ from aiohttp import web
 from unit.fakes import LONG_S, FakeFaces, FakeHost, settings, uploads
 
 from comfyui_guarded.guard.client import LOCAL, Client
-from comfyui_guarded.guard.errors import GuardError
+from comfyui_guarded.guard.errors import GuardError, QuotaExceededError
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.host import Folders
@@ -147,6 +147,17 @@ async def test_a_file_that_a_thousand_requests_name_is_stored_once(door, source)
     await here.admit(source["/two"])
     await here.admit(DATA)
     assert len(here.stored()) == 1
+
+
+async def test_what_was_fetched_counts_to_the_quota_of_the_owners_files(door):
+    here = door(limits={"max_file_bytes": 2 * len(PNG)})
+    for _ in range(3):
+        error = await here.refusal(DATA, guard={"webhook": {"url": "http://10.0.0.1/"}})
+        assert not isinstance(error, QuotaExceededError), "a refusal gives back what it took"
+    await here.admit(DATA)
+    await here.admit(DATA)
+    with pytest.raises(QuotaExceededError):
+        await here.admit(DATA)
 
 
 async def test_texts_that_are_no_files_stay_what_they_are(door, source):

@@ -213,14 +213,14 @@ class TestAdmissionDuringASweep:
         admission = _admission(store, host, clock, janitor)
         put(box.input / "a.png")
         looked, go_on = threading.Event(), threading.Event()
-        walk = Sweep._walk
+        walk = Sweep.walk
 
         def late(*args: Any) -> None:
             looked.set()
             go_on.wait(LONG_S)
             walk(*args)
 
-        monkeypatch.setattr(Sweep, "_walk", late)
+        monkeypatch.setattr(Sweep, "walk", late)
         sweep = asyncio.create_task(asyncio.to_thread(janitor.sweep, time.time()))
         await asyncio.to_thread(looked.wait, LONG_S)
         await admission.admit(Submission(json.dumps({"prompt": graph("a.png")}).encode(), LOCAL))

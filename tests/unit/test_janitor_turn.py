@@ -16,6 +16,7 @@ from unit.janitor import DAY_S, Box, age_folders, put, small_disk
 
 from comfyui_guarded.guard.errors import DiskFullError, ServerUnavailableError
 from comfyui_guarded.guard.janitor import command
+from comfyui_guarded.guard.janitor import oldest as oldest_module
 from comfyui_guarded.guard.janitor import sweep as sweep_module
 from comfyui_guarded.guard.janitor.marker import Marker
 from comfyui_guarded.guard.janitor.thread import FRUITLESS_S, HISTORY, PRESSURE_AGAIN_S
@@ -210,7 +211,7 @@ class TestPressure:
         assert deleted == ["output/6.png", "output/7.png", "output/0.png"]
 
     def test_more_files_than_one_walk_remembers_are_picked_out_in_order_all_the_same(self, box: Box, monkeypatch):
-        monkeypatch.setattr(sweep_module, "OLDEST", 3)
+        monkeypatch.setattr(oldest_module, "OLDEST", 3)
         for number in range(30):
             put(box.output / f"{number % 4}" / f"{number:02}.png", (20 - number / 2) * HOUR_S, size=20)
         deleted: list[str] = []
