@@ -80,8 +80,7 @@ class Outcome:
         prompt: the graph that ran.
         not_made: (node id, file name) of files that the run did not make, although its nodes name them. They are not
             in `files`, and what names them is not in `outputs`.
-        byproducts: files that the run left beside those in `files`, which nobody asked for: VideoHelperSuite's picture
-            with the workflow, and the silent twin of a film with sound.
+        byproducts: files that nobody asked for, beside those in `files`: the silent twin of a film with sound, say.
         trespass: what the run tried to do with files that are none of its owner's business; mostly empty.
         refusal: why the host ended the run, whatever its nodes say; None: it did not.
         cached: ids of the nodes that did not run because the host had their outputs from an earlier prompt.
@@ -287,15 +286,11 @@ class Host(Protocol):
     async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
         """Put a job into the host's queue: what was kept for it, or what the host's own handler makes of `body`.
 
-        `folder`: its owner's folder below the roots, where its files go; empty for the roots themselves. Returns the
-        host's refusal, if it refuses. Event loop.
+        `folder`: its owner's below the roots, or empty for the roots. Returns the host's refusal, if any. Event loop.
         """
 
     def held(self) -> frozenset[str]:
-        """The ids of the prompts that the host really has, whoever queued them: they wait, run, or are being ended.
-
-        Any thread.
-        """
+        """The ids of the prompts that the host really has, waiting, running or being ended. Any thread."""
 
     def let_go(self, job_id: str) -> None:
         """Forget a job that the host no longer has, although nobody has told us so. Any thread."""
@@ -313,18 +308,14 @@ class Host(Protocol):
         """Whether a prompt waits in the host's queue, whoever queued it. Any thread."""
 
     def worker_away_s(self) -> float:
-        """For how long the worker has neither had a prompt nor asked for one: between two, the host gives memory back.
-
-        Any thread.
-        """
+        """For how long the worker has had no prompt and asked for none: the host gives memory back. Any thread."""
 
     def replace_worker(self, prompt_id: str | None, error: GuardError) -> bool:
         """Disown the worker that has `prompt_id` (None: that is dead or away), and let another serve the queue.
 
         The host drops whatever the disowned thread returns or sends, and ends it at its next check. It closes the
         thread's prompt in its history and on its socket, with `error`; a job of the guard's once its ending is durable,
-        with that (see `HostListener.left_behind`). False where there is nothing to replace, or no
-        way to. Any thread; does not wait.
+        with that (see `HostListener.left_behind`). False where none can be replaced. Any thread; does not wait.
         """
 
     def hung_workers(self) -> int:
@@ -393,8 +384,8 @@ class Host(Protocol):
     def model_folders(self) -> list[Path]:
         """The folders that hold the host's models, each kind in a folder of its own."""
 
-    def model_name(self, folder: str, file: str) -> str | None:
-        """The name under which the host lists a model file of the kind `folder` (`checkpoints`); None: not there.
+    def find_model(self, folder: str, file: str) -> tuple[str, Path | None] | None:
+        """The host's name for a model file of the kind `folder` (`checkpoints`), and where it lies; None: not there.
 
         Also finds `models/<folder>/<file>` of a kind that the host does not list. Waits for the disk. Any thread.
         """

@@ -89,10 +89,10 @@ class _Offline:
     def __init__(self, models: list[Path]) -> None:
         self._models = models
 
-    def model_name(self, folder: str, file: str) -> str | None:
+    def find_model(self, folder: str, file: str) -> tuple[str, Path] | None:
         for models in self._models:
             for path in (models / folder).rglob(file):
-                return path.relative_to(models / folder).as_posix()
+                return path.relative_to(models / folder).as_posix(), path
         return None
 
     def missing_classes(self, _prompt: Mapping[str, Any]) -> list[str]:

@@ -65,7 +65,10 @@ class MissingBody(TypedDict):
 
 
 class WorkflowBody(TypedDict):
-    """A template: what it takes, and what this server lacks for it. `read_at`: repository and commit."""
+    """A template: what it takes, and what this server lacks for it.
+
+    `read_at`: repository and commit. `reasons`: why it is not ready, in sentences; empty where it is.
+    """
 
     name: str
     title: str
@@ -77,4 +80,5 @@ class WorkflowBody(TypedDict):
     node_packs: list[NodePackBody]
     read_at: dict[str, str]
     missing: MissingBody
+    reasons: list[str]
     ready: bool

@@ -22,6 +22,7 @@ from .manifest import (
     choose_text,
 )
 from .render import choose_values, complete, estimate_vram_gib, render
+from .weights import find_fault
 
 log = logging.getLogger("guarded.templates")
 
@@ -82,9 +83,9 @@ class Templates:
             )
         files = {each: each for each in uploaded if each in template.manifest.parameters and given.get(each) is None}
         values = choose_values(template, {**given, **files})
-        names = self._find_models(template)
+        names, faults = self._find_models(template)
         self._check_nodes(template)
-        self._check_models(template, values, names)
+        self._check_models(template, values, names, faults)
         self._check_memory(template, values)
         body["prompt"] = render(template, values, names)
         return values
@@ -95,11 +96,12 @@ class Templates:
 
     def _describe(self, template: Template, locale: str) -> WorkflowBody:
         manifest = template.manifest
-        names = self._find_models(template)
+        _names, faults = self._find_models(template)
         classes = self._host.missing_classes(template.graph)
         missing_packs = _find_packs(template, classes)
         default = complete(template, {})
-        missing = [model for model in manifest.models if model.file not in names and applies(model.when, default)]
+        missing = [model for model in manifest.models if model.file in faults and applies(model.when, default)]
+        refusal = self._refuse_memory(template, default)
         need = estimate_vram_gib(template, default)
         return {
             "name": template.name,
@@ -109,7 +111,7 @@ class Templates:
             "presets": [preset.body() for preset in manifest.presets],
             "vram_gb": need or None,
             "models": [
-                {**_describe_model(model), "when": model.when, "present": model.file in names}
+                {**_describe_model(model), "when": model.when, "present": model.file not in faults}
                 for model in manifest.models
             ],
             "node_packs": [
@@ -127,16 +129,29 @@ class Templates:
                 "node_packs": [pack.name for pack in missing_packs],
                 "classes": classes,
             },
-            "ready": not missing and not classes and self._refuse_memory(template, default) is None,
+            "reasons": [
+                *(f"{_name_place(model)} {faults[model.file]}." for model in missing),
+                *(f"{pack.name} is not installed, or failed to load: {pack.source}." for pack in missing_packs),
+                *([f"This server lacks the node class {', '.join(classes)}."] if classes else []),
+                *([refusal.message] if refusal is not None else []),
+            ],
+            "ready": not missing and not classes and refusal is None,
         }
 
-    def _find_models(self, template: Template) -> dict[str, str]:
-        """Map the model files that are here to the host's names for them."""
-        names = {}
+    def _find_models(self, template: Template) -> tuple[dict[str, str], dict[str, str]]:
+        """The host's names for the model files that are here; and what is wrong with those that cannot be used.
+
+        The latter as the end of a sentence about the file.
+        """
+        names, faults = {}, {}
         for model in template.manifest.models:
-            if (name := self._host.model_name(model.folder, model.file)) is not None:
-                names[model.file] = name
-        return names
+            if (found := self._host.find_model(model.folder, model.file)) is None:
+                faults[model.file] = "is missing"
+                continue
+            names[model.file], path = found
+            if path is not None and (fault := find_fault(path, model.size_mb)) is not None:
+                faults[model.file] = fault
+        return names, faults
 
     def _check_nodes(self, template: Template) -> None:
         missing = self._host.missing_classes(template.graph)
@@ -152,13 +167,15 @@ class Templates:
             },
         )
 
-    def _check_models(self, template: Template, values: Values, names: Mapping[str, str]) -> None:
-        missing = [
-            model for model in template.manifest.models if model.file not in names and applies(model.when, values)
-        ]
+    def _check_models(
+        self, template: Template, values: Values, names: Mapping[str, str], faults: Mapping[str, str]
+    ) -> None:
+        missing = [model for model in template.manifest.models if model.file in faults and applies(model.when, values)]
         if missing:
             places = "; ".join(
-                f"{model.file} belongs in models/{model.folder}, from {model.source}" for model in missing
+                f"{model.file} belongs in models/{model.folder}, from {model.source}"
+                + ("" if model.file not in names else f" (it {faults[model.file]})")
+                for model in missing
             )
             raise MissingModelError(
                 f"Template {template.name}: this server lacks a model: {places}.",
@@ -185,6 +202,10 @@ class Templates:
 
 def _find_packs(template: Template, classes: Collection[str]) -> list[NodePack]:
     return [pack for pack in template.manifest.node_packs if set(classes) & set(pack.classes)]
+
+
+def _name_place(model: Model) -> str:
+    return f"models/{model.folder}/{model.file}"
 
 
 def _describe_model(model: Model) -> ModelFacts:

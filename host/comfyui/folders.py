@@ -60,6 +60,13 @@ def find_model_name(kind: str, file: str) -> str | None:
     return file if os.path.isfile(os.path.join(folder_paths.models_dir, kind, file)) else None
 
 
+def find_model_path(kind: str, name: str) -> Path | None:
+    """Where a model lies that ComfyUI lists by that name."""
+    listed = folder_paths.get_full_path(kind, name) if kind in folder_paths.folder_names_and_paths else None
+    path = Path(listed or os.path.join(folder_paths.models_dir, kind, name))
+    return path if path.is_file() else None
+
+
 def resolve(kind: str, subfolder: str, filename: str) -> Path | None:
     """Resolve a file's symlinks; None unless its real path lies inside the root of its type."""
     folder = find_root(kind)

@@ -279,8 +279,9 @@ class ComfyHost:
         registered = folder_paths.folder_names_and_paths.get("insightface", ((), ()))[0]
         return list(dict.fromkeys([Path(folder_paths.models_dir), *(Path(folder).parent for folder in registered)]))
 
-    def model_name(self, folder: str, file: str) -> str | None:
-        return folders.find_model_name(folder, file)
+    def find_model(self, folder: str, file: str) -> tuple[str, Path | None] | None:
+        name = folders.find_model_name(folder, file)
+        return (name, folders.find_model_path(folder, name)) if name is not None else None
 
     def video_memory(self) -> int | None:
         device = comfy.model_management.get_torch_device()

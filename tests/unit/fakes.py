@@ -127,6 +127,8 @@ class FakeHost:
         self.freed = 0
         #: Model file → how the host lists it; `None` in place of all: whatever is asked for is there.
         self.models: dict[str, str] | None = None
+        #: Where model files lie; those that are not here are taken for whole.
+        self.model_files: dict[str, Path] = {}
         self.vram_bytes: int | None = None
 
     def listen(self, listener: HostListener, supplier: Supplier) -> None:
@@ -248,8 +250,9 @@ class FakeHost:
     def missing_classes(self, prompt: Any) -> list[str]:
         return self.missing
 
-    def model_name(self, folder: str, file: str) -> str | None:
-        return file if self.models is None else self.models.get(file)
+    def find_model(self, folder: str, file: str) -> tuple[str, Path | None] | None:
+        name = file if self.models is None else self.models.get(file)
+        return (name, self.model_files.get(file)) if name is not None else None
 
     def video_memory(self) -> int | None:
         return self.vram_bytes

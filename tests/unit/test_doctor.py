@@ -351,7 +351,9 @@ class TestTheCommand:
         facts = command.gather(user / "__guarded", {}, REPO)
         missing = {one["name"]: one["missing"]["models"] for one in facts.templates}
         assert "sd_xl_base_1.0.safetensors" in missing["sdxl"]
-        put(user.parent / "models" / "checkpoints" / "xl" / "sd_xl_base_1.0.safetensors")
+        model = user.parent / "models" / "checkpoints" / "xl" / "sd_xl_base_1.0.safetensors"
+        model.parent.mkdir(parents=True)
+        model.write_bytes((2).to_bytes(8, "little") + b"{}")
         facts = command.gather(user / "__guarded", {}, REPO)
         missing = {one["name"]: one["missing"]["models"] for one in facts.templates}
         assert "sd_xl_base_1.0.safetensors" not in missing["sdxl"]

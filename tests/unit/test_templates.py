@@ -259,6 +259,7 @@ def test_a_missing_node_names_its_pack_and_where_to_get_it(templates, host):
     }
     shown = templates.describe("en")[0]
     assert (shown["missing"]["node_packs"], shown["missing"]["classes"]) == (["Makers"], ["Make"])
+    assert any("Makers is not installed" in reason for reason in shown["reasons"])
     assert not shown["ready"]
 
 
@@ -273,6 +274,43 @@ def test_a_missing_model_names_its_folder_and_where_to_get_it(templates, host):
     assert templates.describe("en")[0]["ready"]
     host.models = {}
     assert templates.describe("en")[0]["missing"]["models"] == ["m.safetensors"]
+
+
+def write_safetensors(path, size=64, missing=0):
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size - missing))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("m.safetensors", b"", "is empty"),
+        ("m.safetensors", b"<!DOCTYPE html><html>Access to this model is restricted", "is no safetensors file"),
+        ("m.safetensors", (5).to_bytes(8, "little") + b"{nonsense", "has a header that cannot be read"),
+        ("m.safetensors", None, "the download has broken off"),
+        ("m.onnx", b"x" * 1000, "has 0 of about 7 MB"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_not_ready_and_the_reason_is_said(folder, host, tmp_path, name, content, said):
+    path = tmp_path / name
+    if content is None:
+        write_safetensors(path, size=4_000_000, missing=1)
+    else:
+        path.write_bytes(content)
+    written(folder, MANIFEST.replace("m.safetensors", name))
+    host.model_files = {name: path}
+    templates = Templates(host, PolicySettings(), [folder])
+    shown = templates.describe("en")[0]
+    assert (shown["ready"], shown["missing"]["models"], shown["models"][0]["present"]) == (False, [name], False)
+    (reason,) = shown["reasons"]
+    assert reason.startswith(f"models/checkpoints/{name} ")
+    assert said in reason
+    with pytest.raises(MissingModelError, match=r"\(it "):
+        templates.fill("thing", {"parameters": {"text": ""}})
+    # A download that is repeated makes it ready, without a restart.
+    write_safetensors(path) if name.endswith("safetensors") else path.write_bytes(bytes(6_500_000))
+    shown = templates.describe("en")[0]
+    assert (shown["ready"], shown["reasons"]) == (True, [])
 
 
 def test_more_memory_than_the_card_has_or_the_operator_allows_is_refused(folder, host, template):
