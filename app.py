@@ -35,6 +35,7 @@ from .guard.events.webhook_rules import Rules
 from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
+from .guard.faces.loaded import LoadedFiles
 from .guard.faces.machine import FaceMachine
 from .guard.faces.required import REQUIRED_BY
 from .guard.files.files import Files
@@ -158,7 +159,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
     checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.count_face_check)
     machine = FaceMachine(checker, host.file, host.input_folder)
-    faces = FaceGate(machine, settings.faces)
+    faces = FaceGate(machine, settings.faces, LoadedFiles(host) if settings.policy.open_files else None)
     runtime.install(runtime.Runtime(settings, host, machine))
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()

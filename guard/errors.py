@@ -184,6 +184,18 @@ class BadImageError(GuardError):
     code, status, retryable = "bad_image", 422, False
 
 
+class BadVideoError(GuardError):
+    """An input film cannot be read."""
+
+    code, status, retryable = "bad_video", 422, False
+
+
+class BadAudioError(GuardError):
+    """An input sound cannot be read, or a film has none."""
+
+    code, status, retryable = "bad_audio", 422, False
+
+
 class FetchFailedError(GuardError):
     """A file that the request names by address cannot be had."""
 

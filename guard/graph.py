@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 
@@ -42,6 +42,19 @@ def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
                 stack.append((node_id, True))
                 stack += [(value[0], False) for value in graph[node_id]["inputs"].values() if is_link(value)]
     return None
+
+
+def find_upstream(graph: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
+    """The ids of the nodes that `outputs` need, and their own."""
+    alive: set[str] = set()
+    waiting = [node_id for node_id in outputs if node_id in graph]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in alive:
+            alive.add(node_id)
+            links = [value for value in graph[node_id]["inputs"].values() if is_link(value)]
+            waiting += [link[0] for link in links if link[0] in graph]
+    return alive
 
 
 def measure_chain(graph: Mapping[str, Any]) -> int:

@@ -282,6 +282,11 @@ class PolicySettings(_Section):
         description="Hosts that prompts of keys may name in addresses, and from which their files are fetched: "
         "`files.example.com`, or `*.example.com` for all below it. Addresses inside the server's network stay refused.",
     )
+    open_files: bool = Field(
+        True,
+        description="Open every picture, film and sound that a loader will read, before there is a job: what is "
+        "damaged is refused, and its size counts for the limits.",
+    )
     strict: bool = Field(
         False, description="Refuse a limited input if a node computes its value, which cannot be known beforehand."
     )

@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..guard.errors import (
+    BadAudioError,
     BadImageError,
+    BadVideoError,
     ConflictError,
     DiskFullError,
     FaceTooSmallError,
@@ -53,6 +55,8 @@ ADMISSION: tuple[type[GuardError], ...] = (
     MissingModelError,
     PolicyViolationError,
     *FACES,
+    BadVideoError,
+    BadAudioError,
     ConflictError,
     PayloadTooLargeError,
     QueueFullError,

@@ -1,6 +1,7 @@
 """Search photos for faces: is there one, how many, how large?
 
-`chooser` picks a detector, `photos` opens what users send, `search` looks in several ways before it says no, `check`
+`chooser` picks a detector, `photos` opens what users send, `loaded` all that loaders will read, films and sounds too,
+`search` looks in several ways before it says no, `check`
 compares a picture with the rules, `required` finds the pictures in a prompt that need a face, `gate` checks a prompt's
 pictures before a job exists, `machine` lets nodes use all that.
 """

@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..cost.values import Media
 from ..errors import GuardError, InvalidRequestError, NoFaceError
 from ..settings import FacesSettings
 from . import CANDIDATE
 from .check import FaceRules, Faces
 from .chooser import FaceFacts
+from .loaded import LoadedFiles
 from .machine import FaceMachine
 from .required import Wanted, find_wanted, list_loaded
 
@@ -45,10 +47,22 @@ class AskedCheck(AskedRules):
 class FaceGate:
     """Lives on the event loop, and searches on threads of its own, so that neither loop nor worker waits."""
 
-    def __init__(self, machine: FaceMachine, settings: FacesSettings) -> None:
+    def __init__(self, machine: FaceMachine, settings: FacesSettings, loaded: LoadedFiles | None = None) -> None:
         self._machine = machine
+        self._loaded = loaded
         self._settings = settings
         self._threads = ThreadPoolExecutor(settings.at_once, thread_name_prefix="guarded-faces")
+
+    async def open_loaded(self, graph: Mapping[str, Any], outputs: Iterable[str] | None) -> dict[str, Media]:
+        """What the files hold that the prompt's loaders will read, by node id.
+
+        Raises:
+            BadImageError, BadVideoError, BadAudioError: one is not what its loader reads, or is damaged.
+        """
+        files = self._loaded.list_files(graph, outputs) if self._loaded is not None else []
+        if self._loaded is None or not files:
+            return {}
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._loaded.open_all, files)
 
     async def check_prompt(
         self, graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..graph import is_link
+from ..graph import find_upstream, is_link
 from .check import FaceRules
 
 FACE_CHECK = "GuardedFaceCheck"
@@ -192,7 +192,7 @@ def find_wanted(
         InvalidRequestError: a face-check node's rules are out of range.
     """
     classes = REQUIRED_BY if required_by is None else required_by
-    alive = set(graph) if outputs is None else _find_upstream(graph, outputs)
+    alive = set(graph) if outputs is None else find_upstream(graph, outputs)
     pictures: dict[tuple[str, FaceRules, str | None, tuple[str, ...]], Wanted] = {}
     for node_id, node in graph.items():
         if node_id not in alive:
@@ -209,7 +209,7 @@ def find_wanted(
 
 def list_loaded(graph: Mapping[str, Any], outputs: Iterable[str] | None = None) -> list[tuple[str, str]]:
     """(node id, image name) of every picture that a loader node of the prompt names."""
-    alive = set(graph) if outputs is None else _find_upstream(graph, outputs)
+    alive = set(graph) if outputs is None else find_upstream(graph, outputs)
     return [
         (node_id, image) for node_id, node in graph.items() if node_id in alive and (image := _read_image_name(node))
     ]
@@ -314,15 +314,3 @@ def _read_image_name(node: Mapping[str, Any]) -> str:
 
 def _relax(rules: FaceRules) -> FaceRules:
     return replace(rules, min_faces=min(rules.min_faces, 1), max_faces=0, min_face_fraction=0.0)
-
-
-def _find_upstream(graph: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
-    alive: set[str] = set()
-    waiting = [node_id for node_id in outputs if node_id in graph]
-    while waiting:
-        node_id = waiting.pop()
-        if node_id not in alive:
-            alive.add(node_id)
-            links = [value for value in graph[node_id]["inputs"].values() if is_link(value)]
-            waiting += [link[0] for link in links if link[0] in graph]
-    return alive

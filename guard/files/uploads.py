@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..client import LOCAL
-from ..errors import DiskFullError, GuardError, InvalidRequestError, PayloadTooLargeError, ServerUnavailableError
+from ..errors import (
+    BadImageError,
+    DiskFullError,
+    GuardError,
+    InvalidRequestError,
+    PayloadTooLargeError,
+    ServerUnavailableError,
+)
 from ..host import Names
 from ..owners import FOLDER, folder_of
 from ..results.containers import sniff
@@ -122,11 +129,11 @@ class Incoming:
                 rest = rest[self._file.write(rest) :]
 
     def finish(self) -> UploadedFile:
-        """Close the file, of which all has come. Raises InvalidRequestError where it is empty."""
+        """Close the file, of which all has come. Raises BadImageError where it is empty."""
         with translate_disk_errors():
             self._file.close()
         if not self._size:
-            raise InvalidRequestError(f"The file {self._field[:100]} is empty.", extra_info={"field": self._field})
+            raise BadImageError(f"The file {self._field[:100]} is empty.", extra_info={"field": self._field})
         known = _find_suffix(self._head[:_HEAD_BYTES])
         suffix = known or media_suffix(self._filename)
         return UploadedFile(self._field, self._filename, self._digest.hexdigest(), suffix, self.path, bool(known))

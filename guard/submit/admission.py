@@ -22,6 +22,7 @@ from .. import messages
 from ..bounds import INLINE_BYTES, work
 from ..client import Client
 from ..clock import Clock
+from ..cost.values import Media
 from ..errors import (
     DiskFullError,
     ForbiddenError,
@@ -200,6 +201,9 @@ class Admission:
             if checked is None or await work(size, _take_print, prompt.graph) != checked:
                 # ComfyUI replaces renamed classes, and packs may change a prompt.
                 await work(size, self._check_graph, prompt.graph, client)
+            media = await self._faces.open_loaded(prompt.graph, outputs)
+            if media or self._settings.policy.strict:
+                await work(size, self._check_cost, prompt.graph, client, media)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
 
             job = self._make_job(request, prompt, body, locale, webhook, outputs)
@@ -262,10 +266,15 @@ class Admission:
 
     def _check_graph(self, graph: Mapping[str, Any], client: Client) -> None:
         """Check it against the operator's limits, and that it stays within the client's reach."""
-        self._policy.check(graph)
+        self._policy.check(graph, read=False)
         check_requeues(graph)
-        self._key_policies.check(graph, client)
+        self._key_policies.check(graph, client, read=False)
         self._confinement.check(graph, client)
+
+    def _check_cost(self, graph: Mapping[str, Any], client: Client, media: Mapping[str, Media]) -> None:
+        """Check it against the limits once more, now that it is known what its files hold."""
+        self._policy.check(graph, media)
+        self._key_policies.check(graph, client, media)
 
     def _choose_webhook(self, asked: AskedWebhook | None, client: Client) -> Webhook | None:
         """The job's own, else the one that the client's key names."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..client import Client, KeyLimits
 from ..cost.classes import Describe, describe_nothing
+from ..cost.values import Media
 from ..errors import PolicyViolationError
 from ..graph import measure_chain
 from ..settings import PolicySettings
@@ -22,12 +23,22 @@ class KeyPolicies:
         self._describe = describe
         self._of = functools.lru_cache(maxsize=256)(self._make)
 
-    def check(self, graph: Mapping[str, Any], client: Client) -> None:
-        """Check a graph against the limits of its sender's key. Raises PolicyViolationError, as Policy does."""
+    def check(
+        self,
+        graph: Mapping[str, Any],
+        client: Client,
+        media: Mapping[str, Media] | None = None,
+        *,
+        read: bool = True,
+    ) -> None:
+        """Check a graph against the limits of its sender's key. Raises PolicyViolationError, as Policy does.
+
+        `media`, `read`: as there.
+        """
         if not client.operator:
             self._check_size(graph)
         if (policy := self._of(client.limits)) is not None:
-            policy.check(graph)
+            policy.check(graph, media, read=read)
 
     def _check_size(self, graph: Mapping[str, Any]) -> None:
         """What ComfyUI's validation takes on the event loop, where it holds up everybody."""

@@ -101,7 +101,7 @@ async def test_a_refusal_leaves_no_file(client):
     assert_refusal(
         await sent(client, prompt(raises("value_error")), part("photo", fresh(), "me.png")), "invalid_request"
     )
-    assert_refusal(await sent(client, prompt(photo_copy("photo")), part("photo", b"", "me.png")), "invalid_request")
+    assert_refusal(await sent(client, prompt(photo_copy("photo")), part("photo", b"", "me.png")), "bad_image")
     assert_refusal(await sent(client, part("photo", fresh(), "me.png")), "invalid_request")
     assert uploaded(client.base) == before
 

@@ -1,7 +1,11 @@
 """Prompts that are not let in: by kind, by name, and without a trace."""
 
+import io
+
+import numpy as np
 import pytest
 from contract.client import assert_refusal, node, photo_copy, picture, save, text
+from PIL import Image
 
 
 @pytest.fixture
@@ -49,6 +53,19 @@ async def test_an_image_that_is_not_there_is_bad_image(client, name):
     assert "absent.png" in body["error"]["message"]
     assert body["error"]["extra_info"]["node_id"] == "1"
     assert body["error"]["extra_info"]["input"] == "image"
+
+
+@pytest.mark.parametrize("name", ["words.png", "cut.jpg", "empty.png", "fake.heic.png"])
+async def test_what_cannot_be_opened_is_refused_before_there_is_a_job(client, name):
+    made = io.BytesIO()
+    noise = np.random.default_rng(3).integers(0, 255, (400, 400, 3), np.uint8)
+    Image.fromarray(noise).save(made, "JPEG")
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500)
+    content = {"words.png": b"words", "cut.jpg": made.getvalue()[:3000], "empty.png": b"", "fake.heic.png": heic}[name]
+    (client.base / "input" / name).write_bytes(content)
+    body = assert_refusal(await client.submit(photo_copy(name)), "bad_image", 422)
+    assert (body["error"]["extra_info"]["node_id"], body["error"]["extra_info"]["input"]) == ("1", "image")
+    (client.base / "input" / name).unlink()
 
 
 async def test_a_wrong_value_is_invalid_workflow_in_comfyuis_words(client):

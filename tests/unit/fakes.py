@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
 
+from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.files.uploads import Uploads
 from comfyui_guarded.guard.host import (
@@ -290,7 +291,11 @@ class FakeFaces:
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
+        self.media: dict[str, Media] = {}
         self.asked: list[tuple[Any, Any, Any]] = []
+
+    async def open_loaded(self, graph: Any, outputs: Any) -> dict[str, Media]:
+        return self.media
 
     async def check_prompt(self, graph: Any, outputs: Any, asked: Any) -> None:
         self.asked.append((graph, outputs, asked))

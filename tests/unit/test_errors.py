@@ -15,6 +15,8 @@ TABLE: dict[str, tuple[int | None, bool]] = {
     "missing_model": (422, False),
     "policy_violation": (422, False),
     "bad_image": (422, False),
+    "bad_video": (422, False),
+    "bad_audio": (422, False),
     "fetch_failed": (422, True),
     "no_face": (422, False),
     "too_many_faces": (422, False),

@@ -10,6 +10,7 @@ from unit.fakes import LONG_S, FakeFaces, FakeHost, new_id, settings, uploads
 from comfyui_guarded.guard.bounds import Bounds
 from comfyui_guarded.guard.client import Client
 from comfyui_guarded.guard.errors import (
+    BadImageError,
     ConflictError,
     GuardError,
     InvalidRequestError,
@@ -298,7 +299,7 @@ def test_a_file_over_the_limit_is_refused_as_it_comes(door):
 
 
 def test_an_empty_file_is_no_file(door):
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(BadImageError):
         door.file(b"")
 
 

@@ -1,0 +1,173 @@
+"""Every file that a loader will read is opened before there is a job."""
+
+import io
+import wave
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from unit.fakes import FakeHost
+
+from comfyui_guarded.guard.cost.values import Media
+from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError
+from comfyui_guarded.guard.faces.loaded import LoadedFiles
+from comfyui_guarded.guard.host import Declared, Folders, Names
+
+CLASSES = {
+    "LoadImage": ("image", (("IMAGE", "IMAGE"), ("MASK", "MASK"))),
+    "LoadVideo": ("file", (("VIDEO", "VIDEO"),)),
+    "VHS_LoadVideo": ("video", (("IMAGE", "IMAGE"), ("INT", "frame_count"))),
+    "LoadAudio": ("audio", (("AUDIO", "AUDIO"),)),
+    "Load3D": ("model_file", (("MESH", "MESH"),)),
+}
+
+
+class Host(FakeHost):
+    def __init__(self, folder):
+        super().__init__()
+        self.places = Folders(folder / "output", folder / "temp", folder / "input")
+
+    def declaration(self, class_type):
+        name, outputs = CLASSES[class_type]
+        return Declared({name: "COMBO"}, outputs)
+
+    def file_inputs(self, class_type):
+        return {CLASSES[class_type][0]: Names.FILE}
+
+
+def jpeg(width=640, height=480, **options):
+    noise = np.random.default_rng(7).integers(0, 255, (height, width, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def film(frames=12, form="mp4", sound=False):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=form) as container:
+        stream = container.add_stream("mpeg4" if form in ("mp4", "avi") else "libvpx", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        voice = container.add_stream("aac", rate=44100) if sound else None
+        for at in range(frames):
+            picture = np.full((48, 64, 3), at * 10 % 255, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
+        if voice is not None:
+            samples = av.AudioFrame.from_ndarray(np.zeros((2, 44100), np.float32), "fltp", "stereo")
+            samples.sample_rate = 44100
+            container.mux(voice.encode(samples))
+            container.mux(voice.encode())
+    return buffer.getvalue()
+
+
+def tone(seconds=2):
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(b"\1\2" * 8000 * seconds)
+    return buffer.getvalue()
+
+
+def gif(frames):
+    buffer = io.BytesIO()
+    pictures = [Image.new("L", (32, 16), at * 20) for at in range(frames)]
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:])
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Open one file as the loader of a class would."""
+    host = Host(tmp_path)
+    loaded = LoadedFiles(host)
+
+    def open_file(class_type, data, name="file.bin"):
+        folder = host.folders().input
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        graph = {"7": {"class_type": class_type, "inputs": {CLASSES[class_type][0]: name}}}
+        return loaded.open_all(loaded.list_files(graph, None)).get("7")
+
+    return open_file
+
+
+ON_ITS_SIDE = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+FAKE_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500
+
+
+@pytest.mark.parametrize(
+    ("class_type", "data", "error"),
+    [
+        ("LoadImage", FAKE_HEIC, BadImageError),
+        ("LoadImage", b"These are words, and no picture.", BadImageError),
+        ("LoadImage", jpeg(quality=95)[:3000], BadImageError),
+        ("LoadImage", b"", BadImageError),
+        ("LoadImage", tone(), BadImageError),
+        ("LoadVideo", b"no film", BadVideoError),
+        ("LoadVideo", b"", BadVideoError),
+        ("LoadVideo", film()[:300], BadVideoError),
+        ("LoadVideo", tone(), BadVideoError),
+        ("VHS_LoadVideo", jpeg()[:3000], BadImageError),
+        ("LoadAudio", b"no sound", BadAudioError),
+        ("LoadAudio", film(), BadAudioError),
+        ("LoadAudio", tone()[:30], BadAudioError),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_loader_cannot_read_is_refused_by_kind(opened, class_type, data, error):
+    with pytest.raises(error) as caught:
+        opened(class_type, data)
+    assert caught.value.extra_info["node_id"] == "7"
+    assert caught.value.extra_info["input"] == CLASSES[class_type][0]
+
+
+@pytest.mark.parametrize(
+    ("class_type", "data", "media"),
+    [
+        ("LoadImage", jpeg(640, 480), Media(640, 480)),
+        ("LoadImage", jpeg(640, 480, exif=ON_ITS_SIDE), Media(480, 640)),
+        ("LoadImage", gif(5), Media(32, 16, 5)),
+        ("LoadImage", film(), Media(64, 48, 12, 1.0, 12.0)),
+        ("LoadVideo", film(), Media(64, 48, 12, 1.0, 12.0)),
+        ("VHS_LoadVideo", film(form="avi"), Media(64, 48, 12, 1.0, 12.0)),
+        ("VHS_LoadVideo", gif(5), Media(32, 16, 5)),
+        ("LoadAudio", tone(2), Media(seconds=2.0)),
+        ("Load3D", b"no model", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_it_can_read_says_how_large_it_is(opened, class_type, data, media):
+    assert opened(class_type, data) == media
+
+
+def test_a_film_with_sound_is_a_sound_too(opened):
+    assert opened("LoadAudio", film(sound=True)).seconds == pytest.approx(1.0, abs=0.1)
+
+
+def test_what_has_changed_is_looked_at_again(opened):
+    assert opened("LoadImage", jpeg(640, 480)) == Media(640, 480)
+    assert opened("LoadImage", jpeg(320, 240)) == Media(320, 240)
+
+
+def test_a_folder_counts_as_its_pictures(opened, tmp_path):
+    host = Host(tmp_path)
+    folder = host.folders().input / "frames"
+    folder.mkdir(parents=True)
+    for at in range(3):
+        (folder / f"{at}.jpg").write_bytes(jpeg(64, 32))
+    loaded = LoadedFiles(host)
+    graph = {"7": {"class_type": "LoadImage", "inputs": {"image": "frames"}}}
+    assert loaded.open_all(loaded.list_files(graph, None)) == {"7": Media(64, 32, 3)}
+
+
+def test_what_no_output_needs_is_not_opened(tmp_path):
+    loaded = LoadedFiles(Host(tmp_path))
+    graph = {
+        "7": {"class_type": "LoadImage", "inputs": {"image": "none.png"}},
+        "8": {"class_type": "Load3D", "inputs": {}},
+    }
+    assert [one.node_id for one in loaded.list_files(graph, ["7"])] == ["7"]
+    assert loaded.list_files(graph, ["8"]) == []
