@@ -1,16 +1,12 @@
 """What a client hears of its limits."""
 
-<<<<<<< HEAD
 import asyncio
 import os
 import time
 
 from contract.client import PATIENCE_S, KeyedClient, assert_refusal, make_key, node, text
-from contract.test_files import upload
-=======
-from contract.client import assert_refusal, node, text
 from contract.conftest import PHOTO
->>>>>>> 72ef051 (Open what loaders will read before there is a job, and count its size, frames and length)
+from contract.test_files import upload
 
 
 async def test_every_answer_says_what_is_left_and_a_refusal_when_to_come_back(sandbox_client):
@@ -49,7 +45,6 @@ async def test_what_the_policy_forbids_is_refused_over_http(sandbox_client):
     assert body["error"]["extra_info"]["limit"] == "FaultHang*"
 
 
-<<<<<<< HEAD
 async def test_the_files_of_a_key_stay_within_its_quota_and_its_uploads_go_on(sandbox_client):
     quota, size = 400_000, 30_000
     client = await sandbox_client(GUARDED_LIMITS__MAX_FILE_BYTES=str(quota), GUARDED_JANITOR__SETTLE_S="0")
@@ -73,7 +68,8 @@ async def test_the_files_of_a_key_stay_within_its_quota_and_its_uploads_go_on(sa
     assert {f"{number}.png" for number in range(20, 25)} <= {path.name for path in files}, "the oldest go first"
     answer = await mine.submit(text(), wait_s=60)
     assert answer.status == 200, answer
-=======
+
+
 async def test_the_size_of_a_loaded_photo_counts(sandbox_client):
     client = await sandbox_client(GUARDED_POLICY__MAX_PIXELS=str(256 * 256))
     loaded = {"1": node("LoadImage", image=PHOTO), "9": node("SaveImage", images=["2", 0], filename_prefix="x")}
@@ -83,4 +79,3 @@ async def test_the_size_of_a_loaded_photo_counts(sandbox_client):
     info = body["error"]["extra_info"]
     assert (info["node_id"], info["input"], info["value"]) == ("2", "left", 728 * 128)
     assert (await client.submit({**loaded, "2": node("ImageInvert", image=["1", 0])})).status == 200
->>>>>>> 72ef051 (Open what loaders will read before there is a job, and count its size, frames and length)
