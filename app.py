@@ -28,6 +28,7 @@ from .guard.callers.sockets import Sockets
 from .guard.client import LOCAL
 from .guard.clock import Clock
 from .guard.doctor import CLOSE, OPEN, TRUST_LESS, TRUSTING, Doctor
+from .guard.doctor.facts import make_url
 from .guard.errors import GuardError
 from .guard.events.outbox import Outbox, read_or_make_secret
 from .guard.events.stream import Events
@@ -313,7 +314,13 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         application.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
     application.middlewares.insert(0, server_routes.guard_connections(application, services))
     store.serve(HOLDER, settings.watchdog.max_attempts)
-    log.info("ComfyUI-Guarded is on: POST /guarded/prompt, %d at a time", settings.queue.max_jobs)
+    log.info(
+        "ComfyUI-Guarded is on: %s/guarded/ has the page; POST /guarded/prompt, %d at a time; texts for users are in "
+        '"%s" where nobody asks for another language (messages.locale)',
+        make_url(host.describe()),
+        settings.queue.max_jobs,
+        settings.messages.locale,
+    )
     if settings.native.mode == "open" and is_reachable_from_elsewhere(host.describe()["listen"]):
         log.warning("%s %s", OPEN, CLOSE)
     if settings.access.trust_loopback is True and keys.has_active():

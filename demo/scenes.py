@@ -27,7 +27,7 @@ PHOTOS = (
 )
 #: The tour's server lets this many jobs wait: few, so that the queue is soon full.
 MAX_QUEUED = 5
-SETTINGS = {"GUARDED_QUEUE__MAX_QUEUED": str(MAX_QUEUED)}
+SETTINGS = {"GUARDED_QUEUE__MAX_QUEUED": str(MAX_QUEUED), "GUARDED_JANITOR__SWEEP_NATIVE": "true"}
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: The guard promises a verdict this long after a job's own limit, at the latest.

@@ -513,6 +513,11 @@ class JanitorSettings(_Section):
         False,
         description="Treat files from before the first start like all others; false: leave them alone.",
     )
+    sweep_native: bool | Literal["ask"] = Field(
+        "ask",
+        description="Also delete what no job of this package has made, such as pictures made in the editor. `ask`: not "
+        "before an operator has said so on the page; a server that did so before it could ask goes on.",
+    )
     settle_s: Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)] = Field(
         300,
         description="Leave files alone that were modified within this time, however full the disk: they may be in use.",

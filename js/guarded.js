@@ -7,6 +7,7 @@ import { alarmText } from "./panel/alarm_view.js";
 import { Api } from "./panel/api.js";
 import { Board } from "./panel/board.js";
 import { h, setAttribute, setText, styled } from "./panel/dom.js";
+import { asks, question } from "./panel/native_view.js";
 import { mount } from "./panel/panel.js";
 import { chosen, load } from "./panel/texts.js";
 
@@ -63,6 +64,12 @@ async function setup() {
         if (!setting(TOASTS)) return;
         const detail = alarmText(alarm, texts);
         app.extensionManager.toast.add({ severity: "warn", summary: texts.t("toast"), detail, life: TOAST_MS });
+    });
+    let asked = false;
+    board.subscribe(() => {
+        if (asked || !setting(TOASTS) || !asks(board.janitor?.native)) return;
+        asked = true;
+        app.extensionManager.toast.add({ severity: "warn", summary: texts.t("toast"), detail: question(board.janitor.native, texts) });
     });
     board.start();
 }

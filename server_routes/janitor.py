@@ -10,13 +10,19 @@ from typing_extensions import TypedDict
 
 from ..guard.errors import InvalidRequestError
 from ..guard.janitor.bodies import JanitorBody, SweepBody
-from .about import WAIT, WRITE, About
-from .asked import read_number
+from .about import COMMAND, WAIT, WRITE, About
+from .asked import read_command, read_number
 from .table import Call, Route, respond
 
 #: How long an answer waits for its sweep if the caller does not say. Proxies give up after a minute.
 _WAIT_S = 50
 _FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
+
+
+class NativeCommand(TypedDict):
+    """Whether sweeps take what no job has made."""
+
+    sweep: bool
 
 
 class SweepingBody(TypedDict):
@@ -55,6 +61,17 @@ async def post_adopt(call: Call) -> web.StreamResponse:
     return respond(call.services.janitor.body())
 
 
+async def post_native(call: Call) -> web.StreamResponse:
+    """Say whether sweeps take what no job has made, where `janitor.sweep_native` is `ask`: `{"sweep": true}`."""
+    asked = await read_command(call)
+    if unknown := sorted(set(asked) - {"sweep"}):
+        raise InvalidRequestError(f"There is no field {unknown[0][:64]}.", extra_info={"field": unknown[0][:64]})
+    if not isinstance(asked.get("sweep"), bool):
+        raise InvalidRequestError("sweep must be true or false.", extra_info={"field": "sweep"})
+    await asyncio.to_thread(call.services.janitor.decide, asked["sweep"])
+    return respond(call.services.janitor.body())
+
+
 ROUTES = [
     Route("GET", "/janitor", get_janitor, operate=True, about=About({200: JanitorBody})),
     Route(
@@ -67,6 +84,13 @@ ROUTES = [
             query={"dry_run": {"type": "string", "enum": sorted(_FLAGS)}, "wait": WAIT},
             refusals=WRITE,
         ),
+    ),
+    Route(
+        "POST",
+        "/janitor/native",
+        post_native,
+        operate=True,
+        about=About({200: JanitorBody}, body={"application/json": NativeCommand}, refusals=COMMAND),
     ),
     Route("POST", "/janitor/adopt", post_adopt, operate=True, about=About({200: JanitorBody})),
 ]

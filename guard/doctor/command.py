@@ -20,7 +20,7 @@ from ..janitor import Janitor
 from ..settings import Settings, SettingsError, load
 from ..templates.catalogue import Templates
 from .checks import LEVELS, Line, examine
-from .facts import Facts, recall, recall_off
+from .facts import Facts, make_url, recall, recall_off
 
 _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 
@@ -105,13 +105,7 @@ class _Offline:
 def find_address(own: Path) -> str:
     """Where this machine reaches the server, as at its last start."""
     last_start = recall(own)
-    return _make_url(last_start[0] if last_start is not None else {})
-
-
-def _make_url(host: Mapping[str, Any]) -> str:
-    addresses = [address for address in host.get("listen") or () if address not in ("0.0.0.0", "::")]
-    address = next((one for one in addresses if ":" not in one), "127.0.0.1")
-    return f"http://{address}:{host.get('port') or 8188}"
+    return make_url(last_start[0] if last_start is not None else {})
 
 
 def _ask_server(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
@@ -119,7 +113,7 @@ def _ask_server(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
     # A proxy from the environment cannot reach this machine.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(f"{_make_url(host)}/guarded/doctor", timeout=60) as answer:
+        with direct.open(f"{make_url(host)}/guarded/doctor", timeout=60) as answer:
             lines = [Line(**line) for line in json.load(answer)["lines"]]
     except urllib.error.HTTPError as error:
         if error.code == 503 and recall_off(own) is not None:  # the door's answer; the note says more

@@ -121,3 +121,10 @@ def recall_off(own: Path) -> Off | None:
 
 def _to_text(path: Path | None) -> str | None:
     return str(path) if path is not None else None
+
+
+def make_url(host: Mapping[str, Any]) -> str:
+    """Where this machine reaches the server; `host`: as Host.describe."""
+    addresses = [address for address in host.get("listen") or () if address not in ("0.0.0.0", "::")]
+    address = next((one for one in addresses if ":" not in one), "127.0.0.1")
+    return f"http://{address}:{host.get('port') or 8188}"

@@ -64,6 +64,16 @@ class DatabaseBody(TypedDict):
     deleted_bytes: int
 
 
+class NativeBody(TypedDict):
+    """Files that no job has made: whether sweeps take them (`ask`: not before an operator has said so), and how many
+    are old enough, outside temp; null until they are counted, and where they are swept."""
+
+    sweep: bool | Literal["ask"]
+    by_setting: bool
+    files: int | None
+    bytes: int | None
+
+
 class JanitorBody(TypedDict):
     """How the janitor stands; `sweeps` are the last ones, newest first."""
 
@@ -71,6 +81,7 @@ class JanitorBody(TypedDict):
     sweeping: bool
     first_start_ms: int
     adopted: bool
+    native: NativeBody
     next_sweep_at_ms: int | None
     disks: list[DiskBody]
     database: DatabaseBody | None

@@ -16,6 +16,7 @@ from ..host import Folders
 from ..job import ROOTS
 from ..settings import Settings, SettingsError, load
 from ..store import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
+from .marker import Marker
 from .report import escape, summarize
 from .thread import Janitor
 
@@ -114,6 +115,9 @@ def _load_settings(own: Path | None, environment: Mapping[str, str], arguments: 
     settings = load(own / "guarded.toml" if own is not None else None, environment)
     janitor = settings.janitor
     changes: dict[str, object] = {"keep": (*janitor.keep, *arguments.keep)}
+    if janitor.sweep_native == "ask":
+        # Whoever starts this has decided, unless an operator has said on the page that such files are kept.
+        changes["sweep_native"] = Marker(own, 0.0, create=False).native is not False
     if arguments.adopt_existing:
         changes["adopt_existing"] = True
     if arguments.max_age is not None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from ..host import Folders
+from .bodies import RoomBody
 
 
 class Disk:
@@ -41,3 +45,13 @@ def list_disks(folders: Iterable[Path]) -> list[Disk]:
             by_device.setdefault(device, Disk(path, device))
             break
     return list(by_device.values())
+
+
+def measure_room(folders: Folders) -> dict[str, RoomBody]:
+    """The disk of each root."""
+    room: dict[str, RoomBody] = {}
+    for name, path in folders.roots().items():
+        for disk in list_disks([path] if path is not None else []):
+            with suppress(OSError):
+                room[name] = {"total_bytes": disk.total(), "free_bytes": disk.free()}
+    return room

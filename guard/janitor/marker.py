@@ -1,4 +1,4 @@
-"""When this package first started here: files from before are left alone."""
+"""When this package first started here, and what the operator has said of files that no job has made."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import logging
 import os
 from pathlib import Path
 
+from ..errors import ServerUnavailableError
+
 log = logging.getLogger("guarded.janitor")
 
 FILE = "janitor.json"
 
 
 class Marker:
-    """The moment of the first start, and whether the operator has given up the files from before.
+    """The moment of the first start; whether the operator has given up the files from before; and whether sweeps may
+    take files that no job has made (None: nobody has said so yet).
 
     It has a file of its own, so that losing the database, or setting it aside, cannot expose files from before. Where
-    the file cannot be read or written, now is the first start: that keeps too much, never too little.
+    the file cannot be read or written, now is the first start, and nobody has been asked: that keeps too much, never
+    too little. A file without a word on `native` is of a version that did not ask: it swept, and goes on.
     """
 
     def __init__(self, own: Path | None, now_s: float, *, create: bool = True) -> None:
@@ -24,11 +28,14 @@ class Marker:
         self._path = own / FILE if own is not None else None
         self.first_start_s = now_s
         self.adopted = False
+        self.native: bool | None = None
         if self._path is None:
             return
         try:
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             self.first_start_s, self.adopted = float(stored["first_start_ms"]) / 1000, bool(stored["adopted"])
+            said = stored.get("native", True)
+            self.native = said if isinstance(said, bool) else None
         except FileNotFoundError:
             if create:
                 self._write()
@@ -42,16 +49,31 @@ class Marker:
         self.adopted = True
         self._write()
 
-    def _write(self) -> None:
+    def decide(self, native: bool) -> None:
+        """Sweep files that no job has made from now on, or keep them. On disk when it returns.
+
+        Raises:
+            ServerUnavailableError: it could not be written; nothing has changed.
+        """
+        before, self.native = self.native, native
+        if not self._write():
+            self.native = before
+            raise ServerUnavailableError(f"{FILE} cannot be written: nothing has changed.", retry_after_s=10)
+
+    def _write(self) -> bool:
+        """Whether it is on disk, or there is no file."""
         if self._path is None:
-            return
+            return True
         part = self._path.with_suffix(".part")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "w", encoding="utf-8") as file:
-                json.dump({"first_start_ms": round(self.first_start_s * 1000), "adopted": self.adopted}, file)
+                first_start_ms = round(self.first_start_s * 1000)
+                json.dump({"first_start_ms": first_start_ms, "adopted": self.adopted, "native": self.native}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, self._path)
         except OSError as error:
             log.warning("%s cannot be written: %s", FILE, error)
+            return False
+        return True

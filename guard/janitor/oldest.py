@@ -95,11 +95,13 @@ class _Oldest:
         self, root: Root, folder: Folder, prefix: str, candidates: list[Candidate], max_age_s: float | None
     ) -> bool:
         sweep = self._sweep
-        unread = sweep.find_unread(root, prefix, candidates)
+        unread = sweep.known.find_unread(root, prefix, candidates)
+        native = sweep.known.find_native(root, prefix, candidates)
         gone_s = sweep.by_age.cutoff_s(max_age_s) if sweep.dry_run else float("-inf")
         for file in candidates:
             path = prefix + file.name
-            if (file.modified_s <= gone_s and path not in unread) or sweep.is_named(root, prefix, file.name):
+            gone = file.modified_s <= gone_s and path not in unread
+            if gone or path in native or sweep.is_named(root, prefix, file.name):
                 continue
             entry = (path not in unread, -file.modified_s, root.name, path, file.name, file.bytes, file.inode)
             if len(self.heap) < OLDEST:

@@ -32,8 +32,9 @@ class Report:
         seen: by root, every file that was looked at, before anything was deleted.
         deleted: by root. A file with a second name elsewhere (a hard link) frees nothing and counts no bytes.
         kept: by reason: `young`; `existing`, there before the first start; `keep`, a pattern; `in_use`, named by an
-            open job; `unread`, not fetched yet; `off`; `special`, links and what is no file. Of files that are too
-            young for the sweep it does not say whether anything else keeps them too.
+            open job; `unread`, not fetched yet; `native`, made by no job, where such are not swept; `off`; `special`,
+            links and what is no file. Of files that are too young for the sweep it does not say whether anything else
+            keeps them too.
         oldest: those of `deleted` that went because the disk was short.
         skipped: folders not entered: foreign (models, other roots), mounts, links to folders, too deep.
         vanished: gone before the sweep came to them.

@@ -7,16 +7,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
-from typing import Any
 
-from ..errors import GuardError, InternalError
-from ..job import RESULT_ROOTS
+from ..errors import GuardError
 from .folder import HANDLES, Folder
 from .hidden import Hidden
 from .in_use import InUse, fold, make_keys
+from .known import Known, wait_for
 from .records import Records
 from .report import SAMPLES, Report, Tally, escape
 from .rules import Root, Rules
@@ -24,14 +21,10 @@ from .walk import Candidate, Visitor, Walk
 
 log = logging.getLogger("guarded.janitor")
 
-#: Up to this many files that nobody has fetched are kept in memory (a few MB); beyond, each batch asks the store.
-UNREAD_AT_HAND = 10_000
 #: Forget this many jobs in one commit, so that other commits wait a few ms at most.
 FORGET = 200
 #: So many prompts of open jobs are asked for at once.
 BODIES = 1000
-#: How long the sweep waits for the store's answer.
-STORE_WAIT_S = 30.0
 
 
 class Stopped(Exception):
@@ -54,9 +47,11 @@ class Sweep:
         on_delete: Callable[[str], None] | None = None,
         handles: bool = HANDLES,
         blind_after_s: float = math.inf,
+        native: bool = True,
     ) -> None:
         """
         Args:
+            native: also delete what no job has made, outside temp.
             past_until_s: leave alone what was modified and created before that time; 0: nothing.
             blind_after_s: when nobody has been able to read the job database for so long, do without: every job that
                 waits in it is overdue by then, and needs no file any more.
@@ -73,11 +68,10 @@ class Sweep:
         self._blind_after_s = blind_after_s
         self._is_blind = False
         self._debug = log.isEnabledFor(logging.DEBUG)
-        self._unread_since_ms = int((now_s - rules.settings.unread_max_age_s) * 1000)
+        unread_since_ms = int((now_s - rules.settings.unread_max_age_s) * 1000)
+        self.known = Known(records, unread_since_ms, native)
         self.dry_run = report.dry_run
         self.by_age = _ByAge(now_s, self)
-        #: Files not fetched yet by root, where they are few enough to have all of them at hand.
-        self._unread: dict[str, frozenset[str]] | None = None
         #: What a dry run would have freed so far, by device.
         self.pretended: dict[int, int] = {}
 
@@ -93,16 +87,16 @@ class Sweep:
                 if self._records is None or self._records.unreadable_s < self._blind_after_s:
                     raise
                 self._is_blind = True
-                self._unread = {}
+                self.known.go_blind()
                 self.report.add_error("", error)
             for root in self.rules.roots:
                 # Inputs are uploaded for jobs that are yet to come.
                 if not (self._is_blind and "input" in root.names):
                     self.walk(root, self.by_age)
-                    if self._records is not None and not self._is_blind:
-                        hidden = Hidden(self.by_age, self.rules, self.report, self._past_until_s, self.handles)
-                        for paths in self._list_made(self._records, root):
-                            hidden.sweep(root, paths)
+                    hidden = Hidden(self.by_age, self.rules, self.report, self._past_until_s, self.handles)
+                    for paths in self.known.list_made(root, BODIES):
+                        self.check_stopped()
+                        hidden.sweep(root, paths)
             if not self._is_blind:
                 more()
         if not self._is_blind:
@@ -132,43 +126,19 @@ class Sweep:
         )
         walk.run(root, below)
 
-    def _list_made(self, records: Records, root: Root) -> Iterator[list[str]]:
-        """What jobs have made below the root, some at a time."""
-        for kind in set(RESULT_ROOTS).intersection(root.names):
-            paths = [""]
-            while paths := _await(records.list_made(kind, paths[-1], BODIES)):
-                self.check_stopped()
-                yield paths
-
     # What is in use. -----------------------------------------------------------------------------------------
 
     def _learn_what_is_in_use(self) -> None:
         if self._records is None:
-            self._unread = {}
             return
-        # From now on only files that are too young to delete can join these.
-        self._unread = _await(self._records.list_unread(self._unread_since_ms, UNREAD_AT_HAND))
+        self.known.learn()
         after = 0
-        while numbers := _await(self._records.list_open_numbers(after, BODIES)):
+        while numbers := wait_for(self._records.list_open_numbers(after, BODIES)):
             self.check_stopped()
-            bodies, dealt = _await(self._records.read_bodies(numbers))
+            bodies, dealt = wait_for(self._records.read_bodies(numbers))
             for body in bodies:
                 self._in_use.add_stored(body)
             after = numbers[dealt - 1]
-
-    def find_unread(self, root: Root, prefix: str, candidates: Sequence[Candidate]) -> frozenset[str]:
-        """Find the files that some owner has not fetched yet, as paths below `root`."""
-        if self._unread == {}:
-            return frozenset()
-        unread: frozenset[str] = frozenset()
-        for kind in root.names:
-            if kind in RESULT_ROOTS:
-                paths = [prefix + file.name for file in candidates]
-                if self._unread is not None:
-                    unread |= self._unread.get(kind, frozenset()).intersection(paths)
-                elif self._records is not None:
-                    unread |= _await(self._records.select_unread(kind, paths, self._unread_since_ms))
-        return unread
 
     # Deleting. -----------------------------------------------------------------------------------------------
 
@@ -260,7 +230,7 @@ class Sweep:
             return
         before_ms = int((self.now_s - self.rules.settings.history_max_age_s) * 1000)
         while True:
-            forgotten = _await(self._records.forget(before_ms, FORGET))
+            forgotten = wait_for(self._records.forget(before_ms, FORGET))
             self.report.jobs += forgotten
             if forgotten < FORGET:
                 return
@@ -286,12 +256,15 @@ class _ByAge:
     def visit(
         self, root: Root, folder: Folder, prefix: str, candidates: list[Candidate], max_age_s: float | None
     ) -> bool:
-        unread = self._sweep.find_unread(root, prefix, candidates)
-        for file in candidates if unread else ():
-            if prefix + file.name in unread:
-                self._sweep.report.keep("unread", file.bytes)
-        free = [file for file in candidates if prefix + file.name not in unread] if unread else candidates
-        return self._sweep.delete(root, folder, prefix, free) and not unread
+        known, keep = self._sweep.known, self._sweep.report.keep
+        unread = known.find_unread(root, prefix, candidates)
+        native = known.find_native(root, prefix, candidates)
+        for file in candidates if unread or native else ():
+            if (path := prefix + file.name) in unread or path in native:
+                keep("native" if path in native else "unread", file.bytes)
+        held = unread | native
+        free = [file for file in candidates if prefix + file.name not in held] if held else candidates
+        return self._sweep.delete(root, folder, prefix, free) and not held
 
     def remove_folder(self, root: Root, parent: Folder, name: str, path: str) -> bool:
         return self._sweep.remove_folder(root, parent, name, path)
@@ -301,10 +274,3 @@ def _folders_above(prefix: str) -> list[str]:
     """`a`, `a/b` for `a/b/`."""
     parts = prefix.rstrip("/").split("/") if prefix else []
     return ["/".join(parts[: number + 1]) for number in range(len(parts))]
-
-
-def _await(future: Future[Any]) -> Any:
-    try:
-        return future.result(STORE_WAIT_S)
-    except FutureTimeoutError:
-        raise InternalError("The job store did not answer.") from None

@@ -20,10 +20,11 @@ from ..quotas import FilesHeld
 from ..settings import JanitorSettings
 from ..signal import Signal
 from .bodies import CountBody, DatabaseBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
-from .disk import Disk, list_disks
+from .disk import Disk, list_disks, measure_room
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
+from .native import Native
 from .oldest import relieve
 from .quotas import FileQuotas
 from .records import Records
@@ -78,6 +79,7 @@ class Janitor:
         self._handles = handles
         self._blind_after_s = blind_after_s
         self.marker = Marker(own, time.time(), create=create_marker)
+        self.native = Native(settings, self.marker)
         self.in_use = InUse(lambda: absolute_roots(folders()))
         self._condition = threading.Condition()
         self._asked: deque[tuple[bool, Future[Report]]] = deque()
@@ -103,6 +105,7 @@ class Janitor:
         self._thread = threading.Thread(target=self._loop, name="guarded-janitor", daemon=True)
 
     def start(self) -> None:
+        log.info("%s", self.native.describe())
         self._thread.start()
 
     def close(self) -> None:
@@ -130,6 +133,11 @@ class Janitor:
         """Treat files from before the first start like all others. Writes a file: not for the event loop."""
         self.marker.adopt()
 
+    def decide(self, sweep: bool) -> None:
+        """Take the operator's word on what no job has made: see :meth:`.native.Native.decide`."""
+        self.native.decide(sweep)
+        self._count_due_s = float("-inf")
+
     def disk_full(self) -> DiskFullError | None:
         """Why no job is accepted, if so: the free space is below its floor."""
         full = self._full
@@ -140,11 +148,13 @@ class Janitor:
 
     def body(self) -> JanitorBody:
         """How it stands, as JSON: sweeps, newest first."""
+        self._count_wanted |= self.native.sweep is not True
         return {
             "enabled": self._settings.enabled,
             "sweeping": self._sweeping.locked(),
             "first_start_ms": round(self.marker.first_start_s * 1000),
             "adopted": self._adopted,
+            "native": self.native.body(),
             "next_sweep_at_ms": round(self._due_s * 1000) if self._due_s is not None else None,
             "disks": self._disks,
             "database": self._describe_records(),
@@ -268,6 +278,7 @@ class Janitor:
             on_delete=self._on_delete,
             handles=self._handles,
             blind_after_s=self._blind_after_s,
+            native=self.native.sweep is True,
         )
 
     def _relieve(self, sweep: Sweep, disks: Iterable[Disk]) -> None:
@@ -292,6 +303,7 @@ class Janitor:
         }
         past = report.kept.get("existing", Tally())
         self._existing = past.files, past.bytes
+        self.native.note(report)
         self._count_due_s = now_s + max(COUNT_AGAIN_S, report.duration_s / COUNT_SHARE)
 
     @property
@@ -332,7 +344,7 @@ class Janitor:
         # First, so that whoever is told of a full disk is refused there.
         self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
         self._disks = states
-        self._room = _measure_room(folders)
+        self._room = measure_room(folders)
 
     def _describe_records(self) -> DatabaseBody | None:
         if self._records is None:
@@ -379,15 +391,6 @@ class Janitor:
         while self._asked:
             with suppress(Exception):
                 self._asked.popleft()[1].set_exception(_early_end())
-
-
-def _measure_room(folders: Folders) -> dict[str, RoomBody]:
-    room: dict[str, RoomBody] = {}
-    for name, path in folders.roots().items():
-        for disk in list_disks([path] if path is not None else []):
-            with suppress(OSError):
-                room[name] = {"total_bytes": disk.total(), "free_bytes": disk.free()}
-    return room
 
 
 def _early_end() -> ServerUnavailableError:

@@ -291,6 +291,9 @@ class Store(Protocol):
     def list_made(self, kind: str, after: str, limit: int) -> Future[list[str]]:
         """List files that jobs have made and that are still in the records, by their paths: those behind `after`."""
 
+    def select_made(self, kind: str, paths: Sequence[str]) -> Future[frozenset[str]]:
+        """Select those that jobs have made and that are still in the records."""
+
     def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
         """Note that the owner has fetched that result file."""
 

@@ -41,6 +41,17 @@ def list_made(db: sqlite3.Connection, kind: str, after: str, limit: int) -> list
     return [key.decode("utf-8", "surrogatepass") for (key,) in rows]
 
 
+def select_made(db: sqlite3.Connection, kind: str, paths: Sequence[str]) -> frozenset[str]:
+    by_key = {_path_key(path): path for path in paths}
+    made: list[str] = []
+    keys = list(by_key)
+    for start in range(0, len(keys), PATHS_AT_ONCE):
+        some = keys[start : start + PATHS_AT_ONCE]
+        query = f"SELECT path FROM made WHERE type = ? AND path IN ({marks(some)})"
+        made += [by_key[bytes(key)] for (key,) in db.execute(query, (kind, *some))]
+    return frozenset(made)
+
+
 def mark_fetched(db: sqlite3.Connection, job_id: str, artifact: int) -> None:
     db.execute("DELETE FROM unread WHERE job_id = ? AND artifact = ?", (job_id, artifact))
 

@@ -378,6 +378,9 @@ class SqliteStore(Store):
     def list_made(self, kind: str, after: str, limit: int) -> Future[list[str]]:
         return self._engine.read_list(lambda db: result_files.list_made(db, kind, after, limit))
 
+    def select_made(self, kind: str, paths: Sequence[str]) -> Future[frozenset[str]]:
+        return self._engine.read_list(lambda db: result_files.select_made(db, kind, paths))
+
     def list_overdue(self, created_before_ms: int) -> Future[list[Job]]:
         return self._engine.read_list(lambda db: queries.list_overdue(db, created_before_ms))
 

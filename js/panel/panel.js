@@ -8,6 +8,7 @@ import { failuresView } from "./failures_view.js";
 import { queueView, runningView, section } from "./jobs_view.js";
 import { keysView } from "./keys_view.js";
 import { linesView } from "./lines_view.js";
+import { nativeView } from "./native_view.js";
 import { recentView } from "./recent_view.js";
 import { diskView, serverView } from "./server_view.js";
 
@@ -32,6 +33,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
     const link = h("span", { class: "g-live" });
     const views = [
         alarmView(board, texts, run),
+        nativeView(board, texts, run),
         figuresView(board, texts),
         failuresView(board, texts, section, run),
         runningView(board, texts, run),
@@ -43,13 +45,14 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         serverView(board, texts, section, run),
         keysView(board, texts, section, run),
     ];
-    const [alarms, figures, failures, running, queue, recent, ...house] = views.map((view) => view.element);
+    const [alarms, native, figures, failures, running, queue, recent, ...house] = views.map((view) => view.element);
     const panel = h(
         "div",
         { class: "g-panel", lang: texts.language },
         h("header", { class: "g-header" }, heading ? h("h1", {}, heading) : null, state, link, ...tools),
         refusal,
         alarms,
+        native,
         figures,
         failures,
         h("div", { class: "g-columns" }, h("div", {}, running, queue, recent), h("div", {}, ...house)),

@@ -2,6 +2,7 @@
 
 import { alarmHistory } from "./alarm_view.js";
 import { showJob, webhookRow } from "./job_view.js";
+import { nativeLine } from "./native_view.js";
 import { Rows, confirmed, h, setAttribute, setText } from "./dom.js";
 
 const LEVELS = ["error", "warning", "ok"];
@@ -44,7 +45,8 @@ export function diskView(board, texts, section, run) {
         { type: "button", class: "g-button", onclick: () => run(() => sweep(true)) },
         texts.t("sweep_look"),
     );
-    const view = section("disk", texts.t("disk"), table, free, database, next, h("p", { class: "g-more" }, look), told);
+    const native = nativeLine(board, texts, run);
+    const view = section("disk", texts.t("disk"), table, free, database, native.element, next, h("p", { class: "g-more" }, look), told);
 
     async function sweep(dry_run) {
         look.disabled = true;
@@ -79,6 +81,7 @@ export function diskView(board, texts, section, run) {
                 }),
             );
         }
+        if (report.kept?.native?.files) said.push(h("p", { class: "g-quiet" }, texts.t("native_kept")));
         const existing = report.kept?.existing;
         if (existing?.files && !board.janitor?.adopted) {
             const old = { count: existing.files, size: texts.bytes(existing.bytes) };
@@ -123,6 +126,7 @@ export function diskView(board, texts, section, run) {
                       })
                     : "",
             );
+            native.update();
             look.hidden = !janitor;
             const when = janitor?.next_sweep_at_ms;
             next.hidden = !janitor;

@@ -31,7 +31,7 @@ SPARE_BYTES = 32 * MIB
 #: The most that any route takes of a body of JSON, and a little more.
 LARGEST = 17 * MIB
 #: The one would refuse every job after it, and these two would sweep away what others wait for.
-LEFT_OUT = ("/guarded/drain", "/guarded/janitor/sweep", "/guarded/janitor/adopt")
+LEFT_OUT = ("/guarded/drain", "/guarded/janitor/sweep", "/guarded/janitor/adopt", "/guarded/janitor/native")
 
 pytestmark = pytest.mark.serial
 

@@ -28,6 +28,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
         sandbox_kind(),
         tmp_path_factory.mktemp("page"),
         environment={
+            "GUARDED_JANITOR__SWEEP_NATIVE": "true",
             "GUARDED_WEBHOOKS__ALLOW_HTTP": "true",
             "GUARDED_WEBHOOKS__ALLOWED_NETWORKS": "127.0.0.0/8",
         },
@@ -177,6 +178,40 @@ def test_a_sweep_is_looked_at_before_it_is_done(
     page.get_by_role("button", name="Really delete?").click()
     expect(page.get_by_text("Deleted 1 file (2.9 KB).")).to_be_visible()
     assert not old.exists()
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Iterator[HostProcess]:
+    """A server of its own, with two old pictures that no job has made."""
+    process = HostProcess(sandbox_kind(), tmp_path / "asking")
+    with process:
+        for name in ("one.png", "two.png"):
+            path = process.base / "output" / name
+            path.write_bytes(b"x" * 4000)
+            os.utime(path, (time.time() - 30 * 86400,) * 2)
+        yield process
+
+
+def test_the_janitor_asks_before_it_deletes_what_no_job_has_made(
+    opened: Callable[..., Page], asking: HostProcess
+) -> None:
+    mine = asking.base / "output" / "one.png"
+    page = opened(asking.url)
+    question = page.locator(".g-native")
+    expect(question).to_contain_text("2 old files (7.8 KB) were made by no job")
+    result = Axe().run(page)
+    assert [one["id"] for one in result.response["violations"] if one["impact"] in ("serious", "critical")] == []
+    russian = opened(asking.url, locale="ru", viewport={"width": 390, "height": 800})
+    expect(russian.locator(".g-native")).to_contain_text("Удалять такие файлы?")
+    page.get_by_role("button", name="Keep them").press("Enter")
+    expect(question).to_be_hidden()
+    expect(page.get_by_text("Files that no job made are kept.")).to_be_visible()
+    assert mine.exists()
+    page.get_by_role("button", name="Delete them when they are old").click()
+    page.get_by_role("button", name="Really? Your own pictures go, too").click()
+    expect(page.get_by_text("Old files go whoever made them.")).to_be_visible()
+    page.get_by_role("button", name="What would a sweep delete?").click()
+    expect(page.get_by_text("It would delete 2 files")).to_be_visible()
 
 
 def test_names_from_outside_are_text_and_never_markup(opened: Callable[..., Page], bot: PlainClient) -> None:

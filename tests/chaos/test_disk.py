@@ -192,7 +192,8 @@ async def test_a_database_deleted_under_an_idle_server_is_there_again_by_itself(
 
 async def test_a_start_on_a_full_disk_waits_for_room_and_sweeps_and_then_takes_up_its_jobs(server, small_disk):
     """It was off, so that the janitor, which would have made room, did not run either."""
-    host = server(GUARDED_JANITOR__ADOPT_EXISTING="true", **on(small_disk)).start()
+    swept = {"GUARDED_JANITOR__ADOPT_EXISTING": "true", "GUARDED_JANITOR__SWEEP_NATIVE": "true"}
+    host = server(**swept, **on(small_disk)).start()
     async with connected(host) as client:
         before = await client.run(picture())
         running = await client.admitted(gated(prefix := unique()))
@@ -218,8 +219,8 @@ async def test_a_start_on_a_full_disk_waits_for_room_and_sweeps_and_then_takes_u
         assert await client.job(before["job_id"]) == before, "what cannot be written can be read"
         (alarm,) = (await client.get("/guarded/stats"))["alarms"]
         assert "full" in alarm["message"]
-        swept = await client.request("POST", "/guarded/janitor/sweep")
-        assert swept.status == 200
+        report = await client.request("POST", "/guarded/janitor/sweep")
+        assert report.status == 200
         assert not old.exists()
         await asyncio.sleep(3)
         ballast.unlink()

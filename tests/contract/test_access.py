@@ -69,6 +69,7 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
     ("POST", "/janitor/sweep"): ({"query": "?dry_run=1"}, 200),
     ("POST", "/janitor/adopt"): ({"body": {}}, 200),
+    ("POST", "/janitor/native"): ({"body": {"sweep": False}}, 200),
     ("POST", "/workflows/{name}"): ({"body": {}}, 400),  # it names no photo
     ("GET", "/view"): ({"query": "?filename=nothing.png"}, 404),
     ("POST", "/upload/image"): ({}, 400),

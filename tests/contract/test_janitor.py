@@ -39,6 +39,14 @@ async def sweep(client: Client, query: str = "") -> dict[str, Any]:
     return dict(answer.json)
 
 
+@pytest.fixture
+async def client(client: Client) -> Client:
+    """On the shared server, whose operator has said that everything old may go."""
+    said = await client.request("POST", "/guarded/janitor/native", body={"sweep": True})
+    assert said.json["native"]["sweep"] is True
+    return client
+
+
 async def test_a_sweep_deletes_what_is_old_and_nothing_that_somebody_needs(client, host):
     name = unique("janitor")
     gone = [old(host.base / root / f"{name}.png", size=10) for root in ("output", "temp", "input")]
@@ -131,19 +139,91 @@ async def test_what_was_there_before_the_first_start_stays_until_the_operator_ad
     async with connected(host) as client:
         await sweep(client)
         assert mine.exists()
+        await client.request("POST", "/guarded/janitor/native", body={"sweep": True})
         adopted = await client.request("POST", "/guarded/janitor/adopt")
         assert adopted.json["adopted"] is True
         await sweep(client)
         assert not mine.exists()
 
 
+async def test_what_no_job_has_made_stays_until_somebody_says_so_and_that_word_survives_a_kill(sandbox, tmp_path):
+    host = sandbox()
+    async with connected(host) as client:
+        job = await client.run(picture(unique("janitor")))
+        artifact = job["artifacts"][0]
+        assert (await client.request("GET", artifact["url"])).status == 200
+        made = old(host.base / "output" / artifact["filename"])
+        mine = [
+            old(host.base / "output" / "a" / "mine.png", size=1000),
+            old(host.base / "input" / "mine.png", size=500),
+        ]
+        temp = old(host.base / "temp" / "preview.png", size=10)
+        report = await sweep(client)
+        assert not made.exists()
+        assert not temp.exists()
+        assert all(path.exists() for path in mine)
+        assert report["kept"]["native"] == {"files": 2, "bytes": 1500}
+
+        async def counted() -> dict[str, Any]:
+            return (await client.get("/guarded/janitor"))["native"]
+
+        native = await client.polled(counted, lambda native: native["files"] is not None)
+        assert native == {"sweep": "ask", "by_setting": False, "files": 2, "bytes": 1500}
+        said = await client.request("POST", "/guarded/janitor/native", body={"sweep": True})
+        assert said.json["native"]["sweep"] is True
+    host.kill()
+    host.start()
+    async with connected(host) as client:
+        assert (await client.get("/guarded/janitor"))["native"]["sweep"] is True
+        assert all(path.exists() for path in mine)
+        await sweep(client)
+        assert not any(path.exists() for path in mine)
+        await client.request("POST", "/guarded/janitor/native", body={"sweep": False})
+        kept = old(host.base / "output" / "kept.png", size=1000)
+        assert (await sweep(client))["kept"]["native"]["files"] == 1
+        assert kept.exists()
+    log = host.log.read_text()
+    assert "output after 24 h, temp after 1 h, input after 168 h: of output and input only what jobs made" in log
+    assert "input after 168 h: whoever made it" in log
+
+
+@pytest.mark.parametrize("body", [{}, {"sweep": "yes"}, {"sweep": None}, {"sweep": True, "really": True}])
+async def test_half_a_word_on_what_no_job_has_made_changes_nothing(client, body):
+    answer = await client.request("POST", "/guarded/janitor/native", body=body)
+    assert_refusal(answer, "invalid_request", 400)
+    assert (await client.get("/guarded/janitor"))["native"]["sweep"] is True
+
+
+async def test_a_setting_has_the_last_word_on_what_no_job_has_made(sandbox_client):
+    client = await sandbox_client(GUARDED_JANITOR__SWEEP_NATIVE="false")
+    answer = await client.request("POST", "/guarded/janitor/native", body={"sweep": True})
+    assert_refusal(answer, "invalid_request", 400)
+    path = old(client.base / "output" / "x.png", size=10)
+    await sweep(client)
+    assert path.exists()
+
+
+async def test_a_server_that_swept_before_it_could_ask_goes_on(sandbox, tmp_path):
+    own = tmp_path / "base0" / "user" / "__guarded"
+    own.mkdir(parents=True)
+    # As the version before wrote it.
+    (own / "janitor.json").write_text('{"first_start_ms": 0, "adopted": false}')
+    host = sandbox()
+    async with connected(host) as client:
+        path = old(host.base / "output" / "x.png", size=10)
+        assert (await client.get("/guarded/janitor"))["native"]["sweep"] is True
+        await sweep(client)
+        assert not path.exists()
+
+
 async def test_the_thread_sweeps_by_itself(sandbox_client):
-    client = await sandbox_client(GUARDED_JANITOR__INTERVAL_S="1")
+    client = await sandbox_client(GUARDED_JANITOR__INTERVAL_S="1", GUARDED_JANITOR__SWEEP_NATIVE="true")
     path = old(client.base / "output" / "x.png", size=10)
     await client.polled(lambda: asyncio.to_thread(path.exists), lambda exists: not exists)
 
 
 LIMITS = {
+    "GUARDED_JANITOR__SWEEP_NATIVE": "true",
     "GUARDED_JANITOR__MIN_FREE_BYTES": str(30 * MB),
     "GUARDED_JANITOR__TARGET_FREE_BYTES": str(40 * MB),
     "GUARDED_JANITOR__FLOOR_FREE_BYTES": str(10 * MB),
@@ -272,7 +352,7 @@ async def test_a_real_small_disk_is_kept_from_running_full(sandbox, tmp_path):
 
 
 async def test_names_of_any_kind_are_told_as_json(sandbox_client):
-    client = await sandbox_client()
+    client = await sandbox_client(GUARDED_JANITOR__SWEEP_NATIVE="true")
     old(client.base / "output" / "line\nbreak.png", size=10)
     if os.name != "nt":
         old(client.base / "output" / os.fsdecode(b"\xff.png"), size=10)

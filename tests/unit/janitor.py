@@ -62,7 +62,11 @@ class Box:
         quotas: Mapping[str, int] | None = None,
         **settings: Any,
     ) -> Janitor:
-        """`past` False: as if the first start had come before everything that is there. `quotas`: by owner."""
+        """`past` False: as if the first start had come before everything that is there. `quotas`: by owner.
+
+        It sweeps whoever made it.
+        """
+        settings.setdefault("sweep_native", True)
         options: dict[str, Any] = {} if handles is None else {"handles": handles}
         made = Janitor(
             Settings.model_validate({"janitor": settings}).janitor,

@@ -278,7 +278,7 @@ class TestAdmissionDuringASweep:
 def few_or_many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of few unread files the sweep has all at hand; of many it asks the store, batch by batch."""
     if request.param == "by batch":
-        monkeypatch.setattr("comfyui_guarded.guard.janitor.sweep.UNREAD_AT_HAND", 0)
+        monkeypatch.setattr("comfyui_guarded.guard.janitor.known.UNREAD_AT_HAND", 0)
 
 
 @pytest.mark.usefixtures("few_or_many")

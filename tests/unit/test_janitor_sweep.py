@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import threading
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from unit.fakes import FailingStore, new_job
-from unit.janitor import DAY_S, Box, age, age_folders, put
+from unit.janitor import DAY_S, Box, age, age_folders, put, small_disk
 
+from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.host import Folders
 from comfyui_guarded.guard.janitor import folder as folder_module
 from comfyui_guarded.guard.janitor.folder import HANDLES, open_root
@@ -452,6 +454,40 @@ class TestErrors:
         put(deep / "x.png")
         report = box.janitor().sweep(time.time())
         assert (report.files, report.skipped, report.errors) == (0, 1, 0)
+
+
+class TestWhatNoJobMade:
+    def test_only_owners_folders_temp_and_quarantine_are_swept_while_nobody_has_said(self, box: Box):
+        gone = [
+            put(box.output / "guarded-uploads" / "bot-0123456789ab" / "x.png"),
+            put(box.input / "guarded-uploads" / "bot-0123456789ab" / "y.png"),
+            put(box.temp / "preview.png"),
+            put(box.own / "quarantine" / "q.png"),
+        ]
+        mine = [put(box.output / "mine.png", size=100), put(box.input / "a" / "mine.png", size=20)]
+        report = box.janitor(sweep_native="ask").sweep(time.time())
+        assert not any(path.exists() for path in gone)
+        assert all(path.exists() for path in mine)
+        assert (report.kept["native"].files, report.kept["native"].bytes) == (2, 120)
+
+    def test_a_full_disk_does_not_take_them_either(self, box: Box):
+        mine = [put(box.output / f"{number}.png", age_s=3600, size=1000) for number in range(9)]
+        ours = [put(box.output / "guarded-uploads" / "bot-0123456789ab" / f"{n}.png", 3600, 1000) for n in range(9)]
+        limits = {"min_free_bytes": 12_000, "target_free_bytes": 15_000, "floor_free_bytes": 0}
+        with small_disk(box.base, 19_000):
+            box.janitor(sweep_native="ask", **limits).sweep(time.time())
+            assert all(path.exists() for path in mine)
+            assert not any(path.exists() for path in ours)
+            box.janitor(sweep_native=True, **limits).sweep(time.time())
+            assert not all(path.exists() for path in mine)
+
+    def test_a_word_that_cannot_be_written_is_not_taken(self, box: Box):
+        janitor = box.janitor(past=True, sweep_native="ask")
+        shutil.rmtree(box.own)
+        box.own.write_text("no folder")
+        with pytest.raises(ServerUnavailableError):
+            janitor.decide(True)
+        assert janitor.native.sweep == "ask"
 
 
 class TestThePast:

@@ -218,6 +218,7 @@ CALLS = {
     "find_maker": [lambda store, _middle: store.find_maker("output", "job-1")],
     "mark_fetched": [lambda store, _middle: store.mark_fetched("job-1", 0)],
     "select_unread": [lambda store, _middle: store.select_unread("output", ["job-1", "job-2"], 0)],
+    "select_made": [lambda store, _middle: store.select_made("output", ["job-1", "job-2"])],
     "list_made": [
         lambda store, _middle: store.list_made("output", "", 100),
         lambda store, _middle: store.list_made("temp", "", 100),
