@@ -30,14 +30,15 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check clients chaos power channels ledger soak crowd gpu format venv clean
+.PHONY: help demo serve test check site clients chaos power channels ledger soak crowd gpu format venv clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    a tour on real photos: one line per job, exit 0 if every outcome was the expected one"
 	@echo "make serve   the same server, kept running"
 	@echo "make test    the whole gate: check, then pytest (PYTEST_ARGS='-k name' to choose, WORKERS=4)"
-	@echo "make check   format, lint, types, who may import whom"
+	@echo "make check   format, lint, types, who may import whom, the documentation's links"
+	@echo "make site    the documentation as a site, in build/site"
 	@echo "make clients published clients of ComfyUI, unchanged, also on every real ComfyUI that is found"
 	@echo "make chaos   200 rounds of SIGKILL under load, and 20 on a real ComfyUI where one is found (CHAOS_REAL)"
 	@echo "make power   20 power cuts of 100 jobs each on disks that forget what was not synced (POWER, POWER_REAL,"
@@ -71,7 +72,11 @@ test: check $(VENV)/.run-ready $(VENV)/.tools-ready $(CLIENTS)/.ready
 	chosen --serial only; alone=$$?; \
 	case $$beside,$$alone in 0,0 | 0,5 | 5,0) ;; *) exit 1 ;; esac
 
-check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded
+# A link or an anchor that leads nowhere fails it; with --quiet none would. The variable silences an advertisement.
+site: $(VENV)/.dev-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+check: $(VENV)/.dev-ready $(ALIAS)/comfyui_guarded site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	cd $(ALIAS) && ../../$(BIN)/mypy --config-file ../../pyproject.toml
