@@ -44,6 +44,7 @@ from .guard.files.references import References
 from .guard.files.uploads import Uploads
 from .guard.host import Host
 from .guard.janitor import Janitor
+from .guard.life.alive import Alive, read_mark
 from .guard.life.dispatcher import Dispatcher
 from .guard.life.drain import Drain
 from .guard.life.health import Health
@@ -59,6 +60,7 @@ from .guard.operators.gpu import Gpus
 from .guard.operators.machine import Machine
 from .guard.operators.metrics import Exposition, Metrics
 from .guard.operators.refusals import Refusals
+from .guard.operators.spending import Bills
 from .guard.operators.stats import Stats
 from .guard.quotas import Quotas
 from .guard.settings import load, read_own_texts
@@ -204,6 +206,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     store.changed.subscribe(jobs.follow)
     store.changed.subscribe(events.follow)
     store.changed.subscribe(metrics.follow)
+    runs.spent.subscribe(metrics.count_spent)
     refused.subscribe(metrics.count_refusal)
     refused.subscribe(refusals.count)
     quotas.refused.subscribe(metrics.count_over_quota)
@@ -230,6 +233,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     settler.ending.subscribe(dispatcher.expect_stop)
     watchdog.repaired.subscribe(dispatcher.wake)
     drain = Drain(health, store, dispatcher.wake, dispatcher.handing, own)
+    alive = Alive(own, runs.are_running)
+    runs.began.subscribe(alive.wake)
     host.listen(runs, dispatcher)
     host.listen_sockets(sockets)
 
@@ -263,6 +268,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.append(asyncio.create_task(supervisor.keep_telling()))
         tasks.append(asyncio.create_task(_watch_keys(keys, access, sockets)))
         watchdog.start()
+        alive.start()
         janitor.start()
         gpus.start()
         busy.start()
@@ -294,6 +300,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         files=files,
         stats=stats,
         machine=busy,
+        bills=Bills(store, clock),
         alarms=alarms,
         limits=limits,
         quotas=quotas,
@@ -313,7 +320,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         # Before ComfyUI's own middlewares, one of which answers every OPTIONS.
         application.middlewares.insert(0, server_routes.guard_native(services, server_routes.NATIVE))
     application.middlewares.insert(0, server_routes.guard_connections(application, services))
-    store.serve(HOLDER, settings.watchdog.max_attempts)
+    store.serve(HOLDER, settings.watchdog.max_attempts, read_mark(own))
     log.info(
         "ComfyUI-Guarded is on: %s/guarded/ has the page; POST /guarded/prompt, %d at a time; texts for users are in "
         '"%s" where nobody asks for another language (messages.locale)',

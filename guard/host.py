@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from .errors import GuardError
 from .job import ProgressBody, Verdict
+from .spent import Spent
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Outcome:
         trespass: what the run tried to do with files that are none of its owner's business; mostly empty.
         refusal: why the host ended the run, whatever its nodes say; None: it did not.
         cached: ids of the nodes that did not run because the host had their outputs from an earlier prompt.
+        spent: what it took of the worker.
         exception_type, exception_message, node_id, node_type: about the node that raised, if one did.
     """
 
@@ -97,6 +99,7 @@ class Outcome:
     byproducts: tuple[ReportedFile, ...] = ()
     trespass: str = ""
     refusal: GuardError | None = None
+    spent: Spent | None = None
     exception_type: str = ""
     exception_message: str = ""
     node_id: str | None = None
@@ -174,13 +177,15 @@ class HostListener(Protocol):
     def lost(self, job_id: str) -> None:
         """The host could not hand out the job, and no longer has it; `released` follows."""
 
-    def unreadable(self, job_id: str, close: Callable[[Verdict], None]) -> None:
+    def unreadable(self, job_id: str, close: Callable[[Verdict], None], spent: Spent | None = None) -> None:
         """The run is over, but its report cannot be read. `close` as in `finished`."""
 
-    def left_behind(self, job_id: str, error: GuardError, close: Callable[[Verdict], None]) -> None:
+    def left_behind(
+        self, job_id: str, error: GuardError, close: Callable[[Verdict], None], spent: Spent | None = None
+    ) -> None:
         """The job's worker is gone, which ends the job with `error` unless it has an ending.
 
-        `close` as in `finished`.
+        `close` as in `finished`; `spent` is what the run had taken of it.
         """
 
     def native_started(self, prompt_id: str) -> None:

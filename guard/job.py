@@ -12,6 +12,7 @@ from typing_extensions import NotRequired, TypedDict
 from . import messages
 from .errors import FAMILY, ErrorCode, GuardError
 from .owners import hide, hide_in
+from .spent import CostBody, Spent, make_cost_body
 
 
 class JobState(str, enum.Enum):
@@ -125,6 +126,7 @@ class JobBody(TypedDict):
     user: str | None
     idempotency_key: str | None
     retry_of: str | None
+    cost: CostBody | None
     shortened: NotRequired[bool]
 
 
@@ -198,10 +200,11 @@ SUCCESS = Verdict(JobState.SUCCEEDED)
 
 @dataclass(frozen=True)
 class Result:
-    """What an ended run left: ComfyUI's outputs, and the files that passed."""
+    """What an ended run left: ComfyUI's outputs, the files that passed, and what it took."""
 
     outputs: dict[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
+    spent: Spent | None = None
 
     def evolve(self, **changes: Any) -> Result:
         return replace(self, **changes)
@@ -357,6 +360,7 @@ class Job:
             "user": self.user or None,
             "idempotency_key": self.idempotency_key,
             "retry_of": self.retry_of,
+            "cost": make_cost_body(self.result.spent, self.created_at_ms, self.started_at_ms, self.settled_at_ms),
         }
         if self.shortened:
             body["shortened"] = True

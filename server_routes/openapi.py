@@ -53,6 +53,7 @@ _TAGS = {
     "stats": "Figures.",
     "machine": "How busy the machine is.",
     "alarms": "What operators should look at.",
+    "spending": "What jobs took of the GPU, for a bot that sets prices.",
     "janitor": "What the janitor deletes.",
     "doctor": "What is set, missing or unsafe.",
     "page": "The operator's page.",

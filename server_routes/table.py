@@ -45,6 +45,7 @@ from ..guard.life.health import Health
 from ..guard.operators.alarms import Alarms
 from ..guard.operators.machine import Machine
 from ..guard.operators.metrics import Exposition
+from ..guard.operators.spending import Bills
 from ..guard.operators.stats import Stats
 from ..guard.quotas import Quotas, Turn
 from ..guard.settings import Settings
@@ -105,6 +106,7 @@ class Services:
     files: Files
     stats: Stats
     machine: Machine
+    bills: Bills
     alarms: Alarms
     limits: Limits
     quotas: Quotas

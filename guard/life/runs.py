@@ -25,6 +25,8 @@ from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
 from ..job import Job, JobState, Result, Verdict
 from ..settings import Settings
+from ..signal import Signal
+from ..spent import Spent
 from ..store import Settled
 from .checking import Checking
 from .face_words import read_face_error
@@ -46,6 +48,7 @@ class Steps(Protocol):
 
     def start(self, job_id: str) -> Future[Job | None]: ...
     def validate(self, job_id: str) -> Future[Job | None]: ...
+    def spend(self, job: Job, spent: Spent) -> Future[None]: ...
 
 
 class Runs:
@@ -83,6 +86,12 @@ class Runs:
         self._jobs: dict[str, Job] = {}
         #: Those of them that somebody has ended before their own end.
         self._ended: set[str] = set()
+        #: Those that the worker has.
+        self._running: set[str] = set()
+        #: A run begins. The worker's thread.
+        self.began: Signal[[]] = Signal()
+        #: A run has taken that much of the worker. Any thread.
+        self.spent: Signal[[Job, Spent]] = Signal()
 
     def expect(self, job: Job) -> None:
         """The job is about to be handed to the host."""
@@ -99,22 +108,29 @@ class Runs:
         if not self._may_run(job):
             self._watchdog.expect_stop(job_id)
             return False
+        self._running.add(job_id)
+        self.began()
         return True
+
+    def are_running(self) -> bool:
+        """Whether the worker has a job. Any thread."""
+        return bool(self._running)
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         self._watchdog.forget(job_id)
         if outcome.trespass:
-            self._end(job_id, Verdict.of(self._report_trespass(job_id, outcome)), close)
+            self._end(job_id, Verdict.of(self._report_trespass(job_id, outcome)), close, outcome.spent)
         elif outcome.refusal is not None:
-            self._end(job_id, Verdict.of(outcome.refusal), close)
+            self._end(job_id, Verdict.of(outcome.refusal), close, outcome.spent)
         elif not outcome.success:
-            self._end(job_id, Verdict.of(self._explain(outcome)), close)
+            self._end(job_id, Verdict.of(self._explain(outcome)), close, outcome.spent)
         elif (early := self._settler.verdict_of(job_id)) is not None:
-            self._end(job_id, early, close)
+            self._end(job_id, early, close, outcome.spent)
         else:
+            self._count(job_id, outcome.spent)
             self._store.validate(job_id)
             job = self._jobs[job_id]
-            then, go_on = partial(self._settle, job, close), partial(self.released, job_id)
+            then, go_on = partial(self._settle, job, close, outcome.spent), partial(self.released, job_id)
             strips = self._settings.results.strip_metadata and job.owner != LOCAL.owner
             self._checking.check(job_id, outcome, then, go_on, strips=strips, max_pixels=self._max_pixels_of(job.owner))
 
@@ -125,6 +141,7 @@ class Runs:
     def released(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
         self._ended.discard(job_id)
+        self._running.discard(job_id)
         self._watchdog.forget(job_id)
         self._settler.release(job_id)
 
@@ -142,20 +159,27 @@ class Runs:
     def lost(self, job_id: str) -> None:
         self._settler.end(self._jobs[job_id], WorkerDiedError("ComfyUI's queue could not hand the job out."))
 
-    def unreadable(self, job_id: str, close: Close) -> None:
-        self._end(job_id, Verdict.of(InternalError("The host's report of the run could not be read.")), close)
+    def unreadable(self, job_id: str, close: Close, spent: Spent | None = None) -> None:
+        self._end(job_id, Verdict.of(InternalError("The host's report of the run could not be read.")), close, spent)
 
-    def left_behind(self, job_id: str, error: GuardError, close: Close) -> None:
-        self._end(job_id, Verdict.of(error), close)
+    def left_behind(self, job_id: str, error: GuardError, close: Close, spent: Spent | None = None) -> None:
+        self._end(job_id, Verdict.of(error), close, spent)
 
-    def _end(self, job_id: str, verdict: Verdict, close: Close) -> None:
+    def _end(self, job_id: str, verdict: Verdict, close: Close, spent: Spent | None) -> None:
         """End a run that leaves nothing to check.
 
         Its slot is free before anybody hears of the end: who sends the next job then need not wait.
         """
         job = self._jobs[job_id]
+        self._count(job_id, spent)
         self.released(job_id)
-        self._settle(job, close, verdict, Result())
+        self._settle(job, close, spent, verdict, Result())
+
+    def _count(self, job_id: str, spent: Spent | None) -> None:
+        """Write down what a run has taken. Before its next state: a start counts what a killed run has not told."""
+        if spent is not None:
+            self._store.spend(self._jobs[job_id], spent)
+            self.spent(self._jobs[job_id], spent)
 
     def native_started(self, prompt_id: str) -> None:
         self._watchdog.watch_native(prompt_id)
@@ -207,9 +231,9 @@ class Runs:
         where = {"node_id": outcome.node_id} if outcome.node_id is not None else {}
         return PolicyViolationError("A node of the job reached for what is not its owner's.", extra_info=where)
 
-    def _settle(self, job: Job, close: Close, verdict: Verdict, result: Result) -> None:
+    def _settle(self, job: Job, close: Close, spent: Spent | None, verdict: Verdict, result: Result) -> None:
         """Give the job its verdict, and have the host tell it once it is durable. Any thread."""
-        settled = self._settler.settle(job, verdict, result)
+        settled = self._settler.settle(job, verdict, result.evolve(spent=spent))
         settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
 
 

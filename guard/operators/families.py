@@ -46,6 +46,13 @@ RUN = Family(
     ("template",),
     _RUN_S,
 )
+GPU_TIME = Family(
+    "guarded_gpu_seconds_total",
+    "counter",
+    "Seconds that runs took of the worker, by owner and template, whatever became of the job; not those that died with "
+    "the process, which `GET /guarded/spending` has too.",
+    ("owner", "template"),
+)
 REFUSALS = Family("guarded_admission_refusals_total", "counter", "Prompts that were refused, by error code.", ("code",))
 OVER_QUOTA = Family(
     "guarded_over_quota_total",
@@ -121,7 +128,10 @@ STORE_LIMIT = Family("guarded_store_limit_bytes", "gauge", "How large it may bec
 STORE_THINNED = Family("guarded_store_thinned_total", "counter", "Prompts of settled jobs that were deleted.")
 
 #: Counted as it happens.
-COUNTED = (ADMITTED, SETTLED, WAIT, RUN, REFUSALS, OVER_QUOTA, FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME)
+COUNTED = (
+    *(ADMITTED, SETTLED, WAIT, RUN, GPU_TIME, REFUSALS, OVER_QUOTA),
+    *(FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME),
+)
 #: Read when somebody scrapes.
 READ = (
     *(TIMEOUTS, INTERRUPTS, REPLACEMENTS, QUEUED, SLOTS, SLOTS_USED, READY, WORKER_UP, DISOWNED),

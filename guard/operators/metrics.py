@@ -21,6 +21,7 @@ from ..job import Job, JobState
 from ..life.health import Health
 from ..life.watchdog import Watchdog
 from ..settings import QueueSettings
+from ..spent import Spent
 from ..store import Size
 from .families import (
     ADMITTED,
@@ -34,6 +35,7 @@ from .families import (
     FACE_CHECKS,
     GPU_BUSY,
     GPU_INFO,
+    GPU_TIME,
     INTERRUPTS,
     OVER_QUOTA,
     QUEUED,
@@ -93,7 +95,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counters: dict[Family, dict[_Labels, int]] = {
+        self._counters: dict[Family, dict[_Labels, float]] = {
             family: defaultdict(int) for family in COUNTED if family.kind == "counter"
         }
         self._histograms: dict[Family, dict[_Labels, _Histogram]] = {
@@ -123,6 +125,10 @@ class Metrics:
         if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
             self._observe(RUN, (job.settled_at_ms - job.started_at_ms) / 1000, self._label_of(job.template))
 
+    def count_spent(self, job: Job, spent: Spent) -> None:
+        """Count what a run took of the worker."""
+        self._add(GPU_TIME, job.owner, self._label_of(job.template), by=spent.run_ms / 1000)
+
     def count_refusal(self, code: str, _owner: str) -> None:
         """Count a prompt that was refused with that error code."""
         self._add(REFUSALS, code)
@@ -141,10 +147,10 @@ class Metrics:
         self._add(DELIVERIES, outcome)
         self._observe(DELIVERY_TIME, took_s)
 
-    def samples(self) -> Iterator[tuple[Family, _Labels, int | _Histogram]]:
+    def samples(self) -> Iterator[tuple[Family, _Labels, float | _Histogram]]:
         """Everything that was counted so far."""
         with self._lock:
-            samples: list[tuple[Family, _Labels, int | _Histogram]] = [
+            samples: list[tuple[Family, _Labels, float | _Histogram]] = [
                 (family, labels, value) for family, values in self._counters.items() for labels, value in values.items()
             ]
             for family, histograms in self._histograms.items():
@@ -154,9 +160,9 @@ class Metrics:
                     samples.append((family, labels, copy))
         yield from samples
 
-    def _add(self, family: Family, *labels: str) -> None:
+    def _add(self, family: Family, *labels: str, by: float = 1) -> None:
         with self._lock:
-            self._counters[family][labels] += 1
+            self._counters[family][labels] += by
 
     def _observe(self, family: Family, value: float, *labels: str) -> None:
         with self._lock:

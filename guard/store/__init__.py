@@ -6,7 +6,7 @@ and commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock
 `disk` (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep`
 (it stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads
 them), `search`, `outbox`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`,
-`alarms`, `tables` and `schema`.
+`alarms`, `spending` (what runs took), `tables` and `schema`.
 """
 
 from .alarms import Alarm, NewAlarm
@@ -33,6 +33,7 @@ from .facts import (
 )
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
+from .spending import Spending, name_day
 from .sqlite import SqliteStore
 from .upkeep import Limits
 
@@ -57,6 +58,7 @@ __all__ = [
     "Run",
     "Settled",
     "Size",
+    "Spending",
     "SqliteStore",
     "Standing",
     "Store",
@@ -67,4 +69,5 @@ __all__ = [
     "Waiting",
     "Wanted",
     "database_path",
+    "name_day",
 ]

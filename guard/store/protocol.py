@@ -9,6 +9,7 @@ from typing import Protocol
 from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
+from ..spent import Spent
 from .alarms import Alarm, NewAlarm
 from .facts import (
     Changes,
@@ -31,6 +32,7 @@ from .facts import (
     Wanted,
 )
 from .outbox import Delivery, DeliveryState, Due
+from .spending import Spending
 
 
 class Store(Protocol):
@@ -110,7 +112,7 @@ class Store(Protocol):
 
     # A job's life. ---------------------------------------------------------------------------------------------
 
-    def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
+    def recover(self, holder: str, max_attempts: int, lived_until_ms: int | None = None) -> Future[Recovery]:
         """Take up what `holder` left open when its process died.
 
         Dispatched jobs wait again; so do running ones that began fewer than `max_attempts` times. A dispatched job that
@@ -357,3 +359,11 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Finish what was handed in, then close. Later calls fail."""
+
+    # What runs took. ---------------------------------------------------------------------------------------------
+
+    def spend(self, job: Job, spent: Spent) -> Future[None]:
+        """Count what a run of the job has taken of the worker."""
+
+    def read_spending(self, owner: str | None, first: str, last: str, limit: int) -> Future[list[Spending]]:
+        """What runs took on the days from `first` to `last`, in order."""

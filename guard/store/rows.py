@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
+from ..spent import NodeTime, Spent
 
 COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
@@ -68,7 +69,11 @@ def _read_verdict(stored: dict[str, Any]) -> Verdict:
 
 def _read_result(stored: dict[str, Any]) -> Result:
     artifacts = tuple(Artifact(**{**item, "warnings": tuple(item["warnings"])}) for item in stored["artifacts"])
-    return Result(stored["outputs"], artifacts)
+    return Result(stored["outputs"], artifacts, _read_spent(stored.get("spent")))
+
+
+def _read_spent(stored: dict[str, Any] | None) -> Spent | None:
+    return Spent(**{**stored, "nodes": tuple(NodeTime(**node) for node in stored["nodes"])}) if stored else None
 
 
 def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> None:

@@ -283,4 +283,17 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN body_gone_at_ms INTEGER;
     CREATE UNIQUE INDEX jobs_retrying ON jobs (retry_of) WHERE retry_of IS NOT NULL;
     """,
+    """
+    -- What the worker's time was spent on, by day (UTC), owner, user and template ('' for none).
+    CREATE TABLE spending (
+        day TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        user_id TEXT NOT NULL,
+        template TEXT NOT NULL,
+        runs INTEGER NOT NULL,
+        gpu_ms INTEGER NOT NULL,
+        load_ms INTEGER NOT NULL,
+        PRIMARY KEY (day, owner, user_id, template)
+    ) WITHOUT ROWID;
+    """,
 )

@@ -12,8 +12,9 @@ from ..clock import Clock
 from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
+from ..spent import Spent
 from . import alarms as alarm_rows
-from . import outbox, queries, result_files, search
+from . import outbox, queries, result_files, search, spending
 from .alarms import Alarm, NewAlarm
 from .engine import Engine
 from .facts import (
@@ -40,6 +41,7 @@ from .held_file import Survives
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
 from .rows import find_job, find_retry, match_owner
+from .spending import Spending
 from .transitions import Transitions
 from .upkeep import Limits, Upkeep
 
@@ -85,15 +87,15 @@ class SqliteStore(Store):
         if open_now:
             self._list_workflows()
 
-    def serve(self, holder: str, max_attempts: int) -> None:
+    def serve(self, holder: str, max_attempts: int, lived_until_ms: int | None = None) -> None:
         """Open the database now or, where it cannot be used, as soon as it can: see `trouble` and `opened`. Blocks.
 
         What `holder` left open is taken up in the same transaction: see :meth:`recover`. Of that, `changed` announces
-        the jobs that have ended.
+        the jobs that have ended. `lived_until_ms`: when the process before this one lived last.
         """
 
         def recover(db: sqlite3.Connection) -> Recovery:
-            recovery = self._transitions.recover(db, holder, max_attempts)
+            recovery = self._transitions.recover(db, holder, max_attempts, lived_until_ms)
             self._transitions.changed = list(recovery.settled)
             return recovery
 
@@ -186,8 +188,10 @@ class SqliteStore(Store):
 
     # On the writer's thread. ---------------------------------------------------------------------------------
 
-    def recover(self, holder: str, max_attempts: int) -> Future[Recovery]:
-        return self._engine.write(lambda db: self._transitions.recover(db, holder, max_attempts), durable=True)
+    def recover(self, holder: str, max_attempts: int, lived_until_ms: int | None = None) -> Future[Recovery]:
+        return self._engine.write(
+            lambda db: self._transitions.recover(db, holder, max_attempts, lived_until_ms), durable=True
+        )
 
     def submit(
         self,
@@ -246,6 +250,12 @@ class SqliteStore(Store):
 
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         return self._engine.write(lambda db: outbox.redeliver(db, webhook_id, owner, self._clock.now_ms()))
+
+    def spend(self, job: Job, spent: Spent) -> Future[None]:
+        whose = job.owner, job.user, job.template
+        return self._engine.write(
+            lambda db: spending.add(db, spent.ended_at_ms, whose, spent.run_ms, spent.load_ms), urgent=False
+        )
 
     def put_alarms(self, alarms: Sequence[NewAlarm]) -> Future[None]:
         return self._engine.write(lambda db: alarm_rows.put(db, alarms), urgent=False)
@@ -417,6 +427,9 @@ class SqliteStore(Store):
 
     def count_unseen_alarms(self) -> Future[int]:
         return self._engine.read(alarm_rows.count_unseen)
+
+    def read_spending(self, owner: str | None, first: str, last: str, limit: int) -> Future[list[Spending]]:
+        return self._engine.read_list(lambda db: spending.read(db, owner, first, last, limit))
 
     def list_heads(self, after: int, limit: int) -> Future[list[tuple[str, Head]]]:
         return self._engine.read_list(lambda db: queries.list_heads(db, after, limit))

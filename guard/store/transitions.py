@@ -12,7 +12,7 @@ from ..clock import Clock
 from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError
 from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
 from ..quotas import check_open_bytes
-from . import outbox, result_files, times
+from . import outbox, result_files, spending, times
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
 from .queries import replay
@@ -53,7 +53,9 @@ class Transitions:
         changed, self.changed = self.changed, []
         return changed
 
-    def recover(self, db: sqlite3.Connection, holder: str, max_attempts: int) -> Recovery:
+    def recover(
+        self, db: sqlite3.Connection, holder: str, max_attempts: int, lived_until_ms: int | None = None
+    ) -> Recovery:
         times.clamp(db, self._clock.now_ms())
         self.recent.clear()
         rows = db.execute(
@@ -66,6 +68,10 @@ class Transitions:
         requeued, settled = 0, []
         for job in map(read_job, [*rows, *secretive]):
             was_begun = job.state in (JobState.RUNNING, JobState.VALIDATING)
+            if job.state is JobState.RUNNING and job.started_at_ms is not None and lived_until_ms is not None:
+                # Whoever ran it did not live to tell what that took.
+                took_ms = max(lived_until_ms - job.started_at_ms, 0)
+                spending.add(db, lived_until_ms, (job.owner, job.user, job.template), took_ms, 0)
             if job.state is JobState.DISPATCHED and job.job_id in validated:
                 job = job.evolve(attempts=job.attempts + 1)
                 was_begun = True

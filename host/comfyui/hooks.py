@@ -24,6 +24,7 @@ from ...guard.host import HostListener, Supplier
 from . import reading, report, results
 from .confine import Confinement
 from .ends import Ends, note_acting
+from .meter import Meter, watch_loading
 from .patching import Native, replace_function, wrap_method
 from .report import QueueItem
 from .run import Run
@@ -97,6 +98,13 @@ class Hooks:
         self._wrap_interrupt_check()
         self.confinement.install()
         Tripwire(self.confinement).install()
+        watch_loading(self._find_meter)
+
+    def _find_meter(self) -> Meter | None:
+        """That of the run on whose behalf this thread works. Any thread."""
+        prompt_id = self._workers.find_executing()
+        run = self._runs.get(prompt_id) if prompt_id is not None else None
+        return run.meter if run is not None else None
 
     def _wrap_interrupt_check(self) -> None:
         native: Native = comfy.model_management.throw_exception_if_processing_interrupted
@@ -233,7 +241,8 @@ class Hooks:
             arguments = report.make_end_arguments(self._queue, native, [])
             end = self._ends.let_go(run, item_id, {"outputs": {}, "meta": {}}, native, (), arguments)
             self.send_in_order(*last)
-            self._tell(self._listener.left_behind, prompt_id, error, partial(self._ends.close, end))
+            spent = run.meter.stop(run.prompt)
+            self._tell(self._listener.left_behind, prompt_id, error, partial(self._ends.close, end), spent)
             return
         message = report.make_execution_error(prompt_id, error.code, error.message, error.extra_info)
         try:
@@ -303,6 +312,8 @@ class Hooks:
                 self._tell(self._listener.native_started, prompt_id)
             elif self._tell(self._listener.started, prompt_id) is False or run.refusal is not None:
                 self._stops.ask(prompt_id)
+            if run is not None:
+                run.meter.begin()
         return taken
 
     def _ask_for_next(self) -> None:
@@ -376,6 +387,7 @@ class Hooks:
         kwargs: dict[str, Any],
     ) -> None:
         """Have the listener judge the run; the worker goes on meanwhile."""
+        spent = run.meter.stop(run.prompt)
         end = self._ends.let_go(run, item_id, history_result, native, args, kwargs)
         close = partial(self._ends.close, end)
         try:
@@ -383,12 +395,12 @@ class Hooks:
             if isinstance(end.history, dict) and "outputs" in end.history:
                 end.history["outputs"] = results.locate(run, end.history["outputs"])
             outcome = report.read_outcome(end.history, status, run.prompt, partial(results.is_made, run))
-            outcome = replace(outcome, trespass=run.trespass, refusal=run.refusal)
+            outcome = replace(outcome, trespass=run.trespass, refusal=run.refusal, spent=spent)
             results.warn(run, outcome)
             self._listener.finished(run.job_id, outcome, close)
         except Exception:
             log.exception("job %s could not be settled", run.job_id, extra={"job_id": run.job_id})
-            self._tell(self._listener.unreadable, run.job_id, close)
+            self._tell(self._listener.unreadable, run.job_id, close, spent)
         self._last = ("executing", {"node": None, "prompt_id": run.job_id}, run.client_id)
 
     def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
@@ -418,6 +430,8 @@ class Hooks:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         run = self._runs.get(prompt_id) if isinstance(prompt_id, str) else None
         if run is not None:
+            if event == "executing":
+                run.meter.enter(data)
             if event == "executed":
                 data = {**data, "output": results.locate(run, {"": data.get("output")})[""]}
             if run.must_withhold(event, data):

@@ -13,6 +13,7 @@ from ...guard.events.lines import Message
 from ...guard.graph import is_link
 from ...guard.host import Progress
 from . import report
+from .meter import Meter
 from .report import QueueItem
 
 #: A pack's own `send_sync` below ours may block; the store's thread must not wait for that.
@@ -33,6 +34,7 @@ class Run:
         refusal: why the host has ended it, whatever its nodes say.
         checked: the owner's files that were looked at in this run, with what tells when they change.
         item: what ComfyUI has queued; `prompt` is the graph in it.
+        meter: measures what it takes.
         withheld: events that no client may hear before the verdict, in order.
         is_over: whether the worker has let go of it.
     """
@@ -48,6 +50,7 @@ class Run:
         self.item = item
         self.prompt: Mapping[str, Any] = item[2]
         self.withheld: list[Message] = []
+        self.meter = Meter()
         self._outputs = tuple(item[4])
         self._to_run = find_needed_nodes(self.prompt, self._outputs)
         self.is_over = False

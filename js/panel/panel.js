@@ -11,6 +11,7 @@ import { linesView } from "./lines_view.js";
 import { nativeView } from "./native_view.js";
 import { recentView } from "./recent_view.js";
 import { diskView, serverView } from "./server_view.js";
+import { spendingView } from "./spending_view.js";
 
 const TICK_MS = 1000;
 
@@ -44,6 +45,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         diskView(board, texts, section, run),
         serverView(board, texts, section, run),
         keysView(board, texts, section, run),
+        spendingView(board, texts, section, run),
     ];
     const [alarms, native, figures, failures, running, queue, recent, ...house] = views.map((view) => view.element);
     const panel = h(

@@ -166,6 +166,7 @@ JOB_KEYS = {
         "user",
         "idempotency_key",
         "retry_of",
+        "cost",
     ),
 }
 ARTIFACT_KEYS = {

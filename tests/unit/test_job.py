@@ -79,7 +79,7 @@ KEYS = [
         "attempts",
     ),
     *("created_at_ms", "started_at_ms", "settled_at_ms", "timeout_s", "progress"),
-    *("outputs", "artifacts", "error", "refund", "metadata", "user", "idempotency_key", "retry_of"),
+    *("outputs", "artifacts", "error", "refund", "metadata", "user", "idempotency_key", "retry_of", "cost"),
 ]
 
 

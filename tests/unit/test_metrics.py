@@ -21,6 +21,7 @@ from comfyui_guarded.guard.operators import metrics as module
 from comfyui_guarded.guard.operators.families import ADMITTED, COUNTED, READ, TEMPLATES
 from comfyui_guarded.guard.operators.gpu import Gpus
 from comfyui_guarded.guard.operators.metrics import OTHER, OWN_GRAPH, Exposition, Metrics
+from comfyui_guarded.guard.spent import Spent
 from comfyui_guarded.guard.store import SqliteStore
 
 REPO = Path(__file__).parents[2]
@@ -245,6 +246,8 @@ def everything(watched):
     watched.gpus.look(fake_nvml(A5000))
     watched.metrics.count_refusal("rate_limited", "bot")
     watched.metrics.count_over_quota("streams")
+    (job, *_others) = watched.store.list_jobs(None, None, 1).result(LONG_S)
+    watched.metrics.count_spent(job, Spent(run_ms=1500, load_ms=0, ended_at_ms=0))
     watched.metrics.count_face_check("no_face", 0.2)
     watched.metrics.count_delivery("failed", 3.0)
     watched.janitor.turn(1_000.0)

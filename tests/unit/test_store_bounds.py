@@ -10,6 +10,7 @@ from unit.store_steps import CANCELLED
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import OPEN, TERMINAL, JobState
+from comfyui_guarded.guard.spent import Spent
 from comfyui_guarded.guard.store import IdempotencyKey, Listing, NewAlarm, SqliteStore, Wanted, line, queries, search
 from comfyui_guarded.guard.store.outbox import DeliveryState
 from comfyui_guarded.guard.store.protocol import Store
@@ -68,6 +69,9 @@ def fill(path, count):
             f"iif(number <= 20, 'dead', iif(number <= 40, 'pending', 'delivered')), 0, 0, 0, 0 {settled}"
         )
         db.execute("INSERT INTO idempotency SELECT owner, job_id, 'd', job_id, created_at_ms FROM jobs")
+        db.execute(
+            "INSERT INTO spending SELECT '2026-03-01', 'owner', job_id, '', 1, 1, 1 FROM jobs WHERE number <= 1000"
+        )
 
 
 class Counting:
@@ -243,6 +247,8 @@ CALLS = {
         for owner in (None, "a", "nobody")
         for states in (frozenset(DeliveryState), frozenset({DeliveryState.DEAD}))
     ],
+    "spend": [lambda store, _middle: store.spend(store.list_jobs(None, None, 1).result(LONG_S)[0], Spent(1, 1, 1))],
+    "read_spending": [lambda store, _middle: store.read_spending(None, "2026-03-01", "2026-03-31", 20)],
     "put_alarms": [lambda store, _middle: store.put_alarms([NewAlarm(1, "x", "x", "job-1")])],
     "list_alarms": [lambda store, _middle: store.list_alarms(20), lambda store, _middle: store.list_alarms(20, 500)],
     "count_unseen_alarms": [lambda store, _middle: store.count_unseen_alarms()],

@@ -12,6 +12,7 @@ from .hang import (
     FaultSleep,
     FaultSwallow,
     FaultThreads,
+    FaultTicks,
 )
 from .output import (
     FaultBlackImage,
@@ -54,6 +55,7 @@ NODE_CLASS_MAPPINGS = {
         FaultHangBetween,
         FaultHoldGil,
         FaultThreads,
+        FaultTicks,
         FaultRaise,
         FaultKillWorker,
         FaultKillProcess,

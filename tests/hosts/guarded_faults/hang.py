@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
 import server
 from PIL import Image
 
@@ -50,6 +51,37 @@ class FaultSleep(FaultNode):
         if bar is not None and done < steps:
             bar.update_absolute(steps)
         return passed_on(image, seed)
+
+
+class FaultTicks(FaultNode):
+    """Works for a time, and writes down when it does: in a file of input, a line with its run every 5 ms."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "seconds": SECONDS,
+                "checks_interrupt": ("BOOLEAN", {"default": True}),
+                "raises": ("BOOLEAN", {"default": False}),
+                "seed": SEED,
+            }
+        }
+
+    def run(self, seconds: float, checks_interrupt: bool, raises: bool, seed: int = 0) -> dict[str, Any]:
+        started_s = time.monotonic()
+        path = os.path.join(folder_paths.get_input_directory(), "ticks.log")
+        with open(path, "ab", buffering=0) as log:
+            while (elapsed_s := time.monotonic() - started_s) < seconds:
+                log.write(f"{seed} {started_s!r} {elapsed_s!r}\n".encode())
+                time.sleep(0.005)
+                if checks_interrupt:
+                    check_interrupt()
+        if raises:
+            raise ValueError("on purpose")
+        return {"ui": {"text": ["done"]}}
 
 
 class FaultPreview(FaultNode):

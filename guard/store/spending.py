@@ -1,0 +1,70 @@
+"""What the worker's time was spent on, by day, owner, user and template: it outlives the records of the jobs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+#: Days are kept for so long: a year, and a month to look back at it.
+KEPT_DAYS = 400
+#: So many rows may a day of one owner have; what further users of it spend is counted without their names.
+ROWS_OF_OWNER = 2000
+
+
+@dataclass(frozen=True)
+class Spending:
+    """A day's runs of one owner's user and template ("": without either), and the worker's time that they took."""
+
+    day: str
+    owner: str
+    user: str
+    template: str
+    runs: int
+    gpu_ms: int
+    load_ms: int
+
+
+def name_day(at_ms: int) -> str:
+    """The day of that time, in UTC: `2026-11-29`."""
+    return datetime.fromtimestamp(at_ms / 1000, timezone.utc).date().isoformat()
+
+
+def add(db: sqlite3.Connection, at_ms: int, whose: tuple[str, str, str], gpu_ms: int, load_ms: int) -> None:
+    """Count one run. `whose`: owner, user, template."""
+    day = name_day(at_ms)
+    owner, user, template = whose
+    if _add(db, (gpu_ms, load_ms, day, owner, user, template)):
+        return
+    (rows,) = db.execute("SELECT count(*) FROM spending WHERE day = ? AND owner = ?", (day, owner)).fetchone()
+    if rows >= ROWS_OF_OWNER:
+        user = ""
+        if _add(db, (gpu_ms, load_ms, day, owner, user, template)):
+            return
+    db.execute("INSERT INTO spending VALUES (?, ?, ?, ?, 1, ?, ?)", (day, owner, user, template, gpu_ms, load_ms))
+    oldest = datetime.fromtimestamp(at_ms / 1000, timezone.utc).date() - timedelta(days=KEPT_DAYS)
+    db.execute("DELETE FROM spending WHERE day < ?", (oldest.isoformat(),))
+
+
+def _add(db: sqlite3.Connection, values: tuple[object, ...]) -> bool:
+    update = (
+        "UPDATE spending SET runs = runs + 1, gpu_ms = gpu_ms + ?, load_ms = load_ms + ? "
+        "WHERE day = ? AND owner = ? AND user_id = ? AND template = ?"
+    )
+    return db.execute(update, values).rowcount > 0
+
+
+def read(db: sqlite3.Connection, owner: str | None, first_day: str, last_day: str, limit: int) -> list[Spending]:
+    """The rows of those days, in order; owner None: everybody's."""
+    return list(_iterate(db, owner, first_day, last_day, limit))
+
+
+def _iterate(db: sqlite3.Connection, owner: str | None, first: str, last: str, limit: int) -> Iterator[Spending]:
+    where, values = ("", ()) if owner is None else (" AND owner = ?", (owner,))
+    query = (
+        "SELECT day, owner, user_id, template, runs, gpu_ms, load_ms FROM spending "
+        f"WHERE day BETWEEN ? AND ?{where} ORDER BY day, owner, user_id, template LIMIT ?"
+    )
+    for row in db.execute(query, (first, last, *values, limit)):
+        yield Spending(*row)
