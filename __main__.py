@@ -1,4 +1,4 @@
-"""The command line: `python custom_nodes/<folder> keys | open | convert | doctor | janitor | mcp | …`."""
+"""The command line: `python custom_nodes/<folder> keys | open | convert | doctor | janitor | models | mcp | …`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _run() -> int:
     from comfyui_guarded.guard.doctor import command as doctor
     from comfyui_guarded.guard.editor import command as convert
     from comfyui_guarded.guard.janitor import command as janitor
+    from comfyui_guarded.guard.models import command as models
     from comfyui_guarded.guard.operators import metrics
     from comfyui_guarded.guard.store import command as vacuum
 
@@ -52,6 +53,9 @@ def _run() -> int:
         commands.add_parser(
             "janitor", help="sweep once on a machine where no server runs, by the same rules as the server"
         )
+    )
+    models.add_arguments(
+        commands.add_parser("models", help="the models that a template needs: what they are, and the download of them")
     )
     doctor.add_arguments(
         commands.add_parser(
@@ -73,6 +77,8 @@ def _run() -> int:
         return convert.run(arguments, lambda: _find_server(package, doctor.find_address), print)
     if arguments.command == "janitor":
         return janitor.run(arguments, os.environ, package, print)
+    if arguments.command == "models":
+        return models.run(arguments, os.environ, package, print)
     if arguments.command == "doctor":
         return doctor.run(arguments, os.environ, package, print)
     if arguments.command == "vacuum":

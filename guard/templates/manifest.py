@@ -180,6 +180,8 @@ class Model(_Conditional):
 
     Attributes:
         into: the inputs that name it; they get the name by which this server lists it.
+        url, sha256: where the file itself is to be had, and what it hashes to; "": as the Hugging Face repository at
+            `source` has it.
     """
 
     file: str
@@ -188,6 +190,8 @@ class Model(_Conditional):
     source: str
     licence: str
     into: tuple[str, ...] = ()
+    url: str = ""
+    sha256: Annotated[str, Field(pattern="^(?:[0-9a-f]{64})?$")] = ""
 
 
 class NodePack(_Part):
