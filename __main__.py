@@ -38,6 +38,7 @@ def _run() -> int:
     from comfyui_guarded.guard.models import command as models
     from comfyui_guarded.guard.operators import metrics
     from comfyui_guarded.guard.store import command as vacuum
+    from comfyui_guarded.guard.templates import command as templates
 
     parser = argparse.ArgumentParser(prog="guarded", description="ComfyUI-Guarded, without a server.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -65,6 +66,9 @@ def _run() -> int:
     vacuum.add_arguments(
         commands.add_parser("vacuum", help="make the job database's file as small as it can be, while no server runs")
     )
+    templates.add_arguments(
+        commands.add_parser("templates", help="check FILE: every fault of a template, or a first manifest for a graph")
+    )
     commands.add_parser("mcp", help="the tools of a server for an agent on this machine, by MCP over stdio")
     commands.add_parser("metrics", help="print every metric, as docs/metrics.md has it")
     arguments = parser.parse_args()
@@ -75,6 +79,8 @@ def _run() -> int:
         return sign_in.run(arguments, package, doctor.find_address, print)
     if arguments.command == "convert":
         return convert.run(arguments, lambda: _find_server(package, doctor.find_address), print)
+    if arguments.command == "templates":
+        return templates.run(arguments, print)
     if arguments.command == "janitor":
         return janitor.run(arguments, os.environ, package, print)
     if arguments.command == "models":

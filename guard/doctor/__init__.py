@@ -74,6 +74,7 @@ class Doctor:
             keys=self._keys.list_all(),
             faces=self._chooser.facts(),
             templates=self._templates.describe("en"),
+            template_faults=self._templates.list_faults(),
             existing=self._janitor.existing(),
             alarms=self._health.alarms(),
             server_ms=self._clock.now_ms(),

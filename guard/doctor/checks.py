@@ -169,6 +169,8 @@ def _check_faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
 
 
 def _check_templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
+    for fault in facts.template_faults:
+        yield Line("error", "templates", f"Left out: {fault}", "Mend it; `templates check FILE` says whether it is.")
     for template in facts.templates:
         check = f"template {template['name']}"
         missing = set(template["missing"]["models"])

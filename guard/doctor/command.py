@@ -67,7 +67,8 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
         Folders(base / "output", base / "temp", base / "input"),
         [base / "models"],
     )
-    templates = (package / "workflows" / "api", own / "workflows")
+    folders_of_templates = (package / "workflows" / "api", own / "workflows")
+    templates = Templates(cast(Host, _Offline(models)), settings.policy, folders_of_templates)
     return Facts(
         own=own,
         environment=environment,
@@ -77,7 +78,8 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
         running=runs,
         keys=_read_keys(own),
         faces=Chooser(lambda: models, settings.faces.detector, settings.faces.device).facts(),
-        templates=Templates(cast(Host, _Offline(models)), settings.policy, templates).describe("en"),
+        templates=templates.describe("en"),
+        template_faults=templates.list_faults(),
         existing=_count_existing(own, settings, folders),
         off=recall_off(own),
     )

@@ -63,6 +63,7 @@ class Facts:
         keys: every key; None where the file cannot be read.
         faces: as :meth:`Chooser.facts` has them.
         templates: as :meth:`Templates.describe` has them.
+        template_faults: as :meth:`Templates.list_faults` has them.
         existing: files and bytes from before the first start that the janitor leaves alone; None: not counted yet.
         alarms: of the running server.
         off: why the last start failed, which left the package off; None where it did not.
@@ -79,6 +80,7 @@ class Facts:
     faces: Mapping[str, Any]
     templates: Sequence[Mapping[str, Any]]
     existing: tuple[int, int] | None
+    template_faults: Sequence[str] = ()
     alarms: Sequence[AlarmBody] = field(default_factory=list)
     off: Off | None = None
     server_ms: int | None = None

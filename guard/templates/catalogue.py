@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import threading
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +35,42 @@ _OTHER_FIELDS = frozenset({"client_id", "prompt_id", "extra_data", "number", "fr
 class Templates:
     """The templates of some folders; of two with one name, the later folder's counts.
 
-    They are read at the first use. Any thread; everything here may wait for the disk.
+    They are read at the first use, and again where their files change. Any thread; all of this may wait for the disk.
     """
 
     def __init__(self, host: Host, policy: PolicySettings, folders: Sequence[Path]) -> None:
         self._host = host
         self._policy = policy
         self._folders = folders
+        self._lock = threading.Lock()
+        self._seen: object = None
+        self._read: dict[str, Template] = {}
+        self._faults: list[str] = []
 
-    @cached_property
+    @property
     def _all(self) -> dict[str, Template]:
-        templates = {}
+        """The templates as their files are now: those that have changed are read again."""
+        with self._lock:
+            seen = _take_print(self._folders)
+            if seen != self._seen:
+                self._seen, (self._read, self._faults) = seen, self._read_all()
+            return self._read
+
+    def _read_all(self) -> tuple[dict[str, Template], list[str]]:
+        templates, faults = {}, []
         for folder in self._folders:
             for path in sorted(folder.glob("*.toml")):
                 try:
                     templates[path.stem] = Template.read(path)
                 except TemplateError as error:
                     log.error("%s; it is left out (%s)", error, path)
-        return templates
+                    faults.append(f"{error} ({path})")
+        return templates, faults
+
+    def list_faults(self) -> list[str]:
+        """Why templates are left out, in sentences that name them."""
+        _ = self._all
+        return self._faults
 
     def fill(self, name: str, body: dict[str, Any], uploaded: Collection[str] = ()) -> Values:
         """Turn the body of a request for a template into one with a `prompt`. Returns every parameter's value.
@@ -64,11 +84,12 @@ class Templates:
             PolicyViolationError: it needs more video memory than it may use.
             MissingNodeError, MissingModelError: this server lacks something for it.
         """
-        template = self._all.get(name)
+        templates = self._all
+        template = templates.get(name)
         if template is None:
             raise NotFoundError(
-                f"There is no template {name[:100]!r}; there are {', '.join(self._all)}.",
-                extra_info={"templates": list(self._all)},
+                f"There is no template {name[:100]!r}; there are {', '.join(templates)}.",
+                extra_info={"templates": list(templates)},
             )
         given = body.pop("parameters", None)
         if given is None:
@@ -198,6 +219,18 @@ class Templates:
             f"{min(limit for limit in (card, budget) if limit is not None):g} GB may be used here.",
             extra_info={"vram_gb": need, "vram_budget_gb": budget, "vram_total_gb": card},
         )
+
+
+def _take_print(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What tells whether a file of a template has come, gone or changed."""
+    seen = []
+    for folder in folders:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith((".toml", ".json")):
+                    status = entry.stat()
+                    seen.append((entry.path, status.st_mtime_ns, status.st_size))
+    return sorted(seen)
 
 
 def _find_packs(template: Template, classes: Collection[str]) -> list[NodePack]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from ..bounds import read_complaint
 from ..messages import FALLBACK
 from ..urls import is_source
 from .bodies import ParameterBody, ParameterType, PresetBody
+from .lines import find_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,16 @@ FILE_NAME_LENGTH = 255
 
 
 class TemplateError(ValueError):
-    """A template that cannot be used; the message names it and says why."""
+    """A template that cannot be used; the message names it and says why.
+
+    Attributes:
+        faults: (line of the manifest, 0 for none in particular; what is wrong) of each fault.
+    """
+
+    def __init__(self, name: str, faults: Sequence[tuple[int, str]]) -> None:
+        told = "; ".join(f"line {line}: {text}" if line else text for line, text in faults)
+        super().__init__(f"template {name}: {told}")
+        self.faults = tuple(faults)
 
 
 class WrongKindError(ValueError):
@@ -50,6 +60,8 @@ def _require_english(texts: dict[str, str]) -> dict[str, str]:
 #: Language → text.
 Texts = Annotated[dict[str, str], AfterValidator(_require_english)]
 Values = Mapping[str, Any]
+#: Keys and numbers that lead to a value of the manifest.
+Place = tuple[str | int, ...]
 
 
 class _Part(BaseModel):
@@ -208,12 +220,18 @@ class VramStep(_Part):
 
     Attributes:
         pixels: the parameters whose product is the picture's size in pixels.
+        frames: the parameter that says how many pictures of that size there are; none: one.
     """
 
     step: str
     gib: float
     gib_per_megapixel: float = 0
     pixels: tuple[str, ...] = ()
+    frames: str = ""
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return (*self.pixels, self.frames) if self.frames else self.pixels
 
 
 class Manifest(_Part):
@@ -249,46 +267,86 @@ class Template:
         """Read the template whose manifest is `path`, with its graph beside it. Raises TemplateError."""
         name = path.stem
         try:
-            manifest = Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-            graph = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            template = cls(name, manifest, graph)
-            template._check()
+            text = path.read_text(encoding="utf-8")
+            values = tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise TemplateError(name, [(0, f"{type(error).__name__}: {error}")]) from None
+        faults: list[tuple[Place, str]] = []
+        manifest, graph = None, None
+        try:
+            manifest = Manifest.model_validate(values)
         except ValidationError as error:
-            field, complaint = read_complaint(error.errors()[0])
-            raise TemplateError(f"template {name}: {field}: {complaint}") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TemplateError(f"template {name}: {type(error).__name__}: {error}") from None
-        return template
+            complaints = [(item["loc"], *read_complaint(item)) for item in error.errors()]
+            faults += [(place, f"{field}: {complaint}") for place, field, complaint in complaints]
+        try:
+            graph = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            check_graph(graph)
+        except (OSError, ValueError) as error:
+            faults.append(((), f"{name}.json: {error}"))
+        if manifest is not None and graph is not None and not faults:
+            template = cls(name, manifest, graph)
+            if not (faults := list(template._list_faults())):
+                return template
+        raise TemplateError(name, [(find_line(text, place), fault) for place, fault in faults])
 
-    def _check(self) -> None:
-        """Check that everything that the manifest names exists. Raises ValueError."""
-        known = {f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"]}
-        if unknown := sorted({target for target in self._list_targets() if target not in known}):
-            raise ValueError(f"the graph has no input {', '.join(unknown)}")
-        if unknown := sorted(set(self.manifest.outputs) - set(self.graph)):
-            raise ValueError(f"the graph has no node {', '.join(unknown)}")
+    def _list_faults(self) -> Iterator[tuple[Place, str]]:
+        """(place in the manifest, what is wrong) of each thing that it names and that does not exist."""
         manifest, parameters = self.manifest, self.manifest.parameters
+        known = {f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"]}
+        for place, target in self._list_targets():
+            if target not in known:
+                yield place, f"the graph has no input {target}"
+        for node_id in manifest.outputs:
+            if node_id not in self.graph:
+                yield ("outputs",), f"the graph has no node {node_id}"
         preset = {name for each in manifest.presets for name in each.parameters}
-        parts: list[_Conditional] = [*manifest.presets, *manifest.wiring, *manifest.models]
-        for part in parts:
-            for name, value in part.when.items():
-                if name in preset or parameters[name].default is None:
-                    raise ValueError(f"{name} cannot be a condition: it has no default of its own, or a preset")
-                parameters[name].read(value)
-        for each in manifest.presets:
+        for kind in ("presets", "wiring", "models"):
+            for number, part in enumerate(getattr(manifest, kind)):
+                for name, value in part.when.items():
+                    if name not in parameters or name in preset or parameters[name].default is None:
+                        text = f"{name} cannot be a condition: it has no default of its own, or a preset"
+                        yield (kind, number, "when"), text
+                    elif fault := _find_fault(parameters[name], value):
+                        yield (kind, number, "when"), f"{name} {fault}"
+        for number, each in enumerate(manifest.presets):
             for name, value in each.parameters.items():
-                parameters[name].read(value)
-        for step in manifest.vram:
-            if any(parameters[name].type != "integer" for name in step.pixels):
-                raise ValueError(f"the size in {step.step} must come from integers")
+                fault = _find_fault(parameters[name], value) if name in parameters else "is no parameter"
+                if fault:
+                    yield ("presets", number, "parameters"), f"{name} {fault}"
+        for number, step in enumerate(manifest.vram):
+            if any(name not in parameters or parameters[name].type != "integer" for name in step.sizes):
+                yield ("vram", number, "pixels"), f"the size in {step.step} must come from integers"
 
-    def _list_targets(self) -> Iterator[str]:
-        for parameter in self.manifest.parameters.values():
-            yield from parameter.into
-        for model in self.manifest.models:
-            yield from model.into
-        for wiring in self.manifest.wiring:
-            yield from wiring.inputs
+    def _list_targets(self) -> Iterator[tuple[Place, str]]:
+        for name, parameter in self.manifest.parameters.items():
+            yield from ((("parameters", name, "into"), target) for target in parameter.into)
+        for number, model in enumerate(self.manifest.models):
+            yield from ((("models", number, "into"), target) for target in model.into)
+        for number, wiring in enumerate(self.manifest.wiring):
+            yield from ((("wiring", number, "inputs"), target) for target in wiring.inputs)
+
+
+def check_graph(graph: Any) -> None:
+    """Raises ValueError where that is no graph in API format; says how to make one of the editor's own."""
+    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
+        raise ValueError(
+            "this is the editor's own format; export the graph with Export (API), or turn it into a prompt with the "
+            "command convert"
+        )
+    nodes = graph.values() if isinstance(graph, dict) else ()
+    if not nodes or not all(
+        isinstance(node, dict) and isinstance(node.get("inputs"), dict) and isinstance(node.get("class_type"), str)
+        for node in nodes
+    ):
+        raise ValueError("this is no graph in API format: an object of nodes with class_type and inputs")
+
+
+def _find_fault(parameter: Parameter, value: Any) -> str | None:
+    try:
+        parameter.read(value)
+    except (WrongKindError, OutOfRangeError) as error:
+        return str(error)
+    return None
 
 
 def choose_text(texts: Mapping[str, str], locale: str) -> str:

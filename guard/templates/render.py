@@ -92,8 +92,8 @@ def estimate_vram_gib(template: Template, values: Values) -> float:
     """Estimate the video memory of the largest step, in GiB; 0 where the template says nothing."""
     largest = 0.0
     for step in template.manifest.vram:
-        pixels = 1.0 if step.pixels else 0.0
-        for name in step.pixels:
+        pixels = 1.0 if step.sizes else 0.0
+        for name in step.sizes:
             pixels *= values[name]
         largest = max(largest, step.gib + step.gib_per_megapixel * pixels / 1e6)
     return round(largest, 1)

@@ -1,0 +1,43 @@
+"""Find the line of a TOML text that a fault is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def find_line(text: str, place: Sequence[str | int]) -> int:
+    """The line, from 1 on, of a place in the parsed text (`("models", 1, "file")`); 0 where it cannot be told.
+
+    Where the value itself is not found, that of the table around it.
+    """
+    lines = text.splitlines()
+    names = [part for part in place if isinstance(part, str)]
+    number = next((part for part in place if isinstance(part, int)), 0)
+    if not names:
+        return 0
+    for depth in range(len(names), 0, -1):
+        if (header := _find_header(lines, names[:depth], number)) is None:
+            continue
+        rest = names[depth : depth + 1]
+        return (_find_key(lines, header + 1, rest[0]) if rest else 0) or header + 1
+    return _find_key(lines, 0, names[0])
+
+
+def _find_header(lines: Sequence[str], names: Sequence[str], number: int) -> int | None:
+    """The index of the header of a table, or of the `number`-th of an array of tables."""
+    wanted = re.compile(r"\s*(\[\[?)\s*" + r"\s*\.\s*".join(rf'"?{re.escape(name)}"?' for name in names) + r"\s*\]")
+    found = [(index, match[1]) for index, line in enumerate(lines) if (match := wanted.match(line))]
+    if not found:
+        return None
+    return found[min(number, len(found) - 1) if found[0][1] == "[[" else 0][0]
+
+
+def _find_key(lines: Sequence[str], begin: int, key: str) -> int:
+    wanted = re.compile(rf'\s*"?{re.escape(key)}"?\s*[.=]')
+    for index in range(begin, len(lines)):
+        if lines[index].lstrip().startswith("["):
+            return 0
+        if wanted.match(lines[index]):
+            return index + 1
+    return 0
