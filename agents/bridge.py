@@ -123,7 +123,8 @@ def _find_reach(request: web.Request) -> Reach:
     name = f"[{address}]" if ":" in address else address
     secure = request.transport.get_extra_info("sslcontext") is not None
     headers = {each: request.headers[each] for each in _CREDENTIALS if each in request.headers}
-    headers["Accept-Language"] = request.headers.get("Accept-Language", "en")
+    # Many clients say `*`: an agent then reads English, whatever the server's users read.
+    headers["Accept-Language"] = ", ".join(("en;q=0.001", *request.headers.getall("Accept-Language", ())))
     return Reach(f"{'https' if secure else 'http'}://{name}:{port}", headers, check_tls=False)
 
 

@@ -224,6 +224,9 @@ async def test_the_route_is_guarded_like_every_other(client, keys):
         status, _, told = await post(json.dumps(wrong))
         assert status < 500, told
         assert b"Traceback" not in told
+    for language, title in (("*", "Photo check"), ("ru", "Проверка фото"), ("en-GB", "Photo check")):
+        _, _, told = await post(json.dumps(body), **{"Accept-Language": language})
+        assert title in told.decode() or json.dumps(title)[1:-1] in told.decode(), told
     assert_refusal(await client.request("GET", "/guarded/mcp/none"), "not_found")
     async with client.session.get(client.host.url + "/guarded/mcp") as response:
         assert (response.status, response.headers["Allow"]) == (405, "POST")

@@ -49,13 +49,17 @@ def read_compose():
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 
 
-def list_copied():
-    """What `COPY .` takes: what is in git, but for what the ignore file names."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+def read_ignored():
     # Docker's patterns are anchored, git's are not.
     lines = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     anchored = [line if line.startswith(("#", "**")) else f"/{line}" for line in lines]
-    ignored = GitIgnoreSpec.from_lines(anchored)
+    return GitIgnoreSpec.from_lines(anchored)
+
+
+def list_copied():
+    """What `COPY .` takes: what is in git, but for what the ignore file names."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    ignored = read_ignored()
     return [name for name in listed.stdout.splitlines() if not ignored.match_file(name) and (ROOT / name).is_file()]
 
 
@@ -96,10 +100,16 @@ def test_the_proxy_is_the_manual_s():
     assert here.replace("127.0.0.1:8188", "comfyui:8188") == (DEPLOY / "Caddyfile").read_text(encoding="utf-8")
 
 
-def test_the_image_has_the_package_and_not_its_tests():
+def test_the_image_has_neither_tests_nor_the_models_that_are_mounted():
     copied = list_copied()
-    assert {"__init__.py", "requirements.txt", "requirements-mcp.txt", "guard/__init__.py", "js/panel"} & set(copied)
+    assert {"__init__.py", "requirements.txt", "requirements-mcp.txt", "guard/__init__.py"} <= set(copied)
     assert [name for name in copied if name.startswith(("tests/", "sandbox/", ".", "build/"))] == []
+    models = [
+        mount.split(":")[0].removeprefix("./")
+        for mount in read_compose()["services"]["comfyui"]["volumes"]
+        if "models" in mount
+    ]
+    assert [read_ignored().match_file(f"deploy/{folder}/checkpoints/large.safetensors") for folder in models] == [True]
 
 
 # What it does. -------------------------------------------------------------------------------------------------
