@@ -5,10 +5,10 @@ import re
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-#: Folders in which one server per kind of host, the session's fixture `host`, is enough for all modules ...
-SHARED_HOSTS = ("contract", "gpu", "results")
+#: Folders in which one server per kind of host, a fixture of the session's or folder's, is enough for all modules ...
+SHARED_HOSTS = ("bounds", "contract", "gpu", "results")
 #: ... except for these, which start servers with settings of their own.
-OWN_HOSTS = ("checks_beside", "ladder", "native_guarded", "sampler", "webhooks")
+OWN_HOSTS = ("checks_beside", "connections", "ladder", "native_guarded", "sampler", "webhooks")
 #: Folders whose tests start a server each, for themselves alone, so that each can run on any worker ...
 SINGLE = ("chaos",)
 #: ... except for these modules, whose tests share servers or loop devices.

@@ -9,26 +9,33 @@ from bounds.judges import Patient
 from contract.client import make_key
 from contract.conftest import kinds
 
-from comfyui_guarded.tests.hosts.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import HostKind, HostProcess
 
 KEYED: dict[str, str] = {}
 
 
-@pytest.fixture(scope="session", params=kinds())
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[HostProcess, HostProcess]]:
-    """The same host twice: guarded, and bare."""
-    base = tmp_path_factory.mktemp("bounds")
-    ours = HostProcess(request.param, base / "ours", environment={"GUARDED_ACCESS__TRUST_LOOPBACK": "false"})
-    bare = HostProcess(request.param, base / "bare", guarded=False)
-    KEYED[ours.url] = make_key(base / "ours", "bot")
-    ours.spawn()
-    with bare:
-        ours.wait_ready()
+# Each server takes a gigabyte or more: it ends with the last test here that uses it, and is begun by the first.
+@pytest.fixture(scope="package", params=kinds())
+def host_kind(request: pytest.FixtureRequest) -> HostKind:
+    kind: HostKind = request.param
+    return kind
+
+
+@pytest.fixture(scope="package")
+def guarded_host(host_kind: HostKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    base = tmp_path_factory.mktemp("ours")
+    host = HostProcess(host_kind, base, environment={"GUARDED_ACCESS__TRUST_LOOPBACK": "false"})
+    KEYED[host.url] = make_key(base, "bot")
+    with host:
         time.sleep(1)
-        yield ours, bare
-    ours.stop()
+        yield host
+
+
+@pytest.fixture(scope="package")
+def bare_host(host_kind: HostKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    with HostProcess(host_kind, tmp_path_factory.mktemp("bare"), guarded=False) as host:
+        time.sleep(1)
+        yield host
 
 
 @pytest.fixture
@@ -38,16 +45,16 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.fixture
-def ours(pair: tuple[HostProcess, HostProcess], session: aiohttp.ClientSession) -> Patient:
-    return Patient(pair[0], session)
+def ours(guarded_host: HostProcess, session: aiohttp.ClientSession) -> Patient:
+    return Patient(guarded_host, session)
 
 
 @pytest.fixture
-def bare(pair: tuple[HostProcess, HostProcess], session: aiohttp.ClientSession) -> Patient:
-    return Patient(pair[1], session)
+def bare(bare_host: HostProcess, session: aiohttp.ClientSession) -> Patient:
+    return Patient(bare_host, session)
 
 
 @pytest.fixture
-def key(pair: tuple[HostProcess, HostProcess]) -> dict[str, str]:
+def key(guarded_host: HostProcess) -> dict[str, str]:
     """The header of a keyed owner."""
-    return {"Authorization": f"Bearer {KEYED[pair[0].url]}"}
+    return {"Authorization": f"Bearer {KEYED[guarded_host.url]}"}

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from bounds.judges import MIB, Patient
 from bounds.shapes import ROWS, Row
+from contract.conftest import hosts
 
 #: Beyond what native ComfyUI's loop stands still for the same body.
 SPARE_S = 0.05
@@ -15,15 +16,32 @@ TRIES = 3
 pytestmark = pytest.mark.serial
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name.replace(" ", "_"))
-async def test_a_request_stalls_the_loop_no_longer_than_native_and_takes_four_times_its_size(
+def rows(*, native: bool) -> pytest.MarkDecorator:
+    chosen = [row for row in ROWS if row.is_native is native]
+    return pytest.mark.parametrize("row", chosen, ids=lambda row: row.name.replace(" ", "_"))
+
+
+@rows(native=True)
+async def test_a_prompt_stalls_the_loop_no_longer_than_native_and_takes_four_times_its_size(
     row: Row, ours: Patient, bare: Patient, key: dict[str, str]
 ):
+    await judge(row, ours, bare, key)
+
+
+@hosts(lambda kind: not kind.real, "host_kind")  # the host has no part in it
+@rows(native=False)
+async def test_another_request_does_not_stall_the_loop_and_takes_four_times_its_size(
+    row: Row, ours: Patient, key: dict[str, str]
+):
+    await judge(row, ours, None, key)
+
+
+async def judge(row: Row, ours: Patient, bare: Patient | None, key: dict[str, str]) -> None:
     body = row.make()
     headers = {**row.headers, **(key if row.keyed else {})}
     told = []
     for _ in range(TRIES):
-        native = await bare.measure("/prompt", body, row.headers) if row.is_native else None
+        native = await bare.measure("/prompt", body, row.headers) if bare is not None else None
         cost = await ours.measure(row.path, body, headers)
         told.append(f"ours {cost}; native {native}")
         allowed_s = SPARE_S + (native.stall_s if native is not None else 0)

@@ -9,7 +9,11 @@ import time
 
 import pytest
 from bounds.judges import MIB, Patient
+from contract.conftest import hosts
 from contract.test_hardening import Raw
+
+#: aiohttp and our own code, whichever host is behind them.
+pytestmark = hosts(lambda kind: not kind.real, "host_kind")
 
 UPLOAD = 10 * MIB
 

@@ -261,8 +261,8 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def judge(pair: tuple[HostProcess, HostProcess]) -> Judge:
-    return Judge(*pair)
+def judge(guarded_host: HostProcess, bare_host: HostProcess) -> Judge:
+    return Judge(guarded_host, bare_host)
 
 
 def read_routes(host: HostProcess) -> list[tuple[str, str]]:
