@@ -48,7 +48,15 @@ class GuardedValidateImage:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"image": ("IMAGE", {"tooltip": "The images to check; they come out unchanged."})},
+            "required": {
+                "image": (
+                    "IMAGE",
+                    {
+                        "tooltip": "The images to check; they come out unchanged. One of a single colour is blank: an "
+                        "all-white or all-black mask too, so check the picture and not its mask."
+                    },
+                )
+            },
             "optional": {
                 "width": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),
                 "height": ("INT", {**_SIDE, "tooltip": "The exact number of pixels; 0: any"}),

@@ -87,8 +87,9 @@ def _check_settings(facts: Facts, settings: Settings) -> Iterator[Line]:
     """The settings that are not at their default, and where each comes from."""
     try:
         from_where = origins(facts.own / "guarded.toml", facts.environment)
-        changed = facts.in_force is not None and load(facts.own / "guarded.toml", facts.environment) != settings
+        changed = load(facts.own / "guarded.toml", facts.environment) != settings and facts.in_force is not None
     except SettingsError as error:
+        # Where nothing is in force, the note of the start has said it, and no value here counts.
         if facts.in_force is not None:
             mend = "Correct it before the next start."
             yield Line(

@@ -136,6 +136,12 @@ class TestSettings:
         assert ("error", "settings" if running else "start") in wrong(facts)
         assert "queue.max_job" in said(facts, "settings" if running else "start")
 
+    def test_a_value_that_was_refused_is_not_shown_as_the_default(self, well):
+        environment = {"GUARDED_QUEUE__MAX_JOBS": "zero"}
+        facts = replace(well, in_force=None, running=False, environment=environment)
+        assert "got 'zero'" in said(facts, "start")
+        assert "max_jobs = " not in said(facts, "settings")
+
     def test_origins_of_a_file_that_is_no_toml(self, tmp_path):
         (tmp_path / "guarded.toml").write_text("[")
         with pytest.raises(SettingsError):
