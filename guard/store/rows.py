@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection
-from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
@@ -76,6 +75,11 @@ def _read_spent(stored: dict[str, Any] | None) -> Spent | None:
     return Spent(**{**stored, "nodes": tuple(NodeTime(**node) for node in stored["nodes"])}) if stored else None
 
 
+def _dump_result(result: Result) -> str:
+    # `asdict` would copy all that nodes reported, which takes longer than to write it.
+    return json.dumps({"outputs": result.outputs, "artifacts": [vars(file) for file in result.artifacts]})
+
+
 def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> None:
     """Write a new job and its body. Raises `sqlite3.IntegrityError` where its id is taken."""
     db.execute(
@@ -100,7 +104,7 @@ def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> N
             json.dumps(new.metadata),
             new.has_secrets,
             job.event_id,
-            json.dumps(asdict(new.webhook)) if new.webhook else None,
+            json.dumps(vars(new.webhook)) if new.webhook else None,
             job.user,
             job.round,
             job.idempotency_key,
@@ -126,8 +130,8 @@ def update_job(db: sqlite3.Connection, job: Job) -> None:
             job.settled_at_ms,
             job.event_id,
             job.verdict.code if job.verdict else None,
-            json.dumps(asdict(job.verdict)) if job.verdict else None,
-            json.dumps(asdict(job.result)) if job.state.settled else None,
+            json.dumps(vars(job.verdict)) if job.verdict else None,
+            _dump_result(job.result) if job.state.settled else None,
             job.number,
         ),
     )

@@ -5,6 +5,16 @@ import hashlib
 import pytest
 from contract.client import assert_ended_badly, assert_refusal, picture, raises, text
 
+# The server itself. ------------------------------------------------------------------------------------------
+
+
+async def test_the_garbage_collector_passes_over_what_the_start_has_made(client):
+    """It would hold up every thread while it goes through all of that."""
+    objects = await client.get("/guarded_faults/frozen")
+    assert objects["frozen"] > 50_000
+    assert objects["seen"] < objects["frozen"]
+
+
 # Artifacts. --------------------------------------------------------------------------------------------------
 
 

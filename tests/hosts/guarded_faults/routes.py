@@ -1,6 +1,9 @@
-"""GET /guarded_faults/routes: every route of the application. POST …/queue/{how}: what packs do to the queue."""
+"""GET /guarded_faults/routes: every route of the application. GET …/frozen: what the garbage collector passes over.
+POST …/queue/{how}: what packs do to the queue.
+"""
 
 import asyncio
+import gc
 import time
 
 import server
@@ -11,6 +14,11 @@ from aiohttp import web
 async def get_routes(_request: web.Request) -> web.Response:
     routes = server.PromptServer.instance.app.router.routes()
     return web.json_response([[route.method, route.resource.canonical or "/"] for route in routes if route.resource])
+
+
+@server.PromptServer.instance.routes.get("/guarded_faults/frozen")
+async def get_frozen(_request: web.Request) -> web.Response:
+    return web.json_response({"frozen": gc.get_freeze_count(), "seen": len(gc.get_objects())})
 
 
 @server.PromptServer.instance.routes.post("/guarded_faults/queue/{how}")
