@@ -33,6 +33,12 @@ class Role(enum.Enum):
     FIRST_STEP = enum.auto()
     LAST_STEP = enum.auto()
     EDGE = enum.auto()  # what is added at one side, where the class says so
+    CELL_WIDTH = enum.auto()  # of each picture on a sheet
+    CELL_HEIGHT = enum.auto()
+    COLUMNS = enum.auto()
+    SPACING = enum.auto()  # between pictures side by side
+    TILE = enum.auto()  # a side of the pieces into which a picture is cut
+    OVERLAP = enum.auto()  # of those
     ROUNDS = enum.auto()  # of a loop, or items of a list, each of which runs all that follows
 
 
@@ -48,8 +54,10 @@ class Trait(enum.Enum):
     PADS = enum.auto()
     JOINS = enum.auto()  # gives all the pictures of all its inputs
     STITCHES = enum.auto()  # makes one picture of several, side by side
+    TILES = enum.auto()  # cuts pictures into pieces that overlap
     SHEET = enum.auto()  # makes one picture of all of a batch
     LOOPS = enum.auto()
+    TURNS = enum.auto()
     ONE_MASK = enum.auto()  # gives one mask for all of its pictures
     LIMITS = enum.auto()  # the size that it names is the largest
     SCALES = enum.auto()
@@ -68,6 +76,10 @@ _NO_SIZE = re.compile(
     r"lens|slider|point|pad|overlap|kernel|radius|block"
 )
 _PATTERNS: tuple[tuple[Role, str], ...] = (
+    (Role.CELL_WIDTH, r"cell_width"),
+    (Role.CELL_HEIGHT, r"cell_height"),
+    (Role.TILE, r"tile_(?:width|height|size)"),
+    (Role.SPACING, r"spacing_width|spacing|gap"),
     (Role.FIRST_STEP, r"start_at_step|start_step"),
     (Role.LAST_STEP, r"end_at_step|end_step|last_step"),
     (Role.STEPS, r"(?:.+_)?steps"),
@@ -91,6 +103,8 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
     (Role.RATE, r"fps|frame_rate"),
     (Role.SECONDS, r"seconds|duration|duration_s|duration_seconds|seconds_total|total_seconds|total_second_length"),
     (Role.EDGE, r"left|right|top|bottom"),
+    (Role.COLUMNS, r"(?:num_|max_)?col(?:umn)?s"),
+    (Role.OVERLAP, r"(?:tile_)?overlap(?:_x|_y)?"),
     (Role.ROUNDS, r"num_(?:segments|chunks|loops|iterations)|total|iterations|loops|loop_count|max_iterations|rounds"),
 )
 _ROLES = tuple((role, re.compile(pattern)) for role, pattern in _PATTERNS)
@@ -109,10 +123,12 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.PADS, r"pad|outpaint|border|expandcanvas|extend"),
     (Trait.JOINS, r"batch|merge|join|append|concat|combine"),
     (Trait.STITCHES, r"stitch|imageconc|grid|sidebyside|composite(?=\dx\d)"),
+    (Trait.TILES, r"(?:to|image|split|make).*tile"),
     (Trait.SHEET, r"grid(?!.*\dx\d)|concatfrombatch|contactsheet"),
     (Trait.LOOPS, r"loop"),
+    (Trait.TURNS, r"rotat|transpose"),
     (Trait.ONE_MASK, r"imagepadforoutpaint$"),
-    (Trait.LIMITS, r"constrain|max_?dimension|maxsize|fitto"),
+    (Trait.LIMITS, r"constrain"),
     (Trait.SCALES, r"scale|resize|resample|upsampl"),
     (Trait.PLUS, r"add$|sum$|plus"),
     (Trait.MINUS, r"sub$|subtract|minus"),

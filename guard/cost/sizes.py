@@ -54,7 +54,7 @@ def combine(
         times: how often a loop runs it.
     """
     names: list[str] = []
-    extent = _join(incoming, traits, names, times)
+    extent = _join(incoming, asked, traits, names, times)
     if media is not None and media.width:
         area = media.width * media.height
         extent = Extent(media.width, media.height, area, 1, media.frames)
@@ -69,28 +69,65 @@ def combine(
     return names, _count(extent, asked, traits, names, media, makes)
 
 
-def _join(incoming: Sequence[Extent], traits: frozenset[Trait], names: list[str], times: float) -> Extent:
+def _join(
+    incoming: Sequence[Extent], asked: Sequence[Asked], traits: frozenset[Trait], names: list[str], times: float
+) -> Extent:
     if not incoming:
         return Extent()
     known = all(each.known for each in incoming)
     largest = max(incoming, key=lambda each: each.area)
     most = max(incoming, key=lambda each: each.pictures)
-    extent = largest._replace(batch=most.batch, frames=most.frames, known=known)
+    turned = largest.turned or Trait.TURNS in traits
+    if any((each.width, each.height) != (largest.width, largest.height) for each in incoming):
+        turned, largest = True, max(incoming, key=_find_slant)._replace(area=largest.area)
+    extent = largest._replace(batch=most.batch, frames=most.frames, known=known, turned=turned)
+    if Trait.TILES in traits and (side := _find_largest(asked, Role.TILE)):
+        pieces = (side / max(side - _find_largest(asked, Role.OVERLAP), 1)) ** 2
+        extent = extent._replace(batch=min(extent.batch * pieces, ENDLESS))
+        names.append(next(one.name for one in asked if one.role is Role.TILE))
     if Trait.SHEET in traits:
         names.append("")
-        # A sheet is about as wide as it is high.
-        side = math.sqrt(largest.pixels)
-        return Extent(side, side, largest.pixels, 1, 0, known)
+        columns = max(_find_largest(asked, Role.COLUMNS), 1)
+        rows = math.ceil(extent.pictures / columns) if extent.pictures < ENDLESS else ENDLESS
+        width = columns * (_find_largest(asked, Role.CELL_WIDTH) or max(largest.width, math.sqrt(largest.area)))
+        height = rows * (_find_largest(asked, Role.CELL_HEIGHT) or max(largest.height, math.sqrt(largest.area)))
+        return Extent(width, height, min(width * height, ENDLESS), 1, 0, known)
     if len(incoming) > 1 and Trait.STITCHES in traits:
         names.append("")
-        area = min(largest.area * len(incoming), ENDLESS)
-        return extent._replace(area=area, width=largest.width * len(incoming))
+        return _stitch(incoming, extent, _find_largest(asked, Role.SPACING))
     if len(incoming) > 1 and Trait.JOINS in traits:
         names.append("")
         if extent.frames:
             return extent._replace(batch=1, frames=min(sum(each.pictures for each in incoming) * times, ENDLESS))
         return extent._replace(batch=min(sum(each.batch for each in incoming) * times, ENDLESS))
     return extent
+
+
+def _find_slant(extent: Extent) -> float:
+    """How much longer one side is than the other."""
+    if not extent.width or not extent.height:
+        return 1.0
+    return max(extent.width / extent.height, extent.height / extent.width)
+
+
+def _stitch(incoming: Sequence[Extent], extent: Extent, spacing: float) -> Extent:
+    """One picture of several side by side. Each may be scaled to the side of the first, whichever that is."""
+    area = longest = 0.0
+    for each in incoming:
+        side = max(incoming[0].width, incoming[0].height)
+        scaled = side * side * _find_slant(each) if _find_slant(each) != _find_slant(incoming[0]) else 0
+        area += max(each.area, incoming[0].area, scaled)
+        longest = max(longest, each.width, each.height)
+    # Or stands on a ground as high as the highest.
+    across = sum(each.width for each in incoming) * max(each.height for each in incoming)
+    down = sum(each.height for each in incoming) * max(each.width for each in incoming)
+    area = min(max(area, across, down) + spacing * longest * (len(incoming) - 1), ENDLESS)
+    long = min(longest * len(incoming) + spacing, ENDLESS)
+    return extent._replace(area=area, width=long, height=area / long if long else 0, turned=True)
+
+
+def _find_largest(asked: Sequence[Asked], role: Role) -> float:
+    return max((one.number[1] for one in asked if one.role is role and one.number is not None), default=0.0)
 
 
 def _resize(
@@ -107,8 +144,14 @@ def _resize(
         name, area, width, height, exact = max(sizes, key=lambda size: size[1])
         names.append(name)
         within = (Trait.CROPS in traits and Trait.SCALES not in traits) or Trait.LIMITS in traits
-        if (within and 0 < extent.area < area) or (not exact and extent.area > area):
+        if not exact and extent.area > area:
             return extent
+        if within and extent.area:
+            across, down = extent.width or width, extent.height or height
+            if extent.turned:
+                across = down = max(across, down)
+            width, height = min(width, across), min(height, down)
+            area = min(area, extent.area, width * height)
         extent = extent._replace(area=area, width=width, height=height, known=True)
     scale = factor
     for one in asked:
@@ -139,6 +182,9 @@ def _list_sizes(
     sizes: list[tuple[str, float, float, float, bool]] = []
     by_name = {one.name: one for one in asked}
     ratio = extent.width / extent.height if extent.width and extent.height else 1.0
+    slant = 1 / ratio  # of the height to the width
+    if extent.turned:
+        ratio = slant = max(ratio, slant)
     for one in asked:
         side = one.number[1] if one.number is not None else 0
         if side <= 0:
@@ -148,14 +194,14 @@ def _list_sizes(
                 across = math.sqrt(side * 2**20 * ratio)  # 2**20: as ComfyUI's ImageScaleToTotalPixels counts them
                 sizes.append((one.name, side * 2**20, across, across / ratio, True))
             case Role.SIDE:
-                long, short = side, side * min(ratio, 1 / ratio)
-                width, height = (long, short) if ratio >= 1 else (short, long)
-                sizes.append((one.name, width * height, width, height, True))
+                short = side / _find_slant(extent)
+                width, height = (side, short) if ratio >= 1 else (short, side)
+                sizes.append((one.name, side * (side if extent.turned else short), width, height, True))
             case Role.SHORT_SIDE:
                 width, height = (side * ratio, side) if ratio >= 1 else (side, side / ratio)
                 sizes.append((one.name, width * height, width, height, True))
             case Role.WIDTH | Role.MOST_WIDTH:
-                height = _find_other(by_name.get(one.name.replace("width", "height")), side / ratio)
+                height = _find_other(by_name.get(one.name.replace("width", "height")), side * slant)
                 sizes.append((one.name, side * height, side, height, one.role is Role.WIDTH))
             case Role.HEIGHT | Role.MOST_HEIGHT:
                 other = by_name.get(one.name.replace("height", "width"))
@@ -194,9 +240,12 @@ def _pad(extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names
                 down += one.number[1]
     if not across and not down:
         return extent
-    side = math.sqrt(extent.area)
-    width, height = (extent.width or side) + across, (extent.height or side) + down
-    return extent._replace(width=width, height=height, area=min(max(width, 1) * max(height, 1), ENDLESS))
+    # It may lie on its side.
+    side = max(extent.width, extent.height, math.sqrt(extent.area))
+    area = min(extent.area + (across + down) * side + across * down, ENDLESS)
+    if extent.width and extent.height and not extent.turned:
+        area = (extent.width + across) * (extent.height + down)
+    return extent._replace(width=extent.width + across, height=extent.height + down, area=min(area, ENDLESS))
 
 
 def _count(

@@ -15,6 +15,7 @@ class Extent(NamedTuple):
         area: pixels of one; 0: unknown.
         batch: how many.
         frames: each of them is a film of so many; 0: a single picture, or unknown.
+        turned: nobody knows which side is the width.
         known: neither area nor number depends on anything that only the run can tell.
     """
 
@@ -24,6 +25,7 @@ class Extent(NamedTuple):
     batch: float = 1
     frames: float = 0
     known: bool = True
+    turned: bool = False
 
     @property
     def pictures(self) -> float:
