@@ -30,7 +30,7 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo serve test check site clients chaos power channels ledger soak crowd gpu format venv clean
+.PHONY: help demo pictures serve test check site clients chaos power channels ledger soak crowd gpu format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,6 +53,7 @@ help:
 	@echo "make crowd   500 sockets and 200 submitters for a minute (CROWD='… --real' on a ComfyUI); fails where anything is"
 	@echo "             answered 5xx, a socket is lost or memory stays"
 	@echo "make format  ruff's fixes and format"
+	@echo "make pictures the page's pictures in docs/, made anew with Chromium"
 	@echo "make clean   remove .venv and build"
 	@echo "The browser tests want Chromium: apt-get install chromium, or $(BIN)/python -m playwright install chromium"
 	@echo "COMFYUI_PATH=<folder> runs demo, serve and the contract tests on that ComfyUI"
@@ -62,6 +63,10 @@ demo: $(VENV)/.run-ready
 
 serve: $(VENV)/.run-ready
 	$(BIN)/python demo/tour.py --serve
+
+# The page's pictures in docs/, made anew; they need Chromium.
+pictures: $(VENV)/.run-ready $(VENV)/.dev-ready
+	$(BIN)/python demo/pictures.py
 
 # First what can run side by side, then, each by itself, what measures time or the machine. 2 is Ctrl-C; 5 is that
 # PYTEST_ARGS has chosen none there.

@@ -5,8 +5,9 @@ import { plot } from "./chart.js";
 
 const WIDTH = 360;
 const HEIGHT = 40;
-const SPAN_MS = 3600e3;
-const MARKS_MS = [60, 45, 30, 15, 0].map((minutes) => minutes * 60e3);
+/** The first that covers what there is: lines would begin as dots. */
+const SPANS_MS = [600e3, 1800e3, 3600e3];
+const MARKS = [1, 0.75, 0.5, 0.25, 0];
 
 export function linesView(board, texts, section) {
     const percent = (value) => texts.percent(value / 100);
@@ -18,7 +19,7 @@ export function linesView(board, texts, section) {
         { name: "vram", key: "vram_used_bytes", most: (machine) => machine.vram_total_bytes, say: (value) => texts.bytes(value) },
         { name: "temperature", key: "gpu_celsius", most: () => 100, say: celsius },
     ].map((one) => ({ ...one, ...line(one) }));
-    const { element } = section("lines", texts.t("last_hour"), ...series.map((one) => one.element));
+    const { element } = section("lines", texts.t("load"), ...series.map((one) => one.element));
     let drawn = 0;
 
     function line({ name }) {
@@ -38,19 +39,20 @@ export function linesView(board, texts, section) {
             element.hidden = !last;
             if (!last || last.at_ms === drawn) return;
             drawn = last.at_ms;
+            const span_ms = SPANS_MS.find((one) => last.at_ms - machine.samples[0].at_ms <= one) ?? SPANS_MS.at(-1);
             for (const { key, most, say, element, now, path, picture, place } of series) {
                 const seen = machine.samples.filter((sample) => sample[key] !== null);
                 element.hidden = !seen.length;
                 if (!seen.length) continue;
                 const top = most(machine) || Math.max(...seen.map((sample) => sample[key]), 1);
-                const x = (sample) => (WIDTH * (1 - (last.at_ms - sample.at_ms) / SPAN_MS)).toFixed(1);
+                const x = (sample) => (WIDTH * (1 - (last.at_ms - sample.at_ms) / span_ms)).toFixed(1);
                 const y = (sample) => (HEIGHT * (1 - Math.min(sample[key] / top, 1))).toFixed(1);
                 path.setAttribute("points", seen.map((sample) => `${x(sample)},${y(sample)}`).join(" "));
                 const values = seen.map((sample) => sample[key]);
                 setText(now, say(values.at(-1)));
                 // Of the line a screen reader gets its ends.
                 picture.setAttribute("aria-label", texts.t("line_said", { least: say(Math.min(...values)), most: say(Math.max(...values)) }));
-                place.scale([say(top), say(0)], MARKS_MS.map((ago_ms) => (ago_ms ? texts.clock(last.at_ms - ago_ms) : texts.t("now"))));
+                place.scale([say(top), say(0)], MARKS.map((share) => (share ? texts.clock(last.at_ms - share * span_ms) : texts.t("now"))));
             }
         },
     };

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,3 +272,28 @@ def test_in_russian_the_tab_the_nodes_and_the_settings_are_so(editor: Callable[.
     page.get_by_role("dialog").get_by_text("Guarded", exact=True).first.click()
     expect(page.get_by_text("Показывать в верхней панели, сколько заданий выполняется и ждет")).to_be_visible()
     shoot(page, f"editor-settings-{bot.host.kind.name}")
+
+
+def test_the_page_answers_why_a_job_failed_and_retries_it(
+    browser: Browser, host: HostProcess, bot: PlainClient
+) -> None:
+    failing = bot.run({**raises("value_error"), "3": node("EmptyImage", width=8, height=8, batch_size=1, color=0)})
+    context = browser.new_context(locale="en", viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    faults = Faults(page)
+    page.goto(host.url + "/guarded/")
+    row = page.locator(f'.g-recent-card [data-job="{failing["job_id"]}"]')
+    row.locator("summary").first.click()
+    expect(row.locator("[data-failed]")).to_contain_text("FaultRaise")
+    expect(row.locator(".g-inside")).to_contain_text("ValueError")
+    row.get_by_role("button", name="Retry").click()
+    row.get_by_text("Retried as").get_by_role("button").click()
+    repeated = page.locator(".g-recent-card [data-job]")
+    expect(repeated).to_have_count(1)
+    expect(repeated).to_contain_text("Retry of")
+    expect(repeated).to_contain_text("Failed")
+    expect(page.locator('[data-series="cpu"] polyline')).to_have_attribute("points", re.compile(r" \S+"))
+    shoot(page, f"real-page-{host.kind.name.replace(' ', '-')}")
+    context.close()
+    assert faults.seen == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser.conftest import shoot
-from browser.test_page import host, opened, posted, strangers, within
+from browser.test_page import Hand, host, opened, posted, strangers, within
 from contract.client import PlainClient, node, raises, save, sleep, text
 from playwright.sync_api import Page, expect
 
@@ -191,10 +191,22 @@ def test_the_machine_is_shown_as_live_lines_with_scales(opened: Callable[..., Pa
     bot.run(text())
     page = opened()
     card = page.locator(".g-lines-card")
-    expect(card.get_by_role("heading", name="The last hour")).to_be_visible()
+    expect(card.get_by_role("heading", name="Load")).to_be_visible()
     for name in ("cpu", "ram"):
         expect(card.locator(f'[data-series="{name}"] polyline')).to_have_attribute("points", re.compile(r" \S+"))
     expect(card.locator('[data-series="cpu"] .g-scale')).to_have_text("100%0%")
     expect(card.locator('[data-series="ram"] .g-scale')).to_contain_text("GB")
     expect(card.locator('[data-series="gpu"]')).to_be_hidden()  # this machine has none
     expect(page.locator(".g-chart-card .g-scale").first).to_have_text(re.compile(r"^\d+0$"))
+
+
+def test_what_fills_the_disk(opened: Callable[..., Page], host: HostProcess) -> None:
+    (host.base / "output" / "large.bin").write_bytes(b"x" * 5 * 2**20)
+    page, hand = opened(), Hand()
+    disk = page.locator(".g-disk-card")
+    expect(disk.get_by_role("row", name=re.compile("^output"))).to_contain_text("MB")
+    expect(disk).to_contain_text("Job database")
+    hand.click(disk.get_by_role("button", name="What would a sweep delete?"))
+    expect(disk.get_by_role("status")).to_contain_text(re.compile("would delete|Nothing is old enough"))
+    assert hand.clicks <= 4
+    shoot(page, "what-fills-the-disk")
