@@ -16,6 +16,7 @@ const POLL_EVERY_MS = 2000;
 const SHOWN_EVERY_MS = 100;
 const ALARMS_PAGE = 50;
 const HOUR_MS = 3600e3;
+const DOCTOR_EVERY_MS = 300e3;
 /** An alarm is told before it is on disk. */
 const ALARM_WRITTEN_MS = 300;
 
@@ -39,6 +40,9 @@ export class Board {
         this.older = null;
         this.stats = null;
         this.janitor = null;
+        /** What the doctor says; asked now and then, since it takes a while. */
+        this.doctor = null;
+        this.doctor_due_ms = 0;
         /** How busy the machine was. */
         this.machine = null;
         this.ready = null;
@@ -240,6 +244,7 @@ export class Board {
         this.janitor = janitor;
         this.ready = ready;
         if (stats?.worker) await this.loadMachine();
+        if (stats?.worker && Date.now() > this.doctor_due_ms) this.loadDoctor();
         if (stats?.now_ms) this.clock_ms = stats.now_ms - Date.now();
         if ((stats?.unseen_alarms ?? this.unseen) !== this.unseen) await this.loadAlarms();
         this.changed();
@@ -328,6 +333,12 @@ export class Board {
         const samples = [...earlier, ...machine.samples];
         const since_ms = (samples.at(-1)?.at_ms ?? 0) - HOUR_MS;
         this.machine = { ...machine, samples: samples.filter((sample) => sample.at_ms > since_ms) };
+    }
+
+    async loadDoctor() {
+        this.doctor_due_ms = Date.now() + DOCTOR_EVERY_MS;
+        this.doctor = (await this.optional("/doctor"))?.lines ?? this.doctor;
+        this.changed();
     }
 
     async loadAlarms() {

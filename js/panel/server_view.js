@@ -162,7 +162,8 @@ export function serverView(board, texts, section, run) {
     const repairs = h("p", { class: "g-quiet" });
     const begin = confirmed(texts.t("drain"), texts.t("drain_really"), () => run(() => turn(true)));
     const end = h("button", { type: "button", class: "g-button", onclick: () => run(() => turn(false)) }, texts.t("drain_end"));
-    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), webhooks(), alarmHistory(board, texts, run), doctor());
+    const advice = doctor();
+    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), webhooks(), alarmHistory(board, texts, run), advice.element);
     let draining = false;
 
     async function turn(wanted) {
@@ -188,11 +189,21 @@ export function serverView(board, texts, section, run) {
 
     function doctor() {
         const list = h("ul", { class: "g-plain g-doctor", tabindex: "0", "aria-label": texts.t("doctor") });
-        const look = async () => {
-            const { lines } = await board.api.get("/doctor");
+        const counts = LEVELS.slice(0, 2).map((level) => [level, h("span", { class: "g-count", "data-level": level })]);
+        const element = h(
+            "details",
+            { class: "g-more g-doctor-card", ontoggle: () => element.open && !board.doctor && run(() => board.loadDoctor()) },
+            h("summary", {}, texts.t("doctor"), ...counts.map(([, place]) => place)),
+            list,
+        );
+        let shown = null;
+        let hasOpened = false;
+        const update = () => {
+            if (!board.doctor || board.doctor === shown) return;
+            shown = board.doctor;
             const urgency = (line) => LEVELS.indexOf(line.level);
             list.replaceChildren(
-                ...[...lines].sort((a, b) => urgency(a) - urgency(b)).map((line) =>
+                ...[...shown].sort((a, b) => urgency(a) - urgency(b)).map((line) =>
                     h(
                         "li",
                         { "data-level": line.level },
@@ -201,14 +212,14 @@ export function serverView(board, texts, section, run) {
                     ),
                 ),
             );
+            for (const [level, place] of counts) {
+                const count = shown.filter((line) => line.level === level).length;
+                setText(place, count ? texts.t(`doctor_${level}`, { count }) : "");
+            }
+            // Once: whoever closes it has read it.
+            if (!hasOpened && shown.some((line) => line.level === "error")) hasOpened = element.open = true;
         };
-        const details = h(
-            "details",
-            { class: "g-more", ontoggle: () => details.open && run(look) },
-            h("summary", {}, texts.t("doctor")),
-            list,
-        );
-        return details;
+        return { element, update };
     }
 
     return {
@@ -221,6 +232,7 @@ export function serverView(board, texts, section, run) {
             setAttribute(worker, "class", state.alive ? "g-good" : "g-bad");
             repairs.hidden = !state.replaced && !state.disowned;
             setText(repairs, texts.t("worker_repairs", { replaced: state.replaced, disowned: state.disowned }));
+            advice.update();
             draining = board.ready?.problems.includes("draining") ?? draining;
             begin.hidden = draining;
             end.hidden = !draining;

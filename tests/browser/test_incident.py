@@ -210,3 +210,23 @@ def test_what_fills_the_disk(opened: Callable[..., Page], host: HostProcess) -> 
     expect(disk.get_by_role("status")).to_contain_text(re.compile("would delete|Nothing is old enough"))
     assert hand.clicks <= 4
     shoot(page, "what-fills-the-disk")
+
+
+def test_the_doctor_is_counted_and_opens_by_itself_on_errors(opened: Callable[..., Page], bot: PlainClient) -> None:
+    page = opened(locale="ru", viewport={"width": 420, "height": 900})
+    ill = {"level": "error", "check": "keys", "message": "keys.json cannot be read.", "mend": "Restore it."}
+    lines = [*bot.get("/guarded/doctor").json["lines"], ill]
+    page.route("**/guarded/doctor", lambda route: route.fulfill(json={"lines": lines}))
+    page.reload()
+    doctor = page.locator(".g-doctor-card")
+    expect(doctor.get_by_text(re.compile("^1 ошибка$"))).to_be_visible()
+    expect(doctor.get_by_role("listitem").first).to_contain_text("keys.json cannot be read.")
+    shoot(page, "doctor-420-ru")
+    doctor.locator("summary").press("Enter")
+    expect(doctor).not_to_have_attribute("open", "")
+
+
+def test_the_doctor_stays_closed_where_there_is_no_error(opened: Callable[..., Page]) -> None:
+    doctor = opened().locator(".g-doctor-card")
+    expect(doctor.locator("li").first).to_be_attached()
+    expect(doctor).not_to_have_attribute("open", "")
