@@ -119,7 +119,7 @@ def test_many_waiting_jobs_are_cancelled_by_mark_and_by_owner(
             body = json.dumps({"prompt": sleep(600)}).encode()
             made[scope] = [str(bot.post(body, headers=headers).json["prompt_id"]) for _ in range(4)]
     page = opened(host.url, viewport={"width": 420, "height": 900})
-    page.get_by_label("Key").fill(keys["operate"])
+    page.get_by_label("Key", exact=True).fill(keys["operate"])
     page.keyboard.press("Enter")
     expect(within(page, "queue")).to_have_count(7)
     for job_id in made["operate"][1:3]:
