@@ -1,3 +1,4 @@
+# Over 400 lines: one class for each code, and their family.
 """The GuardError family and the one error body.
 
 A code is stable for ever; the class is ``CamelCase(code) + "Error"``. ComfyUI prints an exception's type with the

@@ -30,10 +30,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The host's answer to a prompt that it validated but did not queue.
-
-    `made` is what it would have queued, for :meth:`Host.keep`.
-    """
+    """The host's answer to a prompt that it did not queue. `made`: what it would have, for :meth:`Host.keep`."""
 
     refusal: Refusal | None
     outputs_to_execute: tuple[str, ...] = ()
@@ -118,13 +115,9 @@ class Progress:
 
     def body(self) -> ProgressBody:
         """As JSON."""
-        return {
-            "value": self.value,
-            "max": self.max,
-            "node_id": self.node_id,
-            "node_title": self.node_title,
-            "percent": self.percent,
-        }
+        return ProgressBody(
+            value=self.value, max=self.max, node_id=self.node_id, node_title=self.node_title, percent=self.percent
+        )
 
 
 @dataclass(frozen=True)

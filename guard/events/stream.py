@@ -115,10 +115,7 @@ class Events:
             self._loop.call(self._arm_progress)
 
     def previewed(self, job_id: str, mime: str, encode: Callable[[], bytes]) -> None:
-        """Take a picture. Only the newest is encoded, on a thread of its own, if somebody reads previews.
-
-        The worker's thread.
-        """
+        """Take a picture; the newest is encoded, on a thread of its own, if somebody wants it. The worker's thread."""
         if not self.has_readers(PREVIEW):
             return
         with self._lock:

@@ -48,7 +48,7 @@ from ..janitor.in_use import InUse
 from ..job import NewJob, Webhook
 from ..journal import Throttle
 from ..life.health import Health
-from ..life.secrets import SECRET_NAMES, Secrets
+from ..life.secrets import Secrets
 from ..quotas import Quotas
 from ..settings import Settings
 from ..store import IdempotencyKey, Submitted
@@ -59,7 +59,7 @@ from .fetch import Fetcher
 from .key_policies import KeyPolicies
 from .limits import Limits
 from .policy import Policy
-from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key
+from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key, write_body
 from .requeues import check_requeues
 
 log = logging.getLogger("guarded.admission")
@@ -193,7 +193,7 @@ class Admission:
             webhook = self._choose_webhook(prompt.options.webhook, client)
             moved = await self._references.resolve(prompt.graph, client, size)
             body = await work(
-                size, _write_body, request, prompt, moved or bool(fetched)
+                size, write_body, request, prompt, moved or bool(fetched)
             )  # now, because validation changes the prompt as it goes
             await hold.keep(prompt.graph, size)  # before anything looks at the files that it names
             rehearsal = await self._rehearse(prompt)
@@ -394,14 +394,3 @@ def _take_print(graph: Mapping[str, Any]) -> bytes | None:
 def _is_by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:
     """Whether the host refused our face loader, whose own validation looks for a face."""
     return any(graph[node_id]["class_type"] == FACE_LOADER for node_id in refusal.node_errors if node_id in graph)
-
-
-def _write_body(request: Submission, prompt: Prompt, moved: bool) -> bytes:
-    """What goes to disk: the body as it came, unless a template or a conversion made the prompt, it holds secrets, or
-    the names of the sender's own files in it were changed (`moved`)."""
-    if not prompt.secrets and not moved and not prompt.converted and request.fill is None:
-        return request.raw
-    body = prompt.body
-    if prompt.secrets:
-        body = {**body, "extra_data": {k: v for k, v in body["extra_data"].items() if k not in SECRET_NAMES}}
-    return json.dumps(body).encode()

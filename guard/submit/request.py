@@ -304,3 +304,14 @@ def read_idempotency_key(request: Submission, since_ms: int) -> IdempotencyKey |
     if request.template:  # the same body sent to another template is another request
         digest.update(b"\0" + request.template.encode())
     return IdempotencyKey(request.idempotency_key, digest.hexdigest(), since_ms)
+
+
+def write_body(request: Submission, prompt: Prompt, moved: bool) -> bytes:
+    """What goes to disk: the body as it came, unless a template or a conversion made the prompt, it holds secrets, or
+    the names of the sender's own files in it were changed (`moved`)."""
+    if not prompt.secrets and not moved and not prompt.converted and request.fill is None:
+        return request.raw
+    body = prompt.body
+    if prompt.secrets:
+        body = {**body, "extra_data": {k: v for k, v in body["extra_data"].items() if k not in SECRET_NAMES}}
+    return json.dumps(body).encode()

@@ -83,11 +83,11 @@ class TestText:
         log.debug("not at this level")
         assert timeless(lines()) == ["[guarded] T job 1\\n2 started"]
 
-    def test_it_says_when_only_where_the_hosts_own_lines_do_not(self, written):
+    def test_it_says_when_only_where_the_hosts_own_lines_do_not(self, written, monkeypatch):
         lines = written()
         stamped = logging.Formatter("%(asctime)s %(message)s")
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(stamped)
+            monkeypatch.setattr(handler, "formatter", stamped)
         log.info("ready")
         assert re.fullmatch(r"[\d-]+ [\d:,]+ \[guarded\] ready", lines()[0])
 

@@ -10,13 +10,14 @@ from unit.store_steps import CANCELLED, claim, run_to_success, submit
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import Artifact, JobState, Result, Webhook
-from comfyui_guarded.guard.store import DeliveryState, IdempotencyKey, SqliteStore
+from comfyui_guarded.guard.store import DeliveryState, IdempotencyKey, NewAlarm, SqliteStore
 from comfyui_guarded.guard.store.outbox import PAUSE_AT_MOST_S
+from comfyui_guarded.guard.store.upkeep import delete_body
 
 DAY_S = 86_400
 HOOK = Webhook("https://a.example/hook", tuple(state.value for state in JobState))
-#: No time, but 0: nothing has read it since the first version.
-NO_TIMES = {("leases", "deadline_ms")}
+#: No times: the first is 0, as nothing has read it since the first version; the others say how long something took.
+NO_TIMES = {("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms")}
 
 
 class Off(Clock):
@@ -52,12 +53,17 @@ def live(path, clock):
         run_to_success(store, claim(store, 9), Result({}, (artifact,)))
         store.start(claim(store, 9)).result(LONG_S)
         claim(store, 9)
-        store.settle(submitted(), CANCELLED).result(LONG_S)
+        cancelled_id = submitted()
+        store.settle(cancelled_id, CANCELLED).result(LONG_S)
         (first, second, *_others) = store.find_due_deliveries(2**53, 9, under_way=(), full=()).result(LONG_S).deliveries
         delivered = replace(first, state=DeliveryState.DELIVERED, attempts=1, ended_at_ms=now_ms)
         store.record_attempt(delivered).result(LONG_S)
         failed = replace(second, attempts=1, next_at_ms=now_ms + 5_000, last_error="x")
         store.record_attempt(failed).result(LONG_S)
+        store.put_alarms([NewAlarm(now_ms, "worker_died", "x") for _ in range(2)]).result(LONG_S)
+        store.mark_alarms_seen([1], 0).result(LONG_S)
+        cancelled = store.get(cancelled_id).result(LONG_S)
+        store._engine.write(lambda db: delete_body(db, cancelled.number, now_ms)).result(LONG_S)
 
 
 def times(path):
