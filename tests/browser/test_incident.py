@@ -159,7 +159,9 @@ def test_a_key_is_made_limited_and_revoked_on_the_page(opened: Callable[..., Pag
         return bot.get("/guarded/jobs", {"Authorization": f"Bearer {secret}"}).status
 
     page = opened(locale="ru", viewport={"width": 420, "height": 900})
-    page.get_by_text("Создать, ограничить или отозвать ключ").press("Enter")
+    opens = page.get_by_text("Создать, ограничить или отозвать ключ")
+    expect(opens).to_be_visible()  # a key pressed before that goes nowhere
+    opens.press("Enter")
     form = page.get_by_role("form", name="Новый ключ")
     form.get_by_label("Владелец", exact=True).fill("shop")
     form.get_by_text("Ограничения").press("Enter")
