@@ -118,7 +118,7 @@ function addBadge(board, texts) {
         const said = [texts.t(trouble ? "badge_not_ready" : "badge", { running, queued }), unseen].filter(Boolean).join(". ");
         setText(count, trouble ? "!" : queued ? `${running} + ${queued}` : String(running));
         alarms.hidden = !board.unseen;
-        setText(alarms, String(board.unseen));
+        setText(alarms, board.unseen ? String(board.unseen) : "");
         setAttribute(badge, "data-trouble", trouble);
         setAttribute(badge, "title", said);
         setAttribute(badge, "aria-label", said);

@@ -45,6 +45,7 @@ class AskedLimits(BaseModel):
     max_streams: _Count | None = None
     max_requests: _Count | None = None
     max_open_bytes: _Count | None = None
+    max_file_bytes: _Count | None = None
     allow_nodes: _Patterns = []
     deny_nodes: _Patterns = []
     profile: Annotated[str, AfterValidator(_check_profile)] = ""
@@ -79,6 +80,7 @@ class LimitsBody(TypedDict):
     max_streams: int | None
     max_requests: int | None
     max_open_bytes: int | None
+    max_file_bytes: int | None
     allow_nodes: list[str]
     deny_nodes: list[str]
     profile: str

@@ -49,12 +49,17 @@ _FRESH_NS = 2_000_000_000
 _MOST_FILES = 20_000
 _MANY_FRAMES = 10_000
 
-_ERRORS: Mapping[str, type[GuardError]] = {"image": BadImageError, "video": BadVideoError, "audio": BadAudioError}
-_CALLED = {"image": "picture", "video": "film", "audio": "sound"}
+_ERRORS: Mapping[str, type[GuardError]] = {
+    "image": BadImageError,
+    "video": BadVideoError,
+    "audio": BadAudioError,
+    "media": BadVideoError,
+}
+_CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film"}
 
 
 class Loaded(NamedTuple):
-    """A file that a node of a prompt will read. `holds`: `image`, `video` or `audio`."""
+    """A file that a node of a prompt will read. `holds`: `image`, `video`, `audio`, or `media`: a film or a sound."""
 
     node_id: str
     input: str
@@ -146,7 +151,7 @@ class LoadedFiles:
             film = kind is not None and kind.name in ("video", "audio")
             if one.holds == "image" and not (film and kind is not None and kind.name == "video"):
                 return self._look_at_picture(path, one.text)
-            if one.holds == "video" and kind is not None and kind.name == "image":
+            if one.holds in ("video", "media") and kind is not None and kind.name == "image":
                 return self._look_at_picture(path, one.text)  # a GIF is a film to some loaders
             if kind is None:
                 raise _refuse(one, "its format is not known here")
@@ -174,7 +179,9 @@ def _tell_content(declared: Declared, name: str) -> str | None:
         return "video"
     if kinds & {"IMAGE", "MASK"}:
         return "image"
-    return "audio" if "AUDIO" in kinds else None
+    if "AUDIO" in kinds:
+        return "media" if "video" in name.lower() else "audio"  # a film's sound, if it has any
+    return None
 
 
 def _sniff_more(head: bytes) -> Kind | None:
@@ -191,6 +198,8 @@ def _look_at_film(handle: IO[bytes], kind: Kind, one: Loaded) -> Media:
         film = next((stream for stream in container.streams.video if stream.codec_context is not None), None)
         sound = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
         wanted = sound if one.holds == "audio" else film
+        if wanted is None and one.holds == "media":
+            wanted = sound
         if wanted is None:
             raise _refuse(one, "it has no sound" if one.holds == "audio" else "it has no pictures")
         if next(container.decode(wanted), None) is None:

@@ -77,7 +77,11 @@ def _read_spent(stored: dict[str, Any] | None) -> Spent | None:
 
 def _dump_result(result: Result) -> str:
     # `asdict` would copy all that nodes reported, which takes longer than to write it.
-    return json.dumps({"outputs": result.outputs, "artifacts": [vars(file) for file in result.artifacts]})
+    spent = result.spent
+    dumped: dict[str, Any] = {"outputs": result.outputs, "artifacts": [vars(file) for file in result.artifacts]}
+    if spent is not None:
+        dumped["spent"] = {**vars(spent), "nodes": [vars(node) for node in spent.nodes]}
+    return json.dumps(dumped)
 
 
 def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> None:

@@ -2,7 +2,7 @@
 
 import { confirmed, h } from "./dom.js";
 
-const NUMBERS = ["jobs_per_minute", "max_queued", "max_streams", "max_requests", "max_open_bytes", "max_pixels", "max_steps"];
+const NUMBERS = ["jobs_per_minute", "max_queued", "max_streams", "max_requests", "max_open_bytes", "max_file_bytes", "max_pixels", "max_steps"];
 const LISTS = ["allow_nodes", "deny_nodes"];
 const DAY_S = 86400;
 const AGES = { never: null, day: DAY_S, month: 30 * DAY_S, year: 365 * DAY_S };

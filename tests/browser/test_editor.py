@@ -102,6 +102,7 @@ def open_tab(page: Page) -> Any:
 
 
 def test_the_tab_shows_a_job_live_and_stops_it(editor: Callable[..., Page], bot: PlainClient) -> None:
+    assert bot.post(json.dumps({"up_to": 2**53}).encode(), "/guarded/alarms/seen").json == {"unseen": 0}
     page = editor()
     panel = open_tab(page)
     expect(panel.get_by_text("Nothing is running.")).to_be_visible()

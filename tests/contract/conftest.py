@@ -18,6 +18,8 @@ from comfyui_guarded.tests.hosts.lend import lend
 #: Of scikit-image, where `make` has put the demo's pictures.
 ASTRONAUT = Path(sys.prefix) / "photos" / "skimage" / "data" / "astronaut.png"
 PHOTO = "photo.png"
+#: From where the servers of the tests fetch files; every other address of this machine is none of theirs.
+FILES_FROM = "127.0.0.5"
 
 
 def kinds(wanted: Callable[[HostKind], bool] = lambda kind: True) -> list[object]:
@@ -64,8 +66,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param
     base = tmp_path_factory.mktemp("host")
-    # Files may be fetched from a server of the test's own.
-    fetch = {"GUARDED_FETCH__ALLOW_HTTP": "true", "GUARDED_FETCH__ALLOWED_NETWORKS": "127.0.0.1/32"}
+    # Files may be fetched from a server of the test's own, which has an address of its own.
+    fetch = {"GUARDED_FETCH__ALLOW_HTTP": "true", "GUARDED_FETCH__ALLOWED_NETWORKS": f"{FILES_FROM}/32"}
     process = HostProcess(kind, base, environment={**fetch, **lend(kind, "mcp", base / "lent")})
     put_photo(base)
     with process:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 from contract.client import assert_refusal, assert_succeeded, folder_of, photo_copy
-from contract.conftest import PHOTO
+from contract.conftest import FILES_FROM, PHOTO
 from contract.test_form import fresh, uploaded
 from PIL import Image
 
@@ -36,8 +36,8 @@ async def pictures() -> AsyncIterator[tuple[str, dict[str, bytes]]]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield f"http://127.0.0.1:{port}", lying
+    await web.TCPSite(runner, FILES_FROM, port).start()
+    yield f"http://{FILES_FROM}:{port}", lying
     await runner.cleanup()
 
 

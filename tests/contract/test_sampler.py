@@ -67,7 +67,7 @@ async def client(studio):
 async def post(client, name, query="", guard=None, **parameters):
     body = {"parameters": parameters, "guard": guard or {}}
     answer = await client.request("POST", f"/guarded/workflows/{name}{query}", body)
-    assert answer.status == 200, answer
+    assert answer.status == 200, answer.json
     return answer.json
 
 

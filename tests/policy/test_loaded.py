@@ -19,6 +19,7 @@ CLASSES = {
     "LoadVideo": ("file", (("VIDEO", "VIDEO"),)),
     "VHS_LoadVideo": ("video", (("IMAGE", "IMAGE"), ("INT", "frame_count"))),
     "LoadAudio": ("audio", (("AUDIO", "AUDIO"),)),
+    "GuardedLoadSound": ("video", (("AUDIO", "audio"),)),
     "Load3D": ("model_file", (("MESH", "MESH"),)),
 }
 
@@ -114,6 +115,7 @@ FAKE_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500
         ("LoadAudio", b"no sound", BadAudioError),
         ("LoadAudio", film(), BadAudioError),
         ("LoadAudio", tone()[:30], BadAudioError),
+        ("GuardedLoadSound", b"no film", BadVideoError),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -13,6 +13,7 @@ from unit.store_steps import CANCELLED, Held, claim, run_to_success, submit
 
 from comfyui_guarded.guard.errors import GuardError, ServerUnavailableError
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict, Webhook
+from comfyui_guarded.guard.spent import NodeTime, Spent
 from comfyui_guarded.guard.store import SqliteStore
 from comfyui_guarded.guard.store.recent import FILE_BYTES, JOB_BYTES, Recent
 from comfyui_guarded.guard.store.rows import find_job
@@ -44,10 +45,17 @@ def is_asked_of_the_disk(store, job_id):
     details=OBJECTS | st.fixed_dictionaries({"limits": st.tuples(st.integers(), st.text())}),
     timeout_s=st.integers(1, 100) | st.floats(0.1, 100),
     warnings=st.lists(st.sampled_from(["dark", "silent"]), max_size=2),
+    spent=st.none()
+    | st.builds(
+        Spent,
+        *[st.integers(0, 10**6)] * 3,
+        st.none() | st.integers(0, 2**40),
+        st.lists(st.builds(NodeTime, st.text("12"), st.text("ab"), st.integers(0, 9)), max_size=2).map(tuple),
+    ),
     ends_well=st.booleans(),
 )
 def test_a_job_is_remembered_at_each_step_as_the_tables_have_it(
-    store, metadata, parameters, outputs, details, timeout_s, warnings, ends_well
+    store, metadata, parameters, outputs, details, timeout_s, warnings, spent, ends_well
 ):
     file = Artifact(0, "2", "image", "a.png", "sub", "output", 5, "0" * 64, 64, 64, None, tuple(warnings))
     facts = {"metadata": metadata, "parameters": parameters, "template": "t", "client_id": "c", "timeout_s": timeout_s}
@@ -57,7 +65,7 @@ def test_a_job_is_remembered_at_each_step_as_the_tables_have_it(
         lambda: claim(store),
         lambda: store.start(job_id).result(LONG_S),
         lambda: store.validate(job_id).result(LONG_S),
-        lambda: store.settle(job_id, verdict, Result(outputs, (file,)) if ends_well else None).result(LONG_S),
+        lambda: store.settle(job_id, verdict, Result(outputs, (file,), spent) if ends_well else None).result(LONG_S),
         lambda: store.release(job_id).result(LONG_S),
     ]
     assert store.recall(job_id) == read(store, job_id)

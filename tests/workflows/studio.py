@@ -1,10 +1,13 @@
-"""Makes a folder for a ComfyUI in which nothing is missing that a template names: empty files of the right size."""
+"""Makes a folder for a ComfyUI in which nothing is missing that a template names: models are empty files of the right
+size."""
 
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 from workflows import editor
 
 from comfyui_guarded.guard.templates.manifest import Template
@@ -35,4 +38,9 @@ def furnish(base: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             put_model(path, model.size_mb)
     shutil.copy(ASTRONAUT, base / "input" / PHOTO)
-    (base / "input" / MOTION).touch()
+    with av.open(str(base / "input" / MOTION), "w") as film:
+        stream = film.add_stream("mpeg4", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for at in range(12):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * at, np.uint8))))
+        film.mux(stream.encode())
