@@ -64,6 +64,7 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("GET", "/open"): ({"query": "?once=nothing"}, 401),
     ("POST", "/face-check"): ({"raw": b"no picture"}, 422),
     ("GET", "/ws"): ({}, 400),  # it is no websocket that asks
+    ("POST", "/mcp"): ({}, 400),  # it is no message of an agent
     ("POST", "/webhooks/{webhook_id}/redeliver"): ({}, 404),
     ("GET", "/events"): ({"query": "?wait=0"}, 200),
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
