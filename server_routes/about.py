@@ -32,7 +32,8 @@ from ..guard.errors import (
 
 Schema = Mapping[str, Any]
 
-#: A type whose JSON the body is (a TypedDict, a pydantic model, `dict[str, Any]`), or the media type of another body.
+#: A type whose JSON the body is (a TypedDict, a pydantic model, `dict[str, Any]`), or the media type of another body; a
+#: tuple where the caller may choose.
 Body = Any
 
 #: Why the store may not be read.

@@ -140,7 +140,8 @@ def _rename(schema: Any) -> Any:
 def _list_bodies(row: Route) -> Iterator[Any]:
     """The types of which the row needs schemas."""
     about = _get_about(row)
-    for body in (*about.answers.values(), *about.body.values()):
+    answers = [one for body in about.answers.values() for one in (body if isinstance(body, tuple) else (body,))]
+    for body in (*answers, *about.body.values()):
         if body is not None and not isinstance(body, str):
             yield body
 
@@ -217,7 +218,11 @@ def _describe_answers(row: Route, about: About, schemas: _Schemas) -> dict[int, 
 
 def _describe_answer(status: int, body: Body, schemas: _Schemas) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": web.Response(status=status).reason or ""}
-    if body == FILE:
+    if isinstance(body, tuple):
+        answer["content"] = {}
+        for one in body:
+            answer["content"] |= _describe_answer(status, one, schemas)["content"]
+    elif body == FILE:
         # Generators take the first; the file comes under its own type.
         answer["content"] = {FILE: {"schema": _BINARY}, "*/*": {"schema": _BINARY}}
     elif body == STREAM:

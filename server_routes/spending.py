@@ -31,7 +31,7 @@ ROUTES = [
         "/spending",
         get_spending,
         about=About(
-            {200: SpendingBody},
+            {200: (SpendingBody, "text/csv")},
             query={
                 "month": {"type": "string", "pattern": "^2[0-9]{3}-(0[1-9]|1[0-2])$"},
                 "format": {"type": "string", "enum": ["json", "csv"]},
