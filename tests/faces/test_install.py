@@ -14,8 +14,8 @@ OPENCV = {"opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 
 def test_what_the_file_names_brings_no_onnxruntime_and_no_opencv_with_it() -> None:
     pytest.importorskip("insightface", reason="requirements-insightface.txt says how to install it")
-    lines = INSIGHTFACE.read_text(encoding="utf-8").splitlines()
-    waiting = [line for line in lines if line and not line.startswith("#")]
+    lines = (line.partition("#")[0].strip() for line in INSIGHTFACE.read_text(encoding="utf-8").splitlines())
+    waiting = [line for line in lines if line]
     brought: set[str] = set()
     while waiting:
         asked = Requirement(waiting.pop())
