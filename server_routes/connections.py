@@ -23,8 +23,9 @@ log = logging.getLogger("guarded.http")
 FOR_OPERATORS = 16
 #: Files that the process needs for itself: the job database, models, uploads, results.
 _OWN_FILES = 128
-#: Of waiting connections so many are accepted at once, before the first of them is heard of (aiohttp's backlog).
-_BURST = 128
+#: Of waiting connections 128 are accepted at once (aiohttp's backlog), before the first of them is heard of; and as
+#: many again in the turn of the event loop in which those that had to go for them give back their files.
+_BURST = 256
 
 
 def find_bound(wanted: int, open_files: int | None = None) -> int:
