@@ -25,6 +25,15 @@ SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Co
 NO_COMFYUI = "the editor is a real ComfyUI's: COMFYUI_PATH names one (tests/hosts/launch.py says where we look)"
 KINDS = [pytest.param(kind, id=kind.name.replace(" ", "-")) for kind in real_kinds()]
 
+#: The tab's button: frontends up to 1.49 give it a class, later ones a test id.
+OUR_TAB = '.guarded-tab-button, [data-testid="guarded-tab-button"]'
+#: Unpacked wheels of comfyui-frontend-package, each in a folder of its own.
+FRONTENDS = [
+    pytest.param(path, id=path.parents[1].name)
+    for path in sorted(Path.home().glob("comfy/frontends/*/comfyui_frontend_package/static"))
+]
+NO_FRONTENDS = "no other frontend: pip install --target ~/comfy/frontends/1.58.1 comfyui-frontend-package==1.58.1"
+
 
 @pytest.fixture(scope="module", params=KINDS or [pytest.param(None, id="none", marks=pytest.mark.skip(NO_COMFYUI))])
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
@@ -52,7 +61,7 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
         contexts.append(context)
         faults.append(Faults(page))
         page.goto(host.url)
-        page.wait_for_selector(".guarded-tab-button")
+        page.wait_for_selector(OUR_TAB)
         # Its own first workflow comes last, and would take the place of ours.
         page.wait_for_function("window.app?.vueAppReady && window.app.graph?._nodes.length")
         if prompt is not None:
@@ -95,7 +104,7 @@ def run(page: Page) -> None:
 
 
 def open_tab(page: Page) -> Any:
-    page.locator(".guarded-tab-button").click()
+    page.locator(OUR_TAB).click()
     panel = page.locator(".g-panel")
     expect(panel).to_be_visible()
     return panel
@@ -242,6 +251,28 @@ def test_no_verdict_empties_the_editors_own_panels(editor: Callable[..., Page], 
     expect(page.get_by_text(Path(file["filename"]).stem, exact=True)).to_be_visible()
     shoot(page, f"editor-panels-{bot.host.kind.name}")
     assert [line for line in said if "Jobs API" in line or "ZodError" in line] == []
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS or [pytest.param(None, marks=pytest.mark.skip(NO_FRONTENDS))])
+def test_another_frontend_has_the_tab_and_whole_panels_too(
+    editor: Callable[..., Page], host: HostProcess, tmp_path: Path, frontend: Path
+) -> None:
+    """With a ComfyUI that another frontend has been given to. The tab shows the job, and no list is rejected."""
+    if not host.kind.real or host.kind != real_kinds()[0]:
+        pytest.skip("one ComfyUI does: the lists are the same")
+    process = HostProcess(host.kind, tmp_path / "other", arguments=("--front-end-root", str(frontend)))
+    with process, contextlib.closing(PlainClient(process)) as bot:
+        bot.run(picture())
+        codes = [_ended(bot, sleep(3600), timeout_s=0.5), _ended(bot, raises("value_error")), _cancelled(bot)]
+        assert codes == ["generation_timeout", "generation_failed", "cancelled"]
+        page = editor(host=process)
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.reload()
+        panel = open_tab(page)
+        expect(panel.locator(".g-recent-card [data-job]")).to_have_count(4)
+        assert [line for line in said if "Jobs API" in line or "ZodError" in line] == []
+        page.goto("about:blank")
 
 
 def _ended(bot: PlainClient, prompt: Prompt, **guard: Any) -> str:
