@@ -188,10 +188,7 @@ class Api:
             raise _away(error) from error
         if response.status != 200:
             raise _read_refusal(response.status, raw)
-        try:
-            answer = json.loads(raw)
-        except ValueError:
-            answer = None
+        answer = read_answer(raw)
         if not isinstance(answer, dict):
             raise _away("what answers there is no ComfyUI-Guarded")
         return answer
@@ -199,6 +196,8 @@ class Api:
     def _request(
         self, method: str, path: str, *, data: Any = None, params: Any = None, headers: Mapping[str, str] | None = None
     ) -> Any:
+        if not path.startswith("/"):  # after the host it would name another one, which would get the key
+            raise _away("it names a file that is not its own")
         return self._http.request(
             method,
             self._reach.url.rstrip("/") + path,
@@ -208,6 +207,22 @@ class Api:
             allow_redirects=False,  # a redirect would take the key elsewhere
             ssl=self._reach.check_tls,
         )
+
+
+def read_answer(raw: bytes) -> Any:
+    """JSON; None where it is none. Half of a pair of surrogates, which no message can carry, becomes U+FFFD."""
+    try:
+        return _mend(json.loads(raw))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mend(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_mend(name): _mend(item) for name, item in value.items()}
+    return [_mend(item) for item in value] if isinstance(value, list) else value
 
 
 def _path(job_id: str) -> str:
@@ -220,7 +235,7 @@ def _away(why: object) -> Refused:
 
 def _read_refusal(status: int, raw: bytes) -> Refused:
     try:
-        body = json.loads(raw)
+        body = read_answer(raw)
         error, guard = body["error"], body["guard"]
         return Refused(
             guard["code"],

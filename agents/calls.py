@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ _PREVIEW = "?preview=webp;90;1024"
 _PREVIEW_BYTES = 2**22
 #: The largest result that is saved, or read as a resource.
 LARGEST_BYTES = 2**27
+#: What a result is called where it is saved: a job's id, a number, an ending.
+_SAVED = re.compile(r"[\w-]{1,100}-\d{1,9}(?:\.\w{1,10})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Calls:
 
     async def _keep(self, folder: Path, job_id: str, artifact: Mapping[str, Any]) -> str:
         content, _mime = await self._api.fetch(artifact["url"], LARGEST_BYTES)
-        name = f"{job_id}-{artifact['index']}{Path(artifact['filename']).suffix}"
+        name = name_result(job_id, artifact)
 
         def write() -> str:
             folder.mkdir(parents=True, exist_ok=True)
@@ -160,3 +163,13 @@ class Calls:
         if body["next"] is not None:
             lines.append(f"There are more: call again with before={body['next']}.")
         return Outcome("\n".join(lines) or "There are no such jobs.", facts)
+
+
+def name_result(job_id: str, artifact: Mapping[str, Any]) -> str:
+    """What a result is called where it is saved. Raises Refused: the server must not choose another folder by it."""
+    name = f"{job_id}-{artifact['index']}{Path(artifact['filename']).suffix}"
+    if _SAVED.fullmatch(name) is None:
+        raise Refused(
+            "internal_error", f"The server calls a result {name[:100]!r}, and it is not saved.", job_id=job_id
+        )
+    return name
