@@ -10,9 +10,7 @@ from contract.client import assert_ended_badly, assert_refusal, picture, raises,
 
 async def test_the_garbage_collector_passes_over_what_the_start_has_made(client):
     """It would hold up every thread while it goes through all of that."""
-    objects = await client.get("/guarded_faults/frozen")
-    assert objects["frozen"] > 50_000
-    assert objects["seen"] < objects["frozen"]
+    assert (await client.get("/guarded_faults/frozen"))["frozen"] > 50_000
 
 
 # Artifacts. --------------------------------------------------------------------------------------------------
