@@ -3,14 +3,22 @@
 import hashlib
 
 import pytest
-from contract.client import assert_ended_badly, assert_refusal, picture, raises, text
+from contract.client import assert_ended_badly, assert_refusal, connected, picture, raises, text
+from contract.conftest import kinds
+
+from comfyui_guarded.tests.hosts.launch import HostProcess
 
 # The server itself. ------------------------------------------------------------------------------------------
 
 
-async def test_the_garbage_collector_passes_over_what_the_start_has_made(client):
+@pytest.mark.parametrize("kind", kinds())
+async def test_the_garbage_collector_passes_over_what_the_start_has_made(kind, tmp_path):
     """It would hold up every thread while it goes through all of that."""
-    assert (await client.get("/guarded_faults/frozen"))["frozen"] > 50_000
+    with HostProcess(kind, tmp_path) as started:  # a shared one has made more since
+        async with connected(started) as client:
+            objects = await client.get("/guarded_faults/frozen")
+    assert objects["frozen"] > 50_000
+    assert objects["seen"] < objects["frozen"]
 
 
 # Artifacts. --------------------------------------------------------------------------------------------------
