@@ -9,6 +9,7 @@ CLIENTS := build/clients
 TOOLS := prometheus nginx caddy
 # With what it needs beyond a bare Debian, by Debian's names; where these are others, it is tested only if installed.
 HAPROXY := haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
+SYSTEMD := systemd libsystemd-shared
 CHAOS ?= 200
 CHAOS_REAL ?= 20
 POWER ?= 20
@@ -152,6 +153,7 @@ $(VENV)/.tools-ready: $(VENV)/.created
 	@mkdir -p $(VENV)/tools
 	@cd $(VENV)/tools && { apt-get download $(TOOLS) || { apt-get update && apt-get download $(TOOLS); } && \
 		{ apt-get download $(HAPROXY) || rm -f haproxy_*.deb; } && \
+		{ apt-get download $(SYSTEMD) || rm -f systemd_*.deb; } && \
 		for package in *.deb; do dpkg-deb -x $$package . || exit 1; done && \
 		rm -f *.deb; } >/dev/null 2>&1 || \
 		echo "No $(TOOLS) could be had from apt-get; their tests will be skipped."

@@ -117,11 +117,11 @@ class Api:
             await asyncio.sleep(_PAUSE_S)
         raise AssertionError("the last attempt returns or raises")
 
-    async def get_job(self, job_id: str) -> dict[str, Any]:
-        return await self._ask("GET", _path(job_id))
+    async def get_job(self, job_id: str, query: Mapping[str, str] | None = None) -> dict[str, Any]:
+        return _check_job(job_id, await self._ask("GET", _path(job_id), query=query))
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
-        return await self._ask("DELETE", _path(job_id))
+        return _check_job(job_id, await self._ask("DELETE", _path(job_id)))
 
     async def list_jobs(self, **query: Any) -> dict[str, Any]:
         given = {name: str(value) for name, value in query.items() if value is not None}
@@ -141,7 +141,7 @@ class Api:
                 return
             query = {"wait": f"{min(rest_s, _POLL_S):.3f}", "state": job["state"]}
             try:
-                job = await self._ask("GET", _path(job_id), query=query)
+                job = await self.get_job(job_id, query)
             except Refused as refused:
                 if not refused.retryable or time.monotonic() >= ends_s:
                     raise
@@ -223,6 +223,13 @@ def _mend(value: Any) -> Any:
     if isinstance(value, dict):
         return {_mend(name): _mend(item) for name, item in value.items()}
     return [_mend(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_job(job_id: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Raises Refused where the answer is about something else: a proxy may have mixed two up."""
+    if job.get("job_id") != job_id or "settled_at_ms" not in job:
+        raise Refused(AWAY, "What answers does not speak of that job.", retryable=True, job_id=job_id)
+    return job
 
 
 def _path(job_id: str) -> str:

@@ -17,7 +17,9 @@ from typing import Any
 
 from aiohttp import web
 
+from ..guard.errors import GuardError, InvalidRequestError, PayloadTooLargeError
 from .api import Reach
+from .messages import find_fault
 
 log = logging.getLogger("guarded.mcp")
 
@@ -45,13 +47,16 @@ class Bridge:
         self._lock = threading.Lock()
         self._started: Future[tuple[asyncio.AbstractEventLoop, _Serve]] | None = None
 
-    async def answer(self, request: web.Request, raw: bytes) -> web.StreamResponse:
-        """Pass a request on, and its answer back. Event loop.
+    async def answer(self, request: web.Request, raw: bytes, message: Any) -> web.StreamResponse:
+        """Pass a request on, and its answer back; `message` is what its body says. Event loop.
 
         Raises:
             MissingPackageError: there is no package that could answer.
+            GuardError: the package refuses the request, and not as JSON.
         """
         loop, serve = await asyncio.shield(asyncio.wrap_future(self._start()))
+        if (fault := find_fault(message)) is not None:
+            return web.json_response(fault, status=400)
         here = asyncio.get_running_loop()
         messages: asyncio.Queue[_Message | None] = asyncio.Queue()
 
@@ -178,6 +183,8 @@ async def _write_answer(request: web.Request, messages: asyncio.Queue[_Message |
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        if start["status"] >= 400 and headers.get("content-type") != "application/json":
+            raise _make_refusal(start["status"], bytes(body))
         return web.Response(status=start["status"], body=bytes(body), headers=headers)
     response = web.StreamResponse(status=start["status"], headers={**headers, "X-Accel-Buffering": "no"})
     await response.prepare(request)
@@ -188,6 +195,15 @@ async def _write_answer(request: web.Request, messages: asyncio.Queue[_Message |
             break
     await response.write_eof()
     return response
+
+
+def _make_refusal(status: int, body: bytes) -> GuardError:
+    """Our refusal, for the one that the package has in words of its own, or in none."""
+    why = body.decode("utf-8", "replace")[:200] or f"HTTP {status}"
+    message = (
+        f"This is no request of the protocol ({why}): it takes and accepts application/json and text/event-stream."
+    )
+    return PayloadTooLargeError(why) if status == 413 else InvalidRequestError(message)
 
 
 async def _next(request: web.Request, messages: asyncio.Queue[_Message | None]) -> _Message | None:

@@ -64,13 +64,17 @@ class Calls:
         self._report = report
         self._save = save
         self._reads_paths = reads_paths
+        #: The job that the call is about, once there is one: whatever fails after that, the agent is told it.
+        self.job_id: str | None = None
 
     async def call(self, tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
         """Do what the tool is for. The arguments have its schema. Raises Refused."""
         if tool.name == FOLLOW.name:
             return await self._follow(arguments["job_id"], arguments.get("wait_s", WAIT_S))
         if tool.name == CANCEL.name:
-            return await self._describe(await self._api.cancel(arguments["job_id"]))
+            job = await self._api.cancel(arguments["job_id"])
+            self.job_id = arguments["job_id"]
+            return await self._describe(job)
         if tool.name == LIST.name:
             return await self._list(**arguments)
         return await self._submit(tool, dict(arguments))
@@ -106,16 +110,17 @@ class Calls:
             if refused.code == AWAY:
                 refused.details = f"Nobody knows whether there is a job. Its idempotency_key is {key}."
             raise
-        try:
-            return await self._follow(answer["prompt_id"], options.get("wait_s", WAIT_S))
-        except Refused as refused:  # the job is there all the same
-            refused.job_id = refused.job_id or answer["prompt_id"]
-            refused.refund = None
-            raise
+        job_id = answer.get("prompt_id")
+        if not isinstance(job_id, str):
+            raise Refused(AWAY, "The server does not say which job it has made.",
+                          details=f"Its idempotency_key is {key}.", retryable=True)  # fmt: skip
+        self.job_id = job_id
+        return await self._follow(job_id, options.get("wait_s", WAIT_S))
 
     async def _follow(self, job_id: str, wait_s: float) -> Outcome:
         job: dict[str, Any] = {}
         async for job in self._api.follow(job_id, wait_s):
+            self.job_id = job_id
             if job["settled_at_ms"] is None:
                 percent = job["progress"]["percent"] if job["progress"] is not None else 0
                 await self._report(percent or 0, words.describe_job(job).partition("\n")[0])

@@ -36,9 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, find_url: Callable[[], str]) -> int:
     """Serve until standard input ends. The exit status: 2 where the optional package is not installed."""
     try:
-        from mcp.server.stdio import stdio_server
-
         from .server import make_server
+        from .stdio import serve
     except ImportError as error:
         sys.stderr.write(f"{explain_missing(error)}\n")
         return 2
@@ -47,10 +46,6 @@ def run(arguments: argparse.Namespace, find_url: Callable[[], str]) -> int:
     headers = {"Accept-Language": arguments.locale, **({"Authorization": f"Bearer {key}"} if key else {})}
     reach = Reach(url, headers)
 
-    async def serve() -> None:
-        server = make_server(lambda _request: reach, reads_paths=not arguments.no_paths, save=arguments.save)
-        async with stdio_server() as (incoming, outgoing):
-            await server.run(incoming, outgoing, server.create_initialization_options())
-
-    asyncio.run(serve())
+    server = make_server(lambda _request: reach, reads_paths=not arguments.no_paths, save=arguments.save)
+    asyncio.run(serve(server))
     return 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
+import stat
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from ..guard.results.containers import sniff
+from ..guard.results.containers import BrokenFileError, sniff
 from .api import File, Refused
 
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w=.+-]+)*?;base64,", re.ASCII)
@@ -60,16 +63,45 @@ def _read_path(field: str, value: str) -> File | None:
             if _is_path(value):
                 raise _refuse(field, f"names {value[:200]}, and there is no such file on this machine")
             return None
-        if path.stat().st_size > _MAX_BYTES:
-            raise _refuse(field, f"names a file of more than {_MAX_BYTES} bytes")
-        content = path.read_bytes()
+        with _open(path) as file:
+            return _read_whole(field, file)
     except (OSError, ValueError, RuntimeError) as error:
         raise _refuse(field, f"cannot be read: {str(error)[:200]}") from None
-    # Whatever an agent is talked into, it sends no keys and no letters.
-    kind = sniff(content[:32])
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open the file without waiting for a writer or a device. Raises OSError."""
+    return open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+
+
+def _read_whole(field: str, file: BinaryIO) -> File:
+    """A picture, film or sound, whole by its own structure. Whatever an agent is talked into, it sends no keys and no
+    letters; whether it is a picture that can be used is the server's to say. Raises OSError."""
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise _refuse(field, "names what is no file")
+    if found.st_size > _MAX_BYTES:
+        raise _refuse(field, f"names a file of more than {_MAX_BYTES} bytes")
+    # The kernel's own files say that they are empty; to read one may take for ever, or take what others wait for.
+    kind = sniff(file.read(32)) if found.st_size else None
     if kind is None:
         raise _refuse(field, "names a file that is no picture, film or sound")
+    try:
+        kind.check_whole(file, found.st_size)
+    except BrokenFileError as error:
+        raise _refuse(field, f"names a file that is not whole: {error}") from None
+    file.seek(0)
+    content = file.read(found.st_size)
+    if _is_text(content[4:]):  # some sounds have no structure to be judged by
+        raise _refuse(field, "names a text")
     return File(field, content, kind.mime)
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return bool(content.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _refuse(field: str, why: str) -> Refused:

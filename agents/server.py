@@ -71,6 +71,7 @@ def make_server(
         return types.ListToolsResult(tools=[_describe_tool(tool) for tool in tools])
 
     async def call_tool(context: _Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+        calls: Calls | None = None
         try:
             api = reach(context)
             tool = next((tool for tool in await find_tools(api) if tool.name == params.name), None)
@@ -80,12 +81,14 @@ def make_server(
             _check(tool, arguments)
             calls = Calls(api, _Progress(context).report, save=save, reads_paths=reads_paths)
             return _answer(await calls.call(tool, arguments))
-        except Refused as refused:
-            return _answer(Outcome(*words.describe_refusal(refused), failed=True))
+        except Refused as error:
+            refused = error
         except Exception:
             log.exception("the tool %.100r failed", params.name, extra={"quotes_prompt": True})
-            bug = Refused("internal_error", "The tool failed; the log has more.", retryable=True)
-            return _answer(Outcome(*words.describe_refusal(bug), failed=True))
+            refused = Refused("internal_error", "The tool failed; the log has more.", retryable=True)
+        if calls is not None and calls.job_id is not None:
+            refused.job_id, refused.refund = refused.job_id or calls.job_id, None
+        return _answer(Outcome(*words.describe_refusal(refused), failed=True))
 
     async def list_resources(context: _Context, _params: object) -> types.ListResourcesResult:
         with _told():

@@ -81,6 +81,28 @@ class Connections:
         web.Server.connection_made = connection_made  # type: ignore[method-assign, assignment]
         web.Server.connection_lost = connection_lost  # type: ignore[method-assign, assignment]
 
+    def answer_unreadable(self, refuse: Callable[[web.Request, str], web.Response]) -> None:
+        """Answer with `refuse` what cannot be read as HTTP, or not in the encoding that it names.
+
+        aiohttp finds that before it knows a route, so no middleware hears of it; its own answer is a line of text, and
+        a traceback in the log for everything that a stranger sends.
+        """
+        usual = RequestHandler.handle_error
+
+        def handle_error(
+            handler: Any, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
+        ) -> web.StreamResponse:
+            if status != 400 or handler not in self or request.writer.output_size > 0:
+                return usual(handler, request, status, exc, message)
+            response = refuse(request, " ".join((message or str(exc)).split())[:200])
+            response.force_close()
+            return response
+
+        RequestHandler.handle_error = handle_error  # type: ignore[method-assign, assignment]
+
+    def __contains__(self, handler: RequestHandler) -> bool:
+        return handler in self._silent or handler in self._idle or handler in self._busy
+
     def begin(self, handler: RequestHandler) -> None:
         """A request has come in whole, but for its body."""
         self._forget(handler)

@@ -15,15 +15,16 @@ from .table import Call, Route
 async def post_mcp(call: Call) -> web.StreamResponse:
     """A message of an agent's. What its tools ask of the server, they ask as this caller.
 
-    It counts as a stream as long as it is answered. 404 where the package `mcp` is not installed.
+    What is no message of the protocol is answered with 400 and an error of JSON-RPC. A call counts as a stream as long
+    as it is answered. 404 where the package `mcp` is not installed.
     """
     policy = call.services.settings.policy
     with call.services.quotas.stream(call.client):
         raw = await read_body(call.request, policy.max_body_bytes)
-        await work(len(raw), read_json, raw, policy.bounds())  # before a parser in C gets it
+        message = await work(len(raw), read_json, raw, policy.bounds())  # before a parser in C gets it
         call.turn.rest()  # each tool's requests take their own turns
         try:
-            return await call.services.agents.answer(call.request, raw)
+            return await call.services.agents.answer(call.request, raw, message)
         except MissingPackageError as error:
             raise NotFoundError(str(error)) from None
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ..guard.client import LOCAL
-from ..guard.errors import ForbiddenError, GuardError, ServerUnavailableError
+from ..guard.errors import ForbiddenError, GuardError, InvalidRequestError, ServerUnavailableError
 from .connections import Connections, find_bound, watch_requests
 from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse
+
+log = logging.getLogger("guarded.http")
 
 _BROWSERS_ASK = 'Basic realm="ComfyUI-Guarded", charset="UTF-8"'
 
@@ -29,6 +32,11 @@ def guard_connections(application: web.Application, services: Services) -> Middl
         full = ServerUnavailableError("All connections of this server are taken.", retry_after_s=5)
         return refuse(full, request, services)
 
+    def refuse_unreadable(request: web.Request, why: str) -> web.Response:
+        log.info("400 for a request that cannot be read, from %s: %r", request.remote, why)
+        return refuse(InvalidRequestError("The request cannot be read.", details=why), request, services)
+
+    connections.answer_unreadable(refuse_unreadable)
     return watch_requests(connections, refuse_full)
 
 
