@@ -361,8 +361,8 @@ class Janitor:
 
     def _relieve_records(self) -> None:
         """Tell the job database how much its disk lacks. Its prompts of settled jobs go together with the files."""
-        if self._records is None:
-            return
+        if self._records is None or self._records.path is None:
+            return  # nobody's, or on a disk that is not ours to look after
         settings, wanted = self._settings, 0
         for disk in list_disks([self._records.path.parent]):
             with suppress(OSError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+
+from .database import Database
 
 #: So many are kept.
 KEPT = 1000
@@ -37,7 +38,7 @@ class Alarm:
 _COLUMNS = ", ".join(field.name for field in fields(Alarm))
 
 
-def put(db: sqlite3.Connection, alarms: Sequence[NewAlarm]) -> None:
+def put(db: Database, alarms: Sequence[NewAlarm]) -> None:
     db.executemany(
         "INSERT INTO alarms (at_ms, code, message, job_id) VALUES (?, ?, ?, ?)",
         [(alarm.at_ms, alarm.code, alarm.message[:MESSAGE_CHARS], alarm.job_id) for alarm in alarms],
@@ -45,17 +46,17 @@ def put(db: sqlite3.Connection, alarms: Sequence[NewAlarm]) -> None:
     db.execute("DELETE FROM alarms WHERE number <= (SELECT max(number) FROM alarms) - ?", (KEPT,))
 
 
-def list_newest(db: sqlite3.Connection, limit: int, before: int | None) -> list[Alarm]:
+def list_newest(db: Database, limit: int, before: int | None) -> list[Alarm]:
     query = f"SELECT {_COLUMNS} FROM alarms WHERE number < ? ORDER BY number DESC LIMIT ?"
     return [Alarm(*row) for row in db.execute(query, (2**62 if before is None else before, limit))]
 
 
-def count_unseen(db: sqlite3.Connection) -> int:
+def count_unseen(db: Database) -> int:
     (count,) = db.execute("SELECT count(*) FROM alarms INDEXED BY alarms_unseen WHERE seen_at_ms IS NULL").fetchone()
     return int(count)
 
 
-def mark_seen(db: sqlite3.Connection, numbers: Sequence[int], up_to: int, now_ms: int) -> int:
+def mark_seen(db: Database, numbers: Sequence[int], up_to: int, now_ms: int) -> int:
     """Mark those of these numbers, and all up to `up_to`; return how many that were not seen are left."""
     update = "UPDATE alarms SET seen_at_ms = ? WHERE seen_at_ms IS NULL AND number"
     db.executemany(f"{update} = ?", [(now_ms, number) for number in numbers])

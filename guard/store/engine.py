@@ -21,6 +21,7 @@ from ..errors import GuardError, ServerUnavailableError
 from ..wake import together
 from . import forks
 from .check import Check
+from .database import Database
 from .disk import StoreLockedError, StoreUnusableError
 from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
@@ -236,7 +237,11 @@ class Engine:
         self._tidy()  # a process that keeps being killed would otherwise never come to it
 
     def _start_reader(self, name: str, check: Check | None = None) -> DatabaseThread:
-        idle = (lambda: check.look(thread.db)) if check is not None else None
+        def look() -> None:
+            if check is not None and isinstance(thread.db, sqlite3.Connection):
+                check.look(thread.db)
+
+        idle = look if check is not None else None
         thread: DatabaseThread = DatabaseThread(
             name, lambda batch: self._read(thread, batch), idle, self._file.connect()
         )
@@ -276,7 +281,7 @@ class Engine:
     @property
     def _connection(self) -> sqlite3.Connection:
         """The writer's."""
-        assert self._writer.db is not None
+        assert isinstance(self._writer.db, sqlite3.Connection)
         return self._writer.db
 
     def _keep(self) -> None:
@@ -338,7 +343,8 @@ class Engine:
             raise
         self.failing = None
 
-    def _begin(self, db: sqlite3.Connection) -> None:
+    def _begin(self, db: Database) -> None:
+        assert isinstance(db, sqlite3.Connection)
         self._file.sync(db, durable=False)
         db.execute("BEGIN IMMEDIATE")
         self._file.check(db)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sqlite3
 from typing import Protocol
 from weakref import WeakSet
 
@@ -24,7 +23,7 @@ def watch(parent: Leaves) -> None:
     _parents.add(parent)
 
 
-def keep_for_ever(db: sqlite3.Connection) -> None:
+def keep_for_ever(db: object) -> None:
     """Let a child end without closing its copy of a connection.
 
     SQLite's own locks may have been held by other threads at the moment of the fork, and nobody frees them there.

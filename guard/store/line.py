@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..job import Job, Kind, NewJob
+from .database import Database, last_number
 from .facts import Standing, Waiting
 from .rows import IS_OPEN
 
@@ -82,7 +82,7 @@ class Line:
     alone: str | None = None
 
     @classmethod
-    def read(cls, db: sqlite3.Connection) -> Line:
+    def read(cls, db: Database) -> Line:
         """Read the line from the tables."""
         leases = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases")}
         waiting = db.execute(
@@ -109,19 +109,12 @@ class Line:
             turn.under_way = count
             turn.body_bytes += body_bytes
         alone = db.execute(
-            f"SELECT job_id FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} "
-            "AND state IN ('dispatched', 'running', 'validating') AND attempts > (state <> 'dispatched')"
+            f"SELECT job_id FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND (state = 'dispatched' AND attempts > 0 "
+            "OR state IN ('running', 'validating') AND attempts > 1)"
         ).fetchone()
-        number, event_id = cls.last_number(db, "jobs"), cls.last_number(db, "transitions")
+        number, event_id = last_number(db, "jobs"), last_number(db, "transitions")
         queued = sum(turn.queued for turn in turns.values())
         return cls(turns, kinds, leases, number, event_id, queued, alone and alone[0])
-
-    @staticmethod
-    def last_number(db: sqlite3.Connection, table: str) -> int:
-        """The last number that the table has assigned. A damaged counter may say less than what is there."""
-        (counted,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
-        (there,) = db.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()
-        return max(int(counted), int(there))
 
     @property
     def under_way(self) -> int:
@@ -146,7 +139,7 @@ class Line:
         """Count `change` more of the owner's jobs as having left the line without having ended."""
         self.turns.setdefault(owner, Turn()).under_way += change
 
-    def add_queued(self, db: sqlite3.Connection, job: Job, change: int) -> None:
+    def add_queued(self, db: Database, job: Job, change: int) -> None:
         """Count the job as waiting (+1), or as waiting no more (-1).
 
         An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served.
@@ -167,7 +160,7 @@ class Line:
         waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
         return min(waiting)[1] if waiting else None
 
-    def find_round(self, db: sqlite3.Connection, new: NewJob) -> int:
+    def find_round(self, db: Database, new: NewJob) -> int:
         """The round of a new job among those of its owner's users.
 
         A user's jobs have a round each, from the one that is being served; a job of no user belongs to that one, and so
@@ -183,26 +176,34 @@ class Line:
         ).fetchone()
         return current if last is None else min(max(current, last + 1), current + ROUNDS)
 
-    def count_queued_of_user(self, db: sqlite3.Connection, owner: str, user: str, at_most: int) -> int:
+    def count_queued_of_user(self, db: Database, owner: str, user: str, at_most: int) -> int:
         query = (
             "SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_of_user_by_state "
-            "WHERE owner = ? AND user_id = ? AND user_id <> '' AND state = 'queued' LIMIT ?)"
+            "WHERE owner = ? AND user_id = ? AND user_id <> '' AND state = 'queued' LIMIT ?) AS part"
         )
         (number,) = db.execute(query, (owner, user, at_most)).fetchone()
         return int(number)
 
-    def serve(self, db: sqlite3.Connection, job: Job) -> None:
+    def serve(self, db: Database, job: Job) -> None:
         """Note that the job's owner has had its turn, and which round of its users that was."""
         self._set_served(db, job.owner, 1 + max(turn.served for turn in self.turns.values()))
         last_rounds = self.turns[job.owner].last_rounds
         if job.round > last_rounds.get(job.priority, 0):
             last_rounds[job.priority] = job.round
-            db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (job.owner, job.priority, job.round))
+            db.execute(
+                "INSERT INTO rounds VALUES (?, ?, ?) "
+                "ON CONFLICT (owner, priority) DO UPDATE SET round = excluded.round",
+                (job.owner, job.priority, job.round),
+            )
 
-    def _set_served(self, db: sqlite3.Connection, owner: str, served: int) -> None:
+    def _set_served(self, db: Database, owner: str, served: int) -> None:
         if self.turns[owner].served != served:
             self.turns[owner].served = served
-            db.execute("INSERT OR REPLACE INTO turns (owner, user_id, served) VALUES (?, '', ?)", (owner, served))
+            db.execute(
+                "INSERT INTO turns (owner, user_id, served) VALUES (?, '', ?) "
+                "ON CONFLICT (owner, user_id) DO UPDATE SET served = excluded.served",
+                (owner, served),
+            )
 
     def count_ahead(self, owner: str, own: int) -> dict[str, int]:
         """Count, by owner, the jobs before a job of `owner` that `own` of that owner's jobs precede."""
@@ -215,14 +216,14 @@ class Line:
 
     # Where jobs stand. Any thread, with its own connection. --------------------------------------------------
 
-    def locate(self, db: sqlite3.Connection, job: Job, *, by_submit: bool = False) -> Waiting:
+    def locate(self, db: Database, job: Job, *, by_submit: bool = False) -> Waiting:
         """Where a queued job stands, if every owner keeps taking turns; `by_submit`: see `COUNTED_BY_SUBMIT`."""
         counted = COUNTED_BY_SUBMIT if by_submit else COUNTED
         ahead = self.count_ahead(job.owner, self._count_own_ahead(db, job, counted))
         count = sum(ahead.values())
         return Waiting(1 + count, len(self.leases), self._count_kinds(db, job, ahead, count))
 
-    def _count_own_ahead(self, db: sqlite3.Connection, job: Job, counted: int) -> int:
+    def _count_own_ahead(self, db: Database, job: Job, counted: int) -> int:
         """Count the owner's waiting jobs before this one."""
         turn = self.turns.get(job.owner, Turn())
         row = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
@@ -234,7 +235,7 @@ class Line:
         whose, place = (job.owner, job.priority, job.round), (*row, job.number)
 
         def count(side: str) -> int:
-            query = f"SELECT count(*) FROM (SELECT 1 {of_round} AND (place, number) {side} (?, ?) LIMIT ?)"
+            query = f"SELECT count(*) FROM (SELECT 1 {of_round} AND (place, number) {side} (?, ?) LIMIT ?) AS part"
             (number,) = db.execute(query, (*whose, *place, counted)).fetchone()
             return int(number)
 
@@ -254,7 +255,7 @@ class Line:
             ahead = min(max(round(of_all * share), counted), of_all - counted)
         return turn.count_before(job.priority, job.round) + max(ahead, 0)
 
-    def _count_kinds(self, db: sqlite3.Connection, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
+    def _count_kinds(self, db: Database, job: Job, ahead: dict[str, int], count: int) -> dict[Kind, float]:
         """Count the jobs before this one by kind: exactly where they are few, otherwise by each kind's share."""
         kinds: dict[Kind, float] = {**self.kinds}
         total = sum(kinds.values())
@@ -269,16 +270,17 @@ class Line:
                 for template, shape, several in db.execute(
                     "SELECT template, shape, count(*) FROM (SELECT template, shape FROM jobs INDEXED BY jobs_queued "
                     "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, round, place, number LIMIT ?) "
-                    "GROUP BY 1, 2",
+                    "AS ahead GROUP BY template, shape",
                     (owner, number),
                 ):
                     kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + several
         return kinds
 
-    def list_standings(self, db: sqlite3.Connection) -> list[Standing]:
+    def list_standings(self, db: Database) -> list[Standing]:
         """List the first `STANDING` jobs in the order in which they will run, if every owner keeps taking turns."""
         owners = [(turn.served, owner) for owner, turn in list(self.turns.items()) if turn.queued]
-        lines = [_walk(db, served, owner) for served, owner in owners]
+        reach = _find_reach([turn.queued for turn in list(self.turns.values())])
+        lines = [_walk(db, served, owner, reach) for served, owner in owners]
         rows = itertools.islice(heapq.merge(*lines, key=lambda row: row[:3]), STANDING)
         return [
             Standing(job_id, owner, client_id, locale, Kind(template, shape))
@@ -286,11 +288,21 @@ class Line:
         ]
 
 
-def _walk(db: sqlite3.Connection, served: int, owner: str) -> Iterator[tuple[int, int, str, tuple[str, ...]]]:
+def _find_reach(lengths: list[int]) -> int:
+    """How far down the lines of these lengths the first `STANDING` jobs reach."""
+    if sum(lengths) <= STANDING:
+        return STANDING  # the tables may be ahead of the counts
+    reach = STANDING // max(len(lengths), 1)
+    while sum(min(length, reach) for length in lengths) < STANDING:
+        reach += 1 + reach // 8
+    return reach
+
+
+def _walk(db: Database, served: int, owner: str, reach: int) -> Iterator[tuple[int, int, str, tuple[str, ...]]]:
     """An owner's line from its head, read as far as it is used: place in it, round, owner, facts."""
     query = (
         "SELECT job_id, client_id, locale, template, shape FROM jobs INDEXED BY jobs_queued "
         "WHERE owner = ? AND state = 'queued' ORDER BY priority DESC, round, place, number LIMIT ?"
     )
-    for own, facts in enumerate(db.execute(query, (owner, STANDING))):
+    for own, facts in enumerate(db.execute(query, (owner, reach))):
         yield own, served, owner, facts

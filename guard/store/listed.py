@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
 from ..job import Job
+from .database import Database, look_up
 from .rows import COLUMNS, read_job
 
 #: The jobs of one page take so many bytes at most, as the longest of our answers shows them; one job always fits.
@@ -57,14 +57,10 @@ class Page:
         self._is_empty = False
         return job
 
-    def read(self, db: sqlite3.Connection, numbers: Iterable[int]) -> list[Job]:
-        """The first of the jobs of these numbers, as far as there is room.
-
-        Each row by itself: SQLite would hold all of them, to sort them.
-        """
+    def read(self, db: Database, numbers: Iterable[int]) -> list[Job]:
+        """The first of the jobs of these numbers, as far as there is room."""
         jobs = []
-        for number in numbers:
-            row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE number = ?", (number,)).fetchone()
+        for row in look_up(db, COLUMNS, "jobs", "number", list(numbers)):
             if (job := self.take(row)) is None:
                 break
             jobs.append(job)

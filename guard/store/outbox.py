@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 import secrets
-import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 from typing_extensions import TypedDict
 
 from ..job import Job
+from .database import Database
 from .rows import marks, select_by_state
 
 #: The longest pause between two attempts.
@@ -106,7 +106,7 @@ _NAMES = tuple(field.name for field in fields(Delivery))
 _COLUMNS = ", ".join(_NAMES)
 
 
-def put(db: sqlite3.Connection, job: Job, now_ms: int) -> None:
+def put(db: Database, job: Job, now_ms: int) -> None:
     """Add a delivery for the job's new state, if its webhook asks for that."""
     if job.webhook is None or job.state.value not in job.webhook.events:
         return
@@ -133,14 +133,16 @@ def _payload(job: Job, at_ms: int) -> str:
     return json.dumps({"type": f"job.{job.state.value}", "timestamp": at, "data": job.body()})
 
 
-def find_due(db: sqlite3.Connection, now_ms: int, limit: int, under_way: Collection[int], full: Collection[str]) -> Due:
+def find_due(db: Database, now_ms: int, limit: int, under_way: Collection[int], full: Collection[str]) -> Due:
     # Only the first pending delivery of each job, so that they arrive in order.
     first = (
         "state = 'pending' AND NOT EXISTS (SELECT 1 FROM webhooks AS earlier WHERE "
-        "earlier.job_id = webhooks.job_id AND earlier.state = 'pending' AND earlier.number < webhooks.number) "
-        f"AND number NOT IN ({marks(under_way)}) AND target NOT IN ({marks(full)})"
+        "earlier.job_id = webhooks.job_id AND earlier.state = 'pending' AND earlier.number < webhooks.number)"
     )
     values = (*under_way, *full)
+    for column, left_out in (("number", under_way), ("target", full)):
+        if left_out:
+            first += f" AND {column} NOT IN ({marks(left_out)})"
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM webhooks INDEXED BY webhooks_pending WHERE {first} AND next_at_ms <= ? "
         "ORDER BY next_at_ms, number LIMIT ?",
@@ -153,7 +155,7 @@ def find_due(db: sqlite3.Connection, now_ms: int, limit: int, under_way: Collect
     return Due(list(map(_read, rows)), next_at_ms)
 
 
-def record_attempt(db: sqlite3.Connection, after: Delivery) -> None:
+def record_attempt(db: Database, after: Delivery) -> None:
     # An attempt that began before a redelivery was asked for does not count as one of that.
     db.execute(
         "UPDATE webhooks SET state = ?, attempts = ?, next_at_ms = ?, ended_at_ms = ?, "
@@ -165,24 +167,24 @@ def record_attempt(db: sqlite3.Connection, after: Delivery) -> None:
     )
 
 
-def redeliver(db: sqlite3.Connection, webhook_id: str, owner: str | None, now_ms: int) -> Delivery | None:
+def redeliver(db: Database, webhook_id: str, owner: str | None, now_ms: int) -> Delivery | None:
     query = f"SELECT {_COLUMNS} FROM webhooks WHERE webhook_id = ?"
     row = db.execute(query, (webhook_id,)).fetchone()
     if row is None or owner not in (None, _read(row).owner):
         return None
     db.execute(
-        "UPDATE webhooks SET state = 'pending', attempts = 0, since_ms = max(?, since_ms + 1), next_at_ms = ?, "
-        "ended_at_ms = NULL WHERE webhook_id = ?",
-        (now_ms, now_ms, webhook_id),
+        "UPDATE webhooks SET state = 'pending', attempts = 0, next_at_ms = ?, ended_at_ms = NULL, "
+        "since_ms = CASE WHEN since_ms >= ? THEN since_ms + 1 ELSE ? END WHERE webhook_id = ?",
+        (now_ms, now_ms, now_ms, webhook_id),
     )
     return _read(db.execute(query, (webhook_id,)).fetchone())
 
 
-def list_of_job(db: sqlite3.Connection, job_id: str, limit: int) -> list[Delivery]:
+def list_of_job(db: Database, job_id: str, limit: int) -> list[Delivery]:
     # The index goes on with the state, so the newest of each are read.
     one = (
         "SELECT number FROM (SELECT number FROM webhooks INDEXED BY webhooks_of_job WHERE job_id = ? AND state = ? "
-        "ORDER BY number DESC LIMIT ?)"
+        "ORDER BY number DESC LIMIT ?) AS newest"
     )
     some = " UNION ALL ".join([one] * len(DeliveryState))
     values = [value for state in DeliveryState for value in (job_id, state.value, limit)]
@@ -191,7 +193,7 @@ def list_of_job(db: sqlite3.Connection, job_id: str, limit: int) -> list[Deliver
 
 
 def list_deliveries(
-    db: sqlite3.Connection, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None
+    db: Database, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None
 ) -> list[Delivery]:
     some, values = select_by_state("webhooks", owner, states, limit, before=before)
     query = f"SELECT {_COLUMNS} FROM webhooks WHERE number IN ({some}) ORDER BY number DESC LIMIT ?"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ConflictError
 from ..job import OPEN, TERMINAL, Job, JobState, Kind, Result
 from . import listed
+from .database import Database, last_number, look_up, snapshot
 from .facts import Changes, Counts, Ended, Entry, Head, IdempotencyKey, Listing, Page, Run, Submitted
 from .line import Line
 from .rows import COLUMNS, IS_OPEN, find_job, marks, read_job, select_by_state
@@ -37,9 +37,7 @@ _OWNER = COLUMNS.split(", ").index("owner")
 _CLEARED = "coalesce((SELECT up_to FROM cleared WHERE cleared.owner = jobs.owner), 0)"
 
 
-def replay(
-    db: sqlite3.Connection, line: Line, owner: str, key: IdempotencyKey, *, by_submit: bool = False
-) -> Submitted | None:
+def replay(db: Database, line: Line, owner: str, key: IdempotencyKey, *, by_submit: bool = False) -> Submitted | None:
     row = db.execute(
         "SELECT body_digest, job_id FROM idempotency WHERE owner = ? AND key = ? AND created_at_ms >= ?",
         (owner, key.key, key.since_ms),
@@ -61,17 +59,17 @@ def _read_jobs(rows: Iterable[Any]) -> list[Job]:
     return [read_job(row) for row in rows]
 
 
-def _read_numbers(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> list[int]:
+def _read_numbers(db: Database, query: str, values: Sequence[Any]) -> list[int]:
     return [row[0] for row in db.execute(query, values)]
 
 
 def list_jobs(
-    db: sqlite3.Connection, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None
+    db: Database, owner: str | None, states: frozenset[JobState] | None, limit: int, before: int | None
 ) -> list[Job]:
     limit = min(limit, PAGE)
     values: list[Any] = []
     if states is None:
-        where, order = "1", "ORDER BY number DESC"
+        where, order = "1 = 1", "ORDER BY number DESC"
         if owner is not None:
             where, values = "owner = ?", [owner]
         if before is not None:
@@ -83,7 +81,7 @@ def list_jobs(
     return _read_jobs(db.execute(query, [*values, limit]))
 
 
-def list_missed(db: sqlite3.Connection, owner: str, client_id: str, since_ms: int, limit: int) -> list[Job]:
+def list_missed(db: Database, owner: str, client_id: str, since_ms: int, limit: int) -> list[Job]:
     query = (
         "SELECT number FROM jobs WHERE job_id IN (SELECT job_id FROM unheard WHERE owner = ? "
         "AND client_id = ? AND settled_at_ms >= ? ORDER BY settled_at_ms DESC LIMIT ?) "
@@ -92,10 +90,10 @@ def list_missed(db: sqlite3.Connection, owner: str, client_id: str, since_ms: in
     return listed.Page().read(db, _read_numbers(db, query, (owner, client_id, since_ms, limit)))
 
 
-def list_overdue(db: sqlite3.Connection, created_before_ms: int) -> list[Job]:
+def list_overdue(db: Database, created_before_ms: int) -> list[Job]:
     oldest = (
         f"SELECT number FROM (SELECT number FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND state = ? "
-        "AND created_at_ms < ? ORDER BY created_at_ms LIMIT ?)"
+        "AND created_at_ms < ? ORDER BY created_at_ms LIMIT ?) AS oldest"
     )
     query = f"SELECT {COLUMNS} FROM jobs WHERE number IN ({oldest} UNION ALL {oldest}) ORDER BY number"
     values = [value for state in ("queued", "dispatched") for value in (state, created_before_ms, OVERDUE)]
@@ -105,10 +103,9 @@ def list_overdue(db: sqlite3.Connection, created_before_ms: int) -> list[Job]:
 # Changes of state. -------------------------------------------------------------------------------------------
 
 
-def read_changes(db: sqlite3.Connection, after: int, owner: str | None, job_id: str | None) -> Changes:
-    db.execute("BEGIN")  # so that all queries see the same state of the tables
-    try:
-        head = Line.last_number(db, "transitions")
+def read_changes(db: Database, after: int, owner: str | None, job_id: str | None) -> Changes:
+    with snapshot(db):
+        head = last_number(db, "transitions")
         # Count everybody's changes: a reader far behind must not hold up the others.
         up_to = head if job_id is not None else min(head, after + CHANGES)
         where, values = ("job_id = ? AND ", (job_id,)) if job_id is not None else ("", ())
@@ -121,8 +118,8 @@ def read_changes(db: sqlite3.Connection, after: int, owner: str | None, job_id: 
         first_events: dict[str, int] = {}
         for changed, event_id in rows:
             first_events.setdefault(changed, event_id)
-        for changed, event_id in first_events.items():
-            row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE job_id = ?", (changed,)).fetchone()
+        found = look_up(db, COLUMNS, "jobs", "job_id", list(first_events))
+        for event_id, row in zip(first_events.values(), found, strict=False):
             if row is None or owner not in (None, row[_OWNER]):
                 continue
             job = read_job(row) if job_id is not None else page.take(row)
@@ -130,13 +127,11 @@ def read_changes(db: sqlite3.Connection, after: int, owner: str | None, job_id: 
                 up_to = event_id - 1
                 break
             jobs.update(_replay_states(db, job))
-    finally:
-        db.execute("ROLLBACK")
     changes = [jobs[event_id] for _changed, event_id in rows if event_id in jobs and event_id <= up_to]
     return Changes(changes, up_to, head)
 
 
-def _replay_states(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
+def _replay_states(db: Database, job: Job) -> dict[int, Job]:
     """The job as it was after each of its changes of state, by the numbers of those."""
     attempts, started_at_ms = 0, None
     states = {}
@@ -160,7 +155,7 @@ def _replay_states(db: sqlite3.Connection, job: Job) -> dict[int, Job]:
     return states
 
 
-def list_states(db: sqlite3.Connection, job_id: str) -> list[tuple[JobState, int]]:
+def list_states(db: Database, job_id: str) -> list[tuple[JobState, int]]:
     query = "SELECT state, at_ms FROM transitions WHERE job_id = ? ORDER BY event_id DESC LIMIT ?"
     return [(JobState(state), at_ms) for state, at_ms in db.execute(query, (job_id, STATES))][::-1]
 
@@ -168,7 +163,7 @@ def list_states(db: sqlite3.Connection, job_id: str) -> list[tuple[JobState, int
 # What the facade shows as ComfyUI's. -------------------------------------------------------------------------
 
 
-def find_entry(db: sqlite3.Connection, job_id: str) -> Entry | None:
+def find_entry(db: Database, job_id: str) -> Entry | None:
     query = (
         f"SELECT {COLUMNS}, body FROM jobs LEFT JOIN bodies USING (number) WHERE job_id = ? AND hidden = 0 AND NOT "
         f"(settled_at_ms IS NOT NULL AND event_id <= {_CLEARED})"
@@ -177,13 +172,13 @@ def find_entry(db: sqlite3.Connection, job_id: str) -> Entry | None:
     return Entry(read_job(row[:-1]), row[-1]) if row is not None else None
 
 
-def find_body(db: sqlite3.Connection, job_id: str) -> tuple[bytes | None, int | None]:
+def find_body(db: Database, job_id: str) -> tuple[bytes | None, int | None]:
     query = "SELECT body, body_gone_at_ms FROM jobs LEFT JOIN bodies USING (number) WHERE job_id = ?"
     body, gone_at_ms = db.execute(query, (job_id,)).fetchone() or (None, None)
     return body, gone_at_ms
 
 
-def list_queue(db: sqlite3.Connection, owner: str | None) -> list[Entry]:
+def list_queue(db: Database, owner: str | None) -> list[Entry]:
     begun, waiting = (
         select_by_state("jobs", owner, states, PAGE, newest=False)
         for states in (OPEN - {JobState.QUEUED}, [JobState.QUEUED])
@@ -192,15 +187,15 @@ def list_queue(db: sqlite3.Connection, owner: str | None) -> list[Entry]:
     return _add_bodies(db, _read_numbers(db, query, [*begun[1], *waiting[1]]))
 
 
-def list_history(db: sqlite3.Connection, owner: str | None, limit: int, offset: int | None) -> list[Entry]:
+def list_history(db: Database, owner: str | None, limit: int, offset: int | None) -> list[Entry]:
     shown, values = _select_shown(owner)
     limit = min(limit, PAGE)
     skipped = 0
     if offset is not None:
-        (total,) = db.execute(f"SELECT count(*) FROM ({shown})", values).fetchone()
+        (total,) = db.execute(f"SELECT count(*) FROM ({shown}) AS shown", values).fetchone()
         limit = max(min(limit, total - offset), 0)
         skipped = max(total - offset - limit, 0)
-    some = f"SELECT number FROM ({shown}) ORDER BY event_id DESC LIMIT ? OFFSET ?"
+    some = f"SELECT number FROM ({shown}) AS shown ORDER BY event_id DESC LIMIT ? OFFSET ?"
     way = "DESC" if offset is None else "ASC"
     query = f"SELECT number FROM jobs WHERE number IN ({some}) ORDER BY event_id {way}"
     entries = _add_bodies(db, _read_numbers(db, query, [*values, limit, skipped]))
@@ -222,31 +217,33 @@ def _select_shown(owner: str | None) -> tuple[str, list[Any]]:
     return query, [owner, owner, SHOWN]
 
 
-def _add_bodies(db: sqlite3.Connection, numbers: list[int]) -> list[Entry]:
+def _add_bodies(db: Database, numbers: list[int]) -> list[Entry]:
     """The first jobs of these numbers, as far as a page has room, and then the bodies of the first ones of them."""
     page = listed.Page()
     jobs = page.read(db, numbers)
-    entries, left = [], page.left
-    for number, job in enumerate(jobs):
-        if number == WHOLE:
-            left = 0
-        query = "SELECT CASE WHEN length(body) <= ? THEN body END FROM bodies WHERE number = ?"
-        row = db.execute(query, (min(left, ENTRY_BYTES), job.number)).fetchone()
-        body = (row[0] or b"{}") if row is not None else None
-        left -= len(body or b"")
-        entries.append(Entry(job, body))
-    return entries
+    left, whole, kept = page.left, [], set()
+    sizes = look_up(db, "length(body)", "bodies", "number", [job.number for job in jobs])
+    for place, (job, row) in enumerate(zip(jobs, sizes, strict=True)):
+        if row is None:
+            continue
+        kept.add(job.number)
+        if place < WHOLE and row[0] <= min(left, ENTRY_BYTES):
+            whole.append(job.number)
+            left -= row[0]
+    found = zip(whole, look_up(db, "body", "bodies", "number", whole), strict=True)
+    bodies: dict[int, bytes | None] = {number: row and row[0] for number, row in found}
+    return [Entry(job, bodies.get(job.number, b"{}") if job.number in kept else None) for job in jobs]
 
 
-def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page:
+def find_page(db: Database, owner: str | None, asked: Listing) -> Page:
     parts: list[tuple[str, list[Any]]] = []
     if ended := asked.states & TERMINAL:
         shown, values = _select_shown(owner)
-        some = f"SELECT number, run_ms FROM ({shown}) WHERE state IN ({marks(ended)})"
+        some = f"SELECT number, run_ms FROM ({shown}) AS shown WHERE state IN ({marks(ended)})"
         parts.append((some, [*values, *(state.value for state in ended)]))
     if still_open := asked.states & OPEN:
         newest, values = select_by_state("jobs", owner, still_open, SHOWN)
-        parts.append((f"SELECT number, 0 AS run_ms FROM ({newest})", values))
+        parts.append((f"SELECT number, 0 AS run_ms FROM ({newest}) AS newest", values))
     if not parts:
         return Page((), 0)
     found = " UNION ALL ".join(part for part, _values in parts)
@@ -269,13 +266,13 @@ def find_page(db: sqlite3.Connection, owner: str | None, asked: Listing) -> Page
     rows = db.execute(query, [*values, limit, asked.offset]).fetchall()
     total = rows[0][-1] if rows else 0
     if not rows and asked.offset:
-        (total,) = db.execute(f"SELECT count(*) FROM ({found})", values).fetchone()
+        (total,) = db.execute(f"SELECT count(*) FROM ({found}) AS found", values).fetchone()
     workflows: dict[int, str | None] = {number: workflow_id for number, workflow_id, _total in rows}
     jobs = listed.Page().read(db, workflows)
     return Page(tuple((job, workflows[job.number]) for job in jobs), total)
 
 
-def find_workflows(db: sqlite3.Connection, below: int, count: int) -> list[tuple[int, str]]:
+def find_workflows(db: Database, below: int, count: int) -> list[tuple[int, str]]:
     """Find the workflows' ids in the bodies of the `count` jobs before the one of number `below`."""
     query = (
         "SELECT number, workflow_id FROM (SELECT number, CASE WHEN json_valid(CAST(body AS TEXT)) THEN "
@@ -288,7 +285,7 @@ def find_workflows(db: sqlite3.Connection, below: int, count: int) -> list[tuple
 # Figures. ----------------------------------------------------------------------------------------------------
 
 
-def list_recent_runs(db: sqlite3.Connection, limit: int) -> list[Run]:
+def list_recent_runs(db: Database, limit: int) -> list[Run]:
     query = (
         "SELECT template, shape, settled_at_ms - started_at_ms FROM jobs INDEXED BY jobs_by_state "
         "WHERE state = 'succeeded' "
@@ -297,7 +294,7 @@ def list_recent_runs(db: sqlite3.Connection, limit: int) -> list[Run]:
     return [Run(Kind(*row[:2]), row[2]) for row in db.execute(query, (limit,)).fetchall()][::-1]
 
 
-def count_jobs(db: sqlite3.Connection, owner: str | None, queued: int) -> Counts:
+def count_jobs(db: Database, owner: str | None, queued: int) -> Counts:
     """`queued` is kept in memory; the other two are few."""
     mine, whose = ("", ()) if owner is None else (" AND owner = ?", (owner,))
     # CROSS keeps the order of the join: from the few leases to their jobs.
@@ -309,7 +306,7 @@ def count_jobs(db: sqlite3.Connection, owner: str | None, queued: int) -> Counts
     return Counts(queued, leases, runs)
 
 
-def count_endings(db: sqlite3.Connection, from_ms: int, before_ms: int) -> list[Ended]:
+def count_endings(db: Database, from_ms: int, before_ms: int) -> list[Ended]:
     query = (
         "SELECT owner, code, count(*), count(started_at_ms), "
         "coalesce(sum(settled_at_ms - started_at_ms), 0) FROM jobs INDEXED BY jobs_settled "
@@ -318,19 +315,17 @@ def count_endings(db: sqlite3.Connection, from_ms: int, before_ms: int) -> list[
     return [Ended(*row) for row in db.execute(query, (from_ms, before_ms))]
 
 
-def list_template_runs_ms(
-    db: sqlite3.Connection, owner: str | None, limit: int, since_ms: int
-) -> list[tuple[str, int]]:
+def list_template_runs_ms(db: Database, owner: str | None, limit: int, since_ms: int) -> list[tuple[str, int]]:
     mine, whose = ("", ()) if owner is None else ("INDEXED BY jobs_of_owner WHERE owner = ?", (owner,))
     query = (
         "SELECT template, settled_at_ms - started_at_ms FROM "
-        f"(SELECT state, template, started_at_ms, settled_at_ms FROM jobs {mine} ORDER BY number DESC LIMIT ?) "
+        f"(SELECT state, template, started_at_ms, settled_at_ms FROM jobs {mine} ORDER BY number DESC LIMIT ?) AS last "
         "WHERE state = 'succeeded' AND started_at_ms IS NOT NULL AND settled_at_ms >= ?"
     )
     return db.execute(query, (*whose, limit, since_ms)).fetchall()
 
 
-def list_heads(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[str, Head]]:
+def list_heads(db: Database, after: int, limit: int) -> list[tuple[str, Head]]:
     some, values = select_by_state("jobs", None, OPEN, limit, after=after, newest=False)
     query = (
         "SELECT job_id, number, created_at_ms, client_id, outputs_to_execute FROM jobs "
@@ -345,21 +340,20 @@ def list_heads(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[str
 # What the janitor asks. --------------------------------------------------------------------------------------
 
 
-def list_open_numbers(db: sqlite3.Connection, after: int, limit: int) -> list[int]:
+def list_open_numbers(db: Database, after: int, limit: int) -> list[int]:
     some, values = select_by_state("jobs", None, OPEN, limit, after=after, newest=False)
-    query = f"SELECT number FROM ({some}) ORDER BY number LIMIT ?"
+    query = f"SELECT number FROM ({some}) AS open ORDER BY number LIMIT ?"
     return [number for (number,) in db.execute(query, [*values, limit])]
 
 
-def read_bodies(db: sqlite3.Connection, numbers: Sequence[int]) -> tuple[list[bytes], int]:
+def read_bodies(db: Database, numbers: Sequence[int]) -> tuple[list[bytes], int]:
     bodies: list[bytes] = []
     size = dealt = 0
-    for number in numbers:
-        if size >= BODIES_BYTES:
-            break
-        row = db.execute("SELECT body FROM bodies WHERE number = ?", (number,)).fetchone()
+    for row in look_up(db, "body", "bodies", "number", numbers):
         dealt += 1
         if row is not None:
             bodies.append(row[0])
             size += len(row[0])
+        if size >= BODIES_BYTES:
+            break
     return bodies, dealt

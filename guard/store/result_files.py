@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import os
 import posixpath
-import sqlite3
 from collections.abc import Sequence
 
 from ..job import Job
+from .database import Database
 from .rows import find_job, marks
 
 #: Paths in one query: old builds of SQLite allow 999 parameters.
 PATHS_AT_ONCE = 500
 
 
-def record(db: sqlite3.Connection, job: Job) -> None:
+def record(db: Database, job: Job) -> None:
     """Write down the files of a job that succeeded."""
     files = [
         (artifact.type, _path_key(f"{artifact.subfolder}/{artifact.filename}"), job.job_id, artifact.index)
         for artifact in job.result.artifacts
     ]
     # An earlier file of the same name has been written over; only the newest can still be fetched.
-    db.executemany("INSERT OR REPLACE INTO made VALUES (?, ?, ?, ?)", files)
+    replace = "ON CONFLICT (type, path) DO UPDATE SET job_id = excluded.job_id, artifact = excluded.artifact"
+    db.executemany(f"INSERT INTO made VALUES (?, ?, ?, ?) {replace}", files)
     db.executemany(
-        "INSERT OR REPLACE INTO unread VALUES (?, ?, ?, ?, ?)",
+        f"INSERT INTO unread VALUES (?, ?, ?, ?, ?) {replace}, since_ms = excluded.since_ms",
         [(*file, job.settled_at_ms) for file in files],
     )
 
 
-def find_maker(db: sqlite3.Connection, kind: str, path: str) -> tuple[Job, int] | None:
+def find_maker(db: Database, kind: str, path: str) -> tuple[Job, int] | None:
     query = "SELECT job_id, artifact FROM made WHERE type = ? AND path = ?"
     row = db.execute(query, (kind, _path_key(path))).fetchone()
     job = find_job(db, row[0]) if row is not None else None
     return (job, row[1]) if job is not None else None
 
 
-def list_made(db: sqlite3.Connection, kind: str, after: str, limit: int) -> list[str]:
+def list_made(db: Database, kind: str, after: str, limit: int) -> list[str]:
     query = "SELECT path FROM made WHERE type = ? AND path > ? ORDER BY path LIMIT ?"
     rows = db.execute(query, (kind, after.encode("utf-8", "surrogatepass"), limit))
-    return [key.decode("utf-8", "surrogatepass") for (key,) in rows]
+    return [bytes(key).decode("utf-8", "surrogatepass") for (key,) in rows]
 
 
-def select_made(db: sqlite3.Connection, kind: str, paths: Sequence[str]) -> frozenset[str]:
+def select_made(db: Database, kind: str, paths: Sequence[str]) -> frozenset[str]:
     by_key = {_path_key(path): path for path in paths}
     made: list[str] = []
     keys = list(by_key)
@@ -52,11 +53,11 @@ def select_made(db: sqlite3.Connection, kind: str, paths: Sequence[str]) -> froz
     return frozenset(made)
 
 
-def mark_fetched(db: sqlite3.Connection, job_id: str, artifact: int) -> None:
+def mark_fetched(db: Database, job_id: str, artifact: int) -> None:
     db.execute("DELETE FROM unread WHERE job_id = ? AND artifact = ?", (job_id, artifact))
 
 
-def select_unread(db: sqlite3.Connection, kind: str, paths: Sequence[str], since_ms: int) -> frozenset[str]:
+def select_unread(db: Database, kind: str, paths: Sequence[str], since_ms: int) -> frozenset[str]:
     by_key = {_path_key(path): path for path in paths}
     unread: list[str] = []
     keys = list(by_key)
@@ -67,7 +68,7 @@ def select_unread(db: sqlite3.Connection, kind: str, paths: Sequence[str], since
     return frozenset(unread)
 
 
-def list_unread(db: sqlite3.Connection, since_ms: int, at_most: int) -> dict[str, frozenset[str]] | None:
+def list_unread(db: Database, since_ms: int, at_most: int) -> dict[str, frozenset[str]] | None:
     query = "SELECT type, path FROM unread WHERE since_ms >= ? LIMIT ?"
     rows = db.execute(query, (since_ms, at_most + 1)).fetchall()
     if len(rows) > at_most:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
 from ..spent import NodeTime, Spent
+from .database import Database
 
 COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
@@ -84,8 +85,20 @@ def _dump_result(result: Result) -> str:
     return json.dumps(dumped)
 
 
-def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> None:
-    """Write a new job and its body. Raises `sqlite3.IntegrityError` where its id is taken."""
+def insert_job(db: Database, new: NewJob, job: Job, order: float) -> bool:
+    """Write a new job and its body. False: its id is taken, or what it repeats is repeated already."""
+    is_sqlite = isinstance(db, sqlite3.Connection)
+    # Elsewhere a statement that fails spoils the transaction.
+    if not is_sqlite and db.execute("SELECT 1 FROM jobs WHERE job_id = ?", (new.job_id,)).fetchone() is not None:
+        return False
+    try:
+        _insert_job(db, new, job, order)
+    except sqlite3.IntegrityError:
+        return False
+    return True
+
+
+def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
     db.execute(
         "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
         "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
@@ -106,13 +119,13 @@ def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> N
             json.dumps(new.parameters),
             json.dumps(new.outputs_to_execute),
             json.dumps(new.metadata),
-            new.has_secrets,
+            int(new.has_secrets),
             job.event_id,
             json.dumps(vars(new.webhook)) if new.webhook else None,
             job.user,
             job.round,
             job.idempotency_key,
-            new.converted,
+            int(new.converted),
             job.body_bytes,
             new.retry_of,
         ),
@@ -122,7 +135,7 @@ def insert_job(db: sqlite3.Connection, new: NewJob, job: Job, order: float) -> N
         db.execute("INSERT INTO workflows VALUES (?, ?, ?)", (job.number, new.job_id, new.workflow_id))
 
 
-def update_job(db: sqlite3.Connection, job: Job) -> None:
+def update_job(db: Database, job: Job) -> None:
     """Write the columns that a change of state may change."""
     db.execute(
         "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, event_id = ?, code = ?, "
@@ -141,12 +154,12 @@ def update_job(db: sqlite3.Connection, job: Job) -> None:
     )
 
 
-def find_job(db: sqlite3.Connection, job_id: str) -> Job | None:
+def find_job(db: Database, job_id: str) -> Job | None:
     row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
     return read_job(row) if row else None
 
 
-def find_retry(db: sqlite3.Connection, job_id: str) -> Job | None:
+def find_retry(db: Database, job_id: str) -> Job | None:
     """The job that repeats that one."""
     row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE retry_of = ?", (job_id,)).fetchone()
     return read_job(row) if row else None
@@ -154,7 +167,7 @@ def find_retry(db: sqlite3.Connection, job_id: str) -> Job | None:
 
 def match_owner(owner: str | None) -> tuple[str, list[Any]]:
     """A condition for the owner's rows (None: everybody's), and its values."""
-    return ("1", []) if owner is None else ("owner = ?", [owner])
+    return ("1 = 1", []) if owner is None else ("owner = ?", [owner])
 
 
 def select_by_state(
@@ -179,10 +192,10 @@ def select_by_state(
             where, values = f"{where} AND number {operator} ?", [*values, bound]
     one = (
         f"SELECT number FROM (SELECT number FROM {table} INDEXED BY {index} WHERE state = ? AND {where} "
-        f"ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?)"
+        f"ORDER BY number {'DESC' if newest else 'ASC'} LIMIT ?) AS part"
     )
     if not states:
-        return f"SELECT number FROM {table} WHERE 0", []
+        return f"SELECT number FROM {table} WHERE 1 = 0", []
     each = [[state.value, *values, limit] for state in states]
     return " UNION ALL ".join([one] * len(each)), [value for some in each for value in some]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any
 
 from ..job import Job, JobState
+from .database import Database, look_up, snapshot
 from .facts import Found, Wanted
 from .listed import Page
 from .rows import COLUMNS, match_owner, select_by_state
@@ -19,15 +19,12 @@ METADATA_BYTES = 4 * 2**20
 ID_CHARS = 8
 
 
-def search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
-    db.execute("BEGIN")  # so that all queries see the same state of the tables
-    try:
+def search(db: Database, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
+    with snapshot(db):
         return _search(db, owner, wanted, limit, before)
-    finally:
-        db.execute("ROLLBACK")
 
 
-def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
+def _search(db: Database, owner: str | None, wanted: Wanted, limit: int, before: int | None) -> Found:
     jobs: list[Job] = []
     bytes_left = METADATA_BYTES
     page, before_this = Page(), before
@@ -35,8 +32,8 @@ def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: in
     if not candidates:
         query, values = _select(owner, wanted, before)
         candidates = db.execute(query, values).fetchall()
-    for looked_at, (number, place) in enumerate(candidates, start=1):
-        row = db.execute(f"SELECT {_LOOKED_AT}, length(metadata) FROM jobs WHERE number = ?", (number,)).fetchone()
+    looks = look_up(db, f"{_LOOKED_AT}, length(metadata)", "jobs", "number", [number for number, _place in candidates])
+    for looked_at, ((number, place), row) in enumerate(zip(candidates, looks, strict=True), start=1):
         if _is_older(row, wanted):
             return Found(tuple(jobs), None)
         if _fits(row, wanted) and _has_text(db, number, wanted.text) and _has_metadata(db, number, wanted):
@@ -58,7 +55,7 @@ def _search(db: sqlite3.Connection, owner: str | None, wanted: Wanted, limit: in
 _LOOKED_AT = "state, template, user_id, idempotency_key, created_at_ms, settled_at_ms, code"
 
 
-def _find_id(db: sqlite3.Connection, owner: str | None, text: str | None, before: int | None) -> list[tuple[int, int]]:
+def _find_id(db: Database, owner: str | None, text: str | None, before: int | None) -> list[tuple[int, int]]:
     """The job of that whole id, as `_select` would have it: nothing else can be meant."""
     whose, of_owner = match_owner(owner)
     query = f"SELECT number, number FROM jobs WHERE job_id = ? AND {whose}"
@@ -89,7 +86,7 @@ def _select(owner: str | None, wanted: Wanted, before: int | None) -> tuple[str,
         states = sorted(wanted.states if wanted.states is not None else JobState)
         one = (
             "SELECT number FROM (SELECT number FROM jobs INDEXED BY jobs_of_user_by_state WHERE owner = ? "
-            f"AND user_id = ? AND user_id <> '' AND state = ? {bound} ORDER BY number DESC LIMIT ?)"
+            f"AND user_id = ? AND user_id <> '' AND state = ? {bound} ORDER BY number DESC LIMIT ?) AS part"
         )
         some = " UNION ALL ".join([one] * len(states))
         values = [value for state in states for value in (owner, wanted.user, state.value, *values, LOOKED_AT)]
@@ -101,7 +98,7 @@ def _select(owner: str | None, wanted: Wanted, before: int | None) -> tuple[str,
     else:
         whose, of_owner = match_owner(owner)
         some, values = f"SELECT number FROM jobs WHERE {whose} {bound}", [*of_owner, *values]
-    return f"SELECT number, number FROM ({some}) ORDER BY number DESC LIMIT ?", [*values, LOOKED_AT]
+    return f"SELECT number, number FROM ({some}) AS found ORDER BY number DESC LIMIT ?", [*values, LOOKED_AT]
 
 
 def _is_older(row: tuple[Any, ...], wanted: Wanted) -> bool:
@@ -131,7 +128,7 @@ def _fits(row: tuple[Any, ...], wanted: Wanted) -> bool:
     )
 
 
-def _has_text(db: sqlite3.Connection, number: int, text: str | None) -> bool:
+def _has_text(db: Database, number: int, text: str | None) -> bool:
     if text is None:
         return True
     query = "SELECT job_id, idempotency_key, client_id, metadata FROM jobs WHERE number = ?"
@@ -143,7 +140,7 @@ def _has_text(db: sqlite3.Connection, number: int, text: str | None) -> bool:
     )
 
 
-def _has_metadata(db: sqlite3.Connection, number: int, wanted: Wanted) -> bool:
+def _has_metadata(db: Database, number: int, wanted: Wanted) -> bool:
     if not wanted.metadata:
         return True
     (stored,) = db.execute("SELECT metadata FROM jobs WHERE number = ?", (number,)).fetchone()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+
+from .database import Database
 
 #: Days are kept for so long: a year, and a month to look back at it.
 KEPT_DAYS = 400
@@ -31,7 +32,7 @@ def name_day(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, timezone.utc).date().isoformat()
 
 
-def add(db: sqlite3.Connection, at_ms: int, whose: tuple[str, str, str], gpu_ms: int, load_ms: int) -> None:
+def add(db: Database, at_ms: int, whose: tuple[str, str, str], gpu_ms: int, load_ms: int) -> None:
     """Count one run. `whose`: owner, user, template."""
     day = name_day(at_ms)
     owner, user, template = whose
@@ -47,7 +48,7 @@ def add(db: sqlite3.Connection, at_ms: int, whose: tuple[str, str, str], gpu_ms:
     db.execute("DELETE FROM spending WHERE day < ?", (oldest.isoformat(),))
 
 
-def _add(db: sqlite3.Connection, values: tuple[object, ...]) -> bool:
+def _add(db: Database, values: tuple[object, ...]) -> bool:
     update = (
         "UPDATE spending SET runs = runs + 1, gpu_ms = gpu_ms + ?, load_ms = load_ms + ? "
         "WHERE day = ? AND owner = ? AND user_id = ? AND template = ?"
@@ -55,12 +56,12 @@ def _add(db: sqlite3.Connection, values: tuple[object, ...]) -> bool:
     return db.execute(update, values).rowcount > 0
 
 
-def read(db: sqlite3.Connection, owner: str | None, first_day: str, last_day: str, limit: int) -> list[Spending]:
+def read(db: Database, owner: str | None, first_day: str, last_day: str, limit: int) -> list[Spending]:
     """The rows of those days, in order; owner None: everybody's."""
     return list(_iterate(db, owner, first_day, last_day, limit))
 
 
-def _iterate(db: sqlite3.Connection, owner: str | None, first: str, last: str, limit: int) -> Iterator[Spending]:
+def _iterate(db: Database, owner: str | None, first: str, last: str, limit: int) -> Iterator[Spending]:
     where, values = ("", ()) if owner is None else (" AND owner = ?", (owner,))
     query = (
         "SELECT day, owner, user_id, template, runs, gpu_ms, load_ms FROM spending "

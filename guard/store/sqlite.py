@@ -1,12 +1,12 @@
 # Over 400 lines: a method for each operation of the store, most of them one line.
-"""The job store on SQLite: which thread does what, and what is announced."""
+"""The job store on tables: which thread does what, and what is announced. Its engine is SQLite, or another one."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from ..clock import Clock
 from ..errors import DiskFullError
@@ -16,6 +16,7 @@ from ..spent import Spent
 from . import alarms as alarm_rows
 from . import outbox, queries, result_files, search, spending
 from .alarms import Alarm, NewAlarm
+from .database import Database, keep_last_numbers
 from .engine import Engine
 from .facts import (
     Changes,
@@ -42,45 +43,54 @@ from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
 from .rows import find_job, find_retry, match_owner
 from .spending import Spending
+from .threads import Operation
 from .transitions import Transitions
 from .upkeep import Limits, Upkeep
 
 #: Bodies that are looked through at once for what earlier versions have not noted.
 WORKFLOWS_AT_ONCE = 200
 
+T = TypeVar("T")
 
-class SqliteStore(Store):
+
+class StoreEngine(Protocol):
+    """Runs operations on a database. :class:`.engine.Engine` says what each of these is."""
+
+    @property
+    def trouble(self) -> str | None: ...
+    @property
+    def failing(self) -> str | None: ...
+    @property
+    def silent_s(self) -> float: ...
+    @property
+    def unreadable_s(self) -> float: ...
+    @property
+    def is_readable(self) -> bool: ...
+    def open(self) -> None: ...
+    def serve(self, first: Operation[T], tell: Callable[[T], None]) -> None: ...
+    def write(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]: ...
+    def read(self, operation: Operation[T]) -> Future[T]: ...
+    def read_list(self, operation: Operation[T]) -> Future[T]: ...
+    def read_slowly(self, operation: Operation[T]) -> Future[T]: ...
+    def close(self) -> None: ...
+
+
+class TableStore(Store):
     """See :class:`guard.store.Store`, which says what each method does."""
 
-    def __init__(
-        self,
-        path: Path,
-        clock: Clock,
-        survives: Survives = "power_cut",
-        limits: Limits | None = None,
-        *,
-        open_now: bool = True,
-    ) -> None:
-        """Open or create the database; blocks, so call it before the event loop serves.
+    _engine: StoreEngine
 
-        Args:
-            survives: what submits and verdicts survive: see `store.survives`.
-            limits: how long bodies are kept, and how large the database may become; None: for ever, and no limit.
-            open_now: otherwise :meth:`serve` opens it.
-
-        Raises:
-            StoreLockedError: another process has the file open.
-            StoreTooNewError: a later version wrote it; it is left as it is.
-            StoreUnusableError: the disk refuses.
-        """
+    def __init__(self, clock: Clock, upkeep: Upkeep) -> None:
+        """A subclass sets `_engine` next, and then calls `_begin`."""
         self._clock = clock
         self.changed: Signal[[Job]] = Signal()
         self.opened: Signal[[Recovery]] = Signal()
-        self._upkeep = Upkeep(path, clock, limits or Limits())
-        self._transitions = Transitions(clock, self._upkeep.take)
+        self._upkeep = upkeep
+        self._transitions = Transitions(clock, upkeep.take)
         #: By owner: how many jobs are open, as of the last commit.
         self._open: dict[str, int] = {}
-        self._engine = Engine(path, self._transitions.load, self._publish, survives, self._upkeep)
+
+    def _begin(self, open_now: bool) -> None:
         if open_now:
             self._engine.open()
         self._note_counts(self._transitions.line.turns)
@@ -94,7 +104,7 @@ class SqliteStore(Store):
         the jobs that have ended. `lived_until_ms`: when the process before this one lived last.
         """
 
-        def recover(db: sqlite3.Connection) -> Recovery:
+        def recover(db: Database) -> Recovery:
             recovery = self._transitions.recover(db, holder, max_attempts, lived_until_ms)
             self._transitions.changed = list(recovery.settled)
             return recovery
@@ -107,8 +117,9 @@ class SqliteStore(Store):
         self._engine.serve(recover, tell)
 
     @property
-    def path(self) -> Path:
-        return self._engine.path
+    def path(self) -> Path | None:
+        """The file, where it is one of this machine."""
+        return None
 
     @property
     def queued(self) -> int:
@@ -180,6 +191,20 @@ class SqliteStore(Store):
         for job in changed:
             self.changed(job)
 
+    def _keep_changes(self) -> Callable[[bool], None]:
+        """Take the changes of a commit that may have succeeded; return what announces them. The writer's thread."""
+        changed = list(self._transitions.changed)
+
+        def announce(is_late: bool) -> None:
+            self._note_counts({*self._open, *self._transitions.line.turns})
+            if is_late:  # whoever ended a job will hand that in again
+                ended = {job.job_id: job.verdict for job in changed if job.verdict is not None}
+                self._transitions.unanswered.update(ended)
+            for job in changed:
+                self.changed(job)
+
+        return announce
+
     def _note_counts(self, owners: Iterable[str]) -> None:
         """Note what the tables hold now; of these owners, how many jobs are open."""
         line = self._transitions.line
@@ -213,7 +238,7 @@ class SqliteStore(Store):
         return self._engine.write(lambda db: self._transitions.begin(db, holder, max_jobs, is_ready))
 
     def hand_over(self, job_id: str) -> Future[None]:
-        def operation(db: sqlite3.Connection) -> None:
+        def operation(db: Database) -> None:
             db.execute("UPDATE leases SET handed_over = 1 WHERE job_id = ?", (job_id,))
 
         return self._engine.write(operation, urgent=False)
@@ -240,7 +265,7 @@ class SqliteStore(Store):
         return self._engine.write(lambda db: result_files.mark_fetched(db, job_id, artifact))
 
     def mark_heard(self, job_id: str) -> Future[None]:
-        def operation(db: sqlite3.Connection) -> None:
+        def operation(db: Database) -> None:
             db.execute("DELETE FROM unheard WHERE job_id = ?", (job_id,))
 
         return self._engine.write(operation, urgent=False)
@@ -264,13 +289,14 @@ class SqliteStore(Store):
         return self._engine.write(lambda db: alarm_rows.mark_seen(db, numbers, up_to, self._clock.now_ms()))
 
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
-        def operation(db: sqlite3.Connection) -> int:
+        def operation(db: Database) -> int:
             # A settled job keeps its lease until ComfyUI's worker lets go of it.
             rows = db.execute(
                 "SELECT number, job_id FROM jobs INDEXED BY jobs_settled WHERE settled_at_ms < ? "
                 "AND job_id NOT IN (SELECT job_id FROM leases) ORDER BY settled_at_ms LIMIT ?",
                 (settled_before_ms, limit),
             ).fetchall()
+            keep_last_numbers(db)
             for table in ("transitions", "idempotency", "unread", "unheard", "webhooks", "made"):
                 db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
             for table in ("bodies", "workflows", "jobs"):
@@ -284,27 +310,28 @@ class SqliteStore(Store):
         where, values = match_owner(owner)
         update = f"UPDATE jobs SET hidden = 1 WHERE {where} AND settled_at_ms IS NOT NULL AND hidden = 0 AND job_id = ?"
 
-        def operation(db: sqlite3.Connection) -> None:
+        def operation(db: Database) -> None:
             db.executemany(update, [(*values, job_id) for job_id in job_ids])
 
         return self._engine.write(operation)
 
     def clear_history(self, owner: str) -> Future[None]:
-        def operation(db: sqlite3.Connection) -> None:
-            db.execute("INSERT OR REPLACE INTO cleared VALUES (?, ?)", (owner, self._transitions.line.event_id))
+        def operation(db: Database) -> None:
+            upsert = "INSERT INTO cleared VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET up_to = excluded.up_to"
+            db.execute(upsert, (owner, self._transitions.line.event_id))
 
         return self._engine.write(operation)
 
     def _list_workflows(self) -> None:
         """Look for workflows in the bodies that earlier versions left, some at a time. The next start goes on."""
 
-        def find(db: sqlite3.Connection) -> tuple[int, list[tuple[int, str]]]:
+        def find(db: Database) -> tuple[int, list[tuple[int, str]]]:
             row = db.execute("SELECT below FROM unlisted").fetchone()
             below = row[0] if row is not None else 0
-            return below, queries.find_workflows(db, below, WORKFLOWS_AT_ONCE)
+            return below, queries.find_workflows(db, below, WORKFLOWS_AT_ONCE) if below > 1 else []
 
-        def write(db: sqlite3.Connection, below: int, found: list[tuple[int, str]]) -> None:
-            insert = "INSERT OR IGNORE INTO workflows SELECT number, job_id, ? FROM jobs WHERE number = ?"
+        def write(db: Database, below: int, found: list[tuple[int, str]]) -> None:
+            insert = "INSERT INTO workflows SELECT number, job_id, ? FROM jobs WHERE number = ? ON CONFLICT DO NOTHING"
             db.executemany(insert, [(workflow_id, number) for number, workflow_id in found])
             db.execute("UPDATE unlisted SET below = ?", (max(below - WORKFLOWS_AT_ONCE, 0),))
 
@@ -344,7 +371,7 @@ class SqliteStore(Store):
         return self._engine.read(lambda db: queries.find_body(db, job_id))
 
     def locate(self, job_id: str) -> Future[Waiting | None]:
-        def operation(db: sqlite3.Connection) -> Waiting | None:
+        def operation(db: Database) -> Waiting | None:
             job = find_job(db, job_id)
             return self._transitions.line.locate(db, job) if job is not None and job.state is JobState.QUEUED else None
 
@@ -445,3 +472,38 @@ class SqliteStore(Store):
 
     def list_unread(self, since_ms: int, at_most: int) -> Future[dict[str, frozenset[str]] | None]:
         return self._engine.read_list(lambda db: result_files.list_unread(db, since_ms, at_most))
+
+
+class SqliteStore(TableStore):
+    """The store on this server's own disk."""
+
+    _engine: Engine
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        survives: Survives = "power_cut",
+        limits: Limits | None = None,
+        *,
+        open_now: bool = True,
+    ) -> None:
+        """Open or create the database; blocks, so call it before the event loop serves.
+
+        Args:
+            survives: what submits and verdicts survive: see `store.survives`.
+            limits: how long bodies are kept, and how large the database may become; None: for ever, and no limit.
+            open_now: otherwise :meth:`serve` opens it.
+
+        Raises:
+            StoreLockedError: another process has the file open.
+            StoreTooNewError: a later version wrote it; it is left as it is.
+            StoreUnusableError: the disk refuses.
+        """
+        super().__init__(clock, Upkeep(path, clock, limits or Limits()))
+        self._engine = Engine(path, self._transitions.load, self._publish, survives, self._upkeep)
+        self._begin(open_now)
+
+    @property
+    def path(self) -> Path:
+        return self._engine.path

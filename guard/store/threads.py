@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import DiskFullError, GuardError, ServerUnavailableError
+from .database import Database
 
 log = logging.getLogger("guarded.store")
 
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], T]
+Operation = Callable[[Database], T]
 
 #: The most operations in one batch. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
@@ -53,7 +54,7 @@ class DatabaseThread:
         name: str,
         work: Callable[[Batch], None],
         idle: Callable[[], bool | None] | None = None,
-        db: sqlite3.Connection | None = None,
+        db: Database | None = None,
     ) -> None:
         """`work` runs a batch; `idle` is called at the start and then every `LOOK_S`, between batches.
 
@@ -117,7 +118,7 @@ class DatabaseThread:
             self._inbox.put(self._later)
             self._later = []
 
-    def swap(self, db: sqlite3.Connection) -> None:
+    def swap(self, db: Database) -> None:
         """Use another connection from the next batch on; the old one is closed when its batch is done."""
         old, self.db = self.db, db
         if old is not None:
@@ -231,6 +232,7 @@ def complain(text: str, trace: bool = False) -> None:
 def report_failure(error: BaseException) -> GuardError:
     """Log that the database failed; return the error for the callers."""
     complain(f"the job store failed: {error}", trace=not isinstance(error, (sqlite3.Error, OSError)))
-    if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+    is_full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+    if is_full or getattr(error, "sqlstate", None) == "53100":
         return DiskFullError("The disk with the job database is full.", retry_after_s=60)
     return ServerUnavailableError("The job database cannot be used now.", details=str(error), retry_after_s=10)

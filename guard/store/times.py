@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 
+from .database import Database, list_columns
 from .outbox import PAUSE_AT_MOST_S
 from .rows import IS_OPEN
 
@@ -23,7 +23,7 @@ _SIGNS = (
 )
 
 
-def clamp(db: sqlite3.Connection, now_ms: int) -> None:
+def clamp(db: Database, now_ms: int) -> None:
     """Set every time that lies in the future to now: the clock was ahead while they were written.
 
     Otherwise deliveries would wait for it, and jobs would wait past their timeouts. An attempt that is planned for
@@ -44,13 +44,12 @@ def clamp(db: sqlite3.Connection, now_ms: int) -> None:
         "the clock was ahead by %.1f s at least when this database was written: times from the future are set to now",
         (max(latest) - now_ms) / 1000,
     )
-    for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+    for table, columns in list_columns(db):
         # By their names, so that no column of a later version is forgotten.
-        times = [name for _, name, *_ in db.execute(f'PRAGMA table_info("{table}")') if name.endswith("_ms")]
-        latest_of = {name: ":plan" if name == "next_at_ms" else ":now" for name in times}
-        if times:
+        latest_of = {name: plan_ms if name == "next_at_ms" else now_ms for name in columns if name.endswith("_ms")}
+        if latest_of:
+            changes = ", ".join(f"{name} = CASE WHEN {name} > ? THEN ? ELSE {name} END" for name in latest_of)
             db.execute(
-                f"UPDATE {table} SET {', '.join(f'{name} = min({name}, {most})' for name, most in latest_of.items())} "
-                f"WHERE {' OR '.join(f'{name} > {most}' for name, most in latest_of.items())}",
-                {"now": now_ms, "plan": plan_ms},
+                f"UPDATE {table} SET {changes} WHERE {' OR '.join(f'{name} > ?' for name in latest_of)}",
+                [*(most for most in latest_of.values() for _twice in range(2)), *latest_of.values()],
             )

@@ -13,6 +13,7 @@ from ..errors import ConflictError, InternalError, QueueFullError, ServerRestart
 from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
 from ..quotas import check_open_bytes
 from . import outbox, result_files, spending, times
+from .database import Database
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
 from .queries import replay
@@ -38,8 +39,10 @@ class Transitions:
         self.changed: list[Job] = []
         self.touched: dict[str, Job | None] = {}
         self.recent = Recent()
+        #: Endings that are on disk, and of which nobody was told that they succeeded: the answer was lost.
+        self.unanswered: dict[str, Verdict] = {}
 
-    def load(self, db: sqlite3.Connection) -> None:
+    def load(self, db: Database) -> None:
         """Read the line from the tables, at the start and after a rollback."""
         self.changed.clear()
         self.touched.clear()
@@ -53,9 +56,7 @@ class Transitions:
         changed, self.changed = self.changed, []
         return changed
 
-    def recover(
-        self, db: sqlite3.Connection, holder: str, max_attempts: int, lived_until_ms: int | None = None
-    ) -> Recovery:
+    def recover(self, db: Database, holder: str, max_attempts: int, lived_until_ms: int | None = None) -> Recovery:
         times.clamp(db, self._clock.now_ms())
         self.recent.clear()
         rows = db.execute(
@@ -64,7 +65,7 @@ class Transitions:
         secretive = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets <> 0").fetchall()
         # Their prompts were being validated for dispatch, and the process may have died of that. The other dispatched
         # jobs merely waited in the host's queue.
-        validated = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases WHERE NOT handed_over")}
+        validated = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases WHERE handed_over = 0")}
         requeued, settled = 0, []
         for job in map(read_job, [*rows, *secretive]):
             was_begun = job.state in (JobState.RUNNING, JobState.VALIDATING)
@@ -92,7 +93,7 @@ class Transitions:
 
     def submit(
         self,
-        db: sqlite3.Connection,
+        db: Database,
         new: NewJob,
         key: IdempotencyKey | None,
         max_queued: int,
@@ -119,13 +120,14 @@ class Transitions:
         job = self._insert(db, new, key)
         if key is not None:
             db.execute(
-                "INSERT OR REPLACE INTO idempotency (owner, key, body_digest, job_id, created_at_ms) "
-                "VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO idempotency (owner, key, body_digest, job_id, created_at_ms) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (owner, key) DO UPDATE SET body_digest = excluded.body_digest, job_id = excluded.job_id, "
+                "created_at_ms = excluded.created_at_ms",
                 (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
             )
         return Submitted(job, self.line.locate(db, job, by_submit=True))
 
-    def claim(self, db: sqlite3.Connection, holder: str, max_jobs: int) -> Claimed | None:
+    def claim(self, db: Database, holder: str, max_jobs: int) -> Claimed | None:
         while (job := self._find_next(db, max_jobs)) is not None:
             body = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
             if body is not None:
@@ -134,13 +136,13 @@ class Transitions:
             self._end(db, job, Verdict.of(error), None)
         return None
 
-    def begin(self, db: sqlite3.Connection, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Job | None:
+    def begin(self, db: Database, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Job | None:
         job = self._find_next(db, max_jobs)
         if job is None or not is_ready(job.job_id):
             return None
         return self._move(db, self._lease(db, job, holder), JobState.RUNNING)
 
-    def _find_next(self, db: sqlite3.Connection, max_jobs: int) -> Job | None:
+    def _find_next(self, db: Database, max_jobs: int) -> Job | None:
         """Find the job that may have a slot now. Nothing else decides whose turn it is."""
         if len(self.line.leases) >= max_jobs or self.line.alone is not None:
             return None
@@ -154,7 +156,7 @@ class Transitions:
         job = read_job(row)
         return None if job.attempts and self.line.under_way else job
 
-    def _lease(self, db: sqlite3.Connection, job: Job, holder: str) -> Job:
+    def _lease(self, db: Database, job: Job, holder: str) -> Job:
         """Give the job a slot."""
         job = self._move(db, job, JobState.DISPATCHED)
         self.line.serve(db, job)
@@ -165,30 +167,31 @@ class Transitions:
             self.line.alone = job.job_id
         return job
 
-    def advance(self, db: sqlite3.Connection, job_id: str, state: JobState) -> Job | None:
+    def advance(self, db: Database, job_id: str, state: JobState) -> Job | None:
         job = self._find(db, job_id)
         return None if job is None or job.state.settled else self._move(db, job, state)
 
     def settle(
-        self, db: sqlite3.Connection, job_id: str, verdict: Verdict, result: Result | None, only_waiting: bool
+        self, db: Database, job_id: str, verdict: Verdict, result: Result | None, only_waiting: bool
     ) -> Settled | None:
         # Not from memory: an ending is told, so it must be on disk.
         job = find_job(db, job_id)
         if job is None:
             return None
         if job.state.settled or (only_waiting and job.state not in WAITING):
-            return Settled(job, won=False)
+            lost = self.unanswered.pop(job_id, None)
+            return Settled(job, won=lost is not None and (lost.state, lost.code) == (verdict.state, verdict.code))
         try:
             return Settled(self._end(db, job, verdict, result), won=True)
         except (TypeError, ValueError, RecursionError, sqlite3.DataError) as error:
             message = f"{type(error).__name__}: {error}"
             raise InternalError(f"The ending of job {job_id} cannot be written.", details=message) from error
 
-    def release(self, db: sqlite3.Connection, job_id: str) -> None:
+    def release(self, db: Database, job_id: str) -> None:
         db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
         self.line.leases.discard(job_id)
 
-    def _insert(self, db: sqlite3.Connection, new: NewJob, key: IdempotencyKey | None) -> Job:
+    def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:
         number = self.line.number + 1
         order = new.order if new.order is not None else float(-number if new.front else number)
         job = Job(
@@ -219,12 +222,10 @@ class Transitions:
             body_bytes=len(new.body),
             retry_of=new.retry_of,
         )
-        try:
-            insert_job(db, new, job, order)
-        except sqlite3.IntegrityError:
+        if not insert_job(db, new, job, order):
             there = find_job(db, new.job_id)
             facts = {"job_id": new.job_id} if there is not None and there.owner == new.owner else {}
-            raise ConflictError(f"There is a job {new.job_id} already.", extra_info=facts) from None
+            raise ConflictError(f"There is a job {new.job_id} already.", extra_info=facts)
         self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self.line.number = number
         self.line.add_queued(db, job, +1)
@@ -233,7 +234,7 @@ class Transitions:
         self._note(job)
         return job
 
-    def _find(self, db: sqlite3.Connection, job_id: str) -> Job | None:
+    def _find(self, db: Database, job_id: str) -> Job | None:
         """The job as this transaction has it."""
         if job_id in self.touched:
             return self.touched[job_id]
@@ -244,7 +245,7 @@ class Transitions:
         self.changed.append(job)
         self.touched[job.job_id] = job
 
-    def _move(self, db: sqlite3.Connection, job: Job, state: JobState, **changes: Any) -> Job:
+    def _move(self, db: Database, job: Job, state: JobState, **changes: Any) -> Job:
         """Change a job's state. Nothing else does."""
         if state not in TRANSITIONS[job.state]:
             raise InternalError(f"job {job.job_id} cannot go from {job.state.value} to {state.value}")
@@ -268,7 +269,7 @@ class Transitions:
         self._note(moved)
         return moved
 
-    def _end(self, db: sqlite3.Connection, job: Job, verdict: Verdict, result: Result | None) -> Job:
+    def _end(self, db: Database, job: Job, verdict: Verdict, result: Result | None) -> Job:
         if verdict.details:  # what is told now must be what the tables will say: a tuple is a list there
             verdict = replace(verdict, details=json.loads(json.dumps(verdict.details)))
         settled = self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
@@ -281,7 +282,7 @@ class Transitions:
             result_files.record(db, settled)
         return settled
 
-    def _record_change(self, db: sqlite3.Connection, job_id: str, at_ms: int, state: JobState) -> int:
+    def _record_change(self, db: Database, job_id: str, at_ms: int, state: JobState) -> int:
         """Write down a change of state; return its number."""
         self.line.event_id += 1
         db.execute("INSERT INTO transitions VALUES (?, ?, ?, ?)", (self.line.event_id, job_id, at_ms, state.value))

@@ -21,10 +21,11 @@ from typing import Any
 
 from ..clock import Clock
 from ..errors import DiskFullError, GuardError
+from .database import Database
 from .facts import Size
 from .listed import keep_files
 from .rows import pragma
-from .threads import complain, is_damage
+from .threads import Operation, complain, is_damage
 
 #: A slice ends after this time. One step of it is one body, or one page that moves.
 SLICE_S = 0.005
@@ -56,7 +57,7 @@ FOUND = 500
 #: Pages that one deleted body, or one moved page, may write.
 STEP_PAGES = 3
 
-Read = Callable[[Callable[[sqlite3.Connection], Any]], Future[Any]]
+Read = Callable[[Operation[Any]], Future[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Means:
         read_slowly: runs one on a thread that may take its time.
     """
 
-    begin: Callable[[sqlite3.Connection], None]
+    begin: Callable[[Database], None]
     read: Read
     read_slowly: Read
 
@@ -84,7 +85,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
     """The jobs that settled before that time, or (`is_all`) all that have settled by now."""
 
     before_ms: int
@@ -96,7 +97,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Search:
-    span: _Span
+    span: Span
     future: Future[Found]
 
 
@@ -113,7 +114,8 @@ class Found:
 class Upkeep:
     """The writer's thread, except where it says otherwise."""
 
-    def __init__(self, path: Path, clock: Clock, limits: Limits) -> None:
+    def __init__(self, path: Path | None, clock: Clock, limits: Limits) -> None:
+        """`path`: of SQLite's file."""
         self._log = Path(f"{path}-wal")
         self._clock = clock
         self.limits = limits
@@ -184,7 +186,7 @@ class Upkeep:
 
     # Slices. -------------------------------------------------------------------------------------------------
 
-    def turn(self, db: sqlite3.Connection, means: Means, is_idle: bool) -> bool:
+    def turn(self, db: Database, means: Means, is_idle: bool) -> bool:
         """Do one slice of what is due; say whether there is more. `is_idle`: nobody waits for the writer."""
         if time.monotonic() < self._due_s:
             return False
@@ -202,7 +204,8 @@ class Upkeep:
             complain(f"the job database cannot be made smaller now: {error}")
             return False
 
-    def _turn(self, db: sqlite3.Connection, means: Means, is_idle: bool) -> bool:
+    def _turn(self, db: Database, means: Means, is_idle: bool) -> bool:
+        assert isinstance(db, sqlite3.Connection)
         is_log_large = self.size.log_bytes > (LOG_BYTES if is_idle else LOG_MOST)
         if self._tidying is not None and self._tidying.done():
             tidying, self._tidying = self._tidying, None
@@ -216,7 +219,7 @@ class Upkeep:
             self._tidying = means.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
         now_ms = self._clock.now_ms()
         excess = self._find_excess()
-        if excess > 0 and self._thin(db, means, _Span(now_ms, is_all=True), excess):
+        if excess > 0 and self._thin(db, means, Span(now_ms, is_all=True), excess):
             return True
         if is_idle and self._has_too_many_free() and self.size.log_bytes <= LOG_MOST:
             if self._tidying is None:  # otherwise the log would grow faster than it is worked in
@@ -226,11 +229,12 @@ class Upkeep:
         before_ms = now_ms - age_ms
         # Not each second: a thousandth later does not matter.
         is_time = before_ms > self._done_ms + age_ms / 1000 or self._search is not None
-        if excess <= 0 and is_time and self._thin(db, means, _Span(int(before_ms), is_all=False), math.inf):
+        if excess <= 0 and is_time and self._thin(db, means, Span(int(before_ms), is_all=False), math.inf):
             return True
         return self._tidying is not None
 
-    def _measure(self, db: sqlite3.Connection) -> None:
+    def _measure(self, db: Database) -> None:
+        assert isinstance(db, sqlite3.Connection)
         pages, free, page_bytes, mode = (
             pragma(db, name) for name in ("page_count", "freelist_count", "page_size", "auto_vacuum")
         )
@@ -251,7 +255,7 @@ class Upkeep:
                 most = min(most, limit * THIN_TO)
         return used - most
 
-    def _thin(self, db: sqlite3.Connection, means: Means, span: _Span, most_bytes: float) -> bool:
+    def _thin(self, db: Database, means: Means, span: Span, most_bytes: float) -> bool:
         """Delete bodies of jobs that settled in that time, not many more than so many bytes. False: there are none."""
         if not self._found and not self._find(means.read, span):
             return self._search is not None
@@ -274,7 +278,7 @@ class Upkeep:
         self._untidy_pages += bodies * STEP_PAGES
         return True
 
-    def _find(self, read: Read, span: _Span) -> bool:
+    def _find(self, read: Read, span: Span) -> bool:
         """Find bodies to delete, on a reader's thread; False: there are none, or none yet."""
         if self._search is None:
             after_ms, before_ms, limit = self._done_ms, 2**62 if span.is_all else span.before_ms, self._looks_at
@@ -330,7 +334,7 @@ class Upkeep:
             db.execute(f"PRAGMA busy_timeout = {before}")
 
 
-def find_bodies(db: sqlite3.Connection, after_ms: int, before_ms: int, limit: int) -> Found:
+def find_bodies(db: Database, after_ms: int, before_ms: int, limit: int) -> Found:
     """Look at the first `limit` jobs that settled in that time, from `after_ms` on, for those that have bodies."""
     looked_at = (
         "SELECT number, settled_at_ms FROM jobs INDEXED BY jobs_settled WHERE settled_at_ms >= ? AND settled_at_ms < ? "
@@ -344,11 +348,13 @@ def find_bodies(db: sqlite3.Connection, after_ms: int, before_ms: int, limit: in
     bodies = db.execute(query, (*values, FOUND)).fetchall()
     if bodies:
         return Found(bodies, bodies[-1][1], is_end=False)
-    looked, last_ms = db.execute(f"SELECT count(*), max(settled_at_ms) FROM ({looked_at})", values).fetchone()
+    looked, last_ms = db.execute(
+        f"SELECT count(*), max(settled_at_ms) FROM ({looked_at}) AS looked_at", values
+    ).fetchone()
     return Found([], last_ms or after_ms, is_end=looked < limit)
 
 
-def delete_body(db: sqlite3.Connection, number: int, now_ms: int) -> int:
+def delete_body(db: Database, number: int, now_ms: int) -> int:
     """Delete the body of a job that has settled, and what is large of its result; return their bytes. An open job keeps
     its body."""
     where = "number = ? AND EXISTS (SELECT 1 FROM jobs WHERE jobs.number = bodies.number AND settled_at_ms IS NOT NULL)"
@@ -360,7 +366,7 @@ def delete_body(db: sqlite3.Connection, number: int, now_ms: int) -> int:
     return int(row[0]) + _shorten_result(db, number)
 
 
-def _shorten_result(db: sqlite3.Connection, number: int) -> int:
+def _shorten_result(db: Database, number: int) -> int:
     """Leave of a large result the files, and nothing of the ids of the nodes asked for it; return the bytes less."""
     large = "coalesce(length(result), 0) + length(outputs_to_execute)"
     where = f"number = ? AND {large} > ?"
