@@ -68,7 +68,7 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
         [base / "models"],
     )
     folders_of_templates = (package / "workflows" / "api", own / "workflows")
-    templates = Templates(cast(Host, _Offline(models)), settings.policy, folders_of_templates)
+    templates = Templates(cast(Host, _Offline(models, host)), settings.policy, folders_of_templates)
     return Facts(
         own=own,
         environment=environment,
@@ -86,10 +86,11 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
 
 
 class _Offline:
-    """Answers for a host what can be known without one: the files below the model folders."""
+    """Answers for a host what can be known without one: the files below the model folders, and its last version."""
 
-    def __init__(self, models: list[Path]) -> None:
+    def __init__(self, models: list[Path], host: Mapping[str, Any]) -> None:
         self._models = models
+        self._host = host
 
     def find_model(self, folder: str, file: str) -> tuple[str, Path] | None:
         for models in self._models:
@@ -102,6 +103,9 @@ class _Offline:
 
     def video_memory(self) -> None:
         return None
+
+    def describe(self) -> dict[str, Any]:
+        return {"version": "unknown", **self._host}
 
 
 def find_address(own: Path) -> str:

@@ -22,8 +22,8 @@ _CHUNK = 2**20
 _TIMEOUT_S = 60.0
 #: A connection that brings nothing new ends the download after so many tries; each that brings some begins anew.
 _TRIES = 5
-#: A manifest gives the size in whole MB.
-_ROUNDED = 1_000_000
+#: A manifest gives the size in whole MB; where a hash says what the file is, also as pages show it, with three digits.
+_ROUNDED, _SHARE = 1_000_000, 0.005
 _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 
 #: Told how many bytes are there, and how many there will be (0: nobody knows).
@@ -163,7 +163,7 @@ def _open(url: str, headers: dict[str, str], linked: dict[str, str]) -> Any:
 def _check(part: Path, size_mb: int, sha256: str) -> None:
     """Raises FetchError, and deletes what is wrong, where the file is not the one that was meant."""
     try:
-        _refuse_size(part.stat().st_size, size_mb)
+        _refuse_size(part.stat().st_size, size_mb, is_hashed=bool(sha256))
         if sha256:
             digest = hashlib.sha256()
             with open(part, "rb") as file:
@@ -176,10 +176,11 @@ def _check(part: Path, size_mb: int, sha256: str) -> None:
         raise
 
 
-def _refuse_size(size: int, size_mb: int, *, at_least: bool = True) -> None:
+def _refuse_size(size: int, size_mb: int, *, at_least: bool = True, is_hashed: bool = True) -> None:
     """Raises FetchError where a size is not what the manifest says, but for its rounding."""
     wanted = size_mb * 1_000_000
-    if size > wanted + _ROUNDED or (at_least and size < wanted - _ROUNDED):
+    rounded = max(_ROUNDED, wanted * _SHARE) if is_hashed else _ROUNDED
+    if size > wanted + rounded or (at_least and size < wanted - rounded):
         raise FetchError(f"the source has {size} bytes, and the manifest says {size_mb} MB")
 
 

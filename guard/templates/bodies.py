@@ -67,7 +67,9 @@ class MissingBody(TypedDict):
 class WorkflowBody(TypedDict):
     """A template: what it takes, and what this server lacks for it.
 
-    `read_at`: repository and commit. `reasons`: why it is not ready, in sentences; empty where it is.
+    `read_at`: repository and commit. `reasons`: why it is not ready, in sentences; empty where it is. `comfyui`: the
+    first version of ComfyUI that it runs on; empty: any. `vram_gb`: what a job needs at the defaults, by which it is
+    refused; with `vram_full_gb`, no weights lie in RAM during a step.
     """
 
     name: str
@@ -76,6 +78,8 @@ class WorkflowBody(TypedDict):
     parameters: list[ParameterBody]
     presets: list[PresetBody]
     vram_gb: float | None
+    vram_full_gb: float | None
+    comfyui: str
     models: list[ModelBody]
     node_packs: list[NodePackBody]
     read_at: dict[str, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,9 @@ from .manifest import (
     NodePack,
     Template,
     TemplateError,
-    Values,
     applies,
-    choose_text,
 )
+from .parameter import Values, choose_text
 from .render import choose_values, complete, estimate_vram_gib, render
 from .weights import find_fault
 
@@ -105,7 +105,7 @@ class Templates:
         files = {each: each for each in uploaded if each in template.manifest.parameters and given.get(each) is None}
         values = choose_values(template, {**given, **files})
         names, faults = self._find_models(template)
-        self._check_nodes(template)
+        self._check_host(template)
         self._check_models(template, values, names, faults)
         self._check_memory(template, values)
         body["prompt"] = render(template, values, names)
@@ -123,14 +123,16 @@ class Templates:
         default = complete(template, {})
         missing = [model for model in manifest.models if model.file in faults and applies(model.when, default)]
         refusal = self._refuse_memory(template, default)
-        need = estimate_vram_gib(template, default)
+        too_old = self._find_too_old(template)
         return {
             "name": template.name,
             "title": choose_text(manifest.title, locale),
             "description": choose_text(manifest.description, locale),
             "parameters": [parameter.describe(name, locale) for name, parameter in manifest.parameters.items()],
             "presets": [preset.body() for preset in manifest.presets],
-            "vram_gb": need or None,
+            "vram_gb": estimate_vram_gib(template, default) or None,
+            "vram_full_gb": estimate_vram_gib(template, default, resident=1) or None,
+            "comfyui": manifest.comfyui,
             "models": [
                 {**_describe_model(model), "when": model.when, "present": model.file not in faults}
                 for model in manifest.models
@@ -151,12 +153,13 @@ class Templates:
                 "classes": classes,
             },
             "reasons": [
+                *([f"{too_old[0].upper()}{too_old[1:]}"] if too_old is not None else []),
                 *(f"{_name_place(model)} {faults[model.file]}." for model in missing),
                 *(f"{pack.name} is not installed, or failed to load: {pack.source}." for pack in missing_packs),
                 *([f"This server lacks the node class {', '.join(classes)}."] if classes else []),
                 *([refusal.message] if refusal is not None else []),
             ],
-            "ready": not missing and not classes and refusal is None,
+            "ready": not missing and not classes and refusal is None and too_old is None,
         }
 
     def _find_models(self, template: Template) -> tuple[dict[str, str], dict[str, str]]:
@@ -174,19 +177,29 @@ class Templates:
                 faults[model.file] = fault
         return names, faults
 
-    def _check_nodes(self, template: Template) -> None:
+    def _check_host(self, template: Template) -> None:
         missing = self._host.missing_classes(template.graph)
-        if not missing:
+        too_old = self._find_too_old(template)
+        if not missing and too_old is None:
             return
         packs = _find_packs(template, missing)
-        hint = "".join(f" Install {pack.name}: {pack.source}." for pack in packs) or " Update ComfyUI."
+        lacks = f"this server lacks the node class {', '.join(missing)}." if missing else ""
+        hint = "".join(f" Install {pack.name}: {pack.source}." for pack in packs)
         raise MissingNodeError(
-            f"Template {template.name}: this server lacks the node class {', '.join(missing)}.{hint}",
+            f"Template {template.name}: {too_old or lacks}{hint or ' Update ComfyUI.'}",
             extra_info={
                 "classes": missing,
                 "node_packs": [{"name": pack.name, "source": pack.source} for pack in packs],
+                **({"comfyui": template.manifest.comfyui} if too_old is not None else {}),
             },
         )
+
+    def _find_too_old(self, template: Template) -> str | None:
+        """A sentence, where the host's version is known and before the template's first."""
+        needed, here = template.manifest.comfyui, str(self._host.describe()["version"])
+        if not needed or not here[:1].isdigit() or _read_version(here) >= _read_version(needed):
+            return None
+        return f"it needs ComfyUI {needed} or later; this is {here}."
 
     def _check_models(
         self, template: Template, values: Values, names: Mapping[str, str], faults: Mapping[str, str]
@@ -219,6 +232,10 @@ class Templates:
             f"{min(limit for limit in (card, budget) if limit is not None):g} GB may be used here.",
             extra_info={"vram_gb": need, "vram_budget_gb": budget, "vram_total_gb": card},
         )
+
+
+def _read_version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0]))
 
 
 def _take_print(folders: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         for line, text in error.faults:
             say(f"{manifest}:{line or 1}: {text}")
         return 1
-    required = [name for name, each in template.manifest.parameters.items() if each.required]
+    required = [name for name, each in template.manifest.parameters.items() if each.is_needed]
     say(f"{manifest}: nothing is wrong. Needed of callers: {', '.join(required) or 'nothing'}.")
     return 0
 

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from ..bounds import read_complaint
-from ..messages import FALLBACK
-from ..urls import is_source
-from .bodies import ParameterBody, ParameterType, PresetBody
+from .bodies import PresetBody
 from .lines import find_line
+from .parameter import OutOfRangeError, Parameter, Part, Texts, Values, WrongKindError
+from .pruning import drop_absent
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-#: The largest seed that ComfyUI's samplers take.
-MAX_SEED = 2**64 - 1
-#: The most characters of a text parameter without a `max_length` of its own.
-TEXT_LENGTH = 4000
-FILE_NAME_LENGTH = 255
 
 
 class TemplateError(ValueError):
@@ -43,132 +37,14 @@ class TemplateError(ValueError):
         self.faults = tuple(faults)
 
 
-class WrongKindError(ValueError):
-    """A value of another type than the parameter's; the message says what it must be."""
-
-
-class OutOfRangeError(ValueError):
-    """A value of the right type beyond the parameter's limits; the message says which."""
-
-
-def _require_english(texts: dict[str, str]) -> dict[str, str]:
-    if FALLBACK not in texts:
-        raise ValueError(f"a text in {FALLBACK!r} is needed")
-    return texts
-
-
-#: Language → text.
-Texts = Annotated[dict[str, str], AfterValidator(_require_english)]
-Values = Mapping[str, Any]
 #: Keys and numbers that lead to a value of the manifest.
 Place = tuple[str | int, ...]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Conditional(Part):
+    """Applies only where parameters have the values of `when`; true, for a file that may be left out: it was given."""
 
-
-class Parameter(_Part):
-    """One value that a caller may set.
-
-    Attributes:
-        into: the inputs that get it, as `node.input`; none where it only chooses presets or wiring.
-        default: None where the caller must give a value; without one, a seed is drawn.
-        step: between the values of an integer, from `min` on.
-        max_length: of texts, in characters.
-    """
-
-    type: ParameterType
-    into: tuple[str, ...] = ()
-    default: bool | int | float | str | None = None
-    min: int | float | None = None
-    max: int | float | None = None
-    step: int = Field(1, ge=1)
-    max_length: int = Field(TEXT_LENGTH, ge=1)
-    choices: tuple[str, ...] = ()
-    help: Texts
-
-    @model_validator(mode="after")
-    def _check_limits(self) -> Parameter:
-        if self.type in ("integer", "number") and (self.min is None or self.max is None or self.min > self.max):
-            raise ValueError(f"{self.type} needs min and max")
-        if self.type == "choice" and not self.choices:
-            raise ValueError("choice needs choices")
-        if self.default is not None:
-            self.read(self.default)
-        return self
-
-    @property
-    def required(self) -> bool:
-        return self.default is None and self.type != "seed"
-
-    def read(self, value: Any) -> Any:
-        """Turn a caller's value into the graph's. Raises WrongKindError, OutOfRangeError."""
-        if self.type in ("integer", "seed"):
-            return self._read_integer(value)
-        if self.type == "number":
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise WrongKindError("must be a number")
-            self._check_within(value, self.min, self.max)
-            return float(value)
-        if self.type == "boolean":
-            if not isinstance(value, bool):
-                raise WrongKindError("must be true or false")
-            return value
-        if not isinstance(value, str):
-            raise WrongKindError("must be a string")
-        if self.type == "choice":
-            if value not in self.choices:
-                raise WrongKindError(f"must be one of {', '.join(self.choices)}")
-        elif self.type == "file":
-            if not is_source(value) and not 1 <= len(value) <= FILE_NAME_LENGTH:
-                raise OutOfRangeError(f"must be a file's name of 1 to {FILE_NAME_LENGTH} characters")
-        elif len(value) > self.max_length:
-            raise OutOfRangeError(f"must have {self.max_length} characters at most, not {len(value)}")
-        return value
-
-    def describe(self, name: str, locale: str) -> ParameterBody:
-        """The parameter as JSON, with only the fields that its type has."""
-        told: ParameterBody = {
-            "name": name,
-            "type": self.type,
-            "required": self.required,
-            "default": self.default,
-            "help": choose_text(self.help, locale),
-        }
-        if self.type in ("integer", "number"):
-            told["min"], told["max"] = self.min, self.max
-        if self.type == "integer" and self.step > 1:
-            told["step"] = self.step
-        if self.type == "seed":
-            told["min"], told["max"] = 0, MAX_SEED
-        if self.type == "text":
-            told["max_length"] = self.max_length
-        if self.type == "choice":
-            told["choices"] = list(self.choices)
-        return told
-
-    def _read_integer(self, value: Any) -> int:
-        # Some clients send 20 as 20.0.
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-            raise WrongKindError("must be a whole number")
-        whole = int(value)
-        low, high = (0, MAX_SEED) if self.type == "seed" else (self.min, self.max)
-        self._check_within(whole, low, high)
-        if (whole - int(low or 0)) % self.step:
-            raise OutOfRangeError(f"must be {low} plus a multiple of {self.step}")
-        return whole
-
-    @staticmethod
-    def _check_within(value: float, low: float | None, high: float | None) -> None:
-        if low is not None and high is not None and not low <= value <= high:
-            raise OutOfRangeError(f"must be from {low} to {high}")
-
-
-class _Conditional(_Part):
-    """Applies only where parameters have the values of `when`."""
-
-    when: dict[str, bool | str] = {}
+    when: dict[str, bool | str] = Field(default_factory=dict)
 
 
 class Preset(_Conditional):
@@ -206,7 +82,7 @@ class Model(_Conditional):
     sha256: Annotated[str, Field(pattern="^(?:[0-9a-f]{64})?$")] = ""
 
 
-class NodePack(_Part):
+class NodePack(Part):
     """A package of node classes that must be installed."""
 
     name: str
@@ -215,16 +91,19 @@ class NodePack(_Part):
     classes: tuple[str, ...]
 
 
-class VramStep(_Part):
+class VramStep(Part):
     """The video memory that one step of the work takes; the largest step counts.
 
     Attributes:
+        gib: what must be on the card, whatever the size.
+        weights_gib: weights beside it, of which ComfyUI keeps a part in RAM where the card has no room for all.
         pixels: the parameters whose product is the picture's size in pixels.
         frames: the parameter that says how many pictures of that size there are; none: one.
     """
 
     step: str
     gib: float
+    weights_gib: float = 0
     gib_per_megapixel: float = 0
     pixels: tuple[str, ...] = ()
     frames: str = ""
@@ -234,18 +113,20 @@ class VramStep(_Part):
         return (*self.pixels, self.frames) if self.frames else self.pixels
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """The contents of `name.toml`.
 
     Attributes:
         outputs: ids of the output nodes; nodes that none of them needs are left out of the prompt.
+        comfyui: the first version of ComfyUI that has the nodes and knows the models; "": any.
         read_at: repository → the commit where class names, inputs and paths were looked up.
     """
 
     title: Texts
     description: Texts
     outputs: tuple[str, ...]
-    read_at: dict[str, str] = {}
+    comfyui: Annotated[str, Field(pattern=r"^(?:\d+(?:\.\d+)*)?$")] = ""
+    read_at: dict[str, str] = Field(default_factory=dict)
     parameters: dict[str, Parameter]
     presets: tuple[Preset, ...] = ()
     wiring: tuple[Wiring, ...] = ()
@@ -303,7 +184,10 @@ class Template:
         for kind in ("presets", "wiring", "models"):
             for number, part in enumerate(getattr(manifest, kind)):
                 for name, value in part.when.items():
-                    if name not in parameters or name in preset or parameters[name].default is None:
+                    if name in parameters and not parameters[name].required:
+                        if not isinstance(value, bool):
+                            yield (kind, number, "when"), f"{name} is a file: true where it was given, or false"
+                    elif name not in parameters or name in preset or parameters[name].default is None:
                         text = f"{name} cannot be a condition: it has no default of its own, or a preset"
                         yield (kind, number, "when"), text
                     elif fault := _find_fault(parameters[name], value):
@@ -313,9 +197,31 @@ class Template:
                 fault = _find_fault(parameters[name], value) if name in parameters else "is no parameter"
                 if fault:
                     yield ("presets", number, "parameters"), f"{name} {fault}"
+        yield from self._list_lost_outputs()
         for number, step in enumerate(manifest.vram):
             if any(name not in parameters or parameters[name].type != "integer" for name in step.sizes):
                 yield ("vram", number, "pixels"), f"the size in {step.step} must come from integers"
+
+    def _list_lost_outputs(self) -> Iterator[tuple[Place, str]]:
+        """The outputs that go with the files that may be left out, though a wiring should have led around those."""
+        parameters = self.manifest.parameters
+        usual = {name: parameter.default for name, parameter in parameters.items()}
+        graph = copy.deepcopy(self.graph)
+        for wiring in self.manifest.wiring:
+            for target, value in wiring.inputs.items() if _can_apply(wiring.when, usual) else ():
+                node_id, _, name = target.partition(".")
+                if node_id in graph:
+                    graph[node_id]["inputs"][name] = value
+        left_out = {
+            target.partition(".")[0]: name
+            for name, parameter in parameters.items()
+            if not parameter.required
+            for target in parameter.into
+        }
+        kept = drop_absent(graph, left_out)
+        for node_id in self.manifest.outputs:
+            if node_id in graph and node_id not in kept:
+                yield ("outputs",), f"without {', '.join(sorted(set(left_out.values())))}, nothing is left of {node_id}"
 
     def _list_targets(self) -> Iterator[tuple[Place, str]]:
         for name, parameter in self.manifest.parameters.items():
@@ -341,6 +247,10 @@ def check_graph(graph: Any) -> None:
         raise ValueError("this is no graph in API format: an object of nodes with class_type and inputs")
 
 
+def _can_apply(when: Mapping[str, Any], values: Values) -> bool:
+    return all(name in values for name in when) and applies(when, values)
+
+
 def _find_fault(parameter: Parameter, value: Any) -> str | None:
     try:
         parameter.read(value)
@@ -349,10 +259,12 @@ def _find_fault(parameter: Parameter, value: Any) -> str | None:
     return None
 
 
-def choose_text(texts: Mapping[str, str], locale: str) -> str:
-    return texts.get(locale) or texts[FALLBACK]
-
-
 def applies(when: Mapping[str, Any], values: Values) -> bool:
     """Whether the parameters have the values of a condition."""
-    return all(values[name] == value for name, value in when.items())
+    return all(_fits(values[name], value) for name, value in when.items())
+
+
+def _fits(have: Any, wanted: Any) -> bool:
+    """Of a file, a condition only says whether it was given."""
+    is_flag = isinstance(wanted, bool) and not isinstance(have, bool)
+    return (have is not None) is wanted if is_flag else bool(have == wanted)

@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import InvalidRequestError, PolicyViolationError
-from ..graph import is_link
-from .manifest import OutOfRangeError, Template, Values, WrongKindError, applies
+from .manifest import Template, applies
+from .parameter import OutOfRangeError, Parameter, Values, WrongKindError
+from .pruning import drop_absent, drop_unneeded
 
 #: Seeds are drawn below this, because JavaScript reads larger numbers wrong.
 SEEDS = 2**53
+#: The least share of a step's weights that is on the card. ComfyUI could do with none; but what is read from RAM is
+#: read anew in each sampling step, and a job that takes several times as long as others is nothing to sell.
+RESIDENT = 0.5
 
 
 def choose_values(
@@ -34,7 +38,7 @@ def choose_values(
     values: dict[str, Any] = {}
     for name, parameter in manifest.parameters.items():
         if given.get(name) is None:
-            if parameter.required:
+            if parameter.is_needed:
                 wrong[name] = "must be given"
             continue
         try:
@@ -48,9 +52,14 @@ def choose_values(
             listed = "; ".join(f"{name[:100]}: {fault}" for name, fault in faults.items())
             raise error_class(f"Template {template.name}: {listed}.", extra_info={"parameters": faults})
     return {
-        name: draw(SEEDS) if value is None else manifest.parameters[name].read(value)
+        name: manifest.parameters[name].read(value) if value is not None else _choose(manifest.parameters[name], draw)
         for name, value in complete(template, values).items()
     }
+
+
+def _choose(parameter: Parameter, draw: Callable[[int], int]) -> int | None:
+    """What stands for a value that nobody gave: a seed; None for a file that may be left out."""
+    return draw(SEEDS) if parameter.type == "seed" else None
 
 
 def complete(template: Template, given: Values) -> dict[str, Any]:
@@ -67,7 +76,8 @@ def complete(template: Template, given: Values) -> dict[str, Any]:
 
 
 def render(template: Template, values: Values, model_names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Put `values` into a copy of the graph, and leave out the nodes that its outputs do not need.
+    """Put `values` into a copy of the graph, and leave out the nodes that its outputs do not need, or that are about
+    files that were not given.
 
     Args:
         values: every parameter's, from :func:`choose_values`.
@@ -75,9 +85,13 @@ def render(template: Template, values: Values, model_names: Mapping[str, str] | 
     """
     graph: dict[str, Any] = copy.deepcopy(template.graph)
     manifest = template.manifest
+    absent = set()
     for name, parameter in manifest.parameters.items():
         for target in parameter.into:
-            _put(graph, target, values[name])
+            if values[name] is None:
+                absent.add(target.partition(".")[0])
+            else:
+                _put(graph, target, values[name])
     for model in manifest.models:
         for target in model.into:
             _put(graph, target, (model_names or {}).get(model.file, model.file))
@@ -85,31 +99,24 @@ def render(template: Template, values: Values, model_names: Mapping[str, str] | 
         if applies(wiring.when, values):
             for target, value in wiring.inputs.items():
                 _put(graph, target, copy.deepcopy(value))
-    return _drop_unneeded(graph, manifest.outputs)
+    return drop_unneeded(drop_absent(graph, absent), manifest.outputs)
 
 
-def estimate_vram_gib(template: Template, values: Values) -> float:
-    """Estimate the video memory of the largest step, in GiB; 0 where the template says nothing."""
+def estimate_vram_gib(template: Template, values: Values, resident: float = RESIDENT) -> float:
+    """Estimate the video memory of the largest step, in GiB; 0 where the template says nothing.
+
+    Args:
+        resident: the share of the weights that lies on the card; ComfyUI reads the rest from RAM in each step.
+    """
     largest = 0.0
     for step in template.manifest.vram:
         pixels = 1.0 if step.sizes else 0.0
         for name in step.sizes:
             pixels *= values[name]
-        largest = max(largest, step.gib + step.gib_per_megapixel * pixels / 1e6)
+        largest = max(largest, step.gib + step.weights_gib * resident + step.gib_per_megapixel * pixels / 1e6)
     return round(largest, 1)
 
 
 def _put(graph: dict[str, Any], target: str, value: Any) -> None:
     node_id, _, name = target.partition(".")
     graph[node_id]["inputs"][name] = value
-
-
-def _drop_unneeded(graph: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
-    needed: set[str] = set()
-    waiting = list(outputs)
-    while waiting:
-        node_id = waiting.pop()
-        if node_id not in needed:
-            needed.add(node_id)
-            waiting += [value[0] for value in graph[node_id]["inputs"].values() if is_link(value)]
-    return {node_id: node for node_id, node in graph.items() if node_id in needed}

@@ -15,7 +15,9 @@ from PIL import Image
 
 SKIMAGE = Path(sys.prefix) / "photos" / "skimage" / "data"
 SOMEBODY, NOBODY = "wf_somebody.png", "wf_nobody.png"
-OURS = {"liveportrait", "photo_check", "sdxl", "sdxl_face"}
+OURS = {
+    "klein_edit", "liveportrait", "ltx2_i2v", "photo_check", "qwen_edit", "sdxl", "sdxl_face", "wan_i2v", "z_image",
+}  # fmt: skip
 #: Of an operator: text, a number and chance, and nothing to see. It runs everywhere.
 OWN = """
 outputs = ["1"]

@@ -123,7 +123,14 @@ def _widget_values(node: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     if node["class_type"].startswith(_BY_NAME):
         return {name: given[name] for name in names if name in given and not isinstance(given[name], list)}
     own = {"control_after_generate": specs.AFTER_SEED, "upload": "image"}
-    return [given[name] if name in given else own[name] for name in names]
+    inputs = known[node["class_type"]]["inputs"]
+    return [_widget_value(given, inputs, name) if name in inputs else own[name] for name in names]
+
+
+def _widget_value(given: Mapping[str, Any], inputs: Mapping[str, Any], name: str) -> Any:
+    """The widget's own value; its default where the input is linked or left out."""
+    value = given.get(name)
+    return inputs[name].get("default") if value is None or isinstance(value, list) else value
 
 
 def _height(node: Mapping[str, Any]) -> int:

@@ -1,12 +1,22 @@
-"""What nodes take and give: recorded from their sources for other packs, read from the classes for ours."""
+"""What nodes take and give: recorded from their sources for other packs, read from the classes for ours.
+
+Run as a program, this file records core nodes anew, those that are there and others by name, from a ComfyUI without
+models: `python tests/workflows/specs.py http://127.0.0.1:8188 COMMIT [CLASS …]`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import conftest  # noqa: F401  registers the alias package
 
 from comfyui_guarded import nodes
 
@@ -41,6 +51,52 @@ def _ours(node_class: Any) -> dict[str, Any]:
                 spec | (options[0] if options else {}) | ({"optional": True} if section == "optional" else {})
             )
     return {"inputs": inputs, "outputs": list(node_class.RETURN_TYPES)}
+
+
+#: Inputs that list files: the folder of each; by class where a name means another one there.
+_FOLDERS = {
+    "ckpt_name": "checkpoints",
+    "unet_name": "diffusion_models",
+    "clip_name": "text_encoders",
+    "vae_name": "vae",
+    "lora_name": "loras",
+    "text_encoder": "text_encoders",
+    "CLIPVisionLoader.clip_name": "clip_vision",
+}
+
+
+_LIMITS = ("default", "min", "max", "step")
+
+
+def record(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What one class of `/object_info` takes and gives, as the files here say it."""
+    inputs = {}
+    for section in ("required", "optional"):
+        for name, (kind, *more) in info["input"].get(section, {}).items():
+            options = more[0] if more else {}
+            if folder := _FOLDERS.get(f"{info['name']}.{name}", _FOLDERS.get(name)):
+                spec: dict[str, Any] = {"models": folder}
+            elif options.get("image_upload"):
+                spec = {"files": "input"}
+            elif isinstance(kind, list):
+                spec = {"choices": kind}
+            elif "options" in options:
+                spec = {"choices": [each["key"] if isinstance(each, dict) else each for each in options["options"]]}
+            else:
+                spec = {"type": kind.split(",")[0]} | {
+                    each: options[each] for each in _LIMITS if options.get(each) is not None
+                }
+            inputs[name] = spec | ({"optional": True} if section == "optional" else {})
+    return {"inputs": inputs, "outputs": info["output"]} | ({"output_node": True} if info["output_node"] else {})
+
+
+def main(url: str, commit: str, *more: str) -> None:
+    path = FOLDER / "comfyui.json"
+    known = json.loads(path.read_text())
+    with urllib.request.urlopen(f"{url}/object_info") as answer:
+        info = json.load(answer)
+    nodes_ = {name: record(info[name]) for name in dict.fromkeys((*known["nodes"], *more))}
+    path.write_text(json.dumps({**known, "commit": commit, "nodes": nodes_}, ensure_ascii=False, indent=1) + "\n")
 
 
 def is_socket(spec: Mapping[str, Any]) -> bool:
@@ -88,3 +144,7 @@ def _input_fault(value: Any, wanted: Any, graph: Any, known: Any) -> str | None:
     if kind in ("INT", "FLOAT") and not wanted.get("min", -math.inf) <= value <= wanted.get("max", math.inf):
         return f"{value!r} is beyond {wanted.get('min')} to {wanted.get('max')}"
     return None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -10,14 +10,31 @@ from PIL import Image
 from workflows import editor, specs
 
 from comfyui_guarded.guard.errors import GuardError
+from comfyui_guarded.guard.models.sources import find_source
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings
 from comfyui_guarded.guard.submit.policy import Policy
-from comfyui_guarded.guard.templates.manifest import MAX_SEED, Template
-from comfyui_guarded.guard.templates.render import choose_values, estimate_vram_gib, render
+from comfyui_guarded.guard.templates.manifest import (
+    Manifest,
+    Model,
+    NodePack,
+    Preset,
+    Template,
+    VramStep,
+    Wiring,
+    applies,
+)
+from comfyui_guarded.guard.templates.parameter import MAX_SEED, Parameter
+from comfyui_guarded.guard.templates.render import choose_values, complete, estimate_vram_gib, render
 
 KNOWN = specs.all_nodes()
 TEMPLATES = {path.stem: Template.read(path) for path in sorted(editor.API.glob("*.toml"))}
 NAMES = sorted(TEMPLATES)
+
+#: Profiles of cards that are too small for a template, as docs/workflows.md says.
+TOO_SMALL = {
+    ("qwen_edit", "rtx3060"), ("qwen_edit", "a4000"), ("wan_i2v", "rtx3060"),
+    ("ltx2_i2v", "rtx3060"), ("ltx2_i2v", "a4000"),
+}  # fmt: skip
 
 every_template = pytest.mark.parametrize("name", NAMES)
 
@@ -55,7 +72,8 @@ def values_beyond(parameter):
 
 
 def test_the_templates_of_the_mission_are_there():
-    assert NAMES == ["liveportrait", "photo_check", "sdxl", "sdxl_face"]
+    assert {"liveportrait", "photo_check", "sdxl", "sdxl_face"} <= set(NAMES)
+    assert {"klein_edit", "qwen_edit", "z_image", "wan_i2v", "ltx2_i2v"} <= set(NAMES)
 
 
 @every_template
@@ -105,7 +123,7 @@ def test_any_parameters_inside_the_limits_make_a_graph_that_its_nodes_take(name,
     asked = {
         each: data.draw(values_of(parameter), label=each)
         for each, parameter in template.manifest.parameters.items()
-        if parameter.required or data.draw(st.booleans(), label=f"{each}?")
+        if parameter.is_needed or data.draw(st.booleans(), label=f"{each}?")
     }
     values = choose_values(template, asked)
     assert asked.items() <= values.items()
@@ -121,7 +139,7 @@ def test_any_parameters_inside_the_limits_make_a_graph_that_its_nodes_take(name,
 @given(data=st.data())
 def test_any_parameter_outside_its_limits_is_refused_by_name(name, data):
     parameters = TEMPLATES[name].manifest.parameters
-    asked = {each: data.draw(values_of(parameter)) for each, parameter in parameters.items() if parameter.required}
+    asked = {each: data.draw(values_of(parameter)) for each, parameter in parameters.items() if parameter.is_needed}
     wrong = data.draw(st.sampled_from(sorted(parameters)))
     asked[wrong] = data.draw(values_beyond(parameters[wrong]), label=wrong)
     with pytest.raises(GuardError) as refused:
@@ -132,18 +150,18 @@ def test_any_parameter_outside_its_limits_is_refused_by_name(name, data):
 
 @every_template
 @pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_every_profile_lets_a_template_pass_as_it_stands(name, profile):
+def test_every_profile_lets_a_template_pass_as_it_stands_or_the_card_is_too_small(name, profile):
     template, settings = TEMPLATES[name], PolicySettings(profile=profile)
-    given = {each: "x" for each, parameter in template.manifest.parameters.items() if parameter.required}
+    given = {each: "x" for each, parameter in template.manifest.parameters.items() if parameter.is_needed}
     values = choose_values(template, given)
     Policy(settings).check(render(template, values))
-    assert estimate_vram_gib(template, values) <= settings.vram_budget_gb
+    assert (estimate_vram_gib(template, values) <= settings.vram_budget_gb) is ((name, profile) not in TOO_SMALL)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl_face"])
 def test_quality_and_aspect_choose_size_and_steps(name):
     template = TEMPLATES[name]
-    given = {each: "x" for each, parameter in template.manifest.parameters.items() if parameter.required}
+    given = {each: "x" for each, parameter in template.manifest.parameters.items() if parameter.is_needed}
     for aspect in template.manifest.parameters["aspect"].choices:
         wide, high = map(int, aspect.split(":"))
         for quality, steps, pixels in (("fast", 15, 768**2), ("balanced", 20, 1024**2), ("high", 35, 1024**2)):
@@ -162,9 +180,106 @@ def test_the_mission_s_numbers_are_the_defaults():
     assert "9" not in render(TEMPLATES["sdxl"], sdxl)
 
 
-def test_the_manual_s_example_is_a_template(tmp_path):
+def own_templates():
+    return (editor.ROOT / "docs" / "own-templates.md").read_text()
+
+
+def examples():
+    return re.findall(r"```toml\n(.*?)```", own_templates(), re.DOTALL)
+
+
+def test_the_manual_s_ten_lines_are_a_template_as_they_stand(tmp_path):
+    short = examples()[0]
+    assert len(short.splitlines()) <= 10
+    # As ComfyUI exports its default graph.
+    graph = {
+        "3": {"class_type": "KSampler", "inputs": {"seed": 1, "positive": ["6", 0], "latent_image": ["5", 0]}},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 512, "batch_size": 1}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["4", 1]}},
+        "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x.safetensors"}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "x"}},
+    }
+    (tmp_path / "stickers.toml").write_text(short)
+    (tmp_path / "stickers.json").write_text(json.dumps(graph))
+    template = Template.read(tmp_path / "stickers.toml")
+    filled = render(template, choose_values(template, {"prompt": "a cat", "seed": 7}))
+    assert (filled["6"]["inputs"]["text"], filled["3"]["inputs"]["seed"]) == ("a cat", 7)
+    assert set(filled) == set(graph)
+
+
+def test_the_manual_says_of_every_field_whether_it_is_needed():
+    rows = [row.split("|") for row in own_templates().splitlines() if row.startswith("|")]
+    told: dict[str, dict[str, bool]] = {}
+    table = ""
+    for row in rows[2:]:
+        table = row[1].strip() or table
+        for field in re.findall(r"`(\w+)`", row[2]):
+            told.setdefault(table, {})[field] = row[3].strip().startswith("**yes**")
+    conditional = told.pop("presets, wiring, models")
+    models = {
+        "–": Manifest, "`[parameters.NAME]`": Parameter, "`[[presets]]`": Preset, "`[[wiring]]`": Wiring,
+        "`[[models]]`": Model, "`[[node_packs]]`": NodePack, "`[[vram]]`": VramStep,
+    }  # fmt: skip
+    assert set(told) == set(models)
+    for table, model in models.items():
+        fields = dict(model.model_fields)
+        if "when" in fields:
+            assert fields.pop("when").is_required() is conditional["when"]
+        assert set(told[table]) == set(fields), table
+        for name, field in fields.items():
+            # What only some types need is needed by a rule of its own.
+            assert told[table][name] is (field.is_required() or name in ("min", "max", "choices")), (table, name)
+
+
+def test_the_manual_s_example_of_an_optional_file_works(tmp_path):
+    optional = examples()[1]
+    graph = {
+        "3": {"class_type": "Sample", "inputs": {"positive": ["5", 0]}},
+        "5": {"class_type": "Encode", "inputs": {"text": ""}},
+        "9": {"class_type": "Save", "inputs": {"images": ["3", 0]}},
+        "12": {"class_type": "LoadImage", "inputs": {"image": "x.png"}},
+        "14": {"class_type": "Style", "inputs": {"positive": ["5", 0], "image": ["12", 0]}},
+    }
+    (tmp_path / "styled.toml").write_text('outputs = ["9"]\ntitle.en = "x"\ndescription.en = "x"\n' + optional)
+    (tmp_path / "styled.json").write_text(json.dumps(graph))
+    template = Template.read(tmp_path / "styled.toml")
+    assert set(render(template, choose_values(template, {}))) == {"3", "5", "9"}
+    assert set(render(template, choose_values(template, {"style": "s.png"}))) == set(graph)
+
+
+def test_the_manual_s_figures_of_video_memory_are_what_the_templates_say():
     manual = (editor.ROOT / "docs" / "workflows.md").read_text()
-    (tmp_path / "stickers.toml").write_text(re.search(r"```toml\n(.*?)```", manual, re.DOTALL)[1])
+    told = {
+        name: tuple(map(float, figures))
+        for name, *figures in re.findall(r"^\| `(\w+)` \| ([\d.]+) GB \| ([\d.]+) GB \| ([\d.]+) GB \|$", manual, re.M)
+    }
+    assert set(told) == {name for name in NAMES if TEMPLATES[name].manifest.vram}
+    for name, (least, full, stays) in told.items():
+        template = TEMPLATES[name]
+        values = complete(template, {})
+        assert (least, full) == (estimate_vram_gib(template, values), estimate_vram_gib(template, values, 1)), name
+        assert stays >= full
+        manifest = template.manifest
+        if any(step.weights_gib for step in manifest.vram):
+            files = sum(each.size_mb for each in manifest.models if applies(each.when, values)) * 1e6 / 2**30
+            assert stays == pytest.approx(files + estimate_vram_gib(template, values, 0), abs=0.1), name
+    # ComfyUI's own template for Wan 2.2 says 84 % of 24 GB at this size.
+    wan = {**complete(TEMPLATES["wan_i2v"], {}), "width": 640, "height": 640, "frames": 81}
+    assert estimate_vram_gib(TEMPLATES["wan_i2v"], wan, 1) == pytest.approx(0.84 * 24, rel=0.02)
+
+
+@every_template
+def test_a_licence_that_forbids_selling_says_so_where_it_is_read_first(name):
+    manifest = TEMPLATES[name].manifest
+    if any("non-commercial" in model.licence.split("(")[0] for model in manifest.models):
+        assert "not for commercial use" in manifest.description["en"]
+        assert "не для коммерции" in manifest.description["ru"]
+    for model in manifest.models:
+        assert find_source(model, {}) is not None or model.source.endswith(".zip"), model.file
+
+
+def test_the_manual_s_example_with_all_tables_is_a_template(tmp_path):
+    (tmp_path / "stickers.toml").write_text(examples()[-1])
     inputs = dict.fromkeys(("text", "steps", "samples", "ckpt_name", "width", "height"), 0)
     (tmp_path / "stickers.json").write_text(
         json.dumps({node: {"class_type": "X", "inputs": inputs} for node in "345689"})
