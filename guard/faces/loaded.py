@@ -23,7 +23,7 @@ from ..graph import find_upstream
 from ..host import Declared, Host, Names
 from ..results.containers import Kind, sniff
 from ..results.film_files import open_container
-from .photos import PhotoLimits, decode, read
+from .photos import PhotoLimits, decode, list_formats, read
 
 #: What films and sounds begin with that no job makes, but people send.
 _MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
@@ -166,9 +166,7 @@ class LoadedFiles:
     def _look_at_picture(self, path: Path, name: str) -> Media:
         data = read(path, self._limits, name)
         photo = decode(data, self._limits, name, at_least=1)
-        frames = 0
-        if data[:6] in (b"GIF87a", b"GIF89a") or data[8:12] == b"WEBP" or data[:8] == b"\x89PNG\r\n\x1a\n":
-            frames = _count_frames(path)
+        frames = 0 if data.startswith(b"\xff\xd8") else _count_frames(path)  # a phone's JPEG has others for depth
         return Media(photo.width, photo.height, frames if frames > 1 else 0)
 
 
@@ -222,7 +220,7 @@ def _find_seconds(container: Any, stream: Any) -> float:
 def _count_frames(path: Path) -> int:
     """The pictures of one that moves. Reads no further than it must, and not for ever."""
     try:
-        with Image.open(path, formats=("GIF", "WEBP", "PNG")) as image:
+        with Image.open(path, formats=list_formats()) as image:
             known = getattr(image, "n_frames", 1)
             return int(known) if known < _MANY_FRAMES else sum(1 for _ in ImageSequence.Iterator(image))
     except Exception:

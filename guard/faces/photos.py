@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,8 +22,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import BadImageError
 from . import Pixels
 
-#: The formats that people send. No other is tried, because Pillow would give an EPS file to Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: What Pillow opens and this does not: EPS, which it gives to Ghostscript; WMF, which Windows draws; ICNS, whose
+#: pictures may be larger than it says; those of which it reads no more than the header. All else a loader opens, too.
+_CLOSED = frozenset({"EPS", "WMF", "ICNS", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"})
+#: The beginning of icons and pointers, whose pictures each have a header of their own.
+_ICONS = (b"\0\0\1\0", b"\0\0\2\0")
 #: The brands by which an ISO media file says that it is HEIC or HEIF (ISO/IEC 23008-12, annex B).
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 
@@ -105,13 +108,11 @@ def decode(data: bytes, limits: PhotoLimits, name: str = "", at_least: int | Non
         BadImageError: it is no picture, cut off or broken, or has more than `limits.max_pixels`.
     """
     try:
+        for side, other in _list_icons(data):
+            _check_pixels(side, other, limits, name)
         image = _open_heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
         width, height = image.size
-        if width * height > limits.max_pixels:
-            raise BadImageError(
-                f"{_name_picture(name)} has {width} × {height} pixels; {limits.max_pixels} are allowed.",
-                extra_info={"image": name, "width": width, "height": height, "max_pixels": limits.max_pixels},
-            )
+        _check_pixels(width, height, limits, name)
         if at_least is not None and isinstance(image, JpegImageFile):
             image.draft(None, (at_least, at_least))
         upright = _turn_upright(image if isinstance(image, Image.Image) else image.to_pillow())
@@ -122,6 +123,27 @@ def decode(data: bytes, limits: PhotoLimits, name: str = "", at_least: int | Non
     except Exception as error:
         # Pillow's readers raise almost anything on hostile input: SyntaxError, struct.error, IndexError, MemoryError.
         raise _refuse(name, error) from None
+
+
+def _check_pixels(width: int, height: int, limits: PhotoLimits, name: str) -> None:
+    if width * height > limits.max_pixels:
+        raise BadImageError(
+            f"{_name_picture(name)} has {width} × {height} pixels; {limits.max_pixels} are allowed.",
+            extra_info={"image": name, "width": width, "height": height, "max_pixels": limits.max_pixels},
+        )
+
+
+def _list_icons(data: bytes) -> list[tuple[int, int]]:
+    """The sizes of an icon's pictures, by their own headers: Pillow decodes one as it opens the file."""
+    sizes = []
+    if data[:4] in _ICONS:
+        for at in range(6, min(6 + 16 * int.from_bytes(data[4:6], "little"), len(data)), 16):
+            start = int.from_bytes(data[at + 12 : at + 16], "little")
+            png = data[start : start + 4] == b"\x89PNG"
+            sides = data[start + 16 : start + 24] if png else data[start + 4 : start + 12]
+            order: Literal["big", "little"] = "big" if png else "little"
+            sizes.append((int.from_bytes(sides[:4], order), int.from_bytes(sides[4:], order)))
+    return sizes
 
 
 def _refuse(name: str, error: Exception) -> BadImageError:
@@ -187,15 +209,15 @@ def _to_eight_bits(image: Image.Image) -> Pixels:
 
 
 @cache
-def _list_formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that this Pillow can open (MPO counts as JPEG; AVIF came with 11.3)."""
+def list_formats() -> tuple[str, ...]:
+    """Those that this Pillow can open, in its order."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _CLOSED)
 
 
 def _open_with_pillow(data: bytes) -> Image.Image:
     # `decode` limits the pixels itself, because other packs switch Pillow's limit off for the whole process.
-    image = Image.open(io.BytesIO(data), formats=_list_formats())
+    image = Image.open(io.BytesIO(data), formats=list_formats())
     if not _is_whole(data):
         raise EOFError("the file ends before its end mark")
     return image
@@ -243,7 +265,7 @@ def _is_whole(data: bytes) -> bool:
         return int.from_bytes(data[2:6], "little") <= len(data)
     if data.startswith((b"II", b"MM")):
         return _is_whole_tiff(data)
-    return True  # AVIF, whose decoder tolerates nothing
+    return True  # the decoders of all others tolerate nothing
 
 
 def _is_whole_png(data: bytes) -> bool:

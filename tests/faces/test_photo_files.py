@@ -5,6 +5,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,17 @@ def animated(image: Image.Image, kind: str) -> bytes:
     return saved(image, kind, save_all=True, append_images=[rest, rest], duration=100)
 
 
+def psd(image: Image.Image) -> bytes:
+    """Without layers, as image programs write it for others."""
+    head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, image.height, image.width, 8, 3)
+    return head + bytes(14) + np.asarray(image).transpose(2, 0, 1).tobytes()
+
+
+def icon(width: int, height: int, picture: bytes) -> bytes:
+    """An icon that says what it likes of its picture."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, width, height, 0, 0, 1, 32, len(picture), 22) + picture
+
+
 FORMATS: dict[str, Callable[[Image.Image], bytes]] = {
     "PNG": png,
     "progressive JPEG": lambda image: saved(image, "JPEG", progressive=True),
@@ -73,6 +85,9 @@ FORMATS: dict[str, Callable[[Image.Image], bytes]] = {
     "PNG with a palette and transparency": palette_with_transparency,
     "PNG of grey and alpha": lambda image: saved(image.convert("LA"), "PNG"),
     "PNG with alpha": lambda image: saved(image.convert("RGBA"), "PNG"),
+    **{kind: partial(saved, kind=kind) for kind in ("TGA", "PCX", "PPM", "JPEG2000", "SGI", "DDS", "DIB")},
+    "packed TGA": lambda image: saved(image, "TGA", compression="tga_rle"),
+    "PSD": lambda image: psd(image),
     "animated GIF": lambda image: animated(image, "GIF"),
     "animated WEBP": lambda image: animated(image, "WEBP"),
 }
@@ -84,6 +99,27 @@ def test_a_face_is_found_in_every_format(checker: FaceChecker, kind: str) -> Non
     assert len(faces.faces) == 1
     assert (faces.width, faces.height) == (512, 512)
     assert faces.faces[0].confidence > 0.8
+
+
+def test_a_face_is_found_in_an_icon(checker: FaceChecker) -> None:
+    faces = checker.check(saved(photo(ASTRONAUT), "ICO"))
+    assert (len(faces.faces), faces.width, faces.height) == (1, 256, 256)
+
+
+@pytest.mark.parametrize("sides", [(20_000, 20_000), (2**31 - 1, 2)])
+@pytest.mark.parametrize("kind", ["PNG", "DIB"])
+def test_an_icon_is_as_large_as_its_picture_says(kind: str, sides: tuple[int, int]) -> None:
+    dib = struct.pack("<IiiHHIIiiII", 40, sides[0], sides[1], 1, 32, 0, 0, 0, 0, 0, 0) + bytes(100)
+    picture = bomb(*sides) if kind == "PNG" else dib
+    with pytest.raises(BadImageError) as caught:
+        shown(icon(16, 16, picture))
+    assert caught.value.extra_info["max_pixels"] == LIMITS.max_pixels
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICNS"])
+def test_what_another_program_would_draw_is_no_picture(kind: str) -> None:
+    with pytest.raises(BadImageError):
+        shown(saved(photo(ASTRONAUT).resize((128, 128)), kind))
 
 
 def test_a_face_is_found_in_heic(checker: FaceChecker) -> None:

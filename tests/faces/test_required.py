@@ -24,6 +24,35 @@ ONLY_WITH = {
 }
 
 
+#: Read in the packs: what fails, or does nothing, without a face in this input.
+NEEDED = [
+    ("NunchakuFluxPuLIDApplyV2", "image"),
+    ("NunchakuPulidApply", "image"),
+    ("ExtractIDEmbedding", "image"),  # InfiniteYou
+    ("ExtractFacePoseImage", "image"),
+    ("easy pulIDApply", "image"),
+    ("easy pulIDApplyADV", "image"),
+    ("easy instantIDApply", "image"),
+    ("easy instantIDApplyADV", "image"),
+    ("easy ipadapterApplyFaceIDKolors", "image"),
+    ("easy ipadapterApply", "image"),
+    ("easy ipadapterApplyADV", "image"),
+    ("FaceBoundingBox", "image"),  # FaceAnalysis
+    ("FaceEmbedDistance", "reference"),
+    ("FaceAlign", "image_from"),
+    ("FaceAlign", "image_to"),
+    ("FaceSegmentation", "image"),
+    ("FaceWarp", "image_from"),
+    ("FaceWarp", "image_to"),
+    ("IPAdapterFaceID", "image"),
+    ("ApplyInstantID", "image"),
+    ("ApplyPulid", "image"),
+    ("ReActorFaceSwap", "source_image"),
+    ("LivePortraitProcess", "source_image"),
+    ("LatentSyncNode", "images"),
+]
+
+
 def images(graph: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
     return [(entry.node_id, entry.image) for entry in find_wanted(graph, **options)]
 
@@ -63,6 +92,12 @@ def test_every_listed_class_wants_a_face(kind: str, name: str) -> None:
     assert find_wanted(graph, rules=rules) == [Wanted("2", kind, name, "1", "photo.png", rules)]
 
 
+@pytest.mark.parametrize(("kind", "name"), NEEDED)
+def test_a_photo_for_what_fails_without_a_face_is_looked_at(kind: str, name: str) -> None:
+    graph = {"1": LOAD, "2": node(kind, **{**ONLY_WITH.get(kind, {}), name: ["1", 0]})}
+    assert images(graph) == [("2", "photo.png")]
+
+
 def test_the_operators_list_replaces_the_shipped_one() -> None:
     graph = {"1": LOAD, "2": node("MyFaceThing", portrait=["1", 0]), "3": node("ApplyPulid", image=["1", 0])}
     assert images(graph, required_by={"MyFaceThing": ["portrait"]}) == [("2", "photo.png")]
@@ -75,8 +110,15 @@ def test_the_operators_list_replaces_the_shipped_one() -> None:
         node("ImageScale", image=["1", 0], crop="disabled"),
         node("ImageScaleBy", image=["1", 0]),
         node("ImageScaleToTotalPixels", image=["1", 0]),
+        node("ImageScaleToMaxDimension", image=["1", 0]),
+        node("ResizeImagesByShorterEdge", images=["1", 0]),
+        node("ResizeImagesByLongerEdge", images=["1", 0]),
+        node("ImageUpscaleWithModel", image=["1", 0], upscale_model=["9", 0]),
         node("ImageFlip", image=["1", 0]),
+        node("ImageRotate", image=["1", 0]),
+        node("ImageFromBatch", image=["1", 0]),
         node("RepeatImageBatch", image=["1", 0]),
+        node("BatchImagesNode", **{"images.image0": ["1", 0]}),
         node("GuardedFaceCheck", image=["1", 0], min_faces=0),
     ],
 )
@@ -90,7 +132,15 @@ def test_nodes_that_pass_a_picture_along_whole_are_looked_through(passing: dict[
     [
         node("ImageCrop", image=["1", 0], width=100),
         node("ImageScale", image=["1", 0], crop="center"),
+        node("ImageCropV2", image=["1", 0]),
+        node("ImagePadForOutpaint", image=["1", 0]),
+        node("ResizeAndPadImage", image=["1", 0]),
         node("PrepImageForClipVision", image=["1", 0]),
+        node("ImageResize+", image=["1", 0]),
+        node("ImageCrop+", image=["1", 0]),
+        node("FluxKontextImageScale", image=["1", 0]),
+        node("ResizeImageMaskNode", input=["1", 0]),
+        node("ImageResizeKJ", image=["1", 0]),
         node("ImageResizeKJv2", image=["1", 0]),
     ],
 )

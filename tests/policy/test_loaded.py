@@ -79,6 +79,19 @@ def gif(frames):
     return buffer.getvalue()
 
 
+def pages(count):
+    buffer = io.BytesIO()
+    first, *others = (Image.new("L", (32, 16), at * 20) for at in range(count))
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
+def picture(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "green").save(buffer, kind)
+    return buffer.getvalue()
+
+
 @pytest.fixture
 def opened(tmp_path):
     """Open one file as the loader of a class would."""
@@ -132,6 +145,10 @@ def test_what_a_loader_cannot_read_is_refused_by_kind(opened, class_type, data, 
         ("LoadImage", jpeg(640, 480), Media(640, 480)),
         ("LoadImage", jpeg(640, 480, exif=ON_ITS_SIDE), Media(480, 640)),
         ("LoadImage", gif(5), Media(32, 16, 5)),
+        ("LoadImage", pages(5), Media(32, 16, 5)),
+        ("LoadImage", picture("TGA"), Media(32, 32)),
+        ("LoadImage", picture("ICO"), Media(32, 32)),
+        ("LoadImage", picture("PCX"), Media(32, 32)),
         ("LoadImage", film(), Media(64, 48, 12, 1.0, 12.0)),
         ("LoadVideo", film(), Media(64, 48, 12, 1.0, 12.0)),
         ("VHS_LoadVideo", film(form="avi"), Media(64, 48, 12, 1.0, 12.0)),
