@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from .errors import GuardError
 from .job import ProgressBody, Verdict
 from .spent import Spent
+from .weight import Weigher
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class Backlog(Protocol):
         """Hide the job (None: all), which somebody took out of the history."""
 
 
-class Host(Protocol):
+class Host(Weigher, Protocol):
     """What the core may ask of the server that we live in."""
 
     def listen(self, listener: HostListener, supplier: Supplier) -> None:

@@ -252,7 +252,11 @@ class PolicySettings(_Section):
         description=f"Limits for a card: {', '.join(f'`{name}`' for name in PROFILES)}. They replace the "
         "defaults from `vram_budget_gb` to `max_pixel_steps`; a limit of your own wins over the profile's.",
     )
-    vram_budget_gb: float = Field(0, ge=0, description="VRAM that a job may need; 0: unknown.")
+    vram_budget_gb: float = Field(
+        0,
+        ge=0,
+        description="VRAM that a job may need: what is estimated to take more at least is refused; 0: no limit.",
+    )
     max_pixels: int = Field(0, ge=0, description="Width × height × batch that a node may ask for; 0: no limit.")
     max_steps: int = Field(0, ge=0, description="Steps that a node may ask for; 0: no limit.")
     max_frames: int = Field(0, ge=0, description="Frames of a film; 0: no limit.")

@@ -54,6 +54,8 @@ async def submit(call: Call, template: str = "") -> web.StreamResponse:
     guard = jobs.describe_position(job, submitted.waiting, job.locale)
     if job.template:
         guard["template"], guard["parameters"] = job.template, job.parameters
+    if submitted.vram is not None:
+        guard["vram"] = submitted.vram
     if wait_s:
         call.turn.rest()
         job = await jobs.wait(job, wait_s, known=None)

@@ -26,6 +26,7 @@ from ..settings import QueueSettings
 from ..store import Entry, Found, Listing, Settled, Store, Waiting, Wanted
 from ..store.outbox import Delivery
 from ..wake import wrap_future
+from ..weight import VramBody
 from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull
 from .estimate import Estimates
@@ -48,7 +49,11 @@ RUNNING_AT_MOST = 1000
 
 
 class SubmittedGuard(TypedDict):
-    """Where a new job stands. `job` is there with `?wait`, `template` and `parameters` where a template made it."""
+    """Where a new job stands.
+
+    `job` is there with `?wait`, `template` and `parameters` where a template made it, `vram` where the host knows what
+    the prompt's models are.
+    """
 
     state: JobState
     position: int | None
@@ -59,6 +64,7 @@ class SubmittedGuard(TypedDict):
     job: NotRequired[JobBody]
     template: NotRequired[str]
     parameters: NotRequired[dict[str, Any]]
+    vram: NotRequired[VramBody]
 
 
 class Jobs:

@@ -269,7 +269,8 @@ class Walk:
         elif _SECONDS.fullmatch(word):
             number = extent.frames / whole.rate if whole.rate else 0
         if number <= 0:
-            named = _find_named(word, inputs)
+            # What it counts by itself may begin with an input of the same name, such as an offset.
+            named = _find_named(word, inputs) if find_short_role(word) is not None else None
             return self.read(inputs[named]) if named is not None else None
         return number, number
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..job import Job, JobState, Kind
+from ..weight import VramBody
 
 #: What ComfyUI's queue shows of a job besides its id and its prompt: number, time of the submit, client id, outputs to
 #: execute. A plain tuple of plain values: Python's garbage collector, which holds up all threads, passes over those.
@@ -51,12 +52,13 @@ class Run:
 class Submitted:
     """A job that is on disk. `replayed`: an earlier request with the same idempotency key made it.
 
-    `waiting` is None once it is no longer queued.
+    `waiting` is None once it is no longer queued. `vram`: what admission has found that it takes of the card's memory.
     """
 
     job: Job
     waiting: Waiting | None
     replayed: bool = False
+    vram: VramBody | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from .. import messages
 from ..bounds import INLINE_BYTES, work
 from ..client import Client
 from ..clock import Clock
-from ..cost.values import Media
 from ..errors import (
     DiskFullError,
     ForbiddenError,
@@ -56,10 +55,9 @@ from ..store import IdempotencyKey, Submitted
 from ..wake import wrap_future
 from .confinement import Confinement
 from .conversion import make_converter
+from .costs import Costs
 from .fetch import Fetcher
-from .key_policies import KeyPolicies
 from .limits import Limits
-from .policy import Policy
 from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key, write_body
 from .requeues import check_requeues
 
@@ -110,9 +108,8 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._bounds = settings.policy.bounds()
-        self._policy = Policy(settings.policy, describe=host.declaration)
+        self._costs = Costs(settings.policy, host)
         self._cleaner = Cleaner(host.folders)
-        self._key_policies = KeyPolicies(settings.policy, host.declaration)
         self._confinement = Confinement(settings.policy, host.declaration, host.file_inputs)
         self._webhook_rules = webhook_rules.Rules(settings.webhooks)
         self._limits = limits
@@ -203,13 +200,12 @@ class Admission:
                 # ComfyUI replaces renamed classes, and packs may change a prompt.
                 await work(size, self._check_graph, prompt.graph, client)
             media = await self._faces.open_loaded(prompt.graph, outputs)
-            if media or self._settings.policy.strict:
-                await work(size, self._check_cost, prompt.graph, client, media)
+            vram = await self._costs.check(prompt.graph, client, media, size)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
 
             job = self._make_job(request, prompt, body, locale, webhook, outputs)
             self._keep_secrets(job, prompt, undo)
-            submitted = await self._commit(job, key, client)
+            submitted = replace(await self._commit(job, key, client), vram=vram)
             if not submitted.replayed:
                 undo.pop_all()
                 self._host.keep(job.job_id, rehearsal, len(body))
@@ -267,15 +263,9 @@ class Admission:
 
     def _check_graph(self, graph: Mapping[str, Any], client: Client) -> None:
         """Check it against the operator's limits, and that it stays within the client's reach."""
-        self._policy.check(graph, read=False)
+        self._costs.check_graph(graph, client)
         check_requeues(graph)
-        self._key_policies.check(graph, client, read=False)
         self._confinement.check(graph, client)
-
-    def _check_cost(self, graph: Mapping[str, Any], client: Client, media: Mapping[str, Media]) -> None:
-        """Check it against the limits once more, now that it is known what its files hold."""
-        self._policy.check(graph, media)
-        self._key_policies.check(graph, client, media)
 
     def _choose_webhook(self, asked: AskedWebhook | None, client: Client) -> Webhook | None:
         """The job's own, else the one that the client's key names."""

@@ -9,6 +9,7 @@ from typing import Any
 from ..client import Client, KeyLimits
 from ..cost.classes import Describe, describe_nothing
 from ..cost.values import Media
+from ..cost.vram import Vram
 from ..errors import PolicyViolationError
 from ..graph import measure_chain
 from ..settings import PolicySettings
@@ -39,6 +40,11 @@ class KeyPolicies:
             self._check_size(graph)
         if (policy := self._of(client.limits)) is not None:
             policy.check(graph, media, read=read)
+
+    def check_vram(self, graph: Mapping[str, Any], client: Client, vram: Vram) -> None:
+        """The same for what it takes of the card's memory."""
+        if (policy := self._of(client.limits)) is not None:
+            policy.check_vram(graph, vram)
 
     def _check_size(self, graph: Mapping[str, Any]) -> None:
         """What ComfyUI's validation takes on the event loop, where it holds up everybody."""

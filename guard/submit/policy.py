@@ -13,6 +13,7 @@ from ..cost.classes import Describe, NodeClasses, describe_nothing
 from ..cost.names import Role
 from ..cost.ranges import ENDLESS, is_certain
 from ..cost.values import Amount, Media
+from ..cost.vram import Vram
 from ..cost.walk import Walk
 from ..errors import PolicyViolationError
 from ..settings import PolicySettings
@@ -35,7 +36,7 @@ class Policy:
     def __init__(self, settings: PolicySettings, where: str = "policy", describe: Describe = describe_nothing) -> None:
         self._settings = settings
         self._where = where
-        self._classes = NodeClasses(describe)
+        self.classes = NodeClasses(describe)
         self._allowed = compile_patterns(settings.allow_nodes)
         self._denied = compile_patterns(settings.deny_nodes)
         self._counts = any(
@@ -70,6 +71,22 @@ class Policy:
             error.details = error.details and f"{self._where}.{error.details}"
             raise
 
+    def walk(self, graph: Mapping[str, Any], media: Mapping[str, Media]) -> Walk:
+        """What each of its nodes asks for."""
+        return Walk(graph, self.classes, media)
+
+    def check_vram(self, graph: Mapping[str, Any], vram: Vram) -> None:
+        """Refuse what the card cannot hold even with as few weights as the host can do with. Raises as `check` does."""
+        limit = self._settings.vram_budget_gb
+        if limit and vram.least > limit * 2**30:
+            kind, least = graph[vram.node_id]["class_type"], vram.body()["least_gb"]
+            complaint = (
+                f"takes {least} GB of video memory at least, with {vram.model[:100]}; {_format(limit)} are allowed"
+            )
+            error = _refuse(vram.node_id, kind, "", least, limit, f"{self._where}.vram_budget_gb", complaint)
+            error.extra_info["vram"] = vram.body()
+            raise error
+
     def _check(self, graph: Mapping[str, Any], media: Mapping[str, Media], read: bool) -> None:
         if len(graph) > self._settings.max_nodes:
             raise PolicyViolationError(
@@ -79,7 +96,7 @@ class Policy:
         if self._allowed or self._denied:
             self._check_classes(graph)
         if self._counts:
-            walk = Walk(graph, self._classes, media)
+            walk = self.walk(graph, media)
             self._check_inputs(walk, self._settings.strict and read)
             self._check_amounts(walk, self._settings.strict and read)
 

@@ -20,7 +20,8 @@ from comfy.cli_args import args
 from ...guard.errors import GuardError
 from ...guard.host import Backlog, Declared, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener, Supplier
 from ...guard.life.contain import EscapedError, OverdueError
-from . import blame, declarations, folders, inputs, report
+from ...guard.weight import ModelWeight
+from . import blame, declarations, folders, inputs, report, weights
 from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
@@ -282,6 +283,9 @@ class ComfyHost:
     def find_model(self, folder: str, file: str) -> tuple[str, Path | None] | None:
         name = folders.find_model_name(folder, file)
         return (name, folders.find_model_path(folder, name)) if name is not None else None
+
+    def weigh_model(self, name: str) -> ModelWeight | None:
+        return weights.weigh(name)
 
     def video_memory(self) -> int | None:
         device = comfy.model_management.get_torch_device()

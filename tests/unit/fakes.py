@@ -26,6 +26,7 @@ from comfyui_guarded.guard.host import (
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store import SqliteStore
+from comfyui_guarded.guard.weight import ModelWeight
 
 #: Answers to wait for; long, so that only a hang reaches it.
 LONG_S = 180.0
@@ -131,6 +132,8 @@ class FakeHost:
         #: Where model files lie; those that are not here are taken for whole.
         self.model_files: dict[str, Path] = {}
         self.vram_bytes: int | None = None
+        #: Model file → what it takes.
+        self.weights: dict[str, ModelWeight] = {}
 
     def listen(self, listener: HostListener, supplier: Supplier) -> None:
         self.listener, self.supplier = listener, supplier
@@ -254,6 +257,9 @@ class FakeHost:
     def find_model(self, folder: str, file: str) -> tuple[str, Path | None] | None:
         name = file if self.models is None else self.models.get(file)
         return (name, self.model_files.get(file)) if name is not None else None
+
+    def weigh_model(self, name: str) -> ModelWeight | None:
+        return self.weights.get(name)
 
     def video_memory(self) -> int | None:
         return self.vram_bytes

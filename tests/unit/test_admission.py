@@ -637,10 +637,9 @@ async def test_a_denied_class_is_refused_also_where_the_host_puts_it_in_for_an_o
 )
 async def test_only_a_prompt_that_validation_changes_is_checked_again(store, host, clock, monkeypatch, change, passes):
     gate, seen = Gate(store, host, clock), []
-    check, told = gate.admission._policy.check, host.rehearse
-    monkeypatch.setattr(
-        gate.admission._policy, "check", lambda graph, **more: (seen.append(graph), check(graph, **more))
-    )
+    costs, told = gate.admission._costs, host.rehearse
+    check = costs.check_graph
+    monkeypatch.setattr(costs, "check_graph", lambda graph, client: (seen.append(graph), check(graph, client)))
 
     async def changing(body, timeout_s):
         answer = await told(body, timeout_s)
