@@ -56,6 +56,7 @@ from .guard.life.secrets import Secrets
 from .guard.life.settle import Settler
 from .guard.life.supervisor import Supervisor
 from .guard.life.watchdog import Watchdog
+from .guard.models.downloads import Downloads
 from .guard.operators.alarms import Alarms
 from .guard.operators.gpu import Gpus
 from .guard.operators.machine import Machine
@@ -73,6 +74,9 @@ from .guard.submit.fetch import Fetcher, FetchRules
 from .guard.submit.limits import Limits
 from .guard.submit.retry import Retries
 from .guard.templates.catalogue import Templates
+from .guard.warmup.entries import Prompts
+from .guard.warmup.runs import WarmupRuns
+from .guard.warmup.warmups import Warmups
 from .server_routes.download import Downloader
 from .server_routes.sender import Sender
 
@@ -199,7 +203,6 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         janitor.in_use,
         fetcher,
     )
-    templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     jobs = Jobs(settings.queue, store, settler, events, estimates)
     outbox = Outbox(settings.webhooks, store, secret_of, clock)
     sender = Sender(outbox, settings.webhooks.timeout_s)
@@ -210,7 +213,13 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     refusals = Refusals(clock)
     alarms = Alarms(store, clock)
     refused: Signal[[str, str]] = Signal()
-    stats = Stats(settings.queue, store, host, health, watchdog, janitor, gpus, refusals, alarms, clock)
+    templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
+    warmup_runs = WarmupRuns(settings.results, runs, watchdog, host, quarantine)
+    prompts = Prompts(host, templates, own)
+    warmups = Warmups(settings.warmup, store, host, health, warmup_runs, prompts, clock, own)
+    stats = Stats(
+        settings.queue, store, host, health, watchdog, janitor, gpus, refusals, alarms, clock, warmups.describe
+    )
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
     store.changed.subscribe(quotas.files.add_results)
@@ -247,7 +256,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     drain = Drain(health, store, dispatcher.wake, dispatcher.handing, own)
     alive = Alive(own, runs.are_running)
     runs.began.subscribe(alive.wake)
-    host.listen(runs, dispatcher)
+    host.listen(warmup_runs, dispatcher)
     host.listen_sockets(sockets)
 
     def take_up(recovery: Recovery) -> None:
@@ -278,6 +287,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.append(asyncio.create_task(positions.run()))
         tasks.append(asyncio.create_task(sender.run()))
         tasks.append(asyncio.create_task(supervisor.keep_telling()))
+        tasks.append(asyncio.create_task(warmups.run()))
         tasks.append(asyncio.create_task(_watch_keys(keys, access, sockets)))
         watchdog.start()
         alive.start()
@@ -291,7 +301,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     # ComfyUI ends without telling aiohttp, so only atexit is left. Without it, too, the store loses nothing.
     atexit.register(process.close)
     atexit.register(janitor.close)  # runs before the line above, since it needs the store
-    doctor = Doctor(settings, os.environ, host, health, keys, janitor, chooser, templates, own, clock)
+    doctor = Doctor(
+        settings, os.environ, host, health, keys, janitor, chooser, templates, own, clock, warmups.list_faults
+    )
     services = server_routes.Services(
         settings=settings,
         access=access,
@@ -319,6 +331,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         quotas=quotas,
         exposition=exposition,
         doctor=doctor,
+        downloads=Downloads(host, templates, os.environ, settings.janitor.floor_free_bytes, warmups.try_again),
         sockets=sockets,
         agents=Bridge(settings.policy.max_body_bytes),
     )

@@ -188,6 +188,9 @@ class HostListener(Protocol):
     def native_finished(self, prompt_id: str) -> None:
         """The host no longer has that prompt."""
 
+    def memory_freed(self) -> None:
+        """The worker is about to free the models that it has loaded, since somebody has asked for it."""
+
 
 class Supplier(Protocol):
     """Gives the host's worker its next job. The worker's thread."""
@@ -216,9 +219,8 @@ class SocketListener(Protocol):
 
 
 class Backlog(Protocol):
-    """The guard's jobs, for the host to show in its own queue and history although it does not have them.
-
-    `known` are the ids of the prompts that the host has. Any thread; the host's readers wait for the answers.
+    """The guard's jobs, for the host to show in its own queue and history although it does not have them. `known` are
+    the ids of the prompts that the host has. Any thread; the host's readers wait for the answers.
     """
 
     def count(self, known: Collection[str]) -> int:
@@ -271,7 +273,7 @@ class Host(Weigher, Protocol):
         """Whether what was kept for the job can be used now. Any thread; looks at the files that the prompt names."""
 
     def discard(self, job_id: str) -> None:
-        """Drop what was kept for the job, which has settled. Any thread."""
+        """Drop what was kept for a job that has settled. Any thread."""
 
     def put(self, job_id: str, client_id: str, folder: str) -> None:
         """Put a job that was ready in front of all others in the host's queue. Any thread.
@@ -282,10 +284,13 @@ class Host(Weigher, Protocol):
     def is_between(self) -> bool:
         """Whether the worker has let go of a prompt and is about to ask the supplier for the next one. Any thread."""
 
-    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
+    async def dispatch(
+        self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False
+    ) -> Refusal | None:
         """Put a job into the host's queue: what was kept for it, or what the host's own handler makes of `body`.
 
-        `folder`: its owner's below the roots, or empty for the roots. Returns the host's refusal, if any. Event loop.
+        `folder`: its owner's below the roots, or empty for the roots. No list of the host's shows one that is `hidden`.
+        Returns the host's refusal, if any. Event loop.
         """
 
     def held(self) -> frozenset[str]:
@@ -357,10 +362,7 @@ class Host(Weigher, Protocol):
         """A node class as it declares itself. Event loop; what is remembered, any thread."""
 
     async def native(self, path: str, **match_info: str) -> bytes:
-        """The JSON that the host's own GET route `path` (as it is registered) answers. Event loop.
-
-        Raises NotFoundError where the host has no such route, or finds nothing.
-        """
+        """The JSON that the host's own GET route `path` answers; raises NotFoundError where it has none. Event loop."""
 
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:
         """The node classes of a prompt that the host lacks, sorted."""

@@ -548,6 +548,44 @@ class JanitorSettings(_Section):
         return self
 
 
+class WarmupRun(_Section):
+    """One of `warmup.runs`: a template with its parameters, or a file with a prompt."""
+
+    template: str = Field("", max_length=200)
+    parameters: dict[str, Any] = {}
+    prompt: str = Field("", max_length=1000)
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> WarmupRun:
+        if bool(self.template) == bool(self.prompt):
+            raise ValueError("name a template or the file of a prompt")
+        if self.prompt and self.parameters:
+            raise ValueError("parameters are a template's")
+        return self
+
+
+def _read_warmup_run(given: object) -> object:
+    if isinstance(given, str):
+        given = {"prompt" if given.endswith(".json") else "template": given}
+    if isinstance(given, dict):
+        WarmupRun.model_validate(given)
+    return given
+
+
+class WarmupSettings(_Section):
+    runs: tuple[Annotated[dict[str, Any], BeforeValidator(_read_warmup_run)], ...] = Field(
+        (),
+        max_length=16,
+        description="What runs before the first job, so that it finds its models loaded: a template's name, "
+        '`{"template": …, "parameters": {…}}`, or `{"prompt": "warm.json"}`, a file in `__guarded/`. See '
+        "[deploy.md](deploy.md#warm-up).",
+    )
+    timeout_s: Seconds = Field(600, description="How long one warm-up may run.")
+    ready_after_s: Seconds = Field(
+        1200, description="After this time `/guarded/ready` no longer waits for warm-ups that have not succeeded."
+    )
+
+
 def _check_language(value: object, info: ValidationInfo) -> object:
     known = messages.languages((info.context or {}).get("own_texts"))
     if isinstance(value, str) and value not in known:
@@ -589,6 +627,7 @@ class Settings(_Section):
     uploads: UploadsSettings = UploadsSettings()
     fetch: FetchSettings = FetchSettings()
     janitor: JanitorSettings = JanitorSettings()
+    warmup: WarmupSettings = WarmupSettings()
     store: StoreSettings = StoreSettings()
     access: AccessSettings = AccessSettings()
     webhooks: WebhooksSettings = WebhooksSettings()

@@ -13,6 +13,7 @@ from . import (
     jobs,
     keys,
     mcp,
+    models,
     openapi,
     page,
     prompt,
@@ -43,6 +44,7 @@ ROUTES: list[Route] = [
     *doctor.ROUTES,
     *page.ROUTES,
     *facade.ROUTES,
+    *models.ROUTES,
     *mcp.ROUTES,
 ]
 

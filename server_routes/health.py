@@ -49,8 +49,8 @@ async def get_health(call: Call) -> web.StreamResponse:
 
 
 async def get_ready(call: Call) -> web.StreamResponse:
-    """503 while no job can be taken."""
-    problems = call.services.health.refusals()
+    """503 while no job can be taken, and until the server is warm (`warmup.runs`)."""
+    problems = call.services.health.unready()
     body: ReadyBody = {"status": "not ready" if problems else "ready"}
     if not problems:
         return respond(body)

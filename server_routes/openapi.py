@@ -55,6 +55,7 @@ _TAGS = {
     "alarms": "What operators should look at.",
     "spending": "What jobs took of the GPU, for a bot that sets prices.",
     "janitor": "What the janitor deletes.",
+    "models": "The models that templates lack, and their download.",
     "doctor": "What is set, missing or unsafe.",
     "page": "The operator's page.",
     "openapi": "This contract.",

@@ -42,6 +42,7 @@ from ..guard.files.uploads import Uploads
 from ..guard.janitor import Janitor
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health
+from ..guard.models.downloads import Downloads
 from ..guard.operators.alarms import Alarms
 from ..guard.operators.machine import Machine
 from ..guard.operators.metrics import Exposition
@@ -112,6 +113,7 @@ class Services:
     quotas: Quotas
     exposition: Exposition
     doctor: Doctor
+    downloads: Downloads
     sockets: Sockets
     agents: Bridge
 

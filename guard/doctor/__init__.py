@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -44,6 +44,7 @@ class Doctor:
         templates: Templates,
         own: Path,
         clock: Clock,
+        list_warmup_faults: Callable[[], list[str]] = list,
     ) -> None:
         self._settings = settings
         self._environment = environment
@@ -55,6 +56,7 @@ class Doctor:
         self._templates = templates
         self._own = own
         self._clock = clock
+        self._list_warmup_faults = list_warmup_faults
 
     def remember(self) -> None:
         """Write down what only a running server knows, for the command line."""
@@ -75,6 +77,7 @@ class Doctor:
             faces=self._chooser.facts(),
             templates=self._templates.describe("en"),
             template_faults=self._templates.list_faults(),
+            warmup_faults=self._list_warmup_faults(),
             existing=self._janitor.existing(),
             alarms=self._health.alarms(),
             server_ms=self._clock.now_ms(),

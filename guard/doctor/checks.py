@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...failure import SETTINGS, is_reachable_from_elsewhere, say
@@ -22,7 +21,8 @@ from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path
 from ..store.compact import COPIED_BYTES
 from ..store.schema import MIGRATIONS
-from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, Level, LineBody
+from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, Level, Line
+from .templates import check_templates, check_warmups
 
 log = logging.getLogger("guarded.doctor")
 
@@ -36,22 +36,6 @@ SKEW_S = 60.0
 SOON_MS = 7 * 86_400_000
 #: Packages of requirements.txt that need a look: onnxruntime has its own check, and without the others nothing runs.
 PACKAGES = ("av", "pydantic", "standardwebhooks", "prometheus-client", "nvidia-ml-py")
-#: The package's own templates: of one that nobody has set up, nothing is amiss.
-SHIPPED = {path.stem for path in (Path(__file__).parents[2] / "workflows" / "api").glob("*.json")}
-
-
-@dataclass(frozen=True)
-class Line:
-    """What one check says; `mend`: how to fix what is wrong."""
-
-    level: Level
-    check: str
-    message: str
-    mend: str = ""
-
-    def body(self) -> LineBody:
-        """As JSON."""
-        return {"level": self.level, "check": self.check, "message": self.message, "mend": self.mend}
 
 
 def examine(facts: Facts) -> list[Line]:
@@ -167,29 +151,6 @@ def _check_faces(facts: Facts, _settings: Settings) -> Iterator[Line]:
         yield Line("ok", "onnxruntime", f"{packages}; it offers {', '.join(state['providers'])}.")
     else:
         yield Line("ok", "onnxruntime", "It is not installed; only InsightFace's packs need it.")
-
-
-def _check_templates(facts: Facts, _settings: Settings) -> Iterator[Line]:
-    for fault in facts.template_faults:
-        yield Line("error", "templates", f"Left out: {fault}", "Mend it; `templates check FILE` says whether it is.")
-    for template in facts.templates:
-        check = f"template {template['name']}"
-        missing = set(template["missing"]["models"])
-        if template["name"] in SHIPPED and missing and not any(model["present"] for model in template["models"]):
-            message = f"It is not set up: none of its {len(template['models'])} models is here."
-            yield Line("ok", check, message, "To use it: docs/deploy.md.")
-            continue
-        for model in template["models"]:
-            if model["file"] in missing:
-                mend = f"Put it into models/{model['folder']}, from {model['source']}."
-                yield Line("warning", check, f"The model {model['file']} is missing.", mend)
-        for pack in template["node_packs"]:
-            if pack["name"] in template["missing"]["node_packs"]:
-                yield Line("warning", check, f"The node pack {pack['name']} is missing.", f"Install {pack['source']}.")
-        if not missing and not template["missing"]["node_packs"]:
-            unseen = " Only a running server can tell whether its node packs are." if template["node_packs"] else ""
-            message = "Its models are installed." if not facts.running else "Everything that it needs is installed."
-            yield Line("ok", check, message + (unseen if not facts.running else ""))
 
 
 def _check_folders(facts: Facts, _settings: Settings) -> Iterator[Line]:
@@ -372,7 +333,8 @@ def _check_clock(facts: Facts, _settings: Settings) -> Iterator[Line]:
 
 CHECKS: tuple[Callable[[Facts, Settings], Iterator[Line]], ...] = (
     _check_start,
-    *(_check_settings, _check_host, _check_alarms, _check_packages, _check_faces, _check_templates, _check_folders),
+    *(_check_settings, _check_host, _check_alarms, _check_packages, _check_faces, check_templates, check_warmups),
+    _check_folders,
     *(_check_disk, _check_janitor, _check_access, _check_store, _check_clock),
 )
 

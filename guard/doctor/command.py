@@ -19,8 +19,8 @@ from ..host import Folders, Host
 from ..janitor import Janitor
 from ..settings import Settings, SettingsError, load
 from ..templates.catalogue import Templates
-from .checks import LEVELS, Line, examine
-from .facts import Facts, make_url, recall, recall_off
+from .checks import LEVELS, examine
+from .facts import Facts, Line, make_url, recall, recall_off
 
 _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 

@@ -43,6 +43,20 @@ class LineBody(TypedDict):
 
 
 @dataclass(frozen=True)
+class Line:
+    """What one check says; `mend`: how to fix what is wrong."""
+
+    level: Level
+    check: str
+    message: str
+    mend: str = ""
+
+    def body(self) -> LineBody:
+        """As JSON."""
+        return {"level": self.level, "check": self.check, "message": self.message, "mend": self.mend}
+
+
+@dataclass(frozen=True)
 class Off:
     """Why the package is off, as :class:`failure.Failure` has it."""
 
@@ -64,6 +78,7 @@ class Facts:
         faces: as :meth:`Chooser.facts` has them.
         templates: as :meth:`Templates.describe` has them.
         template_faults: as :meth:`Templates.list_faults` has them.
+        warmup_faults: as :meth:`Warmups.list_faults` has them; None where no server runs.
         existing: files and bytes from before the first start that the janitor leaves alone; None: not counted yet.
         alarms: of the running server.
         off: why the last start failed, which left the package off; None where it did not.
@@ -81,6 +96,7 @@ class Facts:
     templates: Sequence[Mapping[str, Any]]
     existing: tuple[int, int] | None
     template_faults: Sequence[str] = ()
+    warmup_faults: Sequence[str] | None = None
     alarms: Sequence[AlarmBody] = field(default_factory=list)
     off: Off | None = None
     server_ms: int | None = None

@@ -54,6 +54,8 @@ class Health:
         self._refusing: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
         #: What an operator should know although jobs run: the same.
         self._warned: list[tuple[str, str, Callable[[], bool]]] = []
+        #: What keeps `/guarded/ready` from saying so, although jobs are taken and run: the same.
+        self._unready: list[tuple[str, Callable[[], bool]]] = []
         self._disks_full: list[Callable[[], DiskFullError | None]] = []
         self.draining = False
         self.restarting = False
@@ -84,6 +86,10 @@ class Health:
         """Alarm operators while `is_so()`, as with :meth:`watch`; but jobs go on."""
         self._warned.append((name, text, is_so))
 
+    def hold_ready(self, name: str, is_so: Callable[[], bool]) -> None:
+        """Report the problem `name` to who asks whether the server is ready while `is_so()`; but jobs go on."""
+        self._unready.append((name, is_so))
+
     def mark_serving(self) -> None:
         """The server serves, and every custom node is loaded: only from now on can a prompt be validated."""
         self._serving = True
@@ -108,6 +114,10 @@ class Health:
         """Why no job can be admitted now: the problems, what refuses each job, a disk with too little free space."""
         refusing = [name for name, _text, is_so in self._refusing if is_so()]
         return [*self.problems(), *refusing, *(["disk full"] if self._disk_full() else [])]
+
+    def unready(self) -> list[str]:
+        """Why nobody should be sent here now: what refuses jobs, and what would make them wait for long."""
+        return [*self.refusals(), *(name for name, is_so in self._unready if is_so())]
 
     def check_ready(self) -> None:
         """Raises ServerUnavailableError or DiskFullError unless a job can be admitted now."""

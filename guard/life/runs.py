@@ -123,7 +123,7 @@ class Runs:
         elif outcome.refusal is not None:
             self._end(job_id, Verdict.of(outcome.refusal), close, outcome.spent)
         elif not outcome.success:
-            self._end(job_id, Verdict.of(self._explain(outcome)), close, outcome.spent)
+            self._end(job_id, Verdict.of(self.explain(outcome)), close, outcome.spent)
         elif (early := self._settler.verdict_of(job_id)) is not None:
             self._end(job_id, early, close, outcome.spent)
         else:
@@ -187,6 +187,9 @@ class Runs:
     def native_finished(self, prompt_id: str) -> None:
         self._watchdog.forget(prompt_id)
 
+    def memory_freed(self) -> None:
+        """Nobody's jobs mind."""
+
     def _may_run(self, job: Job) -> bool:
         """Write down that the job starts; False if it has ended, or is being ended. The worker's thread."""
         if job.job_id in self._ended or self._settler.verdict_of(job.job_id) is not None:
@@ -208,7 +211,7 @@ class Runs:
             )
         return True
 
-    def _explain(self, outcome: Outcome) -> GuardError:
+    def explain(self, outcome: Outcome) -> GuardError:
         """Say why the run failed. The worker's thread: ComfyUI's worker frees memory right after."""
         error = explain_failure(outcome)
         # Ask for this first: "CUDA error: out of memory" looks like a fault of the GPU and is none.

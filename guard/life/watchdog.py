@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,12 +42,14 @@ RESTART_FAILED = "The process should restart and cannot; the log says why. It is
 
 @dataclass
 class _Watched:
-    """A prompt that the worker has. `job` is None for a native one, which did not come through the guard."""
+    """A prompt that the worker has. `job` is None for a native one, which did not come through the guard; `end` ends
+    one that the store does not know."""
 
     prompt_id: str
     job: Job | None
     deadline_s: float
     active_s: float
+    end: Callable[[Job, GuardError], object] | None = None
     stopped_s: float = math.inf
     injected: bool = False
     stuck: bool = False
@@ -116,9 +119,12 @@ class Watchdog:
 
     # What others tell it. ----------------------------------------------------------------------------------------
 
-    def watch(self, job: Job) -> None:
-        """Start the job's clock. The worker's thread."""
-        self._watch(job.job_id, job, job.timeout_s)
+    def watch(self, job: Job, end: Callable[[Job, GuardError], object] | None = None) -> None:
+        """Start the job's clock. The worker's thread.
+
+        `end` ends a run that is nobody's job, in place of the settler; its timeouts are not counted. Any thread.
+        """
+        self._watch(job.job_id, job, job.timeout_s, end)
 
     def watch_native(self, prompt_id: str) -> None:
         """Start the clock of a native prompt. The worker's thread."""
@@ -183,10 +189,16 @@ class Watchdog:
         self.turned()
         return min([*(one.deadline_s for one in watched if one.deadline_s > now_s), now_s + TURN_S])
 
-    def _watch(self, prompt_id: str, job: Job | None, timeout_s: float) -> None:
+    def _watch(
+        self,
+        prompt_id: str,
+        job: Job | None,
+        timeout_s: float,
+        end: Callable[[Job, GuardError], object] | None = None,
+    ) -> None:
         now_s = self._clock.monotonic_s()
         with self._condition:
-            self._watched[prompt_id] = _Watched(prompt_id, job, now_s + timeout_s, now_s)
+            self._watched[prompt_id] = _Watched(prompt_id, job, now_s + timeout_s, now_s, end)
             if timeout_s < TURN_S:  # otherwise the next turn sees it in time
                 self._condition.notify()
 
@@ -212,9 +224,9 @@ class Watchdog:
             one.stopped_s = now_s
             self.counts["stop"] += 1
             limit = "native" if one.job is None else "stall" if "stall_timeout_s" in error.extra_info else "job"
-            self.counts[f"timeout {limit}"] += 1
+            self.counts[f"timeout {limit}"] += one.end is None
         if one.job is not None:
-            self._settler.end(one.job, error)
+            (one.end or self._settler.end)(one.job, error)
         else:
             self._host.stop(one.prompt_id)
         if self._settings.watchdog.free_memory:
@@ -311,7 +323,7 @@ class Watchdog:
         error = WorkerDiedError("ComfyUI's worker thread died under the job.")
         for one in watched:
             if one.job is not None:
-                self._settler.end(one.job, error)
+                (one.end or self._settler.end)(one.job, error)
         if self._host.replace_worker(None, error):
             self.counts["replace dead"] += 1
             log.error("ComfyUI's worker thread was found dead; another has taken over")

@@ -128,7 +128,7 @@ def _receive(source: Source, part: Path, mark: Path, size_mb: int, progress: Pro
 def _copy(answer: Any, file: IO[bytes], have: int, total: int, size_mb: int, progress: Progress) -> None:
     while True:
         try:
-            block = answer.read(_CHUNK)
+            block = answer.read1(_CHUNK)  # what has come, so that a stop need not wait for more
         except (HTTPException, TimeoutError, ConnectionError) as error:
             partial = getattr(error, "partial", b"")
             file.write(partial)

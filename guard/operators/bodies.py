@@ -75,8 +75,24 @@ class WorkerBody(TypedDict):
     disowned: int
 
 
+class WarmupRunBody(TypedDict):
+    """A warm-up: `cold` (it is to run), `running`, `warm` or `failed`; why it failed last, and what it took last."""
+
+    name: str
+    state: str
+    error: str | None
+    took_s: float | None
+
+
+class WarmupBody(TypedDict):
+    """The warm-ups of this server; `ready`: `/guarded/ready` waits for none of them any more."""
+
+    ready: bool
+    runs: list[WarmupRunBody]
+
+
 class StatsBody(TypedDict):
-    """The figures; `failing`, `gpu`, `disk`, `worker`, `alarms` and `unseen_alarms` are for operators."""
+    """The figures; `failing`, `gpu`, `disk`, `worker`, `warmup`, `alarms` and `unseen_alarms` are for operators."""
 
     now_ms: int
     windows: dict[str, WindowBody]
@@ -88,5 +104,6 @@ class StatsBody(TypedDict):
     gpu: NotRequired[GpuBody | None]
     disk: NotRequired[dict[str, RootBody]]
     worker: NotRequired[WorkerBody]
+    warmup: NotRequired[WarmupBody]
     alarms: NotRequired[list[AlarmBody]]
     unseen_alarms: NotRequired[int]

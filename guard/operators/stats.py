@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from asyncio import wrap_future
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +24,7 @@ from ..life.watchdog import Watchdog
 from ..settings import QueueSettings
 from ..store import Counts, Ended
 from .alarms import Alarms
-from .bodies import FailingBody, OutcomesBody, SlowestBody, StatsBody, WindowBody
+from .bodies import FailingBody, OutcomesBody, SlowestBody, StatsBody, WarmupBody, WindowBody
 from .gpu import Gpus
 from .refusals import Refusals
 
@@ -89,6 +89,7 @@ class Stats:
         refusals: Refusals,
         alarms: Alarms,
         clock: Clock,
+        warmup: Callable[[], WarmupBody] = lambda: {"ready": True, "runs": []},
     ) -> None:
         self._settings = settings
         self._store = store
@@ -100,6 +101,7 @@ class Stats:
         self._refusals = refusals
         self._alarms = alarms
         self._clock = clock
+        self._warmup = warmup
         self._lock = asyncio.Lock()
         self._hours: dict[int, Owners] = {}
         #: When the store was last counted, the parts of each window, and the hours of the chart.
@@ -176,6 +178,7 @@ class Stats:
                 "replaced": self._watchdog.replacements,
                 "disowned": self._host.hung_workers(),
             },
+            "warmup": self._warmup(),
             "alarms": self._health.alarms(),
             "unseen_alarms": unseen,
         }

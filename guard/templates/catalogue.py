@@ -8,6 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ log = logging.getLogger("guarded.templates")
 
 #: A request for a template may have these fields beside `parameters` and `guard`, as one for a prompt may.
 _OTHER_FIELDS = frozenset({"client_id", "prompt_id", "extra_data", "number", "front"})
+
+
+@dataclass
+class Lacking:
+    """A model file that this server lacks, or cannot use: `fault` says which, as the end of a sentence about it.
+
+    Attributes:
+        templates: the names of those that need it.
+        usual: one of them does with its defaults.
+    """
+
+    model: Model
+    fault: str
+    templates: list[str]
+    usual: bool
 
 
 class Templates:
@@ -110,6 +126,21 @@ class Templates:
         self._check_memory(template, values)
         body["prompt"] = render(template, values, names)
         return values
+
+    def list_lacking(self) -> list[Lacking]:
+        """The model files that templates need and this server lacks."""
+        found: dict[tuple[str, str], Lacking] = {}
+        for template in self._all.values():
+            _names, faults = self._find_models(template)
+            default = complete(template, {})
+            for model in template.manifest.models:
+                if model.file not in faults:
+                    continue
+                lacking = found.setdefault((model.folder, model.file), Lacking(model, faults[model.file], [], False))
+                if template.name not in lacking.templates:
+                    lacking.templates.append(template.name)
+                lacking.usual = lacking.usual or applies(model.when, default)
+        return list(found.values())
 
     def describe(self, locale: str) -> list[WorkflowBody]:
         """Describe every template as JSON, with what this server lacks for it."""

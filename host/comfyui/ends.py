@@ -136,6 +136,11 @@ class Ends:
 
     def _tell(self, end: End, verdict: Verdict) -> None:
         run, args, kwargs = end.run, end.args, end.kwargs
+        if run.hidden:
+            with self._queue.mutex:
+                self._ends.pop(run.job_id, None)
+            self._forget(run.job_id)
+            return
         messages = [
             message for message in run.withheld if message[0] not in ("execution_error", "execution_interrupted")
         ]

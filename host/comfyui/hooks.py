@@ -62,6 +62,8 @@ class Hooks:
         self._runs: dict[str, Run] = {}
         #: The jobs on their way into the queue, and whether their clients have been told meanwhile that they ended.
         self._coming: dict[str, bool] = {}
+        #: Those that no list of ComfyUI's shows.
+        self._hidden: set[str] = set()
         #: Where its node code may save, by job.
         self.confinement = Confinement(workers, lambda job_id: self._runs.get(job_id))
         self._ends = Ends(self._queue, self.send, self._forget)
@@ -86,6 +88,7 @@ class Hooks:
         if hasattr(self._queue, "get_current_queue_volatile"):
             wrap_method(self._queue, "get_current_queue_volatile", self._get_queue)
         wrap_method(self._queue, "get_tasks_remaining", self._get_tasks_remaining)
+        wrap_method(self._queue, "get_flags", self._get_flags)
         wrap_method(self._queue, "delete_queue_item", self._report_removals)
         wrap_method(self._queue, "wipe_queue", self._report_removals)
         # Before the backlog's jobs show up in the queue: this one deletes only what ComfyUI has.
@@ -140,10 +143,12 @@ class Hooks:
             with self._queue.mutex:
                 self._coming.pop(job_id, None)
 
-    def queue_job(self, item: QueueItem, client_id: str, folder: str, first: bool = False) -> None:
+    def queue_job(
+        self, item: QueueItem, client_id: str, folder: str, first: bool = False, hidden: bool = False
+    ) -> None:
         """Queue a job of the guard, behind all that waits or, with `first`, in front of it. Any thread.
 
-        Its files go to `folder` below ComfyUI's roots.
+        Its files go to `folder` below ComfyUI's roots. No list of ComfyUI's shows one that is `hidden`.
 
         Raises RuntimeError where ComfyUI has a prompt of that id, and CancelledError where the job has ended meanwhile.
         """
@@ -154,15 +159,18 @@ class Hooks:
             if any(other[1] == job_id for other in (*self._queue.queue, *self._queue.currently_running.values())):
                 raise RuntimeError("a native prompt has the job's id")
             queued_item = (FIRST, *item[1:]) if first else item
+            if hidden:
+                self._hidden.add(job_id)
             try:
                 self._queue.put(queued_item)
             except BaseException:
                 # `put` also tells the sockets, and a pack may raise there. What is queued would run without us.
                 if not any(queued is queued_item for queued in self._queue.queue):
+                    self._hidden.discard(job_id)
                     raise
                 log.exception("what follows the queueing of job %s failed", job_id, extra={"job_id": job_id})
                 self._queue.not_empty.notify()  # that has not come either
-            self._runs[job_id] = Run(job_id, client_id, item, folder)
+            self._runs[job_id] = Run(job_id, client_id, item, folder, hidden)
 
     def find_run(self, job_id: str) -> Run | None:
         """The job of that id, while ComfyUI has it and its run is not over. Any thread."""
@@ -405,10 +413,20 @@ class Hooks:
 
     def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         running, pending = native(*args, **kwargs)
-        return [*self._ends.list_items(), *running], pending
+        running = [*self._ends.list_items(), *running]
+        if self._hidden:
+            running, pending = ([item for item in items if item[1] not in self._hidden] for items in (running, pending))
+        return running, pending
 
     def _get_tasks_remaining(self, native: Native, *args: Any, **kwargs: Any) -> Any:
-        return native(*args, **kwargs) + len(self._ends.list_ids())
+        return max(native(*args, **kwargs) + len(self._ends.list_ids()) - len(self._hidden), 0)
+
+    def _get_flags(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        """The worker's thread, before it does what the flags say."""
+        flags = native(*args, **kwargs)
+        if flags and (flags.get("unload_models") or flags.get("free_memory")):
+            self._tell(self._listener.memory_freed)
+        return flags
 
     def _report_removals(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         """Tell the listener of every job of the guard that this call takes out of the queue. Any thread."""
@@ -500,6 +518,7 @@ class Hooks:
         """ComfyUI no longer has the prompt; gives its run, if it is a job of the guard's."""
         with self._queue.mutex:
             self._stops.forget(prompt_id)
+            self._hidden.discard(prompt_id)
             return self._runs.pop(prompt_id, None)
 
     def _release_native(self, prompt_id: str) -> None:

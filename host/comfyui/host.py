@@ -116,12 +116,14 @@ class ComfyHost:
     def is_between(self) -> bool:
         return self._hooks.is_between
 
-    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
+    async def dispatch(
+        self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False
+    ) -> Refusal | None:
         with self._hooks.expect(job_id):
             answer: QueueItem | Refusal = self._find_kept(job_id) or await self._dispatch_anew(job_id, body)
             if isinstance(answer, Refusal):
                 return answer
-            self._hooks.queue_job(_address(answer, client_id), client_id, folder)
+            self._hooks.queue_job(_address(answer, client_id), client_id, folder, hidden=hidden)
         self._kept.discard(job_id)
         return None
 

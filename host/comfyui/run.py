@@ -29,6 +29,7 @@ class Run:
     Attributes:
         client_id: the websocket that hears of it.
         folder: its owner's folder below ComfyUI's roots; empty for the roots themselves.
+        hidden: ComfyUI's queue and history do not show it.
         began_ns: by root, the disk's time at which the run began.
         trespass: what it tried to do that no job of a keyed owner may.
         refusal: why the host has ended it, whatever its nodes say.
@@ -39,10 +40,11 @@ class Run:
         is_over: whether the worker has let go of it.
     """
 
-    def __init__(self, job_id: str, client_id: str, item: QueueItem, folder: str = "") -> None:
+    def __init__(self, job_id: str, client_id: str, item: QueueItem, folder: str = "", hidden: bool = False) -> None:
         self.job_id = job_id
         self.client_id = client_id
         self.folder = folder
+        self.hidden = hidden
         self.began_ns: dict[str, int] = {}
         self.trespass = ""
         self.refusal: GuardError | None = None

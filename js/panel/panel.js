@@ -8,6 +8,7 @@ import { failuresView } from "./failures_view.js";
 import { queueView, runningView, section } from "./jobs_view.js";
 import { keysView } from "./keys_view.js";
 import { linesView } from "./lines_view.js";
+import { modelsView } from "./models_view.js";
 import { nativeView } from "./native_view.js";
 import { recentView } from "./recent_view.js";
 import { diskView, serverView } from "./server_view.js";
@@ -46,6 +47,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         serverView(board, texts, section, run),
         keysView(board, texts, section, run),
         spendingView(board, texts, section, run),
+        modelsView(board, texts, section, run),
     ];
     const [alarms, native, figures, failures, running, queue, recent, ...house] = views.map((view) => view.element);
     const panel = h(

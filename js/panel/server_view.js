@@ -160,10 +160,11 @@ function diskRow(first, texts) {
 export function serverView(board, texts, section, run) {
     const worker = h("p");
     const repairs = h("p", { class: "g-quiet" });
+    const warmup = h("p", { class: "g-quiet g-warmup" });
     const begin = confirmed(texts.t("drain"), texts.t("drain_really"), () => run(() => turn(true)));
     const end = h("button", { type: "button", class: "g-button", onclick: () => run(() => turn(false)) }, texts.t("drain_end"));
     const advice = doctor();
-    const view = section("server", texts.t("server"), worker, repairs, h("p", { class: "g-more" }, begin, end), webhooks(), alarmHistory(board, texts, run), advice.element);
+    const view = section("server", texts.t("server"), worker, repairs, warmup, h("p", { class: "g-more" }, begin, end), webhooks(), alarmHistory(board, texts, run), advice.element);
     let draining = false;
 
     async function turn(wanted) {
@@ -232,6 +233,10 @@ export function serverView(board, texts, section, run) {
             setAttribute(worker, "class", state.alive ? "g-good" : "g-bad");
             repairs.hidden = !state.replaced && !state.disowned;
             setText(repairs, texts.t("worker_repairs", { replaced: state.replaced, disowned: state.disowned }));
+            const runs = board.stats.warmup?.runs ?? [];
+            warmup.hidden = !runs.length;
+            setText(warmup, texts.t("warmup", { runs: runs.map((one) => `${one.name}: ${texts.known(`warmup_${one.state}`, one.state)}`).join(", ") }));
+            setAttribute(warmup, "class", runs.some((one) => one.state === "failed") ? "g-warning g-warmup" : "g-quiet g-warmup");
             advice.update();
             draining = board.ready?.problems.includes("draining") ?? draining;
             begin.hidden = draining;

@@ -6,8 +6,9 @@ import json
 import os
 import sys
 
+import aiohttp
 import pytest
-from contract.client import PATIENCE_S
+from contract.client import PATIENCE_S, make_key, sleep
 from contract.conftest import hosts
 from contract.test_agents import SKIMAGE
 from hypothesis import HealthCheck, example, given, settings
@@ -254,8 +255,6 @@ async def test_over_http_what_the_package_refuses_is_json(client, keys, era, hea
 
 @ALONE
 async def test_whatever_comes_over_http_is_answered_as_json(host, keys):
-    import aiohttp
-
     loop = asyncio.get_running_loop()
     headers = st.fixed_dictionaries(
         {},
@@ -296,3 +295,41 @@ async def test_whatever_comes_over_http_is_answered_as_json(host, keys):
     log = host.log.read_text(errors="replace")
     assert "Error handling" not in log, "a traceback for what a stranger sends"
     assert "/ComfyUI-Guarded/agents/" not in log
+
+
+@ALONE
+async def test_a_call_that_is_cut_off_at_any_point_makes_one_job_at_most_and_gives_its_room_back(host):
+    key = make_key(host.base, "cut-off", max_streams=1)
+    await asyncio.sleep(2.5)  # the server looks every second
+    loop = asyncio.get_running_loop()
+    headers = {**ACCEPT, "Authorization": f"Bearer {key}", "MCP-Protocol-Version": "2025-06-18"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+
+        async def call(name, arguments, cut_s=None):
+            params = {"name": name, "arguments": arguments, "_meta": {"progressToken": "t"}}
+            body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+            timeout = aiohttp.ClientTimeout(total=cut_s)
+            async with session.post(f"{host.url}/guarded/mcp", json=body, timeout=timeout) as response:
+                return response.status, await response.text()
+
+        async def cut_off(delay_s, idempotency_key):
+            wanted = {"prompt": sleep(0.3, steps=3), "wait_s": 600, "idempotency_key": idempotency_key}
+            with contextlib.suppress(asyncio.TimeoutError, aiohttp.ClientError):
+                await call("run_workflow", wanted, delay_s)
+            for _ in range(int(PATIENCE_S)):
+                status, told = await call("list_jobs", {"limit": 100})
+                if status == 200:
+                    break
+                assert json.loads(told)["guard"]["code"] == "quota_exceeded", told
+                await asyncio.sleep(0.2)
+            assert status == 200, "its room is gone"
+            assert told.count(f'"idempotency_key":"{idempotency_key}"') <= 1
+            again = await call("run_workflow", wanted)
+            assert "succeeded" in again[1], again
+
+        @settings(max_examples=max(SEARCHES // 10, 3), suppress_health_check=[HealthCheck.too_slow], deadline=None)
+        @given(st.floats(0.001, 0.6), st.uuids())
+        def search(delay_s, number):
+            asyncio.run_coroutine_threadsafe(cut_off(delay_s, str(number)), loop).result(2 * PATIENCE_S)
+
+        await asyncio.to_thread(search)

@@ -53,7 +53,7 @@ def judge(answer: bytes) -> int:
 
 
 @pytest.mark.parametrize(
-    "path", ["/guarded/prompt", "/guarded/mcp", "/guarded/workflows/photo-check", "/guarded/jobs/cancel"]
+    "path", ["/guarded/prompt", "/guarded/mcp", "/guarded/workflows/photo_check", "/guarded/jobs/cancel"]
 )
 def test_a_body_in_an_encoding_that_nobody_reads_is_refused_in_our_words(host, keys, path):
     before = len(host.log.read_text(errors="replace"))

@@ -24,7 +24,7 @@ async def test_the_figures_move_with_the_jobs(client: Client):
         )
 
     stats = await client.polled(lambda: client.get("/guarded/stats"), moved)
-    machine = {"gpu", "disk", "worker", "alarms", "unseen_alarms", "failing"}
+    machine = {"gpu", "disk", "worker", "warmup", "alarms", "unseen_alarms", "failing"}
     assert set(stats) == {"now_ms", "windows", "queue", "slowest", "chart", "refused_since_ms", *machine}
     assert all(set(window) == OUTCOMES for window in stats["windows"].values())
     assert stats["windows"]["7d"]["by_code"]["generation_failed"] >= 1

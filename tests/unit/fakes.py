@@ -164,7 +164,9 @@ class FakeHost:
             await self.during_rehearsal()
         return self.rehearsal
 
-    async def dispatch(self, job_id: str, client_id: str, body: dict[str, Any], folder: str) -> Refusal | None:
+    async def dispatch(
+        self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False
+    ) -> Refusal | None:
         self.dispatched.append((job_id, client_id, json.loads(json.dumps(body))))
         if self.during_dispatch is not None:
             await self.during_dispatch(job_id)

@@ -16,8 +16,8 @@ from unit.janitor import DAY_S, Box, put
 from comfyui_guarded.failure import NOTE
 from comfyui_guarded.guard.access.keys import Key
 from comfyui_guarded.guard.doctor import checks, command
-from comfyui_guarded.guard.doctor.checks import Line, examine
-from comfyui_guarded.guard.doctor.facts import Facts, recall, remember
+from comfyui_guarded.guard.doctor.checks import examine
+from comfyui_guarded.guard.doctor.facts import Facts, Line, recall, remember
 from comfyui_guarded.guard.settings import Settings, SettingsError, origins
 from comfyui_guarded.guard.store import SqliteStore
 
