@@ -1,9 +1,18 @@
 """The command line. Flags of ComfyUI that mean nothing here are accepted and ignored."""
 
 import argparse
+import os
 import sys
 
 import comfy.options
+
+
+def is_valid_directory(path: str) -> str:
+    """As ComfyUI has it: a user directory that is not there ends the start."""
+    if not os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"The path '{path}' does not exist.")
+    return path
+
 
 parser = argparse.ArgumentParser(description="ComfyUI-Guarded sandbox host", allow_abbrev=False)
 parser.add_argument("--listen", default="127.0.0.1", nargs="?", const="0.0.0.0,::", metavar="IP")
@@ -12,7 +21,7 @@ parser.add_argument("--base-directory", default=None, metavar="DIR", help="holds
 parser.add_argument("--input-directory", default=None, metavar="DIR")
 parser.add_argument("--output-directory", default=None, metavar="DIR")
 parser.add_argument("--temp-directory", default=None, metavar="DIR", help="temp/ is made below it")
-parser.add_argument("--user-directory", default=None, metavar="DIR")
+parser.add_argument("--user-directory", type=is_valid_directory, default=None, metavar="DIR")
 parser.add_argument("--max-upload-size", type=float, default=100, metavar="MB")
 parser.add_argument("--disable-metadata", action="store_true", help="write no prompt into PNG files")
 parser.add_argument("--disable-all-custom-nodes", action="store_true")

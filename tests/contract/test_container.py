@@ -158,9 +158,9 @@ class Image:
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
     def start(self) -> subprocess.Popen:
-        (command,) = of("CMD")
+        (entry,), (command,) = of("ENTRYPOINT"), of("CMD")
         # The sandbox wants to be told what ComfyUI's own folder is.
-        command = [*json.loads(self.here(command)), "--base-directory", str(self.folder)]
+        command = [*json.loads(self.here(entry)), *json.loads(self.here(command)), "--base-directory", str(self.folder)]
         with open(self.root / "server.log", "ab") as log:
             return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
 
