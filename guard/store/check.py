@@ -64,14 +64,21 @@ def find_nonsense(db: sqlite3.Connection, everywhere: bool) -> str | None:
     Unless `everywhere`, look only at rows that the server cannot do without: open jobs, and webhooks to deliver.
     """
     live = {"jobs": IS_OPEN, "webhooks": "state = 'pending'"}
-    with any_text(db):
-        for table in list_tables(db):
-            if everywhere or table.name in live:
-                where = "" if everywhere else f"WHERE {live[table.name]}"
-                for row in db.execute(f"SELECT {table.names} FROM {table.name} {where}"):
-                    if fault := table.fault(row):
-                        return fault
+    for table in list_tables(db):
+        if everywhere or table.name in live:
+            query = f"SELECT {table.names} FROM {table.name} {'' if everywhere else f'WHERE {live[table.name]}'}"
+            try:
+                fault = _find_fault(db, table, query)
+            except sqlite3.OperationalError:  # a text that is none, say
+                with any_text(db):
+                    fault = _find_fault(db, table, query)
+            if fault:
+                return fault
     return None
+
+
+def _find_fault(db: sqlite3.Connection, table: Table, query: str) -> str | None:
+    return next((fault for row in db.execute(query) if (fault := table.fault(row))), None)
 
 
 def _walk(db: sqlite3.Connection) -> Iterator[None]:

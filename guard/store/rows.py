@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 from typing import Any
 
@@ -57,6 +57,37 @@ def read_job(row: tuple[Any, ...]) -> Job:
         verdict=_read_verdict(json.loads(verdict)) if verdict else None,
         result=_read_result(json.loads(result)) if result else Result(),
     )
+
+
+#: How `read_job` reads the columns that it cannot take as they stand; the last three may hold nothing.
+_READERS: dict[str, Callable[[Any], object]] = {
+    "state": JobState,
+    "parameters": json.loads,
+    "outputs_to_execute": lambda text: tuple(json.loads(text)),
+    "metadata": json.loads,
+    "webhook": lambda text: _read_webhook(json.loads(text)) if text else None,
+    "verdict": lambda text: _read_verdict(json.loads(text)) if text else None,
+    "result": lambda text: _read_result(json.loads(text)) if text else None,
+}
+
+
+class RowCheck:
+    """Says whether `read_job` can read rows, without making jobs of them: many rows have most texts in common."""
+
+    _REMEMBERED = 1000
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        """`columns`: of the rows. Those that are not among them are not looked at."""
+        self._readers = [(columns.index(name), read, set[Any]()) for name, read in _READERS.items() if name in columns]
+
+    def check(self, row: Sequence[Any]) -> None:
+        """Raises what `read_job` would."""
+        for column, read, right in self._readers:
+            value = row[column]
+            if value not in right:
+                read(value)
+                if len(right) < self._REMEMBERED:
+                    right.add(value)
 
 
 def _read_webhook(stored: dict[str, Any]) -> Webhook:

@@ -6,18 +6,18 @@ SQLite keeps no checksums: where a bad disk changes bytes within a value, it rea
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from ..job import JobState
 from .outbox import DeliveryState
-from .rows import COLUMNS, read_job
+from .rows import RowCheck
 
 #: What a value of each declared type may be in Python.
 _TYPES: dict[str, tuple[type, ...]] = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes,)}
-_JOB = COLUMNS.split(", ")
 
 Row = tuple[Any, ...]
 
@@ -48,6 +48,14 @@ class Table:
     has_rowid: bool
     alias: str | None
     counts: bool
+    #: The types of the values of rows that were found to be right.
+    _right: set[tuple[type, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
+    #: Raises where a row's values make no sense together.
+    _sense: Callable[[Sequence[Any]], object] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if (make := _SENSE.get(self.name)) is not None:
+            object.__setattr__(self, "_sense", make([column.name for column in self.columns]))
 
     @property
     def names(self) -> str:
@@ -75,19 +83,25 @@ class Table:
 
     def fault(self, row: Sequence[Any]) -> str | None:
         """Say why a row (one value for each column) cannot be what this package wrote; None if it can."""
+        kinds = tuple(map(type, row))
+        if kinds not in self._right:
+            for column, value in zip(self.columns, row, strict=True):
+                if not (value is None and column.is_nullable) and not isinstance(value, column.types):
+                    return self._refuse(column)
+            self._right.add(kinds)
         for column, value in zip(self.columns, row, strict=True):
-            if value is None and column.is_nullable:
-                continue
-            if not isinstance(value, column.types) or (isinstance(value, str) and not _is_text(value)):
-                return f"{self.name}.{column.name} holds what cannot be there"
-        sense = _SENSE.get(self.name)
-        if sense is None:
+            if type(value) is str and not value.isascii() and not _is_text(value):
+                return self._refuse(column)
+        if self._sense is None:
             return None
         try:
-            sense(self.as_dict(row))
+            self._sense(row)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return f"a row of {self.name} makes no sense"
         return None
+
+    def _refuse(self, column: Column) -> str:
+        return f"{self.name}.{column.name} holds what cannot be there"
 
 
 def list_tables(db: sqlite3.Connection) -> list[Table]:
@@ -141,21 +155,32 @@ def _is_text(value: str) -> bool:
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _check_job(row: dict[str, Any]) -> None:
-    settled = JobState(row["state"]).settled
-    if settled is not (row["verdict"] is not None) or settled is not (row["settled_at_ms"] is not None):
-        raise ValueError
-    if _has_all(row, _JOB):
-        read_job(tuple(row[name] for name in _JOB))
+def _check_jobs(columns: Sequence[str]) -> Callable[[Sequence[Any]], object]:
+    """`columns` may be those of an earlier version."""
+    at = {name: place for place, name in enumerate(columns)}
+    reads = RowCheck(columns)
+
+    def check(row: Sequence[Any]) -> None:
+        reads.check(row)
+        is_settled = JobState(row[at["state"]]).settled
+        if is_settled is not (row[at["verdict"]] is not None) or is_settled is not (
+            row[at["settled_at_ms"]] is not None
+        ):
+            raise ValueError
+
+    return check
 
 
-def _has_all(row: dict[str, Any], names: Iterable[str]) -> bool:
-    """Whether the row is of the schema of today. Rows of earlier ones lack columns."""
-    return all(name in row for name in names)
+def _check_states(states: type[Enum]) -> Callable[[Sequence[str]], Callable[[Sequence[Any]], object]]:
+    def make(columns: Sequence[str]) -> Callable[[Sequence[Any]], object]:
+        at = {name: place for place, name in enumerate(columns)}
+        return lambda row: states(row[at["state"]])
+
+    return make
 
 
-_SENSE: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "jobs": _check_job,
-    "transitions": lambda row: JobState(row["state"]),
-    "webhooks": lambda row: DeliveryState(row["state"]),
+_SENSE: dict[str, Callable[[Sequence[str]], Callable[[Sequence[Any]], object]]] = {
+    "jobs": _check_jobs,
+    "transitions": _check_states(JobState),
+    "webhooks": _check_states(DeliveryState),
 }

@@ -8,13 +8,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from unit.fakes import LONG_S
 from unit.pages import PAGE, map_pages
 from unit.store_steps import submit
 from unit.test_store_repair import make_jobs
 
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.store import SqliteStore, check, disk, engine, threads
+from comfyui_guarded.guard.store import SqliteStore, check, disk, engine, rows, tables, threads
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,36 @@ def wait_until(is_so):
     while not is_so():
         assert time.monotonic() < until_s
         time.sleep(0.01)
+
+
+#: Texts of all kinds in the place of those that a job's columns hold.
+TEXTS = st.one_of(
+    st.sampled_from(["", "{", "{}", "[]", "null", "5", '"a"', '["2"]', '{"url": "x"}', '{"url": "x", "events": []}',
+                     '{"state": "succeeded", "code": null, "message": "", "details": {}}', '{"state": "done"}',
+                     '{"outputs": {}, "artifacts": []}', '{"outputs": {}, "artifacts": [{"warnings": []}]}',
+                     '{"outputs": {}, "artifacts": [], "spent": {"nodes": []}}', "succeeded", "done"]),
+    st.text(max_size=5),
+)  # fmt: skip
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@given(changes=st.lists(st.tuples(st.sampled_from(sorted(rows._READERS)), TEXTS), max_size=4))
+def test_a_row_makes_sense_where_a_job_can_be_made_of_it_and_nowhere_else(whole, changes):
+    """Each row after those that were looked at before it, whose texts need not be looked at again."""
+    with closing(disk.connect(whole)) as db:
+        table = next(table for table in tables.list_tables(db) if table.name == "jobs")
+        query = f"SELECT {table.names} FROM jobs WHERE settled_at_ms IS NOT NULL LIMIT 1"
+        good = db.execute(query).fetchone()
+    assert table.fault(good) is None
+    for column, text in changes:
+        row = table.as_dict(good) | {column: text}
+        try:
+            job = rows.read_job(tuple(row[name] for name in rows.COLUMNS.split(", ")))
+            is_right = job.state.settled
+        except (ValueError, TypeError, LookupError, AttributeError):
+            is_right = False
+        for _ in range(2):
+            assert (table.fault(tuple(row.values())) is None) is is_right, (column, text)
 
 
 def test_a_whole_database_is_walked_to_its_end(whole):
