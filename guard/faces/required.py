@@ -16,6 +16,7 @@ from .check import FaceRules
 
 FACE_CHECK = "GuardedFaceCheck"
 FACE_LOADER = "GuardedLoadFaceImage"
+_OURS = frozenset({FACE_CHECK, FACE_LOADER})
 
 #: Node class → its inputs that must show a face; the default of `faces.required_by`. Read in the sources:
 #: cubiq/ComfyUI_IPAdapter_plus 9d076a3 (IPAdapterPlus.py; raises "InsightFace: No face detected."),
@@ -192,6 +193,8 @@ def find_wanted(
         InvalidRequestError: a face-check node's rules are out of range.
     """
     classes = REQUIRED_BY if required_by is None else required_by
+    if not any(node["class_type"] in classes or node["class_type"] in _OURS for node in graph.values()):
+        return []  # of most prompts
     alive = set(graph) if outputs is None else find_upstream(graph, outputs)
     pictures: dict[tuple[str, FaceRules, str | None, tuple[str, ...]], Wanted] = {}
     for node_id, node in graph.items():
@@ -220,7 +223,7 @@ def _list_needs(
 ) -> Iterator[tuple[str, FaceRules, str | None]]:
     """(input, rules, detector) of each picture in which a node needs a face."""
     kind, inputs = node["class_type"], node["inputs"]
-    if kind in (FACE_CHECK, FACE_LOADER):
+    if kind in _OURS:
         detector = inputs.get("detector")
         yield "image", FaceRules.of(inputs), detector if isinstance(detector, str) and detector != "auto" else None
     elif inputs.get(_SWITCHES.get(kind, "")) is not False and _is_for_faces(kind, inputs):

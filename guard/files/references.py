@@ -101,6 +101,7 @@ class References:
         return changed
 
     def _list_references(self, graph: Mapping[str, Any]) -> list[_Reference]:
+        """Every text that may name a file."""
         references: list[_Reference] = []
         for node_id, node in graph.items():
             declared = self._host.file_inputs(node["class_type"])
@@ -112,7 +113,7 @@ class References:
                         details="Only the run can tell what that will be: name the file in the loader itself.",
                         extra_info={"node_id": node_id, "input": taken},
                     )
-        return references
+        return [reference for reference in references if not _is_word(reference)]
 
     def _check_local(self, graph: Mapping[str, Any]) -> None:
         """Let no loader's input lead out of its folder; newer ComfyUIs check that themselves."""
@@ -167,6 +168,18 @@ class References:
         return reference.text  # the host itself says best that it is missing
 
 
+def _is_word(reference: _Reference) -> bool:
+    """Whether a text can be the name of no file at all, so that nobody need look at the disk. Quick, and false too
+    often rather than too seldom."""
+    text = reference.text
+    return (
+        reference.names is None
+        and _SEPARATOR.search(text) is None
+        and not text.endswith("]")
+        and not mentions_uploads(text)
+    )
+
+
 def _may_lead_out(value: Any) -> bool:
     """Whether an input may hold a name that is not plain. Quick, and true too often rather than too seldom."""
     if type(value) is str:
@@ -215,9 +228,12 @@ def _leads_inside(text: str, folders: frozenset[PurePath]) -> bool:
     Judged by the real path, since `//`, `/proc/self/root` and links lead there too.
     """
     try:
-        real = os.path.realpath(text)
         # A word may be called like one of ComfyUI's own folders.
-        if not _ABSOLUTE.match(text) and not (_SEPARATOR.search(text) and os.path.lexists(real)):
+        is_absolute = _ABSOLUTE.match(text) is not None
+        if not is_absolute and not _SEPARATOR.search(text):
+            return False
+        real = os.path.realpath(text)
+        if not is_absolute and not os.path.lexists(real):
             return False
         lexical = os.path.normpath(re.sub(r"^//+", "/", text))
     except (OSError, ValueError):

@@ -7,12 +7,13 @@ node classes that write or call where a prompt says.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..client import LOCAL, Client
 from ..errors import PolicyViolationError
@@ -123,14 +124,14 @@ class Confinement:
 
     def _check_inputs(self, traced: _Texts, node_id: str, node: Mapping[str, Any]) -> None:
         kind = node["class_type"]
-        loads = _LOADER.search(_spread(kind)) is not None
+        loads = _is_loader(kind) if len(kind) <= _REMEMBERED_CHARS else _is_loader.__wrapped__(kind)
         for name, value in node["inputs"].items():
             if isinstance(value, (int, float)) or value is None:
                 continue
-            leaf = _spread(name.rpartition(".")[2])
-            place, address = self._is_place(kind, name, leaf), _ADDRESS.search(leaf) is not None
+            said = _read_name(name) if len(name) <= _REMEMBERED_CHARS else _read_name.__wrapped__(name)
+            place, address = self._is_place(kind, name, said), said.address
             argument = kind in _COMMANDS and name not in _NO_ARGUMENTS
-            words = not loads and not place and not address and _WORDS.fullmatch(leaf) is not None
+            words = not loads and not place and not address and said.words
             if is_link(value):
                 if not (place or address or loads or argument) or not self._carries_text(kind, name):
                     continue
@@ -154,10 +155,10 @@ class Confinement:
                             node_id, kind, name, text, f"has an input {_show(name)} that {fault}", "policy.fetch_hosts"
                         )
 
-    def _is_place(self, kind: str, name: str, leaf: str) -> bool:
-        if name in self._file_inputs(kind) or _NO_PLACE.fullmatch(leaf):
+    def _is_place(self, kind: str, name: str, said: _Said) -> bool:
+        if said.no_place or name in self._file_inputs(kind):
             return False
-        if _PLACE.search(leaf):
+        if said.place:
             return True
         return _PLACE.search(self._declaration(kind).inputs.get(name, "").lower()) is not None
 
@@ -209,6 +210,35 @@ def _has_control(text: str) -> bool:
 def _spread(name: str) -> str:
     """Write a name in lower case, with its words apart: `savePath` is `save_path`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace(" ", "_").replace("-", "_").lower()
+
+
+class _Said(NamedTuple):
+    """What the name of an input says of its text."""
+
+    place: bool
+    no_place: bool
+    address: bool
+    words: bool
+
+
+#: Names come from clients: longer ones are not remembered.
+_REMEMBERED_CHARS = 100
+
+
+@functools.lru_cache(maxsize=2048)
+def _is_loader(kind: str) -> bool:
+    return _LOADER.search(_spread(kind)) is not None
+
+
+@functools.lru_cache(maxsize=2048)
+def _read_name(name: str) -> _Said:
+    leaf = _spread(name.rpartition(".")[2])
+    return _Said(
+        _PLACE.search(leaf) is not None,
+        _NO_PLACE.fullmatch(leaf) is not None,
+        _ADDRESS.search(leaf) is not None,
+        _WORDS.fullmatch(leaf) is not None,
+    )
 
 
 def _list_texts(value: Any) -> Iterator[str]:

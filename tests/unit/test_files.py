@@ -416,6 +416,14 @@ async def test_words_that_are_no_paths_pass_even_where_a_folder_is_called_so(pla
         assert await place.settled(words, kind="Words", name="text") == words
 
 
+@pytest.mark.parametrize("text", ["a photo: a cat, 50% grey", "output", "x.png", "ä" * 5000, ""])
+def test_a_prompt_of_plain_words_waits_for_no_look_at_the_disk(place, text):
+    graph = {"1": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "more": [text, {"a": text}]}}}
+    with pytest.raises(StopIteration) as ended:
+        place.references.resolve(graph, MINE).send(None)
+    assert ended.value.value is False
+
+
 async def test_a_text_that_leads_to_a_file_is_refused_however_it_is_spelled(place, monkeypatch):
     file = place.put("output/x.png")
     monkeypatch.chdir(place.base)
