@@ -40,8 +40,9 @@ _PREVIEWS_AT_ONCE = 2
 #: Whoever ends a job waits so long until that is on disk, then is answered that it is not. The ending is handed in to
 #: the store until it is, so that the answer only means "not yet".
 ENDING_WITHIN_S = 5.0
-#: So many waiting jobs are ended in one commit: with all who hear of it, that takes some 20 ms.
-ENDED_AT_ONCE = 50
+#: So many waiting jobs are ended in one commit, for which any other write waits: with all who hear of it, that takes
+#: some 10 ms, and the next commit may be handed in before the other write is.
+ENDED_AT_ONCE = 20
 #: More than a job has, unless it went back to the queue again and again.
 DELIVERIES_OF_JOB = 50
 #: More jobs than ever run at once.

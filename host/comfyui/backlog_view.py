@@ -25,6 +25,10 @@ log = logging.getLogger("guarded.host")
 ADDED = 200
 
 
+#: So many ends are told at once.
+TOLD_AT_ONCE = 20
+
+
 class BacklogView:
     """Wrap the methods of ComfyUI's queue that read it and delete from it.
 
@@ -41,7 +45,7 @@ class BacklogView:
         self._fields = fields
         self._list_held = list_held
         self._deleting = False
-        #: The jobs whose end is still to be told, and how; and whether that is under way. One job at a time: a cleared
+        #: The jobs whose end is still to be told, and how; and whether that is under way. Some at a time: a cleared
         #: queue would take all of the event loop's helper threads, and the store's reader.
         self._unrun: deque[tuple[str, Callable[[], None]]] = deque()
         self._is_telling = False
@@ -124,14 +128,32 @@ class BacklogView:
                 if not self._unrun:
                     self._is_telling = False
                     return
-                job_id, tell = self._unrun.popleft()
+                passing = len(self._unrun) - ADDED  # so many would be put out of the history by those behind them
+                some = [self._unrun.popleft() for _ in range(min(len(self._unrun), TOLD_AT_ONCE))]
+            if passing < len(some):
+                entries = await asyncio.to_thread(self._read_entries, [job_id for job_id, _tell in some])
+            else:
+                entries = [None] * len(some)
+                await asyncio.sleep(0)
+            for (job_id, tell), entry in zip(some, entries, strict=True):
+                try:
+                    if entry is not None:
+                        self._add_to_history(job_id, entry)
+                    tell()
+                except Exception:
+                    log.exception("the end of job %s could not be told", job_id, extra={"job_id": job_id})
+
+    def _read_entries(self, job_ids: Sequence[str]) -> list[Mapping[str, Any] | None]:
+        """Not for the event loop: reads the store."""
+        entries: list[Mapping[str, Any] | None] = []
+        for job_id in job_ids:
+            entry: Mapping[str, Any] | None = None
             try:
-                entry = await asyncio.to_thread(self._backlog.history_entry, job_id)  # reads the store
-                if entry is not None:
-                    self._add_to_history(job_id, entry)
-                tell()
+                entry = self._backlog.history_entry(job_id)
             except Exception:
-                log.exception("the end of job %s could not be told", job_id, extra={"job_id": job_id})
+                log.exception("job %s cannot be shown in ComfyUI's history", job_id, extra={"job_id": job_id})
+            entries.append(entry)
+        return entries
 
     def _add_to_history(self, job_id: str, entry: Mapping[str, Any]) -> None:
         with self._queue.mutex:
