@@ -112,6 +112,8 @@ async def measure(guarded: HostProcess, bare: HostProcess, options: Any) -> None
     sides = [("guarded", guarded), ("native", bare)]
     rows = []
     for name, make in choose_work(guarded.kind).items():
+        if options.only and options.only not in name:
+            continue
         totals: dict[str, list[float]] = defaultdict(list)
         pauses: dict[str, list[float]] = defaultdict(list)
         for side, host in sides:  # warm
@@ -148,6 +150,7 @@ def _make_row(name: str, totals: dict[str, list[float]], pauses: dict[str, list[
 def main() -> None:
     parser = _common.make_parser(__doc__, rounds=5)
     parser.add_argument("--jobs", type=int, default=30, help="default 30")
+    parser.add_argument("--only", help="works with this in their names; the long film takes minutes a round")
     options = parser.parse_args()
     if not 2 <= options.jobs <= MOST_JOBS:
         parser.error(f"--jobs: 2 to {MOST_JOBS}")
