@@ -196,7 +196,7 @@ class Supplier(Protocol):
     """Gives the host's worker its next job. The worker's thread."""
 
     def begin_next(self) -> bool:
-        """The worker has let go of a prompt, and none waits in the host's queue: `put` the next job there.
+        """The worker wants a prompt, and none waits in the host's queue: `put` the next job there.
 
         False: no job is ready. Waits for the commit that says that the job begins.
         """
@@ -263,10 +263,12 @@ class Host(Weigher, Protocol):
         A validation that takes longer refuses the prompt.
         """
 
-    def keep(self, job_id: str, rehearsal: Rehearsal, size: int) -> None:
-        """Keep what a rehearsal made, for the job that it has become, of `size` bytes. Event loop.
+    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Callable[[], None]:
+        """Prepare to keep what a rehearsal made, for the job that it may become, of `size` bytes. Event loop.
 
-        The host uses it instead of a second validation, while nothing that the first one depends on can have changed.
+        Returns what keeps it, to be called once there is that job, on any thread; a worker that waits then asks the
+        supplier for it. The host uses it instead of a second validation, while nothing that the first one depends on
+        can have changed.
         """
 
     def is_ready(self, job_id: str) -> bool:
@@ -282,7 +284,7 @@ class Host(Weigher, Protocol):
         """
 
     def is_between(self) -> bool:
-        """Whether the worker has let go of a prompt and is about to ask the supplier for the next one. Any thread."""
+        """Whether the worker is about to ask the supplier for its next job. Any thread."""
 
     async def dispatch(
         self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False

@@ -140,7 +140,8 @@ class Transitions:
         job = self._find_next(db, max_jobs)
         if job is None or not is_ready(job.job_id):
             return None
-        return self._move(db, self._lease(db, job, holder), JobState.RUNNING)
+        # Nobody reads the row in between, so it is written once.
+        return self._move(db, self._lease(db, job, holder, writes=False), JobState.RUNNING)
 
     def _find_next(self, db: Database, max_jobs: int) -> Job | None:
         """Find the job that may have a slot now. Nothing else decides whose turn it is."""
@@ -156,9 +157,9 @@ class Transitions:
         job = read_job(row)
         return None if job.attempts and self.line.under_way else job
 
-    def _lease(self, db: Database, job: Job, holder: str) -> Job:
-        """Give the job a slot."""
-        job = self._move(db, job, JobState.DISPATCHED)
+    def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
+        """Give the job a slot. `writes` False: the caller moves it on, and writes the row then."""
+        job = self._move(db, job, JobState.DISPATCHED, writes=writes)
         self.line.serve(db, job)
         # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
@@ -245,7 +246,7 @@ class Transitions:
         self.changed.append(job)
         self.touched[job.job_id] = job
 
-    def _move(self, db: Database, job: Job, state: JobState, **changes: Any) -> Job:
+    def _move(self, db: Database, job: Job, state: JobState, *, writes: bool = True, **changes: Any) -> Job:
         """Change a job's state. Nothing else does."""
         if state not in TRANSITIONS[job.state]:
             raise InternalError(f"job {job.job_id} cannot go from {job.state.value} to {state.value}")
@@ -258,7 +259,8 @@ class Transitions:
             changes.update(settled_at_ms=now_ms)
             self.line.add_open_bytes(job.owner, -job.body_bytes)
         moved = job.evolve(state=state, event_id=self._record_change(db, job.job_id, now_ms, state), **changes)
-        update_job(db, moved)
+        if writes:
+            update_job(db, moved)
         outbox.put(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
             self.line.add_queued(db, job, +1 if state is JobState.QUEUED else -1)

@@ -11,7 +11,7 @@ import json
 import logging
 import marshal
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
@@ -40,7 +40,7 @@ from ..files import uploads
 from ..files.cleaning import Cleaner
 from ..files.names import use_owner_names
 from ..files.references import References
-from ..files.uploads import Uploads
+from ..files.uploads import UploadedFile, Uploads
 from ..graph import find_workflow_id, shape
 from ..host import Host, Refusal, Rehearsal
 from ..host_words import explain_refusal, host_body
@@ -179,8 +179,9 @@ class Admission:
                 undo.callback(self._limits.give_job_of_user_back, client, prompt.options.user)
             if request.files:
                 request = await work(size, self._rename_files, request, prompt)
-            fetched = await stack.enter_async_context(self._fetcher.fetch_for(request, prompt)) if self._fetcher else ()
-            if fetched:
+            fetched: tuple[UploadedFile, ...] = ()
+            if self._fetcher is not None and (sources := await work(size, self._fetcher.find, prompt.graph)):
+                fetched = await stack.enter_async_context(self._fetcher.fetch_for(request, prompt, sources))
                 undo.callback(self._quotas.take_files(client, await asyncio.to_thread(uploads.measure, fetched)))
             names |= {file.stored_as(client.owner): file.filename for file in fetched}
             if files := (*request.files, *fetched):
@@ -205,10 +206,10 @@ class Admission:
 
             job = self._make_job(request, prompt, body, locale, webhook, outputs)
             self._keep_secrets(job, prompt, undo)
-            submitted = replace(await self._commit(job, key, client), vram=vram)
+            keep = self._host.prepare(job.job_id, rehearsal, len(body))
+            submitted = replace(await self._commit(job, key, client, keep), vram=vram)
             if not submitted.replayed:
                 undo.pop_all()
-                self._host.keep(job.job_id, rehearsal, len(body))
             return submitted
 
     def _check_size(self, request: Submission) -> None:
@@ -325,7 +326,16 @@ class Admission:
         if self._secrets.keep(job.job_id, prompt.secrets):
             undo.callback(self._secrets.forget, job.job_id)
 
-    async def _commit(self, job: NewJob, key: IdempotencyKey | None, client: Client) -> Submitted:
+    async def _commit(
+        self, job: NewJob, key: IdempotencyKey | None, client: Client, keep: Callable[[], None]
+    ) -> Submitted:
+        """Write the job down; `keep` is called on the store's thread as soon as it is there."""
+
+        def follow(done: Future[Submitted]) -> None:
+            # Not before: until then the id may be another job's.
+            if not done.cancelled() and done.exception() is None and not done.result().replayed:
+                keep()
+
         max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
         submitting = self._store.submit(
             job,
@@ -335,6 +345,7 @@ class Admission:
             max_queued_of_user=self._limits.max_queued_of_user,
             max_bytes_of_owner=self._quotas.find(client, "max_open_bytes"),
         )
+        submitting.add_done_callback(follow)
         with self._quotas.counting():
             return await wrap_future(submitting)
 

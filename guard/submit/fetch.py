@@ -159,17 +159,19 @@ class Fetcher:
         self._room = asyncio.Semaphore(settings.at_once)
         self._of_owner: dict[str, _Room] = {}
 
+    def find(self, graph: Mapping[str, Any]) -> dict[str, list[Place]]:
+        """See :func:`find_sources`."""
+        return find_sources(graph, self._file_inputs)
+
     @asynccontextmanager
-    async def fetch_for(self, request: Submission, prompt: Prompt) -> AsyncIterator[tuple[UploadedFile, ...]]:
+    async def fetch_for(
+        self, request: Submission, prompt: Prompt, sources: Mapping[str, list[Place]]
+    ) -> AsyncIterator[tuple[UploadedFile, ...]]:
         """Get what the prompt names by address or holds as `data:`, and put the stored names in its place.
 
         The end of the block deletes what was not moved to its place. Raises GuardError.
         """
         size, client = len(request.raw), request.client
-        sources = await work(size, find_sources, prompt.graph, self._file_inputs)
-        if not sources:
-            yield ()
-            return
         async with self.fetch(sources, client, len(request.files), request.file_bytes) as fetched:
             await work(size, use_stored, prompt, sources, fetched.files, client.owner)
             yield tuple(fetched.files.values())

@@ -22,6 +22,7 @@ from ...guard.errors import CancelledError, GuardError, PolicyViolationError, Wo
 from ...guard.events.lines import Message
 from ...guard.host import HostListener, Supplier
 from . import reading, report, results
+from .bell import Bell
 from .confine import Confinement
 from .ends import Ends, note_acting
 from .meter import Meter, watch_loading
@@ -69,8 +70,9 @@ class Hooks:
         self._ends = Ends(self._queue, self.send, self._forget)
         #: The last `executing` of a job, while ComfyUI's worker has yet to send it.
         self._last: Message | None = None
-        #: The worker has let go of a prompt, and has not asked for the next one.
+        #: The worker has let go of a prompt, or was called, and has not asked for the next one.
         self.is_between = False
+        self._bell = Bell(self._queue)
         self._listener: HostListener
         self._supplier: Supplier
         self._native_task_done: Native
@@ -81,6 +83,7 @@ class Hooks:
         """Patch. The main thread, once, before the worker starts."""
         self._listener, self._supplier = listener, supplier
         self._native_task_done = self._queue.task_done
+        self._queue.not_empty = self._bell
         wrap_method(self._queue, "put", self._put)
         wrap_method(self._queue, "get", self._get)
         wrap_method(self._queue, "task_done", self._task_done)
@@ -263,6 +266,21 @@ class Hooks:
         finally:
             self._release_native(prompt_id)
 
+    def call_worker(self) -> bool:
+        """Have a worker that waits for a prompt ask the supplier for the next job. False: none waits.
+
+        Any thread; does not wait where others hold the queue's lock.
+        """
+        if not self._queue.mutex.acquire(blocking=False):
+            return False
+        try:
+            if not self._bell.ring():
+                return False
+            self.is_between = True
+            return True
+        finally:
+            self._queue.mutex.release()
+
     def count_item_fields(self) -> int:
         """How many fields an item of this ComfyUI's queue has."""
         return report.count_item_fields(self._native_task_done)
@@ -310,6 +328,9 @@ class Hooks:
         else:
             prompt_id = taken[0][1]
             self._workers.take(prompt_id)
+            if self.is_between:  # it was called, but a prompt of ComfyUI's own was faster
+                self.is_between = False
+                self._tell(self._supplier.go_on)
             if taken[0][0] == FIRST:
                 taken = self._show_number(*taken)
             if (run := self._runs.get(prompt_id)) is not None:

@@ -79,15 +79,21 @@ class ComfyHost:
         is_in_turn = first <= answer[0] < self._server.number
         return Rehearsal(None, tuple(answer[4]), answer if is_in_turn else None)
 
-    def keep(self, job_id: str, rehearsal: Rehearsal, size: int) -> None:
+    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Callable[[], None]:
         item: Any = rehearsal.made
-        if item is None:
-            return
-        try:
-            self._outputs.mark(job_id, item[2])
-            self._kept.keep(job_id, item, size)
-        except (Exception, SystemExit, GeneratorExit):  # out of a node class that is asked for its inputs
-            log.warning("job %s is not ready before its dispatch", job_id, exc_info=True, extra={"job_id": job_id})
+        made = None
+        if item is not None:
+            try:
+                self._outputs.mark(job_id, item[2])
+                made = self._kept.prepare(item, size)
+            except (Exception, SystemExit, GeneratorExit):  # out of a node class that is asked for its inputs
+                log.warning("job %s is not ready before its dispatch", job_id, exc_info=True, extra={"job_id": job_id})
+
+        def keep() -> None:
+            if made is not None and self._kept.keep(job_id, made):
+                self._hooks.call_worker()
+
+        return keep
 
     def is_ready(self, job_id: str) -> bool:
         return self._kept.find(job_id) is not None

@@ -41,7 +41,9 @@ class _Unsure(Exception):
 
 
 @dataclass(frozen=True)
-class _Made:
+class Made:
+    """What the handler has made of a prompt, and what that depends on."""
+
     item: QueueItem
     size: int
     due_s: float
@@ -61,24 +63,32 @@ class Kept:
 
     def __init__(self, find_file_inputs: FindFileInputs) -> None:
         self._find_file_inputs = find_file_inputs
+        #: Whether a node class validates its inputs by code of its own, by class.
+        self._checks_itself: dict[Any, bool] = {}
         self._lock = threading.Lock()
         #: The oldest first; it runs first as well, so where there is no room the newest is not kept.
-        self._made: dict[str, _Made] = {}
+        self._made: dict[str, Made] = {}
         self._size = 0
 
-    def keep(self, job_id: str, item: QueueItem, size: int) -> None:
-        """Keep the job's queue item, if it can be told whether it is still right, and there is room. Event loop."""
+    def prepare(self, item: QueueItem, size: int) -> Made | None:
+        """Note what the queue item depends on; None where it cannot be told whether it is still right. Event loop."""
         try:
             classes, marks = self._find_grounds(item[2])
         except _Unsure:
-            return
+            return None
+        return Made(item, size, time.monotonic() + KEPT_S, classes, marks)
+
+    def keep(self, job_id: str, made: Made) -> bool:
+        """Keep it for that job, if there is room."""
         with self._lock:
             now_s = time.monotonic()
             while self._made and (oldest := next(iter(self._made.items())))[1].due_s <= now_s:
                 self._drop(oldest[0])
-            if self._size + size <= KEPT_BYTES and job_id not in self._made:
-                self._made[job_id] = _Made(item, size, now_s + KEPT_S, classes, marks)
-                self._size += size
+            has_room = self._size + made.size <= KEPT_BYTES and job_id not in self._made
+            if has_room:
+                self._made[job_id] = made
+                self._size += made.size
+        return has_room
 
     def find(self, job_id: str) -> QueueItem | None:
         """The job's queue item, if it is still right."""
@@ -102,8 +112,12 @@ class Kept:
             name = node["class_type"]
             classes[name] = node_class = nodes.NODE_CLASS_MAPPINGS.get(name)
             named = self._find_file_inputs(name)
-            if not named and _checks_itself(node_class):
-                raise _Unsure
+            if not named:
+                if (checks := self._checks_itself.get(node_class)) is None:
+                    checks = self._checks_itself[node_class] = _checks_itself(node_class)
+                if checks:
+                    raise _Unsure
+                continue
             paths.update(_find_path(node["inputs"][key], kind) for key, kind in named.items() if key in node["inputs"])
             if len(paths) > MOST_FILES:
                 raise _Unsure

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ from contract.client import (
     text,
 )
 
-from comfyui_guarded.tests.hosts.launch import HostProcess
+from comfyui_guarded.tests.hosts.launch import READY_WITHIN_S, HostProcess
 
 #: After this the server says that it cannot write (`store.stalled_after_s`).
 STALLED_AFTER_S = 1.0
@@ -71,7 +71,14 @@ WAYS: dict[str, tuple[str, str, Any]] = {
     "guarded interrupt": ("POST", "/guarded/interrupt", {"prompt_id": "{id}"}),
     "guarded delete": ("POST", "/guarded/queue", {"delete": ["{id}"]}),
     "guarded cancel": ("POST", "/guarded/api/jobs/{id}/cancel", {}),
+    "interrupt all": ("POST", "/interrupt", {}),
+    "guarded interrupt all": ("POST", "/guarded/interrupt", {}),
+    "guarded clear": ("POST", "/guarded/queue", {"clear": True}),
 }
+#: Those that name no job.
+SWEEPS = frozenset({"clear", "interrupt all", "guarded interrupt all", "guarded clear"})
+#: The codes of jobs that somebody has stopped.
+STOPPED = frozenset({"cancelled", "interrupted"})
 
 
 @dataclass
@@ -85,6 +92,11 @@ class Play:
     mode: str
     ids: list[str] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+    #: Those that a stop may have hit, and how many stops are under way that may hit any.
+    aimed_at: set[str] = field(default_factory=set)
+    sweeping: int = 0
+    #: ComfyUI's own prompts that nothing has ended but they themselves.
+    native: set[str] = field(default_factory=set)
     requests: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -98,6 +110,18 @@ class Play:
     async def _asked(self, request: Any) -> None:
         with contextlib.suppress(*CUT):
             await request
+
+    @contextlib.contextmanager
+    def aiming(self, job_id: str, way: str) -> Iterator[None]:
+        """Inside the block, somebody stops the job, or whatever there is."""
+        self.aimed_at |= {*self.ids} if way in SWEEPS else {job_id}
+        self.sweeping += way in SWEEPS
+        if way in SWEEPS:
+            self.native.clear()
+        try:
+            yield
+        finally:
+            self.sweeping -= way in SWEEPS
 
     def pick(self, at: int) -> str | None:
         return self.ids[at % len(self.ids)] if self.ids else None
@@ -125,6 +149,8 @@ class Submit:
     async def play(self, play: Play) -> None:
         job_id = str(uuid.uuid4())
         play.ids.append(job_id)
+        if play.sweeping:
+            play.aimed_at.add(job_id)
         play.ears.follow(job_id, answered=False, hooked=False)
         answering = asyncio.create_task(self._submit(play, job_id))
         play.ask(answering)
@@ -218,6 +244,16 @@ class Reached:
 
 
 @dataclass(frozen=True)
+class InBooks:
+    """The last job is in that state by now, as the database has it."""
+
+    state: str
+
+    async def play(self, play: Play) -> None:
+        assert play.books.state(play.ids[-1]) == self.state
+
+
+@dataclass(frozen=True)
 class Stop:
     """Somebody stops a job; `twice` at the same moment."""
 
@@ -236,7 +272,8 @@ class Stop:
         if body is not None:
             body = json.loads(json.dumps(body).replace("{id}", job_id))
         path = path.replace("{id}", job_id)
-        answer = await play.client.request(method, path, body)
+        with play.aiming(job_id, self.way):
+            answer = await play.client.request(method, path, body)
         if answer.status >= 500:
             assert_typed(answer)
         elif self.way == "DELETE" and answer.status == 200:
@@ -244,14 +281,42 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Native:
+    """A prompt of ComfyUI's own, where its route is not the guard's: it takes its turn among the jobs."""
+
+    async def play(self, play: Play) -> None:
+        if play.mode != "guarded":
+            with contextlib.suppress(*CUT):
+                prompt_id = await asyncio.wait_for(play.client.native_submit(sleep(0.2, steps=10)), 1.0)
+                if not play.sweeping:
+                    play.native.add(prompt_id)
+
+
+@dataclass(frozen=True)
+class Drain:
+    """An operator drains the server, or ends that."""
+
+    off: bool
+
+    async def play(self, play: Play) -> None:
+        with contextlib.suppress(*CUT):
+            await play.client.request("POST", f"/guarded/drain?off={int(self.off)}")
+
+
+@dataclass(frozen=True)
 class Kill:
-    """SIGKILL; at the gate, if there is one."""
+    """SIGKILL; at the gate, if there is one. `checks_at_once`: how many the next process has."""
+
+    checks_at_once: int | None = None
 
     async def play(self, play: Play) -> None:
         await play.faults.reached()
         await asyncio.to_thread(play.host.kill)
+        play.native.clear()
         play.faults.end()
-        await asyncio.to_thread(play.host.start)
+        if self.checks_at_once is not None:
+            play.host.set(GUARDED_RESULTS__CHECKS_AT_ONCE=str(self.checks_at_once))
+        await start(play.host)
 
 
 @dataclass(frozen=True)
@@ -264,7 +329,8 @@ class Term:
         with contextlib.suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(play.host.wait, PATIENCE_S)
         await asyncio.to_thread(play.host.kill)
-        await asyncio.to_thread(play.host.start)
+        play.native.clear()
+        await start(play.host)
 
 
 @dataclass(frozen=True)
@@ -293,7 +359,39 @@ class Stalled:
         return bool(running) and not running & set(await play.client.native_running())
 
 
-Step = Submit | Pause | Runs | Full | Room | Silent | Speaks | Gate | Reached | Stop | Kill | Term | Stalled
+async def start(host: HostProcess) -> None:
+    """Start the server, and wait until it takes jobs, or would but for an operator's drain."""
+    host.spawn()
+    ends_s = time.monotonic() + READY_WITHIN_S
+    async with connected(host) as client:
+        while True:
+            with contextlib.suppress(*CUT):
+                ready = await client.request("GET", "/guarded/ready")
+                if ready.status == 200 or ready.json.get("problems") == ["draining"]:
+                    return
+            assert host.alive, host.log_tail()
+            assert time.monotonic() < ends_s, host.log_tail()
+            await asyncio.sleep(0.05)
+
+
+Step = (
+    Submit
+    | Native
+    | Pause
+    | Runs
+    | InBooks
+    | Full
+    | Room
+    | Silent
+    | Speaks
+    | Gate
+    | Reached
+    | Stop
+    | Drain
+    | Kill
+    | Term
+    | Stalled
+)
 
 
 def assert_typed(answer: Answer) -> None:
@@ -324,7 +422,8 @@ async def settle(play: Play) -> None:
     """The disk is well again and the server up: all jobs end, and nothing stays taken."""
     play.faults.end()
     if not play.host.alive:
-        await asyncio.to_thread(play.host.start)
+        await start(play.host)
+    await Drain(off=True).play(play)
     done, waiting = await asyncio.wait(play.requests, timeout=PATIENCE_S) if play.requests else (set(), set())
     assert not waiting, f"{len(waiting)} requests are never answered\n{play.host.log_tail()}"
     for task in done:
@@ -338,6 +437,8 @@ async def settle(play: Play) -> None:
         job = await client.settled(job_id)
         play.ears.hear_job("settled", job)
     await client.polled(lambda: figures(client), lambda seen: seen == {"slots_used": 0.0, "queue_jobs": 0.0})
+    for prompt_id in play.native:
+        assert (await client.native_entry(prompt_id))["status"]["status_str"] == "success", prompt_id
     assert_succeeded(await client.run(text()))
 
 
@@ -390,6 +491,8 @@ def assert_true(play: Play) -> None:
         assert {each.good for each in heard} - {None} == {endings[0] == "succeeded"}, f"two endings: {story}"
         assert len({each.facts for each in heard if each.facts}) == 1, f"two endings: {story}"
         assert play.books.state(job_id) in TERMINAL
+        codes = {each.facts[1] for each in heard if each.facts}
+        assert job_id in play.aimed_at or not codes & STOPPED, f"nobody has stopped it: {story}"
     # One that was cut off by a kill comes again, under its old id.
     webhooks = {told.id: told for told in ears.receiver.got}
     for job_id in ears.hooked:

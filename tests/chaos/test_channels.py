@@ -19,9 +19,12 @@ from chaos.schedule import (
     KINDS,
     STALLED_AFTER_S,
     WAYS,
+    Drain,
     Full,
     Gate,
+    InBooks,
     Kill,
+    Native,
     Pause,
     Reached,
     Room,
@@ -53,8 +56,8 @@ pytestmark = [
     pytest.mark.timeout(600 + SCHEDULE_WITHIN_S * max(SCHEDULES // 4, REAL_SCHEDULES)),
 ]
 
-#: `native.mode`, and how many jobs may be in front of the GPU there.
-MODES = {"open": 1, "guarded": 2, "closed": 1}
+#: `native.mode`; how many jobs may be in front of the GPU there, and how many are checked at once at first.
+MODES = {"open": (1, 2), "guarded": (2, 1), "closed": (1, 0)}
 SETTINGS = {
     **WEBHOOKS,
     "GUARDED_WEBHOOKS__MAX_AGE_S": "3600",
@@ -110,7 +113,8 @@ class Servers:
             **SETTINGS,
             **faults.environment,
             "GUARDED_NATIVE__MODE": mode,
-            "GUARDED_QUEUE__MAX_JOBS": str(MODES[mode]),
+            "GUARDED_QUEUE__MAX_JOBS": str(MODES[mode][0]),
+            "GUARDED_RESULTS__CHECKS_AT_ONCE": str(MODES[mode][1]),
             "GUARDED_STORE__URL": f"sqlite:///{path}",
         }
         host = HostProcess(self._kind, base, environment=environment).start()
@@ -139,8 +143,12 @@ which = st.sampled_from([-1, -1, 0, 1, 2])
 submit = st.builds(Submit, st.sampled_from(list(KINDS)), st.sampled_from(["guarded", "guarded", "wait", "native"]))
 pause = st.builds(Pause, st.sampled_from([0.0, 0.02, 0.1, 0.5]))
 stop = st.builds(Stop, which, st.sampled_from(["DELETE", *WAYS]), st.booleans())
+kill = st.builds(Kill, st.sampled_from([None, None, 0, 1, 2]))
+drain = st.builds(Drain, st.booleans())
 boundary = st.builds(Gate, st.sampled_from(["before", "after"]), st.sampled_from(STEPS))
-inner = st.lists(st.one_of(submit, stop, st.builds(Runs, which), pause, st.just(Stalled())), max_size=3)
+inner = st.lists(
+    st.one_of(submit, stop, st.just(Native()), drain, st.builds(Runs, which), pause, st.just(Stalled())), max_size=3
+)
 
 
 def act(*parts: st.SearchStrategy[object]) -> st.SearchStrategy[list[Step]]:
@@ -156,7 +164,9 @@ acts = st.one_of(
     act(submit, st.builds(Runs, which), st.builds(Full, st.booleans()), inner, st.sampled_from([Room(), Kill()])),
     act(submit, pause, st.just(Silent()), inner, st.sampled_from([Speaks(), Kill()])),
     act(boundary, submit, inner, st.sampled_from([Reached(), Kill(), Kill(), Kill()]), st.just(Speaks())),
-    act(submit, pause, st.sampled_from([Kill(), Term()])),
+    act(submit, pause, st.one_of(kill, st.just(Term()))),
+    # Some are checked, one runs, and others wait or are ready.
+    act(st.just(Native()), st.lists(submit, min_size=2, max_size=4), pause, stop, drain, stop, st.one_of(kill, pause)),
 )
 schedules = st.lists(acts, min_size=1, max_size=3).map(lambda drawn: [step for steps in drawn for step in steps])
 #: Nothing is made smaller: each try takes seconds, and the next may go well.
@@ -188,6 +198,11 @@ BOUNDARIES = {
     for when in ("before", "after")
     for step in STEPS
 }
+
+
+def test_a_worker_that_waits_takes_a_new_job_in_one_commit(servers):
+    steps = [Submit("text"), Pause(0.5), Gate("after", "dispatched"), Submit("text"), Reached(), InBooks("running")]
+    servers.play("open", [*steps, Speaks()])
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -146,6 +146,10 @@ class HostProcess:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def set(self, **environment: str) -> None:
+        """Give the next process these settings, too."""
+        self._environment |= environment
+
     def start(self) -> HostProcess:
         """Start the server, and wait until it takes requests (and jobs, if it is guarded)."""
         self.spawn()

@@ -138,8 +138,8 @@ class FakeHost:
     def listen(self, listener: HostListener, supplier: Supplier) -> None:
         self.listener, self.supplier = listener, supplier
 
-    def keep(self, job_id: str, rehearsal: Rehearsal, size: int) -> None:
-        self.ready.add(job_id)
+    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Callable[[], None]:
+        return lambda: self.ready.add(job_id)
 
     def is_ready(self, job_id: str) -> bool:
         return job_id in self.ready

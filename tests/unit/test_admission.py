@@ -765,6 +765,16 @@ async def test_a_secret_that_is_null_is_none(gate):
     assert gate.secrets.of(job.job_id) == {}
 
 
+async def test_a_conflict_over_a_job_id_keeps_no_other_prompt_for_that_job(gate, host):
+    job_id = new_id()
+    await gate.admit(_raw(prompt_id=job_id))
+    assert host.ready == {job_id}
+    host.ready.clear()  # it could not be kept, say
+    await gate.refusal(_raw(prompt_id=job_id), OTHER)
+    await gate.refusal(_raw(prompt_id=job_id))
+    assert not host.ready, "it would run in place of the job's own"
+
+
 @pytest.mark.parametrize("extra_data", [{}, {SECRET_NAMES[0]: "the other's"}])
 async def test_a_conflict_over_a_job_id_leaves_that_jobs_secrets_alone(gate, extra_data):
     job_id = (await gate.admit(_raw(extra_data={SECRET_NAMES[0]: "mine"}))).job.job_id

@@ -48,6 +48,24 @@ def test_the_next_job_has_a_slot_and_runs_after_one_commit(store):
     assert begin(store) == later
 
 
+def test_a_job_that_begins_is_written_once_although_it_changes_its_state_twice(store):
+    job_id = submit(store).job.job_id
+    asked: list[str] = []
+    trace = store._engine._writer.db.set_trace_callback
+    trace(asked.append)
+    assert begin(store) == job_id
+    trace(None)
+    assert sum(statement.startswith("UPDATE jobs") for statement in asked) == 1
+    assert [state.value for state, _at_ms in store.list_states(job_id).result(LONG_S)] == [
+        "queued",
+        "dispatched",
+        "running",
+    ]
+    job = store._engine.read(lambda db: find_job(db, job_id)).result(LONG_S)
+    assert (job.state.value, job.attempts) == ("running", 1)
+    assert job.started_at_ms is not None
+
+
 def test_a_job_that_is_not_ready_begins_neither_itself_nor_lets_another_pass(store):
     first, second = (submit(store).job.job_id for _ in range(2))
     assert begin(store, ready=lambda job_id: job_id == second) is None
@@ -99,7 +117,7 @@ def test_a_job_that_kills_the_process_costs_it_an_attempt_and_then_runs_alone(tm
 
 def _ready(machine, **facts):
     job_id = machine.submit(**facts)
-    machine.host.keep(job_id, None, 0)
+    machine.host.prepare(job_id, None, 0)()
     return job_id
 
 
