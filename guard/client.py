@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _limit(default: Any, says: str, meaning: str) -> Any:
+    """A limit of a key: `says` is its word in the list of the keys, with `{}` for its value."""
+    return field(default=default, metadata={"says": says, "meaning": meaning})
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyLimits:
     """The limits of a key; None, or empty: as the settings say.
+
+    The command line, the routes and the page make their options and fields of these (`guard/access/limit_fields.py`).
 
     Attributes:
         allow_nodes, deny_nodes, profile, max_pixels, max_steps: as in the section `policy` of the settings. Both must
@@ -16,18 +24,18 @@ class KeyLimits:
         templates_only: the key sends parameters of templates, never a graph.
     """
 
-    jobs_per_minute: float | None = None
-    max_queued: int | None = None
-    max_streams: int | None = None
-    max_requests: int | None = None
-    max_open_bytes: int | None = None
-    max_file_bytes: int | None = None
-    allow_nodes: tuple[str, ...] = ()
-    deny_nodes: tuple[str, ...] = ()
-    profile: str = ""
-    max_pixels: int | None = None
-    max_steps: int | None = None
-    templates_only: bool = False
+    jobs_per_minute: float | None = _limit(None, "jobs/min {}", "instead of the limit in the settings")
+    max_queued: int | None = _limit(None, "queued {}", "how many of its jobs may wait at once")
+    max_streams: int | None = _limit(None, "streams {}", "its open event streams and websockets")
+    max_requests: int | None = _limit(None, "requests {}", "its requests that are worked on at once")
+    max_open_bytes: int | None = _limit(None, "open bytes {}", "bytes of the requests of its jobs that have not ended")
+    max_file_bytes: int | None = _limit(None, "file bytes {}", "bytes of its files in input, output and temp")
+    max_pixels: int | None = _limit(None, "pixels {}", "width × height × batch of its prompts")
+    max_steps: int | None = _limit(None, "steps {}", "steps of its prompts")
+    profile: str = _limit("", "profile {}", "limits for a card, for its prompts")
+    allow_nodes: tuple[str, ...] = _limit((), "only {}", "its prompts may use only these classes")
+    deny_nodes: tuple[str, ...] = _limit((), "not {}", "… and none of these")
+    templates_only: bool = _limit(False, "templates only", "it may use the server's templates, and never sends a graph")
 
 
 @dataclass(frozen=True)

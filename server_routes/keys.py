@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 from typing_extensions import TypedDict
 
+from ..guard.access.limit_fields import Kind, list_limits
 from ..guard.access.manage import AskedKey, AskedLimits, KeyBody, MadeKeyBody
 from ..guard.bounds import COMMAND as SMALL
 from ..guard.bounds import read_model
@@ -21,14 +22,16 @@ _QUIET = {"Cache-Control": "no-store"}
 
 
 class KeysBody(TypedDict):
-    """All keys, the newest first."""
+    """All keys, the newest first, and what each limit takes."""
 
     keys: list[KeyBody]
+    limits: dict[str, Kind]
 
 
 async def list_keys(call: Call) -> web.StreamResponse:
     """Every key without its secret, the revoked ones too."""
-    body: KeysBody = {"keys": await asyncio.to_thread(call.services.key_ring.list_all)}
+    found = await asyncio.to_thread(call.services.key_ring.list_all)
+    body: KeysBody = {"keys": found, "limits": {one.name: one.kind for one in list_limits()}}
     return respond(body, _QUIET)
 
 

@@ -57,7 +57,7 @@ _TAGS = {
     "janitor": "What the janitor deletes.",
     "models": "The models that templates lack, and their download.",
     "doctor": "What is set, missing or unsafe.",
-    "page": "The operator's page.",
+    "page": "The operator's page, and this contract as a page.",
     "openapi": "This contract.",
 }
 

@@ -1,4 +1,6 @@
-"""The operator's page at /guarded/, and the files behind it: the same that the sidebar tab in the editor is made of.
+"""The operator's page at /guarded/, the contract to read at /guarded/docs, and the files behind both.
+
+The files are those that the sidebar tab in the editor is made of.
 
 They hold no secret and ask for nothing by themselves, so a stranger may load them: the page then asks for a key.
 """
@@ -25,7 +27,16 @@ _SCRIPT = re.compile(r'<script type="module">(.*?)</script>', re.DOTALL)
 
 async def get_page(_call: Call) -> web.StreamResponse:
     """The operator's page."""
-    page, policy = _make_page()
+    return _answer_page("page.html")
+
+
+async def get_docs(_call: Call) -> web.StreamResponse:
+    """This contract as a page, to read and search."""
+    return _answer_page("docs.html")
+
+
+def _answer_page(name: str) -> web.StreamResponse:
+    page, policy = _make_page(name)
     headers = {
         "Cache-Control": "no-cache",
         "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",
@@ -57,9 +68,9 @@ def _list_names() -> frozenset[str]:
 
 
 @functools.cache
-def _make_page() -> tuple[str, str]:
-    """The page, and a policy that runs its few lines of script and this server's files, and nothing else."""
-    page = (PANEL / "page.html").read_text(encoding="utf-8")
+def _make_page(name: str) -> tuple[str, str]:
+    """A page, and a policy that runs its few lines of script and this server's files, and nothing else."""
+    page = (PANEL / name).read_text(encoding="utf-8")
     script = _SCRIPT.search(page)
     assert script is not None
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
@@ -80,6 +91,7 @@ def _make_page() -> tuple[str, str]:
 
 ROUTES = [
     Route("GET", "/", get_page, open=True, about=About({200: "text/html"})),
+    Route("GET", "/docs", get_docs, open=True, about=About({200: "text/html"})),
     Route("GET", "", get_page_from_below, open=True, about=About({308: None})),
     Route(
         "GET",

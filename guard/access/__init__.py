@@ -2,5 +2,6 @@
 
 `access` decides, `keys` stores keys as hashes, `tokens` signs what a browser may carry in a URL, `addresses` knows this
 machine's own, `peers` asks the kernel whose a connection is, `sign_in` lets a browser in by a link, `client_ids` keeps
-owners' client ids apart, `command` is the command line, `manage` does the same while the server runs.
+owners' client ids apart, `command` is the command line, `manage` does the same while the server runs, `limit_fields`
+has what a limit takes for both.
 """

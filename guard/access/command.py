@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from ..cli import add_user_argument, find_guard_folder, parse_age
-from ..client import KeyLimits
 from ..clock import Clock
 from ..errors import InvalidRequestError
 from ..events.webhook_rules import Rules
 from ..settings import PROFILES, SettingsError, load
 from . import keys
 from .keys import SCOPES, SUBMIT, Key, KeysError
+from .limit_fields import Kind, describe, list_limits
 
 #: What a bot with thousands of users may ask for. It is there for a bot that has gone wrong: the users have limits of
 #: their own.
@@ -39,26 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"for a bot with many users: {BOT_JOBS_PER_MINUTE} jobs per minute, {BOT_MAX_QUEUED} may wait; its users "
         "have the limits.user_* of the settings",
     )
-    create.add_argument("--jobs-per-minute", type=_read_rate, metavar="N", help="instead of the limit in the settings")
-    create.add_argument("--max-queued", type=_read_count, metavar="N", help="how many of its jobs may wait at once")
-    create.add_argument("--max-streams", type=_read_count, metavar="N", help="its open event streams and websockets")
-    create.add_argument("--max-requests", type=_read_count, metavar="N", help="its requests that are worked on at once")
-    create.add_argument(
-        "--max-open-bytes", type=_read_count, metavar="N", help="bytes of the requests of its jobs that have not ended"
-    )
-    create.add_argument(
-        "--max-file-bytes", type=_read_count, metavar="N", help="bytes of its files in input, output and temp"
-    )
-    create.add_argument(
-        "--allow-nodes", type=_read_patterns, default=(), metavar="A,B*", help="its prompts may use only these classes"
-    )
-    create.add_argument("--deny-nodes", type=_read_patterns, default=(), metavar="A,B*", help="… and none of these")
-    create.add_argument("--profile", choices=sorted(PROFILES), default="", help="limits for a card, for its prompts")
-    create.add_argument("--max-pixels", type=_read_count, metavar="N", help="width × height × batch of its prompts")
-    create.add_argument("--max-steps", type=_read_count, metavar="N", help="steps of its prompts")
-    create.add_argument(
-        "--templates-only", action="store_true", help="it may use the server's templates, and never sends a graph"
-    )
+    for limit in list_limits():
+        create.add_argument(f"--{limit.name.replace('_', '-')}", help=limit.meaning, **_OPTIONS[limit.kind])
     create.add_argument(
         "--expires", type=_read_age, metavar="AGE", help="24h, 30d; without it, the key does not expire"
     )
@@ -94,6 +77,9 @@ def run(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]
 def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable[[str], None]) -> None:
     if arguments.webhook is not None:
         _check_webhook(arguments.webhook, own)
+    if arguments.bot:
+        arguments.jobs_per_minute = arguments.jobs_per_minute or BOT_JOBS_PER_MINUTE
+        arguments.max_queued = arguments.max_queued or BOT_MAX_QUEUED
     wanted = Key(
         key_id="",
         name=arguments.name,
@@ -102,19 +88,8 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
         created_at_ms=now_ms,
         webhook_secret="",
         expires_at_ms=None if arguments.expires is None else now_ms + int(arguments.expires * 1000),
-        jobs_per_minute=arguments.jobs_per_minute or (BOT_JOBS_PER_MINUTE if arguments.bot else None),
-        max_queued=arguments.max_queued or (BOT_MAX_QUEUED if arguments.bot else None),
-        max_streams=arguments.max_streams,
-        max_requests=arguments.max_requests,
-        max_open_bytes=arguments.max_open_bytes,
-        max_file_bytes=arguments.max_file_bytes,
         webhook=arguments.webhook,
-        allow_nodes=arguments.allow_nodes,
-        deny_nodes=arguments.deny_nodes,
-        profile=arguments.profile,
-        max_pixels=arguments.max_pixels,
-        max_steps=arguments.max_steps,
-        templates_only=arguments.templates_only,
+        **{limit.name: getattr(arguments, limit.name) for limit in list_limits()},
     )
     key, secret = keys.create(own, wanted, same_owner=arguments.same_owner)
     say(secret)
@@ -140,31 +115,8 @@ def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
             state = "active"
         else:
             state = f"{'active until' if key.is_active(now_ms) else 'expired'} {_format_day(key.expires_at_ms)}"
-        limits = _describe_limits(key.limits)
+        limits = describe(key.limits)
         say("  ".join([key.key_id, key.name, key.scope, state, *limits, *filter(None, [key.webhook])]))
-
-
-def _describe_limits(limits: KeyLimits) -> list[str]:
-    numbers = (
-        ("jobs/min", limits.jobs_per_minute),
-        ("queued", limits.max_queued),
-        ("streams", limits.max_streams),
-        ("requests", limits.max_requests),
-        ("open bytes", limits.max_open_bytes),
-        ("file bytes", limits.max_file_bytes),
-        ("pixels", limits.max_pixels),
-        ("steps", limits.max_steps),
-    )
-    described = [f"{name} {value:.10g}" for name, value in numbers if value is not None]
-    if limits.profile:
-        described.append(f"profile {limits.profile}")
-    if limits.allow_nodes:
-        described.append(f"only {','.join(limits.allow_nodes)}")
-    if limits.deny_nodes:
-        described.append(f"not {','.join(limits.deny_nodes)}")
-    if limits.templates_only:
-        described.append("templates only")
-    return described
 
 
 def _format_day(at_ms: int) -> str:
@@ -196,3 +148,13 @@ def _read_count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+#: How a limit of each kind is read.
+_OPTIONS: dict[Kind, dict[str, Any]] = {
+    "number": {"type": _read_rate, "metavar": "N"},
+    "count": {"type": _read_count, "metavar": "N"},
+    "patterns": {"type": _read_patterns, "default": (), "metavar": "A,B*"},
+    "profile": {"choices": sorted(PROFILES), "default": ""},
+    "flag": {"action": "store_true"},
+}

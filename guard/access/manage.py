@@ -8,55 +8,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from typing_extensions import TypedDict
 
 from ..client import KeyLimits
 from ..clock import Clock
 from ..errors import InvalidRequestError, NotFoundError, ServerUnavailableError
 from ..events.webhook_rules import Rules
-from ..settings import PROFILES
 from ..store.file_lock import LockedError
 from . import keys
 from .keys import Key, Keys, KeysError
+from .limit_fields import TYPES, list_limits
 
 log = logging.getLogger("guarded.access")
 
 
-def _check_profile(name: str) -> str:
-    if name and name not in PROFILES:
-        raise ValueError(f"there is no profile {name[:64]!r}; there are {', '.join(sorted(PROFILES))}")
-    return name
-
-
-_Count = Annotated[int, Field(ge=1, le=2**53)]
-_Patterns = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=500)]
-
-
-class AskedLimits(BaseModel):
+class _Limits(BaseModel):
     """The limits of a key; what is not named is as the settings say."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    jobs_per_minute: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    max_queued: _Count | None = None
-    max_streams: _Count | None = None
-    max_requests: _Count | None = None
-    max_open_bytes: _Count | None = None
-    max_file_bytes: _Count | None = None
-    allow_nodes: _Patterns = []
-    deny_nodes: _Patterns = []
-    profile: Annotated[str, AfterValidator(_check_profile)] = ""
-    max_pixels: _Count | None = None
-    max_steps: _Count | None = None
-    templates_only: bool = False
-
     def limits(self) -> KeyLimits:
-        given: dict[str, Any] = self.model_dump()
-        given.update(allow_nodes=tuple(self.allow_nodes), deny_nodes=tuple(self.deny_nodes))
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in self.model_dump().items()
+        }
         return KeyLimits(**given)
+
+
+if TYPE_CHECKING:
+    AskedLimits = _Limits
+    LimitsBody = dict[str, Any]
+else:
+    AskedLimits = create_model(
+        "AskedLimits",
+        __base__=_Limits,
+        **{one.name: TYPES[one.kind][:2] for one in list_limits()},
+    )
+    AskedLimits.__doc__ = _Limits.__doc__
+    LimitsBody = TypedDict("LimitsBody", {one.name: TYPES[one.kind][2] for one in list_limits()})
+    LimitsBody.__doc__ = "The limits of a key; null, or empty: as the settings say."
 
 
 class AskedKey(BaseModel):
@@ -70,23 +62,6 @@ class AskedKey(BaseModel):
     webhook: Annotated[str, Field(max_length=2000)] | None = None
     same_owner: bool = False
     limits: AskedLimits = AskedLimits()
-
-
-class LimitsBody(TypedDict):
-    """The limits of a key; null, or empty: as the settings say."""
-
-    jobs_per_minute: float | None
-    max_queued: int | None
-    max_streams: int | None
-    max_requests: int | None
-    max_open_bytes: int | None
-    max_file_bytes: int | None
-    allow_nodes: list[str]
-    deny_nodes: list[str]
-    profile: str
-    max_pixels: int | None
-    max_steps: int | None
-    templates_only: bool
 
 
 class KeyBody(TypedDict):
@@ -185,7 +160,7 @@ class KeyRing:
             "expires_at_ms": key.expires_at_ms,
             "revoked_at_ms": key.revoked_at_ms,
             "webhook": key.webhook,
-            "limits": LimitsBody(**limits),  # type: ignore[typeddict-item]
+            "limits": limits,
         }
 
 

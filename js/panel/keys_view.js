@@ -2,20 +2,26 @@
 
 import { confirmed, h } from "./dom.js";
 
-const NUMBERS = ["jobs_per_minute", "max_queued", "max_streams", "max_requests", "max_open_bytes", "max_file_bytes", "max_pixels", "max_steps"];
-const LISTS = ["allow_nodes", "deny_nodes"];
 const DAY_S = 86400;
 const AGES = { never: null, day: DAY_S, month: 30 * DAY_S, year: 365 * DAY_S };
 
 export function keysView(board, texts, section, run) {
     const list = h("ul", { class: "g-plain g-keys", "aria-label": texts.t("keys") });
     const made = h("div", { class: "g-made", role: "status" });
-    const form = newKey();
+    /** What each limit takes, as the server says; the form for a new key is made of it. */
+    let kinds = {};
+    let form = h("form", { hidden: true });
     const details = h("details", { class: "g-more", ontoggle: () => details.open && run(look) }, h("summary", {}, texts.t("keys_show")), made, form, list);
     const view = section("keys", texts.t("keys"), details);
 
     async function look() {
-        const { keys } = await board.api.get("/keys");
+        const { keys, limits } = await board.api.get("/keys");
+        if (JSON.stringify(limits) !== JSON.stringify(kinds)) {
+            kinds = limits;
+            const next = newKey();
+            form.replaceWith(next);
+            form = next;
+        }
         list.replaceChildren(...keys.map(keyRow), ...(keys.length ? [] : [h("li", { class: "g-quiet" }, texts.t("keys_none"))]));
     }
 
@@ -126,35 +132,37 @@ export function keysView(board, texts, section, run) {
 
     /** Fields for all limits; an empty one is as the settings say. */
     function limitFields(given) {
-        const any = { step: "any", min: "0.001" };
-        const whole = { step: 1, min: 1 };
-        const numbers = NUMBERS.map((name) => [name, h("input", { class: "g-select", type: "number", ...(name === "jobs_per_minute" ? any : whole), placeholder: "–", value: given[name] })]);
-        const lists = LISTS.map((name) => [name, h("input", { class: "g-select", placeholder: "A, B*", value: (given[name] ?? []).join(", ") })]);
-        const profile = h("input", { class: "g-select", placeholder: "–", value: given.profile });
-        const templates = h("input", { type: "checkbox", checked: Boolean(given.templates_only) });
+        const fields = Object.entries(kinds).map(([name, kind]) => [name, kind, limitField(kind, given[name])]);
         return {
-            element: h(
-                "div",
-                { class: "g-fields" },
-                ...[...numbers, ...lists].map(([name, field]) => labelled(`limit_${name}`, field)),
-                labelled("limit_profile", profile),
-                labelled("limit_templates_only", templates),
-            ),
+            element: h("div", { class: "g-fields" }, ...fields.map(([name, , field]) => labelled(`limit_${name}`, field))),
             read() {
-                const limits = { profile: profile.value.trim(), templates_only: templates.checked };
-                for (const [name, field] of numbers) if (field.value) limits[name] = Number(field.value);
-                for (const [name, field] of lists) limits[name] = field.value.split(",").map((one) => one.trim()).filter(Boolean);
+                const limits = {};
+                for (const [name, kind, field] of fields) {
+                    if (kind === "flag") limits[name] = field.checked;
+                    else if (kind === "patterns") limits[name] = field.value.split(",").map((one) => one.trim()).filter(Boolean);
+                    else if (kind === "profile") limits[name] = field.value.trim();
+                    else if (field.value) limits[name] = Number(field.value);
+                }
                 return limits;
             },
         };
     }
 
+    function limitField(kind, value) {
+        if (kind === "flag") return h("input", { type: "checkbox", checked: Boolean(value) });
+        if (kind === "patterns") return h("input", { class: "g-select", placeholder: "A, B*", value: (value ?? []).join(", ") });
+        const only = { number: { type: "number", step: "any", min: "0.001" }, count: { type: "number", step: 1, min: 1 } };
+        return h("input", { class: "g-select", placeholder: "–", value, ...only[kind] });
+    }
+
     function described(limits) {
-        const said = NUMBERS.filter((name) => limits[name] !== null).map((name) => `${texts.t(`limit_${name}`)}: ${texts.number(limits[name])}`);
-        for (const name of LISTS) if (limits[name].length) said.push(`${texts.t(`limit_${name}`)}: ${limits[name].join(", ")}`);
-        if (limits.profile) said.push(`${texts.t("limit_profile")}: ${limits.profile}`);
-        if (limits.templates_only) said.push(texts.t("limit_templates_only"));
-        return said;
+        const said = (name, kind) => {
+            const value = limits[name];
+            if (value === null || value === "" || value === false || value.length === 0) return [];
+            const label = texts.t(`limit_${name}`);
+            return kind === "flag" ? [label] : [`${label}: ${kind === "patterns" ? value.join(", ") : kind === "profile" ? value : texts.number(value)}`];
+        };
+        return Object.entries(kinds).flatMap(([name, kind]) => said(name, kind));
     }
 
     function labelled(key, field) {

@@ -1,4 +1,4 @@
-"""The page at /guarded/ and its files, as HTTP; tests/browser looks at what they do."""
+"""The pages at /guarded/ and /guarded/docs, and their files, as HTTP; tests/browser looks at what they do."""
 
 import re
 
@@ -6,9 +6,9 @@ import pytest
 from contract.client import Client, assert_refusal
 
 
-@pytest.mark.parametrize("prefix", ["", "/api"])
-async def test_the_page_comes_with_a_policy_that_lets_nothing_foreign_in(client: Client, prefix: str) -> None:
-    answer = await client.request("GET", f"{prefix}/guarded/")
+@pytest.mark.parametrize("path", ["/guarded/", "/api/guarded/", "/guarded/docs", "/api/guarded/docs"])
+async def test_a_page_comes_with_a_policy_that_lets_nothing_foreign_in(client: Client, path: str) -> None:
+    answer = await client.request("GET", path)
     assert answer.status == 200, answer
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     assert answer.headers["X-Frame-Options"] == "DENY"
@@ -24,6 +24,7 @@ async def test_the_page_comes_with_a_policy_that_lets_nothing_foreign_in(client:
     ("name", "kind"),
     [
         ("page.js", "text/javascript"),
+        ("docs_page.js", "text/javascript"),
         ("panel.css", "text/css"),
         ("ru.json", "application/json"),
         ("icon.svg", "image/svg+xml"),
@@ -37,7 +38,9 @@ async def test_its_files_are_those_that_the_editor_loads(client: Client, name: s
     assert (twin.status, twin.content) == (200, answer.content)
 
 
-@pytest.mark.parametrize("name", ["page.html", "nothing.js", "..%2fguarded.js", "%2e%2e%2f%2e%2e%2fapp.py", ".json"])
+@pytest.mark.parametrize(
+    "name", ["page.html", "docs.html", "nothing.js", "..%2fguarded.js", "%2e%2e%2f%2e%2e%2fapp.py", ".json"]
+)
 async def test_no_other_file_is_served(client: Client, name: str) -> None:
     assert_refusal(await client.request("GET", f"/guarded/panel/{name}"), "not_found")
 

@@ -1,12 +1,17 @@
 """`python custom_nodes/<folder> keys …`, as an operator types it."""
 
+import argparse
+import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from comfyui_guarded.alias import ROOT
+from comfyui_guarded.guard.access import command
+from comfyui_guarded.guard.client import KeyLimits
 
 
 @pytest.fixture
@@ -87,3 +92,16 @@ def test_without_a_user_folder_the_command_says_what_to_do(comfyui: Path) -> Non
 def test_a_key_that_cannot_be_made_is_refused_and_nothing_is_written(comfyui: Path, arguments: tuple[str, ...]) -> None:
     assert keys(comfyui, *arguments)[0] == 2
     assert not (comfyui / "user" / "__guarded" / "keys.json").exists()
+
+
+def test_no_limit_of_a_key_is_forgotten_anywhere() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    options = vars(parser.parse_args(["create", "bot"]))
+    manual, contract = ((ROOT / "docs" / name).read_text("utf-8") for name in ("access.md", "http.md"))
+    texts = [json.loads((ROOT / "js" / "panel" / f"{language}.json").read_text("utf-8")) for language in ("en", "ru")]
+    for limit in fields(KeyLimits):
+        assert options[limit.name] == limit.default, limit.name
+        assert f"`--{limit.name.replace('_', '-')}" in manual, limit.name
+        assert f"`{limit.name}`" in contract, limit.name
+        assert all(f"limit_{limit.name}" in table for table in texts), limit.name
