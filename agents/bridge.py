@@ -183,7 +183,7 @@ async def _write_answer(request: web.Request, messages: asyncio.Queue[_Message |
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        if start["status"] >= 400 and headers.get("content-type") != "application/json":
+        if start["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
             raise _make_refusal(start["status"], bytes(body))
         return web.Response(status=start["status"], body=bytes(body), headers=headers)
     response = web.StreamResponse(status=start["status"], headers={**headers, "X-Accel-Buffering": "no"})

@@ -47,9 +47,8 @@ class Names(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A node class as it declares itself: inputs by name with their types, outputs with type and name.
-
-    An input that offers a choice of texts is a `COMBO`. Empty: nobody knows the class, or it does not say.
+    """A node class as it declares itself: inputs by name with their types, outputs with type and name. An input that
+    offers a choice of texts is a `COMBO`. Empty: nobody knows the class, or it does not say.
     """
 
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -188,8 +187,8 @@ class HostListener(Protocol):
     def native_finished(self, prompt_id: str) -> None:
         """The host no longer has that prompt."""
 
-    def memory_freed(self) -> None:
-        """The worker is about to free the models that it has loaded, since somebody has asked for it."""
+    def memory_freed(self, after: str | None) -> None:
+        """The worker is about to free its models, as was asked for; `after`: the prompt that it has just let go of."""
 
 
 class Supplier(Protocol):
@@ -272,7 +271,7 @@ class Host(Weigher, Protocol):
         """
 
     def is_ready(self, job_id: str) -> bool:
-        """Whether what was kept for the job can be used now. Any thread; looks at the files that the prompt names."""
+        """Whether what was kept for the job can be used now. Any thread; looks at the prompt's files."""
 
     def discard(self, job_id: str) -> None:
         """Drop what was kept for a job that has settled. Any thread."""

@@ -187,7 +187,7 @@ class Runs:
     def native_finished(self, prompt_id: str) -> None:
         self._watchdog.forget(prompt_id)
 
-    def memory_freed(self) -> None:
+    def memory_freed(self, after: str | None) -> None:
         """Nobody's jobs mind."""
 
     def _may_run(self, job: Job) -> bool:

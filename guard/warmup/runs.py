@@ -74,8 +74,8 @@ class WarmupRuns:
         self._ended: Ended = lambda _verdict: None
         #: Why the watchdog has ended it before its own end.
         self._early: Verdict | None = None
-        #: Called where the host frees its models. The worker's thread.
-        self.freed: Callable[[], None] = lambda: None
+        #: Called where the host frees its models, with whether that is a warm-up's own doing. The worker's thread.
+        self.freed: Callable[[bool], None] = lambda _own: None
 
     def expect(self, job: Job, ended: Ended) -> None:
         """The run is about to be handed to the host."""
@@ -177,5 +177,5 @@ class WarmupRuns:
     def native_finished(self, prompt_id: str) -> None:
         self._others.native_finished(prompt_id)
 
-    def memory_freed(self) -> None:
-        self.freed()
+    def memory_freed(self, after: str | None) -> None:
+        self.freed(after is not None and self._is_own(after))

@@ -65,6 +65,8 @@ class _Warmup:
     tries: int = 0
     error: str | None = None
     took_s: float | None = None
+    #: The models were freed as it ran.
+    is_spoilt: bool = False
 
 
 class Warmups:
@@ -155,14 +157,22 @@ class Warmups:
         """Whether anything waits or runs that somebody wants, or nothing can run."""
         return bool(self._health.problems() or self._store.queued or self._store.leased or self._host.held())
 
-    def _note_freed(self) -> None:
+    def _note_freed(self, own: bool) -> None:
         """The host frees its models. The worker's thread."""
-        self._loop.call(lambda: self._cool_down(State.WARM))
+        self._loop.call(lambda: self._cool_down(State.WARM) if not own else self._cool_down_after_own())
 
     def _cool_down(self, state: State) -> None:
         for each in self._warmups:
             if each.state is state:
                 each.state, each.tries = State.COLD, 0
+        self._wake.set()
+
+    def _cool_down_after_own(self) -> None:
+        """A warm-up has just run, and the models are freed: it may do that by itself, each time."""
+        for each in self._warmups:
+            each.is_spoilt = each.state is State.RUNNING
+            if each.state is State.WARM and each.tries < TRIES:
+                each.state = State.COLD
         self._wake.set()
 
     def _skip_deadly(self) -> None:
@@ -176,7 +186,7 @@ class Warmups:
                 log.error("warm-up %s is left out: %s", each.entry.name, each.error)
 
     async def _warm_up(self, warmup: _Warmup) -> None:
-        warmup.state, warmup.tries = State.RUNNING, warmup.tries + 1
+        warmup.state, warmup.tries, warmup.is_spoilt = State.RUNNING, warmup.tries + 1, False
         fingerprint = warmup.entry.fingerprint
         before, begun = await asyncio.to_thread(self._mark.read)
         await asyncio.to_thread(self._mark.write, fingerprint, begun + 1 if before == fingerprint else 1)
@@ -192,7 +202,8 @@ class Warmups:
             await asyncio.to_thread(self._mark.clear)
         warmup.took_s = round(time.monotonic() - began_s, 1)
         if verdict.state is JobState.SUCCEEDED:
-            warmup.state, warmup.error = State.WARM, None
+            warmup.state = State.COLD if warmup.is_spoilt and warmup.tries < TRIES else State.WARM
+            warmup.error = None
             log.info("warm-up %s took %.1f s", warmup.entry.name, warmup.took_s)
             return
         warmup.error = f"{verdict.code}: {verdict.message}"

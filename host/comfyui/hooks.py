@@ -73,6 +73,8 @@ class Hooks:
         #: The worker has let go of a prompt, or was called, and has not asked for the next one.
         self.is_between = False
         self._bell = Bell(self._queue)
+        #: The prompt that the worker has let go of last, until it asks for the next one.
+        self._done: str | None = None
         self._listener: HostListener
         self._supplier: Supplier
         self._native_task_done: Native
@@ -351,7 +353,7 @@ class Hooks:
             is_empty = not self._queue.queue
         if is_empty:
             self._tell(self._supplier.begin_next)
-        self.is_between = False
+        self.is_between, self._done = False, None
         self._tell(self._supplier.go_on)
 
     def _show_number(self, item: QueueItem, item_id: Any) -> tuple[QueueItem, Any]:
@@ -390,7 +392,7 @@ class Hooks:
         self.is_between = True
         with self._queue.mutex:
             item = self._queue.currently_running.get(item_id)
-        prompt_id = item[1] if item is not None else taken
+        self._done = prompt_id = item[1] if item is not None else taken
         run = self._runs.get(prompt_id) if prompt_id is not None else None
         try:
             if run is not None:
@@ -446,7 +448,7 @@ class Hooks:
         """The worker's thread, before it does what the flags say."""
         flags = native(*args, **kwargs)
         if flags and (flags.get("unload_models") or flags.get("free_memory")):
-            self._tell(self._listener.memory_freed)
+            self._tell(self._listener.memory_freed, self._done)
         return flags
 
     def _report_removals(self, native: Native, *args: Any, **kwargs: Any) -> Any:

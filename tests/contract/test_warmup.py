@@ -121,11 +121,12 @@ async def test_the_server_is_ready_once_it_is_warm_and_again_after_its_models_we
 
 
 async def test_a_job_waits_for_one_warm_up_at_most(warm):
-    server = warm({"a.json": gated("a"), "b.json": gated("b")})
+    server = warm({"a.json": gated("a"), "b.json": gated("b")}, GUARDED_NATIVE__MODE="guarded")
     server.spawn()
     async with connected(server) as client:
         await serving(client)
         await until(client, "running", "cold")
+        await assert_nobody_sees_it(client)
         first = await client.admitted(text())
         open_gate(server.base, "a")
         assert_succeeded(await client.settled(first))
