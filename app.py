@@ -85,6 +85,9 @@ log = logging.getLogger("guarded")
 #: The package's templates. Those of the operator lie in `__guarded/workflows`.
 TEMPLATES = Path(__file__).parent / "workflows" / "api"
 
+#: Nothing lets the record of a job go sooner, or while a repeated request is still answered with it.
+RECORDS_KEPT_S = 86400.0
+
 #: The name under which this process holds leases. A server has one queue, so its next process takes the leases over.
 HOLDER = "local"
 
@@ -127,7 +130,12 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     roots = [root for root in host.folders().roots().values() if root is not None]
     owners.take_over(roots, {LOCAL.owner, *(key.name for key in keys.list_all())})
     access = Access(settings.access, keys, Tokens(own, clock))
-    kept = StoreLimits(settings.store.bodies_max_age_s, settings.store.max_bytes)
+    kept = StoreLimits(
+        settings.store.bodies_max_age_s,
+        settings.store.max_bytes,
+        max(RECORDS_KEPT_S, settings.queue.idempotency_max_age_s),
+        settings.janitor.unread_max_age_s,
+    )
     path = database_path(settings.store.url, own)
     store = SqliteStore(path, clock, settings.store.survives, kept, open_now=False)
     local_secret = settings.webhooks.secret or read_or_make_secret(own)
@@ -187,7 +195,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     references = References(host, files)
     fetch_rules = FetchRules(settings.fetch, settings.policy.fetch_hosts)
     downloader = Downloader(fetch_rules, settings.fetch)
-    fetcher = Fetcher(settings.fetch, fetch_rules, uploads, limits, host.file_inputs, downloader.download)
+    fetcher = Fetcher(settings.fetch, fetch_rules, uploads, limits, quotas, host.file_inputs, downloader.download)
     admission = Admission(
         settings,
         store,

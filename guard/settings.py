@@ -359,8 +359,9 @@ class LimitsSettings(_Section):
     max_requests: int = Field(
         20,
         ge=0,
-        description="Requests of each key that are worked on at once; further ones wait for their turn, a minute at "
-        "most. What only waits for a job, or sends a file, does not count. A key may have its own limit.",
+        description="Requests of each key that are worked on at once, until their answers have been sent, a fifth of "
+        "them large; further ones wait for their turn, a minute at most. What only waits for a job, or sends a file, "
+        "does not count. A key may have its own limit.",
     )
     max_open_bytes: Bytes = Field(
         2**28,
@@ -373,6 +374,11 @@ class LimitsSettings(_Section):
         "deletes the oldest whatever their age, those that were fetched first; over it, jobs and uploads get "
         "`quota_exceeded`. A key may have its own limit.",
     )
+    max_incoming_bytes: Bytes = Field(
+        2**28,
+        description="Bytes of files that each key is sending, or that are fetched for it, together, until their "
+        "requests are answered; one more gets `quota_exceeded`.",
+    )
     upload_bytes_per_hour: Bytes = Field(0, description="Bytes that each client may upload.")
     total_upload_bytes_per_hour: Bytes = Field(0, description="The same for all clients together.")
     max_connections: int = Field(
@@ -383,8 +389,8 @@ class LimitsSettings(_Section):
     )
     body_timeout_s: Seconds = Field(
         30,
-        description="Give up a request whose body arrives at less than 1 KiB a second over this time, and a file that "
-        "the client stops reading for this long.",
+        description="Give up a request whose body arrives at less than 1 KiB a second over this time, and an answer "
+        "that its client takes as slowly.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from ..guard.errors import ArtifactGoneError, NotFoundError
+from ..guard.quotas import Kind
 from ..guard.results import previews
 from .about import FILES, FLAG, READ, About
 from .sending import OpenFile, answer_unchanged, has_the_end, make_headers, send
@@ -29,7 +30,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     try:
         if wanted is not None:
             return await _send_preview(call, file, wanted)
-        call.turn.rest()
+        await call.turn.take(Kind.SEND)
         response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         handle.close()

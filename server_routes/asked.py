@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Collection
 from enum import Enum
 from typing import Any, TypeVar
 
-from aiohttp import web
-
-from ..guard.bounds import COMMAND, Bounds, read_json, work
+from ..guard.bounds import COMMAND, LARGE_BYTES, Bounds, read_json, work
 from ..guard.errors import InvalidRequestError
+from ..guard.quotas import Kind
 from .table import Call, refuse_size
 
 E = TypeVar("E", bound=Enum)
@@ -21,24 +21,32 @@ _COMMAND_BYTES = 2**20
 YIELD_BYTES = 2**18
 
 
-async def read_body(request: web.Request, max_bytes: int) -> bytes:
-    """The whole body. Raises PayloadTooLargeError without having read much more than that."""
-    if (request.content_length or 0) > max_bytes:
+async def read_body(call: Call, max_bytes: int) -> bytes:
+    """The whole body; a large one takes a turn of its kind.
+
+    Raises PayloadTooLargeError without having read much more than that, QuotaExceededError.
+    """
+    request = call.request
+    if (declared := request.content_length or 0) > max_bytes:
         raise refuse_size(max_bytes)
-    body, shown = bytearray(), 0
+    if declared > LARGE_BYTES:
+        await call.turn.take(Kind.LARGE)
+    body, size, shown = io.BytesIO(), 0, 0  # which gives what it holds away without a copy
     async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > max_bytes:
+        size += body.write(chunk)
+        if size > max_bytes:
             raise refuse_size(max_bytes)
-        if len(body) - shown >= YIELD_BYTES:  # what unpacks is there at once, and nobody else would have a turn
-            shown = len(body)
+        if size > LARGE_BYTES:
+            await call.turn.take(Kind.LARGE)
+        if size - shown >= YIELD_BYTES:  # what unpacks is there at once, and nobody else would have a turn
+            shown = size
             await asyncio.sleep(0)
-    return bytes(body)
+    return body.getvalue()
 
 
 async def read_given(call: Call, max_bytes: int, bounds: Bounds) -> Any:
     """What a JSON body says, whatever its content type. Raises InvalidRequestError, PayloadTooLargeError."""
-    raw = await read_body(call.request, max_bytes)
+    raw = await read_body(call, max_bytes)
     return await work(len(raw), read_json, raw, bounds)
 
 
@@ -48,7 +56,7 @@ async def read_command(call: Call) -> dict[str, Any]:
     Raises:
         InvalidRequestError: it is no JSON object. ComfyUI takes that for a wish to stop whatever runs.
     """
-    raw = await read_body(call.request, _COMMAND_BYTES)
+    raw = await read_body(call, _COMMAND_BYTES)
     body = await work(len(raw), read_json, raw, COMMAND) if raw.strip() else {}
     if not isinstance(body, dict):
         raise InvalidRequestError("The body must be a JSON object.")

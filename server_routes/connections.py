@@ -6,6 +6,7 @@ operator gets one. aiohttp has no such bound, so this hears of each connection w
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -137,11 +138,14 @@ class Connections:
             kind.pop(handler, None)
 
 
-def watch_requests(connections: Connections, refuse_full: Callable[[web.Request], web.Response | None]) -> Middleware:
+def watch_requests(
+    connections: Connections, refuse_full: Callable[[web.Request], web.Response | None], timeout_s: float
+) -> Middleware:
     """Make the outermost middleware, which changes no answer of anybody's.
 
     Args:
         refuse_full: the answer to a request for which there is no connection left; None where it is an operator's.
+        timeout_s: a client that hardly takes an answer of ours for so long is cut off.
     """
 
     @web.middleware
@@ -149,11 +153,19 @@ def watch_requests(connections: Connections, refuse_full: Callable[[web.Request]
         connection = request.protocol
         connections.begin(connection)
         try:
-            if connections.full and (refusal := refuse_full(request)) is not None:
-                refusal.force_close()
-                return await answer_unread(request, refusal)
-            response = await handler(request)
-            return await answer_unread(request, response) if request.get(ANSWERED_BY_US) else response
+            with contextlib.ExitStack() as until_sent:
+                request[UNTIL_SENT] = until_sent
+                if connections.full and (refusal := refuse_full(request)) is not None:
+                    response: web.StreamResponse = refusal
+                    response.force_close()
+                else:
+                    response = await handler(request)
+                    if not request.get(ANSWERED_BY_US):
+                        return response
+                # Whoever has gone, or was cut off, needs no answer, and aiohttp finds out by itself.
+                with contextlib.suppress(ConnectionError):
+                    await answer_unread(request, response, timeout_s)
+                return response
         finally:
             connections.end(connection)
 
@@ -162,3 +174,5 @@ def watch_requests(connections: Connections, refuse_full: Callable[[web.Request]
 
 #: Set on requests that we answer. How others treat the bodies of theirs is their own affair.
 ANSWERED_BY_US = "guarded_answered"
+#: Where a request keeps what ends with it once its answer has been sent: an ExitStack.
+UNTIL_SENT = "guarded_until_sent"

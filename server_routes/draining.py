@@ -11,19 +11,25 @@ import asyncio
 
 from aiohttp import web
 
+from .pace import write_out
+
 #: So much is taken of what a client still sends, and so long does it have to notice its answer.
 DRAINED_BYTES = 2**20
 DRAINED_S = 1.0
 
 
-async def answer_unread(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Answer, drain and close, if the request's body is not there whole; else leave all that to aiohttp."""
+async def answer_unread(request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
+    """Answer; and if the request's body is not there whole, drain and close.
+
+    Raises ConnectionError where the client is gone, or hardly takes its answer for `timeout_s`.
+    """
     transport = request.transport
     if request.content.is_eof() or transport is None or transport.is_closing():
-        return response
+        await write_out(request, response, timeout_s)
+        return
     if not response.prepared:
         response.force_close()
-        await response.prepare(request)
+        await write_out(request, response, timeout_s)
     await response.write_eof()
     if not transport.is_closing():
         original = request.protocol
@@ -38,7 +44,6 @@ async def answer_unread(request: web.Request, response: web.StreamResponse) -> w
             if not sink.lost:
                 transport.set_protocol(original)
                 original.force_close()
-    return response
 
 
 class _Sink(asyncio.Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from ..guard.events.stream import Subscription
 from ..guard.job import Job
 from .about import FLAG, READ, STREAM, About, Schema
 from .asked import read_flag, read_number
+from .pace import Going
 from .table import Call, Route
 
 #: Send a comment after so long without an event: proxies cut a silent connection after a minute, and a failed write
@@ -72,11 +72,9 @@ async def get_events(call: Call) -> web.StreamResponse:
 
 
 async def _stream(call: Call, reader: Subscription, first: list[Event], after: int | None = None) -> web.StreamResponse:
-    call.turn.close()  # it counts as a stream
     ends_s = time.monotonic() + read_number(call, "wait", float("inf"), 0, float("inf"))
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(call.request)
-    loop = asyncio.get_running_loop()
     # A browser remembers an id without data, and tells its page of no event.
     chunk = b"retry: 1000\n\n" + (b"" if after is None else f"id: {after}\n\n".encode())
     events = first
@@ -84,11 +82,9 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     with contextlib.suppress(ConnectionError, GuardError):
         while True:
             chunk += b"".join([event.frame for event in events]) or HEARTBEAT
-            stalled = loop.call_later(STALLED_S, _cut_off, call.request)
-            try:
-                await response.write(chunk)
-            finally:
-                stalled.cancel()
+            with Going(call.request, STALLED_S) as going:
+                await going.write(response, chunk)
+            call.turn.close()  # from now on it counts as a stream; what it begins with may be large
             chunk = b""
             if reader.job_id is not None and any(_is_ending(event) for event in events):
                 break
@@ -104,11 +100,6 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
 
 def _is_ending(event: Event) -> bool:
     return isinstance(event.job, Job) and event.job.state.settled
-
-
-def _cut_off(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
 
 
 def read_last_event_id(call: Call) -> int | None:

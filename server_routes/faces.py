@@ -44,7 +44,7 @@ async def post_face_check(call: Call) -> web.StreamResponse:
     if kind == "multipart/form-data":
         data, given = await _read_form(call)
         faces = await call.services.faces.check_bytes(data, _read_rules(given))
-    elif (data := await read_body(request, call.services.uploads.settings.max_file_bytes))[:1024].lstrip()[:1] == b"{":
+    elif (data := await read_body(call, call.services.uploads.settings.max_file_bytes))[:1024].lstrip()[:1] == b"{":
         faces = await _check_stored(call, data)  # whatever the content type says: no picture begins like that
     elif not data:
         raise InvalidRequestError("The body holds no picture.")
@@ -86,7 +86,7 @@ async def _check_stored(call: Call, raw: bytes) -> Faces:
 async def _read_form(call: Call) -> tuple[bytes, dict[str, Any]]:
     """The picture of a form, and the rules beside it."""
     largest = call.services.uploads.settings.max_file_bytes
-    async with receive_form(call.request, call.services.uploads, None, largest) as form:
+    async with receive_form(call, None, largest) as form:
         data = form.fields.pop("image", b"")
         if sum(len(value) for value in form.fields.values()) > _WORDS_BYTES:
             raise refuse_size(_WORDS_BYTES)

@@ -11,9 +11,12 @@ from typing import Any, cast
 from aiohttp import BodyPartReader, MultipartReader, StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from ..guard.bounds import LARGE_BYTES
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
 from ..guard.files.uploads import Incoming, UploadedFile, Uploads
+from ..guard.quotas import Kind, Parcel
 from .asked import YIELD_BYTES
+from .table import Call
 
 #: Write so much at once: a photo takes a few trips to another thread, and a request little memory.
 _BLOCK_BYTES = 2**20
@@ -62,9 +65,7 @@ def is_form(request: web.Request) -> bool:
 
 
 @asynccontextmanager
-async def receive_form(
-    request: web.Request, uploads: Uploads, words: Collection[str] | None, max_words_bytes: int
-) -> AsyncIterator[Form]:
+async def receive_form(call: Call, words: Collection[str] | None, max_words_bytes: int) -> AsyncIterator[Form]:
     """Receive the request's form; the end of the block deletes the files that nobody has taken.
 
     Args:
@@ -72,12 +73,15 @@ async def receive_form(
         max_words_bytes: how large they may be together, with all other parts that have no file name.
 
     Raises:
-        InvalidRequestError, PayloadTooLargeError, DiskFullError, ServerUnavailableError
+        InvalidRequestError, PayloadTooLargeError, QuotaExceededError, DiskFullError, ServerUnavailableError
     """
     incoming: list[Incoming] = []
+    declared = call.request.content_length or 0
+    parcel = call.services.quotas.open_parcel(call.client, 0 if words is None else declared)
     try:
         try:
-            form = await _read(request, uploads, words, max_words_bytes, incoming)
+            with call.services.quotas.counting():
+                form = await _read(call, words, max_words_bytes, incoming, parcel)
         except (
             ValueError,
             AssertionError,
@@ -89,16 +93,15 @@ async def receive_form(
     finally:
         if incoming:
             await asyncio.shield(asyncio.to_thread(_discard, incoming))
+        parcel.close()
 
 
 async def _read(
-    request: web.Request,
-    uploads: Uploads,
-    words: Collection[str] | None,
-    max_words_bytes: int,
-    incoming: list[Incoming],
+    call: Call, words: Collection[str] | None, max_words_bytes: int, incoming: list[Incoming], parcel: Parcel
 ) -> Form:
-    form = Form()
+    request, uploads, form = call.request, call.services.uploads, Form()
+    if words is None and (request.content_length or 0) > LARGE_BYTES:
+        await call.turn.take(Kind.LARGE)
     files: list[UploadedFile] = []
     words_left, bytes_left = max_words_bytes, uploads.settings.max_request_bytes
     lines = _LINES_OF_A_PART * (_MAX_WORDS + uploads.settings.max_files)
@@ -121,6 +124,8 @@ async def _read(
                         extra_info={"max_body_bytes": max_words_bytes},
                     )
                 value += chunk
+                if max_words_bytes - words_left > LARGE_BYTES:
+                    await call.turn.take(Kind.LARGE)
             form.fields[part.name] = bytes(value)
         else:
             if len(files) >= uploads.settings.max_files:
@@ -128,7 +133,7 @@ async def _read(
                     f"The form has more than {uploads.settings.max_files} files.",
                     extra_info={"max_files": uploads.settings.max_files},
                 )
-            file, size = await _write_file(part, uploads, incoming, bytes_left)
+            file, size = await _write_file(part, uploads, incoming, parcel, bytes_left)
             bytes_left -= size
             files.append(file)
     form.files, form.bytes = tuple(files), uploads.settings.max_request_bytes - bytes_left
@@ -136,10 +141,10 @@ async def _read(
 
 
 async def _write_file(
-    part: BodyPartReader, uploads: Uploads, incoming: list[Incoming], bytes_left: int
+    part: BodyPartReader, uploads: Uploads, incoming: list[Incoming], parcel: Parcel, bytes_left: int
 ) -> tuple[UploadedFile, int]:
     """Write one part to the disk. Returns the file and its size in bytes."""
-    file = await asyncio.to_thread(uploads.start_file, part.name or "", part.filename or "")
+    file = await asyncio.to_thread(uploads.start_file, part.name or "", part.filename or "", parcel)
     incoming.append(file)
     size, block, done = 0, bytearray(), False
     while not done:

@@ -12,6 +12,7 @@ from ..guard.bounds import COMMAND as SMALL
 from ..guard.bounds import read_model
 from ..guard.errors import InvalidRequestError, NotFoundError, PromptGoneError
 from ..guard.job import JobBody, JobState
+from ..guard.quotas import Kind
 from ..guard.store import Wanted
 from ..guard.store.outbox import DeliveryBody
 from .about import ADMISSION, COMMAND, READ, WAIT, WRITE, About, Schema, describe_page
@@ -85,18 +86,21 @@ async def get_job(call: Call) -> web.StreamResponse:
     """`wait` holds the answer until the state changes: from `state`, where the caller names the one it knows."""
     jobs = call.services.jobs
     wait_s = read_number(call, "wait", 0, 0, 86400)
-    job_id = call.request.match_info["job_id"]
-    call.turn.rest()  # who asks again and again is held for a moment, too
-    if not wait_s:
-        return respond(await jobs.body(await jobs.poll(job_id, call.client), call.locale))
-    job = await jobs.get(job_id, call.client)
+    job = await jobs.get(call.request.match_info["job_id"], call.client)
     if not job.state.settled:
-        job = await jobs.wait(job, wait_s, known=read_state(call.request.query.get("state", job.state.value), JobState))
+        call.turn.rest()  # who asks again and again is held for a moment, too
+        if wait_s:
+            known = read_state(call.request.query.get("state", job.state.value), JobState)
+            job = await jobs.wait(job, wait_s, known=known)
+        else:
+            job = await jobs.hold(job, call.client)
+        await call.turn.take(Kind.WORK)
     return respond(await jobs.body(job, call.locale))
 
 
 async def get_job_prompt(call: Call) -> web.StreamResponse:
     """The prompt of a job, in API format: with `converted`, what its workflow was made into."""
+    await call.turn.take(Kind.LARGE)
     job_id = call.request.match_info["job_id"]
     body: PromptBody = {"prompt": await call.services.jobs.find_prompt(job_id, call.client)}
     return respond(body)
@@ -154,6 +158,7 @@ async def list_jobs(call: Call) -> web.StreamResponse:
         created_before_ms=read_whole_number(call, "created_before_ms"),
         settled_after_ms=read_whole_number(call, "settled_after_ms"),
     )
+    await call.turn.take(Kind.LARGE)
     found = await call.services.jobs.search(call.client, query.get("owner"), wanted, limit, before)
     jobs = await call.services.jobs.describe_all(found.jobs, call.locale)
     return await respond_at_length([("jobs", jobs), ("next", found.next)])

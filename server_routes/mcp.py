@@ -20,7 +20,7 @@ async def post_mcp(call: Call) -> web.StreamResponse:
     """
     policy = call.services.settings.policy
     with call.services.quotas.stream(call.client):
-        raw = await read_body(call.request, policy.max_body_bytes)
+        raw = await read_body(call, policy.max_body_bytes)
         message = await work(len(raw), read_json, raw, policy.bounds())  # before a parser in C gets it
         call.turn.rest()  # each tool's requests take their own turns
         try:

@@ -37,7 +37,9 @@ def guard_connections(application: web.Application, services: Services) -> Middl
         return refuse(InvalidRequestError("The request cannot be read.", details=why), request, services)
 
     connections.answer_unreadable(refuse_unreadable)
-    return watch_requests(connections, refuse_full)
+    # One owner's requests that wait leave room for everybody else's.
+    services.quotas.held_at_most = max(min(services.quotas.held_at_most, connections.bound // 2), 1)
+    return watch_requests(connections, refuse_full, services.settings.limits.body_timeout_s)
 
 
 def guard_native(services: Services, twins: list[Route]) -> Middleware:

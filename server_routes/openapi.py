@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +24,7 @@ from ..guard.errors import (
 )
 from . import shapes
 from .about import FILE, STREAM, About, Body
-from .table import PREFIX, Call, Route, respond
+from .table import PREFIX, Call, Route
 
 #: Of this contract, not of the package: it changes when a client may have to.
 VERSION = "1.0"
@@ -64,13 +66,16 @@ _TAGS = {
 
 def make_route(table: Sequence[Route]) -> Route:
     """The route that answers with the contract of the table, itself included."""
-    made: list[dict[str, Any]] = []
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        return json.dumps(document(table), ensure_ascii=False).encode()
 
     async def get_openapi(call: Call) -> web.StreamResponse:
         """This contract, as OpenAPI 3.1."""
         if not made:
-            made.append(document(table))
-        return respond(made[0])
+            made.append(await asyncio.to_thread(make))
+        return web.Response(body=made[0], content_type="application/json", charset="utf-8")
 
     return Route("GET", "/openapi.json", get_openapi, about=About({200: dict[str, Any]}))
 

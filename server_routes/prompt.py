@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from ..guard.bounds import work
 from ..guard.callers.jobs import SubmittedGuard
 from ..guard.files.uploads import UploadedFile
+from ..guard.quotas import Kind
 from ..guard.store import Submitted
 from ..guard.submit.request import FORM_FIELDS, Fill, Submission, from_form
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
@@ -41,13 +42,13 @@ async def submit(call: Call, template: str = "") -> web.StreamResponse:
     """Admit what the request asks for: a prompt, or the parameters of a template."""
     wait_s = read_number(call, "wait", 0, 0, 86400)
     if is_form(call.request):
-        uploads, limit = call.services.uploads, call.services.settings.policy.max_body_bytes
-        async with receive_form(call.request, uploads, FORM_FIELDS, limit) as form:
+        limit = call.services.settings.policy.max_body_bytes
+        async with receive_form(call, FORM_FIELDS, limit) as form:
             size = sum(map(len, form.fields.values()))
             raw = await work(size, from_form, form.fields, call.services.settings.policy.bounds())
             submitted = await _admit(call, raw, form.files, form.bytes, template)
     else:
-        raw = await read_body(call.request, call.services.settings.policy.max_body_bytes)
+        raw = await read_body(call, call.services.settings.policy.max_body_bytes)
         submitted = await _admit(call, raw, (), 0, template)
     jobs = call.services.jobs
     job = submitted.job
@@ -59,6 +60,7 @@ async def submit(call: Call, template: str = "") -> web.StreamResponse:
     if wait_s:
         call.turn.rest()
         job = await jobs.wait(job, wait_s, known=None)
+        await call.turn.take(Kind.WORK)
         shown = await jobs.body(job)
         guard["state"], guard["position"], guard["eta_s"] = shown["state"], shown["position"], shown["eta_s"]
         guard["job"] = shown

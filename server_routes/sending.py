@@ -12,8 +12,7 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from ..guard.results.containers import sniff
-
-_CHUNK = 1 << 18
+from .pace import PIECE_BYTES, Going
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
     """Answer with the file: 200, 206, 304, 412 or 416.
 
     Raises:
-        ConnectionResetError: the client took nothing for `stalled_s`, or the file was cut short.
+        ConnectionError: the client took hardly anything for `stalled_s`, or the file was cut short.
     """
     headers = {**make_headers(request, file.filename, file.etag, file.handle), hdrs.ACCEPT_RANGES: "bytes"}
     if (answer := answer_unchanged(request, file.etag, headers)) is not None:
@@ -55,17 +54,13 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD:
         await asyncio.to_thread(file.handle.seek, begin)
-        while begin < end:
-            chunk = await asyncio.to_thread(file.handle.read, min(_CHUNK, end - begin))
-            if not chunk:
-                raise ConnectionResetError("the file was cut short while it was sent")
-            begin += len(chunk)
-            try:
-                await asyncio.wait_for(response.write(chunk), stalled_s)
-            except asyncio.TimeoutError:
-                if request.transport is not None:
-                    request.transport.abort()
-                raise ConnectionResetError("the client has stopped reading") from None
+        with Going(request, stalled_s) as going:
+            while begin < end:
+                chunk = await asyncio.to_thread(file.handle.read, min(PIECE_BYTES, end - begin))
+                if not chunk:
+                    raise ConnectionResetError("the file was cut short while it was sent")
+                begin += len(chunk)
+                await going.write(response, chunk)
     await response.write_eof()
     return response
 

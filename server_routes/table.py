@@ -57,13 +57,13 @@ from ..guard.submit.limits import Limits
 from ..guard.submit.retry import Retries
 from ..guard.templates.catalogue import Templates
 from .about import About
-from .connections import ANSWERED_BY_US
+from .connections import ANSWERED_BY_US, UNTIL_SENT
+from .pace import Coming
 
 log = logging.getLogger("guarded.http")
 
 PREFIX = "/guarded"
 
-_SLOWEST_BYTES_PER_S = 1024
 #: Where a request keeps the owner of its jobs.
 _OWNER = "guarded.owner"
 
@@ -220,8 +220,10 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             turn = await services.quotas.begin_request(client)
         except GuardError as error:
             return say_no(error, request)
-        pace = _Pace(request, services.settings.limits.body_timeout_s)
+        coming = Coming(request, services.settings.limits.body_timeout_s)
         try:
+            if request.transport is None or request.transport.is_closing():
+                return web.Response(status=400)  # unread: the client did not wait for the turn
             if route.operate and not client.operator:
                 raise ForbiddenError("This is for operators.")
             response = await route.handler(Call(services, request, client, turn))
@@ -235,7 +237,7 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             response = say_no(InvalidRequestError("The body cannot be read.", details=str(error)), request)
             response.force_close()
         except (ConnectionError, TimeoutError, asyncio.TimeoutError):
-            if pace.too_slow:
+            if coming.too_slow:
                 response = say_no(InvalidRequestError("The body came in too slowly."), request)
                 response.force_close()
             elif request.transport is None or request.transport.is_closing():
@@ -247,44 +249,16 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             bug = InternalError("The guard failed on this request; its log has more.")
             response = say_no(bug, request)
         finally:
-            pace.end()
-            turn.close()
+            coming.end()
+            if (until_sent := request.get(UNTIL_SENT)) is not None:
+                until_sent.callback(turn.close)
+            else:
+                turn.close()
         if route.submits and not response.prepared:
             response.headers.update(services.limits.header_fields(client))
         return response
 
     return answer
-
-
-class _Pace:
-    """Stops reading a body that hardly comes in: a few bytes now and then would hold a handler for ever."""
-
-    def __init__(self, request: web.Request, timeout_s: float) -> None:
-        self.too_slow = False
-        self._content = request.content
-        self._timeout_s = timeout_s
-        self._seen = 0
-        self._timer: asyncio.TimerHandle | None = None
-        if not self._content.is_eof():
-            self._wait()
-
-    def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
-
-    def _look(self) -> None:
-        if self._content.is_eof():
-            return
-        came = self._content.total_bytes - self._seen
-        self._seen += came
-        if came >= _SLOWEST_BYTES_PER_S * self._timeout_s:
-            self._wait()
-        else:
-            self.too_slow = True
-            self._content.set_exception(asyncio.TimeoutError())
 
 
 def refuse_size(max_bytes: int) -> PayloadTooLargeError:

@@ -95,9 +95,8 @@ class Jobs:
             raise NotFoundError(f"There is no job {job_id[:64]}.")
         return job
 
-    async def poll(self, job_id: str, client: Client) -> Job:
-        """The same for callers that ask again and again, held for a moment where the job is still as they know it."""
-        job = await self.get(job_id, client)
+    async def hold(self, job: Job, client: Client) -> Job:
+        """Hold a caller that asks again and again for a moment, where the job is still as it knows it."""
         if hold_s := self._polls.hold_s(job, client):
             job = await self.wait(job, hold_s, known=job.state)
         self._polls.note(job, client)

@@ -13,10 +13,8 @@ import json
 import logging
 import uuid
 from asyncio import wrap_future
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
@@ -34,12 +32,10 @@ from ..store import Standing
 from ..wake import LoopCaller
 from . import as_comfyui
 from .jobs import Jobs
+from .socket import Message, Socket, Waiting
 
 log = logging.getLogger("guarded.sockets")
 
-#: A socket is closed when more than this waits to be sent on it: its client cannot keep up.
-OUTBOX_BYTES = 16 * 2**20
-OUTBOX_MESSAGES = 2_000
 #: Feature flags take a few hundred characters; what they hold stays as long as the socket.
 FLAGS_CHARS = 4096
 #: A client id without a socket can hear a verdict later for so long, and so many verdicts.
@@ -51,80 +47,6 @@ STATUS_EVERY_S = 0.1
 END_TOLD_WITHIN_S = 5.0
 #: The jobs' events are still read for so long after the last socket has closed.
 FOLLOW_S = 15.0
-
-
-@dataclass(frozen=True)
-class Message:
-    """One frame: text, or a binary preview. `verdict_of`: the id of the job whose end it tells."""
-
-    content: str | bytes
-    verdict_of: str | None = None
-
-
-class Socket:
-    """One open websocket: who listens, and what is still to be sent. Event loop.
-
-    `abort` closes the connection. It is called once at most: when too much waits to be sent, or when the client's key
-    has ended. A socket that `resumes` gets the jobs' events from :meth:`Sockets.resume`.
-    """
-
-    def __init__(
-        self, client: Client, client_id: str, sid: str, abort: Callable[[], None], resumes: bool = False
-    ) -> None:
-        self.resumes = resumes
-        self.client = client
-        self.client_id = client_id
-        self.sid = sid
-        #: The count of jobs that it was told last.
-        self.remaining: int | None = None
-        self.first_word = True
-        #: By prompt, the ends that come while the missed verdicts are read, which go first; then None.
-        self.ends: dict[str, list[tuple[Message, bool]]] | None = {}
-        #: The jobs whose end it heard by `catch_up`.
-        self.caught_up: set[str] = set()
-        self._abort: Callable[[], None] | None = abort
-        self._outbox: deque[Message] = deque()
-        self._bytes = 0
-        self._filled = asyncio.Event()
-        self._taken = asyncio.Event()
-
-    def put(self, message: Message) -> None:
-        """Send the message after those that wait already."""
-        if self._abort is None:
-            return
-        self._outbox.append(message)
-        self._bytes += len(message.content)
-        if self._bytes > OUTBOX_BYTES or len(self._outbox) > OUTBOX_MESSAGES:
-            log.warning("a websocket of %s cannot keep up and is closed", self.client.owner)
-            self.hang_up()
-        self._filled.set()
-
-    def hang_up(self) -> None:
-        """Send nothing more, and close the connection."""
-        if self._abort is not None:
-            abort, self._abort = self._abort, None
-            self._outbox.clear()
-            abort()
-
-    def say(self, event: str, data: Any, verdict_of: str | None = None) -> None:
-        """Send an event as ComfyUI would: `{type, data}`."""
-        self.put(Message(json.dumps({"type": event, "data": data}), verdict_of))
-
-    async def next(self) -> Message:
-        """Wait for the next message to send."""
-        while not self._outbox:
-            self._filled.clear()
-            await self._filled.wait()
-        message = self._outbox.popleft()
-        self._bytes -= len(message.content)
-        self._taken.set()
-        return message
-
-    async def wait_for_room(self) -> None:
-        """Wait until less than half of what may wait is waiting."""
-        while len(self._outbox) > OUTBOX_MESSAGES // 2 or self._bytes > OUTBOX_BYTES // 2:
-            self._taken.clear()
-            await self._taken.wait()
 
 
 class Verdicts(Protocol):
@@ -156,6 +78,7 @@ class Sockets:
         self._clock = clock
         self._loop = LoopCaller()
         self._sockets: set[Socket] = set()
+        self._waiting = Waiting()
         self._by_sid: dict[str, set[Socket]] = {}
         self._status_due: asyncio.TimerHandle | None = None
         #: Jobs with a verdict on disk whose end their sockets have yet to hear, and until when to wait for that.
@@ -166,7 +89,7 @@ class Sockets:
         """Open a socket that hears everything from now on; call :meth:`resume` for one that `resumes`."""
         self._loop.bind()
         known = client_id or uuid.uuid4().hex
-        socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes)
+        socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes, self._waiting)
         socket.remaining = self._remaining(client)
         socket.say("status", {**_status(socket.remaining), "sid": known})
         if (node_id := self._host.executing(socket.sid)) is not None:
@@ -233,6 +156,7 @@ class Sockets:
 
     def close(self, socket: Socket) -> None:
         """Forget a socket whose connection has closed."""
+        socket.drop()
         self._sockets.discard(socket)
         same = self._by_sid[socket.sid]
         same.discard(socket)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import marshal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -58,6 +59,15 @@ class Event:
     make: Callable[[], Mapping[str, object]]
     job: Job | Standing | None = None
     id: int | None = None
+
+    @functools.cached_property
+    def size(self) -> int:
+        """About how many bytes of memory it takes for what a job's nodes reported."""
+        outputs = self.job.result.outputs if isinstance(self.job, Job) else None
+        try:
+            return len(marshal.dumps(outputs, 2)) if outputs else 0
+        except ValueError:  # it has what did not come out of JSON, which takes the longer way
+            return len(self.frame)
 
     @functools.cached_property
     def data(self) -> Mapping[str, object]:

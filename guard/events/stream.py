@@ -36,8 +36,8 @@ log = logging.getLogger("guarded.events")
 #: An ending with one of these codes is also an alarm for operators.
 _ALARMING = frozenset({"generation_timeout", "worker_died", "internal_error"})
 
-#: At most this many states wait for one reader. A reader that is further behind reads them from the store.
-STATES_KEPT = 256
+#: So many states, and bytes that their jobs' nodes reported, wait for a reader. One further behind reads the store.
+STATES_KEPT, STATES_BYTES = 256, 2**20
 #: At most this many alarms wait for one reader.
 ALARMS_KEPT = 100
 #: The least time between two reports of progress.
@@ -354,7 +354,7 @@ class Subscription:
         # Progress and position belong to the state before.
         for key in [key for key in self._latest if key[1] == job_id] if self._latest else ():
             del self._latest[key]
-        if len(self._states) == STATES_KEPT:
+        if len(self._states) == STATES_KEPT or sum(state.size for state in self._states) > STATES_BYTES:
             self._states.clear()
             self._owed = event_id
         elif self._is_behind:

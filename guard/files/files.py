@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import filecmp
+import itertools
 import os
 import re
 import shutil
 from asyncio import wrap_future
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
 from ..host import Host
 from ..job import ROOTS, Artifact, Job
-from ..results.opener import ArtifactOpener
+from ..results.opener import ArtifactOpener, hash_file
 from .content import check_content
 from .names import annotate, is_plain, mentions_uploads, owner_folder, split_annotation
 from .uploads import translate_disk_errors
@@ -36,7 +37,10 @@ T = TypeVar("T")
 _DEEPEST = 32
 
 _PICTURES_AT_ONCE = 2
-#: NAME_MAX in bytes, less some room for a number.
+#: So many uploads of one name get a number; the others get so many digits of their content's hash.
+_NUMBERED = 9
+_DIGITS = 10
+#: NAME_MAX in bytes, less room for those.
 _LONGEST_NAME = 240
 
 
@@ -195,15 +199,13 @@ class Files:
 
 def _move_in(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    name, (stem, suffix) = filename, os.path.splitext(filename)
-    copy = 0
-    while not overwrite and not _take_name(folder / name):
+    name = filename
+    names = _list_names(sent, filename) if not overwrite else iter(())
+    while not overwrite and not _take_name(folder / (name := next(names))):
         if _is_same(sent, folder / name):
             os.utime(folder / name)  # sent again, so for the janitor it is new
             sent.unlink()
             return name
-        copy += 1
-        name = f"{stem} ({copy}){suffix}"
     try:
         os.replace(sent, folder / name)
     except OSError as error:
@@ -216,6 +218,22 @@ def _move_in(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
         finally:
             beside.unlink(missing_ok=True)
     return name
+
+
+def _list_names(sent: Path, filename: str) -> Iterator[str]:
+    """Names for an upload: the wanted one, a few with numbers as in ComfyUI, and one with its hash.
+
+    With numbers alone, the thousandth upload of one name would look at a thousand files.
+    """
+    stem, suffix = os.path.splitext(filename)
+    yield filename
+    for copy in range(1, _NUMBERED + 1):
+        yield f"{stem} ({copy}){suffix}"
+    with open(sent, "rb") as file:
+        digest = hash_file(file)
+    yield f"{stem} ({digest[:_DIGITS]}){suffix}"
+    for copy in itertools.count(_NUMBERED + 1):
+        yield f"{stem} ({copy}){suffix}"
 
 
 def _take_name(path: Path) -> bool:

@@ -32,6 +32,7 @@ from ..errors import (
 )
 from ..host import Names
 from ..owners import FOLDER, folder_of
+from ..quotas import Parcel
 from ..results.containers import sniff
 from ..settings import UploadsSettings
 from .content import check_content
@@ -100,10 +101,12 @@ class UploadedFile:
 class Incoming:
     """A file that is being received. Each method blocks on the disk: not for the event loop."""
 
-    def __init__(self, folder: Path, field: str, filename: str, max_bytes: int) -> None:
+    def __init__(self, folder: Path, field: str, filename: str, max_bytes: int, parcel: Parcel) -> None:
+        """`parcel` is what counts it for its owner."""
         self._field = field
         self._filename = filename
         self.max_bytes = max_bytes
+        self._parcel = parcel
         self._size = 0
         self._head = b""
         self._digest = hashlib.sha256()
@@ -113,7 +116,8 @@ class Incoming:
             self._file: IO[bytes] = open(self.path, "xb", buffering=0)  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
-        """Raises PayloadTooLargeError, DiskFullError, ServerUnavailableError."""
+        """Raises PayloadTooLargeError, QuotaExceededError, DiskFullError, ServerUnavailableError."""
+        self._parcel.take(len(data))
         self._size += len(data)
         if self._size > self.max_bytes:
             raise PayloadTooLargeError(
@@ -172,10 +176,10 @@ class Uploads:
             for path in (self._input_folder() / INCOMING).iterdir():
                 path.unlink(missing_ok=True)
 
-    def start_file(self, field: str, filename: str) -> Incoming:
-        """Begin to receive a file. Blocks on the disk."""
+    def start_file(self, field: str, filename: str, parcel: Parcel | None = None) -> Incoming:
+        """Begin to receive a file of that parcel's. Blocks on the disk."""
         folder = self._input_folder() / INCOMING
-        return Incoming(folder, field, filename, self.settings.max_file_bytes)
+        return Incoming(folder, field, filename, self.settings.max_file_bytes, parcel or Parcel())
 
     @asynccontextmanager
     async def place(self, owner: str, files: Iterable[UploadedFile]) -> AsyncIterator[None]:

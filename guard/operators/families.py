@@ -57,7 +57,7 @@ REFUSALS = Family("guarded_admission_refusals_total", "counter", "Prompts that w
 OVER_QUOTA = Family(
     "guarded_over_quota_total",
     "counter",
-    "What was refused with quota_exceeded: streams, requests, open_bytes or file_bytes.",
+    "What was refused with quota_exceeded: streams, requests, incoming_bytes and the like.",
     ("of",),
 )
 FACE_CHECKS = Family(

@@ -18,15 +18,16 @@ from ..client import Client
 from ..errors import QuotaExceededError
 from ..settings import LimitsSettings
 from ..signal import Signal
+from .arriving import Arriving, Parcel
 from .bodies import check_open_bytes
 from .files import FilesHeld
 from .refusal import refuse
-from .turns import Requests, Turn
+from .turns import Kind, Requests, Turn
 
 #: So many requests of an owner are there at once, whether they are worked on, wait for their turn or for a job.
 HELD = 4096
 
-_Quota = Literal["max_streams", "max_requests", "max_open_bytes", "max_file_bytes"]
+_Quota = Literal["max_streams", "max_requests", "max_open_bytes", "max_file_bytes", "max_incoming_bytes"]
 
 
 class Quotas:
@@ -36,7 +37,10 @@ class Quotas:
         self._settings = settings
         self._streams: Counter[str] = Counter()
         self._requests: dict[str, Requests] = {}
+        #: So many requests of an owner are there at once.
+        self.held_at_most = HELD
         self.files = FilesHeld()
+        self._arriving = Arriving()
         #: Something was refused: what there were too many of. Called on the event loop.
         self.refused: Signal[[str]] = Signal()
 
@@ -44,7 +48,7 @@ class Quotas:
         """The client's quota of that name; None where it has none."""
         if client.operator or not client.owner:
             return None
-        own: int | None = getattr(client.limits, name)
+        own: int | None = getattr(client.limits, name, None)
         return (getattr(self._settings, name) if own is None else own) or None
 
     @property
@@ -71,6 +75,21 @@ class Quotas:
         with self.counting():
             self.files.take(client.owner, size, limit)
         return lambda: self.files.add(client.owner, -size)
+
+    def open_parcel(self, client: Client, declared: int = 0) -> Parcel:
+        """Count what the client sends into files, of which it declares so many bytes. Close it once that has gone.
+
+        Raises:
+            QuotaExceededError: that is too much beside what it is sending already.
+            PayloadTooLargeError: that alone is too much.
+        """
+        limit = self.find(client, "max_incoming_bytes")
+        if limit is None:
+            return Parcel()
+        parcel = Parcel(self._arriving, client.owner, limit)
+        with self.counting():
+            parcel.check(declared)
+        return parcel
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -107,18 +126,23 @@ class Quotas:
         quota = self.find(client, "max_requests")
         if quota is None:
             return Turn()
-        own = self._requests.setdefault(client.owner, Requests())
-        if own.held >= HELD:
-            raise self._refuse("requests", own.held, HELD, "{} of your requests are under way", "one is answered")
-        turn = own.take_up(lambda: self._requests.pop(client.owner))
+        own = self._requests.setdefault(client.owner, Requests(quota))
+        own.quota = quota  # keys of one name may have different ones
+        if own.held >= self.held_at_most:
+            held_at_most = self.held_at_most
+            said = "{} of your requests are under way"
+            raise self._refuse("requests", own.held, held_at_most, said, "one is answered")
+        turn = own.take_up(lambda: self._requests.pop(client.owner), self._refuse_turn)
         try:
-            if not await own.wait_for_turn(turn, quota):
-                said = "{} of your requests are worked on, and this one's turn does not come"
-                raise self._refuse("requests", own.working, quota, said, "one of them is answered")
+            await turn.take(Kind.WORK)
         except BaseException:
             turn.close()
             raise
         return turn
+
+    def _refuse_turn(self, kind: Kind, at_once: int) -> QuotaExceededError:
+        said = "{} of your requests are worked on, and this one's turn does not come"
+        return self._refuse(kind.value, at_once, at_once, said, "one of them is answered")
 
     def _refuse(self, of: str, held: int, limit: int, said: str, frees: str) -> QuotaExceededError:
         self.refused(of)

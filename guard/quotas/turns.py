@@ -1,4 +1,9 @@
-"""Work on some of an owner's requests at a time; the others wait for their turn, in order. Event loop only."""
+"""Work on some of an owner's requests at a time; the others wait for their turn, in order. Event loop only.
+
+What a request holds in memory differs by what it does just now, so there are turns of three kinds, and a request has
+one of them at most. It keeps it until its answer has been written to the socket: whoever does not read takes up turns
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +11,66 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
+
+from ..errors import QuotaExceededError
 
 #: A request waits for its turn for so long.
 TURN_WITHIN_S = 60.0
+#: So many files are sent to an owner at once. Each is in memory a few hundred KiB at a time.
+SENT_AT_ONCE = 256
+
+
+class Kind(Enum):
+    """What a request does in its turn."""
+
+    #: It is worked on.
+    WORK = "requests"
+    #: The same, and its body or its answer may have megabytes: a list, a prompt with pictures in it.
+    LARGE = "large_requests"
+    #: A file is sent.
+    SEND = "sent_files"
+
+    def count(self, quota: int) -> int:
+        """How many an owner may have at once; `quota`: of `WORK`."""
+        return {Kind.WORK: quota, Kind.LARGE: max(quota // 5, 1), Kind.SEND: SENT_AT_ONCE}[self]
 
 
 class Turn:
     """One request's share of its owner's. Without an owner it counts for nothing."""
 
-    def __init__(self, requests: Requests | None = None, on_last: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        requests: Requests | None = None,
+        on_last: Callable[[], object] = lambda: None,
+        refuse: Callable[[Kind, int], QuotaExceededError] | None = None,
+    ) -> None:
+        """`refuse` makes the error for a turn that does not come; it gets how many there may be."""
         self._requests = requests
         self._on_last = on_last
-        self.works = False
+        self._refuse = refuse
+        self._has: Kind | None = None
+
+    async def take(self, kind: Kind) -> None:
+        """Wait for a turn of that kind, and give back the one that the request has.
+
+        Raises QuotaExceededError where it does not come within a minute.
+        """
+        if self._requests is None or self._has is kind:
+            return
+        self.rest()
+        requests = self._requests
+        at_once = kind.count(requests.quota)
+        if not await requests.lines[kind].wait_for_turn(at_once):
+            assert self._refuse is not None
+            raise self._refuse(kind, at_once)
+        self._has = kind
 
     def rest(self) -> None:
-        """The request is not worked on any more: what it waits for, or sends, takes its time."""
-        if self._requests is not None and self.works:
-            self.works = False
-            self._requests.pass_on()
+        """The request is not worked on any more: what it waits for takes its time."""
+        if self._requests is not None and self._has is not None:
+            has, self._has = self._has, None
+            self._requests.lines[has].pass_on()
 
     def close(self) -> None:
         """The request has been answered."""
@@ -36,30 +83,19 @@ class Turn:
 
 
 @dataclass
-class Requests:
-    """An owner's requests: how many there are, how many are worked on, and those that wait for their turn."""
+class Line:
+    """The turns of one kind: how many are taken, and the requests that wait for one."""
 
-    held: int = 0
-    working: int = 0
-    line: deque[asyncio.Future[None]] = field(default_factory=deque)
+    taken: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
 
-    def take_up(self, on_last: Callable[[], object]) -> Turn:
-        """Count one more request, until its turn is closed; `on_last` is called where no other is left then."""
-        self.held += 1
-        return Turn(self, on_last)
-
-    async def wait_for_turn(self, turn: Turn, at_once: int) -> bool:
-        """Wait until the request may be worked on, with `at_once` at most; False where that takes too long."""
-        if self.working < at_once:
-            self.working += 1
-            turn.works = True
-        else:
-            turn.works = await self._stand_in_line()
-        return turn.works
-
-    async def _stand_in_line(self) -> bool:
+    async def wait_for_turn(self, at_once: int) -> bool:
+        """Wait until there are less than `at_once`; False where that takes too long."""
+        if self.taken < at_once:
+            self.taken += 1
+            return True
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.line.append(place)
+        self.waiting.append(place)
         try:
             await asyncio.wait((place,), timeout=TURN_WITHIN_S)
         except asyncio.CancelledError:
@@ -68,12 +104,26 @@ class Requests:
             raise
         finally:
             if not place.done():
-                self.line.remove(place)
+                self.waiting.remove(place)
         return place.done()
 
     def pass_on(self) -> None:
         """Give a turn that has come free to the first that waits."""
-        if self.line:
-            self.line.popleft().set_result(None)
+        if self.waiting:
+            self.waiting.popleft().set_result(None)
         else:
-            self.working -= 1
+            self.taken -= 1
+
+
+@dataclass
+class Requests:
+    """An owner's requests: how many there are, how many of them may be worked on at once, and their turns."""
+
+    quota: int
+    held: int = 0
+    lines: dict[Kind, Line] = field(default_factory=lambda: {kind: Line() for kind in Kind})
+
+    def take_up(self, on_last: Callable[[], object], refuse: Callable[[Kind, int], QuotaExceededError]) -> Turn:
+        """Count one more request, until its turn is closed; `on_last` is called where no other is left then."""
+        self.held += 1
+        return Turn(self, on_last, refuse)

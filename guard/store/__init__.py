@@ -33,9 +33,9 @@ from .facts import (
 )
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
+from .slices import Limits
 from .spending import Spending, name_day
 from .sqlite import SqliteStore
-from .upkeep import Limits
 
 __all__ = [
     "Alarm",

@@ -26,8 +26,9 @@ from .disk import StoreLockedError, StoreUnusableError
 from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
 from .pause import Pause, describe
+from .slices import Means
 from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
-from .upkeep import Means, Upkeep
+from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
 

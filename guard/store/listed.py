@@ -14,6 +14,8 @@ from .rows import COLUMNS, read_job
 PAGE_BYTES = 8 * 2**20
 #: … and so many are read for it.
 READ_BYTES = 4 * PAGE_BYTES
+#: What a reader of the events gets at once: there may be many, and whoever does not read on keeps it.
+CHANGES_BYTES = 2**20
 #: What a job's nodes reported, its parameters and the details of its verdict are whole in a list up to this size each.
 WHOLE_BYTES = 16 * 2**10
 #: Of a longer one, texts are cut to this length; where that does not help, only the files are left.
@@ -29,8 +31,8 @@ _OTHERS = tuple(_NAMES.index(name) for name in ("metadata", "outputs_to_execute"
 class Page:
     """One page of a list, as it fills."""
 
-    def __init__(self) -> None:
-        self.left = PAGE_BYTES
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self.left = PAGE_BYTES if most_bytes is None else most_bytes
         self._unread = READ_BYTES
         self._is_empty = True
 

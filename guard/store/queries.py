@@ -114,7 +114,7 @@ def read_changes(db: Database, after: int, owner: str | None, job_id: str | None
             (*values, after, up_to),
         ).fetchall()
         jobs: dict[int, Job] = {}
-        page = listed.Page()
+        page = listed.Page(listed.CHANGES_BYTES)
         first_events: dict[str, int] = {}
         for changed, event_id in rows:
             first_events.setdefault(changed, event_id)

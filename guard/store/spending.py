@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
 from .database import Database
 
-#: Days are kept for so long: a year, and a month to look back at it.
+#: So many days on which something ran are kept, the newest: a year, and a month to look back at it. They are counted,
+#: since a clock that is ahead would make all of them old.
 KEPT_DAYS = 400
 #: So many rows may a day of one owner have; what further users of it spend is counted without their names.
 ROWS_OF_OWNER = 2000
@@ -43,9 +44,28 @@ def add(db: Database, at_ms: int, whose: tuple[str, str, str], gpu_ms: int, load
         user = ""
         if _add(db, (gpu_ms, load_ms, day, owner, user, template)):
             return
+    is_known = db.execute("SELECT 1 FROM spending WHERE day = ? LIMIT 1", (day,)).fetchone()
     db.execute("INSERT INTO spending VALUES (?, ?, ?, ?, 1, ?, ?)", (day, owner, user, template, gpu_ms, load_ms))
-    oldest = datetime.fromtimestamp(at_ms / 1000, timezone.utc).date() - timedelta(days=KEPT_DAYS)
-    db.execute("DELETE FROM spending WHERE day < ?", (oldest.isoformat(),))
+    if not is_known:
+        db.execute(
+            "DELETE FROM spending WHERE day < (WITH RECURSIVE days (day, number) AS (SELECT max(day), 1 FROM spending "
+            "UNION ALL SELECT (SELECT max(day) FROM spending WHERE spending.day < days.day), number + 1 FROM days "
+            "WHERE day IS NOT NULL AND number < ?) SELECT day FROM days WHERE number = ?)",
+            (KEPT_DAYS, KEPT_DAYS),
+        )
+
+
+def clamp(db: Database, now_ms: int) -> None:
+    """Count what was spent on days that have not come yet as spent today: the clock was ahead."""
+    today = name_day(now_ms)
+    db.execute(
+        "INSERT INTO spending SELECT ?, owner, user_id, template, sum(runs), sum(gpu_ms), sum(load_ms) FROM spending "
+        "WHERE day > ? GROUP BY owner, user_id, template ON CONFLICT (day, owner, user_id, template) "
+        "DO UPDATE SET runs = spending.runs + excluded.runs, gpu_ms = spending.gpu_ms + excluded.gpu_ms, "
+        "load_ms = spending.load_ms + excluded.load_ms",
+        (today, today),
+    )
+    db.execute("DELETE FROM spending WHERE day > ?", (today,))
 
 
 def _add(db: Database, values: tuple[object, ...]) -> bool:

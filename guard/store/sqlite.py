@@ -14,7 +14,7 @@ from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
 from ..spent import Spent
 from . import alarms as alarm_rows
-from . import outbox, queries, result_files, search, spending
+from . import outbox, queries, records, result_files, search, spending
 from .alarms import Alarm, NewAlarm
 from .database import Database, keep_last_numbers
 from .engine import Engine
@@ -42,10 +42,11 @@ from .held_file import Survives
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
 from .rows import find_job, find_retry, match_owner
+from .slices import Limits
 from .spending import Spending
 from .threads import Operation
 from .transitions import Transitions
-from .upkeep import Limits, Upkeep
+from .upkeep import Upkeep
 
 #: Bodies that are looked through at once for what earlier versions have not noted.
 WORKFLOWS_AT_ONCE = 200
@@ -87,6 +88,7 @@ class TableStore(Store):
         self.opened: Signal[[Recovery]] = Signal()
         self._upkeep = upkeep
         self._transitions = Transitions(clock, upkeep.take)
+        upkeep.forgotten.subscribe(lambda ids: self._transitions.recent.update(dict.fromkeys(ids)))
         #: By owner: how many jobs are open, as of the last commit.
         self._open: dict[str, int] = {}
 
@@ -297,10 +299,7 @@ class TableStore(Store):
                 (settled_before_ms, limit),
             ).fetchall()
             keep_last_numbers(db)
-            for table in ("transitions", "idempotency", "unread", "unheard", "webhooks", "made"):
-                db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
-            for table in ("bodies", "workflows", "jobs"):
-                db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])
+            records.forget(db, rows)
             self._transitions.touched.update((job_id, None) for _number, job_id in rows)
             return len(rows)
 

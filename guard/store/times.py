@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from . import spending
 from .database import Database, list_columns
 from .outbox import PAUSE_AT_MOST_S
 from .rows import IS_OPEN
@@ -44,6 +45,7 @@ def clamp(db: Database, now_ms: int) -> None:
         "the clock was ahead by %.1f s at least when this database was written: times from the future are set to now",
         (max(latest) - now_ms) / 1000,
     )
+    spending.clamp(db, now_ms)
     for table, columns in list_columns(db):
         # By their names, so that no column of a later version is forgotten.
         latest_of = {name: plan_ms if name == "next_at_ms" else now_ms for name in columns if name.endswith("_ms")}

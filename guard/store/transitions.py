@@ -31,8 +31,8 @@ class Transitions:
         recent: the jobs that changed last, as the commits before this transaction have left them.
     """
 
-    def __init__(self, clock: Clock, take_room: Callable[[int], None] = lambda _bytes: None) -> None:
-        """`take_room` counts a body that is written, or refuses it."""
+    def __init__(self, clock: Clock, take_room: Callable[[str, int], None] = lambda _owner, _bytes: None) -> None:
+        """`take_room` counts a body that an owner writes, or refuses it."""
         self._clock = clock
         self._take_room = take_room
         self.line = Line()
@@ -116,7 +116,7 @@ class Transitions:
                 raise QueueFullError.with_waiting(of_user, max_queued_of_user, of="user")
         if max_bytes_of_owner is not None:
             check_open_bytes(self.line.count_open_bytes(new.owner), len(new.body), max_bytes_of_owner)
-        self._take_room(len(new.body))
+        self._take_room(new.owner, len(new.body))
         job = self._insert(db, new, key)
         if key is not None:
             db.execute(

@@ -1,19 +1,18 @@
 """Keep the database small, in slices between the writer's commits.
 
 Bodies of settled jobs go after a time, where the database is too large, and where its disk runs short, the first
-settled first; what a job's nodes reported besides files goes with its body, where it is large. The pages that become
-free are given back to the disk, and so is a log that has grown.
+settled first; what a job's nodes reported besides files goes with its body, where it is large. Where no body is left
+and the database is still too large, records go: the oldest of the owner who has most. The pages that become free are
+given back to the disk, and so is a log that has grown.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,16 @@ from typing import Any
 
 from ..clock import Clock
 from ..errors import DiskFullError, GuardError
+from ..signal import Signal
+from . import slices
+from .bodies import LOOKED_AT, Found, delete_body, find_bodies
 from .database import Database
 from .facts import Size
-from .listed import keep_files
+from .records import Forgetter
 from .rows import pragma
-from .threads import Operation, complain, is_damage
+from .slices import AGAIN_S, Limits, Means, Read
+from .threads import complain, is_damage
 
-#: A slice ends after this time. One step of it is one body, or one page that moves.
-SLICE_S = 0.005
-#: After a failure the next slice waits for this long.
-AGAIN_S = 10.0
 #: Bodies are thinned out from the first of these shares of `max_bytes` on, down to the second. New jobs may take the
 #: database up to the last one while that goes on.
 THIN_ABOVE, THIN_TO, MOST = 0.95, 0.9, 1.125
@@ -49,39 +48,8 @@ TIDY_BYTES = 16 * 2**20
 CUT_PAGES = 200
 #: What a submit writes besides the body, in its rows and indexes.
 ROW_BYTES = 2048
-#: What nodes reported besides files stays without the body where a job's result is no larger than that.
-RESULT_BYTES = 16 * 2**10
-#: Jobs looked at in one search for bodies, which takes some 20 ms on a reader's thread, and bodies found at once.
-LOOKED_AT = 20_000
-FOUND = 500
 #: Pages that one deleted body, or one moved page, may write.
 STEP_PAGES = 3
-
-Read = Callable[[Operation[Any]], Future[Any]]
-
-
-@dataclass(frozen=True)
-class Means:
-    """What the engine lends.
-
-    Attributes:
-        begin: begins a transaction whose commit does not wait for the disk; raises where this process may no longer
-            write.
-        read: runs one on a reader's thread, which takes some milliseconds.
-        read_slowly: runs one on a thread that may take its time.
-    """
-
-    begin: Callable[[Database], None]
-    read: Read
-    read_slowly: Read
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When bodies of settled jobs go: see `store.bodies_max_age_s` and `store.max_bytes` (0: no limit)."""
-
-    bodies_max_age_s: float = math.inf
-    max_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,16 +67,6 @@ class Span:
 class _Search:
     span: Span
     future: Future[Found]
-
-
-@dataclass(frozen=True)
-class Found:
-    """Numbers of jobs with bodies and when they settled, the first ones first; up to when; whether there are no more
-    after that."""
-
-    bodies: list[tuple[int, int]]
-    up_to_ms: int
-    is_end: bool
 
 
 class Upkeep:
@@ -135,6 +93,9 @@ class Upkeep:
         self._is_bare = False
         #: Whether pages can be given back; an old file has no way to tell whose page is the last one.
         self._is_incremental = True
+        self._forgetter = Forgetter(clock, limits)
+        #: The records of these jobs have gone. Called on the writer's thread.
+        self.forgotten: Signal[[list[str]]] = self._forgetter.forgotten
         #: Bodies to delete, each with the time at which its job settled, the first one first.
         self._found: deque[tuple[int, int]] = deque()
         #: No job that settled before that time has a body.
@@ -152,11 +113,18 @@ class Upkeep:
 
     # Submits. ------------------------------------------------------------------------------------------------
 
-    def take(self, body_bytes: int) -> None:
-        """Count a body that is about to be written. Raises DiskFullError where the database has no room for it."""
+    def take(self, owner: str, body_bytes: int) -> None:
+        """Count a body that an owner is about to write.
+
+        Raises:
+            DiskFullError: the database has no room for it.
+            QuotaExceededError: what room is left is for others.
+        """
         needed = body_bytes + ROW_BYTES
         if self.limits.max_bytes and (refusal := self._find_refusal(needed)) is not None:
             raise refusal
+        if self.size.used_bytes + self._added + needed > self.limits.max_bytes > 0:
+            self._forgetter.check(owner)
         self._added += needed
         self._untidy_bytes += needed
 
@@ -166,7 +134,9 @@ class Upkeep:
 
     def _find_refusal(self, needed: int) -> DiskFullError | None:
         after = self.size.used_bytes + self._added + needed
-        if after <= self.limits.max_bytes * (1 if self._is_bare else MOST):
+        # Where several owners have records, whoever has most of them leaves the others some room.
+        is_all = self._is_bare and not self._forgetter.is_shared
+        if after <= self.limits.max_bytes * (1 if is_all else MOST):
             return None
         facts = {"bytes": after - needed, "max_bytes": self.limits.max_bytes}
         return DiskFullError(
@@ -181,7 +151,9 @@ class Upkeep:
         """Whether a slice should not wait until there is nothing else to do."""
         limit = self.limits.max_bytes
         return self._untidy_bytes > TIDY_BYTES or bool(
-            limit and self.size.used_bytes + self._added > limit * THIN_ABOVE and not self._is_bare
+            limit
+            and self.size.used_bytes + self._added > limit * THIN_ABOVE
+            and (self._forgetter.has_some or not self._is_bare)
         )
 
     # Slices. -------------------------------------------------------------------------------------------------
@@ -197,6 +169,7 @@ class Upkeep:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             self._found.clear()
+            self._forgetter.start_anew()
             self._search = self._tidying = None
             self._due_s = time.monotonic() + AGAIN_S
             if is_damage(error) or not isinstance(error, (sqlite3.Error, OSError, GuardError)):
@@ -220,6 +193,9 @@ class Upkeep:
         now_ms = self._clock.now_ms()
         excess = self._find_excess()
         if excess > 0 and self._thin(db, means, Span(now_ms, is_all=True), excess):
+            return True
+        if self._is_bare and self._is_thinning and (forgotten := self._forgetter.turn(db, means)) is not None:
+            self._untidy_pages += forgotten * STEP_PAGES
             return True
         if is_idle and self._has_too_many_free() and self.size.log_bytes <= LOG_MOST:
             if self._tidying is None:  # otherwise the log would grow faster than it is worked in
@@ -251,7 +227,9 @@ class Upkeep:
         used, most = self.size.used_bytes, self._pressed_to_bytes
         if limit := self.limits.max_bytes:
             self._is_thinning = used > limit * (THIN_TO if self._is_thinning else THIN_ABOVE)
-            if self._is_thinning:
+            if not self._is_thinning:
+                self._forgetter.relax()
+            else:
                 most = min(most, limit * THIN_TO)
         return used - most
 
@@ -262,7 +240,7 @@ class Upkeep:
         self._is_bare = False
         if not span.covers(self._found[0][1]):
             return False
-        until_s = time.monotonic() + SLICE_S
+        until_s = time.monotonic() + slices.SLICE_S
         bodies = size = done_ms = 0
         now_ms = self._clock.now_ms()
         means.begin(db)
@@ -309,7 +287,7 @@ class Upkeep:
 
     def _give_back(self, db: sqlite3.Connection, means: Means) -> None:
         """Move pages from the end of the file to free places, and cut the end off."""
-        until_s = time.monotonic() + SLICE_S
+        until_s = time.monotonic() + slices.SLICE_S
         means.begin(db)
         while time.monotonic() < until_s:
             # One page: Python takes only the first step of the statement.
@@ -332,52 +310,3 @@ class Upkeep:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
             db.execute(f"PRAGMA busy_timeout = {before}")
-
-
-def find_bodies(db: Database, after_ms: int, before_ms: int, limit: int) -> Found:
-    """Look at the first `limit` jobs that settled in that time, from `after_ms` on, for those that have bodies."""
-    looked_at = (
-        "SELECT number, settled_at_ms FROM jobs INDEXED BY jobs_settled WHERE settled_at_ms >= ? AND settled_at_ms < ? "
-        "ORDER BY settled_at_ms LIMIT ?"
-    )
-    values = (after_ms, before_ms, limit)
-    query = (
-        f"SELECT number, settled_at_ms FROM ({looked_at}) AS looked_at "
-        "WHERE EXISTS (SELECT 1 FROM bodies WHERE bodies.number = looked_at.number) ORDER BY settled_at_ms LIMIT ?"
-    )
-    bodies = db.execute(query, (*values, FOUND)).fetchall()
-    if bodies:
-        return Found(bodies, bodies[-1][1], is_end=False)
-    looked, last_ms = db.execute(
-        f"SELECT count(*), max(settled_at_ms) FROM ({looked_at}) AS looked_at", values
-    ).fetchone()
-    return Found([], last_ms or after_ms, is_end=looked < limit)
-
-
-def delete_body(db: Database, number: int, now_ms: int) -> int:
-    """Delete the body of a job that has settled, and what is large of its result; return their bytes. An open job keeps
-    its body."""
-    where = "number = ? AND EXISTS (SELECT 1 FROM jobs WHERE jobs.number = bodies.number AND settled_at_ms IS NOT NULL)"
-    row = db.execute(f"SELECT length(body) FROM bodies WHERE {where}", (number,)).fetchone()
-    if row is None:
-        return 0
-    db.execute("DELETE FROM bodies WHERE number = ?", (number,))
-    db.execute("UPDATE jobs SET body_gone_at_ms = ? WHERE number = ?", (now_ms, number))
-    return int(row[0]) + _shorten_result(db, number)
-
-
-def _shorten_result(db: Database, number: int) -> int:
-    """Leave of a large result the files, and nothing of the ids of the nodes asked for it; return the bytes less."""
-    large = "coalesce(length(result), 0) + length(outputs_to_execute)"
-    where = f"number = ? AND {large} > ?"
-    row = db.execute(f"SELECT result, {large} FROM jobs WHERE {where}", (number, RESULT_BYTES)).fetchone()
-    if row is None:
-        return 0
-    result = json.loads(row[0]) if row[0] else None
-    if result is not None:
-        result["outputs"] = keep_files(result["outputs"])
-        if len(json.dumps(result["outputs"])) > RESULT_BYTES:  # names can be long as well
-            result["outputs"] = {}
-    shortened = json.dumps(result) if result is not None else None
-    db.execute("UPDATE jobs SET result = ?, outputs_to_execute = '[]' WHERE number = ?", (shortened, number))
-    return max(0, int(row[1]) - len(shortened or ""))

@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import marshal
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Protocol
 
 from .. import messages
-from ..bounds import INLINE_BYTES, work
+from ..bounds import INLINE_BYTES, LARGE_BYTES, work
 from ..client import Client
 from ..clock import Clock
 from ..errors import (
@@ -58,6 +56,7 @@ from .conversion import make_converter
 from .costs import Costs
 from .fetch import Fetcher
 from .limits import Limits
+from .prints import take_print
 from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key, write_body
 from .requeues import check_requeues
 
@@ -171,6 +170,7 @@ class Admission:
 
             prompt = await self._parse(request)
             size = len(request.raw)  # whatever walks through the prompt goes by that
+            is_large = size > LARGE_BYTES
             locale = messages.choose(prompt.options.locale, request.accept_language, self._settings.messages.locale)
             names = {file.stored_as(client.owner): file.filename or file.field for file in request.files}
             stack.push(partial(self._address_refusal, client.owner, names, locale))
@@ -188,7 +188,7 @@ class Admission:
                 await hold.keep(prompt.graph, size)  # first, because the janitor may be deleting one of the same name
                 await stack.enter_async_context(self._uploads.place(client.owner, files))
             await work(size, self._check_graph, prompt.graph, client)
-            checked = await work(size, _take_print, prompt.graph)
+            checked = await work(size, take_print, prompt.graph, is_large)
             webhook = self._choose_webhook(prompt.options.webhook, client)
             moved = await self._references.resolve(prompt.graph, client, size)
             body = await work(
@@ -197,7 +197,7 @@ class Admission:
             await hold.keep(prompt.graph, size)  # before anything looks at the files that it names
             rehearsal = await self._rehearse(prompt)
             outputs = rehearsal.outputs_to_execute
-            if checked is None or await work(size, _take_print, prompt.graph) != checked:
+            if checked is None or await work(size, take_print, prompt.graph, is_large) != checked:
                 # ComfyUI replaces renamed classes, and packs may change a prompt.
                 await work(size, self._check_graph, prompt.graph, client)
             media = await self._faces.open_loaded(prompt.graph, outputs)
@@ -380,17 +380,6 @@ def _check_kind(request: Submission) -> None:
             "This key may use the server's templates only, and sends no graph.",
             details="POST /guarded/workflows/{name} takes a template's parameters; GET /guarded/workflows lists them.",
         )
-
-
-def _take_print(graph: Mapping[str, Any]) -> bytes | None:
-    """What tells a graph from a changed one; None where it holds what did not come out of JSON.
-
-    A fiftieth of the time of a pass of the policy. Format 2 has no references, so equal graphs have equal prints.
-    """
-    try:
-        return blake2b(marshal.dumps(dict(graph), 2), digest_size=16).digest()  # kept while the host validates it
-    except ValueError:
-        return None
 
 
 def _is_by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from ..client import LOCAL, Client
 from ..errors import BadImageError, FetchFailedError, GuardError, PayloadTooLargeError, PolicyViolationError
 from ..files.uploads import Incoming, UploadedFile, Uploads
 from ..host import Names
+from ..quotas import Parcel, Quotas
 from ..settings import FetchSettings
 from ..urls import Reach, Url, UrlError, is_source, read_url
 from .limits import Limits
@@ -146,6 +147,7 @@ class Fetcher:
         rules: FetchRules,
         uploads: Uploads,
         limits: Limits,
+        quotas: Quotas,
         file_inputs: Callable[[str], Mapping[str, Names]],
         download: Download,
     ) -> None:
@@ -154,6 +156,7 @@ class Fetcher:
         self._rules = rules
         self._uploads = uploads
         self._limits = limits
+        self._quotas = quotas
         self._file_inputs = file_inputs
         self._download = download
         self._room = asyncio.Semaphore(settings.at_once)
@@ -197,14 +200,16 @@ class Fetcher:
             with _told(text, places):
                 self._check(text, client)
         incoming: list[Incoming] = []
-        left = _Left(settings.max_request_bytes - bytes_besides, settings.max_request_bytes)
+        parcel = self._quotas.open_parcel(client)
+        left = _Left(settings.max_request_bytes - bytes_besides, settings.max_request_bytes, parcel)
         try:
             tasks = [
                 asyncio.ensure_future(self._fetch_one(text, places, client, incoming, left))
                 for text, places in sources.items()
             ]
             try:
-                files = await asyncio.gather(*tasks)
+                with self._quotas.counting():
+                    files = await asyncio.gather(*tasks)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -214,6 +219,7 @@ class Fetcher:
         finally:
             if incoming:
                 await asyncio.shield(asyncio.to_thread(_discard, incoming))
+            parcel.close()
 
     def _check(self, text: str, client: Client) -> None:
         if text[:5].lower() != "data:":
@@ -227,7 +233,7 @@ class Fetcher:
         with _told(text, places):
             name = name_source(text)
             if text[:5].lower() == "data:":
-                file = await self._start_file(places[0].name, name, incoming)
+                file = await self._start_file(places[0].name, name, incoming, left.parcel)
                 await asyncio.to_thread(_decode, text, file, left)
             else:
                 file = await self._download_file(text, name, places[0].name, client, incoming, left)
@@ -262,7 +268,7 @@ class Fetcher:
     ) -> Incoming:
         broken: Broken | None = None
         for _attempt in range(2):
-            file = await self._start_file(field, name, incoming)
+            file = await self._start_file(field, name, incoming, left.parcel)
             taken = 0
             start = partial(_check_length, file.max_bytes, name)
             try:
@@ -280,9 +286,9 @@ class Fetcher:
         assert broken is not None
         raise broken.error
 
-    async def _start_file(self, field: str, name: str, incoming: list[Incoming]) -> Incoming:
+    async def _start_file(self, field: str, name: str, incoming: list[Incoming], parcel: Parcel) -> Incoming:
         """Begin a file, and remember it even if the request ends meanwhile."""
-        starting = asyncio.ensure_future(asyncio.to_thread(self._uploads.start_file, field, name))
+        starting = asyncio.ensure_future(asyncio.to_thread(self._uploads.start_file, field, name, parcel))
         try:
             return await asyncio.shield(starting)
         finally:
@@ -317,10 +323,11 @@ class _Room:
 
 
 class _Left:
-    """How many bytes the request's files may still have."""
+    """How many bytes the request's files may still have; `parcel` counts them for their owner."""
 
-    def __init__(self, left: int, limit: int) -> None:
+    def __init__(self, left: int, limit: int, parcel: Parcel) -> None:
         self.taken = 0
+        self.parcel = parcel
         self._left = left
         self._limit = limit
         self._lock = threading.Lock()  # a `data:` URL is decoded on another thread

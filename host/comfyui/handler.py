@@ -20,7 +20,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
-from ...guard.bounds import work
+from ...guard.bounds import read_shortened, work
 from ...guard.errors import NotFoundError, clip, clip_all
 from ...guard.host import Refusal
 from ...guard.life.contain import EscapedError, OverdueError, catch, contain
@@ -34,6 +34,8 @@ Handler = Callable[..., Any]
 FAILED = "ComfyUI failed on this prompt."
 
 #: Whether this task validates a prompt for us; those that it starts inherit the answer.
+#: So much is read of each text in a refusal, which quotes whole values: more than is passed on.
+_READ_BYTES = 2000
 _contained: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_contained", default=False)
 
 
@@ -70,7 +72,7 @@ class NativePrompt:
             details = clip(f"{type(raised).__name__}: {raised}")
             return Refusal("exception_during_validation", FAILED, details, {}, {})
         # It quotes the values that are wrong, all of them.
-        answer = await work(len(response.body), json.loads, response.body) if response.body else {}
+        answer = await work(len(response.body), read_shortened, response.body, _READ_BYTES) if response.body else {}
         error, node_errors = answer.get("error"), _clip_node_errors(answer.get("node_errors") or {})
         if response.status == 200 and error is None and not node_errors:
             return None

@@ -25,6 +25,7 @@ from ...guard.files.files import OwnFile
 from ...guard.files.names import is_plain, split_annotation
 from ...guard.files.uploads import UploadedFile, translate_disk_errors
 from ...guard.job import ROOTS
+from ...guard.quotas import Kind
 from ..about import FILES, READ, UPLOAD, About
 from ..form import is_form, receive_form
 from ..sending import OpenFile, answer_unchanged, has_the_end, make_headers, send
@@ -51,8 +52,9 @@ async def get_view(call: Call) -> web.StreamResponse:
     file = await _open(call, source)
     try:
         if "preview" in query or query.get("channel") in ("rgb", "a"):
+            await call.turn.take(Kind.LARGE)
             return await _convert(call, file)
-        call.turn.rest()
+        await call.turn.take(Kind.SEND)
         response = await send(call.request, file, call.services.settings.limits.body_timeout_s)
     finally:
         file.handle.close()
@@ -166,7 +168,7 @@ async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
     call.services.health.check_disk()
     if not is_form(call.request):
         raise InvalidRequestError("The body must be a multipart form.")
-    async with receive_form(call.request, call.services.uploads, _WORDS, _WORDS_BYTES) as form:
+    async with receive_form(call, _WORDS, _WORDS_BYTES) as form:
         file = next((file for file in form.files if file.field == "image"), None)
         if file is None:
             raise InvalidRequestError("The form has no file `image`.", extra_info={"field": "image"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from ...guard.callers.bodies import HistoryEntry
+from ...guard.quotas import Kind
 from ..about import COMMAND, READ, About
 from ..asked import read_command, read_ids, read_whole_number
 from ..shapes import QueueCommand
@@ -21,12 +22,14 @@ async def get_history(call: Call) -> web.StreamResponse:
         offset = None  # which is how ComfyUI says "the last ones"
     if limit is not None and limit <= 0:
         return respond({})
+    await call.turn.take(Kind.LARGE)
     entries = await call.services.jobs.list_history(call.client, min(limit or _AT_MOST, _AT_MOST), offset)
     return await respond_at_length(entries)
 
 
 async def get_history_of(call: Call) -> web.StreamResponse:
     """One settled job; empty until it has settled, and for jobs that are not the caller's."""
+    await call.turn.take(Kind.LARGE)
     return respond(await call.services.jobs.find_history_entry(call.request.match_info["prompt_id"], call.client))
 
 

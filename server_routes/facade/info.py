@@ -14,6 +14,7 @@ from aiohttp import web
 from ...guard.client import LOCAL
 from ...guard.errors import NotFoundError
 from ...guard.files.names import mentions_uploads, owner_folder
+from ...guard.quotas import Kind
 from ..about import About
 from ..table import Call, Route, respond
 
@@ -32,6 +33,7 @@ _SHOWN = frozenset({"os", "ram_total", "ram_free"})
 
 async def get_object_info(call: Call) -> web.StreamResponse:
     """Every node class and its inputs."""
+    await call.turn.take(Kind.LARGE)
     return await _answer_object_info(call, await call.services.host.native("/object_info"))
 
 

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from ...guard.callers import as_comfyui
 from ...guard.callers.bodies import ListedJob, ListedJobInFull
 from ...guard.errors import InvalidRequestError, NotFoundError
+from ...guard.quotas import Kind
 from ...guard.store import Listing
 from ..about import COMMAND, READ, WRITE, About
 from ..asked import read_choice, read_command, read_ids, read_number
@@ -59,6 +60,7 @@ async def list_api_jobs(call: Call) -> web.StreamResponse:
         limit=int(read_number(call, "limit", _AT_MOST, 1, 2**53)),
         offset=max(offset, 0),
     )
+    await call.turn.take(Kind.LARGE)
     jobs, count, total = await call.services.jobs.list_page(call.client, listing)
     pagination: Pagination = {
         "offset": listing.offset,
@@ -71,6 +73,7 @@ async def list_api_jobs(call: Call) -> web.StreamResponse:
 
 async def get_api_job(call: Call) -> web.StreamResponse:
     """One job, in the shape of ComfyUI's newer view."""
+    await call.turn.take(Kind.LARGE)
     return respond(await call.services.jobs.find_listed_job(call.request.match_info["job_id"], call.client))
 
 

@@ -7,6 +7,7 @@ from typing_extensions import TypedDict
 
 from ...guard.callers.bodies import QueueBody
 from ...guard.errors import InvalidRequestError
+from ...guard.quotas import Kind
 from ..about import COMMAND, READ, About
 from ..asked import read_command, read_ids
 from ..shapes import InterruptRequest, QueueCommand
@@ -33,6 +34,7 @@ async def get_prompt(call: Call) -> web.StreamResponse:
 
 async def get_queue(call: Call) -> web.StreamResponse:
     """The caller's open jobs. A job is in here from the 200 until it is in the history."""
+    await call.turn.take(Kind.LARGE)
     return await respond_at_length(await call.services.jobs.list_queue(call.client))
 
 

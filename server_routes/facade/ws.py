@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from ...guard.callers.sockets import Socket
+from ...guard.callers.socket import Socket
 from ..about import About, Schema
-from ..events import LAST_EVENT_ID, read_last_event_id
+from ..events import LAST_EVENT_ID, STALLED_S, read_last_event_id
+from ..pace import Going
 from ..table import Call, Route
 
 log = logging.getLogger("guarded.sockets")
@@ -60,10 +61,11 @@ async def _write(call: Call, ws: web.WebSocketResponse, socket: Socket) -> None:
     with contextlib.suppress(ConnectionError):
         while True:
             message = await socket.next()
-            if isinstance(message.content, str):
-                await ws.send_str(message.content)
-            else:
-                await ws.send_bytes(message.content)
+            with Going(call.request, STALLED_S, given=len(message.content)):
+                if isinstance(message.content, str):
+                    await ws.send_str(message.content)
+                else:
+                    await ws.send_bytes(message.content)
             call.services.sockets.mark_sent(message)
 
 

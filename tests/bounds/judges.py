@@ -37,11 +37,11 @@ class Patient:
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, aiohttp.http_exceptions.HttpProcessingError):
             return 0, b""
 
-    async def measure(self, path: str, body: bytes, headers: Mapping[str, str]) -> Cost:
+    async def measure(self, path: str, body: bytes, headers: Mapping[str, str], method: str = "POST") -> Cost:
         await self._settle()
         await self.read_stall_s()
         before = read_peak(self.host.pid, afresh=True)
-        status, answer = await self.send(path, body, headers)
+        status, answer = await self.send(path, body, headers, method)
         await asyncio.sleep(0.2)  # what is done after the answer counts too
         stall_s = await self.read_stall_s()
         return Cost(status, answer, stall_s, read_peak(self.host.pid) - before)

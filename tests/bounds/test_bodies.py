@@ -11,8 +11,6 @@ from contract.conftest import hosts
 SPARE_S = 0.05
 #: Memory that a server takes now and then by itself, of whatever it does.
 SPARE_BYTES = 24 * MIB
-#: … and of one row more, until it is known why: after many others it holds 45 MiB beyond native, by itself 20.
-MORE_SPARE_BYTES = {"prompt, 15 texts of 1 MiB": 40 * MIB}
 TRIES = 3
 
 pytestmark = pytest.mark.serial
@@ -47,8 +45,7 @@ async def judge(row: Row, ours: Patient, bare: Patient | None, key: dict[str, st
         cost = await ours.measure(row.path, body, headers)
         told.append(f"ours {cost}; native {native}")
         allowed_s = SPARE_S + (native.stall_s if native is not None else 0)
-        spare_bytes = SPARE_BYTES + MORE_SPARE_BYTES.get(row.name, 0)
-        allowed_bytes = spare_bytes + max(4 * len(body), native.memory_bytes if native is not None else 0)
+        allowed_bytes = SPARE_BYTES + max(4 * len(body), native.memory_bytes if native is not None else 0)
         if cost.stall_s <= allowed_s and cost.memory_bytes <= allowed_bytes:
             break
         await asyncio.sleep(0.5)

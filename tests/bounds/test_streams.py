@@ -98,3 +98,39 @@ async def test_a_key_opens_no_more_streams_than_it_may_and_the_server_answers_as
                     await close(stream)
                 await asyncio.to_thread(process.stop)
     assert waits["/guarded/ready"] <= waits["/queue"] + 0.05, waits
+
+
+@pytest.mark.serial
+async def test_the_next_stream_is_refused_by_name_and_others_open_theirs(guarded_host, key, session):
+    """On each kind of host, both kinds of stream together."""
+    url = guarded_host.url
+    other = {"Authorization": f"Bearer {make_key(guarded_host.base, 'streams')}"}
+    await asyncio.sleep(2)  # a new key takes effect within a second
+    kept = []
+    try:
+        for number in range(ALLOWED):
+            if number % 2:
+                kept.append(await session.ws_connect(f"{url}/guarded/ws?clientId=s{number}", headers=key))
+            else:
+                kept.append(await session.get(f"{url}/guarded/events", headers=key))
+                assert kept[-1].status == 200
+        for _ in range(3):
+            async with session.get(f"{url}/guarded/events", headers=key) as refused:
+                told = await refused.json()
+                assert (refused.status, told["guard"]["code"]) == (429, "quota_exceeded")
+                assert told["error"]["extra_info"]["of"] == "streams"
+            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+                await session.ws_connect(f"{url}/guarded/ws", headers=key)
+            assert caught.value.status == 429
+        async with session.ws_connect(f"{url}/guarded/ws", headers=other) as ws:
+            assert (await ws.receive_json(timeout=60))["type"] == "status"
+        prompt = {"prompt": {"1": {"class_type": "FaultText", "inputs": {"text": "streams", "seed": int(time.time())}}}}
+        for headers in (other, key):
+            async with session.post(f"{url}/guarded/prompt?wait=100", json=prompt, headers=headers) as answer:
+                assert (await answer.json())["guard"]["job"]["state"] == "succeeded"
+        await close(kept.pop())
+        async with session.get(f"{url}/guarded/events?wait=0", headers=key) as freed:
+            assert freed.status == 200
+    finally:
+        for stream in kept:
+            await close(stream)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from comfyui_guarded.guard import bounds
-from comfyui_guarded.guard.bounds import Bounds, read_json, read_model
+from comfyui_guarded.guard.bounds import Bounds, read_json, read_model, read_shortened
 from comfyui_guarded.guard.errors import QUOTED, InvalidRequestError, NotFoundError, PayloadTooLargeError
 
 TEXTS = st.text(alphabet=st.sampled_from('a"\\[]{},: \nя'), max_size=12)
@@ -107,3 +107,29 @@ def test_an_answer_quotes_the_beginning_of_what_came():
         "ж" * (QUOTED - 1) + "…": ["ж" * (QUOTED - 1) + "…"],
     }
     assert len(json.dumps(body, ensure_ascii=False)) < 6000
+
+
+LONG = st.text(alphabet=st.sampled_from('a"\\\n я😀'), max_size=80)
+
+
+@settings(max_examples=200)
+@given(st.recursive(LONG | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(LONG, inner)), st.booleans())
+def test_of_what_somebody_else_wrote_the_beginning_of_each_text_is_read(value, is_ascii):
+    raw = json.dumps(value, ensure_ascii=is_ascii).encode()
+    assert read_shortened(raw, 10**6) == value
+    compare_beginnings(read_shortened(raw, 24), value)
+
+
+def compare_beginnings(read, value):
+    if isinstance(value, str):
+        whole = read.rstrip("\ufffd").encode("utf-16", "replace").decode("utf-16", "replace").rstrip("\ufffd?")
+        assert value.startswith(whole)
+        assert read == value or len(json.dumps(value)) > 24
+    elif isinstance(value, list):
+        assert len(read) == len(value)
+        for one, other in zip(read, value, strict=True):
+            compare_beginnings(one, other)
+    elif isinstance(value, dict):
+        assert isinstance(read, dict)
+    else:
+        assert read == value

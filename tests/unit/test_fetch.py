@@ -74,7 +74,15 @@ class Door:
         limits = Limits(given.limits, clock)
         rules = FetchRules(given.fetch, given.policy.fetch_hosts)
         self.downloader = Downloader(rules, given.fetch)
-        fetcher = Fetcher(given.fetch, rules, self.uploads, limits, self.host.file_inputs, self.downloader.download)
+        fetcher = Fetcher(
+            given.fetch,
+            rules,
+            self.uploads,
+            limits,
+            Quotas(given.limits),
+            self.host.file_inputs,
+            self.downloader.download,
+        )
         references = References(self.host, Files(self.host, store))
         # fmt: off
         self.admission = Admission(

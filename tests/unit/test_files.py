@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import filecmp
 import hashlib
 import os
 import time
@@ -249,6 +250,24 @@ def test_an_upload_takes_no_name_that_is_taken(place):
     own = place.base / "input" / folder_of("mine")
     assert {path.name: path.read_bytes() for path in own.iterdir()} == {"a.png": b"3", "a (1).png": b"2"}
     assert list((place.base / "input" / INCOMING).iterdir()) == []
+
+
+def test_the_hundredth_upload_of_one_name_looks_at_no_more_files_than_the_twentieth(place, monkeypatch):
+    looked_at = []
+    compare = filecmp.cmp
+    monkeypatch.setattr(filecmp, "cmp", lambda *paths, **how: looked_at.append(paths) or compare(*paths, **how))
+    names, looks = [], []
+    long_name = "x" * 236 + ".png"
+    for filename in ("a.png", long_name):
+        for number in range(100):
+            before = len(looked_at)
+            names.append(place.files.save(MINE, _sent(place, b"%d" % number), filename, "input", "", False))
+            looks.append(len(looked_at) - before)
+    assert len(set(names)) == 200
+    assert all(name.endswith(".png") for name in names)
+    assert max(looks) <= 10
+    for number in (3, 50, 99):  # what is sent again is found
+        assert place.files.save(MINE, _sent(place, b"%d" % number), "a.png", "input", "", False) == names[number]
 
 
 def test_an_upload_that_is_sent_again_is_as_young_as_a_new_one(place):

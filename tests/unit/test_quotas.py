@@ -8,8 +8,8 @@ import pytest
 from unit.fakes import settings
 
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
-from comfyui_guarded.guard.errors import QuotaExceededError
-from comfyui_guarded.guard.quotas import Quotas, turns
+from comfyui_guarded.guard.errors import PayloadTooLargeError, QuotaExceededError
+from comfyui_guarded.guard.quotas import Kind, Quotas, turns
 from comfyui_guarded.guard.quotas import quotas as module
 
 BOT = Client("bot", operator=False)
@@ -148,3 +148,63 @@ async def test_there_is_an_end_to_requests_that_wait(monkeypatch):
         await quotas.begin_request(BOT)
     given[0].close()
     (await quotas.begin_request(BOT)).close()
+
+
+async def test_a_fifth_of_the_requests_may_be_large_and_they_take_no_turns_of_others():
+    quotas = made(max_requests=10)
+    turns_of_bot = [await quotas.begin_request(BOT) for _ in range(10)]
+    large = [asyncio.create_task(turn.take(Kind.LARGE)) for turn in turns_of_bot]
+    await settle()
+    assert [task.done() for task in large] == [True] * 2 + [False] * 8
+    small = [await asyncio.wait_for(quotas.begin_request(BOT), 1) for _ in range(10)]
+    turns_of_bot[0].rest()
+    await settle()
+    assert sum(task.done() for task in large) == 3
+    for turn in small:
+        turn.close()
+    for turn in turns_of_bot:
+        turn.close()
+        await settle()
+    assert all(task.done() for task in large)
+    await asyncio.wait_for(turns_of_bot[0].take(Kind.LARGE), 1)  # closed: it counts for nothing
+    assert not quotas._requests
+
+
+async def test_a_turn_that_was_given_up_for_another_that_does_not_come_is_free(monkeypatch):
+    monkeypatch.setattr(turns, "TURN_WITHIN_S", 0.05)
+    quotas = made(max_requests=1)
+    first = await quotas.begin_request(BOT)
+    await first.take(Kind.LARGE)
+    second = await asyncio.wait_for(quotas.begin_request(BOT), 1)
+    with pytest.raises(QuotaExceededError) as caught:
+        await second.take(Kind.LARGE)
+    assert caught.value.extra_info["of"] == "large_requests"
+    third = await asyncio.wait_for(quotas.begin_request(BOT), 1)
+    for turn in (first, second, third):
+        turn.close()
+    assert not quotas._requests
+
+
+def test_what_an_owner_is_sending_is_counted_until_it_has_gone_somewhere():
+    quotas = made(max_incoming_bytes=100)
+    refused = []
+    quotas.refused.subscribe(refused.append)
+    first = quotas.open_parcel(BOT, 60)
+    first.take(60)
+    with pytest.raises(QuotaExceededError) as caught:
+        quotas.open_parcel(BOT, 41)
+    assert caught.value.extra_info["of"] == "incoming_bytes"
+    assert refused == ["incoming_bytes"]
+    unknown = quotas.open_parcel(BOT)  # it declares no length
+    unknown.take(40)
+    with pytest.raises(QuotaExceededError):
+        unknown.take(1)
+    quotas.open_parcel(OTHER, 100).take(100)
+    quotas.open_parcel(OPERATOR, 10**9).take(10**9)
+    with pytest.raises(PayloadTooLargeError):
+        quotas.open_parcel(BOT, 101)
+    first.close()
+    unknown.take(60)
+    unknown.close()
+    unknown.close()
+    quotas.open_parcel(BOT, 100).take(100)

@@ -7,8 +7,10 @@ import pytest
 from unit.fakes import LONG_S, until
 
 from comfyui_guarded.guard.access.client_ids import ClientIds
+from comfyui_guarded.guard.callers import socket as one
 from comfyui_guarded.guard.callers import sockets
-from comfyui_guarded.guard.callers.sockets import Message, Sockets
+from comfyui_guarded.guard.callers.socket import Message
+from comfyui_guarded.guard.callers.sockets import Sockets
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.events.event import Event
@@ -286,14 +288,14 @@ async def test_another_owner_or_an_old_verdict_is_not_missed(hub, machine, store
 
 async def test_a_client_that_does_not_read_is_closed_and_its_rest_dropped(hub):
     socket, closed = opened(hub)
-    for _ in range(sockets.OUTBOX_MESSAGES):
+    for _ in range(one.OUTBOX_MESSAGES):
         passed(hub, "progress", {}, socket.sid)
     assert closed == [True]
     passed(hub, "progress", {}, socket.sid)
     assert closed == [True]
     assert await said(socket) == []
     big, closed = opened(hub)
-    big.put(Message(b"x" * (sockets.OUTBOX_BYTES + 1)))
+    big.put(Message(b"x" * (one.OUTBOX_BYTES + 1)))
     assert closed == [True]
 
 

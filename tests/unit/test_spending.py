@@ -1,5 +1,6 @@
 """What runs took: the table that outlives the jobs, and the months that are made of it."""
 
+import contextlib
 import csv
 import io
 
@@ -11,7 +12,7 @@ from comfyui_guarded.guard.errors import InvalidRequestError
 from comfyui_guarded.guard.job import SUCCESS, Result
 from comfyui_guarded.guard.operators.spending import Bills, write_csv
 from comfyui_guarded.guard.spent import NodeTime, Spent
-from comfyui_guarded.guard.store import spending
+from comfyui_guarded.guard.store import SqliteStore, spending
 
 DAY_MS = 86_400_000
 #: 2026-03-31 in the evening, UTC.
@@ -70,10 +71,35 @@ async def test_an_owner_with_a_new_user_for_each_job_fills_no_disk(store, clock,
     assert sorted((row["user"], row["runs"]) for row in month["rows"]) == [("", 5), ("u0", 1), ("u1", 1), ("u2", 1)]
 
 
-async def test_days_go_after_a_year_and_a_month(store, clock):
-    spend(store, clock, 1000)
-    spend(store, clock, 1000, EVENING_MS + 401 * DAY_MS)
-    assert (await Bills(store, clock).month(LOCAL, "2026-03"))["runs"] == 0
+def days_of(store):
+    return [row.day for row in store.read_spending(None, "2000-01-01", "2999-01-01", 10**6).result(LONG_S)]
+
+
+def test_the_newest_days_are_kept_by_their_number(store, clock, monkeypatch):
+    monkeypatch.setattr(spending, "KEPT_DAYS", 3)
+    for day in range(5):
+        for owner in ("a", "b"):
+            spend(store, clock, 1000, EVENING_MS + day * DAY_MS, owner=owner)
+    assert days_of(store) == ["2026-04-02"] * 2 + ["2026-04-03"] * 2 + ["2026-04-04"] * 2
+
+
+def test_a_clock_that_is_ahead_deletes_nothing_and_the_next_start_counts_its_days_as_today(tmp_path, clock):
+    """For one run the clock says that it is years later."""
+    with contextlib.closing(SqliteStore(tmp_path / "guarded.db", clock)) as store:
+        now_ms = clock.now_ms()
+        for ahead_days in (0, -1, 401, 2000):
+            spend(store, clock, 1000, now_ms + ahead_days * DAY_MS, owner="a", created_at_ms=now_ms + 2000 * DAY_MS)
+        spend(store, clock, 1000, now_ms + 401 * DAY_MS, owner="b")
+        assert len(days_of(store)) == 5
+    with contextlib.closing(SqliteStore(tmp_path / "guarded.db", clock)) as store:
+        store.recover("local", 2).result(LONG_S)
+        today, yesterday = spending.name_day(clock.now_ms()), spending.name_day(now_ms - DAY_MS)
+        rows = store.read_spending(None, "2000-01-01", "2999-01-01", 99).result(LONG_S)
+        assert [(row.day, row.owner, row.runs, row.gpu_ms) for row in rows] == [
+            (yesterday, "a", 1, 1000),
+            (today, "a", 3, 3000),
+            (today, "b", 1, 1000),
+        ]
 
 
 def test_a_job_tells_what_it_took_and_a_run_that_the_process_did_not_survive_counts_as_well(store):

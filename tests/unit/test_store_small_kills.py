@@ -46,13 +46,13 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module.register()
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.store import Limits, SqliteStore, compact, threads, upkeep
+from comfyui_guarded.guard.store import Limits, SqliteStore, compact, slices, threads, upkeep
 
 path, first, dies_at = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 threads.LOOK_S, threads.MORE_S = 0.01, 0.001
 upkeep.FREE_BYTES = upkeep.TIDY_BYTES = 2**18
 upkeep.LOG_BYTES, upkeep.TIDY_PAGES = 2**15, 100
-upkeep.SLICE_S = 0.001
+slices.SLICE_S = 0.001
 seen = 0
 
 def reach(what):

@@ -11,8 +11,8 @@ from unit.store_steps import CANCELLED, claim, run_to_success, submit
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import Artifact, JobState, Result, Webhook
 from comfyui_guarded.guard.store import DeliveryState, IdempotencyKey, NewAlarm, SqliteStore
+from comfyui_guarded.guard.store.bodies import delete_body
 from comfyui_guarded.guard.store.outbox import PAUSE_AT_MOST_S
-from comfyui_guarded.guard.store.upkeep import delete_body
 
 DAY_S = 86_400
 HOOK = Webhook("https://a.example/hook", tuple(state.value for state in JobState))

@@ -1,0 +1,113 @@
+"""Give up what hardly moves: a body that comes in a few bytes now and then, and an answer that nobody takes.
+
+Either would hold a connection, and what is in memory for it, for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from aiohttp import hdrs, web
+
+#: Slower than this over `limits.body_timeout_s`, and the connection is closed.
+_SLOWEST_BYTES_PER_S = 1024
+#: An answer is handed to the socket in pieces: what is not taken is in memory once, and nobody waits for a copy.
+PIECE_BYTES = 2**17
+#: What aiohttp sends by itself, a file of the page's, shows no progress. It has so many times as long.
+_UNSEEN = 10
+
+
+class Coming:
+    """Stops reading a body that hardly comes in: its reader gets a TimeoutError."""
+
+    def __init__(self, request: web.Request, timeout_s: float) -> None:
+        self.too_slow = False
+        self._content = request.content
+        self._timeout_s = timeout_s
+        self._seen = 0
+        self._timer: asyncio.TimerHandle | None = None
+        if not self._content.is_eof():
+            self._wait()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
+
+    def _look(self) -> None:
+        if self._content.is_eof():
+            return
+        came = self._content.total_bytes - self._seen
+        self._seen += came
+        if came >= _SLOWEST_BYTES_PER_S * self._timeout_s:
+            self._wait()
+        else:
+            self.too_slow = True
+            self._content.set_exception(asyncio.TimeoutError())
+
+
+class Going:
+    """Closes the connection of a client that hardly takes what is sent to it in the block: `with Going(…) as going`."""
+
+    def __init__(self, request: web.Request, timeout_s: float, *, given: int = 0, unseen: bool = False) -> None:
+        """`given`: what is sent by other means than `write`; `unseen`: nobody knows how much that is."""
+        self._transport = request.transport
+        self._timeout_s = timeout_s * (_UNSEEN if unseen else 1)
+        self._slowest = 0 if unseen else _SLOWEST_BYTES_PER_S * timeout_s
+        self._given, self._seen = given, 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Going:
+        self._wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def write(self, response: web.StreamResponse, data: bytes) -> None:
+        """Send a part of an answer. Raises ConnectionError where the connection is lost, or closed by this."""
+        view = memoryview(data)
+        for at in range(0, len(data), PIECE_BYTES):
+            piece = view[at : at + PIECE_BYTES]
+            self._given += len(piece)
+            await response.write(piece if len(data) > PIECE_BYTES else data)
+            if self._transport is None or self._transport.is_closing():
+                raise ConnectionResetError("the client is gone, or has stopped reading")
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
+
+    def _look(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        taken = self._given - transport.get_write_buffer_size()
+        if self._slowest and taken - self._seen >= self._slowest:
+            self._seen = taken
+            self._wait()
+        else:
+            transport.abort()  # to close it would wait for what nobody takes
+
+
+async def write_out(request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
+    """Send an answer whole, unless its handler has.
+
+    Raises ConnectionError where the client is gone, or hardly takes it for `timeout_s`.
+    """
+    if response.prepared:
+        return
+    body = response.body if type(response) is web.Response and not response.compression else None
+    is_long = isinstance(body, bytes) and len(body) > PIECE_BYTES and request.method != hdrs.METH_HEAD
+    with Going(request, timeout_s, unseen=type(response) is not web.Response) as going:
+        await response.prepare(request)
+        if isinstance(body, bytes) and is_long:
+            await going.write(response, body)
+            await web.StreamResponse.write_eof(response)  # the response's own would send its body, too
+        else:
+            await response.write_eof()
