@@ -215,7 +215,7 @@ class Template:
         left_out = {
             target.partition(".")[0]: name
             for name, parameter in parameters.items()
-            if not parameter.required
+            if not parameter.required and parameter.default is None
             for target in parameter.into
         }
         kept = drop_absent(graph, left_out)

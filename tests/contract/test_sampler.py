@@ -200,3 +200,29 @@ async def test_an_interrupt_in_comfyui_ends_the_sampler_and_is_told_apart(client
     await client.request("POST", "/interrupt", {"prompt_id": job_id})
     assert_ended_badly(await client.settled(job_id), "interrupted")
     assert_succeeded(await client.run(sampled(2, seed=9)))
+
+
+@pytest.mark.parametrize("name", ["wan_i2v", "ltx2_i2v"])
+async def test_the_end_of_a_film_template_is_a_film(client, name):
+    """What comes after the decoding, with two pictures in the place of what a model would have made."""
+    graph = TEMPLATES[name].graph
+    (check,) = [node_id for node_id, each in graph.items() if each["class_type"] == "GuardedValidateVideo"]
+    (create,) = [node_id for node_id, each in graph.items() if each["class_type"] == "CreateVideo"]
+    (output,) = TEMPLATES[name].manifest.outputs
+    size = {"upscale_method": "bilinear", "width": 512, "height": 512, "crop": "center"}
+    created = {each: value for each, value in graph[create]["inputs"].items() if each != "audio"}
+    checked = graph[check]["inputs"] | {"images": ["p3", 0], "width": 512, "height": 512, "frames": 2}
+    job = await client.run(
+        {
+            "p1": node("LoadImage", image=PHOTO),
+            "p2": node("ImageScale", image=["p1", 0], **size),
+            "p4": node("ImageInvert", image=["p2", 0]),
+            "p3": node("ImageBatch", image1=["p2", 0], image2=["p4", 0]),
+            check: node("GuardedValidateVideo", **checked),
+            create: node("CreateVideo", **created),
+            output: node("SaveVideo", **graph[output]["inputs"]),
+        }
+    )
+    assert_succeeded(job)
+    (film,) = job["artifacts"]
+    assert (film["kind"], film["frames"], film["filename"].rpartition(".")[2]) == ("video", 2, "mp4")

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from policy.known import describe
 from workflows import editor, specs
 
+from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import GuardError
 from comfyui_guarded.guard.models.sources import find_source
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings
@@ -156,6 +158,27 @@ def test_every_profile_lets_a_template_pass_as_it_stands_or_the_card_is_too_smal
     values = choose_values(template, given)
     Policy(settings).check(render(template, values))
     assert (estimate_vram_gib(template, values) <= settings.vram_budget_gb) is ((name, profile) not in TOO_SMALL)
+
+
+@every_template
+def test_a_strict_policy_lets_a_template_pass_whatever_is_asked_for(name):
+    """As on a server, where classes are declared and the sizes of photos are known."""
+    template = TEMPLATES[name]
+    policy = Policy(PolicySettings(profile="a5000", strict=True), describe=describe)
+    media = {
+        node_id: Media(1536, 2048) if node["class_type"] == "LoadImage" else Media(640, 480, 750, 30.0, 25.0)
+        for node_id, node in template.graph.items()
+        if node["class_type"] in ("LoadImage", "VHS_LoadVideo")
+    }
+    parameters = template.manifest.parameters
+    plain = {each: "x" for each, parameter in parameters.items() if parameter.is_needed}
+    files = {each: "x" for each, parameter in parameters.items() if parameter.type == "file"}
+    for more in ({}, files, *(each.when for each in template.manifest.wiring)):
+        asked = {
+            each: "x" if value is True and parameters[each].type == "file" else value for each, value in more.items()
+        }
+        graph = render(template, choose_values(template, {**plain, **asked}))
+        policy.check(graph, {node_id: of for node_id, of in media.items() if node_id in graph})
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl_face"])
