@@ -54,7 +54,7 @@ help:
 	@echo "make crowd   500 sockets and 200 submitters for a minute (CROWD='… --real' on a ComfyUI); fails where anything is"
 	@echo "             answered 5xx, a socket is lost or memory stays"
 	@echo "make format  ruff's fixes and format"
-	@echo "make pictures the page's pictures in docs/, made anew with Chromium"
+	@echo "make pictures the pictures in docs/, made anew with Chromium; that of the editor where a ComfyUI is found"
 	@echo "make clean   remove .venv and build"
 	@echo "The browser tests want Chromium: apt-get install chromium, or $(BIN)/python -m playwright install chromium"
 	@echo "COMFYUI_PATH=<folder> runs demo, serve and the contract tests on that ComfyUI"
@@ -65,7 +65,7 @@ demo: $(VENV)/.run-ready
 serve: $(VENV)/.run-ready
 	$(BIN)/python demo/tour.py --serve
 
-# The page's pictures in docs/, made anew; they need Chromium.
+# The pictures in docs/, made anew; they need Chromium, and that of the editor a ComfyUI.
 pictures: $(VENV)/.run-ready $(VENV)/.dev-ready
 	$(BIN)/python demo/pictures.py
 

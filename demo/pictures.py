@@ -1,6 +1,7 @@
-"""Make the page's pictures in docs/: a day of two bots, and an incident. `make pictures` runs it; it needs Chromium.
+"""Make the pictures in docs/: the page in a day of two bots and in an incident, and the editor with the tab open.
 
-The server is the sandbox. Its database gets the day before the start; a few jobs then run for real.
+`make pictures` runs it; it needs Chromium. The page's server is the sandbox, whose database gets the day before the
+start; a few jobs then run for real. The editor is that of a real ComfyUI, where one is found.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
 from comfyui_guarded.guard.access.keys import Key, create  # noqa: E402
 from comfyui_guarded.guard.job import SUCCESS, JobState, NewJob, Verdict  # noqa: E402
 from comfyui_guarded.guard.store import SqliteStore  # noqa: E402
-from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, sandbox_kind  # noqa: E402
+from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, real_kinds, sandbox_kind  # noqa: E402
 
 DOCS = ROOT / "docs"
 PHOTOS = Path(sys.prefix) / "photos" / "skimage" / "data"
@@ -71,6 +72,10 @@ def main() -> None:
             _shoot(browser, host, "page-dark.png", "en", "dark")
             _shoot(browser, host, "page-light-ru.png", "ru", "light")
             _shoot(browser, host, "page-incident.png", "en", "light", opens=failed)
+            browser.close()
+    for kind in real_kinds()[:1]:
+        with tempfile.TemporaryDirectory() as folder:
+            _shoot_editor(HostProcess(kind, Path(folder), environment={"GUARDED_NATIVE__MODE": "guarded"}))
 
 
 def _fill(database: Path) -> None:
@@ -160,6 +165,42 @@ def _shoot(browser: Browser, host: HostProcess, name: str, locale: str, scheme: 
     else:
         page.screenshot(path=DOCS / name)
     page.close()
+
+
+def _shoot_editor(host: HostProcess) -> None:
+    """Two faces found by the node, and the tab beside it with what has run."""
+    for name in NAMES:
+        shutil.copy(PHOTOS / name, host.base / "input" / name)
+    user = host.base / "user" / "default"
+    user.mkdir(parents=True)
+    settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Locale": "en"}
+    (user / "comfy.settings.json").write_text(json.dumps(settings))
+    rules = {"min_faces": 1, "max_faces": 0, "min_confidence": 0.5, "min_face_fraction": 0.04, "detector": "auto"}
+    checks = {"check_nan": True, "check_blank": True, "check_speckle": True, "check_frozen": False}
+    sizes = {"width": 0, "height": 0, "frames": 0, "on_fail": "raise"}
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "astronaut.png"}},
+        "2": {"class_type": "GuardedFaceCheck", "inputs": {"image": ["1", 0], **rules}},
+        "3": {"class_type": "GuardedValidateImage", "inputs": {"image": ["2", 0], **sizes, **checks}},
+        "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "portrait"}},
+    }
+    with host, sync_playwright() as playwright:
+        path = shutil.which("chromium") or shutil.which("google-chrome") or playwright.chromium.executable_path
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(locale="en", viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(2 * PATIENCE_MS)
+        page.goto(host.url)
+        page.wait_for_function("window.app?.vueAppReady && window.app.graph?._nodes.length")
+        page.evaluate("prompt => window.app.loadApiJson(prompt, 'portrait')", prompt)
+        page.wait_for_function("window.app.graph._nodes.some(one => one.type === 'GuardedFaceCheck')")
+        page.locator('.guarded-tab-button, [data-testid="guarded-tab-button"]').click()
+        page.evaluate("window.app.queuePrompt(0, 1)")
+        page.locator(".g-recent img").first.wait_for()
+        page.locator(".g-node figure rect").first.wait_for()
+        page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        time.sleep(3)  # it glides there
+        page.screenshot(path=DOCS / "editor.png")
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 import contextlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser.conftest import PATIENCE_MS, Faults, made_key, put_photos, shoot
-from contract.client import PlainClient, Prompt, node, picture, raises, save, sleep
-from playwright.sync_api import Browser, Page, TimeoutError, expect
+from contract.client import PlainClient, Prompt, node, picture, raises, save, sleep, text
+from playwright.sync_api import Browser, Page, Route, TimeoutError, expect
 
 from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
 
@@ -50,7 +52,11 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
     contexts, faults = [], []
 
     def opened(
-        settings: dict[str, Any] | None = None, prompt: Prompt | None = None, host: HostProcess = host, **options: Any
+        settings: dict[str, Any] | None = None,
+        prompt: Prompt | None = None,
+        host: HostProcess = host,
+        frontend: Path | None = None,
+        **options: Any,
     ) -> Page:
         user = host.base / "user" / "default"
         user.mkdir(exist_ok=True)
@@ -60,6 +66,8 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
         page = context.new_page()
         contexts.append(context)
         faults.append(Faults(page))
+        if frontend is not None:
+            page.route(re.compile(f"^{re.escape(host.url)}/(?!api/|extensions/)"), lambda route: serve(route, frontend))
         page.goto(host.url)
         page.wait_for_selector(OUR_TAB)
         # Its own first workflow comes last, and would take the place of ours.
@@ -83,6 +91,15 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
         context.close()
     ours = [fault for seen in faults for fault in seen.seen if "/extensions/ComfyUI-Guarded/" in fault]
     assert ours == []
+
+
+def serve(route: Route, frontend: Path) -> None:
+    """A file of the frontend where it has one of that name."""
+    path = frontend / (urlsplit(route.request.url).path.lstrip("/") or "index.html")
+    if path.is_file():
+        route.fulfill(path=path)
+    else:
+        route.fallback()
 
 
 def faces(photo: str, min_confidence: float = 0.5) -> Prompt:
@@ -253,26 +270,120 @@ def test_no_verdict_empties_the_editors_own_panels(editor: Callable[..., Page], 
     assert [line for line in said if "Jobs API" in line or "ZodError" in line] == []
 
 
+def suits(frontend: Path, host: HostProcess) -> bool:
+    """Whether ComfyUI of that age came with such a frontend: those before 1.28 ask the history, later ones its jobs."""
+    old = tuple(map(int, frontend.parents[1].name.split(".")[:2])) < (1, 28)
+    return host.kind == real_kinds()[-1 if old else 0]
+
+
 @pytest.mark.parametrize("frontend", FRONTENDS or [pytest.param(None, marks=pytest.mark.skip(NO_FRONTENDS))])
 def test_another_frontend_has_the_tab_and_whole_panels_too(
-    editor: Callable[..., Page], host: HostProcess, tmp_path: Path, frontend: Path
+    editor: Callable[..., Page], bot: PlainClient, host: HostProcess, frontend: Path
 ) -> None:
-    """With a ComfyUI that another frontend has been given to. The tab shows the job, and no list is rejected."""
-    if not host.kind.real or host.kind != real_kinds()[0]:
-        pytest.skip("one ComfyUI does: the lists are the same")
-    process = HostProcess(host.kind, tmp_path / "other", arguments=("--front-end-root", str(frontend)))
-    with process, contextlib.closing(PlainClient(process)) as bot:
-        bot.run(picture())
-        codes = [_ended(bot, sleep(3600), timeout_s=0.5), _ended(bot, raises("value_error")), _cancelled(bot)]
-        assert codes == ["generation_timeout", "generation_failed", "cancelled"]
-        page = editor(host=process)
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.reload()
-        panel = open_tab(page)
-        expect(panel.locator(".g-recent-card [data-job]")).to_have_count(4)
-        assert [line for line in said if "Jobs API" in line or "ZodError" in line] == []
-        page.goto("about:blank")
+    """Its files in place of those that the server has. The tab shows the jobs, and no list is rejected."""
+    if not suits(frontend, host):
+        pytest.skip("another ComfyUI came with this frontend")
+    good = bot.run(picture())
+    codes = [_ended(bot, sleep(3600), timeout_s=0.5), _ended(bot, raises("value_error")), _cancelled(bot)]
+    assert codes == ["generation_timeout", "generation_failed", "cancelled"]
+    page = editor(frontend=frontend)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    assert page.evaluate("window.__COMFYUI_FRONTEND_VERSION__") == frontend.parents[1].name
+    panel = open_tab(page)
+    expect(panel.locator(f'.g-recent-card [data-job="{good["job_id"]}"]')).to_be_visible()
+    shoot(page, f"frontend-{frontend.parents[1].name}-tab")
+    if page.locator(".queue-tab-button").count():
+        page.locator(".queue-tab-button").click()
+        expect(page.locator(".task-item, [data-testid='task-item']").first).to_be_visible()
+    else:
+        page.get_by_role("button", name="Expand job queue").click()
+        expect(page.get_by_text(good["artifacts"][0]["filename"])).to_be_visible()
+    shoot(page, f"frontend-{frontend.parents[1].name}-panel")
+    assert [line for line in said if re.search("Jobs API|ZodError|Invalid TaskItem", line)] == []
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_in_the_sidebar_nothing_is_cut_off_or_broken_over_lines(
+    editor: Callable[..., Page], bot: PlainClient, language: str
+) -> None:
+    """At the width that the sidebar has by itself."""
+    name = f"avatar-bot-of-the-salon-{language}"
+    key = {"Authorization": f"Bearer {bot.post(json.dumps({'name': name}).encode(), '/guarded/keys').json['secret']}"}
+    for prompt in (picture(), text(), raises("value_error")):
+        bot.post(json.dumps({"prompt": prompt}).encode(), "/guarded/prompt?wait=60", key)
+    for _ in range(3):
+        bot.post(json.dumps({"prompt": sleep(600)}).encode(), headers=key)
+    page = editor({"Comfy.Locale": language})
+    panel = open_tab(page)
+    expect(panel.locator(".g-queue-card tbody tr")).to_have_count(2)
+    expect(panel.locator(".g-recent-card .g-took:not(:empty)")).not_to_have_count(0)
+    panel.locator(".g-recent-card").scroll_into_view_if_needed()
+    shoot(page, f"editor-sidebar-{language}-{bot.host.kind.name}")
+    assert panel.bounding_box()["width"] < 420
+    faults = panel.evaluate(
+        """panel => [...panel.querySelectorAll(".g-name, .g-owner, .g-took, .g-when, .g-number, .g-verdict, .g-value")]
+            .filter(one => one.checkVisibility() && one.textContent && one.closest("thead") === null)
+            .map(one => {
+                const box = one.getBoundingClientRect(), text = document.createRange()
+                text.selectNodeContents(one)
+                const lines = new Set([...text.getClientRects()].map(part => Math.round(part.top))).size
+                const isBroken = !one.matches(".g-name, .g-owner, .g-verdict") && lines > 1
+                const isCut = one.clientWidth && one.scrollWidth > one.clientWidth + 1
+                const isOut = box.right > panel.getBoundingClientRect().right + 1
+                return isBroken || isCut || isOut ? [one.className, one.textContent, box.width, box.height] : null
+            })
+            .filter(Boolean)"""
+    )
+    assert faults == []
+    for row in panel.locator(".g-queue-card tbody tr").all():
+        expect(row).to_contain_text(name)
+
+
+def test_a_template_opens_with_a_photo_that_is_there_and_runs(editor: Callable[..., Page], bot: PlainClient) -> None:
+    """As the template browser opens it: the loader has the first photo, since the server cannot have one of ours."""
+    page = editor()
+    page.evaluate(
+        """async () => {
+            const answer = await window.app.api.fetchApi("/workflow_templates/ComfyUI-Guarded/photo_check.json")
+            await window.app.loadGraphData(await answer.json(), true, true, "photo_check")
+        }"""
+    )
+    loader = page.wait_for_function("window.app.graph._nodes.find(one => one.type === 'LoadImage')")
+    options, chosen = loader.evaluate("one => [one.widgets[0].options.values, one.widgets[0].value]")
+    assert chosen in (options if isinstance(options, list) else ["astronaut.png"]), (options, chosen)
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    shoot(page, f"editor-template-{bot.host.kind.name}")
+    assert page.evaluate("window.app.graph._nodes.filter(one => one.has_errors).map(one => one.type)") == []
+    run(page)
+    job = bot.get("/guarded/jobs?limit=1").json["jobs"][0]
+    while job["settled_at_ms"] is None:
+        job = bot.get(f"/guarded/jobs/{job['job_id']}?wait=5").json
+    assert job["state"] == "succeeded", job
+
+
+def test_the_editor_says_what_the_janitor_would_delete_of_ones_own(
+    editor: Callable[..., Page], bot: PlainClient, host: HostProcess
+) -> None:
+    mine = [host.base / "output" / name for name in ("mine one.png", "mine two.png")]
+    for path in mine:
+        path.write_bytes(b"x" * 4000)
+        os.utime(path, (time.time() - 30 * 86400,) * 2)
+    bot.post(b"", "/guarded/janitor/sweep?dry_run=1")  # they are counted every few minutes, and after this
+    page = editor()
+    told = page.locator(".p-toast-message").filter(has_text="were made by no job")
+    expect(told).to_contain_text("2 old files (7.8 KB)")
+    panel = open_tab(page)
+    question = panel.locator(".g-native")
+    expect(question).to_contain_text("2 old files (7.8 KB) were made by no job")
+    shoot(page, f"editor-janitor-{bot.host.kind.name}")
+    question.get_by_role("button", name="Keep them").press("Enter")
+    expect(question).to_be_hidden()
+    assert all(path.exists() for path in mine)
+    again = editor()
+    open_tab(again)
+    expect(again.locator(".g-recent-card")).to_be_visible()
+    expect(again.locator(".p-toast-message").filter(has_text="were made by no job")).to_have_count(0)
 
 
 def _ended(bot: PlainClient, prompt: Prompt, **guard: Any) -> str:

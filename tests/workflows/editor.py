@@ -28,6 +28,10 @@ API, WORKFLOWS = ROOT / "workflows" / "api", ROOT / "example_workflows"
 
 #: These keep their widgets' values by name.
 _BY_NAME = "VHS_"
+#: Loaders of pictures, whose choice is left to the editor: it takes the first picture that there is, where one that is
+#: named here would be missing on every server.
+_CHOSEN = {"LoadImage": "photo.png"}
+_WIDGETS = ("image", "upload")
 #: Loaders whose file may be uploaded have one widget more, the button.
 _UPLOADS = {"LoadImage": "image", "GuardedLoadFaceImage": "image", "GuardedLoadSound": "image"}
 _NODE, _GAP, _LINE = (300, 70), (80, 40), 24
@@ -42,6 +46,12 @@ def api(workflow: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]
 
 def _api_node(node: Mapping[str, Any], links: Mapping[int, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     given = {each["name"]: links[each["link"]] for each in node["inputs"] if each.get("link") is not None}
+    if "widgets_values" not in node:
+        return {
+            "class_type": node["type"],
+            "inputs": {"image": _CHOSEN[node["type"]]},
+            "_meta": {"title": node["title"]},
+        }
     values = node["widgets_values"]
     by_name = values if isinstance(values, dict) else dict(zip(_widgets(node["type"], known), values, strict=True))
     spec = known[node["type"]]["inputs"]
@@ -94,7 +104,7 @@ def drawn(name: str, graph: Mapping[str, Any], known: Mapping[str, Any]) -> dict
                 "inputs": inputs,
                 "outputs": [{"name": kind, "type": kind, "links": None} for kind in spec["outputs"]],
                 "properties": {"Node name for S&R": node["class_type"]},
-                "widgets_values": _widget_values(node, known),
+                **({} if node["class_type"] in _CHOSEN else {"widgets_values": _widget_values(node, known)}),
             }
         )
     for node in nodes:
@@ -134,7 +144,7 @@ def _widget_value(given: Mapping[str, Any], inputs: Mapping[str, Any], name: str
 
 
 def _height(node: Mapping[str, Any]) -> int:
-    rows = len(node["widgets_values"]) + max(len(node["inputs"]), len(node["outputs"]))
+    rows = len(node.get("widgets_values", _WIDGETS)) + max(len(node["inputs"]), len(node["outputs"]))
     return _NODE[1] + _LINE * rows + (120 if node["type"] == "CLIPTextEncode" else 0)
 
 
