@@ -23,8 +23,10 @@ from .guard.access.manage import KeyRing
 from .guard.access.tokens import Tokens
 from .guard.callers.backlog import Backlog
 from .guard.callers.estimate import KINDS, Estimates
+from .guard.callers.inline import Inline
 from .guard.callers.jobs import Jobs
 from .guard.callers.positions import Positions
+from .guard.callers.served import Opener
 from .guard.callers.sockets import Sockets
 from .guard.client import LOCAL
 from .guard.clock import Clock
@@ -32,6 +34,7 @@ from .guard.doctor import CLOSE, OPEN, TRUST_LESS, TRUSTING, Doctor
 from .guard.doctor.facts import make_url
 from .guard.errors import GuardError
 from .guard.events.outbox import Outbox, read_or_make_secret
+from .guard.events.puts import Puts
 from .guard.events.stream import Events
 from .guard.events.webhook_rules import Rules
 from .guard.faces.check import FaceChecker
@@ -78,6 +81,7 @@ from .guard.warmup.entries import Prompts
 from .guard.warmup.runs import WarmupRuns
 from .guard.warmup.warmups import Warmups
 from .server_routes.download import Downloader
+from .server_routes.putting import Putter
 from .server_routes.sender import Sender
 
 log = logging.getLogger("guarded")
@@ -213,7 +217,10 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     )
     jobs = Jobs(settings.queue, store, settler, events, estimates)
     outbox = Outbox(settings.webhooks, store, secret_of, clock)
-    sender = Sender(outbox, settings.webhooks.timeout_s)
+    inline = Inline(settings.results.inline_max_bytes, store, host)
+    sender = Sender(outbox, settings.webhooks.timeout_s, inline)
+    puts = Puts(settings, store, clock)
+    putter = Putter(puts, settings.results.put_timeout_s, store, Opener(host))
     positions = Positions(settings.queue, store, events, estimates)
     gpus = Gpus()
     busy = Machine(gpus, clock)
@@ -242,10 +249,13 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     store.changed.subscribe(sockets.follow)
     store.changed.subscribe(positions.follow)
     store.changed.subscribe(outbox.follow)
+    store.changed.subscribe(puts.follow)
     store.changed.subscribe(dispatcher.follow)
     store.changed.subscribe(lambda job: host.discard(job.job_id) if job.state.settled else None)
     outbox.filled.subscribe(sender.wake)
     sender.attempted.subscribe(metrics.count_delivery)
+    puts.filled.subscribe(putter.wake)
+    putter.attempted.subscribe(metrics.count_put)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
     events.alarmed.subscribe(alarms.note)
     watchdog.turned.subscribe(alarms.turn)
@@ -281,6 +291,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         for job in recovery.settled:
             log.error("job %s failed: server_restarted", job.job_id, extra={"job_id": job.job_id})
         sender.wake()
+        putter.wake()
         dispatcher.wake()
 
     store.opened.subscribe(take_up)
@@ -294,6 +305,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.append(asyncio.create_task(faces.look_around()))
         tasks.append(asyncio.create_task(positions.run()))
         tasks.append(asyncio.create_task(sender.run()))
+        tasks.append(asyncio.create_task(putter.run()))
         tasks.append(asyncio.create_task(supervisor.keep_telling()))
         tasks.append(asyncio.create_task(warmups.run()))
         tasks.append(asyncio.create_task(_watch_keys(keys, access, sockets)))
@@ -324,6 +336,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         templates=templates,
         jobs=jobs,
         events=events,
+        inline=inline,
         outbox=outbox,
         health=health,
         faces=faces,

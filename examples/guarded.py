@@ -18,6 +18,7 @@ one job. Record the key before the first submit, and a process that was killed s
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import inspect
 import json
@@ -277,8 +278,14 @@ class Guarded:
             written["before"] = str(page["next"])
 
     async def fetch(self, artifact: Mapping[str, Any]) -> bytes:
-        """The bytes of a job's artifact. Raises RefusedError where they are gone."""
-        data: bytes = await self.ask("GET", artifact["url"], busy_s=None)
+        """The bytes of a job's artifact: of its converted copy, where it has one.
+
+        Those that came within an answer (`guard={"results": …}`) are not asked for again. Raises RefusedError where
+        they are gone."""
+        if came := (artifact.get("inline") or {}).get("base64"):
+            return base64.b64decode(came)
+        copy = artifact.get("converted") or {}
+        data: bytes = await self.ask("GET", copy.get("url") or artifact["url"], busy_s=None)
         return data
 
     async def check_face(self, photo: bytes, locale: str | None = None, **options: Any) -> dict[str, Any]:

@@ -27,6 +27,10 @@ export interface Artifact {
   width: number | null;
   height: number | null;
   url: string;
+  /** The copy in another format; its `url` is null where there is none. */
+  converted?: { url: string | null; mime: string } | null;
+  /** The file itself, within an answer about its job that was asked to bring it. */
+  inline?: { base64: string | null; mime: string };
 }
 
 /** What bots need of the contract's `Job`; it has more. */
@@ -269,9 +273,10 @@ export class Guarded {
     }
   }
 
-  /** The bytes of a job's artifact. */
-  async fetch(artifact: Pick<Artifact, "url">): Promise<Uint8Array> {
-    return this.ask("GET", artifact.url, { busyS: Infinity }, async (r) => new Uint8Array(await r.arrayBuffer()));
+  /** The bytes of a job's artifact: of its copy, where it has one, and from the answer itself, where they came with it. */
+  async fetch(artifact: Pick<Artifact, "url" | "converted" | "inline">): Promise<Uint8Array> {
+    if (artifact.inline?.base64) return Uint8Array.from(atob(artifact.inline.base64), (c) => c.charCodeAt(0));
+    return this.ask("GET", artifact.converted?.url ?? artifact.url, { busyS: Infinity }, async (r) => new Uint8Array(await r.arrayBuffer()));
   }
 
   /** Ask whether a photo shows a face. Throws RefusedError with the words for the user. */

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _limit(default: Any, says: str, meaning: str) -> Any:
-    """A limit of a key: `says` is its word in the list of the keys, with `{}` for its value."""
-    return field(default=default, metadata={"says": says, "meaning": meaning})
+def _limit(default: Any, says: str, meaning: str, kind: str = "") -> Any:
+    """A limit of a key: `says` is its word in the list of the keys, with `{}` for its value; `kind` is what it takes,
+    where its type does not tell."""
+    return field(default=default, metadata={"says": says, "meaning": meaning, "kind": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class KeyLimits:
             let a prompt through, so that a key can only be tighter than the server.
         max_streams, max_requests, max_open_bytes, max_file_bytes: as in the section `limits`.
         templates_only: the key sends parameters of templates, never a graph.
+        results_format, results_quality, results_max_side, results_inline: what `guard.results` of its requests does not
+            say; no limits, but kept with them.
     """
 
     jobs_per_minute: float | None = _limit(None, "jobs/min {}", "instead of the limit in the settings")
@@ -36,6 +39,10 @@ class KeyLimits:
     allow_nodes: tuple[str, ...] = _limit((), "only {}", "its prompts may use only these classes")
     deny_nodes: tuple[str, ...] = _limit((), "not {}", "… and none of these")
     templates_only: bool = _limit(False, "templates only", "it may use the server's templates, and never sends a graph")
+    results_format: str = _limit("", "results {}", "convert results, unless its requests say otherwise", "format")
+    results_quality: int | None = _limit(None, "quality {}", "1 to 100, for that format", "quality")
+    results_max_side: int | None = _limit(None, "side {}", "pixels of a converted copy's longer side", "side")
+    results_inline: bool = _limit(False, "results inline", "answers and webhooks bring the files in Base64")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,17 @@ from typing_extensions import NotRequired, TypedDict
 
 from . import messages
 from .errors import FAMILY, ErrorCode, GuardError
+from .outgoing import (
+    AS_IT_COMES,
+    Converted,
+    ConvertedBody,
+    InlineBody,
+    NewPut,
+    Put,
+    PutBody,
+    ResultOptions,
+    ResultsBody,
+)
 from .owners import hide, hide_in
 from .spent import CostBody, Spent, make_cost_body
 
@@ -66,7 +77,7 @@ class ProgressBody(TypedDict):
 
 
 class ArtifactBody(TypedDict):
-    """One result file, as it was when it passed the checks; `url` has it."""
+    """One result file, as it was when it passed the checks; `url` has it. `inline` is in answers about that one job."""
 
     index: int
     node_id: str
@@ -83,6 +94,8 @@ class ArtifactBody(TypedDict):
     frames: int | None
     fps: float | None
     url: str
+    converted: ConvertedBody | None
+    inline: NotRequired[InlineBody]
 
 
 class JobError(TypedDict):
@@ -127,6 +140,8 @@ class JobBody(TypedDict):
     idempotency_key: str | None
     retry_of: str | None
     cost: CostBody | None
+    results: ResultsBody | None
+    puts: list[PutBody]
     shortened: NotRequired[bool]
 
 
@@ -152,9 +167,19 @@ class Artifact:
     warnings: tuple[str, ...] = ()
     frames: int | None = None
     fps: float | None = None
+    converted: Converted | None = None
+
+    @property
+    def copy(self) -> Artifact | None:
+        """The converted copy as a file of its own; None where there is none."""
+        made = self.converted
+        if made is None or made.error is not None:
+            return None
+        return replace(self, **made.facts(), warnings=(), converted=None)
 
     def body(self, job_id: str) -> ArtifactBody:
         """The artifact of that job as JSON."""
+        url = f"/guarded/jobs/{job_id}/artifacts/{self.index}"
         return {
             "index": self.index,
             "node_id": self.node_id,
@@ -170,7 +195,8 @@ class Artifact:
             "warnings": list(self.warnings),
             "frames": self.frames,
             "fps": self.fps,
-            "url": f"/guarded/jobs/{job_id}/artifacts/{self.index}",
+            "url": url,
+            "converted": self.converted.body(url) if self.converted is not None else None,
         }
 
 
@@ -242,6 +268,7 @@ class NewJob:
         converted: the guard made the prompt of a workflow in the editor's own format.
         user: the owner's own user whose job it is; "" for none. An owner's users take turns.
         retry_of: the id of the job that this one repeats.
+        results: in what form its results are wanted; puts: where they are to be sent.
     """
 
     job_id: str
@@ -265,6 +292,8 @@ class NewJob:
     converted: bool = False
     user: str = ""
     retry_of: str | None = None
+    results: ResultOptions = AS_IT_COMES
+    puts: tuple[NewPut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -303,6 +332,8 @@ class Job:
     idempotency_key: str | None = None
     body_bytes: int = 0
     retry_of: str | None = None
+    results: ResultOptions = AS_IT_COMES
+    puts: tuple[Put, ...] = ()
     verdict: Verdict | None = None
     result: Result = Result()
     shortened: bool = False
@@ -361,6 +392,8 @@ class Job:
             "idempotency_key": self.idempotency_key,
             "retry_of": self.retry_of,
             "cost": make_cost_body(self.result.spent, self.created_at_ms, self.started_at_ms, self.settled_at_ms),
+            "results": self.results.body() if self.results != AS_IT_COMES else None,
+            "puts": [put.body() for put in self.puts],
         }
         if self.shortened:
             body["shortened"] = True

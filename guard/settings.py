@@ -176,6 +176,26 @@ class ResultsSettings(_Section):
         description="Take prompt, workflow, tags and versions out of the results of keys' jobs once they have passed, "
         "without encoding them anew. They then cannot be dragged into ComfyUI's editor.",
     )
+    convert_timeout_s: Seconds = Field(
+        60,
+        description="How long the converted copies of one job may take (`guard.results.format`); those that are not "
+        "there by then are left out.",
+    )
+    convert_max_pixels: int = Field(
+        8192 * 8192, ge=1, description="Pixels of a picture, with all its frames, that a copy is made of."
+    )
+    convert_max_bytes: int = Field(256 * 2**20, ge=1, description="How large a converted copy may become.")
+    inline_max_bytes: Bytes = Field(
+        4 * 2**20,
+        description="What the files may have together that an answer or a webhook brings in Base64 "
+        "(`guard.results.inline`); those beyond it come as their addresses. 0: none comes.",
+    )
+    put_timeout_s: Seconds = Field(
+        300, description="How long one attempt to put a result to an address may take (`guard.results.put`)."
+    )
+    put_max_age_s: Age = Field(
+        86400, description="Give up a put that has not succeeded after this, even if its address is still valid."
+    )
     max_outputs_bytes: Bytes = Field(
         4 * 2**20,
         description="What the nodes of one job may report besides the bytes of its files, as JSON; a job whose nodes "

@@ -14,7 +14,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _URL = re.compile(
     r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,253})(?::([0-9]{1,5}))?([/?][\x21\x22\x24-\x5b\x5d-\x7e]*)?", re.I
 )
-_LONGEST = 2000
+LONGEST = 2000
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 
 #: These count as public addresses, but reach a cloud's own services from inside.
@@ -37,11 +37,11 @@ class Url(NamedTuple):
     address: Address | None
 
 
-def read_url(text: str) -> Url:
+def read_url(text: str, longest: int = LONGEST) -> Url:
     """Take a URL apart that every library reads alike. Raises UrlError where the text is none."""
-    parts = _URL.fullmatch(text) if len(text) <= _LONGEST else None
+    parts = _URL.fullmatch(text) if len(text) <= longest else None
     if parts is None or int(parts[3] or 443) > 65535:
-        raise UrlError(f"must be a plain http(s) URL of at most {_LONGEST} ASCII characters, without user and fragment")
+        raise UrlError(f"must be a plain http(s) URL of at most {longest} ASCII characters, without user and fragment")
     scheme, host = parts[1].lower(), parts[2].strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return Url(scheme, host, ipaddress.ip_address("127.0.0.1"))
@@ -70,9 +70,9 @@ class Reach:
         self._allow_http = allow_http
         self._networks = [ipaddress.ip_network(network) for network in networks]
 
-    def read(self, text: str) -> Url:
+    def read(self, text: str, longest: int = LONGEST) -> Url:
         """Read a URL, and check all that can be checked before its name is looked up. Raises UrlError."""
-        url = read_url(text)
+        url = read_url(text, longest)
         if url.scheme != "https" and not self._allow_http:
             raise UrlError("must begin with https")
         if url.address is not None and not self.allows(url.address):

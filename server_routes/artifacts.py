@@ -5,6 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from ..guard.errors import ArtifactGoneError, NotFoundError
+from ..guard.job import Artifact
+from ..guard.outgoing import MIMES
 from ..guard.quotas import Kind
 from ..guard.results import previews
 from .about import FILES, FLAG, READ, About
@@ -20,13 +22,15 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     index = int(raw) if raw.isascii() and raw.isdigit() and len(raw) < 6 else -1
     if not 0 <= index < len(job.result.artifacts):
         raise NotFoundError(f"Job {job.job_id} has no artifact {raw[:20]}.")
-    artifact = job.result.artifacts[index]
+    original = job.result.artifacts[index]
+    artifact = _choose(original, call.request.query.get("as"), job.job_id)
+    made = original.converted if artifact is not original else None
     wanted = previews.parse(call.request.query["preview"]) if "preview" in call.request.query else None
     path = call.services.host.file(artifact.type, artifact.subfolder, artifact.filename)
     handle = await jobs.open_artifact(artifact, path) if path is not None else None
     if handle is None:
         raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.", extra_info={"index": index})
-    file = OpenFile(handle, artifact.filename, artifact.bytes, artifact.sha256)
+    file = OpenFile(handle, artifact.filename, artifact.bytes, artifact.sha256, made.mime if made is not None else None)
     try:
         if wanted is not None:
             return await _send_preview(call, file, wanted)
@@ -39,6 +43,15 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     return response
 
 
+def _choose(artifact: Artifact, wanted: str | None, job_id: str) -> Artifact:
+    """The file in the format that is asked for. Raises NotFoundError where there is none."""
+    if wanted in (None, "original"):
+        return artifact
+    if artifact.copy is not None and artifact.converted is not None and artifact.converted.format == wanted:
+        return artifact.copy
+    raise NotFoundError(f"Artifact {artifact.index} of job {job_id} has no copy as {(wanted or '')[:20]}.")
+
+
 async def _send_preview(call: Call, file: OpenFile, wanted: previews.Preview) -> web.StreamResponse:
     etag = f"{file.etag}-{wanted.name}"
     headers = make_headers(call.request, f"{file.filename}.{wanted.format}", etag, file.handle)
@@ -48,6 +61,8 @@ async def _send_preview(call: Call, file: OpenFile, wanted: previews.Preview) ->
     return web.Response(body=body, content_type=wanted.mime, headers=headers)
 
 
+_AS = {"type": "string", "enum": ["original", *MIMES]}
+
 # aiohttp answers HEAD by the same handler.
 ROUTES = [
     Route(
@@ -56,7 +71,7 @@ ROUTES = [
         get_artifact,
         about=About(
             FILES,
-            query={"preview": {"type": "string"}, "download": FLAG},
+            query={"preview": {"type": "string"}, "download": FLAG, "as": _AS},
             headers={"Range": "One range of bytes.", "If-None-Match": "The ETag of what the client has."},
             refusals=(NotFoundError, ArtifactGoneError, *READ),
         ),

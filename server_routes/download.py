@@ -13,7 +13,7 @@ from yarl import URL
 from ..guard.errors import FetchFailedError
 from ..guard.settings import FetchSettings
 from ..guard.submit.fetch import Broken, FetchRules
-from .outside import Outside
+from .outside import Outside, is_inside
 
 _BLOCK_BYTES = 2**20
 _REDIRECTS = 5
@@ -62,7 +62,7 @@ class Downloader:
         except PermissionError:
             raise _fail("The source's name leads to an address that may not be reached.", "address") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            if _is_inside(error):
+            if is_inside(error):
                 raise _fail("The source's name leads to an address that may not be reached.", "address") from None
             raise Broken(_fail("The source cannot be reached, or broke off.", "connection")) from None
         raise _fail(f"The source leads on more than {_REDIRECTS} times.", "redirects")
@@ -86,15 +86,6 @@ def _judge(response: aiohttp.ClientResponse) -> None:
         raise Broken(error) if response.status in _PASSING else error
     if response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("identity", ""):
         raise _fail("The source sends the file packed.", "encoding")
-
-
-def _is_inside(error: BaseException | None) -> bool:
-    """Whether it was our own judgement of an address that ended the connection."""
-    while error is not None:
-        if isinstance(error, PermissionError):
-            return True
-        error = getattr(error, "os_error", None) or error.__cause__ or error.__context__
-    return False
 
 
 def _fail(message: str, reason: str, **facts: int) -> FetchFailedError:

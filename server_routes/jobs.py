@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from ..guard.bounds import COMMAND as SMALL
-from ..guard.bounds import read_model
+from ..guard.bounds import read_model, work
+from ..guard.callers.inline import measure
 from ..guard.errors import InvalidRequestError, NotFoundError, PromptGoneError
-from ..guard.job import JobBody, JobState
+from ..guard.job import Job, JobBody, JobState
 from ..guard.quotas import Kind
 from ..guard.store import Wanted
 from ..guard.store.outbox import DeliveryBody
@@ -95,7 +96,13 @@ async def get_job(call: Call) -> web.StreamResponse:
         else:
             job = await jobs.hold(job, call.client)
         await call.turn.take(Kind.WORK)
-    return respond(await jobs.body(job, call.locale))
+    return await _respond_with_files(call, job)
+
+
+async def _respond_with_files(call: Call, job: Job) -> web.StreamResponse:
+    body = await call.services.jobs.body(job, call.locale)
+    await call.services.inline.add(body, job, call.client)
+    return await work(measure(body), respond, body)
 
 
 async def get_job_prompt(call: Call) -> web.StreamResponse:

@@ -78,6 +78,15 @@ class Resolver(abc.AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+def is_inside(error: BaseException | None) -> bool:
+    """Whether it was our own judgement of an address that ended the connection."""
+    while error is not None:
+        if isinstance(error, PermissionError):
+            return True
+        error = getattr(error, "os_error", None) or error.__cause__ or error.__context__
+    return False
+
+
 def _look_up(host: str, port: int, family: socket.AddressFamily) -> list[abc.ResolveResult]:
     """The addresses of a name. Blocks. Raises OSError."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)

@@ -9,6 +9,7 @@ from aiohttp import web
 from typing_extensions import TypedDict
 
 from ..guard.bounds import work
+from ..guard.callers.inline import measure
 from ..guard.callers.jobs import SubmittedGuard
 from ..guard.files.uploads import UploadedFile
 from ..guard.quotas import Kind
@@ -57,15 +58,17 @@ async def submit(call: Call, template: str = "") -> web.StreamResponse:
         guard["template"], guard["parameters"] = job.template, job.parameters
     if submitted.vram is not None:
         guard["vram"] = submitted.vram
+    size = 0
     if wait_s:
         call.turn.rest()
         job = await jobs.wait(job, wait_s, known=None)
         await call.turn.take(Kind.WORK)
         shown = await jobs.body(job)
         guard["state"], guard["position"], guard["eta_s"] = shown["state"], shown["position"], shown["eta_s"]
-        guard["job"] = shown
+        guard["job"] = await call.services.inline.add(shown, job, call.client)
+        size = measure(shown)
     body: SubmittedBody = {"prompt_id": job.job_id, "number": job.number, "node_errors": {}, "guard": guard}
-    return respond(body, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
+    return await work(size, respond, body, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
 
 
 async def _admit(call: Call, raw: bytes, files: tuple[UploadedFile, ...], file_bytes: int, template: str) -> Submitted:

@@ -17,12 +17,14 @@ from .pace import PIECE_BYTES, Going
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file to send. Its bytes come from `handle`, whatever happens to the name meanwhile."""
+    """A file to send. Its bytes come from `handle`, whatever happens to the name meanwhile; without `mime`, they tell
+    their type."""
 
     handle: IO[bytes]
     filename: str
     bytes: int
     etag: str
+    mime: str | None = None
 
 
 async def leave_out_server(_request: web.Request, response: web.StreamResponse) -> None:
@@ -49,7 +51,8 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
         status = 206
         headers[hdrs.CONTENT_RANGE] = f"bytes {begin}-{end - 1}/{file.bytes}"
     response = web.StreamResponse(status=status, headers=headers)
-    response.content_type = await asyncio.to_thread(_sniff_type, file.handle)
+    sniffed = await asyncio.to_thread(_sniff_type, file.handle)
+    response.content_type = sniffed if file.mime is None else file.mime
     response.content_length = end - begin
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD:

@@ -20,6 +20,7 @@ from ..guard import messages
 from ..guard.access.access import Access
 from ..guard.access.access import Request as Asking
 from ..guard.access.manage import KeyRing
+from ..guard.callers.inline import Inline
 from ..guard.callers.interleave import interleave
 from ..guard.callers.jobs import Jobs
 from ..guard.callers.sockets import Sockets
@@ -98,6 +99,7 @@ class Services:
     templates: Templates
     jobs: Jobs
     events: Events
+    inline: Inline
     outbox: Outbox
     health: Health
     faces: FaceGate

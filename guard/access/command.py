@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..cli import add_user_argument, find_guard_folder, parse_age
 from ..clock import Clock
 from ..errors import InvalidRequestError
 from ..events.webhook_rules import Rules
+from ..outgoing import MIMES, SIDES
 from ..settings import PROFILES, SettingsError, load
 from . import keys
 from .keys import SCOPES, SUBMIT, Key, KeysError
@@ -143,6 +145,13 @@ def _read_rate(text: str) -> float:
     return value
 
 
+def _read_between(low: int, high: int, text: str) -> int:
+    value = int(text)
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+    return value
+
+
 def _read_count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -157,4 +166,7 @@ _OPTIONS: dict[Kind, dict[str, Any]] = {
     "patterns": {"type": _read_patterns, "default": (), "metavar": "A,B*"},
     "profile": {"choices": sorted(PROFILES), "default": ""},
     "flag": {"action": "store_true"},
+    "format": {"choices": sorted(MIMES), "default": ""},
+    "quality": {"type": partial(_read_between, 1, 100), "metavar": "N"},
+    "side": {"type": partial(_read_between, *SIDES), "metavar": "N"},
 }

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, Field
 
 from ..client import KeyLimits
+from ..outgoing import SIDES, FilmFormat, PictureFormat
 from ..settings import PROFILES
 
-#: What a limit takes: a number above 0, a whole one, patterns of node classes, the name of a profile, or yes and no.
-Kind = Literal["number", "count", "patterns", "profile", "flag"]
+#: What a limit takes: a number above 0, a whole one, patterns of node classes, the name of a profile, yes and no; of
+#: results, a format, a quality, the pixels of a side.
+Kind = Literal["number", "count", "patterns", "profile", "flag", "format", "quality", "side"]
 
 _KINDS: dict[Any, Kind] = {
     float | None: "number",
@@ -35,7 +37,12 @@ class LimitField:
 def list_limits() -> list[LimitField]:
     """Every limit that a key may have."""
     hints = get_type_hints(KeyLimits)
-    return [LimitField(one.name, _KINDS[hints[one.name]], **one.metadata) for one in fields(KeyLimits)]
+    return [
+        LimitField(
+            one.name, one.metadata["kind"] or _KINDS[hints[one.name]], one.metadata["says"], one.metadata["meaning"]
+        )
+        for one in fields(KeyLimits)
+    ]
 
 
 def describe(limits: KeyLimits) -> list[str]:
@@ -45,7 +52,7 @@ def describe(limits: KeyLimits) -> list[str]:
         value = getattr(limits, one.name)
         if value is None or value in ("", (), False):
             continue
-        written = ",".join(value) if one.kind == "patterns" else f"{value:.10g}" if one.kind != "profile" else value
+        written = ",".join(value) if one.kind == "patterns" else value if isinstance(value, str) else f"{value:.10g}"
         described.append(one.says.format(written))
     return described
 
@@ -67,4 +74,7 @@ TYPES: dict[Kind, tuple[Any, Any, Any]] = {
     "patterns": (_Patterns, [], list[str]),
     "profile": (Annotated[str, AfterValidator(_check_profile)], "", str),
     "flag": (bool, False, bool),
+    "format": (Literal[PictureFormat, FilmFormat, ""], "", str),
+    "quality": (Annotated[int, Field(ge=1, le=100)] | None, None, int | None),
+    "side": (Annotated[int, Field(ge=SIDES[0], le=SIDES[1])] | None, None, int | None),
 }

@@ -164,7 +164,10 @@ class Files:
         maker = await wrap_future(self._store.find_maker(kind, name))
         if maker is not None and (client.operator or maker[0].owner == client.owner):
             job, index = maker
-            return OwnFile(path, annotate(kind, name), job, job.result.artifacts[index])
+            artifact = job.result.artifacts[index]
+            copy = artifact.copy
+            is_copy = copy is not None and path.name == copy.filename
+            return OwnFile(path, annotate(kind, name), job, copy if is_copy else artifact)
         return OwnFile(path, annotate(kind, name)) if client.operator else None
 
     async def check_unchanged(self, client: Client, file: OwnFile) -> None:

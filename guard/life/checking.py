@@ -17,7 +17,8 @@ from typing import NamedTuple
 from ..errors import GuardError, InternalError, ResultCorruptError
 from ..host import Outcome
 from ..job import SUCCESS, Artifact, Result, Verdict
-from ..results import checks, judgement, metadata, quarantine, within
+from ..outgoing import AS_IT_COMES, ResultOptions
+from ..results import checks, convert, judgement, metadata, quarantine, within
 from ..settings import ResultsSettings
 
 log = logging.getLogger("guarded.queue")
@@ -37,6 +38,7 @@ class _Asked(NamedTuple):
 
     strips: bool
     max_pixels: int
+    options: ResultOptions
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Checking:
         self._settings = settings
         self._quarantine = quarantine
         self._syncs = syncs
+        self._converter = convert.Converter(settings, quarantine.with_name(convert.FOLDER), syncs=syncs)
         self._room = threading.Semaphore(settings.checks_at_once)
         #: The threads last: to start one takes longer than to check a small picture.
         self._threads = 0
@@ -84,15 +87,17 @@ class Checking:
         *,
         strips: bool = False,
         max_pixels: int = 0,
+        options: ResultOptions = AS_IT_COMES,
     ) -> None:
         """Check a run that the host calls a success; `then` gets the verdict, on any thread.
 
         `strips`: take the metadata out of files that pass. `max_pixels`: how many a node's pictures may have; 0: any.
+        `options`: in what form the results are wanted besides.
 
         The worker's thread: waits until there is room for the check. Calls `go_on` as soon as the worker may have the
         next job, and before `then`.
         """
-        asked = _Asked(strips, max_pixels)
+        asked = _Asked(strips, max_pixels, options)
         if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
             judged = self._judge(job_id, outcome, {}, asked)
             go_on()
@@ -149,8 +154,10 @@ class Checking:
                 checks.sync(outcome)
             return artifacts
 
+        artifacts: tuple[Artifact, ...] = ()
         try:
             artifacts = within.run_within(settings.check_timeout_s, check)
+            artifacts = self._converter.convert(checks.result_files(outcome), artifacts, asked.options)
             _compare(marks)
             return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
         except GuardError as refused:
@@ -160,6 +167,7 @@ class Checking:
             details = f"{type(failure).__name__}: {failure}"
             error = InternalError("The result could not be checked.", details=details)
         try:
+            convert.discard(checks.result_files(outcome), artifacts)
             _compare(marks)
             files = (*checks.own_files(outcome), *outcome.byproducts)
             quarantine.set_aside(files, self._quarantine / job_id, settings)

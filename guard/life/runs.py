@@ -132,7 +132,10 @@ class Runs:
             job = self._jobs[job_id]
             then, go_on = partial(self._settle, job, close, outcome.spent), partial(self.released, job_id)
             strips = self._settings.results.strip_metadata and job.owner != LOCAL.owner
-            self._checking.check(job_id, outcome, then, go_on, strips=strips, max_pixels=self._max_pixels_of(job.owner))
+            max_pixels = self._max_pixels_of(job.owner)
+            self._checking.check(
+                job_id, outcome, then, go_on, strips=strips, max_pixels=max_pixels, options=job.results
+            )
 
     def go_on(self) -> None:
         """The worker has its next job, or waits for one. The worker's thread."""

@@ -78,6 +78,13 @@ DELIVERY_TIME = Family(
     "How long an attempt to deliver a webhook took.",
     buckets=_DELIVERY_S,
 )
+PUTS = Family(
+    "guarded_result_puts_total",
+    "counter",
+    "Attempts to put a result to its owner's address: delivered, failed, gone, refused (by our own rules, or because "
+    "it has expired) or unreachable.",
+    ("outcome",),
+)
 
 TIMEOUTS = Family(
     "guarded_timeouts_total",
@@ -130,7 +137,7 @@ STORE_THINNED = Family("guarded_store_thinned_total", "counter", "Prompts of set
 #: Counted as it happens.
 COUNTED = (
     *(ADMITTED, SETTLED, WAIT, RUN, GPU_TIME, REFUSALS, OVER_QUOTA),
-    *(FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME),
+    *(FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME, PUTS),
 )
 #: Read when somebody scrapes.
 READ = (

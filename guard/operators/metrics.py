@@ -38,6 +38,7 @@ from .families import (
     GPU_TIME,
     INTERRUPTS,
     OVER_QUOTA,
+    PUTS,
     QUEUED,
     READ,
     READY,
@@ -146,6 +147,10 @@ class Metrics:
         """Count an attempt to deliver a webhook; `outcome` is as in :attr:`guard.events.outbox.Attempt.outcome`."""
         self._add(DELIVERIES, outcome)
         self._observe(DELIVERY_TIME, took_s)
+
+    def count_put(self, outcome: str, _took_s: float) -> None:
+        """The same of an attempt to put a result to an address."""
+        self._add(PUTS, outcome)
 
     def samples(self) -> Iterator[tuple[Family, _Labels, float | _Histogram]]:
         """Everything that was counted so far."""

@@ -45,7 +45,8 @@ class FilesHeld:
     def add_results(self, job: Job) -> None:
         """Add what a job has made, once it has succeeded."""
         if job.result.artifacts and job.owner in self._held:
-            self.add(job.owner, sum(artifact.bytes + FILE_BYTES for artifact in job.result.artifacts))
+            files = [file for one in job.result.artifacts for file in (one, one.copy) if file is not None]
+            self.add(job.owner, sum(file.bytes + FILE_BYTES for file in files))
 
     def begin_measuring(self, owner: str) -> int:
         """What to hand to `end_measuring`."""

@@ -65,7 +65,7 @@ def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Bud
         source.seek(0)
     with open_container(source, kind) as container:
         # A stream without a codec context is one that this libav cannot decode; touching its packets crashes it.
-        film = next((s for s in container.streams.video if s.codec_context is not None and not _is_cover(s)), None)
+        film = next((s for s in container.streams.video if s.codec_context is not None and not is_cover(s)), None)
         sound = next((s for s in container.streams.audio if s.codec_context is not None), None)
         if film is not None:
             return _check_film(container, film, sound, settings, budget)
@@ -76,7 +76,7 @@ def check(source: Any, kind: Kind | None, settings: ResultsSettings, budget: Bud
     raise BrokenFileError("it has neither pictures nor sound")
 
 
-def _is_cover(stream: Any) -> bool:
+def is_cover(stream: Any) -> bool:
     """Whether it is a picture attached to a sound."""
     return "attached_pic" in str(getattr(stream, "disposition", "")).lower()
 

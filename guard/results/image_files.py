@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import GifImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ..settings import ResultsSettings
 from .budget import Budget, BudgetFile
@@ -30,6 +30,31 @@ def open_image(handle: Any, kind: Kind) -> Image.Image:
     """Open the picture without decoding it. Raises whatever Pillow raises."""
     image: Image.Image = _PLUGINS[kind.format](handle)
     return image
+
+
+def prepare(image: Image.Image, side: int | None) -> Image.Image:
+    """The picture upright, as RGB or RGBA in eight bits, without its metadata; its longer side has at most so many
+    pixels."""
+    if side is not None:
+        image.draft("RGB", (side, side))  # a JPEG is decoded at an eighth of its size where that is enough
+    shown = ImageOps.exif_transpose(image)
+    has_alpha = "A" in shown.getbands() or "transparency" in shown.info
+    if shown.mode.startswith("I"):
+        shown = shown.point(lambda level: level / 257).convert("L")
+    shown = shown.convert("RGBA" if has_alpha else "RGB")
+    shown.info = {}
+    if side is not None:
+        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return shown
+
+
+def lay_on_white(picture: Image.Image) -> Image.Image:
+    """The picture without transparency."""
+    if picture.mode != "RGBA":
+        return picture
+    paper = Image.new("RGB", picture.size, "white")
+    paper.paste(picture, mask=picture.getchannel("A"))
+    return paper
 
 
 def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Budget) -> Facts:

@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import IO
 
-from PIL import Image, ImageOps
-
 from ..errors import InvalidRequestError
 from . import image_files
 from .containers import sniff
@@ -64,18 +62,9 @@ def render(handle: IO[bytes], wanted: Preview) -> bytes:
     if kind is None or kind.name != "image":
         raise InvalidRequestError("Only pictures have previews.", extra_info={"field": "preview"})
     with image_files.open_image(handle, kind) as image:
-        # A JPEG is decoded at an eighth of its size where that is enough.
-        image.draft("RGB", (wanted.side, wanted.side))
-        shown = ImageOps.exif_transpose(image)
-        has_alpha = "A" in shown.getbands() or "transparency" in shown.info
-        if shown.mode.startswith("I"):
-            shown = shown.point(lambda level: level / 257).convert("L")
-        shown = shown.convert("RGBA" if has_alpha else "RGB")
-        shown.thumbnail((wanted.side, wanted.side), Image.Resampling.LANCZOS)
-    if wanted.format == "jpeg" and shown.mode == "RGBA":
-        paper = Image.new("RGB", shown.size, "white")
-        paper.paste(shown, mask=shown.getchannel("A"))
-        shown = paper
+        shown = image_files.prepare(image, wanted.side)
+    if wanted.format == "jpeg":
+        shown = image_files.lay_on_white(shown)
     buffer = io.BytesIO()
     shown.save(buffer, format=wanted.format.upper(), **({} if wanted.format == "png" else {"quality": wanted.quality}))
     return buffer.getvalue()

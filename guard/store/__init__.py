@@ -5,7 +5,7 @@ says what a store promises and `facts` what it takes and gives; `sqlite` keeps t
 and commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process writes to it);
 `disk` (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep`
 (it stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads
-them), `search`, `outbox`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`,
+them), `search`, `outbox`, `puts`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`,
 `alarms`, `spending` (what runs took), `tables` and `schema`.
 """
 
@@ -33,6 +33,7 @@ from .facts import (
 )
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
+from .puts import PutDelivery
 from .slices import Limits
 from .spending import Spending, name_day
 from .sqlite import SqliteStore
@@ -54,6 +55,7 @@ __all__ = [
     "Listing",
     "NewAlarm",
     "Page",
+    "PutDelivery",
     "Recovery",
     "Run",
     "Settled",

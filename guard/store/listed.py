@@ -25,7 +25,7 @@ _JOB_BYTES = 1000
 
 _NAMES = COLUMNS.split(", ")
 _RESULT, _VERDICT, _PARAMETERS = (_NAMES.index(name) for name in ("result", "verdict", "parameters"))
-_OTHERS = tuple(_NAMES.index(name) for name in ("metadata", "outputs_to_execute"))
+_OTHERS = tuple(_NAMES.index(name) for name in ("metadata", "outputs_to_execute", "results", "puts"))
 
 
 class Page:
@@ -51,7 +51,7 @@ class Page:
             shortened["verdict"] = job.verdict.evolve(details=_shorten_object(job.verdict.details))
         if shortened:
             job = job.evolve(**shortened, shortened=True)
-        told = _JOB_BYTES + sum(len(row[column]) for column in _OTHERS) + _measure(job, row)
+        told = _JOB_BYTES + sum(len(row[column] or "") for column in _OTHERS) + _measure(job, row)
         if not self._is_empty and told > self.left:
             return None
         self._unread -= size

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from typing_extensions import TypedDict
@@ -16,6 +16,8 @@ from typing_extensions import TypedDict
 from ..job import Job
 from .database import Database
 from .rows import marks, select_by_state
+
+T = TypeVar("T")
 
 #: The longest pause between two attempts.
 PAUSE_AT_MOST_S = 3600.0
@@ -95,10 +97,10 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Due:
+class Due(Generic[T]):
     """Deliveries to try now, and when the next one will be due (None: none is waiting for its time)."""
 
-    deliveries: list[Delivery]
+    deliveries: list[T]
     next_at_ms: int | None
 
 
@@ -133,7 +135,7 @@ def _payload(job: Job, at_ms: int) -> str:
     return json.dumps({"type": f"job.{job.state.value}", "timestamp": at, "data": job.body()})
 
 
-def find_due(db: Database, now_ms: int, limit: int, under_way: Collection[int], full: Collection[str]) -> Due:
+def find_due(db: Database, now_ms: int, limit: int, under_way: Collection[int], full: Collection[str]) -> Due[Delivery]:
     # Only the first pending delivery of each job, so that they arrive in order.
     first = (
         "state = 'pending' AND NOT EXISTS (SELECT 1 FROM webhooks AS earlier WHERE "

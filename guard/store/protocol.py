@@ -32,6 +32,7 @@ from .facts import (
     Wanted,
 )
 from .outbox import Delivery, DeliveryState, Due
+from .puts import PutDelivery
 from .spending import Spending
 
 
@@ -323,7 +324,7 @@ class Store(Protocol):
 
     def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
-    ) -> Future[Due]:
+    ) -> Future[Due[Delivery]]:
         """Find up to `limit` deliveries to try now.
 
         Each job's first pending one only; none whose number is `under_way`, and none to the targets in `full`.
@@ -339,6 +340,16 @@ class Store(Protocol):
 
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         """Make a delivery pending again, as if it were new; None if the owner has no such delivery."""
+
+    # Results to be put to addresses. They become due with their job's success, in the same commit. ---------------
+
+    def find_due_puts(
+        self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> Future[Due[PutDelivery]]:
+        """Find up to `limit` puts to try now; none whose number is `under_way`, and none of the targets in `full`."""
+
+    def record_put(self, after: PutDelivery) -> Future[None]:
+        """Note how an attempt ended: the put as it is `after` that. What was stored counts as fetched."""
 
     # What operators should look at. ----------------------------------------------------------------------------
 

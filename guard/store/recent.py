@@ -13,7 +13,7 @@ from ..job import Job
 JOBS = 2_000
 BYTES = 32 * 2**20
 #: What a job takes without what callers and nodes wrote into it, and what each of its files takes.
-JOB_BYTES, FILE_BYTES = 2_000, 1_000
+JOB_BYTES, FILE_BYTES, PUT_BYTES = 2_000, 1_000, 300
 
 
 class Recent:
@@ -69,4 +69,4 @@ def _measure(job: Job) -> int | None:
         )
     except ValueError:
         return None
-    return JOB_BYTES + FILE_BYTES * len(job.result.artifacts) + written
+    return JOB_BYTES + FILE_BYTES * len(job.result.artifacts) + PUT_BYTES * len(job.puts) + written

@@ -17,8 +17,10 @@ PATHS_AT_ONCE = 500
 def record(db: Database, job: Job) -> None:
     """Write down the files of a job that succeeded."""
     files = [
-        (artifact.type, _path_key(f"{artifact.subfolder}/{artifact.filename}"), job.job_id, artifact.index)
+        (file.type, _path_key(f"{file.subfolder}/{file.filename}"), job.job_id, file.index)
         for artifact in job.result.artifacts
+        for file in (artifact, artifact.copy)
+        if file is not None
     ]
     # An earlier file of the same name has been written over; only the newest can still be fetched.
     replace = "ON CONFLICT (type, path) DO UPDATE SET job_id = excluded.job_id, artifact = excluded.artifact"

@@ -9,13 +9,14 @@ from enum import Enum
 from typing import Any
 
 from ..job import Artifact, Job, JobState, NewJob, Result, Verdict, Webhook
+from ..outgoing import AS_IT_COMES, Converted, Put, ResultOptions
 from ..spent import NodeTime, Spent
 from .database import Database
 
 COLUMNS = (
     "number, job_id, owner, state, priority, attempts, created_at_ms, started_at_ms, settled_at_ms, timeout_s, "
     "locale, client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-    "user_id, round, idempotency_key, verdict, result, converted, body_bytes, retry_of"
+    "user_id, round, idempotency_key, verdict, result, converted, body_bytes, retry_of, results, puts"
 )
 
 #: The condition of the index `jobs_open`, word for word, as SQLite uses the index only then. Without it, each query
@@ -26,7 +27,8 @@ IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 def read_job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
     (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
-    event_id, webhook, user, round_, idempotency_key, verdict, result, converted, body_bytes, retry_of = rest
+    event_id, webhook, user, round_, idempotency_key, verdict, result, converted, body_bytes, retry_of, *rest = rest
+    results, puts = rest
     return Job(
         job_id=job_id,
         number=number,
@@ -54,6 +56,8 @@ def read_job(row: tuple[Any, ...]) -> Job:
         idempotency_key=idempotency_key,
         body_bytes=body_bytes,
         retry_of=retry_of,
+        results=ResultOptions(**json.loads(results)) if results else AS_IT_COMES,
+        puts=tuple(Put(**put) for put in json.loads(puts)) if puts else (),
         verdict=_read_verdict(json.loads(verdict)) if verdict else None,
         result=_read_result(json.loads(result)) if result else Result(),
     )
@@ -99,8 +103,15 @@ def _read_verdict(stored: dict[str, Any]) -> Verdict:
 
 
 def _read_result(stored: dict[str, Any]) -> Result:
-    artifacts = tuple(Artifact(**{**item, "warnings": tuple(item["warnings"])}) for item in stored["artifacts"])
+    artifacts = tuple(map(_read_artifact, stored["artifacts"]))
     return Result(stored["outputs"], artifacts, _read_spent(stored.get("spent")))
+
+
+def _read_artifact(stored: dict[str, Any]) -> Artifact:
+    made = stored.get("converted")
+    return Artifact(
+        **{**stored, "warnings": tuple(stored["warnings"]), "converted": Converted(**made) if made else None}
+    )
 
 
 def _read_spent(stored: dict[str, Any] | None) -> Spent | None:
@@ -110,10 +121,18 @@ def _read_spent(stored: dict[str, Any] | None) -> Spent | None:
 def _dump_result(result: Result) -> str:
     # `asdict` would copy all that nodes reported, which takes longer than to write it.
     spent = result.spent
-    dumped: dict[str, Any] = {"outputs": result.outputs, "artifacts": [vars(file) for file in result.artifacts]}
+    dumped: dict[str, Any] = {"outputs": result.outputs, "artifacts": list(map(_dump_artifact, result.artifacts))}
     if spent is not None:
         dumped["spent"] = {**vars(spent), "nodes": [vars(node) for node in spent.nodes]}
     return json.dumps(dumped)
+
+
+def _dump_artifact(file: Artifact) -> dict[str, Any]:
+    return vars(file) if file.converted is None else {**vars(file), "converted": vars(file.converted)}
+
+
+def dump_puts(job: Job) -> str | None:
+    return json.dumps([vars(put) for put in job.puts]) if job.puts else None
 
 
 def insert_job(db: Database, new: NewJob, job: Job, order: float) -> bool:
@@ -133,8 +152,8 @@ def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
     db.execute(
         "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
         "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-        "user_id, round, idempotency_key, converted, body_bytes, retry_of) "
-        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "user_id, round, idempotency_key, converted, body_bytes, retry_of, results, puts) "
+        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.number,
             new.job_id,
@@ -159,6 +178,8 @@ def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
             int(new.converted),
             job.body_bytes,
             new.retry_of,
+            json.dumps(vars(job.results)) if job.results != AS_IT_COMES else None,
+            dump_puts(job),
         ),
     )
     db.execute("INSERT INTO bodies VALUES (?, ?)", (job.number, new.body))
@@ -170,7 +191,7 @@ def update_job(db: Database, job: Job) -> None:
     """Write the columns that a change of state may change."""
     db.execute(
         "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, event_id = ?, code = ?, "
-        "verdict = ?, result = ? WHERE number = ?",
+        "verdict = ?, result = ?, puts = ? WHERE number = ?",
         (
             job.state.value,
             job.attempts,
@@ -180,6 +201,7 @@ def update_job(db: Database, job: Job) -> None:
             job.verdict.code if job.verdict else None,
             json.dumps(vars(job.verdict)) if job.verdict else None,
             _dump_result(job.result) if job.state.settled else None,
+            dump_puts(job),
             job.number,
         ),
     )

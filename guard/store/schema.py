@@ -296,4 +296,26 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (day, owner, user_id, template)
     ) WITHOUT ROWID;
     """,
+    """
+    -- In what form a job's results were asked for (JSON object), and how far those have come that are to be put to
+    -- addresses (JSON list); NULL where nothing was asked for.
+    ALTER TABLE jobs ADD COLUMN results TEXT;
+    ALTER TABLE jobs ADD COLUMN puts TEXT;
+    -- What is still to be put, and where. A row goes once its file is there, or will never be.
+    CREATE TABLE puts (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id TEXT NOT NULL,
+        place INTEGER NOT NULL,                    -- in the job's list
+        artifact INTEGER NOT NULL,
+        target TEXT NOT NULL,                      -- the owner, who may have so many under way
+        url TEXT NOT NULL,                         -- a secret
+        headers TEXT NOT NULL,                     -- JSON object
+        expires_at_ms INTEGER,
+        attempts INTEGER NOT NULL,
+        since_ms INTEGER NOT NULL,
+        next_at_ms INTEGER                         -- NULL until the job has succeeded
+    );
+    CREATE INDEX puts_due ON puts (next_at_ms, number) WHERE next_at_ms IS NOT NULL;
+    CREATE INDEX puts_of_job ON puts (job_id);
+    """,
 )

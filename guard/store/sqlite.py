@@ -14,7 +14,7 @@ from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
 from ..spent import Spent
 from . import alarms as alarm_rows
-from . import outbox, queries, records, result_files, search, spending
+from . import outbox, puts, queries, records, result_files, search, spending
 from .alarms import Alarm, NewAlarm
 from .database import Database, keep_last_numbers
 from .engine import Engine
@@ -41,6 +41,7 @@ from .facts import (
 from .held_file import Survives
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
+from .puts import PutDelivery
 from .rows import find_job, find_retry, match_owner
 from .slices import Limits
 from .spending import Spending
@@ -275,6 +276,9 @@ class TableStore(Store):
     def record_attempt(self, after: Delivery) -> Future[None]:
         return self._engine.write(lambda db: outbox.record_attempt(db, after))
 
+    def record_put(self, after: PutDelivery) -> Future[None]:
+        return self._engine.write(lambda db: self._transitions.record_put(db, after))
+
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         return self._engine.write(lambda db: outbox.redeliver(db, webhook_id, owner, self._clock.now_ms()))
 
@@ -439,9 +443,15 @@ class TableStore(Store):
 
     def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
-    ) -> Future[Due]:
+    ) -> Future[Due[Delivery]]:
         numbers, targets = tuple(under_way), tuple(full)
         return self._engine.read(lambda db: outbox.find_due(db, now_ms, limit, numbers, targets))
+
+    def find_due_puts(
+        self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> Future[Due[PutDelivery]]:
+        numbers, targets = tuple(under_way), tuple(full)
+        return self._engine.read(lambda db: puts.find_due(db, now_ms, limit, numbers, targets))
 
     def list_deliveries(
         self, owner: str | None, states: frozenset[DeliveryState], limit: int, before: int | None = None

@@ -24,6 +24,10 @@ _SIGNS = (
 )
 
 
+#: Written by somebody else's clock: until when an address is valid, which lies in the future.
+_FOREIGN = "expires_at_ms"
+
+
 def clamp(db: Database, now_ms: int) -> None:
     """Set every time that lies in the future to now: the clock was ahead while they were written.
 
@@ -35,6 +39,7 @@ def clamp(db: Database, now_ms: int) -> None:
         "UPDATE webhooks INDEXED BY webhooks_pending SET next_at_ms = ? WHERE state = 'pending' AND next_at_ms > ?",
         (now_ms, plan_ms),
     )
+    db.execute("UPDATE puts SET next_at_ms = ? WHERE next_at_ms IS NOT NULL AND next_at_ms > ?", (now_ms, plan_ms))
     if now_ms < EARLIEST_MS:
         log.warning("the clock says a time before this version was made; set it, or nothing here can be on time")
         return
@@ -48,7 +53,8 @@ def clamp(db: Database, now_ms: int) -> None:
     spending.clamp(db, now_ms)
     for table, columns in list_columns(db):
         # By their names, so that no column of a later version is forgotten.
-        latest_of = {name: plan_ms if name == "next_at_ms" else now_ms for name in columns if name.endswith("_ms")}
+        times = [name for name in columns if name.endswith("_ms") and name != _FOREIGN]
+        latest_of = {name: plan_ms if name == "next_at_ms" else now_ms for name in times}
         if latest_of:
             changes = ", ".join(f"{name} = CASE WHEN {name} > ? THEN ? ELSE {name} END" for name in latest_of)
             db.execute(

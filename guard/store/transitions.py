@@ -11,11 +11,14 @@ from typing import Any
 from ..clock import Clock
 from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError
 from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
+from ..outgoing import Put
 from ..quotas import check_open_bytes
-from . import outbox, result_files, spending, times
+from . import outbox, puts, result_files, spending, times
 from .database import Database
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line
+from .outbox import DeliveryState
+from .puts import PutDelivery
 from .queries import replay
 from .recent import Recent
 from .rows import COLUMNS, IS_OPEN, find_job, find_retry, insert_job, read_job, update_job
@@ -188,6 +191,13 @@ class Transitions:
             message = f"{type(error).__name__}: {error}"
             raise InternalError(f"The ending of job {job_id} cannot be written.", details=message) from error
 
+    def record_put(self, db: Database, after: PutDelivery) -> None:
+        job = puts.record_attempt(db, self._find(db, after.job_id), after)
+        if job is not None:
+            self.touched[job.job_id] = job
+        if after.state is DeliveryState.DELIVERED:
+            result_files.mark_fetched(db, after.job_id, after.artifact)
+
     def release(self, db: Database, job_id: str) -> None:
         db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
         self.line.leases.discard(job_id)
@@ -222,6 +232,8 @@ class Transitions:
             idempotency_key=key.key if key is not None else None,
             body_bytes=len(new.body),
             retry_of=new.retry_of,
+            results=new.results,
+            puts=tuple(Put(put.artifact) for put in new.puts),
         )
         if not insert_job(db, new, job, order):
             there = find_job(db, new.job_id)
@@ -231,6 +243,7 @@ class Transitions:
         self.line.number = number
         self.line.add_queued(db, job, +1)
         self.line.add_open_bytes(job.owner, job.body_bytes)
+        puts.add(db, new)
         outbox.put(db, job, new.created_at_ms)
         self._note(job)
         return job
@@ -274,7 +287,10 @@ class Transitions:
     def _end(self, db: Database, job: Job, verdict: Verdict, result: Result | None) -> Job:
         if verdict.details:  # what is told now must be what the tables will say: a tuple is a list there
             verdict = replace(verdict, details=json.loads(json.dumps(verdict.details)))
-        settled = self._move(db, job, verdict.state, verdict=verdict, result=result or Result())
+        changes: dict[str, Any] = {"verdict": verdict, "result": result or Result()}
+        if job.puts:
+            changes["puts"] = puts.settle(db, job, verdict.state, self._clock.now_ms())
+        settled = self._move(db, job, verdict.state, **changes)
         if job.client_id is not None:
             db.execute(
                 "INSERT INTO unheard VALUES (?, ?, ?, ?)",

@@ -59,6 +59,7 @@ from .limits import Limits
 from .prints import take_print
 from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key, write_body
 from .requeues import check_requeues
+from .results import Chosen, choose_results
 
 log = logging.getLogger("guarded.admission")
 
@@ -190,10 +191,10 @@ class Admission:
             await work(size, self._check_graph, prompt.graph, client)
             checked = await work(size, take_print, prompt.graph, is_large)
             webhook = self._choose_webhook(prompt.options.webhook, client)
-            moved = await self._references.resolve(prompt.graph, client, size)
-            body = await work(
-                size, write_body, request, prompt, moved or bool(fetched)
-            )  # now, because validation changes the prompt as it goes
+            chosen = await choose_results(prompt.options.results, client, self._webhook_rules, self._clock.now_ms())
+            moved = await self._references.resolve(prompt.graph, client, size) or bool(fetched)
+            # Now, because validation changes the prompt as it goes.
+            body = await work(size, write_body, request, prompt, moved)
             await hold.keep(prompt.graph, size)  # before anything looks at the files that it names
             rehearsal = await self._rehearse(prompt)
             outputs = rehearsal.outputs_to_execute
@@ -203,8 +204,7 @@ class Admission:
             media = await self._faces.open_loaded(prompt.graph, outputs)
             vram = await self._costs.check(prompt.graph, client, media, size)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
-
-            job = self._make_job(request, prompt, body, locale, webhook, outputs)
+            job = self._make_job(request, prompt, body, locale, webhook, outputs, chosen)
             self._keep_secrets(job, prompt, undo)
             keep = self._host.prepare(job.job_id, rehearsal, len(body))
             submitted = replace(await self._commit(job, key, client, keep), vram=vram)
@@ -295,6 +295,7 @@ class Admission:
         locale: str,
         webhook: Webhook | None,
         outputs: tuple[str, ...],
+        chosen: Chosen,
     ) -> NewJob:
         repeated = request.repeats
         return NewJob(
@@ -319,6 +320,7 @@ class Admission:
             converted=prompt.converted if repeated is None else repeated.converted,
             user=prompt.options.user or "",
             retry_of=None if repeated is None else repeated.job_id,
+            **vars(chosen),
         )
 
     def _keep_secrets(self, job: NewJob, prompt: Prompt, undo: ExitStack) -> None:

@@ -23,6 +23,7 @@ from ..job import Job
 from ..life.secrets import SECRET_NAMES
 from ..store import IdempotencyKey
 from .conversion import Convert, take_workflow
+from .results import AskedResults
 
 #: Kept small because every list, event and webhook that shows the job carries the metadata.
 METADATA_BYTES = 2**16
@@ -68,6 +69,7 @@ class GuardOptions(BaseModel):
     webhook: AskedWebhook | None = None
     metadata: Annotated[dict[str, Any], AfterValidator(_check_metadata)] = {}
     user: Annotated[str, Field(pattern=USER)] | None = None
+    results: AskedResults | None = None
 
 
 _NO_OPTIONS = GuardOptions()
@@ -222,7 +224,7 @@ def _read_options(given: Any) -> GuardOptions:
         raise InvalidRequestError(
             f"guard.metadata: it is over {METADATA_BYTES} bytes as JSON.", extra_info={"field": "guard.metadata"}
         )
-    for name, model in (("webhook", AskedWebhook), ("face_check", AskedCheck)):
+    for name, model in (("webhook", AskedWebhook), ("face_check", AskedCheck), ("results", AskedResults)):
         refuse_unknown(model, given.get(name), f"guard.{name}.")
     options: GuardOptions = read_model(GuardOptions, given, "guard.", apart="metadata")
     return options
@@ -307,11 +309,15 @@ def read_idempotency_key(request: Submission, since_ms: int) -> IdempotencyKey |
 
 
 def write_body(request: Submission, prompt: Prompt, moved: bool) -> bytes:
-    """What goes to disk: the body as it came, unless a template or a conversion made the prompt, it holds secrets, or
-    the names of the sender's own files in it were changed (`moved`)."""
-    if not prompt.secrets and not moved and not prompt.converted and request.fill is None:
+    """What goes to disk: the body as it came, unless a template or a conversion made the prompt, it holds secrets
+    (addresses to put results to are some), or the names of the sender's own files in it were changed (`moved`)."""
+    results, check = prompt.options.results, prompt.options.face_check
+    has_secrets = bool(prompt.secrets) or (results is not None and bool(results.put))
+    if not has_secrets and not moved and not prompt.converted and request.fill is None:
         return request.raw
     body = prompt.body
+    if check is not None:
+        body = {**body, "guard": {"face_check": check.model_dump(exclude_unset=True)}}
     if prompt.secrets:
         body = {**body, "extra_data": {k: v for k, v in body["extra_data"].items() if k not in SECRET_NAMES}}
     return json.dumps(body).encode()

@@ -85,6 +85,8 @@ def make_body(job: Job, body: bytes) -> bytes:
         "metadata": job.metadata,
         **({"user": job.user} if job.user else {}),
         **({"webhook": {"url": job.webhook.url, "events": list(job.webhook.events)}} if job.webhook else {}),
+        # Addresses are for one job, and are not kept.
+        "results": {**job.results.body(), "format": job.results.format or "original"},
         **({"face_check": face_check} if face_check is not None else {}),
     }
     kept = {name: value for name, value in stored.items() if name not in _OF_THE_FIRST}

@@ -140,7 +140,7 @@ export function keysView(board, texts, section, run) {
                 for (const [name, kind, field] of fields) {
                     if (kind === "flag") limits[name] = field.checked;
                     else if (kind === "patterns") limits[name] = field.value.split(",").map((one) => one.trim()).filter(Boolean);
-                    else if (kind === "profile") limits[name] = field.value.trim();
+                    else if (kind === "profile" || kind === "format") limits[name] = field.value.trim();
                     else if (field.value) limits[name] = Number(field.value);
                 }
                 return limits;
@@ -151,7 +151,8 @@ export function keysView(board, texts, section, run) {
     function limitField(kind, value) {
         if (kind === "flag") return h("input", { type: "checkbox", checked: Boolean(value) });
         if (kind === "patterns") return h("input", { class: "g-select", placeholder: "A, B*", value: (value ?? []).join(", ") });
-        const only = { number: { type: "number", step: "any", min: "0.001" }, count: { type: "number", step: 1, min: 1 } };
+        const whole = { type: "number", step: 1, min: 1 };
+        const only = { number: { type: "number", step: "any", min: "0.001" }, count: whole, quality: { ...whole, max: 100 }, side: { ...whole, min: 16 } };
         return h("input", { class: "g-select", placeholder: "–", value, ...only[kind] });
     }
 
@@ -160,7 +161,7 @@ export function keysView(board, texts, section, run) {
             const value = limits[name];
             if (value === null || value === "" || value === false || value.length === 0) return [];
             const label = texts.t(`limit_${name}`);
-            return kind === "flag" ? [label] : [`${label}: ${kind === "patterns" ? value.join(", ") : kind === "profile" ? value : texts.number(value)}`];
+            return kind === "flag" ? [label] : [`${label}: ${kind === "patterns" ? value.join(", ") : typeof value === "string" ? value : texts.number(value)}`];
         };
         return Object.entries(kinds).flatMap(([name, kind]) => said(name, kind));
     }

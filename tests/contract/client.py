@@ -167,11 +167,13 @@ JOB_KEYS = {
         "idempotency_key",
         "retry_of",
         "cost",
+        "results",
+        "puts",
     ),
 }
 ARTIFACT_KEYS = {
     *("index", "node_id", "kind", "filename", "subfolder", "type", "bytes", "sha256", "width", "height"),
-    *("duration_s", "frames", "fps", "warnings", "url"),
+    *("duration_s", "frames", "fps", "warnings", "url", "converted"),
 }
 
 

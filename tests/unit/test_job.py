@@ -80,6 +80,7 @@ KEYS = [
     ),
     *("created_at_ms", "started_at_ms", "settled_at_ms", "timeout_s", "progress"),
     *("outputs", "artifacts", "error", "refund", "metadata", "user", "idempotency_key", "retry_of", "cost"),
+    *("results", "puts"),
 ]
 
 

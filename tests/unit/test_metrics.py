@@ -250,6 +250,7 @@ def everything(watched):
     watched.metrics.count_spent(job, Spent(run_ms=1500, load_ms=0, ended_at_ms=0))
     watched.metrics.count_face_check("no_face", 0.2)
     watched.metrics.count_delivery("failed", 3.0)
+    watched.metrics.count_put("failed", 3.0)
     watched.janitor.turn(1_000.0)
     watched.janitor.roots()
     watched.janitor.turn(1_002.0)

@@ -10,14 +10,16 @@ from unit.store_steps import CANCELLED, claim, run_to_success, submit
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import Artifact, JobState, Result, Webhook
+from comfyui_guarded.guard.outgoing import NewPut
 from comfyui_guarded.guard.store import DeliveryState, IdempotencyKey, NewAlarm, SqliteStore
 from comfyui_guarded.guard.store.bodies import delete_body
 from comfyui_guarded.guard.store.outbox import PAUSE_AT_MOST_S
 
 DAY_S = 86_400
 HOOK = Webhook("https://a.example/hook", tuple(state.value for state in JobState))
-#: No times: the first is 0, as nothing has read it since the first version; the others say how long something took.
-NO_TIMES = {("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms")}
+#: No times of ours: the first is 0, as nothing has read it since the first version; the next say how long something
+#: took; the last is said by another clock.
+NO_TIMES = {("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms"), ("puts", "expires_at_ms")}
 
 
 class Off(Clock):
@@ -37,6 +39,10 @@ def opened(path, clock):
         store.close()
 
 
+#: Somebody else's clock says until when it is valid.
+PUT = NewPut(0, "https://a.example/x", {}, 2**53)
+
+
 def live(path, clock):
     """A process's life: every kind of thing that is written with a time, and then the process is killed."""
     with opened(path, clock) as store:
@@ -45,7 +51,7 @@ def live(path, clock):
 
         def submitted():
             key = IdempotencyKey(new_id(), "digest", 0)
-            return submit(store, key=key, created_at_ms=now_ms, webhook=HOOK, client_id="c").job.job_id
+            return submit(store, key=key, created_at_ms=now_ms, webhook=HOOK, client_id="c", puts=(PUT,)).job.job_id
 
         artifact = Artifact(0, "2", "image", f"{new_id()}.png", "", "output", 9, "ab", 3, 4)
         for _ in range(5):
@@ -114,7 +120,7 @@ def test_deliveries_from_a_day_ahead_are_due_at_once_and_the_jobs_that_wait_can_
 
 def assert_kept(before, after):
     """All times of before are still there, beside what a start itself changes."""
-    for column in set(before) - {("jobs", "started_at_ms"), ("webhooks", "next_at_ms")}:
+    for column in set(before) - {("jobs", "started_at_ms"), ("webhooks", "next_at_ms"), ("puts", "next_at_ms")}:
         kept = [value for value in before[column] if value in after[column]]
         assert sorted(kept) == sorted(before[column]), column
 

@@ -16,7 +16,8 @@ from unit.fakes import LONG_S, new_job, settings
 
 from comfyui_guarded.guard.errors import InvalidRequestError
 from comfyui_guarded.guard.events import outbox as webhooks
-from comfyui_guarded.guard.events.outbox import Attempt, Outbox, retry_at_ms
+from comfyui_guarded.guard.events.attempts import Attempt
+from comfyui_guarded.guard.events.outbox import Outbox, retry_at_ms
 from comfyui_guarded.guard.events.webhook_rules import Rules
 from comfyui_guarded.guard.job import SUCCESS, JobState, Verdict, Webhook
 from comfyui_guarded.guard.settings import SettingsError, load
@@ -355,8 +356,8 @@ async def test_the_address_that_was_looked_up_and_judged_is_the_one_connected_to
     (delivery,) = due(store)
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     async with server:
-        assert (await sender._attempt(delivery)).outcome == "delivered"
-        refused = await sender._attempt(delivery)
+        assert (await sender.attempt(delivery)).outcome == "delivered"
+        refused = await sender.attempt(delivery)
         await sender.close()
     assert (refused.outcome, refused.hopeless) == ("unreachable", False)
     assert "may not be reached" in refused.error
@@ -390,7 +391,7 @@ async def test_where_the_package_that_signs_is_missing_a_delivery_waits_as_after
     (delivery,) = due(store)
     monkeypatch.setitem(sys.modules, "standardwebhooks", None)
     outbox = Outbox(settings().webhooks, store, lambda _owner: "whsec_" + "A" * 43 + "=", clock)
-    attempt = await Sender(outbox, 1)._attempt(delivery)
+    attempt = await Sender(outbox, 1).attempt(delivery)
     assert (attempt.outcome, attempt.final) == ("unreachable", False)
     assert "standardwebhooks" in attempt.error
     await recorded(outbox, delivery, attempt)
@@ -405,7 +406,7 @@ async def test_a_delivery_that_the_rules_no_longer_allow_or_nobody_can_sign_is_g
         outbox = Outbox(settings().webhooks, store, lambda _owner, secret=secret: secret, clock)
         given_up = []
         outbox.given_up.subscribe(lambda delivery, why, given_up=given_up: given_up.append((delivery.webhook_id, why)))
-        attempt = await Sender(outbox, 1)._attempt(delivery)
+        attempt = await Sender(outbox, 1).attempt(delivery)
         assert attempt.hopeless
         await recorded(outbox, delivery, attempt)
         assert [webhook_id for webhook_id, _why in given_up] == [delivery.webhook_id]

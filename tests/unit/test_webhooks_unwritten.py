@@ -12,11 +12,11 @@ from unit.test_webhooks import finish
 
 from comfyui_guarded.guard.client import LOCAL
 from comfyui_guarded.guard.errors import DiskFullError
-from comfyui_guarded.guard.events import outbox as outbox_module
+from comfyui_guarded.guard.events import attempts as attempts_module
 from comfyui_guarded.guard.events.outbox import Outbox
 from comfyui_guarded.guard.job import Webhook
 from comfyui_guarded.guard.store import DeliveryState
-from comfyui_guarded.server_routes import sender as sender_module
+from comfyui_guarded.server_routes import carrier as carrier_module
 from comfyui_guarded.server_routes.sender import Sender
 
 #: So many pauses pass that a delivery sent again after each of them would show.
@@ -93,8 +93,8 @@ class Disk:
 
 @pytest.fixture
 def disk(store, monkeypatch):
-    monkeypatch.setattr(outbox_module, "WRITE_AGAIN_S", 0.05, raising=False)
-    monkeypatch.setattr(sender_module, "PAUSE_S", 0.05)
+    monkeypatch.setattr(attempts_module, "WRITE_AGAIN_S", 0.05)
+    monkeypatch.setattr(carrier_module, "PAUSE_S", 0.05)
     return Disk(store)
 
 
@@ -189,7 +189,7 @@ async def test_a_redelivery_by_hand_is_sent_whatever_could_not_be_written_down_b
 
 
 async def test_only_so_many_attempts_are_kept_in_memory_and_the_others_wait(store, clock, disk, monkeypatch):
-    monkeypatch.setattr(outbox_module, "UNWRITTEN_AT_MOST", 5, raising=False)
+    monkeypatch.setattr(attempts_module, "UNWRITTEN_AT_MOST", 5)
     async with Receiver(204) as receiver:
         for _ in range(12):
             finish(store, Webhook(receiver.url))
@@ -212,7 +212,7 @@ async def test_a_fault_of_ours_counts_as_an_attempt_too(store, clock, disk, monk
         sent.append(delivery.number)
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(Sender, "_attempt", buggy)
+    monkeypatch.setattr(Sender, "attempt", buggy)
     finish(store, Webhook("http://127.0.0.1:9/hook"))
     async with sending(store, clock):
         await until(lambda: len(sent) >= 3)
