@@ -27,6 +27,7 @@ LOADED = (LIVE_PORTRAIT, PACKS / "ComfyUI-VideoHelperSuite", PACKS / "ComfyUI_IP
 SITE = Path(os.environ.get("GUARDED_PACKS_SITE") or Path.home() / "comfy" / "packs-site")
 IMPORTS = "import cv2, insightface, mediapipe, onnx, onnxruntime, pykalman"
 SILENT, SOUNDING, NOBODY = "silent.mp4", "sounding.mp4", "chelsea.png"
+VHS_FORMAT = {"pix_fmt", "crf", "save_metadata", "trim_to_audio"}
 ASKED = {
     "liveportrait": {"photo": PHOTO, "motion": SILENT, "frames": 2},
     "sdxl_face": {"photo": PHOTO, "prompt": "an astronaut"},
@@ -91,7 +92,10 @@ async def test_the_packs_nodes_take_what_was_recorded(client):
     for source in ("ipadapter_plus", "liveportrait_kj", "video_helper_suite"):
         for name, then in specs.recorded()[source]["nodes"].items():
             here = specs.record({"name": name, **info[name]})
-            assert [each for each in here["inputs"] if each in then["inputs"]] == list(then["inputs"]), name
+            # What a format of VideoHelperSuite's takes besides stands in a file of its own.
+            own = VHS_FORMAT if name == "VHS_VideoCombine" else set()
+            shared = [each for each in here["inputs"] if each in then["inputs"]]
+            assert shared == [each for each in then["inputs"] if each not in own], name
             required = info[name]["input"].get("required", {})
             assert set(required) <= set(then["inputs"]), name
             assert here["outputs"] == then["outputs"], name
