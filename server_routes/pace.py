@@ -102,12 +102,14 @@ async def write_out(request: web.Request, response: web.StreamResponse, timeout_
     """
     if response.prepared:
         return
-    body = response.body if type(response) is web.Response and not response.compression else None
-    is_long = isinstance(body, bytes) and len(body) > PIECE_BYTES and request.method != hdrs.METH_HEAD
-    with Going(request, timeout_s, unseen=type(response) is not web.Response) as going:
+    whole = response if type(response) is web.Response else None
+    body = whole.body if whole is not None and not whole.compression and request.method != hdrs.METH_HEAD else None
+    with Going(request, timeout_s, unseen=whole is None) as going:
         await response.prepare(request)
-        if isinstance(body, bytes) and is_long:
-            await going.write(response, body)
-            await web.StreamResponse.write_eof(response)  # the response's own would send its body, too
+        if whole is not None and isinstance(body, bytes) and len(body) > PIECE_BYTES:
+            await going.write(whole, body)
+            await web.StreamResponse.write_eof(whole)  # the response's own would send its body, too
+            # aiohttp keeps the response until the next request of the connection, if ever one comes.
+            whole.body = None
         else:
             await response.write_eof()

@@ -103,6 +103,23 @@ def test_answers_that_nobody_reads_fill_no_memory_and_hold_nobody_up(
         assert ask(host, key, "GET", "/guarded/prompt")[0] == 200, "the owner's other requests are answered"
 
 
+@pytest.mark.serial
+def test_answers_that_were_read_are_not_kept_with_their_idle_connections(
+    guarded_host: HostProcess, filled: dict[str, str]
+):
+    host, key = guarded_host, KEYED[guarded_host.url]
+    before = read_peak(host.pid, afresh=True)
+    with contextlib.ExitStack() as stack:
+        for _ in range(READERS):
+            connection = http.client.HTTPConnection("127.0.0.1", host.port, timeout=PATIENCE_S)
+            stack.callback(connection.close)
+            connection.request("GET", filled["a history"], headers={"Authorization": f"Bearer {key}"})
+            assert len(connection.getresponse().read()) > ANSWER_BYTES
+        grown = read_peak(host.pid) - before
+    print(f"+{grown / MIB:.0f} MiB")  # noqa: T201
+    assert grown < READERS * ANSWER_BYTES / 2
+
+
 LISTS = ["/guarded/history", "/guarded/queue", "/guarded/api/jobs", "/guarded/jobs?limit=500"]
 
 
