@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from asyncio import wrap_future
+from collections import OrderedDict
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -14,6 +15,10 @@ from ..store import Waiting
 TOLD_AGAIN_S = 0.25
 #: So many are kept at once.
 KEPT = 10_000
+
+
+#: Each with the time until which it is told, the first to be forgotten first.
+_Kept = OrderedDict[str, tuple[Waiting | None, float]]
 
 
 class Line(Protocol):
@@ -29,7 +34,7 @@ class Places:
         self._line = line
         #: Each with the time until which it is told. Replaced, never emptied: a look-up under way may still write to
         #: the old one.
-        self._kept: dict[str, tuple[Waiting | None, float]] = {}
+        self._kept: _Kept = OrderedDict()
         #: The number of the last change of state that moved jobs out of turn.
         self._moved_by = 0
 
@@ -37,7 +42,7 @@ class Places:
         """A new state is durable. A job that ends unstarted, or overtakes, moves others at once. The store's thread."""
         never_ran = job.state.settled and job.started_at_ms is None
         if never_ran or (job.state is JobState.QUEUED and job.priority):
-            self._kept, self._moved_by = {}, job.event_id
+            self._kept, self._moved_by = OrderedDict(), job.event_id
 
     async def find(self, job_id: str) -> Waiting | None:
         """Where the job stands; None if it does not wait."""
@@ -54,7 +59,10 @@ class Places:
             _keep(self._kept, job.job_id, place, time.monotonic())
 
 
-def _keep(kept: dict[str, tuple[Waiting | None, float]], job_id: str, place: Waiting | None, now_s: float) -> None:
+def _keep(kept: _Kept, job_id: str, place: Waiting | None, now_s: float) -> None:
+    kept.pop(job_id, None)
+    while kept and next(iter(kept.values()))[1] <= now_s:
+        kept.popitem(last=False)
     if len(kept) >= KEPT:
         kept.clear()
     kept[job_id] = place, now_s + TOLD_AGAIN_S

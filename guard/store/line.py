@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -44,6 +45,8 @@ class Turn:
     #: How many wait of each priority and round, and the last round of each priority that was served.
     rounds: dict[tuple[int, int], int] = field(default_factory=dict)
     last_rounds: dict[int, int] = field(default_factory=dict)
+    #: Behind that place none of them stands; the last one may have left.
+    last_places: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, priority: int, round_: int, change: int) -> None:
         self.queued += change
@@ -51,6 +54,16 @@ class Turn:
         self.rounds[at] = self.rounds.get(at, 0) + change
         if not self.rounds[at]:
             del self.rounds[at]
+            self.last_places.pop(at, None)
+
+    def note_place(self, priority: int, round_: int, place: float) -> None:
+        """A job that waits has that place."""
+        at = priority, round_
+        self.last_places[at] = max(place, self.last_places.get(at, place))
+
+    def is_last(self, priority: int, round_: int, place: float) -> bool:
+        """Whether the newest job, with that place, is certainly the last of its priority and round."""
+        return place >= self.last_places.get((priority, round_), math.inf)
 
     def count_before(self, priority: int, round_: int) -> int:
         """Count what waits of a higher priority, and of this one in earlier rounds."""
@@ -86,7 +99,7 @@ class Line:
         """Read the line from the tables."""
         leases = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases")}
         waiting = db.execute(
-            "SELECT owner, priority, round, template, shape, count(*), sum(body_bytes) "
+            "SELECT owner, priority, round, template, shape, count(*), sum(body_bytes), max(place) "
             "FROM jobs INDEXED BY jobs_queued "
             "WHERE state = 'queued' GROUP BY owner, priority, round, template, shape"
         )
@@ -95,9 +108,10 @@ class Line:
         kinds: dict[Kind, int] = {}
         for owner, priority, last in db.execute("SELECT owner, priority, round FROM rounds"):
             turns.setdefault(owner, Turn()).last_rounds[priority] = last
-        for owner, priority, round_, template, shape, count, body_bytes in waiting:
+        for owner, priority, round_, template, shape, count, body_bytes, last in waiting:
             turn = turns.setdefault(owner, Turn())
             turn.add(priority, round_, count)
+            turn.note_place(priority, round_, last)
             turn.body_bytes += body_bytes
             kinds[Kind(template, shape)] = kinds.get(Kind(template, shape), 0) + count
         under_way = db.execute(
@@ -216,10 +230,19 @@ class Line:
 
     # Where jobs stand. Any thread, with its own connection. --------------------------------------------------
 
-    def locate(self, db: Database, job: Job, *, by_submit: bool = False) -> Waiting:
-        """Where a queued job stands, if every owner keeps taking turns; `by_submit`: see `COUNTED_BY_SUBMIT`."""
+    def locate(self, db: Database, job: Job, *, by_submit: bool = False, place: float | None = None) -> Waiting:
+        """Where a queued job stands, if every owner keeps taking turns; `by_submit`: see `COUNTED_BY_SUBMIT`.
+
+        `place`: of the newest job, which its submit knows. Most stand at the end of their line, and nothing is counted.
+        """
         counted = COUNTED_BY_SUBMIT if by_submit else COUNTED
-        ahead = self.count_ahead(job.owner, self._count_own_ahead(db, job, counted))
+        turn = self.turns.get(job.owner, Turn())
+        if place is not None and turn.is_last(job.priority, job.round, place):
+            of_round = turn.rounds.get((job.priority, job.round), 1)
+            own = turn.count_before(job.priority, job.round) + of_round - 1
+        else:
+            own = self._count_own_ahead(db, job, counted)
+        ahead = self.count_ahead(job.owner, own)
         count = sum(ahead.values())
         return Waiting(1 + count, len(self.leases), self._count_kinds(db, job, ahead, count))
 

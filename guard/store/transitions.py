@@ -128,7 +128,7 @@ class Transitions:
                 "created_at_ms = excluded.created_at_ms",
                 (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
             )
-        return Submitted(job, self.line.locate(db, job, by_submit=True))
+        return Submitted(job, self.line.locate(db, job, by_submit=True, place=_find_place(new, job.number)))
 
     def claim(self, db: Database, holder: str, max_jobs: int) -> Claimed | None:
         while (job := self._find_next(db, max_jobs)) is not None:
@@ -204,7 +204,7 @@ class Transitions:
 
     def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:
         number = self.line.number + 1
-        order = new.order if new.order is not None else float(-number if new.front else number)
+        order = _find_place(new, number)
         job = Job(
             job_id=new.job_id,
             number=number,
@@ -242,6 +242,7 @@ class Transitions:
         self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
         self.line.number = number
         self.line.add_queued(db, job, +1)
+        self.line.turns[job.owner].note_place(job.priority, job.round, order)
         self.line.add_open_bytes(job.owner, job.body_bytes)
         puts.add(db, new)
         outbox.put(db, job, new.created_at_ms)
@@ -305,6 +306,11 @@ class Transitions:
         self.line.event_id += 1
         db.execute("INSERT INTO transitions VALUES (?, ?, ?, ?)", (self.line.event_id, job_id, at_ms, state.value))
         return self.line.event_id
+
+
+def _find_place(new: NewJob, number: int) -> float:
+    """The place of a new job of that number among those of its priority and round."""
+    return new.order if new.order is not None else float(-number if new.front else number)
 
 
 def _is_under_way(state: JobState) -> bool:

@@ -96,7 +96,7 @@ class ComfyHost:
         return keep
 
     def is_ready(self, job_id: str) -> bool:
-        return self._kept.find(job_id) is not None
+        return self._kept.is_ready(job_id)
 
     def discard(self, job_id: str) -> None:
         self._kept.discard(job_id)

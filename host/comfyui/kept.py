@@ -8,12 +8,11 @@ at anything: its prompt is not kept.
 
 from __future__ import annotations
 
+import marshal
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nodes
@@ -35,27 +34,17 @@ Mark = tuple[int, int, int, int] | None
 #: Which inputs of a node class name files.
 FindFileInputs = Callable[[str], Mapping[str, Names]]
 
+#: What the handler has made of a prompt: the queue item as bytes, the size of its JSON, when it is due to be forgotten,
+#: its node classes by name, which it shares with others, and its files. Python's garbage collector holds up every
+#: thread while it goes through all objects, and as many of these as jobs may wait: it shall see one object of each.
+Made = tuple[bytes, int, float, Mapping[str, Any], tuple[tuple[str, Mark], ...]]
+
+#: So many sets of node classes are shared.
+_SETS = 1000
+
 
 class _Unsure(Exception):
-    """What the answer to the prompt depends on is not known."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the handler has made of a prompt, and what that depends on."""
-
-    item: QueueItem
-    size: int
-    due_s: float
-    classes: Mapping[str, Any]
-    marks: Mapping[Path, Mark]
-
-    def is_fresh(self) -> bool:
-        return (
-            time.monotonic() < self.due_s
-            and all(nodes.NODE_CLASS_MAPPINGS.get(name) is known for name, known in self.classes.items())
-            and all(_mark(path) == mark for path, mark in self.marks.items())
-        )
+    """What the answer to the prompt depends on is not known, or it cannot be kept as bytes."""
 
 
 class Kept:
@@ -69,31 +58,43 @@ class Kept:
         #: The oldest first; it runs first as well, so where there is no room the newest is not kept.
         self._made: dict[str, Made] = {}
         self._size = 0
+        #: The node classes of prompts, by their names. Event loop.
+        self._sets: dict[tuple[str, ...], Mapping[str, Any]] = {}
 
     def prepare(self, item: QueueItem, size: int) -> Made | None:
         """Note what the queue item depends on; None where it cannot be told whether it is still right. Event loop."""
         try:
             classes, marks = self._find_grounds(item[2])
-        except _Unsure:
+            packed = marshal.dumps(item, 2)
+        except (_Unsure, ValueError):  # a pack has put objects of its own into it
             return None
-        return Made(item, size, time.monotonic() + KEPT_S, classes, marks)
+        return packed, size, time.monotonic() + KEPT_S, self._share(classes), marks
 
     def keep(self, job_id: str, made: Made) -> bool:
         """Keep it for that job, if there is room."""
+        size = made[1]
         with self._lock:
             now_s = time.monotonic()
-            while self._made and (oldest := next(iter(self._made.items())))[1].due_s <= now_s:
+            while self._made and (oldest := next(iter(self._made.items())))[1][2] <= now_s:
                 self._drop(oldest[0])
-            has_room = self._size + made.size <= KEPT_BYTES and job_id not in self._made
+            has_room = self._size + size <= KEPT_BYTES and job_id not in self._made
             if has_room:
                 self._made[job_id] = made
-                self._size += made.size
+                self._size += size
         return has_room
+
+    def is_ready(self, job_id: str) -> bool:
+        """Whether the job's queue item is kept, and still right."""
+        made = self._made.get(job_id)
+        return made is not None and self._is_fresh(made)
 
     def find(self, job_id: str) -> QueueItem | None:
         """The job's queue item, if it is still right."""
         made = self._made.get(job_id)
-        return made.item if made is not None and made.is_fresh() else None
+        if made is None or not self._is_fresh(made):
+            return None
+        item: QueueItem = marshal.loads(made[0])
+        return item
 
     def discard(self, job_id: str) -> None:
         if job_id in self._made:
@@ -102,12 +103,31 @@ class Kept:
 
     def _drop(self, job_id: str) -> None:
         made = self._made.pop(job_id, None)
-        self._size -= made.size if made is not None else 0
+        self._size -= made[1] if made is not None else 0
 
-    def _find_grounds(self, prompt: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Path, Mark]]:
+    def _is_fresh(self, made: Made) -> bool:
+        _packed, _size, due_s, classes, marks = made
+        return (
+            time.monotonic() < due_s
+            and all(nodes.NODE_CLASS_MAPPINGS.get(name) is known for name, known in classes.items())
+            and all(_mark(path) == mark for path, mark in marks)
+        )
+
+    def _share(self, classes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The one mapping of these node classes."""
+        names = tuple(classes)
+        known = self._sets.get(names)
+        if known is not None and all(known[name] is classes[name] for name in names):
+            return known
+        if len(self._sets) >= _SETS:
+            self._sets.clear()
+        self._sets[names] = classes
+        return classes
+
+    def _find_grounds(self, prompt: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[tuple[str, Mark], ...]]:
         """What the handler's answer depends on: node classes, and files as they are now."""
         classes: dict[str, Any] = {}
-        paths: set[Path] = set()
+        paths: set[str] = set()
         for node in prompt.values():
             name = node["class_type"]
             classes[name] = node_class = nodes.NODE_CLASS_MAPPINGS.get(name)
@@ -121,7 +141,7 @@ class Kept:
             paths.update(_find_path(node["inputs"][key], kind) for key, kind in named.items() if key in node["inputs"])
             if len(paths) > MOST_FILES:
                 raise _Unsure
-        return classes, {path: _mark(path) for path in paths}
+        return classes, tuple((path, _mark(path)) for path in paths)
 
 
 def _checks_itself(node_class: Any) -> bool:
@@ -134,19 +154,19 @@ def _checks_itself(node_class: Any) -> bool:
     )
 
 
-def _find_path(value: Any, names: Names) -> Path:
+def _find_path(value: Any, names: Names) -> str:
     if not isinstance(value, str):
         raise _Unsure
     if names is Names.PATH:
-        return Path(value)
+        return value
     kind, below = split_annotation(value)
     path = folders.resolve(kind, "", below)
     if path is None:
         raise _Unsure
-    return path
+    return str(path)
 
 
-def _mark(path: Path) -> Mark:
+def _mark(path: str) -> Mark:
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -95,6 +95,7 @@ class Play:
     #: Those that a stop may have hit, and how many stops are under way that may hit any.
     aimed_at: set[str] = field(default_factory=set)
     sweeping: int = 0
+    draining: bool = False
     #: ComfyUI's own prompts that nothing has ended but they themselves.
     native: set[str] = field(default_factory=set)
     requests: list[asyncio.Task[None]] = field(default_factory=list)
@@ -299,6 +300,7 @@ class Drain:
     off: bool
 
     async def play(self, play: Play) -> None:
+        play.draining = not self.off
         with contextlib.suppress(*CUT):
             await play.client.request("POST", f"/guarded/drain?off={int(self.off)}")
 
@@ -338,7 +340,7 @@ class Stalled:
     """While something waits to be written for too long, the server says that it takes no jobs, and takes none."""
 
     async def play(self, play: Play) -> None:
-        if not (play.faults.silent or play.faults.full):
+        if not (play.faults.silent or play.faults.full) or play.draining:  # then nothing comes that would have to wait
             return
         if play.faults.silent:
             await Submit("text").play(play)  # something that waits

@@ -72,3 +72,10 @@ def test_it_is_looked_up_where_a_job_before_was_cancelled_meanwhile(machine, pat
     assert machine.store.settle(first.job.job_id, CANCELLED).result(LONG_S).won
     assert describe(machine, second) == 2
     assert find(machine, second.job.job_id) == 1
+
+
+def test_a_place_that_is_told_no_more_is_not_kept(machine, monkeypatch):
+    monkeypatch.setattr(places, "TOLD_AGAIN_S", 0.0)
+    for position in range(1, 6):
+        assert describe(machine, submit(machine.store)) == position
+    assert len(machine.jobs._places._kept) == 1

@@ -127,6 +127,18 @@ def test_a_slot_is_free_when_released_and_not_when_settled(store):
     assert claim(store) == second
 
 
+def test_a_job_that_comes_last_is_told_its_place_without_a_look_at_the_others(store):
+    submit(store), submit(store, priority=1), submit(store, owner="other")
+    asked = []
+    trace = store._engine._writer.db.set_trace_callback
+    trace(asked.append)
+    last, first = submit(store), submit(store, front=True)
+    trace(None)
+    assert (last.waiting.position, first.waiting.position) == (4, 3)
+    counting = [statement for statement in asked if "(place, number)" in statement]
+    assert len(counting) == 1, "of the job that goes first"
+
+
 def test_positions_among_ten_thousand_queued_are_right(store):
     futures = [
         store.submit(new_job(owner=f"bot-{turn % 7}", priority=(turn % 11) // 10, front=turn % 13 == 0), 10**9)
@@ -253,6 +265,24 @@ def test_every_place_is_right_whoever_comes_and_goes(store, monkeypatch):
     order = claim_all(store)
     assert standings == order == sorted(told, key=told.__getitem__)
     assert sorted(told.values()) == list(range(1, len(order) + 1))
+
+
+def test_a_submit_tells_the_place_that_its_job_has_wherever_that_is(tmp_path, clock):
+    rng, waiting, path = random.Random(11), [], tmp_path / "jobs.db"
+    store = SqliteStore(path, clock)
+    for turn in range(150):
+        facts = {"front": rng.random() < 0.2, "order": rng.choice([None, None, None, float(rng.randrange(-20, 200))])}
+        submitted = submit(
+            store, owner=rng.choice("xxy"), user=rng.choice(["", "a"]), priority=rng.choice([0, 1]), **facts
+        )
+        waiting.append(submitted.job.job_id)
+        assert submitted.waiting.position == store.locate(waiting[-1]).result(LONG_S).position
+        if rng.random() < 0.5:
+            store.settle(waiting.pop(rng.randrange(len(waiting))), CANCELLED).result(LONG_S)
+        if turn % 50 == 49:
+            store.close()
+            store = SqliteStore(path, clock)
+    store.close()
 
 
 def test_more_of_a_user_than_may_wait_are_refused(store):
