@@ -71,7 +71,7 @@ from .guard.quotas import Quotas
 from .guard.settings import load, read_own_texts
 from .guard.signal import Signal
 from .guard.store import Limits as StoreLimits
-from .guard.store import Recovery, SqliteStore, database_path
+from .guard.store import Recovery, make_store
 from .guard.submit.admission import Admission
 from .guard.submit.fetch import Fetcher, FetchRules
 from .guard.submit.limits import Limits
@@ -140,8 +140,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         max(RECORDS_KEPT_S, settings.queue.idempotency_max_age_s),
         settings.janitor.unread_max_age_s,
     )
-    path = database_path(settings.store.url, own)
-    store = SqliteStore(path, clock, settings.store.survives, kept, open_now=False)
+    store = make_store(settings.store.url, own, clock, settings.store.survives, kept, open_now=False)
     local_secret = settings.webhooks.secret or read_or_make_secret(own)
 
     def secret_of(owner: str) -> str | None:

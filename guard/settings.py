@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -438,7 +439,11 @@ class FetchSettings(_Section):
 
 
 class StoreSettings(_Section):
-    url: str = Field("", description="The job database, `sqlite:///<absolute path>`; empty: in `__guarded/`.")
+    url: str = Field(
+        "",
+        description="The job database: `sqlite:///<absolute path>`, or `postgresql://user:password@host/database` "
+        "([postgres.md](postgres.md)); empty: SQLite, in `__guarded/`.",
+    )
     survives: Literal["power_cut", "kill"] = Field(
         "power_cut",
         description="What acknowledged jobs, verdicts and result files survive. For `power_cut` each commit with one "
@@ -770,11 +775,23 @@ def _quote(item: ErrorDetails) -> str:
     return "" if item["type"] == "extra_forbidden" else f", got {item['input']!r}"
 
 
+def hide_password(url: str) -> str:
+    """The address as people may see it. Hides too much rather than too little."""
+    hidden = re.sub(r"(://[^:/?@]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", hidden)
+
+
 def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
-    """List every setting as (dotted name, default or value in force, help)."""
+    """List every setting as (dotted name, default or value in force, help). An address comes without its password."""
     current = settings or Settings()
+    values = {
+        (section, name): getattr(getattr(current, section), name)
+        for section in Settings.model_fields
+        for name in type(getattr(current, section)).model_fields
+    }
+    values["store", "url"] = hide_password(current.store.url)
     return [
-        (f"{section}.{name}", getattr(getattr(current, section), name), field.description or "")
+        (f"{section}.{name}", values[section, name], field.description or "")
         for section in Settings.model_fields
         for name, field in type(getattr(current, section)).model_fields.items()
     ]

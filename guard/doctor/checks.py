@@ -18,10 +18,12 @@ from pathlib import Path
 from ...failure import SETTINGS, is_reachable_from_elsewhere, say
 from ..janitor.disk import list_disks
 from ..settings import Settings, SettingsError, load, origins, rows
-from ..store import database_path
+from ..store import database_path, is_postgres
 from ..store.compact import COPIED_BYTES
 from ..store.schema import MIGRATIONS
 from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, Level, Line
+from .postgres import examine_postgres
+from .sizes import format_size
 from .templates import check_templates, check_warmups
 
 log = logging.getLogger("guarded.doctor")
@@ -170,7 +172,7 @@ def _check_disk(facts: Facts, settings: Settings) -> Iterator[Line]:
     folders = (facts.folders.output, facts.folders.temp, facts.folders.input, facts.own)
     for disk in list_disks([path for path in folders if path is not None]):
         free, total = disk.free(), disk.total()
-        room = f"{disk.path}: {_format_size(free)} of {_format_size(total)} free"
+        room = f"{disk.path}: {format_size(free)} of {format_size(total)} free"
         mend = "POST /guarded/janitor/sweep, lower janitor.…_max_age_s, or use a larger disk."
         if free < rules.floor_free_bytes:
             yield Line("error", "disk", f"{room}, below janitor.floor_free_bytes: jobs are refused.", mend)
@@ -195,7 +197,7 @@ def _check_janitor(facts: Facts, settings: Settings) -> Iterator[Line]:
         yield Line(
             "warning",
             "janitor",
-            f"{files} files ({_format_size(size)}) from before the first start of this package are left alone.",
+            f"{files} files ({format_size(size)}) from before the first start of this package are left alone.",
             "To let the janitor delete them: POST /guarded/janitor/adopt, or the button on the operator's page.",
         )
     elif rules.enabled:
@@ -269,6 +271,9 @@ def _check_open_network(listen: str, settings: Settings) -> Iterator[Line]:
 
 
 def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
+    if is_postgres(settings.store.url):
+        yield examine_postgres(settings.store.url)
+        return
     path = database_path(settings.store.url, facts.own)
     if not path.is_file():
         yield Line("ok", "store", f"The first start makes {path}.")
@@ -297,12 +302,12 @@ def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
     # The latest writes lie in the log beside it.
     size = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.is_file())
     limit = settings.store.max_bytes
-    within = f" of {_format_size(limit)} (store.max_bytes)" if limit else ""
+    within = f" of {format_size(limit)} (store.max_bytes)" if limit else ""
     if may_shrink or size <= COPIED_BYTES:  # a start sees to a small one
-        yield Line("ok", "store", f"{path}: {_format_size(size)}{within}.")
+        yield Line("ok", "store", f"{path}: {format_size(size)}{within}.")
     else:
         mend = "While no server runs, `… vacuum` mends that; a start does too once little is in it."
-        yield Line("warning", "store", f"{path}: {_format_size(size)}{within}; it never becomes smaller.", mend)
+        yield Line("warning", "store", f"{path}: {format_size(size)}{within}; it never becomes smaller.", mend)
     ahead_s = newest_ms / 1000 - time.time()
     if ahead_s > SKEW_S:
         mend = "Set the machine's clock (chrony, systemd-timesyncd)."
@@ -350,12 +355,3 @@ def _is_installed(package: str) -> bool:
 def _find_existing(path: Path) -> Path:
     """Find the folder itself or the nearest above it that exists."""
     return next((folder for folder in (path, *path.parents) if folder.exists()), path)
-
-
-def _format_size(count: float) -> str:
-    """1024 to the next unit, as on the page."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1024 or unit == "GB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

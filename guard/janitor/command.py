@@ -15,7 +15,7 @@ from ..clock import Clock
 from ..host import Folders
 from ..job import ROOTS
 from ..settings import Settings, SettingsError, load
-from ..store import SqliteStore, StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
+from ..store import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path, is_postgres, make_store
 from .marker import Marker
 from .report import escape, summarize
 from .thread import Janitor
@@ -73,9 +73,9 @@ def run(
         store = None
         try:
             # Its waiting jobs and the results that nobody has fetched are as safe as with a running server.
-            path = database_path(settings.store.url, own) if own is not None else None
-            if path is not None and path.is_file():
-                store = stack.enter_context(contextlib.closing(SqliteStore(path, Clock())))
+            url = settings.store.url
+            if own is not None and (is_postgres(url) or database_path(url, own).is_file()):
+                store = stack.enter_context(contextlib.closing(make_store(url, own, Clock())))
         except StoreLockedError:
             say("a server runs on this user folder; its own janitor sweeps (POST /guarded/janitor/sweep)")
             return 2

@@ -1,15 +1,19 @@
 """Keep jobs, their verdicts, their files and their webhooks on disk, so that they survive a kill or a restart.
 
-The core knows the :class:`Store` protocol alone, so another engine can take SQLite's place. The files: `protocol`
-says what a store promises and `facts` what it takes and gives; `sqlite` keeps the promises through `engine` (opening
-and commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process writes to it);
-`disk` (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep`
-(it stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads
-them), `search`, `outbox`, `puts`, `result_files`, `line` (the queue's order), `times` (clocks that were wrong), `rows`,
-`alarms`, `spending` (what runs took), `tables` and `schema`.
+The core knows the :class:`Store` protocol alone. The files: `protocol` says what a store promises and `facts` what it
+takes and gives; `choice` opens what the settings name. `sqlite` keeps the promises for both engines, SQLite's through
+`engine` (opening and commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process
+writes to it); `disk` (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and
+`pages`; `upkeep` (it stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries`
+(what reads them), `search`, `outbox`, `puts`, `result_files`, `line` (the queue's order), `times` (clocks that were
+wrong), `rows`, `alarms`, `spending` (what runs took), `tables` and `schema`. `database` has what both engines
+understand; PostgreSQL's is `postgres`, with its `postgres_engine` (with `postgres_held`, `postgres_reader`,
+`postgres_answers`), `postgres_connection`, `postgres_schema`, `postgres_address`, `postgres_upkeep` and
+`postgres_probe`, which load only where they are asked for, since psycopg is optional.
 """
 
 from .alarms import Alarm, NewAlarm
+from .choice import is_postgres, make_store, probe_postgres
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
 from .facts import (
     Changes,
@@ -71,5 +75,8 @@ __all__ = [
     "Waiting",
     "Wanted",
     "database_path",
+    "is_postgres",
+    "make_store",
     "name_day",
+    "probe_postgres",
 ]

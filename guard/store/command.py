@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..cli import guard_folder, user_folder
 from ..settings import SettingsError, load
+from .choice import is_postgres
 from .compact import compact
 from .disk import StoreTooNewError, database_path
 from .file_lock import LockedError
@@ -32,7 +33,11 @@ def run(
         return 2
     own = guard_folder(user)
     try:
-        path = database_path(load(own / "guarded.toml", environment).store.url, own)
+        url = load(own / "guarded.toml", environment).store.url
+        if is_postgres(url):
+            say("PostgreSQL looks after its tables itself; to give space back to its disk, use its VACUUM FULL")
+            return 2
+        path = database_path(url, own)
     except SettingsError as error:
         say(f"the settings cannot be used: {error}")
         return 2

@@ -13,7 +13,7 @@ from .. import private_files
 from ..clock import Clock
 from ..errors import ServerRestartedError
 from ..job import Verdict
-from ..settings import SettingsError
+from ..settings import SettingsError, hide_password
 from . import compact, schema
 from .check import find_nonsense
 from .migrate import migrate
@@ -54,7 +54,8 @@ def database_path(url: str, own: Path) -> Path:
     parts = urlsplit(url)
     path = Path(parts.path.removeprefix("/") if os.name == "nt" else parts.path)
     if parts.scheme != "sqlite" or parts.netloc or not path.is_absolute():
-        raise SettingsError(f"store.url: sqlite:///<absolute path> is what this version can use, got {url!r}")
+        told = "store.url: sqlite:///<absolute path> or postgresql://<address> is what this version can use"
+        raise SettingsError(f"{told}, got {hide_password(url)!r}", told)
     return path
 
 

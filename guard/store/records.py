@@ -140,9 +140,9 @@ class Found:
 def weigh(db: Database) -> Shares:
     """Estimate what each owner's records take. For a thread that may take its time: it counts along an index."""
     owners = db.execute(
-        "WITH RECURSIVE some (owner) AS (SELECT min(owner) FROM jobs UNION ALL "
-        "SELECT (SELECT min(owner) FROM jobs WHERE jobs.owner > some.owner) FROM some WHERE owner IS NOT NULL) "
-        "SELECT owner FROM some WHERE owner IS NOT NULL"
+        "WITH RECURSIVE each (owner) AS (SELECT min(owner) FROM jobs UNION ALL "
+        "SELECT (SELECT min(owner) FROM jobs WHERE jobs.owner > each.owner) FROM each WHERE owner IS NOT NULL) "
+        "SELECT owner FROM each WHERE owner IS NOT NULL"
     ).fetchall()
     return Shares({owner: size for (owner,) in owners if (size := _weigh_owner(db, owner))})
 

@@ -2,7 +2,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from unit.fakes import FailingStore, FakeHost
+from unit import stores
+from unit.fakes import Failing, FailingStore, FakeHost
 from unit.machine import Machine
 
 from comfyui_guarded.guard.clock import Clock
@@ -13,9 +14,28 @@ def clock() -> Clock:
     return Clock()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    engines = metafunc.definition.get_closest_marker("engines")
+    if engines is not None:
+        metafunc.parametrize("engine", engines.args)
+
+
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[FailingStore]:
-    opened = FailingStore(tmp_path / "guarded.db", clock)
+def engine() -> str:
+    return "sqlite"
+
+
+@pytest.fixture(autouse=True)
+def _use_engine(engine: str) -> Iterator[None]:
+    stores.use(engine)
+    yield
+    stores.use("sqlite")
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock, engine: str) -> Iterator[Failing]:
+    kind = FailingStore if engine == "sqlite" else stores.FailingOnPostgres
+    opened = kind(tmp_path / "guarded.db", clock)
     yield opened
     opened.close()
 

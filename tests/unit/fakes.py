@@ -26,6 +26,7 @@ from comfyui_guarded.guard.host import (
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store import SqliteStore
+from comfyui_guarded.guard.store.sqlite import TableStore
 from comfyui_guarded.guard.weight import ModelWeight
 
 #: Answers to wait for; long, so that only a hang reaches it.
@@ -339,7 +340,7 @@ class FakeProcess:
         self.armed_s.append(after_s)
 
 
-class FailingStore(SqliteStore):
+class Failing(TableStore):
     """The real store; the operations named in `failing` find the disk full."""
 
     failing: frozenset[str] = frozenset()
@@ -365,3 +366,7 @@ class FailingStore(SqliteStore):
         """Return once everything handed in is done, and everybody told."""
         # Twice, for what a callback handed in meanwhile.
         return super().flush(timeout_s) and super().flush(timeout_s)
+
+
+class FailingStore(Failing, SqliteStore):
+    pass

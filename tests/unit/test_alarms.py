@@ -4,10 +4,13 @@ import itertools
 
 import pytest
 from unit.fakes import LONG_S, SetClock, until
+from unit.stores import both, open_store
 
 from comfyui_guarded.guard.operators.alarms import Alarms
-from comfyui_guarded.guard.store import NewAlarm, SqliteStore
+from comfyui_guarded.guard.store import NewAlarm
 from comfyui_guarded.guard.store.alarms import KEPT
+
+pytestmark = both
 
 NOW_MS = 1_800_000_000_000
 
@@ -24,7 +27,7 @@ def opened(tmp_path, clock):
     def opened():
         for store in stores:
             store.close()
-        stores.append(SqliteStore(tmp_path / "jobs.db", clock))
+        stores.append(open_store(tmp_path / "jobs.db", clock))
         return stores[-1]
 
     yield opened

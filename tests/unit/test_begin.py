@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from unit.fakes import LONG_S, FailingStore, FakeHost, new_job, until
 from unit.machine import Machine
 from unit.store_steps import CANCELLED, Held, claim, submit
+from unit.stores import both, count_commits, open_store
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
@@ -19,7 +20,6 @@ from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import checking
 from comfyui_guarded.guard.life import dispatcher as dispatchers
 from comfyui_guarded.guard.life.drain import Drain
-from comfyui_guarded.guard.store import SqliteStore
 from comfyui_guarded.guard.store.rows import find_job
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
@@ -34,13 +34,14 @@ def begin(store, max_jobs=1, ready=lambda _job_id: True):
 # In the store. ----------------------------------------------------------------------------------------------------
 
 
+@both
 def test_the_next_job_has_a_slot_and_runs_after_one_commit(store):
     job_id = submit(store).job.job_id
     later = submit(store).job.job_id
-    before, told = store._engine._commits, []
+    before, told = count_commits(store), []
     store.changed.subscribe(lambda job: told.append((job.job_id, job.state.value, job.attempts)))
     assert begin(store) == job_id
-    assert store._engine._commits == before + 1
+    assert count_commits(store) == before + 1
     assert told == [(job_id, "dispatched", 0), (job_id, "running", 1)]
     assert store.leases == {job_id}
     assert begin(store) is None, "no slot is free"
@@ -66,6 +67,7 @@ def test_a_job_that_begins_is_written_once_although_it_changes_its_state_twice(s
     assert job.started_at_ms is not None
 
 
+@both
 def test_a_job_that_is_not_ready_begins_neither_itself_nor_lets_another_pass(store):
     first, second = (submit(store).job.job_id for _ in range(2))
     assert begin(store, ready=lambda job_id: job_id == second) is None
@@ -73,6 +75,7 @@ def test_a_job_that_is_not_ready_begins_neither_itself_nor_lets_another_pass(sto
     assert claim(store) == first
 
 
+@both
 def test_whoever_has_the_turn_at_the_commit_begins(store):
     submit(store)
     with Held(store):
@@ -85,6 +88,7 @@ def test_whoever_has_the_turn_at_the_commit_begins(store):
     assert beginning.result(LONG_S).job_id == first.result(LONG_S).job.job_id
 
 
+@both
 def test_a_job_that_was_ended_just_before_does_not_begin(store):
     job_id, other = (submit(store).job.job_id for _ in range(2))
     with Held(store):
@@ -93,10 +97,11 @@ def test_a_job_that_was_ended_just_before_does_not_begin(store):
     assert beginning.result(LONG_S).job_id == other
 
 
+@both
 def test_a_job_that_kills_the_process_costs_it_an_attempt_and_then_runs_alone(tmp_path, clock):
     path = tmp_path / "jobs.db"
     for attempt in (1, 2):
-        store = SqliteStore(path, clock)
+        store = open_store(path, clock)
         if attempt == 1:
             poison, other = (submit(store).job.job_id for _ in range(2))
         else:
@@ -106,7 +111,7 @@ def test_a_job_that_kills_the_process_costs_it_an_attempt_and_then_runs_alone(tm
         if attempt == 1:
             store.settle(other, CANCELLED).result(LONG_S)
         store.close()  # the process dies
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     store.recover("local", 2).result(LONG_S)
     assert store.get(poison).result(LONG_S).verdict.code == "server_restarted"
     store.close()

@@ -2,9 +2,7 @@
 
 import itertools
 import shutil
-import sqlite3
 import tempfile
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +10,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from unit import stores
 from unit.fakes import LONG_S, new_id, new_job
+from unit.stores import copy_store, look_into, open_store
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, GenerationFailedError, GuardError, NoFaceError
 from comfyui_guarded.guard.job import OPEN, SUCCESS, TERMINAL, TRANSITIONS, WAITING, JobState, Verdict
-from comfyui_guarded.guard.store import SqliteStore
 
 QUEUED, DISPATCHED, RUNNING, VALIDATING = (
     JobState.QUEUED,
@@ -126,9 +125,11 @@ class Model:
 
 class StoreMachine(RuleBasedStateMachine):
     jobs = Bundle("jobs")
+    engine = "sqlite"
 
     @initialize(max_jobs=st.integers(1, 3))
     def begin(self, max_jobs):
+        stores.use(self.engine)
         self.folder = Path(tempfile.mkdtemp(prefix="guarded-unit-", dir=MEMORY))
         self.files = (self.folder / f"{number}.db" for number in itertools.count())
         self.clock = Clock()
@@ -138,12 +139,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.ended: dict[str, Model] = {}
         #: The jobs that this process has changed.
         self.changed: set[str] = set()
-        self.store = SqliteStore(next(self.files), self.clock)
+        self.store = open_store(next(self.files), self.clock)
 
     def teardown(self):
         if hasattr(self, "store"):
             self.store.close()
             shutil.rmtree(self.folder)
+        stores.use("sqlite")
 
     # Steps. ------------------------------------------------------------------------------------------------
 
@@ -235,16 +237,16 @@ class StoreMachine(RuleBasedStateMachine):
     def restart(self):
         path = self.store.path
         self.store.close()
-        self.store = SqliteStore(path, self.clock)
+        self.store = open_store(path, self.clock)
         self._recover()
 
     @rule()
     def drain_a_copy(self):
         """The positions are the order in which everything that waits would be claimed, by the next process too."""
         path = self._copied()
-        with closing(sqlite3.connect(path)) as db, db:
+        with look_into(path) as db:
             db.execute("UPDATE jobs SET attempts = 0")  # one that has begun before would let none begin beside it
-        copy = SqliteStore(path, self.clock)
+        copy = open_store(path, self.clock)
         try:
             order = []
             while (claimed := copy.claim("local", 10**9).result(LONG_S)) is not None:
@@ -321,14 +323,11 @@ class StoreMachine(RuleBasedStateMachine):
             assert isinstance(future.exception(LONG_S), GuardError)
 
     def _copied(self):
-        copy = next(self.files)
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{self.store.path}{suffix}", f"{copy}{suffix}")
-        return copy
+        return copy_store(self.store, next(self.files))
 
     def _reopened(self, path):
         self.store.close()
-        self.store = SqliteStore(path, self.clock)
+        self.store = open_store(path, self.clock)
         self._recover()
 
     def _recover(self):
@@ -359,6 +358,14 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=min(settings().max_examples, 60), stateful_step_count=30)
+
+
+class PostgresStoreMachine(StoreMachine):
+    engine = "postgres"
+
+
+TestPostgresStoreMachine = PostgresStoreMachine.TestCase
+TestPostgresStoreMachine.settings = settings(max_examples=min(settings().max_examples, 10), stateful_step_count=30)
 
 
 def test_a_job_id_is_remembered_as_itself(store):

@@ -6,12 +6,14 @@ import json
 import pytest
 from unit.fakes import GRAPH, LONG_S, FakeHost, new_job
 from unit.store_steps import CANCELLED, claim, run_to_success
+from unit.stores import both, open_store
 from unit.test_admission import Gate
 
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import GuardError, PayloadTooLargeError, QuotaExceededError
-from comfyui_guarded.guard.store import SqliteStore
+
+pytestmark = both
 
 BOT = Client("bot", operator=False)
 OTHER = Client("other", operator=False)
@@ -32,7 +34,7 @@ def host():
 
 @pytest.fixture
 def store(tmp_path):
-    store = SqliteStore(tmp_path / "jobs.db", Clock())
+    store = open_store(tmp_path / "jobs.db", Clock())
     yield store
     store.close()
 
@@ -113,13 +115,13 @@ async def test_a_key_has_a_quota_of_its_own_and_operators_have_none(store, host,
 
 def test_what_is_held_survives_a_restart(tmp_path):
     path = tmp_path / "jobs.db"
-    store = SqliteStore(path, Clock())
+    store = open_store(path, Clock())
     ids = [store.submit(new_job(body=b" " * SIZE), 10**9).result(LONG_S).job.job_id for _ in range(4)]
     claim(store, 1)
     end(store, ids[3])
     store.close()
     for _ in range(2):
-        store = SqliteStore(path, Clock())
+        store = open_store(path, Clock())
         assert store.count_open_bytes("bot") == 3 * SIZE
         store.recover("local", 3).result(LONG_S)
         assert store.count_open_bytes("bot") == 3 * SIZE

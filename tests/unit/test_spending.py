@@ -6,6 +6,7 @@ import io
 
 import pytest
 from unit.fakes import LONG_S, new_job
+from unit.stores import both
 
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import InvalidRequestError
@@ -13,6 +14,8 @@ from comfyui_guarded.guard.job import SUCCESS, Result
 from comfyui_guarded.guard.operators.spending import Bills, write_csv
 from comfyui_guarded.guard.spent import NodeTime, Spent
 from comfyui_guarded.guard.store import SqliteStore, spending
+
+pytestmark = both
 
 DAY_MS = 86_400_000
 #: 2026-03-31 in the evening, UTC.

@@ -1,6 +1,5 @@
 """What the store answered is durable, by an idempotency key too; who is told; what a restart takes up."""
 
-import shutil
 import sqlite3
 import threading
 import time
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from unit.fakes import LONG_S, new_id, new_job
 from unit.store_steps import CANCELLED, Held, claim, claim_all, run_to_success, submit
+from unit.stores import ask, both, copy_store, open_store
 
 from comfyui_guarded.guard.errors import (
     ConflictError,
@@ -19,9 +19,10 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.job import SUCCESS, JobState
 from comfyui_guarded.guard.store import (
     IdempotencyKey,
-    SqliteStore,
     line,
 )
+
+pytestmark = both
 
 # What was answered is durable. ------------------------------------------------------------------------------------
 
@@ -31,12 +32,9 @@ def test_jobs_of_many_threads_are_all_durable_and_have_numbers_of_their_own(stor
         submitted = list(pool.map(lambda turn: submit(store, owner=f"bot-{turn % 5}"), range(400)))
     assert len({each.job.number for each in submitted}) == 400
     # Read past the store, while it is open, as a process would find it after a SIGKILL of ours.
-    for suffix in ("", "-wal"):
-        shutil.copy(f"{store.path}{suffix}", tmp_path / f"copy.db{suffix}")
-    db = sqlite3.connect(tmp_path / "copy.db")
-    numbers = dict(db.execute("SELECT job_id, number FROM jobs WHERE state = 'queued'"))
-    bodies = db.execute("SELECT count(*) FROM bodies").fetchone()
-    db.close()
+    copy = copy_store(store, tmp_path / "copy.db")
+    numbers = dict(ask(copy, "SELECT job_id, number FROM jobs WHERE state = 'queued'"))
+    (bodies,) = ask(copy, "SELECT count(*) FROM bodies")
     assert numbers == {each.job.job_id: each.job.number for each in submitted}
     assert bodies == (400,)
     assert store.queued == 400
@@ -136,7 +134,7 @@ def test_a_caller_that_went_away_before_its_turn_has_taken_its_job_back(store):
 
 
 def test_a_closed_store_refuses_and_has_lost_nothing_that_was_handed_in(tmp_path, clock):
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     with Held(store):
         last = store.submit(new_job(), 10**9)
         closing = threading.Thread(target=store.close)
@@ -145,7 +143,7 @@ def test_a_closed_store_refuses_and_has_lost_nothing_that_was_handed_in(tmp_path
     assert last.result(LONG_S).job.number == 1
     assert isinstance(store.submit(new_job(), 10**9).exception(LONG_S), ServerUnavailableError)
     assert isinstance(store.get("x").exception(LONG_S), ServerUnavailableError)
-    reopened = SqliteStore(tmp_path / "jobs.db", clock)
+    reopened = open_store(tmp_path / "jobs.db", clock)
     assert reopened.queued == 1
     reopened.close()
 
@@ -214,10 +212,10 @@ def test_a_refused_submit_does_not_use_its_key_up(store):
 
 def test_a_key_survives_a_restart(tmp_path, clock):
     key = IdempotencyKey("k", "digest")
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     first = submit(store, key=key)
     store.close()
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     assert submit(store, key=key).job == first.job
     store.close()
 
@@ -229,9 +227,8 @@ def test_a_listener_hears_of_a_change_only_once_it_is_durable(store):
     seen = []
 
     def listener(job):
-        db = sqlite3.connect(store.path)
-        seen.append((job.state.value, *db.execute("SELECT state FROM jobs WHERE job_id = ?", (job.job_id,)).fetchone()))
-        db.close()
+        ((state,),) = ask(store.path, "SELECT state FROM jobs WHERE job_id = ?", (job.job_id,))
+        seen.append((job.state.value, state))
 
     store.changed.subscribe(listener)
     job_id = submit(store).job.job_id
@@ -278,7 +275,7 @@ def test_what_was_refused_is_told_to_nobody(store):
 
 def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_path, clock):
     path = tmp_path / "jobs.db"
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     names = ["dispatched", "once", "checked", "twice", "secret-running", "secret-queued", "queued"]
     ids = {name: new_id() for name in names}
     submit(store, ids["twice"])
@@ -295,7 +292,7 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
     store.validate(ids["checked"]).result(LONG_S)
     store.close()
 
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     told = []
     store.changed.subscribe(lambda job: told.append(job.job_id))
     recovery = store.recover("local", 2).result(LONG_S)
@@ -321,7 +318,7 @@ def test_recovery_takes_up_what_was_under_way_and_gives_up_what_cannot_be(tmp_pa
 @pytest.mark.parametrize("innocent_is", ["running", "validating"])
 def test_a_job_that_kills_the_process_twice_costs_the_one_beside_it_no_second_attempt(tmp_path, clock, innocent_is):
     path = tmp_path / "jobs.db"
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     innocent, poison, later = (submit(store).job.job_id for _ in range(3))
     for job_id in (innocent, poison):
         assert claim(store, 2) == job_id
@@ -331,7 +328,7 @@ def test_a_job_that_kills_the_process_twice_costs_the_one_beside_it_no_second_at
         store.release(innocent).result(LONG_S)
     store.close()  # the process dies
 
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     assert store.recover("local", 2).result(LONG_S).requeued == 2
     assert claim_all(store) == [innocent]
     store.start(innocent).result(LONG_S)
@@ -344,7 +341,7 @@ def test_a_job_that_kills_the_process_twice_costs_the_one_beside_it_no_second_at
     assert claim_all(store) == [poison]
     store.close()  # and again
 
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     assert [job.job_id for job in store.recover("local", 2).result(LONG_S).settled] == [poison]
     assert claim_all(store) == [later]
     store.close()
@@ -354,7 +351,7 @@ def test_a_job_that_was_being_validated_for_dispatch_counts_an_attempt_and_one_t
     tmp_path, clock
 ):
     path = tmp_path / "jobs.db"
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     waited, poison, queued = (submit(store).job.job_id for _ in range(3))
     for attempt in (1, 2):
         assert claim(store, 2) == waited
@@ -365,7 +362,7 @@ def test_a_job_that_was_being_validated_for_dispatch_counts_an_attempt_and_one_t
             store.release(waited).result(LONG_S)
         assert claim(store, 2) == poison
         store.close()  # the process dies
-        store = SqliteStore(path, clock)
+        store = open_store(path, clock)
         recovery = store.recover("local", 2).result(LONG_S)
         assert store.get(poison).result(LONG_S).attempts == attempt
         assert store.get(waited).result(LONG_S).attempts == 0
@@ -421,22 +418,22 @@ def test_an_end_counts_once_it_is_on_disk_and_not_while_its_commit_hangs(store, 
 
 def test_what_an_earlier_process_left_open_counts_from_the_start(tmp_path, clock):
     path = tmp_path / "jobs.db"
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     for owner in ("a", "a", "b"):
         submit(store, owner=owner)
     store.close()
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     assert [store.count_open(owner) for owner in ("a", "b", "c", None)] == [2, 1, 0, 3]
     store.close()
 
 
 def test_the_leases_are_read_again_with_the_database(tmp_path, clock):
     path = tmp_path / "jobs.db"
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     submit(store)
     job_id = claim(store)
     store.close()
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     assert store.leases == {job_id}
     store.recover("local", 2).result(LONG_S)
     assert store.leases == frozenset()
@@ -445,7 +442,7 @@ def test_the_leases_are_read_again_with_the_database(tmp_path, clock):
 
 def test_that_the_host_has_taken_a_job_is_written_down(store):
     def handed_over():
-        query = "SELECT job_id, handed_over FROM leases ORDER BY rowid"
+        query = "SELECT job_id, handed_over FROM leases JOIN jobs USING (job_id) ORDER BY number"
         return store._engine.read(lambda db: db.execute(query).fetchall()).result(LONG_S)
 
     for _ in range(2):
@@ -475,7 +472,7 @@ def test_the_oldest_unfinished_write_says_how_long_the_store_has_been_silent(sto
 
 
 def test_a_flush_of_a_closed_store_says_that_it_is_not_on_disk(tmp_path, clock):
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     assert store.flush(LONG_S)
     store.close()
     assert not store.flush(LONG_S)

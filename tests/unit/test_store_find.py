@@ -6,10 +6,13 @@ import random
 import pytest
 from unit.fakes import LONG_S, SetClock, new_job
 from unit.store_steps import CANCELLED, run_to_success
+from unit.stores import both, open_store
 
 from comfyui_guarded.guard.job import JobState
-from comfyui_guarded.guard.store import IdempotencyKey, SqliteStore, Wanted, search
+from comfyui_guarded.guard.store import IdempotencyKey, Wanted, search
 from comfyui_guarded.guard.store.times import EARLIEST_MS
+
+pytestmark = both
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def hands():
 @pytest.fixture
 def shop(tmp_path, hands):
     """A store with 60 jobs of two owners; each of their facts differs for some."""
-    store = SqliteStore(tmp_path / "jobs.db", hands)
+    store = open_store(tmp_path / "jobs.db", hands)
     rng = random.Random(7)
     for at in range(60):
         hands.ms += 10
@@ -107,7 +110,7 @@ def test_every_filter_keeps_what_fits_in_order_whole_and_once(shop, monkeypatch,
 
 
 def test_the_beginning_of_an_id_finds_its_job_where_it_is_long_enough(tmp_path, hands):
-    store = SqliteStore(tmp_path / "jobs.db", hands)
+    store = open_store(tmp_path / "jobs.db", hands)
     for job_id in ("aaaabbbb-1", "aaaabbbb-2", "cccc"):
         store.submit(new_job(job_id), 10**9).result(LONG_S)
     for text, expected in (("aaaabbbb", 2), ("aaaabbbb-1", 1), ("aaaabbb", 0), ("cccc", 1), ("", 0)):
@@ -130,7 +133,7 @@ def test_much_metadata_ends_a_page_early_and_loses_nothing(shop, monkeypatch):
 
 
 def test_jobs_of_a_clock_that_was_not_set_end_no_list(tmp_path, hands):
-    store = SqliteStore(tmp_path / "jobs.db", hands)
+    store = open_store(tmp_path / "jobs.db", hands)
     for at, when_ms in enumerate((hands.ms, 5_000, hands.ms + 50)):
         store.submit(new_job(f"job-{at}", created_at_ms=when_ms), 10**9).result(LONG_S)
     found, _pages = find_all(store, "bot", Wanted(created_after_ms=hands.ms - 10), 500)
@@ -139,7 +142,7 @@ def test_jobs_of_a_clock_that_was_not_set_end_no_list(tmp_path, hands):
 
 
 def test_a_key_that_stands_for_another_job_by_now_finds_both(tmp_path, hands):
-    store = SqliteStore(tmp_path / "jobs.db", hands)
+    store = open_store(tmp_path / "jobs.db", hands)
     for at in range(2):  # the second one a day later
         store.submit(new_job(f"job-{at}"), 10**9, IdempotencyKey("k", "d", since_ms=10**15)).result(LONG_S)
     found, _pages = find_all(store, "bot", Wanted(idempotency_key="k"), 500)

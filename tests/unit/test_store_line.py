@@ -4,12 +4,15 @@ import random
 
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import CANCELLED, Held, claim, claim_all, submit
+from unit.stores import both, open_store
 
 from comfyui_guarded.guard.errors import (
     ConflictError,
     QueueFullError,
 )
-from comfyui_guarded.guard.store import SqliteStore, line
+from comfyui_guarded.guard.store import line
+
+pytestmark = both
 
 
 def test_owners_take_turns_and_each_owners_jobs_stay_in_order(store):
@@ -46,12 +49,12 @@ def test_an_owner_who_comes_back_again_and_again_gets_no_more_than_its_turn(stor
 
 
 def test_a_restart_changes_nobodys_turn(tmp_path, clock):
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     owners = {submit(store, owner=owner).job.job_id: owner for owner in ("a", "a", "a", "b", "b")}
     assert owners[claim(store, 10**9)] == "a"
     told = {job_id: store.locate(job_id).result(LONG_S) for job_id in owners}
     store.close()
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     places = {job_id: store.locate(job_id).result(LONG_S) for job_id in owners}
     assert {job_id: place and place.position for job_id, place in places.items()} == {
         job_id: place and place.position for job_id, place in told.items()
@@ -233,14 +236,14 @@ def test_jobs_of_no_user_stay_in_the_order_of_arrival(store):
 
 
 def test_a_restart_changes_no_users_turn(tmp_path, clock):
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     jobs = of_users(store, "aaabb")
     for _ in range(2):  # the second round begins
         store.release(claim(store)).result(LONG_S)
     jobs |= of_users(store, "c")
     places = {job_id: store.locate(job_id).result(LONG_S) for job_id in jobs}
     store.close()
-    store = SqliteStore(tmp_path / "jobs.db", clock)
+    store = open_store(tmp_path / "jobs.db", clock)
     assert {job_id: store.locate(job_id).result(LONG_S) for job_id in places} == places
     jobs |= dict.fromkeys(of_users(store, "c"), "c2")
     assert [jobs[job_id] for job_id in claim_all(store)] == ["c1", "a2", "b2", "c2", "a3"]
@@ -269,7 +272,7 @@ def test_every_place_is_right_whoever_comes_and_goes(store, monkeypatch):
 
 def test_a_submit_tells_the_place_that_its_job_has_wherever_that_is(tmp_path, clock):
     rng, waiting, path = random.Random(11), [], tmp_path / "jobs.db"
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     for turn in range(150):
         facts = {"front": rng.random() < 0.2, "order": rng.choice([None, None, None, float(rng.randrange(-20, 200))])}
         submitted = submit(
@@ -281,7 +284,7 @@ def test_a_submit_tells_the_place_that_its_job_has_wherever_that_is(tmp_path, cl
             store.settle(waiting.pop(rng.randrange(len(waiting))), CANCELLED).result(LONG_S)
         if turn % 50 == 49:
             store.close()
-            store = SqliteStore(path, clock)
+            store = open_store(path, clock)
     store.close()
 
 

@@ -5,11 +5,14 @@ import tracemalloc
 
 import pytest
 from unit.fakes import LONG_S, new_job
+from unit.stores import both, open_store
 
 from comfyui_guarded.guard.callers import as_comfyui
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import OPEN, SUCCESS, TERMINAL, Artifact, Result
-from comfyui_guarded.guard.store import Listing, SqliteStore, Wanted
+from comfyui_guarded.guard.store import Listing, Wanted
+
+pytestmark = both
 
 MIB = 2**20
 PAGE = 8 * MIB
@@ -19,7 +22,7 @@ JOBS = 24
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Jobs, each with a text of 2 MiB, short ones and a file; of every other one the parameters are long."""
-    store = SqliteStore(tmp_path_factory.mktemp("listed") / "jobs.db", Clock())
+    store = open_store(tmp_path_factory.mktemp("listed") / "jobs.db", Clock())
     for number in range(JOBS):
         parameters = {"words": "p" * MIB} if number % 2 else {}
         job = new_job(f"job-{number:02}", owner="bot", template="t", parameters=parameters, client_id="client")
@@ -114,7 +117,7 @@ def test_a_reader_far_behind_hears_every_change_once(store):
 
 
 def test_a_history_with_long_prompts_has_a_size_too(tmp_path):
-    store = SqliteStore(tmp_path / "jobs.db", Clock())
+    store = open_store(tmp_path / "jobs.db", Clock())
     try:
         for number in range(12):
             body = json.dumps({"prompt": {"1": {"inputs": {"text": "x" * (MIB - 100)}}}}).encode()

@@ -7,13 +7,15 @@ import threading
 
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import CANCELLED, Held, claim, run_to_success, submit
+from unit.stores import both, only_sqlite, open_store
 
 from comfyui_guarded.guard.job import OPEN, SUCCESS, Artifact, JobState, Result, Verdict
 from comfyui_guarded.guard.store import (
     Counts,
     IdempotencyKey,
-    SqliteStore,
 )
+
+pytestmark = both
 
 
 def test_a_list_is_newest_first_filtered_and_paged(store):
@@ -111,7 +113,7 @@ def test_run_times_are_those_of_the_last_successes_oldest_first(tmp_path):
             return self.now
 
     ticking = Ticking()
-    store = SqliteStore(tmp_path / "jobs.db", ticking)
+    store = open_store(tmp_path / "jobs.db", ticking)
     for run_ms in (10, 20, 30):
         job_id = submit(store).job.job_id
         claim(store)
@@ -124,6 +126,7 @@ def test_run_times_are_those_of_the_last_successes_oldest_first(tmp_path):
     store.close()
 
 
+@only_sqlite
 def test_no_question_about_the_open_jobs_reads_through_the_settled_ones(store):
     """The watchdog asks twice a second, and a store may hold a million."""
     asked = []

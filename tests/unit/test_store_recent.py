@@ -1,6 +1,5 @@
 """What memory knows of jobs: the same as the tables, and never less than whoever asks has been told."""
 
-import shutil
 import sqlite3
 import threading
 import time
@@ -10,13 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.fakes import LONG_S, new_id, new_job
 from unit.store_steps import CANCELLED, Held, claim, run_to_success, submit
+from unit.stores import both, copy_store, only_sqlite, open_store
 
 from comfyui_guarded.guard.errors import GuardError, ServerUnavailableError
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict, Webhook
 from comfyui_guarded.guard.spent import NodeTime, Spent
-from comfyui_guarded.guard.store import SqliteStore
 from comfyui_guarded.guard.store.recent import FILE_BYTES, JOB_BYTES, Recent
 from comfyui_guarded.guard.store.rows import find_job
+
+pytestmark = both
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("aя\N{GRINNING FACE}"),
@@ -146,6 +147,7 @@ def test_a_forgotten_job_is_not_remembered(store):
     assert store.get(job_id).result(LONG_S) is None
 
 
+@only_sqlite
 def test_nothing_is_remembered_once_the_file_was_mended(store):
     """What it has lost by that, nobody has."""
     job_id = submit(store).job.job_id
@@ -157,6 +159,7 @@ def test_nothing_is_remembered_once_the_file_was_mended(store):
     assert store.get(job_id).result(LONG_S).job_id == job_id
 
 
+@only_sqlite
 def test_a_store_that_cannot_be_read_remembers_nothing(store):
     job_id = submit(store).job.job_id
     store._engine._close_connections()
@@ -166,9 +169,7 @@ def test_a_store_that_cannot_be_read_remembers_nothing(store):
 
 def test_a_restart_reads_the_tables(store, tmp_path, clock):
     job_id = submit(store).job.job_id
-    for suffix in ("", "-wal"):
-        shutil.copy(f"{store.path}{suffix}", f"{tmp_path / 'copy.db'}{suffix}")
-    copy = SqliteStore(tmp_path / "copy.db", clock)
+    copy = open_store(copy_store(store, tmp_path / "copy.db"), clock)
     try:
         assert copy.recall(job_id) is None
         assert copy.get(job_id).result(LONG_S) == store.recall(job_id)

@@ -1,19 +1,22 @@
 """Times that a wrong clock has left in the database, and what a start makes of them."""
 
 import contextlib
-import sqlite3
 from dataclasses import replace
 
 import pytest
 from unit.fakes import LONG_S, new_id, new_job
 from unit.store_steps import CANCELLED, claim, run_to_success, submit
+from unit.stores import both, look_into, open_store
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import Artifact, JobState, Result, Webhook
 from comfyui_guarded.guard.outgoing import NewPut
-from comfyui_guarded.guard.store import DeliveryState, IdempotencyKey, NewAlarm, SqliteStore
+from comfyui_guarded.guard.store import DeliveryState, IdempotencyKey, NewAlarm
 from comfyui_guarded.guard.store.bodies import delete_body
+from comfyui_guarded.guard.store.database import list_columns
 from comfyui_guarded.guard.store.outbox import PAUSE_AT_MOST_S
+
+pytestmark = both
 
 DAY_S = 86_400
 HOOK = Webhook("https://a.example/hook", tuple(state.value for state in JobState))
@@ -32,7 +35,7 @@ class Off(Clock):
 
 @contextlib.contextmanager
 def opened(path, clock):
-    store = SqliteStore(path, clock)
+    store = open_store(path, clock)
     try:
         yield store
     finally:
@@ -75,9 +78,9 @@ def live(path, clock):
 def times(path):
     """Every time in the database, by its table and column."""
     found = {}
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            for _, column, *_ in db.execute(f"PRAGMA table_info({table})").fetchall():
+    with look_into(path) as db:
+        for table, columns in list_columns(db):
+            for column in columns:
                 if column.endswith("_ms") and (table, column) not in NO_TIMES:
                     found[table, column] = [value for (value,) in db.execute(f"SELECT {column} FROM {table}") if value]
     return found

@@ -1,0 +1,55 @@
+"""Open the store that `store.url` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..clock import Clock
+from .disk import database_path
+from .held_file import Survives
+from .slices import Limits
+from .sqlite import SqliteStore, TableStore
+
+if TYPE_CHECKING:
+    from .postgres_probe import Probe
+
+#: How addresses of a PostgreSQL database begin.
+POSTGRES = ("postgresql://", "postgres://")
+
+
+def is_postgres(url: str) -> bool:
+    return url.startswith(POSTGRES)
+
+
+def probe_postgres(url: str) -> Probe:
+    """Look at the database. Raises SettingsError, StoreUnusableError. Blocks."""
+    from .postgres_address import read_address
+
+    address = read_address(url)
+    from .postgres_probe import probe
+
+    return probe(address)
+
+
+def make_store(
+    url: str,
+    own: Path,
+    clock: Clock,
+    survives: Survives = "power_cut",
+    limits: Limits | None = None,
+    *,
+    open_now: bool = True,
+) -> TableStore:
+    """The store of the server whose folder is `own`; see :class:`.sqlite.SqliteStore`.
+
+    Raises SettingsError for a URL that cannot be used, or where the package is missing that it needs.
+    """
+    if not is_postgres(url):
+        return SqliteStore(database_path(url, own), clock, survives, limits, open_now=open_now)
+    from .postgres_address import read_address  # an optional package
+
+    address = read_address(url)
+    from .postgres import PostgresStore
+
+    return PostgresStore(address, clock, limits, open_now=open_now)

@@ -1,0 +1,220 @@
+"""A connection to PostgreSQL that takes the statements of both engines: see :mod:`.database`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import TransactionStatus
+from psycopg.types.numeric import Int8BinaryDumper, NumericBinaryLoader
+from psycopg.types.string import StrDumperUnknown, TextLoader
+
+#: PostgreSQL's texts cannot hold the character 0. It is written as the first of these followed by the second, and the
+#: first one itself as twice itself: both are characters that nobody uses.
+_MARK, _ZERO = "\U000f0000", "\U000f0001"
+#: Rows read at once by their keys: at first, at most, and while what comes is no larger than this.
+FIRST_ROWS, MOST_ROWS, ROWS_BYTES = 16, 128, 2**20
+
+#: The columns that number a table's rows, and never twice the same.
+NUMBERS = {"jobs": "number", "transitions": "event_id"}
+
+_MARKED = re.compile(f"{_MARK}(.)", re.DOTALL)
+_FOR_SQLITE = re.compile(r" (?:NOT INDEXED|INDEXED BY \w+)")
+_ORDERED_JOIN = re.compile(r"CROSS JOIN (\w+) USING")
+
+
+class _Text(StrDumperUnknown):
+    def dump(self, obj: str) -> Any:
+        if "\x00" in obj or _MARK in obj:
+            obj = obj.replace(_MARK, 2 * _MARK).replace("\x00", _MARK + _ZERO)
+        return super().dump(obj)
+
+
+class _Texts(TextLoader):
+    def load(self, data: Any) -> Any:
+        text = str(super().load(data))
+        return _MARKED.sub(lambda found: "\x00" if found[1] == _ZERO else _MARK, text) if _MARK in text else text
+
+
+class _TextsBinary(_Texts):
+    format = psycopg.pq.Format.BINARY
+
+
+class _WholeNumber(NumericBinaryLoader):
+    """Sums of whole numbers come as numbers with decimals."""
+
+    def load(self, data: Any) -> Any:
+        return int(super().load(data))
+
+
+class Context:
+    """What psycopg calls a context: how our connections write and read values."""
+
+    def __init__(self) -> None:
+        self.connection = None
+        self.adapters = AdaptersMap(psycopg.adapters)
+        self.adapters.register_dumper(str, _Text)
+        self.adapters.register_dumper(int, Int8BinaryDumper)  # one type, so that each statement is prepared once
+        self.adapters.register_loader("text", _Texts)
+        self.adapters.register_loader("text", _TextsBinary)
+        self.adapters.register_loader("numeric", _WholeNumber)
+
+
+@lru_cache(maxsize=2000)
+def translate(query: str) -> str:
+    """The statement as PostgreSQL reads it."""
+    parts = _ORDERED_JOIN.sub(r"JOIN \1 USING", _FOR_SQLITE.sub("", query)).split("?")
+    return parts[0] + "".join(f"${number}{part}" for number, part in enumerate(parts[1:], start=1))
+
+
+class PostgresConnection:
+    """One thread at a time uses it.
+
+    What is executed within :meth:`begin` and :meth:`commit` is sent without waiting for answers, until somebody reads
+    one. An error of a statement is then raised by a later one, at the latest by `commit`.
+    """
+
+    def __init__(self, raw: psycopg.Connection[Any]) -> None:
+        self.raw = raw
+        #: How many statements that may write were executed.
+        self.writes = 0
+        self._context: AbstractContextManager[psycopg.Pipeline] | None = None
+        self._pipeline: psycopg.Pipeline | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        return self.raw.closed
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.raw.info.transaction_status is not TransactionStatus.IDLE
+
+    # As sqlite3.Connection has it. ---------------------------------------------------------------------------
+
+    def execute(self, query: str, values: Sequence[Any] = (), /) -> Any:
+        if query == "BEGIN":
+            return self.raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        if query == "COMMIT":
+            return self.commit()
+        if query == "ROLLBACK":
+            return self.roll_back()
+        if not query.startswith(("SELECT", "WITH")):
+            self.writes += 1
+        return _Rows(self.raw.execute(translate(query), values or None, binary=True), self)
+
+    def executemany(self, query: str, values: Iterable[Sequence[Any]], /) -> None:
+        for each in values:
+            self.execute(query, each)
+
+    def close(self) -> None:
+        with suppress(psycopg.Error):
+            if not self.raw.closed and not self.in_transaction:
+                # The engine hears of the end of a connection a moment later.
+                self.raw.execute("SELECT pg_advisory_unlock_all()")
+        with suppress(psycopg.Error):
+            self.raw.close()
+
+    # Transactions that write. --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        self._context = self.raw.pipeline()
+        self._pipeline = self._context.__enter__()
+        self.raw.execute("BEGIN")
+
+    def wait(self) -> None:
+        """Wait for the answers to all that was sent."""
+        if self._pipeline is not None:
+            self._pipeline.sync()
+
+    def commit(self) -> None:
+        """Commit, and wait until that is on the engine's disk.
+
+        Raises what any statement has met; nothing is committed then. Where the connection is lost, nobody knows.
+        """
+        self.raw.execute("COMMIT")
+        self._leave()
+        # Of a transaction in which something has failed, PostgreSQL makes a rollback.
+        if self.in_transaction:
+            raise psycopg.InterfaceError("the transaction did not end")
+
+    def roll_back(self) -> None:
+        try:
+            self._leave()
+        except psycopg.Error:
+            if self.raw.closed:
+                raise
+        if self.in_transaction:
+            self.raw.execute("ROLLBACK")
+
+    def _leave(self) -> None:
+        context, self._context, self._pipeline = self._context, None, None
+        if context is not None:
+            context.__exit__(None, None, None)
+
+    # What SQLite answers in another way. ---------------------------------------------------------------------
+
+    def look_up(self, columns: str, table: str, key: str, values: Sequence[Any]) -> Iterator[Any]:
+        query = f"SELECT {key}, {columns} FROM {table} WHERE {key} = ANY($1)"
+        start, count = 0, FIRST_ROWS
+        while start < len(values):
+            some = values[start : start + count]
+            found = {row[0]: row[1:] for row in self.raw.execute(query, [list(some)], binary=True)}
+            yield from map(found.get, some)
+            start += count
+            size = sum(len(value) for row in found.values() for value in row if isinstance(value, str | bytes))
+            count = min(2 * count, MOST_ROWS) if size < ROWS_BYTES else max(count // 4, 1)
+
+    def last_number(self, table: str) -> int:
+        query = (
+            f"SELECT greatest((SELECT max({NUMBERS[table]}) FROM {table}), "
+            "(SELECT last FROM numbers WHERE name = $1), 0)"
+        )
+        [(number,)] = self.raw.execute(query, [table], binary=True)
+        return int(number)
+
+    def keep_last_numbers(self) -> None:
+        for table, number in NUMBERS.items():
+            self.raw.execute(
+                f"INSERT INTO numbers SELECT $1, max({number}) FROM {table} HAVING max({number}) IS NOT NULL "
+                "ON CONFLICT (name) DO UPDATE SET last = greatest(numbers.last, excluded.last)",
+                [table],
+            )
+
+    def list_columns(self) -> list[tuple[str, list[str]]]:
+        tables: dict[str, list[str]] = {}
+        query = (
+            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema() "
+            "ORDER BY ordinal_position"
+        )
+        for table, column in self.raw.execute(query):
+            tables.setdefault(table, []).append(column)
+        return list(tables.items())
+
+
+class _Rows:
+    """What a statement has found."""
+
+    __slots__ = ("_cursor", "_db")
+
+    def __init__(self, cursor: psycopg.Cursor[Any], db: PostgresConnection) -> None:
+        self._cursor = cursor
+        self._db = db
+
+    @property
+    def rowcount(self) -> int:
+        self._db.wait()
+        return self._cursor.rowcount
+
+    def fetchone(self) -> Any:
+        return self._cursor.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        return self._cursor.fetchall()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._cursor)

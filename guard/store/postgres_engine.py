@@ -1,0 +1,400 @@
+"""Run operations on a PostgreSQL database: many writes in one commit, and every commit is on the engine's disk.
+
+A lost connection is made again. Meanwhile each operation is refused, as with a full disk, and whoever has something to
+say says it again. Where it is lost between a commit and its answer, the table `epoch` tells afterwards how that ended:
+each commit leaves its number there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import psycopg
+
+from ..errors import GuardError, InternalError, ServerUnavailableError
+from ..wake import together
+from . import forks
+from .database import Database
+from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError
+from .engine import LISTER, READER, TIDIER
+from .file_lock import LockedError
+from .held_file import TakenOverError
+from .pause import Pause
+from .postgres_address import Address
+from .postgres_answers import Done, Refusals, Told, Unsure, announce_late, answer
+from .postgres_connection import PostgresConnection
+from .postgres_held import HeldDatabase
+from .postgres_reader import PostgresReader
+from .slices import Means
+from .threads import Batch, DatabaseThread, Operation, fail, report_failure
+from .upkeep import Upkeep
+
+log = logging.getLogger("guarded.store")
+
+T = TypeVar("T")
+
+#: Where the connection is lost during a commit, those who wait for that are kept waiting for so long: the engine may be
+#: back by then, and say how it ended.
+HOLD_S = 5.0
+
+
+class PostgresEngine:
+    """The threads of :class:`.engine.Engine`, each with a connection of its own."""
+
+    def __init__(
+        self,
+        address: Address,
+        load: Operation[None],
+        publish: Callable[[], None],
+        keep: Callable[[], Callable[[bool], None]],
+        upkeep: Upkeep,
+    ) -> None:
+        """As :class:`.engine.Engine`; `keep` takes what `publish` would announce, and returns what announces it.
+
+        That is told whether those who had handed it in have given up by then.
+        """
+        self.address = address
+        self.trouble: str | None = f"the job database {address.shown} is not open yet"
+        self.failing: str | None = None
+        self._load = load
+        self._publish = publish
+        self._keep = keep
+        self._upkeep = upkeep
+        self._held = HeldDatabase(address)
+        self._is_loaded = False
+        self._is_over = False
+        self._is_copy = False
+        self._first: tuple[Operation[Any], Callable[[Any], None]] | None = None
+        self._untold: Callable[[], None] | None = None
+        self._unsure: Unsure | None = None
+        self._pause = Pause()
+        self._unreadable_since_s: float | None = time.monotonic()
+        self._means = Means(self._begin, self.read_list, self.read_slowly)
+        self._writer = DatabaseThread("guarded-store", self._commit, self._look)
+        self._reader, self._lister, self._tidier = (
+            PostgresReader(name, self._held, self._find_refusal) for name in (READER, LISTER, TIDIER)
+        )
+        forks.watch(self)
+
+    def open(self) -> None:
+        try:
+            self._open()
+        except BaseException as error:
+            self._drop_connection()
+            if isinstance(error, LockedError):
+                raise StoreLockedError(self._held.describe(error)) from None
+            if isinstance(error, (psycopg.Error, StoreUnusableError)):
+                raise StoreUnusableError(self._held.describe(error)) from None
+            raise
+        self._start()
+
+    def serve(self, first: Operation[T], tell: Callable[[T], None]) -> None:
+        self._first = first, tell
+        self._try_to_open()
+        self._start()
+
+    @property
+    def silent_s(self) -> float:
+        return self._writer.silent_s
+
+    @property
+    def unreadable_s(self) -> float:
+        since_s = self._unreadable_since_s
+        return 0.0 if since_s is None or self._pause.is_locked or self._is_over else time.monotonic() - since_s
+
+    @property
+    def is_readable(self) -> bool:
+        return self.trouble is None
+
+    def write(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
+        return self._writer.run(operation, durable, urgent) if self.trouble is None else self._refuse()
+
+    def read(self, operation: Operation[T]) -> Future[T]:
+        return self._hand_in(self._reader, operation)
+
+    def read_list(self, operation: Operation[T]) -> Future[T]:
+        return self._hand_in(self._lister, operation)
+
+    def read_slowly(self, operation: Operation[T]) -> Future[T]:
+        return self._hand_in(self._tidier, operation)
+
+    def close(self) -> None:
+        if self._is_copy:
+            return
+        for thread in (self._writer, *self._readers):
+            thread.close()
+        self.trouble = f"the job database {self.address.shown} is closed"
+
+    def leave_to_parent(self) -> None:
+        """See :mod:`.forks`."""
+        for thread in (self._writer, *self._readers):
+            if thread.db is not None:
+                forks.keep_for_ever(thread.db)
+        self._is_copy = True
+        self.trouble = "this process is a copy of the server's"
+
+    @property
+    def _readers(self) -> tuple[DatabaseThread, ...]:
+        return self._reader, self._lister, self._tidier
+
+    def _start(self) -> None:
+        for thread in (self._writer, *self._readers):
+            thread.start()
+
+    def _hand_in(self, reader: DatabaseThread, operation: Operation[T]) -> Future[T]:
+        return reader.run(operation) if self.trouble is None else self._refuse()
+
+    def _refuse(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(self._make_refusal())
+        return future
+
+    def _find_refusal(self) -> GuardError | None:
+        return None if self.trouble is None else self._make_refusal()
+
+    def _make_refusal(self) -> GuardError:
+        text = "The job database cannot be used now."
+        return ServerUnavailableError(text, details=self.trouble or "", retry_after_s=10)
+
+    # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
+
+    def _open(self) -> None:
+        last = -1
+        if self._writer.db is None:
+            self._writer.db, last = self._held.open()
+            self._is_loaded = False
+            self._take_back(self._connection)
+        first, tell = self._first or (lambda _db: None, lambda _told: None)
+        db = self._connection
+        try:
+            self._begin(db)
+            told = first(db)
+            self._held.sign(db)
+            db.commit()
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                self._take_back(db)
+            raise
+        self._held.is_signed = True
+        self._first = self.failing = self._unreadable_since_s = None
+        self._untold = lambda: tell(told)
+        self.trouble = None
+        self._settle_unsure(last)
+
+    def _settle_unsure(self, last: int) -> None:
+        """Tell those who wait for a commit whose answer was lost how it ended."""
+        unsure, self._unsure = self._unsure, None
+        if unsure is None:
+            return
+        if last == unsure.number:
+            log.warning("the answer to a commit was lost, but it is in the job database %s", self.address.shown)
+            unsure.tell(unsure.is_refused)
+        else:
+            fail(unsure.batch, self._make_refusal())
+
+    def _try_to_open(self) -> None:
+        try:
+            self._open()
+        except TakenOverError as error:
+            self._note_taken_over(error)
+        except Exception as error:
+            self._note_closed(error)
+        else:
+            if self._pause.due_s:
+                log.info("the job database %s is in use now", self.address.shown)
+            self._pause.end()
+
+    def _note_closed(self, error: BaseException) -> None:
+        self._drop_connection()
+        self.trouble = self._held.describe(error)
+        is_known = isinstance(error, (psycopg.Error, LockedError, StoreUnusableError, StoreTooNewError))
+        self._pause.begin(error if not is_known or isinstance(error, LockedError) else OSError(), self.trouble)
+
+    def _note_taken_over(self, error: BaseException) -> None:
+        self._is_over = True
+        self._drop_connection()
+        self.trouble = f"{error}, which this one no longer uses; end one of the two"
+        log.critical("%s", self.trouble)
+
+    def _drop_connection(self) -> None:
+        self._writer.close_connection()
+        if self._unreadable_since_s is None:
+            self._unreadable_since_s = time.monotonic()
+
+    @property
+    def _connection(self) -> PostgresConnection:
+        assert isinstance(self._writer.db, PostgresConnection)
+        return self._writer.db
+
+    # The writer's thread. ------------------------------------------------------------------------------------
+
+    def _look(self) -> bool:
+        self._tell()
+        self._look_after()
+        self._tell()
+        if self.trouble is not None or self.failing is not None:
+            return False
+        try:
+            return self._upkeep.turn(self._connection, self._means, self._writer.is_idle)
+        except Exception as error:
+            self._note_failure(error)
+            return False
+
+    def _look_after(self) -> None:
+        if self._is_over:
+            return
+        if self.trouble is not None:
+            if time.monotonic() >= self._pause.due_s:
+                self._try_to_open()
+            return
+        try:
+            db = self._connection
+            if self.failing is None:
+                db.raw.execute("SELECT 1")  # a connection that is lost should show before somebody needs it
+                return
+            self._begin(db)
+            self._held.sign(db)
+            db.commit()
+            self.failing = None
+        except Exception as error:
+            self._note_failure(error)
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            untold()
+            self._publish()
+
+    def _begin(self, db: Database) -> None:
+        assert isinstance(db, PostgresConnection)
+        db.begin()
+
+    def _note_failure(self, error: BaseException) -> GuardError:
+        """Do what a failure calls for; return the error for the callers."""
+        db = self._writer.db
+        is_lost = db is None or self._connection.is_lost or getattr(error, "sqlstate", None) == "25006"  # read-only now
+        if is_lost:
+            if self.trouble is None:
+                self._pause.end()
+                self._note_closed(error)
+                self._pause.due_s = time.monotonic()  # at once
+            self._writer.look_soon()
+            return self._make_refusal()
+        with contextlib.suppress(psycopg.Error):
+            self._take_back(self._connection)
+        self.failing = self._held.describe(error)
+        if isinstance(error, psycopg.Error):
+            return report_failure(Told(self.address.hide(error), error.sqlstate))
+        return report_failure(error)
+
+    def _commit(self, batch: Batch) -> None:
+        """Do a batch in one transaction. An operation that refuses harms none of its neighbours."""
+        if self.trouble is not None:
+            fail(batch, self._make_refusal())
+            return
+        refusals: Refusals = []
+        try:
+            done = self._try_together(batch, refusals)
+        except psycopg.Error as error:
+            if self._unsure is not None:
+                self._wait_for_answer(error)
+                return
+            if self._connection.is_lost or len(batch) == 1:
+                self._fail(batch, refusals, error)
+                return
+            # An answer may come late: which operation has met the error is seen when each has its own transaction.
+            with contextlib.suppress(psycopg.Error):
+                self._take_back(self._connection)
+            for task in batch:
+                self._commit([task])
+            return
+        except BaseException as error:
+            self._fail(batch, refusals, error)
+            return
+        self._announce(done, refusals)
+
+    def _fail(self, batch: Batch, refusals: Refusals, error: BaseException) -> None:
+        sqlstate = getattr(error, "sqlstate", None) or ""
+        if sqlstate[:2] in ("22", "54") and not self._connection.is_lost:
+            # A value that no column can hold: nothing is wrong with the engine.
+            self._take_back(self._connection)
+            fail(batch, InternalError("This cannot be written.", details=self.address.hide(error)))
+        else:
+            fail([task for task in batch if task.future not in dict(refusals)], self._note_failure(error))
+        for future, refusal in refusals:
+            if not future.done():
+                future.set_exception(refusal)
+
+    def _try_together(self, batch: Batch, refusals: Refusals) -> Done:
+        """Do the batch, without the operations that refuse, and commit."""
+        db = self._connection
+        if not self._is_loaded:
+            self._take_back(db)
+        done = None
+        while done is None:
+            done = self._attempt(db, batch, refusals)
+            if done is None:
+                self._take_back(db)
+                refused = {future for future, _error in refusals}
+                batch = [task for task in batch if task.future not in refused]
+        self._held.sign(db)
+        try:
+            db.commit()
+        except psycopg.Error:
+            if db.is_lost:
+                publish, results = self._keep(), done
+                self._unsure = Unsure(
+                    self._held.commits, batch, lambda is_late: announce_late(publish, is_late, results, refusals)
+                )
+            raise
+        return done
+
+    def _attempt(self, db: PostgresConnection, batch: Batch, refusals: Refusals) -> Done | None:
+        """Begin a transaction and do the batch in it. None: an operation refused after it had written."""
+        self._begin(db)
+        done = []
+        for task in batch:
+            writes = db.writes
+            try:
+                done.append((task.future, task.operation(db)))
+            except psycopg.Error:
+                raise
+            except Exception as error:
+                refusals.append((task.future, error if isinstance(error, GuardError) else report_failure(error)))
+                if db.writes != writes:
+                    return None
+        return done
+
+    def _announce(self, done: Done, refusals: Refusals) -> None:
+        self.failing = None
+        if self._upkeep.is_due:
+            self._writer.look_soon()
+        with together():
+            self._publish()
+            answer(done, refusals)
+
+    def _wait_for_answer(self, error: BaseException) -> None:
+        """The connection was lost between a commit and its answer: ask the engine as soon as it is back."""
+        until_s = time.monotonic() + HOLD_S
+        self._note_failure(error)
+        while self._unsure is not None and not self._is_over:
+            self._try_to_open()
+            if self._unsure is None or time.monotonic() > until_s:
+                break
+            time.sleep(0.1)
+        if (unsure := self._unsure) is not None:
+            text = "The job database was lost, and it is not known whether it has this. Repeat it with the same key."
+            unsure.is_refused = True
+            fail(unsure.batch, ServerUnavailableError(text, details=self.trouble or "", retry_after_s=10))
+
+    def _take_back(self, db: Database) -> None:
+        assert isinstance(db, PostgresConnection)
+        self._is_loaded = False
+        db.roll_back()
+        self._load(db)
+        self._is_loaded = True

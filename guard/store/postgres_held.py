@@ -1,0 +1,149 @@
+"""The database in PostgreSQL as this process holds it: no other process may write to it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import psycopg
+from psycopg import RawCursor
+
+from . import postgres_schema
+from .disk import StoreUnusableError
+from .file_lock import LockedError
+from .held_file import TakenOverError
+from .postgres_address import Address
+from .postgres_connection import Context, PostgresConnection
+
+OLDEST_VERSION = 14
+#: How long to wait for a connection.
+CONNECT_S = 5
+#: The lock of a process that has ended goes within this time, where the engine is not busy.
+LET_GO_S = 0.5
+#: A statement or a lock takes no longer than this, and no transaction of ours stays open for longer without a word.
+STATEMENT_S, LOCK_S, IDLE_S = 60, 10, 60
+#: How soon a connection that nothing comes over counts as lost: pause, then so many questions every so many seconds.
+KEEPALIVES: dict[str, Any] = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+#: Each query goes along the index that suits it, whatever the planner thinks of tables that it has not counted yet.
+SESSION = {
+    "statement_timeout": f"{STATEMENT_S}s",
+    "lock_timeout": f"{LOCK_S}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_S}s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "jit": "off",
+}
+#: The advisory lock of a store, in its schema: "guar" in ASCII.
+LOCK = 0x67756172
+
+
+class HeldDatabase:
+    """One thread at a time calls it, the one that writes; but any may connect."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        #: This process's name, in `epoch` and to the engine.
+        self.name = secrets.token_hex(8)
+        #: The number of its last commit, or attempt at one.
+        self.commits = 0
+        #: It has written once.
+        self.is_signed = False
+
+    def open(self) -> tuple[PostgresConnection, int]:
+        """Connect, lock, and bring the tables to today's; also return the number of this process's last commit, or -1.
+
+        Raises:
+            LockedError: another process uses it.
+            TakenOverError: another process has used it since this one did.
+            StoreTooNewError, StoreUnusableError, psycopg.Error: it cannot be used.
+        """
+        db = self.connect()
+        try:
+            find_fault(db.raw)
+            self._lock(db.raw)
+            postgres_schema.prepare(db.raw)
+            return db, self._read_last_commit(db.raw)
+        except BaseException:
+            db.close()
+            raise
+
+    def connect(self, **session: str) -> PostgresConnection:
+        raw = psycopg.connect(
+            self.address.conninfo,
+            autocommit=True,
+            cursor_factory=RawCursor,
+            context=Context(),
+            connect_timeout=CONNECT_S,
+            application_name=f"comfyui-guarded {self.name}",
+            client_encoding="utf8",
+            **KEEPALIVES,
+        )
+        raw.prepared_max = 1000
+        wanted = {**SESSION, **session}
+        raw.execute(
+            f"SELECT {', '.join(f'set_config(${2 * n + 1}, ${2 * n + 2}, false)' for n in range(len(wanted)))}",
+            [part for item in wanted.items() for part in item],
+        )
+        return PostgresConnection(raw)
+
+    def describe(self, error: BaseException) -> str:
+        shown = self.address.shown
+        if isinstance(error, LockedError):
+            return f"another server uses the job database {shown}; give this one its own database or schema"
+        return f"the job database {shown} cannot be used: {self.address.hide(error)}"
+
+    def _lock(self, raw: psycopg.Connection[Any]) -> None:
+        """Keep other processes out, until this connection is gone."""
+        query = f"SELECT pg_try_advisory_lock({LOCK}, hashtext(current_schema()))"
+        until_s = time.monotonic() + LET_GO_S
+        while raw.execute(query).fetchone() != (True,):
+            # Of a process that has just ended the engine may not know yet; a connection of our own is to be ended.
+            raw.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+                f"WHERE locktype = 'advisory' AND classid = {LOCK} AND application_name = $1 "
+                "AND objid = (hashtext(current_schema())::bigint & 4294967295)::oid AND pid <> pg_backend_pid()",
+                [f"comfyui-guarded {self.name}"],
+            )
+            if time.monotonic() > until_s:
+                raise LockedError("another process holds the lock")
+            time.sleep(0.02)
+
+    def _read_last_commit(self, raw: psycopg.Connection[Any]) -> int:
+        """The number of this process's last commit. Raises TakenOverError where another has written since."""
+        (writer,) = raw.execute("SELECT writer FROM epoch").fetchone() or ("",)
+        name, _, number = writer.partition(":")
+        if name == self.name:
+            return int(number)
+        if self.is_signed:
+            raise TakenOverError(f"another process has used the job database {self.address.shown} meanwhile")
+        return -1
+
+    def sign(self, db: PostgresConnection) -> None:
+        self.commits += 1
+        db.execute("UPDATE epoch SET writer = ?", (f"{self.name}:{self.commits}",))
+
+
+def find_fault(raw: psycopg.Connection[Any]) -> None:
+    """Raises StoreUnusableError where this engine would not keep what a store promises."""
+    [row] = raw.execute(
+        "SELECT current_setting('server_version_num')::int, current_setting('server_version'), "
+        "current_setting('fsync'), current_setting('synchronous_commit'), pg_is_in_recovery(), "
+        "current_setting('server_encoding'), current_schema()"
+    )
+    number, version, fsync, synchronous, is_standby, encoding, schema = row
+    if number < OLDEST_VERSION * 10000:
+        raise StoreUnusableError(f"PostgreSQL {OLDEST_VERSION} or newer is needed, this is {version}")
+    if fsync == "off" or synchronous == "off":
+        name = "fsync" if fsync == "off" else "synchronous_commit"
+        raise StoreUnusableError(f"{name} is off: a crash would lose jobs and verdicts that were told")
+    if is_standby:
+        raise StoreUnusableError("it is a standby, which only reads")
+    if encoding != "UTF8":
+        raise StoreUnusableError(f"its encoding is {encoding}, and must be UTF8")
+    if schema is None:
+        raise StoreUnusableError("there is no schema for the tables; make one, or set search_path for this user")
