@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from typing import IO
@@ -13,6 +14,9 @@ from aiohttp import hdrs, web
 
 from ..guard.results.containers import sniff
 from .pace import PIECE_BYTES, Going
+
+#: From a byte to a byte, or the last so many.
+_RANGE = re.compile(r"\s*([0-9]{0,40})-([0-9]{0,40})\s*")
 
 
 @dataclass(frozen=True)
@@ -95,27 +99,39 @@ def make_headers(request: web.Request, filename: str, etag: str, handle: IO[byte
 def answer_unchanged(request: web.Request, etag: str, headers: dict[str, str]) -> web.Response | None:
     """304 for a client that has the file already, 412 for one that insists on another; None: send it."""
     match, none_match = request.if_match, request.if_none_match
-    if match is not None and not any(tag.value in ("*", etag) for tag in match):
+    modified = parsedate_to_datetime(headers[hdrs.LAST_MODIFIED])
+    if match is not None:  # by strong comparison
+        is_other = not any(tag.value == "*" or (tag.value == etag and not tag.is_weak) for tag in match)
+    else:
+        before = request.if_unmodified_since
+        is_other = before is not None and modified > before
+    if is_other:
         return web.Response(status=412, headers=headers)
     if none_match is not None:
         is_there = any(tag.value in ("*", etag) for tag in none_match)
     else:  # a date counts only where there is no tag to go by
         since = request.if_modified_since
-        is_there = since is not None and parsedate_to_datetime(headers[hdrs.LAST_MODIFIED]) <= since
+        is_there = since is not None and modified <= since
     return web.Response(status=304, headers=headers) if is_there else None
 
 
 def _read_range(request: web.Request, file: OpenFile, modified: str) -> tuple[int, int] | None:
     """The range (begin, end) that is asked for, empty if the file has none such. None if the whole file must be sent:
-    for several ranges at once, or an If-Range for another file."""
+    for several ranges at once, another unit than bytes, or an If-Range for another file."""
     asked = request.headers.get(hdrs.RANGE)
     condition = request.headers.get(hdrs.IF_RANGE)
     if asked is None or "," in asked or condition not in (None, f'"{file.etag}"', modified):
         return None
-    try:
-        return request.http_range.indices(file.bytes)[:2]
-    except ValueError:
+    unit, _equals, spec = asked.partition("=")
+    if unit.strip().lower() != "bytes":
+        return None
+    found = _RANGE.fullmatch(spec)
+    if found is None:
         return 0, 0
+    first, last = found.groups()
+    if not first:
+        return max(file.bytes - int(last or 0), 0), file.bytes
+    return int(first), min(int(last) + 1, file.bytes) if last else file.bytes
 
 
 def _sniff_type(handle: IO[bytes]) -> str:

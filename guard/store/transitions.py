@@ -244,7 +244,8 @@ class Transitions:
         self.line.add_queued(db, job, +1)
         self.line.turns[job.owner].note_place(job.priority, job.round, order)
         self.line.add_open_bytes(job.owner, job.body_bytes)
-        puts.add(db, new)
+        if new.puts:
+            puts.add(db, new)
         outbox.put(db, job, new.created_at_ms)
         self._note(job)
         return job

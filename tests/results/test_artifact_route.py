@@ -69,13 +69,26 @@ async def test_ranges_that_cannot_be_and_conditions(client: Client):
     url, tag = artifact["url"], f'"{artifact["sha256"]}"'
     beyond = await get(client, url, Range=f"bytes={len(content)}-")
     assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{len(content)}")
-    assert (await get(client, url, Range="bytes=9-3")).status == 416
+    for none in ("bytes=9-3", "bytes=-0", "bytes=-", "bytes=abc", f"bytes={10**30}-"):
+        assert (await get(client, url, Range=none)).status == 416, none
+    for whole in ("items=0-1", "bytes 0-1", "bytes=0-1,4-5"):
+        answer = await get(client, url, Range=whole)
+        assert (answer.status, answer.content) == (200, content), whole
+    for some, expected in (("bytes=-1", content[-1:]), (f"bytes=-{10**30}", content), ("BYTES=3-3", content[3:4])):
+        answer = await get(client, url, Range=some)
+        assert (answer.status, answer.content) == (206, expected), some
     assert (await get(client, url, Range="bytes=0-1,4-5")).status == 200
     assert (await get(client, url, If_None_Match=tag)).status == 304
     assert (await get(client, url, If_None_Match='"other", ' + tag)).status == 304
     assert (await get(client, url, If_None_Match='"other"')).status == 200
     modified = (await get(client, url)).headers["Last-Modified"]
     assert (await get(client, url, If_Modified_Since=modified)).status == 304
+    assert (await get(client, url, If_Unmodified_Since=modified)).status == 200
+    assert (await get(client, url, If_Unmodified_Since="Thu, 01 Jan 2026 00:00:00 GMT")).status == 412
+    assert (await get(client, url, If_Match=tag, If_Unmodified_Since="Thu, 01 Jan 2026 00:00:00 GMT")).status == 200
+    assert (await get(client, url, If_Match="W/" + tag)).status == 412, "a weak tag does not tell the bytes"
+    assert (await get(client, url, Range="bytes=0-1", If_Range="W/" + tag)).status == 200
+    assert (await get(client, url, Range="bytes=0-1", If_None_Match=tag)).status == 304
     assert (await get(client, url, If_Modified_Since="Thu, 01 Jan 2026 00:00:00 GMT")).status == 200
     assert (await get(client, url, If_Modified_Since=modified, If_None_Match='"other"')).status == 200
     assert (await get(client, url, Range="bytes=0-9", If_Range=modified)).status == 206

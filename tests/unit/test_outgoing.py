@@ -12,10 +12,10 @@ from botocore.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from unit.fakes import LONG_S, settings
+from unit.fakes import GRAPH, LONG_S, settings
 from unit.store_steps import CANCELLED, claim, run_to_success, submit
 
-from comfyui_guarded.guard.bounds import read_model
+from comfyui_guarded.guard.bounds import Bounds, read_model
 from comfyui_guarded.guard.client import Client, KeyLimits
 from comfyui_guarded.guard.errors import InvalidRequestError
 from comfyui_guarded.guard.events.attempts import Attempt
@@ -26,6 +26,7 @@ from comfyui_guarded.guard.outgoing import AS_IT_COMES, NewPut, ResultOptions
 from comfyui_guarded.guard.store import DeliveryState
 from comfyui_guarded.guard.submit import results
 from comfyui_guarded.guard.submit.presigned import read_expiry_ms
+from comfyui_guarded.guard.submit.request import Submission, parse, write_body
 from comfyui_guarded.guard.submit.results import AskedResults, choose_results
 
 RULES = Rules(settings().webhooks)
@@ -298,3 +299,14 @@ def test_the_callers_headers_win_and_old_signatures_get_no_type(store, clock):
     assert headers("https://a.example/x?sv=1&sig=y")["x-ms-blob-type"] == "BlockBlob"
     own = {"x-ms-blob-type": "AppendBlob"}
     assert headers("https://a.example/x?sv=1&sig=y", **own)["x-ms-blob-type"] == "AppendBlob"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_is_kept_of_a_request_has_its_face_check_and_no_address(moved):
+    """The body outlives the job: a retry is made of it, and the page shows its prompt."""
+    asked = {"face_check": {"min_faces": 2}, "results": {"format": "webp", "put": [{"url": SECRET}]}}
+    raw = json.dumps({"prompt": GRAPH, "guard": asked}).encode()
+    request = Submission(raw, Client("bot", operator=False))
+    kept = write_body(request, parse(raw, Bounds()), moved)
+    assert b"VERY_SECRET" not in kept
+    assert json.loads(kept) == {"prompt": GRAPH, "guard": {"face_check": {"min_faces": 2}}}
