@@ -322,15 +322,17 @@ def test_in_the_sidebar_nothing_is_cut_off_or_broken_over_lines(
     shoot(page, f"editor-sidebar-{language}-{bot.host.kind.name}")
     assert panel.bounding_box()["width"] < 420
     faults = panel.evaluate(
-        """panel => [...panel.querySelectorAll(".g-name, .g-owner, .g-took, .g-when, .g-number, .g-verdict, .g-value")]
+        """panel => [...panel.querySelectorAll(
+            ".g-name, .g-owner, .g-took, .g-when, .g-number, .g-verdict, .g-value, .g-axis > *, .g-select, .g-button")]
             .filter(one => one.checkVisibility() && one.textContent && one.closest("thead") === null)
             .map(one => {
                 const box = one.getBoundingClientRect(), text = document.createRange()
                 text.selectNodeContents(one)
                 const lines = new Set([...text.getClientRects()].map(part => Math.round(part.top))).size
-                const isBroken = !one.matches(".g-name, .g-owner, .g-verdict") && lines > 1
-                const isCut = one.clientWidth && one.scrollWidth > one.clientWidth + 1
-                const isOut = box.right > panel.getBoundingClientRect().right + 1
+                const isBroken = one.matches(".g-took, .g-when, .g-number, .g-value, .g-axis > *") && lines > 1
+                const isText = !one.matches(".g-select, .g-button")
+                const isCut = isText && one.clientWidth && one.scrollWidth > one.clientWidth + 1
+                const isOut = box.right > (one.closest(".g-card") ?? panel).getBoundingClientRect().right + 1
                 return isBroken || isCut || isOut ? [one.className, one.textContent, box.width, box.height] : null
             })
             .filter(Boolean)"""

@@ -45,9 +45,12 @@ print(json.dumps({
 """
 
 
-#: Times the import alone: ComfyUI has imported the first line's modules before it comes to its packs.
+#: The time of the import alone, and that of what ComfyUI has imported before it comes to its packs.
 TIMER = """
-import aiohttp.web, asyncio, json, logging, numpy, os, sqlite3, sys, time
+import time
+
+began_s = time.process_time()
+import aiohttp.web, asyncio, json, logging, numpy, os, sqlite3, sys
 from PIL import Image
 import importlib.util
 
@@ -56,7 +59,7 @@ spec = importlib.util.spec_from_file_location("timed", os.path.join(sys.argv[1],
 module = importlib.util.module_from_spec(spec)
 sys.modules["timed"] = module
 spec.loader.exec_module(module)
-print(time.process_time() - started_s)
+print(time.process_time() - started_s, started_s - began_s)
 """
 
 
@@ -101,15 +104,16 @@ def test_loading_takes_no_heavy_import(loaded: dict[str, Any]) -> None:
 
 
 def test_loading_takes_less_than_three_tenths_of_a_second(root: Path, published: list[str], tmp_path: Path) -> None:
-    """Of the processor, and with the bytecode that the first start leaves."""
+    """Of the processor, with bytecode as from the second start on, where aiohttp, numpy and Pillow take a quarter."""
     for name in published:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
     took_s = []
     for _ in range(6):
         command = [sys.executable, "-I", "-X", "utf8", "-c", TIMER, str(tmp_path)]
-        took_s.append(float(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout))
-    assert min(took_s[1:]) < 0.3, took_s
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        took_s.append([float(part) for part in done.stdout.split()])
+    assert min(min(own / 0.3, own / other * 0.25 / 0.3) for own, other in took_s[1:]) < 1, took_s
 
 
 def test_loading_gives_comfyui_what_it_looks_for(loaded: dict[str, Any]) -> None:
