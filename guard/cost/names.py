@@ -39,6 +39,7 @@ class Role(enum.Enum):
     SPACING = enum.auto()  # between pictures side by side
     TILE = enum.auto()  # a side of the pieces into which a picture is cut
     OVERLAP = enum.auto()  # of those
+    MULTIPLE = enum.auto()  # to which sides are rounded
     ROUNDS = enum.auto()  # of a loop, or items of a list, each of which runs all that follows
 
 
@@ -65,6 +66,7 @@ class Trait(enum.Enum):
     MINUS = enum.auto()
     TIMES = enum.auto()
     OVER = enum.auto()
+    COUNTS = enum.auto()  # gives a number of what is in a text
 
 
 _EXACT = (
@@ -79,7 +81,8 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
     (Role.CELL_WIDTH, r"cell_width"),
     (Role.CELL_HEIGHT, r"cell_height"),
     (Role.TILE, r"tile_(?:width|height|size)"),
-    (Role.SPACING, r"spacing_width|spacing|gap"),
+    (Role.SPACING, r"spacing_width|spacing|gap|padding"),
+    (Role.MULTIPLE, r"resolution_steps|multiple(?:_of)?|divisible_by|round_to"),
     (Role.FIRST_STEP, r"start_at_step|start_step"),
     (Role.LAST_STEP, r"end_at_step|end_step|last_step"),
     (Role.STEPS, r"(?:.+_)?steps"),
@@ -121,7 +124,7 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.SOUND, r"audio|music|sound(?!image)"),
     (Trait.CROPS, r"crop"),
     (Trait.PADS, r"pad|outpaint|border|expandcanvas|extend"),
-    (Trait.JOINS, r"batch|merge|join|append|concat|combine"),
+    (Trait.JOINS, r"batch|merge|join|append|concat|combine|list"),
     (Trait.STITCHES, r"stitch|imageconc|grid|sidebyside|composite(?=\dx\d)"),
     (Trait.TILES, r"(?:to|image|split|make).*tile"),
     (Trait.SHEET, r"grid(?!.*\dx\d)|concatfrombatch|contactsheet"),
@@ -134,6 +137,7 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.MINUS, r"sub$|subtract|minus"),
     (Trait.TIMES, r"mul$|multiply|multiple$"),
     (Trait.OVER, r"div$|divide"),
+    (Trait.COUNTS, r"length$|count$|len$"),
 )
 _TRAIT_PATTERNS = tuple((trait, re.compile(pattern)) for trait, pattern in _TRAITS)
 

@@ -13,6 +13,7 @@ from .values import Extent, Media
 
 #: A size in a text, as pickers offer them: `1024x1024 (1:1)`.
 _SIZE_TEXT = re.compile(r"(?<!\d)(\d{2,5})\s*[x×*]\s*(\d{2,5})(?!\d)", re.ASCII)
+_RATIO_TEXT = re.compile(r"(?<![\d.])(\d{1,3}(?:\.\d{1,3})?)\s*:\s*(\d{1,3}(?:\.\d{1,3})?)(?![\d.])", re.ASCII)
 _SIZE_NAME = re.compile(r"res|size|dim|aspect|preset|ratio|format", re.I)
 _LONGEST_CHOICE = 60
 
@@ -81,26 +82,44 @@ def _join(
     if any((each.width, each.height) != (largest.width, largest.height) for each in incoming):
         turned, largest = True, max(incoming, key=_find_slant)._replace(area=largest.area)
     extent = largest._replace(batch=most.batch, frames=most.frames, known=known, turned=turned)
-    if Trait.TILES in traits and (side := _find_largest(asked, Role.TILE)):
-        pieces = (side / max(side - _find_largest(asked, Role.OVERLAP), 1)) ** 2
-        extent = extent._replace(batch=min(extent.batch * pieces, ENDLESS))
+    if Trait.TILES in traits and _find_largest(asked, Role.TILE):
         names.append(next(one.name for one in asked if one.role is Role.TILE))
+        extent = _cut_up(extent, asked)
     if Trait.SHEET in traits:
         names.append("")
         columns = max(_find_largest(asked, Role.COLUMNS), 1)
         rows = math.ceil(extent.pictures / columns) if extent.pictures < ENDLESS else ENDLESS
-        width = columns * (_find_largest(asked, Role.CELL_WIDTH) or max(largest.width, math.sqrt(largest.area)))
-        height = rows * (_find_largest(asked, Role.CELL_HEIGHT) or max(largest.height, math.sqrt(largest.area)))
+        across = _find_largest(asked, Role.CELL_WIDTH) or max(largest.width, math.sqrt(largest.area))
+        down = _find_largest(asked, Role.CELL_HEIGHT) or max(largest.height, math.sqrt(largest.area))
+        spacing = _find_largest(asked, Role.SPACING)
+        width, height = columns * (across + spacing), rows * (down + spacing)
         return Extent(width, height, min(width * height, ENDLESS), 1, 0, known)
     if len(incoming) > 1 and Trait.STITCHES in traits:
         names.append("")
         return _stitch(incoming, extent, _find_largest(asked, Role.SPACING))
     if len(incoming) > 1 and Trait.JOINS in traits:
         names.append("")
-        if extent.frames:
+        if any(each.frames for each in incoming):
             return extent._replace(batch=1, frames=min(sum(each.pictures for each in incoming) * times, ENDLESS))
         return extent._replace(batch=min(sum(each.batch for each in incoming) * times, ENDLESS))
     return extent
+
+
+def _cut_up(extent: Extent, asked: Sequence[Asked]) -> Extent:
+    """Pieces that overlap. The smaller side of a tile may lie along either side of the picture."""
+    sides = [one.number[1] for one in asked if one.role is Role.TILE and one.number is not None]
+    overlap = _find_largest(asked, Role.OVERLAP)
+    step = max(min(sides) - overlap, 1)
+    across = extent.width or math.sqrt(extent.area)
+    down = extent.height or math.sqrt(extent.area)
+    if len(sides) == 2 and not extent.turned:
+        steps = [max(side - overlap, 1) for side in sides]
+        pieces = math.ceil(across / steps[0]) * math.ceil(down / steps[1])
+        area = min(sides[0], across) * min(sides[1], down)
+    else:
+        pieces = math.ceil(across / step) * math.ceil(down / step)
+        area = min(max(sides) ** 2, extent.area)
+    return extent._replace(area=area, width=0, height=0, batch=min(extent.batch * pieces, ENDLESS))
 
 
 def _find_slant(extent: Extent) -> float:
@@ -139,7 +158,12 @@ def _resize(
     factor: float,
     times: float,
 ) -> Extent:
-    sizes = [size for size in _list_sizes(extent, asked, texts) if size[1] > 0]
+    sizes = [size for size in _list_sizes(extent, asked, texts, traits) if size[1] > 0]
+    if not sizes and Trait.SCALES in traits and extent.area and not factor and not _asks_for_scale(asked):
+        # To a size of its own, that for which its models were trained.
+        names.append("")
+        area = max(extent.area, _OWN_AREA)
+        return extent._replace(area=area, width=0, height=0, turned=True)
     if sizes:
         name, area, width, height, exact = max(sizes, key=lambda size: size[1])
         names.append(name)
@@ -152,6 +176,10 @@ def _resize(
                 across = down = max(across, down)
             width, height = min(width, across), min(height, down)
             area = min(area, extent.area, width * height)
+        # What is rounded to less is within what a limit may be exceeded by.
+        if (more := _find_largest(asked, Role.MULTIPLE) - _ROUNDED) > 0:
+            width, height = width + more, height + more
+            area = max(area, width * height)
         extent = extent._replace(area=area, width=width, height=height, known=True)
     scale = factor
     for one in asked:
@@ -172,16 +200,26 @@ def _resize(
     return extent
 
 
+_ROUNDED = 64
+#: What nodes that name no size scale to: a megapixel, and some more for odd shapes.
+_OWN_AREA = 1.1 * 2**20
+
+
+def _asks_for_scale(asked: Sequence[Asked]) -> bool:
+    return any(one.role in (Role.SCALE, *_SIDES) for one in asked)
+
+
+_SIDES = (Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE)
 _SCALES = frozenset({"scale_by", "upscale_by", "upscale_factor", "scale_factor", "rescale_factor"})
 
 
 def _list_sizes(
-    extent: Extent, asked: Sequence[Asked], texts: Mapping[str, str]
+    extent: Extent, asked: Sequence[Asked], texts: Mapping[str, str], traits: frozenset[Trait]
 ) -> list[tuple[str, float, float, float, bool]]:
     """(input, area, width, height, whether the pictures come out so large) of every size that the node names."""
     sizes: list[tuple[str, float, float, float, bool]] = []
     by_name = {one.name: one for one in asked}
-    ratio = extent.width / extent.height if extent.width and extent.height else 1.0
+    ratio = extent.width / extent.height if extent.width and extent.height else _read_ratio(texts)
     slant = 1 / ratio  # of the height to the width
     if extent.turned:
         ratio = slant = max(ratio, slant)
@@ -203,6 +241,8 @@ def _list_sizes(
             case Role.WIDTH | Role.MOST_WIDTH:
                 height = _find_other(by_name.get(one.name.replace("width", "height")), side * slant)
                 sizes.append((one.name, side * height, side, height, one.role is Role.WIDTH))
+            case Role.REPEAT if one.name.rpartition(".")[2] == "size" and Trait.REPEATS not in traits:
+                sizes.append((one.name, side * side, side, side, False))
             case Role.HEIGHT | Role.MOST_HEIGHT:
                 other = by_name.get(one.name.replace("height", "width"))
                 if other is None or other.number is None or other.number[1] <= 0:
@@ -216,6 +256,16 @@ def _list_sizes(
             width, height = float(found[1]), float(found[2])
             sizes.append((name, width * height, width, height, True))
     return sizes
+
+
+def _read_ratio(texts: Mapping[str, str]) -> float:
+    """The shape that a choice names, such as `9:16 (Portrait)`; 1: none does."""
+    for name, text in texts.items():
+        if len(text) <= _LONGEST_CHOICE and _SIZE_NAME.search(name) and (found := _RATIO_TEXT.search(text)):
+            across, down = float(found[1]), float(found[2])
+            if across > 0 and down > 0:
+                return across / down
+    return 1.0
 
 
 def _find_other(other: Asked | None, following: float) -> float:
@@ -232,7 +282,9 @@ def _pad(extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names
         return extent
     across = down = 0.0
     for one in asked:
-        if one.role is Role.EDGE and one.number is not None and one.number[1] > 0:
+        if one.role is Role.EDGE and one.number is None:
+            extent = extent._replace(known=False)
+        elif one.role is Role.EDGE and one.number is not None and one.number[1] > 0:
             names.append(one.name)
             if one.name.rpartition(".")[2] in ("left", "right"):
                 across += one.number[1]

@@ -205,7 +205,11 @@ class Walk:
         self, node_class: NodeClass, inputs: Mapping[str, Any], linked: Mapping[str, Value]
     ) -> Range | None:
         if len(inputs) == 1:
-            return self.read(next(iter(inputs.values())))
+            (name,) = inputs
+            if Trait.COUNTS in node_class.traits and node_class.inputs.get(name) == "STRING":
+                text = linked[name].text if name in linked else inputs[name]
+                return (len(text), len(text)) if isinstance(text, str) else None
+            return self.read(inputs[name])
         operands = {
             name.rpartition(".")[2]: self.read(value)
             for name, value in inputs.items()

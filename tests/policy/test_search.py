@@ -1,0 +1,195 @@
+"""A search that nobody steers: small graphs of a host's own nodes and of packs', each run and measured.
+
+What reaches a heavy node must never be more than the walk has said; or `policy.strict` must refuse the prompt, since
+nobody can know. `COST=3000` for a long one.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from packs.conftest import PACKS
+from PIL import Image
+from policy.grown import FILES, Graph, Link, find_kinds, grow
+from policy.known import read_info
+
+from comfyui_guarded.guard.cost.classes import NodeClasses
+from comfyui_guarded.guard.cost.values import Media
+from comfyui_guarded.guard.cost.walk import Walk
+from comfyui_guarded.guard.errors import PolicyViolationError
+from comfyui_guarded.guard.host import Declared
+from comfyui_guarded.guard.settings import PolicySettings
+from comfyui_guarded.guard.submit.policy import Policy
+from comfyui_guarded.tests.hosts.launch import real_kinds
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(3600)]
+
+GRAPHS = int(os.environ.get("COST", "100"))
+#: What lies in the host's input folder.
+MEDIA = {
+    "photo.png": Media(320, 200),
+    "strip.png": Media(1200, 60),
+    "moves.gif": Media(48, 32, 5),
+    "film.mp4": Media(64, 48, 24, 3.0, 8.0),
+}
+#: Nodes round sizes to a multiple, up to this many pixels on a side.
+ROUNDING = 64
+#: And a number by this much.
+ROUNDED = 1.25
+#: So far up no prompt of these comes; with a limit at all, `strict` refuses what nobody can know.
+NO_LIMIT = 10**15
+
+
+class Comfy:
+    """A real ComfyUI without a server, which runs one graph after the other."""
+
+    def __init__(self, base: Path) -> None:
+        newest = real_kinds()[0]
+        packs = [PACKS / name for name in os.environ.get("COST_PACKS", "").split(",") if name]
+        script = Path(__file__).with_name("measure_graphs.py")
+        site = PACKS.with_name("packs-site")
+        self._log = open(base / "log", "w")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [newest.python, str(script), str(newest.main.parent), str(base), *map(str, packs)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            env={**os.environ, "PYTHONPATH": str(site)},
+        )  # fmt: skip
+        self.known = self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, Path(self._log.name).read_text()[-3000:]
+        return json.loads(line)
+
+    def measure(self, graph: Graph, link: Link) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"graph": graph, "link": link}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        self._process.communicate(timeout=120)  # it ends with its input
+        self._log.close()
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+    if not real_kinds():
+        pytest.skip("no ComfyUI is found; COMFYUI_PATH names one")
+    base = tmp_path_factory.mktemp("cost")
+    write_files(base / "input")
+    host = Comfy(base)
+    yield host
+    host.close()
+
+
+def write_files(folder: Path) -> None:
+    folder.mkdir()
+    for name in ("photo.png", "strip.png"):
+        Image.new("RGB", (MEDIA[name].width, MEDIA[name].height), "grey").save(folder / name)
+    first, *others = (Image.new("L", (48, 32), at * 20) for at in range(5))
+    first.save(folder / "moves.gif", save_all=True, append_images=others)
+    with av.open(str(folder / "film.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for at in range(24):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), at * 10, np.uint8))))
+        container.mux(stream.encode())
+
+
+def put_heavy(graph: Graph, link: Link, kind: str) -> Graph:
+    """The graph with a node behind the link that would take long."""
+    heavy: dict[str, Any]
+    if kind == "LATENT":
+        heavy = {"class_type": "KSampler", "inputs": {"latent_image": link, "steps": 20}}
+    elif kind == "IMAGE":
+        heavy = {"class_type": "CreateVideo", "inputs": {"images": link, "fps": 8.0}}
+    elif kind == "VIDEO":
+        heavy = {"class_type": "CreateVideo", "inputs": {"images": ["taken", 0], "fps": 8.0}}
+        graph = {**graph, "taken": {"class_type": "GetVideoComponents", "inputs": {"video": link}}}
+    else:
+        heavy = {"class_type": "KSampler", "inputs": {"latent_image": ["latent", 0], "steps": link}}
+        latent = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+        graph = {**graph, "latent": latent}
+    return {**graph, "heavy": heavy}
+
+
+def find_media(graph: Graph) -> dict[str, Media]:
+    return {
+        node_id: MEDIA[node["inputs"][FILES[node["class_type"]][0]]]
+        for node_id, node in graph.items()
+        if node["class_type"] in FILES
+    }
+
+
+class Judge:
+    def __init__(self, known: Any) -> None:
+        def describe(class_type: str) -> Declared:
+            return read_info(known[class_type]) if class_type in known else Declared()
+
+        names = ("max_pixels", "max_steps", "max_frames", "max_seconds", "max_film_pixels", "max_pixel_steps")
+        given = {**dict.fromkeys(names, NO_LIMIT), "strict": True}
+        self._strict = Policy(PolicySettings.model_validate(given), describe=describe)
+        self._classes = NodeClasses(describe)
+
+    def knows(self, graph: Graph) -> bool:
+        try:
+            self._strict.check(graph, find_media(graph))
+        except PolicyViolationError as error:
+            if error.details == "policy.strict":
+                return False
+            raise
+        return True
+
+    def find_too_little(self, graph: Graph, link: Link, sizes: list[list[Any]]) -> str:
+        """What of that has reached the heavy node though the walk says less; empty: nothing."""
+        walk = Walk(graph, self._classes, find_media(graph))
+        if sizes[0][0] == "number":
+            most = max(number for _kind, number, _height, _pictures in sizes)
+            read = walk.read(link)
+            return "" if read is not None and read[1] * ROUNDED >= most else f"the number {most}, and not {read}"
+        amount = next((one for one in walk.amounts if one.node_id == "heavy"), None)
+        if amount is None:
+            return f"{sizes[:3]}, and nothing"
+        areas = [max(width - ROUNDING, 0) * max(height - ROUNDING, 0) for _kind, width, height, _ in sizes]
+        pixels = sum(area * size[3] for area, size in zip(areas, sizes, strict=True))
+        many, said = sum(size[3] for size in sizes), amount.extent.pictures * amount.times
+        too_large = sizes[0][0] == "pictures" and (max(areas) > amount.extent.area or many > said)
+        if too_large or pixels > amount.extent.area * said:
+            return f"{[*sizes[:3], len(sizes)]}, and not {amount}"
+        return ""
+
+
+def test_what_reaches_a_heavy_node_is_never_more_than_was_said(comfy: Comfy) -> None:
+    kinds = find_kinds(comfy.known)
+    judge = Judge(comfy.known)
+    counts = {"ran": 0, "known": 0}
+
+    @settings(max_examples=GRAPHS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.integers(0, 2**64))
+    def search(seed: int) -> None:
+        graph, link, kind = grow(Random(seed), kinds)
+        measured = comfy.measure(graph, link)
+        if not measured.get("sizes"):
+            return
+        counts["ran"] += 1
+        whole = put_heavy(graph, link, kind)
+        if not judge.knows(whole):
+            return
+        counts["known"] += 1
+        note(json.dumps(whole, indent=1))
+        assert judge.find_too_little(whole, link, measured["sizes"]) == ""
+
+    search()
+    assert counts["ran"] > GRAPHS // 3, counts
+    assert counts["known"] > counts["ran"] // 3, counts
