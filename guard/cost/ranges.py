@@ -43,6 +43,10 @@ def read_list(text: Any) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
+def count_chars(text: str | None) -> Range | None:
+    return None if text is None else (len(text), len(text))
+
+
 def clip(number: float) -> float:
     return max(min(number, ENDLESS), -ENDLESS)
 

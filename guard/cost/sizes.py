@@ -163,7 +163,9 @@ def _resize(
         # To a size of its own, that for which its models were trained.
         names.append("")
         area = max(extent.area, _OWN_AREA)
-        return extent._replace(area=area, width=0, height=0, turned=True)
+        ratio = extent.width / extent.height if extent.width and extent.height else 1.0
+        across = math.sqrt(area * ratio)
+        return extent._replace(area=area, width=across, height=across / ratio)
     if sizes:
         name, area, width, height, exact = max(sizes, key=lambda size: size[1])
         names.append(name)

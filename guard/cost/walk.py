@@ -10,7 +10,7 @@ from typing import Any
 from ..graph import is_link
 from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
 from .names import Role, Trait
-from .ranges import ENDLESS, Range, apply_word, evaluate, read_list, read_number, unite
+from .ranges import ENDLESS, Range, apply_word, count_chars, evaluate, read_list, read_number, unite
 from .sizes import Asked, combine, read_factor
 from .values import Amount, Extent, Media, Value
 
@@ -205,11 +205,9 @@ class Walk:
         self, node_class: NodeClass, inputs: Mapping[str, Any], linked: Mapping[str, Value]
     ) -> Range | None:
         if len(inputs) == 1:
-            (name,) = inputs
-            if Trait.COUNTS in node_class.traits and node_class.inputs.get(name) == "STRING":
-                text = linked[name].text if name in linked else inputs[name]
-                return (len(text), len(text)) if isinstance(text, str) else None
-            return self.read(inputs[name])
+            if Trait.COUNTS in node_class.traits and "STRING" in node_class.inputs.values():
+                return count_chars(_find_text(node_class, inputs, linked))
+            return self.read(next(iter(inputs.values())))
         operands = {
             name.rpartition(".")[2]: self.read(value)
             for name, value in inputs.items()
@@ -273,7 +271,6 @@ class Walk:
         elif _SECONDS.fullmatch(word):
             number = extent.frames / whole.rate if whole.rate else 0
         if number <= 0:
-            # What it counts by itself may begin with an input of the same name, such as an offset.
             named = _find_named(word, inputs) if find_short_role(word) is not None else None
             return self.read(inputs[named]) if named is not None else None
         return number, number

@@ -36,9 +36,8 @@ class FaceRules:
     Attributes:
         min_faces: the fewest large enough faces; 0: a picture without any passes.
         max_faces: the most large enough faces; 0: any number.
-        min_confidence: from which on something counts as a face, in the detector's own measure. On the photos of the
-            tests, in all their variants, CenterFace and the close-up give every face 0.75 or more, and nothing else
-            more than 0.29.
+        min_confidence: from which on something counts as a face, in the detector's own measure. Between what CenterFace
+            and the close-up give faces and what they give animals, dolls and things: see the table in docs/faces.md.
         min_face_fraction: from which on a face is large enough: its longer side as a part of the picture's shorter
             one. 0.04 is 26 pixels where a face model scales the picture to 640 (InsightFace's usual size), about the
             least that it recognises; people passing in the background are smaller.
@@ -46,7 +45,7 @@ class FaceRules:
 
     min_faces: int = 1
     max_faces: int = 0
-    min_confidence: float = 0.5
+    min_confidence: float = 0.65
     min_face_fraction: float = 0.04
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ def search(
     detector: Detector,
     picture: Picture,
     wanted: int = 1,
-    min_confidence: float = 0.5,
+    min_confidence: float = 0.65,
     try_rotations: bool = True,
 ) -> list[Face]:
     """The faces in a picture, most confident first, in pixels of the upright picture at its full size.

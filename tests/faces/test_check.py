@@ -54,7 +54,7 @@ def test_no_face_says_so_with_the_facts(red_checker: FaceChecker) -> None:
         "width": 400,
         "height": 300,
         "detector": "red",
-        "rules": {"min_faces": 1, "max_faces": 0, "min_confidence": 0.5, "min_face_fraction": 0.04},
+        "rules": {"min_faces": 1, "max_faces": 0, "min_confidence": 0.65, "min_face_fraction": 0.04},
     }
 
 
