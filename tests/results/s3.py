@@ -71,6 +71,9 @@ class S3:
                     *grpc,
                     "-s3",
                     f"-s3.port={self.port}",
+                    # Its catalogues would listen on ports of their own, of which two servers cannot both have one.
+                    f"-s3.port.iceberg={free_port()}",
+                    f"-s3.port.lance={free_port()}",
                     f"-s3.config={self._folder / 's3.json'}",
                 ],
                 stdout=log,
