@@ -218,9 +218,8 @@ class SocketListener(Protocol):
 
 
 class Backlog(Protocol):
-    """The guard's jobs, for the host to show in its own queue and history although it does not have them. `known` are
-    the ids of the prompts that the host has. Any thread; the host's readers wait for the answers.
-    """
+    """The guard's jobs, for the host to show in its own queue and history although it does not have them; `known` are
+    the ids that it has. Any thread; the host's readers wait for the answers."""
 
     def count(self, known: Collection[str]) -> int:
         """How many jobs wait; costs nothing."""
@@ -288,10 +287,9 @@ class Host(Weigher, Protocol):
     async def dispatch(
         self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False
     ) -> Refusal | None:
-        """Put a job into the host's queue: what was kept for it, or what the host's own handler makes of `body`.
+        """Put a job into the host's queue: what was kept for it, or what its handler makes of `body`. Event loop.
 
-        `folder`: its owner's below the roots, or empty for the roots. No list of the host's shows one that is `hidden`.
-        Returns the host's refusal, if any. Event loop.
+        `folder`: its owner's below the roots, or empty. No list of the host's shows one that is `hidden`.
         """
 
     def held(self) -> frozenset[str]:

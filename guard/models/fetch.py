@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from ..store.file_lock import FileLock, LockedError
 from .sources import Source
 
 _CHUNK = 2**20
@@ -56,28 +58,45 @@ def fetch(
     Raises:
         FetchError
     """
-    part, mark = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.etag")
+    part = target.with_name(f"{target.name}.part")
+    lock = FileLock(target.with_name(f"{target.name}.part.lock"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        tries, told = 0, ""
-        while True:
-            had = part.stat().st_size if part.exists() else 0
+        # The command line and the server would write into one another's file.
+        with lock.hold(0.0):
             try:
-                told = _receive(source, part, mark, size_mb, progress)
-                break
-            except _BrokenOff as error:
-                grown = (part.stat().st_size if part.exists() else 0) > had
-                tries = 1 if grown else tries + 1
-                if tries >= _TRIES:
-                    raise FetchError(f"the connection keeps breaking off ({error}); run it again to go on") from None
-                pause(min(2.0**tries, 30.0))
-        _check(part, size_mb, sha256 or told)
-        os.replace(part, target)
-        mark.unlink(missing_ok=True)
+                _bring(source, part, size_mb, sha256, progress, pause)
+                os.replace(part, target)
+            finally:
+                with contextlib.suppress(OSError):  # Windows deletes no open file
+                    lock.path.unlink()
+    except LockedError:
+        raise FetchError("somebody else is downloading it") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise FetchError(f"the disk is full; what has come stays as {part.name}") from None
         raise FetchError(f"{error.strerror or error}") from None
+
+
+def _bring(
+    source: Source, part: Path, size_mb: int, sha256: str, progress: Progress, pause: Callable[[float], None]
+) -> None:
+    """Have the whole file under its temporary name. Raises FetchError, OSError."""
+    mark = part.with_name(f"{part.name}.etag")
+    tries, told = 0, ""
+    while True:
+        had = part.stat().st_size if part.exists() else 0
+        try:
+            told = _receive(source, part, mark, size_mb, progress)
+            break
+        except _BrokenOff as error:
+            grown = (part.stat().st_size if part.exists() else 0) > had
+            tries = 1 if grown else tries + 1
+            if tries >= _TRIES:
+                raise FetchError(f"the connection keeps breaking off ({error}); run it again to go on") from None
+            pause(min(2.0**tries, 30.0))
+    _check(part, size_mb, sha256 or told)
+    mark.unlink(missing_ok=True)
 
 
 def _receive(source: Source, part: Path, mark: Path, size_mb: int, progress: Progress) -> str:

@@ -257,7 +257,7 @@ class Exposition:
         yield QUEUED, (), self._store.queued
         yield SLOTS, (), self._settings.max_jobs
         yield SLOTS_USED, (), self._store.leased
-        yield READY, (), not self._health.unready()
+        yield READY, (), not self._health.refusals()
         yield WORKER_UP, (), self._host.worker_alive()
         yield DISOWNED, (), self._host.hung_workers()
         yield from self._read_gpus()

@@ -92,6 +92,27 @@ def test_a_source_that_keeps_breaking_off_is_given_up_and_gone_on_with_another_d
     assert [headers.get("Range") for _path, headers in hub.asked] == ["bytes=1000000-"]
 
 
+def test_two_who_download_the_same_file_do_not_write_into_one_another_s(hub, tmp_path):
+    gate, came = threading.Event(), threading.Event()
+
+    def stall(request):
+        hub.serve(request, most=1_000_000)
+        came.set()
+        gate.wait(60)
+
+    hub.behave = stall
+    first = threading.Thread(target=get, args=(hub, tmp_path))
+    first.start()
+    assert came.wait(60)
+    with pytest.raises(FetchError, match="somebody else"):
+        get(hub, tmp_path)
+    hub.behave = hub.serve
+    gate.set()
+    first.join(60)
+    assert (tmp_path / "checkpoints" / "model.safetensors").read_bytes() == MODEL
+    assert left(tmp_path) == ["model.safetensors"]
+
+
 def test_a_file_that_has_changed_meanwhile_is_fetched_from_its_beginning(hub, tmp_path):
     other = os.urandom(3_000_000)
 
