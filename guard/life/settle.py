@@ -322,7 +322,8 @@ def _log_ending(job: Job) -> None:
         what = (job.job_id, job.owner, code, message, times)
         log.log(_level_of(code), "job %s of %s failed: %s: %s; %s", *what, extra=about)
     else:
-        log.info("job %s of %s succeeded with %d files; %s", job.job_id, job.owner, len(files), times, extra=about)
+        made = "1 file" if len(files) == 1 else f"{len(files)} files"
+        log.info("job %s of %s succeeded with %s; %s", job.job_id, job.owner, made, times, extra=about)
         for file in files:
             if file.warnings:
                 log.warning("job %s: %s: %s", job.job_id, file.filename, ", ".join(file.warnings), extra=about)

@@ -47,7 +47,7 @@ async def test_a_job_has_one_line_which_says_how_it_ended_at_its_level(host, cli
     (good_line,), (bad_line,), (waiting_line,), (late_line,) = (
         told(host.log, job_id) for job_id in (good["job_id"], bad["job_id"], waiting, late["job_id"])
     )
-    assert good_line[1] == "job J of local succeeded with 1 files; waited N s, ran N s"
+    assert good_line[1] == "job J of local succeeded with 1 file; waited N s, ran N s"
     raised = "generation_failed: node 1 (FaultRaise) raised ValueError"
     assert bad_line[1] == f"job J of local failed: {raised}; waited N s, ran N s"
     assert waiting_line[1] == "job J of local cancelled; waited N s"
@@ -67,7 +67,7 @@ async def test_at_debug_a_job_has_a_line_for_each_step_in_order(sandbox_client: 
     assert steps == [
         ("DEBUG", "job J of local admitted, position 1"),
         ("DEBUG", "job J started"),
-        ("INFO", "job J of local succeeded with 1 files; waited N s, ran N s"),
+        ("INFO", "job J of local succeeded with 1 file; waited N s, ran N s"),
     ]
 
 
@@ -105,7 +105,7 @@ async def test_json_lines_carry_the_job(sandbox_client: Callable[..., Awaitable[
     await client.polled(lambda: asyncio.sleep(0, read_entries()), lambda seen: any("job_id" in entry for entry in seen))
     entries = read_entries()
     (mine,) = (entry for entry in entries if entry.get("job_id") == job["job_id"])
-    assert mine["message"].startswith(f"job {job['job_id']} of local succeeded with 1 files; waited ")
+    assert mine["message"].startswith(f"job {job['job_id']} of local succeeded with 1 file; waited ")
     assert mine["level"] == "INFO"
     known = {name: mine[name] for name in ("owner", "template", "state", "code")}
     assert known == {"owner": "local", "template": None, "state": "succeeded", "code": None}
