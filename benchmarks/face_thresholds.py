@@ -1,11 +1,14 @@
 """How sure CenterFace is of faces, and of what is none, in pictures that nobody has tuned on.
 
-    python benchmarks/face_thresholds.py FOLDER [--part tune] [--list]
+    python benchmarks/face_thresholds.py FOLDER [--part tune] [--list] [--compare | --write]
 
 FOLDER holds `PART/KIND/*`: the parts `tune`, from which the thresholds were chosen, and `unseen`, looked at once after
 that; the kind `people` has pictures in each of which a human face can be seen, every other kind pictures with none.
 For each kind it prints how many pictures pass the check at each threshold. With `--list`, also the least sure of the
 people and the surest of the others, by the first characters of their SHA-256. No picture leaves the folder.
+
+`face_pictures.txt` beside this script names the pictures of docs/faces.md's table so, with their labels: `--compare`
+says where a folder differs from it, `--write` writes it anew.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURES = Path(__file__).with_name("face_pictures.txt")
+#: So many characters of a SHA-256 tell pictures apart.
+DIGITS = 16
 THRESHOLDS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 SHOWN = 12
 
@@ -26,7 +32,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--part", default=None, help="only this part (default: all)")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument(
+        "--compare", action="store_true", help="only say where the folder differs from the table's pictures"
+    )
+    parser.add_argument("--write", action="store_true", help="only write the pictures' names and labels")
     options = parser.parse_args()
+    if options.write:
+        PICTURES.write_text(write_labels(find_labels(options.folder)))
+        return
+    if options.compare:
+        raise SystemExit(compare(read_labels(PICTURES.read_text()), find_labels(options.folder)))
     register()
     for part in sorted(path for path in options.folder.iterdir() if path.is_dir()):
         if options.part in (None, part.name):
@@ -37,8 +52,43 @@ def main() -> None:
                 report(kind, options.list)
 
 
+def find_labels(folder: Path) -> dict[str, str]:
+    """`part/kind` of each picture, by its name."""
+    return {digest(path, DIGITS): f"{path.parts[-3]}/{path.parts[-2]}" for path in sorted(folder.glob("*/*/*"))}
+
+
+def write_labels(labels: Mapping[str, str]) -> str:
+    """A line `part/kind` before the names of all that have it."""
+    lines = []
+    for label in sorted(set(labels.values())):
+        lines += [label, *sorted(name for name, each in labels.items() if each == label)]
+    return "\n".join(lines) + "\n"
+
+
+def read_labels(text: str) -> dict[str, str]:
+    labels, label = {}, ""
+    for line in text.split():
+        if "/" in line:
+            label = line
+        else:
+            labels[line] = label
+    return labels
+
+
+def compare(wanted: Mapping[str, str], found: Mapping[str, str]) -> int:
+    """1: the folder is not that of the table."""
+    for label in sorted({*wanted.values(), *found.values()}):
+        missing = [name for name, each in wanted.items() if each == label and found.get(name) != label]
+        more = [name for name, each in found.items() if each == label and wanted.get(name) != label]
+        count = sum(each == label for each in wanted.values())
+        print(
+            f"{label}: {count} pictures, {len(missing)} not here, {len(more)} others", *missing[:SHOWN], *more[:SHOWN]
+        )
+    return int(wanted != found)
+
+
 def report(folder: Path, is_listing: bool) -> None:
-    seen = sorted((find_surest(path), digest(path)) for path in sorted(folder.iterdir()))
+    seen = sorted((find_surest(path), digest(path, 12)) for path in sorted(folder.iterdir()))
     counts = (sum(confidence >= threshold for confidence, _ in seen) for threshold in THRESHOLDS)
     print(f"| {folder.name} | {len(seen)} | {' | '.join(map(str, counts))} |")
     if is_listing:
@@ -76,8 +126,8 @@ def open_detector():
     return _detectors[0]
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+def digest(path: Path, digits: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:digits]
 
 
 def register() -> None:
