@@ -4,7 +4,9 @@ Where there are none, the tests are skipped, and say how many. What the packs im
 `GUARDED_PACKS_SITE`, else ~/comfy/packs-site.
 """
 
+import math
 import os
+import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -37,8 +39,21 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     frames = [pictures.landscape(128, seed=number) for number in range(16)]
     (process.base / "input" / "silent.mp4").write_bytes(corpus.film(frames, fps=8))
     (process.base / "input" / "sounding.mp4").write_bytes(corpus.film(frames, fps=8, sound=corpus.tone(2)))
+    (process.base / "input" / "3d").mkdir(exist_ok=True)
+    (process.base / "input" / "3d" / "ball.splat").write_bytes(make_ball())
     with process:
         yield process
+
+
+def make_ball(points: int = 800) -> bytes:
+    """A ball of Gaussians all around: 32 bytes for place, size, colour and turn of each."""
+    ball = b""
+    for at in range(points):
+        up = 1 - 2 * (at + 0.5) / points
+        out, turn = math.sqrt(1 - up * up), at * math.pi * (3 - math.sqrt(5))
+        place = out * math.cos(turn), up, out * math.sin(turn)
+        ball += struct.pack("<6f8B", *place, 0.08, 0.08, 0.08, 200, 120, 40, 255, 255, 128, 128, 128)
+    return ball
 
 
 @pytest.fixture

@@ -10,7 +10,27 @@ from contract.conftest import PHOTO
 PICTURES = {"1": node("LoadImage", image=PHOTO), "2": node("RepeatImageBatch", image=["1", 0], amount=4)}
 SOUND = {"3": node("LoadAudio", audio="tone.wav")}
 FILM = {**PICTURES, "4": node("CreateVideo", images=["2", 0], fps=8.0)}
-MESH = {"5": node("EmptyLatentImage", width=64, height=64, batch_size=1)}
+LATENT = {"5": node("EmptyLatentImage", width=64, height=64, batch_size=1)}
+TEXT = {"6": node("PrimitiveString", value="a text")}
+#: A body of Gaussians, and the mesh that ComfyUI makes of it.
+BODY = {
+    "7": node("Load3DAdvanced", model_file="3d/ball.splat", viewport_state={}, width=64, height=64),
+    "8": node("File3DToSplat", model_3d=["7", 0]),
+}
+MESH = {
+    **BODY,
+    "10": node(
+        "SplatToMesh",
+        splat=["8", 0],
+        resolution=64,
+        kernel=5,
+        smooth=0,
+        level=0.4,
+        min_component=0,
+        min_opacity=0.02,
+        color_sharpen=2.0,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -70,8 +90,12 @@ CASES = [
     Case("SaveAudioMP3 128k", "SaveAudioMP3", {"audio": ["3", 0], "quality": "128k"}, "audio", 1, ".mp3", before=SOUND),
     Case("SaveAudioOpus", "SaveAudioOpus", {"audio": ["3", 0], "quality": "128k"}, "audio", 1, ".opus", before=SOUND),
     Case("PreviewAudio", "PreviewAudio", {"audio": ["3", 0]}, "audio", 1, ".flac", before=SOUND),
-    Case("SaveLatent", "SaveLatent", {"samples": ["5", 0]}, "other", 1, ".latent", before=MESH),
-    Case("PreviewAny", "PreviewAny", {"source": ["6", 0]}, before={"6": node("PrimitiveString", value="a text")}),
+    Case("SaveLatent", "SaveLatent", {"samples": ["5", 0]}, "other", 1, ".latent", before=LATENT),
+    Case("PreviewAny", "PreviewAny", {"source": ["6", 0]}, before=TEXT),
+    Case("SaveText txt", "SaveText", {"text": ["6", 0], "format": "txt"}, "other", 1, ".txt", before=TEXT),
+    Case("SaveText json", "SaveText", {"text": ["6", 0], "format": "json"}, "other", 1, ".json", before=TEXT),
+    Case("SaveGLB of a mesh", "SaveGLB", {"mesh": ["10", 0]}, "other", 1, ".glb", before=MESH),
+    Case("SaveGLB of a file", "SaveGLB", {"mesh": ["7", 0]}, "other", 1, ".splat", before=BODY),
     Case(
         "SaveImageAdvanced png",
         "SaveImageAdvanced",
@@ -131,9 +155,10 @@ async def test_every_kind_of_output_is_found_checked_listed_and_served_as_it_was
     known = await client.get("/object_info")
     ran, wrong = [], []
     for case in CASES:
-        if case.class_type not in known:
+        prompt = case.prompt()
+        if not all(each["class_type"] in known for each in prompt.values()):
             continue
-        answer = await client.submit(case.prompt())
+        answer = await client.submit(prompt)
         if answer.status != 200:
             wrong.append((case.name, answer.json))
             continue
