@@ -49,10 +49,18 @@ class Names(enum.Enum):
 class Declared:
     """A node class as it declares itself: inputs by name with their types, outputs with type and name. An input that
     offers a choice of texts is a `COMBO`. Empty: nobody knows the class, or it does not say.
+
+    Attributes:
+        takes_lists: it gets each list whole; other nodes run once for each item.
+        lists: the outputs that give lists, by place.
+        lazy: the inputs that are made only if the node asks for them.
     """
 
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[tuple[str, str], ...] = ()
+    takes_lists: bool = False
+    lists: frozenset[int] = frozenset()
+    lazy: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

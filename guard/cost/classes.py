@@ -41,11 +41,15 @@ class NodeClass:
         numbers: it may give numbers or texts.
         only_plain: it gives nothing else.
         takes_films: films that it may take apart.
+        takes_lists: it gets each list whole; other nodes run once for each item.
+        lists: the outputs that give lists, by place.
+        lazy: the inputs that are made only if the node asks for them.
+        gathers: it makes a list of whatever it gets, and knows nothing of what that is.
     """
 
     __slots__ = (
-        "given", "inputs", "known", "makes", "numbers", "only_plain", "outputs", "pictures", "sizes", "takes_films",
-        "traits",
+        "gathers", "given", "inputs", "known", "lazy", "lists", "makes", "numbers", "only_plain", "outputs", "pictures",
+        "sizes", "takes_films", "takes_lists", "traits",
     )  # fmt: skip
 
     def __init__(self, class_type: str, declared: Declared) -> None:
@@ -62,6 +66,10 @@ class NodeClass:
         self.numbers = not self.known or anything or any(kind in PLAIN for kind in kinds)
         self.only_plain = bool(kinds) and all(kind in PLAIN for kind in kinds)
         self.takes_films = "VIDEO" in declared.inputs.values()
+        self.takes_lists = declared.takes_lists
+        self.lists = declared.lists
+        self.lazy = declared.lazy
+        self.gathers = self.takes_lists and bool(self.lists) and all(_ANY.search(kind) for kind in kinds)
 
     def takes_pictures(self, name: str) -> str | None:
         """The kind of pictures that an input may take: `*` for any; None: none."""

@@ -45,6 +45,7 @@ def combine(
     factor: float = 0,
     media: Media | None = None,
     times: float = 1,
+    runs: float = 1,
 ) -> tuple[list[str], Extent]:
     """The inputs by which a node asks for more, and the pictures that it gives.
 
@@ -53,12 +54,13 @@ def combine(
         factor: of the model that makes them larger; 0: it takes none.
         media: the file that it loads.
         times: how often a loop runs it.
+        runs: how often a list runs it; the pictures are those of all runs together.
     """
     names: list[str] = []
-    extent = _join(incoming, asked, traits, names, times)
+    extent = _join(incoming, asked, traits, names, times, runs)
     if media is not None and media.width:
         area = media.width * media.height
-        extent = Extent(media.width, media.height, area, 1, media.frames)
+        extent = Extent(media.width, media.height, area, runs, media.frames)
     elif not incoming:
         extent = extent._replace(known=media is None)
     extent = _resize(extent, asked, texts, traits, names, factor, times)
@@ -67,14 +69,19 @@ def combine(
     if Trait.SOUND in traits and not incoming and not extent.area and media is None:
         extent = extent._replace(area=1)
     extent = _pad(extent, asked, traits, names)
-    return names, _count(extent, asked, traits, names, media, makes)
+    return names, _count(extent, asked, traits, names, media, makes, runs)
 
 
 def _join(
-    incoming: Sequence[Extent], asked: Sequence[Asked], traits: frozenset[Trait], names: list[str], times: float
+    incoming: Sequence[Extent],
+    asked: Sequence[Asked],
+    traits: frozenset[Trait],
+    names: list[str],
+    times: float,
+    runs: float,
 ) -> Extent:
     if not incoming:
-        return Extent()
+        return Extent(batch=runs)
     known = all(each.known for each in incoming)
     largest = max(incoming, key=lambda each: each.area)
     most = max(incoming, key=lambda each: each.pictures)
@@ -82,6 +89,10 @@ def _join(
     if any((each.width, each.height) != (largest.width, largest.height) for each in incoming):
         turned, largest = True, max(incoming, key=_find_slant)._replace(area=largest.area)
     extent = largest._replace(batch=most.batch, frames=most.frames, known=known, turned=turned)
+    if runs > 1 and len(incoming) > 1:
+        # Of each pair the larger one may decide, now this and now that.
+        batch, frames = sum(each.batch for each in incoming), max(each.frames for each in incoming)
+        extent = extent._replace(batch=min(batch, ENDLESS), frames=frames)
     if Trait.TILES in traits and _find_largest(asked, Role.TILE):
         names.append(next(one.name for one in asked if one.role is Role.TILE))
         extent = _cut_up(extent, asked)
@@ -93,7 +104,7 @@ def _join(
         down = _find_largest(asked, Role.CELL_HEIGHT) or max(largest.height, math.sqrt(largest.area))
         spacing = _find_largest(asked, Role.SPACING)
         width, height = columns * (across + spacing), rows * (down + spacing)
-        return Extent(width, height, min(width * height, ENDLESS), 1, 0, known)
+        return Extent(width, height, min(width * height, ENDLESS), runs, 0, known)
     if len(incoming) > 1 and Trait.STITCHES in traits:
         names.append("")
         return _stitch(incoming, extent, _find_largest(asked, Role.SPACING))
@@ -303,7 +314,13 @@ def _pad(extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names
 
 
 def _count(
-    extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names: list[str], media: Media | None, makes: bool
+    extent: Extent,
+    asked: Sequence[Asked],
+    traits: frozenset[Trait],
+    names: list[str],
+    media: Media | None,
+    makes: bool,
+    runs: float,
 ) -> Extent:
     batch, frames, known, layers = extent.batch, extent.frames, extent.known, 1.0
     repeats = Trait.REPEATS in traits or Trait.INTERPOLATES in traits
@@ -314,7 +331,7 @@ def _count(
                 if number is None:
                     known = False
                 elif number > 0:
-                    batch = number
+                    batch = number * runs
                     names.append(one.name)
             case Role.LAYERS if number is not None and number > 0:
                 layers = number + 1  # and the picture that they make together
@@ -324,7 +341,7 @@ def _count(
                 if Trait.INTERPOLATES in traits:
                     batch, frames = 1, max(frames, 1) * batch * number
                 elif one.name.rpartition(".")[2].lower() in ("size", "count"):
-                    batch = number
+                    batch = number * runs
                 else:
                     batch *= number
             case Role.FRAMES if Trait.CUTS in traits:
@@ -332,7 +349,7 @@ def _count(
                     if frames:
                         frames = min(frames, number)
                     else:
-                        batch = min(batch, number)
+                        batch = min(batch, number * runs)
             case Role.FRAMES:
                 if number is None:
                     known = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from .ranges import ENDLESS, Range
+from .ranges import ENDLESS, Range, unite
 
 
 class Extent(NamedTuple):
@@ -36,17 +37,36 @@ class Extent(NamedTuple):
         return min(self.area * self.pictures, ENDLESS)
 
 
+class Items(NamedTuple):
+    """How long a list is: each of its items runs what follows.
+
+    Attributes:
+        most: 1: it is no list, as far as anybody knows.
+        maker: who made it: lists of one maker are of one length.
+        counted: nobody but the run could tell of more items.
+    """
+
+    most: float = 1
+    least: float = 1
+    maker: str = ""
+    counted: bool = True
+
+
+ONE = Items()
+
+
 class Value(NamedTuple):
     """One output of a node.
 
     Attributes:
         number: None: unknown, or none.
         text: None: unknown, or none.
-        extent: of pictures, latents, masks and films.
+        extent: of pictures, latents, masks and films; of a list, of all its items together.
         steps: of a schedule.
         factor: of a model that makes pictures larger; 0: it is none.
         rate: frames per second, of a film; 0: unknown.
         times: how often the run makes it.
+        items: of the list that it is.
     """
 
     number: Range | None = None
@@ -56,6 +76,7 @@ class Value(NamedTuple):
     factor: float = 0
     rate: float = 0
     times: float = 1
+    items: Items = ONE
 
 
 class Media(NamedTuple):
@@ -82,7 +103,8 @@ class Amount(NamedTuple):
         input: by which it asks; empty where it goes by what comes in.
         rate: of a film that it writes; None where it writes none.
         steps: of a sampler; 0: it is none.
-        times: how often it runs.
+        times: how often a loop runs it.
+        runs: how often a list runs it; what it works on is of all of those together.
         pictures: it gives pictures, and no latents: of those, a batch may be a film.
     """
 
@@ -93,6 +115,7 @@ class Amount(NamedTuple):
     steps: float = 0
     times: float = 1
     pictures: bool = False
+    runs: float = 1
 
     @property
     def work(self) -> float:
@@ -104,3 +127,29 @@ class Amount(NamedTuple):
 
 #: What a sampler is taken to work on where nothing says how large it is.
 USUAL_AREA = 1024 * 1024
+
+
+def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
+    """What any of them may be. With `each`, now one and now the other: the pictures of all of them may come."""
+    if len(values) < 2:
+        return values[0] if values else Value()
+    extents = [value.extent for value in values if value.extent is not None]
+    extent = None
+    if extents:
+        largest = max(extents, key=lambda one: one.pixels or one.pictures)
+        extent = Extent(
+            max(one.width for one in extents),
+            max(one.height for one in extents),
+            max(one.area for one in extents),
+            min(sum(one.batch for one in extents), ENDLESS) if each else largest.batch,
+            max(one.frames for one in extents) if each else largest.frames,
+            all(one.known for one in extents),
+        )
+    return Value(
+        number=unite([value.number for value in values]),
+        extent=extent,
+        steps=max(value.steps for value in values),
+        factor=max(value.factor for value in values),
+        rate=max(value.rate for value in values),
+        times=max(value.times for value in values),
+    )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ..graph import is_link
 from ..weight import ModelWeight, VramBody
 from .classes import NodeClasses
+from .ranges import ENDLESS
 from .values import Amount
 
 #: What brings a sampler its model, by an input's kind, and by its name where nobody knows the class.
@@ -73,7 +74,10 @@ def estimate(graph: Mapping[str, Any], amounts: list[Amount], classes: NodeClass
 def _estimate_one(amount: Amount, name: str, weight: ModelWeight) -> Vram:
     extent = amount.extent
     steps_in_time = (max(extent.frames, 1) - 1) // weight.frames + 1
-    cells = extent.batch * steps_in_time * math.ceil(extent.area / weight.side**2)
+    # A list's items come one after the other.
+    cells = (
+        math.ceil(min(extent.batch, ENDLESS) / amount.runs) * steps_in_time * math.ceil(extent.area / weight.side**2)
+    )
     working = cells * weight.cell_bytes
     return Vram(
         least=max(working, weight.spare_bytes) + (0 if weight.in_parts else weight.weights_bytes),

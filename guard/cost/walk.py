@@ -9,10 +9,11 @@ from typing import Any
 
 from ..graph import is_link
 from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
+from .lists import count_runs, mark_lists, spread
 from .names import Role, Trait
-from .ranges import ENDLESS, Range, apply_word, count_chars, evaluate, read_list, read_number, unite
+from .ranges import ENDLESS, Range, apply_word, count_chars, evaluate, read_list, read_number
 from .sizes import Asked, combine, read_factor
-from .values import Amount, Extent, Media, Value
+from .values import Amount, Extent, Items, Media, Value, unite_values
 
 _SIDE = re.compile(r"(?:.*_)?(?:width|w)", re.I)
 _UP = re.compile(r"(?:.*_)?(?:height|h)", re.I)
@@ -136,12 +137,21 @@ class Walk:
         linked = {name: self._find(value) for name, value in inputs.items() if is_link(value)}
         asked = self._asked[node_id] = self._list_asked(inputs)
         times = _count_rounds(asked, traits, linked)
+        branches = self._list_branches(inputs) if Trait.SWITCH in traits else {}
+        if branches and node_class.lazy:
+            linked = {name: value for name, value in linked.items() if name in branches or name not in node_class.lazy}
+        runs = count_runs(node_id, node_class, linked)
+        if runs.most > 1:
+            linked = spread(linked)
         extents = _list_extents(node_class, linked) if linked else []
         media = self._media.get(node_id)
-        if Trait.SWITCH in traits and (chosen := self._choose(inputs)) is not None:
-            whole = chosen
+        handed = [value for value in _list_values(branches, linked) if value is not None]
+        if handed:
+            whole = unite_values(handed, each=runs.most > 1)
         elif _handles_pictures(node_class, extents, asked, media):
-            whole = self._make_pictures(node_id, node_class, linked, asked, media, times, extents)
+            whole = self._make_pictures(node_id, node_class, linked, asked, media, (times, runs), extents)
+        elif node_class.gathers:
+            whole = unite_values([value for value in _list_values(inputs, linked) if value is not None])
         else:
             whole = Value(
                 number=self._find_number(node_class, inputs, linked) if node_class.numbers else None,
@@ -149,13 +159,16 @@ class Walk:
                 steps=_find_steps(inputs, asked, linked),
                 factor=_find_factor(node, linked),
             )
-        if times != whole.times:
-            whole = _set_times(whole, times)
-        self._values[node_id] = (
-            self._deal(node_class, whole, inputs, linked)
-            if node_class.only_plain or (node_class.outputs and whole.extent is not None) or len(node_class.outputs) > 1
-            else whole
-        )
+        if (times, runs) != (whole.times, whole.items):
+            whole = whole._replace(times=max(times, whole.times), items=runs)
+        outputs = node_class.outputs
+        if node_class.only_plain or (outputs and whole.extent is not None) or len(outputs) > 1 or node_class.lists:
+            values = self._deal(node_class, whole, inputs, linked)
+            if node_class.lists:
+                values = mark_lists(node_id, node_class, values, inputs, linked, asked)
+            self._values[node_id] = values
+        else:
+            self._values[node_id] = whole
 
     def _make_pictures(
         self,
@@ -164,9 +177,10 @@ class Walk:
         linked: Mapping[str, Value],
         asked: Sequence[Asked],
         media: Media | None,
-        times: float,
+        often: tuple[float, Items],
         extents: Sequence[Extent],
     ) -> Value:
+        times, runs = often
         inputs = self._graph[node_id]["inputs"]
         texts = {name: value for name, value in inputs.items() if isinstance(value, str)}
         factor = rate = 0.0
@@ -174,7 +188,11 @@ class Walk:
             factor, rate = max(factor, value.factor), max(rate, value.rate)
             if value.text is not None:
                 texts[name] = value.text
-        names, extent = combine(extents, asked, texts, node_class.traits, factor=factor, media=media, times=times)
+        names, extent = combine(
+            extents, asked, texts, node_class.traits, factor=factor, media=media, times=times, runs=runs.most
+        )
+        if not runs.counted:
+            extent = extent._replace(known=False)
         writes = next((one for one in asked if one.role is Role.RATE), None)
         if writes is not None and writes.number is not None:
             rate = writes.number[0]
@@ -185,21 +203,20 @@ class Walk:
         if names or writes is not None or works or (node_class.takes_films and extent.frames):
             name = names[0] if names and names[0] else writes.name if writes is not None else _first_link(inputs)
             rated = rate if writes is not None else None
-            self.amounts.append(Amount(node_id, name, extent, rated, works, times, node_class.pictures))
+            self.amounts.append(Amount(node_id, name, extent, rated, works, times, node_class.pictures, runs.most))
         return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate)
 
     # Numbers. ------------------------------------------------------------------------------------------------
 
-    def _choose(self, inputs: Mapping[str, Any]) -> Value | None:
-        """What a switch hands on: of a selector that is known, its branch; else what any of them may be."""
+    def _list_branches(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a switch may hand on: of a selector that is known, its branch; else any of them."""
         branches = {name: value for name, value in inputs.items() if not _SELECTOR.fullmatch(name)}
         selector = next((value for name, value in inputs.items() if name in ("switch", "boolean", "cond")), None)
         chosen = self.read(selector) if is_link(selector) or isinstance(selector, (bool, int)) else None
         if chosen is not None and chosen[0] == chosen[1]:
             wanted = _YES if chosen[0] else _NO
             branches = {name: value for name, value in branches.items() if name in wanted} or branches
-        values = [self._find(value) if is_link(value) else _of_constant(value) for value in branches.values()]
-        return _unite_values([value for value in values if value is not None]) if values else None
+        return branches
 
     def _find_number(
         self, node_class: NodeClass, inputs: Mapping[str, Any], linked: Mapping[str, Value]
@@ -232,14 +249,15 @@ class Walk:
     ) -> list[Value]:
         """What each output gives."""
         values: list[Value] = []
+        bare = Value(times=whole.times, items=whole.items)
         several = len(node_class.outputs) > 1
         for kind, name in node_class.outputs:
             if kind not in PLAIN:
                 one = whole
                 if "audio" in name.lower():
-                    one = Value(times=whole.times)
+                    one = bare
                 elif kind == "MASK" and Trait.ONE_MASK in node_class.traits and whole.extent is not None:
-                    one = whole._replace(extent=whole.extent._replace(batch=1, frames=0))
+                    one = whole._replace(extent=whole.extent._replace(batch=whole.items.most, frames=0))
                 values.append(one)
                 continue
             number = whole.number
@@ -248,11 +266,11 @@ class Walk:
             elif several and (named := _find_named(name, inputs)) is not None:
                 found = linked[named] if named in linked else _of_constant(inputs[named])
                 if found is not None:
-                    values.append(_set_times(found, whole.times))
+                    values.append(found._replace(times=max(found.times, whole.times), items=whole.items))
                     continue
             if kind == "INT" and number is not None:
                 number = _truncate(number[0]), _truncate(number[1])
-            values.append(Value(number=number, text=whole.text if kind != "INT" else None, times=whole.times))
+            values.append(bare._replace(number=number, text=whole.text if kind != "INT" else None))
         return values
 
     def _measure(self, word: str, whole: Value, inputs: Mapping[str, Any]) -> Range | None:
@@ -300,6 +318,10 @@ def _list_extents(node_class: NodeClass, linked: Mapping[str, Value]) -> list[Ex
     if len(found) > 1 and node_class.given is not None:
         same = [extent for kind, extent in found if kind in (node_class.given, "*")]
         if same:
+            # Of masks it may take as many as there are, each with the picture.
+            masks = max((extent.pictures for kind, extent in found if kind == "MASK"), default=0)
+            if node_class.given == "IMAGE" and masks > max(extent.pictures for extent in same):
+                same.append(same[0]._replace(batch=masks, frames=0))
             return same
     return [extent for _kind, extent in found]
 
@@ -364,37 +386,12 @@ def _read_text(text: Any) -> Range | None:
     return (min(numbers), max(numbers)) if numbers else None
 
 
+def _list_values(inputs: Mapping[str, Any], linked: Mapping[str, Value]) -> list[Value | None]:
+    return [linked[name] if name in linked else _of_constant(value) for name, value in inputs.items()]
+
+
 def _of_constant(value: Any) -> Value | None:
     number = read_number(value)
     if isinstance(value, str):
         return Value(number=(number, number) if number is not None else None, text=value[:10_000])
     return Value(number=(number, number)) if number is not None else None
-
-
-def _unite_values(values: Sequence[Value]) -> Value | None:
-    if len(values) < 2:
-        return values[0] if values else None
-    extents = [value.extent for value in values if value.extent is not None]
-    extent = None
-    if extents:
-        largest = max(extents, key=lambda each: each.pixels or each.pictures)
-        extent = Extent(
-            max(each.width for each in extents),
-            max(each.height for each in extents),
-            max(each.area for each in extents),
-            largest.batch,
-            largest.frames,
-            all(each.known for each in extents),
-        )
-    return Value(
-        number=unite([value.number for value in values]),
-        extent=extent,
-        steps=max(value.steps for value in values),
-        factor=max(value.factor for value in values),
-        rate=max(value.rate for value in values),
-        times=max(value.times for value in values),
-    )
-
-
-def _set_times(value: Value, times: float) -> Value:
-    return Value(value.number, value.text, value.extent, value.steps, value.factor, value.rate, max(times, value.times))

@@ -26,20 +26,28 @@ class Declarations:
         if node_class is None:
             return _NOTHING
         if node_class not in self._known:
-            self._known[node_class] = Declared(_read_inputs(class_type, node_class), _read_outputs(node_class))
+            inputs, lazy = _read_inputs(class_type, node_class)
+            takes_lists = bool(getattr(node_class, "INPUT_IS_LIST", False))
+            self._known[node_class] = Declared(
+                inputs, _read_outputs(node_class), takes_lists, _read_lists(node_class), frozenset(lazy)
+            )
         return self._known[node_class]
 
 
-def _read_inputs(class_type: str, node_class: Any) -> dict[str, str]:
+def _read_inputs(class_type: str, node_class: Any) -> tuple[dict[str, str], set[str]]:
+    """(types by name, the lazy ones)."""
     types: dict[str, str] = {}
+    lazy: set[str] = set()
     try:
         declared = node_class.INPUT_TYPES()
         for section in ("required", "optional"):
             for name, info in (declared.get(section) or {}).items():
                 types[str(name)] = info[0] if isinstance(info[0], str) else "COMBO"
+                if len(info) > 1 and isinstance(info[1], dict) and info[1].get("lazy"):
+                    lazy.add(str(name))
     except Exception:
         log.debug("%s does not say what it takes", class_type, exc_info=True)
-    return types
+    return types, lazy
 
 
 def _read_outputs(node_class: Any) -> tuple[tuple[str, str], ...]:
@@ -49,3 +57,10 @@ def _read_outputs(node_class: Any) -> tuple[tuple[str, str], ...]:
     except Exception:
         return ()
     return tuple((kind, names[at] if at < len(names) else kind) for at, kind in enumerate(kinds))
+
+
+def _read_lists(node_class: Any) -> frozenset[int]:
+    try:
+        return frozenset(at for at, is_list in enumerate(node_class.OUTPUT_IS_LIST or ()) if is_list)
+    except Exception:
+        return frozenset()

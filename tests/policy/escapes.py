@@ -110,6 +110,25 @@ def looped(total: int) -> Graph:
     }
 
 
+def listed(doublings: int, *of: Any) -> Graph:
+    """A list of all of those, doubled as often; the node `l` gives it."""
+    graph: Graph = {"l0": node("CreateList", **{f"inputs.input{at}": each for at, each in enumerate(of)})}
+    for at in range(1, doublings):
+        link = [f"l{at - 1}", 0]
+        graph[f"l{at}"] = node("CreateList", **{"inputs.input0": link, "inputs.input1": link})
+    link = [f"l{doublings - 1}", 0]
+    return {**graph, "l": node("CreateList", **{"inputs.input0": link, "inputs.input1": link})}
+
+
+def prompted(doublings: int) -> Graph:
+    """A sampler that gets a list of prompts."""
+    return {
+        **listed(doublings, ["p", 0]),
+        "0": latent(),
+        "2": node("KSampler", positive=["l", 0], latent_image=["0", 0], steps=20),
+    }
+
+
 STITCH = {"direction": "right", "match_image_size": True, "spacing_width": 0, "spacing_color": "white"}
 
 CASES = [
@@ -264,6 +283,36 @@ CASES = [
     Case("a short loop", None, looped(3)),
     Case("sixty samplers in a row", "max_pixel_steps", chain(60, 100)),
     Case("six samplers in a row", None, chain(6, 20)),
+    # Lists, each item of which runs what follows.
+    Case("a list of steps", "max_pixels", {**listed(8, 20), "0": latent(), "2": sampler(["0", 0], ["l", 0])}),
+    Case("a list in which one step is long", "max_steps", {**listed(1, 20, 300), "0": latent(), "2": sampler(["0", 0], ["l", 0])}),
+    Case("a list of prompts", "max_pixels", prompted(8)),
+    Case("a list of prompts without an end", "max_pixels", prompted(80)),
+    Case("a list of prompts, many steps of them", "max_pixel_steps",
+         {**listed(3, ["p", 0]), "0": latent(1408, 1408), "2": sampler(["0", 0], 100) | {"inputs": {**sampler(["0", 0], 100)["inputs"], "positive": ["l", 0]}},
+          **{str(at): node("KSampler", positive=["l", 0], latent_image=[str(at - 1), 0], steps=100) for at in range(3, 7)}}),
+    Case("four prompts", None, prompted(2)),
+    Case("a list of widths", "max_pixels", {**listed(5, 1024), "0": latent(["l", 0], 1024)}),
+    Case("two widths", None, {**listed(1, 1024), "0": latent(["l", 0], 1024)}),
+    Case("a list of pictures, a film joined to each", "max_frames",
+         {"0": image(64, 64), **listed(5, ["0", 0]), "f": image(64, 64, 81), "2": node("ImageBatch", image1=["l", 0], image2=["f", 0])}),
+    Case("a list of numbers, a picture repeated for each", "max_frames",
+         {"0": image(64, 64), **listed(5, 81), "2": node("RepeatImageBatch", image=["0", 0], amount=["l", 0])}),
+    Case("a list of a list's switches", "max_pixels",
+         {**listed(6, True), "0": latent(), "1": node("ComfySwitchNode", switch=["l", 0], on_true=["0", 0], on_false=["0", 0]),
+          "2": sampler(["1", 0])}),
+    Case("a film dealt out, each picture with all of another film", "max_frames",
+         {"0": image(64, 64, 81), "1": node("RebatchImages", images=["0", 0], batch_size=1),
+          "2": node("ImageBatch", image1=["1", 0], image2=["0", 0])}),
+    Case("a film dealt out and each picture made larger", None,
+         {"0": image(256, 256, 81), "1": node("RebatchImages", images=["0", 0], batch_size=1),
+          "2": node("ImageScaleBy", image=["1", 0], upscale_method="area", scale_by=2.0),
+          "3": node("RebatchImages", images=["2", 0], batch_size=4096), "4": node("CreateVideo", images=["3", 0], fps=16.0)}),
+    Case("latents dealt out and sampled one by one", None,
+         {"0": latent(1024, 1024, 8), "1": node("RebatchLatents", latents=["0", 0], batch_size=1), "2": sampler(["1", 0])}),
+    Case("tiles of a picture, each sampled", None,
+         {"0": image(2048, 2048), "1": node("SplitImageToTileList", image=["0", 0], tile_width=1024, tile_height=1024, overlap=128),
+          "2": node("VAEEncode", pixels=["1", 0], vae=["v", 0]), "3": sampler(["2", 0])}),
     # Harmless.
     Case("the rest of a batch", None,
          {**VIDEO, "3": node("ImageFromBatch", image=["2", 0], batch_index=5, length=4096)}, FILM),

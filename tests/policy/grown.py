@@ -21,8 +21,6 @@ _ANYTHING = (*PICTURES, *PLAIN)
 _LEFT_OUT = re.compile(
     r"^Load|^Save|Preview|Record|Webcam|Train|Dataset|Folder|Upload|Download|Path|Guarded|^Test|API|Debug|Sleep|Stop|"
     r"BatchManager|Screencap|Widget|FontText|Audio|"
-    # Lists, whose items each run what follows.
-    r"CreateList|"
     # Latents of another scale than `measure_graphs` takes them for, or that must be a film's.
     r"StableCascade|SD_4XUpscale|HunyuanRefiner"
 )

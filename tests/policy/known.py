@@ -16,7 +16,9 @@ def describe(class_type: str) -> Declared:
     found = _CLASSES.get(class_type)
     if found is None:
         return Declared()
-    return Declared(found["inputs"], tuple((kind, name) for kind, name in found["outputs"]))
+    outputs = tuple((kind, name) for kind, name in found["outputs"])
+    lists, lazy = frozenset(found.get("lists", ())), frozenset(found.get("lazy", ()))
+    return Declared(found["inputs"], outputs, found.get("takes_lists", False), lists, lazy)
 
 
 def read_info(info: Mapping[str, Any]) -> Declared:
@@ -26,6 +28,12 @@ def read_info(info: Mapping[str, Any]) -> Declared:
         for section in ("required", "optional")
         for name, given in (info["input"].get(section) or {}).items()
     }
-    return Declared(
-        inputs, tuple((str(kind), str(name)) for kind, name in zip(info["output"], info["output_name"], strict=True))
+    outputs = tuple((str(kind), str(name)) for kind, name in zip(info["output"], info["output_name"], strict=True))
+    lists = frozenset(at for at, is_list in enumerate(info.get("output_is_list") or ()) if is_list)
+    lazy = frozenset(
+        name
+        for section in ("required", "optional")
+        for name, given in (info["input"].get(section) or {}).items()
+        if len(given) > 1 and isinstance(given[1], dict) and given[1].get("lazy")
     )
+    return Declared(inputs, outputs, bool(info.get("is_input_list")), lists, lazy)

@@ -145,6 +145,8 @@ def describe(name):
             "input": node_class.INPUT_TYPES(),
             "output": kinds,
             "output_name": getattr(node_class, "RETURN_NAMES", None) or kinds,
+            "is_input_list": bool(getattr(node_class, "INPUT_IS_LIST", False)),
+            "output_is_list": list(getattr(node_class, "OUTPUT_IS_LIST", None) or [False] * len(kinds)),
             "output_node": bool(getattr(node_class, "OUTPUT_NODE", False)),
             "python_module": getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes"),
         }

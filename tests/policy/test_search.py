@@ -154,11 +154,16 @@ class Judge:
     def find_too_little(self, graph: Graph, link: Link, sizes: list[list[Any]]) -> str:
         """What of that has reached the heavy node though the walk says less; empty: nothing."""
         walk = Walk(graph, self._classes, find_media(graph))
+        amount = next((one for one in walk.amounts if one.node_id == "heavy"), None)
         if sizes[0][0] == "number":
             most = max(number for _kind, number, _height, _pictures in sizes)
             read = walk.read(link)
-            return "" if read is not None and read[1] * ROUNDED >= most else f"the number {most}, and not {read}"
-        amount = next((one for one in walk.amounts if one.node_id == "heavy"), None)
+            if read is None or read[1] * ROUNDED < most:
+                return f"the number {most}, and not {read}"
+            # Each item of a list runs the node once, which has one latent.
+            if len(sizes) > 1 and (amount is None or amount.extent.batch * amount.times < len(sizes)):
+                return f"{len(sizes)} numbers, and not {amount}"
+            return ""
         if amount is None:
             return f"{sizes[:3]}, and nothing"
         areas = [max(width - ROUNDING, 0) * max(height - ROUNDING, 0) for _kind, width, height, _ in sizes]

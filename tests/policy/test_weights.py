@@ -22,8 +22,12 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     kind: HostKind | None = request.param
     if kind is None:
         pytest.skip("no ComfyUI is found; COMFYUI_PATH names one")
+    return weigh(kind, tmp_path_factory.mktemp("weights") / "base")
+
+
+def weigh(kind: HostKind, base: Path) -> dict[str, Any]:
+    """What the host tells of stand-ins for models, which lie in its `models/checkpoints` under `base` after that."""
     script = Path(__file__).with_name("weigh_models.py")
-    base = tmp_path_factory.mktemp("weights") / "base"
     done = subprocess.run(
         [kind.python, str(script), str(kind.main.parent), str(base), str(ALIAS)],
         check=False,

@@ -1,0 +1,107 @@
+"""A raw prompt posted to a real ComfyUI with stand-in weights: what it takes of the card is told, or refuses it.
+
+The checkpoint has the header that SDXL's would have, and no weights; the host takes the CPU for a card.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from contract.client import Answer, PlainClient, Prompt, node, save
+from policy.test_weights import weigh
+
+from comfyui_guarded.tests.hosts.launch import HostProcess, real_kinds
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
+
+CARD = "import comfy.model_management as m\nm.vram_state = m.VRAMState.NORMAL_VRAM\nNODE_CLASS_MAPPINGS = {}\n"
+BUDGET = 20
+LIMITS = {"GUARDED_POLICY__VRAM_BUDGET_GB": str(BUDGET), "GUARDED_POLICY__MAX_PIXEL_STEPS": str(4 * 10**10)}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainClient]:
+    if not real_kinds():
+        pytest.skip("no ComfyUI is found; COMFYUI_PATH names one")
+    newest = real_kinds()[0]
+    folder = tmp_path_factory.mktemp("told")
+    weigh(newest, folder / "weights")
+    base = folder / "host"
+    base.mkdir()
+    process = HostProcess(newest, base, environment=LIMITS)
+    (base / "models" / "checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "weights" / "models" / "checkpoints" / "sdxl.safetensors", base / "models" / "checkpoints")
+    (base / "custom_nodes" / "card").mkdir(parents=True)
+    (base / "custom_nodes" / "card" / "__init__.py").write_text(CARD)
+    with process:
+        client = PlainClient(process)
+        yield client
+        client.close()
+
+
+def post(client: PlainClient, side: int, batch: int, **more: Any) -> Answer:
+    prompt: Prompt = {
+        "m": node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
+        "p": node("CLIPTextEncode", clip=["m", 1], text="a fox"),
+        "1": node("EmptyLatentImage", width=side, height=side, batch_size=batch),
+        "2": node(
+            "KSampler", model=["m", 0], positive=["p", 0], negative=["p", 0], latent_image=["1", 0], seed=1, steps=20,
+            cfg=7.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+        ),
+        "3": node("VAEDecode", samples=["2", 0], vae=["m", 2]),
+        "4": save("3"),
+        **more,
+    }  # fmt: skip
+    return client.post(json.dumps({"prompt": prompt}).encode())
+
+
+def test_the_answer_tells_what_the_prompt_takes_of_the_card(client: PlainClient) -> None:
+    answer = post(client, 1024, 1)
+    assert answer.status == 200, answer
+    vram = answer.json["guard"]["vram"]
+    assert (vram["node_id"], vram["model"], vram["family"]) == ("2", "sdxl.safetensors", "SDXL")
+    # How much it works in goes by the host's attention; SDXL's weights that sample are 5.135 GB.
+    working = vram["usual_gb"] - 5.135e9 / 2**30
+    assert 0.5 < vram["least_gb"] < 4
+    assert vram["least_gb"] - 0.2 < working < 2 * vram["least_gb"] + 0.2
+    larger = post(client, 2048, 2)
+    assert larger.json["guard"]["vram"]["usual_gb"] > vram["usual_gb"]
+
+
+def test_what_is_over_the_budget_is_refused_with_the_estimate(client: PlainClient) -> None:
+    jobs = client.get("/guarded/jobs").json
+    answer = post(client, 8192, 16)
+    assert answer.status == 422, answer
+    error = answer.json["error"]
+    assert (error["type"], error["details"]) == ("policy_violation", "policy.vram_budget_gb")
+    extra = error["extra_info"]
+    assert (extra["node_id"], extra["limit"]) == ("2", BUDGET)
+    assert extra["value"] == extra["vram"]["least_gb"] > BUDGET
+    assert len(client.get("/guarded/jobs").json["jobs"]) == len(jobs["jobs"]), "there is no job of it"
+
+
+def test_a_list_that_the_host_makes_counts_with_all_its_items(client: PlainClient) -> None:
+    if "CreateList" not in client.get("/object_info/CreateList").json:
+        pytest.skip("this ComfyUI has no node that makes lists")
+    doubled = {
+        f"l{at}": node("CreateList", **{f"inputs.input{side}": [f"l{at - 1}", 0] for side in range(2)})
+        for at in range(1, 13)
+    }
+    lists = {"l0": node("CLIPTextEncode", clip=["m", 1], text="a hare"), **doubled}
+    sampled = post(client, 1024, 1).json["guard"]["vram"]
+    few, many = (
+        post(
+            client, 1024, 1, **lists,
+            **{"2": node(
+                "KSampler", model=["m", 0], positive=[source, 0], negative=["p", 0], latent_image=["1", 0], seed=1,
+                steps=20, cfg=7.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+            )},
+        )
+        for source in ("l3", "l12")
+    )  # fmt: skip
+    assert few.status == 200, few
+    assert few.json["guard"]["vram"] == sampled, "one item after the other"
+    assert many.status == 422, many
+    assert many.json["error"]["details"] == "policy.max_pixel_steps"
