@@ -17,6 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from ..guard.journal import Throttle
 from .draining import answer_unread
+from .evenly import Beginnings
 
 log = logging.getLogger("guarded.http")
 
@@ -56,10 +57,16 @@ class Connections:
         #: Between two requests, those that have been for the longest first.
         self._idle: dict[RequestHandler, None] = {}
         self._busy: dict[RequestHandler, None] = {}
+        #: Strangers' whose answer is not sent yet, those that take none for the longest first.
+        self._unsent: dict[RequestHandler, None] = {}
         self._throttle = Throttle()
 
     def __len__(self) -> int:
-        return len(self._silent) + len(self._idle) + len(self._busy)
+        return sum(map(len, self._kinds))
+
+    @property
+    def _kinds(self) -> tuple[dict[RequestHandler, None], ...]:
+        return self._unsent, self._silent, self._idle, self._busy
 
     @property
     def full(self) -> bool:
@@ -102,16 +109,22 @@ class Connections:
         RequestHandler.handle_error = handle_error  # type: ignore[method-assign, assignment]
 
     def __contains__(self, handler: RequestHandler) -> bool:
-        return handler in self._silent or handler in self._idle or handler in self._busy
+        return any(handler in kind for kind in self._kinds)
 
     def begin(self, handler: RequestHandler) -> None:
         """A request has come in whole, but for its body."""
         self._forget(handler)
         self._busy[handler] = None
 
-    def end(self, handler: RequestHandler) -> None:
-        if handler in self._busy:  # else the connection is lost
+    def send_to_stranger(self, handler: RequestHandler) -> None:
+        """The answer is there, and goes to nobody whom we know."""
+        if handler in self._busy:
             del self._busy[handler]
+            self._unsent[handler] = None
+
+    def end(self, handler: RequestHandler) -> None:
+        if handler in self._busy or handler in self._unsent:  # else the connection is lost
+            self._forget(handler)
             self._idle[handler] = None
 
     def _is_ours(self, server: Any) -> bool:
@@ -119,7 +132,8 @@ class Connections:
 
     def _open(self, handler: RequestHandler) -> None:
         if len(self) >= self.bound:
-            idlest = next(iter(self._silent), None) or next(iter(self._idle), None)
+            # Most answers are in the socket's buffer at once: an unsent one is not taken.
+            idlest = next((handler for kind in self._kinds[:-1] for handler in kind), None)
             if idlest is not None:
                 self._close(idlest, "the idlest")
             elif len(self) >= self.bound + FOR_OPERATORS:
@@ -128,13 +142,15 @@ class Connections:
         self._silent[handler] = None
 
     def _close(self, handler: RequestHandler, which: str) -> None:
+        if handler in self._unsent and handler.transport is not None:
+            handler.transport.abort()  # to close it would wait for what nobody takes
         self._forget(handler)
         handler.force_close()
         if (skipped := self._throttle.take("full")) is not None:
             log.warning("all %d connections are taken: %s is closed (%d more before it)", self.bound, which, skipped)
 
     def _forget(self, handler: RequestHandler) -> None:
-        for kind in (self._silent, self._idle, self._busy):
+        for kind in self._kinds:
             kind.pop(handler, None)
 
 
@@ -148,11 +164,14 @@ def watch_requests(
         timeout_s: a client that hardly takes an answer of ours for so long is cut off.
     """
 
+    beginnings = Beginnings()
+
     @web.middleware
     async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = request.protocol
         connections.begin(connection)
         try:
+            await beginnings.wait()
             with contextlib.ExitStack() as until_sent:
                 request[UNTIL_SENT] = until_sent
                 if connections.full and (refusal := refuse_full(request)) is not None:
@@ -162,6 +181,8 @@ def watch_requests(
                     response = await handler(request)
                     if not request.get(ANSWERED_BY_US):
                         return response
+                if not request.get(OWNER):
+                    connections.send_to_stranger(connection)
                 # Whoever has gone, or was cut off, needs no answer, and aiohttp finds out by itself.
                 with contextlib.suppress(ConnectionError):
                     await answer_unread(request, response, timeout_s)
@@ -174,5 +195,7 @@ def watch_requests(
 
 #: Set on requests that we answer. How others treat the bodies of theirs is their own affair.
 ANSWERED_BY_US = "guarded_answered"
+#: Where a request keeps the owner of its jobs.
+OWNER = "guarded.owner"
 #: Where a request keeps what ends with it once its answer has been sent: an ExitStack.
 UNTIL_SENT = "guarded_until_sent"

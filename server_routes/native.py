@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 from ..guard.client import LOCAL
 from ..guard.errors import ForbiddenError, GuardError, InvalidRequestError, ServerUnavailableError
 from .connections import Connections, find_bound, watch_requests
+from .evenly import pace_pings, read_sockets_evenly
 from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse
 
 log = logging.getLogger("guarded.http")
@@ -22,6 +23,8 @@ def guard_connections(application: web.Application, services: Services) -> Middl
     """Bound the connections, and make the middleware that goes before all others."""
     connections = Connections(application, find_bound(services.settings.limits.max_connections))
     connections.watch()
+    pace_pings()
+    application.on_response_prepare.append(read_sockets_evenly)
 
     def refuse_full(request: web.Request) -> web.Response | None:
         try:

@@ -7,16 +7,19 @@ They hold no secret and ask for nothing by themselves, so a stranger may load th
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import hashlib
 import re
+from email.utils import formatdate
 from pathlib import Path
 
 from aiohttp import web
 
 from ..guard.errors import NotFoundError
 from .about import FILES, About
+from .sending import answer_unchanged
 from .table import Call, Route
 
 PANEL = Path(__file__).resolve().parent.parent / "js" / "panel"
@@ -58,8 +61,24 @@ async def get_file(call: Call) -> web.StreamResponse:
     suffix = Path(name).suffix
     if suffix not in _TYPES or name not in _list_names():
         raise NotFoundError(f"There is no file {name[:64]}.")
-    headers = {"Cache-Control": "no-cache", "Content-Type": _TYPES[suffix], "X-Content-Type-Options": "nosniff"}
-    return web.FileResponse(PANEL / name, headers=headers)
+    # Whole: aiohttp would let the system send the file, and such a connection cannot be closed before it has gone.
+    content, changed_s = await asyncio.to_thread(_read_file, name)
+    etag = f"{changed_s:x}-{len(content):x}"
+    headers = {
+        "Cache-Control": "no-cache",
+        "Content-Type": _TYPES[suffix],
+        "X-Content-Type-Options": "nosniff",
+        "ETag": f'"{etag}"',
+        "Last-Modified": formatdate(changed_s, usegmt=True),
+    }
+    unchanged = answer_unchanged(call.request, etag, headers)
+    return web.Response(body=content, headers=headers) if unchanged is None else unchanged
+
+
+@functools.cache
+def _read_file(name: str) -> tuple[bytes, int]:
+    """A file of the page's, and when it was changed."""
+    return (PANEL / name).read_bytes(), int((PANEL / name).stat().st_mtime)
 
 
 @functools.cache

@@ -59,7 +59,7 @@ from ..guard.submit.limits import Limits
 from ..guard.submit.retry import Retries
 from ..guard.templates.catalogue import Templates
 from .about import About
-from .connections import ANSWERED_BY_US, UNTIL_SENT
+from .connections import ANSWERED_BY_US, OWNER, UNTIL_SENT
 from .pace import Coming
 
 log = logging.getLogger("guarded.http")
@@ -67,9 +67,6 @@ log = logging.getLogger("guarded.http")
 T = TypeVar("T")
 
 PREFIX = "/guarded"
-
-#: Where a request keeps the owner of its jobs.
-_OWNER = "guarded.owner"
 
 _MAKERS = ThreadPoolExecutor(2, "guarded-making")
 
@@ -211,7 +208,7 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
 
     def say_no(error: GuardError, request: web.Request) -> web.Response:
         if route.submits:
-            services.refused(error.code, request.get(_OWNER, ""))
+            services.refused(error.code, request.get(OWNER, ""))
         return refuse(error, request, services, of_submit=route.submits)
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -222,11 +219,12 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             if not route.open:
                 return say_no(error, request)
             client = Client("", operator=False)
-        request[_OWNER] = client.owner
+        request[OWNER] = client.owner
         try:
             turn = await services.quotas.begin_request(client)
         except GuardError as error:
             return say_no(error, request)
+        turn.end = lambda: _hang_up(request)
         coming = Coming(request, services.settings.limits.body_timeout_s)
         try:
             if request.transport is None or request.transport.is_closing():
@@ -266,6 +264,11 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
         return response
 
     return answer
+
+
+def _hang_up(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def refuse_size(max_bytes: int) -> PayloadTooLargeError:

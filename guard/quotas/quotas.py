@@ -21,6 +21,7 @@ from ..signal import Signal
 from .arriving import Arriving, Parcel
 from .bodies import check_open_bytes
 from .files import FilesHeld
+from .large import Large
 from .refusal import refuse
 from .turns import Kind, Requests, Turn
 
@@ -41,6 +42,7 @@ class Quotas:
         self.held_at_most = HELD
         self.files = FilesHeld()
         self._arriving = Arriving()
+        self._large = Large()
         #: Something was refused: what there were too many of. Called on the event loop.
         self.refused: Signal[[str]] = Signal()
 
@@ -132,7 +134,7 @@ class Quotas:
             held_at_most = self.held_at_most
             said = "{} of your requests are under way"
             raise self._refuse("requests", own.held, held_at_most, said, "one is answered")
-        turn = own.take_up(lambda: self._requests.pop(client.owner), self._refuse_turn)
+        turn = own.take_up(lambda: self._requests.pop(client.owner), self._refuse_turn, self._large)
         try:
             await turn.take(Kind.WORK)
         except BaseException:

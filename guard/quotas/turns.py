@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ..errors import QuotaExceededError
+from .large import Large
 
 #: A request waits for its turn for so long.
 TURN_WITHIN_S = 60.0
@@ -44,17 +45,24 @@ class Turn:
         requests: Requests | None = None,
         on_last: Callable[[], object] = lambda: None,
         refuse: Callable[[Kind, int], QuotaExceededError] | None = None,
+        large: Large | None = None,
     ) -> None:
-        """`refuse` makes the error for a turn that does not come; it gets how many there may be."""
+        """`refuse` makes the error for a turn that does not come; it gets how many there may be. `large`: those of all
+        owners."""
         self._requests = requests
         self._on_last = on_last
         self._refuse = refuse
+        self._large = large
         self._has: Kind | None = None
+        #: Closes the request's connection: called where it holds others up.
+        self.end: Callable[[], object] = lambda: None
 
     async def take(self, kind: Kind) -> None:
         """Wait for a turn of that kind, and give back the one that the request has.
 
-        Raises QuotaExceededError where it does not come within a minute.
+        Raises:
+            QuotaExceededError: it does not come within a minute.
+            ServerUnavailableError: a large one of all owners' does not.
         """
         if self._requests is None or self._has is kind:
             return
@@ -65,12 +73,23 @@ class Turn:
             assert self._refuse is not None
             raise self._refuse(kind, at_once)
         self._has = kind
+        if kind is Kind.LARGE and self._large is not None:
+            try:
+                await self._large.take(self, self._end)
+            except BaseException:
+                self.rest()
+                raise
 
     def rest(self) -> None:
         """The request is not worked on any more: what it waits for takes its time."""
         if self._requests is not None and self._has is not None:
             has, self._has = self._has, None
             self._requests.lines[has].pass_on()
+            if has is Kind.LARGE and self._large is not None:
+                self._large.give_back(self)
+
+    def _end(self) -> None:
+        self.end()
 
     def close(self) -> None:
         """The request has been answered."""
@@ -123,7 +142,9 @@ class Requests:
     held: int = 0
     lines: dict[Kind, Line] = field(default_factory=lambda: {kind: Line() for kind in Kind})
 
-    def take_up(self, on_last: Callable[[], object], refuse: Callable[[Kind, int], QuotaExceededError]) -> Turn:
+    def take_up(
+        self, on_last: Callable[[], object], refuse: Callable[[Kind, int], QuotaExceededError], large: Large
+    ) -> Turn:
         """Count one more request, until its turn is closed; `on_last` is called where no other is left then."""
         self.held += 1
-        return Turn(self, on_last, refuse)
+        return Turn(self, on_last, refuse, large)

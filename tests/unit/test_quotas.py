@@ -8,8 +8,8 @@ import pytest
 from unit.fakes import settings
 
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
-from comfyui_guarded.guard.errors import PayloadTooLargeError, QuotaExceededError
-from comfyui_guarded.guard.quotas import Kind, Quotas, turns
+from comfyui_guarded.guard.errors import PayloadTooLargeError, QuotaExceededError, ServerUnavailableError
+from comfyui_guarded.guard.quotas import Kind, Quotas, large, turns
 from comfyui_guarded.guard.quotas import quotas as module
 
 BOT = Client("bot", operator=False)
@@ -208,3 +208,59 @@ def test_what_an_owner_is_sending_is_counted_until_it_has_gone_somewhere():
     unknown.close()
     unknown.close()
     quotas.open_parcel(BOT, 100).take(100)
+
+
+async def take_large(quotas, owner):
+    turn = await quotas.begin_request(Client(owner, operator=False))
+    await turn.take(Kind.LARGE)
+    return turn
+
+
+async def test_large_requests_of_all_owners_together_are_bounded_and_who_takes_long_gives_way(monkeypatch):
+    monkeypatch.setattr(large, "LARGE_AT_ONCE", 8)
+    monkeypatch.setattr(large, "KEPT_S", 1.5)
+    quotas, ended = made(), []
+    held = [await take_large(quotas, f"owner{number // 4}") for number in range(8)]
+    for number, turn in enumerate(held):
+        turn.end = lambda number=number: ended.append(number)
+    waiting = [asyncio.create_task(take_large(quotas, owner)) for owner in ("late", "later")]
+    await settle()
+    assert not any(task.done() for task in waiting)
+    assert (await quotas.begin_request(Client("other", operator=False))).close() is None, "small ones need no such turn"
+    held[5].close()
+    (await asyncio.wait_for(waiting[0], 10)).close()
+    (await asyncio.wait_for(waiting[1], 10)).close()
+    assert not ended, "nobody gives way where a turn is free soon"
+    again = [await take_large(quotas, "owner9")]
+    waiting = [asyncio.create_task(take_large(quotas, f"late{number}")) for number in range(2)]
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        if len(set(ended)) == 2:
+            break
+    assert set(ended) == {0, 1}, "the oldest, one for each that waits"
+    held[0].close()
+    held[1].close()
+    for turn in [*again, *held, *await asyncio.gather(*waiting)]:
+        turn.close()
+    turns_again = [await take_large(quotas, f"owner{number}") for number in range(8)]
+    for turn in turns_again:
+        turn.close()
+
+
+async def test_a_large_turn_of_all_owners_that_does_not_come_is_refused_and_costs_the_owner_none(monkeypatch):
+    monkeypatch.setattr(large, "LARGE_AT_ONCE", 1)
+    monkeypatch.setattr(large, "WITHIN_S", 0.05)
+    quotas = made(max_requests=5)
+    held = await take_large(quotas, "first")
+    for _ in range(3):
+        turn = await quotas.begin_request(BOT)
+        with pytest.raises(ServerUnavailableError) as caught:
+            await turn.take(Kind.LARGE)
+        assert caught.value.retry_after_s
+        turn.close()
+    gone = asyncio.create_task(take_large(quotas, "gone"))
+    await settle()
+    gone.cancel()
+    await asyncio.wait([gone])
+    held.close()
+    (await asyncio.wait_for(take_large(quotas, "bot"), 5)).close()
