@@ -347,22 +347,22 @@ def _count(
             case Role.FRAMES if Trait.CUTS in traits:
                 if number is not None and number > 0:
                     if frames:
-                        frames = min(frames, number)
+                        frames = min(frames, number * runs)
                     else:
                         batch = min(batch, number * runs)
             case Role.FRAMES:
                 if number is None:
                     known = False
                 elif number > 0:
-                    frames = number
+                    frames, batch = number, max(batch, runs)
                     names.append(one.name)
             case Role.FORCED_RATE if media is not None and number is not None and number > 0 and media.seconds:
                 frames = math.ceil(media.seconds * number)
             case Role.CAP:
                 if media is None or not media.frames:
                     known = known and bool(number)
-                    frames = number or frames
+                    frames, batch = number or frames, max(batch, runs)
                 elif number:
-                    frames = min(frames, number)
+                    frames, batch = min(frames, number), max(batch, runs)
                 names.append(one.name)
     return extent._replace(batch=min(batch * layers, ENDLESS), frames=min(frames, ENDLESS), known=known)

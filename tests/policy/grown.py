@@ -64,8 +64,8 @@ class CannotError(Exception):
 
 
 def find_kinds(known: Mapping[str, Any]) -> dict[str, list[Kind]]:
-    """The classes that a graph may hold, by what they are for: `numbers` or `pictures`."""
-    found: dict[str, list[Kind]] = {"numbers": [], "pictures": []}
+    """The classes that a graph may hold, by what they are for: `numbers` or `pictures`; some make or take `lists`."""
+    found: dict[str, list[Kind]] = {"numbers": [], "pictures": [], "lists": []}
     for name, info in sorted(known.items()):
         if _LEFT_OUT.search(name) or info.get("output_node") or info.get("api_node"):
             continue
@@ -79,7 +79,11 @@ def find_kinds(known: Mapping[str, Any]) -> dict[str, list[Kind]]:
         if not given or not all(_can_feed(declared) for required, declared in inputs.values() if required):
             continue
         numbers = given <= set(PLAIN) and not any(_names_pictures(declared) for _needed, declared in inputs.values())
-        found["numbers" if numbers else "pictures"].append(Kind(name, inputs, outputs))
+        kind = Kind(name, inputs, outputs)
+        found["numbers" if numbers else "pictures"].append(kind)
+        if info.get("is_input_list") or any(info.get("output_is_list") or ()):
+            # One alone makes them of anything.
+            found["lists"] += [kind] * (8 if "COMFY_MATCHTYPE_V3" in outputs else 1)
     return found
 
 
@@ -121,11 +125,14 @@ def grow(draw: Random, kinds: Mapping[str, list[Kind]], most: int = 7) -> tuple[
         grown.add("LoadImage", {"image": draw.choice(FILES["LoadImage"][1])}, ["IMAGE", "MASK"])
     if draw.random() < 0.25:
         grown.add("LoadVideo", {"file": "film.mp4"}, ["VIDEO"])
+    listed = draw.random() < 0.5
+    purposes = ("pictures", "pictures", "numbers", *(("lists",) * 3 if listed else ()))
     for _ in range(draw.randint(1, most)):
-        chosen = draw.choice(kinds[draw.choice(("pictures", "pictures", "numbers"))])
+        chosen = draw.choice(kinds[draw.choice(purposes)])
         _add(draw, grown, chosen)
     ends = [kind for kind in ("LATENT", "IMAGE", "VIDEO", "INT") if grown.links.get(kind)]
-    kind = draw.choice(ends)
+    latest = max(ends, key=lambda each: int(grown.links[each][-1][0]))
+    kind = latest if listed else draw.choice(ends)
     link = grown.links[kind][-1]
     return _keep_needed(grown.graph, link), link, kind
 
