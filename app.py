@@ -94,6 +94,10 @@ RECORDS_KEPT_S = 86400.0
 
 #: The name under which this process holds leases. A server has one queue, so its next process takes the leases over.
 HOLDER = "local"
+CLOCK_DOUBTED = (
+    "The machine's clock is over 30 days ahead of the newest job. For an hour after the start nothing is deleted for "
+    "its age: if the clock is wrong, set it and restart."
+)
 
 
 def install() -> None:
@@ -162,6 +166,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         lambda: f"No job is taken: {store.failing}.",
         lambda: store.failing is not None and store.trouble is None,
     )
+    health.warn("clock doubted", CLOCK_DOUBTED, lambda: clock.is_doubted)
     settler = Settler(store, host, secrets, client_ids, clock, settings.store.stalled_after_s)
     stalled = "No job is let in or begins, since the job database has written nothing for a while."
     health.watch("store stalled", stalled, settler.is_stalled)

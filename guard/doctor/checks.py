@@ -114,6 +114,7 @@ def _check_alarms(facts: Facts, _settings: Settings) -> Iterator[Line]:
         "draining": "POST /guarded/drain?off=1 ends it.",
         "worker_dead": "Restart ComfyUI.",
         "worker_stuck": "Restart ComfyUI.",
+        "clock_doubted": "Set the machine's clock (chrony, systemd-timesyncd), and restart ComfyUI.",
         "restart_failed": "Restart ComfyUI: the interpreter with which it was started is gone.",
         "worker_hangs": "Restart ComfyUI when it suits: until then its memory stays taken.",
     }

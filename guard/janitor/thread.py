@@ -380,7 +380,7 @@ class Janitor:
                     break
             # A clock that jumps ahead makes files look older than they are: the wall clock may jump at any time, and
             # ours keeps an error of the start. The earlier of the two deletes less.
-            now_s = min(self._clock.now_ms() / 1000, time.time())
+            now_s = min(self._clock.aging_ms() / 1000, time.time())
             try:
                 wait_s = self.turn(now_s) - now_s
             except Stopped:

@@ -70,7 +70,7 @@ class PostgresUpkeep(Upkeep):
         now_ms = self._clock.now_ms()
         excess, before = self._find_excess(), self.thinned[1]
         age_ms = min(self.limits.bodies_max_age_s * 1000, now_ms)
-        before_ms = now_ms - age_ms
+        before_ms = self._clock.aging_ms() - age_ms
         is_time = before_ms > self._done_ms + age_ms / 1000 or self._search is not None
         is_more = False
         if excess > 0:

@@ -113,7 +113,7 @@ class Forgetter:
         if self._search is None:
             if time.monotonic() < self._due_s:
                 return None
-            now_ms = self._clock.now_ms()
+            now_ms = self._clock.aging_ms()
             settled_before_ms = now_ms - int(self._limits.kept_s * 1000)
             unread_since_ms = now_ms - int(self._limits.unread_max_age_s * 1000)
             self._search = means.read_slowly(lambda db: find(db, settled_before_ms, unread_since_ms))

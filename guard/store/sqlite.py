@@ -108,6 +108,8 @@ class TableStore(Store):
         """
 
         def recover(db: Database) -> Recovery:
+            newest = db.execute("SELECT created_at_ms FROM jobs ORDER BY number DESC LIMIT 1").fetchone()
+            self._clock.compare(newest[0] if newest is not None else 0)
             recovery = self._transitions.recover(db, holder, max_attempts, lived_until_ms)
             self._transitions.changed = list(recovery.settled)
             return recovery

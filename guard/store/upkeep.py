@@ -202,7 +202,7 @@ class Upkeep:
                 self._give_back(db, means)
             return True
         age_ms = min(self.limits.bodies_max_age_s * 1000, now_ms)
-        before_ms = now_ms - age_ms
+        before_ms = self._clock.aging_ms() - age_ms
         # Not each second: a thousandth later does not matter.
         is_time = before_ms > self._done_ms + age_ms / 1000 or self._search is not None
         if excess <= 0 and is_time and self._thin(db, means, Span(int(before_ms), is_all=False), math.inf):

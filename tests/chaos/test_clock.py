@@ -86,3 +86,24 @@ async def test_what_waited_while_the_clock_was_a_day_ahead_goes_on_after_a_start
             await client.cancel(running)
     finally:
         await receiver.stop()
+
+
+async def test_a_start_with_a_clock_that_is_a_year_ahead_deletes_nothing_and_says_so(server, wall):
+    wall.set(0)
+    host = server(GUARDED_JANITOR__INTERVAL_S="60", GUARDED_STORE__BODIES_MAX_AGE_S="86400", **wall.environment).start()
+    async with connected(host) as client:
+        told = await client.admitted(text())
+        assert_succeeded(await client.settled(told))
+        assert (await client.request("GET", "/guarded/stats")).json["alarms"] == []
+    host.stop()
+    wall.set(400 * DAY_S)
+    host.start()
+    async with connected(host) as client:
+        alarms = (await client.request("GET", "/guarded/stats")).json["alarms"]
+        assert [alarm["code"] for alarm in alarms] == ["clock_doubted"]
+        later = await client.admitted(text("later"))
+        assert_succeeded(await client.settled(later))
+        for _ in range(12):  # the database is looked after every second
+            assert (await client.request("GET", f"/guarded/jobs/{told}")).status == 200
+            assert (await client.request("GET", f"/guarded/jobs/{told}/prompt")).status == 200
+            await asyncio.sleep(1)

@@ -42,6 +42,12 @@ class SetClock:
     def now_ms(self) -> int:
         return self.ms
 
+    def aging_ms(self) -> int:
+        return self.ms
+
+    def compare(self, newest_ms: int) -> None:
+        pass
+
     def monotonic_s(self) -> float:
         return self.ms / 1000
 
