@@ -14,6 +14,7 @@ import pytest
 from bounds.conftest import KEYED
 from bounds.judges import MIB, Patient, read_peak
 from bounds.shapes import JSON, node
+from bounds.test_floods import open_socket
 from contract.client import PATIENCE_S, make_key, sleep
 
 from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, sandbox_kind
@@ -182,3 +183,33 @@ def test_who_takes_nothing_is_cut_off_and_who_is_slow_gets_it_all(tmp_path):
                     time.sleep(0.2)
             assert time.monotonic() - began_s > 2 * timeout_s
         assert job_id
+
+
+def test_who_never_reads_what_a_websocket_or_a_stream_tells_is_bounded_and_its_jobs_go_on(tmp_path):
+    """Thirty jobs tell 27 MB to each of eight sockets and streams, none of which reads: a socket may have 16 MiB
+    waiting, and all of an owner's 64 MiB."""
+    host = HostProcess(
+        sandbox_kind(), tmp_path, environment={"GUARDED_ACCESS__TRUST_LOOPBACK": "false"}, package=PACKAGE
+    )
+    key = make_key(tmp_path, "bot")
+    with host, contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(open_socket(host, key, 7)) for _ in range(8)]
+        streams = [stack.enter_context(open_reader(host, key, "/guarded/events")) for _ in range(8)]
+        before = read_peak(host.pid, afresh=True)
+        for number in range(30):
+            given = {"1": node("FaultText", text="x" * (900 * 1024), seed=number)}
+            body = json.dumps({"prompt": given, "client_id": "flood7"}).encode()
+            status, answer = ask(host, key, "POST", f"/guarded/prompt?wait={PATIENCE_S:g}", body)
+            assert status == 200, answer
+            assert json.loads(answer)["guard"]["job"]["state"] == "succeeded"
+        grown = read_peak(host.pid) - before
+        print(f"+{grown / MIB:.0f} MiB")  # noqa: T201
+        assert grown < 160 * MIB
+        for link in sockets:
+            link.settimeout(PATIENCE_S)
+            came = 0
+            with contextlib.suppress(ConnectionError):
+                while data := link.recv(2**20):  # to its end: the server has given it up
+                    came += len(data)
+                    assert came < 26 * MIB, "it was told everything"
+        assert len(streams) == 8
