@@ -6,13 +6,13 @@ stop there.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import GuardError
+from .graph import Declared, Names
 from .job import ProgressBody, Verdict
 from .spent import Spent
 from .weight import Weigher
@@ -36,31 +36,6 @@ class Rehearsal:
     refusal: Refusal | None
     outputs_to_execute: tuple[str, ...] = ()
     made: object = None
-
-
-class Names(enum.Enum):
-    """What the text in a node's input names."""
-
-    FILE = enum.auto()  # a file or folder in one of the host's folders, by default input
-    PATH = enum.auto()  # any path of the machine
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A node class as it declares itself: inputs by name with their types, outputs with type and name. An input that
-    offers a choice of texts is a `COMBO`. Empty: nobody knows the class, or it does not say.
-
-    Attributes:
-        takes_lists: it gets each list whole; other nodes run once for each item.
-        lists: the outputs that give lists, by place.
-        lazy: the inputs that are made only if the node asks for them.
-    """
-
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    outputs: tuple[tuple[str, str], ...] = ()
-    takes_lists: bool = False
-    lists: frozenset[int] = frozenset()
-    lazy: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

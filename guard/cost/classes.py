@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from ..host import Declared
+from ..graph import Declared
 from .names import LONGEST, Role, find_role, find_traits
 
 #: Says what a class declares; nothing where nobody knows it.

@@ -19,8 +19,8 @@ from PIL import Image, ImageSequence
 from ..cost.values import Media
 from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from ..files.names import split_annotation
-from ..graph import find_upstream
-from ..host import Declared, Host, Names
+from ..graph import Declared, Names, find_upstream
+from ..host import Host
 from ..results.containers import Kind, sniff
 from ..results.film_files import open_container
 from .photos import PhotoLimits, decode, list_formats, read

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from ..bounds import work
 from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, BadImageError
-from ..graph import is_link
-from ..host import Folders, Host, Names
+from ..graph import Names, is_link
+from ..host import Folders, Host
 from .content import check_content, check_folder
 from .files import Files
 from .names import is_annotated, is_plain, mentions_uploads, owner_folder, split_annotation

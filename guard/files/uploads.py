@@ -30,7 +30,7 @@ from ..errors import (
     PayloadTooLargeError,
     ServerUnavailableError,
 )
-from ..host import Names
+from ..graph import Names
 from ..owners import FOLDER, folder_of
 from ..quotas import Parcel
 from ..results.containers import sniff

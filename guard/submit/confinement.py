@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from ..client import LOCAL, Client
 from ..errors import PolicyViolationError
-from ..graph import is_link
-from ..host import Declared
+from ..graph import Declared, is_link
 from ..settings import PolicySettings
 from ..urls import UrlError, is_public, read_url
 from .keyed_deny import KEYED_DENY_NODES

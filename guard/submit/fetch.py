@@ -23,7 +23,7 @@ from ..bounds import work
 from ..client import LOCAL, Client
 from ..errors import BadImageError, FetchFailedError, GuardError, PayloadTooLargeError, PolicyViolationError
 from ..files.uploads import Incoming, UploadedFile, Uploads
-from ..host import Names
+from ..graph import Names
 from ..quotas import Parcel, Quotas
 from ..settings import FetchSettings
 from ..urls import Reach, Url, UrlError, is_source, read_url

@@ -7,7 +7,7 @@ from typing import Any
 
 import nodes
 
-from ...guard.host import Declared
+from ...guard.graph import Declared
 
 log = logging.getLogger("guarded.host")
 

@@ -18,7 +18,8 @@ import server
 from comfy.cli_args import args
 
 from ...guard.errors import GuardError
-from ...guard.host import Backlog, Declared, Folders, HostListener, Names, Refusal, Rehearsal, SocketListener, Supplier
+from ...guard.graph import Declared, Names
+from ...guard.host import Backlog, Folders, HostListener, Refusal, Rehearsal, SocketListener, Supplier
 from ...guard.life.contain import EscapedError, OverdueError
 from ...guard.weight import ModelWeight
 from . import blame, declarations, folders, inputs, report, weights

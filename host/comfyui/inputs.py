@@ -15,7 +15,7 @@ import folder_paths
 import nodes
 
 from ...guard.files.names import is_plain
-from ...guard.host import Names
+from ...guard.graph import Names
 from ...guard.owners import FOLDER
 from .patching import Native, replace_function
 

@@ -18,7 +18,7 @@ from typing import Any
 import nodes
 
 from ...guard.files.names import split_annotation
-from ...guard.host import Names
+from ...guard.graph import Names
 from . import folders
 from .report import QueueItem
 

@@ -77,6 +77,8 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/upload/mask"): ({}, 400),
     ("POST", "/jobs/cancel"): ({"body": {"job_ids": []}}, 200),
     ("POST", "/keys"): ({"body": {"name": "late", "same_owner": True}}, 200),
+    ("POST", "/models/fetch"): ({"body": {"folder": "vae", "file": "nobody-lacks-it"}}, 404),
+    ("POST", "/models/stop"): ({"body": {"folder": "vae", "file": "nobody-lacks-it"}}, 404),
     ("POST", "/keys/{key_id}/limits"): ({"body": {}}, 404),
     ("DELETE", "/keys/{key_id}"): ({}, 404),
     ("POST", "/alarms/seen"): ({"body": {}}, 200),

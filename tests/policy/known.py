@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyui_guarded.guard.host import Declared
+from comfyui_guarded.guard.graph import Declared
 
 _HERE = Path(__file__).parent
 _CLASSES = json.loads((_HERE / "classes.json").read_text("utf-8"))

@@ -7,7 +7,7 @@ from policy.escapes import Graph, latent, listed, node, sampler
 from policy.known import describe
 
 from comfyui_guarded.guard.errors import PolicyViolationError
-from comfyui_guarded.guard.host import Declared
+from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.settings import PolicySettings
 from comfyui_guarded.guard.submit.policy import Policy
 

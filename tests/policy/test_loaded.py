@@ -12,7 +12,8 @@ from unit.fakes import FakeHost
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError
 from comfyui_guarded.guard.faces.loaded import LoadedFiles
-from comfyui_guarded.guard.host import Declared, Folders, Names
+from comfyui_guarded.guard.graph import Declared, Names
+from comfyui_guarded.guard.host import Folders
 
 CLASSES = {
     "LoadImage": ("image", (("IMAGE", "IMAGE"), ("MASK", "MASK"))),

@@ -26,7 +26,7 @@ from comfyui_guarded.guard.cost.classes import NodeClasses
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.cost.walk import Walk
 from comfyui_guarded.guard.errors import PolicyViolationError
-from comfyui_guarded.guard.host import Declared
+from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.settings import PolicySettings
 from comfyui_guarded.guard.submit.policy import Policy
 from comfyui_guarded.tests.hosts.launch import real_kinds

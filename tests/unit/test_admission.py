@@ -29,7 +29,8 @@ from comfyui_guarded.guard.errors import (
 )
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.references import References
-from comfyui_guarded.guard.host import Names, Refusal, Rehearsal
+from comfyui_guarded.guard.graph import Names
+from comfyui_guarded.guard.host import Refusal, Rehearsal
 from comfyui_guarded.guard.host_words import explain_refusal, host_body
 from comfyui_guarded.guard.job import JobState, Verdict
 from comfyui_guarded.guard.life.health import Health

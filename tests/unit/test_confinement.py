@@ -13,7 +13,7 @@ from unit.fakes import FakeHost, settings
 from comfyui_guarded.alias import ROOT
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import PolicyViolationError
-from comfyui_guarded.guard.host import Names
+from comfyui_guarded.guard.graph import Names
 from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.submit.confinement import Confinement, find_fault
 from comfyui_guarded.guard.submit.keyed_deny import KEYED_DENY_NODES

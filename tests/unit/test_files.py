@@ -20,7 +20,8 @@ from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.names import is_plain, owner_folder, strip_owner_folder
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.files.uploads import INCOMING
-from comfyui_guarded.guard.host import Folders, Names
+from comfyui_guarded.guard.graph import Names
+from comfyui_guarded.guard.host import Folders
 from comfyui_guarded.guard.job import SUCCESS, Artifact, JobState, Result, Verdict
 from comfyui_guarded.guard.owners import FOLDER, folder_of
 from comfyui_guarded.guard.store import Listing, listed, queries

@@ -11,7 +11,7 @@ from unit.fakes import settings
 
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
 from comfyui_guarded.guard.errors import PolicyViolationError
-from comfyui_guarded.guard.host import Declared
+from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.settings import PROFILES, PolicySettings, SettingsError, load
 from comfyui_guarded.guard.submit import policy
 from comfyui_guarded.guard.submit.key_policies import KeyPolicies
