@@ -19,6 +19,8 @@ from .slices import Limits, Means
 ROW_BYTES = 4096
 #: So many of an owner's records are measured, the oldest and the newest; the others are taken to be like those.
 MEASURED = 64
+#: Records of less than this share of `store.max_bytes` are not what fills it, prompts of open jobs are: none goes.
+MUCH = 0.5
 #: Records that are looked at in one search, and found at once.
 LOOKED_AT = 20_000
 FOUND = 500
@@ -121,10 +123,13 @@ class Forgetter:
             return 0
         search, self._search = self._search, None
         found = search.result()
-        self._shares = found.shares
-        self._rows.extend(found.rows)
-        if found.rows:
-            return 0
+        if sum(found.shares.of.values()) >= self._limits.max_bytes * MUCH:
+            self._shares = found.shares
+            self._rows.extend(found.rows)
+            if found.rows:
+                return 0
+        else:
+            self.relax()
         self._due_s = time.monotonic() + slices.AGAIN_S
         return None
 

@@ -242,6 +242,11 @@ CALLS = {
         lambda store, _middle: store.find_due_deliveries(0, 10, under_way=(), full=()),
     ],
     "record_attempt": [],
+    "record_put": [],
+    "find_due_puts": [
+        lambda store, _middle: store.find_due_puts(10**15, 10, under_way=(), full=()),
+        lambda store, _middle: store.find_due_puts(0, 10, under_way=(), full=()),
+    ],
     "list_deliveries": [
         lambda store, _middle, owner=owner, states=states: store.list_deliveries(owner, states, 10)
         for owner in (None, "a", "nobody")

@@ -4,7 +4,7 @@ import random
 
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import CANCELLED, Held, claim, claim_all, submit
-from unit.stores import both, open_store
+from unit.stores import both, only_sqlite, open_store
 
 from comfyui_guarded.guard.errors import (
     ConflictError,
@@ -130,6 +130,7 @@ def test_a_slot_is_free_when_released_and_not_when_settled(store):
     assert claim(store) == second
 
 
+@only_sqlite  # counts statements by SQLite's trace
 def test_a_job_that_comes_last_is_told_its_place_without_a_look_at_the_others(store):
     submit(store), submit(store, priority=1), submit(store, owner="other")
     asked = []
