@@ -77,7 +77,8 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
                 page.evaluate("prompt => window.app.loadApiJson(prompt, 'test')", prompt)
                 with contextlib.suppress(*([] if last else [TimeoutError])):
                     page.wait_for_function(
-                        "(({workflow}) => workflow.activeWorkflow?.filename === 'test' && !workflow.isBusy)"
+                        # A second one of that name is "test (2)".
+                        "(({workflow}) => workflow.activeWorkflow?.filename.startsWith('test') && !workflow.isBusy)"
                         "(window.app.extensionManager)",
                         timeout=PATIENCE_MS / 3,
                     )
