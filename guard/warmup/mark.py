@@ -14,30 +14,40 @@ _NAME = "warming"
 
 
 class Mark:
-    """A file in our own folder: the run that was under way, and how many processes have died of it. Blocks."""
+    """A file in our own folder: how many processes have ended while each of the runs was under way. Blocks."""
 
     def __init__(self, own: Path) -> None:
         self._path = own / _NAME
 
-    def read(self) -> tuple[str, int]:
-        """The fingerprint and the count that a dead process has left; empty and 0 where none has."""
+    def read(self) -> dict[str, int]:
+        """The counts by fingerprint; that of a run that is under way has this process in it."""
         try:
             told = json.loads(self._path.read_bytes())
-            return str(told["run"]), int(told["begun"])
+            return {str(fingerprint): int(begun) for fingerprint, begun in told["runs"].items()}
         except FileNotFoundError:
-            return "", 0
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s cannot be read: %s", self._path, error)
-            return "", 0
+            return {}
 
-    def write(self, fingerprint: str, begun: int) -> None:
-        try:
-            private_files.write(self._path, json.dumps({"run": fingerprint, "begun": begun}).encode())
-        except OSError as error:
-            log.warning("that a warm-up runs cannot be noted: %s", error)
+    def begin(self, fingerprint: str) -> None:
+        counts = self.read()
+        self._write({**counts, fingerprint: counts.get(fingerprint, 0) + 1})
+
+    def end(self, fingerprint: str) -> None:
+        """The process has outlived it: what others have died of stays."""
+        counts = self.read()
+        self._write({**counts, fingerprint: counts.get(fingerprint, 1) - 1})
 
     def clear(self) -> None:
+        self._write({})
+
+    def _write(self, counts: dict[str, int]) -> None:
+        counts = {fingerprint: begun for fingerprint, begun in counts.items() if begun > 0}
         try:
-            self._path.unlink(missing_ok=True)
+            if counts:
+                private_files.write(self._path, json.dumps({"runs": counts}).encode())
+            else:
+                self._path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("%s cannot be deleted: %s", self._path, error)
+            log.warning("what warm-ups do to the process cannot be noted: %s", error)

@@ -144,13 +144,20 @@ class Warmups:
         self._prompts.bind()
         self._began_s = time.monotonic()
         await asyncio.to_thread(self._skip_deadly)
+        has_counts = True
         while True:
             warmup = next((each for each in self._warmups if each.state is State.COLD), None)
             if warmup is None:
+                if has_counts:
+                    # Only now may the next start try again what was left out: had one of the others ended the process,
+                    # they would end it by turns for ever.
+                    await asyncio.to_thread(self._mark.clear)
+                    has_counts = False
                 await self._wake.wait(60)
             elif self._is_busy():
                 await asyncio.sleep(PAUSE_S)
             else:
+                has_counts = True
                 await self._warm_up(warmup)
 
     def _is_busy(self) -> bool:
@@ -176,20 +183,15 @@ class Warmups:
         self._wake.set()
 
     def _skip_deadly(self) -> None:
-        fingerprint, begun = self._mark.read()
-        if begun < TRIES:
-            return
-        self._mark.clear()  # the next start tries again
+        counts = self._mark.read()
         for each in self._warmups:
-            if each.entry.fingerprint == fingerprint:
+            if (begun := counts.get(each.entry.fingerprint, 0)) >= TRIES:
                 each.state, each.error = State.FAILED, f"The process has ended {begun} times while it ran."
                 log.error("warm-up %s is left out: %s", each.entry.name, each.error)
 
     async def _warm_up(self, warmup: _Warmup) -> None:
         warmup.state, warmup.tries, warmup.is_spoilt = State.RUNNING, warmup.tries + 1, False
-        fingerprint = warmup.entry.fingerprint
-        before, begun = await asyncio.to_thread(self._mark.read)
-        await asyncio.to_thread(self._mark.write, fingerprint, begun + 1 if before == fingerprint else 1)
+        await asyncio.to_thread(self._mark.begin, warmup.entry.fingerprint)
         began_s = time.monotonic()
         try:
             verdict = await self._run(warmup.entry)
@@ -199,7 +201,7 @@ class Warmups:
                 error = InternalError(f"{type(error).__name__}: {error}")
             verdict = Verdict.of(error)
         if not self._health.restarting:
-            await asyncio.to_thread(self._mark.clear)
+            await asyncio.to_thread(self._mark.end, warmup.entry.fingerprint)
         warmup.took_s = round(time.monotonic() - began_s, 1)
         if verdict.state is JobState.SUCCEEDED:
             warmup.state = State.COLD if warmup.is_spoilt and warmup.tries < TRIES else State.WARM

@@ -130,7 +130,7 @@ def test_whatever_happens_they_come_to_an_end_and_the_server_is_ready(tmp_path, 
         assert set(world.states) <= {State.WARM.value, State.FAILED.value}, world.states
         assert world.warmups.is_ready()
         assert world.health.unready() == []
-        assert Mark(tmp_path).read() == ("", 0)
+        assert Mark(tmp_path).read() == {}
         task.cancel()
 
     asyncio.run(play())
@@ -148,6 +148,29 @@ async def test_a_run_that_was_freed_under_its_feet_is_repeated(tmp_path):
     assert await world.next_run() is None
     assert world.states == ["warm"]
     task.cancel()
+
+
+async def test_those_that_end_the_process_are_all_left_out_in_the_end_whatever_runs_before_them(tmp_path, monkeypatch):
+    """Each hangs twice where nothing ends it: once a worker is left behind, then the process is restarted."""
+    monkeypatch.setattr(module, "PAUSE_S", 0.001)
+    deadly = ["b.json", "c.json"]
+    for processes in range(1, 12):  # noqa: B007, since it counts them
+        world = World(tmp_path, ["a.json", *deadly])
+        task = asyncio.create_task(world.warmups.run())
+        hung = 0
+        while hung < 2 and (job_id := await world.next_run()) is not None:
+            if world.states[0] == "running":
+                world.end(job_id, GOOD)
+                continue
+            hung += 1
+            if hung == 1:
+                world.end(job_id, BAD)
+        task.cancel()
+        if hung == 0:
+            break
+    assert world.states == ["warm", "failed", "failed"]
+    assert processes == 1 + TRIES * len(deadly)
+    assert Mark(tmp_path).read() == {}, "the next start tries them again"
 
 
 async def test_seeds_are_drawn_anew_so_that_nothing_comes_from_the_cache(tmp_path):
