@@ -10,6 +10,7 @@ import json
 import os
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -130,6 +131,9 @@ def _strip_png(data: bytes) -> bytes:
             raise BrokenFileError("the file is cut off")
         if name in _PNG_CHUNKS:
             kept.append(data[position:end])
+        elif name == b"eXIf" and (exif := _keep_orientation(data[position + 8 : end - 4])):
+            chunk = name + exif.removeprefix(b"Exif\0\0")
+            kept.append(struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)))
         position = end
         if name == b"IEND":
             return b"".join(kept)

@@ -131,7 +131,7 @@ def test_nothing_of_the_prompt_is_left_and_nothing_else_is_lost(tmp_path, kind):
             assert not [text for text in told.values() if "secret" in text or (kind != "mp3" and "Lav" in text)]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
 def test_a_picture_that_is_to_be_turned_still_is(tmp_path, kind):
     data = picture(kind, exif=exif(6).tobytes())
     left = stripped(tmp_path / "file", data)
