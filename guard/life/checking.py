@@ -9,8 +9,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from ..job import SUCCESS, Artifact, Result, Verdict
 from ..outgoing import AS_IT_COMES, ResultOptions
 from ..results import checks, convert, judgement, metadata, quarantine, within
 from ..settings import ResultsSettings
+from .converting import Conversions
 
 log = logging.getLogger("guarded.queue")
 
@@ -39,6 +40,7 @@ class _Asked(NamedTuple):
     strips: bool
     max_pixels: int
     options: ResultOptions
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Checking:
         self._quarantine = quarantine
         self._syncs = syncs
         self._converter = convert.Converter(settings, quarantine.with_name(convert.FOLDER), syncs=syncs)
+        self._conversions = Conversions()
         self._room = threading.Semaphore(settings.checks_at_once)
         #: The threads last: to start one takes longer than to check a small picture.
         self._threads = 0
@@ -88,20 +91,23 @@ class Checking:
         strips: bool = False,
         max_pixels: int = 0,
         options: ResultOptions = AS_IT_COMES,
+        owner: str = "",
     ) -> None:
         """Check a run that the host calls a success; `then` gets the verdict, on any thread.
 
         `strips`: take the metadata out of files that pass. `max_pixels`: how many a node's pictures may have; 0: any.
-        `options`: in what form the results are wanted besides.
+        `options`: in what form the results are wanted besides; owners take turns with that.
 
         The worker's thread: waits until there is room for the check. Calls `go_on` as soon as the worker may have the
         next job, and before `then`.
         """
-        asked = _Asked(strips, max_pixels, options)
+        asked = _Asked(strips, max_pixels, options, owner)
         if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
-            judged = self._judge(job_id, outcome, {}, asked)
+            verdict, result = self._judge(job_id, outcome, {}, asked)
+            if verdict is SUCCESS and options.format is not None:
+                verdict, result = self._convert(job_id, outcome, {}, options, result)
             go_on()
-            then(*judged)
+            then(verdict, result)
             return
         marks = _mark_files(outcome)
         self._namers.hold(outcome, 1)
@@ -129,11 +135,34 @@ class Checking:
 
     def _run(self, check: Check) -> None:
         check.gone_on.wait(AHEAD_S)
+        is_over = True
         try:
             verdict, result = self._judge(check.job_id, check.outcome, check.marks, check.asked)
+            is_over = verdict is not SUCCESS or check.asked.options.format is None
+        finally:
+            if is_over:
+                self._namers.hold(check.outcome, -1)
+            self._room.release()
+        if is_over:
+            check.then(verdict, result)
+            return
+        # Nobody's check waits for an encoder.
+        begins_by_s = time.monotonic() + self._settings.convert_timeout_s
+        self._conversions.hand_in(check.asked.owner, lambda: self._finish(check, result, begins_by_s))
+
+    def _finish(self, check: Check, result: Result, begins_by_s: float) -> None:
+        """Convert what has passed. It has waited for its turn; from `begins_by_s` on it is too late for copies."""
+        try:
+            verdict, result = self._convert(
+                check.job_id,
+                check.outcome,
+                check.marks,
+                check.asked.options,
+                result,
+                is_late=time.monotonic() >= begins_by_s,
+            )
         finally:
             self._namers.hold(check.outcome, -1)
-            self._room.release()
         check.then(verdict, result)
 
     def _judge(
@@ -154,29 +183,60 @@ class Checking:
                 checks.sync(outcome)
             return artifacts
 
-        artifacts: tuple[Artifact, ...] = ()
         try:
             artifacts = within.run_within(settings.check_timeout_s, check)
-            artifacts = self._converter.convert(checks.result_files(outcome), artifacts, asked.options)
             _compare(marks)
             return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
         except GuardError as refused:
-            error = refused
+            return self._refuse(job_id, outcome, marks, (), refused)
         except Exception as failure:
-            log.exception("job %s: the checks raised", job_id, extra={"job_id": job_id})
-            details = f"{type(failure).__name__}: {failure}"
-            error = InternalError("The result could not be checked.", details=details)
+            return self._refuse(job_id, outcome, marks, (), _report(job_id, failure))
+
+    def _convert(
+        self,
+        job_id: str,
+        outcome: Outcome,
+        marks: dict[Path, Mark | None],
+        options: ResultOptions,
+        result: Result,
+        is_late: bool = False,
+    ) -> tuple[Verdict, Result]:
+        """Make the copies of files that have passed; refuse files that were overwritten meanwhile. Raises nothing."""
+        artifacts = result.artifacts
+        try:
+            artifacts = self._converter.convert(checks.result_files(outcome), artifacts, options, is_late=is_late)
+            _compare(marks)
+            return SUCCESS, replace(result, artifacts=artifacts)
+        except GuardError as refused:
+            return self._refuse(job_id, outcome, marks, artifacts, refused)
+        except Exception as failure:
+            return self._refuse(job_id, outcome, marks, artifacts, _report(job_id, failure))
+
+    def _refuse(
+        self,
+        job_id: str,
+        outcome: Outcome,
+        marks: dict[Path, Mark | None],
+        artifacts: Sequence[Artifact],
+        error: GuardError,
+    ) -> tuple[Verdict, Result]:
+        """Set the files aside. Raises nothing."""
         try:
             convert.discard(checks.result_files(outcome), artifacts)
             _compare(marks)
             files = (*checks.own_files(outcome), *outcome.byproducts)
-            quarantine.set_aside(files, self._quarantine / job_id, settings)
+            quarantine.set_aside(files, self._quarantine / job_id, self._settings)
             self._namers.forget(outcome)
         except GuardError as overwritten:  # the file is another job's by now
             error = overwritten
         except Exception:
             log.exception("job %s: its files could not be set aside", job_id, extra={"job_id": job_id})
         return Verdict.of(error), Result()
+
+
+def _report(job_id: str, failure: Exception) -> GuardError:
+    log.exception("job %s: the checks raised", job_id, extra={"job_id": job_id})
+    return InternalError("The result could not be checked.", details=f"{type(failure).__name__}: {failure}")
 
 
 @dataclass

@@ -134,7 +134,14 @@ class Runs:
             strips = self._settings.results.strip_metadata and job.owner != LOCAL.owner
             max_pixels = self._max_pixels_of(job.owner)
             self._checking.check(
-                job_id, outcome, then, go_on, strips=strips, max_pixels=max_pixels, options=job.results
+                job_id,
+                outcome,
+                then,
+                go_on,
+                strips=strips,
+                max_pixels=max_pixels,
+                options=job.results,
+                owner=job.owner,
             )
 
     def go_on(self) -> None:

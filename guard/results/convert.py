@@ -1,7 +1,7 @@
 """Make converted copies of results that have passed: of pictures through Pillow, of films through PyAV.
 
-Runs beside the checks, on their thread. A copy is written in the guard's own folder and moved beside the original once
-it is whole. Whatever goes wrong with it, the original has passed and stays: the copy only says why it is not there.
+Runs after the checks, on a thread of its own. A copy is written in the guard's own folder and moved beside the original
+once it is whole. Whatever goes wrong with it, the original has passed and stays: the copy only says why it is missing.
 """
 
 from __future__ import annotations
@@ -58,12 +58,20 @@ class Converter:
         shutil.rmtree(folder, ignore_errors=True)
 
     def convert(
-        self, files: Sequence[ReportedFile], artifacts: Sequence[Artifact], options: ResultOptions
+        self,
+        files: Sequence[ReportedFile],
+        artifacts: Sequence[Artifact],
+        options: ResultOptions,
+        *,
+        is_late: bool = False,
     ) -> tuple[Artifact, ...]:
-        """Make a copy of each file that the format is for; of others none. Raises nothing."""
+        """Make a copy of each file that the format is for; of others none. Raises nothing.
+
+        `is_late`: no time is left for it.
+        """
         if options.format is None:
             return tuple(artifacts)
-        until_s = time.monotonic() + self._settings.convert_timeout_s
+        until_s = time.monotonic() + (0 if is_late else self._settings.convert_timeout_s)
         return tuple(
             self._convert(file, artifact, options, until_s) for file, artifact in zip(files, artifacts, strict=True)
         )

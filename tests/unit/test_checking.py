@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from unit.fakes import LONG_S, settings
 from comfyui_guarded.guard.host import Outcome, ReportedFile
 from comfyui_guarded.guard.life import checking
 from comfyui_guarded.guard.life.checking import Checking
+from comfyui_guarded.guard.outgoing import ResultOptions
+from comfyui_guarded.guard.results import convert
 
 PROMPT = {"9": {"class_type": "SaveImage", "inputs": {}}, "8": {"class_type": "SaveLatest", "inputs": {}}}
 
@@ -25,6 +28,7 @@ class Studio:
         self.checking = Checking(settings(results=results).results, folder / "quarantine", syncs=False)
         self.verdicts: dict[str, str | None] = {}
         self.threads: dict[str, str] = {}
+        self.artifacts = {}
         self.changed = threading.Condition()
         #: Jobs for which the worker was let go.
         self.gone_on: list[str] = []
@@ -39,14 +43,15 @@ class Studio:
         file = ReportedFile(node_id, name, "", "output", path)
         return Outcome(True, outputs={node_id: {"images": [item]}}, files=(file,), prompt=PROMPT)
 
-    def check(self, job_id: str, outcome: Outcome) -> None:
-        def then(verdict, _result) -> None:
+    def check(self, job_id: str, outcome: Outcome, **options) -> None:
+        def then(verdict, result) -> None:
             assert job_id in self.gone_on
             with self.changed:
+                self.artifacts[job_id] = result.artifacts
                 self.verdicts[job_id], self.threads[job_id] = verdict.code, threading.current_thread().name
                 self.changed.notify_all()
 
-        self.checking.check(job_id, outcome, then, lambda: self.gone_on.append(job_id))
+        self.checking.check(job_id, outcome, then, lambda: self.gone_on.append(job_id), **options)
 
     def verdict(self, job_id: str) -> str | None:
         with self.changed:
@@ -213,3 +218,48 @@ def test_a_job_whose_nodes_report_more_than_is_kept_fails_and_is_refunded(tmp_pa
     unlimited = Studio(tmp_path, max_outputs_bytes=0)
     unlimited.check("much", Outcome(True, outputs={"9": {"text": ["x" * 10_000]}}, prompt=PROMPT))
     assert unlimited.verdict("much") is None
+
+
+def test_who_converts_holds_up_neither_the_worker_nor_others(studio, monkeypatch):
+    let_go, begun = threading.Event(), []
+    native = convert.Converter.convert
+
+    def encode(self, files, artifacts, options, **more):
+        begun.append(files[0].filename)
+        if files[0].filename.startswith("slow"):
+            assert let_go.wait(LONG_S)
+        return native(self, files, artifacts, options, **more)
+
+    monkeypatch.setattr(convert.Converter, "convert", encode)
+    studio.earn_trust()
+    webp = ResultOptions(format="webp")
+    for number in range(4):
+        studio.check(f"slow {number}", studio.save(f"slow_{number}.png"), options=webp, owner="a")
+    studio.check("plain", studio.save("plain.png"), owner="b")
+    assert studio.verdict("plain") is None
+    studio.check("quick", studio.save("quick.png"), options=webp, owner="b")
+    assert studio.verdict("quick") is None
+    assert [name for name in begun if name.startswith("slow")] == ["slow_0.png"], "one of an owner at once"
+    let_go.set()
+    assert [studio.verdict(f"slow {number}") for number in range(4)] == [None] * 4
+    assert (studio.artifacts["slow 3"][0].converted.error, studio.artifacts["quick"][0].converted.error) == (None, None)
+
+
+def test_who_has_waited_too_long_for_its_turn_has_no_copies_and_passes(tmp_path, monkeypatch):
+    studio = Studio(tmp_path, convert_timeout_s=0.1)
+    let_go = threading.Event()
+    native = convert.Converter.convert
+
+    def encode(self, files, artifacts, options, **more):
+        if files[0].filename == "first.png":
+            assert let_go.wait(LONG_S)
+        return native(self, files, artifacts, options, **more)
+
+    monkeypatch.setattr(convert.Converter, "convert", encode)
+    studio.earn_trust()
+    for name in ("first", "second"):
+        studio.check(name, studio.save(f"{name}.png"), options=ResultOptions(format="webp"), owner="a")
+    time.sleep(0.3)
+    let_go.set()
+    assert studio.verdict("second") is None
+    assert studio.artifacts["second"][0].converted.error == "too_slow"

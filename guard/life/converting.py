@@ -1,0 +1,73 @@
+"""Convert results beside the checks, a few jobs at a time, by turns between owners."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger("guarded.queue")
+
+#: Jobs whose results are converted at once; of one owner, one.
+AT_ONCE = 2
+
+Task = Callable[[], None]
+
+
+class Conversions:
+    """Runs tasks on threads of its own, so that neither the worker nor a check waits for an encoder."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: Each owner's tasks; the owners in the order of their turns.
+        self._waiting: dict[str, deque[Task]] = {}
+        self._busy: set[str] = set()
+        self._threads = 0
+
+    def hand_in(self, owner: str, task: Task) -> None:
+        """Run it soon. On this thread where no other can be had."""
+        with self._changed:
+            self._waiting.setdefault(owner, deque()).append(task)
+            self._changed.notify()
+            if self._threads == AT_ONCE:
+                return
+            self._threads += 1
+        try:
+            threading.Thread(target=self._loop, name="guarded-converting", daemon=True).start()
+        except RuntimeError:  # no more threads, or the interpreter ends
+            with self._changed:
+                self._threads -= 1
+                if self._threads:
+                    return
+            while (turn := self._take()) is not None:
+                self._run(*turn)
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while (turn := self._take()) is None:
+                    self._changed.wait()
+            self._run(*turn)
+
+    def _take(self) -> tuple[str, Task] | None:
+        with self._changed:
+            for owner, tasks in self._waiting.items():
+                if owner not in self._busy:
+                    task = tasks.popleft()
+                    del self._waiting[owner]
+                    if tasks:  # behind the others
+                        self._waiting[owner] = tasks
+                    self._busy.add(owner)
+                    return owner, task
+        return None
+
+    def _run(self, owner: str, task: Task) -> None:
+        try:
+            task()
+        except Exception:
+            log.exception("the end of a job could not be handed on")
+        finally:
+            with self._changed:
+                self._busy.discard(owner)
+                self._changed.notify()
