@@ -122,9 +122,13 @@ def run(page: Page) -> None:
 
 
 def open_tab(page: Page) -> Any:
-    page.locator(OUR_TAB).click()
     panel = page.locator(".g-panel")
-    expect(panel).to_be_visible()
+    for last in (False, False, True):  # a click on an editor that is still loading may be lost
+        if not panel.is_visible():
+            page.locator(OUR_TAB).click()
+        with contextlib.suppress(*([] if last else [AssertionError])):
+            expect(panel).to_be_visible(timeout=PATIENCE_MS / 3)
+            break
     return panel
 
 

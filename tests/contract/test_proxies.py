@@ -214,6 +214,10 @@ async def test_with_the_editor_behind_it_a_key_or_a_link_is_let_in_and_nobody_el
                 assert (answer.status, str(answer.url)) == (200, f"{url}/guarded/")
             async with session.post("/prompt", json={"prompt": sleep(3600)}) as answer:
                 prompt_id = (await answer.json())["prompt_id"]
+            state = ""
+            while state != "running":
+                async with session.get(f"/guarded/jobs/{prompt_id}") as answer:
+                    state = (await answer.json())["state"]
             async with session.post("/queue", json={"delete": [prompt_id]}) as answer:
                 assert answer.status == 200
             async with session.post("/interrupt", json={"prompt_id": prompt_id}) as answer:

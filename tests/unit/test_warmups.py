@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from unit.fakes import FakeHost, SetClock
+from unit.fakes import LONG_S, FakeHost, SetClock
 from unit.fakes import settings as make_settings
 
 from comfyui_guarded.guard.host import Outcome
@@ -68,7 +68,9 @@ class World:
 
     async def next_run(self):
         """The id of the run that the host gets next; None where there is none."""
-        for _ in range(60):
+        ends_s, calm = time.monotonic() + LONG_S, 0
+        while calm < 60 and time.monotonic() < ends_s:
+            calm = calm + 1 if set(self.states) <= {State.WARM.value, State.FAILED.value} else 0
             if len(self.host.dispatched) > self.began:
                 self.began += 1
                 job_id = self.host.dispatched[-1][0]
