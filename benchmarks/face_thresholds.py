@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from _alias import register
+
 PICTURES = Path(__file__).with_name("face_pictures.txt")
 #: So many characters of a SHA-256 tell pictures apart.
 DIGITS = 16
@@ -128,15 +128,6 @@ def open_detector():
 
 def digest(path: Path, digits: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:digits]
-
-
-def register() -> None:
-    spec = importlib.util.spec_from_file_location("_guarded_alias", ROOT / "alias.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.register()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from _alias import register
+
 ROOT = Path(__file__).resolve().parents[1]
 #: What a refusal may take, warm, at 1024².
 BUDGET_MS = 150
@@ -260,15 +262,6 @@ def load_pictures() -> dict[str, bytes]:
             image.save(file, "PNG" if side <= 1024 else "JPEG", quality=90)
             made[f"{what}, {side}²"] = file.getvalue()
     return made
-
-
-def register() -> None:
-    spec = importlib.util.spec_from_file_location("_guarded_alias", ROOT / "alias.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.register()
 
 
 def read_memory_mb() -> float:

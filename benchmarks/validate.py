@@ -10,7 +10,6 @@ as many.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import resource
 import statistics
 import subprocess
@@ -20,18 +19,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from _alias import ROOT, register
+
 BUDGET = 1.5
 
 
 def _register_alias() -> None:
-    # By path: the repo's root must not be on sys.path, where our `nodes` would shadow ComfyUI's.
-    spec = importlib.util.spec_from_file_location("_guarded_alias", ROOT / "alias.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.register()
+    register()
     sys.path.append(str(ROOT / "tests"))
 
 

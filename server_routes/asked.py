@@ -50,6 +50,14 @@ async def read_given(call: Call, max_bytes: int, bounds: Bounds) -> Any:
     return await work(len(raw), read_json, raw, bounds)
 
 
+async def read_fields(call: Call, *names: str) -> dict[str, Any]:
+    """As :func:`read_command`, for a body that has no other fields. Raises InvalidRequestError for one that has."""
+    asked = await read_command(call)
+    if unknown := sorted(asked.keys() - set(names)):
+        raise InvalidRequestError(f"There is no field {unknown[0][:64]}.", extra_info={"field": unknown[0][:64]})
+    return asked
+
+
 async def read_command(call: Call) -> dict[str, Any]:
     """What a short JSON body says, whatever its content type; an empty one says nothing.
 

@@ -11,7 +11,7 @@ from typing_extensions import NotRequired, TypedDict
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
 from ..guard.faces.chooser import FaceFacts
 from .about import FLAG, About
-from .asked import read_command, read_flag
+from .asked import read_fields, read_flag
 from .shapes import DrainCommand
 from .table import Call, Route, respond
 
@@ -61,9 +61,7 @@ async def get_ready(call: Call) -> web.StreamResponse:
 
 async def post_drain(call: Call) -> web.StreamResponse:
     """Take no new job from now on, also after a restart; `{"draining": false}` or `?off=1` takes them again."""
-    asked = await read_command(call)
-    if unknown := sorted(set(asked) - {"draining"}):
-        raise InvalidRequestError(f"There is no field {unknown[0][:64]}.", extra_info={"field": unknown[0][:64]})
+    asked = await read_fields(call, "draining")
     wanted = asked.get("draining", not read_flag(call, "off"))
     if not isinstance(wanted, bool):
         raise InvalidRequestError("draining must be true or false.", extra_info={"field": "draining"})

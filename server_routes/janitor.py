@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from ..guard.errors import InvalidRequestError
 from ..guard.janitor.bodies import JanitorBody, SweepBody
 from .about import COMMAND, WAIT, WRITE, About
-from .asked import read_command, read_number
+from .asked import read_fields, read_number
 from .table import Call, Route, respond
 
 #: How long an answer waits for its sweep if the caller does not say. Proxies give up after a minute.
@@ -63,9 +63,7 @@ async def post_adopt(call: Call) -> web.StreamResponse:
 
 async def post_native(call: Call) -> web.StreamResponse:
     """Say whether sweeps take what no job has made, where `janitor.sweep_native` is `ask`: `{"sweep": true}`."""
-    asked = await read_command(call)
-    if unknown := sorted(set(asked) - {"sweep"}):
-        raise InvalidRequestError(f"There is no field {unknown[0][:64]}.", extra_info={"field": unknown[0][:64]})
+    asked = await read_fields(call, "sweep")
     if not isinstance(asked.get("sweep"), bool):
         raise InvalidRequestError("sweep must be true or false.", extra_info={"field": "sweep"})
     await asyncio.to_thread(call.services.janitor.decide, asked["sweep"])

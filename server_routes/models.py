@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from ..guard.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
 from ..guard.models.downloads import ModelsBody
 from .about import COMMAND, About
-from .asked import read_command
+from .asked import read_fields
 from .table import Call, Route, respond
 
 
@@ -38,9 +38,7 @@ async def post_stop(call: Call) -> web.StreamResponse:
 
 
 async def _command(call: Call, act: Callable[[str, str], None]) -> web.StreamResponse:
-    asked = await read_command(call)
-    if unknown := sorted(set(asked) - {"folder", "file"}):
-        raise InvalidRequestError(f"There is no field {unknown[0][:64]}.", extra_info={"field": unknown[0][:64]})
+    asked = await read_fields(call, "folder", "file")
     for name in ("folder", "file"):
         if not isinstance(asked.get(name), str):
             raise InvalidRequestError(f"{name} must be a text.", extra_info={"field": name})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import traceback
 from collections.abc import AsyncIterator, Mapping
@@ -22,7 +21,7 @@ from ..guard.store import PutDelivery
 from ..guard.wake import wrap_future
 from .carrier import Carrier
 from .outside import Outside, is_inside
-from .sender import READ_BYTES, read_pause_s
+from .sender import read_on, read_pause_s
 
 log = logging.getLogger("guarded.puts")
 
@@ -92,10 +91,7 @@ class Putter(Carrier[PutDelivery]):
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_S),
             ) as response:
-                with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
-                    await response.content.read(READ_BYTES)
-                    if not response.content.at_eof():
-                        response.close()
+                await read_on(response)
                 return _judge(response)
         except asyncio.TimeoutError:
             return Attempt(error=f"no answer within {self._timeout_s:g} s")

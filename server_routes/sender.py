@@ -49,10 +49,7 @@ class Sender(Carrier[Delivery]):
             async with self._outside.open_session().post(
                 delivery.url, data=io.BytesIO(payload.encode()), headers=headers, allow_redirects=False
             ) as response:
-                with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
-                    await response.content.read(READ_BYTES)  # the verdict is the status
-                    if not response.content.at_eof():
-                        response.close()
+                await read_on(response)
                 return _judge(response)
         except asyncio.TimeoutError:
             return Attempt(error=f"no answer within {self._timeout_s:g} s")
@@ -66,6 +63,14 @@ def _judge(response: aiohttp.ClientResponse) -> Attempt:
         return Attempt(response.status, "redirects are not followed")
     error = None if response.status < 300 else f"the receiver said {response.status}"
     return Attempt(response.status, error, read_pause_s(response))
+
+
+async def read_on(response: aiohttp.ClientResponse) -> None:
+    """Read what little there is of an answer, of which only the status counts, or give its connection up."""
+    with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
+        await response.content.read(READ_BYTES)
+        if not response.content.at_eof():
+            response.close()
 
 
 def read_pause_s(response: aiohttp.ClientResponse) -> float:

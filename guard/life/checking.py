@@ -187,10 +187,8 @@ class Checking:
             artifacts = within.run_within(settings.check_timeout_s, check)
             _compare(marks)
             return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
-        except GuardError as refused:
-            return self._refuse(job_id, outcome, marks, (), refused)
         except Exception as failure:
-            return self._refuse(job_id, outcome, marks, (), _report(job_id, failure))
+            return self._refuse(job_id, outcome, marks, (), failure)
 
     def _convert(
         self,
@@ -207,10 +205,8 @@ class Checking:
             artifacts = self._converter.convert(checks.result_files(outcome), artifacts, options, is_late=is_late)
             _compare(marks)
             return SUCCESS, replace(result, artifacts=artifacts)
-        except GuardError as refused:
-            return self._refuse(job_id, outcome, marks, artifacts, refused)
         except Exception as failure:
-            return self._refuse(job_id, outcome, marks, artifacts, _report(job_id, failure))
+            return self._refuse(job_id, outcome, marks, artifacts, failure)
 
     def _refuse(
         self,
@@ -218,9 +214,15 @@ class Checking:
         outcome: Outcome,
         marks: dict[Path, Mark | None],
         artifacts: Sequence[Artifact],
-        error: GuardError,
+        failure: Exception,
     ) -> tuple[Verdict, Result]:
         """Set the files aside. Raises nothing."""
+        if isinstance(failure, GuardError):
+            error = failure
+        else:
+            log.error("job %s: the checks raised", job_id, exc_info=failure, extra={"job_id": job_id})
+            details = f"{type(failure).__name__}: {failure}"
+            error = InternalError("The result could not be checked.", details=details)
         try:
             convert.discard(checks.result_files(outcome), artifacts)
             _compare(marks)
@@ -232,11 +234,6 @@ class Checking:
         except Exception:
             log.exception("job %s: its files could not be set aside", job_id, extra={"job_id": job_id})
         return Verdict.of(error), Result()
-
-
-def _report(job_id: str, failure: Exception) -> GuardError:
-    log.exception("job %s: the checks raised", job_id, extra={"job_id": job_id})
-    return InternalError("The result could not be checked.", details=f"{type(failure).__name__}: {failure}")
 
 
 @dataclass

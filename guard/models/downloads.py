@@ -15,7 +15,8 @@ from typing_extensions import TypedDict
 
 from ..errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
 from ..host import Host
-from ..templates.catalogue import Lacking, Templates
+from ..templates.bodies import ModelFacts
+from ..templates.catalogue import Lacking, Templates, describe_model
 from ..templates.manifest import Model
 from .fetch import FetchError, fetch
 from .sources import find_source
@@ -27,18 +28,13 @@ THREAD = "guarded-models"
 DownloadState = Literal["missing", "waiting", "running", "stopping", "failed"]
 
 
-class LackingBody(TypedDict):
+class LackingBody(ModelFacts):
     """A model file that this server lacks: what it is for, and how far its download is.
 
     `fetchable`: it can be had without a person. `have_bytes`: what has come of it, now or in an earlier try.
     `usual`: its templates need it with their defaults.
     """
 
-    file: str
-    folder: str
-    size_mb: int
-    source: str
-    licence: str
     templates: list[str]
     usual: bool
     fault: str
@@ -176,11 +172,7 @@ class Downloads:
         except InvalidRequestError as refused:
             error = refused.message
         return {
-            "file": model.file,
-            "folder": model.folder,
-            "size_mb": model.size_mb,
-            "source": model.source,
-            "licence": model.licence,
+            **describe_model(model),
             "templates": lacking.templates,
             "usual": lacking.usual,
             "fault": lacking.fault,

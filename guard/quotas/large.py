@@ -7,10 +7,10 @@ the longest ends, with its connection, if it has been for half a minute. Event l
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 from ..errors import ServerUnavailableError
+from .line import Line
 
 #: So many at once: of eight owners who do not read their answers.
 LARGE_AT_ONCE = 32
@@ -26,49 +26,28 @@ class Large:
     def __init__(self) -> None:
         #: Since when, and what ends it: the oldest first.
         self._held: dict[object, tuple[float, Callable[[], object]]] = {}
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._line = Line()
         self._timer: asyncio.TimerHandle | None = None
-        self._given = 0
 
     async def take(self, holder: object, end: Callable[[], object]) -> None:
         """Wait for a turn; `end` closes the holder's connection.
 
         Raises ServerUnavailableError where it does not come within a minute.
         """
-        if len(self._held) + self._given >= LARGE_AT_ONCE or self._waiting:
-            await self._wait()
-        self._held[holder] = asyncio.get_running_loop().time(), end
+        loop = asyncio.get_running_loop()
+        if self._line.taken >= LARGE_AT_ONCE:
+            loop.call_soon(self._look)  # it waits by then
+        if not await self._line.wait_for_turn(LARGE_AT_ONCE, WITHIN_S):
+            raise ServerUnavailableError(
+                "The server is at as many large requests as it can be.",
+                extra_info={"of": "large_requests"},
+                retry_after_s=5,
+            )
+        self._held[holder] = loop.time(), end
 
     def give_back(self, holder: object) -> None:
         if self._held.pop(holder, None) is not None:
-            self._pass_on()
-
-    async def _wait(self) -> None:
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        self._look()
-        try:
-            await asyncio.wait((place,), timeout=WITHIN_S)
-        except asyncio.CancelledError:
-            if place.done():
-                self._given -= 1
-                self._pass_on()
-            raise
-        finally:
-            if not place.done():
-                self._waiting.remove(place)
-        if place.done():
-            self._given -= 1
-        else:
-            raise ServerUnavailableError(
-                "The server is at as many large requests as it can be.", extra_info={"of": "large_requests"},
-                retry_after_s=5,
-            )  # fmt: skip
-
-    def _pass_on(self) -> None:
-        if self._waiting:
-            self._given += 1
-            self._waiting.popleft().set_result(None)
+            self._line.pass_on()
 
     def _look(self) -> None:
         """End turns that have been held for too long, as many as there are waiting; and look again while any are."""
@@ -77,8 +56,8 @@ class Large:
             self._timer.cancel()
             self._timer = None
         too_old = loop.time() - KEPT_S
-        for since_s, end in list(self._held.values())[: len(self._waiting)]:
+        for since_s, end in list(self._held.values())[: len(self._line.waiting)]:
             if since_s <= too_old:
                 end()  # its request gives the turn back once it hears of that
-        if self._waiting:
+        if self._line.waiting:
             self._timer = loop.call_later(1.0, self._look)

@@ -7,14 +7,13 @@ of its own.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
 from ..errors import QuotaExceededError
 from .large import Large
+from .line import Line
 
 #: A request waits for its turn for so long.
 TURN_WITHIN_S = 60.0
@@ -69,7 +68,7 @@ class Turn:
         self.rest()
         requests = self._requests
         at_once = kind.count(requests.quota)
-        if not await requests.lines[kind].wait_for_turn(at_once):
+        if not await requests.lines[kind].wait_for_turn(at_once, TURN_WITHIN_S):
             assert self._refuse is not None
             raise self._refuse(kind, at_once)
         self._has = kind
@@ -99,39 +98,6 @@ class Turn:
             requests.held -= 1
             if not requests.held:
                 self._on_last()
-
-
-@dataclass
-class Line:
-    """The turns of one kind: how many are taken, and the requests that wait for one."""
-
-    taken: int = 0
-    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-
-    async def wait_for_turn(self, at_once: int) -> bool:
-        """Wait until there are less than `at_once`; False where that takes too long."""
-        if self.taken < at_once:
-            self.taken += 1
-            return True
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.append(place)
-        try:
-            await asyncio.wait((place,), timeout=TURN_WITHIN_S)
-        except asyncio.CancelledError:
-            if place.done():
-                self.pass_on()
-            raise
-        finally:
-            if not place.done():
-                self.waiting.remove(place)
-        return place.done()
-
-    def pass_on(self) -> None:
-        """Give a turn that has come free to the first that waits."""
-        if self.waiting:
-            self.waiting.popleft().set_result(None)
-        else:
-            self.taken -= 1
 
 
 @dataclass

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import GuardError, ServerUnavailableError
+from ..errors import GuardError
 from ..wake import together
 from . import forks
 from .check import Check
@@ -27,7 +27,7 @@ from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
 from .pause import Pause, describe
 from .slices import Means
-from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
+from .threads import Batch, DatabaseThread, Operation, fail, is_damage, make_refusal, refuse, report_failure
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -196,13 +196,10 @@ class Engine:
         return self._refuse() if reader is None else reader.run(operation)
 
     def _refuse(self) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_exception(self._make_refusal())
-        return future
+        return refuse(self.trouble)
 
     def _make_refusal(self) -> GuardError:
-        text = "The job database cannot be used now."
-        return ServerUnavailableError(text, details=self.trouble or "", retry_after_s=10)
+        return make_refusal(self.trouble)
 
     # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
 

@@ -141,20 +141,37 @@ def find_due(db: Database, now_ms: int, limit: int, under_way: Collection[int], 
         "state = 'pending' AND NOT EXISTS (SELECT 1 FROM webhooks AS earlier WHERE "
         "earlier.job_id = webhooks.job_id AND earlier.state = 'pending' AND earlier.number < webhooks.number)"
     )
+    rows, next_at_ms = select_due(
+        db, _COLUMNS, f"webhooks INDEXED BY webhooks_pending WHERE {first}", now_ms, limit, under_way, full
+    )
+    return Due(list(map(_read, rows)), next_at_ms)
+
+
+def select_due(
+    db: Database,
+    columns: str,
+    waiting: str,
+    now_ms: int,
+    limit: int,
+    under_way: Collection[int],
+    full: Collection[str],
+) -> tuple[list[Any], int | None]:
+    """Select the first rows of what is `waiting` (a table and its condition) that are due now, and when the next is.
+
+    Leaves out those whose number is `under_way`, and those to one of the targets in `full`.
+    """
     values = (*under_way, *full)
     for column, left_out in (("number", under_way), ("target", full)):
         if left_out:
-            first += f" AND {column} NOT IN ({marks(left_out)})"
+            waiting += f" AND {column} NOT IN ({marks(left_out)})"
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM webhooks INDEXED BY webhooks_pending WHERE {first} AND next_at_ms <= ? "
-        "ORDER BY next_at_ms, number LIMIT ?",
+        f"SELECT {columns} FROM {waiting} AND next_at_ms <= ? ORDER BY next_at_ms, number LIMIT ?",
         (*values, now_ms, limit),
     ).fetchall()
     (next_at_ms,) = db.execute(
-        f"SELECT min(next_at_ms) FROM webhooks INDEXED BY webhooks_pending WHERE {first} AND next_at_ms > ?",
-        (*values, now_ms),
+        f"SELECT min(next_at_ms) FROM {waiting} AND next_at_ms > ?", (*values, now_ms)
     ).fetchone()
-    return Due(list(map(_read, rows)), next_at_ms)
+    return rows, next_at_ms
 
 
 def record_attempt(db: Database, after: Delivery) -> None:

@@ -31,7 +31,7 @@ from .postgres_connection import PostgresConnection
 from .postgres_held import HeldDatabase
 from .postgres_reader import PostgresReader
 from .slices import Means
-from .threads import Batch, DatabaseThread, Operation, fail, report_failure
+from .threads import Batch, DatabaseThread, Operation, fail, make_refusal, refuse, report_failure
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -150,16 +150,13 @@ class PostgresEngine:
         return reader.run(operation) if self.trouble is None else self._refuse()
 
     def _refuse(self) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_exception(self._make_refusal())
-        return future
+        return refuse(self.trouble)
 
     def _find_refusal(self) -> GuardError | None:
         return None if self.trouble is None else self._make_refusal()
 
     def _make_refusal(self) -> GuardError:
-        text = "The job database cannot be used now."
-        return ServerUnavailableError(text, details=self.trouble or "", retry_after_s=10)
+        return make_refusal(self.trouble)
 
     # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
 

@@ -14,8 +14,8 @@ from typing import Any
 from ..job import Job, JobState, NewJob
 from ..outgoing import Put
 from .database import Database
-from .outbox import DeliveryState, Due
-from .rows import dump_puts, marks
+from .outbox import DeliveryState, Due, select_due
+from .rows import dump_puts
 
 _WORDS = {DeliveryState.PENDING: "waiting", DeliveryState.DELIVERED: "stored", DeliveryState.DEAD: "given_up"}
 
@@ -92,18 +92,8 @@ def settle(db: Database, job: Job, state: JobState, now_ms: int) -> tuple[Put, .
 def find_due(
     db: Database, now_ms: int, limit: int, under_way: Collection[int], full: Collection[str]
 ) -> Due[PutDelivery]:
-    where, values = "next_at_ms IS NOT NULL", (*under_way, *full)
-    for column, left_out in (("number", under_way), ("target", full)):
-        if left_out:
-            where += f" AND {column} NOT IN ({marks(left_out)})"
-    rows = db.execute(
-        f"SELECT {_COLUMNS} FROM puts INDEXED BY puts_due WHERE {where} AND next_at_ms <= ? "
-        "ORDER BY next_at_ms, number LIMIT ?",
-        (*values, now_ms, limit),
-    ).fetchall()
-    (next_at_ms,) = db.execute(
-        f"SELECT min(next_at_ms) FROM puts INDEXED BY puts_due WHERE {where} AND next_at_ms > ?", (*values, now_ms)
-    ).fetchone()
+    waiting = "puts INDEXED BY puts_due WHERE next_at_ms IS NOT NULL"
+    rows, next_at_ms = select_due(db, _COLUMNS, waiting, now_ms, limit, under_way, full)
     return Due([_read(row) for row in rows], next_at_ms)
 
 

@@ -205,6 +205,19 @@ def fail(batch: Batch, error: BaseException) -> None:
             task.future.set_exception(error)
 
 
+def make_refusal(trouble: str | None) -> GuardError:
+    """The error of whatever is asked of a database that is in trouble."""
+    text = "The job database cannot be used now."
+    return ServerUnavailableError(text, details=trouble or "", retry_after_s=10)
+
+
+def refuse(trouble: str | None) -> Future[Any]:
+    """What an operation gets that is not even tried."""
+    future: Future[Any] = Future()
+    future.set_exception(make_refusal(trouble))
+    return future
+
+
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says that the file itself is damaged, and not that it is busy, or its disk full, or the like.
 

@@ -165,7 +165,7 @@ class Templates:
             "vram_full_gb": estimate_vram_gib(template, default, resident=1) or None,
             "comfyui": manifest.comfyui,
             "models": [
-                {**_describe_model(model), "when": model.when, "present": model.file not in faults}
+                {**describe_model(model), "when": model.when, "present": model.file not in faults}
                 for model in manifest.models
             ],
             "node_packs": [
@@ -244,7 +244,7 @@ class Templates:
             )
             raise MissingModelError(
                 f"Template {template.name}: this server lacks a model: {places}.",
-                extra_info={"models": [_describe_model(model) for model in missing]},
+                extra_info={"models": [describe_model(model) for model in missing]},
             )
 
     def _check_memory(self, template: Template, values: Values) -> None:
@@ -289,7 +289,8 @@ def _name_place(model: Model) -> str:
     return f"models/{model.folder}/{model.file}"
 
 
-def _describe_model(model: Model) -> ModelFacts:
+def describe_model(model: Model) -> ModelFacts:
+    """A model as a template's manifest tells of it."""
     return {
         "file": model.file,
         "folder": model.folder,
