@@ -20,7 +20,7 @@ from ..errors import CancelledError, GuardError
 from ..host import Host
 from ..job import Job
 from ..life.settle import Settler
-from ..store import Entry, Head
+from ..store import Entry, Head, Settled
 from . import as_comfyui
 from .bodies import HistoryEntry
 from .jobs import ENDED_AT_ONCE, Jobs
@@ -38,6 +38,8 @@ KEPT_BYTES = 2 * 2**20
 #: and for one body for this long.
 LOOK_S = 0.02
 BODY_S = 2.0
+
+_TAKEN_OUT = CancelledError("The job was taken out of ComfyUI's queue.")
 
 
 class Entries(Protocol):
@@ -119,11 +121,20 @@ class Backlog:
 
     def _take_out(self, job_ids: Iterator[str]) -> None:
         """End some, and the next ones once these are on disk: what is handed in meanwhile waits for a few only."""
-        error = CancelledError("The job was taken out of ComfyUI's queue.")
         some = islice((job_id for job_id in job_ids if job_id in self._open), ENDED_AT_ONCE)
-        endings = [self._settler.end_waiting(job_id, error) for job_id in some]
+        endings = [self._settler.end_waiting(job_id, _TAKEN_OUT) for job_id in some]
+        for ending in endings:
+            ending.add_done_callback(self._end_begun)
         if endings:
             endings[-1].add_done_callback(lambda _done: self._take_out(job_ids))
+
+    def _end_begun(self, done: Future[Settled | None]) -> None:
+        """End a job that began in the moment in which it was taken out: whoever did that was told that it is out,
+        and could not see it run. The store's thread.
+        """
+        settled = done.result()
+        if settled is not None and not settled.job.state.settled:
+            self._settler.end(settled.job, _TAKEN_OUT)
 
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._open

@@ -58,17 +58,17 @@ async def test_a_job_has_one_line_which_says_how_it_ended_at_its_level(host, cli
         assert levels == ["INFO", "WARNING", "INFO", "WARNING"]
 
 
-async def test_at_debug_a_job_has_a_line_for_each_step_in_order(sandbox_client: Callable[..., Awaitable[Client]]):
+async def test_at_debug_a_job_has_a_line_for_each_step(sandbox_client: Callable[..., Awaitable[Client]]):
     client = await sandbox_client(GUARDED_LOG__LEVEL="DEBUG")
     job = await client.run(sleep(0.0))
     log, job_id = client.host.log, job["job_id"]
     await client.polled(lambda: asyncio.sleep(0, of(log, job_id)), lambda seen: len(seen) >= 3)
     steps = [(level, text) for level, text in told(log, job_id) if text.startswith("job J")]
-    assert steps == [
-        ("DEBUG", "job J of local admitted, position 1"),
-        ("DEBUG", "job J started"),
-        ("INFO", "job J of local succeeded with 1 file; waited N s, ran N s"),
-    ]
+    # An idle worker begins in the commit that admits: it may write its line before the event loop writes its own.
+    admitted, started = ("DEBUG", "job J of local admitted, position 1"), ("DEBUG", "job J started")
+    ended = ("INFO", "job J of local succeeded with 1 file; waited N s, ran N s")
+    assert sorted(steps) == sorted([admitted, started, ended])
+    assert steps.index(started) < steps.index(ended)
 
 
 async def test_nothing_of_a_prompt_and_no_key_reaches_the_log(

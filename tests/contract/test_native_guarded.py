@@ -241,6 +241,15 @@ async def assert_cancels(native: Client, cancel: Callable[[str], Awaitable[Answe
     return answer
 
 
+async def test_what_is_deleted_and_then_interrupted_ends_in_whatever_moment_that_comes(native):
+    """A client of ComfyUI's own does both as one: what was no longer in the queue has begun to run."""
+    for _ in range(10):
+        prompt_id = await native.native_submit(sleep(3600, steps=100_000))
+        await native.request("POST", "/queue", {"delete": [prompt_id]})
+        await native.request("POST", "/interrupt", {"prompt_id": prompt_id})
+        assert (await native.settled(prompt_id))["error"]["code"] in {"cancelled", "interrupted"}
+
+
 async def test_clearing_the_queue_cancels_what_waits_and_leaves_what_runs(native):
     async with busy(native) as running:
         waiting = [await native.native_submit(picture()) for _ in range(3)]
