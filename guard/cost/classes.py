@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from ..graph import Declared
-from .names import LONGEST, Role, find_role, find_traits
+from .names import LONGEST, Role, Trait, find_role, find_traits
 
 #: Says what a class declares; nothing where nobody knows it.
 Describe = Callable[[str], Declared]
@@ -15,6 +15,7 @@ Describe = Callable[[str], Declared]
 PICTURES = frozenset({"IMAGE", "LATENT", "MASK", "VIDEO"})
 PLAIN = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO", "NUMBER"})
 
+_NUMBERS = frozenset({"INT", "FLOAT", "BOOLEAN", "NUMBER"})
 _SEEN = frozenset({"IMAGE", "MASK", "VIDEO"})
 _ANY = re.compile(r"\*|COMFY_MATCHTYPE|COMFY_AUTOGROW|COMFY_DYNAMIC|COMFY_MULTITYPED|,|INFO")
 _NO_WORD = re.compile(r"\W+")
@@ -40,6 +41,9 @@ class NodeClass:
         pictures: it gives pictures that can be seen, and no latents.
         numbers: it may give numbers or texts.
         only_plain: it gives nothing else.
+        only_numbers: of those, no text.
+        computes: it gives nothing that a model or a picture would have to be in.
+        hands_on: it gives the only input that it declares, or that its name says so of.
         takes_films: films that it may take apart.
         takes_lists: it gets each list whole; other nodes run once for each item.
         lists: the outputs that give lists, by place.
@@ -48,8 +52,9 @@ class NodeClass:
     """
 
     __slots__ = (
-        "gathers", "given", "inputs", "known", "lazy", "lists", "makes", "numbers", "only_plain", "outputs", "pictures",
-        "sizes", "takes_films", "takes_lists", "traits",
+        "computes", "gathers", "given", "hands_on", "inputs", "known", "lazy", "lists", "makes", "numbers",
+        "only_numbers", "only_plain", "outputs", "pictures", "sizes",
+        "takes_films", "takes_lists", "traits",
     )  # fmt: skip
 
     def __init__(self, class_type: str, declared: Declared) -> None:
@@ -65,6 +70,9 @@ class NodeClass:
         self.pictures = not _SEEN.isdisjoint(kinds) and "LATENT" not in kinds
         self.numbers = not self.known or anything or any(kind in PLAIN for kind in kinds)
         self.only_plain = bool(kinds) and all(kind in PLAIN for kind in kinds)
+        self.only_numbers = bool(kinds) and all(kind in _NUMBERS for kind in kinds)
+        self.computes = bool(kinds) and all(kind in PLAIN or _ANY.search(kind) or kind == "COLOR" for kind in kinds)
+        self.hands_on = Trait.HANDS_ON in self.traits and len(self.inputs) <= 2
         self.takes_films = "VIDEO" in declared.inputs.values()
         self.takes_lists = declared.takes_lists
         self.lists = declared.lists

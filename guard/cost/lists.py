@@ -8,9 +8,12 @@ from typing import Any
 
 from .classes import NodeClass
 from .names import Role
-from .ranges import ENDLESS, read_list
-from .sizes import Asked
+from .ranges import ENDLESS, read_list, read_number
+from .shapes import Asked
 from .values import ONE, Items, Value
+
+#: Samplers that a host has, or schedulers; 0.33 has 45 and 9.
+_MOST_NAMES = 100
 
 
 def count_runs(node_id: str, node_class: NodeClass, linked: Mapping[str, Value]) -> Items:
@@ -25,6 +28,43 @@ def count_runs(node_id: str, node_class: NodeClass, linked: Mapping[str, Value])
         makers.pop() if len(makers) == 1 else node_id,
         all(each.counted for each in lists),
     )
+
+
+def count_parts(node_class: NodeClass, inputs: Mapping[str, Any], linked: Mapping[str, Value]) -> float:
+    """How often a node samples that takes its steps and the like as texts such as `20, 25`: each with each."""
+    if node_class.inputs.get("steps") != "STRING":
+        return 1
+    parts = 1.0
+    for name, kind in node_class.inputs.items():
+        if kind != "STRING" or name == "steps" or name not in inputs:
+            continue
+        text = linked[name].text if name in linked else inputs[name]
+        if isinstance(text, str):
+            parts = min(parts * max(sum(_expand(part)[0] for part in _list_parts(text)), 1), ENDLESS)
+        elif name in linked:
+            parts = ENDLESS if linked[name].told else parts
+    return parts
+
+
+def sum_parts(text: str) -> float:
+    """All numbers of such a text together, at most."""
+    return min(sum(count * most for count, most in map(_expand, _list_parts(text))), ENDLESS)
+
+
+def _list_parts(text: str) -> list[str]:
+    return text.replace("\n", ",").split(",")
+
+
+def _expand(part: str) -> tuple[float, float]:
+    """(how many, the largest) of one part: a number, a row of them (`10...20+5`), or all names that there are (`*`)."""
+    if part.strip().startswith(("*", "!")):
+        return _MOST_NAMES, 0
+    if "..." not in part:
+        return 1, read_number(part) or 0
+    start, _, rest = part.partition("...")
+    end, _, step = rest.partition("+")
+    numbers = [abs(read_number(one) or 0) for one in (start, end, step)]
+    return min((numbers[0] + numbers[1]) / numbers[2] + 1, ENDLESS) if numbers[2] else ENDLESS, max(numbers[:2])
 
 
 def spread(linked: Mapping[str, Value]) -> dict[str, Value]:

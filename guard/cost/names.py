@@ -36,6 +36,7 @@ class Role(enum.Enum):
     CELL_WIDTH = enum.auto()  # of each picture on a sheet
     CELL_HEIGHT = enum.auto()
     COLUMNS = enum.auto()
+    ROWS = enum.auto()
     SPACING = enum.auto()  # between pictures side by side
     TILE = enum.auto()  # a side of the pieces into which a picture is cut
     OVERLAP = enum.auto()  # of those
@@ -66,7 +67,10 @@ class Trait(enum.Enum):
     MINUS = enum.auto()
     TIMES = enum.auto()
     OVER = enum.auto()
-    COUNTS = enum.auto()  # gives a number of what is in a text
+    COUNTS = enum.auto()  # gives how many there are
+    CALCULATES = enum.auto()  # by formulas in its texts
+    PICKS = enum.auto()  # a number between others
+    HANDS_ON = enum.auto()  # its only input, as it is
 
 
 _EXACT = (
@@ -107,6 +111,7 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
     (Role.SECONDS, r"seconds|duration|duration_s|duration_seconds|seconds_total|total_seconds|total_second_length"),
     (Role.EDGE, r"left|right|top|bottom"),
     (Role.COLUMNS, r"(?:num_|max_)?col(?:umn)?s"),
+    (Role.ROWS, r"(?:num_|max_)?rows"),
     (Role.OVERLAP, r"(?:tile_)?overlap(?:_x|_y)?"),
     (Role.ROUNDS, r"num_(?:segments|chunks|loops|iterations)|total|iterations|loops|loop_count|max_iterations|rounds"),
 )
@@ -117,10 +122,17 @@ _SIZES = frozenset({Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT})
 _SCALE_OF_RESIZE = "resize_type.multiplier"
 
 _TRAITS: tuple[tuple[Trait, str], ...] = (
-    (Trait.SWITCH, r"switch|ifelse|if_else|conditionalbranch|\bselect\b|convertanything|constant number|any ?index"),
+    (
+        Trait.SWITCH,
+        r"switch|ifelse|if_else|conditionalbranch|simplecondition|\bselect\b|convertanything|constant number|"
+        r"any ?index",
+    ),
     (Trait.REPEATS, r"repeat|duplicat|expandbatch|clone"),
     (Trait.INTERPOLATES, r"\bvfi\b|interpolat|\brife\b|inbetween"),
-    (Trait.CUTS, r"frombatch|getimage(?:range|s)|trim|slice|latentcut$|splitimages|splitlatents|selectimages"),
+    (
+        Trait.CUTS,
+        r"frombatch|getimage(?:range|s)|trim|slice|latentcut$|split(?:images|latents|masks)|select(?:images|latents|masks)",
+    ),
     (Trait.SOUND, r"audio|music|sound(?!image)"),
     (Trait.CROPS, r"crop"),
     (Trait.PADS, r"pad|outpaint|border|expandcanvas|extend"),
@@ -137,7 +149,16 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.MINUS, r"sub$|subtract|minus"),
     (Trait.TIMES, r"mul$|multiply|multiple$"),
     (Trait.OVER, r"div$|divide"),
-    (Trait.COUNTS, r"length$|count$|len$"),
+    (Trait.COUNTS, r"(?:length|count|len)\W*$"),
+    (Trait.CALCULATES, r"math|calculat|expression|formula|evaluat"),
+    (Trait.PICKS, r"random|clamp|slider"),
+    (
+        Trait.HANDS_ON,
+        r"primitive|constant|literal|reroute|convert|multiline|preview|display|show|dummyout|getnode|setnode|"
+        r"simplemath(?:int|float|percent|boolean)|"
+        r"(?:^|\W|_)(?:int|integer|float|number|string|text|bool|boolean|seed|value|any)s?(?:\W|_|$)|"
+        r"(?:int|integer|float|number|string|boolean|seed|slider|combo)\W*$",
+    ),
 )
 _TRAIT_PATTERNS = tuple((trait, re.compile(pattern)) for trait, pattern in _TRAITS)
 

@@ -16,6 +16,9 @@ Range = tuple[float, float]
 #: Anything beyond this is too much. Without a bound, a number doubled a thousand times would outgrow the graph.
 ENDLESS = 1e18
 
+#: What nobody has followed, though it is made of nothing but what the prompt says: it may be anything.
+ANYTHING: Range = (-math.inf, ENDLESS)
+
 _LONGEST = 1000
 _LIST = re.compile(r"\s*[\d.][\d.\s,;+]*", re.ASCII)
 
@@ -37,14 +40,20 @@ def read_number(value: Any) -> float | None:
 
 def read_list(text: Any) -> list[float]:
     """The numbers of a text such as `"20,500"`, or `"0.9, 0.5, 0"`; none where it is another text."""
-    if not isinstance(text, str) or len(text) > 100_000 or not _LIST.fullmatch(text):
+    if not isinstance(text, str) or not _LIST.fullmatch(text):
         return []
+    if len(text) > 100_000:
+        return [ENDLESS]
     numbers = (read_number(part) for part in re.split(r"\.{2,}|[\s,;+]+", text) if part)
     return [number for number in numbers if number is not None]
 
 
-def count_chars(text: str | None) -> Range | None:
-    return None if text is None else (len(text), len(text))
+def read_text(text: Any) -> Range | None:
+    """The number that a text or a constant is, or the bounds of those that it has; None where it is another text."""
+    if (number := read_number(text)) is not None:
+        return number, number
+    numbers = read_list(text)
+    return (min(numbers), max(numbers)) if numbers else None
 
 
 def clip(number: float) -> float:
@@ -65,26 +74,62 @@ def is_certain(known: Range | None) -> bool:
 
 
 def evaluate(formula: str, names: Mapping[str, Range | None]) -> Range | None:
-    """What a formula may come to; None where that cannot be told. Takes what simpleeval and its like take."""
+    """What a formula may come to. Takes what simpleeval and its like take.
+
+    Of a name that only the run can tell (None), one is taken; the lowest is then -inf, and where nothing can be told,
+    the answer is None. `ANYTHING` where that is the formula's own fault.
+    """
     if len(formula) > _LONGEST:
-        return None
+        return ANYTHING
     tree = _parse(formula)
+    if tree is None:
+        return ANYTHING
+    reader = _Formula(names)
     try:
-        return _Formula(names).find(tree) if tree is not None else None
+        return reader.operands.give(reader.find(tree))
     except (ArithmeticError, ValueError, RecursionError):
-        return None
+        return reader.operands.give(None)
 
 
 def apply_word(word: str, operands: Sequence[Range | None]) -> Range | None:
     """The same for two numbers and a word such as `multiply`, or a sign."""
     word = word.strip().lower()
     for known, function in _WORDS:
-        if known.fullmatch(word) and len(operands) == 2 and all(map(is_certain, operands)):
+        if known.fullmatch(word) and len(operands) == 2:
+            used = _Operands()
             try:
-                return function(*(each for each in operands if each is not None))
+                return used.give(function(*map(used.take, operands)))
             except (ArithmeticError, ValueError):
-                return None
-    return None
+                return used.give(None)
+    return ANYTHING
+
+
+def knows_word(word: str) -> bool:
+    return any(known.fullmatch(word.strip().lower()) for known, _function in _WORDS)
+
+
+class _Operands:
+    """Remembers whether one of them is not known, and why."""
+
+    def __init__(self) -> None:
+        self.open = self.endless = False
+
+    def take(self, known: Range | None) -> Range:
+        if known is None:
+            self.open = True
+            return 0, 1
+        if is_certain(known):
+            return known
+        if known[1] >= ENDLESS:
+            self.endless = True
+            return -ENDLESS, ENDLESS
+        self.open = True
+        return min(0, known[1]), known[1]
+
+    def give(self, result: Range | None) -> Range | None:
+        if result is None:
+            return None if self.open and not self.endless else ANYTHING
+        return (-math.inf, result[1]) if self.open or self.endless else result
 
 
 @functools.lru_cache(maxsize=512)
@@ -195,6 +240,19 @@ def _absolute(of: Range) -> Range:
     return (0 if of[0] < 0 < of[1] else low), high
 
 
+def _round(of: Range, digits: Range = (0, 0)) -> Range:
+    """With fewer than no digits, to tens, hundreds, …"""
+    if digits[0] != digits[1] or abs(digits[0]) > 30:
+        raise ValueError(digits)
+    return clip(round(of[0], int(digits[0]))), clip(round(of[1], int(digits[0])))
+
+
+def _logarithm(of: Range, base: Range = (math.e, math.e)) -> Range:
+    if base[0] <= 1 <= base[1]:
+        raise ValueError(base)
+    return _corners(math.log)(of, base)
+
+
 def _within_one(*_of: Range) -> Range:
     return -1, 1
 
@@ -205,13 +263,13 @@ _FUNCTIONS: dict[str, Callable[..., Range]] = {
     "sum": lambda *of: (clip(sum(low for low, _ in of)), clip(sum(high for _, high in of))),
     "abs": _absolute,
     "pow": _raise_power,
-    "round": _monotonic(lambda number: float(round(number + (0.5 if number > 0 else -0.5)))),
+    "round": _round,
     "ceil": _monotonic(math.ceil),
     "floor": _monotonic(math.floor),
     "int": _monotonic(math.trunc),
     "float": _monotonic(float),
     "sqrt": _monotonic(math.sqrt),
-    "log": _monotonic(math.log),
+    "log": _logarithm,
     "log2": _monotonic(math.log2),
     "log10": _monotonic(math.log10),
     "exp": _monotonic(lambda number: math.exp(min(number, 50))),
@@ -225,6 +283,7 @@ class _Formula:
 
     def __init__(self, names: Mapping[str, Range | None]) -> None:
         self._names = names
+        self.operands = _Operands()
 
     def find(self, tree: ast.expr) -> Range:
         match tree:
@@ -233,11 +292,14 @@ class _Formula:
                 if number is None:
                     raise ValueError
                 return number, number
-            case ast.Name(id=name):
-                found = self._names.get(name)
-                if found is None or not is_certain(found):
-                    raise ValueError(name)
-                return found
+            case ast.Name(id=name) if name in self._names:
+                return self.operands.take(self._names[name])
+            case ast.Name(id=name) if name in _CONSTANTS:
+                return _CONSTANTS[name], _CONSTANTS[name]
+            case ast.Subscript(value=ast.Name(id="values")) if self._names:
+                return self._find_any(self._names)
+            case ast.Subscript(value=ast.Name(id=name)) if f"{name}[]" in self._names:
+                return self.operands.take(self._names[f"{name}[]"])
             case ast.BinOp(left=left, op=sign, right=right) if type(sign) in _OPERATORS:
                 return _OPERATORS[type(sign)](self.find(left), self.find(right))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -259,29 +321,48 @@ class _Formula:
                 return self._call(name.lower(), arguments)
         raise ValueError(ast.dump(tree)[:50])
 
+    def _try(self, tree: ast.expr) -> Range | None:
+        try:
+            return self.find(tree)
+        except (ArithmeticError, ValueError):
+            return None
+
+    def _find_any(self, names: Mapping[str, Range | None]) -> Range:
+        each = [self.operands.take(known) for known in names.values()]
+        return min(low for low, _ in each), max(high for _, high in each)
+
     def _choose(self, test: ast.expr, body: ast.expr, other: ast.expr) -> Range:
         """Of a comparison that can be told, one branch; else both."""
         match test:
             case ast.Compare(left=left, ops=[sign], comparators=[right]) if type(sign) in _COMPARISONS:
-                one, two = self.find(left), self.find(right)
-                if one[0] == one[1] and two[0] == two[1]:
+                one, two = self._try(left), self._try(right)
+                sure = not (self.operands.open or self.operands.endless)
+                if sure and one is not None and two is not None and one[0] == one[1] and two[0] == two[1]:
                     return self.find(body if _COMPARISONS[type(sign)](one[0], two[0]) else other)
         branches = self.find(body), self.find(other)
         return min(low for low, _ in branches), max(high for _, high in branches)
 
+    def _read_text(self, tree: ast.expr) -> Range:
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, str):
+            if (number := read_number(tree.value)) is None:
+                raise ValueError(tree.value)
+            return number, number
+        return self.find(tree)
+
     def _call(self, name: str, arguments: list[ast.expr]) -> Range:
         if len(arguments) == 1 and isinstance(arguments[0], ast.Name) and arguments[0].id == "values":
-            operands = [self.find(ast.Name(each)) for each in self._names]
+            operands = [self.operands.take(each) for each in self._names.values()]
         elif len(arguments) == 1 and isinstance(arguments[0], (ast.List, ast.Tuple)):
             operands = [self.find(each) for each in arguments[0].elts]
         else:
-            operands = [self.find(each) for each in arguments]
+            operands = [self._read_text(each) if name in ("int", "float") else self.find(each) for each in arguments]
         try:
             return _FUNCTIONS[name](*operands)
         except TypeError as error:  # too many or too few of them
             raise ValueError(name) from error
 
 
+_CONSTANTS = {"pi": math.pi, "e": math.e, "euler": math.e, "tau": math.tau}
 _COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,

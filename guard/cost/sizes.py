@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from .names import Role, Trait
-from .ranges import ENDLESS, Range
+from .ranges import ENDLESS
+from .shapes import Asked, cut_up, deal_out, find_largest, find_slant, pick, stitch, turn
 from .values import Extent, Media
 
 #: A size in a text, as pickers offer them: `1024x1024 (1:1)`.
@@ -20,14 +20,6 @@ _LONGEST_CHOICE = 60
 #: What a model that makes pictures larger is taken for where its name does not say.
 USUAL_FACTOR = 4.0
 _FACTOR = re.compile(r"(?<![a-z0-9])(?:x([2348])|([2348])x)(?![a-z0-9]*\d)|[a-z_-]x([248])(?=plus|[_.-])", re.I)
-
-
-class Asked(NamedTuple):
-    """One number that a node asks for, and what its input is."""
-
-    name: str
-    role: Role
-    number: Range | None
 
 
 def read_factor(name: str) -> float:
@@ -46,6 +38,7 @@ def combine(
     media: Media | None = None,
     times: float = 1,
     runs: float = 1,
+    picks: float | None = None,
 ) -> tuple[list[str], Extent]:
     """The inputs by which a node asks for more, and the pictures that it gives.
 
@@ -55,9 +48,14 @@ def combine(
         media: the file that it loads.
         times: how often a loop runs it.
         runs: how often a list runs it; the pictures are those of all runs together.
+        picks: so many pictures it takes out of those that it gets, each as often as it likes; None: all, as they are.
     """
     names: list[str] = []
     extent = _join(incoming, asked, traits, names, times, runs)
+    if picks is not None:
+        extent = pick(extent, traits, names, picks * runs)
+    if Trait.TURNS in traits and incoming:
+        extent = turn(extent, texts)
     if media is not None and media.width:
         area = media.width * media.height
         extent = Extent(media.width, media.height, area, runs, media.frames)
@@ -85,79 +83,38 @@ def _join(
     known = all(each.known for each in incoming)
     largest = max(incoming, key=lambda each: each.area)
     most = max(incoming, key=lambda each: each.pictures)
-    turned = largest.turned or Trait.TURNS in traits
+    turned = largest.turned
     if any((each.width, each.height) != (largest.width, largest.height) for each in incoming):
-        turned, largest = True, max(incoming, key=_find_slant)._replace(area=largest.area)
+        turned, largest = True, max(incoming, key=find_slant)._replace(area=largest.area)
     extent = largest._replace(batch=most.batch, frames=most.frames, known=known, turned=turned)
     if runs > 1 and len(incoming) > 1:
         # Of each pair the larger one may decide, now this and now that.
         batch, frames = sum(each.batch for each in incoming), max(each.frames for each in incoming)
         extent = extent._replace(batch=min(batch, ENDLESS), frames=frames)
-    if Trait.TILES in traits and _find_largest(asked, Role.TILE):
+    if Trait.TILES in traits and find_largest(asked, Role.TILE):
         names.append(next(one.name for one in asked if one.role is Role.TILE))
-        extent = _cut_up(extent, asked)
+        extent = cut_up(extent, asked)
+    elif Trait.TILES in traits and (pieces := find_largest(asked, Role.COLUMNS) * find_largest(asked, Role.ROWS)):
+        names.append(next(one.name for one in asked if one.role is Role.COLUMNS))
+        extent = deal_out(extent, asked, pieces)
     if Trait.SHEET in traits:
         names.append("")
-        columns = max(_find_largest(asked, Role.COLUMNS), 1)
+        columns = max(find_largest(asked, Role.COLUMNS), 1)
         rows = math.ceil(extent.pictures / columns) if extent.pictures < ENDLESS else ENDLESS
-        across = _find_largest(asked, Role.CELL_WIDTH) or max(largest.width, math.sqrt(largest.area))
-        down = _find_largest(asked, Role.CELL_HEIGHT) or max(largest.height, math.sqrt(largest.area))
-        spacing = _find_largest(asked, Role.SPACING)
+        across = find_largest(asked, Role.CELL_WIDTH) or max(largest.width, math.sqrt(largest.area))
+        down = find_largest(asked, Role.CELL_HEIGHT) or max(largest.height, math.sqrt(largest.area))
+        spacing = find_largest(asked, Role.SPACING)
         width, height = columns * (across + spacing), rows * (down + spacing)
         return Extent(width, height, min(width * height, ENDLESS), runs, 0, known)
     if len(incoming) > 1 and Trait.STITCHES in traits:
         names.append("")
-        return _stitch(incoming, extent, _find_largest(asked, Role.SPACING))
+        return stitch(incoming, extent, find_largest(asked, Role.SPACING))
     if len(incoming) > 1 and Trait.JOINS in traits:
         names.append("")
         if any(each.frames for each in incoming):
             return extent._replace(batch=1, frames=min(sum(each.pictures for each in incoming) * times, ENDLESS))
         return extent._replace(batch=min(sum(each.batch for each in incoming) * times, ENDLESS))
     return extent
-
-
-def _cut_up(extent: Extent, asked: Sequence[Asked]) -> Extent:
-    """Pieces that overlap. The smaller side of a tile may lie along either side of the picture."""
-    sides = [one.number[1] for one in asked if one.role is Role.TILE and one.number is not None]
-    overlap = _find_largest(asked, Role.OVERLAP)
-    step = max(min(sides) - overlap, 1)
-    across = extent.width or math.sqrt(extent.area)
-    down = extent.height or math.sqrt(extent.area)
-    if len(sides) == 2 and not extent.turned:
-        steps = [max(side - overlap, 1) for side in sides]
-        pieces = math.ceil(across / steps[0]) * math.ceil(down / steps[1])
-        area = min(sides[0], across) * min(sides[1], down)
-    else:
-        pieces = math.ceil(across / step) * math.ceil(down / step)
-        area = min(max(sides) ** 2, extent.area)
-    return extent._replace(area=area, width=0, height=0, batch=min(extent.batch * pieces, ENDLESS))
-
-
-def _find_slant(extent: Extent) -> float:
-    """How much longer one side is than the other."""
-    if not extent.width or not extent.height:
-        return 1.0
-    return max(extent.width / extent.height, extent.height / extent.width)
-
-
-def _stitch(incoming: Sequence[Extent], extent: Extent, spacing: float) -> Extent:
-    """One picture of several side by side. Each may be scaled to the side of the first, whichever that is."""
-    area = longest = 0.0
-    for each in incoming:
-        side = max(incoming[0].width, incoming[0].height)
-        scaled = side * side * _find_slant(each) if _find_slant(each) != _find_slant(incoming[0]) else 0
-        area += max(each.area, incoming[0].area, scaled)
-        longest = max(longest, each.width, each.height)
-    # Or stands on a ground as high as the highest.
-    across = sum(each.width for each in incoming) * max(each.height for each in incoming)
-    down = sum(each.height for each in incoming) * max(each.width for each in incoming)
-    area = min(max(area, across, down) + spacing * longest * (len(incoming) - 1), ENDLESS)
-    long = min(longest * len(incoming) + spacing, ENDLESS)
-    return extent._replace(area=area, width=long, height=area / long if long else 0, turned=True)
-
-
-def _find_largest(asked: Sequence[Asked], role: Role) -> float:
-    return max((one.number[1] for one in asked if one.role is role and one.number is not None), default=0.0)
 
 
 def _resize(
@@ -190,7 +147,7 @@ def _resize(
             width, height = min(width, across), min(height, down)
             area = min(area, extent.area, width * height)
         # What is rounded to less is within what a limit may be exceeded by.
-        if (more := _find_largest(asked, Role.MULTIPLE) - _ROUNDED) > 0:
+        if (more := find_largest(asked, Role.MULTIPLE) - _ROUNDED) > 0:
             width, height = width + more, height + more
             area = max(area, width * height)
         extent = extent._replace(area=area, width=width, height=height, known=True)
@@ -245,7 +202,7 @@ def _list_sizes(
                 across = math.sqrt(side * 2**20 * ratio)  # 2**20: as ComfyUI's ImageScaleToTotalPixels counts them
                 sizes.append((one.name, side * 2**20, across, across / ratio, True))
             case Role.SIDE:
-                short = side / _find_slant(extent)
+                short = side / find_slant(extent)
                 width, height = (side, short) if ratio >= 1 else (short, side)
                 sizes.append((one.name, side * (side if extent.turned else short), width, height, True))
             case Role.SHORT_SIDE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .ranges import ENDLESS, Range, unite
+from .ranges import ENDLESS, Range, read_text, unite
 
 
 class Extent(NamedTuple):
@@ -67,6 +67,7 @@ class Value(NamedTuple):
         rate: frames per second, of a film; 0: unknown.
         times: how often the run makes it.
         items: of the list that it is.
+        told: it is made of nothing but what the prompt says.
     """
 
     number: Range | None = None
@@ -77,6 +78,7 @@ class Value(NamedTuple):
     rate: float = 0
     times: float = 1
     items: Items = ONE
+    told: bool = False
 
 
 class Media(NamedTuple):
@@ -146,10 +148,11 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
             all(one.known for one in extents),
         )
     return Value(
-        number=unite([value.number for value in values]),
+        number=unite([value.number or read_text(value.text) for value in values]),
         extent=extent,
         steps=max(value.steps for value in values),
         factor=max(value.factor for value in values),
         rate=max(value.rate for value in values),
         times=max(value.times for value in values),
+        told=all(value.told for value in values),
     )

@@ -9,32 +9,23 @@ from typing import Any
 
 from ..graph import is_link
 from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
-from .lists import count_runs, mark_lists, spread
+from .lists import count_parts, count_runs, mark_lists, spread, sum_parts
+from .measures import measure
 from .names import Role, Trait
-from .ranges import ENDLESS, Range, apply_word, count_chars, evaluate, read_list, read_number
-from .sizes import Asked, combine, read_factor
+from .picks import count_picks
+from .plain import PlainNode, find_named, fit, of_constant, read_value
+from .ranges import ANYTHING, ENDLESS, Range, read_text
+from .shapes import Asked
+from .sizes import combine, read_factor
+from .texts import Budget
 from .values import Amount, Extent, Items, Media, Value, unite_values
 
-_SIDE = re.compile(r"(?:.*_)?(?:width|w)", re.I)
-_UP = re.compile(r"(?:.*_)?(?:height|h)", re.I)
-_BATCH = re.compile(
-    r"batch|batch_size|batch_count|count|image_count|(?:.*_)?frame_count|frames|num_frames|length", re.I
-)
-_RATE = re.compile(r"(?:.*_)?(?:fps|frame_rate)", re.I)
-_SECONDS = re.compile(r"(?:.*_)?(?:duration|seconds)", re.I)
-_FORMULA = re.compile(r"expression|formula|equation|value|code", re.I)
-_WORD = re.compile(r"operation|operator|op|mode|method|function", re.I)
-_SELECTOR = re.compile(r"switch|boolean|cond|condition|select(?:ed)?|index|input|number_type|sel_mode", re.I)
-_YES = frozenset({"on_true", "tt_value", "if_true", "true_value", "true"})
-_NO = frozenset({"on_false", "ff_value", "if_false", "false_value", "false"})
-_MATH = ((Trait.PLUS, "+"), (Trait.MINUS, "-"), (Trait.TIMES, "*"), (Trait.OVER, "/"))
+#: Nodes take the numbers out of a text of sigmas whatever is between them.
+_DIGITS = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _OWN_PICTURES = frozenset(
     {Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE}
     | {Role.FRAMES, Role.CAP, Role.BATCH}
 )
-
-#: The texts of formulas that one prompt may have read: they take microseconds a character.
-_FORMULA_CHARS = 20_000
 
 _UNKNOWN = Value()
 _NO_CLASSES = NodeClasses()
@@ -61,7 +52,7 @@ class Walk:
         self._media = media or {}
         self._values: dict[str, Sequence[Value] | Value] = {}
         self._asked: dict[str, list[Asked]] = {}
-        self._formula_chars = _FORMULA_CHARS
+        self._budget = Budget()
         self.amounts: list[Amount] = []
         for node_id in self._order():
             self._visit(node_id)
@@ -84,10 +75,7 @@ class Walk:
 
     def read(self, value: Any) -> Range | None:
         """What an input's number may be; None: only the run can tell."""
-        if is_link(value):
-            found = self._find(value)
-            return found.number if found.number is not None or found.text is None else _read_text(found.text)
-        return _read_text(value)
+        return read_value(self._find(value)) if is_link(value) else read_text(value)
 
     # One node after the other. -------------------------------------------------------------------------------
 
@@ -122,6 +110,13 @@ class Walk:
         at = int(link[1]) if math.isfinite(link[1]) else 0
         return values[at] if 0 <= at < len(values) else values[0] if values else _UNKNOWN
 
+    def _kind_of(self, link: Any) -> str:
+        """The kind of output that a link comes from."""
+        node = self._graph.get(link[0])
+        outputs = self._classes.find(str(node["class_type"])).outputs if node is not None else []
+        at = int(link[1]) if math.isfinite(link[1]) else -1
+        return outputs[at][0] if 0 <= at < len(outputs) else ""
+
     def _list_asked(self, inputs: Mapping[str, Any]) -> list[Asked]:
         return [
             Asked(name, role, self.read(value))
@@ -137,7 +132,8 @@ class Walk:
         linked = {name: self._find(value) for name, value in inputs.items() if is_link(value)}
         asked = self._asked[node_id] = self._list_asked(inputs)
         times = _count_rounds(asked, traits, linked)
-        branches = self._list_branches(inputs) if Trait.SWITCH in traits else {}
+        plain = PlainNode(str(node["class_type"]), node_class, inputs, linked, self._kind_of, self._budget)
+        branches = plain.list_branches() if Trait.SWITCH in traits else {}
         if branches and node_class.lazy:
             linked = {name: value for name, value in linked.items() if name in branches or name not in node_class.lazy}
         runs = count_runs(node_id, node_class, linked)
@@ -149,16 +145,16 @@ class Walk:
         if handed:
             whole = unite_values(handed, each=runs.most > 1)
         elif _handles_pictures(node_class, extents, asked, media):
-            whole = self._make_pictures(node_id, node_class, linked, asked, media, (times, runs), extents)
+            parts = count_parts(node_class, inputs, linked)
+            whole = self._make_pictures(node_id, node_class, linked, asked, media, (times * parts, runs), extents)
+            whole = whole._replace(told=plain.told)
+            if parts > 1 and whole.extent is not None:
+                whole = whole._replace(extent=whole.extent._replace(batch=min(whole.extent.batch * parts, ENDLESS)))
         elif node_class.gathers:
             whole = unite_values([value for value in _list_values(inputs, linked) if value is not None])
         else:
-            whole = Value(
-                number=self._find_number(node_class, inputs, linked) if node_class.numbers else None,
-                text=_find_text(node_class, inputs, linked) if node_class.numbers else None,
-                steps=_find_steps(inputs, asked, linked),
-                factor=_find_factor(node, linked),
-            )
+            whole = plain.give() if node_class.numbers else Value()
+            whole = whole._replace(steps=_find_steps(inputs, asked, linked), factor=_find_factor(node, linked))
         if (times, runs) != (whole.times, whole.items):
             whole = whole._replace(times=max(times, whole.times), items=runs)
         outputs = node_class.outputs
@@ -188,8 +184,17 @@ class Walk:
             factor, rate = max(factor, value.factor), max(rate, value.rate)
             if value.text is not None:
                 texts[name] = value.text
+        picks = count_picks(inputs, linked, extents) if extents else None
         names, extent = combine(
-            extents, asked, texts, node_class.traits, factor=factor, media=media, times=times, runs=runs.most
+            extents,
+            asked,
+            texts,
+            node_class.traits,
+            factor=factor,
+            media=media,
+            times=times,
+            runs=runs.most,
+            picks=picks,
         )
         if not runs.counted:
             extent = extent._replace(known=False)
@@ -206,50 +211,12 @@ class Walk:
             self.amounts.append(Amount(node_id, name, extent, rated, works, times, node_class.pictures, runs.most))
         return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate)
 
-    # Numbers. ------------------------------------------------------------------------------------------------
-
-    def _list_branches(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What a switch may hand on: of a selector that is known, its branch; else any of them."""
-        branches = {name: value for name, value in inputs.items() if not _SELECTOR.fullmatch(name)}
-        selector = next((value for name, value in inputs.items() if name in ("switch", "boolean", "cond")), None)
-        chosen = self.read(selector) if is_link(selector) or isinstance(selector, (bool, int)) else None
-        if chosen is not None and chosen[0] == chosen[1]:
-            wanted = _YES if chosen[0] else _NO
-            branches = {name: value for name, value in branches.items() if name in wanted} or branches
-        return branches
-
-    def _find_number(
-        self, node_class: NodeClass, inputs: Mapping[str, Any], linked: Mapping[str, Value]
-    ) -> Range | None:
-        if len(inputs) == 1:
-            if Trait.COUNTS in node_class.traits and "STRING" in node_class.inputs.values():
-                return count_chars(_find_text(node_class, inputs, linked))
-            return self.read(next(iter(inputs.values())))
-        operands = {
-            name.rpartition(".")[2]: self.read(value)
-            for name, value in inputs.items()
-            if is_link(value) or isinstance(value, (int, float))
-        }
-        for name, value in inputs.items():
-            text = linked[name].text if name in linked else value
-            if not isinstance(text, str):
-                continue
-            if _FORMULA.fullmatch(name) and self._formula_chars >= len(text):
-                self._formula_chars -= len(text)
-                return evaluate(text, operands)
-            if _WORD.fullmatch(name):
-                return apply_word(text, list(operands.values()))
-        for trait, sign in _MATH:
-            if trait in node_class.traits and len(operands) == 2:
-                return apply_word(sign, list(operands.values()))
-        return None
-
     def _deal(
         self, node_class: NodeClass, whole: Value, inputs: Mapping[str, Any], linked: Mapping[str, Value]
     ) -> list[Value]:
         """What each output gives."""
         values: list[Value] = []
-        bare = Value(times=whole.times, items=whole.items)
+        bare = Value(times=whole.times, items=whole.items, told=whole.told)
         several = len(node_class.outputs) > 1
         for kind, name in node_class.outputs:
             if kind not in PLAIN:
@@ -262,40 +229,19 @@ class Walk:
                 continue
             number = whole.number
             if whole.extent is not None:
-                number = self._measure(name, whole, inputs)
-            elif several and (named := _find_named(name, inputs)) is not None:
-                found = linked[named] if named in linked else _of_constant(inputs[named])
+                number = measure(name, whole, node_class.traits)
+                if number is None and find_short_role(name) is not None and (named := find_named(name, inputs)):
+                    number = self.read(inputs[named])
+            elif several and (named := find_named(name, inputs)) is not None:
+                found = linked[named] if named in linked else of_constant(inputs[named])
                 if found is not None:
                     values.append(found._replace(times=max(found.times, whole.times), items=whole.items))
                     continue
-            if kind == "INT" and number is not None:
-                number = _truncate(number[0]), _truncate(number[1])
-            values.append(bare._replace(number=number, text=whole.text if kind != "INT" else None))
+            if number is None and kind in ("INT", "FLOAT", "NUMBER") and whole.told:
+                number = read_text(whole.text) or ANYTHING
+            text = whole.text if kind != "INT" else None
+            values.append(bare._replace(number=fit(kind, number), text=text))
         return values
-
-    def _measure(self, word: str, whole: Value, inputs: Mapping[str, Any]) -> Range | None:
-        """What a node that has pictures says of them in a number."""
-        extent = whole.extent
-        assert extent is not None
-        number = 0.0
-        if _SIDE.fullmatch(word):
-            number = extent.width
-        elif _UP.fullmatch(word):
-            number = extent.height
-        elif _BATCH.fullmatch(word):
-            number = extent.pictures if extent.known else 0
-        elif _RATE.fullmatch(word):
-            number = whole.rate
-        elif _SECONDS.fullmatch(word):
-            number = extent.frames / whole.rate if whole.rate else 0
-        if number <= 0:
-            named = _find_named(word, inputs) if find_short_role(word) is not None else None
-            return self.read(inputs[named]) if named is not None else None
-        return number, number
-
-
-def _truncate(number: float) -> float:
-    return float(math.trunc(number)) if math.isfinite(number) else number
 
 
 def _count_rounds(asked: Sequence[Asked], traits: frozenset[Trait], linked: Mapping[str, Value]) -> float:
@@ -351,8 +297,12 @@ def _find_steps(inputs: Mapping[str, Any], asked: Sequence[Asked], linked: Mappi
     steps = [one.number[1] for one in asked if one.role is Role.STEPS and one.number is not None]
     steps += [value.steps for value in linked.values() if value.steps]
     for name in ("sigmas", "steps", "timesteps"):
-        if name in inputs and (numbers := read_list(linked[name].text if name in linked else inputs[name])):
-            steps.append(len(numbers) - 1 if name == "sigmas" else sum(numbers))
+        value = linked.get(name)
+        text = value.text if value is not None else inputs.get(name)
+        if isinstance(text, str):
+            steps.append(sum_parts(text) if name != "sigmas" else len(_DIGITS.findall(text)) - 1)
+        elif value is not None and value.number == ANYTHING:
+            steps.append(ENDLESS)
     if not steps:
         return 0
     most = max(max(steps), 0)
@@ -361,37 +311,9 @@ def _find_steps(inputs: Mapping[str, Any], asked: Sequence[Asked], linked: Mappi
     return max(min(most, *last) - max(0.0, *first) if last or first else most, 0)
 
 
-def _find_text(node_class: NodeClass, inputs: Mapping[str, Any], linked: Mapping[str, Value]) -> str | None:
-    """The text that a node hands on: that of its only input, or of the only one that it declares."""
-    name = next(iter(node_class.inputs if len(node_class.inputs) == 1 else inputs), "")
-    if name not in inputs or (len(inputs) > 1 and len(node_class.inputs) != 1):
-        return None
-    value = inputs[name]
-    return linked[name].text if name in linked else value if isinstance(value, str) and len(value) < 10_000 else None
-
-
-def _find_named(name: str, inputs: Mapping[str, Any]) -> str | None:
-    """The input that an output is named after."""
-    return next((each for each in inputs if each.rpartition(".")[2].lower() == name.lower()), None)
-
-
 def _first_link(inputs: Mapping[str, Any]) -> str:
     return next((name for name, value in inputs.items() if is_link(value)), "")
 
 
-def _read_text(text: Any) -> Range | None:
-    if (number := read_number(text)) is not None:
-        return number, number
-    numbers = read_list(text)
-    return (min(numbers), max(numbers)) if numbers else None
-
-
 def _list_values(inputs: Mapping[str, Any], linked: Mapping[str, Value]) -> list[Value | None]:
-    return [linked[name] if name in linked else _of_constant(value) for name, value in inputs.items()]
-
-
-def _of_constant(value: Any) -> Value | None:
-    number = read_number(value)
-    if isinstance(value, str):
-        return Value(number=(number, number) if number is not None else None, text=value[:10_000])
-    return Value(number=(number, number)) if number is not None else None
+    return [linked[name] if name in linked else of_constant(value) for name, value in inputs.items()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,9 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _MAY_LEAD_OUT = re.compile(r"\.\.|^[/\\]|^.:|\0")
 #: What a node that takes a path or an address may be told.
 _ADDRESS = re.compile(r"https?://[^/\\]", re.IGNORECASE)
+
+#: Kinds of outputs that may be texts; the kind of a choice may be written out.
+_TEXT = re.compile(r"STRING|COMBO|\*|COMFY_|^\[|^\(")
 
 
 class _Reference(NamedTuple):
@@ -107,13 +111,22 @@ class References:
             declared = self._host.file_inputs(node["class_type"])
             references += _list_texts(node_id, node, declared)
             for taken in declared:
-                if is_link(node["inputs"].get(taken)):
+                if is_link(link := node["inputs"].get(taken)) and self._may_give_name(graph, link):
                     raise BadImageError(
                         f"{node['class_type'][:100]} takes the name of its file from another node.",
                         details="Only the run can tell what that will be: name the file in the loader itself.",
                         extra_info={"node_id": node_id, "input": taken},
                     )
         return [reference for reference in references if not _is_word(reference)]
+
+    def _may_give_name(self, graph: Mapping[str, Any], link: list[Any]) -> bool:
+        """Whether a link may bring a text: a picture, say, or a number is no name."""
+        source = graph.get(link[0])
+        outputs = self._host.declaration(source["class_type"]).outputs if source is not None else ()
+        at = link[1]
+        if not (math.isfinite(at) and 0 <= at < len(outputs)):
+            return True
+        return _TEXT.search(outputs[int(at)][0]) is not None
 
     def _check_local(self, graph: Mapping[str, Any]) -> None:
         """Let no loader's input lead out of its folder; newer ComfyUIs check that themselves."""

@@ -164,7 +164,10 @@ class Policy:
         self, walk: Walk, node_id: str, name: str, value: float, limit: float, setting: str, what: str
     ) -> PolicyViolationError:
         by = f" (input {name[:100]})" if name else ""
-        complaint = f"asks for {_format(value)} {what}{by}; at most {_format(limit)} are allowed"
+        asks = f"asks for {_format(value)} {what}{by}"
+        if value >= ENDLESS:
+            asks = f"may ask for any number of {what}{by}, since nothing tells before the run what it will get"
+        complaint = f"{asks}; at most {_format(limit)} are allowed"
         return _refuse(node_id, walk.kind(node_id), name, value if value < ENDLESS else None, limit, setting, complaint)
 
 
@@ -184,6 +187,4 @@ def _matches(pattern: str, kind: str) -> bool:
 
 
 def _format(number: float) -> str:
-    if number >= ENDLESS:
-        return "endless"
     return str(int(number)) if number == int(number) else f"{number:.3f}"

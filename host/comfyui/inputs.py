@@ -6,6 +6,7 @@ import contextvars
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType
@@ -31,8 +32,9 @@ _CHOICES_COMPARED = 100
 #: Where a declaration uses one of these, its choices may be input files although there are none now.
 _INPUT_FOLDER = frozenset({"get_input_directory", "input_directory", "get_input_subfolders", "get_directory_by_type"})
 
-#: Values that name nothing, and what takes anything.
-_PLAIN = frozenset({"INT", "FLOAT", "BOOLEAN", "*"})
+#: Values that name nothing, and what takes anything. A text that may be a number instead is one of them.
+_VALUES = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO", "*"})
+_DYNAMIC = re.compile(r"COMFY_\w+_V3")
 
 #: While ComfyUI's own handler runs for us: the files in owners' folders that the prompt names.
 _named: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("guarded_named", default=())
@@ -73,7 +75,7 @@ def _read_declaration(node_class: Any) -> tuple[dict[str, Names], list[str]]:
             options = info[1] if len(info) > 1 and isinstance(info[1], Mapping) else {}
             if not isinstance(kind, (list, tuple)) and kind not in ("COMBO", "STRING"):
                 # A socket for pictures, say; or what only a page can fill in: a recording, a scene.
-                if isinstance(kind, str) and kind not in _PLAIN and kind not in list_socket_types():
+                if isinstance(kind, str) and _may_name(kind):
                     named[name] = Names.FILE
                 continue
             if "image_folder" in options or any(key.endswith("_upload") and options[key] for key in options):
@@ -86,6 +88,16 @@ def _read_declaration(node_class: Any) -> tuple[dict[str, Names], list[str]]:
                 else:
                     possible.append(name)
     return named, possible
+
+
+def _may_name(kind: str) -> bool:
+    """Whether a text in an input of this kind may be a file's name: no node gives such a thing, or it is a file's."""
+    if _DYNAMIC.fullmatch(kind):
+        return False  # what is filled in are the inputs within
+    parts = [part.strip().partition(":")[0] for part in kind.split(",")]  # `INT:seed`
+    if "STRING" in parts and any(part.startswith("FILE_") for part in parts):
+        return True
+    return not any(part in _VALUES or part in list_socket_types() for part in parts)
 
 
 @functools.lru_cache(maxsize=1)

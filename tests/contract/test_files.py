@@ -303,6 +303,17 @@ async def test_a_link_among_the_inputs_leads_nowhere_else(client, mine, yours):
             link.unlink()
 
 
+async def test_what_may_be_of_several_kinds_names_no_file_and_may_come_from_another_node(mine):
+    words = node("FaultJoin", one="51", other="2")
+    pixels = node("FaultSleep", seconds=0.0, checks_interrupt=True, steps=0, seed=0)
+    graph = {"1": words, "2": pixels, "3": node("FaultEither", value=["1", 0], picture=["2", 0])}
+    job = await mine.run(graph)
+    assert_succeeded(job)
+    assert job["outputs"]["3"]["text"] == ["512", "True"]
+    # It is no loader's: a text of several words, or with dots, is what it says.
+    assert_succeeded(await mine.run({"3": node("FaultEither", value="photo.png")}))
+
+
 async def test_a_missing_input_is_called_by_the_name_that_was_sent(mine):
     refused = assert_refusal(await mine.submit(photo_copy("nowhere.png")), "bad_image")
     assert "nowhere.png" in refused["error"]["message"]

@@ -98,6 +98,8 @@ class FakeHost:
         self.missing: list[str] = []
         #: Node class → the types of its inputs.
         self.types: dict[str, dict[str, str]] = {}
+        #: Node class → (type, name) of its outputs.
+        self.outputs: dict[str, tuple[tuple[str, str], ...]] = {}
         #: Node class → its inputs that name files.
         self.declared: dict[str, dict[str, Names]] = {"LoadImage": {"image": Names.FILE}}
         #: What `dispatch` answers: a refusal, an exception to raise, or None for "queued".
@@ -252,7 +254,7 @@ class FakeHost:
         self.flags.pop(sid, None)
 
     def declaration(self, class_type: str) -> Declared:
-        return Declared(self.types.get(class_type, {}))
+        return Declared(self.types.get(class_type, {}), self.outputs.get(class_type, ()))
 
     def file_inputs(self, class_type: str) -> dict[str, Names]:
         return self.declared.get(class_type, {})

@@ -204,6 +204,21 @@ async def test_a_link_in_the_own_folder_leads_nowhere_else(place):
             await place.files.find(MINE, "input", name)
 
 
+@pytest.mark.parametrize(("kind", "refused"), [("STRING", True), ("*", True), ("MASK,STRING", True), ("IMAGE", False)])
+async def test_a_loader_takes_from_another_node_what_is_no_text(place, kind, refused):
+    place.host.outputs = {"Maker": (("INT", "number"), (kind, "made"))}
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": ["2", 1]}},
+        "2": {"class_type": "Maker", "inputs": {}},
+    }
+    if not refused:
+        assert await place.references.resolve(graph, MINE) is False
+        return
+    with pytest.raises(BadImageError) as caught:
+        await place.references.resolve(graph, MINE)
+    assert caught.value.extra_info == {"node_id": "1", "input": "image"}
+
+
 async def test_an_input_that_takes_any_path_takes_none_of_a_stranger(place):
     assert await place.settled("https://example.com/a.mp4", kind="LoadPath", name="path")
     for value in ("input/a.mp4", "/tmp/a.mp4"):

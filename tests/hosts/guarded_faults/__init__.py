@@ -29,6 +29,7 @@ from .output import (
     FaultTruncatedImage,
 )
 from .reach import (
+    FaultEither,
     FaultFetch,
     FaultFollow,
     FaultGossip,
@@ -76,6 +77,7 @@ NODE_CLASS_MAPPINGS = {
         FaultGpuMemory,
         FaultGpuAssert,
         FaultGpuKernel,
+        FaultEither,
         FaultFetch,
         FaultFollow,
         FaultGossip,

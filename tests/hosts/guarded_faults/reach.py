@@ -52,6 +52,17 @@ class FaultRecord(_Reach):
             return {"ui": {"text": [base64.b64encode(file.read()).decode()]}}
 
 
+class FaultEither(_Reach):
+    """Reports what it gets in inputs that take things of several kinds, none of which names a file."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": ("INT,FLOAT,STRING,BOOLEAN", {})}, "optional": {"picture": ("IMAGE,MASK", {})}}
+
+    def run(self, value: Any, picture: Any = None) -> dict[str, Any]:
+        return {"ui": {"text": [str(value), str(picture is not None)]}}
+
+
 class FaultReadPath(_Reach):
     """Reports the bytes of any file by a text that nothing marks as a path; a folder's names; an address's answer; what
     a program says of a file."""

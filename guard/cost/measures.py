@@ -1,0 +1,40 @@
+"""Tell what a node that has pictures says of them in a number."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from .names import Trait
+from .ranges import ANYTHING, Range
+from .values import Value
+
+_SIDE = re.compile(r"(?:.*_)?(?:width|w)", re.I)
+_UP = re.compile(r"(?:.*_)?(?:height|h)", re.I)
+_BATCH = re.compile(
+    r"batch|batch_size|batch_count|(?:.*_)?count|(?:.*_)?frame_count|(?:.*_)?frames|num_frames|length", re.I
+)
+_RATE = re.compile(r"(?:.*_)?(?:fps|frame_rate)", re.I)
+_SECONDS = re.compile(r"(?:.*_)?(?:duration|seconds)", re.I)
+
+
+def measure(word: str, whole: Value, traits: frozenset[Trait]) -> Range | None:
+    """The number in an output of that name; None where only the run can tell. A lowest of -inf: it may be another."""
+    extent = whole.extent
+    assert extent is not None
+    number = 0.0
+    if _SIDE.fullmatch(word) or _UP.fullmatch(word):
+        number = extent.width if _SIDE.fullmatch(word) else extent.height
+        if extent.turned:
+            number = max(extent.width, extent.height)
+    elif _BATCH.fullmatch(word) or Trait.COUNTS in traits:
+        number = extent.pictures if extent.known else 0
+    elif _RATE.fullmatch(word):
+        number = whole.rate
+    elif _SECONDS.fullmatch(word):
+        number = extent.frames / whole.rate if whole.rate else 0
+    elif extent.area and extent.known:
+        return -math.inf, max(extent.width, extent.height, extent.pictures)
+    if number > 0:
+        return number, number
+    return ANYTHING if whole.told else None
