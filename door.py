@@ -22,6 +22,7 @@ from aiohttp import web
 
 from . import failure
 from .failure import Failure, Text
+from .own_files import FileError
 
 log = logging.getLogger("guarded")
 
@@ -64,7 +65,8 @@ def explain(error: Exception) -> tuple[Middleware, bool]:
     if own is not None:
         with contextlib.suppress(Exception):  # without it the doctor knows less
             failure.note(own, why, _gather_facts(listen))
-    return functools.partial(_answer, why), isinstance(error, OSError) or type(error).__name__ == "SettingsError"
+    is_told = isinstance(error, (OSError, FileError)) or type(error).__name__ == "SettingsError"
+    return functools.partial(_answer, why), is_told
 
 
 async def _answer(why: Failure, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -10,11 +10,12 @@ import ipaddress
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from . import own_files
 
 #: Each start writes this file into our own folder; the doctor's command reads it.
 NOTE = "last_start.json"
@@ -42,6 +43,10 @@ _FOLDER: Text = {
     "and its disk needs room. Then restart ComfyUI.",
     "ru": "Пользователь, от имени которого работает ComfyUI, должен иметь право читать папку __guarded в папке user "
     "и писать в нее, а на диске должно быть место. Затем перезапустите ComfyUI.",
+}
+_FILE: Text = {
+    "en": "Mend that file in the folder __guarded in ComfyUI's user folder, or take it away, and restart ComfyUI.",
+    "ru": "Исправьте этот файл в папке __guarded в папке user или уберите его и перезапустите ComfyUI.",
 }
 _MEMORY: Text = {
     "en": "Give the machine more memory or swap, and restart ComfyUI.",
@@ -93,12 +98,14 @@ def describe(error: BaseException, own: Path | None, environment: Mapping[str, s
     Blocks: it reads the settings again.
     """
     is_setting = type(error).__name__ == "SettingsError"
-    reason = str(error) if is_setting else f"{type(error).__name__}: {error}"
+    reason = str(error) if is_setting or isinstance(error, own_files.FileError) else f"{type(error).__name__}: {error}"
     told = str(getattr(error, "told", "a setting")) if is_setting else _FOLDERS.sub("…/", reason)[:500]
     if is_setting:
         mend = SETTINGS
     elif isinstance(error, ImportError):
         mend = _PACKAGE
+    elif isinstance(error, own_files.FileError):
+        mend = _FILE
     elif isinstance(error, OSError):
         mend = _FOLDER
     else:
@@ -148,31 +155,26 @@ def _find_mode(own: Path | None, environment: Mapping[str, str]) -> tuple[str | 
     if _MODE in ours:
         return ours[_MODE], True
     try:
-        raw = (own / "guarded.toml").read_bytes() if own is not None else None
+        raw = own_files.read_bytes(own / "guarded.toml") if own is not None else None
     except FileNotFoundError:
-        # A link to nothing: the disk with the settings is not there.
-        return (None, False) if own is not None and (own / "guarded.toml").is_symlink() else ("open", False)
+        return "open", False
     except OSError:
-        raw = None
-    if raw is None:
+        raw = None  # a link to nothing, say: the disk with the settings is not there
+    if own is None or raw is None:
         return None, False
     text = raw.decode(errors="replace")
-    native = _read_native(text)
+    native = _read_native(own / "guarded.toml", text)
     if native is not None and "mode" in native:
         return str(native["mode"]), True
     found = _SHUT.search(re.sub("#.*", "", text))
     return (found[0], True) if found else ("open", False)
 
 
-def _read_native(text: str) -> Mapping[str, Any] | None:
+def _read_native(path: Path, text: str) -> Mapping[str, Any] | None:
     """The section `native` of the settings; None where they are no TOML, or there is nothing to read it with."""
     try:
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
-        native = tomllib.loads(text).get("native", {})
-    except (ImportError, ValueError, RecursionError):
+        native = own_files.parse_toml(path, text).get("native", {})
+    except (ImportError, own_files.FileError):
         return None
     return native if isinstance(native, dict) else {"mode": native}
 

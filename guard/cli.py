@@ -33,7 +33,11 @@ def add_user_argument(parser: argparse.ArgumentParser) -> None:
 def find_guard_folder(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]) -> Path | None:
     """Our folder in the user folder that `--user` names, or that of the package's ComfyUI. None: it says why not."""
     user = arguments.user or user_folder(package)
-    if user is None or not user.is_dir():
+    try:
+        is_there = user is not None and user.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    if user is None or not is_there:
         say(f"{user or 'the user folder'} does not exist: start ComfyUI once, or name its user folder with --user DIR")
         return None
     return guard_folder(user)

@@ -9,6 +9,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from ..own_files import UnreadableFileError, read_bytes
+
 log = logging.getLogger("guarded")
 
 
@@ -64,9 +66,13 @@ def write_if_possible(path: Path, data: bytes) -> None:
 def read_or_make_key(path: Path) -> bytes:
     """The 32 bytes that lie there; made at the first call. Raises OSError where they cannot be read."""
     try:
-        key = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        key = read_bytes(path)
+    except FileNotFoundError:
         key = b""
+    except UnreadableFileError:
+        if path.parent.is_dir():
+            raise
+        key = b""  # there is no folder that it could lie in
     if len(key) != 32:
         key = secrets.token_bytes(32)
         write_if_possible(path, key)

@@ -11,7 +11,6 @@ import base64
 import ipaddress
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -30,15 +29,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from ..own_files import FileError, parse_json, read_toml
 from . import messages
 from .bounds import Bounds, read_complaint
 from .job import ROOTS
 from .urls import UrlError, is_public, read_url
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)]
 SecondsOrOff = Annotated[float, Field(ge=0, le=7 * 86400, allow_inf_nan=False)]
@@ -68,6 +63,12 @@ class _Section(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and kind in (int, float):
             raise ValueError("a number is needed")
+        if (
+            kind is int
+            and isinstance(value, (str, int))
+            and len(f"{value:x}" if isinstance(value, int) else value) > 20
+        ):
+            raise ValueError("the number is too large")
         return value
 
 
@@ -668,6 +669,8 @@ class Settings(_Section):
 
 
 ENV_PREFIX = "GUARDED_"
+#: Characters of a refused value that a message quotes.
+_QUOTED = 200
 _ENV_ALIASES = {"MAX_GPU_JOBS": ("queue", "max_jobs")}
 
 
@@ -722,13 +725,11 @@ def _read_file(toml_file: Path | None) -> dict[str, Any]:
     if toml_file is None:
         return {}
     try:
-        return tomllib.loads(toml_file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{toml_file.name} is not TOML: {error}") from error
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not toml_file.is_symlink():
-            return {}
-        raise SettingsError(f"{toml_file.name} cannot be read: {error.strerror}") from error
+        return read_toml(toml_file)[0]
+    except FileNotFoundError:
+        return {}
+    except FileError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _read_environment(environment: Mapping[str, str]) -> list[tuple[str, tuple[str, str], str]]:
@@ -758,8 +759,8 @@ def _parse(raw: str, path: tuple[str, str]) -> Any:
         return raw
     if raw.lstrip().startswith(("[", "{")) or dict in kinds:
         try:
-            return json.loads(raw)
-        except ValueError:
+            return parse_json(Path("environment"), raw)
+        except FileError:
             return raw
     return [part.strip() for part in raw.split(",") if part.strip()]
 
@@ -772,7 +773,10 @@ def _complain(item: ErrorDetails, named: Mapping[tuple[str, ...], str]) -> str:
 
 
 def _quote(item: ErrorDetails) -> str:
-    return "" if item["type"] == "extra_forbidden" else f", got {item['input']!r}"
+    if item["type"] == "extra_forbidden":
+        return ""
+    quoted = repr(item["input"])
+    return f", got {quoted if len(quoted) <= _QUOTED else f'{quoted[:_QUOTED]}…'}"
 
 
 def hide_password(url: str) -> str:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from ...own_files import FileError, read_json
 from .. import private_files
+from ..bounds import read_complaint
 from ..client import LOCAL, Client, KeyLimits
 from ..clock import Clock
 from ..settings import PROFILES
@@ -228,11 +230,15 @@ def read(own: Path) -> list[Key]:
     """Read all keys, the revoked ones too. Raises KeysError where the file cannot be used."""
     path = own / FILE
     try:
-        return _FILE.validate_json(path.read_bytes())
+        keys = _FILE.validate_python(read_json(path))
     except FileNotFoundError:
         return []
-    except (OSError, ValidationError) as error:
-        raise KeysError(f"{path} cannot be read: {error}") from error
+    except FileError as error:
+        raise KeysError(str(error)) from None
+    except ValidationError as error:
+        place, complaint = read_complaint(error.errors()[0])
+        raise KeysError(f"{FILE} cannot be used: {place}: {complaint[:200]}") from None
+    return keys
 
 
 def _writing(own: Path) -> AbstractContextManager[None]:

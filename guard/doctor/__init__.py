@@ -10,7 +10,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from ..access.keys import Keys
+from ..access.keys import Keys, KeysError
 from ..clock import Clock
 from ..faces.chooser import Chooser
 from ..host import Host
@@ -18,7 +18,7 @@ from ..janitor import Janitor
 from ..life.health import Health
 from ..settings import Settings
 from ..templates.catalogue import Templates
-from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, LineBody, remember
+from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, LineBody, read_keys, remember
 
 __all__ = ["CLOSE", "OPEN", "TRUSTING", "TRUST_LESS", "Doctor"]
 
@@ -73,7 +73,7 @@ class Doctor:
             host=self._host.describe(),
             folders=self._host.folders(),
             running=True,
-            keys=self._keys.list_all(),
+            keys=found if isinstance(found := read_keys(self._own), KeysError) else self._keys.list_all(),
             faces=self._chooser.facts(),
             templates=self._templates.describe("en"),
             template_faults=self._templates.list_faults(),

@@ -16,6 +16,8 @@ from contextlib import closing
 from pathlib import Path
 
 from ...failure import SETTINGS, is_reachable_from_elsewhere, say
+from ...own_files import find_kind
+from ..access.keys import KeysError
 from ..janitor.disk import list_disks
 from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path, is_postgres
@@ -35,6 +37,8 @@ FOLDER = "python custom_nodes/<folder>"
 BUILT_S = 1_760_000_000
 #: Clocks that differ by no more than this agree.
 SKEW_S = 60.0
+#: Characters of a setting's value that are shown.
+LONGEST_VALUE = 500
 SOON_MS = 7 * 86_400_000
 #: Packages of requirements.txt that need a look: onnxruntime has its own check, and without the others nothing runs.
 PACKAGES = ("av", "pydantic", "standardwebhooks", "prometheus-client", "nvidia-ml-py")
@@ -52,6 +56,10 @@ def examine(facts: Facts) -> list[Line]:
     for check in CHECKS:
         try:
             lines += check(facts, settings)
+        except OSError as error:
+            name = check.__name__.removeprefix("_check").strip("_")
+            message = f"The disk refuses: {error.strerror or type(error).__name__}."
+            lines.append(Line("error", name, message, "Let ComfyUI's user use the folder __guarded."))
         except Exception as error:
             log.exception("the check %s failed", check.__name__)
             name = check.__name__.removeprefix("_check").strip("_")
@@ -84,7 +92,9 @@ def _check_settings(facts: Facts, settings: Settings) -> Iterator[Line]:
         return
     for name, value, _help in rows(settings):
         if name in from_where:
-            yield Line("ok", "settings", f"{name} = {json.dumps(value, ensure_ascii=False)}, from {from_where[name]}")
+            shown = json.dumps(value, ensure_ascii=False)
+            shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}…"
+            yield Line("ok", "settings", f"{name} = {shown}, from {from_where[name]}")
     count = sum(name not in from_where for name, _value, _help in rows(settings))
     yield Line("ok", "settings", f"{count} settings are at their defaults.")
     if changed:
@@ -210,8 +220,8 @@ def _check_janitor(facts: Facts, settings: Settings) -> Iterator[Line]:
 def _check_access(facts: Facts, settings: Settings) -> Iterator[Line]:
     listen = facts.host.get("listen")
     outside = listen is not None and is_reachable_from_elsewhere(listen)
-    if facts.keys is None:
-        yield Line("error", "keys", "keys.json cannot be read.", f"Restore it, or make new keys: {FOLDER} keys create")
+    if isinstance(facts.keys, KeysError):
+        yield Line("error", "keys", f"{facts.keys}.", f"Restore it, or make new keys: {FOLDER} keys create")
         return
     now_ms = int(time.time() * 1000)
     active = [key for key in facts.keys if key.is_active(now_ms)]
@@ -276,7 +286,15 @@ def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
         yield examine_postgres(settings.store.url)
         return
     path = database_path(settings.store.url, facts.own)
-    if not path.is_file():
+    try:
+        kind, is_there = find_kind(path), path.is_file()
+    except OSError as error:
+        yield Line("error", "store", f"The job database cannot be used: {error.strerror}.", "Correct store.url.")
+        return
+    if kind is not None:
+        yield Line("error", "store", f"{path} is {kind}, not a job database.", "Take it away, and restart ComfyUI.")
+        return
+    if not is_there:
         yield Line("ok", "store", f"The first start makes {path}.")
         return
     for aside in sorted(path.parent.glob(f"{path.name}.corrupt-*")):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ..access.keys import Key, KeysError, read
 from ..cli import add_user_argument, find_guard_folder
 from ..clock import Clock
 from ..faces.chooser import Chooser
@@ -20,7 +19,7 @@ from ..janitor import Janitor
 from ..settings import Settings, SettingsError, load
 from ..templates.catalogue import Templates
 from .checks import LEVELS, examine
-from .facts import Facts, Line, make_url, recall, recall_off
+from .facts import Facts, Line, make_url, read_keys, recall, recall_off
 
 _SIGNS = {"ok": "  ok     ", "warning": "  WARNING", "error": "  ERROR  "}
 
@@ -76,7 +75,7 @@ def gather(own: Path, environment: Mapping[str, str], package: Path, *, runs: bo
         host=host,
         folders=folders,
         running=runs,
-        keys=_read_keys(own),
+        keys=read_keys(own),
         faces=Chooser(lambda: models, settings.faces.detector, settings.faces.device).facts(),
         templates=templates.describe("en"),
         template_faults=templates.list_faults(),
@@ -129,13 +128,6 @@ def _ask_server(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
         return None
     # By now another server may have the port.
     return lines if any(line.check == "folders" and str(own) in line.message for line in lines) else None
-
-
-def _read_keys(own: Path) -> list[Key] | None:
-    try:
-        return list(read(own))
-    except KeysError:
-        return None
 
 
 def _count_existing(own: Path, settings: Settings, folders: Folders) -> tuple[int, int]:

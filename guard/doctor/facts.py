@@ -8,14 +8,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from typing_extensions import TypedDict
+from pydantic import AfterValidator, Field, TypeAdapter
+from typing_extensions import NotRequired, TypedDict
 
 from ...failure import NOTE
-from ..access.keys import Key
+from ...own_files import read_json
+from ..access.keys import Key, KeysError, read
 from ..host import Folders, Host
-from ..job import ROOTS
 from ..life.health import AlarmBody
 from ..settings import Settings
 
@@ -74,7 +75,7 @@ class Facts:
         in_force: the running server's settings; None for the command line, which reads the settings itself.
         host: as :meth:`Host.describe` has it; empty where no server has started here yet.
         running: whether a server runs on `own`.
-        keys: every key; None where the file cannot be read.
+        keys: every key; in place of them, why the file cannot be used.
         faces: as :meth:`Chooser.facts` has them.
         templates: as :meth:`Templates.describe` has them.
         template_faults: as :meth:`Templates.list_faults` has them.
@@ -91,7 +92,7 @@ class Facts:
     host: Mapping[str, Any]
     folders: Folders
     running: bool
-    keys: Sequence[Key] | None
+    keys: Sequence[Key] | KeysError
     faces: Mapping[str, Any]
     templates: Sequence[Mapping[str, Any]]
     existing: tuple[int, int] | None
@@ -100,6 +101,29 @@ class Facts:
     alarms: Sequence[AlarmBody] = field(default_factory=list)
     off: Off | None = None
     server_ms: int | None = None
+
+
+class _Listening(TypedDict):
+    """What :func:`make_url` reads of the host."""
+
+    listen: NotRequired[list[str] | None]
+    port: NotRequired[Annotated[int, Field(ge=0, le=65535)] | None]
+
+
+def _check_host(host: dict[str, Any]) -> dict[str, Any]:
+    _HOST.validate_python(host)
+    return host
+
+
+class _Note(TypedDict):
+    host: Annotated[dict[str, Any], AfterValidator(_check_host)]
+    output: str | None
+    temp: str | None
+    input: str | None
+    models: list[str]
+
+
+_HOST, _NOTE, _OFF = TypeAdapter(_Listening), TypeAdapter(_Note), TypeAdapter(Off)
 
 
 def remember(own: Path, host: Host) -> None:
@@ -119,20 +143,29 @@ def remember(own: Path, host: Host) -> None:
         log.warning("%s cannot be written: %s", NOTE, error)
 
 
+def read_keys(own: Path) -> list[Key] | KeysError:
+    """Read the keys as the next start would."""
+    try:
+        return read(own)
+    except KeysError as error:
+        return error
+
+
 def recall(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
     """Recall host, roots and model folders as of the last start; None where there was none, or its note is gone."""
     try:
-        note = json.loads((own / NOTE).read_text(encoding="utf-8"))
-        output, temp, source = (Path(note[name]) if note[name] else None for name in ROOTS)
+        note = _NOTE.validate_python(read_json(own / NOTE))
+        roots = (note["output"], note["temp"], note["input"])
+        output, temp, source = (Path(root) if root else None for root in roots)
         return dict(note["host"]), Folders(output, temp, source), [Path(path) for path in note["models"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
 
 
 def recall_off(own: Path) -> Off | None:
     """Recall why the last start failed; None where it did not, or its note is gone."""
     try:
-        return Off(**json.loads((own / NOTE).read_text(encoding="utf-8"))["off"])
+        return _OFF.validate_python(read_json(own / NOTE)["off"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

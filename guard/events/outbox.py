@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
 
+from ...own_files import MalformedFileError, read_text
 from .. import private_files
 from ..client import Client
 from ..clock import Clock
@@ -131,11 +132,15 @@ class Outbox(Attempts[Delivery]):
 def read_or_make_secret(own: Path) -> str:
     """The secret that signs webhooks of the owner `local`; made at the first call. Blocks.
 
-    Raises OSError where it cannot be read.
+    Raises FileError where it cannot be read, or is none.
     """
     path = own / SECRET_FILE
     with contextlib.suppress(FileNotFoundError):
-        if secret := path.read_text(encoding="ascii").strip():
+        if secret := read_text(path).strip():
+            try:
+                base64.b64decode(secret.removeprefix("whsec_").encode("ascii"), validate=True)
+            except ValueError:
+                raise MalformedFileError(path, "it is no secret of webhooks (whsec_…)", 1) from None
             return secret
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
     private_files.write_if_possible(path, f"{secret}\n".encode())

@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+from ...own_files import FileError, read_json
 from ..errors import ServerUnavailableError
 
 log = logging.getLogger("guarded.janitor")
@@ -32,7 +33,7 @@ class Marker:
         if self._path is None:
             return
         try:
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            stored = read_json(self._path)
             self.first_start_s, self.adopted = float(stored["first_start_ms"]) / 1000, bool(stored["adopted"])
             said = stored.get("native", True)
             self.native = said if isinstance(said, bool) else None
@@ -40,7 +41,8 @@ class Marker:
             if create:
                 self._write()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s): all files that exist now are left alone", FILE, error)
+            why = error if isinstance(error, FileError) else f"{FILE} does not say what it should"
+            log.warning("%s: all files that exist now are left alone", why)
             if create and not isinstance(error, OSError):
                 self._write()
 

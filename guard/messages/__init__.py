@@ -18,6 +18,9 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ...own_files import FileError, read_json
 
 log = logging.getLogger("guarded.messages")
 
@@ -62,9 +65,12 @@ def read_own(folder: Path) -> Texts:
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
         for path in paths:
-            own[_name_language(path)] = _check_own(f"{folder.name}/{path.name}", path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextsError(f"the texts in {folder.name} cannot be read: {error}") from None
+            language = _name_language(path)
+            own[language] = _check_own(f"{folder.name}/{path.name}", read_json(path))
+    except FileError as error:
+        raise TextsError(f"{folder.name}/{error}") from None
+    except OSError as error:
+        raise TextsError(f"the texts in {folder.name} cannot be read: {error.strerror}") from None
     return own
 
 
@@ -75,16 +81,12 @@ def _name_language(path: Path) -> str:
     return language
 
 
-def _check_own(name: str, content: str) -> Mapping[str, str]:
-    try:
-        texts = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise TextsError(f"{name} is not JSON: {error}") from None
+def _check_own(name: str, texts: Any) -> Mapping[str, str]:
     if not isinstance(texts, dict):
         raise TextsError(f"{name} is not a JSON object")
     for key, text in texts.items():
         if key not in table(FALLBACK):
-            raise TextsError(f"{name}: there is no text {key!r}")
+            raise TextsError(f"{name}: there is no text {key[:100]!r}")
         if not _is_usable(text, table(FALLBACK)[key]):
             blanks = ", ".join(f"{{{blank}}}" for blank in sorted(_list_blanks(table(FALLBACK)[key]))) or "nothing"
             raise TextsError(f"{name}: {key} must be a text that leaves room for {blanks} at most")

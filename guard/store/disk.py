@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ...own_files import find_kind
 from .. import private_files
 from ..clock import Clock
 from ..errors import ServerRestartedError
@@ -141,6 +142,8 @@ def identify(path: Path) -> tuple[int, int]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
+    if (kind := find_kind(path)) is not None:
+        raise sqlite3.OperationalError(f"{path} is {kind}, not a job database")
     if damage := find_bad_header(path):
         raise sqlite3.DatabaseError(damage)
     db = connect(path)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...own_files import FileError, read_json
 from ..graph import is_link
 from .manifest import Template, TemplateError, check_graph
 
@@ -27,8 +28,11 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     manifest = path.with_suffix(".toml")
     if path.suffix == ".json" and not manifest.exists():
         try:
-            graph = json.loads(path.read_text(encoding="utf-8"))
+            graph = read_json(path)
             check_graph(graph)
+        except FileError as error:
+            say(f"{path}:{error.line or 1}: {error.reason}")
+            return 1
         except (OSError, ValueError) as error:
             say(f"{path}: {error}")
             return 1

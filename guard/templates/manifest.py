@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from ...own_files import FileError, read_json, read_toml
 from ..bounds import read_complaint
 from .bodies import PresetBody
 from .lines import find_line
 from .parameter import OutOfRangeError, Parameter, Part, Texts, Values, WrongKindError
 from .pruning import drop_absent
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class TemplateError(ValueError):
@@ -148,10 +142,11 @@ class Template:
         """Read the template whose manifest is `path`, with its graph beside it. Raises TemplateError."""
         name = path.stem
         try:
-            text = path.read_text(encoding="utf-8")
-            values = tomllib.loads(text)
-        except (OSError, ValueError) as error:
-            raise TemplateError(name, [(0, f"{type(error).__name__}: {error}")]) from None
+            values, text = read_toml(path)
+        except FileError as error:
+            raise TemplateError(name, [(error.line, error.reason)]) from None
+        except OSError as error:
+            raise TemplateError(name, [(0, f"it cannot be read: {error.strerror}")]) from None
         faults: list[tuple[Place, str]] = []
         manifest, graph = None, None
         try:
@@ -160,8 +155,10 @@ class Template:
             complaints = [(item["loc"], *read_complaint(item)) for item in error.errors()]
             faults += [(place, f"{field}: {complaint}") for place, field, complaint in complaints]
         try:
-            graph = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            graph = read_json(path.with_suffix(".json"))
             check_graph(graph)
+        except FileError as error:
+            faults.append(((), str(error)))
         except (OSError, ValueError) as error:
             faults.append(((), f"{name}.json: {error}"))
         if manifest is not None and graph is not None and not faults:

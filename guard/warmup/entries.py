@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...own_files import FileError, read_json
 from ..bounds import Bounds
 from ..errors import InvalidRequestError, NotFoundError
 from ..host import Host
@@ -19,8 +20,6 @@ from ..submit.conversion import Convert, make_converter
 from ..submit.request import Prompt, parse
 from ..templates.catalogue import Templates
 
-#: A file of the operator's own is bounded all the same.
-_MAX_BYTES = 2**24
 _BOUNDS = Bounds()
 _MAX_NODES = 20_000
 _SEEDS = {"seed", "noise_seed"}
@@ -82,10 +81,8 @@ class Prompts:
     def _read(self, name: str) -> Any:
         path = self._own / name
         try:
-            if path.stat().st_size > _MAX_BYTES:
-                raise InvalidRequestError(f"{name} is over {_MAX_BYTES} bytes.")
-            return json.loads(path.read_bytes())
-        except OSError as error:
+            return read_json(path)
+        except FileNotFoundError as error:
             raise NotFoundError(f"{name} cannot be read: {error.strerror}.") from None
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"{name} is not JSON.", details=str(error)[:200]) from None
+        except FileError as error:
+            raise InvalidRequestError(f"{error}.") from None

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+from ...own_files import FileError, read_json
 from .. import private_files
 
 log = logging.getLogger("guarded.warmup")
@@ -22,12 +23,12 @@ class Mark:
     def read(self) -> dict[str, int]:
         """The counts by fingerprint; that of a run that is under way has this process in it."""
         try:
-            told = json.loads(self._path.read_bytes())
+            told = read_json(self._path)
             return {str(fingerprint): int(begun) for fingerprint, begun in told["runs"].items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s cannot be read: %s", self._path, error)
+            log.warning("%s", error if isinstance(error, FileError) else f"{_NAME} does not say what it should")
             return {}
 
     def begin(self, fingerprint: str) -> None:

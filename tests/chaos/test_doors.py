@@ -49,6 +49,11 @@ def _link_to_nothing(own: Path) -> None:
     (own / "guarded.toml").symlink_to(own / "not-mounted.toml")
 
 
+def _nest_texts(own: Path) -> None:
+    (own / "messages").mkdir()
+    (own / "messages" / "ru.json").write_text("[" * 20_000)
+
+
 CLOSED = '[native]\nmode = "closed"\n'
 WAYS = {
     "a name that is unknown": Way("queue.max_jbs", f"{CLOSED}[queue]\nmax_jbs = 1\n"),
@@ -67,6 +72,11 @@ WAYS = {
     "settings that are a folder": Way("guarded.toml", folder=lambda own: (own / "guarded.toml").mkdir()),
     "settings on a disk that is not there": Way("guarded.toml", folder=_link_to_nothing),
     "a secret that is a folder": Way("token.key", CLOSED, folder=lambda own: (own / "token.key").mkdir()),
+    "settings that are a pipe": Way("guarded.toml", folder=lambda own: os.mkfifo(own / "guarded.toml")),
+    "a number of many digits": Way("guarded.toml, line 4", f"{CLOSED}[queue]\nmax_jobs = {'9' * 10_000}\n"),
+    "a value nested without end": Way("guarded.toml, line 3", f"{CLOSED}x = {'[' * 20_000}\n"),
+    "a secret that is a pipe": Way("token.key", CLOSED, folder=lambda own: os.mkfifo(own / "token.key")),
+    "texts nested without end": Way("messages/ru.json, line 1", CLOSED, folder=_nest_texts),
     "a package that is missing": Way(
         "there_is_no_such_package", CLOSED, broken=("guard/settings.py", "import there_is_no_such_package")
     ),
@@ -193,6 +203,8 @@ def test_a_server_that_was_to_be_shut_stays_shut_however_its_start_fails(kind: H
         line = off_line(host)
         assert WAYS[way].named in line
         assert "Every route answers 503" in line
+        if WAYS[way].broken is None:  # what people can mend is one line
+            assert "Traceback" not in host.log.read_text()
         assert said["error"]["extra_info"] == {"off": True, "shut": True}
         assert said["error"]["details"] in line
         assert said["error"]["details"]

@@ -14,7 +14,7 @@ from unit.fakes import FakeHost
 from unit.janitor import DAY_S, Box, put
 
 from comfyui_guarded.failure import NOTE
-from comfyui_guarded.guard.access.keys import Key
+from comfyui_guarded.guard.access.keys import Key, KeysError
 from comfyui_guarded.guard.doctor import checks, command
 from comfyui_guarded.guard.doctor.checks import examine
 from comfyui_guarded.guard.doctor.facts import Facts, Line, recall, remember
@@ -300,7 +300,7 @@ class TestWhoIsLetIn:
         assert "Valid keys: late, soon." in said(facts, "keys")
 
     def test_a_key_file_that_cannot_be_read(self, well):
-        assert wrong(replace(well, keys=None)) == [("error", "keys")]
+        assert wrong(replace(well, keys=KeysError("keys.json it is not JSON"))) == [("error", "keys")]
 
     def test_everybody_a_trusted_proxy(self, well):
         settings = Settings.model_validate({"access": {"trusted_proxies": ["0.0.0.0/0"]}})

@@ -137,7 +137,7 @@ def test_a_server_may_speak_a_language_of_its_own(tmp_path):
         ("ru.json", b'{"queued": "{running"}', "queued"),
         ("ru.json", b"{", "not JSON"),
         ("ru.json", b"[]", "not a JSON object"),
-        ("ru.json", b"\xff", "cannot be read"),
+        ("ru.json", b"\xff", "not UTF-8"),
         ("texts.json", b"{}", "texts.json"),
         ("ru.txt", b"{}", "ru.txt"),
     ],
