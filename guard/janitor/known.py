@@ -65,12 +65,17 @@ class Known:
                 unread |= some
         return unread
 
+    def sweeps_all(self, root: Root, path: str) -> bool:
+        """Whether everything there goes by age alone, whoever made it; `path` is below the root."""
+        is_ours = not root.has_past or "temp" in root.names or f"{path}/".startswith(f"{FOLDER}/")
+        return self._native or is_ours
+
     def find_native(self, root: Root, prefix: str, candidates: Sequence[Candidate]) -> frozenset[str]:
         """Find the files that no job has made, as paths below `root`, where they are not to be swept.
 
         In temp none is anybody's, in the quarantine and the owners' folders all are ours.
         """
-        if self._native or not root.has_past or "temp" in root.names or prefix.startswith(f"{FOLDER}/"):
+        if self.sweeps_all(root, prefix):
             return frozenset()
         native = frozenset(prefix + file.name for file in candidates)
         if self._records is not None:

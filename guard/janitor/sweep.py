@@ -23,6 +23,8 @@ log = logging.getLogger("guarded.janitor")
 
 #: Forget this many jobs in one commit, so that other commits wait a few ms at most.
 FORGET = 200
+#: So many folders are remembered that a sweep has deleted something from.
+THINNED = 10_000
 #: So many prompts of open jobs are asked for at once.
 BODIES = 1000
 
@@ -48,10 +50,12 @@ class Sweep:
         handles: bool = HANDLES,
         blind_after_s: float = math.inf,
         native: bool = True,
+        thinned: dict[str, None] | None = None,
     ) -> None:
         """
         Args:
             native: also delete what no job has made, outside temp.
+            thinned: the folders that sweeps have deleted something from, so that those are ours to delete.
             past_until_s: leave alone what was modified and created before that time; 0: nothing.
             blind_after_s: when nobody has been able to read the job database for so long, do without: every job that
                 waits in it is overdue by then, and needs no file any more.
@@ -71,6 +75,8 @@ class Sweep:
         unread_since_ms = int((now_s - rules.settings.unread_max_age_s) * 1000)
         self.known = Known(records, unread_since_ms, native)
         self.dry_run = report.dry_run
+        given = {} if thinned is None else thinned
+        self._thinned = dict(given) if report.dry_run else given
         self.by_age = _ByAge(now_s, self)
         #: What a dry run would have freed so far, by device.
         self.pretended: dict[int, int] = {}
@@ -159,8 +165,19 @@ class Sweep:
                         self.report.add_error(f"{root.name}/{path}", error)
                     return False
         self.report.folders += 1
+        self._thinned.pop(f"{root.name}/{path}", None)
+        self._note_thinned(root, path.rpartition("/")[0])
         self._announce(root, path + "/")
         return True
+
+    def may_remove(self, root: Root, path: str) -> bool:
+        """Whether an empty folder is ours: a person's may be empty for good reasons."""
+        return self.known.sweeps_all(root, path) or f"{root.name}/{path}" in self._thinned
+
+    def _note_thinned(self, root: Root, path: str) -> None:
+        if len(self._thinned) >= THINNED:
+            self._thinned.clear()  # then some empty folders stay
+        self._thinned[f"{root.name}/{path}"] = None
 
     def delete(
         self, root: Root, folder: Folder, prefix: str, candidates: Sequence[Candidate], tally: Tally | None = None
@@ -168,7 +185,7 @@ class Sweep:
         """Delete the files unless something holds them; return whether all are gone. `tally` counts them once more."""
         in_use, report = self._in_use, self.report
         deleted = report.deleted.setdefault(root.name, Tally())
-        before = deleted.bytes
+        before, files = deleted.bytes, deleted.files
         empty = True
         # Some nodes read a whole folder of inputs. And an input is uploaded again under its old name.
         inputs = "input" in root.names
@@ -202,6 +219,8 @@ class Sweep:
                     tally.add(file.bytes)
                 if self._debug or report.dry_run or self._on_delete is not None:
                     self._announce(root, prefix + file.name)
+        if deleted.files > files:
+            self._note_thinned(root, prefix.rstrip("/"))
         if report.dry_run:
             device = folder.identity[0]
             self.pretended[device] = self.pretended.get(device, 0) + deleted.bytes - before
@@ -267,7 +286,7 @@ class _ByAge:
         return self._sweep.delete(root, folder, prefix, free) and not held
 
     def remove_folder(self, root: Root, parent: Folder, name: str, path: str) -> bool:
-        return self._sweep.remove_folder(root, parent, name, path)
+        return self._sweep.may_remove(root, path) and self._sweep.remove_folder(root, parent, name, path)
 
 
 def _folders_above(prefix: str) -> list[str]:

@@ -89,6 +89,7 @@ class Janitor:
         self._totals: SweepTotals = {"sweeps": 0, "files": 0, "bytes": 0, "jobs": 0, "errors": 0}
         self._disks: list[DiskBody] = []
         self._room: dict[str, RoomBody] = {}
+        self._thinned: dict[str, None] = {}
         self._counted: dict[str, CountBody] = {}
         self._quotas = FileQuotas(held or FilesHeld(), find_quotas, self._make_sweep)
         self._existing: tuple[int, int] | None = None
@@ -279,6 +280,7 @@ class Janitor:
             handles=self._handles,
             blind_after_s=self._blind_after_s,
             native=self.native.sweep is True,
+            thinned=self._thinned,
         )
 
     def _relieve(self, sweep: Sweep, disks: Iterable[Disk]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from comfyui_guarded.guard.janitor.folder import HANDLES, open_root
 from comfyui_guarded.guard.janitor.report import SAMPLES
 from comfyui_guarded.guard.janitor.walk import MAX_DEPTH
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result
+from comfyui_guarded.guard.owners import FOLDER
 
 needs_handles = pytest.mark.skipif(not HANDLES, reason="this platform cannot open folders by handle")
 ways = pytest.mark.parametrize(
@@ -32,6 +34,22 @@ ways = pytest.mark.parametrize(
 @pytest.fixture
 def box(tmp_path: Path) -> Box:
     return Box(tmp_path / "box")
+
+
+def make_files(box: Box, store: FailingStore, job_id: str, *paths: str, is_fetched: bool = True) -> None:
+    """The files of a job below output, old enough to go."""
+    store.submit(new_job(job_id), 100).result(5)
+    artifacts = tuple(
+        Artifact(number, "1", "image", Path(path).name, str(Path(path).parent), "output", 10, "0" * 64)
+        for number, path in enumerate(paths)
+    )
+    store.claim("x", 100).result(5)
+    store.start(job_id).result(5)
+    store.settle(job_id, SUCCESS, Result({}, artifacts)).result(5)
+    for path in paths:
+        put(box.output / path)
+    for number in range(len(paths) if is_fetched else 0):
+        store.mark_fetched(job_id, number).result(5)
 
 
 def test_each_root_has_its_own_age(box: Box):
@@ -362,6 +380,34 @@ def test_folders_go_when_they_are_empty_and_have_been_for_as_long_as_a_file_may_
     assert report.folders == 2
 
 
+@pytest.mark.parametrize("native", ["ask", False])
+def test_of_empty_folders_only_those_go_that_a_sweep_has_emptied_where_people_work(
+    box: Box, store: FailingStore, native
+):
+    """A person makes an empty folder for what is to come."""
+    mine = box.output / "2026" / "portraits"
+    for folder in (mine, box.input / "photos", box.output / "job" / "parts", box.temp / "previews"):
+        folder.mkdir(parents=True)
+    (box.output / FOLDER / "bot-1" / "x").mkdir(parents=True)
+    make_files(box, store, "one", "job/parts/a.png", "later/b.png")
+    for root in (box.output, box.input, box.temp):
+        age_folders(root)
+    os.utime(box.output / "later")  # something has just come or gone
+    janitor = box.janitor(store, sweep_native=native)
+    janitor.sweep(time.time(), dry_run=True)
+    janitor.sweep(time.time())
+    assert mine.is_dir()
+    assert (box.input / "photos").is_dir()
+    assert not (box.output / "job").exists(), "what held a job's file alone goes with it"
+    assert not (box.temp / "previews").exists()
+    assert not (box.output / FOLDER).exists()
+    assert (box.output / "later").is_dir()
+    age_folders(box.output)
+    janitor.sweep(time.time())
+    assert not (box.output / "later").exists(), "a later sweep knows what an earlier one has emptied"
+    assert mine.is_dir()
+
+
 def test_a_folder_that_a_waiting_prompt_will_write_into_stays(box: Box):
     (box.output / "bot" / "x").mkdir(parents=True)
     (box.output / "other").mkdir()
@@ -579,20 +625,7 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path):
 
 
 def test_what_jobs_made_under_hidden_names_is_swept_and_nothing_else_that_is_hidden(box: Box, store: FailingStore):
-    def make(job_id: str, *paths: str, is_fetched: bool = True) -> None:
-        store.submit(new_job(job_id), 100).result(5)
-        artifacts = tuple(
-            Artifact(number, "1", "image", Path(path).name, str(Path(path).parent), "output", 10, "0" * 64)
-            for number, path in enumerate(paths)
-        )
-        store.claim("x", 100).result(5)
-        store.start(job_id).result(5)
-        store.settle(job_id, SUCCESS, Result({}, artifacts)).result(5)
-        for path in paths:
-            put(box.output / path)
-        for number in range(len(paths) if is_fetched else 0):
-            store.mark_fetched(job_id, number).result(5)
-
+    make = partial(make_files, box, store)
     make("old", ".h/.x_00001_.png", ".top.png", "a/.b/c/d.png", ".kept/e.png")
     make("unread", ".h/unread.png", is_fetched=False)
     make("young", ".young/f.png")
