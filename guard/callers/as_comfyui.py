@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from ..files.names import owner_folder, strip_owner_folder
+from ..graph import find_workflow_id
 from ..host_words import make_execution_error
 from ..job import OPEN, Job, JobBody, JobState
 from ..owners import hide, renew
+from ..results.reported import fit_all
 from ..store import Entry, Head
 from .bodies import ExecutionError, HistoryEntry, HistoryStatus, ListedJob, ListedJobInFull, Status
 
@@ -74,7 +76,7 @@ def history_entry(entry: Entry, body: JobBody) -> HistoryEntry:
     prompt = row(entry)
     shown: HistoryEntry = {
         "prompt": prompt,
-        "outputs": job.result.outputs,
+        "outputs": fit_all(job.result.outputs),
         "status": _status(job),
         "meta": {
             node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
@@ -90,7 +92,7 @@ def history_entry(entry: Entry, body: JobBody) -> HistoryEntry:
 
 def item(job: Job, workflow_id: str | None) -> ListedJob:
     """A job as `/api/jobs` lists it."""
-    outputs = list(_outputs(job.result.outputs)) if job.state.settled else []
+    outputs = list(_outputs(fit_all(job.result.outputs))) if job.state.settled else []
     listed: ListedJob = {
         "id": job.job_id,
         "status": next(name for name, states in STATUSES.items() if job.state in states),
@@ -116,10 +118,10 @@ def item(job: Job, workflow_id: str | None) -> ListedJob:
 def item_in_full(entry: Entry) -> ListedJobInFull:
     """A job as `/api/jobs/{id}` answers it."""
     _number, _id, prompt, extra_data, _outputs_to_execute = row(entry)
-    workflow_id = extra_data.get("extra_pnginfo", {}).get("workflow", {}).get("id")
+    workflow_id = find_workflow_id({"extra_data": extra_data})
     listed: ListedJobInFull = {**item(entry.job, workflow_id)}  # type: ignore[typeddict-item]  # mypy asks for all keys
     if entry.job.state.settled:
-        listed["outputs"] = entry.job.result.outputs
+        listed["outputs"] = fit_all(entry.job.result.outputs)
         listed["execution_status"] = _status(entry.job)
         listed["workflow"] = {"prompt": prompt, "extra_data": extra_data}
         if entry.body is None:

@@ -237,6 +237,9 @@ def _read_extra_data(body: dict[str, Any]) -> dict[str, Any]:
     pnginfo = extra_data.get("extra_pnginfo", {})
     if not isinstance(pnginfo, dict) or not isinstance(pnginfo.get("workflow", {}), dict):
         raise InvalidRequestError("extra_data.extra_pnginfo must be an object, and its workflow too.")
+    workflow = pnginfo.get("workflow", {})
+    if not isinstance(workflow.get("id", ""), str):
+        del workflow["id"]  # a frontend would reject the list of all jobs for it
     return extra_data
 
 

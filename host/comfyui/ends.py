@@ -99,19 +99,16 @@ class Ends:
         self,
         run: Run,
         item_id: Any,
-        history_result: Any,
+        history: Any,
         task_done: Native,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> End:
-        """Take a run out of what ComfyUI runs. `item_id` is ComfyUI's number for it.
-
-        Empties `history_result`: ComfyUI's worker reads it again after `task_done`, and registers what it names.
-        """
+        """Take a run out of what ComfyUI runs. `item_id` is ComfyUI's number for it."""
         place = self._lines.add_end(run.client_id)
         with self._queue.mutex:
             item = self._queue.currently_running.pop(item_id, run.item)  # a pack may have taken it out
-            end = End(run, item, report.take_result(history_result), task_done, args, kwargs, place)
+            end = End(run, item, history, task_done, args, kwargs, place)
             self._ends[run.job_id] = end
         return end
 

@@ -402,11 +402,25 @@ class Hooks:
             if item is None:
                 log.error("a pack has taken %s out of ComfyUI's queue while it ran; it gets no history", prompt_id)
                 return None  # ComfyUI would raise, and lose its worker by that
-            return native(item_id, history_result, *args, **kwargs)
+            return self._end_native(prompt_id, native, item_id, history_result, args, kwargs)
         finally:
             if prompt_id is not None and run is None:
                 self._release_native(prompt_id)
             self._workers.go_away()
+
+    def _end_native(
+        self,
+        prompt_id: Any,
+        native: Native,
+        item_id: Any,
+        history_result: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A prompt of ComfyUI's own, too, must not keep everybody from reading the history."""
+        plain = report.make_plain(history_result, args, kwargs)
+        report.warn(prompt_id, plain.odd)
+        return native(item_id, plain.history, *plain.args, **plain.kwargs)
 
     def _end(
         self,
@@ -419,14 +433,17 @@ class Hooks:
     ) -> None:
         """Have the listener judge the run; the worker goes on meanwhile."""
         spent = run.meter.stop(run.prompt)
-        end = self._ends.let_go(run, item_id, history_result, native, args, kwargs)
+        plain = report.make_plain(history_result, args, kwargs)
+        report.empty_outputs(history_result)  # ComfyUI's worker reads it again, and registers what it names
+        report.warn(run.job_id, plain.odd)
+        end = self._ends.let_go(run, item_id, plain.history, native, plain.args, plain.kwargs)
         close = partial(self._ends.close, end)
         try:
-            status = report.find_status(args, kwargs)
-            if isinstance(end.history, dict) and "outputs" in end.history:
-                end.history["outputs"] = results.locate(run, end.history["outputs"])
-            outcome = report.read_outcome(end.history, status, run.prompt, partial(results.is_made, run))
+            status = report.find_status(plain.args, plain.kwargs)
+            outputs = results.locate(run, report.find_outputs(end.history))
+            outcome = report.read_outcome(outputs, status, run.prompt, partial(results.is_made, run))
             outcome = replace(outcome, trespass=run.trespass, refusal=run.refusal, spent=spent)
+            end.history = report.put_outputs(end.history, outputs)
             results.warn(run, outcome)
             self._listener.finished(run.job_id, outcome, close)
         except Exception:
@@ -474,7 +491,7 @@ class Hooks:
             if event == "executing":
                 run.meter.enter(data)
             if event == "executed":
-                data = {**data, "output": results.locate(run, {"": data.get("output")})[""]}
+                data = report.fit_executed(data, partial(results.locate, run))
             if run.must_withhold(event, data):
                 run.withhold((event, data, sid))
                 return None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import io
-import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import protocol
 
 from ...guard import host_words
 from ...guard.host import Outcome, ReportedFile
+from ...guard.results.reported import Plain, fit, fit_all
 from .folders import resolve
 from .patching import Native
 
@@ -22,6 +23,8 @@ try:
 except ImportError:  # before ComfyUI 0.3.45
     get_executing_context = None
 
+
+log = logging.getLogger("guarded.host")
 
 #: An item of ComfyUI's queue: (number, prompt_id, prompt, extra_data, outputs_to_execute), and since v0.8.0 a sixth
 #: field with credentials. Untyped in ComfyUI.
@@ -62,18 +65,16 @@ def make_reported_file(node_id: str, item: Mapping[str, Any]) -> ReportedFile:
 
 
 def read_outcome(
-    history_result: Any,
+    outputs: Mapping[str, Any],
     status: Any,
     prompt: Mapping[str, Any],
     is_made: Callable[[ReportedFile], bool] = lambda _file: True,
 ) -> Outcome:
-    """Read what the worker handed to `task_done` for a run of that prompt.
+    """Read how a run of that prompt ended, as :func:`make_plain` has it.
 
     `is_made`: whether the run has made a file that a node names.
     """
-    outputs = history_result.get("outputs") if isinstance(history_result, dict) else None
-    # A copy in JSON's own types: ComfyUI's dict is emptied where the checks refuse.
-    copied = _copy_as_json(outputs or {})
+    copied = _copy_lists(outputs)
     messages = dict(getattr(status, "messages", None) or ())
     cached = frozenset(map(str, (messages.get("execution_cached") or {}).get("nodes") or ()))
     files, not_made, byproducts = [], [], []
@@ -114,25 +115,67 @@ def _name_byproducts(item: Mapping[str, Any]) -> Iterator[str]:
             yield stem.removesuffix("-audio") + suffix
 
 
-def _copy_as_json(outputs: Any) -> dict[str, Any]:
-    """Put the `repr` for what JSON cannot hold, and for all that a node reports where even that fails."""
-    plain: dict[str, Any] = {}
-    for node_id, output in outputs.items():
-        try:
-            text = json.dumps(output, default=repr, skipkeys=True)
-        except (ValueError, RecursionError):
-            text = json.dumps(repr(output)[:1000])
-        plain[str(node_id)] = json.loads(text, parse_constant=lambda _name: None)
-    return plain
+def _copy_lists(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy outputs as deep as their lists, from which what the run has not made is taken."""
+    return {
+        node_id: {key: list(items) if isinstance(items, list) else items for key, items in output.items()}
+        if isinstance(output, Mapping)
+        else output
+        for node_id, output in outputs.items()
+    }
 
 
-def take_result(history_result: Any) -> Any:
-    """Copy what a run made, and empty the original: ComfyUI reads that very dict again after `task_done`."""
-    if not isinstance(history_result, dict):
-        return history_result
-    taken = {key: dict(value) if isinstance(value, dict) else value for key, value in history_result.items()}
-    empty_outputs(history_result)
-    return taken
+class PlainReport(NamedTuple):
+    """What a run reports, in JSON's own types, as `task_done` takes it; `odd` names what of it cannot be told."""
+
+    history: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    odd: list[str]
+
+
+def make_plain(history_result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PlainReport:
+    """Copy what a run reports. On the worker's thread: it is as large as its nodes have made it."""
+    status, about, made = find_status(args, kwargs), Plain(), Plain()
+    told = status
+    if status is not None:
+        pairs = [pair for pair in status.messages or () if isinstance(pair, (tuple, list)) and len(pair) == 2]
+        told = status._replace(messages=[(str(event), about.copy(data)) for event, data in pairs])
+    return PlainReport(
+        made.copy(history_result),
+        tuple(told if value is status else value for value in args),
+        {name: told if value is status else value for name, value in kwargs.items()},
+        [*about.odd, *made.odd],
+    )
+
+
+def warn(prompt_id: Any, odd: list[str]) -> None:
+    """Name what nodes reported and nobody could read."""
+    if odd:
+        what = "; ".join(odd)
+        log.warning(
+            "job %s: its nodes report what no JSON can tell; that is text, or left out: %s",
+            prompt_id,
+            what,
+            extra={"job_id": prompt_id},
+        )
+
+
+def find_outputs(history: Any) -> Mapping[str, Any]:
+    """What the nodes report of a run, by node."""
+    outputs = history.get("outputs") if isinstance(history, dict) else None
+    return outputs if isinstance(outputs, dict) else {}
+
+
+def put_outputs(history: Any, outputs: Mapping[str, Any]) -> Any:
+    """Copy what a run reports with these outputs, as the frontends take them."""
+    return {**history, "outputs": fit_all(outputs)} if isinstance(history, dict) else history
+
+
+def fit_executed(data: Mapping[str, Any], locate: Callable[[Any], Any]) -> dict[str, Any]:
+    """Copy the data of ComfyUI's `executed`, its output such that every client can read it."""
+    output = locate({"": Plain().copy(data.get("output"))})[""]
+    return {**data, "output": fit(output) if isinstance(output, Mapping) else output}
 
 
 def empty_outputs(history_result: Any) -> None:

@@ -1,9 +1,17 @@
 """What nodes report that no JSON can say, and prompts that take a job's id: nobody else may suffer from it."""
 
 import functools
+import json
+from typing import Any
 
-from contract.client import assert_refusal, assert_succeeded, node, sleep
+import pytest
+from contract.client import Answer, assert_refusal, assert_succeeded, node, picture, sleep
+from contract.test_frontends import EDITORS, fits
 
+ODD_REPORTS = (
+    *("keys", "circle", "nan", "bytes", "objects", "deep", "grown", "digits", "tuple key", "no files"),
+    *("numbers for names", "a type of its own", "texts that are none", "formats"),
+)
 _FORM_IN_A_FORM = b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c--\r\n--b--\r\n"
 
 
@@ -57,3 +65,48 @@ async def test_a_form_that_cannot_be_read_is_refused(client):
         assert_refusal(await client.request("POST", "/guarded/face-check", raw=raw, headers=headers), "invalid_request")
     too_long = b'{"image": "' + b"x" * 5000 + b'.png"}'
     assert_refusal(await client.request("POST", "/guarded/face-check", raw=too_long), "bad_image")
+
+
+async def test_whatever_a_node_reports_everybody_can_go_on_reading_the_lists(client):
+    """A circle, NaN, bytes or a deep nest made ComfyUI's history fail for everybody, until somebody cleared it; a file
+    whose name is a number made a frontend reject all jobs. A picture beside them is a result all the same."""
+    ended = {}
+    async with client.socket() as socket:
+        for kind in ODD_REPORTS:
+            prompt = {"odd": node("FaultOddReport", kind=kind, seed=1), **picture()}
+            job = await client.run(prompt, client_id=socket.client_id, extra_data=EDITORS)
+            # What has more than can be kept fails; so does one that names a file that is not there.
+            if kind not in ("grown", "numbers for names", "a type of its own"):
+                assert_succeeded(job)
+                assert [artifact["kind"] for artifact in job["artifacts"]] == ["image"], kind
+                assert job["outputs"]["odd"], f"what can be told of {kind} is told"
+            ended[job["job_id"]] = kind
+    for event in socket.seen:
+        if event["type"] == "executed":
+            assert fits("executed", event["data"]), event
+    for door in ("", "/guarded"):
+        for path in ("/history?max_items=100000", *(f"/history/{job_id}" for job_id in ended)):
+            history = read_strictly(await client.request("GET", f"{door}{path}"))
+            assert path.count("/") == 2 or set(ended) <= set(history)
+            for job_id in set(ended) & set(history):
+                assert fits("task", {"taskType": "History", **history[job_id]}) == 1, ended[job_id]
+        listed = await client.request("GET", f"{door}/api/jobs?limit=200")
+        if listed.status != 404 or door:  # since ComfyUI 0.8
+            assert fits("jobs", read_strictly(listed)) == 2
+            for job_id, kind in ended.items():
+                assert fits("job", read_strictly(await client.request("GET", f"{door}/api/jobs/{job_id}"))) == 2, kind
+    assert set(ended) <= {job["job_id"] for job in read_strictly(await client.request("GET", "/guarded/jobs"))["jobs"]}
+
+
+async def test_a_native_prompt_whose_node_reports_no_json_keeps_nobody_from_the_history(client):
+    for kind in ("circle", "nan", "deep"):
+        prompt_id = await client.native_submit({"odd": node("FaultOddReport", kind=kind, seed=1)})
+        history = await client.polled(functools.partial(client.get, f"/history/{prompt_id}"), any)
+        assert history[prompt_id]["outputs"]["odd"], kind
+        read_strictly(await client.request("GET", "/history?max_items=100000"))
+
+
+def read_strictly(answer: Answer) -> Any:
+    """As browsers do: NaN and Infinity are no JSON."""
+    assert answer.status == 200, answer
+    return json.loads(answer.content, parse_constant=pytest.fail)

@@ -147,12 +147,46 @@ class FaultReadFile(_FaultOutput):
             return {"ui": {"text": [opened.read()]}}
 
 
+def _nest(depth: int) -> Any:
+    nest: Any = "bottom"
+    for _ in range(depth):
+        nest = [nest]
+    return nest
+
+
+def _grow() -> Any:
+    """Few lists, and more things than any machine can write."""
+    grown: Any = "x" * 1000
+    for _ in range(30):
+        grown = [grown] * 30
+    return grown
+
+
+#: Reports that no JSON can tell, or that are JSON of another shape than ComfyUI or a frontend expects.
+ODD_REPORTS: dict[str, Any] = {
+    "nan": lambda: {"rows": [float("nan"), float("-inf"), 1e308]},
+    "bytes": lambda: {"rows": [b"\xff\x00", bytearray(3), memoryview(b"x")]},
+    "objects": lambda: {"rows": [object(), object, print, {1, 2}, np.float32(0.5), np.zeros(3), 1 + 2j]},
+    "deep": lambda: {"rows": [_nest(20_000)]},
+    "grown": lambda: {"rows": [_grow()]},
+    "digits": lambda: {"rows": [10**5000, -(10**400)]},
+    "tuple key": lambda: {("a", "b"): [1], None: [2], b"c": [3]},
+    "no files": lambda: {"images": ["x.png", 5, None], "audio": [["x"]], "video": "x", "animated": ["yes", None]},
+    "numbers for names": lambda: {
+        "images": [{"filename": "a.png", "type": "input", "subfolder": 5, "format": 7, "id": 9, "display_name": [1]}]
+    },
+    "a type of its own": lambda: {"images": [{"filename": "x.png", "type": "elsewhere"}, {"type": {}}]},
+    "texts that are none": lambda: {"text": [5, {"filename": 6}, None], "3d": [{"mediaType": 5, "content": 5}]},
+    "formats": lambda: {"gifs": [{"format": 5}, {"format": None, "filename": None}]},
+}
+
+
 class FaultOddReport(_FaultOutput):
     """Reports what JSON cannot hold, or progress that makes no sense."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        kinds = ["keys", "circle", "surrogate", "nan progress", "numpy progress"]
+        kinds = ["keys", "circle", "surrogate", "nan progress", "numpy progress", *ODD_REPORTS]
         return {"required": {"kind": (kinds,), "seed": SEED}}
 
     def run(self, kind: str, seed: int = 0) -> dict[str, Any]:
@@ -162,7 +196,7 @@ class FaultOddReport(_FaultOutput):
         circle: list[Any] = ["round and round"]
         circle.append(circle)
         odd = {"keys": {("a", 1): 2, "b": 3}, "circle": circle, "surrogate": "caf\udce9.txt"}
-        return {"ui": {"rows": [odd[kind]]}}
+        return {"ui": ODD_REPORTS[kind]() if kind in ODD_REPORTS else {"rows": [odd[kind]]}}
 
 
 class FaultBlackImage(FaultNode):
