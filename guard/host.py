@@ -210,6 +210,9 @@ class Backlog(Protocol):
     def __contains__(self, job_id: object) -> bool:
         """Whether that job waits, or is on its way to the host."""
 
+    def is_of_a_key(self, job_id: object) -> bool:
+        """Whether it waits for an owner with a key: who clears the host's queue as a whole does not mean it."""
+
     def waiting(self, known: Collection[str]) -> list[str]:
         """The ids of the jobs that wait, oldest first."""
 

@@ -48,7 +48,7 @@ def row(entry: Entry) -> list[Any]:
 
 
 def head(job: Job) -> Head:
-    return job.number, job.created_at_ms, job.client_id, job.outputs_to_execute
+    return job.number, job.created_at_ms, job.client_id, job.outputs_to_execute, job.owner
 
 
 def bare_row(job_id: str, about: Head) -> list[Any]:
@@ -57,7 +57,7 @@ def bare_row(job_id: str, about: Head) -> list[Any]:
 
 
 def _row(job_id: str, about: Head, prompt: Mapping[str, Any], extra_data: Mapping[str, Any]) -> list[Any]:
-    number, created_at_ms, client_id, outputs_to_execute = about
+    number, created_at_ms, client_id, outputs_to_execute, _owner = about
     extra_data = {**extra_data, "create_time": created_at_ms}
     if client_id is not None:
         extra_data["client_id"] = client_id

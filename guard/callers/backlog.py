@@ -139,6 +139,10 @@ class Backlog:
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._open
 
+    def is_of_a_key(self, job_id: object) -> bool:
+        head = self._open.get(job_id) if isinstance(job_id, str) else None
+        return head is not None and head[-1] != LOCAL.owner
+
     def waiting(self, known: Collection[str]) -> list[str]:
         return [job_id for job_id in list(self._open) if job_id not in known]
 

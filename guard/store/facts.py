@@ -9,8 +9,9 @@ from ..job import Job, JobState, Kind
 from ..weight import VramBody
 
 #: What ComfyUI's queue shows of a job besides its id and its prompt: number, time of the submit, client id, outputs to
-#: execute. A plain tuple of plain values: Python's garbage collector, which holds up all threads, passes over those.
-Head = tuple[int, int, str | None, tuple[str, ...]]
+#: execute; and its owner. A plain tuple of plain values: Python's garbage collector, which holds up all threads, passes
+#: over those.
+Head = tuple[int, int, str | None, tuple[str, ...], str]
 
 
 @dataclass(frozen=True)

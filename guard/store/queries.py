@@ -328,12 +328,12 @@ def list_template_runs_ms(db: Database, owner: str | None, limit: int, since_ms:
 def list_heads(db: Database, after: int, limit: int) -> list[tuple[str, Head]]:
     some, values = select_by_state("jobs", None, OPEN, limit, after=after, newest=False)
     query = (
-        "SELECT job_id, number, created_at_ms, client_id, outputs_to_execute FROM jobs "
+        "SELECT job_id, number, created_at_ms, client_id, outputs_to_execute, owner FROM jobs "
         f"WHERE number IN ({some}) ORDER BY number LIMIT ?"
     )
     return [
-        (job_id, (number, created_at_ms, client_id, tuple(json.loads(outputs))))
-        for job_id, number, created_at_ms, client_id, outputs in db.execute(query, [*values, limit])
+        (job_id, (number, created_at_ms, client_id, tuple(json.loads(outputs)), owner))
+        for job_id, number, created_at_ms, client_id, outputs, owner in db.execute(query, [*values, limit])
     ]
 
 

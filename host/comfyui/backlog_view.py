@@ -6,10 +6,12 @@ ComfyUI's routes, its `status` event and its editor all call the queue object's 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import execution
@@ -99,9 +101,24 @@ class BacklogView:
             if self._deleting:
                 return native(*args, **kwargs)
             known = self._list_held()
-            result = native(*args, **kwargs)
-        self._backlog.take_out(self._backlog.waiting(known))
+            with self._spare_keys():
+                result = native(*args, **kwargs)
+        self._backlog.take_out([each for each in self._backlog.waiting(known) if not self._backlog.is_of_a_key(each)])
         return result
+
+    @contextmanager
+    def _spare_keys(self) -> Iterator[None]:
+        """Keep the jobs of owners with keys out of what is cleared. Under the queue's lock."""
+        queue, is_of_a_key = self._queue, self._backlog.is_of_a_key
+        spared = [item for item in queue.queue if is_of_a_key(item[1])]
+        queue.queue = [item for item in queue.queue if not is_of_a_key(item[1])]
+        try:
+            yield
+        finally:
+            queue.queue = [*queue.queue, *spared]
+            heapq.heapify(queue.queue)
+            if spared:
+                queue.server.queue_updated()  # it has told everybody that there are fewer
 
     def _delete_history_item(self, native: Native, id_to_delete: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(id_to_delete, str):

@@ -11,6 +11,7 @@ import pytest
 from contract.client import (
     Answer,
     Client,
+    KeyedClient,
     Socket,
     assert_ended_badly,
     assert_heard_only_an_error,
@@ -275,6 +276,41 @@ async def test_a_guarded_job_of_the_other_door_is_in_the_queue_too(native):
         assert job_id in await native.native_queue()
     assert_succeeded(await native.settled(job_id))
     assert (await native.get(f"/history/{job_id}"))[job_id]["status"]["completed"] is True
+
+
+async def assert_a_clear_is_for_ones_own(native: Client) -> None:
+    """Whoever clears ComfyUI's queue ends none of another owner's jobs, wherever these wait."""
+    bot = KeyedClient(native, make_key(native.base, f"bot{uuid.uuid4().hex[:8]}"))
+    await native.polled(lambda: bot.request("GET", "/guarded/prompt"), lambda answer: answer.status == 200)
+    async with busy(native) as running:
+        theirs, mine = [await bot.admitted(picture())], [await native.native_submit(picture())]
+        theirs += [await bot.admitted(picture()) for _ in range(2)]
+        mine += [await native.native_submit(picture())]
+        await native.polled(native.native_queue, lambda queue: {running, *theirs, *mine} == set(queue))
+        assert (await native.request("POST", "/queue", {"clear": True})).status == 200
+        for job_id in mine:
+            assert_ended_badly(await native.settled(job_id), "cancelled")
+        assert set(await native.native_queue()) == {running, *theirs}
+        assert {(await native.job(job_id))["settled_at_ms"] for job_id in theirs} == {None}
+        mine = [await native.native_submit(picture())]
+        assert (await bot.request("POST", "/queue", {"clear": True})).status == 200
+        for job_id in theirs:
+            assert_ended_badly(await native.settled(job_id), "cancelled")
+        assert set(await native.native_queue()) == {running, *mine}
+        theirs = [await bot.admitted(picture())]
+        assert (await native.request("POST", "/queue", {"delete": theirs})).status == 200  # an operator, by its id
+        assert_ended_badly(await native.settled(theirs[0]), "cancelled")
+        theirs = [await bot.admitted(picture())]
+    for job_id in (*mine, *theirs):
+        assert_succeeded(await native.settled(job_id))
+
+
+async def test_clearing_the_queue_ends_no_job_of_an_owner_with_a_key(native):
+    await assert_a_clear_is_for_ones_own(native)
+
+
+async def test_nor_one_that_waits_in_comfyuis_own_queue(sandbox_client):
+    await assert_a_clear_is_for_ones_own(await sandbox_client(**GUARDED, GUARDED_QUEUE__MAX_JOBS="4"))
 
 
 async def test_a_key_from_elsewhere_has_its_own_queue_and_socket_at_the_root(native):
