@@ -72,7 +72,7 @@ export function alarmHistory(board, texts, run) {
                     "li",
                     {},
                     h("time", { class: "g-when", datetime: new Date(one.at_ms).toISOString() }, texts.moment(one.at_ms)),
-                    h("span", { class: one.seen_at_ms === null ? "" : "g-quiet" }, alarmText(one, texts), " ", jobLink(one, board, run), " ", h("span", { class: "g-quiet" }, one.message)),
+                    h("span", { class: one.seen_at_ms === null ? "" : "g-quiet" }, alarmText(one, texts), " ", jobLink(one, board, run), " ", details(one, texts)),
                 ),
             ),
             ...(alarms.length ? [] : [h("li", { class: "g-quiet" }, texts.t("nothing_counted"))]),
@@ -80,6 +80,13 @@ export function alarmHistory(board, texts, run) {
     };
     const details = h("details", { class: "g-more", ontoggle: () => details.open && run(look) }, h("summary", {}, texts.t("alarms_all")), list);
     return details;
+}
+
+/** The server's own words, which are English: behind a text in another language. */
+function details(alarm, texts) {
+    const said = h("span", { class: "g-quiet", lang: "en" }, alarm.message);
+    if (texts.language === "en" || alarmText(alarm, texts) === alarm.message) return said;
+    return h("details", {}, h("summary", { class: "g-quiet" }, texts.t("fact_details")), said);
 }
 
 /** In the reader's language where the code is known; the server's own words otherwise. */

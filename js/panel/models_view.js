@@ -39,7 +39,7 @@ export function modelsView(board, texts, section, run) {
 
 function modelRow(first, texts, tell) {
     let model = first;
-    const facts = { file: first.file, size: texts.bytes(first.size_mb * MB), licence: first.licence };
+    const facts = { file: first.file, size: texts.bytes(first.size_mb * MB), licence: texts.licence(first.licence) };
     const about = h("span", {}, h("b", {}, first.file), ` ${facts.size} · ${first.licence} · `, h("a", { href: first.source, target: "_blank", rel: "noreferrer" }, texts.t("model_source")));
     const state = h("span", { class: "g-quiet", role: "status" });
     const bar = h("progress", { max: first.size_mb * MB, "aria-label": texts.t("model_progress", facts) });

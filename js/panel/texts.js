@@ -24,6 +24,18 @@ const UNITS_S = [
     ["second", 1],
 ];
 
+/** What manifests say of licences besides their names. */
+const REMARKS = {
+    "commercial use allowed": "licence_commercial",
+    "below 10 million dollars of yearly revenue": "licence_revenue",
+    "some uses forbidden": "licence_forbidden",
+    "non-commercial": "licence_non_commercial",
+    "research only": "licence_research",
+    "without a licence from InsightFace": "licence_insightface",
+    "download model.safetensors and rename it": "licence_rename",
+    "the 9B": "licence_nine",
+};
+
 export class Texts {
     constructor(language, table) {
         this.language = language;
@@ -56,6 +68,11 @@ export class Texts {
 
     percent(share) {
         return this.percents.format(share);
+    }
+
+    /** A licence, with what its manifest says of it in the reader's language. */
+    licence(text) {
+        return Object.entries(REMARKS).reduce((said, [remark, key]) => said.replaceAll(remark, this.t(key)), text);
     }
 
     /** 1024 to the next unit, as nvidia-smi and most file managers count. */
