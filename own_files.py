@@ -99,10 +99,10 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """The same as text. Raises MalformedFileError too, where it is not UTF-8."""
+    """The same as text, without a byte-order mark. Raises MalformedFileError too, where it is not UTF-8."""
     content = read_bytes(path, most_bytes)
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise MalformedFileError(path, "it is not UTF-8", line) from None

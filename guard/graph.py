@@ -25,6 +25,7 @@ class Declared:
         takes_lists: it gets each list whole; other nodes run once for each item.
         lists: the outputs that give lists, by place.
         lazy: the inputs that are made only if the node asks for them.
+        opens_with: what its code gives a file to first: `libav`, which must then take a picture, too; `pillow`; "".
     """
 
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Declared:
     takes_lists: bool = False
     lists: frozenset[int] = frozenset()
     lazy: frozenset[str] = frozenset()
+    opens_with: str = ""
 
 
 def is_link(value: object) -> TypeGuard[list[Any]]:
@@ -42,6 +44,28 @@ def is_link(value: object) -> TypeGuard[list[Any]]:
     if not isinstance(value, list) or len(value) != 2:
         return False
     return isinstance(value[0], str) and isinstance(value[1], (int, float))
+
+
+def name_kind(value: object) -> str:
+    """What a value of JSON is, for a sentence that says what it should be."""
+    return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
+
+
+def find_fault(graph: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(node id, what is wrong with it) of the first node whose shape the host cannot take; None: all are sound."""
+    for node_id, node in graph.items():
+        if not isinstance(node, dict):
+            return node_id, f"must be an object, not {name_kind(node)}"
+        if not isinstance(node.get("class_type"), str) or not node["class_type"]:
+            return node_id, "has no class_type"
+        if not isinstance(node.get("inputs"), dict):
+            return node_id, "has no inputs (an empty object will do)"
+        if not isinstance(node.get("_meta", {}), dict):
+            return node_id, "has a _meta that is no object"
+        for name, value in node["inputs"].items():
+            if is_link(value) and value[0] not in graph:
+                return node_id, f"takes {name[:100]} from node {value[0][:100]!r}, which the prompt does not have"
+    return None
 
 
 def find_circle(graph: Mapping[str, Any]) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Open what a prompt's loaders will read, before there is a job: pictures whole, films and sounds to the first frame.
+"""Open what a prompt's loaders will read, before there is a job: pictures whole, films and sounds to their ends.
 
 A loader that gets a broken file fails on the GPU, or makes something of the half that is there. What a file must hold,
 its loader's declaration says. What was found is remembered for as long as the file does not change.
@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageSequence
 
@@ -21,33 +21,17 @@ from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
-from ..results.containers import Kind, sniff
-from ..results.film_files import open_container
+from ..results.containers import BrokenFileError
+from .films import UnfitError, count_by_libav, look_at_film, sniff_more
 from .photos import PhotoLimits, decode, list_formats, read
 
-#: What films and sounds begin with that no job makes, but people send.
-_MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
-    (b"AVI ", 8, "video", "avi", "avi"),
-    (b"FLV\x01", 0, "video", "flv", "flv"),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, "video", "asf", "asf"),
-    (b"\x00\x00\x01\xba", 0, "video", "mpeg", "mpeg"),
-    (b"\x47", 0, "video", "mpegts", "mpegts"),
-    (b"moov", 4, "video", "mov", "mov"),
-    (b"mdat", 4, "video", "mov", "mov"),
-    (b"wide", 4, "video", "mov", "mov"),
-    (b"free", 4, "video", "mov", "mov"),
-    (b"FORM", 0, "audio", "aiff", "aiff"),
-    (b"\xff\xf1", 0, "audio", "aac", "aac"),
-    (b"\xff\xf9", 0, "audio", "aac", "aac"),
-    (b"#!AMR", 0, "audio", "amr", "amr"),
-)
-#: A film of more than this is taken to be of unknown length: its header lies.
-_MOST_FRAMES = 10**8
 #: A file that was changed so lately may change again without another time of change: disks' clocks tick.
 _FRESH_NS = 2_000_000_000
 #: So many pictures of a folder are counted.
 _MOST_FILES = 20_000
 _MANY_FRAMES = 10_000
+#: Of a picture that moves, so many pixels are decoded.
+_MOST_PIXELS = 3 * 10**8
 
 _ERRORS: Mapping[str, type[GuardError]] = {
     "image": BadImageError,
@@ -59,12 +43,18 @@ _CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film
 
 
 class Loaded(NamedTuple):
-    """A file that a node of a prompt will read. `holds`: `image`, `video`, `audio`, or `media`: a film or a sound."""
+    """A file that a node of a prompt will read.
+
+    Attributes:
+        holds: `image`, `video`, `audio`, or `media`: a film or a sound.
+        opens_with: as its loader's class declares.
+    """
 
     node_id: str
     input: str
     text: str
     holds: str
+    opens_with: str
 
 
 class LoadedFiles:
@@ -90,13 +80,14 @@ class LoadedFiles:
                 text = node["inputs"].get(name)
                 if names is not Names.FILE or not isinstance(text, str) or not text:
                     continue
-                holds = _tell_content(self._host.declaration(node["class_type"]), name)
+                declared = self._host.declaration(node["class_type"])
+                holds = _tell_content(declared, name)
                 if holds is None:
                     continue
                 if alive is None:
                     alive = set(graph) if outputs is None else find_upstream(graph, outputs)
                 if node_id in alive:
-                    loaded.append(Loaded(node_id, name, text, holds))
+                    loaded.append(Loaded(node_id, name, text, holds, declared.opens_with))
         return loaded
 
     def open_all(self, files: Iterable[Loaded]) -> dict[str, Media]:
@@ -129,6 +120,7 @@ class LoadedFiles:
             return _count_folder(path)
         mark = (
             one.holds,
+            one.opens_with,
             os.path.realpath(path),
             status.st_ino,
             status.st_size,
@@ -147,27 +139,43 @@ class LoadedFiles:
     def _look(self, path: Path, one: Loaded) -> Media:
         with open(path, "rb") as handle:
             head = handle.read(64)
-            kind = _sniff_more(head)
-            film = kind is not None and kind.name in ("video", "audio")
-            if one.holds == "image" and not (film and kind is not None and kind.name == "video"):
-                return self._look_at_picture(path, one.text)
+            kind = sniff_more(head)
+            is_film = kind is not None and kind.name == "video" and one.opens_with != "pillow"
+            if one.holds == "image" and not is_film:
+                return self._look_at_picture(path, one)
             if one.holds in ("video", "media") and kind is not None and kind.name == "image":
-                return self._look_at_picture(path, one.text)  # a GIF is a film to some loaders
+                return self._look_at_picture(path, one)  # a GIF is a film to some loaders
             if kind is None:
                 raise _refuse(one, "its format is not known here")
-            handle.seek(0)
             try:
-                return _look_at_film(handle, kind, one)
-            except GuardError:
-                raise
+                return look_at_film(handle, kind, one.holds)
+            except (UnfitError, BrokenFileError) as error:
+                raise _refuse(one, str(error)) from None
             except Exception as error:  # libav raises almost anything on hostile input
                 raise _refuse(one, f"{type(error).__name__}: {error}"[:200]) from None
 
-    def _look_at_picture(self, path: Path, name: str) -> Media:
-        data = read(path, self._limits, name)
-        photo = decode(data, self._limits, name, at_least=1)
-        frames = 0 if data.startswith(b"\xff\xd8") else _count_frames(path)  # a phone's JPEG has others for depth
+    def _look_at_picture(self, path: Path, one: Loaded) -> Media:
+        data = read(path, self._limits, one.text)
+        photo = decode(data, self._limits, one.text, at_least=1)
+        try:
+            frames = count_by_libav(path) if one.opens_with == "libav" else 0
+            if not frames:
+                frames = _count_by_pillow(path)
+        except UnfitError as error:
+            raise _refuse(one, str(error)) from None
+        except Exception as error:  # Pillow and libav raise almost anything on hostile input
+            raise _refuse(one, f"{type(error).__name__}: {error}"[:200]) from None
         return Media(photo.width, photo.height, frames if frames > 1 else 0)
+
+
+def find_error(host: Host, graph: Mapping[str, Any], text: str) -> tuple[type[GuardError], dict[str, Any]]:
+    """The error for a file that cannot be read, and which input of a loader names it by `text`."""
+    for node_id, node in graph.items():
+        for name in host.file_inputs(node["class_type"]):
+            if node["inputs"].get(name) == text:
+                holds = _tell_content(host.declaration(node["class_type"]), name) or "image"
+                return _ERRORS[holds], {"node_id": node_id, "input": name}
+    return BadImageError, {}
 
 
 def _tell_content(declared: Declared, name: str) -> str | None:
@@ -182,49 +190,21 @@ def _tell_content(declared: Declared, name: str) -> str | None:
     return None
 
 
-def _sniff_more(head: bytes) -> Kind | None:
-    if (kind := sniff(head[:32])) is not None:
-        return kind
-    for mark, at, name, form, demuxer in _MORE_KINDS:
-        if head[at : at + len(mark)] == mark:
-            return Kind(name, form, "", demuxer, lambda _handle, _size: None)
-    return None
-
-
-def _look_at_film(handle: IO[bytes], kind: Kind, one: Loaded) -> Media:
-    with open_container(handle, kind) as container:
-        film = next((stream for stream in container.streams.video if stream.codec_context is not None), None)
-        sound = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
-        wanted = sound if one.holds == "audio" else film
-        if wanted is None and one.holds == "media":
-            wanted = sound
-        if wanted is None:
-            raise _refuse(one, "it has no sound" if one.holds == "audio" else "it has no pictures")
-        if next(container.decode(wanted), None) is None:
-            raise _refuse(one, "it has no frame that can be read")
-        seconds = _find_seconds(container, wanted)
-        if one.holds == "audio" or film is None:
-            return Media(seconds=seconds)
-        rate = float(film.average_rate or film.guessed_rate or 0)
-        frames = max(int(film.frames or 0), round(seconds * rate))
-        context = film.codec_context
-        return Media(context.width, context.height, frames if frames < _MOST_FRAMES else 0, seconds, rate)
-
-
-def _find_seconds(container: Any, stream: Any) -> float:
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return float(container.duration / 1_000_000) if container.duration else 0.0
-
-
-def _count_frames(path: Path) -> int:
-    """The pictures of one that moves. Reads no further than it must, and not for ever."""
-    try:
-        with Image.open(path, formats=list_formats()) as image:
-            known = getattr(image, "n_frames", 1)
-            return int(known) if known < _MANY_FRAMES else sum(1 for _ in ImageSequence.Iterator(image))
-    except Exception:
-        return 1  # its first picture was fine
+def _count_by_pillow(path: Path) -> int:
+    """Decode the pictures of one that moves, as a loader will, and count them: not for ever."""
+    with Image.open(path, formats=list_formats()) as image:
+        image.seek(getattr(image, "_min_frame", 0))  # as ImageSequence does
+        if not getattr(image, "is_animated", False):
+            return 1
+        known, seen, left = int(getattr(image, "n_frames", 1)), 0, _MOST_PIXELS
+        for frame in ImageSequence.Iterator(image):
+            frame.load()
+            seen += 1
+            left -= frame.width * frame.height
+            if left <= 0 or seen >= _MANY_FRAMES:
+                seen = max(known, seen)
+                break
+        return seen if image.format != "MPO" else 1  # a phone's photo has others, for depth
 
 
 def _count_folder(path: Path) -> Media | None:

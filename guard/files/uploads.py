@@ -23,7 +23,6 @@ from typing import IO, Any
 
 from ..client import LOCAL
 from ..errors import (
-    BadImageError,
     DiskFullError,
     GuardError,
     InvalidRequestError,
@@ -79,6 +78,7 @@ class UploadedFile:
         suffix: from its content, else from its name; may be empty.
         path: where it lies until `Uploads.place` moves it.
         is_media: whether its first bytes are those of a picture, film or sound.
+        is_empty: no byte of it has come.
     """
 
     field: str
@@ -87,6 +87,7 @@ class UploadedFile:
     suffix: str
     path: Path
     is_media: bool = True
+    is_empty: bool = False
 
     def stored_as(self, owner: str) -> str:
         """Its name for a loader node."""
@@ -133,14 +134,12 @@ class Incoming:
                 rest = rest[self._file.write(rest) :]
 
     def finish(self) -> UploadedFile:
-        """Close the file, of which all has come. Raises BadImageError where it is empty."""
+        """Close the file, of which all has come."""
         with translate_disk_errors():
             self._file.close()
-        if not self._size:
-            raise BadImageError(f"The file {self._field[:100]} is empty.", extra_info={"field": self._field})
         known = _find_suffix(self._head[:_HEAD_BYTES])
-        suffix = known or media_suffix(self._filename)
-        return UploadedFile(self._field, self._filename, self._digest.hexdigest(), suffix, self.path, bool(known))
+        suffix, digest = known or media_suffix(self._filename), self._digest.hexdigest()
+        return UploadedFile(self._field, self._filename, digest, suffix, self.path, bool(known), not self._size)
 
     def discard(self) -> None:
         """Delete the file, unless it was moved to its place."""

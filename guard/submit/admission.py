@@ -33,6 +33,7 @@ from ..errors import (
 )
 from ..events import webhook_rules
 from ..faces.gate import FaceGate
+from ..faces.loaded import find_error
 from ..faces.required import FACE_LOADER
 from ..files import uploads
 from ..files.cleaning import Cleaner
@@ -260,6 +261,9 @@ class Admission:
                     details="In the loader, put the name of the form's field or the file's own name.",
                     extra_info={"field": file.field, "filename": file.filename},
                 )
+            if file.is_empty:
+                error_class, node = find_error(self._host, prompt.graph, file.stored_as(owner))
+                raise error_class(f"The file {file.field[:100]} is empty.", extra_info={"field": file.field, **node})
         return replace(request, raw=json.dumps(prompt.body).encode())
 
     def _check_graph(self, graph: Mapping[str, Any], client: Client) -> None:

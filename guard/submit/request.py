@@ -18,7 +18,7 @@ from ..client import Client
 from ..errors import GuardError, InvalidRequestError, InvalidWorkflowError, clip
 from ..faces.gate import AskedCheck
 from ..files.uploads import UploadedFile
-from ..graph import find_circle, is_link
+from ..graph import find_circle, find_fault, name_kind
 from ..job import Job
 from ..life.secrets import SECRET_NAMES
 from ..store import IdempotencyKey
@@ -167,7 +167,7 @@ def parse(raw: bytes, bounds: Bounds, fill: Fill | None = None, convert: Convert
     """
     body = read_json(raw, bounds)
     if not isinstance(body, dict):
-        raise InvalidRequestError(f"The body must be a JSON object, not {_name_kind(body)}.")
+        raise InvalidRequestError(f"The body must be a JSON object, not {name_kind(body)}.")
     options = _read_options(body.pop("guard", None))
     workflow = None if fill is not None else take_workflow(body)
     if workflow is not None and convert is None:
@@ -210,15 +210,11 @@ def parse(raw: bytes, bounds: Bounds, fill: Fill | None = None, convert: Convert
     )
 
 
-def _name_kind(value: object) -> str:
-    return {list: "a list", str: "a string", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
-
-
 def _read_options(given: Any) -> GuardOptions:
     if given is None:
         return _NO_OPTIONS
     if not isinstance(given, dict):
-        raise InvalidRequestError(f"guard must be an object, not {_name_kind(given)}.")
+        raise InvalidRequestError(f"guard must be an object, not {name_kind(given)}.")
     metadata = given.get("metadata")
     if holds_more(metadata, METADATA_BYTES // 2):
         raise InvalidRequestError(
@@ -233,7 +229,7 @@ def _read_options(given: Any) -> GuardOptions:
 def _read_extra_data(body: dict[str, Any]) -> dict[str, Any]:
     extra_data = body.get("extra_data", {})
     if not isinstance(extra_data, dict):
-        raise InvalidRequestError(f"extra_data must be an object, not {_name_kind(extra_data)}.")
+        raise InvalidRequestError(f"extra_data must be an object, not {name_kind(extra_data)}.")
     pnginfo = extra_data.get("extra_pnginfo", {})
     if not isinstance(pnginfo, dict) or not isinstance(pnginfo.get("workflow", {}), dict):
         raise InvalidRequestError("extra_data.extra_pnginfo must be an object, and its workflow too.")
@@ -263,23 +259,12 @@ def _read_graph(body: dict[str, Any]) -> dict[str, Any]:
         raise InvalidRequestError("The body has no prompt.", extra_info={"field": "prompt"}, host_type="no_prompt")
     graph = body["prompt"]
     if not isinstance(graph, dict):
-        raise InvalidWorkflowError(f"prompt must be an object of nodes, not {_name_kind(graph)}.")
+        raise InvalidWorkflowError(f"prompt must be an object of nodes, not {name_kind(graph)}.")
     if not graph:
         raise InvalidWorkflowError("The prompt has no nodes.", host_type="prompt_no_outputs")
-    for node_id, node in graph.items():
-        if not isinstance(node, dict):
-            raise _refuse_node(node_id, f"must be an object, not {_name_kind(node)}")
-        if not isinstance(node.get("class_type"), str) or not node["class_type"]:
-            raise _refuse_node(node_id, "has no class_type")
-        if not isinstance(node.get("inputs"), dict):
-            raise _refuse_node(node_id, "has no inputs (an empty object will do)")
-        if not isinstance(node.get("_meta", {}), dict):
-            raise _refuse_node(node_id, "has a _meta that is no object")
-        for name, value in node["inputs"].items():
-            if is_link(value) and value[0] not in graph:
-                raise _refuse_node(
-                    node_id, f"takes {name[:100]} from node {value[0][:100]!r}, which the prompt does not have"
-                )
+    if fault := find_fault(graph):
+        node_id, text = fault
+        raise InvalidWorkflowError(f"Node {node_id[:100]!r} {text}.", extra_info={"node_id": node_id})
     if circle := find_circle(graph):
         raise InvalidWorkflowError(
             "The prompt's nodes feed each other in a circle.",
@@ -287,10 +272,6 @@ def _read_graph(body: dict[str, Any]) -> dict[str, Any]:
             extra_info={"nodes": circle},
         )
     return graph
-
-
-def _refuse_node(node_id: str, fault: str) -> GuardError:
-    return InvalidWorkflowError(f"Node {node_id[:100]!r} {fault}.", extra_info={"node_id": node_id})
 
 
 def read_idempotency_key(request: Submission, since_ms: int) -> IdempotencyKey | None:

@@ -16,14 +16,9 @@ from ..errors import InvalidRequestError, MissingModelError, MissingNodeError, N
 from ..host import Host
 from ..settings import PolicySettings
 from .bodies import ModelFacts, WorkflowBody
-from .manifest import (
-    Model,
-    NodePack,
-    Template,
-    TemplateError,
-    applies,
-)
+from .manifest import Model, NodePack, Template, TemplateError, applies
 from .parameter import Values, choose_text
+from .rehearsal import read_template
 from .render import choose_values, complete, estimate_vram_gib, render
 from .weights import find_fault
 
@@ -69,19 +64,28 @@ class Templates:
         with self._lock:
             seen = _take_print(self._folders)
             if seen != self._seen:
-                self._seen, (self._read, self._faults) = seen, self._read_all()
+                self._seen, (self._read, self._faults) = seen, self._read_all([Path(each[0]) for each in seen])
             return self._read
 
-    def _read_all(self) -> tuple[dict[str, Template], list[str]]:
+    def _read_all(self, paths: Sequence[Path]) -> tuple[dict[str, Template], list[str]]:
         templates, faults = {}, []
-        for folder in self._folders:
-            for path in sorted(folder.glob("*.toml")):
-                try:
-                    templates[path.stem] = Template.read(path)
-                except TemplateError as error:
-                    log.error("%s; it is left out (%s)", error, path)
-                    faults.append(f"{error} ({path})")
+        for path in paths:
+            if path.suffix != ".toml":
+                continue
+            try:
+                templates[path.stem] = read_template(path, self._policy.max_nodes)
+            except TemplateError as error:
+                log.error("%s; it is left out (%s)", error, path)
+                faults.append(f"{error} ({path})")
         return templates, faults
+
+    def _set_aside(self, template: Template, error: Exception) -> None:
+        """Leave out a template that the host cannot be asked about, until its files change."""
+        log.error("template %s is left out", template.name, exc_info=error)
+        with self._lock:
+            if self._read.get(template.name) is template:
+                self._read = {name: each for name, each in self._read.items() if each is not template}
+                self._faults = [*self._faults, f"template {template.name}: {type(error).__name__}: {error}"]
 
     def list_faults(self) -> list[str]:
         """Why templates are left out, in sentences that name them."""
@@ -131,7 +135,11 @@ class Templates:
         """The model files that templates need and this server lacks."""
         found: dict[tuple[str, str], Lacking] = {}
         for template in self._all.values():
-            _names, faults = self._find_models(template)
+            try:
+                _names, faults = self._find_models(template)
+            except Exception as error:
+                self._set_aside(template, error)
+                continue
             default = complete(template, {})
             for model in template.manifest.models:
                 if model.file not in faults:
@@ -144,7 +152,13 @@ class Templates:
 
     def describe(self, locale: str) -> list[WorkflowBody]:
         """Describe every template as JSON, with what this server lacks for it."""
-        return [self._describe(template, locale) for template in self._all.values()]
+        described = []
+        for template in self._all.values():
+            try:
+                described.append(self._describe(template, locale))
+            except Exception as error:
+                self._set_aside(template, error)
+        return described
 
     def _describe(self, template: Template, locale: str) -> WorkflowBody:
         manifest = template.manifest
@@ -270,15 +284,22 @@ def _read_version(text: str) -> tuple[int, ...]:
 
 
 def _take_print(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What tells whether a file of a template has come, gone or changed."""
+    """What tells whether a file of a template has come, gone or changed: by folder, then by name."""
     seen = []
     for folder in folders:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.endswith((".toml", ".json")):
-                    status = entry.stat()
-                    seen.append((entry.path, status.st_mtime_ns, status.st_size))
-    return sorted(seen)
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.endswith((".toml", ".json")) and not entry.name.startswith("."):
+                    seen.append(_see(entry))
+    return seen
+
+
+def _see(entry: os.DirEntry[str]) -> tuple[str, int, int]:
+    try:
+        status = entry.stat()
+    except OSError:  # a link that leads nowhere, or to itself
+        return entry.path, 0, 0
+    return entry.path, status.st_mtime_ns, status.st_size
 
 
 def _find_packs(template: Template, classes: Collection[str]) -> list[NodePack]:

@@ -1,9 +1,13 @@
-"""Find the line of a TOML text that a fault is about."""
+"""Find the line that a fault of a manifest, or of a graph, is about."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+
+#: Keys and numbers that lead to a value of the manifest.
+Place = tuple[str | int, ...]
 
 
 def find_line(text: str, place: Sequence[str | int]) -> int:
@@ -41,3 +45,25 @@ def _find_key(lines: Sequence[str], begin: int, key: str) -> int:
         if wanted.match(lines[index]):
             return index + 1
     return 0
+
+
+def find_node_line(text: str, node_id: str) -> int:
+    """The line of a graph's text on which a node begins; 1 where it cannot be told."""
+    for written in (json.dumps(node_id), json.dumps(node_id, ensure_ascii=False)):
+        if (found := re.search(re.escape(written) + r"\s*:", text)) is not None:
+            return text.count("\n", 0, found.start()) + 1
+    return 1
+
+
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+
+
+def find_deep_line(text: str, most: int) -> int:
+    """The line on which JSON is first nested more than so deep; 1 where it is not."""
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        mark = found.group()
+        depth += (mark in "[{") - (mark in "]}")
+        if depth > most:
+            return text.count("\n", 0, found.start()) + 1
+    return 1

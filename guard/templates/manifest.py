@@ -3,36 +3,64 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from ...own_files import FileError, read_json, read_toml
+from ...own_files import FileError, MalformedFileError
 from ..bounds import read_complaint
+from ..graph import find_circle, find_fault, is_link
 from .bodies import PresetBody
-from .lines import find_line
+from .lines import Place, find_line, find_node_line
 from .parameter import OutOfRangeError, Parameter, Part, Texts, Values, WrongKindError
 from .pruning import drop_absent
+from .reading import find_odd_values, read_graph_file, read_manifest
+
+#: `policy.max_nodes`, where nobody has set it.
+MOST_NODES = 1000
+#: No reader goes through more, and each takes a search for its line.
+_TOLD_FAULTS = 50
+
+
+class Fault(NamedTuple):
+    """What is wrong with a template: the file's name, the line in it from 1 on, and a sentence's end."""
+
+    file: str
+    line: int
+    text: str
 
 
 class TemplateError(ValueError):
     """A template that cannot be used; the message names it and says why.
 
     Attributes:
-        faults: (line of the manifest, 0 for none in particular; what is wrong) of each fault.
+        faults: each thing that is wrong.
     """
 
-    def __init__(self, name: str, faults: Sequence[tuple[int, str]]) -> None:
-        told = "; ".join(f"line {line}: {text}" if line else text for line, text in faults)
+    def __init__(self, name: str, faults: Sequence[Fault]) -> None:
+        told = "; ".join(
+            f"{'' if fault.file == f'{name}.toml' else f'{fault.file}, '}line {fault.line}: {fault.text}"
+            for fault in faults
+        )
         super().__init__(f"template {name}: {told}")
         self.faults = tuple(faults)
 
 
-#: Keys and numbers that lead to a value of the manifest.
-Place = tuple[str | int, ...]
+def _check_place(text: str) -> str:
+    parts = text.replace("\\", "/").split("/")
+    if not text.isprintable() or any(part in ("", ".", "..") for part in parts) or len(text) > 1000:
+        raise ValueError("must be a path below the folder of models")
+    return text
+
+
+#: A file or folder below ComfyUI's models.
+_Below = Annotated[str, AfterValidator(_check_place)]
+_Gib = Annotated[float, Field(ge=0, le=1e9)]
+_Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
 
 
 class _Conditional(Part):
@@ -66,9 +94,9 @@ class Model(_Conditional):
             `source` has it.
     """
 
-    file: str
-    folder: str
-    size_mb: int
+    file: _Below
+    folder: _Below
+    size_mb: int = Field(ge=1, le=10**7)
     source: str
     licence: str
     into: tuple[str, ...] = ()
@@ -82,7 +110,7 @@ class NodePack(Part):
     name: str
     source: str
     licence: str
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class VramStep(Part):
@@ -96,10 +124,10 @@ class VramStep(Part):
     """
 
     step: str
-    gib: float
-    weights_gib: float = 0
-    gib_per_megapixel: float = 0
-    pixels: tuple[str, ...] = ()
+    gib: _Gib
+    weights_gib: _Gib = 0
+    gib_per_megapixel: _Gib = 0
+    pixels: Annotated[tuple[str, ...], Field(max_length=8)] = ()
     frames: str = ""
 
     @property
@@ -118,10 +146,10 @@ class Manifest(Part):
 
     title: Texts
     description: Texts
-    outputs: tuple[str, ...]
-    comfyui: Annotated[str, Field(pattern=r"^(?:\d+(?:\.\d+)*)?$")] = ""
+    outputs: Annotated[tuple[str, ...], Field(min_length=1)]
+    comfyui: Annotated[str, Field(pattern=r"^(?:\d{1,9}(?:\.\d{1,9})*)?$")] = ""
     read_at: dict[str, str] = Field(default_factory=dict)
-    parameters: dict[str, Parameter]
+    parameters: dict[_Name, Parameter]
     presets: tuple[Preset, ...] = ()
     wiring: tuple[Wiring, ...] = ()
     models: tuple[Model, ...] = ()
@@ -138,45 +166,42 @@ class Template:
     graph: dict[str, Any]
 
     @classmethod
-    def read(cls, path: Path) -> Template:
+    def read(cls, path: Path, most_nodes: int = MOST_NODES) -> Template:
         """Read the template whose manifest is `path`, with its graph beside it. Raises TemplateError."""
-        name = path.stem
+        name, beside = path.stem, path.with_suffix(".json")
         try:
-            values, text = read_toml(path)
+            text, values = read_manifest(path)
         except FileError as error:
-            raise TemplateError(name, [(error.line, error.reason)]) from None
-        except OSError as error:
-            raise TemplateError(name, [(0, f"it cannot be read: {error.strerror}")]) from None
-        faults: list[tuple[Place, str]] = []
-        manifest, graph = None, None
+            raise TemplateError(name, [Fault(path.name, error.line or 1, error.reason)]) from None
+        manifest, places = _validate(values)
+        faults = _point(path, text, places)
         try:
-            manifest = Manifest.model_validate(values)
-        except ValidationError as error:
-            complaints = [(item["loc"], *read_complaint(item)) for item in error.errors()]
-            faults += [(place, f"{field}: {complaint}") for place, field, complaint in complaints]
-        try:
-            graph = read_json(path.with_suffix(".json"))
-            check_graph(graph)
+            graph = read_graph(beside, most_nodes)
         except FileError as error:
-            faults.append(((), str(error)))
-        except (OSError, ValueError) as error:
-            faults.append(((), f"{name}.json: {error}"))
-        if manifest is not None and graph is not None and not faults:
-            template = cls(name, manifest, graph)
-            if not (faults := list(template._list_faults())):
-                return template
-        raise TemplateError(name, [(find_line(text, place), fault) for place, fault in faults])
+            raise TemplateError(name, [*faults, Fault(beside.name, error.line or 1, error.reason)]) from None
+        if manifest is None:
+            raise TemplateError(name, faults)
+        template = cls(name, manifest, graph)
+        if faults := _point(path, text, list(template._list_faults())):
+            raise TemplateError(name, faults)
+        return template
 
     def _list_faults(self) -> Iterator[tuple[Place, str]]:
         """(place in the manifest, what is wrong) of each thing that it names and that does not exist."""
         manifest, parameters = self.manifest, self.manifest.parameters
-        known = {f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"]}
+        known = {
+            f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"] if "." not in node_id
+        }
         for place, target in self._list_targets():
             if target not in known:
                 yield place, f"the graph has no input {target}"
         for node_id in manifest.outputs:
             if node_id not in self.graph:
                 yield ("outputs",), f"the graph has no node {node_id}"
+        for number, wiring in enumerate(manifest.wiring):
+            for value in wiring.inputs.values():
+                if is_link(value) and value[0] not in self.graph:
+                    yield ("wiring", number, "inputs"), f"the graph has no node {value[0]}"
         preset = {name for each in manifest.presets for name in each.parameters}
         for kind in ("presets", "wiring", "models"):
             for number, part in enumerate(getattr(manifest, kind)):
@@ -229,19 +254,55 @@ class Template:
             yield from ((("wiring", number, "inputs"), target) for target in wiring.inputs)
 
 
-def check_graph(graph: Any) -> None:
-    """Raises ValueError where that is no graph in API format; says how to make one of the editor's own."""
-    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
-        raise ValueError(
-            "this is the editor's own format; export the graph with Export (API), or turn it into a prompt with the "
-            "command convert"
+def _validate(values: dict[str, Any]) -> tuple[Manifest | None, list[tuple[Place, str]]]:
+    """The manifest; and (place, what is wrong) of each fault, where there is none."""
+    if odd := find_odd_values(values):
+        return None, [(place, f"{'.'.join(map(str, place))}: {text}") for place, text in odd]
+    try:
+        # As JSON, since in that pydantic takes true for no number, and yet lists for tuples.
+        return Manifest.model_validate_json(json.dumps(values), strict=True), []
+    except ValidationError as error:
+        complaints = [(item["loc"], *read_complaint(item)) for item in error.errors()[:_TOLD_FAULTS]]
+        return None, [(place, f"{field}: {complaint}") for place, field, complaint in complaints]
+
+
+def _point(path: Path, text: str, faults: Sequence[tuple[Place, str]]) -> list[Fault]:
+    """Faults with their lines, as many as somebody reads."""
+    told = [Fault(path.name, find_line(text, place) or 1, fault) for place, fault in faults[:_TOLD_FAULTS]]
+    if len(faults) > _TOLD_FAULTS:
+        told.append(Fault(path.name, 1, f"and {len(faults) - _TOLD_FAULTS} more faults"))
+    return told
+
+
+def read_graph(path: Path, most_nodes: int = MOST_NODES) -> dict[str, Any]:
+    """Read a graph in API format, of a shape that a prompt may have.
+
+    Raises FileError; for one in the editor's own format it says how to make one of it.
+    """
+    text, graph = read_graph_file(path)
+    if not isinstance(graph, dict) or not graph:
+        raise MalformedFileError(
+            path, "this is no graph in API format: an object of nodes with class_type and inputs", 1
         )
-    nodes = graph.values() if isinstance(graph, dict) else ()
-    if not nodes or not all(
-        isinstance(node, dict) and isinstance(node.get("inputs"), dict) and isinstance(node.get("class_type"), str)
-        for node in nodes
-    ):
-        raise ValueError("this is no graph in API format: an object of nodes with class_type and inputs")
+    if isinstance(graph.get("nodes"), list):
+        raise MalformedFileError(
+            path,
+            "this is the editor's own format; export the graph with Export (API), or turn it into a prompt with the "
+            "command convert",
+            find_node_line(text, "nodes"),
+        )
+    if "prompt" in graph and isinstance(graph["prompt"], dict) and "class_type" not in graph["prompt"]:
+        line = find_node_line(text, "prompt")
+        raise MalformedFileError(path, "this is a request; only its prompt belongs here", line)
+    if len(graph) > most_nodes:
+        raise MalformedFileError(path, f"it has {len(graph)} nodes; {most_nodes} are allowed (policy.max_nodes)", 1)
+    if fault := find_fault(graph):
+        told = f"this is no graph in API format: node {fault[0]} {fault[1]}"
+        raise MalformedFileError(path, told, find_node_line(text, fault[0]))
+    if circle := find_circle(graph):
+        told = f"its nodes feed each other in a circle: {' -> '.join(circle[:10])}"
+        raise MalformedFileError(path, told, find_node_line(text, circle[0]))
+    return graph
 
 
 def _can_apply(when: Mapping[str, Any], values: Values) -> bool:

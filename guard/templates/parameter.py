@@ -19,6 +19,16 @@ TEXT_LENGTH = 4000
 FILE_NAME_LENGTH = 255
 
 
+#: Fields that only some types have.
+_FIELDS_OF: Mapping[str, tuple[ParameterType, ...]] = {
+    "min": ("integer", "number"),
+    "max": ("integer", "number"),
+    "step": ("integer",),
+    "max_length": ("text",),
+    "choices": ("choice",),
+}
+
+
 class WrongKindError(ValueError):
     """A value of another type than the parameter's; the message says what it must be."""
 
@@ -59,15 +69,20 @@ class Parameter(Part):
     min: int | float | None = None
     max: int | float | None = None
     step: int = Field(1, ge=1)
-    max_length: int = Field(TEXT_LENGTH, ge=1)
+    max_length: int = Field(TEXT_LENGTH, ge=1, le=2**20)
     choices: tuple[str, ...] = ()
     required: bool = True
     help: Texts
 
     @model_validator(mode="after")
     def _check_limits(self) -> Parameter:
+        for name, types in _FIELDS_OF.items():
+            if name in self.model_fields_set and self.type not in types:
+                raise ValueError(f"{self.type} has no {name}; {' and '.join(types)} has")
         if self.type in ("integer", "number") and (self.min is None or self.max is None or self.min > self.max):
             raise ValueError(f"{self.type} needs min and max")
+        if self.type == "integer" and any(limit != limit // 1 for limit in (self.min, self.max) if limit is not None):
+            raise ValueError("the limits of an integer are whole numbers")
         if self.type == "choice" and not self.choices:
             raise ValueError("choice needs choices")
         if not self.required and self.type != "file":

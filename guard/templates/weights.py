@@ -1,16 +1,28 @@
-"""Tell a model file that is whole from one that a broken download has left."""
+"""Tell a model file that is whole from one that a broken download has left, or a web page in its place.
+
+By its own structure, as far as that says how long it is: a name or a size is easily right by chance.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-from pathlib import Path
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import IO
 
 #: safetensors' own limit for its header.
 _LONGEST_HEADER = 100_000_000
 #: Sizes in manifests are rounded, and repositories store a file anew with another header now and then.
 _SHARE, _ROUNDED = 0.9, 1_000_000
+#: The fields of ONNX' ModelProto (onnx.proto); the last one of each pair says how it is written.
+_ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
+_MOST_FIELDS = 100_000
+#: Kinds of model files that are texts.
+_TEXTS = frozenset({".json", ".yaml", ".yml", ".txt", ".toml", ".cfg", ".csv"})
+_BROKEN_OFF = "the download has broken off"
 
 
 def find_fault(path: Path, size_mb: int) -> str | None:
@@ -29,25 +41,109 @@ def find_fault(path: Path, size_mb: int) -> str | None:
 def _find_fault(path: str, size: int, _changed_ns: int, size_mb: int) -> str | None:
     if not size:
         return "is empty"
-    if path.endswith((".safetensors", ".sft")):
-        return _find_fault_of_safetensors(path, size)
-    if size < size_mb * 1_000_000 * _SHARE - _ROUNDED:
-        return f"has {size / 1e6:.0f} of about {size_mb} MB; the download seems to have broken off"
-    return None
-
-
-def _find_fault_of_safetensors(path: str, size: int) -> str | None:
-    """The header lists every tensor with its place, so the size is known to the byte."""
+    suffix = PurePath(path).suffix.lower()
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size, _LONGEST_HEADER):
-            return "is no safetensors file; a web page may have been saved in its place"
-        try:
-            header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "has a header that cannot be read"
-    whole = 8 + length + end
+        head = file.read(1024)
+        if suffix not in _TEXTS and _is_text(head):
+            return "is a text; a web page, or a pointer to the file, may have been saved in its place"
+        look = _LOOKS.get(suffix)
+        file.seek(0)
+        fault, is_measured = look(file, size) if look is not None else (None, False)
+    if fault is None and not is_measured and size < size_mb * 1_000_000 * _SHARE - _ROUNDED:
+        return f"has {size / 1e6:.0f} of about {size_mb} MB; the download seems to have broken off"
+    return fault
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file begins as a text does: every format of weights has zeros or other controls in its head."""
+    try:
+        text = head.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # else a sign that was cut in two
+            return False
+        text = head[: error.start].decode("utf-8-sig", "replace")
+    return not any(ord(sign) < 32 and sign not in "\t\r\n\f" for sign in text)
+
+
+#: Looks at a file of that size. Returns what is wrong with it, and whether its structure says how long it is.
+_Look = Callable[[IO[bytes], int], tuple[str | None, bool]]
+
+
+def _look_at_safetensors(file: IO[bytes], size: int) -> tuple[str | None, bool]:
+    """The header lists every tensor with its place, so the size is known to the byte."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(size, _LONGEST_HEADER):
+        return "is no safetensors file; a web page may have been saved in its place", True
+    try:
+        header = json.loads(file.read(length))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        whole = 8 + length + int(end)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
+        return "has a header that cannot be read", True
     if size < whole:
-        return f"has {size / 1e6:.0f} of {whole / 1e6:.0f} MB; the download has broken off"
-    return None
+        return f"has {size / 1e6:.0f} of {whole / 1e6:.0f} MB; {_BROKEN_OFF}", True
+    return (f"has {size - whole} bytes behind its end" if size > whole else None), True
+
+
+def _look_at_torch(file: IO[bytes], size: int) -> tuple[str | None, bool]:
+    """PyTorch writes a zip archive, whose directory is at its end; before 1.6 it wrote pickles, one after the other."""
+    head = file.read(4)
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+                is_cut = any(each.header_offset + each.compress_size > size for each in archive.infolist())
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeError):
+            return f"has no directory at its end; {_BROKEN_OFF}", True
+        if is_cut or not any(name.endswith(".pkl") for name in names):
+            return "is an archive without weights", True
+        return None, True
+    if head[:1] == b"\x80" and 2 <= head[1] <= 5:
+        return None, False
+    return "is no PyTorch file", True
+
+
+def _look_at_gguf(file: IO[bytes], _size: int) -> tuple[str | None, bool]:
+    head = file.read(8)
+    if head[:4] != b"GGUF" or not 1 <= int.from_bytes(head[4:], "little") <= 9:
+        return "is no GGUF file", True
+    return None, False
+
+
+def _look_at_onnx(file: IO[bytes], size: int) -> tuple[str | None, bool]:
+    """A protobuf message: fields one after the other, the longest of them the graph, up to the file's last byte."""
+    at = 0
+    numbers: set[int] = set()
+    for _ in range(_MOST_FIELDS):
+        if at == size:
+            break
+        file.seek(at)
+        part = file.read(20)
+        tag, length = _read_varint(part, 0)
+        value, behind = _read_varint(part, length)
+        number, kind = tag >> 3, tag & 7
+        if not length or number not in _ONNX_FIELDS or kind not in (0, 2) or behind <= length:
+            return "is no ONNX file" if not numbers else f"is damaged; {_BROKEN_OFF}", True
+        numbers.add(number)
+        at += behind + (value if kind == 2 else 0)
+        if at > size:
+            return f"has {size / 1e6:.0f} of {at / 1e6:.0f} MB; {_BROKEN_OFF}", True
+    return (None if 7 in numbers else "is no ONNX file"), True
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """(the number, the place behind it); that place is `at` where there is no number."""
+    value = 0
+    for index in range(at, min(at + 10, len(data))):
+        value |= (data[index] & 0x7F) << (7 * (index - at))
+        if data[index] < 0x80:
+            return value, index + 1
+    return 0, at
+
+
+_LOOKS: Mapping[str, _Look] = {
+    **dict.fromkeys((".safetensors", ".sft"), _look_at_safetensors),
+    **dict.fromkeys((".ckpt", ".pt", ".pth", ".bin"), _look_at_torch),
+    ".gguf": _look_at_gguf,
+    ".onnx": _look_at_onnx,
+}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from types import CodeType
 from typing import Any
 
 import nodes
 
 from ...guard.graph import Declared
+from .inputs import find_names
 
 log = logging.getLogger("guarded.host")
 
@@ -29,7 +31,12 @@ class Declarations:
             inputs, lazy = _read_inputs(class_type, node_class)
             takes_lists = bool(getattr(node_class, "INPUT_IS_LIST", False))
             self._known[node_class] = Declared(
-                inputs, _read_outputs(node_class), takes_lists, _read_lists(node_class), frozenset(lazy)
+                inputs,
+                _read_outputs(node_class),
+                takes_lists,
+                _read_lists(node_class),
+                frozenset(lazy),
+                _find_opener(node_class),
             )
         return self._known[node_class]
 
@@ -48,6 +55,17 @@ def _read_inputs(class_type: str, node_class: Any) -> tuple[dict[str, str], set[
     except Exception:
         log.debug("%s does not say what it takes", class_type, exc_info=True)
     return types, lazy
+
+
+def _find_opener(node_class: Any) -> str:
+    """What a loader opens its file with: ComfyUI's LoadVideo, and later versions' LoadImage, with `VideoFromFile`."""
+    bases = getattr(node_class, "__mro__", ())
+    functions = (getattr(each, "__func__", each) for base in bases for each in vars(base).values())
+    codes = (getattr(each, "__code__", None) for each in functions)
+    names = {name for code in codes if isinstance(code, CodeType) for name in find_names(code)}
+    if "VideoFromFile" in names:
+        return "libav"
+    return "pillow" if "pillow" in names and names.isdisjoint({"av", "cv2"}) else ""
 
 
 def _read_outputs(node_class: Any) -> tuple[tuple[str, str], ...]:

@@ -126,16 +126,17 @@ def _uses_input_folder(node_class: Any) -> bool:
     for name in ("define_schema", "INPUT_TYPES"):
         function = getattr(node_class, name, None)
         code = getattr(getattr(function, "__func__", function), "__code__", None)
-        if isinstance(code, CodeType) and not _INPUT_FOLDER.isdisjoint(_find_names(code)):
+        if isinstance(code, CodeType) and not _INPUT_FOLDER.isdisjoint(find_names(code)):
             return True
     return False
 
 
-def _find_names(code: CodeType) -> Iterator[str]:
+def find_names(code: CodeType) -> Iterator[str]:
+    """The names that a function's code uses of other places."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _find_names(constant)
+            yield from find_names(constant)
 
 
 @contextmanager

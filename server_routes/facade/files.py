@@ -172,6 +172,8 @@ async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
         file = next((file for file in form.files if file.field == "image"), None)
         if file is None:
             raise InvalidRequestError("The form has no file `image`.", extra_info={"field": "image"})
+        if file.is_empty:
+            raise BadImageError("The file image is empty.", extra_info={"field": "image"})
         call.services.limits.take_upload(call.client, form.bytes)
         give_back = call.services.quotas.take_files(call.client, form.bytes)
         words = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}

@@ -23,6 +23,9 @@ CLASSES = {
     "GuardedLoadSound": ("video", (("AUDIO", "audio"),)),
     "Load3D": ("model_file", (("MESH", "MESH"),)),
 }
+#: Earlier versions' LoadImage, and that of later ones.
+CLASSES["LoadImageByPillow"] = CLASSES["LoadImageByLibav"] = CLASSES["LoadImage"]
+OPENERS = {"LoadImageByPillow": "pillow", "LoadImageByLibav": "libav", "LoadVideo": "libav"}
 
 
 class Host(FakeHost):
@@ -32,7 +35,7 @@ class Host(FakeHost):
 
     def declaration(self, class_type):
         name, outputs = CLASSES[class_type]
-        return Declared({name: "COMBO"}, outputs)
+        return Declared({name: "COMBO"}, outputs, opens_with=OPENERS.get(class_type, ""))
 
     def file_inputs(self, class_type):
         return {CLASSES[class_type][0]: Names.FILE}

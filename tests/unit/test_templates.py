@@ -285,10 +285,10 @@ def write_safetensors(path, size=64, missing=0):
     ("name", "content", "said"),
     [
         ("m.safetensors", b"", "is empty"),
-        ("m.safetensors", b"<!DOCTYPE html><html>Access to this model is restricted", "is no safetensors file"),
+        ("m.safetensors", b"<!DOCTYPE html><html>Access to this model is restricted", "is a text; a web page"),
         ("m.safetensors", (5).to_bytes(8, "little") + b"{nonsense", "has a header that cannot be read"),
         ("m.safetensors", None, "the download has broken off"),
-        ("m.onnx", b"x" * 1000, "has 0 of about 7 MB"),
+        ("m.task", bytes(1000), "has 0 of about 7 MB"),
     ],
 )
 def test_a_model_that_is_not_whole_is_not_ready_and_the_reason_is_said(folder, host, tmp_path, name, content, said):

@@ -10,7 +10,6 @@ from unit.fakes import LONG_S, FakeFaces, FakeHost, new_id, settings, uploads
 from comfyui_guarded.guard.bounds import Bounds
 from comfyui_guarded.guard.client import Client
 from comfyui_guarded.guard.errors import (
-    BadImageError,
     ConflictError,
     GuardError,
     InvalidRequestError,
@@ -21,6 +20,7 @@ from comfyui_guarded.guard.errors import (
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.files.uploads import UploadedFile, map_names, rename_inputs
+from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.host import Folders, Refusal, Rehearsal
 from comfyui_guarded.guard.janitor.in_use import InUse, make_keys
 from comfyui_guarded.guard.life.health import Health
@@ -298,9 +298,15 @@ def test_a_file_over_the_limit_is_refused_as_it_comes(door):
     assert not incoming.path.exists()
 
 
-def test_an_empty_file_is_no_file(door):
-    with pytest.raises(BadImageError):
-        door.file(b"")
+@pytest.mark.parametrize(
+    ("gives", "code"), [("IMAGE", "bad_image"), ("VIDEO", "bad_video"), ("AUDIO", "bad_audio"), ("MESH", "bad_image")]
+)
+async def test_an_empty_file_is_told_by_what_its_loader_reads(door, monkeypatch, gives, code):
+    monkeypatch.setattr(door.host, "declaration", lambda _class: Declared({}, ((gives, gives),)))
+    error = await door.refusal(door.file(b""))
+    assert error.code == code
+    assert error.extra_info == {"field": "photo", "node_id": "1", "input": "image"}
+    assert door.stored() == []
 
 
 def test_what_a_dead_process_was_receiving_is_deleted_at_the_next_start(door):

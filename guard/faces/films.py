@@ -1,0 +1,293 @@
+"""Open films and sounds as their loaders will: to the first frame, and on to the end without decoding.
+
+A loader makes something of the half that is there. So what a container says of its own length is held against what has
+come; formats that say nothing of it (MPEG streams, MP3 and AAC without a header of their own) pass with any length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from ..cost.values import Media
+from ..results.containers import BrokenFileError, Kind, sniff
+from ..results.film_files import is_cover, open_container
+
+#: What films and sounds begin with that no job makes, but people send: (mark, where, holds, format, libav's demuxer).
+_MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
+    (b"AVI ", 8, "video", "avi", "avi"),
+    (b"FLV\x01", 0, "video", "flv", "flv"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, "video", "asf", "asf"),
+    (b"\x00\x00\x01\xba", 0, "video", "mpeg", "mpeg"),
+    (b"\x00\x00\x01\xb3", 0, "video", "mpegvideo", "mpegvideo"),
+    (b"\x47", 0, "video", "mpegts", "mpegts"),
+    (b"moov", 4, "video", "mov", "mov"),
+    (b"mdat", 4, "video", "mov", "mov"),
+    (b"wide", 4, "video", "mov", "mov"),
+    (b"free", 4, "video", "mov", "mov"),
+    (b"skip", 4, "video", "mov", "mov"),
+    (b"FORM", 0, "audio", "aiff", "aiff"),
+    (b"\xff\xf0", 0, "audio", "aac", "aac"),
+    (b"\xff\xf1", 0, "audio", "aac", "aac"),
+    (b"\xff\xf8", 0, "audio", "aac", "aac"),
+    (b"\xff\xf9", 0, "audio", "aac", "aac"),
+    (b"\xff\xfc", 0, "audio", "mp2", "mp3"),
+    (b"\xff\xfd", 0, "audio", "mp2", "mp3"),
+    (b"#!AMR", 0, "audio", "amr", "amr"),
+    (b"caff", 0, "audio", "caf", "caf"),
+    (b".snd", 0, "audio", "au", "au"),
+    (b"wvpk", 0, "audio", "wavpack", "wv"),
+    (b"\x0b\x77", 0, "audio", "ac3", "ac3"),
+)
+#: A film of more than this is taken to be of unknown length: its header lies.
+_MOST_FRAMES = 10**8
+#: So much of a film is read after its first frame, and so many of its packets.
+_MOST_BYTES, _MOST_PACKETS = 2**29, 1_000_000
+#: Of a picture that moves, so many pixels are decoded.
+_MOST_PIXELS = 3 * 10**8
+#: The boxes at the top of a film that hold it. Behind them people's files have all sorts of things.
+_BOXES = frozenset(
+    {b"moov", b"mdat", b"moof", b"ftyp", b"styp", b"sidx", b"mfra", b"meta", b"uuid", b"free", b"skip", b"wide"}
+)
+_MOST_BOXES = 100_000
+#: Where a header says how long all lasts: what may be missing of that, in seconds and as a share.
+_TIMED = {"flac": (0.25, 0.0), "matroska": (1.0, 0.05), "flv": (0.5, 0.05)}
+#: Writers that count the first eight bytes of a RIFF file among those behind them.
+_RIFF_HEAD = 8
+
+
+class UnfitError(Exception):
+    """The file has not what its loader reads; the message ends a sentence about it."""
+
+
+def sniff_more(head: bytes) -> Kind | None:
+    """As `sniff`, and what only people send."""
+    if (kind := sniff(head[:32])) is not None:
+        return kind
+    for mark, at, name, form, demuxer in _MORE_KINDS:
+        if head[at : at + len(mark)] == mark:
+            return Kind(name, form, "", demuxer, lambda _handle, _size: None)
+    return None
+
+
+def look_at_film(handle: IO[bytes], kind: Kind, holds: str) -> Media:
+    """What a film or sound holds. Blocks on the disk, and decodes one frame.
+
+    Args:
+        holds: `video`, `audio`, or `media`: a film or a sound.
+
+    Raises:
+        UnfitError: it has no such thing, or no frame that can be read.
+        BrokenFileError: it ends before its end.
+        Exception: whatever libav raises for a damaged file.
+    """
+    check_whole(handle, kind)
+    handle.seek(0)
+    with open_container(handle, kind) as container:
+        films = [each for each in container.streams.video if each.codec_context is not None]
+        film = next((each for each in films if holds != "media" or not is_cover(each)), None)
+        sound = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+        wanted = sound if holds == "audio" else film
+        if wanted is None and holds == "media":
+            wanted = sound
+        if wanted is None:
+            raise UnfitError("it has no sound" if holds == "audio" else "it has no pictures")
+        if next(container.decode(wanted), None) is None:
+            raise UnfitError("it has no frame that can be read")
+        media = _measure(container, film, wanted, holds)
+        if kind.demuxer in _TIMED:
+            _check_end(container, [each for each in (film, sound) if each is not None], *_TIMED[kind.demuxer])
+        return media
+
+
+def _measure(container: Any, film: Any, wanted: Any, holds: str) -> Media:
+    seconds = _find_seconds(container, wanted)
+    if holds == "audio" or film is None:
+        return Media(seconds=seconds)
+    rate = float(film.average_rate or film.guessed_rate or 0)
+    frames = max(int(film.frames or 0), round(seconds * rate))
+    context = film.codec_context
+    return Media(context.width, context.height, frames if frames < _MOST_FRAMES else 0, seconds, rate)
+
+
+def _find_seconds(container: Any, stream: Any) -> float:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return float(container.duration / 1_000_000) if container.duration else 0.0
+
+
+def _check_end(container: Any, streams: list[Any], missing_s: float, share: float) -> None:
+    """Read on to the last packet, and hold its time against the header's."""
+    if not container.duration:
+        return
+    whole_s = float(container.duration) / 1_000_000
+    begin_s = float(container.start_time or 0) / 1_000_000
+    end_s, left_bytes, left = 0.0, _MOST_BYTES, _MOST_PACKETS
+    for packet in container.demux(streams):
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is not None and packet.time_base is not None:
+            end_s = max(end_s, float((at + (packet.duration or 0)) * packet.time_base) - begin_s)
+        left_bytes -= packet.size
+        left -= 1
+        if left <= 0 or left_bytes <= 0:
+            return
+    if whole_s - end_s > max(missing_s, share * whole_s):
+        raise BrokenFileError(f"{end_s:.3g} of {whole_s:.3g} seconds are there")
+
+
+# Pictures that a loader gives to libav. -------------------------------------------------------------------------
+
+
+def count_by_libav(path: Path) -> int:
+    """Do with a picture what ComfyUI's `VideoFromFile.get_components` does, one frame at a time; returns their number.
+
+    Where libav finds none, LoadImage gives the file to Pillow. Raises UnfitError, or what libav raises.
+    """
+    import av  # heavy: only when there is such a loader
+
+    left, count = _MOST_PIXELS, 0
+    shape: tuple[int, int, str] | None = None
+    with av.open(str(path), mode="r") as container:
+        stream = next(iter(container.streams.video), None)
+        if stream is None:
+            raise UnfitError("libav, with which this server loads pictures, finds none in it")
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            for frame in frames:
+                if frame.pts is None:
+                    raise UnfitError("libav, with which this server loads pictures, cannot tell when it is shown")
+                found = frame.width, frame.height, frame.format.name
+                if shape is None:
+                    frame.to_ndarray(format=_choose_format(frame))
+                elif found != shape:
+                    raise UnfitError(
+                        "it holds pictures of several sizes, which this server's loader cannot put together"
+                    )
+                shape, count = found, count + 1
+                left -= frame.width * frame.height
+            if left <= 0:
+                break
+    return count
+
+
+def _choose_format(frame: Any) -> str:
+    has_alpha = frame.format.name == "pal8" or any(each.is_alpha for each in frame.format.components)
+    if frame.format.name in ("yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8"):
+        return "rgba" if has_alpha else "rgb24"
+    return "gbrapf32le" if has_alpha else "gbrpf32le"
+
+
+# Containers that say how many bytes they have. ---------------------------------------------------------------
+
+
+def check_whole(handle: IO[bytes], kind: Kind) -> None:
+    """Raises BrokenFileError where a file ends before its container does. What follows on that is nobody's matter."""
+    size = os.fstat(handle.fileno()).st_size
+    check = _WHOLE.get(kind.demuxer)
+    if check is not None:
+        check(handle, size)
+
+
+def _check_boxes(handle: IO[bytes], size: int) -> None:
+    position, names = 0, set()
+    for _ in range(_MOST_BOXES):
+        handle.seek(position)
+        head = handle.read(16)
+        if len(head) < 8 or head[4:8] not in _BOXES:
+            break
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        elif length == 0:
+            length = size - position
+        if length < 8:
+            break
+        position += length
+        if position > size:
+            raise BrokenFileError(f"its box {head[4:8].decode()} is cut off")
+        names.add(head[4:8])
+    if b"moov" not in names:
+        raise BrokenFileError("its index is missing")
+
+
+def _check_ebml(handle: IO[bytes], size: int) -> None:
+    handle.seek(0)
+    kind = sniff(handle.read(32))
+    if kind is not None:
+        kind.check_whole(handle, size)
+
+
+def _check_riff(handle: IO[bytes], size: int) -> None:
+    """Writers that could not go back to fill in the length leave 0 or all ones."""
+    handle.seek(0)
+    head = handle.read(12)
+    length = int.from_bytes(head[4:8], "little")
+    if head[:4] == b"RIFF" and length not in (0, 0xFFFFFFFF) and length > size:
+        raise BrokenFileError(f"it has {size} of {length + _RIFF_HEAD} bytes")
+
+
+def _check_aiff(handle: IO[bytes], size: int) -> None:
+    handle.seek(0)
+    length = int.from_bytes(handle.read(8)[4:8], "big")
+    if length > size:
+        raise BrokenFileError(f"it has {size} of {length + 8} bytes")
+
+
+def _check_asf(handle: IO[bytes], size: int) -> None:
+    """The header's properties say the file's size, unless it was made to be sent as it came (the first flag)."""
+    handle.seek(0)
+    head = handle.read(2**16)
+    at = head.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11\x8e\xe4\x00\xc0\x0c\x20\x53\x65")
+    if at < 0 or len(head) < at + 92:
+        return
+    length, flags = int.from_bytes(head[at + 40 : at + 48], "little"), head[at + 88]
+    if not flags & 1 and length > size:
+        raise BrokenFileError(f"it has {size} of {length} bytes")
+
+
+def _check_ogg(handle: IO[bytes], size: int) -> None:
+    """The last page must be all there. That it is marked as the last one, many recorders leave out."""
+    position = 0
+    while position + 27 <= size:
+        handle.seek(position)
+        head = handle.read(27 + 255)
+        if head[:4] != b"OggS":
+            return
+        position += 27 + head[26] + sum(head[27 : 27 + head[26]])
+    if position != size:
+        raise BrokenFileError("its last page is cut off")
+
+
+def _check_mp3(handle: IO[bytes], size: int) -> None:
+    """The header that encoders put into the first frame says how many bytes follow (Xing's, or LAME's `Info`)."""
+    handle.seek(0)
+    head = handle.read(10)
+    begin = 0
+    if head[:3] == b"ID3" and len(head) == 10:
+        begin = (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + 10
+    handle.seek(begin)
+    frame = handle.read(256)
+    at = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if frame[:1] != b"\xff" or at < 0 or not frame[at + 7] & 2:
+        return
+    at += 12 if frame[at + 7] & 1 else 8
+    length = int.from_bytes(frame[at : at + 4], "big")
+    if begin + length > size:
+        raise BrokenFileError(f"it has {size - begin} of {length} bytes")
+
+
+_WHOLE: dict[str, Callable[[IO[bytes], int], None]] = {
+    "mov": _check_boxes,
+    "matroska": _check_ebml,
+    "wav": _check_riff,
+    "avi": _check_riff,
+    "aiff": _check_aiff,
+    "asf": _check_asf,
+    "ogg": _check_ogg,
+    "mp3": _check_mp3,
+}
