@@ -48,6 +48,7 @@ from .guard.files.references import References
 from .guard.files.uploads import Uploads
 from .guard.host import Host
 from .guard.janitor import Janitor
+from .guard.life import fleet
 from .guard.life.alive import Alive, read_mark
 from .guard.life.dispatcher import Dispatcher
 from .guard.life.drain import Drain
@@ -144,7 +145,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         max(RECORDS_KEPT_S, settings.queue.idempotency_max_age_s),
         settings.janitor.unread_max_age_s,
     )
-    store = make_store(settings.store.url, own, clock, settings.store.survives, kept, open_now=False)
+    member = fleet.make_member(settings, own)
+    store = make_store(settings.store.url, own, clock, settings.store.survives, kept, open_now=False, member=member)
     local_secret = settings.webhooks.secret or read_or_make_secret(own)
 
     def secret_of(owner: str) -> str | None:
@@ -167,7 +169,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         lambda: store.failing is not None and store.trouble is None,
     )
     health.warn("clock doubted", CLOCK_DOUBTED, lambda: clock.is_doubted)
-    settler = Settler(store, host, secrets, client_ids, clock, settings.store.stalled_after_s)
+    has_lost = fleet.make_has_lost(member)
+    settler = Settler(store, host, secrets, client_ids, clock, settings.store.stalled_after_s, has_lost)
     stalled = "No job is let in or begins, since the job database has written nothing for a while."
     health.watch("store stalled", stalled, settler.is_stalled)
     process = Process(store.close, store.flush)
@@ -178,6 +181,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     runs = Runs(settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
     dispatcher = Dispatcher(settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
+    fleet.keep_membership(member, store, clock, health, settler, runs, dispatcher, watchdog)
     quotas = Quotas(settings.limits)
     janitor = Janitor(
         settings.janitor,
@@ -242,20 +246,20 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
 
     store.changed.subscribe(quotas.files.add_results)
-    store.changed.subscribe(estimates.follow)
-    store.changed.subscribe(jobs.follow)
     store.changed.subscribe(events.follow)
+    store.arrived.subscribe(events.follow_other)
+    store.arrived.subscribe(settler.follow)
     store.changed.subscribe(metrics.follow)
     runs.spent.subscribe(metrics.count_spent)
     refused.subscribe(metrics.count_refusal)
     refused.subscribe(refusals.count)
     quotas.refused.subscribe(metrics.count_over_quota)
-    store.changed.subscribe(sockets.follow)
-    store.changed.subscribe(positions.follow)
-    store.changed.subscribe(outbox.follow)
-    store.changed.subscribe(puts.follow)
-    store.changed.subscribe(dispatcher.follow)
-    store.changed.subscribe(lambda job: host.discard(job.job_id) if job.state.settled else None)
+    # Whoever has done it, this server or another one that shares the queue.
+    followers = estimates, jobs, sockets, positions, outbox, puts, dispatcher
+    for changes in (store.changed, store.arrived):
+        for follower in followers:
+            changes.subscribe(follower.follow)
+        changes.subscribe(lambda job: host.discard(job.job_id) if job.state.settled else None)
     outbox.filled.subscribe(sender.wake)
     sender.attempted.subscribe(metrics.count_delivery)
     puts.filled.subscribe(putter.wake)
@@ -365,6 +369,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         backlog = Backlog(store, host, settler, jobs)
         store.opened.subscribe(lambda _recovery: backlog.load())
         store.changed.subscribe(backlog.follow)
+        store.arrived.subscribe(backlog.follow)
         host.show_backlog(backlog)
     application.on_response_prepare.append(server_routes.leave_out_server)
     if settings.native.mode != "open":

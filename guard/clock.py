@@ -37,6 +37,10 @@ class Clock:
         """Seconds on the monotonic clock."""
         return time.monotonic()
 
+    def follow(self, now_ms: int) -> None:
+        """Go by another clock, which says `now_ms`: that of the database where several servers share one."""
+        self._offset_s = now_ms / 1000 - time.monotonic()
+
     def compare(self, newest_ms: int) -> None:
         """Doubt this clock for an hour where it is far ahead of the newest record. At a start."""
         if newest_ms and self.now_ms() - newest_ms > AHEAD_MS:

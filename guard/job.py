@@ -301,9 +301,8 @@ class Job:
     """A job as the store knows it. Times are milliseconds since the epoch, None where it has not happened.
 
     `event_id` is the number of its last change of state: it grows over all jobs, and is never used twice. `round` is
-    its turn among those of its owner's users: `guard/store/line.py`. `shortened`: it comes from a list, and what is
-    large of it is cut or left out. `body_bytes` is the size of its body, whether that is still there or not; 0 for jobs
-    that had ended before sizes were noted.
+    its turn among its owner's users (`guard/store/line.py`). `shortened`: it comes from a list, and what is large of it
+    is cut or left out. `body_bytes` is its body's size, also when that is gone; 0: never noted. `token`: of its run.
     """
 
     job_id: str
@@ -337,6 +336,7 @@ class Job:
     verdict: Verdict | None = None
     result: Result = Result()
     shortened: bool = False
+    token: str | None = None
 
     @property
     def kind(self) -> Kind:

@@ -73,13 +73,26 @@ class _Section(BaseModel):
 
 
 class QueueSettings(_Section):
-    max_jobs: int = Field(1, ge=1, le=64, description="How many guarded jobs may be in front of the GPU at once.")
+    max_jobs: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="How many guarded jobs may be in front of the GPU at once. 0: this server of a fleet takes jobs "
+        "and runs none.",
+    )
     max_queued: int = Field(1000, ge=1, description="How many jobs may wait; one more gets `queue_full`.")
     timeout_s: Seconds = Field(1800, description="A job that has not started after this settles as `queue_timeout`.")
     idempotency_max_age_s: Age = Field(
         86400, description="How long the server remembers an `Idempotency-Key`; never longer than its job."
     )
     max_wait_s: Seconds = Field(600, description="The longest that `?wait=` holds an answer.")
+
+    @field_validator("max_jobs")
+    @classmethod
+    def _check_max_jobs(cls, value: int, info: ValidationInfo) -> int:
+        if not value and not (info.context or {}).get("is_fleet", True):
+            raise ValueError("0 is for a server of a fleet (fleet.enabled), where another one runs the jobs")
+        return value
 
 
 class WatchdogSettings(_Section):
@@ -638,6 +651,22 @@ class MessagesSettings(_Section):
     )
 
 
+class FleetSettings(_Section):
+    enabled: bool = Field(
+        False,
+        description="This server is one of several that share the job database, which must be PostgreSQL "
+        "([fleet.md](fleet.md)).",
+    )
+    lease_s: float = Field(
+        30,
+        ge=3,
+        le=600,
+        allow_inf_nan=False,
+        description="A server of the fleet that says nothing for so long has lost its jobs to the others; after two "
+        "thirds of that it stops them itself. The same for all.",
+    )
+
+
 class LogSettings(_Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severe level that the guard logs."
@@ -665,6 +694,7 @@ class Settings(_Section):
     webhooks: WebhooksSettings = WebhooksSettings()
     native: NativeSettings = NativeSettings()
     messages: MessagesSettings = MessagesSettings()
+    fleet: FleetSettings = FleetSettings()
     log: LogSettings = LogSettings()
 
 
@@ -691,11 +721,20 @@ def load(toml_file: Path | None, environment: Mapping[str, str]) -> Settings:
         section[path[1]] = _parse(raw, path)
         named[path] = variable
     try:
-        return Settings.model_validate(values, context={"own_texts": own_texts})
+        return Settings.model_validate(values, context={"own_texts": own_texts, "is_fleet": _is_fleet(values)})
     except ValidationError as error:
         items = error.errors()
         told = "; ".join(_complain(item, named) for item in items)
         raise SettingsError("; ".join(_complain(item, named) + _quote(item) for item in items), told) from None
+
+
+def _is_fleet(values: Mapping[str, Any]) -> bool:
+    """Whether `fleet.enabled` is set; a bad value is named by whoever reads it."""
+    section = values.get("fleet")
+    try:
+        return bool(isinstance(section, dict) and TypeAdapter(bool).validate_python(section.get("enabled", False)))
+    except ValidationError:
+        return True
 
 
 def read_own_texts(own: Path) -> messages.Texts:

@@ -10,7 +10,6 @@ from asyncio import wrap_future
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Protocol
 
 from ..host import Progress
@@ -82,7 +81,13 @@ class Events:
     # What others tell it. ----------------------------------------------------------------------------------------
 
     def follow(self, job: Job) -> None:
-        """A new state is durable. The store's thread."""
+        """A new state of ours is durable. The store's thread."""
+        self.follow_other(job)
+        if job.verdict is not None and job.verdict.code in _ALARMING:
+            self.alarm(job.verdict.code, job.verdict.message, job.job_id)
+
+    def follow_other(self, job: Job) -> None:
+        """A new state is durable; of another server's doing, it is that one which raises alarms. The store's thread."""
         with self._lock:
             if job.state is JobState.RUNNING:
                 self._running[job.job_id] = (job, None)
@@ -92,8 +97,6 @@ class Events:
                 self._pictures.pop(job.job_id, None)
         if self._is_wanted(job):
             self._put(job)
-        if job.verdict is not None and job.verdict.code in _ALARMING:
-            self.alarm(job.verdict.code, job.verdict.message, job.job_id)
 
     def alarm(self, code: str, message: str, job_id: str | None = None) -> None:
         """Tell operators of something that they should look at. Any thread."""
@@ -104,8 +107,7 @@ class Events:
     def progressed(self, job_id: str, progress: Progress) -> None:
         """Note how far the job is, unless it has ended. The worker's thread."""
         with self._lock:
-            known = self._running.get(job_id)
-            if known is None:
+            if (known := self._running.get(job_id)) is None:
                 return
             self._running[job_id] = (known[0], progress)
             first = not self._moved
@@ -304,9 +306,7 @@ class Subscription:
     def __enter__(self) -> Subscription:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -26,7 +26,8 @@ class Slots(Protocol):
     def queued(self) -> int: ...
     @property
     def leased(self) -> int: ...
-    def count_open(self, owner: str | None) -> int: ...
+    @property
+    def under_way(self) -> int: ...
 
 
 class Drain:
@@ -91,8 +92,4 @@ class Drain:
             time.sleep(min(_LOOK_S, left_s))
 
     def _is_busy(self) -> bool:
-        return (
-            self._handing() != frozenset()
-            or self._store.leased > 0
-            or self._store.count_open(None) > self._store.queued
-        )
+        return self._handing() != frozenset() or self._store.leased > 0 or self._store.under_way > 0

@@ -26,6 +26,7 @@ class Leases(Protocol):
     @property
     def leases(self) -> frozenset[str]: ...
     def get(self, job_id: str) -> Future[Job | None]: ...
+    def find_token(self, job_id: str) -> str | None: ...
 
 
 class Reconciler:
@@ -72,5 +73,6 @@ class Reconciler:
             log.error(
                 "job %s is no longer in ComfyUI's queue, and nobody has said why", job_id, extra={"job_id": job_id}
             )
+            job = job.evolve(token=self._store.find_token(job_id))
             self._settler.end(job, WorkerDiedError("ComfyUI's queue no longer has the job."))
         self._runs.released(job_id)

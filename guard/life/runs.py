@@ -39,6 +39,9 @@ log = logging.getLogger("guarded.queue")
 #: wait behind it. Until then a prompt that kills the process would be tried without an end.
 START_WAIT_S = 10.0
 
+#: In place of a verdict on a run whose job was taken from it: nobody is told of its end.
+GIVEN_AWAY = Verdict(JobState.QUEUED)
+
 #: Tells how a run ended; on any thread.
 Close = Callable[[Verdict], None]
 
@@ -111,6 +114,10 @@ class Runs:
         self._running.add(job_id)
         self.began()
         return True
+
+    def list_ids(self) -> list[str]:
+        """The jobs that the host has, or is about to have. Any thread."""
+        return list(self._jobs)
 
     def are_running(self) -> bool:
         """Whether the worker has a job. Any thread."""
@@ -187,7 +194,8 @@ class Runs:
 
     def _count(self, job_id: str, spent: Spent | None) -> None:
         """Write down what a run has taken. Before its next state: a start counts what a killed run has not told."""
-        if spent is not None:
+        # What a run had taken that was lost, whoever took its job has counted.
+        if spent is not None and not self._settler.has_lost(self._jobs[job_id]):
             self._store.spend(self._jobs[job_id], spent)
             self.spent(self._jobs[job_id], spent)
 
@@ -259,6 +267,6 @@ def log_start(done: Future[Job | None]) -> None:
 
 def _verdict_that_counts(settled: Settled | None) -> Verdict:
     """The verdict on disk."""
-    if settled is None or settled.job.verdict is None:
+    if settled is None:
         return Verdict.of(InternalError("The job store does not know the job."))
-    return settled.job.verdict
+    return settled.job.verdict or GIVEN_AWAY

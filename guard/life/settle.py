@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -34,7 +35,13 @@ class Records(Protocol):
     @property
     def silent_s(self) -> float: ...
     def settle(
-        self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
+        self,
+        job_id: str,
+        verdict: Verdict,
+        result: Result | None = None,
+        *,
+        only_waiting: bool = False,
+        token: str | None = None,
     ) -> Future[Settled | None]: ...
     def release(self, job_id: str) -> Future[None]: ...
 
@@ -45,6 +52,7 @@ class Ending:
     Attributes:
         error: what to tell the job's socket; None for a run's own ending, which the host tells itself.
         only_waiting: it holds only if the job still waits, which the store decides.
+        token: it holds only if the job is still that run's, which the store decides; None: whoever has it.
         since_s: when it was handed in.
         future: what everybody who ends this job waits for.
         replaced_by: a later ending that holds in any case. This one is not handed in again.
@@ -57,12 +65,14 @@ class Ending:
         result: Result | None = None,
         error: GuardError | None = None,
         only_waiting: bool = False,
+        token: str | None = None,
     ) -> None:
         self.job_id = job_id
         self.verdict = verdict
         self.result = result
         self.error = error
         self.only_waiting = only_waiting
+        self.token = token
         self.since_s = 0.0
         self.replaced_by: Ending | None = None
         self.future: Future[Settled | None] = Future()
@@ -81,8 +91,11 @@ class Settler:
         client_ids: ClientIds,
         clock: Clock,
         stalled_after_s: float,
+        has_lost: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`has_lost`: whether the jobs that this server has begun are no longer its own."""
         self._store = store
+        self._has_lost = has_lost
         self._host = host
         self._secrets = secrets
         self._client_ids = client_ids
@@ -109,18 +122,41 @@ class Settler:
 
     def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
         """Give a job its verdict, unless it has one. The future is done once its ending is durable, and never fails."""
+        if self.has_lost(job):
+            return _drop(job)
         verdict, result = self._cleaner.clean_ending(verdict, result, job.owner)
-        return self._hand_in(Ending(job.job_id, verdict, result))
+        return self._hand_in(Ending(job.job_id, verdict, result, token=job.token))
 
     def end(self, job: Job, error: GuardError) -> Future[Settled | None]:
         """End a job before its own end: settle it, stop it, and tell its socket once that is durable.
 
         The stop does not wait for the disk: the verdict counts from now on, whatever the stopped run reports.
         """
-        future = self._hand_in(Ending(job.job_id, Verdict.of(error), error=error))
-        self._host.stop(job.job_id)
-        self.ending(job.job_id)
+        ending = Ending(job.job_id, Verdict.of(error), error=error, token=job.token)
+        future = _drop(job) if self.has_lost(job) else self._hand_in(ending)
+        self.stop(job.job_id)
         return future
+
+    def stop(self, job_id: str) -> None:
+        """Stop the job's run here, if there is one: it has ended, or has been taken from this server."""
+        self._host.stop(job_id)
+        self.ending(job_id)
+
+    def has_lost(self, job: Job) -> bool:
+        """Whether the job, as a claim has given it, is no longer this server's. Any thread."""
+        return job.token is not None and self._has_lost()
+
+    def follow(self, job: Job) -> None:
+        """Another server has changed the job. The store's thread."""
+        if job.state.settled:
+            self._secrets.forget(job.job_id)
+            self.stop(job.job_id)
+
+    @property
+    def has_ends_of_runs(self) -> bool:
+        """Whether the end of a run waits for the store. Any thread."""
+        with self._lock:
+            return any(ending.token is not None for ending in self._endings.values())
 
     def end_waiting(self, job_id: str, error: GuardError) -> Future[Settled | None]:
         """End a job that waits; leave it alone if it has begun to run meanwhile, or is being ended already."""
@@ -171,7 +207,7 @@ class Settler:
         job_id = ending.job_id
         with self._lock:
             known = self._endings.get(job_id)
-            if known is not None and (ending.only_waiting or not known.only_waiting):
+            if known is not None and (ending.only_waiting or _holds_against(known, ending)):
                 return known.future
             ending.since_s = self._clock.monotonic_s()
             if known is not None:  # the store has not decided on it; whatever it will say, the job ends now
@@ -186,7 +222,9 @@ class Settler:
         return ending.future
 
     def _write(self, ending: Ending) -> None:
-        future = self._store.settle(ending.job_id, ending.verdict, ending.result, only_waiting=ending.only_waiting)
+        future = self._store.settle(
+            ending.job_id, ending.verdict, ending.result, only_waiting=ending.only_waiting, token=ending.token
+        )
         future.add_done_callback(lambda done: self._take_answer(ending, done))
 
     def _take_answer(self, ending: Ending, done: Future[Settled | None]) -> None:
@@ -276,6 +314,18 @@ class Settler:
         elif self._has_stalled and not is_stalled:
             log.warning("the job store writes again")
         self._has_stalled = is_stalled
+
+
+def _holds_against(known: Ending, later: Ending) -> bool:
+    """Whether an ending that the store has not decided on ends the job in any case in which the later one would."""
+    return not known.only_waiting and (known.token is None or later.token is not None)
+
+
+def _drop(job: Job) -> Future[Settled | None]:
+    """What whoever ends a run is told that no longer counts."""
+    future: Future[Settled | None] = Future()
+    future.set_result(Settled(job, won=False))
+    return future
 
 
 def _share(newer: Ending, older: Ending) -> None:

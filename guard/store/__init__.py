@@ -1,8 +1,9 @@
 """Keep jobs, their verdicts, their files and their webhooks on disk, so that they survive a kill or a restart.
 
 The core knows the :class:`Store` protocol alone. The files: `protocol` says what a store promises and `facts` what it
-takes and gives; `choice` opens what the settings name. `sqlite` keeps the promises for both engines, SQLite's through
-`engine` (opening and commits) with its `threads`, `pause` and `forks`; `held_file` and `file_lock` (no other process
+takes and gives; `choice` opens what the settings name. `table_store` keeps the promises for both engines, of which
+`store_engine` has what they have in common, with its `threads`, `pause` and `forks`. `sqlite` is SQLite's, through
+`engine` (opening and commits); `held_file` and `file_lock` (no other process
 writes to it); `disk` (opening the file) with `check`, `migrate` and `repair`, which copies rows with `salvage` and
 `pages`; `upkeep` (it stays small); `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries`
 (what reads them), `search`, `outbox`, `puts`, `result_files`, `line` (the queue's order), `times` (clocks that were
@@ -35,6 +36,7 @@ from .facts import (
     Waiting,
     Wanted,
 )
+from .members import Beat, Box, Member
 from .outbox import Delivery, DeliveryState, Due
 from .protocol import Store
 from .puts import PutDelivery
@@ -44,6 +46,8 @@ from .sqlite import SqliteStore
 
 __all__ = [
     "Alarm",
+    "Beat",
+    "Box",
     "Changes",
     "Claimed",
     "Counts",
@@ -57,6 +61,7 @@ __all__ = [
     "IdempotencyKey",
     "Limits",
     "Listing",
+    "Member",
     "NewAlarm",
     "Page",
     "PutDelivery",

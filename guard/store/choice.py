@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..clock import Clock
+from ..settings import SettingsError
 from .disk import database_path
 from .held_file import Survives
+from .members import Member
 from .slices import Limits
-from .sqlite import SqliteStore, TableStore
+from .sqlite import SqliteStore
+from .table_store import TableStore
 
 if TYPE_CHECKING:
     from .postgres_probe import Probe
@@ -40,16 +43,25 @@ def make_store(
     limits: Limits | None = None,
     *,
     open_now: bool = True,
+    member: Member | None = None,
 ) -> TableStore:
     """The store of the server whose folder is `own`; see :class:`.sqlite.SqliteStore`.
+
+    `member`: it is one of several servers that share the database.
 
     Raises SettingsError for a URL that cannot be used, or where the package is missing that it needs.
     """
     if not is_postgres(url):
+        if member is not None:
+            raise SettingsError("fleet.enabled: servers that share a queue need store.url = postgresql://…")
         return SqliteStore(database_path(url, own), clock, survives, limits, open_now=open_now)
     from .postgres_address import read_address  # an optional package
 
     address = read_address(url)
+    if member is not None:
+        from .postgres_fleet import FleetStore
+
+        return FleetStore(address, clock, member, limits, open_now=open_now)
     from .postgres import PostgresStore
 
     return PostgresStore(address, clock, limits, open_now=open_now)

@@ -1,4 +1,3 @@
-# Over 400 lines: opening, mending and committing share one state, on the writer's thread.
 """Open the database whatever it takes, and run operations on it: many writes in one commit.
 
 The database is in WAL mode. Every commit survives the death of the process, by SIGKILL too. A commit with a durable
@@ -19,15 +18,15 @@ from typing import Any, TypeVar
 
 from ..errors import GuardError
 from ..wake import together
-from . import forks
 from .check import Check
 from .database import Database
 from .disk import StoreLockedError, StoreUnusableError
 from .file_lock import LockedError
 from .held_file import HeldFile, Survives, TakenOverError
-from .pause import Pause, describe
+from .pause import describe
 from .slices import Means
-from .threads import Batch, DatabaseThread, Operation, fail, is_damage, make_refusal, refuse, report_failure
+from .store_engine import StoreEngine
+from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -42,7 +41,7 @@ MEND_S = 10.0
 READER, LISTER, TIDIER = "guarded-store-reader", "guarded-store-lister", "guarded-store-tidier"
 
 
-class Engine:
+class Engine(StoreEngine):
     """Four threads, each with a connection of its own: `guarded-store` opens and writes; `guarded-store-reader` looks
     up single rows; `guarded-store-lister` reads lists; `guarded-store-tidier` does what would hold up either.
     """
@@ -50,56 +49,23 @@ class Engine:
     def __init__(
         self, path: Path, load: Operation[None], publish: Callable[[], None], survives: Survives, upkeep: Upkeep
     ) -> None:
-        """Call :meth:`open` or :meth:`serve` next.
-
-        Args:
-            load: reads from the tables what the caller keeps in memory. Called on opening, and on the writer's thread
-                after each transaction that was rolled back.
-            publish: called on the writer's thread after each commit, before the operations' futures are done.
-            survives: what durable operations survive; for `kill` no commit waits for the disk.
-            upkeep: keeps the database small between commits.
-        """
-        #: Why the database cannot be written now; None where it can. Any thread.
-        self.trouble: str | None = f"the job database {path} is not open yet"
-        #: Why the last write failed, until one succeeds. Each is tried all the same. Any thread.
-        self.failing: str | None = None
+        """`survives`: what durable operations survive; for `kill` no commit waits for the disk."""
+        super().__init__(str(path), load, publish, upkeep)
         self.path = path
-        self._load = load
-        self._publish = publish
-        self._upkeep = upkeep
         self._file = HeldFile(path, survives)
         self._means = Means(self._begin, self.read_list, self.read_slowly)
-        self._writer = DatabaseThread("guarded-store", self._commit, self._look)
         self._reader: DatabaseThread | None = None
         self._lister: DatabaseThread | None = None
         self._tidier: DatabaseThread | None = None
         self._commits = 0
-        self._is_loaded = False
-        #: What the first opening does in its transaction, and who is told the result.
-        self._first: tuple[Operation[Any], Callable[[Any], None]] | None = None
-        #: Whom to tell on the writer's thread that the database is open.
-        self._untold: Callable[[], None] | None = None
         #: What has shown that the file is damaged, until it is mended.
         self._damage: BaseException | None = None
         self._mend_due_s = 0.0
         #: The connections were opened without the right to write, which no connection ever gets.
         self._is_read_only = False
-        #: Another process has taken over.
-        self._is_over = False
-        #: This process is a child that forked off the one that opened the database.
-        self._is_copy = False
-        self._pause = Pause()
-        self._unreadable_since_s: float | None = time.monotonic()
-        forks.watch(self)
 
     def open(self) -> None:
-        """Open or create the database, if only to read it: see `trouble`. Blocks.
-
-        Raises:
-            StoreLockedError: another process has the file open.
-            StoreTooNewError: a later version wrote it.
-            StoreUnusableError: the disk refuses.
-        """
+        """As every engine; if only to read it: see `trouble`."""
         try:
             self._open()
         except BaseException as error:
@@ -113,55 +79,19 @@ class Engine:
                 if isinstance(error, (sqlite3.Error, OSError)):
                     raise StoreUnusableError(describe(error, self.path)) from error
                 raise
-        self._writer.start()
-
-    def serve(self, first: Operation[T], tell: Callable[[T], None]) -> None:
-        """Open the database now or, where that fails, as soon as it can be: `trouble` says why. Blocks.
-
-        Args:
-            first: runs in the transaction of the first opening.
-            tell: gets what `first` has returned. The writer's thread, before any other operation.
-        """
-        self._first = first, tell
-        self._try_to_open()
-        self._writer.start()
-
-    @property
-    def silent_s(self) -> float:
-        """How long the oldest write that is not done has waited; 0 where none waits. Any thread."""
-        return self._writer.silent_s
-
-    @property
-    def unreadable_s(self) -> float:
-        """For how long nobody has been able to read the database; 0 where this or another process is. Any thread."""
-        since_s = self._unreadable_since_s
-        if since_s is None or self._pause.is_locked or self._is_over:
-            return 0.0
-        return time.monotonic() - since_s
+        self._start()
 
     @property
     def is_readable(self) -> bool:
-        """Whether the database is open, if only to read it. Any thread."""
         return self._reader is not None
 
-    def write(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
-        """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk.
-
-        `durable`: it survives a power cut, for which its commit waits. `urgent`: somebody waits for it; others share
-        the commit of what comes next, a moment later.
-        """
-        return self._writer.run(operation, durable, urgent) if self.trouble is None else self._refuse()
-
     def read(self, operation: Operation[T]) -> Future[T]:
-        """Look up a few rows on the reader's thread."""
         return self._hand_in(self._reader, operation)
 
     def read_list(self, operation: Operation[T]) -> Future[T]:
-        """Run an operation that changes nothing on the lister's thread, so that no look-up waits for it."""
         return self._hand_in(self._lister, operation)
 
     def read_slowly(self, operation: Operation[T]) -> Future[T]:
-        """Run an operation that changes nothing on the tidier's thread, since it would hold up lists."""
         return self._hand_in(self._tidier, operation)
 
     def report_damage(self, error: BaseException) -> None:
@@ -170,23 +100,17 @@ class Engine:
         self.trouble = f"the job database {self.path} is damaged, and is being mended: {error}"
         self._writer.run(lambda _db: None)  # wakes it
 
-    def close(self) -> None:
-        """Finish what was handed in and close. Later operations fail."""
-        if self._is_copy:
-            return
+    def leave_to_parent(self) -> None:
+        super().leave_to_parent()
+        self._reader = self._lister = self._tidier = None
+
+    def _start(self) -> None:
+        self._writer.start()
+
+    def _close(self) -> None:
         self._writer.close()
         self._close_connections()
         self._file.release()
-        self.trouble = f"the job database {self.path} is closed"
-
-    def leave_to_parent(self) -> None:
-        """See :mod:`.forks`."""
-        for thread in (self._writer, *self._readers):
-            if thread is not None and thread.db is not None:
-                forks.keep_for_ever(thread.db)
-        self._is_copy = True
-        self.trouble = "this process is a copy of the server's"
-        self._reader = self._lister = self._tidier = None
 
     @property
     def _readers(self) -> tuple[DatabaseThread | None, ...]:
@@ -194,12 +118,6 @@ class Engine:
 
     def _hand_in(self, reader: DatabaseThread | None, operation: Operation[T]) -> Future[T]:
         return self._refuse() if reader is None else reader.run(operation)
-
-    def _refuse(self) -> Future[Any]:
-        return refuse(self.trouble)
-
-    def _make_refusal(self) -> GuardError:
-        return make_refusal(self.trouble)
 
     # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
 
@@ -246,20 +164,7 @@ class Engine:
         thread.start()
         return thread
 
-    def _try_to_open(self) -> None:
-        try:
-            self._open()
-        except TakenOverError as error:
-            self._note_failure(error)
-        except Exception as error:
-            self._note_closed(error)
-        else:
-            if self._pause.due_s:
-                log.info("the job database %s is in use now", self.path)
-            self._pause.end()
-
     def _note_closed(self, error: BaseException) -> None:
-        """Note why the database cannot be opened."""
         if is_damage(error):
             self._damage = error
         self._is_read_only = isinstance(error, sqlite3.OperationalError) and "readonly" in str(error)
@@ -273,8 +178,7 @@ class Engine:
             if thread is not None:
                 thread.close()
         self._writer.close_connection()
-        if self._unreadable_since_s is None:
-            self._unreadable_since_s = time.monotonic()
+        self._note_unreadable()
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -292,7 +196,6 @@ class Engine:
     # The writer's thread. ------------------------------------------------------------------------------------
 
     def _look(self) -> bool:
-        """Look after the database while there is nothing to do; say whether there is more to do."""
         self._tell()
         self._look_after()
         self._tell()
@@ -347,12 +250,6 @@ class Engine:
         db.execute("BEGIN IMMEDIATE")
         self._file.check(db)
 
-    def _tell(self) -> None:
-        untold, self._untold = self._untold, None
-        if untold is not None:
-            untold()
-            self._publish()
-
     def _tidy(self) -> None:
         """Have the log worked into the database. The writer's thread."""
         self.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
@@ -369,10 +266,7 @@ class Engine:
     def _note_failure(self, error: BaseException) -> GuardError:
         """Do what a failure calls for; return the error for the callers."""
         if isinstance(error, TakenOverError):
-            self._is_over = True
-            self._close_connections()
-            self.trouble = f"{error}, which this one no longer uses; end one of the two"
-            log.critical("%s", self.trouble)
+            self._note_taken_over(error)
             return self._make_refusal()
         if is_damage(error):
             self._damage = error
@@ -381,7 +275,6 @@ class Engine:
         return report_failure(error)
 
     def _commit(self, batch: Batch) -> None:
-        """Do a batch in one transaction. An operation that refuses harms none of its neighbours."""
         if self._damage is not None and self._reader is not None:
             self._mend()
             self._tell()

@@ -102,6 +102,15 @@ class Changes:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """A change that another box has made: the job after it, its state before (None: it came in), its place in line."""
+
+    job: Job
+    before: JobState | None
+    place: float
+
+
+@dataclass(frozen=True)
 class Counts:
     """How many jobs wait, hold a slot, and run."""
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..job import Job, Kind, NewJob
+from ..job import Job, JobState, Kind, NewJob
 from .database import Database, last_number
-from .facts import Standing, Waiting
+from .facts import Arrival, Standing, Waiting
 from .rows import IS_OPEN
 
 #: Up to this many jobs ahead, of this many owners, are counted by kind in the table.
@@ -84,6 +84,8 @@ class Line:
         event_id: the newest change of state's.
         queued: how many jobs wait.
         alone: the job under way that had begun before a process died: nothing else begins beside it.
+        here: the jobs that this box has under way, if it shares the queue with others; then `leases` and `alone` are
+            its own, too.
     """
 
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -93,11 +95,13 @@ class Line:
     event_id: int = 0
     queued: int = 0
     alone: str | None = None
+    here: set[str] | None = None
 
     @classmethod
-    def read(cls, db: Database) -> Line:
-        """Read the line from the tables."""
-        leases = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases")}
+    def read(cls, db: Database, box: str | None = None) -> Line:
+        """Read the line from the tables; `box`: of this box among others."""
+        mine, whose = ("", ()) if box is None else (" WHERE holder = ?", (box,))
+        leases = {job_id for (job_id,) in db.execute(f"SELECT job_id FROM leases{mine}", whose)}
         waiting = db.execute(
             "SELECT owner, priority, round, template, shape, count(*), sum(body_bytes), max(place) "
             "FROM jobs INDEXED BY jobs_queued "
@@ -122,17 +126,30 @@ class Line:
             turn = turns.setdefault(owner, Turn())
             turn.under_way = count
             turn.body_bytes += body_bytes
+        mine = "" if box is None else "AND box = ? "
         alone = db.execute(
-            f"SELECT job_id FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND (state = 'dispatched' AND attempts > 0 "
-            "OR state IN ('running', 'validating') AND attempts > 1)"
+            f"SELECT job_id FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} {mine}AND (state = 'dispatched' "
+            "AND attempts > 0 OR state IN ('running', 'validating') AND attempts > 1)",
+            whose,
         ).fetchone()
+        here = None
+        if box is not None:
+            query = (
+                "SELECT job_id FROM jobs INDEXED BY jobs_of_box WHERE box = ? AND box IS NOT NULL "
+                "AND state IN ('dispatched', 'running', 'validating')"
+            )
+            here = {job_id for (job_id,) in db.execute(query, whose)}
         number, event_id = last_number(db, "jobs"), last_number(db, "transitions")
         queued = sum(turn.queued for turn in turns.values())
-        return cls(turns, kinds, leases, number, event_id, queued, alone and alone[0])
+        return cls(turns, kinds, leases, number, event_id, queued, alone and alone[0], here)
 
     @property
     def under_way(self) -> int:
         return sum(turn.under_way for turn in list(self.turns.values()))
+
+    @property
+    def under_way_here(self) -> int:
+        return self.under_way if self.here is None else len(self.here)
 
     def count_queued(self, owner: str) -> int:
         return self.turns.get(owner, Turn()).queued
@@ -158,21 +175,60 @@ class Line:
 
         An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served.
         """
-        owner, kind = job.owner, job.kind
-        turn = self.turns.setdefault(owner, Turn())
+        turn = self.turns.setdefault(job.owner, Turn())
         if turn.queued == 0:
             present = [other.served for other in self.turns.values() if other.queued]
-            self._set_served(db, owner, max(turn.served, min(present, default=0)))
-        turn.add(job.priority, job.round, change)
+            self._set_served(db, job.owner, max(turn.served, min(present, default=0)))
+        self._count_queued(job, change)
+
+    def _count_queued(self, job: Job, change: int) -> None:
+        self.turns.setdefault(job.owner, Turn()).add(job.priority, job.round, change)
         self.queued += change
-        self.kinds[kind] = self.kinds.get(kind, 0) + change
-        if not self.kinds[kind]:
-            del self.kinds[kind]
+        self.kinds[job.kind] = self.kinds.get(job.kind, 0) + change
+        if not self.kinds[job.kind]:
+            del self.kinds[job.kind]
+
+    def follow(self, arrival: Arrival) -> None:
+        """Count a change that another box has made; `arrivals.read_turns` has whose turn it is since."""
+        job, before, after = arrival.job, arrival.before, arrival.job.state
+        self.number, self.event_id = max(self.number, job.number), job.event_id
+        if before is None:
+            self.add_open_bytes(job.owner, job.body_bytes)
+        elif after.settled:
+            self.add_open_bytes(job.owner, -job.body_bytes)
+        if (is_queued := after is JobState.QUEUED) != (before is JobState.QUEUED):
+            self._count_queued(job, +1 if is_queued else -1)
+        if is_queued:
+            self.turns[job.owner].note_place(job.priority, job.round, arrival.place)
+        was_under_way = before is not None and is_under_way(before)
+        self.add_under_way(job.owner, is_under_way(after) - was_under_way)
+        if not is_under_way(after):
+            self.forget_here(job.job_id)
+
+    def take_turns(self, served: Mapping[str, int], rounds: Iterable[tuple[str, int, int]]) -> None:
+        """Whose turns have passed since, as the tables say."""
+        for owner, round_ in served.items():
+            self.turns.setdefault(owner, Turn()).served = round_
+        for owner, priority, last in rounds:
+            self.turns.setdefault(owner, Turn()).last_rounds[priority] = last
+
+    def forget_here(self, job_id: str) -> None:
+        """The job is no longer under way."""
+        if self.alone == job_id:
+            self.alone = None
+        if self.here is not None:
+            self.here.discard(job_id)
 
     def pick_owner(self) -> str | None:
         """The waiting owner whose last turn was the longest ago."""
         waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
         return min(waiting)[1] if waiting else None
+
+    def list_owners(self) -> list[str]:
+        """The waiting owners, the one whose last turn was the longest ago first."""
+        return [
+            owner for _served, owner in sorted((turn.served, name) for name, turn in self.turns.items() if turn.queued)
+        ]
 
     def find_round(self, db: Database, new: NewJob) -> int:
         """The round of a new job among those of its owner's users.
@@ -309,6 +365,11 @@ class Line:
             Standing(job_id, owner, client_id, locale, Kind(template, shape))
             for _own, _served, owner, (job_id, client_id, locale, template, shape) in rows
         ]
+
+
+def is_under_way(state: JobState) -> bool:
+    """Whether a job in that state has left the line and has not ended."""
+    return state is not JobState.QUEUED and not state.settled
 
 
 def _find_reach(lengths: list[int]) -> int:

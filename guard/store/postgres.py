@@ -5,9 +5,10 @@ from __future__ import annotations
 from ..clock import Clock
 from .postgres_address import Address
 from .postgres_engine import PostgresEngine
+from .postgres_held import HeldDatabase
 from .postgres_upkeep import PostgresUpkeep
 from .slices import Limits
-from .sqlite import TableStore
+from .table_store import TableStore
 
 
 class PostgresStore(TableStore):
@@ -27,5 +28,6 @@ class PostgresStore(TableStore):
             StoreUnusableError: the engine cannot be reached, refuses, or would not keep what a store promises.
         """
         super().__init__(clock, PostgresUpkeep(clock, limits or Limits()))
-        self._engine = PostgresEngine(address, self._transitions.load, self._publish, self._keep_changes, self._upkeep)
+        held = HeldDatabase(address)
+        self._engine = PostgresEngine(held, self._transitions.load, self._publish, self._keep_changes, self._upkeep)
         self._begin(open_now)

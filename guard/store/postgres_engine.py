@@ -12,26 +12,23 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 
 from ..errors import GuardError, InternalError, ServerUnavailableError
 from ..wake import together
-from . import forks
 from .database import Database
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError
 from .engine import LISTER, READER, TIDIER
 from .file_lock import LockedError
-from .held_file import TakenOverError
-from .pause import Pause
-from .postgres_address import Address
 from .postgres_answers import Done, Refusals, Told, Unsure, announce_late, answer
 from .postgres_connection import PostgresConnection
 from .postgres_held import HeldDatabase
 from .postgres_reader import PostgresReader
 from .slices import Means
-from .threads import Batch, DatabaseThread, Operation, fail, make_refusal, refuse, report_failure
+from .store_engine import StoreEngine
+from .threads import Batch, DatabaseThread, Operation, fail, report_failure
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -43,49 +40,36 @@ T = TypeVar("T")
 HOLD_S = 5.0
 
 
-class PostgresEngine:
+class PostgresEngine(StoreEngine):
     """The threads of :class:`.engine.Engine`, each with a connection of its own."""
 
     def __init__(
         self,
-        address: Address,
+        held: HeldDatabase,
         load: Operation[None],
         publish: Callable[[], None],
         keep: Callable[[], Callable[[bool], None]],
         upkeep: Upkeep,
     ) -> None:
-        """As :class:`.engine.Engine`; `keep` takes what `publish` would announce, and returns what announces it.
+        """`keep` takes what `publish` would announce, and returns what announces it.
 
         That is told whether those who had handed it in have given up by then.
         """
-        self.address = address
-        self.trouble: str | None = f"the job database {address.shown} is not open yet"
-        self.failing: str | None = None
-        self._load = load
-        self._publish = publish
+        super().__init__(held.address.shown, load, publish, upkeep)
+        self.address = held.address
         self._keep = keep
-        self._upkeep = upkeep
-        self._held = HeldDatabase(address)
-        self._is_loaded = False
-        self._is_over = False
-        self._is_copy = False
-        self._first: tuple[Operation[Any], Callable[[Any], None]] | None = None
-        self._untold: Callable[[], None] | None = None
+        self._held = held
         self._unsure: Unsure | None = None
-        self._pause = Pause()
-        self._unreadable_since_s: float | None = time.monotonic()
         self._means = Means(self._begin, self.read_list, self.read_slowly)
-        self._writer = DatabaseThread("guarded-store", self._commit, self._look)
         self._reader, self._lister, self._tidier = (
             PostgresReader(name, self._held, self._find_refusal) for name in (READER, LISTER, TIDIER)
         )
-        forks.watch(self)
 
     def open(self) -> None:
         try:
             self._open()
         except BaseException as error:
-            self._drop_connection()
+            self._close_connections()
             if isinstance(error, LockedError):
                 raise StoreLockedError(self._held.describe(error)) from None
             if isinstance(error, (psycopg.Error, StoreUnusableError)):
@@ -93,26 +77,9 @@ class PostgresEngine:
             raise
         self._start()
 
-    def serve(self, first: Operation[T], tell: Callable[[T], None]) -> None:
-        self._first = first, tell
-        self._try_to_open()
-        self._start()
-
-    @property
-    def silent_s(self) -> float:
-        return self._writer.silent_s
-
-    @property
-    def unreadable_s(self) -> float:
-        since_s = self._unreadable_since_s
-        return 0.0 if since_s is None or self._pause.is_locked or self._is_over else time.monotonic() - since_s
-
     @property
     def is_readable(self) -> bool:
         return self.trouble is None
-
-    def write(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
-        return self._writer.run(operation, durable, urgent) if self.trouble is None else self._refuse()
 
     def read(self, operation: Operation[T]) -> Future[T]:
         return self._hand_in(self._reader, operation)
@@ -123,21 +90,6 @@ class PostgresEngine:
     def read_slowly(self, operation: Operation[T]) -> Future[T]:
         return self._hand_in(self._tidier, operation)
 
-    def close(self) -> None:
-        if self._is_copy:
-            return
-        for thread in (self._writer, *self._readers):
-            thread.close()
-        self.trouble = f"the job database {self.address.shown} is closed"
-
-    def leave_to_parent(self) -> None:
-        """See :mod:`.forks`."""
-        for thread in (self._writer, *self._readers):
-            if thread.db is not None:
-                forks.keep_for_ever(thread.db)
-        self._is_copy = True
-        self.trouble = "this process is a copy of the server's"
-
     @property
     def _readers(self) -> tuple[DatabaseThread, ...]:
         return self._reader, self._lister, self._tidier
@@ -146,17 +98,15 @@ class PostgresEngine:
         for thread in (self._writer, *self._readers):
             thread.start()
 
+    def _close(self) -> None:
+        for thread in (self._writer, *self._readers):
+            thread.close()
+
     def _hand_in(self, reader: DatabaseThread, operation: Operation[T]) -> Future[T]:
         return reader.run(operation) if self.trouble is None else self._refuse()
 
-    def _refuse(self) -> Future[Any]:
-        return refuse(self.trouble)
-
     def _find_refusal(self) -> GuardError | None:
         return None if self.trouble is None else self._make_refusal()
-
-    def _make_refusal(self) -> GuardError:
-        return make_refusal(self.trouble)
 
     # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
 
@@ -166,6 +116,8 @@ class PostgresEngine:
             self._writer.db, last = self._held.open()
             self._is_loaded = False
             self._take_back(self._connection)
+        if self._unsure is not None and last != self._unsure.number:
+            self._forget_kept()
         first, tell = self._first or (lambda _db: None, lambda _told: None)
         db = self._connection
         try:
@@ -173,6 +125,7 @@ class PostgresEngine:
             told = first(db)
             self._held.sign(db)
             db.commit()
+            self._held.note_commit()
         except BaseException:
             with contextlib.suppress(psycopg.Error):
                 self._take_back(db)
@@ -182,6 +135,9 @@ class PostgresEngine:
         self._untold = lambda: tell(told)
         self.trouble = None
         self._settle_unsure(last)
+
+    def _forget_kept(self) -> None:
+        """What `keep` has taken is not in the database."""
 
     def _settle_unsure(self, last: int) -> None:
         """Tell those who wait for a commit whose answer was lost how it ended."""
@@ -194,34 +150,15 @@ class PostgresEngine:
         else:
             fail(unsure.batch, self._make_refusal())
 
-    def _try_to_open(self) -> None:
-        try:
-            self._open()
-        except TakenOverError as error:
-            self._note_taken_over(error)
-        except Exception as error:
-            self._note_closed(error)
-        else:
-            if self._pause.due_s:
-                log.info("the job database %s is in use now", self.address.shown)
-            self._pause.end()
-
     def _note_closed(self, error: BaseException) -> None:
-        self._drop_connection()
+        self._close_connections()
         self.trouble = self._held.describe(error)
         is_known = isinstance(error, (psycopg.Error, LockedError, StoreUnusableError, StoreTooNewError))
         self._pause.begin(error if not is_known or isinstance(error, LockedError) else OSError(), self.trouble)
 
-    def _note_taken_over(self, error: BaseException) -> None:
-        self._is_over = True
-        self._drop_connection()
-        self.trouble = f"{error}, which this one no longer uses; end one of the two"
-        log.critical("%s", self.trouble)
-
-    def _drop_connection(self) -> None:
+    def _close_connections(self) -> None:
         self._writer.close_connection()
-        if self._unreadable_since_s is None:
-            self._unreadable_since_s = time.monotonic()
+        self._note_unreadable()
 
     @property
     def _connection(self) -> PostgresConnection:
@@ -252,20 +189,19 @@ class PostgresEngine:
         try:
             db = self._connection
             if self.failing is None:
-                db.raw.execute("SELECT 1")  # a connection that is lost should show before somebody needs it
+                self._check(db)
                 return
             self._begin(db)
             self._held.sign(db)
             db.commit()
+            self._held.note_commit()
             self.failing = None
         except Exception as error:
             self._note_failure(error)
 
-    def _tell(self) -> None:
-        untold, self._untold = self._untold, None
-        if untold is not None:
-            untold()
-            self._publish()
+    def _check(self, db: PostgresConnection) -> None:
+        """See that the connection is not lost, before somebody needs it."""
+        db.raw.execute("SELECT 1")
 
     def _begin(self, db: Database) -> None:
         assert isinstance(db, PostgresConnection)
@@ -290,7 +226,6 @@ class PostgresEngine:
         return report_failure(error)
 
     def _commit(self, batch: Batch) -> None:
-        """Do a batch in one transaction. An operation that refuses harms none of its neighbours."""
         if self.trouble is not None:
             fail(batch, self._make_refusal())
             return
@@ -349,6 +284,7 @@ class PostgresEngine:
                     self._held.commits, batch, lambda is_late: announce_late(publish, is_late, results, refusals)
                 )
             raise
+        self._held.note_commit()
         return done
 
     def _attempt(self, db: PostgresConnection, batch: Batch, refusals: Refusals) -> Done | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import psycopg
 from psycopg import RawCursor
@@ -45,6 +46,13 @@ LOCK = 0x67756172
 class HeldDatabase:
     """One thread at a time calls it, the one that writes; but any may connect."""
 
+    #: What takes the lock: no other session has it meanwhile.
+    _LOCKING = "pg_try_advisory_lock"
+    #: What else the writer's session is set to.
+    _WRITER: ClassVar[Mapping[str, str]] = {}
+    #: How its connections are made besides.
+    _OPTIONS: ClassVar[Mapping[str, Any]] = {}
+
     def __init__(self, address: Address) -> None:
         self.address = address
         #: This process's name, in `epoch` and to the engine.
@@ -62,7 +70,7 @@ class HeldDatabase:
             TakenOverError: another process has used it since this one did.
             StoreTooNewError, StoreUnusableError, psycopg.Error: it cannot be used.
         """
-        db = self.connect()
+        db = self.connect(**self._WRITER)
         try:
             find_fault(db.raw)
             self._lock(db.raw)
@@ -82,6 +90,7 @@ class HeldDatabase:
             application_name=f"comfyui-guarded {self.name}",
             client_encoding="utf8",
             **KEEPALIVES,
+            **self._OPTIONS,
         )
         raw.prepared_max = 1000
         wanted = {**SESSION, **session}
@@ -99,19 +108,23 @@ class HeldDatabase:
 
     def _lock(self, raw: psycopg.Connection[Any]) -> None:
         """Keep other processes out, until this connection is gone."""
-        query = f"SELECT pg_try_advisory_lock({LOCK}, hashtext(current_schema()))"
+        query = f"SELECT {self._LOCKING}({LOCK}, hashtext(current_schema()))"
         until_s = time.monotonic() + LET_GO_S
-        while raw.execute(query).fetchone() != (True,):
-            # Of a process that has just ended the engine may not know yet; a connection of our own is to be ended.
-            raw.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid) "
-                f"WHERE locktype = 'advisory' AND classid = {LOCK} AND application_name = $1 "
-                "AND objid = (hashtext(current_schema())::bigint & 4294967295)::oid AND pid <> pg_backend_pid()",
-                [f"comfyui-guarded {self.name}"],
-            )
+        # A lost connection of our own may still be at a commit. And of a process's end the engine may not know yet.
+        while self._end_own(raw) or raw.execute(query).fetchone() != (True,):
             if time.monotonic() > until_s:
                 raise LockedError("another process holds the lock")
             time.sleep(0.02)
+
+    def _end_own(self, raw: psycopg.Connection[Any]) -> bool:
+        """End the connections with the lock that this process has lost. Whether there were any."""
+        ended = raw.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+            f"WHERE locktype = 'advisory' AND classid = {LOCK} AND application_name = $1 "
+            "AND objid = (hashtext(current_schema())::bigint & 4294967295)::oid AND pid <> pg_backend_pid()",
+            [f"comfyui-guarded {self.name}"],
+        )
+        return ended.fetchone() is not None
 
     def _read_last_commit(self, raw: psycopg.Connection[Any]) -> int:
         """The number of this process's last commit. Raises TakenOverError where another has written since."""
@@ -126,6 +139,9 @@ class HeldDatabase:
     def sign(self, db: PostgresConnection) -> None:
         self.commits += 1
         db.execute("UPDATE epoch SET writer = ?", (f"{self.name}:{self.commits}",))
+
+    def note_commit(self) -> None:
+        """The transaction that was signed last is on disk."""
 
 
 def find_fault(raw: psycopg.Connection[Any]) -> None:

@@ -35,6 +35,9 @@ _WORDS = (
     (r"\bWITHOUT ROWID\b", ""),
 )
 
+#: The advisory lock of whoever makes the tables: "gtab" in ASCII.
+LOCK = 0x67746162
+
 #: What PostgreSQL has besides: the version, and the last numbers of tables whose newest rows are gone.
 _OWN = """
     CREATE TABLE schema_version (version BIGINT NOT NULL);
@@ -48,6 +51,7 @@ def prepare(raw: psycopg.Connection[Any]) -> None:
     Raises StoreTooNewError where a later version has written them.
     """
     with raw.transaction():
+        raw.execute(f"SELECT pg_advisory_xact_lock({LOCK}, hashtext(current_schema()))")  # of boxes that start together
         [(known,)] = raw.execute("SELECT to_regclass(quote_ident(current_schema()) || '.schema_version')::text")
         if known is None:
             for statement in list_statements():

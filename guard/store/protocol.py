@@ -1,4 +1,4 @@
-"""What a job store promises. :mod:`.sqlite` keeps these promises on the server's own disk."""
+"""What a job store promises. :mod:`.table_store` keeps these promises on a database's tables."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class Store(Protocol):
 
     #: Announces each change of state on the store's thread, once it is on disk.
     changed: Signal[[Job]]
+    #: The same for changes that another box has made, where boxes share the database. All come in one order.
+    arrived: Signal[[Job]]
     #: Announces on the store's thread that the database is in use and what was recovered, once in a process.
     opened: Signal[[Recovery]]
 
@@ -101,6 +103,13 @@ class Store(Protocol):
     @property
     def leases(self) -> frozenset[str]:
         """The jobs that hold them."""
+
+    def find_token(self, job_id: str) -> str | None:
+        """What the run that this server has of the job must say with its end; None where nobody else could have one."""
+
+    @property
+    def under_way(self) -> int:
+        """Jobs that this server has taken and that have not settled, whether they hold a slot or not."""
 
     def count_queued(self, owner: str) -> int:
         """Count the owner's jobs that wait."""
@@ -168,9 +177,17 @@ class Store(Protocol):
         """Move a running job to validating. None if it has settled."""
 
     def settle(
-        self, job_id: str, verdict: Verdict, result: Result | None = None, *, only_waiting: bool = False
+        self,
+        job_id: str,
+        verdict: Verdict,
+        result: Result | None = None,
+        *,
+        only_waiting: bool = False,
+        token: str | None = None,
     ) -> Future[Settled | None]:
         """Give a job its verdict, unless it has one or, with `only_waiting`, has begun to run.
+
+        `token`: this is how the run of that token has ended, which counts only while it has the job.
 
         None if there is no such job. The job keeps its slot until `release`. Raises `InternalError` where the verdict
         or the result is nothing that any database could hold.

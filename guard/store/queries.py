@@ -133,11 +133,15 @@ def read_changes(db: Database, after: int, owner: str | None, job_id: str | None
 
 def _replay_states(db: Database, job: Job) -> dict[int, Job]:
     """The job as it was after each of its changes of state, by the numbers of those."""
+    query = "SELECT event_id, at_ms, state FROM transitions WHERE job_id = ? ORDER BY event_id"
+    return replay_states(job, db.execute(query, (job.job_id,)))
+
+
+def replay_states(job: Job, changes: Iterable[tuple[int, int, str]]) -> dict[int, Job]:
+    """The job as it was after each of these changes, by their numbers: number, time and state of each, all of them."""
     attempts, started_at_ms = 0, None
     states = {}
-    for event_id, at_ms, value in db.execute(
-        "SELECT event_id, at_ms, state FROM transitions WHERE job_id = ? ORDER BY event_id", (job.job_id,)
-    ):
+    for event_id, at_ms, value in changes:
         state = JobState(value)
         if state is JobState.RUNNING:
             attempts, started_at_ms = attempts + 1, at_ms

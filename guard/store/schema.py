@@ -318,4 +318,26 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX puts_due ON puts (next_at_ms, number) WHERE next_at_ms IS NOT NULL;
     CREATE INDEX puts_of_job ON puts (job_id);
     """,
+    """
+    -- Boxes that share the database: each is believed to live until then, by the engine's clock.
+    CREATE TABLE boxes (
+        box TEXT PRIMARY KEY,
+        epoch TEXT NOT NULL,                       -- since it joined
+        max_jobs INTEGER NOT NULL,
+        until_ms INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    -- The number of the last commit of each process of theirs.
+    CREATE TABLE writers (
+        name TEXT PRIMARY KEY,
+        box TEXT NOT NULL,
+        commits INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    -- The box that took the job last, and what its run must say with what it writes; NULL once it waits again.
+    -- And the one that alone may take it, since the job's secrets are in its memory.
+    ALTER TABLE jobs ADD COLUMN box TEXT;
+    ALTER TABLE jobs ADD COLUMN token TEXT;
+    ALTER TABLE jobs ADD COLUMN only_box TEXT;
+    CREATE INDEX jobs_of_box ON jobs (box)
+        WHERE box IS NOT NULL AND state IN ('dispatched', 'running', 'validating');
+    """,
 )

@@ -55,14 +55,16 @@ class DatabaseThread:
         work: Callable[[Batch], None],
         idle: Callable[[], bool | None] | None = None,
         db: Database | None = None,
+        look_s: float = LOOK_S,
     ) -> None:
-        """`work` runs a batch; `idle` is called at the start and then every `LOOK_S`, between batches.
+        """`work` runs a batch; `idle` is called at the start and then every `look_s`, between batches.
 
         If it returns true, it is called again after `MORE_S`.
         """
         self.db = db
         self._work = work
         self._idle = idle
+        self._look_s = look_s
         self._idle_s = 0.0
         #: Until `idle` is called again.
         self._pause_s = 0.0
@@ -190,7 +192,7 @@ class DatabaseThread:
 
     def _run_idle(self) -> None:
         self._idle_s = time.monotonic()
-        self._pause_s = LOOK_S
+        self._pause_s = self._look_s
         try:
             if self._idle is not None and self._idle():
                 self._pause_s = MORE_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..quotas import check_open_bytes
 from . import outbox, puts, result_files, spending, times
 from .database import Database
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
-from .line import Line
+from .line import Line, is_under_way
 from .outbox import DeliveryState
 from .puts import PutDelivery
 from .queries import replay
@@ -66,11 +66,18 @@ class Transitions:
             f"SELECT {COLUMNS} FROM jobs WHERE {IS_OPEN} AND state IN ('dispatched', 'running', 'validating')"
         ).fetchall()
         secretive = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND has_secrets <> 0").fetchall()
+        recovery = self._take_up(db, list(map(read_job, [*rows, *secretive])), max_attempts, lived_until_ms)
+        db.execute("DELETE FROM leases WHERE holder = ?", (holder,))
+        self.line = Line.read(db)
+        return recovery
+
+    def _take_up(self, db: Database, jobs: Sequence[Job], max_attempts: int, lived_until_ms: int | None) -> Recovery:
+        """Let the open jobs of a process that is gone wait again, or end them."""
         # Their prompts were being validated for dispatch, and the process may have died of that. The other dispatched
         # jobs merely waited in the host's queue.
         validated = {job_id for (job_id,) in db.execute("SELECT job_id FROM leases WHERE handed_over = 0")}
         requeued, settled = 0, []
-        for job in map(read_job, [*rows, *secretive]):
+        for job in jobs:
             was_begun = job.state in (JobState.RUNNING, JobState.VALIDATING)
             if job.state is JobState.RUNNING and job.started_at_ms is not None and lived_until_ms is not None:
                 # Whoever ran it did not live to tell what that took.
@@ -90,8 +97,6 @@ class Transitions:
             else:
                 self._move(db, job, JobState.QUEUED)
                 requeued += 1
-        db.execute("DELETE FROM leases WHERE holder = ?", (holder,))
-        self.line = Line.read(db)
         return Recovery(requeued, tuple(settled))
 
     def submit(
@@ -150,6 +155,11 @@ class Transitions:
         """Find the job that may have a slot now. Nothing else decides whose turn it is."""
         if len(self.line.leases) >= max_jobs or self.line.alone is not None:
             return None
+        job = self._find_first(db)
+        return None if job is not None and job.attempts and self.line.under_way_here else job
+
+    def _find_first(self, db: Database) -> Job | None:
+        """Find the job whose turn it is."""
         if (owner := self.line.pick_owner()) is None:
             return None
         row = db.execute(
@@ -157,8 +167,7 @@ class Transitions:
             "ORDER BY priority DESC, round, place, number LIMIT 1",
             (owner,),
         ).fetchone()
-        job = read_job(row)
-        return None if job.attempts and self.line.under_way else job
+        return read_job(row)
 
     def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
         """Give the job a slot. `writes` False: the caller moves it on, and writes the row then."""
@@ -171,12 +180,28 @@ class Transitions:
             self.line.alone = job.job_id
         return job
 
+    def hand_over(self, db: Database, job_id: str) -> None:
+        if self._has_run(db, job_id):
+            db.execute("UPDATE leases SET handed_over = 1 WHERE job_id = ?", (job_id,))
+
     def advance(self, db: Database, job_id: str, state: JobState) -> Job | None:
         job = self._find(db, job_id)
-        return None if job is None or job.state.settled else self._move(db, job, state)
+        if job is None or job.state.settled or not self._has_run(db, job_id):
+            return None
+        return self._move(db, job, state)
+
+    def _has_run(self, db: Database, job_id: str, token: str | None = None) -> bool:
+        """Whether the run of the job, of that token if it has one, is still this process's."""
+        return True
 
     def settle(
-        self, db: Database, job_id: str, verdict: Verdict, result: Result | None, only_waiting: bool
+        self,
+        db: Database,
+        job_id: str,
+        verdict: Verdict,
+        result: Result | None,
+        only_waiting: bool,
+        token: str | None = None,
     ) -> Settled | None:
         # Not from memory: an ending is told, so it must be on disk.
         job = find_job(db, job_id)
@@ -185,6 +210,8 @@ class Transitions:
         if job.state.settled or (only_waiting and job.state not in WAITING):
             lost = self.unanswered.pop(job_id, None)
             return Settled(job, won=lost is not None and (lost.state, lost.code) == (verdict.state, verdict.code))
+        if token is not None and not self._has_run(db, job_id, token):
+            return Settled(job, won=False)  # it was taken from that run
         try:
             return Settled(self._end(db, job, verdict, result), won=True)
         except (TypeError, ValueError, RecursionError, sqlite3.DataError) as error:
@@ -279,10 +306,12 @@ class Transitions:
         outbox.put(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
             self.line.add_queued(db, job, +1 if state is JobState.QUEUED else -1)
-        if change := _is_under_way(state) - _is_under_way(job.state):
+        if change := is_under_way(state) - is_under_way(job.state):
             self.line.add_under_way(job.owner, change)
-            if change < 0 and self.line.alone == job.job_id:
-                self.line.alone = None
+            if change < 0:
+                self.line.forget_here(job.job_id)
+            elif self.line.here is not None:
+                self.line.here.add(job.job_id)
         self._note(moved)
         return moved
 
@@ -312,8 +341,3 @@ class Transitions:
 def _find_place(new: NewJob, number: int) -> float:
     """The place of a new job of that number among those of its priority and round."""
     return new.order if new.order is not None else float(-number if new.front else number)
-
-
-def _is_under_way(state: JobState) -> bool:
-    """Whether a job in that state has left the line and has not ended."""
-    return state is not JobState.QUEUED and not state.settled

@@ -133,7 +133,7 @@ class Ends:
 
     def _tell(self, end: End, verdict: Verdict) -> None:
         run, args, kwargs = end.run, end.args, end.kwargs
-        if run.hidden:
+        if run.hidden or not verdict.state.settled:  # nobody is told
             with self._queue.mutex:
                 self._ends.pop(run.job_id, None)
             self._forget(run.job_id)

@@ -26,7 +26,7 @@ from comfyui_guarded.guard.host import (
 from comfyui_guarded.guard.job import NewJob
 from comfyui_guarded.guard.settings import Settings, UploadsSettings
 from comfyui_guarded.guard.store import SqliteStore
-from comfyui_guarded.guard.store.sqlite import TableStore
+from comfyui_guarded.guard.store.table_store import TableStore
 from comfyui_guarded.guard.weight import ModelWeight
 
 #: Answers to wait for; long, so that only a hang reaches it.

@@ -29,6 +29,7 @@ from comfyui_guarded.guard.settings import Settings, SettingsError, hide_passwor
 from comfyui_guarded.guard.store import (
     IdempotencyKey,
     Limits,
+    Member,
     StoreLockedError,
     StoreTooNewError,
     StoreUnusableError,
@@ -39,6 +40,7 @@ from comfyui_guarded.guard.store import (
 from comfyui_guarded.guard.store import postgres_engine as engines
 from comfyui_guarded.guard.store.postgres import PostgresStore
 from comfyui_guarded.guard.store.postgres_address import read_address
+from comfyui_guarded.guard.store.postgres_fleet import FleetStore
 
 pytestmark = only_postgres
 REPO = Path(__file__).parents[2]
@@ -421,14 +423,27 @@ class Proxy:
         self._listener.close()
 
 
+def open_box(url, name):
+    """A store that shares the database with others."""
+    store = FleetStore(read_address(url), Clock(), Member(name, 600_000), open_now=False)
+    store.serve("local", 2)
+    assert store.trouble is None
+    return store
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "in a fleet"])
 @pytest.mark.parametrize("stays_away", [False, True], ids=["soon back", "away for longer"])
 @pytest.mark.parametrize("way", ["before", "after"])
-def test_a_commit_whose_answer_is_lost_is_told_as_it_ended(path, clock, monkeypatch, way, stays_away):
+def test_a_commit_whose_answer_is_lost_is_told_as_it_ended(path, clock, monkeypatch, way, stays_away, is_shared):
     proxy = Proxy(server().port)
-    store = PostgresStore(read_address(server().url(stores.make_schema(path), port=proxy.port)), clock)
+    url = server().url(stores.make_schema(path), port=proxy.port)
+    store = open_box(url, "one") if is_shared else PostgresStore(read_address(url), clock)
+    other = open_box(server().url(stores.make_schema(path)), "two") if is_shared else None
     monkeypatch.setattr(engines, "HOLD_S", 0.2 if stays_away else LONG_S)
-    told = []
-    store.changed.subscribe(lambda job: told.append((job.job_id, job.state)))
+    told, numbers = [], []
+    for changes in (store.changed, store.arrived):
+        changes.subscribe(lambda job: told.append((job.job_id, job.state)))
+        changes.subscribe(lambda job: numbers.append(job.event_id))
     job_id = submit(store).job.job_id
     with Held(store):
         settled = store.settle(job_id, CANCELLED)
@@ -438,6 +453,7 @@ def test_a_commit_whose_answer_is_lost_is_told_as_it_ended(path, clock, monkeypa
         proxy.is_down, proxy.passes, proxy.cut = stays_away, 1, way
     answers = [settled.exception(LONG_S), submitted.exception(LONG_S), full.exception(LONG_S)]
     assert proxy.cuts == 1
+    meanwhile = submit(other).job.job_id if other is not None else None
     is_told = way == "after" and not stays_away
     assert [answer is None for answer in answers] == [is_told, is_told, False]
     proxy.is_down = False
@@ -453,7 +469,11 @@ def test_a_commit_whose_answer_is_lost_is_told_as_it_ended(path, clock, monkeypa
     assert not store.settle(job_id, CANCELLED).result(LONG_S).won
     assert told.count((job_id, JobState.CANCELLED)) == 1
     assert told.count((new.job_id, JobState.QUEUED)) == (1 if way == "after" else 0)
-    store.close()
+    until(lambda: meanwhile is None or (meanwhile, JobState.QUEUED) in told)
+    assert numbers == list(range(1, len(numbers) + 1))
+    for opened in (store, other):
+        if opened is not None:
+            opened.close()
     proxy.close()
 
 

@@ -17,7 +17,7 @@ from unit.test_store_check import wait_until
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import SUCCESS, JobState
-from comfyui_guarded.guard.store import Listing, SqliteStore, disk, migrate, schema, sqlite
+from comfyui_guarded.guard.store import Listing, SqliteStore, disk, migrate, schema, table_store
 from comfyui_guarded.guard.store.rows import COLUMNS
 
 __all__ = ["small_disk"]
@@ -178,7 +178,7 @@ def test_the_workflows_of_jobs_from_before_the_update_are_found_after_the_start(
         db.execute("UPDATE bodies SET body = ? WHERE number IN (1, 3)", (body,))
         db.execute("UPDATE bodies SET body = ? WHERE number = 2", (b"\xef\xbb\xbf" + body,))  # no JSON for SQLite
         db.commit()
-    monkeypatch.setattr(sqlite, "WORKFLOWS_AT_ONCE", 1)
+    monkeypatch.setattr(table_store, "WORKFLOWS_AT_ONCE", 1)
     asked = Listing(frozenset(JobState), workflow_id="w")
     for _ in range(2):  # a restart keeps what was found
         store = SqliteStore(path, Clock())

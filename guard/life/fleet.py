@@ -1,0 +1,61 @@
+"""What this server's runs have to do with its place in the fleet, if it is in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from ..clock import Clock
+from ..fleet import Lease, Membership, read_or_make_name
+from ..settings import Settings
+from ..store import Member, Store
+from .dispatcher import Dispatcher
+from .health import Health
+from .runs import Runs
+from .settle import Settler
+from .watchdog import Watchdog
+
+LOST = "No job is taken or run: this server has lost its place in the fleet, and joins again once its runs are over."
+
+
+def make_member(settings: Settings, own: Path) -> Member | None:
+    """This server as a box of a fleet; None where it has its queue for itself. `own` is our own folder."""
+    fleet = settings.fleet
+    if not fleet.enabled:
+        return None
+    return Member(read_or_make_name(own), int(fleet.lease_s * 1000), settings.queue.max_jobs)
+
+
+def make_has_lost(member: Member | None) -> Callable[[], bool]:
+    """Says whether the jobs that this server has begun are no longer its own."""
+    return lambda: member is not None and member.epoch is None
+
+
+def keep_membership(
+    member: Member | None,
+    store: Store,
+    clock: Clock,
+    health: Health,
+    settler: Settler,
+    runs: Runs,
+    dispatcher: Dispatcher,
+    watchdog: Watchdog,
+) -> None:
+    """Once the database is open, keep this server in its fleet, and stop its runs where it has lost its place."""
+    if member is None:
+        return
+
+    def is_clear() -> bool:
+        return dispatcher.handing() == frozenset() and not runs.list_ids() and not settler.has_ends_of_runs
+
+    def stop_runs(_why: str) -> None:
+        for job_id in {*runs.list_ids(), *(dispatcher.handing() or ())}:
+            settler.stop(job_id)
+
+    membership = Membership(cast(Lease, store), clock, is_clear)
+    membership.lost.subscribe(stop_runs)
+    membership.joined.subscribe(lambda _recovery: dispatcher.wake())
+    store.opened.subscribe(lambda _recovery: membership.begin())
+    watchdog.turned.subscribe(membership.turn)
+    health.watch("not in the fleet", LOST, lambda: store.trouble is None and not membership.is_member)

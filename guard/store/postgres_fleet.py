@@ -1,0 +1,181 @@
+"""The job store of a box that shares a PostgreSQL database with others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+from ..clock import Clock
+from ..errors import GuardError
+from . import forks, members
+from .database import Database
+from .facts import Recovery
+from .members import Beat, Box, Member
+from .outbox import Delivery, Due
+from .postgres_address import Address
+from .postgres_connection import PostgresConnection
+from .postgres_shared import SharedDatabase
+from .postgres_shared_engine import SharedEngine
+from .postgres_upkeep import PostgresUpkeep
+from .puts import PutDelivery
+from .shared import SharedTransitions
+from .slices import Limits
+from .table_store import TableStore
+
+#: How long a box that ends tries to say so.
+LEAVE_S = 3.0
+
+
+class FleetStore(TableStore):
+    """See :mod:`.members` and :mod:`.shared`."""
+
+    _engine: SharedEngine
+    _transitions: SharedTransitions
+
+    def __init__(
+        self, address: Address, clock: Clock, member: Member, limits: Limits | None = None, *, open_now: bool = True
+    ) -> None:
+        """As :class:`.postgres.PostgresStore`; it becomes a box with :meth:`serve`."""
+        self.member = member
+        upkeep = PostgresUpkeep(clock, limits or Limits())
+        super().__init__(clock, upkeep, SharedTransitions(clock, upkeep.take, member))
+        self._held = SharedDatabase(address, member)
+        self._engine = SharedEngine(
+            self._held,
+            self._transitions.load,
+            self._transitions.follow,
+            self._publish,
+            self._keep_changes,
+            self._forget_kept,
+            upkeep,
+        )
+        self._max_attempts = 1
+        self._is_keeper = False
+        self._beats: PostgresConnection | None = None
+        forks.watch(self)
+        self._begin(open_now)
+
+    def leave_to_parent(self) -> None:
+        """See :mod:`.forks`."""
+        if self._beats is not None:
+            forks.keep_for_ever(self._beats)
+
+    def serve(self, holder: str, max_attempts: int, lived_until_ms: int | None = None) -> None:
+        self._max_attempts = max_attempts
+
+        def join(db: Database) -> tuple[str, Recovery]:
+            now_ms, own_ms = members.tell_time(db), self._clock.now_ms()
+            self._clock.follow(now_ms)
+            lived_ms = None if lived_until_ms is None else lived_until_ms + now_ms - own_ms
+            newest = db.execute("SELECT created_at_ms FROM jobs ORDER BY number DESC LIMIT 1").fetchone()
+            self._clock.compare(newest[0] if newest is not None else 0)
+            return self._transitions.join(db, max_attempts, lived_ms)
+
+        def tell(joined: tuple[str, Recovery]) -> None:
+            self.member.epoch, recovery = joined
+            self._note_counts(self._transitions.line.turns)
+            self.opened(recovery)
+
+        self._engine.serve(join, tell)
+
+    # Any thread. -----------------------------------------------------------------------------------------------
+
+    def find_token(self, job_id: str) -> str | None:
+        return self._transitions.tokens.get(job_id, "")
+
+    def join(self) -> Future[tuple[str, Recovery]]:
+        """Become a box again, once nothing of the time before is left here: the epoch, and what was left in the tables.
+
+        It is one once `member.epoch` is set to that.
+        """
+        return self._engine.write(lambda db: self._transitions.join(db, self._max_attempts), durable=True)
+
+    def reap(self) -> Future[dict[str, Recovery]]:
+        """Take back what boxes have whose lease is over: their names, and what became of it."""
+        return self._engine.write(lambda db: self._transitions.reap(db, self._max_attempts), durable=True)
+
+    def list_boxes(self) -> Future[list[Box]]:
+        return self._engine.read(lambda db: members.list_boxes(db, self.member.lease_ms))
+
+    def leave(self) -> Future[Recovery]:
+        """Be a box no more: others may have what is under way here at once."""
+        leaving = self._engine.write(lambda db: self._transitions.leave(db, self._max_attempts), durable=True)
+        leaving.add_done_callback(lambda _done: setattr(self.member, "epoch", None))
+        return leaving
+
+    # One box sends what all have to send. ----------------------------------------------------------------------
+
+    def find_due_deliveries(
+        self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> Future[Due[Delivery]]:
+        if not self._is_keeper:
+            return _find_nothing()
+        return super().find_due_deliveries(now_ms, limit, under_way=under_way, full=full)
+
+    def find_due_puts(
+        self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
+    ) -> Future[Due[PutDelivery]]:
+        if not self._is_keeper:
+            return _find_nothing()
+        return super().find_due_puts(now_ms, limit, under_way=under_way, full=full)
+
+    def close(self) -> None:
+        if self.member.epoch is not None:
+            with contextlib.suppress(GuardError, FutureTimeoutError):  # the others notice once the lease is over
+                self.leave().result(LEAVE_S)
+        super().close()
+        self.drop_beats()
+
+    # The thread that beats. ------------------------------------------------------------------------------------
+
+    def beat(self) -> Beat | None:
+        """Say that this box lives, over a connection of its own. None: it is no box any more. Raises what fails."""
+        try:
+            if self._beats is None:
+                self._beats = self._held.connect(synchronous_commit="off", statement_timeout="5s")
+            beat = members.beat(self._beats, self.member)
+            self._is_keeper = beat is not None and beat.is_keeper
+            return beat
+        except BaseException:
+            self.drop_beats()
+            raise
+
+    def is_displaced(self) -> bool:
+        """Whether another process has this box's name now. After a beat without an answer."""
+        return self._beats is not None and members.is_taken(self._beats, self.member)
+
+    def drop_beats(self) -> None:
+        beats, self._beats = self._beats, None
+        if beats is not None:
+            beats.close()
+
+    # The writer's thread. --------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        arrived = self._transitions.take_arrived()
+        self._note_counts({job.owner for job in arrived})
+        for job in arrived:
+            self.arrived(job)
+        super()._publish()
+
+    def _keep_changes(self) -> Callable[[bool], None]:
+        announce = super()._keep_changes()
+        self._transitions.kept = frozenset(job.event_id for job in self._transitions.changed)
+
+        def tell(is_late: bool) -> None:
+            announce(is_late)
+            self._forget_kept()
+
+        return tell
+
+    def _forget_kept(self) -> None:
+        self._transitions.kept = frozenset()
+
+
+def _find_nothing() -> Future[Due[Any]]:
+    nothing: Future[Due[Any]] = Future()
+    nothing.set_result(Due([], None))
+    return nothing

@@ -1,0 +1,138 @@
+"""Change jobs where several boxes share the queue: see :mod:`.members`.
+
+Boxes commit one after the other, and each begins its transaction with what the others have changed since its last one.
+So the order of the queue, positions, limits and the numbers of changes are exact, as with one server. What a run
+writes says the token that its claim has given it: once the job is taken from its box, none of that counts.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from ..clock import Clock
+from ..job import Job, NewJob
+from . import arrivals, members
+from .database import Database, snapshot
+from .facts import IdempotencyKey, Recovery
+from .line import Line
+from .members import Member
+from .recent import Recent
+from .transitions import Transitions
+
+
+class SharedTransitions(Transitions):
+    """The writer's thread; others may read `line`.
+
+    Attributes:
+        arrived: jobs as they are after each change that another box has made, to be announced.
+        followed: the number of the last change that was read or made.
+        kept: numbers of own changes that are announced by whoever learns how their commit has ended.
+        tokens: what each run here says with what it writes, by job.
+    """
+
+    def __init__(self, clock: Clock, take_room: Callable[[str, int], None], member: Member) -> None:
+        super().__init__(clock, take_room)
+        self._member = member
+        self.recent = Recent(0)  # what another box changes, memory would not know at once
+        self.arrived: list[Job] = []
+        self.followed: int | None = None
+        self.kept: frozenset[int] = frozenset()
+        self.tokens: dict[str, str] = {}
+
+    def load(self, db: Database) -> None:
+        self.changed.clear()
+        self.touched.clear()
+        with snapshot(db):
+            self.line = Line.read(db, self._member.box)
+        # Less than was followed is there only where the database was restored from a backup.
+        self.followed = self.line.event_id if self.followed is None else min(self.followed, self.line.event_id)
+
+    def follow(self, db: Database) -> bool:
+        """Take in some of what other boxes have changed; whether there may be more."""
+        found, up_to, is_more = arrivals.read(db, self.followed or 0)
+        news = [arrival for arrival in found if arrival.job.event_id > self.line.event_id]
+        for arrival in news:
+            self.line.follow(arrival)
+        if news:
+            self.line.take_turns(*arrivals.read_turns(db, sorted({arrival.job.owner for arrival in news})))
+        self.arrived += [arrival.job for arrival in found if arrival.job.event_id not in self.kept]
+        self.followed = up_to
+        self.line.event_id = max(self.line.event_id, up_to)
+        return is_more
+
+    def take_arrived(self) -> list[Job]:
+        """What other boxes have changed, to announce it."""
+        arrived, self.arrived = self.arrived, []
+        return arrived
+
+    def take_changes(self) -> list[Job]:
+        changed = super().take_changes()
+        self.followed = max([self.followed or 0, *(job.event_id for job in changed)])
+        return changed
+
+    # Coming, going, and those that are gone. -----------------------------------------------------------------
+
+    def join(self, db: Database, max_attempts: int, lived_until_ms: int | None = None) -> tuple[str, Recovery]:
+        """Become a box; returns the epoch, and what became of what the box's name has left."""
+        recovery = self._take_back(db, self._member.box, max_attempts, lived_until_ms, and_orphans=True)
+        db.execute("DELETE FROM leases WHERE holder NOT IN (SELECT box FROM boxes)")
+        db.execute(
+            "DELETE FROM writers WHERE box = ? AND name <> ?",
+            (self._member.box, self._member.process),
+        )
+        return members.join(db, self._member), recovery
+
+    def leave(self, db: Database, max_attempts: int, lived_until_ms: int | None = None) -> Recovery:
+        """Be a box no more; what this one has under way waits again."""
+        if not members.leave(db, self._member):
+            return Recovery(0, ())
+        return self._take_back(db, self._member.box, max_attempts, lived_until_ms)
+
+    def reap(self, db: Database, max_attempts: int) -> dict[str, Recovery]:
+        """Take back what boxes have whose lease is over."""
+        dead = members.take_out_dead(db, self._member)
+        return {box: self._take_back(db, box, max_attempts, beat_at_ms) for box, beat_at_ms in dead}
+
+    def _take_back(
+        self, db: Database, box: str, max_attempts: int, lived_until_ms: int | None, and_orphans: bool = False
+    ) -> Recovery:
+        jobs = members.list_under_way(db, box, and_orphans=and_orphans)
+        secretive = members.list_secretive(db, box, and_orphans=and_orphans)
+        recovery = self._take_up(db, [*jobs, *secretive], max_attempts, lived_until_ms)
+        members.take_back(db, jobs)
+        db.execute("DELETE FROM leases WHERE holder = ?", (box,))
+        if box == self._member.box:
+            self.line.leases.clear()
+            self.tokens.clear()
+        return recovery
+
+    # What is otherwise for a box among others. ---------------------------------------------------------------
+
+    def _find_first(self, db: Database) -> Job | None:
+        if not self.line.queued or not members.may_claim(db, self._member):
+            return None
+        found = (members.find_first(db, owner, self._member.box) for owner in self.line.list_owners())
+        return next((job for job in found if job is not None), None)
+
+    def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
+        self.tokens[job.job_id] = token = secrets.token_hex(8)
+        members.give(db, job, self._member, token)
+        return super()._lease(db, job.evolve(token=token), self._member.box, writes=writes)
+
+    def _has_run(self, db: Database, job_id: str, token: str | None = None) -> bool:
+        return members.holds(db, job_id, token or self.tokens.get(job_id))
+
+    def release(self, db: Database, job_id: str) -> None:
+        if job_id in self.line.leases:  # otherwise it may be another box's by now
+            super().release(db, job_id)
+        self.tokens.pop(job_id, None)
+
+    def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:
+        job = super()._insert(db, new, key)
+        if new.has_secrets:
+            members.bind(db, job.number, self._member)
+        return job
+
+    def _note(self, job: Job) -> None:
+        super()._note(job if job.token is None else job.evolve(token=None))  # it is its run's alone

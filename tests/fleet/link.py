@@ -1,0 +1,64 @@
+"""The network between a box and its database."""
+
+import contextlib
+import socket
+import threading
+
+
+class Link:
+    """Passes on what comes, until it is cut: then nothing comes through in either way, and nobody is told."""
+
+    def __init__(self, port):
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open = threading.Event()
+        self._open.set()
+        self._pairs = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def cut(self):
+        self._open.clear()
+
+    def mend(self):
+        """New connections come through; those of before are lost."""
+        pairs, self._pairs = self._pairs, []
+        for end in (end for pair in pairs for end in pair):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._open.set()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.mend()
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                box, _address = self._listener.accept()
+                self._open.wait()
+                engine = socket.create_connection(("127.0.0.1", self._port))
+                self._pairs.append((box, engine))
+                self._threads.append(threading.Thread(target=self._pass_on, args=(box, engine), daemon=True))
+                self._threads[-1].start()
+
+    def _pass_on(self, box, engine):
+        back = threading.Thread(target=self._pump, args=(engine, box), daemon=True)
+        with box, engine:
+            back.start()
+            self._pump(box, engine)
+            back.join()
+
+    def _pump(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._open.wait()
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

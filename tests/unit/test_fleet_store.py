@@ -1,0 +1,435 @@
+"""Several boxes on one PostgreSQL, as far as the store: one queue, one verdict a job, one order of all changes."""
+
+import contextlib
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from postgres import MEMORY
+from unit import stores
+from unit.fakes import LONG_S, new_job
+from unit.store_steps import CANCELLED
+from unit.stores import look_into, make_schema, only_postgres, server
+
+from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.errors import WorkerDiedError
+from comfyui_guarded.guard.job import SUCCESS, TERMINAL, JobState, Verdict
+from comfyui_guarded.guard.store import Member, StoreLockedError
+from comfyui_guarded.guard.store.line import Line
+from comfyui_guarded.guard.store.postgres import PostgresStore
+from comfyui_guarded.guard.store.postgres_address import read_address
+from comfyui_guarded.guard.store.postgres_fleet import FleetStore
+from comfyui_guarded.guard.store.table_store import TableStore
+
+pytestmark = only_postgres
+
+QUEUED, DISPATCHED, RUNNING = JobState.QUEUED, JobState.DISPATCHED, JobState.RUNNING
+DIED = Verdict.of(WorkerDiedError("x"))
+LEASE_MS, MAX_ATTEMPTS = 600_000, 2
+
+
+class Heard:
+    """What a box has told of changes, in order."""
+
+    def __init__(self, store):
+        self.changes = []
+        self.own = []
+        store.arrived.subscribe(self.changes.append)
+        store.changed.subscribe(self.changes.append)
+        store.changed.subscribe(self.own.append)
+
+
+def open_box(path, name, *, slots=2, lease_ms=LEASE_MS):
+    store = FleetStore(
+        read_address(server().url(make_schema(path))), Clock(), Member(name, lease_ms, slots), open_now=False
+    )
+    store.heard = Heard(store)
+    store.serve("local", MAX_ATTEMPTS)
+    assert store.trouble is None, store.trouble
+    return store
+
+
+def kill(store):
+    """As SIGKILL: without a word to the others."""
+    TableStore.close(store)
+    store.drop_beats()
+
+
+def sync(store):
+    """Have the box take in what the others have done."""
+    store._engine.write(lambda _db: None).result(LONG_S)
+
+
+def expire(path, box):
+    with look_into(path) as db:
+        db.execute("UPDATE boxes SET until_ms = 0 WHERE box = ?", (box,))
+        db.execute("SELECT 1").fetchone()
+
+
+def reap(store):
+    """Take back what dead boxes had, however lately the engine has started."""
+    store.member.lease_ms = 0
+    try:
+        return store.reap().result(LONG_S)
+    finally:
+        store.member.lease_ms = LEASE_MS
+
+
+@pytest.fixture(autouse=True)
+def _on_postgres():
+    stores.use("postgres")
+    yield
+    stores.use("sqlite")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "jobs"
+
+
+@pytest.fixture
+def boxes(path):
+    opened = []
+
+    def start(name, **facts):
+        opened.append(open_box(path, name, **facts))
+        return opened[-1]
+
+    yield start
+    for store in opened:
+        with contextlib.suppress(Exception):
+            store.close()
+
+
+def submit(store, **facts):
+    return store.submit(new_job(**facts), 10**9).result(LONG_S).job
+
+
+def claim(store, max_jobs=2):
+    claimed = store.claim("local", max_jobs).result(LONG_S)
+    return claimed and claimed.job
+
+
+def test_one_box_takes_what_another_has_let_in_and_both_tell_of_it(boxes):
+    one, two = boxes("one"), boxes("two")
+    job = submit(one)
+    taken = claim(two)
+    assert taken.job_id == job.job_id
+    assert claim(one) is None
+    two.start(job.job_id).result(LONG_S)
+    assert one.get(job.job_id).result(LONG_S).state is RUNNING
+    assert two.settle(job.job_id, SUCCESS, token=taken.token).result(LONG_S).won
+    two.release(job.job_id).result(LONG_S)
+    sync(one)
+    told = [(seen.job_id, seen.state.value) for seen in one.heard.changes]
+    assert told == [(job.job_id, state) for state in ("queued", "dispatched", "running", "succeeded")]
+    assert told == [(seen.job_id, seen.state.value) for seen in two.heard.changes]
+    assert [seen.state.value for seen in one.heard.own] == ["queued"]
+    assert (one.queued, one.leased, one.count_open(None)) == (0, 0, 0)
+
+
+def test_a_reader_hears_of_what_others_do_without_asking(boxes):
+    one, two = boxes("one"), boxes("two")
+    job = submit(one)
+    stores.until(lambda: [seen.job_id for seen in two.heard.changes] == [job.job_id])
+    assert two.queued == 1
+
+
+def test_a_late_verdict_of_a_box_that_has_lost_its_lease_is_refused(boxes, path):
+    frozen, other = boxes("frozen"), boxes("other")
+    job = submit(frozen)
+    lost = claim(frozen)
+    frozen.start(job.job_id).result(LONG_S)
+    expire(path, "frozen")
+    assert {box: recovery.requeued for box, recovery in reap(other).items()} == {"frozen": 1}
+    late = frozen.settle(job.job_id, SUCCESS, token=lost.token).result(LONG_S)
+    assert not late.won
+    assert late.job.state is QUEUED
+    assert frozen.start(job.job_id).result(LONG_S) is None
+    assert frozen.validate(job.job_id).result(LONG_S) is None
+    frozen.release(job.job_id).result(LONG_S)
+    assert claim(frozen) is None, "a box whose lease is over takes nothing"
+    again = claim(other)
+    assert (again.job_id, again.attempts) == (job.job_id, 1)
+    late = frozen.settle(job.job_id, DIED, token=lost.token).result(LONG_S)
+    assert (late.won, late.job.state) == (False, DISPATCHED)
+    other.start(job.job_id).result(LONG_S)
+    assert other.settle(job.job_id, SUCCESS, token=again.token).result(LONG_S).won
+    assert frozen.get(job.job_id).result(LONG_S).verdict == SUCCESS
+
+
+def test_a_box_that_is_alive_keeps_what_it_has(boxes):
+    one, two = boxes("one"), boxes("two")
+    submit(one)
+    assert claim(one) is not None
+    assert one.beat().is_keeper
+    assert not two.beat().is_keeper
+    assert reap(two) == {}
+    assert two.beat().finds_dead is False
+
+
+def test_a_box_that_comes_back_takes_up_its_own_jobs_alone(boxes, path):
+    one, two = boxes("one"), boxes("two")
+    mine, others = submit(one), submit(two)
+    assert claim(one).job_id == mine.job_id
+    theirs = claim(two)
+    assert theirs.job_id == others.job_id
+    one.start(mine.job_id).result(LONG_S)
+    two.start(others.job_id).result(LONG_S)
+    kill(one)
+    recovered = []
+    again = FleetStore(read_address(server().url(make_schema(path))), Clock(), Member("one", LEASE_MS), open_now=False)
+    again.opened.subscribe(recovered.append)
+    again.serve("local", MAX_ATTEMPTS)
+    stores.until(lambda: recovered)
+    assert (recovered[0].requeued, recovered[0].settled) == (1, ())
+    assert two.get(others.job_id).result(LONG_S).state is RUNNING
+    assert two.settle(others.job_id, SUCCESS, token=theirs.token).result(LONG_S).won
+    again.close()
+
+
+def test_a_cancel_by_any_box_ends_the_job_and_the_box_that_has_it_hears(boxes):
+    one, two = boxes("one"), boxes("two")
+    job = submit(one)
+    taken = claim(two)
+    two.start(job.job_id).result(LONG_S)
+    assert one.settle(job.job_id, CANCELLED).result(LONG_S).won
+    stores.until(lambda: two.heard.changes[-1].state is JobState.CANCELLED)
+    late = two.settle(job.job_id, SUCCESS, token=taken.token).result(LONG_S)
+    assert (late.won, late.job.state) == (False, JobState.CANCELLED)
+
+
+def test_a_job_with_secrets_runs_where_they_are_and_ends_when_they_are_gone(boxes, path):
+    one, two = boxes("one"), boxes("two")
+    secret, plain = submit(one, has_secrets=True), submit(one)
+    assert claim(two).job_id == plain.job_id
+    assert claim(two) is None
+    expire(path, "one")
+    ended = reap(two)["one"].settled
+    assert [(job.job_id, job.verdict.code) for job in ended] == [(secret.job_id, "server_restarted")]
+
+
+def test_a_box_that_leaves_gives_its_jobs_back_at_once(boxes):
+    one, two = boxes("one"), boxes("two")
+    job = submit(two)
+    assert claim(one).job_id == job.job_id
+    one.close()
+    assert claim(two).job_id == job.job_id
+
+
+def test_a_box_of_the_same_name_displaces_the_one_before(boxes):
+    first = boxes("one")
+    assert first.beat() is not None
+    boxes("one")
+    assert first.beat() is None
+    assert first.is_displaced()
+    submit(first)
+    assert claim(first) is None
+
+
+def test_a_server_that_wants_the_database_for_itself_waits_for_a_fleet_and_a_fleet_for_it(boxes, path):
+    boxes("one")
+    address = read_address(server().url(make_schema(path)))
+    with pytest.raises(StoreLockedError, match="another server"):
+        PostgresStore(address, Clock())
+
+
+def test_jobs_of_a_server_that_had_the_database_for_itself_are_taken_up(boxes, path):
+    address = read_address(server().url(make_schema(path)))
+    alone = PostgresStore(address, Clock())
+    begun, waiting = submit(alone), submit(alone)
+    alone.claim("local", 1).result(LONG_S)
+    alone.start(begun.job_id).result(LONG_S)
+    alone.close()
+    one = boxes("one")
+    assert [claim(one).job_id, claim(one)] == [begun.job_id, None]  # one that has begun runs alone
+    assert one.get(waiting.job_id).result(LONG_S).state is QUEUED
+
+
+# All at once. -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that some box has, or believes to have."""
+
+    job_id: str
+    box: int
+    token: str
+    started: bool = False
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Boxes do what boxes do, die, freeze past their lease and come back; what each of them knows is what is there."""
+
+    jobs = Bundle("jobs")
+    BOXES = 3
+
+    @initialize()
+    def begin(self):
+        stores.use("postgres")
+        self.folder = Path(tempfile.mkdtemp(prefix="guarded-fleet-", dir=MEMORY))
+        self.path = self.folder / "jobs"
+        self.owner_of, self.states, self.ends = {}, {}, {}
+        #: The token that counts for each job under way, and all runs whose end was not told yet.
+        self.holds, self.runs = {}, []
+        self.boxes = [open_box(self.path, f"box{number}") for number in range(self.BOXES)]
+        self.members = [True] * self.BOXES
+
+    def teardown(self):
+        if hasattr(self, "boxes"):
+            for store in self.boxes:
+                kill(store)
+            shutil.rmtree(self.folder)
+        stores.use("sqlite")
+
+    @rule(target=jobs, box=st.integers(0, 2), owner=st.sampled_from("abc"), count=st.integers(1, 3))
+    def submit(self, box, owner, count):
+        ids = []
+        for _ in range(count):
+            job = self.boxes[box].submit(new_job(owner=owner), 10**9).result(LONG_S).job
+            assert job.number == len(self.states) + 1
+            self.states[job.job_id] = QUEUED
+            ids.append(job.job_id)
+        return multiple(*ids)
+
+    @rule(box=st.integers(0, 2))
+    def claim(self, box):
+        claimed = self.boxes[box].claim("local", 2).result(LONG_S)
+        if claimed is None:
+            return
+        job = claimed.job
+        assert self.members[box], "no box takes a job whose lease is over"
+        assert self.states[job.job_id] is QUEUED
+        self.states[job.job_id] = DISPATCHED
+        self.holds[job.job_id] = job.token
+        self.runs.append(Run(job.job_id, box, job.token))
+
+    @rule(pick=st.integers(0, 10**6))
+    def start(self, pick):
+        if self.runs:
+            run = self.runs[pick % len(self.runs)]
+            started = None
+            with contextlib.suppress(Exception):
+                started = self.boxes[run.box].start(run.job_id).result(LONG_S)
+            if started is not None:
+                assert self.holds.get(run.job_id) == run.token, "a run that is nobody's has begun"
+                self.states[run.job_id] = RUNNING
+
+    @rule(pick=st.integers(0, 10**6), verdict=st.sampled_from([SUCCESS, DIED]))
+    def end(self, pick, verdict):
+        """A run ends, whoever has its job by now."""
+        if not self.runs:
+            return
+        run = self.runs.pop(pick % len(self.runs))
+        settled = self.boxes[run.box].settle(run.job_id, verdict, token=run.token).result(LONG_S)
+        may_win = self.holds.get(run.job_id) == run.token and self.states[run.job_id] not in TERMINAL
+        assert settled.won is may_win
+        if may_win:
+            self._end(run.job_id, verdict)
+        self.boxes[run.box].release(run.job_id).result(LONG_S)
+
+    @rule(job_id=jobs, box=st.integers(0, 2))
+    def cancel(self, job_id, box):
+        settled = self.boxes[box].settle(job_id, CANCELLED).result(LONG_S)
+        assert settled.won is (self.states[job_id] not in TERMINAL)
+        if settled.won:
+            self._end(job_id, CANCELLED)
+
+    @rule(box=st.integers(0, 2), by=st.integers(0, 2))
+    def freeze_past_the_lease(self, box, by):
+        if box == by:
+            return
+        expire(self.path, f"box{box}")
+        self.members[box] = False
+        self._forget(reap(self.boxes[by]))
+
+    @rule(box=st.integers(0, 2))
+    def thaw(self, box):
+        """It has noticed, has no run left, and joins again."""
+        if not self.members[box]:
+            assert self.boxes[box].beat() is None
+            self.runs = [run for run in self.runs if run.box != box]
+            self.boxes[box].member.epoch, recovery = self.boxes[box].join().result(LONG_S)
+            assert recovery.requeued == 0
+            self.members[box] = True
+
+    @rule(box=st.integers(0, 2))
+    def kill_and_start(self, box):
+        kill(self.boxes[box])
+        self.runs = [run for run in self.runs if run.box != box]
+        self.boxes[box] = open_box(self.path, f"box{box}")
+        self.members[box] = True
+        self._sync_states()
+
+    def _end(self, job_id, verdict):
+        assert job_id not in self.ends
+        self.states[job_id], self.ends[job_id] = verdict.state, verdict
+        self.holds.pop(job_id, None)
+
+    def _forget(self, reaped):
+        for recovery in reaped.values():
+            for job in recovery.settled:
+                self._end(job.job_id, job.verdict)
+        self._sync_states()
+
+    def _sync_states(self):
+        """What a recovery has put back."""
+        for job in self.boxes[0].list_jobs(None, None, 1000).result(LONG_S):
+            if job.state in TERMINAL and job.job_id not in self.ends:
+                assert job.verdict.code == "server_restarted"
+                self._end(job.job_id, job.verdict)
+            elif job.state is QUEUED and self.states[job.job_id] is not QUEUED:
+                self.states[job.job_id] = QUEUED
+                self.holds.pop(job.job_id, None)
+
+    @invariant()
+    def every_box_knows_what_is_there(self):
+        if not hasattr(self, "boxes"):
+            return
+        for store in self.boxes:
+            sync(store)
+        listed = {job.job_id: job for job in self.boxes[0].list_jobs(None, None, 1000).result(LONG_S)}
+        assert {job_id: job.state for job_id, job in listed.items()} == self.states
+        assert {job_id: job.verdict for job_id, job in listed.items() if job.verdict} == self.ends
+        for store in self.boxes:
+            line = store._transitions.line
+            fresh = store._engine.read(lambda db, box=store.member.box: read_line(db, box)).result(LONG_S)
+            assert replace(line, turns=clean(line)) == replace(fresh, turns=clean(fresh))
+            assert store.queued == list(self.states.values()).count(QUEUED)
+            told = [job.event_id for job in store.heard.changes]
+            assert told == list(range(told[0], fresh.event_id + 1)) if told else True
+        self.nothing_is_told_twice_or_in_another_order()
+
+    def nothing_is_told_twice_or_in_another_order(self):
+        latest = {}
+        for job in max((store.heard.changes for store in self.boxes), key=len):
+            latest[job.job_id] = job.state
+        assert all(self.states[job_id] is state for job_id, state in latest.items())
+
+
+def read_line(db, box):
+    from comfyui_guarded.guard.store.database import snapshot
+
+    with snapshot(db):
+        return Line.read(db, box)
+
+
+def clean(line):
+    """The turns without what only saves a look at the tables."""
+    return {
+        owner: replace(turn, last_places={}, rounds=dict(turn.rounds))
+        for owner, turn in line.turns.items()
+        if turn != type(turn)()
+    }
+
+
+FleetMachine.TestCase.settings = settings(
+    max_examples=max(settings().max_examples // 20, 3), stateful_step_count=30, deadline=None
+)
+TestFleet = pytest.mark.timeout(LONG_S * 2)(only_postgres(FleetMachine.TestCase))
