@@ -72,7 +72,7 @@ export function alarmHistory(board, texts, run) {
                     "li",
                     {},
                     h("time", { class: "g-when", datetime: new Date(one.at_ms).toISOString() }, texts.moment(one.at_ms)),
-                    h("span", { class: one.seen_at_ms === null ? "" : "g-quiet" }, alarmText(one, texts), " ", jobLink(one, board, run), " ", details(one, texts)),
+                    h("span", { class: one.seen_at_ms === null ? "" : "g-quiet" }, alarmText(one, texts), " ", jobLink(one, board, run), " ", ownWords(one, texts)),
                 ),
             ),
             ...(alarms.length ? [] : [h("li", { class: "g-quiet" }, texts.t("nothing_counted"))]),
@@ -83,7 +83,7 @@ export function alarmHistory(board, texts, run) {
 }
 
 /** The server's own words, which are English: behind a text in another language. */
-function details(alarm, texts) {
+function ownWords(alarm, texts) {
     const said = h("span", { class: "g-quiet", lang: "en" }, alarm.message);
     if (texts.language === "en" || alarmText(alarm, texts) === alarm.message) return said;
     return h("details", {}, h("summary", { class: "g-quiet" }, texts.t("fact_details")), said);
