@@ -24,6 +24,7 @@ from ..store import database_path, is_postgres
 from ..store.compact import COPIED_BYTES
 from ..store.schema import MIGRATIONS
 from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, Level, Line
+from .files import check_files
 from .postgres import examine_postgres
 from .sizes import format_size
 from .templates import check_templates, check_warmups
@@ -358,7 +359,7 @@ def _check_clock(facts: Facts, _settings: Settings) -> Iterator[Line]:
 CHECKS: tuple[Callable[[Facts, Settings], Iterator[Line]], ...] = (
     _check_start,
     *(_check_settings, _check_host, _check_alarms, _check_packages, _check_faces, check_templates, check_warmups),
-    _check_folders,
+    *(_check_folders, check_files),
     *(_check_disk, _check_janitor, _check_access, _check_store, _check_clock),
 )
 

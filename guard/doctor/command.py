@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,8 +95,9 @@ class _Offline:
 
     def find_model(self, folder: str, file: str) -> tuple[str, Path] | None:
         for models in self._models:
-            for path in (models / folder).rglob(file):
-                return path.relative_to(models / folder).as_posix(), path
+            with contextlib.suppress(OSError):  # a folder that this user may not read
+                for path in (models / folder).rglob(file):
+                    return path.relative_to(models / folder).as_posix(), path
         return None
 
     def missing_classes(self, _prompt: Mapping[str, Any]) -> list[str]:
@@ -124,7 +127,7 @@ def _ask_server(own: Path, host: Mapping[str, Any]) -> list[Line] | None:
         if error.code == 503 and recall_off(own) is not None:  # the door's answer; the note says more
             return []
         return [] if error.code in (401, 403) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, HTTPException, ValueError, TypeError, KeyError, RecursionError):
         return None
     # By now another server may have the port.
     return lines if any(line.check == "folders" and str(own) in line.message for line in lines) else None

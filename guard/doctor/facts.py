@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -156,6 +157,9 @@ def recall(own: Path) -> tuple[dict[str, Any], Folders, list[Path]] | None:
     try:
         note = _NOTE.validate_python(read_json(own / NOTE))
         roots = (note["output"], note["temp"], note["input"])
+        for path in (*filter(None, roots), *note["models"]):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                os.lstat(path)  # of a name that no file can have, the note is not ours
         output, temp, source = (Path(root) if root else None for root in roots)
         return dict(note["host"]), Folders(output, temp, source), [Path(path) for path in note["models"]]
     except (OSError, ValueError):

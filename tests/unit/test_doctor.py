@@ -383,6 +383,33 @@ class TestTheCommand:
         (tmp_path / NOTE).write_text(note)
         assert recall(tmp_path) is None
 
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"host": {"listen": ["a b"], "port": 1}},
+            {"host": {"listen": [""], "port": 99999}},
+            {"host": {"listen": {}, "port": []}},
+            {"output": f"/{'x' * 5000}", "temp": "/dev/zero", "input": "/proc/self", "models": [f"/{'y' * 5000}"]},
+            {"output": 5, "models": {}},
+            {"off": {"reason": 5}},
+            {"off": {"reason": "x", "mend": "y", "state": "z", "more": 1}},
+        ],
+    )
+    def test_no_note_of_a_start_stops_it(self, user, facts):
+        note = {"host": {}, "output": None, "temp": None, "input": None, "models": [], **facts}
+        (user / "__guarded").mkdir()
+        (user / "__guarded" / NOTE).write_text(json.dumps(note))
+        status, told = self.ran(user)
+        assert status in (1, 2)
+        assert "This check failed" not in "\n".join(told)
+
+    @pytest.mark.parametrize("name", ["janitor.json", "warming", NOTE])
+    def test_a_small_file_that_cannot_be_used_is_told(self, user, name):
+        (user / "__guarded").mkdir()
+        (user / "__guarded" / name).write_text("[" * 20_000)
+        _status, told = self.ran(user)
+        assert any(f"files: {name}, line 1: it is nested too deep. " in line for line in told), told
+
     def test_json(self, user):
         told = []
         command.run(argparse.Namespace(user=user, json=True), {}, REPO, told.append)
