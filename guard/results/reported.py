@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, Final
@@ -24,6 +25,7 @@ _LONGEST_KEY: Final = 1000
 #: So many kinds of oddities are named.
 _NAMED: Final = 5
 
+_HALVES: Final = re.compile("[\ud800-\udfff]")
 _LISTS: Final = (list, tuple, set, frozenset)
 #: What frontends read of a file, or of anything that they could show: texts, or they reject the list of all jobs.
 _TEXTS: Final = frozenset({"filename", "subfolder", "display_name", "nodeId", "mediaType", "content", "format"})
@@ -49,7 +51,7 @@ class Plain:
         self._room -= EACH
         if kind is str:
             self._room -= len(value)
-            return value if self._room >= 0 else self._cut(value)
+            return self._mend(value if self._room >= 0 else self._cut(value))
         if value is None or kind is bool:
             return value
         if kind is int:
@@ -93,7 +95,7 @@ class Plain:
                 self._note(f"a key that is a {type(key).__name__}")
             told = json.dumps(told)
         self._room -= len(told)
-        return told[:_LONGEST_KEY]
+        return self._mend(told[:_LONGEST_KEY])
 
     def _copy_other(self, value: Any, kind: type) -> Any:
         try:
@@ -110,6 +112,13 @@ class Plain:
         if issubclass(kind, (bytes, bytearray)):
             return self._say(f"({len(value)} bytes)")
         return self._say(f"({kind.__module__}.{kind.__qualname__})")
+
+    def _mend(self, text: str) -> str:
+        """Strict readers reject a whole list for half a character."""
+        if text.isascii() or not _HALVES.search(text):
+            return text
+        self._note("text that is no Unicode")
+        return _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
 
     def _cut(self, text: str) -> str:
         self._note("more than can be kept")
