@@ -36,7 +36,7 @@ def _run() -> int:
     from comfyui_guarded.guard.editor import command as convert
     from comfyui_guarded.guard.janitor import command as janitor
     from comfyui_guarded.guard.models import command as models
-    from comfyui_guarded.guard.operators import metrics
+    from comfyui_guarded.guard.operators import metrics_page
     from comfyui_guarded.guard.store import command as vacuum
     from comfyui_guarded.guard.templates import command as templates
 
@@ -90,7 +90,7 @@ def _run() -> int:
     if arguments.command == "vacuum":
         return vacuum.run(arguments, os.environ, package, print)
     if arguments.command == "metrics":
-        print(metrics.markdown(), end="")
+        print(metrics_page.markdown(), end="")
         return 0
     print(settings.markdown(), end="")
     return 0

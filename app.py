@@ -45,6 +45,7 @@ from .guard.faces.machine import FaceMachine
 from .guard.faces.required import REQUIRED_BY
 from .guard.files.files import Files
 from .guard.files.references import References
+from .guard.files.storage import Storage
 from .guard.files.uploads import Uploads
 from .guard.host import Host
 from .guard.janitor import Janitor
@@ -159,9 +160,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     estimates = Estimates(clock)
     health = Health(host, store)
     health.watch(
-        "store unavailable",
-        lambda: f"No job is taken or run: {store.trouble}.",
-        lambda: store.trouble is not None,
+        "store unavailable", lambda: f"No job is taken or run: {store.trouble}.", lambda: store.trouble is not None
     )
     health.watch_admission(
         "store unavailable",
@@ -178,8 +177,13 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     watchdog = Watchdog(settings, store, host, health, settler, process, clock)
     face_classes = REQUIRED_BY if settings.faces.required_by is None else settings.faces.required_by
     quarantine = own / "quarantine"
-    runs = Runs(settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
-    dispatcher = Dispatcher(settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
+    uploads = Uploads(settings.uploads, host.input_folder)
+    uploads.tidy()
+    storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot)
+    parts = (settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
+    runs = Runs(*parts, storage.put_all)
+    needs = (settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
+    dispatcher = Dispatcher(*needs, storage.bring)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
     fleet.keep_membership(member, store, clock, health, settler, runs, dispatcher, watchdog)
     quotas = Quotas(settings.limits)
@@ -192,6 +196,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         blind_after_s=settings.queue.timeout_s,
         held=quotas.files,
         find_quotas=lambda: keys.list_file_quotas(settings.limits.max_file_bytes),
+        depot=storage.depot,
     )
     health.watch_disk(janitor.disk_full)
     health.watch_disk(store.full)
@@ -200,11 +205,9 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     machine = FaceMachine(checker, host.file, host.input_folder)
     faces = FaceGate(machine, settings.faces, LoadedFiles(host) if settings.policy.open_files else None)
     runtime.install(runtime.Runtime(settings, host, machine))
-    uploads = Uploads(settings.uploads, host.input_folder)
-    uploads.tidy()
     limits = Limits(settings.limits, clock)
-    files = Files(host, store)
-    references = References(host, files)
+    files = Files(host, store, storage.results, storage.keep_upload)
+    references = References(host, files, storage.inputs)
     fetch_rules = FetchRules(settings.fetch, settings.policy.fetch_hosts)
     downloader = Downloader(fetch_rules, settings.fetch)
     fetcher = Fetcher(settings.fetch, fetch_rules, uploads, limits, quotas, host.file_inputs, downloader.download)
@@ -223,16 +226,17 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         janitor.in_use,
         fetcher,
     )
-    jobs = Jobs(settings.queue, store, settler, events, estimates)
+    jobs = Jobs(settings.queue, store, settler, events, estimates, storage.results)
     outbox = Outbox(settings.webhooks, store, secret_of, clock)
-    inline = Inline(settings.results.inline_max_bytes, store, host)
+    inline = Inline(settings.results.inline_max_bytes, store, Opener(storage.results))
     sender = Sender(outbox, settings.webhooks.timeout_s, inline)
     puts = Puts(settings, store, clock)
-    putter = Putter(puts, settings.results.put_timeout_s, store, Opener(host))
+    putter = Putter(puts, settings.results.put_timeout_s, store, Opener(storage.results))
     positions = Positions(settings.queue, store, events, estimates)
     gpus = Gpus()
     busy = Machine(gpus, clock)
-    exposition = Exposition(metrics, settings.queue, store, host, health, watchdog, janitor, gpus)
+    shown = (settings.queue, store, host, health, watchdog, janitor, gpus)
+    exposition = Exposition(metrics, *shown, storage.count_unstored)
     refusals = Refusals(clock)
     alarms = Alarms(store, clock)
     refused: Signal[[str, str]] = Signal()
@@ -240,11 +244,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     warmup_runs = WarmupRuns(settings.results, runs, watchdog, host, quarantine)
     prompts = Prompts(host, templates, own)
     warmups = Warmups(settings.warmup, store, host, health, warmup_runs, prompts, clock, own)
-    stats = Stats(
-        settings.queue, store, host, health, watchdog, janitor, gpus, refusals, alarms, clock, warmups.describe
-    )
+    stats = Stats(*shown, refusals, alarms, clock, warmups.describe)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
-
     store.changed.subscribe(quotas.files.add_results)
     store.changed.subscribe(events.follow)
     store.arrived.subscribe(events.follow_other)
@@ -314,6 +315,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.append(asyncio.create_task(positions.run()))
         tasks.append(asyncio.create_task(sender.run()))
         tasks.append(asyncio.create_task(putter.run()))
+        tasks.extend(storage.start())
         tasks.append(asyncio.create_task(supervisor.keep_telling()))
         tasks.append(asyncio.create_task(warmups.run()))
         tasks.append(asyncio.create_task(_watch_keys(keys, access, sockets)))

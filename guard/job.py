@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import Field, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
-from . import messages
+from . import messages, outgoing
 from .errors import FAMILY, ErrorCode, GuardError
 from .outgoing import (
     AS_IT_COMES,
@@ -62,8 +62,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 #: ComfyUI's three folders for files, as a file's `type` calls them.
 Root = Literal["output", "temp", "input"]
 ROOTS: tuple[Root, ...] = get_args(Root)
-#: Those that a job's results lie in.
-RESULT_ROOTS: tuple[Root, ...] = ("output", "temp")
+RESULT_ROOTS: tuple[Root, ...] = ("output", "temp")  # those that a job's results lie in
 
 
 class ProgressBody(TypedDict):
@@ -231,6 +230,7 @@ class Result:
     outputs: dict[str, Any] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     spent: Spent | None = None
+    unstored: tuple[outgoing.Unstored, ...] = field(default=(), compare=False)
 
     def evolve(self, **changes: Any) -> Result:
         return replace(self, **changes)
@@ -258,8 +258,7 @@ class NewJob:
     Attributes:
         body: the request that `/guarded/prompt` received, as JSON text, without secrets.
         shape: a short name for graphs of the same node classes; estimates go by it.
-        template: the template that rendered the prompt; "" for a graph of the caller's own.
-        parameters: the template's parameters in force, with the seed.
+        template: the one that rendered the prompt, or ""; parameters: those in force, with the seed.
         order: ComfyUI's `number`, where the client gave one; the smaller goes first among its owner's jobs.
         front: it goes to the head of its owner's line.
         outputs_to_execute: ids of the output nodes that ComfyUI will run.
@@ -268,7 +267,7 @@ class NewJob:
         converted: the guard made the prompt of a workflow in the editor's own format.
         user: the owner's own user whose job it is; "" for none. An owner's users take turns.
         retry_of: the id of the job that this one repeats.
-        results: in what form its results are wanted; puts: where they are to be sent.
+        results: in what form its results are wanted; puts: where they are to be sent; inputs: what the depot has.
     """
 
     job_id: str
@@ -294,6 +293,7 @@ class NewJob:
     retry_of: str | None = None
     results: ResultOptions = AS_IT_COMES
     puts: tuple[NewPut, ...] = ()
+    inputs: tuple[outgoing.StoredFile, ...] = ()
 
 
 @dataclass(frozen=True)

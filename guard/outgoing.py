@@ -1,9 +1,10 @@
-"""In what form results go out: as converted copies, within answers, and to addresses that their owner names."""
+"""In what form results go out: as converted copies, within answers, and to addresses that their owner names. And which
+inputs of a job are elsewhere, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 from pydantic import Field
@@ -169,3 +170,15 @@ class Put:
             "status": self.status,
             "error": self.error,
         }
+
+
+class StoredFile(NamedTuple):
+    """A file of an owner's in the depot: what its owner calls it below input, what it is called there, its bytes."""
+
+    path: str
+    key: str
+    bytes: int
+
+
+#: A result that the depot does not have yet: the artifact's index, whether it is its copy, and the box that has it.
+Unstored = tuple[int, bool, str]

@@ -478,6 +478,19 @@ class StoreSettings(_Section):
     )
 
 
+class FilesSettings(_Section):
+    url: str = Field(
+        "",
+        description="Where inputs and results are kept besides, for all boxes: `file:///<folder>`, or "
+        "`s3://<bucket>/<prefix>?endpoint=<address>&region=<name>` ([depot.md](depot.md)); empty: on this box alone.",
+    )
+    redirect: bool = Field(
+        False,
+        description="Answer who fetches a result with an address of the S3 storage that is good for a minute, instead "
+        "of the file.",
+    )
+
+
 def _read_trust(value: object) -> object:
     """As any other boolean in the environment; or `auto`."""
     if isinstance(value, str) and value != "auto":
@@ -690,6 +703,7 @@ class Settings(_Section):
     janitor: JanitorSettings = JanitorSettings()
     warmup: WarmupSettings = WarmupSettings()
     store: StoreSettings = StoreSettings()
+    files: FilesSettings = FilesSettings()
     access: AccessSettings = AccessSettings()
     webhooks: WebhooksSettings = WebhooksSettings()
     native: NativeSettings = NativeSettings()
@@ -821,7 +835,7 @@ def _quote(item: ErrorDetails) -> str:
 def hide_password(url: str) -> str:
     """The address as people may see it. Hides too much rather than too little."""
     hidden = re.sub(r"(://[^:/?@]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", hidden)
+    return re.sub(r"(?i)((?:password|secret\w*|token)=)[^&\s]*", r"\1***", hidden)
 
 
 def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
@@ -832,7 +846,8 @@ def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
         for section in Settings.model_fields
         for name in type(getattr(current, section)).model_fields
     }
-    values["store", "url"] = hide_password(current.store.url)
+    for section, url in (("store", current.store.url), ("files", current.files.url)):
+        values[section, "url"] = hide_password(url)
     return [
         (f"{section}.{name}", values[section, name], field.description or "")
         for section in Settings.model_fields

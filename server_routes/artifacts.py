@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..guard.errors import ArtifactGoneError, NotFoundError
 from ..guard.job import Artifact
@@ -26,11 +26,18 @@ async def get_artifact(call: Call) -> web.StreamResponse:
     artifact = _choose(original, call.request.query.get("as"), job.job_id)
     made = original.converted if artifact is not original else None
     wanted = previews.parse(call.request.query["preview"]) if "preview" in call.request.query else None
-    path = call.services.host.file(artifact.type, artifact.subfolder, artifact.filename)
-    handle = await jobs.open_artifact(artifact, path) if path is not None else None
-    if handle is None:
+    if wanted is None and call.services.settings.files.redirect and not call.request.query.get("download"):
+        elsewhere = await jobs.sign_artifact(artifact)
+        if elsewhere is not None:
+            # Whether that was fetched is not known here. The address is good for a minute: nobody may keep it.
+            headers = {hdrs.LOCATION: elsewhere, hdrs.CACHE_CONTROL: "private, no-store"}
+            return web.Response(status=302, headers=headers)
+    opened = await jobs.open_artifact(artifact)
+    if opened is None:
         raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.", extra_info={"index": index})
-    file = OpenFile(handle, artifact.filename, artifact.bytes, artifact.sha256, made.mime if made is not None else None)
+    handle = opened.handle
+    mime = made.mime if made is not None else None
+    file = OpenFile(handle, artifact.filename, artifact.bytes, artifact.sha256, opened.modified_s, mime)
     try:
         if wanted is not None:
             return await _send_preview(call, file, wanted)
@@ -54,7 +61,7 @@ def _choose(artifact: Artifact, wanted: str | None, job_id: str) -> Artifact:
 
 async def _send_preview(call: Call, file: OpenFile, wanted: previews.Preview) -> web.StreamResponse:
     etag = f"{file.etag}-{wanted.name}"
-    headers = make_headers(call.request, f"{file.filename}.{wanted.format}", etag, file.handle)
+    headers = make_headers(call.request, f"{file.filename}.{wanted.format}", etag, file.modified_s)
     if (answer := answer_unchanged(call.request, etag, headers)) is not None:
         return answer
     body = await call.services.jobs.make_preview(file.handle, wanted)
@@ -70,7 +77,7 @@ ROUTES = [
         "/jobs/{job_id}/artifacts/{index}",
         get_artifact,
         about=About(
-            FILES,
+            {**FILES, 302: None},
             query={"preview": {"type": "string"}, "download": FLAG, "as": _AS},
             headers={"Range": "One range of bytes.", "If-None-Match": "The ETag of what the client has."},
             refusals=(NotFoundError, ArtifactGoneError, *READ),

@@ -15,11 +15,11 @@ from yarl import URL
 from ..guard.callers.served import Opener
 from ..guard.errors import GuardError
 from ..guard.events.attempts import Attempt
+from ..guard.events.carrier import Carrier
 from ..guard.events.puts import LONGEST, Puts, make_headers
 from ..guard.job import Job
 from ..guard.store import PutDelivery
 from ..guard.wake import wrap_future
-from .carrier import Carrier
 from .outside import Outside, is_inside
 from .sender import read_on, read_pause_s
 
@@ -68,7 +68,10 @@ class Putter(Carrier[PutDelivery]):
         if job is None or not 0 <= delivery.artifact < len(job.result.artifacts):
             return Attempt(error="the job has no such artifact", hopeless=True)
         artifact = job.result.artifacts[delivery.artifact]
-        served = await asyncio.to_thread(self._opener.open, artifact)
+        try:
+            served = await asyncio.to_thread(self._opener.open, artifact)
+        except GuardError:
+            return Attempt(error="the file's storage is away")
         if served is None:
             return Attempt(error="the file is no longer what the job made", hopeless=True)
         with served.handle as handle:

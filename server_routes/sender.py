@@ -10,11 +10,11 @@ import aiohttp
 
 from ..guard.bounds import work
 from ..guard.callers.inline import Inline
-from ..guard.errors import GuardError
+from ..guard.errors import GuardError, ServerUnavailableError
 from ..guard.events.attempts import Attempt
+from ..guard.events.carrier import Carrier
 from ..guard.events.outbox import Outbox
 from ..guard.store import Delivery
-from .carrier import Carrier
 from .outside import Outside
 
 #: Read at most this much of an answer, so the connection can be reused; what it says does not matter.
@@ -38,7 +38,10 @@ class Sender(Carrier[Delivery]):
     async def attempt(self, delivery: Delivery) -> Attempt:
         payload = delivery.payload
         if self._inline is not None:
-            payload = await self._inline.complete(payload, delivery.job_id)
+            try:
+                payload = await self._inline.complete(payload, delivery.job_id)
+            except ServerUnavailableError as error:
+                return Attempt(error=error.message)
         try:
             headers = await work(len(payload), self._outbox.sign, delivery, payload)
         except GuardError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
@@ -28,6 +27,7 @@ class OpenFile:
     filename: str
     bytes: int
     etag: str
+    modified_s: float
     mime: str | None = None
 
 
@@ -42,7 +42,7 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
     Raises:
         ConnectionError: the client took hardly anything for `stalled_s`, or the file was cut short.
     """
-    headers = {**make_headers(request, file.filename, file.etag, file.handle), hdrs.ACCEPT_RANGES: "bytes"}
+    headers = {**make_headers(request, file.filename, file.etag, file.modified_s), hdrs.ACCEPT_RANGES: "bytes"}
     if (answer := answer_unchanged(request, file.etag, headers)) is not None:
         return answer
     begin, end = 0, file.bytes
@@ -80,7 +80,7 @@ def has_the_end(request: web.Request, response: web.StreamResponse, file: OpenFi
     return response.status in (200, 304) or (response.status == 206 and last == str(file.bytes - 1))
 
 
-def make_headers(request: web.Request, filename: str, etag: str, handle: IO[bytes]) -> dict[str, str]:
+def make_headers(request: web.Request, filename: str, etag: str, modified_s: float) -> dict[str, str]:
     """The headers of an answer with the file or a version of it."""
     how = "attachment" if request.query.get("download") else "inline"
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in filename)
@@ -89,7 +89,7 @@ def make_headers(request: web.Request, filename: str, etag: str, handle: IO[byte
         # Twice: in a form that old clients understand, and the name itself.
         hdrs.CONTENT_DISPOSITION: f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quoted}",
         hdrs.ETAG: f'"{etag}"',
-        hdrs.LAST_MODIFIED: formatdate(int(os.fstat(handle.fileno()).st_mtime), usegmt=True),
+        hdrs.LAST_MODIFIED: formatdate(int(modified_s), usegmt=True),
         # The bytes of one address never change, but they may go.
         hdrs.CACHE_CONTROL: "private, no-cache",
         "X-Content-Type-Options": "nosniff",

@@ -12,7 +12,7 @@ from ..client import Client
 from ..job import Artifact, ArtifactBody, Job, JobBody
 from ..outgoing import InlineBody
 from ..wake import wrap_future
-from .served import Opener, Places
+from .served import Opener
 
 #: Answers that are put together at once: each holds its files twice for a moment.
 _AT_ONCE = 4
@@ -34,11 +34,11 @@ def measure(body: JobBody) -> int:
 class Inline:
     """Event loop; another thread reads the files."""
 
-    def __init__(self, max_bytes: int, store: Records, host: Places) -> None:
+    def __init__(self, max_bytes: int, store: Records, opener: Opener) -> None:
         """`max_bytes`: what the files of one answer may have together."""
         self._max_bytes = max_bytes
         self._store = store
-        self._opener = Opener(host)
+        self._opener = opener
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def add(self, body: JobBody, job: Job, client: Client) -> JobBody:

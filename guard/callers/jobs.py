@@ -8,19 +8,18 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from pathlib import Path
 from typing import IO, Any
 
 from typing_extensions import NotRequired, TypedDict
 
 from ..client import Client
+from ..depot.results import Opened, Results
 from ..errors import CancelledError, GuardError, NotFoundError, PromptGoneError, ServerUnavailableError
 from ..events.stream import Events
 from ..job import OPEN, WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..owners import hide_in
 from ..results import previews
-from ..results.opener import ArtifactOpener
 from ..results.previews import Preview
 from ..settings import QueueSettings
 from ..store import Entry, Found, Listing, Settled, Store, Waiting, Wanted
@@ -72,7 +71,13 @@ class Jobs:
     """Looks jobs up for callers. Event loop; what memory lacks, the store's reader thread reads."""
 
     def __init__(
-        self, settings: QueueSettings, store: Store, settler: Settler, events: Events, estimates: Estimates
+        self,
+        settings: QueueSettings,
+        store: Store,
+        settler: Settler,
+        events: Events,
+        estimates: Estimates,
+        results: Results,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -81,7 +86,7 @@ class Jobs:
         self._estimates = estimates
         self._places = Places(store)
         self._polls = Polls()
-        self._opener = ArtifactOpener()
+        self._results = results
         self._previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
     def follow(self, job: Job) -> None:
@@ -167,9 +172,16 @@ class Jobs:
                     "job %s: that artifact %d was fetched cannot be written: %s", job.job_id, artifact.index, error
                 )
 
-    async def open_artifact(self, artifact: Artifact, path: Path) -> IO[bytes] | None:
-        """Open the file if it is still the one that was checked: ComfyUI gives a deleted file's name to the next."""
-        return await asyncio.to_thread(self._opener.open, artifact, path)
+    async def open_artifact(self, artifact: Artifact) -> Opened | None:
+        """Open the file if it is still the one that was checked: ComfyUI gives a deleted file's name to the next.
+
+        Raises ServerUnavailableError where it may be in a depot that is away.
+        """
+        return await asyncio.to_thread(self._results.open, artifact)
+
+    async def sign_artifact(self, artifact: Artifact) -> str | None:
+        """An address at which the depot serves the file, if it does. Raises ServerUnavailableError."""
+        return await asyncio.to_thread(self._results.sign, artifact)
 
     async def make_preview(self, handle: IO[bytes], wanted: Preview) -> bytes:
         """Make a small picture of a checked file. Few at a time: each may take a large picture into memory."""

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
+from ..depot.results import Results
 from ..job import Artifact
 from ..results.containers import sniff
-from ..results.opener import ArtifactOpener
 
 _HEAD = 64
-
-
-class Places(Protocol):
-    """What this asks of the host; `Host` says more."""
-
-    def file(self, kind: str, subfolder: str, filename: str) -> Path | None: ...
 
 
 class Served(NamedTuple):
@@ -28,17 +21,16 @@ class Served(NamedTuple):
 class Opener:
     """Any thread, not the event loop."""
 
-    def __init__(self, host: Places) -> None:
-        self._host = host
-        self._opener = ArtifactOpener()
+    def __init__(self, results: Results) -> None:
+        self._results = results
 
     def open(self, artifact: Artifact) -> Served | None:
-        """None where the file is gone, or is no longer what has passed."""
+        """None where the file is gone, or is no longer what has passed. Raises ServerUnavailableError."""
         file = artifact.copy or artifact
-        path = self._host.file(file.type, file.subfolder, file.filename)
-        handle = self._opener.open(file, path) if path is not None else None
-        if handle is None:
+        opened = self._results.open(file)
+        if opened is None:
             return None
+        handle = opened.handle
         handle.seek(0)
         if file is not artifact and artifact.converted is not None:
             return Served(handle, artifact.converted.mime)

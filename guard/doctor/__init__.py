@@ -1,6 +1,7 @@
 """Examine the installation: what is set, missing or unsafe, and how to fix it.
 
-`facts` collects what there is to know, also without a server, `checks` judges it, `command` is the command line.
+`facts` collects what there is to know, also without a server, `checks` judges it (`postgres`, `depot`
+and others their part), `command` is the command line.
 """
 
 from __future__ import annotations

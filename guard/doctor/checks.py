@@ -23,6 +23,7 @@ from ..settings import Settings, SettingsError, load, origins, rows
 from ..store import database_path, is_postgres
 from ..store.compact import COPIED_BYTES
 from ..store.schema import MIGRATIONS
+from .depot import examine_depot
 from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, Level, Line
 from .files import check_files
 from .postgres import examine_postgres
@@ -336,6 +337,11 @@ def _check_store(facts: Facts, settings: Settings) -> Iterator[Line]:
         )
 
 
+def _check_depot(_facts: Facts, settings: Settings) -> Iterator[Line]:
+    if settings.files.url:
+        yield from examine_depot(settings.files)
+
+
 def _check_clock(facts: Facts, _settings: Settings) -> Iterator[Line]:
     mend = "Set the machine's clock (chrony, systemd-timesyncd), and restart ComfyUI."
     now_s = time.time()
@@ -360,7 +366,7 @@ CHECKS: tuple[Callable[[Facts, Settings], Iterator[Line]], ...] = (
     _check_start,
     *(_check_settings, _check_host, _check_alarms, _check_packages, _check_faces, check_templates, check_warmups),
     *(_check_folders, check_files),
-    *(_check_disk, _check_janitor, _check_access, _check_store, _check_clock),
+    *(_check_disk, _check_janitor, _check_access, _check_store, _check_depot, _check_clock),
 )
 
 

@@ -15,17 +15,18 @@ import os
 import re
 import shutil
 from asyncio import wrap_future
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ..client import LOCAL, Client
+from ..depot.results import Results
 from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
 from ..host import Host
-from ..job import ROOTS, Artifact, Job
-from ..results.opener import ArtifactOpener, hash_file
+from ..job import RESULT_ROOTS, ROOTS, Artifact, Job
+from ..results.opener import hash_file
 from .content import check_content
 from .names import annotate, is_plain, mentions_uploads, owner_folder, split_annotation
 from .uploads import translate_disk_errors
@@ -69,11 +70,23 @@ class OwnFile:
 class Files:
     """Lives on the event loop, and looks at the disk on other threads."""
 
-    def __init__(self, host: Host, store: Makers) -> None:
+    def __init__(
+        self,
+        host: Host,
+        store: Makers,
+        results: Results | None = None,
+        keep_upload: Callable[[str, str], Awaitable[None]] | None = None,
+    ) -> None:
+        """
+        Args:
+            results: opens what jobs have made; by default on this box alone.
+            keep_upload: keeps an owner's upload of that name below input elsewhere, too.
+        """
+        self._keep_upload = keep_upload
         self._host = host
         self._store = store
         self._pictures = asyncio.Semaphore(_PICTURES_AT_ONCE)
-        self._opener = ArtifactOpener()
+        self._results = results or Results(host)
 
     async def work_on_pictures(self, work: Callable[[], T]) -> T:
         """Run work that decodes pictures on another thread, two at once at most: a large one takes much memory."""
@@ -138,6 +151,11 @@ class Files:
         with translate_disk_errors():
             return _move_in(sent, target.parent, filename, overwrite)
 
+    async def keep(self, client: Client, kind: str, name: str) -> None:
+        """Keep what was saved under that name elsewhere too, if there is such a place."""
+        if self._keep_upload is not None and kind == "input":
+            await self._keep_upload(client.owner, name)
+
     def find_upload(self, client: Client, kind: str, name: str, *, folders: bool = False) -> OwnFile | None:
         """Find the caller's upload of that name, or else the shared input. Not for the event loop.
 
@@ -159,6 +177,9 @@ class Files:
     async def find_result(self, client: Client, kind: str, name: str) -> OwnFile | None:
         """Find the result of one of the caller's jobs by its name below the root; for an operator, any file."""
         path = await asyncio.to_thread(self._below, kind, name, False)
+        is_here = path is not None
+        if path is None and self._results.depot is not None and kind in RESULT_ROOTS:
+            path = self._host.file(kind, "", name)  # what has gone from here may be there
         if path is None:
             return None
         maker = await wrap_future(self._store.find_maker(kind, name))
@@ -168,7 +189,7 @@ class Files:
             copy = artifact.copy
             is_copy = copy is not None and path.name == copy.filename
             return OwnFile(path, annotate(kind, name), job, copy if is_copy else artifact)
-        return OwnFile(path, annotate(kind, name)) if client.operator else None
+        return OwnFile(path, annotate(kind, name)) if client.operator and is_here else None
 
     async def check_unchanged(self, client: Client, file: OwnFile) -> None:
         """Check before ComfyUI opens the file by its name, which may be somebody else's file by now.
@@ -179,7 +200,7 @@ class Files:
         artifact = file.artifact
         if artifact is None or client.operator:
             return
-        handle = await asyncio.to_thread(self._opener.open, artifact, file.path)
+        handle = await asyncio.to_thread(self._results.open_here, artifact)
         if handle is None:
             raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.")
         handle.close()

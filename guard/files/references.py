@@ -11,7 +11,8 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, BadImageError
 from ..graph import Names, is_link
 from ..host import Folders, Host
+from ..outgoing import StoredFile
 from .content import check_content, check_folder
 from .files import Files
+from .inputs import Inputs
 from .names import is_annotated, is_plain, mentions_uploads, owner_folder, split_annotation
 
 #: PATH_MAX. ComfyUI removes each `./` from a name before it looks, so that longer names would work there.
@@ -68,9 +71,32 @@ class _Reference(NamedTuple):
 class References:
     """Lives on the event loop, and looks at the disk on other threads."""
 
-    def __init__(self, host: Host, files: Files) -> None:
+    def __init__(self, host: Host, files: Files, inputs: Inputs | None = None) -> None:
+        """`inputs`: keeps what prompts name in the depot, if there is one."""
+        self._inputs = inputs
         self._host = host
         self._files = files
+
+    async def take(
+        self,
+        graph: Mapping[str, Any],
+        client: Client,
+        size: int,
+        hold: Callable[[], Awaitable[None]],
+        called: dict[str, str],
+        stack: AsyncExitStack,
+    ) -> tuple[bool, tuple[StoredFile, ...]]:
+        """Resolve the names, and keep the files in the depot if there is one (:meth:`.inputs.Inputs.keep`) until
+        `stack` ends that. Returns whether the prompt changed, and what is in the depot.
+
+        Raises what :meth:`resolve` and the depot do.
+        """
+        if self._inputs is None:
+            return await self.resolve(graph, client, size), ()
+        moved = await self._inputs.bring(graph, client.owner, size)
+        moved |= await self.resolve(graph, client, size)
+        stored = await stack.enter_async_context(self._inputs.keep(graph, client.owner, hold, called, size))
+        return moved or bool(stored), stored
 
     async def resolve(self, graph: Mapping[str, Any], client: Client, size: int = 0) -> bool:
         """Make every file name in the prompt say where the caller's file lies. Returns whether that changed the prompt.

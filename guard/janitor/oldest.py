@@ -17,6 +17,15 @@ from .walk import Candidate
 OLDEST = 20_000
 
 
+def relieve_all(disks: Iterable[Disk], sweep: Sweep) -> None:
+    """Relieve each of the disks."""
+    for disk in disks:
+        try:
+            relieve(sweep, disk)
+        except OSError as error:
+            sweep.report.add_error(str(disk.path), error)
+
+
 def relieve(sweep: Sweep, disk: Disk) -> None:
     """Below the minimum, delete the oldest files of all roots on that disk until the target is free. Raises OSError."""
     settings = sweep.rules.settings

@@ -64,7 +64,7 @@ class Sweep:
         self.now_s = now_s
         self._past_until_s = past_until_s
         self.report = report
-        self._in_use = in_use
+        self.in_use = in_use
         self._records = records
         self._stopped = stopped
         self._on_delete = on_delete
@@ -81,12 +81,12 @@ class Sweep:
         #: What a dry run would have freed so far, by device.
         self.pretended: dict[int, int] = {}
 
-    def run(self, more: Callable[[], None] = lambda: None) -> None:
+    def run(self, *more: Callable[[Sweep], None]) -> None:
         """Sweep, and then do `more`, as long as it is known what is in use.
 
         Raises Stopped, and GuardError where the store cannot say what is in use; then nothing is deleted.
         """
-        with self._in_use.sweep():
+        with self.in_use.sweep():
             try:
                 self._learn_what_is_in_use()
             except GuardError as error:
@@ -103,8 +103,8 @@ class Sweep:
                     for paths in self.known.list_made(root, BODIES):
                         self.check_stopped()
                         hidden.sweep(root, paths)
-            if not self._is_blind:
-                more()
+            for go_on in more if not self._is_blind else ():
+                go_on(self)
         if not self._is_blind:
             self._forget()
 
@@ -116,7 +116,7 @@ class Sweep:
     @contextmanager
     def informed(self) -> Iterator[None]:
         """Know during the block what is in use. Raises GuardError where the store cannot say."""
-        with self._in_use.sweep():
+        with self.in_use.sweep():
             self._learn_what_is_in_use()
             yield
 
@@ -143,7 +143,7 @@ class Sweep:
             self.check_stopped()
             bodies, dealt = wait_for(self._records.read_bodies(numbers))
             for body in bodies:
-                self._in_use.add_stored(body)
+                self.in_use.add_stored(body)
             after = numbers[dealt - 1]
 
     # Deleting. -----------------------------------------------------------------------------------------------
@@ -152,8 +152,8 @@ class Sweep:
         """Remove a folder only while it is empty: a job that has just written into it makes that fail."""
         # `a/` is in use where a prompt names `a/b`: a node may be about to write there.
         keys = [*self._keys(root, path), f"{fold(path)}/"]
-        with self._in_use.about_to_delete(lambda: keys):
-            if self._in_use.names_any(keys):
+        with self.in_use.about_to_delete(lambda: keys):
+            if self.in_use.names_any(keys):
                 return False
             if not self.dry_run:
                 try:
@@ -167,7 +167,7 @@ class Sweep:
         self.report.folders += 1
         self._thinned.pop(f"{root.name}/{path}", None)
         self._note_thinned(root, path.rpartition("/")[0])
-        self._announce(root, path + "/")
+        self.announce(root.name, path + "/")
         return True
 
     def may_remove(self, root: Root, path: str) -> bool:
@@ -183,7 +183,7 @@ class Sweep:
         self, root: Root, folder: Folder, prefix: str, candidates: Sequence[Candidate], tally: Tally | None = None
     ) -> bool:
         """Delete the files unless something holds them; return whether all are gone. `tally` counts them once more."""
-        in_use, report = self._in_use, self.report
+        in_use, report = self.in_use, self.report
         deleted = report.deleted.setdefault(root.name, Tally())
         before, files = deleted.bytes, deleted.files
         empty = True
@@ -218,7 +218,7 @@ class Sweep:
                 if tally is not None:
                     tally.add(file.bytes)
                 if self._debug or report.dry_run or self._on_delete is not None:
-                    self._announce(root, prefix + file.name)
+                    self.announce(root.name, prefix + file.name)
         if deleted.files > files:
             self._note_thinned(root, prefix.rstrip("/"))
         if report.dry_run:
@@ -228,13 +228,14 @@ class Sweep:
 
     def is_named(self, root: Root, prefix: str, name: str) -> bool:
         """Whether an open job names the file."""
-        return self._in_use.may_name(name) and self._in_use.names_any(self._keys(root, prefix + name))
+        return self.in_use.may_name(name) and self.in_use.names_any(self._keys(root, prefix + name))
 
     def _keys(self, root: Root, path: str) -> list[str]:
         return [key for name in root.names for key in make_keys(name, path, root.absolute)]
 
-    def _announce(self, root: Root, path: str) -> None:
-        full = f"{root.name}/{path}"
+    def announce(self, root: str, path: str) -> None:
+        """Tell of a file that has gone, or would have."""
+        full = f"{root}/{path}"
         if self._debug:
             log.debug("%s %s", "would delete" if self.dry_run else "deleted", escape(full))
         if self.dry_run and len(self.report.samples) < SAMPLES:

@@ -7,25 +7,28 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ..clock import Clock
+from ..depot import Depot
 from ..errors import DiskFullError, GuardError, ServerUnavailableError
 from ..host import Folders
 from ..quotas import FilesHeld
 from ..settings import JanitorSettings
 from ..signal import Signal
 from .bodies import CountBody, DatabaseBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
-from .disk import Disk, list_disks, measure_room
+from .depot import DepotSweep
+from .disk import list_disks, measure_room
 from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
 from .native import Native
-from .oldest import relieve
+from .oldest import relieve_all
 from .quotas import FileQuotas
 from .records import Records
 from .report import Report, Tally, summarize
@@ -66,6 +69,7 @@ class Janitor:
         blind_after_s: float = math.inf,
         held: FilesHeld | None = None,
         find_quotas: Callable[[], Mapping[str, int]] = dict,
+        depot: Depot | None = None,
     ) -> None:
         """`own`: the guard's own folder, with the marker of the first start and the quarantine in it; without one,
         each start is the first. `on_delete` hears of each file and folder. `blind_after_s`: see :class:`.sweep.Sweep`.
@@ -92,6 +96,7 @@ class Janitor:
         self._thinned: dict[str, None] = {}
         self._counted: dict[str, CountBody] = {}
         self._quotas = FileQuotas(held or FilesHeld(), find_quotas, self._make_sweep)
+        self._depot = DepotSweep(depot, records) if depot and records else None
         self._existing: tuple[int, int] | None = None
         self._count_wanted = False
         self._count_due_s = float("-inf")
@@ -206,7 +211,7 @@ class Janitor:
             self._due_s = now_s + self._settings.interval_s
         if due or relieve:
             free = self._sum_free()
-            report = self.sweep(now_s, relieve=relieve)
+            report = self.sweep(now_s, relieve=relieve, in_depot=due)
             self._look_at_disks()
             if self._short and relieve:
                 self._relief_due_s = now_s + self._pause_after_relief(report, self._sum_free() - free)
@@ -226,17 +231,17 @@ class Janitor:
         # A walk over millions of files takes minutes, so do not start one right after the other.
         return max(PRESSURE_AGAIN_S, 10 * report.duration_s)
 
-    def sweep(self, now_s: float, dry_run: bool = False, *, relieve: bool = True) -> Report:
+    def sweep(self, now_s: float, dry_run: bool = False, *, relieve: bool = True, in_depot: bool = True) -> Report:
         """Sweep now, on this thread. The report says what went wrong.
 
         Args:
-            relieve: where the disk is short of space, go on with the oldest files whatever their age.
+            relieve, in_depot: where the disk is short of space, go on with the oldest files; sweep the depot, too.
 
         Raises:
             Stopped: the server is ending.
         """
         with self._sweeping:
-            report = self._run_sweep(now_s, dry_run, relieve)
+            report = self._run_sweep(now_s, dry_run, relieve, in_depot)
             self._note(report)
             return report
 
@@ -249,7 +254,7 @@ class Janitor:
         self._count_due_s = float("-inf")  # whoever asked looks at the folders' figures next
         log.info("%s", summarize(report))
 
-    def _run_sweep(self, now_s: float, dry_run: bool, relieve: bool) -> Report:
+    def _run_sweep(self, now_s: float, dry_run: bool, relieve: bool, in_depot: bool = False) -> Report:
         report = Report(round(now_s * 1000), dry_run)
         began_s = time.monotonic()
         try:
@@ -257,7 +262,7 @@ class Janitor:
             for problem in sweep.rules.problems:
                 report.add_error("", problem)
             disks = list_disks(root.path for root in sweep.rules.roots) if relieve else []
-            sweep.run(lambda: self._relieve(sweep, disks))
+            sweep.run(partial(relieve_all, disks), *([self._depot.run] if in_depot and self._depot else []))
         except Stopped:
             raise
         except Exception as error:
@@ -282,13 +287,6 @@ class Janitor:
             native=self.native.sweep is True,
             thinned=self._thinned,
         )
-
-    def _relieve(self, sweep: Sweep, disks: Iterable[Disk]) -> None:
-        for disk in disks:
-            try:
-                relieve(sweep, disk)
-            except OSError as error:
-                sweep.report.add_error(str(disk.path), error)
 
     def count(self, now_s: float) -> None:
         """Rehearse the next sweep for its figures. The thread, or the command line, which has none."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ..depot.outcomes import PutAll
 from ..errors import GuardError, InternalError, ResultCorruptError
 from ..host import Outcome
 from ..job import SUCCESS, Artifact, Result, Verdict
@@ -62,13 +63,18 @@ class Checking:
     waits for the check.
     """
 
-    def __init__(self, settings: ResultsSettings, quarantine: Path, *, syncs: bool) -> None:
-        """`syncs`: a success waits until its files are on the disk."""
+    def __init__(
+        self, settings: ResultsSettings, quarantine: Path, *, syncs: bool, put_all: PutAll | None = None
+    ) -> None:
+        """`syncs`: a success waits until its files are on the disk. `put_all`: puts them into the depot, if there is
+        one."""
         self._settings = settings
         self._quarantine = quarantine
         self._syncs = syncs
         self._converter = convert.Converter(settings, quarantine.with_name(convert.FOLDER), syncs=syncs)
         self._conversions = Conversions()
+        self._put_all = put_all
+        self._deposits = Conversions("guarded-depositing")
         self._room = threading.Semaphore(settings.checks_at_once)
         #: The threads last: to start one takes longer than to check a small picture.
         self._threads = 0
@@ -106,6 +112,8 @@ class Checking:
             verdict, result = self._judge(job_id, outcome, {}, asked)
             if verdict is SUCCESS and options.format is not None:
                 verdict, result = self._convert(job_id, outcome, {}, options, result)
+            if verdict is SUCCESS:
+                result = self._store(result)
             go_on()
             then(verdict, result)
             return
@@ -138,13 +146,16 @@ class Checking:
         is_over = True
         try:
             verdict, result = self._judge(check.job_id, check.outcome, check.marks, check.asked)
-            is_over = verdict is not SUCCESS or check.asked.options.format is None
+            is_over = verdict is not SUCCESS or (check.asked.options.format is None and not self._has_to_store(result))
         finally:
             if is_over:
                 self._namers.hold(check.outcome, -1)
             self._room.release()
         if is_over:
             check.then(verdict, result)
+            return
+        if check.asked.options.format is None:
+            self._deposits.hand_in(check.asked.owner, lambda: self._finish_stored(check, result))
             return
         # Nobody's check waits for an encoder.
         begins_by_s = time.monotonic() + self._settings.convert_timeout_s
@@ -161,9 +172,29 @@ class Checking:
                 result,
                 is_late=time.monotonic() >= begins_by_s,
             )
-        finally:
+        except BaseException:
             self._namers.hold(check.outcome, -1)
+            raise
+        if verdict is SUCCESS and self._has_to_store(result):
+            self._deposits.hand_in(check.asked.owner, lambda: self._finish_stored(check, result))
+            return
+        self._namers.hold(check.outcome, -1)
         check.then(verdict, result)
+
+    def _finish_stored(self, check: Check, result: Result) -> None:
+        """Put what has passed into the depot, as far as that goes."""
+        result = self._store(result)
+        self._namers.hold(check.outcome, -1)
+        check.then(SUCCESS, result)
+
+    def _has_to_store(self, result: Result) -> bool:
+        return self._put_all is not None and bool(result.artifacts)
+
+    def _store(self, result: Result) -> Result:
+        """Put the files into the depot, and note which are not there."""
+        if self._put_all is None or not result.artifacts:
+            return result
+        return replace(result, unstored=self._put_all(result.artifacts))
 
     def _judge(
         self, job_id: str, outcome: Outcome, marks: dict[Path, Mark | None], asked: _Asked

@@ -16,9 +16,11 @@ Task = Callable[[], None]
 
 
 class Conversions:
-    """Runs tasks on threads of its own, so that neither the worker nor a check waits for an encoder."""
+    """Runs tasks on threads of its own, so that neither the worker nor a check waits for an encoder or the depot."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "guarded-converting") -> None:
+        """`name`: of its threads."""
+        self._name = name
         self._changed = threading.Condition()
         #: Each owner's tasks; the owners in the order of their turns.
         self._waiting: dict[str, deque[Task]] = {}
@@ -34,7 +36,7 @@ class Conversions:
                 return
             self._threads += 1
         try:
-            threading.Thread(target=self._loop, name="guarded-converting", daemon=True).start()
+            threading.Thread(target=self._loop, name=self._name, daemon=True).start()
         except RuntimeError:  # no more threads, or the interpreter ends
             with self._changed:
                 self._threads -= 1

@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -69,7 +69,9 @@ class Dispatcher:
         secrets: Secrets,
         client_ids: ClientIds,
         holder: str,
+        bring: Callable[[Mapping[str, Any], str, int], Awaitable[None]] | None = None,
     ) -> None:
+        """`bring`: brings the files here that a prompt of that owner names, where they are kept elsewhere too."""
         self._settings = settings
         self._store = store
         self._host = host
@@ -79,6 +81,7 @@ class Dispatcher:
         self._secrets = secrets
         self._client_ids = client_ids
         self._holder = holder
+        self._bring = bring
         self._wake = Wake()
         self._loop = LoopCaller()
         self._task: asyncio.Task[None] | None = None
@@ -258,6 +261,8 @@ class Dispatcher:
     async def _dispatch(self, claimed: Claimed) -> None:
         job = claimed.job
         body = host_body(await work(len(claimed.body), _parse, claimed.body), job.job_id)
+        if self._bring is not None:
+            await self._bring(body["prompt"], job.owner, len(claimed.body))
         client_id = self._client_ids.of_job(job.job_id, job.owner, job.client_id)
         body["client_id"] = client_id
         body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}

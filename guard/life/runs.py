@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..client import LOCAL
+from ..depot.outcomes import PutAll
 from ..errors import (
     CancelledError,
     GenerationFailedError,
@@ -71,11 +72,13 @@ class Runs:
         quarantine: Path,
         max_pixels_of: Callable[[str], int] = lambda _owner: 0,
         face_classes: Collection[str] = (),
+        put_all: PutAll | None = None,
     ) -> None:
         """
         Args:
             max_pixels_of: how many pixels the pictures of an owner's jobs may have; 0: any.
             face_classes: node classes whose word counts that a picture shows no face.
+            put_all: puts a job's files into the depot, if there is one.
         """
         self._settings = settings
         self._store = store
@@ -85,7 +88,8 @@ class Runs:
         self._events = events
         self._max_pixels_of = max_pixels_of
         self._face_classes = frozenset(face_classes)
-        self._checking = Checking(settings.results, quarantine, syncs=settings.store.survives == "power_cut")
+        syncs = settings.store.survives == "power_cut"
+        self._checking = Checking(settings.results, quarantine, syncs=syncs, put_all=put_all)
         self._jobs: dict[str, Job] = {}
         #: Those of them that somebody has ended before their own end.
         self._ended: set[str] = set()

@@ -86,6 +86,18 @@ PUTS = Family(
     ("outcome",),
 )
 
+DEPOT_REQUESTS = Family(
+    "guarded_depot_requests_total",
+    "counter",
+    "What was asked of the storage of files (`files.url`): what is put, get, stat, list, delete, sign or probe, "
+    "outcome is ok or failed.",
+    ("what", "outcome"),
+)
+DEPOT_BYTES = Family(
+    "guarded_depot_bytes_total", "counter", "Bytes that went into it (put) and came from it (get).", ("what",)
+)
+DEPOT_WAITING = Family("guarded_depot_waiting_files", "gauge", "Results that it does not have yet.")
+
 TIMEOUTS = Family(
     "guarded_timeouts_total",
     "counter",
@@ -138,10 +150,11 @@ STORE_THINNED = Family("guarded_store_thinned_total", "counter", "Prompts of set
 COUNTED = (
     *(ADMITTED, SETTLED, WAIT, RUN, GPU_TIME, REFUSALS, OVER_QUOTA),
     *(FACE_CHECKS, FACE_CHECK_TIME, DELIVERIES, DELIVERY_TIME, PUTS),
+    *(DEPOT_REQUESTS, DEPOT_BYTES),
 )
 #: Read when somebody scrapes.
 READ = (
-    *(TIMEOUTS, INTERRUPTS, REPLACEMENTS, QUEUED, SLOTS, SLOTS_USED, READY, WORKER_UP, DISOWNED),
+    *(TIMEOUTS, INTERRUPTS, REPLACEMENTS, QUEUED, SLOTS, SLOTS_USED, READY, WORKER_UP, DISOWNED, DEPOT_WAITING),
     *(GPU_INFO, GPU_BUSY, VRAM_USED, VRAM_SIZE, DISK_FREE, DISK_SIZE, ROOT_FILES, ROOT_BYTES, WOULD_FREE),
     *(SWEEPS, SWEPT_FILES, SWEPT_BYTES, SWEPT_JOBS, SWEEP_ERRORS),
     *(STORE_SIZE, STORE_FREE, STORE_LOG, STORE_LIMIT, STORE_THINNED),

@@ -2,7 +2,7 @@
 
 Jobs are counted from the store's changes. The store reports each change once, when it is durable, so nothing counts
 twice. All other values are read from whoever knows them. `python <folder> metrics` generates `docs/metrics.md` from the
-table in :mod:`.families`.
+table in :mod:`.families` (:mod:`.metrics_page`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from ..errors import FAMILY, ServerUnavailableError
@@ -28,6 +28,9 @@ from .families import (
     COUNTED,
     DELIVERIES,
     DELIVERY_TIME,
+    DEPOT_BYTES,
+    DEPOT_REQUESTS,
+    DEPOT_WAITING,
     DISK_FREE,
     DISK_SIZE,
     DISOWNED,
@@ -152,6 +155,11 @@ class Metrics:
         """The same of an attempt to put a result to an address."""
         self._add(PUTS, outcome)
 
+    def count_depot(self, what: str, outcome: str, size: int) -> None:
+        """Count a request to the depot: `put`, `get` and the like; `ok` or `failed`; the bytes that went."""
+        self._add(DEPOT_REQUESTS, what, outcome)
+        self._add(DEPOT_BYTES, what, by=size)
+
     def samples(self) -> Iterator[tuple[Family, _Labels, float | _Histogram]]:
         """Everything that was counted so far."""
         with self._lock:
@@ -214,7 +222,9 @@ class Exposition:
         watchdog: Watchdog,
         janitor: Janitor,
         gpus: Gpus,
+        count_unstored: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`count_unstored`: the results that the depot does not have yet."""
         self._metrics = metrics
         self._settings = settings
         self._store = store
@@ -223,6 +233,7 @@ class Exposition:
         self._watchdog = watchdog
         self._janitor = janitor
         self._gpus = gpus
+        self._count_unstored = count_unstored
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format. Takes some milliseconds: not for the event loop.
@@ -260,6 +271,7 @@ class Exposition:
         yield READY, (), not self._health.refusals()
         yield WORKER_UP, (), self._host.worker_alive()
         yield DISOWNED, (), self._host.hung_workers()
+        yield DEPOT_WAITING, (), self._count_unstored()
         yield from self._read_gpus()
         yield from self._read_roots()
         totals = self._janitor.body()["totals"]
@@ -331,70 +343,3 @@ def _buckets(histogram: _Histogram) -> list[tuple[str, int]]:
         total += count
         buckets.append((bound, total))
     return buckets
-
-
-def markdown() -> str:
-    """The text of `docs/metrics.md`."""
-    lines = [
-        "# Metrics",
-        "",
-        "Generated from `guard/operators/families.py` by `python <folder> metrics`; do not edit.",
-        "",
-        "`GET /guarded/metrics` answers operators in Prometheus' text format. From another machine it wants a key with",
-        "the scope `operate`:",
-        "",
-        "```yaml",
-        "scrape_configs:",
-        "  - job_name: guarded",
-        "    metrics_path: /guarded/metrics",
-        "    authorization: {credentials_file: /etc/prometheus/guarded.key}",
-        '    static_configs: [{targets: ["gpu-box:8188"]}]',
-        "```",
-        "",
-        "A scrape waits for no disk, driver or queue. Counters begin at zero with each start of the server. On Linux",
-        "there are also `process_resident_memory_bytes`, `process_cpu_seconds_total` and the other `process_…` metrics",
-        "of prometheus-client.",
-        "",
-        "| metric | type | labels | what it says |",
-        "| --- | --- | --- | --- |",
-        *(
-            f"| `{family.name}` | {family.kind} | {', '.join(family.labels)} | {family.help} |"
-            for family in (*COUNTED, *READ)
-        ),
-        "",
-        "## Questions",
-        "",
-        "| what | PromQL |",
-        "| --- | --- |",
-        *(f"| {what} | `{query}` |" for what, query in _QUESTIONS),
-        "",
-        "## Dashboard and alerts",
-        "",
-        "[`observability/grafana.json`](../observability/grafana.json) is a dashboard of all that: Dashboards →",
-        "New → Import in Grafana, then choose the Prometheus.",
-        "[`observability/alerts.yml`](../observability/alerts.yml) are alert rules (`rule_files` in",
-        "`prometheus.yml`): a box that is down, takes no jobs, whose worker is dead or whose queue stands is",
-        "`critical`; failing jobs, long waits, workers that hang or were replaced, restarts, full disks and",
-        "webhooks that do not arrive are a `warning`. `promtool test rules observability/alerts_test.yml` shows",
-        "when each fires.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-_QUESTIONS = (
-    (
-        "success rate over an hour, without cancelled jobs",
-        'sum(rate(guarded_jobs_settled_total{outcome="succeeded"}[1h])) / '
-        'sum(rate(guarded_jobs_settled_total{outcome!="cancelled"}[1h]))',
-    ),
-    (
-        "average generation time",
-        "sum(rate(guarded_job_run_seconds_sum[1h])) / sum(rate(guarded_job_run_seconds_count[1h]))",
-    ),
-    (
-        "95 % of a template's runs are shorter than",
-        "histogram_quantile(0.95, sum by (template, le) (rate(guarded_job_run_seconds_bucket[1h])))",
-    ),
-    ("why jobs fail", 'sum by (code) (increase(guarded_jobs_settled_total{outcome="failed"}[24h]))'),
-)

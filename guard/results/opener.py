@@ -62,6 +62,18 @@ class ArtifactOpener:
         return None
 
 
+def copy_and_hash(handle: IO[bytes], target: Path) -> tuple[str, int]:
+    """Copy an open file to a path at which there is none. Returns the copy's SHA-256, in hex, and its size."""
+    handle.seek(0)
+    digest, size = hashlib.sha256(), 0
+    with open(target, "xb") as copy:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+            copy.write(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
 def hash_file(handle: IO[bytes], budget: Budget | None = None) -> str:
     """The SHA-256 of all of an open file, in hex. Raises ResultCorruptError when the budget's time is gone."""
     handle.seek(0)

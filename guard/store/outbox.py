@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar
@@ -155,12 +155,14 @@ def select_due(
     limit: int,
     under_way: Collection[int],
     full: Collection[str],
+    waiting_for: Sequence[Any] = (),
 ) -> tuple[list[Any], int | None]:
-    """Select the first rows of what is `waiting` (a table and its condition) that are due now, and when the next is.
+    """Select the first rows of what is `waiting` (a table and its condition, with `waiting_for` as its values) that are
+    due now, and when the next is.
 
     Leaves out those whose number is `under_way`, and those to one of the targets in `full`.
     """
-    values = (*under_way, *full)
+    values = (*waiting_for, *under_way, *full)
     for column, left_out in (("number", under_way), ("target", full)):
         if left_out:
             waiting += f" AND {column} NOT IN ({marks(left_out)})"

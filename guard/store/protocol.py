@@ -11,6 +11,7 @@ from ..job import Job, JobState, NewJob, Result, Verdict
 from ..signal import Signal
 from ..spent import Spent
 from .alarms import Alarm, NewAlarm
+from .depot_protocol import DepotRecords
 from .facts import (
     Changes,
     Claimed,
@@ -36,7 +37,7 @@ from .puts import PutDelivery
 from .spending import Spending
 
 
-class Store(Protocol):
+class Store(DepotRecords, Protocol):
     """The job store.
 
     Each method that returns a :class:`concurrent.futures.Future` may be called on any thread and returns at once. When

@@ -191,7 +191,7 @@ def find(db: Database, settled_before_ms: int, unread_since_ms: int) -> Found:
 
 def forget(db: Database, rows: Sequence[Row]) -> None:
     """Delete jobs with everything about them."""
-    for table in ("transitions", "idempotency", "unread", "unheard", "webhooks", "made", "puts"):
+    for table in ("transitions", "idempotency", "unread", "unheard", "webhooks", "made", "puts", "unstored"):
         db.executemany(f"DELETE FROM {table} WHERE job_id = ?", [(job_id,) for _number, job_id in rows])
     for table in ("bodies", "workflows", "jobs"):
         db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number, _job_id in rows])

@@ -12,6 +12,7 @@ from .rows import find_job, marks
 
 #: Paths in one query: old builds of SQLite allow 999 parameters.
 PATHS_AT_ONCE = 500
+_UNSTORED = "SELECT job_id FROM unstored"
 
 
 def record(db: Database, job: Job) -> None:
@@ -67,12 +68,17 @@ def select_unread(db: Database, kind: str, paths: Sequence[str], since_ms: int) 
         some = keys[start : start + PATHS_AT_ONCE]
         query = f"SELECT path FROM unread WHERE type = ? AND since_ms >= ? AND path IN ({marks(some)})"
         unread += [by_key[bytes(key)] for (key,) in db.execute(query, (kind, since_ms, *some))]
+        # What the depot does not have yet is nowhere else, whoever has fetched it.
+        query = f"SELECT path FROM made WHERE type = ? AND path IN ({marks(some)}) AND job_id IN ({_UNSTORED})"
+        unread += [by_key[bytes(key)] for (key,) in db.execute(query, (kind, *some))]
     return frozenset(unread)
 
 
 def list_unread(db: Database, since_ms: int, at_most: int) -> dict[str, frozenset[str]] | None:
     query = "SELECT type, path FROM unread WHERE since_ms >= ? LIMIT ?"
     rows = db.execute(query, (since_ms, at_most + 1)).fetchall()
+    unstored = f"SELECT type, path FROM made WHERE job_id IN ({_UNSTORED}) LIMIT ?"
+    rows += db.execute(unstored, (at_most + 1,)).fetchall()
     if len(rows) > at_most:
         return None
     by_kind: dict[str, set[str]] = {}

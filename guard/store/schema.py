@@ -340,4 +340,29 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX jobs_of_box ON jobs (box)
         WHERE box IS NOT NULL AND state IN ('dispatched', 'running', 'validating');
     """,
+    """
+    -- What the depot has of an owner's uploads, by what the owner calls each below input.
+    CREATE TABLE uploads (
+        owner TEXT NOT NULL,
+        path TEXT NOT NULL,
+        depot_key TEXT NOT NULL,                   -- SHA-256 and suffix
+        bytes INTEGER NOT NULL,
+        used_at_ms INTEGER NOT NULL,               -- by the last job that named it
+        PRIMARY KEY (owner, path)
+    ) WITHOUT ROWID;
+    CREATE INDEX uploads_of_key ON uploads (depot_key);
+    -- Results that have passed and that the depot does not have yet. A row goes once it has the file, or never will.
+    CREATE TABLE unstored (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id TEXT NOT NULL,
+        artifact INTEGER NOT NULL,
+        is_copy INTEGER NOT NULL,                  -- it is the converted copy
+        box TEXT NOT NULL,                         -- where the file is
+        attempts INTEGER NOT NULL,
+        since_ms INTEGER NOT NULL,
+        next_at_ms INTEGER NOT NULL
+    );
+    CREATE INDEX unstored_due ON unstored (box, next_at_ms, number);
+    CREATE INDEX unstored_of_job ON unstored (job_id);
+    """,
 )

@@ -16,6 +16,7 @@ from . import alarms as alarm_rows
 from . import outbox, puts, queries, records, result_files, search, spending
 from .alarms import Alarm, NewAlarm
 from .database import Database, keep_last_numbers
+from .depot_store import DepotTables
 from .facts import (
     Changes,
     Claimed,
@@ -49,7 +50,7 @@ from .upkeep import Upkeep
 WORKFLOWS_AT_ONCE = 200
 
 
-class TableStore(Store):
+class TableStore(DepotTables, Store):
     """See :class:`guard.store.Store`, which says what each method does."""
 
     _engine: StoreEngine

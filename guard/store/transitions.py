@@ -13,7 +13,7 @@ from ..errors import ConflictError, InternalError, QueueFullError, ServerRestart
 from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
 from ..outgoing import Put
 from ..quotas import check_open_bytes
-from . import outbox, puts, result_files, spending, times
+from . import depot_files, outbox, puts, result_files, spending, times
 from .database import Database
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import Line, is_under_way
@@ -273,6 +273,8 @@ class Transitions:
         self.line.add_open_bytes(job.owner, job.body_bytes)
         if new.puts:
             puts.add(db, new)
+        if new.inputs:
+            depot_files.note_uploads(db, new.owner, new.inputs, new.created_at_ms)
         outbox.put(db, job, new.created_at_ms)
         self._note(job)
         return job
@@ -329,6 +331,8 @@ class Transitions:
             )
         if settled.state is JobState.SUCCEEDED:
             result_files.record(db, settled)
+            if settled.result.unstored:
+                depot_files.note_unstored(db, settled, self._clock.now_ms())
         return settled
 
     def _record_change(self, db: Database, job_id: str, at_ms: int, state: JobState) -> int:

@@ -193,9 +193,10 @@ class Admission:
             checked = await work(size, take_print, prompt.graph, is_large)
             webhook = self._choose_webhook(prompt.options.webhook, client)
             chosen = await choose_results(prompt.options.results, client, self._webhook_rules, self._clock.now_ms())
-            moved = await self._references.resolve(prompt.graph, client, size) or bool(fetched)
+            hold_all = partial(hold.keep, prompt.graph, size)
+            moved, stored = await self._references.take(prompt.graph, client, size, hold_all, names, stack)
             # Now, because validation changes the prompt as it goes.
-            body = await work(size, write_body, request, prompt, moved)
+            body = await work(size, write_body, request, prompt, moved or bool(fetched))
             await hold.keep(prompt.graph, size)  # before anything looks at the files that it names
             rehearsal = await self._rehearse(prompt)
             outputs = rehearsal.outputs_to_execute
@@ -205,7 +206,7 @@ class Admission:
             media = await self._faces.open_loaded(prompt.graph, outputs)
             vram = await self._costs.check(prompt.graph, client, media, size)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
-            job = self._make_job(request, prompt, body, locale, webhook, outputs, chosen)
+            job = replace(self._make_job(request, prompt, body, locale, webhook, outputs, chosen), inputs=stored)
             self._keep_secrets(job, prompt, undo)
             keep = self._host.prepare(job.job_id, rehearsal, len(body))
             submitted = replace(await self._commit(job, key, client, keep), vram=vram)

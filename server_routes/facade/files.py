@@ -114,9 +114,10 @@ async def _find(call: Call, filename: str, kind: str, subfolder: str) -> OwnFile
 async def _open(call: Call, source: OwnFile) -> OpenFile:
     """Open the file. Raises ArtifactGoneError if it is no longer what the caller's job made."""
     if source.artifact is not None:
-        handle = await call.services.jobs.open_artifact(source.artifact, source.path)
-        if handle is not None:
-            return OpenFile(handle, source.artifact.filename, source.artifact.bytes, source.artifact.sha256)
+        artifact = source.artifact
+        opened = await call.services.jobs.open_artifact(artifact)
+        if opened is not None:
+            return OpenFile(opened.handle, artifact.filename, artifact.bytes, artifact.sha256, opened.modified_s)
         if not call.client.operator:
             raise ArtifactGoneError(f"{source.artifact.filename} is no longer what the job made.")
     try:
@@ -124,14 +125,15 @@ async def _open(call: Call, source: OwnFile) -> OpenFile:
     except OSError:
         raise NotFoundError(f"There is no file {source.path.name}.") from None
     status = os.fstat(handle.fileno())
-    return OpenFile(handle, source.path.name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+    etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+    return OpenFile(handle, source.path.name, status.st_size, etag, status.st_mtime)
 
 
 async def _convert(call: Call, file: OpenFile) -> web.StreamResponse:
     query = call.request.query
     asked, channel = query.get("preview"), query.get("channel", "")
     etag = f"{file.etag}-{(asked or '').encode().hex()[:40]}-{channel.encode().hex()[:8]}"
-    headers = make_headers(call.request, file.filename, etag, file.handle)
+    headers = make_headers(call.request, file.filename, etag, file.modified_s)
     if (answer := answer_unchanged(call.request, etag, headers)) is not None:
         return answer
 
@@ -195,6 +197,7 @@ async def _keep(call: Call, upload: _Upload) -> web.StreamResponse:
     name = await asyncio.to_thread(
         keep, call.client, file.path, file.filename, upload.type, upload.subfolder, upload.overwrite
     )
+    await call.services.files.keep(call.client, upload.type, "/".join(filter(None, (upload.subfolder, name))))
     body: UploadedBody = {"name": name, "subfolder": upload.subfolder, "type": upload.type}
     return respond(body)
 

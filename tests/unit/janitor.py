@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.depot import Depot
 from comfyui_guarded.guard.host import Folders
 from comfyui_guarded.guard.janitor import Janitor
 from comfyui_guarded.guard.quotas import FilesHeld
@@ -60,6 +61,7 @@ class Box:
         blind_after_s: float = math.inf,
         held: FilesHeld | None = None,
         quotas: Mapping[str, int] | None = None,
+        depot: Depot | None = None,
         **settings: Any,
     ) -> Janitor:
         """`past` False: as if the first start had come before everything that is there. `quotas`: by owner.
@@ -77,6 +79,7 @@ class Box:
             blind_after_s=blind_after_s,
             held=held,
             find_quotas=lambda: quotas or {},
+            depot=depot,
             **options,
         )
         if not past:

@@ -7,6 +7,7 @@ from unit.fakes import LONG_S, FakeProcess, new_job, settings
 from comfyui_guarded.guard.access.client_ids import ClientIds
 from comfyui_guarded.guard.callers.estimate import Estimates
 from comfyui_guarded.guard.callers.jobs import Jobs
+from comfyui_guarded.guard.depot.results import Results
 from comfyui_guarded.guard.events.stream import Events
 from comfyui_guarded.guard.job import Kind
 from comfyui_guarded.guard.life.dispatcher import Dispatcher
@@ -50,7 +51,7 @@ class Machine:
         )
         self.reconciler = Reconciler(store, host, self.settler, self.runs, self.dispatcher)
         self.estimates = Estimates(clock, [Run(Kind("", "known"), 10_000)] * 3)
-        self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates)
+        self.jobs = Jobs(self.settings.queue, store, self.settler, self.events, self.estimates, Results(host))
         store.changed.subscribe(self.estimates.follow)
         store.changed.subscribe(self.jobs.follow)
         store.changed.subscribe(self.events.follow)

@@ -18,6 +18,7 @@ from comfyui_guarded.guard.job import SUCCESS, Verdict
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.watchdog import Watchdog
 from comfyui_guarded.guard.operators import metrics as module
+from comfyui_guarded.guard.operators import metrics_page
 from comfyui_guarded.guard.operators.families import ADMITTED, COUNTED, READ, TEMPLATES
 from comfyui_guarded.guard.operators.gpu import Gpus
 from comfyui_guarded.guard.operators.metrics import OTHER, OWN_GRAPH, Exposition, Metrics
@@ -217,7 +218,7 @@ async def test_what_the_watchdog_does_is_counted(machine):
 
 class TestTheTable:
     def test_docs_metrics_md_is_what_the_table_says(self):
-        assert (REPO / "docs" / "metrics.md").read_text(encoding="utf-8") == module.markdown()
+        assert (REPO / "docs" / "metrics.md").read_text(encoding="utf-8") == metrics_page.markdown()
 
     @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
     def test_names_keep_to_the_convention(self, family):
@@ -251,6 +252,7 @@ def everything(watched):
     watched.metrics.count_face_check("no_face", 0.2)
     watched.metrics.count_delivery("failed", 3.0)
     watched.metrics.count_put("failed", 3.0)
+    watched.metrics.count_depot("put", "ok", 5)
     watched.janitor.turn(1_000.0)
     watched.janitor.roots()
     watched.janitor.turn(1_002.0)

@@ -13,10 +13,10 @@ from unit.test_webhooks import finish
 from comfyui_guarded.guard.client import LOCAL
 from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.events import attempts as attempts_module
+from comfyui_guarded.guard.events import carrier as carrier_module
 from comfyui_guarded.guard.events.outbox import Outbox
 from comfyui_guarded.guard.job import Webhook
 from comfyui_guarded.guard.store import DeliveryState
-from comfyui_guarded.server_routes import carrier as carrier_module
 from comfyui_guarded.server_routes.sender import Sender
 
 #: So many pauses pass that a delivery sent again after each of them would show.

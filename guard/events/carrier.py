@@ -8,10 +8,10 @@ import time
 from collections import Counter
 from typing import Generic
 
-from ..guard.errors import GuardError
-from ..guard.events.attempts import Attempt, Attempts, T
-from ..guard.signal import Signal
-from ..guard.wake import Wake
+from ..errors import GuardError
+from ..signal import Signal
+from ..wake import Wake
+from .attempts import Attempt, Attempts, T
 
 log = logging.getLogger("guarded.webhooks")
 

@@ -1,0 +1,12 @@
+"""Keep files by their content in one place for all boxes: a shared folder, or S3 (`files.url`).
+
+`address` reads the setting, `objects` says what files are called, `depot` speaks to the storage,
+`mark` knows a folder again, `reader` reads a file of it as if it lay here. `outcomes` puts results in, with their
+verdict or as soon as it goes; `results` opens them, here or there. What prompts name is `guard/files/inputs.py`'s.
+"""
+
+from .address import Address, read_address
+from .depot import Depot
+from .objects import make_key
+
+__all__ = ["Address", "Depot", "make_key", "read_address"]

@@ -1,0 +1,347 @@
+"""Put files into the depot under their content, and get them out again as they were put in."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..errors import ServerUnavailableError
+from ..signal import Signal
+from ..store.repair import sync as sync_to_disk
+from .address import Address, open_storage
+from .mark import check_mark
+from .objects import KEY, PART, PROBE, Stored, WrongBytesError, describe, guess_type
+from .reader import Reader
+
+if TYPE_CHECKING:
+    from obstore.store import LocalStore, S3Store
+
+log = logging.getLogger("guarded.depot")
+
+#: Files up to this size are put and read in one piece, of which the memory holds one.
+WHOLE_BYTES = 8 << 20
+#: So much of a larger one is in one request.
+PART_BYTES = 8 << 20
+#: How long one request may take, and the first answer to a connection.
+REQUEST_S, CONNECT_S = 30, 5
+#: While the depot fails, somebody asks so often whether it is back.
+LOOK_S = 2.0
+#: Once it has answered, so often.
+LOOK_WELL_S = 60.0
+#: How long a signed address is good.
+SIGNED_S = 60
+_REMEMBERED = 4096
+
+
+class Depot:
+    """The files of all boxes. Any thread but the event loop: each call waits for the storage.
+
+    Attributes:
+        trouble: why it has not been of use since the start; None once it has answered. No job is taken until then.
+        failing: why the last request failed, until one succeeds.
+        skew_s: by how much its clock is ahead of ours; None until it is known.
+    """
+
+    def __init__(self, address: Address, known: Path | None = None) -> None:
+        """`known`: the file in which this box notes which folder it has used; None: it notes nothing."""
+        self._known = known
+        self.address = address
+        self.trouble: str | None = "the depot has not been looked at yet"
+        self.failing: str | None = None
+        self.skew_s: float | None = None
+        #: Something was done: what, how it went, and the bytes of it. Called on any thread.
+        self.acted: Signal[[str, str, int]] = Signal()
+        #: It answers again, or for the first time. Called on any thread.
+        self.returned: Signal[[]] = Signal()
+        self._lock = threading.Lock()
+        self._failed = threading.Event()
+        #: What was found to have its bytes: tag by key, those used last.
+        self._right: OrderedDict[str, str] = OrderedDict()
+        self._opened: LocalStore | S3Store | None = None
+
+    @property
+    def can_sign(self) -> bool:
+        """Whether it makes addresses by which others get a file: see :meth:`sign`."""
+        return self.address.folder is None
+
+    @property
+    def is_away(self) -> bool:
+        return self.trouble is not None or self.failing is not None
+
+    def watch(self) -> None:
+        """Look at it now and then, for ever: a thread of its own."""
+
+        def look() -> None:
+            while True:
+                self._failed.clear()
+                try:
+                    self.look()
+                except Exception:
+                    log.exception("the depot cannot be looked at")
+                if self.is_away or self._failed.wait(LOOK_WELL_S):
+                    time.sleep(LOOK_S)
+
+        threading.Thread(target=look, name="guarded-depot", daemon=True).start()
+
+    def look(self) -> None:
+        """See whether a file can be put, read and deleted; see the three attributes. Raises nothing."""
+        with suppress(ServerUnavailableError), self._asking("probe"):
+            # Each box its own, as two at once would meet.
+            if self.address.folder is not None:
+                check_mark(self.address.folder, self._known)
+            name = f"{PROBE}-{secrets.token_hex(8)}"
+            began_s = time.time()
+            self._obstore.put(self._store, name, name.encode())
+            found = self._stat(name)
+            ended_s = time.time()
+            got = bytes(self._obstore.get(self._store, name).bytes())
+            self._obstore.delete(self._store, name)
+            if found is None or got != name.encode():
+                raise _errors().GenericError("what was put into it is not there")
+            # An S3 tells the time in whole seconds.
+            early_s, late_s = found.modified_s - ended_s, found.modified_s + 1 - began_s
+            self.skew_s = 0.0 if early_s <= 0 <= late_s else min(early_s, late_s, key=abs)
+
+    def stat(self, key: str) -> Stored | None:
+        """Raises ServerUnavailableError."""
+        with self._asking("stat"):
+            return self._stat(key)
+
+    def put(self, key: str, handle: IO[bytes]) -> None:
+        """Put the file in; nobody ever sees a part of it, or other bytes than its name says. One that is there is new
+        again.
+
+        Raises WrongBytesError, ServerUnavailableError, OSError where the file cannot be read.
+        """
+        handle.seek(0)
+        data = handle.read(WHOLE_BYTES + 1)
+        about: dict[str, Any] = {"attributes": {"Content-Type": guess_type(key)}} if self.can_sign else {}
+        with self._asking("put") as done:
+            if len(data) <= WHOLE_BYTES:
+                if hashlib.sha256(data).hexdigest() != key[:64]:
+                    raise WrongBytesError(key)
+                done.append(len(data))
+                tag = self._obstore.put(self._store, key, data, use_multipart=False, **about)["e_tag"]
+            else:
+                pieces = _read_checked(data, handle, key[:64], done)
+                tag = self._obstore.put(
+                    self._store, key, pieces, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=2, **about
+                )["e_tag"]
+            if self.address.folder is not None:
+                with suppress(OSError):
+                    sync_to_disk(self.address.folder / key)
+                    sync_to_disk(self.address.folder)
+            self._remember(key, f"{tag}-{sum(done)}")
+
+    def fetch(self, key: str, target: Path) -> bool:
+        """Write the file to a path at which there is none. False where the depot does not have it: then there may be
+        something else there now.
+
+        Raises ServerUnavailableError, OSError where the disk refuses.
+        """
+        with self._asking("get") as done:
+            found = self._stat(key)
+            if found is None:
+                return False
+            digest = hashlib.sha256()
+            with open(target, "xb") as file:
+                for piece in self._read_all(found):
+                    digest.update(piece)
+                    file.write(piece)
+                    done.append(len(piece))
+            return self._is_same(found, digest.hexdigest())
+
+    def open(self, key: str, size: int) -> tuple[IO[bytes], float] | None:
+        """Open the file, and say when it was put in. None where it is not there, or has other bytes.
+
+        A large one is read through once in a process before it is trusted. Raises ServerUnavailableError.
+        """
+        with self._asking("get") as done:
+            found = self._stat(key)
+            if found is None or found.bytes != size:
+                return None
+            if size <= WHOLE_BYTES:
+                data = b"".join(self._read_all(found))
+                done.append(len(data))
+                is_same = self._is_same(found, hashlib.sha256(data).hexdigest())
+                return (io.BytesIO(data), found.modified_s) if is_same else None
+            if not self._is_right(found, done):
+                return None
+        handle: Any = Reader(lambda begin, length: self._read(key, begin, length), size)
+        return handle, found.modified_s
+
+    def list_all(self) -> Iterator[Stored]:
+        """List the files. Raises ServerUnavailableError."""
+        with self._asking("list"):
+            for metas in self._obstore.list(self._store):
+                for meta in metas:
+                    if KEY.fullmatch(str(meta["path"])):
+                        yield describe(meta)
+
+    def delete(self, key: str) -> None:
+        """Raises ServerUnavailableError."""
+        with self._asking("delete"), suppress(FileNotFoundError):
+            self._obstore.delete(self._store, key)
+
+    def tidy(self, before_s: float) -> None:
+        """Delete what puts and probes have left behind that were killed before that time by its clock.
+
+        Raises ServerUnavailableError.
+        """
+        with self._asking("list"):
+            for metas in self._obstore.list(self._store):
+                for meta in metas:
+                    if str(meta["path"]).startswith(f"{PROBE}-") and describe(meta).modified_s < before_s:
+                        self._obstore.delete(self._store, str(meta["path"]))
+            if self.address.folder is not None:
+                # What obstore has begun to write there, and does not list.
+                for path in self.address.folder.iterdir():
+                    if PART.fullmatch(path.name) and path.stat().st_mtime < before_s:
+                        path.unlink(missing_ok=True)
+
+    def sign(self, key: str) -> str:
+        """An address by which whoever has it gets the file for a minute. Raises ServerUnavailableError."""
+        with self._asking("sign"):
+            return str(self._obstore.sign(self._store, "GET", key, timedelta(seconds=SIGNED_S)))
+
+    def note_slow(self, waited_s: float) -> None:
+        """Somebody has waited that long for it: until it answers again, nobody else does."""
+        if self.failing is None:
+            log.error("the depot %s has not answered for %.0f s", self.address.shown, waited_s)
+            self.failing = f"the depot {self.address.shown} has not answered for {waited_s:.0f} s"
+            self._failed.set()
+
+    # Within. -------------------------------------------------------------------------------------------------
+
+    @property
+    def _store(self) -> LocalStore | S3Store:
+        # obstore makes a folder that is not there, on whichever disk that is then: its own may not be there now.
+        if self.address.folder is not None and not self.address.folder.is_dir():
+            raise OSError(f"there is no folder {self.address.folder}")
+        if self._opened is None:
+            self._opened = open_storage(self.address, REQUEST_S, CONNECT_S)
+        return self._opened
+
+    @property
+    def _obstore(self) -> Any:
+        import obstore
+
+        return obstore
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[list[int]]:
+        """Turn the storage's errors in the block into ours, and note how it went; the block notes the bytes."""
+        done: list[int] = []
+        try:
+            yield done
+        except (ServerUnavailableError, WrongBytesError, GeneratorExit):
+            raise
+        except (_errors().BaseError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of our own disk
+            self._note_failure(what, error, done)
+            raise make_refusal() from None
+        else:
+            self.acted(what, "ok", sum(done))
+            self._note_success()
+
+    def _note_failure(self, what: str, error: BaseException, done: list[int]) -> None:
+        self.acted(what, "failed", sum(done))
+        self._failed.set()
+        why = self.address.hide(error)
+        is_new = self.failing is None if self.trouble is None else why not in self.trouble
+        if is_new:
+            log.error("the depot %s cannot be used: %s", self.address.shown, why)
+        if self.trouble is not None:
+            self.trouble = f"the depot {self.address.shown} cannot be used: {why}"
+        else:
+            self.failing = f"the depot {self.address.shown} fails: {why}"
+
+    def _note_success(self) -> None:
+        if self.is_away:
+            log.info("the depot %s answers", self.address.shown)
+            self.trouble = self.failing = None
+            self.returned()
+
+    def _stat(self, key: str) -> Stored | None:
+        store = self._store
+        try:
+            return describe(self._obstore.head(store, key))
+        except FileNotFoundError:
+            return None
+
+    def _read(self, key: str, begin: int, length: int) -> bytes:
+        with self._asking("get") as done:
+            data = bytes(self._obstore.get_range(self._store, key, start=begin, length=length))
+            done.append(len(data))
+            return data
+
+    def _read_all(self, found: Stored) -> Iterator[bytes]:
+        for begin in range(0, found.bytes, PART_BYTES):
+            length = min(PART_BYTES, found.bytes - begin)
+            yield bytes(self._obstore.get_range(self._store, found.key, start=begin, length=length))
+
+    def _is_right(self, found: Stored, done: list[int]) -> bool:
+        mark = f"{found.tag}-{found.bytes}"
+        with self._lock:
+            if self._right.get(found.key) == mark:
+                self._right.move_to_end(found.key)
+                return True
+        digest = hashlib.sha256()
+        for piece in self._read_all(found):
+            digest.update(piece)
+            done.append(len(piece))
+        if not self._is_same(found, digest.hexdigest()):
+            return False
+        self._remember(found.key, mark)
+        return True
+
+    def _is_same(self, found: Stored, sha256: str) -> bool:
+        if sha256 != found.key[:64]:
+            log.error("%s in the depot has other bytes than its name says", found.key)
+        return sha256 == found.key[:64]
+
+    def _remember(self, key: str, mark: str) -> None:
+        with self._lock:
+            self._right[key] = mark
+            self._right.move_to_end(key)
+            while len(self._right) > _REMEMBERED:
+                self._right.popitem(last=False)
+
+
+def make_refusal() -> ServerUnavailableError:
+    """What a caller is told; the log and the operator's pages say why."""
+    return ServerUnavailableError(
+        "The storage of files cannot be used now.", extra_info={"problems": ["depot unavailable"]}, retry_after_s=10
+    )
+
+
+def _errors() -> Any:
+    from obstore import exceptions
+
+    return exceptions
+
+
+def _read_checked(first: bytes, handle: IO[bytes], sha256: str, done: list[int]) -> Iterator[bytes]:
+    """The pieces of a file. The last one comes only if all together are what they should be: else nothing was put."""
+    digest = hashlib.sha256(first)
+    piece = first
+    while following := handle.read(PART_BYTES):
+        digest.update(following)
+        done.append(len(piece))
+        yield piece
+        piece = following
+    if digest.hexdigest() != sha256:
+        raise WrongBytesError(sha256)
+    done.append(len(piece))
+    yield piece

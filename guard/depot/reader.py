@@ -1,0 +1,56 @@
+"""Read a file that lies elsewhere as if it lay here: from any place, a piece at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+
+#: So much is asked for at once, at least: whoever reads asks for less, and one request costs as much as a megabyte.
+AHEAD_BYTES = 1 << 20
+
+
+class Reader(io.RawIOBase):
+    """One thread at a time."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        """`read`: from a byte on, so many."""
+        self._ask = read
+        self._size = size
+        self._at = 0
+        self._begin, self._held = 0, b""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(self._size - self._at, 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not wanted:
+            return b""
+        offset = self._at - self._begin
+        if not 0 <= offset <= len(self._held) - wanted:
+            self._begin, offset = self._at, 0
+            self._held = self._ask(self._at, min(max(wanted, AHEAD_BYTES), left))
+        piece = self._held[offset : offset + wanted]
+        self._at += len(piece)
+        return piece
+
+    def readall(self) -> bytes:
+        return self.read(-1)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        piece = self.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(start + offset, 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True

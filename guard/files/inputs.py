@@ -1,0 +1,321 @@
+"""Keep the files that prompts name in the depot, by their content, and bring back those that this box lacks.
+
+A job is durable only with its files. So each file that a loader of the prompt names, whatever it is called and wherever
+it lies, gets its stored name in the prompt, as files of a form have one, and is in the depot before there is a job. The
+input folder is a cache from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from ..bounds import work
+from ..depot import Depot, make_key
+from ..depot.depot import make_refusal
+from ..depot.objects import KEY, WrongBytesError
+from ..errors import BadImageError, GuardError, ServerUnavailableError
+from ..graph import Names
+from ..host import Host
+from ..job import Job
+from ..outgoing import StoredFile
+from ..owners import FOLDER, folder_of
+from ..results.opener import copy_and_hash, hash_file
+from ..wake import wrap_future
+from .names import annotate, owner_folder, split_annotation
+from .uploads import INCOMING, UploadedFile, Uploads, translate_disk_errors
+
+log = logging.getLogger("guarded.depot")
+
+T = TypeVar("T")
+
+#: Files that go in or come out at once.
+_AT_ONCE = 8
+#: A file that was put in so lately need not be made new again; or a quarter of the age at which it would go.
+_FRESH_S = 3600.0
+#: For so long a job that is about to begin waits for a depot that is away, if it needs a file of it.
+WAIT_S = 30.0
+_AGAIN_S = 1.0
+
+
+class Records(Protocol):
+    """What this asks of the job store: see :class:`guard.store.Store`."""
+
+    def find_uploads(self, owner: str, paths: Sequence[str]) -> Future[dict[str, str]]: ...
+    def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]: ...
+    def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]: ...
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a prompt names a file: `holder[key]`."""
+
+    holder: dict[str, Any]
+    key: str
+
+    @property
+    def text(self) -> str:
+        return str(self.holder[self.key])
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """A file that is not here: where it is named, below which root, its path as its owner names it, and where it
+    belongs below that root."""
+
+    place: _Place
+    kind: str
+    path: str
+    target: str
+
+
+class Inputs:
+    """Event loop; threads of its own wait for the disk and the depot."""
+
+    def __init__(self, depot: Depot, host: Host, uploads: Uploads, store: Records, input_max_age_s: float) -> None:
+        self._depot = depot
+        self._host = host
+        self._uploads = uploads
+        self._store = store
+        self._fresh_s = min(_FRESH_S, input_max_age_s / 4)
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="guarded-depot-files")
+
+    async def _work(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    # Into the depot. -----------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def keep(
+        self,
+        graph: Mapping[str, Any],
+        owner: str,
+        hold: Callable[[], Awaitable[None]],
+        called: dict[str, str],
+        size: int = 0,
+    ) -> AsyncIterator[tuple[StoredFile, ...]]:
+        """Put every file in that a loader of the prompt names, and let the prompt name it by its content; yields what
+        is in. Files that it copies go again if a GuardError leaves the block.
+
+        `hold`: keeps what the prompt names from being swept. `called`: gets what each name was before. `size`: of the
+        prompt's body.
+
+        Raises ServerUnavailableError where the depot is away, DiskFullError, BadImageError.
+        """
+        copies: list[UploadedFile] = []
+        try:
+            by_name: dict[str, list[_Place]] = {}
+            for place in await work(size, self._find, graph):
+                by_name.setdefault(place.text, []).append(place)
+            kept: dict[str, StoredFile] = {}
+            for text, places in by_name.items():
+                taken = await self._work(partial(self._take, text, owner, copies))
+                if taken is None:
+                    continue
+                if self._depot.is_away:  # nobody waits for it
+                    raise make_refusal()
+                name = f"{folder_of(owner)}/{taken.key}"
+                kept[name] = taken
+                called.setdefault(name, text)
+                for place in places:
+                    place.holder[place.key] = name
+            if not kept:
+                yield ()
+                return
+            await hold()
+            async with self._uploads.place(owner, copies):
+                puts = [self._work(partial(self._put, name)) for name in kept]
+                for done in await asyncio.gather(*puts, return_exceptions=True):
+                    if isinstance(done, BaseException):
+                        raise done
+                yield tuple(kept.values())
+        finally:
+            await self._work(lambda: _discard(copies))
+
+    async def keep_upload(self, owner: str, name: str) -> None:
+        """Put an upload in under the name that its owner has given it, so that other boxes find it by that.
+
+        As far as that goes: a prompt that names the file puts it in, or is refused.
+        """
+        try:
+            file = await self._work(partial(self._put_upload, owner, name))
+            if file is not None:
+                await wrap_future(self._store.note_uploads(owner, [file]))
+        except GuardError as error:
+            log.warning("an upload of %s is not in the depot yet: %s", owner, error)
+
+    def _put_upload(self, owner: str, name: str) -> StoredFile | None:
+        folder = owner_folder(owner)
+        path = self._host.file("input", folder, name)
+        if path is None or self._depot.is_away:
+            return None
+        with translate_disk_errors(), open(path, "rb", opener=_open_at_once) as handle:
+            key = make_key(hash_file(handle), path.name)
+            size = os.fstat(handle.fileno()).st_size
+            with suppress(WrongBytesError):  # another upload has come in over it
+                self._depot.put(key, handle)
+                return StoredFile(name, key, size)
+        return None
+
+    def _find(self, graph: Mapping[str, Any]) -> list[_Place]:
+        """Every input of a loader that may name a file."""
+        return [
+            _Place(node["inputs"], name)
+            for node in graph.values()
+            for name, names in self._host.file_inputs(node["class_type"]).items()
+            if names is Names.FILE and isinstance(node["inputs"].get(name), str) and node["inputs"][name]
+        ]
+
+    def _take(self, text: str, owner: str, copies: list[UploadedFile]) -> StoredFile | None:
+        """Copy the file, unless it has its stored name already. None where there is no such file."""
+        kind, name = split_annotation(text)
+        path = self._host.file(kind, "", name)
+        if path is None:
+            return None
+        with translate_disk_errors():
+            try:
+                handle = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+                return None
+            with handle:
+                if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                    return None
+                size = os.fstat(handle.fileno()).st_size
+                is_stored = kind == "input" and name == f"{folder_of(owner)}/{path.name}" and KEY.fullmatch(path.name)
+                if is_stored and hash_file(handle) == path.name[:64]:
+                    os.utime(path)  # for the janitor it is new again
+                    return StoredFile(path.name, path.name, size)
+                folder = self._host.input_folder() / INCOMING
+                folder.mkdir(parents=True, exist_ok=True)
+                target = folder / uuid.uuid4().hex
+                copy = UploadedFile("", os.path.basename(name), "", "", target)
+                copies.append(copy)
+                sha256, size = copy_and_hash(handle, target)
+        key = make_key(sha256, path.name)
+        copies[-1] = UploadedFile("", copy.filename, sha256, key[64:], target)
+        return StoredFile(key, key, size)
+
+    def _put(self, name: str) -> None:
+        key = os.path.basename(name)
+        found = self._depot.stat(key)
+        path = self._host.input_folder() / name
+        with translate_disk_errors(), open(path, "rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            age_s = time.time() + (self._depot.skew_s or 0.0) - found.modified_s if found is not None else 0.0
+            if found is not None and found.bytes == size and age_s < self._fresh_s:
+                return
+            try:
+                self._depot.put(key, handle)
+            except WrongBytesError:
+                raise BadImageError("An input file was changed while it was taken.") from None
+
+    # Out of it. ----------------------------------------------------------------------------------------------
+
+    async def bring(self, graph: Mapping[str, Any], owner: str, size: int = 0) -> bool:
+        """Bring the owner's files here that the prompt names and that are not here. Returns whether a name changed,
+        because the prompt was let in on another box. `size`: of its body.
+
+        Raises ServerUnavailableError where the depot is away, DiskFullError.
+        """
+        places = await work(size, self._find, graph)
+        if not places:
+            return False
+        missing = await self._work(lambda: list(self._list_missing(places, owner)))
+        if not missing:
+            return False
+        uploads = sorted({file.path for file in missing if file.kind == "input"})
+        keys = await wrap_future(self._store.find_uploads(owner, uploads)) if uploads else {}
+        changed = False
+        for file in missing:
+            key = keys.get(file.path) if file.kind == "input" else await self._find_result(owner, file)
+            if key is not None and await self._work(partial(self._fetch, key, file)) and file.kind == "input":
+                changed |= file.place.text != file.target
+                file.place.holder[file.place.key] = file.target
+        return changed
+
+    async def _find_result(self, owner: str, file: _Missing) -> str | None:
+        """What the depot calls that result, if a job of the owner's made it."""
+        maker = await wrap_future(self._store.find_maker(file.kind, file.target))
+        if maker is None or maker[0].owner != owner:
+            return None
+        made = maker[0].result.artifacts[maker[1]]
+        if made.copy is not None and made.copy.filename == os.path.basename(file.target):
+            made = made.copy
+        return make_key(made.sha256, made.filename)
+
+    async def bring_patiently(self, graph: Mapping[str, Any], owner: str, size: int = 0) -> None:
+        """The same for a job that was let in: a depot that is away may be back in a moment."""
+        ends_s = time.monotonic() + WAIT_S
+        while True:
+            try:
+                await self.bring(graph, owner, size)
+                return
+            except ServerUnavailableError:
+                if time.monotonic() >= ends_s:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
+
+    def _list_missing(self, places: Iterable[_Place], owner: str) -> Iterator[_Missing]:
+        own = owner_folder(owner)
+        for place in places:
+            kind, name = split_annotation(place.text)
+            if self._exists(kind, name):
+                continue
+            path = name
+            if name.startswith(f"{FOLDER}/"):
+                path = name.partition("/")[2].partition("/")[2]
+            folder = folder_of(owner) if kind == "input" and KEY.fullmatch(path) else own
+            target = f"{folder}/{path}" if folder else path
+            if not self._exists(kind, target):
+                yield _Missing(place, kind, path, target)
+            elif target != name and name.startswith(f"{FOLDER}/"):
+                place.holder[place.key] = annotate(kind, target)  # its folder has another name on this box
+
+    def _exists(self, kind: str, name: str) -> bool:
+        path = self._host.file(kind, "", name)
+        return path is not None and os.path.exists(path)
+
+    def _fetch(self, key: str, file: _Missing) -> bool:
+        target = self._host.file(file.kind, "", file.target)
+        if target is None:
+            return False
+        part = self._host.input_folder() / INCOMING / uuid.uuid4().hex
+        with translate_disk_errors():
+            try:
+                for folder in (part.parent, target.parent):
+                    folder.mkdir(parents=True, exist_ok=True)
+                if not self._depot.fetch(key, part):
+                    log.warning("%s is neither here nor in the depot", key)
+                    return False
+                try:
+                    os.replace(part, target)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    shutil.copyfile(part, target)  # a result, which nobody takes for one before it has its bytes
+            finally:
+                part.unlink(missing_ok=True)
+        return True
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Wait at no pipe that nobody writes to."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _discard(copies: Iterable[UploadedFile]) -> None:
+    for copy in copies:
+        with suppress(OSError):
+            copy.path.unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""Everything that serves `files.url`, or the little that there is without it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..clock import Clock
+from ..depot import Depot, read_address
+from ..depot.mark import KNOWN
+from ..depot.outcomes import Depositor, Deposits, PutAll
+from ..depot.results import Results
+from ..fleet import read_or_make_name
+from ..host import Host
+from ..settings import Settings
+from ..store import Store
+from .inputs import Inputs
+from .uploads import Uploads
+
+_FAILS = "The storage of files fails: prompts with files are refused, and results wait on this box."
+
+
+class Warnings(Protocol):
+    """Where it tells operators how it stands: see :class:`guard.life.health.Health`."""
+
+    def watch(self, name: str, text: str | Callable[[], str], is_so: Callable[[], bool]) -> None: ...
+    def warn(self, name: str, text: str, is_so: Callable[[], bool]) -> None: ...
+
+
+class Storage:
+    """What of all that there is; each part is None without a depot, but for `results`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        uploads: Uploads,
+        store: Store,
+        clock: Clock,
+        health: Warnings,
+        own: Path,
+        count: Callable[[str, str, int], None],
+    ) -> None:
+        """`own`: our own folder. `count` hears what is asked of the depot: see `Depot.acted`. Raises SettingsError."""
+        self.depot = depot = Depot(read_address(settings.files.url), own / KNOWN) if settings.files.url else None
+        self.results = Results(host, depot)
+        self.inputs: Inputs | None = None
+        self.deposits: Deposits | None = None
+        self._depositor: Depositor | None = None
+        if depot is None:
+            return
+        self.inputs = Inputs(depot, host, uploads, store, settings.janitor.input_max_age_s)
+        self.deposits = deposits = Deposits(
+            depot, self.results, store, clock, settings.results.check_timeout_s, read_or_make_name(own)
+        )
+        self._depositor = Depositor(deposits, depot, store)
+        store.changed.subscribe(deposits.follow)
+        store.opened.subscribe(lambda _recovery: deposits.begin())
+        deposits.filled.subscribe(self._depositor.wake)
+        depot.returned.subscribe(deposits.hurry)
+        depot.acted.subscribe(count)
+        # No job is taken before it has answered once.
+        health.watch(
+            "depot unavailable", lambda: f"No job is taken or run: {depot.trouble}.", lambda: depot.trouble is not None
+        )
+        health.warn("depot fails", _FAILS, lambda: depot.failing is not None)
+        depot.watch()
+
+    @property
+    def put_all(self) -> PutAll | None:
+        return self.deposits.put_all if self.deposits is not None else None
+
+    @property
+    def bring(self) -> Callable[[Mapping[str, Any], str, int], Awaitable[None]] | None:
+        return self.inputs.bring_patiently if self.inputs is not None else None
+
+    @property
+    def keep_upload(self) -> Callable[[str, str], Awaitable[None]] | None:
+        return self.inputs.keep_upload if self.inputs is not None else None
+
+    def count_unstored(self) -> int:
+        """The results that the depot does not have yet, about."""
+        return self.deposits.waiting if self.deposits is not None else 0
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """Go on with what the depot does not have yet. Event loop."""
+        return [asyncio.create_task(self._depositor.run())] if self._depositor is not None else []

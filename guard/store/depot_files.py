@@ -1,0 +1,125 @@
+"""What the depot has of owners' uploads, and which results it does not have yet.
+
+Uploads are written with the job that names them. A result that could not be put in with its verdict is written down in
+that commit, and its row goes once it is there, or its file is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..job import Artifact, Job
+from ..outgoing import StoredFile
+from .database import Database
+from .outbox import DeliveryState, Due, select_due
+from .result_files import PATHS_AT_ONCE
+from .rows import find_job, marks
+
+
+@dataclass(frozen=True)
+class Deposit:
+    """A result on its way into the depot.
+
+    Attributes:
+        artifact, is_copy: which of the job's files it is.
+        target: of what not too many may be under way at once; there is one depot.
+        attempts: so many have ended. `since_ms`: when its job succeeded.
+    """
+
+    number: int
+    job_id: str
+    artifact: int
+    is_copy: bool
+    attempts: int
+    since_ms: int
+    next_at_ms: int
+    state: DeliveryState = DeliveryState.PENDING
+    ended_at_ms: int | None = None
+    last_status: int | None = None
+    last_error: str | None = None
+    target: str = ""
+
+
+_NAMES = tuple(field.name for field in fields(Deposit))[:7]
+_COLUMNS = ", ".join(_NAMES)
+
+
+def note_uploads(db: Database, owner: str, files: Iterable[StoredFile], now_ms: int) -> None:
+    db.executemany(
+        "INSERT INTO uploads VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, path) DO UPDATE SET "
+        "depot_key = excluded.depot_key, bytes = excluded.bytes, used_at_ms = excluded.used_at_ms",
+        [(owner, file.path, file.key, file.bytes, now_ms) for file in files],
+    )
+
+
+def find_uploads(db: Database, owner: str, paths: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for start in range(0, len(paths), PATHS_AT_ONCE):
+        some = paths[start : start + PATHS_AT_ONCE]
+        query = f"SELECT path, depot_key FROM uploads WHERE owner = ? AND path IN ({marks(some)})"
+        found.update(db.execute(query, (owner, *some)).fetchall())
+    return found
+
+
+def select_inputs(db: Database, keys: Sequence[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for start in range(0, len(keys), PATHS_AT_ONCE):
+        some = keys[start : start + PATHS_AT_ONCE]
+        found.update(
+            key for (key,) in db.execute(f"SELECT depot_key FROM uploads WHERE depot_key IN ({marks(some)})", some)
+        )
+    return frozenset(found)
+
+
+def forget_uploads(db: Database, key: str) -> None:
+    db.execute("DELETE FROM uploads WHERE depot_key = ?", (key,))
+
+
+def list_unread(db: Database, since_ms: int, after: int, limit: int) -> list[tuple[int, tuple[Artifact, ...]]]:
+    rows = db.execute(
+        "SELECT DISTINCT jobs.number, jobs.job_id FROM unread JOIN jobs ON jobs.job_id = unread.job_id "
+        "WHERE unread.since_ms >= ? AND jobs.number > ? ORDER BY jobs.number LIMIT ?",
+        (since_ms, after, limit),
+    ).fetchall()
+    jobs = [(number, find_job(db, job_id)) for number, job_id in rows]
+    return [(number, job.result.artifacts) for number, job in jobs if job is not None]
+
+
+def note_unstored(db: Database, job: Job, now_ms: int) -> None:
+    db.executemany(
+        "INSERT INTO unstored (job_id, artifact, is_copy, box, attempts, since_ms, next_at_ms) "
+        "VALUES (?, ?, ?, ?, 0, ?, ?)",
+        [(job.job_id, artifact, int(is_copy), box, now_ms, now_ms) for artifact, is_copy, box in job.result.unstored],
+    )
+
+
+def find_due(db: Database, box: str, now_ms: int, limit: int, under_way: Collection[int]) -> Due[Deposit]:
+    waiting = "unstored INDEXED BY unstored_due WHERE box = ?"
+    rows, next_at_ms = select_due(db, _COLUMNS, waiting, now_ms, limit, under_way, (), (box,))
+    return Due([_read(row) for row in rows], next_at_ms)
+
+
+def record_attempt(db: Database, after: Deposit) -> None:
+    if after.state is DeliveryState.PENDING:
+        db.execute(
+            "UPDATE unstored SET attempts = ?, next_at_ms = ? WHERE number = ?",
+            (after.attempts, after.next_at_ms, after.number),
+        )
+    else:
+        db.execute("DELETE FROM unstored WHERE number = ?", (after.number,))
+
+
+def hurry(db: Database, box: str, now_ms: int) -> None:
+    db.execute("UPDATE unstored SET next_at_ms = ? WHERE box = ? AND next_at_ms > ?", (now_ms, box, now_ms))
+
+
+def count(db: Database, box: str) -> int:
+    (waiting,) = db.execute("SELECT count(*) FROM unstored WHERE box = ?", (box,)).fetchone()
+    return int(waiting)
+
+
+def _read(row: tuple[Any, ...]) -> Deposit:
+    stored = dict(zip(_NAMES, row, strict=True))
+    return Deposit(**{**stored, "is_copy": bool(stored["is_copy"])})

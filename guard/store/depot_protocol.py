@@ -1,0 +1,48 @@
+"""What a job store promises of the depot's files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from ..job import Artifact
+from ..outgoing import StoredFile
+from .depot_files import Deposit
+from .outbox import Due
+
+
+class DepotRecords(Protocol):
+    """A part of :class:`.protocol.Store`, which says more."""
+
+    def find_uploads(self, owner: str, paths: Sequence[str]) -> Future[dict[str, str]]:
+        """Find what the depot has of these files of the owner's below input: its keys by path."""
+
+    def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]:
+        """Note that the depot has these files of the owner's."""
+
+    def select_inputs(self, keys: Sequence[str]) -> Future[frozenset[str]]:
+        """Select the depot's keys that are somebody's uploads."""
+
+    def forget_uploads(self, key: str) -> Future[None]:
+        """Forget that the depot has it."""
+
+    def list_unread_files(
+        self, since_ms: int, after: int, limit: int
+    ) -> Future[list[tuple[int, tuple[Artifact, ...]]]]:
+        """List the files of up to `limit` jobs that succeeded since then and of which some were not fetched: the
+        numbers of the jobs above `after`, the smallest first, each with its files."""
+
+    def find_due_deposits(
+        self, box: str, now_ms: int, limit: int, *, under_way: Collection[int]
+    ) -> Future[Due[Deposit]]:
+        """Find up to `limit` results of that box to put into the depot now; none whose number is `under_way`."""
+
+    def record_deposit(self, after: Deposit) -> Future[None]:
+        """Note how an attempt ended: the deposit as it is `after` that."""
+
+    def hurry_deposits(self, box: str) -> Future[None]:
+        """Make all of the box's deposits due now."""
+
+    def count_deposits(self, box: str) -> Future[int]:
+        """Count the results of the box that the depot does not have yet."""

@@ -1,0 +1,53 @@
+"""The job store's part for the depot's files, on tables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+
+from ..clock import Clock
+from ..job import Artifact
+from ..outgoing import StoredFile
+from . import depot_files
+from .depot_files import Deposit
+from .outbox import Due
+from .store_engine import StoreEngine
+
+
+class DepotTables:
+    """See :class:`.depot_protocol.DepotRecords`, which says what each method does."""
+
+    _engine: StoreEngine
+    _clock: Clock
+
+    def record_deposit(self, after: Deposit) -> Future[None]:
+        return self._engine.write(lambda db: depot_files.record_attempt(db, after), urgent=False)
+
+    def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]:
+        return self._engine.write(lambda db: depot_files.note_uploads(db, owner, files, self._clock.now_ms()))
+
+    def forget_uploads(self, key: str) -> Future[None]:
+        return self._engine.write(lambda db: depot_files.forget_uploads(db, key), urgent=False)
+
+    def hurry_deposits(self, box: str) -> Future[None]:
+        return self._engine.write(lambda db: depot_files.hurry(db, box, self._clock.now_ms()))
+
+    def find_due_deposits(
+        self, box: str, now_ms: int, limit: int, *, under_way: Collection[int]
+    ) -> Future[Due[Deposit]]:
+        numbers = tuple(under_way)
+        return self._engine.read(lambda db: depot_files.find_due(db, box, now_ms, limit, numbers))
+
+    def count_deposits(self, box: str) -> Future[int]:
+        return self._engine.read(lambda db: depot_files.count(db, box))
+
+    def find_uploads(self, owner: str, paths: Sequence[str]) -> Future[dict[str, str]]:
+        return self._engine.read(lambda db: depot_files.find_uploads(db, owner, paths))
+
+    def select_inputs(self, keys: Sequence[str]) -> Future[frozenset[str]]:
+        return self._engine.read_list(lambda db: depot_files.select_inputs(db, keys))
+
+    def list_unread_files(
+        self, since_ms: int, after: int, limit: int
+    ) -> Future[list[tuple[int, tuple[Artifact, ...]]]]:
+        return self._engine.read_slowly(lambda db: depot_files.list_unread(db, since_ms, after, limit))

@@ -1,0 +1,296 @@
+"""The depot: what `files.url` may be, and that a file in it is the file that was put in, or none."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit import stores
+from unit.fakes import LONG_S, new_job
+from unit.store_steps import claim, run_to_success, submit
+
+from comfyui_guarded.guard.depot import Depot, depot, make_key, objects, read_address
+from comfyui_guarded.guard.depot.reader import Reader
+from comfyui_guarded.guard.errors import ServerUnavailableError
+from comfyui_guarded.guard.job import Artifact, Result
+from comfyui_guarded.guard.outgoing import StoredFile
+from comfyui_guarded.guard.settings import Settings, SettingsError, hide_password, rows
+from comfyui_guarded.guard.store.outbox import DeliveryState
+
+REPO = Path(__file__).parents[2]
+LARGE = depot.WHOLE_BYTES + depot.PART_BYTES + 12345
+
+
+def open_depot(folder):
+    folder.mkdir(exist_ok=True)
+    made = Depot(read_address(folder.as_uri()))
+    made.look()
+    assert made.trouble is None
+    return made
+
+
+def put(store, data, name="a.png"):
+    key = make_key(hashlib.sha256(data).hexdigest(), name)
+    store.put(key, io.BytesIO(data))
+    return key
+
+
+# The setting. ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://",
+        "s3:///prefix",
+        "s3://KEY:s3cret/of+it@bucket/prefix",
+        "s3://KEY@bucket/prefix",
+        "s3://KEY:s3cret@bucket?secret=s3cret",
+        "s3://KEY:s3cret@bucket?endpoint=127.0.0.1:9000",
+        "s3://KEY:s3cret@bucket:9000/prefix",
+        "file://shared/files",
+        "file:///",
+        "file:shared",
+        "file:///shared?x=1",
+        "/shared",
+        "redis://:s3cret@localhost",
+        "https://KEY:s3cret@localhost/bucket",
+        "s3://[KEY:s3cret@bucket",
+    ],
+)
+def test_an_address_that_is_none_is_a_setting_to_correct_and_its_secret_is_not_told(url):
+    with pytest.raises(SettingsError, match=r"files\.url") as refused:
+        read_address(url)
+    assert "s3cret" not in str(refused.value) + refused.value.told
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://KEY:s3cret@bucket/a/b?endpoint=http://127.0.0.1:9&region=eu", "s3://KEY:s3cret%2Fof%2Bit@bucket"]
+)
+def test_no_setting_and_no_trouble_shows_the_secret(url, caplog):
+    shown = {name: value for name, value, _help in rows(Settings(files={"url": url}))}["files.url"]
+    address = read_address(url)
+    assert "s3cret" not in hide_password(url) + shown + repr(address) + address.shown
+    assert address.secret in ("s3cret", "s3cret/of+it")
+
+
+def test_a_missing_package_is_named_with_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(SettingsError, match=r"-m pip install") as refused:
+        read_address("s3://KEY:s3cret@bucket")
+    assert "obstore" in refused.value.told
+    assert "s3cret" not in str(refused.value)
+
+
+def test_the_package_loads_only_where_the_setting_asks_for_it():
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('_alias', sys.argv[1])\n"
+        "alias = importlib.util.module_from_spec(spec); spec.loader.exec_module(alias); alias.register()\n"
+        "import comfyui_guarded.guard.files.storage, comfyui_guarded.guard.submit.admission\n"
+        "import comfyui_guarded.guard.doctor.checks\n"
+        "print('obstore' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, str(REPO / "alias.py")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# Files. ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, depot.WHOLE_BYTES, depot.WHOLE_BYTES + 1, LARGE])
+def test_what_is_put_in_comes_out_whole_and_in_parts(tmp_path, size):
+    store = open_depot(tmp_path / "depot")
+    data = os.urandom(size)
+    key = put(store, data)
+    found = store.stat(key)
+    assert (found.key, found.bytes) == (key, size)
+    assert store.fetch(key, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    for again in (store, open_depot(tmp_path / "depot")):  # the second has not seen it being put
+        handle, modified_s = again.open(key, size)
+        assert modified_s == found.modified_s
+        assert handle.read() == data
+        handle.seek(size // 3)
+        assert handle.read(1000) == data[size // 3 :][:1000]
+    assert [item.key for item in store.list_all()] == [key]
+    store.delete(key)
+    store.delete(key)
+    assert store.stat(key) is None
+    assert store.open(key, size) is None
+    assert not store.fetch(key, tmp_path / "none")
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_a_file_with_other_bytes_than_its_name_says_never_goes_in(tmp_path, size):
+    store = open_depot(tmp_path / "depot")
+    key = make_key(hashlib.sha256(b"something else").hexdigest(), "a.png")
+    with pytest.raises(objects.WrongBytesError):
+        store.put(key, io.BytesIO(os.urandom(size)))
+    assert os.listdir(tmp_path / "depot") == []
+    assert not store.is_away, "that is no fault of the depot's"
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+@pytest.mark.parametrize("how", ["changed", "cut", "longer"])
+def test_a_file_that_was_changed_in_the_depot_is_none(tmp_path, size, how):
+    data = os.urandom(size)
+    key = put(open_depot(tmp_path / "depot"), data)
+    other = {"changed": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:-1], "longer": data + b"x"}[how]
+    (tmp_path / "depot" / key).write_bytes(other)
+    store = open_depot(tmp_path / "depot")
+    assert store.open(key, size) is None
+    assert not store.fetch(key, tmp_path / "back")
+
+
+def test_a_file_that_the_disk_cannot_take_is_a_fault_of_the_disk(tmp_path):
+    store = open_depot(tmp_path / "depot")
+    key = put(store, b"data")
+    with pytest.raises(FileNotFoundError):
+        store.fetch(key, tmp_path / "nowhere" / "back")
+    assert not store.is_away
+
+
+def test_a_depot_that_is_away_refuses_says_so_once_and_is_noticed_when_it_is_back(tmp_path, caplog):
+    store = open_depot(tmp_path / "depot")
+    returns = []
+    store.returned.subscribe(lambda: returns.append(True))
+    key = put(store, b"data")
+    (tmp_path / "depot").rename(tmp_path / "away")
+    for ask in (
+        lambda: store.stat(key),
+        lambda: put(store, b"other"),
+        lambda: store.fetch(key, tmp_path / "back"),
+        lambda: store.open(key, 4),
+    ):
+        with pytest.raises(ServerUnavailableError) as refused:
+            ask()
+        assert refused.value.status == 503
+        assert str(tmp_path) not in refused.value.message + refused.value.details
+    store.look()
+    assert store.is_away
+    assert sum("cannot be used" in record.message for record in caplog.records) == 1
+    (tmp_path / "away").rename(tmp_path / "depot")
+    store.look()
+    assert not store.is_away
+    assert returns == [True]
+    assert store.stat(key).bytes == 4
+
+
+def test_a_folder_that_is_not_there_is_trouble_from_the_start_and_not_made(tmp_path):
+    store = Depot(read_address((tmp_path / "none").as_uri()))
+    store.look()
+    assert "none" in store.trouble
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "none").mkdir()
+    store.look()
+    assert store.trouble is None
+    assert abs(store.skew_s) < 60
+    assert os.listdir(tmp_path / "none") == []
+
+
+def test_an_empty_folder_in_the_place_of_the_one_that_was_used_is_trouble(tmp_path):
+    """As with a disk that is not mounted: what went there would be in nobody's depot."""
+    folder, known = tmp_path / "depot", tmp_path / "own" / "depot.id"
+    folder.mkdir()
+    first = Depot(read_address(folder.as_uri()), known)
+    first.look()
+    key = put(first, b"data")
+    folder.rename(tmp_path / "unmounted")
+    folder.mkdir()
+    again = Depot(read_address(folder.as_uri()), known)
+    other = Depot(read_address(folder.as_uri()), tmp_path / "other" / "depot.id")
+    for store in (first, again):
+        store.look()
+        assert "not be mounted" in (store.trouble or store.failing)
+    assert os.listdir(folder) == []
+    folder.rmdir()
+    (tmp_path / "unmounted").rename(folder)
+    for store in (first, again, other):
+        store.look()
+        assert not store.is_away
+        assert store.stat(key).bytes == 4
+    assert len(list(first.list_all())) == 1
+    assert known.read_text() == (tmp_path / "other" / "depot.id").read_text()
+
+
+def test_a_server_that_is_not_there_is_trouble_and_its_secret_is_not_told(caplog):
+    store = Depot(read_address("s3://KEY:s3cret@bucket?endpoint=http://127.0.0.1:1&region=us-east-1"))
+    store.look()
+    assert "127.0.0.1" in store.trouble
+    assert "s3cret" not in store.trouble + caplog.text
+
+
+@given(st.binary(max_size=300), st.lists(st.tuples(st.integers(0, 320), st.integers(-1, 320)), max_size=20))
+def test_a_reader_reads_like_a_file_in_memory(data, steps):
+    here = io.BytesIO(data)
+    there = Reader(lambda begin, length: data[begin : begin + length], len(data))
+    for at, size in steps:
+        here.seek(at)
+        there.seek(at)
+        assert (there.read(size), there.tell()) == (here.read(size), here.tell())
+
+
+# What the store keeps of it. ---------------------------------------------------------------------------------
+
+
+def artifact(index=0):
+    return Artifact(index, "9", "image", f"x_{index}.png", "", "output", 4, hashlib.sha256(b"data").hexdigest())
+
+
+@stores.both
+def test_what_the_depot_lacks_is_written_with_the_verdict_and_goes_once_it_is_in(path, clock):
+    store = stores.open_store(path, clock)
+    job_id = submit(store).job.job_id
+    claim(store)
+    result = Result(
+        artifacts=(artifact(), artifact(1)), unstored=((0, False, "here"), (1, True, "here"), (1, False, "there"))
+    )
+    run_to_success(store, job_id, result)
+    store.close()
+    store = stores.open_store(path, clock)
+    due = store.find_due_deposits("here", clock.now_ms(), 10, under_way=[]).result(LONG_S).deliveries
+    assert [(item.job_id, item.artifact, item.is_copy) for item in due] == [(job_id, 0, False), (job_id, 1, True)]
+    later = replace(due[0], attempts=1, next_at_ms=clock.now_ms() + 60_000)
+    store.record_deposit(later).result(LONG_S)
+    over = replace(due[1], attempts=1, state=DeliveryState.DELIVERED, ended_at_ms=clock.now_ms())
+    store.record_deposit(over).result(LONG_S)
+    found = store.find_due_deposits("here", clock.now_ms(), 10, under_way=[]).result(LONG_S)
+    assert found.deliveries == []
+    assert found.next_at_ms == later.next_at_ms
+    store.hurry_deposits("here").result(LONG_S)
+    found = store.find_due_deposits("here", clock.now_ms(), 10, under_way=[]).result(LONG_S)
+    assert [item.number for item in found.deliveries] == [due[0].number]
+    assert store.count_deposits("here").result(LONG_S) == 1
+    others = store.find_due_deposits("here", clock.now_ms(), 10, under_way=[due[0].number]).result(LONG_S)
+    assert others.deliveries == []
+    store.forget(clock.now_ms() + 1, 10).result(LONG_S)
+    assert store.count_deposits("here").result(LONG_S) == 0
+    store.close()
+
+
+@stores.both
+def test_uploads_are_written_with_their_job_and_found_by_their_owner_alone(path, clock):
+    store = stores.open_store(path, clock)
+    files = (StoredFile("a.png", "1" * 64 + ".png", 7), StoredFile("b/c.png", "2" * 64, 8))
+    submit(store, owner="one", inputs=files)
+    submit(store, owner="one", inputs=(StoredFile("a.png", "3" * 64 + ".png", 9),))
+    paths = ["a.png", "b/c.png", "d.png"]
+    assert store.find_uploads("one", paths).result(LONG_S) == {"a.png": "3" * 64 + ".png", "b/c.png": "2" * 64}
+    assert store.find_uploads("two", paths).result(LONG_S) == {}
+    job_id = new_job().job_id
+    with pytest.raises(Exception, match=r"full|limit|wait"):
+        store.submit(new_job(job_id, owner="two", inputs=files), 1).result(LONG_S)
+    assert store.find_uploads("two", paths).result(LONG_S) == {}
+    store.close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "guarded.db"
