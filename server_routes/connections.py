@@ -62,7 +62,7 @@ class Connections:
         self._throttle = Throttle()
 
     def __len__(self) -> int:
-        return sum(map(len, self._kinds))
+        return len(self._busy) + len(self._idle) + len(self._silent) + len(self._unsent)
 
     @property
     def _kinds(self) -> tuple[dict[RequestHandler, None], ...]:
@@ -113,7 +113,10 @@ class Connections:
 
     def begin(self, handler: RequestHandler) -> None:
         """A request has come in whole, but for its body."""
-        self._forget(handler)
+        if handler in self._idle:  # nearly always
+            del self._idle[handler]
+        else:
+            self._forget(handler)
         self._busy[handler] = None
 
     def send_to_stranger(self, handler: RequestHandler) -> None:
@@ -123,9 +126,13 @@ class Connections:
             self._unsent[handler] = None
 
     def end(self, handler: RequestHandler) -> None:
-        if handler in self._busy or handler in self._unsent:  # else the connection is lost
-            self._forget(handler)
-            self._idle[handler] = None
+        if handler in self._busy:
+            del self._busy[handler]
+        elif handler in self._unsent:
+            del self._unsent[handler]
+        else:
+            return  # the connection is lost
+        self._idle[handler] = None
 
     def _is_ours(self, server: Any) -> bool:
         return getattr(server.request_handler, "__self__", None) is self._application

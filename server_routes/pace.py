@@ -21,6 +21,9 @@ if sys.platform.startswith("linux"):
 _SLOWEST_BYTES_PER_S = 1024
 #: An answer is handed to the socket in pieces: what is not taken is in memory once, and nobody waits for a copy.
 PIECE_BYTES = 2**17
+#: What is no larger the transport keeps for a client that has taken all before, so nobody waits for it. asyncio's bound
+#: is 64 KiB; headers come on top.
+_KEPT_BYTES = 2**15
 #: What aiohttp sends by itself, a file of the page's, shows no progress. It has so many times as long.
 _UNSEEN = 10
 
@@ -116,6 +119,12 @@ def _count_unacknowledged(transport: asyncio.WriteTransport) -> int:
     return count[0]
 
 
+def _has_room(request: web.Request) -> bool:
+    """Whether nothing of what was sent before waits in the transport."""
+    transport = request.transport
+    return transport is not None and transport.get_write_buffer_size() == 0
+
+
 async def write_out(request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
     """Send an answer whole, unless its handler has.
 
@@ -125,6 +134,10 @@ async def write_out(request: web.Request, response: web.StreamResponse, timeout_
         return
     whole = response if type(response) is web.Response else None
     body = whole.body if whole is not None and not whole.compression and request.method != hdrs.METH_HEAD else None
+    if isinstance(body, bytes) and len(body) <= _KEPT_BYTES and _has_room(request):
+        await response.prepare(request)
+        await response.write_eof()
+        return
     with Going(request, timeout_s, unseen=whole is None) as going:
         await response.prepare(request)
         if whole is not None and isinstance(body, bytes) and len(body) > PIECE_BYTES:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+import contextvars
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -24,11 +27,16 @@ async def contain(begin: Callable[[], Awaitable[T]], timeout_s: float | None = N
     pass for one of the caller. A KeyboardInterrupt is the operator's, and stays one. If the caller is cancelled, or
     the time is up, it is cancelled and left behind: it may not listen.
 
+    It begins at once. Most code that may wait waits for nothing, and is over then, without a turn of the loop.
+
     Raises:
         EscapedError: it raised no Exception, or was cancelled by something else than the caller.
         OverdueError: it has not ended within `timeout_s`.
     """
-    task = asyncio.ensure_future(_catch_all(begin))
+    begun = _Begun(_catch_all(begin))
+    task = begun.begin()
+    if begun.is_over:
+        return begun.take_result()
     task.add_done_callback(_hear)
     try:
         await asyncio.wait({task}, timeout=timeout_s)
@@ -39,6 +47,70 @@ async def contain(begin: Callable[[], Awaitable[T]], timeout_s: float | None = N
     if task.cancelled():
         raise EscapedError("it was cancelled before it began")
     return task.result()
+
+
+class _Begun(Coroutine[Any, Any, T]):
+    """A coroutine whose first step is taken at once, as a task of its own, and the rest by that task.
+
+    `asyncio.Task` does so by itself from Python 3.12 on (`eager_start`); this is for all.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self.is_over = False
+        self._work = work
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        #: What the first step waits for, until the task asks.
+        self._first: list[Any] = []
+
+    def begin(self) -> asyncio.Task[T]:
+        """Take the first step. Whatever that raises is the result's."""
+        loop, own = asyncio.get_running_loop(), asyncio.current_task()
+        assert own is not None
+        context = contextvars.copy_context()
+        if sys.version_info < (3, 11):  # where a task always copies the context again
+            return asyncio.Task(self, loop=loop)
+        task = asyncio.Task(self, loop=loop, context=context)
+        # asyncio's documentation names these two for whoever makes tasks, with the underline.
+        asyncio.tasks._leave_task(loop, own)
+        asyncio.tasks._enter_task(loop, task)
+        try:
+            self._first.append(context.run(self._work.send, None))
+        except StopIteration as end:
+            self._result, self.is_over = end.value, True
+        except BaseException as error:
+            self._error, self.is_over = error, True
+        finally:
+            asyncio.tasks._leave_task(loop, task)
+            asyncio.tasks._enter_task(loop, own)
+        return task
+
+    def take_result(self) -> T:
+        """What came of it, once it is over."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return cast("T", self._result)
+
+    # What the task calls. ------------------------------------------------------------------------------------
+
+    def send(self, value: Any) -> Any:
+        if self.is_over:
+            raise StopIteration
+        return self._first.pop() if self._first else self._work.send(value)
+
+    def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
+        self._first.clear()
+        error = value if isinstance(value, BaseException) else kind
+        if self.is_over:
+            raise error
+        return self._work.throw(error)
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Any:
+        raise TypeError("only a task may go on with it")
 
 
 async def catch(work: Awaitable[T]) -> T:

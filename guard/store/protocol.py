@@ -143,22 +143,24 @@ class Store(DepotRecords, Protocol):
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
         max_bytes_of_owner: int | None = None,
+        held: bool = False,
     ) -> Future[Submitted]:
         """Put a job into the queue, where its user's last job is, or a round of turns after that.
 
-        A job that repeats one that was repeated before is not put in: that earlier one is the answer.
-
-        Raises `QueueFullError`, `QuotaExceededError` where the bodies of the owner's open jobs would be larger together
-        than `max_bytes_of_owner`, `DiskFullError` where the database may not become larger, or `ConflictError` if the
-        job's id or key is taken.
+        A job that repeats one that was repeated before is not put in: the earlier one is the answer. `held`: until
+        `let_go`. Raises `QueueFullError`, `QuotaExceededError` where the bodies of the owner's open jobs would come to
+        more than `max_bytes_of_owner`, `DiskFullError` where the database may not become larger, or `ConflictError` if
+        the job's id or key is taken.
         """
+
+    def let_go(self) -> None:
+        """Hand in what was held, for one commit, unless something else has taken it along."""
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         """Give a slot to the next job; owners take turns. None if no slot is free or no job waits.
 
         A job that had begun when a process died has everything to itself, until it has settled: should it kill this
-        process too, that costs no other job an attempt.
-        Jobs without a prompt, which somebody has deleted, settle as `internal_error`.
+        process too, that costs no other job an attempt. Jobs whose prompt was deleted settle as `internal_error`.
         """
 
     def begin(self, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Future[Job | None]:

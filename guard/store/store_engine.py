@@ -96,13 +96,19 @@ class StoreEngine(ABC):
     def is_readable(self) -> bool:
         """Whether the database is open, if only to read it. Any thread."""
 
-    def write(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
+    def write(
+        self, operation: Operation[T], durable: bool = False, urgent: bool = True, held: bool = False
+    ) -> Future[T]:
         """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk.
 
         `durable`: it survives a power cut, for which its commit waits. `urgent`: somebody waits for it; others share
-        the commit of what comes next, a moment later.
+        the commit of what comes next, a moment later. `held`: see :meth:`let_go`.
         """
-        return self._writer.run(operation, durable, urgent) if self.trouble is None else self._refuse()
+        return self._writer.run(operation, durable, urgent, held) if self.trouble is None else self._refuse()
+
+    def let_go(self) -> None:
+        """Run what was held, in one piece; something urgent takes it along before that. Any thread."""
+        self._writer.let_go()
 
     @abstractmethod
     def read(self, operation: Operation[T]) -> Future[T]:

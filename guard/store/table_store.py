@@ -213,9 +213,13 @@ class TableStore(DepotTables, Store):
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
         max_bytes_of_owner: int | None = None,
+        held: bool = False,
     ) -> Future[Submitted]:
         limits = max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner
-        return self._engine.write(lambda db: self._transitions.submit(db, new, key, *limits), durable=True)
+        return self._engine.write(lambda db: self._transitions.submit(db, new, key, *limits), durable=True, held=held)
+
+    def let_go(self) -> None:
+        self._engine.let_go()
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(lambda db: self._transitions.claim(db, holder, max_jobs))

@@ -100,19 +100,29 @@ class DatabaseThread:
         """Call `idle` after this batch. The thread itself."""
         self._pause_s = 0.0
 
-    def run(self, operation: Operation[T], durable: bool = False, urgent: bool = True) -> Future[T]:
-        """Run the operation after those that were handed in before; `urgent` False: within `LATER_S`. Any thread."""
+    def run(self, operation: Operation[T], durable: bool = False, urgent: bool = True, held: bool = False) -> Future[T]:
+        """Run the operation after those that were handed in before. Any thread.
+
+        `urgent` False: within `LATER_S`. `held`: once the caller calls :meth:`let_go`, with what it has held besides,
+        or once something urgent comes.
+        """
         future: Future[T] = Future()
         with self._lock:  # a close comes before or after: what it does not see would never be done
             if not self._closed:
                 self._since_s.append(time.monotonic())
                 self._later.append(Task(operation, future, durable))
-                if urgent or self._sleeps or not self._naps:
+                if not held and (urgent or self._sleeps or not self._naps):
                     self._hand_in()
                 self._naps = self._naps or not urgent
                 return future
         future.set_exception(ServerUnavailableError("The job store is closed."))
         return future
+
+    def let_go(self) -> None:
+        """Run what was held. Any thread."""
+        with self._lock:
+            if not self._closed:
+                self._hand_in()
 
     def _hand_in(self) -> None:
         """Let the thread have what there is. In one piece, so that it shares a commit."""
@@ -149,6 +159,7 @@ class DatabaseThread:
             try:
                 handed = self._wait()
             except queue.Empty:
+                self.let_go()  # what somebody has held and forgotten
                 self._run_idle()
                 continue
             tasks: Batch = []

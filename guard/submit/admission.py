@@ -56,6 +56,7 @@ from .confinement import Confinement
 from .conversion import make_converter
 from .costs import Costs
 from .fetch import Fetcher
+from .gathering import Gathering
 from .limits import Limits
 from .prints import take_print
 from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key, write_body
@@ -85,7 +86,9 @@ class Queue(Protocol):
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
         max_bytes_of_owner: int | None = None,
+        held: bool = False,
     ) -> Future[Submitted]: ...
+    def let_go(self) -> None: ...
 
 
 class Admission:
@@ -125,6 +128,7 @@ class Admission:
         self._uploads = uploads
         self._in_use = in_use or InUse(list)  # without a janitor, nothing is deleted
         self._fetcher = fetcher
+        self._gathering = Gathering(store.let_go)
         self._refusals = Throttle()
 
     async def admit(self, request: Submission) -> Submitted:
@@ -351,7 +355,9 @@ class Admission:
             max_queued_of_owner=max_own,
             max_queued_of_user=self._limits.max_queued_of_user,
             max_bytes_of_owner=self._quotas.find(client, "max_open_bytes"),
+            held=True,
         )
+        self._gathering.add()
         submitting.add_done_callback(follow)
         with self._quotas.counting():
             return await wrap_future(submitting)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import time
 
 import pytest
@@ -75,6 +76,74 @@ async def test_a_caller_that_is_cancelled_stays_cancelled_and_one_whose_work_can
         await caller
     with pytest.raises(EscapedError, match="CancelledError"):
         await contain(cancel_itself)
+
+
+async def test_code_that_waits_for_nothing_is_over_without_a_turn_of_the_loop():
+    turns = []
+    asyncio.get_running_loop().call_soon(turns.append, "another turn")
+
+    async def work():
+        return asyncio.current_task()
+
+    assert await contain(work) is not asyncio.current_task(), "it has a task of its own"
+    assert turns == []
+
+
+async def test_what_code_does_to_its_task_before_it_waits_holds_afterwards():
+    """A timeout and a cancel are its task's, and so are the variables of its context."""
+    name = contextvars.ContextVar("name", default="the caller's")
+
+    async def work():
+        own = asyncio.current_task()
+        name.set("its own")
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+        assert asyncio.current_task() is own
+        return name.get()
+
+    assert (await contain(work), name.get()) == ("its own", "the caller's")
+
+
+@pytest.mark.parametrize("raised", [SystemExit(1), GeneratorExit(), asyncio.CancelledError()])
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_code_raises_before_or_after_it_waits_escapes_as_an_exception(raised, waits):
+    async def work():
+        if waits:
+            await asyncio.sleep(0)
+        raise raised
+
+    with pytest.raises(EscapedError, match=type(raised).__name__):
+        await contain(work)
+    await asyncio.sleep(0)  # the caller goes on
+
+
+async def test_code_that_cancels_its_task_and_is_over_leaves_its_caller_alone():
+    async def work():
+        asyncio.current_task().cancel()
+        return 1
+
+    with contextlib.suppress(EscapedError):  # before Python 3.11
+        await contain(work)
+    await asyncio.sleep(0)
+
+
+async def test_code_that_has_begun_hears_of_its_callers_cancel_where_it_waits():
+    heard = []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    caller = asyncio.ensure_future(contain(work))
+    await asyncio.sleep(0)  # it has begun, and its task has not had a turn
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await asyncio.sleep(0)
+    assert heard == ["cancelled"]
 
 
 async def test_what_python_closes_is_not_taken_for_something_raised():

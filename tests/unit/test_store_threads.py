@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import wait
 
 import pytest
-from unit.fakes import LONG_S
+from unit.fakes import LONG_S, new_job
 from unit.store_steps import Held, claim, submit
 
 from comfyui_guarded.guard.job import SUCCESS, JobState
@@ -81,6 +81,26 @@ def test_a_thread_that_sleeps_is_woken_at_once(store, monkeypatch):
         store.mark_heard(job_id).result(LONG_S / 2)
 
 
+def test_what_is_held_comes_in_one_commit_once_it_is_let_go_or_something_urgent_comes(store, patient):
+    before = commits(store)
+    held = [store.submit(new_job(), 9, held=True) for _ in range(3)]
+    assert wait(held, 0.1).done == set()
+    store.let_go()
+    assert [future.result(LONG_S).replayed for future in held] == [False] * 3
+    assert commits(store) == before + 1
+    held = [store.submit(new_job(), 9, held=True) for _ in range(3)]
+    submit(store)
+    assert all(future.done() for future in held)
+    assert commits(store) == before + 2
+
+
+def test_what_is_held_and_never_let_go_comes_all_the_same_and_so_it_does_at_a_close(store):
+    assert not store.submit(new_job(), 9, held=True).result(LONG_S).replayed
+    left = store.submit(new_job(), 9, held=True)
+    store.close()
+    assert not left.result(LONG_S).replayed
+
+
 def test_a_close_does_what_was_not_urgent(store, running):
     later = store.validate(running)
     store.close()
@@ -103,13 +123,17 @@ def test_operations_are_done_in_the_order_of_the_calls(monkeypatch):
         dice = random.Random(caller)
         for number in range(500):
             told = caller, number
-            futures.append(thread.run(lambda _db, told=told: done.append(told), urgent=dice.random() < 0.3))
+            kind = {"urgent": dice.random() < 0.3, "held": dice.random() < 0.3}
+            futures.append(thread.run(lambda _db, told=told: done.append(told), **kind))
+            if dice.random() < 0.1:
+                thread.let_go()
 
     callers = [threading.Thread(target=hand_in, args=(caller,)) for caller in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
+    thread.let_go()
     for future in futures:
         future.result(LONG_S)
     thread.close()
@@ -145,7 +169,9 @@ def test_what_is_handed_in_while_a_thread_closes_is_done_or_refused():
             def hand_in(thread=thread, futures=futures, closed=closed):
                 dice = random.Random(1)
                 while not closed.is_set():
-                    futures.append(thread.run(lambda _db: 1, urgent=dice.random() < 0.5))
+                    kind = {"urgent": dice.random() < 0.5, "held": dice.random() < 0.3}
+                    futures.append(thread.run(lambda _db: 1, **kind))
+                    thread.let_go()
 
             callers = [threading.Thread(target=hand_in) for _ in range(3)]
             for caller in callers:
