@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import queue
 import threading
 import time
 from collections import Counter
@@ -21,13 +20,10 @@ from ..job import SUCCESS, Artifact, Result, Verdict
 from ..outgoing import AS_IT_COMES, ResultOptions
 from ..results import checks, convert, judgement, metadata, quarantine, within
 from ..settings import ResultsSettings
+from .beside import Beside
 from .converting import Conversions
 
 log = logging.getLogger("guarded.queue")
-
-#: How long a check waits at most until the worker has its next job: both would want Python's lock, and the GPU waits
-#: for the worker alone.
-AHEAD_S = 0.02
 
 #: What tells one content of a file from a later one: device, inode, size, time of the last change.
 Mark = tuple[int, int, int, int]
@@ -46,14 +42,13 @@ class _Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """A run to check beside the worker. `gone_on` is set once the worker goes on; for the rest see `Checking.check`."""
+    """A run to check beside the worker: see `Checking.check`."""
 
     job_id: str
     outcome: Outcome
     marks: dict[Path, Mark | None]
     then: Then
     asked: _Asked
-    gone_on: threading.Event
 
 
 class Checking:
@@ -76,16 +71,12 @@ class Checking:
         self._put_all = put_all
         self._deposits = Conversions("guarded-depositing")
         self._room = threading.Semaphore(settings.checks_at_once)
-        #: The threads last: to start one takes longer than to check a small picture.
-        self._threads = 0
-        self._inbox: queue.SimpleQueue[Check] = queue.SimpleQueue()
+        self._beside = Beside("guarded-checking", self._run, settings.checks_at_once)
         self._namers = Namers()
-        #: Set once the worker goes on after the run that it has let go of last.
-        self._gone_on = threading.Event()
 
     def go_on(self) -> None:
         """The worker has its next job, or waits for one. The worker's thread."""
-        self._gone_on.set()
+        self._beside.go_on()
 
     def check(
         self,
@@ -120,29 +111,12 @@ class Checking:
         marks = _mark_files(outcome)
         self._namers.hold(outcome, 1)
         self._room.acquire()
-        self._gone_on = gone_on = threading.Event()
         go_on()
-        check = Check(job_id, outcome, marks, then, asked, gone_on)
-        if self._threads < self._settings.checks_at_once:
-            try:
-                threading.Thread(target=self._loop, name="guarded-checking", daemon=True).start()
-                self._threads += 1
-            except RuntimeError:  # no more threads, or the interpreter ends
-                if not self._threads:
-                    gone_on.set()
-                    self._run(check)
-                    return
-        self._inbox.put(check)
-
-    def _loop(self) -> None:
-        while True:
-            try:
-                self._run(self._inbox.get())
-            except Exception:
-                log.exception("the end of a job could not be handed on")
+        check = Check(job_id, outcome, marks, then, asked)
+        if not self._beside.put(check):
+            self._run(check)
 
     def _run(self, check: Check) -> None:
-        check.gone_on.wait(AHEAD_S)
         is_over = True
         try:
             verdict, result = self._judge(check.job_id, check.outcome, check.marks, check.asked)

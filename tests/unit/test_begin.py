@@ -17,7 +17,7 @@ from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
 from comfyui_guarded.guard.host import Outcome, Progress
 from comfyui_guarded.guard.job import JobState
-from comfyui_guarded.guard.life import checking
+from comfyui_guarded.guard.life import beside, checking
 from comfyui_guarded.guard.life import dispatcher as dispatchers
 from comfyui_guarded.guard.life.drain import Drain
 from comfyui_guarded.guard.store.rows import find_job
@@ -209,7 +209,7 @@ def test_a_commit_that_has_not_begun_in_time_begins_nothing_later(machine, store
 
 
 def test_a_check_lets_the_worker_have_its_next_job_first(machine, monkeypatch, tmp_path):
-    monkeypatch.setattr(checking, "AHEAD_S", LONG_S)
+    monkeypatch.setattr(beside, "AHEAD_S", LONG_S)
     begun = threading.Event()
     monkeypatch.setattr(checking.checks, "check", lambda *_args: begun.set() or ())
     first, second = _ready(machine), _ready(machine)
