@@ -14,7 +14,7 @@ from ..guard.events.stream import Subscription
 from ..guard.job import Job
 from .about import FLAG, READ, STREAM, About, Schema
 from .asked import read_flag, read_number
-from .pace import Going
+from .pace import write_part
 from .table import Call, Route
 
 #: Send a comment after so long without an event: proxies cut a silent connection after a minute, and a failed write
@@ -82,8 +82,7 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     with contextlib.suppress(ConnectionError, GuardError):
         while True:
             chunk += b"".join([event.frame for event in events]) or HEARTBEAT
-            with Going(call.request, STALLED_S) as going:
-                await going.write(response, chunk)
+            await write_part(call.request, response, chunk, STALLED_S)
             call.turn.close()  # from now on it counts as a stream; what it begins with may be large
             chunk = b""
             if reader.job_id is not None and any(_is_ending(event) for event in events):

@@ -119,10 +119,23 @@ def _count_unacknowledged(transport: asyncio.WriteTransport) -> int:
     return count[0]
 
 
-def _has_room(request: web.Request) -> bool:
-    """Whether nothing of what was sent before waits in the transport."""
+def has_room(request: web.Request, size: int = 0) -> bool:
+    """Whether so much can be sent now without a wait: nothing of what was sent before is left in the transport."""
+    if size > _KEPT_BYTES:
+        return False
     transport = request.transport
     return transport is not None and transport.get_write_buffer_size() == 0
+
+
+async def write_part(request: web.Request, response: web.StreamResponse, data: bytes, timeout_s: float) -> None:
+    """Send a part of an answer. Raises ConnectionError as `Going.write` does."""
+    if has_room(request, len(data)):
+        await response.write(data)
+        if request.transport is None or request.transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        return
+    with Going(request, timeout_s) as going:
+        await going.write(response, data)
 
 
 async def write_out(request: web.Request, response: web.StreamResponse, timeout_s: float) -> None:
@@ -134,7 +147,7 @@ async def write_out(request: web.Request, response: web.StreamResponse, timeout_
         return
     whole = response if type(response) is web.Response else None
     body = whole.body if whole is not None and not whole.compression and request.method != hdrs.METH_HEAD else None
-    if isinstance(body, bytes) and len(body) <= _KEPT_BYTES and _has_room(request):
+    if isinstance(body, bytes) and has_room(request, len(body)):
         await response.prepare(request)
         await response.write_eof()
         return

@@ -6,10 +6,12 @@ import time
 from collections import OrderedDict
 
 from ..client import Client
-from ..job import Job
+from ..job import Job, JobState
 
-#: A caller hears the same of a job once in this time.
+#: A caller hears the same of a job once in this time, and so many times as long while the job waits: its place is
+#: looked up no more often (`TOLD_AGAIN_S` in :mod:`.places`).
 PACE_S = 0.1
+WAITING = 2.5
 #: So many callers' jobs are remembered, those that were polled last.
 KEPT = 10_000
 
@@ -25,7 +27,8 @@ class Polls:
         """For how long to wait for a change before the caller is told of the job as it is."""
         event_id, at_s = self._told.get((client.owner, job.job_id), (0, 0.0))
         is_news = job.state.settled or event_id != job.event_id
-        return 0.0 if is_news else max(at_s + PACE_S - time.monotonic(), 0.0)
+        pace_s = PACE_S * WAITING if job.state is JobState.QUEUED else PACE_S
+        return 0.0 if is_news else max(at_s + pace_s - time.monotonic(), 0.0)
 
     def note(self, job: Job, client: Client) -> None:
         """The caller is being told of the job."""

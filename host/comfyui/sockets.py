@@ -74,11 +74,12 @@ class SocketRelay:
         """Whether nothing but ComfyUI's sockets hears what ComfyUI sends: packs put theirs in front, to hear it all."""
         kind, ours = type(self._server), vars(self._server)
         code = vars(sys.modules[kind.__module__])
-        return (
-            all(ours.get(name) is self._wrappers.get(name) for name in SENDING)
-            and all(getattr(getattr(kind, name, None), "__globals__", None) is code for name in SENDING)
-            and getattr(native, "__func__", None) is kind.send_sync
-        )
+        for name in SENDING:  # for each event: no generators
+            if ours.get(name) is not self._wrappers.get(name):
+                return False
+            if getattr(getattr(kind, name, None), "__globals__", None) is not code:
+                return False
+        return getattr(native, "__func__", None) is kind.send_sync
 
     def find_executing(self, sid: str) -> str | None:
         """The node that runs for that client id, as ComfyUI tells it to a socket that reconnects. Event loop."""

@@ -12,7 +12,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from ...guard.callers.socket import Socket
 from ..about import About, Schema
 from ..events import LAST_EVENT_ID, STALLED_S, read_last_event_id
-from ..pace import Going
+from ..pace import Going, has_room
 from ..table import Call, Route
 
 log = logging.getLogger("guarded.sockets")
@@ -21,6 +21,7 @@ log = logging.getLogger("guarded.sockets")
 HEARTBEAT_S = 30.0
 #: Clients say little: their feature flags.
 MAX_MESSAGE_BYTES = 2**16
+_AT_ONCE = contextlib.nullcontext()
 
 
 async def get_ws(call: Call) -> web.StreamResponse:
@@ -61,7 +62,10 @@ async def _write(call: Call, ws: web.WebSocketResponse, socket: Socket) -> None:
     with contextlib.suppress(ConnectionError):
         while True:
             message = await socket.next()
-            with Going(call.request, STALLED_S, given=len(message.content)):
+            size = len(message.content)
+            # A text may have four bytes for each character. Most are short, and their client has taken all before.
+            may_wait = not has_room(call.request, 4 * size)
+            with Going(call.request, STALLED_S, given=size) if may_wait else _AT_ONCE:
                 if isinstance(message.content, str):
                     await ws.send_str(message.content)
                 else:

@@ -6,7 +6,7 @@ import pytest
 from unit.fakes import LONG_S
 from unit.store_steps import CANCELLED
 
-from comfyui_guarded.guard.callers import polls
+from comfyui_guarded.guard.callers import places, polls
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.job import JobState
 
@@ -57,6 +57,15 @@ async def test_a_poll_is_held_for_the_pace_at_most(machine, monkeypatch):
     monkeypatch.setattr(polls, "PACE_S", 0.2)
     job_id = machine.submit()
     assert [await answer(machine, job_id) for _ in range(2)] == [JobState.QUEUED] * 2
+
+
+async def test_a_job_that_waits_is_told_of_no_more_often_than_its_place_is_looked_up(machine, patient):
+    job = machine.job(machine.submit())
+    known = polls.Polls()
+    for state, at_most_s in ((JobState.QUEUED, polls.WAITING * LONG_S), (JobState.RUNNING, LONG_S)):
+        known.note(job.evolve(state=state), BOT)
+        assert at_most_s / 2 < known.hold_s(job.evolve(state=state), BOT) <= at_most_s
+    assert polls.WAITING * 0.1 == places.TOLD_AGAIN_S
 
 
 async def test_one_caller_s_polls_hold_up_no_other(machine, patient):
