@@ -250,13 +250,15 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     store.changed.subscribe(events.follow)
     store.arrived.subscribe(events.follow_other)
     store.arrived.subscribe(settler.follow)
+    store.changed.subscribe(sockets.follow)
+    store.arrived.subscribe(sockets.follow_other)
     store.changed.subscribe(metrics.follow)
     runs.spent.subscribe(metrics.count_spent)
     refused.subscribe(metrics.count_refusal)
     refused.subscribe(refusals.count)
     quotas.refused.subscribe(metrics.count_over_quota)
     # Whoever has done it, this server or another one that shares the queue.
-    followers = estimates, jobs, sockets, positions, outbox, puts, dispatcher
+    followers = estimates, jobs, positions, outbox, puts, dispatcher
     for changes in (store.changed, store.arrived):
         for follower in followers:
             changes.subscribe(follower.follow)

@@ -116,20 +116,11 @@ class Sockets:
             if any(message.verdict_of is not None for message, _is_last in end):
                 self._put_all(socket, end)
                 continue
-            socket.caught_up.add(job.job_id)
-            for node_id, output in job.result.outputs.items():
-                executed = {
-                    "node": node_id,
-                    "display_node": node_id,
-                    "output": hide_in(output),
-                    "prompt_id": job.job_id,
-                }
-                socket.say("executed", executed)
-            event, data = as_comfyui.ending(job)
             if not socket.resumes:
                 socket.put(_frame(Event(STATE, functools.partial(self._jobs.describe, job, None), job, job.event_id)))
-            socket.say(event, data, verdict_of=job.job_id)
-            socket.say("executing", {"node": None, "prompt_id": job.job_id})
+            socket.caught_up.add(job.job_id)
+            for message, _is_last in _make_end(job):
+                socket.put(message)
         for end in ends.values():
             self._put_all(socket, end)
 
@@ -203,6 +194,21 @@ class Sockets:
             # Where a `status` is due already, it will count this: it is due no more before it counts.
             if self._status_due is None:
                 self._loop.call(self._schedule_status)
+
+    def follow_other(self, job: Job) -> None:
+        """Another server has changed the job; tell of its end what the host here does not. The store's thread."""
+        self.follow(job)
+        if job.state.settled and self._sid_of(job) in self._by_sid and job.job_id not in self._host.held():
+            self._loop.call(lambda: self._tell_end(job))
+
+    def _tell_end(self, job: Job) -> None:
+        self._ending.pop(job.job_id, None)
+        end = _make_end(job)
+        for socket in self._by_sid.get(self._sid_of(job) or "", ()):
+            if socket.ends is not None:
+                socket.ends.setdefault(job.job_id, end)
+            elif job.job_id not in socket.caught_up:
+                self._put_all(socket, end)
 
     def wants(self, sid: str | None) -> bool:
         """Any thread."""
@@ -300,6 +306,24 @@ class Sockets:
             elif client.may_see(job.owner):
                 ending += 1
         return self._store.count_open(client.sees_only) + ending
+
+
+def _make_end(job: Job) -> list[tuple[Message, bool]]:
+    """The messages that tell of the end of a job as ComfyUI would have told it; and whether it is the last one."""
+
+    def make(event: str, data: Any, verdict_of: str | None = None) -> Message:
+        return Message(json.dumps({"type": event, "data": data}), verdict_of)
+
+    outputs = [
+        {"node": node_id, "display_node": node_id, "output": hide_in(output), "prompt_id": job.job_id}
+        for node_id, output in job.result.outputs.items()
+    ]
+    event, data = as_comfyui.ending(job)
+    return [
+        *((make("executed", output), False) for output in outputs),
+        (make(event, data, job.job_id), False),
+        (make("executing", {"node": None, "prompt_id": job.job_id}), True),
+    ]
 
 
 def _status(remaining: int) -> dict[str, Any]:

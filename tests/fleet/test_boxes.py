@@ -3,7 +3,17 @@
 from contextlib import closing
 
 import pytest
-from contract.client import gated, open_gate, sleep, unique
+from contract.client import (
+    assert_heard_only_an_error,
+    connected,
+    files_announced,
+    gated,
+    open_gate,
+    raises,
+    sleep,
+    types_of,
+    unique,
+)
 from fleet.conftest import until
 from fleet.link import Link
 
@@ -103,3 +113,20 @@ def test_an_engine_that_is_killed_and_comes_back_at_once_costs_no_run(fleet, eng
     last = boxes[0].admitted(sleep(0.1))
     assert boxes[1].settled(last)["state"] == "succeeded"
     assert fleet.ask("SELECT attempts FROM jobs WHERE job_id = %s", [waiting]) == [(1,)]
+
+
+async def test_a_websocket_hears_the_end_of_a_job_that_another_box_has_run(fleet):
+    front, worker = fleet.start(GUARDED_QUEUE__MAX_JOBS="0"), fleet.start()
+    async with connected(front) as client, client.socket() as socket:
+        good = await client.admitted(sleep(0.1), client_id=socket.client_id)
+        events = await socket.until_end_of(good)
+        assert types_of(events).count("execution_success") == 1
+        [file] = files_announced(events)
+        assert worker.job(good)["artifacts"][0]["filename"] == file["filename"]
+        bad = await client.admitted(raises("ValueError"), client_id=socket.client_id)
+        assert_heard_only_an_error(await socket.until_end_of(bad))
+        waiting = await client.admitted(sleep(3600), client_id=socket.client_id)
+        await client.running(waiting)
+        await client.cancel(waiting)
+        events = await socket.until_end_of(waiting)
+        assert types_of(events).count("execution_success") == 0
