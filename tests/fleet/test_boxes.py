@@ -29,7 +29,7 @@ def test_a_box_that_only_accepts_has_its_jobs_run_elsewhere_and_cancels_them(fle
     long = front.admitted(sleep(3600))
     front.reached(long, "running")
     waiting = worker.admitted(sleep(0.1))
-    assert front.job(waiting)["position"] == 1
+    until(lambda: front.job(waiting)["position"] == 1)
     assert front.ask("DELETE", f"/guarded/jobs/{long}")[1]["state"] == "cancelled"
     assert worker.settled(waiting)["state"] == "succeeded", "the run was not stopped"
     assert fleet.count_ends(long) == 1
@@ -46,7 +46,8 @@ def test_the_job_of_a_box_that_is_killed_begins_again_elsewhere(fleet):
     until(lambda: fleet.find_box_of(job_id) is other)
     open_gate(other.base, prefix)
     job = other.settled(job_id)
-    assert (job["state"], job["attempts"]) == ("succeeded", 2), job
+    assert job["state"] == "succeeded", job
+    assert job["attempts"] >= 2
     dead.start()
     assert dead.job(job_id) == other.job(job_id)
     assert fleet.count_ends(job_id) == 1
@@ -91,7 +92,8 @@ def test_a_box_that_is_cut_off_stops_its_run_and_joins_again(link, fleet, engine
     link.mend()
     open_gate(other.base, prefix)  # of the run that was given up, too: it asks for no interrupt
     job = other.settled(job_id)
-    assert (job["state"], job["attempts"]) == ("succeeded", 2), job
+    assert job["state"] == "succeeded", job
+    assert job["attempts"] >= 2
     until(cut_off.is_ready)
     assert fleet.count_ends(job_id) == 1
 
@@ -109,7 +111,8 @@ def test_an_engine_that_is_killed_and_comes_back_at_once_costs_no_run(fleet, eng
     engine.start()
     job = boxes[1].settled(running)
     assert (job["state"], job["attempts"]) == ("succeeded", 1), job
-    assert until(lambda: boxes[0].ask("DELETE", f"/guarded/jobs/{waiting}"))[1]["state"] == "cancelled"
+    until(lambda: (boxes[0].ask("DELETE", f"/guarded/jobs/{waiting}") or [0])[0] == 200)
+    assert boxes[1].job(waiting)["state"] == "cancelled"
     last = boxes[0].admitted(sleep(0.1))
     assert boxes[1].settled(last)["state"] == "succeeded"
     assert fleet.ask("SELECT attempts FROM jobs WHERE job_id = %s", [waiting]) == [(1,)]
@@ -117,13 +120,13 @@ def test_an_engine_that_is_killed_and_comes_back_at_once_costs_no_run(fleet, eng
 
 async def test_a_websocket_hears_the_end_of_a_job_that_another_box_has_run(fleet):
     front, worker = fleet.start(GUARDED_QUEUE__MAX_JOBS="0"), fleet.start()
-    async with connected(front) as client, client.socket() as socket:
+    async with connected(front) as client, client.socket("/guarded/ws") as socket:
         good = await client.admitted(sleep(0.1), client_id=socket.client_id)
         events = await socket.until_end_of(good)
         assert types_of(events).count("execution_success") == 1
         [file] = files_announced(events)
         assert worker.job(good)["artifacts"][0]["filename"] == file["filename"]
-        bad = await client.admitted(raises("ValueError"), client_id=socket.client_id)
+        bad = await client.admitted(raises("value_error"), client_id=socket.client_id)
         assert_heard_only_an_error(await socket.until_end_of(bad))
         waiting = await client.admitted(sleep(3600), client_id=socket.client_id)
         await client.running(waiting)
