@@ -75,6 +75,7 @@ class Membership:
     def begin(self) -> None:
         """The database is open, and this is a box. The store's thread, once."""
         self._sent_s, self._has_joined = time.monotonic(), True
+        log.info("this box is %s of the fleet", self._store.member.box)
         self._thread.start()
 
     def close(self) -> None:

@@ -333,7 +333,12 @@ class Admission:
         )
 
     def _keep_secrets(self, job: NewJob, prompt: Prompt, undo: ExitStack) -> None:
-        """Keep them before the commit, because the job may be dispatched right after it."""
+        """Keep them before the commit, because the job may be dispatched right after it.
+
+        Raises ServerUnavailableError where this server runs no jobs: they do not leave it.
+        """
+        if prompt.secrets and not self._settings.queue.max_jobs:
+            raise ServerUnavailableError("This server runs no jobs, and gives no credentials away.", retry_after_s=1)
         if self._secrets.keep(job.job_id, prompt.secrets):
             undo.callback(self._secrets.forget, job.job_id)
 

@@ -766,6 +766,14 @@ async def test_a_secret_that_is_null_is_none(gate):
     assert gate.secrets.of(job.job_id) == {}
 
 
+async def test_a_server_that_runs_no_jobs_takes_none_with_secrets(store, host, clock):
+    gate = Gate(store, host, clock, queue={"max_jobs": 0})
+    error = await gate.refusal(_raw(extra_data={SECRET_NAMES[0]: "s3cret"}))
+    assert (error.code, error.retryable) == ("server_unavailable", True)
+    assert gate.secrets._by_job == {}
+    assert (await gate.admit(_raw())).job.state is JobState.QUEUED
+
+
 async def test_a_conflict_over_a_job_id_keeps_no_other_prompt_for_that_job(gate, host):
     job_id = new_id()
     await gate.admit(_raw(prompt_id=job_id))

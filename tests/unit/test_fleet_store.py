@@ -18,8 +18,10 @@ from unit.stores import look_into, make_schema, only_postgres, server
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import WorkerDiedError
+from comfyui_guarded.guard.fleet import read_or_make_name
 from comfyui_guarded.guard.job import SUCCESS, TERMINAL, JobState, Verdict
-from comfyui_guarded.guard.store import Member, StoreLockedError
+from comfyui_guarded.guard.settings import SettingsError
+from comfyui_guarded.guard.store import Member, StoreLockedError, make_store
 from comfyui_guarded.guard.store.line import Line
 from comfyui_guarded.guard.store.postgres import PostgresStore
 from comfyui_guarded.guard.store.postgres_address import read_address
@@ -249,6 +251,18 @@ def test_jobs_of_a_server_that_had_the_database_for_itself_are_taken_up(boxes, p
     one = boxes("one")
     assert [claim(one).job_id, claim(one)] == [begun.job_id, None]  # one that has begun runs alone
     assert one.get(waiting.job_id).result(LONG_S).state is QUEUED
+
+
+def test_a_fleet_without_postgresql_is_a_setting_to_correct(tmp_path):
+    with pytest.raises(SettingsError, match=r"fleet\.enabled.*postgresql"):
+        make_store("", tmp_path, Clock(), member=Member("one", LEASE_MS))
+
+
+def test_a_name_is_kept_and_what_is_none_is_made_anew(tmp_path):
+    name = read_or_make_name(tmp_path)
+    assert read_or_make_name(tmp_path) == name
+    (tmp_path / "box.id").write_text("../x'; DROP TABLE jobs")
+    assert read_or_make_name(tmp_path) != name
 
 
 # All at once. -------------------------------------------------------------------------------------------------------
