@@ -3,6 +3,8 @@
 import contextlib
 import shutil
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -251,6 +253,35 @@ def test_jobs_of_a_server_that_had_the_database_for_itself_are_taken_up(boxes, p
     one = boxes("one")
     assert [claim(one).job_id, claim(one)] == [begun.job_id, None]  # one that has begun runs alone
     assert one.get(waiting.job_id).result(LONG_S).state is QUEUED
+
+
+def test_boxes_that_work_at_once_take_no_job_twice_and_tell_of_all_changes_in_one_order(boxes):
+    opened = [boxes(name) for name in ("one", "two", "three")]
+    everything = threading.Barrier(len(opened))
+
+    def work(store):
+        taken = []
+        everything.wait(LONG_S)
+        for _ in range(15):
+            submitting = [store.submit(new_job(owner=owner), 10**9) for owner in "ab"]
+            while (job := claim(store, 10**9)) is not None:
+                taken.append(job.job_id)
+                store.start(job.job_id)
+                assert store.settle(job.job_id, SUCCESS, token=job.token).result(LONG_S).won
+                store.release(job.job_id)
+            wait(submitting)
+        return taken
+
+    with ThreadPoolExecutor(len(opened)) as pool:
+        taken = [job_id for some in pool.map(work, opened) for job_id in some]
+    while (job := claim(opened[0], 10**9)) is not None:
+        taken.append(job.job_id)
+    assert len(taken) == len(set(taken)) == 90
+    for store in opened:
+        sync(store)
+        assert [job.event_id for job in store.heard.changes] == list(range(1, store.heard.changes[-1].event_id + 1))
+    assert [job.state for job in opened[0].heard.changes] == [job.state for job in opened[1].heard.changes]
+    assert [job.number for job in opened[0].heard.changes if job.state is QUEUED] == list(range(1, 91))
 
 
 def test_a_fleet_without_postgresql_is_a_setting_to_correct(tmp_path):
