@@ -73,6 +73,24 @@ def test_a_box_that_was_frozen_past_its_lease_changes_nothing_and_comes_back(fle
     assert other.settled(again)["state"] == "succeeded"
 
 
+def test_a_server_alone_on_postgresql_keeps_what_it_has_acknowledged_and_keeps_others_out(fleet):
+    alone = fleet.start(GUARDED_FLEET__ENABLED="false")
+    prefix = unique()
+    running, waiting = alone.admitted(gated(prefix)), alone.admitted(sleep(0.1))
+    alone.reached(running, "running")
+    other = fleet.make(GUARDED_FLEET__ENABLED="false")
+    other.spawn()
+    until(lambda: (other.ask("GET", "/guarded/ready") or [0])[0] == 503)
+    assert other.submit(sleep(0.1)) is None
+    other.kill()
+    alone.kill()
+    open_gate(alone.base, prefix)
+    alone.start()
+    assert [alone.settled(job_id)["state"] for job_id in (running, waiting)] == ["succeeded", "succeeded"]
+    assert alone.job(running)["attempts"] == 2
+    assert [fleet.count_ends(job_id) for job_id in (running, waiting)] == [1, 1]
+
+
 @pytest.fixture
 def link(engine):
     """Taken down once the boxes are gone."""
