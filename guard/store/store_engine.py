@@ -13,7 +13,7 @@ from ..errors import GuardError
 from . import forks
 from .held_file import TakenOverError
 from .pause import Pause
-from .threads import LOOK_S, Batch, DatabaseThread, Operation, make_refusal, refuse
+from .threads import Batch, DatabaseThread, Operation, make_refusal, refuse
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -24,8 +24,8 @@ T = TypeVar("T")
 class StoreEngine(ABC):
     """Runs operations on a database: many writes in one commit, on the thread `guarded-store`."""
 
-    #: How often the writer looks after the database.
-    _LOOK_S = LOOK_S
+    #: How often the writer looks after the database, if not as often as others look after theirs.
+    _LOOK_S: float | None = None
 
     def __init__(self, shown: str, load: Operation[None], publish: Callable[[], None], upkeep: Upkeep) -> None:
         """Call :meth:`open` or :meth:`serve` next.

@@ -55,9 +55,9 @@ class DatabaseThread:
         work: Callable[[Batch], None],
         idle: Callable[[], bool | None] | None = None,
         db: Database | None = None,
-        look_s: float = LOOK_S,
+        look_s: float | None = None,
     ) -> None:
-        """`work` runs a batch; `idle` is called at the start and then every `look_s`, between batches.
+        """`work` runs a batch; `idle` is called at the start and then every `look_s` (`LOOK_S`), between batches.
 
         If it returns true, it is called again after `MORE_S`.
         """
@@ -203,7 +203,7 @@ class DatabaseThread:
 
     def _run_idle(self) -> None:
         self._idle_s = time.monotonic()
-        self._pause_s = self._look_s
+        self._pause_s = LOOK_S if self._look_s is None else self._look_s
         try:
             if self._idle is not None and self._idle():
                 self._pause_s = MORE_S
