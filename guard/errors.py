@@ -24,6 +24,8 @@ RETRY_AFTER_S = 10.0
 
 #: Characters that an answer quotes of what came, and those of a message and of details, with such quotes.
 QUOTED, _MESSAGE, _DETAILS = 200, 500, 2000
+#: Those of each text that says why a job ended badly: nodes choose the names of files and the words of errors.
+LONGEST_REASON = 2000
 
 
 class RefusalError(TypedDict):
@@ -61,14 +63,14 @@ def clip(text: str, length: int = QUOTED) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def clip_all(value: Any) -> Any:
+def clip_all(value: Any, length: int = QUOTED) -> Any:
     """The same for all texts and keys of a JSON value."""
     if isinstance(value, str):
-        return clip(value)
+        return clip(value, length)
     if isinstance(value, Mapping):
-        return {clip(str(key)): clip_all(item) for key, item in value.items()}
+        return {clip(str(key), length): clip_all(item, length) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [clip_all(item) for item in value]
+        return [clip_all(item, length) for item in value]
     return value
 
 

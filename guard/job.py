@@ -10,7 +10,7 @@ from pydantic import Field, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
 from . import messages, outgoing
-from .errors import FAMILY, ErrorCode, GuardError
+from .errors import FAMILY, LONGEST_REASON, ErrorCode, GuardError, clip, clip_all
 from .outgoing import (
     AS_IT_COMES,
     Converted,
@@ -217,7 +217,7 @@ class Verdict:
         details = dict(error.extra_info)
         if error.details:
             details["details"] = error.details
-        return cls(state, error.code, error.message, details)
+        return cls(state, error.code, clip(error.message, LONGEST_REASON), clip_all(details, LONGEST_REASON))
 
 
 SUCCESS = Verdict(JobState.SUCCEEDED)

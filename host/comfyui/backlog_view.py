@@ -68,8 +68,9 @@ class BacklogView:
         wrap_method(self._queue, "wipe_history", self._wipe_history)
 
     def _get_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
-        running, pending = native(*args, **kwargs)
-        known = {*self._list_held(), *(item[1] for item in (*running, *pending))}
+        with self._queue.mutex:  # else a job that is just being queued would be in neither
+            running, pending = native(*args, **kwargs)
+            known = {*self._list_held(), *(item[1] for item in (*running, *pending))}
         return running, [*pending, *self._make_items(known)]
 
     def _get_tasks_remaining(self, native: Native, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """A job's states, and the store that keeps them, against a simple model, with crashes among the steps."""
 
 import itertools
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -15,7 +16,13 @@ from unit.fakes import LONG_S, new_id, new_job
 from unit.stores import copy_store, look_into, open_store
 
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.errors import CancelledError, GenerationFailedError, GuardError, NoFaceError
+from comfyui_guarded.guard.errors import (
+    CancelledError,
+    GenerationFailedError,
+    GuardError,
+    NoFaceError,
+    ResultMissingError,
+)
 from comfyui_guarded.guard.job import OPEN, SUCCESS, TERMINAL, TRANSITIONS, WAITING, JobState, Verdict
 
 QUEUED, DISPATCHED, RUNNING, VALIDATING = (
@@ -373,3 +380,14 @@ def test_a_job_id_is_remembered_as_itself(store):
     store.submit(new_job(job_id), 1).result(LONG_S)
     assert store.get(job_id).result(LONG_S).job_id == job_id
     assert store.get(job_id.upper()).result(LONG_S) is None
+
+
+def test_why_a_job_ended_is_told_in_bounds_whatever_nodes_name():
+    error = ResultMissingError(
+        "x" * 10**6, details="y" * 10**6, extra_info={"filename": "z" * 10**6, "list": ["w" * 10**6]}
+    )
+    verdict = Verdict.of(error)
+    assert len(json.dumps([verdict.message, verdict.details])) < 10_000
+    assert verdict.details["filename"].startswith("zzz")
+    short = ResultMissingError("x", extra_info={"bytes": 5, "node_id": "1", "share": 0.5, "is": None})
+    assert Verdict.of(short).details == {"bytes": 5, "node_id": "1", "share": 0.5, "is": None}
