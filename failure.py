@@ -197,7 +197,9 @@ def note(own: Path, failure: Failure, facts: Mapping[str, Any]) -> None:
     part = own / f"{NOTE}.part"
     try:
         own.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({**facts, "off": off}), encoding="utf-8")
+        part.unlink(missing_ok=True)  # nobody waits for whoever might read a pipe
+        with open(part, "x", encoding="utf-8") as file:
+            json.dump({**facts, "off": off}, file)
         os.replace(part, own / NOTE)
     except OSError:
         pass

@@ -16,6 +16,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from ...failure import NOTE
 from ...own_files import read_json
+from .. import private_files
 from ..access.keys import Key, KeysError, read
 from ..host import Folders, Host
 from ..life.health import AlarmBody
@@ -135,11 +136,8 @@ def remember(own: Path, host: Host) -> None:
         **{root: _to_text(path) for root, path in folders.roots().items()},
         "models": [str(path) for path in host.model_folders()],
     }
-    part = own / f"{NOTE}.part"
     try:
-        own.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(note), encoding="utf-8")
-        os.replace(part, own / NOTE)
+        private_files.write(own / NOTE, json.dumps(note).encode())
     except OSError as error:
         log.warning("%s cannot be written: %s", NOTE, error)
 

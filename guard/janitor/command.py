@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ...own_files import find_kind
 from ..cli import guard_folder, parse_age, user_folder
 from ..clock import Clock
 from ..host import Folders
@@ -74,7 +75,7 @@ def run(
         try:
             # Its waiting jobs and the results that nobody has fetched are as safe as with a running server.
             url = settings.store.url
-            if own is not None and (is_postgres(url) or database_path(url, own).is_file()):
+            if own is not None and (is_postgres(url) or _is_there(database_path(url, own))):
                 store = stack.enter_context(contextlib.closing(make_store(url, own, Clock())))
         except StoreLockedError:
             say("a server runs on this user folder; its own janitor sweeps (POST /guarded/janitor/sweep)")
@@ -102,6 +103,17 @@ def run(
     for line in report.error_samples:
         say(f"error: {escape(line)}")
     return 1 if report.errors else 0
+
+
+def _is_there(database: Path) -> bool:
+    """Raises StoreUnusableError where what lies there is no file: nobody knows which results are wanted."""
+    try:
+        kind = find_kind(database)
+    except OSError as error:
+        raise StoreUnusableError(f"{database.name[:100]} cannot be used: {error.strerror}") from None
+    if kind is not None:
+        raise StoreUnusableError(f"{database} is {kind}, not a job database")
+    return database.exists()
 
 
 def _existing_folder(text: str) -> Path:

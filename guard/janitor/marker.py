@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from ...own_files import FileError, read_json
+from .. import private_files
 from ..errors import ServerUnavailableError
 
 log = logging.getLogger("guarded.janitor")
@@ -66,15 +66,10 @@ class Marker:
         """Whether it is on disk, or there is no file."""
         if self._path is None:
             return True
-        part = self._path.with_suffix(".part")
+        first_start_ms = round(self.first_start_s * 1000)
+        told = {"first_start_ms": first_start_ms, "adopted": self.adopted, "native": self.native}
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "w", encoding="utf-8") as file:
-                first_start_ms = round(self.first_start_s * 1000)
-                json.dump({"first_start_ms": first_start_ms, "adopted": self.adopted, "native": self.native}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self._path)
+            private_files.write(self._path, json.dumps(told).encode())
         except OSError as error:
             log.warning("%s cannot be written: %s", FILE, error)
             return False

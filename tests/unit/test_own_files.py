@@ -1,5 +1,6 @@
 """Whatever lies where the server and the doctor read a file of ours: a clear word that names it, and soon."""
 
+import argparse
 import json
 import os
 import re
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from unit.fakes import FakeHost
 
 from comfyui_guarded import own_files
-from comfyui_guarded.failure import describe
+from comfyui_guarded.failure import NOTE, describe, note
 from comfyui_guarded.guard import messages, owners
 from comfyui_guarded.guard.access import sign_in
 from comfyui_guarded.guard.access.client_ids import ClientIds
@@ -23,7 +25,9 @@ from comfyui_guarded.guard.access.tokens import Tokens
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.doctor.checks import examine
 from comfyui_guarded.guard.doctor.command import gather
+from comfyui_guarded.guard.doctor.facts import remember
 from comfyui_guarded.guard.events.outbox import read_or_make_secret
+from comfyui_guarded.guard.janitor import command as janitor_command
 from comfyui_guarded.guard.janitor.marker import Marker
 from comfyui_guarded.guard.settings import SettingsError, load, read_own_texts
 from comfyui_guarded.guard.store import make_store
@@ -276,3 +280,39 @@ def test_a_name_of_a_few_parts_and_a_text_with_many_dots_are_in_order(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text("[a.b.c]\nd.e = '" + "x.y. " * 500 + "'\nkeep = [" + '"a.png", ' * 500 + "]\n")
     assert own_files.read_toml(path)[0]["a"]["b"]["c"]["d"]["e"].startswith("x.y")
+
+
+@needs_pipes
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+def test_the_janitor_on_the_command_line_deletes_nothing_where_the_job_database_is_no_file(tmp_path, kind):
+    """Nobody knows then which results are still to be fetched."""
+    own = make_own(tmp_path)
+    result = tmp_path / "output" / "a.png"
+    result.parent.mkdir()
+    result.write_bytes(b"x")
+    os.utime(result, (0, 0))
+    KINDS[kind](own / "guarded.db")
+    parser = argparse.ArgumentParser()
+    janitor_command.add_arguments(parser)
+    wanted = parser.parse_args(["--output", str(result.parent), "--user", str(own.parent), "--adopt-existing"])
+    said: list[str] = []
+    assert janitor_command.run(wanted, {}, PACKAGE, said.append) == 2
+    assert "not a job database" in said[-1]
+    assert result.exists()
+
+
+@needs_pipes
+def test_what_a_start_writes_waits_for_nobody_who_might_read_it(tmp_path):
+    own = make_own(tmp_path)
+    for name in ("janitor", NOTE.removesuffix(".json"), "draining", "warming", "token"):
+        for suffix in (".part", ".new", ".json.part"):
+            os.mkfifo(own / f"{name}{suffix}")
+    Marker(own, 0.0).adopt()
+    Tokens(own, Clock())
+    Mark(own).begin("x")
+    why = describe(SettingsError("x"), own, {}, [])
+    note(own, why, {"host": {}, "output": None, "temp": None, "input": None, "models": []})
+    assert json.loads((own / NOTE).read_text())["off"]
+    remember(own, FakeHost())
+    assert json.loads((own / "janitor.json").read_text())["adopted"] is True
+    assert "off" not in json.loads((own / NOTE).read_text())
