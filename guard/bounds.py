@@ -83,7 +83,7 @@ def read_json(raw: bytes, bounds: Bounds, what: str = "The body") -> Any:
         InvalidRequestError: it is no strict JSON, or nested too deeply.
         PayloadTooLargeError: it holds more values, or longer texts, than the bounds let it.
     """
-    _count_values(raw, bounds, what)
+    count_values(raw, bounds, what)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,8 +103,12 @@ def read_json(raw: bytes, bounds: Bounds, what: str = "The body") -> Any:
 
 
 def read_shortened(raw: bytes, most: int) -> Any:
-    """Parse JSON of somebody else's without what is behind the first `most` bytes of each text: a long one is never
-    there twice."""
+    """Parse JSON of somebody else's without what is behind the first `most` bytes of each text."""
+    return json.loads(shorten(raw, most).decode("utf-8", "replace"))
+
+
+def shorten(raw: bytes, most: int) -> bytes:
+    """JSON without what is behind the first `most` bytes of each text: a long one is never there twice."""
     parts: list[bytes] = []
     at, size = 0, len(raw)
     while (quote := raw.find(b'"', at)) >= 0:
@@ -117,7 +121,7 @@ def read_shortened(raw: bytes, most: int) -> Any:
         else:
             parts.append(raw[at:end])
         at = end
-    return json.loads(b"".join([*parts, raw[at:size]]).decode("utf-8", "replace"))
+    return b"".join([*parts, raw[at:size]])
 
 
 def read_model(
@@ -178,8 +182,11 @@ def refuse_field(error: ValidationError, prefix: str = "") -> InvalidRequestErro
     return InvalidRequestError(f"{prefix}{field}: {complaint}.", extra_info={"field": f"{prefix}{field}"})
 
 
-def _count_values(raw: bytes, bounds: Bounds, what: str) -> None:
-    """Refuse JSON with too many values. Mostly one quick look at each window is enough."""
+def count_values(raw: bytes, bounds: Bounds, what: str) -> None:
+    """Refuse JSON with too many values. Mostly one quick look at each window is enough.
+
+    Raises PayloadTooLargeError, InvalidRequestError where it is nested too deeply.
+    """
     most = bounds.values
     if len(raw) // 2 + 1 <= most:  # each takes two bytes
         return

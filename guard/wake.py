@@ -64,21 +64,13 @@ def wrap_future(future: Future[T]) -> asyncio.Future[T]:
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     waiting: asyncio.Future[T] = loop.create_future()
 
-    def copy() -> None:
-        if waiting.done():
-            return
-        if future.cancelled():
-            waiting.cancel()
-        elif (error := future.exception()) is not None:
-            waiting.set_exception(error)
-        else:
-            waiting.set_result(future.result())
-
-    def done(_future: Future[T]) -> None:
+    # It is handed on and not held, or there would be a circle: what was read, of any size, would be kept until Python's
+    # collector comes, which counts objects and not bytes.
+    def done(ended: Future[T]) -> None:
         if threading.get_ident() == thread:
-            copy()
+            _copy(ended, waiting)
         else:
-            _call(loop, copy)
+            _call(loop, lambda: _copy(ended, waiting))
 
     def take_back(_waiting: asyncio.Future[T]) -> None:
         if waiting.cancelled():
@@ -87,6 +79,17 @@ def wrap_future(future: Future[T]) -> asyncio.Future[T]:
     waiting.add_done_callback(take_back)
     future.add_done_callback(done)
     return waiting
+
+
+def _copy(ended: Future[T], waiting: asyncio.Future[T]) -> None:
+    if waiting.done():
+        return
+    if ended.cancelled():
+        waiting.cancel()
+    elif (error := ended.exception()) is not None:
+        waiting.set_exception(error)
+    else:
+        waiting.set_result(ended.result())
 
 
 class LoopCaller:

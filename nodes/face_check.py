@@ -22,7 +22,8 @@ from ..guard.faces import CANDIDATE, Pixels
 from ..guard.faces.check import FaceRules, Faces
 from ..guard.faces.chooser import AUTO, CHOICES
 from ..guard.faces.machine import FaceMachine
-from ..guard.faces.photos import decode, read, to_rgb
+from ..guard.faces.photos import decode, read
+from ..guard.faces.scaling import to_rgb
 from . import shown
 from .tensors import Floats, to_floats, to_kind_of, to_pixels, to_tensor
 

@@ -21,6 +21,8 @@ from .evenly import Beginnings
 
 log = logging.getLogger("guarded.http")
 
+#: So many requests of a connection may have come in behind the one that is answered.
+WAITING_AT_MOST = 2
 #: Connections beyond the bound, for operators: an answer tells everybody else to come back later.
 FOR_OPERATORS = 16
 #: Files that the process needs for itself: the job database, models, uploads, results.
@@ -80,6 +82,7 @@ class Connections:
             made(server, handler, transport)
             if self._is_ours(server):
                 self._open(handler)
+                _read_little_ahead(handler)
 
         def connection_lost(server: Any, handler: Any, exc: BaseException | None = None) -> None:
             if self._is_ours(server):
@@ -161,6 +164,14 @@ class Connections:
             kind.pop(handler, None)
 
 
+def _read_little_ahead(handler: Any) -> None:
+    """Let few requests wait behind the one that is answered: aiohttp (from 3.14 on) takes 32, each with up to 2 MB of
+    headers, from whoever reads no answer."""
+    if hasattr(handler, "_max_msg_queue_size"):
+        handler._max_msg_queue_size = WAITING_AT_MOST
+        handler._msg_queue_resume_size = WAITING_AT_MOST - 1
+
+
 def watch_requests(
     connections: Connections, refuse_full: Callable[[web.Request], web.Response | None], timeout_s: float
 ) -> Middleware:
@@ -190,9 +201,13 @@ def watch_requests(
                         return response
                 if not request.get(OWNER):
                     connections.send_to_stranger(connection)
-                # Whoever has gone, or was cut off, needs no answer, and aiohttp finds out by itself.
-                with contextlib.suppress(ConnectionError):
+                try:
                     await answer_unread(request, response, timeout_s)
+                except ConnectionError as error:
+                    # Whoever has gone, or was cut off, needs no answer, and aiohttp finds out by itself. But the error
+                    # is kept by what its traceback leads to, and so would be the whole answer, until Python's collector
+                    # runs: it counts objects, not bytes, and seldom comes.
+                    error.__traceback__ = None
                 return response
         finally:
             connections.end(connection)

@@ -10,10 +10,11 @@ import asyncio
 from collections import deque
 
 from aiohttp import WSCloseCode, web
+from aiohttp.web_protocol import RequestHandler
 
 #: So many requests begin in one turn of the loop.
 BEGUN_AT_ONCE = 8
-#: Read at once of what comes in on a websocket: some hundred frames, as clients have little to say.
+#: Handed on at once of what comes in on a websocket: some hundred frames, as clients have little to say.
 SOCKET_READ_BYTES = 1024
 #: So many pings of a websocket are answered in one turn of the loop, …
 _PINGS_AT_ONCE = 16
@@ -56,9 +57,57 @@ class Beginnings:
 
 async def read_sockets_evenly(request: web.Request, response: web.StreamResponse) -> None:
     """Take what comes in on a websocket in small pieces: for `on_response_prepare`."""
-    # asyncio's own attribute, of transports without TLS; where there is none, more is read at once.
-    if isinstance(response, web.WebSocketResponse) and hasattr(request.transport, "max_size"):
-        setattr(request.transport, "max_size", SOCKET_READ_BYTES)  # noqa: B010 (no type has it)
+    if isinstance(response, web.WebSocketResponse) and request.transport is not None:
+        request.transport.set_protocol(_Pieces(request.protocol, request.transport))
+
+
+class _Pieces(asyncio.Protocol):
+    """Stands between a websocket's connection, with TLS or without, and aiohttp: hands on a piece in each turn of the
+    loop, and reads no more until all is handed on."""
+
+    def __init__(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        self._handler = handler
+        self._transport = transport
+        #: What came in before the websocket was answered: aiohttp would go through all of it at once.
+        self._left: bytes = getattr(handler, "_message_tail", b"")
+        if self._left:
+            setattr(handler, "_message_tail", b"")  # noqa: B010 (no type has it)
+            self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        if self._left:
+            self._left += data
+            self._transport.pause_reading()  # aiohttp has resumed it
+        elif len(data) > SOCKET_READ_BYTES:
+            self._left = data
+            self._wait()
+        else:
+            self._handler.data_received(data)
+
+    def eof_received(self) -> None:
+        self._handler.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._left = b""
+        self._handler.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
+
+    def _wait(self) -> None:
+        self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._hand_on)
+
+    def _hand_on(self) -> None:
+        piece, self._left = self._left[:SOCKET_READ_BYTES], self._left[SOCKET_READ_BYTES:]
+        self._handler.data_received(piece)
+        if self._left:
+            asyncio.get_running_loop().call_soon(self._hand_on)
+        elif not getattr(self._handler, "_reading_paused", False) and not self._transport.is_closing():
+            self._transport.resume_reading()
 
 
 def pace_pings() -> None:

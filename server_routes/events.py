@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from .table import Call, Route
 #: tells us who has gone.
 HEARTBEAT_S = 15.0
 HEARTBEAT = b": still here\n\n"
+#: So much is made of a reader's events in one turn of the loop.
+_AT_ONCE_BYTES = 2**14
 #: Let a reader go that takes nothing for so long. It comes back with the last id that it has seen.
 STALLED_S = 60.0
 
@@ -81,8 +84,16 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     # A reader that is slow or gone, or whose events the store cannot read now, will come again.
     with contextlib.suppress(ConnectionError, GuardError):
         while True:
-            chunk += b"".join([event.frame for event in events]) or HEARTBEAT
-            await write_part(call.request, response, chunk, STALLED_S)
+            for event in events:
+                chunk += event.frame
+                if len(chunk) >= _AT_ONCE_BYTES:
+                    await write_part(call.request, response, chunk, STALLED_S)
+                    chunk = b""
+                    await asyncio.sleep(0)  # others have their turn while a long history is made
+            if not events:
+                chunk += HEARTBEAT
+            if chunk:
+                await write_part(call.request, response, chunk, STALLED_S)
             call.turn.close()  # from now on it counts as a stream; what it begins with may be large
             chunk = b""
             if reader.job_id is not None and any(_is_ending(event) for event in events):

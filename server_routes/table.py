@@ -224,10 +224,10 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             turn = await services.quotas.begin_request(client)
         except GuardError as error:
             return say_no(error, request)
-        turn.end = lambda: _hang_up(request)
+        turn.end, turn.is_vain = lambda: _hang_up(request), lambda: _is_gone(request)
         coming = Coming(request, services.settings.limits.body_timeout_s)
         try:
-            if request.transport is None or request.transport.is_closing():
+            if _is_gone(request):
                 return web.Response(status=400)  # unread: the client did not wait for the turn
             if route.operate and not client.operator:
                 raise ForbiddenError("This is for operators.")
@@ -245,7 +245,7 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             if coming.too_slow:
                 response = say_no(InvalidRequestError("The body came in too slowly."), request)
                 response.force_close()
-            elif request.transport is None or request.transport.is_closing():
+            elif _is_gone(request):
                 return web.Response(status=400)  # unread; an error would be a traceback in the log each time
             else:
                 raise  # ends the connection, in the middle of an answer
@@ -264,6 +264,10 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
         return response
 
     return answer
+
+
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 def _hang_up(request: web.Request) -> None:

@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import uuid
-from asyncio import wrap_future
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -29,7 +28,7 @@ from ..host import Host
 from ..job import Job, JobState
 from ..owners import hide, hide_in
 from ..store import Standing
-from ..wake import LoopCaller
+from ..wake import LoopCaller, wrap_future
 from . import as_comfyui
 from .jobs import Jobs
 from .socket import Message, Socket, Waiting
@@ -138,6 +137,7 @@ class Sockets:
                     if event.job is not None and self._sid_of(event.job) == socket.sid:
                         await socket.wait_for_room()
                         socket.put(_frame(event))
+                        await asyncio.sleep(0)  # others have their turn while a long history is made
 
     def hang_up(self, holds: Callable[[Client], bool]) -> None:
         """Close the sockets of clients whose access has ended: `holds` says whether a client still has it."""

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import logging
 import threading
-from asyncio import wrap_future
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -16,7 +15,7 @@ from ..host import Progress
 from ..job import Job, JobState
 from ..signal import Signal
 from ..store import Changes, Standing
-from ..wake import LoopCaller
+from ..wake import LoopCaller, wrap_future
 from .event import (
     ALARM,
     POSITION,

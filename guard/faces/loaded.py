@@ -6,6 +6,8 @@ its loader's declaration says. What was found is remembered for as long as the f
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import stat
 import time
@@ -23,13 +25,16 @@ from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
 from .films import UnfitError, count_by_libav, look_at_film, sniff_more
-from .photos import PhotoLimits, decode, list_formats, read
+from .photos import PhotoLimits, decode, list_formats, list_gif_frames, read
 
 #: A file that was changed so lately may change again without another time of change: disks' clocks tick.
 _FRESH_NS = 2_000_000_000
 #: So many pictures of a folder are counted.
 _MOST_FILES = 20_000
-_MANY_FRAMES = 10_000
+#: More pictures has no file that moves: a quarter of an hour, at ten a second.
+_MOST_PICTURES = 10_000
+#: What stands before each of a file's pictures, by its format.
+_MARKS = {"PNG": b"fcTL", "WEBP": b"ANMF"}
 #: Of a picture that moves, so many pixels are decoded.
 _MOST_PIXELS = 3 * 10**8
 
@@ -160,7 +165,9 @@ class LoadedFiles:
         try:
             frames = count_by_libav(path) if one.opens_with == "libav" else 0
             if not frames:
-                frames = _count_by_pillow(path)
+                frames = _count_by_pillow(path, count_frames(data, one.text))
+        except GuardError:
+            raise
         except UnfitError as error:
             raise _refuse(one, str(error)) from None
         except Exception as error:  # Pillow and libav raise almost anything on hostile input
@@ -190,21 +197,57 @@ def _tell_content(declared: Declared, name: str) -> str | None:
     return None
 
 
-def _count_by_pillow(path: Path) -> int:
-    """Decode the pictures of one that moves, as a loader will, and count them: not for ever."""
+def _count_by_pillow(path: Path, known: int) -> int:
+    """Decode the pictures of one that moves, as a loader will, and count them: not for ever.
+
+    `known`: so many there seem to be.
+    """
     with Image.open(path, formats=list_formats()) as image:
         image.seek(getattr(image, "_min_frame", 0))  # as ImageSequence does
         if not getattr(image, "is_animated", False):
             return 1
-        known, seen, left = int(getattr(image, "n_frames", 1)), 0, _MOST_PIXELS
+        seen, left = 0, _MOST_PIXELS
         for frame in ImageSequence.Iterator(image):
             frame.load()
             seen += 1
             left -= frame.width * frame.height
-            if left <= 0 or seen >= _MANY_FRAMES:
+            if left <= 0 or seen >= _MOST_PICTURES:
                 seen = max(known, seen)
                 break
         return seen if image.format != "MPO" else 1  # a phone's photo has others, for depth
+
+
+def count_frames(data: bytes, name: str) -> int:
+    """The pictures of one that moves, none of which is drawn for that.
+
+    Raises BadImageError where there are more than any film made of pictures has: to count on would take for ever.
+    """
+    if data.startswith(b"GIF8"):
+        known = sum(1 for _ in itertools.islice(list_gif_frames(data), _MOST_PICTURES + 1))
+    else:
+        try:
+            with Image.open(io.BytesIO(data), formats=list_formats()) as image:
+                known = _count_pages(image) if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
+                if (mark := _MARKS.get(image.format or "")) is not None:
+                    known = min(known, data.count(mark) + 1)  # the header may say anything
+        except Exception:
+            return 1  # its first picture was fine
+    if known > _MOST_PICTURES:
+        raise BadImageError(
+            f"The image {name} holds more than {_MOST_PICTURES} pictures.",
+            extra_info={"image": name, "max_pictures": _MOST_PICTURES},
+        )
+    return known
+
+
+def _count_pages(image: Image.Image) -> int:
+    """Pillow's own count compares each page with all before it."""
+    for page in range(1, _MOST_PICTURES + 1):
+        try:
+            image.seek(page)
+        except EOFError:
+            return page
+    return _MOST_PICTURES + 1
 
 
 def _count_folder(path: Path) -> Media | None:

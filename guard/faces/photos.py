@@ -5,28 +5,46 @@ Their content tells what they are, not their name. Every fault of a photo is a B
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import BadImageError
 from . import Pixels
+from .scaling import shrink_to_rgb
 
 #: What Pillow opens and this does not: EPS, which it gives to Ghostscript; WMF, which Windows draws; ICNS, whose
 #: pictures may be larger than it says; those of which it reads no more than the header. All else a loader opens, too.
 _CLOSED = frozenset({"EPS", "WMF", "ICNS", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"})
 #: The beginning of icons and pointers, whose pictures each have a header of their own.
 _ICONS = (b"\0\0\1\0", b"\0\0\2\0")
+_PNG = b"\x89PNG"
+#: libpng writes 8 KiB into each.
+_MOST_CHUNKS = 100_000
+#: The EXIF tag that says how the camera was held, and what undoes it: see ImageOps.exif_transpose.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = frozenset(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 #: The brands by which an ISO media file says that it is HEIC or HEIF (ISO/IEC 23008-12, annex B).
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 
@@ -108,21 +126,38 @@ def decode(data: bytes, limits: PhotoLimits, name: str = "", at_least: int | Non
         BadImageError: it is no picture, cut off or broken, or has more than `limits.max_pixels`.
     """
     try:
-        for side, other in _list_icons(data):
-            _check_pixels(side, other, limits, name)
-        image = _open_heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
-        width, height = image.size
-        _check_pixels(width, height, limits, name)
-        if at_least is not None and isinstance(image, JpegImageFile):
-            image.draft(None, (at_least, at_least))
-        upright = _turn_upright(image if isinstance(image, Image.Image) else image.to_pillow())
-        turned = (upright.width > upright.height) != (width > height)
-        return Photo(upright, *((height, width) if turned else (width, height)))
+        return _turn(_load(data, limits, name, at_least))
     except BadImageError:
         raise
     except Exception as error:
         # Pillow's readers raise almost anything on hostile input: SyntaxError, struct.error, IndexError, MemoryError.
         raise _refuse(name, error) from None
+
+
+def _load(data: bytes, limits: PhotoLimits, name: str, at_least: int | None) -> Photo:
+    """Decode a picture as it lies in the file."""
+    for side, other in _list_icons(data):
+        _check_pixels(side, other, limits, name)
+    image = _open_heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
+    width, height = image.size
+    _check_pixels(width, height, limits, name)
+    if at_least is not None and isinstance(image, JpegImageFile):
+        image.draft(None, (at_least, at_least))
+    loaded = image if isinstance(image, Image.Image) else image.to_pillow()
+    loaded.load()
+    return Photo(loaded, width, height)
+
+
+def _turn(photo: Photo, image: Image.Image | None = None) -> Photo:
+    """The photo upright, with a smaller `image` of it in its place. Broken EXIF data does not say how to turn it."""
+    turn = None
+    with contextlib.suppress(Exception):
+        turn = _TURNS.get(photo.image.getexif().get(_ORIENTATION, 1))
+    image = photo.image if image is None else image
+    if turn is None:
+        return Photo(image, photo.width, photo.height)
+    sides = (photo.height, photo.width) if turn in _ON_ITS_SIDE else (photo.width, photo.height)
+    return Photo(image.transpose(turn), *sides)
 
 
 def _check_pixels(width: int, height: int, limits: PhotoLimits, name: str) -> None:
@@ -160,52 +195,14 @@ def _refuse(name: str, error: Exception) -> BadImageError:
 
 def open_picture(data: bytes, limits: PhotoLimits, max_pixels: int, name: str = "") -> Picture:
     """Decode a picture and scale it down to `max_pixels` where it has more. Raises BadImageError."""
-    opened = decode(data, limits, name, at_least=round(max_pixels**0.5))
     try:
-        return Picture(np.asarray(_shrink(to_rgb(opened.image), max_pixels)), opened.width, opened.height)
+        photo = _load(data, limits, name, round(max_pixels**0.5))
+        opened = _turn(photo, shrink_to_rgb(photo.image, max_pixels))
+        return Picture(np.asarray(opened.image), opened.width, opened.height)
+    except BadImageError:
+        raise
     except Exception as error:
         raise _refuse(name, error) from None
-
-
-def shrink(pixels: Pixels, max_pixels: int) -> Pixels:
-    """Scale a picture down to `max_pixels` where it has more."""
-    height, width = pixels.shape[:2]
-    if width * height <= max_pixels:
-        return pixels
-    return np.asarray(_shrink(Image.fromarray(pixels), max_pixels))
-
-
-def _shrink(image: Image.Image, max_pixels: int) -> Image.Image:
-    scale = (max_pixels / (image.width * image.height)) ** 0.5
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # reducing_gap scales by whole factors first, which looks the same and is several times faster for large pictures.
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB: transparency over white, 16 bits by their upper 8, floats from 0..1."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_eight_bits(image)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        ground.alpha_composite(layer)
-        return ground.convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Pixels:
-    """Convert a grey picture of more than 8 bits. Mode I comes from 16-bit files, F from TIFFs, mostly as 0..1."""
-    values = np.nan_to_num(np.asarray(image, np.float64))
-    if image.mode == "F":
-        scale = 255.0 if np.max(values, initial=0.0) <= 1.0 else 1.0
-    else:
-        scale = 1.0 if image.mode == "I" and np.max(values, initial=0.0) <= 255 else 1 / 257
-    return np.clip(values * scale, 0, 255).astype(np.uint8)
 
 
 @cache
@@ -217,8 +214,9 @@ def list_formats() -> tuple[str, ...]:
 
 def _open_with_pillow(data: bytes) -> Image.Image:
     # `decode` limits the pixels itself, because other packs switch Pillow's limit off for the whole process.
+    is_whole = _is_whole(data) if data.startswith(_PNG) else None  # before Pillow keeps what it does not know
     image = Image.open(io.BytesIO(data), formats=list_formats())
-    if not _is_whole(data):
+    if not (_is_whole(data) if is_whole is None else is_whole):
         raise EOFError("the file ends before its end mark")
     return image
 
@@ -238,22 +236,13 @@ def _open_heif(data: bytes) -> Any:
     return pillow_heif.open_heif(io.BytesIO(data))
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # Broken EXIF data does not say how to turn the picture.
-        return image
-
-
 def _is_whole(data: bytes) -> bool:
     """Whether the file goes on to its own end mark.
 
     Pillow checks that too, unless another pack has set ImageFile.LOAD_TRUNCATED_IMAGES for the whole process; ComfyUI
     sets it for a moment whenever a picture fails to load.
     """
-    if data.startswith(b"\x89PNG"):
+    if data.startswith(_PNG):
         return _is_whole_png(data)
     if data.startswith(b"\xff\xd8"):
         return _is_whole_jpeg(data)
@@ -269,12 +258,15 @@ def _is_whole(data: bytes) -> bool:
 
 
 def _is_whole_png(data: bytes) -> bool:
+    """Raises ValueError for a file of more chunks than anybody writes."""
     at = 8
-    while at + 12 <= len(data):
+    for _chunk in range(_MOST_CHUNKS):
+        if at + 12 > len(data):
+            return False
         if data[at + 4 : at + 8] == b"IEND":
             return True
         at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return False
+    raise ValueError(f"it has more than {_MOST_CHUNKS} chunks")
 
 
 #: In a JPEG's compressed data: 0xFF that begins a marker (neither a stuffed 0xFF nor a restart).
@@ -295,6 +287,11 @@ def _is_whole_jpeg(data: bytes) -> bool:
 
 def _is_whole_gif(data: bytes) -> bool:
     """Goes to the end of the first frame, since many GIFs lack the trailer and nobody looks at the other frames."""
+    return next(list_gif_frames(data), None) is not None
+
+
+def list_gif_frames(data: bytes) -> Iterator[int]:
+    """Where each frame of a GIF ends, of those that are there whole."""
     at = 13 + _count_color_bytes(data[10])
     while at < len(data):
         kind = data[at]
@@ -303,15 +300,14 @@ def _is_whole_gif(data: bytes) -> bool:
         elif kind == 0x21:
             at += 2
         else:
-            return False
+            return
         while at < len(data) and data[at]:
             at += data[at] + 1
         if at >= len(data):
-            return False
-        if kind == 0x2C:
-            return True
+            return
         at += 1
-    return False
+        if kind == 0x2C:
+            yield at
 
 
 def _count_color_bytes(packed: int) -> int:

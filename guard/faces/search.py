@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from . import Box, Detector, Face, Pixels
-from .photos import Picture, shrink
+from .photos import Picture
+from .scaling import shrink
 
 #: Larger pictures are scaled down to this many pixels: a face of 22 pixels in a 12-megapixel group photo has 10 here.
 MAX_PIXELS = 2_400_000

@@ -6,21 +6,22 @@ reader goes by it. Nothing is decoded; the size of an upload bounds the work.
 
 from __future__ import annotations
 
-import html
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from ..errors import BadImageError
 from ..results.containers import sniff
+from .texts import UTF16, find_scene_fault, find_text_fault
 
 #: libav reads so much before it decides what a file is (PROBE_BUF_MAX), in a text; in most files comes a zero before.
 _PROBED = 1 << 20
 _FIRST = 1 << 16
-#: Larger texts are not read whole, and refused if they are of a kind that can name files.
+#: No line by which a list is known is longer.
+_LINE = 1 << 13
+#: A scene within a file is no larger.
 _MAX_TEXT = 1 << 26
 _MAX_BOXES = 100_000
 
@@ -50,7 +51,6 @@ _DASH = re.compile(rb"<(?:[\w.-]+:)?MPD[\s>]|dash:profile", re.I)
 _ADDRESSES = re.compile(rb"\s*(?:[a-z][a-z0-9+.-]{1,15}://|file:)\S+\s*(?:[\r\n]|$)", re.I)
 
 _POSTSCRIPT = (b"%!PS", b"\x04%!PS", b"\xc5\xd0\xd3\xc6")  # Pillow gives it to Ghostscript
-_UTF16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be", b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
 
 
 def check_content(path: Path, name: str) -> None:
@@ -100,14 +100,14 @@ def _find_fault(handle: IO[bytes], size: int, suffix: str) -> str | None:
     if head.startswith(_POSTSCRIPT):
         return "is PostScript, which is a program"
     if head[:4] == b"glTF":
-        return _find_gltf_fault(_read_glb_json(head, handle))
+        return find_scene_fault(_read_glb_json(head, handle))
     if _is_code(head, handle, size):
         return "is Python's pickle, which is a program"
     if (found := _find_list(head)) is not None:
         return found
     if _ADDRESSES.match(_take_text(head)):
         return "is a list of addresses"
-    return _find_text_fault(head, handle, size)
+    return find_text_fault(head, handle)
 
 
 def _read_head(handle: IO[bytes]) -> bytes:
@@ -126,14 +126,16 @@ def _read_head(handle: IO[bytes]) -> bytes:
 def _find_list(head: bytes) -> str | None:
     """Whether the text with which a file begins is a list: readers look no further than to the first zero."""
     text = _take_text(head).replace(b"\r", b"\n")
-    if _LIST.search(text) or _DASH.search(text):
-        return "is a list of other files or addresses"
+    for at in range(0, len(text), _FIRST):  # a search in C keeps all other threads waiting
+        window = max(at - _LINE, 0), at + _FIRST
+        if _LIST.search(text, *window) or _DASH.search(text, *window):
+            return "is a list of other files or addresses"
     return None
 
 
 def _take_text(head: bytes) -> bytes:
     """The text with which a file begins, in UTF-8 and without its mark."""
-    for byte_order, encoding in _UTF16.items():
+    for byte_order, encoding in UTF16.items():
         if head.startswith(byte_order):
             head = head.decode(encoding, "replace").encode()
             break
@@ -214,96 +216,13 @@ def _has_outside_data(handle: IO[bytes], position: int, behind: int) -> bool:
     return count > 1000
 
 
-# Texts. ------------------------------------------------------------------------------------------------------
+# Scenes. -----------------------------------------------------------------------------------------------------
 
 
-def _find_text_fault(head: bytes, handle: IO[bytes], size: int) -> str | None:
-    """What is wrong with a text: a drawing with links, a scene with outside files."""
-    encoding = next((encoding for order, encoding in _UTF16.items() if head.startswith(order)), "utf-8")
-    if encoding == "utf-8" and b"\0" in head[:4096]:
-        return None
-    if size > _MAX_TEXT:
-        return None if encoding == "utf-8" and not _SCENE.search(head) else "is too large a text"
-    handle.seek(0)
-    text = handle.read(_MAX_TEXT).decode(encoding, "replace").lstrip("\ufeff")
-    if text.lstrip()[:1] == "{":
-        return _find_gltf_fault(text)
-    if re.search(r"<(?:[\w.-]+:)?svg[\s>/]", text, re.I):
-        return _find_svg_fault(text)
-    if text.startswith("#usda"):
-        return "refers to other files" if "@" in text else None
-    if re.search(r"<(?:[\w.-]+:)?(?:COLLADA|X3D|Scene)[\s>]|^#(?:VRML|X3D)", text[:_PROBED]):
-        outside = r"""\b(?:url|href|source)\s*=?\s*["'](?!#|\s*["'])|<init_from>\s*(?:<ref>)?[^<]{0,4096}[./\\:]"""
-        return "refers to other files" if re.search(outside, text, re.I) else None
-    # An OBJ may name the file of its materials beside it, as usual: that stays with its owner.
-    elsewhere = re.search(r"^(?:mtllib|map_\w+|bump|disp|decal|refl|norm|call|csh)[ \t].*[/\\:]", text, re.I | re.M)
-    if elsewhere and re.search(r"^(?:vn?|f|o|g|newmtl|K[ads]|mtllib)[ \t]", text, re.M):
-        return "refers to files elsewhere"
-    return None
-
-
-_SCENE = re.compile(rb"<svg|\"uri\"|\"asset\"|mtllib|COLLADA|#VRML|#X3D|#usda", re.I)
-
-
-def _find_gltf_fault(text: str | None) -> str | None:
-    """glTF may keep its buffers and pictures in files of their own."""
-    if text is None:
-        return "has no scene at its beginning"
-    try:
-        scene = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(scene, dict) or "asset" not in scene:
-        return None
-    # Readers differ on which of two equal keys counts.
-    if re.search(r"\"uri\"\s*:\s*\"(?!data:)", text, re.I):
-        return "refers to other files"
-    waiting: list[Any] = [scene]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            if isinstance(uri := item.get("uri"), str) and not uri.lower().startswith("data:"):
-                return "refers to other files"
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
-    return None
-
-
-def _read_glb_json(head: bytes, handle: IO[bytes]) -> str | None:
+def _read_glb_json(head: bytes, handle: IO[bytes]) -> bytes | None:
     """The scene of a binary glTF; None where it is not the first chunk."""
     length = int.from_bytes(head[12:16], "little")
     if (head[4:8] == b"\2\0\0\0" and head[16:20] != b"JSON") or length > _MAX_TEXT:
         return None
     handle.seek(20)
-    return handle.read(length).decode("utf-8", "replace")
-
-
-_DTD = re.compile(
-    r"<!DOCTYPE\s+svg\s+PUBLIC\s+([\"'])-//W3C//DTD SVG[^\"'>]*\1\s+([\"'])https?://www\.w3\.org/[^\"'>]*\2\s*>"
-)
-_ENCODING = re.compile(r"<\?xml[^>]{0,200}encoding\s*=\s*[\"']([^\"'>]{0,40})", re.I)
-_READABLE = frozenset({"utf-8", "utf8", "utf-16", "us-ascii", "ascii", "iso-8859-1"})
-_EMBEDDED = r"(?!\s*(?:#|data:image/(?:png|jpe?g|gif|webp)[;,]|[\"']))"
-_SVG_FAULTS = (
-    re.compile(r"<!(?:DOCTYPE|ENTITY)|<\?xml-stylesheet", re.I),
-    re.compile(r"<(?:[\w.-]+:)?(?:script|foreignObject|iframe|embed|object|include|handler|listener)\b", re.I),
-    re.compile(rf"[\s\"'](?:[\w.-]+:)?(?:href|src|action|base)\s*=\s*[\"']{_EMBEDDED}", re.I),
-    re.compile(r"attributeName\s*=\s*[\"']\s*(?:[\w.-]+:)?(?:href|src|style)", re.I),
-    re.compile(rf"\burl\(\s*(?:[\"']\s*)?{_EMBEDDED}|@import|image-set\(", re.I),
-    re.compile(r"[\s\"']on\w+\s*=\s*[\"']", re.I),
-)
-
-
-def _find_svg_fault(text: str) -> str | None:
-    """A drawing may name pictures, styles and scripts; those inside the file itself are taken."""
-    declared = _ENCODING.search(text[:1000])
-    if declared is not None and declared[1].lower() not in _READABLE:
-        return "is in an encoding that is not read here"
-    shown = html.unescape(_DTD.sub("", text, count=1))
-    # CSS can spell anything in numbers.
-    if re.search(r"\\[0-9a-f]", shown, re.I) and "style" in shown.lower():
-        return "holds styles that are written in numbers"
-    if any(fault.search(shown) for fault in _SVG_FAULTS):
-        return "refers to other files or addresses, or holds a script"
-    return None
+    return handle.read(length)

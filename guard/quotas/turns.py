@@ -55,6 +55,8 @@ class Turn:
         self._has: Kind | None = None
         #: Closes the request's connection: called where it holds others up.
         self.end: Callable[[], object] = lambda: None
+        #: Whether nobody waits for the request's answer any more.
+        self.is_vain: Callable[[], bool] = lambda: False
 
     async def take(self, kind: Kind) -> None:
         """Wait for a turn of that kind, and give back the one that the request has.
@@ -62,6 +64,7 @@ class Turn:
         Raises:
             QuotaExceededError: it does not come within a minute.
             ServerUnavailableError: a large one of all owners' does not.
+            ConnectionResetError: the client has not waited for it.
         """
         if self._requests is None or self._has is kind:
             return
@@ -78,6 +81,9 @@ class Turn:
             except BaseException:
                 self.rest()
                 raise
+        if self.is_vain():
+            self.rest()
+            raise ConnectionResetError("the client did not wait for the turn")
 
     def rest(self) -> None:
         """The request is not worked on any more: what it waits for takes its time."""

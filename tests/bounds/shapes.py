@@ -50,6 +50,11 @@ def form(parts: int, name: str = "image") -> bytes:
     return b"".join(part % (f"{name}{number}".encode()) for number in range(parts)) + b"--b--\r\n"
 
 
+def upload(content: bytes) -> bytes:
+    head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.txt"\r\n\r\n'
+    return head + content + b"\r\n--b--\r\n"
+
+
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
@@ -97,6 +102,12 @@ ROWS = [
     Row("face-check, unknown keys", "/guarded/face-check", lambda: b'{"image":"a.png",' + unknown_keys(8 * MIB)[1:]),
     Row("face-check, form of 30,000 parts", "/guarded/face-check", lambda: form(30_000), dict(FORM)),
     Row("face-check, form of 4 million lines", "/guarded/face-check", lambda: b"\r\n" * (4 * MIB), dict(FORM)),
+    Row("upload, blanks in a scene", "/guarded/upload/image",
+        lambda: upload(b"<COLLADA> url" + b" " * 2**16), dict(FORM)),
+    Row("upload, blanks in a drawing", "/guarded/upload/image",
+        lambda: upload(b"<svg a='url(" + b" " * 2**17 + b"#'/>"), dict(FORM)),
+    Row("upload, a scene of empty lists", "/guarded/upload/image",
+        lambda: upload(b'{"asset":[' + repeat(b"[]", 15 * MIB) + b"]}"), dict(FORM)),
     Row("prompt, form of 30,000 files", "/guarded/prompt",
         lambda: form(30_000).replace(b'name="', b'filename="a.png"; name="'), dict(FORM)),
     Row("tokens, empty lists", "/guarded/tokens", lambda: b'{"path":[' + repeat(b"[]", 60_000) + b"]}"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from bounds.conftest import KEYED
-from bounds.judges import Patient
+from bounds.judges import MIB, Patient, read_peak
 from contract.client import make_key
 
 from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, sandbox_kind
@@ -71,6 +71,29 @@ async def test_strangers_who_pipeline_do_not_stall_the_loop(path: str, ours: Pat
             await asyncio.sleep(3)
 
     assert await find_stall_s(ours, flood) <= STALL_S
+
+
+@pytest.mark.serial
+async def test_what_waits_behind_answers_that_nobody_reads_fills_no_memory(ours: Patient):
+    """Each request has as many headers as it may, of as many bytes, and twenty come in one behind the other."""
+    headers = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 8000) for number in range(100))
+    asked = (b"GET %s HTTP/1.1\r\nHost: a\r\n" % LARGE.encode() + headers + b"\r\n") * 20
+    before = read_peak(ours.host.pid, afresh=True)
+    with contextlib.ExitStack() as stack:
+        left = {stack.enter_context(connect(ours.host)): memoryview(asked) for _ in range(20)}
+        for link in left:
+            link.setblocking(False)
+        idle = 0
+        while idle < 20:  # until the server takes no more of any of them
+            idle += 1
+            for link, rest in left.items():
+                with contextlib.suppress(OSError):
+                    taken = link.send(rest)
+                    left[link], idle = rest[taken:], 0 if taken else idle
+            await asyncio.sleep(0.05)
+        grown = read_peak(ours.host.pid) - before
+    print(f"+{grown / MIB:.0f} MiB")  # noqa: T201
+    assert grown < 20 * 5 * MIB
 
 
 def open_socket(host: HostProcess, key: str, number: int) -> socket.socket:

@@ -1,8 +1,10 @@
 """Pictures as users send them, hostile ones included."""
 
 import io
+import os
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bounds.judges import MIB, read_peak
 from faces.photos import UNDONE_BY_EXIF, jpeg, photo, png
 from PIL import Image, ImageFile
 
 from comfyui_guarded.guard.errors import BadImageError
 from comfyui_guarded.guard.faces.check import FaceChecker
-from comfyui_guarded.guard.faces.photos import PhotoLimits, decode, open_picture, read, to_rgb
+from comfyui_guarded.guard.faces.loaded import count_frames
+from comfyui_guarded.guard.faces.photos import PhotoLimits, decode, open_picture, read
+from comfyui_guarded.guard.faces.scaling import shrink, shrink_to_rgb, to_rgb
 
 LIMITS = PhotoLimits()
 ASTRONAUT = "skimage/data/astronaut.png"
@@ -284,3 +289,102 @@ def test_a_missing_file_a_folder_and_a_nul_are_bad_images(tmp_path: Path) -> Non
     for path in (tmp_path / "none.png", tmp_path, Path("a\0b.png")):
         with pytest.raises(BadImageError):
             read(path, LIMITS)
+
+
+# What a picture may take.
+
+
+def make_noise(mode: str, size: tuple[int, int]) -> Image.Image:
+    noise = np.random.default_rng(3).integers(0, 255, (size[1] // 8 + 1, size[0] // 8 + 1, 4), dtype=np.uint8)
+    image = Image.fromarray(noise, "RGBA").resize(size)
+    if mode == "I;16":
+        return sixteen_bits(image)
+    if mode == "F":
+        return floats(image)
+    if mode == "I":
+        return Image.fromarray(np.asarray(image.convert("L"), np.int32) * 257)
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("size", [(300, 4200), (4321, 300), (700, 500), (9000, 3)])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16"])
+def test_a_picture_that_is_made_small_in_tiles_looks_as_if_it_were_whole(mode: str, size: tuple[int, int]) -> None:
+    image = make_noise(mode, size)
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = shrink(np.asarray(to_rgb(image)), 100_000).astype(int)
+    tiled = np.asarray(shrink_to_rgb(image, 100_000)).astype(int)
+    assert tiled.shape == whole.shape
+    assert abs(tiled - whole).max() <= 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak afresh")
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I;16", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("F", "TIFF"), ("L", "PNG")]
+)
+def test_a_large_picture_takes_little_more_than_its_pixels(mode: str, kind: str) -> None:
+    """A file of some KiB with tens of millions of them, of four bytes at most: they are there once, and once more where
+    Pillow unpacks them, but never in all the ways in which they are converted."""
+    image = Image.new(mode, (3000, 3000))
+    options = {"transparency": 0} if mode == "P" else {"compression": "tiff_deflate"} if kind == "TIFF" else {}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(image, kind, exif=exif, **options)
+    del image
+    before = read_peak(os.getpid(), afresh=True)
+    assert open_picture(data, LIMITS, 1_000_000).pixels.shape[2] == 3
+    assert read_peak(os.getpid()) - before < 2 * 4 * 3000**2 + 50 * MIB
+
+
+def test_a_png_of_very_many_chunks_is_a_bad_image() -> None:
+    data = png(quarters())
+    chunk = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    assert shown(data[:33] + chunk * 50_000 + data[33:]).shape == (24, 40, 3)
+    with pytest.raises(BadImageError) as caught:
+        shown(data[:33] + chunk * 100_000 + data[33:])
+    assert "more than 100000 chunks" in caught.value.details
+
+
+def gif_of(frames: int, side: int) -> bytes:
+    """Each frame changes one pixel of a large canvas."""
+    head = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes(6)
+    frame = b"\x21\xf9\x04\x08\x01\0\0\0\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    return head + frame * frames + b";"
+
+
+def tiff_of(pages: int) -> bytes:
+    """All pages are the first one."""
+    data = bytearray(saved(Image.new("L", (8, 8)), "TIFF"))
+    (at,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, at)
+    page, size = bytes(data[at : at + 2 + 12 * entries]), 6 + 12 * entries
+    begin = len(data)
+    struct.pack_into("<I", data, at + 2 + 12 * entries, begin)
+    ends = [begin + size * number for number in range(1, pages - 1)]
+    return bytes(data) + b"".join(page + struct.pack("<I", end) for end in [*ends, 0])
+
+
+@pytest.mark.parametrize("make", [partial(gif_of, side=4000), tiff_of], ids=["GIF", "TIFF"])
+def test_the_pictures_in_a_file_are_counted_without_drawing_them_and_not_for_ever(make: Callable[..., bytes]) -> None:
+    began_s = time.process_time()
+    assert count_frames(make(9999), "a") == 9999
+    with pytest.raises(BadImageError, match="more than 10000 pictures"):
+        count_frames(make(200_000), "a")
+    assert time.process_time() - began_s < 30  # to draw them takes an hour
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_a_picture_that_moves_has_as_many_as_it_shows(kind: str) -> None:
+    frames = [Image.new("RGB", (20, 20), (90 * number, 0, 0)) for number in range(3)]
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert count_frames(data, "a") == 3
+    assert count_frames(saved(frames[0], kind), "a") == 1
+
+
+def test_a_header_that_says_more_pictures_than_there_are_is_not_believed() -> None:
+    frames = [Image.new("RGB", (20, 20), (90 * number, 0, 0)) for number in range(3)]
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    at = data.index(b"acTL")
+    told = b"acTL" + struct.pack(">II", 10**9, 0)
+    lying = data[:at] + told + struct.pack(">I", zlib.crc32(told)) + data[at + len(told) + 4 :]
+    assert count_frames(lying, "a") <= 4

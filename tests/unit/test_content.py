@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import struct
 import time
 import zipfile
@@ -11,7 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from bounds.judges import read_peak
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -335,3 +337,70 @@ def test_a_large_text_costs_no_more_than_its_size(tmp_path, piece):
         with contextlib.suppress(BadImageError):
             checked(tmp_path, data, "a.txt")
         assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [(b"<COLLADA> url", b"</COLLADA>"), (b"<svg a='url(", b"#'/>"), (b"<svg a='href=\"", b"#\"/>"), (b"<svg a ", b"/>"),
+     (b'{"asset": 1, "uri"', b"}"), (b"v 0 0 0\nmtllib x", b"\n")],
+)  # fmt: skip
+def test_a_long_run_of_blanks_costs_no_more_than_its_size(tmp_path, before, behind):
+    """A pattern with room for blanks in two places would go through the run once for each of its blanks: it would keep
+    all threads waiting for hours where the text has megabytes."""
+    for blank in (b" ", b"\t", b"\n"):
+        begin = time.process_time()
+        checked(tmp_path, before + blank * 2**18 + behind, "a.txt")
+        assert time.process_time() - begin < 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak afresh")
+def test_a_text_of_many_parts_is_refused_before_it_is_parsed(tmp_path):
+    data = b'{"asset":[' + b"[]," * 2**22 + b"[]]}"
+    before = read_peak(os.getpid(), afresh=True)
+    refused(tmp_path, data, "a.gltf")
+    assert read_peak(os.getpid()) - before < 4 * len(data)
+
+
+def test_a_scene_with_its_meshes_in_it_is_taken(tmp_path):
+    uri = "data:application/octet-stream;base64," + "A" * 3_000_000
+    checked(tmp_path, gltf(buffers=[{"uri": uri, "byteLength": 2_250_000}]), "a.gltf")
+    refused(tmp_path, gltf(buffers=[{"uri": uri}, {"uri": "x" + uri}]), "a.gltf")
+
+
+def test_letters_in_numbers_of_any_length_are_no_way_around(tmp_path):
+    for letter in (b"&#104;", b"&#x68", b"&#000104;", b"&#" + b"0" * 100 + b"104;", b"&#" + b"9" * 10_000 + b";"):
+        refused(tmp_path, SVG % (b"<a " + letter + b'ref="http://x/"/>'), "a.svg")
+
+
+LINKED = [
+    b'<image href="http://127.0.0.1/"/>', b"<image href \n = \t 'http://127.0.0.1/'/>", b'<a &#104;ref="http://x/"/>',
+    b"<rect style=\"fill:url( 'a.svg#x')\"/>", b"<style>@import 'x';</style>", b"<svg:script/>", b'<g onload="x()"/>',
+    b'<set attributeName="x:href" to="http://x/"/>', b"<style>a{b:u\\72l(x)}</style>",
+]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(LINKED), st.sampled_from([b"<g/>", b"<g>\n</g>", b"a", b" ", b"&#97;"]), st.integers(-150, 20))
+def test_a_link_is_found_wherever_in_a_large_drawing_it_stands(tmp_path_factory, link, filling, place):
+    """Also where two blocks meet in the middle of it."""
+    size = 2**16 - len(SVG) + place
+    before = (filling * (size // len(filling) + 1))[:size] if filling != b"&#97;" else filling * (size // 5)
+    drawing = SVG % (b"<text>" + before + b"</text>" + link + b"<g/>" * 30_000)
+    refused(tmp_path_factory.mktemp("svg"), drawing, "a.svg")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(-100, 100), st.integers(0, 9000), st.booleans())
+def test_a_file_elsewhere_is_found_wherever_its_line_is_and_however_long(tmp_path_factory, place, length, is_taken):
+    line = b"mtllib " + b"x" * length + (b"" if is_taken else b" /etc/x")
+    data = b"v 0 0 0\n" * ((2**16 + place) // 8) + line + b"\nf 1 1 1\n" * 9000
+    check = checked if is_taken else refused
+    check(tmp_path_factory.mktemp("obj"), data, "a.obj")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(-150, 20))
+def test_a_large_drawing_of_its_own_is_taken(tmp_path_factory, place):
+    own = b"<use xlink:href=\"#a\"/><g style='fill:url( \"#a\")'/><image href='data:image/png;base64,AAAA'/>&#97;&amp;"
+    drawing = SVG % (b" " * (2**16 - len(SVG) + place) + own * 2000)
+    checked(tmp_path_factory.mktemp("svg"), drawing, "a.svg")

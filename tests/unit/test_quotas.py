@@ -5,7 +5,7 @@ import contextlib
 import json
 
 import pytest
-from unit.fakes import settings
+from unit.fakes import LONG_S, settings
 
 from comfyui_guarded.guard.client import LOCAL, Client, KeyLimits
 from comfyui_guarded.guard.errors import PayloadTooLargeError, QuotaExceededError, ServerUnavailableError
@@ -264,3 +264,18 @@ async def test_a_large_turn_of_all_owners_that_does_not_come_is_refused_and_cost
     await asyncio.wait([gone])
     held.close()
     (await asyncio.wait_for(take_large(quotas, "bot"), 5)).close()
+
+
+async def test_a_turn_for_which_nobody_waits_any_more_goes_to_the_next():
+    """Whoever asked for much and has gone costs no work."""
+    quotas = made(max_requests=5)  # one of them large
+    first, gone, last = [await quotas.begin_request(BOT) for _ in range(3)]
+    await first.take(Kind.LARGE)
+    gone.is_vain = lambda: True
+    tasks = [asyncio.create_task(turn.take(Kind.LARGE)) for turn in (gone, last)]
+    await settle()
+    assert not any(task.done() for task in tasks)
+    first.close()
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(tasks[0], LONG_S)
+    await asyncio.wait_for(tasks[1], LONG_S)

@@ -1,8 +1,11 @@
 """Wake, LoopCaller and Signal: how threads reach the event loop, and how listeners hear."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 from unit.fakes import LONG_S, new_job
@@ -199,3 +202,26 @@ async def test_a_cancel_that_comes_together_with_a_wake_ends_the_task(steps):
     done, _working = await asyncio.wait({working}, timeout=1)
     working.cancel()
     assert done
+
+
+@pytest.mark.parametrize("way", [on_a_thread, lambda function: function()], ids=["another thread", "this one"])
+async def test_what_was_read_goes_as_soon_as_nobody_needs_it(way):
+    """A list of megabytes in a circle would stay until Python's collector comes, which counts objects and not bytes."""
+
+    class Read:
+        pass
+
+    def finish(ended):
+        ended.set_result(Read())
+
+    future = Future()
+    waiting = wrap_future(future)
+    way(partial(finish, future))
+    gc.disable()
+    try:
+        known = weakref.ref(await waiting)
+        del future, waiting
+        await asyncio.sleep(0)
+        assert known() is None
+    finally:
+        gc.enable()
