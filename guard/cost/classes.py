@@ -34,6 +34,8 @@ class NodeClass:
 
     Attributes:
         known: somebody knows what it takes and gives. Else it may give anything.
+        kinds: the types of its outputs.
+        only_pictures: it gives pictures and nothing else.
         outputs: (type, name without signs) of each.
         given: the first kind of pictures that it gives; None: none.
         makes: it may give pictures.
@@ -42,6 +44,7 @@ class NodeClass:
         numbers: it may give numbers or texts.
         only_plain: it gives nothing else.
         only_numbers: of those, no text.
+        calculates: it takes pictures for numbers in a formula, if any.
         computes: it gives nothing that a model or a picture would have to be in.
         hands_on: it gives the only input that it declares, or that its name says so of.
         takes_films: films that it may take apart.
@@ -52,8 +55,8 @@ class NodeClass:
     """
 
     __slots__ = (
-        "computes", "gathers", "given", "hands_on", "inputs", "known", "lazy", "lists", "makes", "numbers",
-        "only_numbers", "only_plain", "outputs", "pictures", "sizes",
+        "calculates", "computes", "gathers", "given", "hands_on", "inputs", "kinds", "known", "lazy", "lists",
+        "makes", "numbers", "only_numbers", "only_pictures", "only_plain", "outputs", "pictures", "sizes",
         "takes_films", "takes_lists", "traits",
     )  # fmt: skip
 
@@ -63,6 +66,8 @@ class NodeClass:
         self.known = bool(declared.inputs or declared.outputs)
         self.outputs = [(kind, _NO_WORD.sub("", name)) for kind, name in declared.outputs]
         kinds = [kind for kind, _name in self.outputs]
+        self.kinds = frozenset(kinds)
+        self.only_pictures = bool(kinds) and self.kinds <= PICTURES
         self.given = next((kind for kind in kinds if kind in PICTURES), None)
         anything = any(_ANY.search(kind) for kind in kinds)
         self.makes = not self.known or self.given is not None
@@ -73,6 +78,7 @@ class NodeClass:
         self.only_numbers = bool(kinds) and all(kind in _NUMBERS for kind in kinds)
         self.computes = bool(kinds) and all(kind in PLAIN or _ANY.search(kind) or kind == "COLOR" for kind in kinds)
         self.hands_on = Trait.HANDS_ON in self.traits and len(self.inputs) <= 2
+        self.calculates = self.only_plain and Trait.CALCULATES in self.traits
         self.takes_films = "VIDEO" in declared.inputs.values()
         self.takes_lists = declared.takes_lists
         self.lists = declared.lists

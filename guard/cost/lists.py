@@ -8,7 +8,7 @@ from typing import Any
 
 from .classes import NodeClass
 from .names import Role
-from .ranges import ENDLESS, read_list, read_number
+from .ranges import ENDLESS, LONGEST_LIST, read_list, read_number
 from .shapes import Asked
 from .values import ONE, Items, Value
 
@@ -34,20 +34,29 @@ def count_parts(node_class: NodeClass, inputs: Mapping[str, Any], linked: Mappin
     """How often a node samples that takes its steps and the like as texts such as `20, 25`: each with each."""
     if node_class.inputs.get("steps") != "STRING":
         return 1
-    parts = 1.0
+    parts = math.prod(value.conditions for value in linked.values())
     for name, kind in node_class.inputs.items():
         if kind != "STRING" or name == "steps" or name not in inputs:
             continue
         text = linked[name].text if name in linked else inputs[name]
         if isinstance(text, str):
-            parts = min(parts * max(sum(_expand(part)[0] for part in _list_parts(text)), 1), ENDLESS)
+            parts = min(parts * max(count_list(text), 1), ENDLESS)
         elif name in linked:
             parts = ENDLESS if linked[name].told else parts
     return parts
 
 
+def count_list(text: str) -> float:
+    """How many numbers such a text has, at most."""
+    if len(text) > LONGEST_LIST:
+        return ENDLESS
+    return min(sum(_expand(part)[0] for part in _list_parts(text)), ENDLESS)
+
+
 def sum_parts(text: str) -> float:
     """All numbers of such a text together, at most."""
+    if len(text) > LONGEST_LIST:
+        return ENDLESS
     return min(sum(count * most for count, most in map(_expand, _list_parts(text))), ENDLESS)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from .names import Trait
-from .ranges import ANYTHING, Range
-from .values import Value
+from .ranges import ANYTHING, ENDLESS, Range
+from .values import Extent, Value
 
 _SIDE = re.compile(r"(?:.*_)?(?:width|w)", re.I)
 _UP = re.compile(r"(?:.*_)?(?:height|h)", re.I)
@@ -18,8 +19,12 @@ _RATE = re.compile(r"(?:.*_)?(?:fps|frame_rate)", re.I)
 _SECONDS = re.compile(r"(?:.*_)?(?:duration|seconds)", re.I)
 
 
-def measure(word: str, whole: Value, traits: frozenset[Trait]) -> Range | None:
-    """The number in an output of that name; None where only the run can tell. A lowest of -inf: it may be another."""
+def measure(word: str, whole: Value, traits: frozenset[Trait], others: Sequence[Range | Extent | None]) -> Range | None:
+    """The number in an output of that name; None where only the run can tell. A lowest of -inf: it may be another.
+
+    Args:
+        others: what the node gets, from which it may make a number such as the place of a crop.
+    """
     extent = whole.extent
     assert extent is not None
     number = 0.0
@@ -34,7 +39,9 @@ def measure(word: str, whole: Value, traits: frozenset[Trait]) -> Range | None:
     elif _SECONDS.fullmatch(word):
         number = extent.frames / whole.rate if whole.rate else 0
     elif extent.area and extent.known:
-        return -math.inf, max(extent.width, extent.height, extent.pictures)
+        sides = [max(one.width, one.height, one.pictures) for one in (extent, *others) if isinstance(one, Extent)]
+        numbers = [max(map(abs, one)) for one in others if isinstance(one, tuple) and not isinstance(one, Extent)]
+        return -math.inf, min(max(sides) + sum(one for one in numbers if one < math.inf), ENDLESS)
     if number > 0:
         return number, number
     return ANYTHING if whole.told else None

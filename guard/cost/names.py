@@ -25,6 +25,8 @@ class Role(enum.Enum):
     LAYERS = enum.auto()
     REPEAT = enum.auto()  # how many times as many pictures, where the class says so
     FRAMES = enum.auto()
+    BETWEEN = enum.auto()  # frames that are put between others, before or after them
+    INPUTS = enum.auto()  # of pictures; one that is not there is the first
     CAP = enum.auto()  # frames that are read at most; 0: all
     RATE = enum.auto()
     FORCED_RATE = enum.auto()
@@ -33,6 +35,13 @@ class Role(enum.Enum):
     FIRST_STEP = enum.auto()
     LAST_STEP = enum.auto()
     EDGE = enum.auto()  # what is added at one side, where the class says so
+    EDGES = enum.auto()  # or at all of them
+    COPIES = enum.auto()  # how many times as many pictures, whatever the class is called
+    SWAP = enum.auto()  # whether a size out of a list is taken for one that lies on its side
+    STRETCH = enum.auto()  # by which one side becomes longer
+    BORDER = enum.auto()  # between two pictures side by side, where the class says so
+    FONT_SIZE = enum.auto()
+    SHADOW = enum.auto()  # by which a text's picture is larger than the text
     CELL_WIDTH = enum.auto()  # of each picture on a sheet
     CELL_HEIGHT = enum.auto()
     COLUMNS = enum.auto()
@@ -61,6 +70,14 @@ class Trait(enum.Enum):
     LOOPS = enum.auto()
     TURNS = enum.auto()
     ONE_MASK = enum.auto()  # gives one mask for all of its pictures
+    REFITS = enum.auto()  # pads, turns, crops and scales, in an order that it is told
+    ENLARGES = enum.auto()  # cuts out pieces that are some times as large as what is on them
+    FLAT = enum.auto()  # cuts pictures, and of a film's latents no side
+    KEEPS = enum.auto()  # draws on the pictures that it gets, whatever sizes it is told
+    FOR_CLIP = enum.auto()  # gives pictures as models look at them
+    BESIDE = enum.auto()  # puts one picture beside the one that it makes
+    LABELS = enum.auto()  # adds a strip with a text, as high as it is told
+    SEVERAL = enum.auto()  # makes several of one text, with each of which a sampler runs
     LIMITS = enum.auto()  # the size that it names is the largest
     SCALES = enum.auto()
     PLUS = enum.auto()
@@ -69,6 +86,7 @@ class Trait(enum.Enum):
     OVER = enum.auto()
     COUNTS = enum.auto()  # gives how many there are
     CALCULATES = enum.auto()  # by formulas in its texts
+    ROUNDS_OFF = enum.auto()  # to the nearest whole number; others cut off what is behind the point
     PICKS = enum.auto()  # a number between others
     HANDS_ON = enum.auto()  # its only input, as it is
 
@@ -84,6 +102,8 @@ _NO_SIZE = re.compile(
 _PATTERNS: tuple[tuple[Role, str], ...] = (
     (Role.CELL_WIDTH, r"cell_width"),
     (Role.CELL_HEIGHT, r"cell_height"),
+    (Role.STRETCH, r"(?:width|height|crop_size)_mult"),
+    (Role.BORDER, r"border_width"),
     (Role.TILE, r"tile_(?:width|height|size)"),
     (Role.SPACING, r"spacing_width|spacing|gap|padding"),
     (Role.MULTIPLE, r"resolution_steps|multiple(?:_of)?|divisible_by|round_to"),
@@ -100,16 +120,24 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
     (Role.SCALE, r"scale_by|upscale_by|(?:upscale_|rescale_|scale_)?factor|rescale|upscale|scale|resize_scale"),
     (Role.BATCH, r"batch_size|batch_count|num_images"),
     (Role.LAYERS, r"layers"),
-    (
-        Role.REPEAT,
-        r"amount|multiply_by|repeats?|times|copies|num_repeats|repeat_count|num_copies|multiplier|size|count",
-    ),
+    (Role.COPIES, r"multiply_by|repeats?|repeat_output|copies|num_repeats|repeat_count|num_copies"),
+    (Role.REPEAT, r"amount|times|multiplier|size|count"),
     (Role.CAP, r"(?:frame|image)_load_cap"),
+    (Role.INPUTS, r"input_?count"),
+    (
+        Role.BETWEEN,
+        r"(?:.*_)?(?:transition(?:ing)?|empty|starting|ending|extra|(?:cross_?)?fade|inserted|pad(?:ding)?|hold|freeze|"
+        r"between|blend)_frames(?:_per_.*)?",
+    ),
     (Role.FRAMES, r"length|(?:num|n|total|max|video)_frames|frames|frame_count|video_length|num_frame"),
     (Role.FORCED_RATE, r"force_rate"),
     (Role.RATE, r"fps|frame_rate"),
     (Role.SECONDS, r"seconds|duration|duration_s|duration_seconds|seconds_total|total_seconds|total_second_length"),
-    (Role.EDGE, r"left|right|top|bottom"),
+    (Role.EDGE, r"(?:pad(?:ding)?_|expand_|extend_)?(?:left|right|top|bottom)"),
+    (Role.EDGES, r"extra_padding"),
+    (Role.FONT_SIZE, r"font_size"),
+    (Role.SWAP, r"invert|swap|swap_dimensions"),
+    (Role.SHADOW, r"shadow_distance"),
     (Role.COLUMNS, r"(?:num_|max_)?col(?:umn)?s"),
     (Role.ROWS, r"(?:num_|max_)?rows"),
     (Role.OVERLAP, r"(?:tile_)?overlap(?:_x|_y)?"),
@@ -136,21 +164,30 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.SOUND, r"audio|music|sound(?!image)"),
     (Trait.CROPS, r"crop"),
     (Trait.PADS, r"pad|outpaint|border|expandcanvas|extend"),
-    (Trait.JOINS, r"batch|merge|join|append|concat|combine|list"),
-    (Trait.STITCHES, r"stitch|imageconc|grid|sidebyside|composite(?=\dx\d)"),
-    (Trait.TILES, r"(?:to|image|split|make).*tile"),
-    (Trait.SHEET, r"grid(?!.*\dx\d)|concatfrombatch|contactsheet"),
+    (Trait.JOINS, r"batch|merge|join|append|concat|combine|list|crossfade|transition|insert|multi(?!pl)"),
+    (Trait.STITCHES, r"stitch|imageconc|grid(?!to)|sidebyside|composite(?=\dx\d)"),
+    (Trait.TILES, r"(?:to|image|split|make).*tile|gridto"),
+    (Trait.SHEET, r"grid(?!to)(?!.*\dx\d)|concatfrombatch|contactsheet"),
     (Trait.LOOPS, r"loop"),
     (Trait.TURNS, r"rotat|transpose"),
     (Trait.ONE_MASK, r"imagepadforoutpaint$"),
+    (Trait.REFITS, r"imagetransform"),
+    (Trait.ENLARGES, r"cropfrommask"),
+    (Trait.FLAT, r"latentcrop"),
+    (Trait.KEEPS, r"promptbuilder"),
+    (Trait.FOR_CLIP, r"ipadapternoise|prepimageforclip"),
+    (Trait.BESIDE, r"prepforiclora"),
+    (Trait.LABELS, r"addlabel"),
+    (Trait.SEVERAL, r"encodeforsamplerparams|lorasforfluxparams"),
     (Trait.LIMITS, r"constrain"),
-    (Trait.SCALES, r"scale|resize|resample|upsampl"),
+    (Trait.SCALES, r"scale|resize|resample|upsampl|crop(?:to|by|from)|uncrop"),
     (Trait.PLUS, r"add$|sum$|plus"),
     (Trait.MINUS, r"sub$|subtract|minus"),
     (Trait.TIMES, r"mul$|multiply|multiple$"),
     (Trait.OVER, r"div$|divide"),
     (Trait.COUNTS, r"(?:length|count|len)\W*$"),
     (Trait.CALCULATES, r"math|calculat|expression|formula|evaluat"),
+    (Trait.ROUNDS_OFF, r"simplemath"),
     (Trait.PICKS, r"random|clamp|slider"),
     (
         Trait.HANDS_ON,

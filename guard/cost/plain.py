@@ -59,8 +59,8 @@ class PlainNode:
     def give(self) -> Value:
         """What it gives, where its outputs do not differ."""
         number, text = self._find()
-        if number is None and text is None and self.told:
-            number = ANYTHING
+        if number is None and text is None and (self.told or Trait.COUNTS in self._class.traits):
+            number = ANYTHING  # nobody needs to know how long a text is that nobody knows
         return Value(number=number, text=text, told=self.told)
 
     def list_branches(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class PlainNode:
             return bounds
         whole = texts.PARTS.get(self._type)
         text = self._text_of(whole) if whole is not None and whole in self._inputs else None
-        return texts.find_largest(text) if text is not None else None
+        return texts.find_largest(text, self._budget) if text is not None else None
 
     def _calculate(self) -> Range | None:
         """What a node makes of several numbers, by a formula or a word in its inputs, or by its name."""
@@ -149,9 +149,9 @@ class PlainNode:
                 operands[short] = self.read(name)
                 extent = self._linked[name].extent if name in self._linked else None
                 if extent is not None:
-                    # A picture's shape: how many, and its sides.
-                    sides = max(extent.width, extent.height, extent.pictures, 4)
-                    operands[f"{short}[]"] = (1, sides) if extent.area and extent.known else None
+                    # A picture's shape: how many, its sides, its colours; as a whole, or one of them.
+                    sides = extent.width + extent.height + extent.pictures + 4
+                    operands[short] = operands[f"{short}[]"] = (0, sides) if extent.area and extent.known else None
             elif isinstance(value, str) and self._class.inputs.get(name) == "*":
                 operands[short] = read_text(value)
         return operands
@@ -201,12 +201,14 @@ def of_constant(value: Any) -> Value | None:
     return Value(number=(number, number), told=True) if number is not None else None
 
 
-def fit(kind: str, number: Range | None) -> Range | None:
+def fit(kind: str, number: Range | None, traits: frozenset[Trait]) -> Range | None:
     """What is left of a number in an output of that kind."""
     if number is None or kind not in ("INT", "BOOLEAN"):
         return number
     if kind == "BOOLEAN":
         return (0, 1) if number[0] != number[1] else (float(number[0] != 0), float(number[0] != 0))
+    if Trait.ROUNDS_OFF in traits:
+        return _truncate(number[0]), _truncate(number[1] + 0.5)
     return _truncate(number[0]), _truncate(number[1])
 
 

@@ -20,6 +20,9 @@ ENDLESS = 1e18
 ANYTHING: Range = (-math.inf, ENDLESS)
 
 _LONGEST = 1000
+#: No list of numbers is read that is longer: one text may feed every node of a prompt.
+LONGEST_LIST = 20_000
+_NUMBER = re.compile(r"[\s+\-_.]*(?:\d|$)")
 _LIST = re.compile(r"\s*[\d.][\d.\s,;+]*", re.ASCII)
 
 
@@ -40,16 +43,20 @@ def read_number(value: Any) -> float | None:
 
 def read_list(text: Any) -> list[float]:
     """The numbers of a text such as `"20,500"`, or `"0.9, 0.5, 0"`; none where it is another text."""
-    if not isinstance(text, str) or not _LIST.fullmatch(text):
+    if not isinstance(text, str) or not _LIST.match(text):
         return []
-    if len(text) > 100_000:
+    if len(text) > LONGEST_LIST:
         return [ENDLESS]
+    if not _LIST.fullmatch(text):
+        return []
     numbers = (read_number(part) for part in re.split(r"\.{2,}|[\s,;+]+", text) if part)
     return [number for number in numbers if number is not None]
 
 
 def read_text(text: Any) -> Range | None:
     """The number that a text or a constant is, or the bounds of those that it has; None where it is another text."""
+    if isinstance(text, str) and len(text) > LONGEST_LIST:
+        return ANYTHING if _NUMBER.match(text[:50]) else None
     if (number := read_number(text)) is not None:
         return number, number
     numbers = read_list(text)

@@ -11,6 +11,8 @@ from .names import Role, Trait
 from .ranges import ENDLESS, Range
 from .values import Extent
 
+_FITTED = (Role.EDGE, Role.WIDTH, Role.HEIGHT, Role.STRETCH)
+_FONT_SIZES = ("size", "font_size")
 #: By how much pictures are turned, as choices say it: `90 degrees`.
 _QUARTER = re.compile(r"(?:none|0|90|180|270)(?![\d.])", re.ASCII)
 
@@ -27,12 +29,24 @@ def find_largest(asked: Sequence[Asked], role: Role) -> float:
     return max((one.number[1] for one in asked if one.role is role and one.number is not None), default=0.0)
 
 
-def deal_out(extent: Extent, asked: Sequence[Asked], pieces: float) -> Extent:
-    """Rows and columns of pieces, each of which may overlap half of the next."""
-    across = min(1.5 * extent.width / find_largest(asked, Role.COLUMNS), extent.width)
-    down = min(1.5 * extent.height / find_largest(asked, Role.ROWS), extent.height)
-    batch = min(extent.batch * pieces, ENDLESS)
+def deal_out(extent: Extent, columns: float, rows: float) -> Extent:
+    """Rows and columns of pieces, each of which may overlap half of the next. Without rows, pieces are about square."""
+    rows = rows or 2 * columns
+    across = min(1.5 * extent.width / columns, extent.width)
+    down = min(3 * extent.height / rows, extent.height)
+    batch = min(extent.batch * columns * rows, ENDLESS)
     return extent._replace(area=across * down or extent.area, width=across, height=down, batch=batch)
+
+
+def fill_up(incoming: Sequence[Extent], asked: Sequence[Asked], traits: frozenset[Trait]) -> Sequence[Extent]:
+    """With those that are not there though they are counted: they are as the first one."""
+    missing = find_largest(asked, Role.INPUTS) - len(incoming)
+    if not incoming or missing <= 0:
+        return incoming
+    first = incoming[0]
+    if Trait.STITCHES in traits:
+        return [*incoming, *[first] * int(min(missing, 10_000))]
+    return [*incoming, first._replace(batch=min(first.batch * missing, ENDLESS))]
 
 
 def cut_up(extent: Extent, asked: Sequence[Asked]) -> Extent:
@@ -94,3 +108,50 @@ def stitch(incoming: Sequence[Extent], extent: Extent, spacing: float) -> Extent
     area = min(max(area, across, down) + spacing * longest * (len(incoming) - 1), ENDLESS)
     long = min(longest * len(incoming) + spacing, ENDLESS)
     return extent._replace(area=area, width=long, height=area / long if long else 0, turned=True)
+
+
+def write(extent: Extent, text: str, asked: Sequence[Asked]) -> Extent:
+    """A picture as large as its text, of which no sign is wider than twice the size of the font, or so high."""
+    lines = text.split("\n")
+    size = max((one.number[1] for one in asked if one.name in _FONT_SIZES and one.number), default=0)
+    shadow = find_largest(asked, Role.SHADOW)
+    width = min(max(map(len, lines)) * 2 * size + shadow, ENDLESS)
+    height = min(len(lines) * 2 * size + shadow, ENDLESS)
+    return extent._replace(width=width, height=height, area=min(width * height, ENDLESS))
+
+
+def label(extent: Extent, text: str, asked: Sequence[Asked]) -> Extent:
+    """A picture with a strip at one of its sides, which may be as high as its text takes."""
+    size = max((one.number[1] for one in asked if one.name in _FONT_SIZES and one.number), default=0)
+    lines = math.ceil(len(text) * 2 * size / max(extent.width, 1)) + text.count("\n") + 1
+    strip = max(find_largest(asked, Role.HEIGHT), lines * 2 * size)
+    width, height = min(extent.width + strip, ENDLESS), min(extent.height + strip, ENDLESS)
+    return extent._replace(width=width, height=height, area=min(width * height, ENDLESS))
+
+
+def unite_sizes(extent: Extent, width: float, height: float) -> Extent:
+    """Pictures of either size."""
+    across, down = max(extent.width, width), max(extent.height, height)
+    return extent._replace(width=across, height=down, area=max(extent.area, width * height))
+
+
+def put_beside(extent: Extent, incoming: Sequence[Extent], asked: Sequence[Asked]) -> Extent:
+    """With another picture beside it, which is made as high."""
+    more = extent.height * max(map(find_slant, incoming)) + find_largest(asked, Role.BORDER)
+    width = min(extent.width + more, ENDLESS)
+    return extent._replace(width=width, area=min(width * extent.height, ENDLESS))
+
+
+def refit(extent: Extent, asked: Sequence[Asked]) -> Extent:
+    """Padded, turned, cropped, and fitted by its longer or shorter side: the worst of those."""
+    edges = sum(one.number[1] for one in asked if one.role is Role.EDGE and one.number is not None)
+    more = edges + find_largest(asked, Role.MULTIPLE)
+    turned = extent.width + extent.height
+    wanted = max(find_largest(asked, Role.WIDTH), find_largest(asked, Role.HEIGHT))
+    short = max(min(extent.width, extent.height), 1)
+    stretch = max(find_largest(asked, Role.STRETCH), 1)
+    side = max(turned + edges, wanted) * stretch + more
+    long = max(side, wanted * (turned + edges) / short * stretch + more)
+    area = min(side * long, ENDLESS)
+    known = not any(one.number is None for one in asked if one.role in _FITTED)
+    return extent._replace(width=min(long, ENDLESS), height=side, area=area, turned=True, known=extent.known and known)

@@ -8,7 +8,22 @@ from collections.abc import Mapping, Sequence
 
 from .names import Role, Trait
 from .ranges import ENDLESS
-from .shapes import Asked, cut_up, deal_out, find_largest, find_slant, pick, stitch, turn
+from .shapes import (
+    Asked,
+    cut_up,
+    deal_out,
+    fill_up,
+    find_largest,
+    find_slant,
+    label,
+    pick,
+    put_beside,
+    refit,
+    stitch,
+    turn,
+    unite_sizes,
+    write,
+)
 from .values import Extent, Media
 
 #: A size in a text, as pickers offer them: `1024x1024 (1:1)`.
@@ -51,6 +66,7 @@ def combine(
         picks: so many pictures it takes out of those that it gets, each as often as it likes; None: all, as they are.
     """
     names: list[str] = []
+    incoming = fill_up(incoming, asked, traits)
     extent = _join(incoming, asked, traits, names, times, runs)
     if picks is not None:
         extent = pick(extent, traits, names, picks * runs)
@@ -61,7 +77,28 @@ def combine(
         extent = Extent(media.width, media.height, area, runs, media.frames)
     elif not incoming:
         extent = extent._replace(known=media is None)
-    extent = _resize(extent, asked, texts, traits, names, factor, times)
+    # The size may be that of another picture.
+    others = max(incoming[1:], key=lambda each: each.area, default=None) if Trait.SCALES in traits else None
+    if Trait.LABELS in traits and incoming:
+        names.append("height")
+        extent = label(extent, "\n".join(texts.get(name, "") for name in ("text", "caption")), asked)
+    elif Trait.REFITS in traits and incoming:
+        names.append(next((one.name for one in asked if one.role is Role.WIDTH), ""))
+        extent = refit(extent, asked)
+    else:
+        extent = _resize(extent, asked, texts, traits, names, factor, times, others)
+    if Trait.ENLARGES in traits and incoming:
+        side = max(extent.width, extent.height) * max(find_largest(asked, Role.STRETCH), 1)
+        extent = unite_sizes(extent, side, side)
+    if Trait.FOR_CLIP in traits:
+        extent = unite_sizes(extent, _CLIP, _CLIP)
+    elif Trait.KEEPS in traits and incoming:
+        extent = unite_sizes(extent, max(one.width for one in incoming), max(one.height for one in incoming))
+    elif Trait.BESIDE in traits and incoming:
+        extent = put_beside(extent, incoming, asked)
+    if not incoming and media is None and (lines := texts.get("text")) is not None and "font" in texts:
+        names.append("text")
+        extent = write(extent, lines, asked)
     # Of what a node gets, it takes so many at a time; of what it makes, so many.
     makes = not incoming or bool(names)
     if Trait.SOUND in traits and not incoming and not extent.area and media is None:
@@ -94,9 +131,9 @@ def _join(
     if Trait.TILES in traits and find_largest(asked, Role.TILE):
         names.append(next(one.name for one in asked if one.role is Role.TILE))
         extent = cut_up(extent, asked)
-    elif Trait.TILES in traits and (pieces := find_largest(asked, Role.COLUMNS) * find_largest(asked, Role.ROWS)):
+    elif Trait.TILES in traits and (columns := find_largest(asked, Role.COLUMNS)) >= 1:
         names.append(next(one.name for one in asked if one.role is Role.COLUMNS))
-        extent = deal_out(extent, asked, pieces)
+        extent = deal_out(extent, columns, find_largest(asked, Role.ROWS))
     if Trait.SHEET in traits:
         names.append("")
         columns = max(find_largest(asked, Role.COLUMNS), 1)
@@ -125,6 +162,7 @@ def _resize(
     names: list[str],
     factor: float,
     times: float,
+    others: Extent | None,
 ) -> Extent:
     sizes = [size for size in _list_sizes(extent, asked, texts, traits) if size[1] > 0]
     if not sizes and Trait.SCALES in traits and extent.area and not factor and not _asks_for_scale(asked):
@@ -138,7 +176,11 @@ def _resize(
         name, area, width, height, exact = max(sizes, key=lambda size: size[1])
         names.append(name)
         within = (Trait.CROPS in traits and Trait.SCALES not in traits) or Trait.LIMITS in traits
-        if not exact and extent.area > area:
+        if extent.area > area and (not exact or Trait.PADS in traits - {Trait.SCALES}):
+            return extent
+        if extent.area > area and any(_WHERE.fullmatch(name[:20]) and texts[name] != "always" for name in texts):
+            return extent
+        if Trait.FLAT in traits and extent.frames:
             return extent
         if within and extent.area:
             across, down = extent.width or width, extent.height or height
@@ -151,6 +193,10 @@ def _resize(
             width, height = width + more, height + more
             area = max(area, width * height)
         extent = extent._replace(area=area, width=width, height=height, known=True)
+        if name in texts and any(one.role is Role.SWAP and (one.number is None or any(one.number)) for one in asked):
+            extent = extent._replace(turned=True)
+        if others and others.area > area:
+            extent = extent._replace(area=others.area, width=others.width, height=others.height)
     scale = factor
     for one in asked:
         strong = one.name.rpartition(".")[2].lower() in _SCALES or one.name.startswith("resize_type.")
@@ -171,6 +217,10 @@ def _resize(
 
 
 _ROUNDED = 64
+#: The side of the pictures that CLIP's models look at.
+_CLIP = 224
+#: ComfyUI_essentials: `if smaller area` and the like leave a picture as it came.
+_WHERE = re.compile(r"condition")
 #: What nodes that name no size scale to: a megapixel, and some more for odd shapes.
 _OWN_AREA = 1.1 * 2**20
 
@@ -189,6 +239,7 @@ def _list_sizes(
     """(input, area, width, height, whether the pictures come out so large) of every size that the node names."""
     sizes: list[tuple[str, float, float, float, bool]] = []
     by_name = {one.name: one for one in asked}
+    multiple = find_largest(asked, Role.MULTIPLE)
     ratio = extent.width / extent.height if extent.width and extent.height else _read_ratio(texts)
     slant = 1 / ratio  # of the height to the width
     if extent.turned:
@@ -211,6 +262,11 @@ def _list_sizes(
             case Role.WIDTH | Role.MOST_WIDTH:
                 height = _find_other(by_name.get(one.name.replace("width", "height")), side * slant)
                 sizes.append((one.name, side * height, side, height, one.role is Role.WIDTH))
+                # A side that is cut down to none follows from the other.
+                if 0 < side < multiple:
+                    sizes.append((one.name, height * height * ratio, height * ratio, height, one.role is Role.WIDTH))
+                if 0 < height < multiple:
+                    sizes.append((one.name, side * side * slant, side, side * slant, one.role is Role.WIDTH))
             case Role.REPEAT if one.name.rpartition(".")[2] == "size" and Trait.REPEATS not in traits:
                 sizes.append((one.name, side * side, side, side, False))
             case Role.HEIGHT | Role.MOST_HEIGHT:
@@ -248,23 +304,25 @@ def _find_other(other: Asked | None, following: float) -> float:
 
 
 def _pad(extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names: list[str]) -> Extent:
-    if Trait.PADS not in traits:
-        return extent
     across = down = 0.0
     for one in asked:
-        if one.role is Role.EDGE and one.number is None:
+        side = one.name.rpartition(".")[2].lower()
+        strong = Trait.PADS in traits or side.startswith(("pad", "expand", "extend"))
+        if one.role not in (Role.EDGE, Role.EDGES) or not strong:
+            continue
+        if one.number is None:
             extent = extent._replace(known=False)
-        elif one.role is Role.EDGE and one.number is not None and one.number[1] > 0:
+        elif one.number[1] > 0:
             names.append(one.name)
-            if one.name.rpartition(".")[2] in ("left", "right"):
-                across += one.number[1]
-            else:
-                down += one.number[1]
+            if one.role is Role.EDGES or side.endswith(("left", "right")):
+                across += one.number[1] * (2 if one.role is Role.EDGES else 1)
+            if one.role is Role.EDGES or side.endswith(("top", "bottom")):
+                down += one.number[1] * (2 if one.role is Role.EDGES else 1)
     if not across and not down:
         return extent
     # It may lie on its side.
-    side = max(extent.width, extent.height, math.sqrt(extent.area))
-    area = min(extent.area + (across + down) * side + across * down, ENDLESS)
+    side_most = max(extent.width, extent.height, math.sqrt(extent.area))
+    area = min(extent.area + (across + down) * side_most + across * down, ENDLESS)
     if extent.width and extent.height and not extent.turned:
         area = (extent.width + across) * (extent.height + down)
     return extent._replace(width=extent.width + across, height=extent.height + down, area=min(area, ENDLESS))
@@ -293,6 +351,16 @@ def _count(
             case Role.LAYERS if number is not None and number > 0:
                 layers = number + 1  # and the picture that they make together
                 names.append(one.name)
+            case Role.REPEAT if number is None and repeats:
+                known = False
+            case Role.COPIES | Role.BETWEEN | Role.INPUTS | Role.LAYERS if number is None:
+                known = False
+            case Role.COPIES if number is not None and number > 0:
+                batch *= number
+                names.append(one.name)
+            case Role.BETWEEN if number is not None and number > 0:
+                batch *= 1 + number
+                names.append(one.name)
             case Role.REPEAT if repeats and number is not None and number > 0:
                 names.append(one.name)
                 if Trait.INTERPOLATES in traits:
@@ -303,7 +371,10 @@ def _count(
                     batch *= number
             case Role.FRAMES if Trait.CUTS in traits:
                 if number is not None and number > 0:
-                    if frames:
+                    if Trait.PICKS in traits:  # the same ones again, where there are fewer
+                        frames, batch = (number * runs, 1) if frames else (frames, number * runs)
+                        names.append(one.name)
+                    elif frames:
                         frames = min(frames, number * runs)
                     else:
                         batch = min(batch, number * runs)

@@ -59,8 +59,10 @@ def make(class_type: str, given: Given, budget: Budget) -> Plain | None:
     return made if not isinstance(made, str) or budget.take(len(made)) else None
 
 
-def find_largest(text: str) -> Range | None:
+def find_largest(text: str, budget: Budget) -> Range | None:
     """The bounds of every number that is a part of a text; None where a part may be written in another way."""
+    if not budget.take(len(text)):
+        return None
     most = 0.0
     for run in re.findall(r"[\d._,eE+-]*\d[\d._,eE+-]*", text):
         if len(run) > 300 or re.search(r"\d[\d._]*[eE]", run):
@@ -84,7 +86,10 @@ class _Inputs:
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
-        return str(self._find(name, default))
+        text = str(self._find(name, default))
+        if not self._budget.take(len(text)):
+            raise UnknownTextError
+        return text
 
     def whole(self, name: str) -> int:
         return int(self._find(name, None))
@@ -203,6 +208,7 @@ _RULES: dict[str, Callable[[_Inputs], Plain]] = {
     "JoinStrings": lambda of: of.text("string1", "") + of.text("delimiter") + of.text("string2", ""),
     "JoinStringMulti": _join_many,
     "StringConstantMultiline": _strip_lines,
+    "StringToFloatList": lambda of: of.text("string"),
 }
 
 #: What these give is a part of a text, or several with line breaks between them.

@@ -68,6 +68,7 @@ class Value(NamedTuple):
         times: how often the run makes it.
         items: of the list that it is.
         told: it is made of nothing but what the prompt says.
+        conditions: how many conditions there are, each of which every step works on.
     """
 
     number: Range | None = None
@@ -79,6 +80,7 @@ class Value(NamedTuple):
     times: float = 1
     items: Items = ONE
     told: bool = False
+    conditions: float = 1
 
 
 class Media(NamedTuple):
@@ -108,6 +110,7 @@ class Amount(NamedTuple):
         times: how often a loop runs it.
         runs: how often a list runs it; what it works on is of all of those together.
         pictures: it gives pictures, and no latents: of those, a batch may be a film.
+        conditions: each step of a sampler works on so many, beside what is not wanted.
     """
 
     node_id: str
@@ -118,13 +121,14 @@ class Amount(NamedTuple):
     times: float = 1
     pictures: bool = False
     runs: float = 1
+    conditions: float = 1
 
     @property
     def work(self) -> float:
-        """Pixels × steps. Four frames of a film count as one, as in the latents of nearly all models for films."""
+        """Pixels × steps × conditions. Four frames count as one, as in the latents of nearly all models for films."""
         frames = -(-max(self.extent.frames, 1) // 4) if self.extent.frames > 1 else 1
         area = self.extent.area or USUAL_AREA
-        return min(area * self.extent.batch * frames * self.steps * self.times, ENDLESS)
+        return min(area * self.extent.batch * frames * self.steps * self.times * self.conditions, ENDLESS)
 
 
 #: What a sampler is taken to work on where nothing says how large it is.
@@ -155,4 +159,5 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
         rate=max(value.rate for value in values),
         times=max(value.times for value in values),
         told=all(value.told for value in values),
+        conditions=max(value.conditions for value in values),
     )

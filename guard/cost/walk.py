@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..graph import is_link
 from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
-from .lists import count_parts, count_runs, mark_lists, spread, sum_parts
+from .lists import count_parts, count_runs, mark_lists, spread
 from .measures import measure
 from .names import Role, Trait
-from .picks import count_picks
+from .picks import count_picks, count_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
-from .ranges import ANYTHING, ENDLESS, Range, read_text
+from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text
 from .shapes import Asked
 from .sizes import combine, read_factor
+from .steps import count_conditions, find_steps
 from .texts import Budget
 from .values import Amount, Extent, Items, Media, Value, unite_values
 
-#: Nodes take the numbers out of a text of sigmas whatever is between them.
-_DIGITS = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _OWN_PICTURES = frozenset(
     {Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE}
     | {Role.FRAMES, Role.CAP, Role.BATCH}
@@ -108,14 +106,15 @@ class Walk:
         if isinstance(values, Value):
             return values
         at = int(link[1]) if math.isfinite(link[1]) else 0
-        return values[at] if 0 <= at < len(values) else values[0] if values else _UNKNOWN
+        # Below 0 they are counted from the last, as Python's lists are.
+        return values[at] if -len(values) <= at < len(values) else values[0] if values else _UNKNOWN
 
     def _kind_of(self, link: Any) -> str:
         """The kind of output that a link comes from."""
         node = self._graph.get(link[0])
         outputs = self._classes.find(str(node["class_type"])).outputs if node is not None else []
-        at = int(link[1]) if math.isfinite(link[1]) else -1
-        return outputs[at][0] if 0 <= at < len(outputs) else ""
+        at = int(link[1]) if math.isfinite(link[1]) else len(outputs)
+        return outputs[at][0] if -len(outputs) <= at < len(outputs) else ""
 
     def _list_asked(self, inputs: Mapping[str, Any]) -> list[Asked]:
         return [
@@ -139,7 +138,7 @@ class Walk:
         runs = count_runs(node_id, node_class, linked)
         if runs.most > 1:
             linked = spread(linked)
-        extents = _list_extents(node_class, linked) if linked else []
+        extents = _list_extents(node_class, linked) if linked and not node_class.calculates else []
         media = self._media.get(node_id)
         handed = [value for value in _list_values(branches, linked) if value is not None]
         if handed:
@@ -154,7 +153,10 @@ class Walk:
             whole = unite_values([value for value in _list_values(inputs, linked) if value is not None])
         else:
             whole = plain.give() if node_class.numbers else Value()
-            whole = whole._replace(steps=_find_steps(inputs, asked, linked), factor=_find_factor(node, linked))
+            steps = find_steps(node_class, inputs, asked, linked)
+            whole = whole._replace(steps=steps, factor=_find_factor(node, asked, linked))
+        if not node_class.only_pictures:
+            whole = whole._replace(conditions=count_conditions(node_class, inputs, linked))
         if (times, runs) != (whole.times, whole.items):
             whole = whole._replace(times=max(times, whole.times), items=runs)
         outputs = node_class.outputs
@@ -196,6 +198,12 @@ class Walk:
             runs=runs.most,
             picks=picks,
         )
+        if texts.get("shape") in ("BCTHW", "BTCHW"):  # of noise, which may have a moment for each channel
+            extent = extent._replace(
+                batch=min(extent.batch * max(read_number(texts.get("latent_channels")) or 4, 4), ENDLESS)
+            )
+        if (places := count_places(inputs, linked)) > 1:
+            extent = extent._replace(batch=min(extent.batch * places, ENDLESS))
         if not runs.counted:
             extent = extent._replace(known=False)
         writes = next((one for one in asked if one.role is Role.RATE), None)
@@ -203,12 +211,17 @@ class Walk:
             rate = writes.number[0]
         elif media is not None:
             rate = media.rate
-        steps = _find_steps(inputs, asked, linked)
+        steps = find_steps(node_class, inputs, asked, linked)
         works = steps if node_class.makes else 0
         if names or writes is not None or works or (node_class.takes_films and extent.frames):
             name = names[0] if names and names[0] else writes.name if writes is not None else _first_link(inputs)
             rated = rate if writes is not None else None
-            self.amounts.append(Amount(node_id, name, extent, rated, works, times, node_class.pictures, runs.most))
+            conditions = max((value.conditions for value in linked.values()), default=1)
+            if node_class.inputs.get("steps") == "STRING":
+                conditions = 1  # it runs for each, which is counted
+            self.amounts.append(
+                Amount(node_id, name, extent, rated, works, times, node_class.pictures, runs.most, conditions)
+            )
         return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate)
 
     def _deal(
@@ -218,6 +231,12 @@ class Walk:
         values: list[Value] = []
         bare = Value(times=whole.times, items=whole.items, told=whole.told)
         several = len(node_class.outputs) > 1
+        others: list[Range | Extent | None] = []
+        if whole.extent is not None and several:
+            others = [value.extent for value in linked.values()]
+            others += [
+                self.read(value) for value in inputs.values() if is_link(value) or isinstance(value, (int, float))
+            ]
         for kind, name in node_class.outputs:
             if kind not in PLAIN:
                 one = whole
@@ -229,7 +248,7 @@ class Walk:
                 continue
             number = whole.number
             if whole.extent is not None:
-                number = measure(name, whole, node_class.traits)
+                number = measure(name, whole, node_class.traits, others)
                 if number is None and find_short_role(name) is not None and (named := find_named(name, inputs)):
                     number = self.read(inputs[named])
             elif several and (named := find_named(name, inputs)) is not None:
@@ -240,7 +259,7 @@ class Walk:
             if number is None and kind in ("INT", "FLOAT", "NUMBER") and whole.told:
                 number = read_text(whole.text) or ANYTHING
             text = whole.text if kind != "INT" else None
-            values.append(bare._replace(number=fit(kind, number), text=text))
+            values.append(bare._replace(number=fit(kind, number, node_class.traits), text=text))
         return values
 
 
@@ -283,32 +302,16 @@ def _handles_pictures(
     return any(one.role in _OWN_PICTURES for one in asked)
 
 
-def _find_factor(node: Mapping[str, Any], linked: Mapping[str, Value]) -> float:
-    """By how much a model that the node loads makes pictures larger; 0: it loads none."""
+def _find_factor(node: Mapping[str, Any], asked: Sequence[Asked], linked: Mapping[str, Value]) -> float:
+    """By how much a model that the node loads, or a sampler that it gives, makes pictures larger; 0: it does not."""
+    scales = [one.number[1] for one in asked if one.name == "scale_ratio" and one.number is not None]
+    if scales and max(scales) > 1:
+        return max(scales)
     if "upscale" in str(node["class_type"])[:100].lower():
         names = [value for value in node["inputs"].values() if isinstance(value, str)]
         if names:
             return max(map(read_factor, names))
     return max((value.factor for value in linked.values()), default=0)
-
-
-def _find_steps(inputs: Mapping[str, Any], asked: Sequence[Asked], linked: Mapping[str, Value]) -> float:
-    """The steps that a node takes, or that its schedule has."""
-    steps = [one.number[1] for one in asked if one.role is Role.STEPS and one.number is not None]
-    steps += [value.steps for value in linked.values() if value.steps]
-    for name in ("sigmas", "steps", "timesteps"):
-        value = linked.get(name)
-        text = value.text if value is not None else inputs.get(name)
-        if isinstance(text, str):
-            steps.append(sum_parts(text) if name != "sigmas" else len(_DIGITS.findall(text)) - 1)
-        elif value is not None and value.number == ANYTHING:
-            steps.append(ENDLESS)
-    if not steps:
-        return 0
-    most = max(max(steps), 0)
-    last = [one.number[1] for one in asked if one.role is Role.LAST_STEP and one.number is not None]
-    first = [one.number[0] for one in asked if one.role is Role.FIRST_STEP and one.number is not None]
-    return max(min(most, *last) - max(0.0, *first) if last or first else most, 0)
 
 
 def _first_link(inputs: Mapping[str, Any]) -> str:

@@ -52,6 +52,26 @@ FLUX = {
     "steps": "20", "guidance": "3.5", "max_shift": "", "base_shift": "", "denoise": "1.0",
 }  # fmt: skip
 
+
+def custom(sigmas: dict[str, Any], **more: Any) -> Graph:
+    return {
+        "l": latent(4096, 4096), "x": sigmas, "s": node("KSamplerSelect", sampler_name="euler"), **more,
+        "k": node("SamplerCustomAdvanced", noise=["n", 0], guider=["g", 0], sampler=["s", 0], sigmas=["x", 0], latent_image=["l", 0]),
+    }  # fmt: skip
+
+
+def doubled(times: int) -> Graph:
+    texts = {"c0": node("CLIPTextEncode", clip=["c", 0], text="a fox")}
+    return texts | {
+        f"c{at}": node("ConditioningCombine", conditioning_1=[f"c{at - 1}", 0], conditioning_2=[f"c{at - 1}", 0])
+        for at in range(1, times + 1)
+    }
+
+
+def conditioned(positive: list[Any]) -> dict[str, Any]:
+    return {"inputs": {**sampler(["l", 0])["inputs"], "positive": positive}}
+
+
 MADE = [
     # Texts.
     Case("the length of a long text", "max_pixels", wide(node("StringLength", string=TEXT))),
@@ -141,7 +161,39 @@ MADE = [
     Case("all samplers with all schedulers", "max_pixel_steps", {"l": latent(), "k": node("FluxSamplerParams+", **{**FLUX, "sampler": "*", "scheduler": "!x"})}),
     Case("steps by a row", "max_pixel_steps", {"l": latent(), "k": node("FluxSamplerParams+", **{**FLUX, "steps": "1...100+0.5"})}),
     Case("two seeds", None, {"l": latent(), "k": node("FluxSamplerParams+", **{**FLUX, "seed": "1, 2", "steps": "20, 30"})}),
+    Case("each seed with each prompt and each LoRA's strength", "max_pixel_steps",
+         {"l": latent(), "c": node("TextEncodeForSamplerParams+", clip=["m", 1], text="a fox\n----\n" * 40), "r": node("LorasForFluxParams+", lora_1="x", strength_model_1="0...1+0.1"),
+          "k": node("FluxSamplerParams+", **{**FLUX, "conditioning": ["c", 0], "loras": ["r", 0], "seed": ",".join("1" * 20)})}),
     Case("sigmas between words", "max_pixel_steps",
          {"l": latent(4096, 4096), "1": node("ManualSigmas", sigmas="x".join("1" * 401)),
           "2": node("SamplerCustomAdvanced", noise=["n", 0], guider=["g", 0], sampler=["s", 0], sigmas=["1", 0], latent_image=["l", 0])}),
+    Case("a schedule of a list of numbers", "max_pixel_steps", custom(node("FloatToSigmas", float_list=["f", 0]), f=node("StringToFloatList", string=",".join("1" * 400)))),
+    Case("a schedule with steps between its steps", "max_pixel_steps",
+         custom(node("ExtendIntermediateSigmas", sigmas=["b", 0], steps=90, start_at_sigma=-1.0, end_at_sigma=0.0, spacing="linear"),
+                b=node("KarrasScheduler", steps=90, sigma_max=14.6, sigma_min=0.03, rho=7.0))),
+    Case("a schedule with a step between each two", None,
+         custom(node("ExtendIntermediateSigmas", sigmas=["b", 0], steps=2, start_at_sigma=-1.0, end_at_sigma=0.0, spacing="linear"),
+                b=node("KarrasScheduler", steps=20, sigma_max=14.6, sigma_min=0.03, rho=7.0))),
+    Case("a sampler that makes latents larger", "max_pixels",
+         {**custom(node("KarrasScheduler", steps=20, sigma_max=14.6, sigma_min=0.03, rho=7.0)),
+          "s": node("SamplerLCMUpscale", scale_ratio=20.0, scale_steps=-1, upscale_method="area")}),
+    Case("conditions put together again and again", "max_pixel_steps", {**doubled(10), "l": latent(), "k": sampler(["l", 0]) | conditioned(["c10", 0])}),
+    Case("two conditions put together", None, {**doubled(1), "l": latent(), "k": sampler(["l", 0]) | conditioned(["c1", 0])}),
+    # What a search over the packs' nodes found.
+    Case("an output counted from the last", "max_pixels", wide(node("CustomCombo", choice="64", index=16384), -1)),
+    Case("the length of a text that only the run can tell", "max_pixels",
+         wide(node("StringLength", string=["1", 0]), **{"1": node("TextGenerate", clip=["c", 0], prompt="a tale"), "c": node("CLIPLoader", clip_name="x")})),
+    Case("pictures that are counted, and are not there", "max_frames", {"i": image(64, 64, 4), "x": node("ImageBatchMulti", inputcount=1000, image_1=["i", 0])}),
+    Case("pictures side by side that are not there", "max_pixels", {"i": image(), "x": node("ImageConcatMulti", inputcount=100, image_1=["i", 0], direction="right", match_image_size=False)}),
+    Case("a grid cut into pieces", "max_frames", {"i": image(1024, 1024), "x": node("ImageGridtoBatch", image=["i", 0], columns=64, rows=0)}),
+    Case("a grid cut into four", None, {"i": image(1024, 1024), "x": node("ImageGridtoBatch", image=["i", 0], columns=2, rows=2)}),
+    Case("empty frames between frames", "max_frames",
+         {"i": image(64, 64, 4), "x": node("PadImageBatchInterleaved", images=["i", 0], empty_frames_per_image=400, pad_frame_value=0.0, add_after_last=True)}),
+    Case("frames that fade into each other", "max_frames",
+         {"i": image(64, 64, 4), "x": node("TransitionImagesInBatch", images=["i", 0], interpolation="linear", transition_type="fade", transitioning_frames=400, blur_radius=0.0, reverse=False, device="CPU")}),
+    Case("frames by chance", "max_frames",
+         {"i": image(64, 64, 4), "x": node("RandomImageFromBatch", input=["i", 0], start_index=0, end_index=-1, num_frames=2000, randomness=1.0, min_distance=0, max_distance=0, seed=1), "z": node("CreateVideo", images=["x", 0], fps=16.0)}),
+    Case("a picture for each place of a path", "max_frames",
+         {"x": node("CreateShapeMaskOnPath", shape="circle", coordinates='[{"x":1,"y":1}' + ',{"x":1,"y":1}' * 1500 + "]", frame_width=64, frame_height=64, shape_width=8, shape_height=8),
+          "y": node("MaskToImage", mask=["x", 0]), "z": node("CreateVideo", images=["y", 0], fps=16.0)}),
 ]  # fmt: skip

@@ -20,7 +20,7 @@ _ANYTHING = (*PICTURES, *PLAIN)
 #: What reads or writes places, waits for somebody, or learns.
 _LEFT_OUT = re.compile(
     r"^Load|^Save|Preview|Record|Webcam|Train|Dataset|Folder|Upload|Download|Path|Guarded|^Test|API|Debug|Sleep|Stop|"
-    r"BatchManager|Screencap|Widget|FontText|Audio|"
+    r"BatchManager|Screencap|Widget|FontText|Audio|VHS_Load|SelectFilename|SelectLatest|PruneOutputs|PlaySound|Superprompt|"
     # Latents of another scale than `measure_graphs` takes them for, or that must be a film's.
     r"StableCascade|SD_4XUpscale|HunyuanRefiner"
 )
@@ -33,7 +33,37 @@ _PARTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 _TEXTS = (
     "a", "a * b", "a + b", "max(a, b)", "a if a > b else b", "min(a, 4) * 64", "a ** 2", "round(a / 3)", "a // 2 + b",
     "128", "3.5", "0", "20, 25", "512x384", "", "ceil(a * 1.5)", "int(sqrt(a)) + 1", "sum(values)",
+    "a" * 300, "ß" * 90, "a640b96 17", "0, 0, 0, 0, 0, 0",
 )  # fmt: skip
+#: What texts are for, by the names of their inputs; half of them are drawn of these.
+_LIKELY: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
+    (re.compile(names), texts)
+    for names, texts in (
+        (r"index|idx", ("0", "0, 0, 0, 0, 0, 0, 0, 0", "0,-1,0", "0:2, 0:2, ::-1", "0," * 40 + "0")),
+        (
+            r"express|formula|^value|on_true|on_false",
+            (
+                "2**7",
+                "a**2",
+                "len(a) * 64",
+                "a[1] * 4",
+                "round(a, -2)",
+                "640",
+                "log(a, 1.1)",
+                "a and 640",
+                "-a * -3",
+                "1 / a",
+            ),
+        ),
+        (r"json", ('{"a": 640, "b": "96"}', '{"a": {"b": 5}}', "[1]")),
+        (r"key", ("a", "b")),
+        (r"pattern", (r"\d+", "a", r"(\d)", ".")),
+        (r"find|substring", ("a", "ß", "6", "")),
+        (r"replace|fix|delim", ("aa", "b" * 50, "640", "")),
+        (r"f_string", ("{a}", "{a}{a}", "{a:>300}", "1{a}", "{a!r}")),
+    )
+)
+_COLOURS = ("#000080", "#000280", "#ffffff", "#000010ff")
 
 
 @dataclass
@@ -64,8 +94,8 @@ class CannotError(Exception):
 
 
 def find_kinds(known: Mapping[str, Any]) -> dict[str, list[Kind]]:
-    """The classes that a graph may hold, by what they are for: `numbers` or `pictures`; some make or take `lists`."""
-    found: dict[str, list[Kind]] = {"numbers": [], "pictures": [], "lists": []}
+    """The classes that a graph may hold, by purpose: `numbers` (of those `texts`), `pictures`; some make `lists`."""
+    found: dict[str, list[Kind]] = {"numbers": [], "texts": [], "pictures": [], "lists": []}
     for name, info in sorted(known.items()):
         if _LEFT_OUT.search(name) or info.get("output_node") or info.get("api_node"):
             continue
@@ -81,6 +111,8 @@ def find_kinds(known: Mapping[str, Any]) -> dict[str, list[Kind]]:
         numbers = given <= set(PLAIN) and not any(_names_pictures(declared) for _needed, declared in inputs.values())
         kind = Kind(name, inputs, outputs)
         found["numbers" if numbers else "pictures"].append(kind)
+        if numbers and any("STRING" in str(declared[0]) for _needed, declared in inputs.values()):
+            found["texts"].append(kind)
         if info.get("is_input_list") or any(info.get("output_is_list") or ()):
             # One alone makes them of anything.
             found["lists"] += [kind] * (8 if "COMFY_MATCHTYPE_V3" in outputs else 1)
@@ -101,7 +133,7 @@ def _can_feed(declared: Any) -> bool:
         return bool(options.get("options"))
     if kind == "COMFY_AUTOGROW_V3":
         return all(_can_feed(each) for part in options["template"]["input"].values() for each in part.values())
-    if kind == "COMFY_DYNAMICCOMBO_V3":
+    if kind in ("COMFY_DYNAMICCOMBO_V3", "COLOR"):
         return True
     return kind in ("*", "COMFY_MATCHTYPE_V3", *STAND_INS) or bool(set(kind.split(",")) & set(_ANYTHING))
 
@@ -126,13 +158,15 @@ def grow(draw: Random, kinds: Mapping[str, list[Kind]], most: int = 7) -> tuple[
     if draw.random() < 0.25:
         grown.add("LoadVideo", {"file": "film.mp4"}, ["VIDEO"])
     listed = draw.random() < 0.5
-    purposes = ("pictures", "pictures", "numbers", *(("lists",) * 3 if listed else ()))
+    purposes = ("pictures", "pictures", "numbers", "texts", *(("lists",) * 3 if listed else ()))
+    if not listed and draw.random() < 0.3:
+        purposes = ("numbers", "texts", "texts")
     for _ in range(draw.randint(1, most)):
         chosen = draw.choice(kinds[draw.choice(purposes)])
         _add(draw, grown, chosen)
     ends = [kind for kind in ("LATENT", "IMAGE", "VIDEO", "INT") if grown.links.get(kind)]
     latest = max(ends, key=lambda each: int(grown.links[each][-1][0]))
-    kind = latest if listed else draw.choice(ends)
+    kind = latest if listed or draw.random() < 0.5 else draw.choice(ends)
     link = grown.links[kind][-1]
     return _keep_needed(grown.graph, link), link, kind
 
@@ -187,12 +221,14 @@ def _feed(draw: Random, grown: Grown, name: str, declared: Any, matched: dict[st
         node_id = str(len(grown.graph) + 1)
         grown.graph[node_id] = {"class_type": draw.choice(STAND_INS[kind]), "inputs": {}}
         yield name, [node_id, 0]
+    elif kind == "COLOR":
+        yield name, draw.choice(_COLOURS)
     elif kind in PLAIN or kind == "COMBO":
-        yield name, _draw_plain(draw, grown, kind, options)
+        yield name, _draw_plain(draw, grown, name, kind, options)
     else:
         wanted_kinds = list(_ANYTHING) if kind == "*" else [each for each in kind.split(",") if each in _ANYTHING]
         if kind != "*" and set(wanted_kinds) <= set(PLAIN) and draw.random() < 0.5:
-            yield name, _draw_plain(draw, grown, wanted_kinds[0], options)
+            yield name, _draw_plain(draw, grown, name, wanted_kinds[0], options)
         else:
             yield name, _link_any(draw, grown, wanted_kinds)[0]
 
@@ -206,7 +242,7 @@ def _link_any(draw: Random, grown: Grown, kinds: list[str]) -> tuple[Link, str]:
     return cast(tuple[Link, str], there[draw.randrange(min(len(there), draw.choice((1, 3, 20))))])
 
 
-def _draw_plain(draw: Random, grown: Grown, kind: str, options: Mapping[str, Any]) -> Any:
+def _draw_plain(draw: Random, grown: Grown, name: str, kind: str, options: Mapping[str, Any]) -> Any:
     links = [*grown.links.get(kind, ()), *(grown.links.get("INT", ()) if kind == "FLOAT" else ())]
     if kind != "COMBO" and links and draw.random() < 0.5:
         return draw.choice(links)
@@ -216,6 +252,9 @@ def _draw_plain(draw: Random, grown: Grown, kind: str, options: Mapping[str, Any
         return draw.random() < 0.5
     default = options.get("default")
     if kind == "STRING":
+        likely = next((texts for names, texts in _LIKELY if names.search(name)), None)
+        if likely is not None and draw.random() < 0.5:
+            return draw.choice(likely)
         return draw.choice((*((default,) if isinstance(default, str) else ()), *_TEXTS))
     low, high = options.get("min", 0), options.get("max", 1 << 20)
     numbers = _SIZES + _FEW if kind == "INT" else _PARTS

@@ -213,7 +213,7 @@ class Runner:
 
 
 async def prepare():
-    server.PromptServer(asyncio.get_running_loop())
+    server.PromptServer(asyncio.get_running_loop()).send_progress_text = lambda *_text, **_more: None
     await nodes.init_builtin_extra_nodes()
     for pack in PACKS:
         await nodes.load_custom_node(pack, module_parent="custom_nodes")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from packs.conftest import PACKS
+from packs.conftest import NEEDED, PACKS
 from PIL import Image
 from policy.grown import FILES, Graph, Link, find_kinds, grow
 from policy.known import read_info
@@ -43,8 +43,9 @@ MEDIA = {
 }
 #: Nodes round sizes to a multiple, up to this many pixels on a side.
 ROUNDING = 64
-#: And a number by this much.
+#: And a number by this much; smaller ones may be of an empty list, or a step more.
 ROUNDED = 1.25
+SMALL = 2
 #: So far up no prompt of these comes; with a limit at all, `strict` refuses what nobody can know.
 NO_LIMIT = 10**15
 
@@ -54,9 +55,9 @@ class Comfy:
 
     def __init__(self, base: Path) -> None:
         newest = real_kinds()[0]
-        packs = [PACKS / name for name in os.environ.get("COST_PACKS", "").split(",") if name]
+        packs = sorted(PACKS.iterdir()) if PACKS.is_dir() else []
         script = Path(__file__).with_name("measure_graphs.py")
-        site = PACKS.with_name("packs-site")
+        site = os.environ.get("GUARDED_PACKS_SITE") or PACKS.with_name("packs-site")
         self._log = open(base / "log", "w")  # noqa: SIM115
         self._process = subprocess.Popen(
             [newest.python, str(script), str(newest.main.parent), str(base), *map(str, packs)],
@@ -146,10 +147,15 @@ class Judge:
         try:
             self._strict.check(graph, find_media(graph))
         except PolicyViolationError as error:
-            if error.details == "policy.strict":
+            # Or it may be anything, and is refused for that.
+            if error.details == "policy.strict" or error.extra_info["value"] is None:
                 return False
             raise
         return True
+
+    def is_plain(self, graph: Graph) -> bool:
+        """Whether all is said in the prompt: there is nothing that only the run could tell."""
+        return all(self._classes.find(node["class_type"]).computes for node in graph.values())
 
     def find_too_little(self, graph: Graph, link: Link, sizes: list[list[Any]]) -> str:
         """What of that has reached the heavy node though the walk says less; empty: nothing."""
@@ -158,10 +164,10 @@ class Judge:
         if sizes[0][0] == "number":
             most = max(number for _kind, number, _height, _pictures in sizes)
             read = walk.read(link)
-            if read is None or read[1] * ROUNDED < most:
+            if read is None or max(read[1] * ROUNDED, SMALL) < most:
                 return f"the number {most}, and not {read}"
             # Each item of a list runs the node once, which has one latent.
-            if len(sizes) > 1 and (amount is None or amount.extent.batch * amount.times < len(sizes)):
+            if len(sizes) > 1 and most > 0 and (amount is None or amount.extent.batch * amount.times < len(sizes)):
                 return f"{len(sizes)} numbers, and not {amount}"
             return ""
         if amount is None:
@@ -178,25 +184,48 @@ class Judge:
 def test_what_reaches_a_heavy_node_is_never_more_than_was_said(comfy: Comfy) -> None:
     kinds = find_kinds(comfy.known)
     judge = Judge(comfy.known)
-    counts = {"ran": 0, "known": 0, "lists": 0}
+    counts = {"ran": 0, "known": 0, "lists": 0, "plain": 0, "late": 0}
 
-    @settings(max_examples=GRAPHS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    # A long one never meets the same graphs again; the short one is a part of the gate, and does.
+    @settings(
+        max_examples=GRAPHS,
+        deadline=None,
+        database=None,
+        derandomize=GRAPHS <= 100,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.integers(0, 2**64))
     def search(seed: int) -> None:
         graph, link, kind = grow(Random(seed), kinds)
         measured = comfy.measure(graph, link)
+        # A busy machine runs some of them for too long.
+        counts["late"] += measured.get("error") == "too much"
         if not measured.get("sizes"):
             return
         counts["ran"] += 1
         whole = put_heavy(graph, link, kind)
-        if not judge.knows(whole):
+        if not judge.knows(whole) and not judge.is_plain(graph):
             return
         counts["known"] += 1
+        counts["plain"] += judge.is_plain(graph)
         counts["lists"] += len(measured["sizes"]) > 1
         note(json.dumps(whole, indent=1))
         assert judge.find_too_little(whole, link, measured["sizes"]) == ""
 
     search()
-    assert counts["ran"] > GRAPHS // 3, counts
+    assert counts["ran"] >= (GRAPHS - counts["late"]) // 3, counts
     assert counts["known"] > counts["ran"] // 3, counts
     assert counts["lists"] > 0 or GRAPHS < 300, counts
+    assert counts["plain"] > 0 or GRAPHS < 300, counts
+
+
+def test_the_real_packs_nodes_take_part(comfy: Comfy) -> None:
+    found = {
+        str(info["python_module"]).rpartition(".")[2]
+        for info in comfy.known.values()
+        if str(info["python_module"]).startswith("custom_nodes.")
+    }
+    if not found:
+        pytest.skip(NEEDED)
+    # Others need more than may be there: models, MediaPipe.
+    assert found >= {path.name for path in PACKS.iterdir()} & {"ComfyUI-KJNodes", "ComfyUI_essentials"}

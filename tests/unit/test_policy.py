@@ -339,7 +339,7 @@ COST = str(Path(policy.__file__).parents[1] / "cost")
 
 def _steps_of_work(graph):
     """How many lines the policy runs for a graph: unlike seconds, the same on every machine."""
-    checked = Policy(settings(policy={"max_steps": 10**9, "max_pixels": 10**30}).policy)
+    checked = Policy(settings(policy={"max_steps": 10**9, "max_pixels": 10**24}).policy)
     count = 0
 
     def trace(frame, event, _argument):
