@@ -170,7 +170,7 @@ def read_complaint(item: ErrorDetails, what: str = "field") -> tuple[str, str]:
         item: of ``ValidationError.errors()``.
         what: the word for a field, where there is none of that name.
     """
-    field = ".".join(map(str, item["loc"]))
+    field = clip(".".join(map(str, item["loc"])))
     if item["type"] == "extra_forbidden":
         return field, f"there is no such {what}"
     return field, item["msg"].removeprefix("Value error, ")
