@@ -29,7 +29,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ NOTICE_S = float(os.environ.get("NOTICE_S", "15"))
 LOST_S = float(os.environ.get("LOST_S", "3600"))
 #: Results so young are sent once more where the ledger was lost: nobody knows whether they had been.
 RESENT_S = 3600
-#: Telegram allows 30 calls a second in all, and one a second in a chat; edits may be rarer.
+#: Telegram allows 30 calls in any second, and one a second in a chat; edits may be rarer.
 CALLS_PER_S = float(os.environ.get("CALLS_PER_S", "25"))
 CHAT_PAUSE_S = float(os.environ.get("CHAT_PAUSE_S", "1.1"))
 EDIT_PAUSE_S = float(os.environ.get("EDIT_PAUSE_S", "3"))
@@ -268,29 +268,42 @@ class Ledger:
 
 
 class Pace:
-    """Let calls of Telegram go no faster than it allows: in all, and in each chat."""
+    """Let calls of Telegram go no faster than it allows: in all, and in each chat.
+
+    Nobody knows when Telegram hears of a call, only that it has by its answer. So a call counts from its beginning to a
+    second after its answer, and a chat's pause begins with the answer.
+    """
 
     def __init__(self) -> None:
-        self._next_s = 0.0
-        #: By chat: when its last call went out, and who waits for the next.
+        self._places = asyncio.Semaphore(max(int(CALLS_PER_S), 1))
+        #: By chat: when its last call was answered, and who waits for the next.
         self._last_s: dict[int, float] = {}
         self._lines: dict[int, asyncio.Lock] = {}
 
-    async def wait(self, chat_id: int | None = None) -> None:
-        """Wait for the chat's turn, then for a place among all."""
+    @contextlib.asynccontextmanager
+    async def turn(self, chat_id: int | None = None) -> AsyncIterator[None]:
+        """Wait for the chat's turn, then for a place among all; the call is made within the block."""
         if chat_id is None:
-            return await self._wait_among_all()
+            async with self._place():
+                yield
+            return
         async with self._lines.setdefault(chat_id, asyncio.Lock()):
             await asyncio.sleep(self._last_s.get(chat_id, 0.0) + CHAT_PAUSE_S - time.monotonic())
-            await self._wait_among_all()
-            self._last_s[chat_id] = time.monotonic()
+            async with self._place():
+                try:
+                    yield
+                finally:
+                    self._last_s[chat_id] = time.monotonic()
         if len(self._last_s) > 10_000:
             self._forget_quiet_chats()
 
-    async def _wait_among_all(self) -> None:
-        now_s = time.monotonic()
-        self._next_s = max(self._next_s + 1 / CALLS_PER_S, now_s)
-        await asyncio.sleep(self._next_s - now_s)
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        await self._places.acquire()
+        try:
+            yield
+        finally:
+            asyncio.get_running_loop().call_later(1, self._places.release)
 
     def _forget_quiet_chats(self) -> None:
         quiet_s = time.monotonic() - EDIT_PAUSE_S
@@ -319,9 +332,9 @@ class Messenger:
     ) -> Any:
         """Returns None if Telegram refuses: the user blocked the bot, the text is the same, …"""
         while True:
-            await self._pace.wait(chat)
             try:
-                return await call(*args, **kwargs)
+                async with self._pace.turn(chat):
+                    return await call(*args, **kwargs)
             except TelegramRetryAfter as error:
                 await asyncio.sleep(error.retry_after)
             except (TelegramNetworkError, TelegramServerError, aiohttp.ClientError, asyncio.TimeoutError):

@@ -51,6 +51,21 @@ class Someone:
         assert status == 200, answer
         assert json.loads(answer)["guard"]["job"]["state"] == "succeeded", answer
 
+    async def count_starts(self, owner: str) -> tuple[int, int]:
+        """How many of that owner's jobs have begun between the first and the last of them, and how many of all."""
+        began: list[tuple[str, int]] = []
+        page = ""
+        while True:
+            status, answer = await self.ask("GET", f"/guarded/jobs?limit=500{page}")
+            assert status == 200, answer
+            told = json.loads(answer)
+            began += [(job["owner"], job["started_at_ms"]) for job in told["jobs"] if job["started_at_ms"] is not None]
+            if told["next"] is None:
+                break
+            page = f"&before={told['next']}"
+        theirs = [at_ms for name, at_ms in began if name.startswith(owner)][:OTHERS]  # the newest come first
+        return len(theirs), sum(min(theirs) <= at_ms <= max(theirs) for _name, at_ms in began)
+
     async def be_greedy(self, stack: contextlib.AsyncExitStack, refused: set[str], told: asyncio.Event) -> None:
         """Hold as much as it may of everything, until cancelled. Waiting jobs that end are replaced."""
 
@@ -96,6 +111,7 @@ async def test_ten_owners_at_their_caps_cost_fifty_others_half_as_much_again_at_
     host = HostProcess(sandbox_kind(), tmp_path / "base", environment=environment)
     names = [f"greedy{number}" for number in range(GREEDY)] + [f"other{number}" for number in range(OTHERS)]
     keys = [make_key(tmp_path / "base", name) for name in names]
+    boss_key = make_key(tmp_path / "base", "boss", "operate")
     host.start()
     connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(PATIENCE_S)
     took: dict[bool, list[float]] = {False: [], True: []}
@@ -103,6 +119,7 @@ async def test_ten_owners_at_their_caps_cost_fifty_others_half_as_much_again_at_
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             everybody = [Someone(session, host.url, key) for key in keys]
             greedy, others = everybody[:GREEDY], everybody[GREEDY:]
+            boss = Someone(session, host.url, boss_key)
 
             async def measure() -> float:
                 began_s = time.monotonic()
@@ -122,6 +139,10 @@ async def test_ten_owners_at_their_caps_cost_fifty_others_half_as_much_again_at_
                     await asyncio.wait({at_caps, *crowd}, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE_S)
                     assert at_caps.done(), [task for task in crowd if task.done()]
                     took[True].append(await measure())
+                    theirs, all_of_them = await boss.count_starts("other")
+                    assert theirs == OTHERS
+                    # However busy the machine: each greedy one has one turn while each of the others has its own.
+                    assert all_of_them <= TIMES_AS_LONG * OTHERS, f"{all_of_them} jobs began while theirs did"
                     for task in crowd:
                         assert not task.done(), task
                         task.cancel()

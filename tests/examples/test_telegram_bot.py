@@ -251,7 +251,7 @@ async def test_many_users_stay_within_what_telegram_takes_and_take_turns(
         await shop.done(*first, *second, within_s=long_s)
         words = [shop.messenger.answers(message_id) for message_id in (*first, *second)]
         assert {word.method for each in words for word in each} == {"sendPhoto"}, "nobody was refused"
-        assert shop.messenger.refused <= len(shop.messenger.calls) / 10, "a slow machine may push some together"
+        assert shop.messenger.refused == 0, "however slow the machine: see Pace"
         began: dict[int, int] = {}
         page = "limit=500"
         while page:

@@ -34,8 +34,8 @@ def mark(name):
 
 mark("open")
 store = SqliteStore(Path(sys.argv[2]), Clock(), sys.argv[3])
-submit(store)
 store._engine.read_slowly(lambda db: None).result(LONG_S)  # the opening has the log worked into the file, which waits
+submit(store)  # and begins the log anew after that, which waits for its head
 mark("together")
 with Held(store):
     futures = [store.submit(new_job(), 10**9) for _ in range(50)]
