@@ -45,6 +45,8 @@ _MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
 _MOST_FRAMES = 10**8
 #: So much of a film is read after its first frame, and so many of its packets.
 _MOST_BYTES, _MOST_PACKETS = 2**29, 1_000_000
+#: So much of a sound is decoded: a quarter of an hour, which takes a second or two.
+_MOST_SAMPLES = 48_000 * 900
 #: Of a picture that moves, so many pixels are decoded.
 _MOST_PIXELS = 3 * 10**8
 #: The boxes at the top of a film that hold it. Behind them people's files have all sorts of things.
@@ -72,11 +74,12 @@ def sniff_more(head: bytes) -> Kind | None:
     return None
 
 
-def look_at_film(handle: IO[bytes], kind: Kind, holds: str) -> Media:
-    """What a film or sound holds. Blocks on the disk, and decodes one frame.
+def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = "") -> Media:
+    """What a film or sound holds. Blocks on the disk; decodes one frame, and what a loader hears, within bounds.
 
     Args:
         holds: `video`, `audio`, or `media`: a film or a sound.
+        opens_with: as the loader's class declares.
 
     Raises:
         UnfitError: it has no such thing, or no frame that can be read.
@@ -88,7 +91,8 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str) -> Media:
     with open_container(handle, kind) as container:
         films = [each for each in container.streams.video if each.codec_context is not None]
         film = next((each for each in films if holds != "media" or not is_cover(each)), None)
-        sound = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+        sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
+        sound = sounds[-1 if holds == "video" else 0] if sounds else None  # as ComfyUI's loaders choose
         wanted = sound if holds == "audio" else film
         if wanted is None and holds == "media":
             wanted = sound
@@ -97,9 +101,41 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str) -> Media:
         if next(container.decode(wanted), None) is None:
             raise UnfitError("it has no frame that can be read")
         media = _measure(container, film, wanted, holds)
-        if kind.demuxer in _TIMED:
-            _check_end(container, [each for each in (film, sound) if each is not None], *_TIMED[kind.demuxer])
+        # Those of ComfyUI end with the first packet of sound that cannot be decoded, with which a cut one mostly ends.
+        hears = opens_with == "libav"
+        if hears or kind.demuxer in _TIMED:
+            _go_to_end(container, kind, film, sound, hears=hears)
         return media
+
+
+def _go_to_end(container: Any, kind: Kind, film: Any, sound: Any, *, hears: bool) -> None:
+    """Read on to the last packet, decode those of the sound, and hold the last one's time against the header's."""
+    is_timed = kind.demuxer in _TIMED and bool(container.duration)
+    streams = [each for each in (film, sound) if each is not None and (is_timed or each is sound)]
+    if not streams:
+        return
+    begin_s = float(container.start_time or 0) / 1_000_000
+    end_s, left_bytes, left, left_samples = 0.0, _MOST_BYTES, _MOST_PACKETS, _MOST_SAMPLES
+    is_cut = False
+    for packet in container.demux(streams):
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is not None and packet.time_base is not None:
+            end_s = max(end_s, float((at + (packet.duration or 0)) * packet.time_base) - begin_s)
+        if hears and packet.stream is sound and left_samples > 0:
+            left_samples -= sum(frame.samples for frame in packet.decode())
+        if packet.size:
+            is_cut = bool(packet.is_corrupt)
+        left_bytes -= packet.size
+        left -= 1
+        if left <= 0 or left_bytes <= 0:
+            return
+    if is_cut:
+        raise BrokenFileError("its last packet is cut off")
+    if is_timed:
+        whole_s = float(container.duration) / 1_000_000
+        missing_s, share = _TIMED[kind.demuxer]
+        if whole_s - end_s > max(missing_s, share * whole_s):
+            raise BrokenFileError(f"{end_s:.3g} of {whole_s:.3g} seconds are there")
 
 
 def _measure(container: Any, film: Any, wanted: Any, holds: str) -> Media:
@@ -116,25 +152,6 @@ def _find_seconds(container: Any, stream: Any) -> float:
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return float(container.duration / 1_000_000) if container.duration else 0.0
-
-
-def _check_end(container: Any, streams: list[Any], missing_s: float, share: float) -> None:
-    """Read on to the last packet, and hold its time against the header's."""
-    if not container.duration:
-        return
-    whole_s = float(container.duration) / 1_000_000
-    begin_s = float(container.start_time or 0) / 1_000_000
-    end_s, left_bytes, left = 0.0, _MOST_BYTES, _MOST_PACKETS
-    for packet in container.demux(streams):
-        at = packet.pts if packet.pts is not None else packet.dts
-        if at is not None and packet.time_base is not None:
-            end_s = max(end_s, float((at + (packet.duration or 0)) * packet.time_base) - begin_s)
-        left_bytes -= packet.size
-        left -= 1
-        if left <= 0 or left_bytes <= 0:
-            return
-    if whole_s - end_s > max(missing_s, share * whole_s):
-        raise BrokenFileError(f"{end_s:.3g} of {whole_s:.3g} seconds are there")
 
 
 # Pictures that a loader gives to libav. -------------------------------------------------------------------------
@@ -250,6 +267,30 @@ def _check_asf(handle: IO[bytes], size: int) -> None:
         raise BrokenFileError(f"it has {size} of {length} bytes")
 
 
+def _check_au(handle: IO[bytes], size: int) -> None:
+    handle.seek(0)
+    head = handle.read(12)
+    length = int.from_bytes(head[8:12], "big")
+    if length != 0xFFFFFFFF and int.from_bytes(head[4:8], "big") + length > size:
+        raise BrokenFileError(f"it has not all of its {length} bytes")
+
+
+def _check_caf(handle: IO[bytes], size: int) -> None:
+    """Its chunks say how long they are; the last one may say -1: up to the end."""
+    position = 8
+    for _ in range(_MOST_BOXES):
+        handle.seek(position)
+        head = handle.read(12)
+        if len(head) < 12 or not head[:4].isalnum():
+            return
+        length = int.from_bytes(head[4:], "big", signed=True)
+        if length < 0:
+            return
+        position += 12 + length
+        if position > size:
+            raise BrokenFileError("its last chunk is cut off")
+
+
 def _check_ogg(handle: IO[bytes], size: int) -> None:
     """The last page must be all there. That it is marked as the last one, many recorders leave out."""
     position = 0
@@ -288,6 +329,8 @@ _WHOLE: dict[str, Callable[[IO[bytes], int], None]] = {
     "avi": _check_riff,
     "aiff": _check_aiff,
     "asf": _check_asf,
+    "au": _check_au,
+    "caf": _check_caf,
     "ogg": _check_ogg,
     "mp3": _check_mp3,
 }

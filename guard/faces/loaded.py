@@ -153,7 +153,7 @@ class LoadedFiles:
             if kind is None:
                 raise _refuse(one, "its format is not known here")
             try:
-                return look_at_film(handle, kind, one.holds)
+                return look_at_film(handle, kind, one.holds, one.opens_with)
             except (UnfitError, BrokenFileError) as error:
                 raise _refuse(one, str(error)) from None
             except Exception as error:  # libav raises almost anything on hostile input
@@ -164,6 +164,8 @@ class LoadedFiles:
         photo = decode(data, self._limits, one.text, at_least=1)
         try:
             frames = count_by_libav(path) if one.opens_with == "libav" else 0
+            if not frames and one.holds == "video" and one.opens_with == "libav":
+                raise UnfitError("libav finds no pictures in it")
             if not frames:
                 frames = _count_by_pillow(path, count_frames(data, one.text))
         except GuardError:

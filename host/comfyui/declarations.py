@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from types import CodeType
+from types import FunctionType
 from typing import Any
 
 import nodes
@@ -36,7 +36,7 @@ class Declarations:
                 takes_lists,
                 _read_lists(node_class),
                 frozenset(lazy),
-                _find_opener(node_class),
+                find_opener(node_class),
             )
         return self._known[node_class]
 
@@ -57,15 +57,25 @@ def _read_inputs(class_type: str, node_class: Any) -> tuple[dict[str, str], set[
     return types, lazy
 
 
-def _find_opener(node_class: Any) -> str:
-    """What a loader opens its file with: ComfyUI's LoadVideo, and later versions' LoadImage, with `VideoFromFile`."""
+def find_opener(node_class: Any) -> str:
+    """What a loader opens its file with, by the names that its code uses, and the functions beside it that it calls.
+
+    ComfyUI's LoadVideo, and later versions' LoadImage, use `VideoFromFile`, LoadAudio a function that uses `av`.
+    """
     bases = getattr(node_class, "__mro__", ())
-    functions = (getattr(each, "__func__", each) for base in bases for each in vars(base).values())
-    codes = (getattr(each, "__code__", None) for each in functions)
-    names = {name for code in codes if isinstance(code, CodeType) for name in find_names(code)}
-    if "VideoFromFile" in names:
+    functions = [getattr(each, "__func__", each) for base in bases for each in vars(base).values()]
+    names: set[str] = set()
+    for function in functions:
+        if isinstance(function, FunctionType):
+            used = set(find_names(function.__code__))
+            called = (function.__globals__.get(name) for name in used)
+            beside = [
+                each for each in called if isinstance(each, FunctionType) and each.__module__ == function.__module__
+            ]
+            names |= used.union(*(find_names(each.__code__) for each in beside))
+    if not names.isdisjoint({"VideoFromFile", "av"}):
         return "libav"
-    return "pillow" if "pillow" in names and names.isdisjoint({"av", "cv2"}) else ""
+    return "pillow" if "pillow" in names and "cv2" not in names else ""
 
 
 def _read_outputs(node_class: Any) -> tuple[tuple[str, str], ...]:

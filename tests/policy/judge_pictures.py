@@ -22,6 +22,8 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy_extras.nodes_audio  # noqa: E402
+import comfy_extras.nodes_video  # noqa: E402
 import nodes  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -38,7 +40,7 @@ for name in ("host", "host.comfyui"):  # which would want a server
 from comfyui_guarded.guard.errors import GuardError  # noqa: E402
 from comfyui_guarded.guard.faces.loaded import LoadedFiles  # noqa: E402
 from comfyui_guarded.guard.graph import Names  # noqa: E402
-from comfyui_guarded.host.comfyui.declarations import Declarations  # noqa: E402
+from comfyui_guarded.host.comfyui.declarations import Declarations, find_opener  # noqa: E402
 
 INPUT = Path(BASE) / "input"
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I", "F", "CMYK")
@@ -121,7 +123,9 @@ def main():
                 kept_out.append(f"{case}: {told}")
             judged += 1
             (INPUT / name).unlink()
-    sys.stdout.write(json.dumps({"judged": judged, "admitted": admitted, "kept_out": kept_out}) + "\n")
+    loaders = (nodes.LoadImage, comfy_extras.nodes_video.LoadVideo, comfy_extras.nodes_audio.LoadAudio)
+    told = {"judged": judged, "admitted": admitted, "kept_out": kept_out, "openers": list(map(find_opener, loaders))}
+    sys.stdout.write(json.dumps(told) + "\n")
 
 
 main()

@@ -25,7 +25,7 @@ CLASSES = {
 }
 #: Earlier versions' LoadImage, and that of later ones.
 CLASSES["LoadImageByPillow"] = CLASSES["LoadImageByLibav"] = CLASSES["LoadImage"]
-OPENERS = {"LoadImageByPillow": "pillow", "LoadImageByLibav": "libav", "LoadVideo": "libav"}
+OPENERS = {"LoadImageByPillow": "pillow", "LoadImageByLibav": "libav", "LoadVideo": "libav", "LoadAudio": "libav"}
 
 
 class Host(FakeHost):

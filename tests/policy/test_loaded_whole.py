@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from policy.test_loaded import CLASSES, Host, tone
 
 from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError, GuardError
@@ -130,6 +131,10 @@ def test_a_whole_one_passes_with_its_length(judged, kind):
 def test_what_follows_on_the_end_is_nobodys_matter(judged, kind):
     if kind == "flv":
         return  # a tag that is cut off, as far as anyone can tell
+    if kind == "mp3":  # ComfyUI's own LoadAudio ends with what it takes for a frame, as other readers do not
+        CLASSES["LoadAudioKindly"] = CLASSES["LoadAudio"]
+        assert not isinstance(judged("LoadAudioKindly", made(kind) + bytes(2000)), GuardError)
+        return
     assert not isinstance(judged(loader(kind), made(kind) + b"\0\1junk of some sort" * 3), GuardError)
 
 
@@ -168,3 +173,24 @@ def test_an_empty_file_is_told_by_what_its_loader_reads(judged, class_type, erro
 def test_a_film_is_no_picture_to_a_loader_that_has_only_pillow(judged):
     assert isinstance(judged("LoadImageByPillow", made("mp4")), BadImageError)
     assert judged("LoadImageByLibav", made("mp4")).frames == 30
+
+
+@pytest.mark.parametrize("form", ["adts", "mpegts"])
+def test_a_sound_whose_end_cannot_be_decoded_fails_at_the_door_and_not_in_its_loader(judged, form):
+    data = make_sound(form, "aac")
+    assert not isinstance(judged("LoadAudio", data), GuardError)
+    cut = next(
+        at
+        for at in range(len(data) // 2, len(data) // 2 + 400)
+        if isinstance(judged("LoadAudio", data[:at]), BadAudioError)
+    )
+    assert cut, "an AAC frame that is half there ends ComfyUI's LoadAudio"
+
+
+def test_what_libav_finds_no_pictures_in_is_no_film_to_it(judged):
+    buffer = io.BytesIO()
+    pictures = [Image.new("RGB", (32, 32), (at * 20, 0, 0)) for at in range(5)]
+    pictures[0].save(buffer, "WEBP", save_all=True, append_images=pictures[1:])
+    error = judged("LoadVideo", buffer.getvalue())
+    assert isinstance(error, BadVideoError) or error.frames == 5, "later versions of libav may read it"
+    assert judged("LoadImageByPillow", buffer.getvalue()).frames == 5

@@ -27,5 +27,7 @@ def test_the_door_judges_each_format_whole_and_cut_as_loadimage_does(kind: HostK
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["judged"] > 300
+    assert told["openers"][0] in ("libav", "pillow")
+    assert told["openers"][1:] == ["libav", "libav"], "of LoadVideo and LoadAudio"
     assert told["admitted"] == [], "let in, and it fails as a job"
     assert told["kept_out"] == [], "whole, and the loader opens it"

@@ -105,3 +105,44 @@ def test_a_list_that_the_host_makes_counts_with_all_its_items(client: PlainClien
     assert few.json["guard"]["vram"] == sampled, "one item after the other"
     assert many.status == 422, many
     assert many.json["error"]["details"] == "policy.max_pixel_steps"
+
+
+def latent_by(route: str, side: int, batch: int) -> Prompt:
+    """A latent of that size, made in one way or another, as the node 1."""
+    empty = node("EmptyLatentImage", width=side, height=side, batch_size=batch)
+    ways: dict[str, Prompt] = {
+        "a number": {
+            "w": node("PrimitiveInt", value=side),
+            "1": node("EmptyLatentImage", width=["w", 0], height=["w", 0], batch_size=batch),
+        },
+        "copies": {
+            "e": node("EmptyLatentImage", width=side, height=side, batch_size=1),
+            "1": node("RepeatLatentBatch", samples=["e", 0], amount=batch),
+        },
+        "a factor": {
+            "e": node("EmptyLatentImage", width=side // 2, height=side // 2, batch_size=batch),
+            "1": node("LatentUpscaleBy", samples=["e", 0], upscale_method="nearest-exact", scale_by=2.0),
+        },
+        "a picture": {
+            "e": node("EmptyImage", width=side, height=side, batch_size=batch, color=0),
+            "1": node("VAEEncode", pixels=["e", 0], vae=["m", 2]),
+        },
+        "a crop": {
+            "e": node("EmptyLatentImage", width=2 * side, height=2 * side, batch_size=batch),
+            "1": node("LatentCrop", samples=["e", 0], width=side, height=side, x=0, y=0),
+        },
+    }
+    return ways.get(route, {"1": empty})
+
+
+@pytest.mark.parametrize(("side", "batch"), [(512, 1), (1024, 3), (4096, 32)])
+def test_the_same_latent_takes_the_same_whichever_way_it_is_made(client: PlainClient, side: int, batch: int) -> None:
+    def tell(route: str) -> tuple[int, Any]:
+        answer = post(client, side, batch, **latent_by(route, side, batch))
+        body = answer.json
+        return answer.status, body["guard"]["vram"] if answer.status == 200 else body["error"]["extra_info"].get("vram")
+
+    status, vram = tell("directly")
+    assert status == (422 if vram["least_gb"] > BUDGET else 200)
+    told = {route: tell(route) for route in ("a number", "copies", "a factor", "a picture", "a crop")}
+    assert told == dict.fromkeys(told, (status, vram))
