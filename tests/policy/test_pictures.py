@@ -8,7 +8,7 @@ import pytest
 
 from comfyui_guarded.tests.hosts.launch import HostKind, real_kinds
 
-pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(900)]
 
 ALIAS = Path(__file__).parents[2] / "alias.py"
 
