@@ -188,11 +188,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     fleet.keep_membership(member, store, clock, health, settler, runs, dispatcher, watchdog)
     quotas = Quotas(settings.limits)
     janitor = Janitor(
-        settings.janitor,
-        store,
-        host.folders,
-        own,
-        clock,
+        *(settings.janitor, store, host.folders, own, clock),
         blind_after_s=settings.queue.timeout_s,
         held=quotas.files,
         find_quotas=lambda: keys.list_file_quotas(settings.limits.max_file_bytes),

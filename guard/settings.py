@@ -834,7 +834,7 @@ def _quote(item: ErrorDetails) -> str:
 
 def hide_password(url: str) -> str:
     """The address as people may see it. Hides too much rather than too little."""
-    hidden = re.sub(r"(://[^:/?@]*):.*@", r"\1:***@", url, flags=re.DOTALL)
+    hidden = re.sub(r"(:/*[^:/?@]*):.*@", r"\1:***@", url, flags=re.DOTALL)
     return re.sub(r"(?i)((?:password|secret\w*|token)=)[^&\s]*", r"\1***", hidden)
 
 

@@ -34,6 +34,7 @@ async def get_artifact(call: Call) -> web.StreamResponse:
             return web.Response(status=302, headers=headers)
     opened = await jobs.open_artifact(artifact)
     if opened is None:
+        await jobs.check_elsewhere(job, artifact, artifact is not original)
         raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.", extra_info={"index": index})
     handle = opened.handle
     mime = made.mime if made is not None else None

@@ -179,6 +179,15 @@ class Jobs:
         """
         return await asyncio.to_thread(self._results.open, artifact)
 
+    async def check_elsewhere(self, job: Job, artifact: Artifact, is_copy: bool) -> None:
+        """Raises ServerUnavailableError where a file that is not to be had now is on its way into the depot."""
+        if self._results.depot is not None:
+            holder = await wrap_future(self._store.find_holder(job.job_id, artifact.index, is_copy))
+            if holder is not None:
+                raise ServerUnavailableError(
+                    f"{artifact.filename} is on another server, and on its way into the storage.", retry_after_s=10
+                )
+
     async def sign_artifact(self, artifact: Artifact) -> str | None:
         """An address at which the depot serves the file, if it does. Raises ServerUnavailableError."""
         return await asyncio.to_thread(self._results.sign, artifact)

@@ -65,6 +65,7 @@ class Depot:
         self.returned: Signal[[]] = Signal()
         self._lock = threading.Lock()
         self._failed = threading.Event()
+        self._is_broken = False
         #: What was found to have its bytes: tag by key, those used last.
         self._right: OrderedDict[str, str] = OrderedDict()
         self._opened: LocalStore | S3Store | None = None
@@ -177,7 +178,7 @@ class Depot:
                 return (io.BytesIO(data), found.modified_s) if is_same else None
             if not self._is_right(found, done):
                 return None
-        handle: Any = Reader(lambda begin, length: self._read(key, begin, length), size)
+        handle: Any = Reader(lambda begin, length: self._read_on(key, begin, length), size)
         return handle, found.modified_s
 
     def list_all(self) -> Iterator[Stored]:
@@ -219,6 +220,7 @@ class Depot:
         if self.failing is None:
             log.error("the depot %s has not answered for %.0f s", self.address.shown, waited_s)
             self.failing = f"the depot {self.address.shown} has not answered for {waited_s:.0f} s"
+            self._is_broken = True
             self._failed.set()
 
     # Within. -------------------------------------------------------------------------------------------------
@@ -241,6 +243,8 @@ class Depot:
     @contextmanager
     def _asking(self, what: str) -> Iterator[list[int]]:
         """Turn the storage's errors in the block into ours, and note how it went; the block notes the bytes."""
+        if self._is_broken and what != "probe":
+            raise make_refusal()  # nobody but the watch waits for what has not answered
         done: list[int] = []
         try:
             yield done
@@ -257,6 +261,7 @@ class Depot:
 
     def _note_failure(self, what: str, error: BaseException, done: list[int]) -> None:
         self.acted(what, "failed", sum(done))
+        self._is_broken = True
         self._failed.set()
         why = self.address.hide(error)
         is_new = self.failing is None if self.trouble is None else why not in self.trouble
@@ -268,6 +273,7 @@ class Depot:
             self.failing = f"the depot {self.address.shown} fails: {why}"
 
     def _note_success(self) -> None:
+        self._is_broken = False
         if self.is_away:
             log.info("the depot %s answers", self.address.shown)
             self.trouble = self.failing = None
@@ -280,11 +286,15 @@ class Depot:
         except FileNotFoundError:
             return None
 
-    def _read(self, key: str, begin: int, length: int) -> bytes:
-        with self._asking("get") as done:
-            data = bytes(self._obstore.get_range(self._store, key, start=begin, length=length))
-            done.append(len(data))
-            return data
+    def _read_on(self, key: str, begin: int, length: int) -> bytes:
+        """Raises ConnectionError: whoever reads has begun to answer."""
+        try:
+            with self._asking("get") as done:
+                data = bytes(self._obstore.get_range(self._store, key, start=begin, length=length))
+                done.append(len(data))
+                return data
+        except ServerUnavailableError:
+            raise ConnectionResetError("the depot has failed while a file was read") from None
 
     def _read_all(self, found: Stored) -> Iterator[bytes]:
         for begin in range(0, found.bytes, PART_BYTES):

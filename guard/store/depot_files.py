@@ -95,6 +95,12 @@ def note_unstored(db: Database, job: Job, now_ms: int) -> None:
     )
 
 
+def find_holder(db: Database, job_id: str, artifact: int, is_copy: bool) -> str | None:
+    query = "SELECT box FROM unstored WHERE job_id = ? AND artifact = ? AND is_copy = ?"
+    row = db.execute(query, (job_id, artifact, int(is_copy))).fetchone()
+    return row[0] if row is not None else None
+
+
 def find_due(db: Database, box: str, now_ms: int, limit: int, under_way: Collection[int]) -> Due[Deposit]:
     waiting = "unstored INDEXED BY unstored_due WHERE box = ?"
     rows, next_at_ms = select_due(db, _COLUMNS, waiting, now_ms, limit, under_way, (), (box,))

@@ -44,5 +44,8 @@ class DepotRecords(Protocol):
     def hurry_deposits(self, box: str) -> Future[None]:
         """Make all of the box's deposits due now."""
 
+    def find_holder(self, job_id: str, artifact: int, is_copy: bool) -> Future[str | None]:
+        """Find the box that has a result which the depot does not have yet."""
+
     def count_deposits(self, box: str) -> Future[int]:
         """Count the results of the box that the depot does not have yet."""

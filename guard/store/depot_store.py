@@ -38,6 +38,9 @@ class DepotTables:
         numbers = tuple(under_way)
         return self._engine.read(lambda db: depot_files.find_due(db, box, now_ms, limit, numbers))
 
+    def find_holder(self, job_id: str, artifact: int, is_copy: bool) -> Future[str | None]:
+        return self._engine.read(lambda db: depot_files.find_holder(db, job_id, artifact, is_copy))
+
     def count_deposits(self, box: str) -> Future[int]:
         return self._engine.read(lambda db: depot_files.count(db, box))
 

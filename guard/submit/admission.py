@@ -23,7 +23,6 @@ from ..client import Client
 from ..clock import Clock
 from ..errors import (
     DiskFullError,
-    ForbiddenError,
     GuardError,
     InternalError,
     InvalidRequestError,
@@ -57,6 +56,7 @@ from .conversion import make_converter
 from .costs import Costs
 from .fetch import Fetcher
 from .gathering import Gathering
+from .key_policies import check_kind
 from .limits import Limits
 from .prints import take_print
 from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key, write_body
@@ -162,7 +162,7 @@ class Admission:
         client = request.client
         hold = stack.enter_context(self._in_use.admission())
         with ExitStack() as undo:  # undoes what was done for a job that does not come to exist
-            _check_kind(request)
+            check_kind(request)
             self._check_size(request)
             key = await self._read_idempotency_key(request)
             if key is not None and (earlier := await wrap_future(self._store.replay(client.owner, key))) is not None:
@@ -388,16 +388,6 @@ class Admission:
             more = f" ({skipped} more since the last line)" if skipped else ""
             level = logging.WARNING if code in _FULL else logging.INFO
             log.log(level, "a prompt of %s was refused: %s%s", request.client.owner, code, more)
-
-
-def _check_kind(request: Submission) -> None:
-    """Refuse graphs from a key that may use templates only."""
-    is_made_of_template = request.fill is not None or request.repeats is not None
-    if request.client.limits.templates_only and not is_made_of_template:
-        raise ForbiddenError(
-            "This key may use the server's templates only, and sends no graph.",
-            details="POST /guarded/workflows/{name} takes a template's parameters; GET /guarded/workflows lists them.",
-        )
 
 
 def _is_by_face_loader(refusal: Refusal, graph: Mapping[str, Any]) -> bool:

@@ -10,10 +10,11 @@ from ..client import Client, KeyLimits
 from ..cost.classes import Describe, describe_nothing
 from ..cost.values import Media
 from ..cost.vram import Vram
-from ..errors import PolicyViolationError
+from ..errors import ForbiddenError, PolicyViolationError
 from ..graph import measure_chain
 from ..settings import PolicySettings
 from .policy import Policy
+from .request import Submission
 
 
 class KeyPolicies:
@@ -70,3 +71,13 @@ class KeyPolicies:
             return None
         server = {"max_nodes": self._settings.max_nodes, "strict": self._settings.strict}
         return Policy(PolicySettings.model_validate({**server, **own}), "key", self._describe)
+
+
+def check_kind(request: Submission) -> None:
+    """Refuse graphs from a key that may use templates only."""
+    is_made_of_template = request.fill is not None or request.repeats is not None
+    if request.client.limits.templates_only and not is_made_of_template:
+        raise ForbiddenError(
+            "This key may use the server's templates only, and sends no graph.",
+            details="POST /guarded/workflows/{name} takes a template's parameters; GET /guarded/workflows lists them.",
+        )

@@ -87,10 +87,11 @@ class Fleet:
         self._folder = folder
         self.boxes = []
 
-    def make(self, *, url=None, **environment):
+    def make(self, *, url=None, shares=True, **environment):
+        """`shares`: its folders are those of the others."""
         base = self._folder / f"box{len(self.boxes)}"
         base.mkdir(parents=True)
-        for name in ("input", "output", "temp"):
+        for name in ("input", "output", "temp") if shares else ():
             (self.shared / name).mkdir(parents=True, exist_ok=True)
             (base / name).symlink_to(self.shared / name, target_is_directory=True)
         settings = {

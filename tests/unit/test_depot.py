@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from unit.store_steps import claim, run_to_success, submit
 
 from comfyui_guarded.guard.depot import Depot, depot, make_key, objects, read_address
 from comfyui_guarded.guard.depot.reader import Reader
+from comfyui_guarded.guard.doctor.depot import examine_depot
 from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.job import Artifact, Result
 from comfyui_guarded.guard.outgoing import StoredFile
@@ -183,6 +185,32 @@ def test_a_depot_that_is_away_refuses_says_so_once_and_is_noticed_when_it_is_bac
     assert store.stat(key).bytes == 4
 
 
+def test_a_depot_that_fails_while_a_file_is_read_ends_that(tmp_path):
+    store = open_depot(tmp_path / "depot")
+    data = os.urandom(LARGE)
+    handle, _modified_s = store.open(put(store, data), LARGE)
+    assert handle.read(10) == data[:10]
+    (tmp_path / "depot").rename(tmp_path / "away")
+    handle.seek(LARGE // 2)
+    with pytest.raises(ConnectionError):
+        handle.read(10)
+    assert store.is_away
+
+
+def test_nobody_waits_for_a_depot_that_has_failed_until_it_has_answered_a_look(tmp_path, monkeypatch):
+    store = open_depot(tmp_path / "depot")
+    key = put(store, b"data")
+    store.note_slow(30.0)
+    asked = []
+    monkeypatch.setattr(store, "_stat", lambda key: asked.append(key))
+    with pytest.raises(ServerUnavailableError):
+        store.stat(key)
+    assert asked == []
+    monkeypatch.undo()
+    store.look()
+    assert store.stat(key).bytes == 4
+
+
 def test_a_folder_that_is_not_there_is_trouble_from_the_start_and_not_made(tmp_path):
     store = Depot(read_address((tmp_path / "none").as_uri()))
     store.look()
@@ -235,6 +263,28 @@ def test_a_reader_reads_like_a_file_in_memory(data, steps):
         here.seek(at)
         there.seek(at)
         assert (there.read(size), there.tell()) == (here.read(size), here.tell())
+
+
+def test_the_doctor_says_how_it_stands(tmp_path, monkeypatch):
+    folder = tmp_path / "depot"
+
+    def examine(**facts):
+        return [(line.level, line.message) for line in examine_depot(Settings(files=facts).files)]
+
+    ((level, message),) = examine(url=folder.as_uri())
+    assert (level, "there is no folder" in message) == ("error", True)
+    folder.mkdir()
+    assert [level for level, _message in examine(url=folder.as_uri())] == ["ok"]
+    assert [level for level, _message in examine(url=folder.as_uri(), redirect=True)] == ["warning", "ok"]
+    ((level, message),) = examine(url="s3://KEY:s3cret@bucket?endpoint=http://127.0.0.1:1")
+    assert (level, "s3cret" in message) == ("error", False)
+    ((level, message),) = examine(url="s3:/KEY:s3cret@bucket")
+    assert (level, "s3cret" in message) == ("error", False)
+    wall = time.time
+    monkeypatch.setattr(depot.time, "time", lambda: wall() - 3600)
+    (skewed, _ok) = examine(url=folder.as_uri())
+    assert skewed[0] == "error"
+    assert "+3600 s off" in skewed[1]
 
 
 # What the store keeps of it. ---------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def test_a_depot_that_is_away_is_left_alone_and_the_sweep_goes_on(box, depot, fo
     report = box.janitor(store, depot=depot).sweep(time.time())
     assert "depot" not in report.deleted
     os.rename(f"{folder}-away", folder)
+    depot.look()
     assert left(depot) == {key}
 
 
