@@ -73,6 +73,7 @@ class Trait(enum.Enum):
     REFITS = enum.auto()  # pads, turns, crops and scales, in an order that it is told
     ENLARGES = enum.auto()  # cuts out pieces that are some times as large as what is on them
     FLAT = enum.auto()  # cuts pictures, and of a film's latents no side
+    TAKES_FILMS = enum.auto()  # of a batch of latents, each of which may be a film's
     KEEPS = enum.auto()  # draws on the pictures that it gets, whatever sizes it is told
     FOR_CLIP = enum.auto()  # gives pictures as models look at them
     BESIDE = enum.auto()  # puts one picture beside the one that it makes
@@ -174,6 +175,7 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.REFITS, r"imagetransform"),
     (Trait.ENLARGES, r"cropfrommask"),
     (Trait.FLAT, r"latentcrop"),
+    (Trait.TAKES_FILMS, r"(?:select|get)latents"),
     (Trait.KEEPS, r"promptbuilder"),
     (Trait.FOR_CLIP, r"ipadapternoise|prepimageforclip"),
     (Trait.BESIDE, r"prepforiclora"),

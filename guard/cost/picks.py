@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .ranges import ENDLESS, LONGEST_LIST
+from .shapes import Picks
 from .values import Extent, Value
 
 _PLACES = re.compile(r"(?:.*_)?(?:indexes|indices|indexs|index_list|idxs)", re.I)
@@ -34,19 +35,20 @@ def count_places(inputs: Mapping[str, Any], linked: Mapping[str, Value]) -> floa
     return most
 
 
-def count_picks(inputs: Mapping[str, Any], linked: Mapping[str, Value], incoming: Sequence[Extent]) -> float | None:
-    """How many pictures it picks, at most; None: it picks none by such a text."""
+def count_picks(inputs: Mapping[str, Any], linked: Mapping[str, Value], incoming: Sequence[Extent]) -> Picks | None:
+    """What it picks by a text of places, at most; None: there is no such text, or only the run can tell."""
     name = next((name for name in inputs if _PLACES.fullmatch(name[:80])), None)
     if name is None:
         return None
+    in_time = inputs.get(_MOMENTS, "BCHW") != "BCHW"
     text = linked[name].text if name in linked else inputs[name]
     if name in linked and text is None:
-        return ENDLESS if linked[name].told else None
+        return Picks(ENDLESS, in_time) if linked[name].told else None
     if not isinstance(text, str):
         return None
     if len(text) > LONGEST_LIST:
-        return ENDLESS
+        return Picks(ENDLESS, in_time)
     most = max(each.pictures for each in incoming)
     ranges = text.count(":") and sum(":" in part for part in text.split(","))
     picks = text.count(",") + 1 - ranges + ranges * most
-    return min(picks * (4 if _MOMENTS in inputs and any(each.frames for each in incoming) else 1), ENDLESS)
+    return Picks(min(picks * (4 if in_time else 1), ENDLESS), in_time)

@@ -17,6 +17,13 @@ _FONT_SIZES = ("size", "font_size")
 _QUARTER = re.compile(r"(?:none|0|90|180|270)(?![\d.])", re.ASCII)
 
 
+class Picks(NamedTuple):
+    """So many pictures are taken out of those that come, each as often as one likes; or, of films, so many moments."""
+
+    most: float
+    in_time: bool
+
+
 class Asked(NamedTuple):
     """One number that a node asks for, and what its input is."""
 
@@ -66,11 +73,14 @@ def cut_up(extent: Extent, asked: Sequence[Asked]) -> Extent:
     return extent._replace(area=area, width=0, height=0, batch=min(extent.batch * pieces, ENDLESS))
 
 
-def pick(extent: Extent, traits: frozenset[Trait], names: list[str], picks: float) -> Extent:
+def pick(extent: Extent, traits: frozenset[Trait], names: list[str], picks: Picks, runs: float) -> Extent:
     """Who only puts others in their places keeps all that come."""
-    if picks > extent.pictures:
+    count = min(picks.most * runs, ENDLESS)
+    if count > extent.pictures:
         names.append("")
-    count = min(picks if Trait.CUTS in traits else max(picks, extent.pictures), ENDLESS)
+    if Trait.TAKES_FILMS in traits and extent.frames:
+        return extent._replace(frames=count) if picks.in_time else extent._replace(batch=count)
+    count = count if Trait.CUTS in traits else max(count, extent.pictures)
     if not extent.frames:
         return extent._replace(batch=count)
     return extent._replace(batch=1, frames=count)

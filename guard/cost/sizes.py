@@ -10,6 +10,7 @@ from .names import Role, Trait
 from .ranges import ENDLESS
 from .shapes import (
     Asked,
+    Picks,
     cut_up,
     deal_out,
     fill_up,
@@ -53,7 +54,7 @@ def combine(
     media: Media | None = None,
     times: float = 1,
     runs: float = 1,
-    picks: float | None = None,
+    picks: Picks | None = None,
 ) -> tuple[list[str], Extent]:
     """The inputs by which a node asks for more, and the pictures that it gives.
 
@@ -63,13 +64,13 @@ def combine(
         media: the file that it loads.
         times: how often a loop runs it.
         runs: how often a list runs it; the pictures are those of all runs together.
-        picks: so many pictures it takes out of those that it gets, each as often as it likes; None: all, as they are.
+        picks: what it takes out of those that it gets; None: all, as they are.
     """
     names: list[str] = []
     incoming = fill_up(incoming, asked, traits)
     extent = _join(incoming, asked, traits, names, times, runs)
     if picks is not None:
-        extent = pick(extent, traits, names, picks * runs)
+        extent = pick(extent, traits, names, picks, runs)
     if Trait.TURNS in traits and incoming:
         extent = turn(extent, texts)
     if media is not None and media.width:

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from policy.escapes import FILM, LOADED, PHOTO, VIDEO, Case, Graph, image, latent, node, sampler
+from policy.escapes import FILM, LOADED, PHOTO, VIDEO, Case, Graph, film, image, latent, node, sampler
 
 TEXT = "a" * 16000
 
@@ -147,6 +147,8 @@ MADE = [
     Case("pictures picked by a text that nobody knows", "max_pixels",
          {"i": latent(), "x": picked("VHS_SelectLatents", "latent", ["t", 0], **ERR), "k": sampler(["x", 0]),
           "t": node("RegexReplace", string="0", regex_pattern="0", replace=MANY)}),
+    Case("films picked again and again", "max_frames",
+         {"i": film(64, 64, 81), "x": node("VHS_SelectLatents", latent=["i", 2], indexes=",".join(["0"] * 40), **ERR), "k": sampler(["x", 0])}),
     Case("three pictures picked", None, {"i": latent(1024, 1024, 8), "x": picked("VHS_SelectLatents", "latent", "0, 2, 5", **ERR), "k": sampler(["x", 0])}),
     Case("frames of a film picked", None, {**VIDEO, "x": node("GetImagesFromBatchIndexed", images=["2", 0], indexes="0, 100, 200")}, FILM),
     # On its side.
