@@ -15,7 +15,7 @@ from postgres import Server, find_programs
 from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 
 #: Only a promise that is broken takes so long.
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 LEASE_S = 4
 TERMINAL = ("succeeded", "failed", "cancelled")
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
