@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import stat
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
@@ -32,6 +34,8 @@ def find_fault(path: Path, size_mb: int) -> str | None:
     """
     try:
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return "is no file"
         return _find_fault(str(path), status.st_size, status.st_mtime_ns, size_mb)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
@@ -103,11 +107,73 @@ def _look_at_torch(file: IO[bytes], size: int) -> tuple[str | None, bool]:
     return "is no PyTorch file", True
 
 
-def _look_at_gguf(file: IO[bytes], _size: int) -> tuple[str | None, bool]:
-    head = file.read(8)
-    if head[:4] != b"GGUF" or not 1 <= int.from_bytes(head[4:], "little") <= 9:
-        return "is no GGUF file", True
+def _look_at_gguf(file: IO[bytes], size: int) -> tuple[str | None, bool]:
+    """The header lists every tensor with its place; the size of the last one is its type's, and not looked up."""
+    try:
+        end = _read_gguf(file)
+    except (ValueError, struct.error, OverflowError, UnicodeDecodeError):
+        return "is no GGUF file, or has a header that cannot be read", True
+    if size < end:
+        return f"has {size / 1e6:.0f} of over {end / 1e6:.0f} MB; {_BROKEN_OFF}", True
     return None, False
+
+
+#: The sizes of GGUF's numbers, by type; 8 is text, 9 a list.
+_GGUF_SIZES: Mapping[int, int] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_MOST_ENTRIES, _MOST_ITEMS, _LONGEST_TEXT = 100_000, 1_000_000, 10_000_000
+
+
+def _read_gguf(file: IO[bytes]) -> int:
+    """Where the last tensor begins, as a place in the file. Raises ValueError or struct.error."""
+    magic, version, tensors, entries = struct.unpack("<4sIQQ", file.read(24))
+    if magic != b"GGUF" or version not in (2, 3) or max(tensors, entries) > _MOST_ENTRIES:
+        raise ValueError(magic)
+    alignment = 32
+    for _ in range(entries):
+        name = _read_gguf_text(file)
+        (kind,) = struct.unpack("<I", file.read(4))
+        if name == "general.alignment" and kind == 4:
+            (alignment,) = struct.unpack("<I", file.read(4))
+        else:
+            _skip_gguf(file, kind)
+    last = 0
+    for _ in range(tensors):
+        _read_gguf_text(file)
+        (dimensions,) = struct.unpack("<I", file.read(4))
+        if dimensions > 8:
+            raise ValueError(dimensions)
+        *_sides, _kind, offset = struct.unpack(f"<{dimensions}QIQ", file.read(8 * dimensions + 12))
+        last = max(last, offset)
+    if not 1 <= alignment <= 2**20:
+        raise ValueError(alignment)
+    return -(-file.tell() // alignment) * alignment + last
+
+
+def _read_gguf_text(file: IO[bytes]) -> str:
+    (length,) = struct.unpack("<Q", file.read(8))
+    text = file.read(min(length, _LONGEST_TEXT))
+    if len(text) < length:
+        raise ValueError(length)
+    return text.decode()
+
+
+def _skip_gguf(file: IO[bytes], kind: int) -> None:
+    """Pass over a value of that type. Texts are lists of bytes, and lists do not lie within lists."""
+    if kind == 8:
+        _read_gguf_text(file)
+        return
+    count = 1
+    if kind == 9:
+        kind, count = struct.unpack("<IQ", file.read(12))
+        if count > _MOST_ITEMS:
+            raise ValueError(count)
+        if kind == 8:
+            for _ in range(count):
+                _read_gguf_text(file)
+            return
+    file.seek(_GGUF_SIZES.get(kind, 0) * count, os.SEEK_CUR)
+    if kind not in _GGUF_SIZES:
+        raise ValueError(kind)
 
 
 def _look_at_onnx(file: IO[bytes], size: int) -> tuple[str | None, bool]:

@@ -291,7 +291,9 @@ class ComfyHost:
 
     def find_model(self, folder: str, file: str) -> tuple[str, Path | None] | None:
         name = folders.find_model_name(folder, file)
-        return (name, folders.find_model_path(folder, name)) if name is not None else None
+        path = folders.find_model_path(folder, name) if name is not None else None
+        # ComfyUI lists whatever lies in the folder, links to nothing too.
+        return (name, path) if name is not None and path is not None else None
 
     def weigh_model(self, name: str) -> ModelWeight | None:
         return weights.weigh(name)

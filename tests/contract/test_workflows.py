@@ -2,13 +2,14 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 import uuid
 from pathlib import Path
 
 import pytest
-from contract.client import assert_refusal, assert_succeeded, node
+from contract.client import assert_refusal, assert_succeeded, connected, node
 from contract.conftest import hosts, is_real
 from contract.test_form import form, part
 from PIL import Image
@@ -49,6 +50,17 @@ async def post(client, name, parameters=None, query="", headers=None, **body):
     if parameters is not None:
         body["parameters"] = parameters
     return await client.request("POST", f"/guarded/workflows/{name}{query}", body, headers=headers)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to(path.with_name("nothing")), os.mkfifo])
+async def test_what_only_has_the_name_of_a_model_is_missing(sandbox, make):
+    host = sandbox()
+    folder = host.base / "models" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    make(folder / "sd_xl_base_1.0.safetensors")
+    async with connected(host) as client:
+        (sdxl,) = [each for each in (await client.get("/guarded/workflows"))["workflows"] if each["name"] == "sdxl"]
+    assert sdxl["missing"]["models"] == ["sd_xl_base_1.0.safetensors"] and not sdxl["ready"]
 
 
 async def test_the_list_says_what_each_template_takes_and_what_is_missing_here(client):

@@ -3,8 +3,10 @@
 import io
 import itertools
 import json
+import os
 import pickle
 import random
+import struct
 import zipfile
 
 import pytest
@@ -61,6 +63,24 @@ def onnx(size=2000):
     return field(1, 8) + field(2, b"pytorch") + field(7, noise(size)) + field(8, field(2, 17))
 
 
+def gguf_text(text):
+    return struct.pack("<Q", len(text)) + text
+
+
+def gguf(size=3000):
+    """As llama.cpp's gguf.md lays it out: entries, tensors, their bytes."""
+    entries = [
+        gguf_text(b"general.architecture") + struct.pack("<I", 8) + gguf_text(b"flux"),
+        gguf_text(b"general.alignment") + struct.pack("<II", 4, 64),
+        gguf_text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + gguf_text(b"a") + gguf_text(b"b"),
+        gguf_text(b"scores") + struct.pack("<IIQ2f", 9, 6, 2, 0.5, 0.5),
+    ]
+    places = [0, size]
+    tensors = [gguf_text(b"w%d" % place) + struct.pack("<IQIQ", 1, size, 24, place) for place in places]
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries + tensors)
+    return head + bytes(-len(head) % 64) + noise(2 * size)
+
+
 WHOLE = {
     ".safetensors": safetensors(),
     ".sft": safetensors(10),
@@ -68,7 +88,7 @@ WHOLE = {
     ".pt": torch_archive(10),
     ".pth": b"\x80\x02" + pickle.dumps({"w": noise(500)}, 2)[2:],
     ".bin": torch_archive(),
-    ".gguf": b"GGUF\3\0\0\0" + noise(3000),
+    ".gguf": gguf(),
     ".onnx": onnx(),
 }
 
@@ -124,9 +144,24 @@ def test_no_content_raises(place, suffix, data):
 def test_what_says_nothing_of_its_length_goes_by_the_manifests(place):
     assert place(".gguf", WHOLE[".gguf"], 7) == "has 0 of about 7 MB; the download seems to have broken off"
     assert place(".pth", WHOLE[".pth"], 7) is not None
-    assert place(".ckpt", WHOLE[".ckpt"], 7) is None, "an archive is as long as its directory says"
+    assert place(".ckpt", torch_archive(1_500_000), 7) is None, "an archive is as long as its directory says"
     assert place(".yaml", b"model: x\n") is None
 
 
 def test_bytes_behind_the_end_are_a_fault_of_safetensors(place):
     assert "behind its end" in place(".safetensors", safetensors() + b"\0")
+
+
+def test_a_gguf_of_which_the_last_tensor_is_missing_has_broken_off(place):
+    data = gguf(2_000_000)
+    assert place(".gguf", data, 4) is None
+    assert "has broken off" in place(".gguf", data[:1_900_000], 1)
+    assert "no GGUF" in place(".gguf", b"GGUF\3\0\0\0" + noise(4_000_000), 4)
+
+
+def test_what_is_no_file_is_no_model(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").mkdir()
+    assert find_fault(tmp_path / "a.safetensors", 1) == find_fault(tmp_path / "b.safetensors", 1) == "is no file"
+    (tmp_path / "c.safetensors").symlink_to(tmp_path / "nothing")
+    assert find_fault(tmp_path / "c.safetensors", 1) is not None
