@@ -95,7 +95,8 @@ def _draft_parameter(name: str, target: str, kind: str, value: Any) -> Iterator[
     yield f"\n[parameters.{_write(name)}]"
     yield f'type = "{kind}"'
     if kind in ("integer", "number"):
-        low, high = (0, 1) if 0 <= value <= 1 else (1, value * 2) if value > 0 else (value * 2, 1)
+        twice = value * 2 if abs(value) < 2**53 else value  # larger numbers are written by no manifest
+        low, high = (0, 1) if 0 <= value <= 1 else (1, twice) if value > 0 else (twice, 1)
         yield f"default = {value}\nmin = {low}\nmax = {high}"
     if kind == "text":
         yield "max_length = 2000"

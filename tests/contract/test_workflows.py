@@ -60,7 +60,8 @@ async def test_what_only_has_the_name_of_a_model_is_missing(sandbox, make):
     make(folder / "sd_xl_base_1.0.safetensors")
     async with connected(host) as client:
         (sdxl,) = [each for each in (await client.get("/guarded/workflows"))["workflows"] if each["name"] == "sdxl"]
-    assert sdxl["missing"]["models"] == ["sd_xl_base_1.0.safetensors"] and not sdxl["ready"]
+    assert sdxl["missing"]["models"] == ["sd_xl_base_1.0.safetensors"]
+    assert not sdxl["ready"]
 
 
 async def test_the_list_says_what_each_template_takes_and_what_is_missing_here(client):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.fakes import FakeHost
 from unit.test_templates import GRAPH, MANIFEST, written
@@ -381,6 +381,7 @@ _INPUTS = st.dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text("1a😀\"'\\ \x7f:", min_size=1, max_size=4), _INPUTS, min_size=1, max_size=4))
+@example({"1": {"steps": 2**63, "width": -(2**63), "cfg": 1.7e308}})
 def test_the_first_manifest_of_any_graph_passes(tmp_path_factory, drawn):
     folder = tmp_path_factory.mktemp("d")
     try:
