@@ -25,7 +25,7 @@ from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
 from .films import UnfitError, count_by_libav, look_at_film, sniff_more
-from .photos import PhotoLimits, decode, list_formats, list_gif_frames, read
+from .photos import PhotoLimits, breaks_off, decode, list_formats, list_gif_frames, read
 
 #: A file that was changed so lately may change again without another time of change: disks' clocks tick.
 _FRESH_NS = 2_000_000_000
@@ -166,6 +166,8 @@ class LoadedFiles:
             frames = count_by_libav(path) if one.opens_with == "libav" else 0
             if not frames and one.holds == "video" and one.opens_with == "libav":
                 raise UnfitError("libav finds no pictures in it")
+            if data.startswith(b"GIF8") and breaks_off(data):
+                raise UnfitError("it ends within a picture")
             if not frames:
                 frames = _count_by_pillow(path, count_frames(data, one.text))
         except GuardError:

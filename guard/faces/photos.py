@@ -310,6 +310,23 @@ def list_gif_frames(data: bytes) -> Iterator[int]:
             yield at
 
 
+def breaks_off(data: bytes) -> bool:
+    """Whether a GIF ends within a frame or a block behind the first. Many lack no more than the trailer."""
+    at = 0
+    for end in list_gif_frames(data):
+        at = end
+    while at < len(data):
+        if data[at] != 0x21:
+            return data[at] == 0x2C  # a frame that is not whole; else the trailer, or what somebody has hung on
+        at += 2
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        if at >= len(data):
+            return True
+        at += 1
+    return False
+
+
 def _count_color_bytes(packed: int) -> int:
     """The bytes of the colour table that a GIF's flags announce."""
     return 3 << ((packed & 7) + 1) if packed & 0x80 else 0

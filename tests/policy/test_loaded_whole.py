@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from policy.test_loaded import CLASSES, Host, tone
+from policy.test_loaded import CLASSES, Host, gif, tone
 
 from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from comfyui_guarded.guard.faces.loaded import LoadedFiles
@@ -185,6 +185,16 @@ def test_a_sound_whose_end_cannot_be_decoded_fails_at_the_door_and_not_in_its_lo
         if isinstance(judged("LoadAudio", data[:at]), BadAudioError)
     )
     assert cut, "an AAC frame that is half there ends ComfyUI's LoadAudio"
+
+
+def test_a_moving_picture_that_breaks_off_within_a_frame_is_refused(judged):
+    data = gif(6)
+    for class_type in ("LoadImageByPillow", "LoadImageByLibav", "LoadVideo"):
+        assert judged(class_type, data).frames == 6
+        assert judged(class_type, data[:-1]).frames == 6, "many lack the trailer"
+        assert judged(class_type, data + b"junk").frames == 6
+        error = judged(class_type, data[: len(data) * 2 // 3])
+        assert isinstance(error, BadVideoError if class_type == "LoadVideo" else BadImageError)
 
 
 def test_what_libav_finds_no_pictures_in_is_no_film_to_it(judged):
