@@ -22,6 +22,7 @@ from contract.client import PATIENCE_S, node
 from examples.telegram import Sent, Telegram, telegram
 from faces import photos
 
+from comfyui_guarded.guard.owners import FOLDER
 from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, sandbox_kind
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -31,6 +32,9 @@ HOST_NODES = Path(__file__).parent / "host_nodes"
 def titled(title: str, each: dict[str, Any]) -> dict[str, Any]:
     return {**each, "_meta": {"title": title}}
 
+
+#: Words that no job may have: they name another owner's file.
+REFUSED = f"{FOLDER}/somebody-0123456789abcdef0123456789abcdef/x.png"
 
 #: A workflow that ends as the words under the photo say.
 ENDING_BY_TEXT = {

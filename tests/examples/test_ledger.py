@@ -37,7 +37,6 @@ SETTINGS = {
     "GUARDED_WATCHDOG__INTERRUPT_GRACE_S": "1",
     "GUARDED_WATCHDOG__MAX_DISOWNED": "4",
     "GUARDED_QUEUE__TIMEOUT_S": "8",
-    "GUARDED_POLICY__MAX_STEPS": "100",
     "GUARDED_UPLOADS__MAX_FILE_BYTES": "60000",
 }
 
@@ -70,7 +69,6 @@ KINDS = {
     "nothing": Kind(2, "result_missing"),
     "dead worker": Kind(3, "worker_died"),
     "dead process": Kind(1, "server_restarted"),
-    "9999": Kind(4, "policy_violation"),
     "a cat": Kind(4, "no_face", photo="cat"),
     "no photo": Kind(2, "bad_image", photo="garbage"),
     "too large": Kind(2, "payload_too_large", photo="large"),

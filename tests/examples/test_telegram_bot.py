@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from contract.client import connected
-from examples.conftest import PATIENCE_S, Shop, opened, polled
+from examples.conftest import PATIENCE_S, REFUSED, Shop, opened, polled
 from PIL import Image
 
 from comfyui_guarded.guard import messages
@@ -19,7 +19,7 @@ from comfyui_guarded.guard import messages
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _users = itertools.count(100)
-FREE_CREDITS, MAX_STEPS, OWNER = 3, 100, 1
+FREE_CREDITS, OWNER = 3, 1
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def user() -> int:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shop(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
     # As for a bot on another machine: what it may do, it may by its key.
-    settings = {"GUARDED_POLICY__MAX_STEPS": str(MAX_STEPS), "GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
+    settings = {"GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
     bought = {"FREE_CREDITS": str(FREE_CREDITS), "OWNERS": str(OWNER), "PRICES": '{"photo_check": 2}'}
     async with opened(tmp_path_factory.mktemp("shop"), settings, **bought) as shop:
         yield shop
@@ -67,8 +67,8 @@ async def test_a_job_that_fails_is_refunded_in_the_servers_words(
 
 
 async def test_what_is_refused_after_the_credit_was_taken_is_refunded(shop: Shop, user: int, face: bytes):
-    message_id = shop.messenger.photo(user, face, str(MAX_STEPS + 1))
-    assert (await shop.last_word(message_id)).texts == [messages.text("policy_violation", "ru")]
+    message_id = shop.messenger.photo(user, face, REFUSED)
+    assert (await shop.last_word(message_id)).texts == [messages.text("bad_image", "ru")]
     assert shop.bot.entries(message_id) == [("charge", -1), ("refund", 1)]
 
 
