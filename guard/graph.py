@@ -25,6 +25,10 @@ class Declared:
         takes_lists: it gets each list whole; other nodes run once for each item.
         lists: the outputs that give lists, by place.
         lazy: the inputs that are made only if the node asks for them.
+        parts: of an input whose value decides which others there are, their names by that value; by "" those that there
+            are whatever it is.
+        hidden: inputs that it gets though nobody sees them.
+        takes_more: it gets whatever a prompt gives it, or nobody knows all that it takes.
         opens_with: what its code gives a file to first: `libav`, which must then take a picture, too; `pillow`; "".
     """
 
@@ -33,7 +37,42 @@ class Declared:
     takes_lists: bool = False
     lists: frozenset[int] = frozenset()
     lazy: frozenset[str] = frozenset()
+    parts: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+    takes_more: bool = False
     opens_with: str = ""
+
+
+def list_parts(sections: Mapping[str, Any], before: str = "") -> dict[str, dict[str, frozenset[str]]]:
+    """:attr:`Declared.parts` of a declaration as `/object_info` gives it, after comfy_api/latest/_io.py.
+
+    Raises KeyError, TypeError and AttributeError for one that is not as ComfyUI makes it.
+    """
+    parts: dict[str, dict[str, frozenset[str]]] = {}
+    for section in ("required", "optional"):
+        for name, info in (sections.get(section) or {}).items():
+            full, kind = f"{before}{name}", info[0]
+            if kind == "COMFY_AUTOGROW_V3":
+                template = info[1]["template"]
+                names = template.get("names") or [f"{template['prefix']}{at}" for at in range(template["max"])]
+                parts[full] = {"": frozenset(f"{full}.{each}" for each in names)}
+            elif kind == "COMFY_DYNAMICCOMBO_V3":
+                for option in info[1]["options"]:
+                    # One that is a member of an enumeration reads as its name.
+                    _add_part(parts, full, "".join(option["key"]), option["inputs"])
+            elif kind == "COMFY_DYNAMICSLOT_V3":
+                _add_part(parts, full, "", info[1]["inputs"])
+    return parts
+
+
+def _add_part(parts: dict[str, dict[str, frozenset[str]]], full: str, value: str, sections: Mapping[str, Any]) -> None:
+    names = {f"{full}.{name}" for section in ("required", "optional") for name in sections.get(section) or {}}
+    known = parts.setdefault(full, {})
+    known[value] = known.get(value, frozenset()) | names
+    for within, options in list_parts(sections, f"{full}.").items():
+        known = parts.setdefault(within, {})
+        for option, more in options.items():
+            known[option] = known.get(option, frozenset()) | more
 
 
 def is_link(value: object) -> TypeGuard[list[Any]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ..graph import Declared
+from ..graph import Declared, is_link
 from .names import LONGEST, Role, Trait, find_role, find_traits
 
 #: Says what a class declares; nothing where nobody knows it.
@@ -23,6 +24,9 @@ _NO_WORD = re.compile(r"\W+")
 _REMEMBERED = 4096
 
 _NOTHING = Declared()
+_NONE: frozenset[str] = frozenset()
+#: Inputs that others come with.
+_GROWING = frozenset({"COMFY_AUTOGROW_V3", "COMFY_DYNAMICCOMBO_V3", "COMFY_DYNAMICSLOT_V3"})
 
 
 def describe_nothing(_class_type: str) -> Declared:
@@ -55,8 +59,8 @@ class NodeClass:
     """
 
     __slots__ = (
-        "calculates", "computes", "gathers", "given", "hands_on", "inputs", "kinds", "known", "lazy", "lists",
-        "makes", "numbers", "only_numbers", "only_pictures", "only_plain", "outputs", "pictures", "sizes",
+        "_declared", "calculates", "computes", "gathers", "given", "hands_on", "inputs", "kinds", "known", "lazy",
+        "lists", "makes", "numbers", "only_numbers", "only_pictures", "only_plain", "outputs", "pictures", "sizes",
         "takes_films", "takes_lists", "traits",
     )  # fmt: skip
 
@@ -64,6 +68,7 @@ class NodeClass:
         self.traits = find_traits(class_type) if len(class_type) <= LONGEST else frozenset()
         self.inputs = declared.inputs
         self.known = bool(declared.inputs or declared.outputs)
+        self._declared = declared
         self.outputs = [(kind, _NO_WORD.sub("", name)) for kind, name in declared.outputs]
         kinds = [kind for kind, _name in self.outputs]
         self.kinds = frozenset(kinds)
@@ -89,6 +94,30 @@ class NodeClass:
         """The kind of pictures that an input may take: `*` for any; None: none."""
         kind = self.inputs.get(name, "*")
         return kind if kind in PICTURES else "*" if _ANY.search(kind) else None
+
+    def drop_strange(self, inputs: Mapping[str, Any]) -> tuple[Mapping[str, Any], frozenset[str]]:
+        """What ComfyUI hands to the node of a prompt's inputs, and those links of them that it does not declare.
+
+        ComfyUI drops a constant that is not declared, or that belongs to another choice than the one that was made. A
+        link it hands on: most nodes then fail, and those that take any names use it.
+        """
+        declared = self._declared
+        if not self.known or declared.takes_more or declared.inputs.keys() >= inputs.keys():
+            return inputs, _NONE
+        names = {*declared.inputs, *declared.hidden}
+        waiting = [name for name, kind in declared.inputs.items() if kind in _GROWING]
+        while waiting:
+            name = waiting.pop()
+            if (parts := declared.parts.get(name)) is None:
+                if name in declared.inputs:  # nobody knows what is within
+                    names.update(each for each in inputs if each.startswith(f"{name}."))
+                continue
+            value = inputs.get(name)
+            more = parts.get("", _NONE) | (parts.get(value, _NONE) if isinstance(value, str) else _NONE)
+            names |= more
+            waiting += more & declared.parts.keys()
+        links = frozenset(name for name, value in inputs.items() if name not in names and is_link(value))
+        return {name: value for name, value in inputs.items() if name in names or name in links}, links
 
 
 class NodeClasses:

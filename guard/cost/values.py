@@ -111,6 +111,7 @@ class Amount(NamedTuple):
         runs: how often a list runs it; what it works on is of all of those together.
         pictures: it gives pictures, and no latents: of those, a batch may be a film.
         conditions: each step of a sampler works on so many, beside what is not wanted.
+        schedule: the steps of the list of sigmas that it takes; 0: it takes none.
     """
 
     node_id: str
@@ -122,6 +123,7 @@ class Amount(NamedTuple):
     pictures: bool = False
     runs: float = 1
     conditions: float = 1
+    schedule: float = 0
 
     @property
     def work(self) -> float:

@@ -45,8 +45,9 @@ class Walk:
         classes: NodeClasses = _NO_CLASSES,
         media: Mapping[str, Media] | None = None,
     ) -> None:
-        self._graph = graph
         self._classes = classes
+        self._strange: dict[str, frozenset[str]] = {}
+        self._graph = {node_id: self._take_in(node_id, node) for node_id, node in graph.items()}
         self._media = media or {}
         self._values: dict[str, Sequence[Value] | Value] = {}
         self._asked: dict[str, list[Asked]] = {}
@@ -54,6 +55,13 @@ class Walk:
         self.amounts: list[Amount] = []
         for node_id in self._order():
             self._visit(node_id)
+
+    def _take_in(self, node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A node with nothing but what ComfyUI will hand to it."""
+        inputs, strange = self._classes.find(str(node["class_type"])).drop_strange(node["inputs"])
+        if strange:
+            self._strange[node_id] = strange
+        return node if inputs is node["inputs"] else {**node, "inputs": inputs}
 
     def kind(self, node_id: str) -> str:
         return str(self._graph[node_id]["class_type"])
@@ -145,7 +153,15 @@ class Walk:
             whole = unite_values(handed, each=runs.most > 1)
         elif _handles_pictures(node_class, extents, asked, media):
             parts = count_parts(node_class, inputs, linked)
-            whole = self._make_pictures(node_id, node_class, linked, asked, media, (times * parts, runs), extents)
+            often = times * parts, runs
+            whole = self._make_pictures(node_id, node_class, linked, asked, media, often, extents)
+            if (strange := self._strange.get(node_id)) is not None:
+                # Nobody knows whether it uses those.
+                less = {name: value for name, value in linked.items() if name not in strange}
+                fewer = [one for one in asked if one.name not in strange]
+                extents = _list_extents(node_class, less) if not node_class.calculates else []
+                other = self._make_pictures(node_id, node_class, less, fewer, media, often, extents)
+                whole = max(whole, other, key=_find_pixels)
             whole = whole._replace(told=plain.told)
             if parts > 1 and whole.extent is not None:
                 whole = whole._replace(extent=whole.extent._replace(batch=min(whole.extent.batch * parts, ENDLESS)))
@@ -217,10 +233,13 @@ class Walk:
             name = names[0] if names and names[0] else writes.name if writes is not None else _first_link(inputs)
             rated = rate if writes is not None else None
             conditions = max((value.conditions for value in linked.values()), default=1)
+            schedule = linked["sigmas"].steps if "sigmas" in linked else 0
             if node_class.inputs.get("steps") == "STRING":
                 conditions = 1  # it runs for each, which is counted
+            # Who writes a film gives the name of its file, or nothing.
+            pictures = node_class.pictures or (writes is not None and "LATENT" not in node_class.kinds)
             self.amounts.append(
-                Amount(node_id, name, extent, rated, works, times, node_class.pictures, runs.most, conditions)
+                Amount(node_id, name, extent, rated, works, times, pictures, runs.most, conditions, schedule)
             )
         return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate)
 
@@ -312,6 +331,10 @@ def _find_factor(node: Mapping[str, Any], asked: Sequence[Asked], linked: Mappin
         if names:
             return max(map(read_factor, names))
     return max((value.factor for value in linked.values()), default=0)
+
+
+def _find_pixels(value: Value) -> float:
+    return value.extent.pixels or value.extent.pictures if value.extent is not None else 0
 
 
 def _first_link(inputs: Mapping[str, Any]) -> str:

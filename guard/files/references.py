@@ -30,7 +30,8 @@ from .names import is_annotated, is_plain, mentions_uploads, owner_folder, split
 #: PATH_MAX. ComfyUI removes each `./` from a name before it looks, so that longer names would work there.
 _LONGEST = 4096
 _SEPARATOR = re.compile(r"[/\\]")
-_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
+#: Elsewhere than on Windows a backslash is a sign like any other, and so is a drive.
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]" if os.name == "nt" else "/")
 #: Every name that is not plain contains one of these.
 _MAY_LEAD_OUT = re.compile(r"\.\.|^[/\\]|^.:|\0")
 #: What a node that takes a path or an address may be told.
@@ -189,7 +190,9 @@ class References:
             path = reference.names is Names.PATH and not _ADDRESS.match(reference.text)
             if not foreign and not path and len(name) <= _LONGEST:
                 host_folders = _list_folders(self._host.folders()) if host_folders is None else host_folders
-                foreign = _leads_inside(name, host_folders) or _leads_inside(reference.text, host_folders)
+                # Nodes may put a slash for each backslash.
+                spelt = {each.replace("\\", sign) for each in (name, reference.text) for sign in "\\/"}
+                foreign = any(_leads_inside(each, host_folders) for each in spelt)
             if foreign or path:
                 raise reference.refuse()
             names.append(reference.text)

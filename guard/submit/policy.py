@@ -138,6 +138,8 @@ class Policy:
             if extent.frames or amount.pictures:
                 self._check_amount(walk, amount, extent.pictures, "frames")
                 self._check_amount(walk, amount, extent.pixels, "film_pixels")
+            if amount.steps:
+                self._check_amount(walk, amount, amount.schedule, "steps")
             if amount.rate is not None:
                 self._check_amount(walk, amount, extent.pictures, "frames")
                 self._check_amount(walk, amount, extent.pictures / amount.rate if amount.rate > 0 else 0, "seconds")

@@ -8,12 +8,14 @@ from typing import Any
 
 import nodes
 
-from ...guard.graph import Declared
+from ...guard.graph import Declared, list_parts
 from .inputs import find_names
 
 log = logging.getLogger("guarded.host")
 
 _NOTHING = Declared()
+#: No class declares an input of that name.
+_NOWHERE = "guarded: an input that is nowhere"
 
 
 class Declarations:
@@ -29,6 +31,7 @@ class Declarations:
             return _NOTHING
         if node_class not in self._known:
             inputs, lazy = _read_inputs(class_type, node_class)
+            parts, hidden, takes_more = _read_more(class_type, node_class)
             takes_lists = bool(getattr(node_class, "INPUT_IS_LIST", False))
             self._known[node_class] = Declared(
                 inputs,
@@ -36,6 +39,9 @@ class Declarations:
                 takes_lists,
                 _read_lists(node_class),
                 frozenset(lazy),
+                parts,
+                hidden,
+                takes_more,
                 find_opener(node_class),
             )
         return self._known[node_class]
@@ -55,6 +61,20 @@ def _read_inputs(class_type: str, node_class: Any) -> tuple[dict[str, str], set[
     except Exception:
         log.debug("%s does not say what it takes", class_type, exc_info=True)
     return types, lazy
+
+
+def _read_more(class_type: str, node_class: Any) -> tuple[dict[str, dict[str, frozenset[str]]], frozenset[str], bool]:
+    """(parts, hidden, whether it gets more than it declares), see `Declared`."""
+    try:
+        declared = node_class.INPUT_TYPES()
+        sections = [declared.get(section) or {} for section in ("required", "optional", "hidden")]
+        # Packs declare that they take any name with a dict that says so of all of them.
+        takes_more = any(_NOWHERE in section for section in sections)
+        takes_more |= bool(getattr(node_class, "ACCEPT_ALL_INPUTS", False))
+        return list_parts(declared), frozenset(map(str, sections[2])), takes_more
+    except Exception:
+        log.debug("%s does not say what it takes", class_type, exc_info=True)
+        return {}, frozenset(), True
 
 
 def find_opener(node_class: Any) -> str:

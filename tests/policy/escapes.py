@@ -276,7 +276,7 @@ CASES = [
          {"0": latent(), "1": node("FluxSamplerParams+", steps="20,500", latent_image=["0", 0])}),
     Case("steps in a text, few", None,
          {"0": latent(), "1": node("FluxSamplerParams+", steps="20,25", latent_image=["0", 0])}),
-    Case("sigmas in a text", "max_pixel_steps",
+    Case("sigmas in a text", "max_steps",
          {"0": latent(4096, 4096), "1": node("ManualSigmas", sigmas=", ".join("1" * 401)),
           "2": node("SamplerCustomAdvanced", noise=["n", 0], guider=["g", 0], sampler=["s", 0], sigmas=["1", 0], latent_image=["0", 0])}),
     Case("a loop", "max_pixel_steps", looped(500)),

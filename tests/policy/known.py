@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyui_guarded.guard.graph import Declared
+from comfyui_guarded.guard.graph import Declared, list_parts
 
 _HERE = Path(__file__).parent
 _CLASSES = json.loads((_HERE / "classes.json").read_text("utf-8"))
@@ -18,7 +18,14 @@ def describe(class_type: str) -> Declared:
         return Declared()
     outputs = tuple((kind, name) for kind, name in found["outputs"])
     lists, lazy = frozenset(found.get("lists", ())), frozenset(found.get("lazy", ()))
-    return Declared(found["inputs"], outputs, found.get("takes_lists", False), lists, lazy)
+    parts = {
+        name: {value: frozenset(names) for value, names in options.items()}
+        for name, options in found.get("parts", {}).items()
+    }
+    takes_lists = found.get("takes_lists", False)
+    return Declared(
+        found["inputs"], outputs, takes_lists, lists, lazy, parts, takes_more=found.get("takes_more", False)
+    )
 
 
 def read_info(info: Mapping[str, Any]) -> Declared:
@@ -36,4 +43,14 @@ def read_info(info: Mapping[str, Any]) -> Declared:
         for name, given in (info["input"].get(section) or {}).items()
         if len(given) > 1 and isinstance(given[1], dict) and given[1].get("lazy")
     )
-    return Declared(inputs, outputs, bool(info.get("is_input_list")), lists, lazy)
+    hidden = frozenset(info["input"].get("hidden") or {})
+    return Declared(
+        inputs,
+        outputs,
+        bool(info.get("is_input_list")),
+        lists,
+        lazy,
+        list_parts(info["input"]),
+        hidden,
+        bool(info.get("takes_more")),
+    )

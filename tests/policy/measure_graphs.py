@@ -150,6 +150,8 @@ def describe(name):
             "output_node": bool(getattr(node_class, "OUTPUT_NODE", False)),
             "python_module": getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes"),
         }
+    sections = [info["input"].get(section) or {} for section in ("required", "optional", "hidden")]
+    info["takes_more"] = getattr(node_class, "ACCEPT_ALL_INPUTS", False) or any("no such" in each for each in sections)
     return json.loads(json.dumps(info, default=str))
 
 

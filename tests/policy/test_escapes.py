@@ -1,9 +1,10 @@
-"""Each way around the limits that is known, and what is like it and harmless; see `escapes` and `escapes_made`."""
+"""Each way around the limits that is known, and what is like it and harmless; see `escapes` and its likes."""
 
 import json
 
 import pytest
 from policy.escapes import CASES, Case
+from policy.escapes_left import LEFT
 from policy.escapes_made import MADE
 from policy.known import describe
 
@@ -12,7 +13,7 @@ from comfyui_guarded.guard.settings import PolicySettings
 from comfyui_guarded.guard.submit.policy import Policy
 
 
-@pytest.mark.parametrize("case", [*CASES, *MADE], ids=lambda case: case.name.replace(" ", "-"))
+@pytest.mark.parametrize("case", [*CASES, *LEFT, *MADE], ids=lambda case: case.name.replace(" ", "-"))
 def test_the_profile_judges_as_was_written_down(case: Case) -> None:
     policy = Policy(PolicySettings.model_validate({"profile": "a5000"}), describe=describe)
     if case.limit is None:

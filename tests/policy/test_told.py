@@ -146,3 +146,26 @@ def test_the_same_latent_takes_the_same_whichever_way_it_is_made(client: PlainCl
     assert status == (422 if vram["least_gb"] > BUDGET else 200)
     told = {route: tell(route) for route in ("a number", "copies", "a factor", "a picture", "a crop")}
     assert told == dict.fromkeys(told, (status, vram))
+
+
+def test_what_the_host_drops_makes_nothing_smaller(client: PlainClient) -> None:
+    sampled = {
+        "seed": 1, "steps": 20, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+        "model": ["m", 0], "positive": ["p", 0], "negative": ["p", 0],
+    }  # fmt: skip
+    by = {"resize_type": "scale by multiplier", "resize_type.multiplier": 8.0}
+    for left in ({}, {"width": 64, "height": 64}, {"resize_type.longer_size": 64}, {"resize_type.megapixels": 0.1}):
+        old = {
+            "u": node("LatentUpscaleBy", samples=["1", 0], upscale_method="bilinear", scale_by=8.0, **left),
+            "2": node("KSampler", latent_image=["u", 0], **sampled, **left),
+        }
+        new = {
+            "i": node("EmptyImage", width=8192, height=8192, batch_size=1, color=0),
+            "r": node("ResizeImageMaskNode", input=["i", 0], scale_method="area", **by, **left),
+            "e": node("VAEEncode", pixels=["r", 0], vae=["m", 2]),
+            "2": node("KSampler", latent_image=["e", 0], **sampled, **left),
+        }
+        for more in (old, new):
+            answer = post(client, 8192, 1, **more)
+            assert answer.status == 422, answer
+            assert answer.json["error"]["details"] == "policy.max_pixel_steps", more

@@ -227,6 +227,24 @@ async def test_an_input_that_takes_any_path_takes_none_of_a_stranger(place):
     assert await place.settled("/tmp/a.mp4", LOCAL, "LoadPath", "path") == "/tmp/a.mp4"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there a backslash separates folders")
+async def test_a_backslash_is_a_sign_of_a_text_unless_a_way_into_comfyuis_folders_is_spelt_with_it(place, monkeypatch):
+    monkeypatch.chdir(place.base / "output")  # ComfyUI runs in its own folder, from which a relative way leads inside
+    place.put("output/x.png")
+    for words in (r"\d+", r"\bcat\b", r"\w+\s", r"\o/", "C:\\x", "\\", "c:/", r"a\nb", r"\\server\share", "\\1"):
+        assert await place.settled(words, kind="Text", name="text") == words
+    base = str(place.base)
+    for words in (
+        f"{base}/output/x.png",
+        f"{base}/output".replace("/", "\\"),
+        r".\x.png",
+        r"..\output\x.png",
+        r".\\x.png",
+    ):
+        with pytest.raises(BadImageError):
+            await place.settled(words, kind="Text", name="text")
+
+
 async def test_texts_are_texts_unless_they_lead_into_comfyuis_folders(place):
     for words in ("a guarded castle", "/imagine a cat", "../x", "one [output]", "line\nsecond.png [output]", "/", "~"):
         assert await place.settled(words, kind="Text", name="text") == words
