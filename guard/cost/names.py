@@ -130,7 +130,7 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
         r"(?:.*_)?(?:transition(?:ing)?|empty|starting|ending|extra|(?:cross_?)?fade|inserted|pad(?:ding)?|hold|freeze|"
         r"between|blend)_frames(?:_per_.*)?",
     ),
-    (Role.FRAMES, r"length|(?:num|n|total|max|video)_frames|frames|frame_count|video_length|num_frame"),
+    (Role.FRAMES, r"(?:segment_)?length|(?:num|n|total|max|video)_frames|frames|frame_count|video_length|num_frame"),
     (Role.FORCED_RATE, r"force_rate"),
     (Role.RATE, r"fps|frame_rate"),
     (Role.SECONDS, r"seconds|duration|duration_s|duration_seconds|seconds_total|total_seconds|total_second_length"),

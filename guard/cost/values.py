@@ -17,6 +17,7 @@ class Extent(NamedTuple):
         batch: how many.
         frames: each of them is a film of so many; 0: a single picture, or unknown.
         turned: nobody knows which side is the width.
+        scale: by how much the sides of the latents are smaller, where these are latents; 0: as usual, or unknown.
         known: neither area nor number depends on anything that only the run can tell.
     """
 
@@ -27,6 +28,7 @@ class Extent(NamedTuple):
     frames: float = 0
     known: bool = True
     turned: bool = False
+    scale: float = 0
 
     @property
     def pictures(self) -> float:
@@ -69,6 +71,8 @@ class Value(NamedTuple):
         items: of the list that it is.
         told: it is made of nothing but what the prompt says.
         conditions: how many conditions there are, each of which every step works on.
+        scale: by how much the latents of a VAE are smaller; 0: as usual, or it is none.
+        seconds: of a sound; 0: unknown, or none.
     """
 
     number: Range | None = None
@@ -81,6 +85,8 @@ class Value(NamedTuple):
     items: Items = ONE
     told: bool = False
     conditions: float = 1
+    scale: float = 0
+    seconds: float = 0
 
 
 class Media(NamedTuple):
@@ -112,6 +118,7 @@ class Amount(NamedTuple):
         pictures: it gives pictures, and no latents: of those, a batch may be a film.
         conditions: each step of a sampler works on so many, beside what is not wanted.
         schedule: the steps of the list of sigmas that it takes; 0: it takes none.
+        seconds: of the sound that it puts together; 0: it does not.
     """
 
     node_id: str
@@ -124,6 +131,7 @@ class Amount(NamedTuple):
     runs: float = 1
     conditions: float = 1
     schedule: float = 0
+    seconds: float = 0
 
     @property
     def work(self) -> float:
@@ -152,6 +160,7 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
             min(sum(one.batch for one in extents), ENDLESS) if each else largest.batch,
             max(one.frames for one in extents) if each else largest.frames,
             all(one.known for one in extents),
+            scale=max(one.scale for one in extents),
         )
     return Value(
         number=unite([value.number or read_text(value.text) for value in values]),
@@ -162,4 +171,6 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
         times=max(value.times for value in values),
         told=all(value.told for value in values),
         conditions=max(value.conditions for value in values),
+        scale=max(value.scale for value in values),
+        seconds=max(value.seconds for value in values),
     )

@@ -11,10 +11,11 @@ from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
 from .lists import count_parts, count_runs, mark_lists, spread
 from .measures import measure
 from .names import Role, Trait
+from .particular import USUAL_SCALE, Node, enlarge, find_compression, find_scale, make
 from .picks import count_picks, count_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
 from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text
-from .shapes import Asked
+from .shapes import Asked, find_largest
 from .sizes import combine, read_factor
 from .steps import count_conditions, find_steps
 from .texts import Budget
@@ -25,6 +26,7 @@ _OWN_PICTURES = frozenset(
     | {Role.FRAMES, Role.CAP, Role.BATCH}
 )
 
+_SIDES = frozenset({Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT})
 _UNKNOWN = Value()
 _NO_CLASSES = NodeClasses()
 
@@ -171,6 +173,11 @@ class Walk:
             whole = plain.give() if node_class.numbers else Value()
             steps = find_steps(node_class, inputs, asked, linked)
             whole = whole._replace(steps=steps, factor=_find_factor(node, asked, linked))
+            if "VAE" in node_class.kinds:
+                names = [value for value in inputs.values() if isinstance(value, str)]
+                whole = whole._replace(scale=max(map(find_scale, names), default=0))
+            elif "AUDIO" in node_class.kinds:
+                whole = whole._replace(seconds=self._find_seconds(node_id, asked, linked))
         if not node_class.only_pictures:
             whole = whole._replace(conditions=count_conditions(node_class, inputs, linked))
         if (times, runs) != (whole.times, whole.items):
@@ -214,6 +221,14 @@ class Walk:
             runs=runs.most,
             picks=picks,
         )
+        given = extent._replace(scale=self._find_scale(node_id, node_class, linked, extents))
+        latents = [each for each in extents if each.scale > USUAL_SCALE]
+        if latents and names and any(one.role in _SIDES for one in asked):
+            given = enlarge(given, latents[0], crops=Trait.CROPS in node_class.traits)
+        works = extent = given
+        if (made := make(self.kind(node_id), Node(inputs, linked, self.read), given)) is not None:
+            extent, works = made
+            names.append("")
         if texts.get("shape") in ("BCTHW", "BTCHW"):  # of noise, which may have a moment for each channel
             extent = extent._replace(
                 batch=min(extent.batch * max(read_number(texts.get("latent_channels")) or 4, 4), ENDLESS)
@@ -222,14 +237,16 @@ class Walk:
             extent = extent._replace(batch=min(extent.batch * places, ENDLESS))
         if not runs.counted:
             extent = extent._replace(known=False)
+        if made is None:
+            works = extent
         writes = next((one for one in asked if one.role is Role.RATE), None)
         if writes is not None and writes.number is not None:
             rate = writes.number[0]
         elif media is not None:
             rate = media.rate
         steps = find_steps(node_class, inputs, asked, linked)
-        works = steps if node_class.makes else 0
-        if names or writes is not None or works or (node_class.takes_films and extent.frames):
+        sampled = steps if node_class.makes else 0
+        if names or writes is not None or sampled or (node_class.takes_films and extent.frames):
             name = names[0] if names and names[0] else writes.name if writes is not None else _first_link(inputs)
             rated = rate if writes is not None else None
             conditions = max((value.conditions for value in linked.values()), default=1)
@@ -239,9 +256,30 @@ class Walk:
             # Who writes a film gives the name of its file, or nothing.
             pictures = node_class.pictures or (writes is not None and "LATENT" not in node_class.kinds)
             self.amounts.append(
-                Amount(node_id, name, extent, rated, works, times, pictures, runs.most, conditions, schedule)
+                Amount(node_id, name, works, rated, sampled, times, pictures, runs.most, conditions, schedule)
             )
         return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate)
+
+    def _find_seconds(self, node_id: str, asked: Sequence[Asked], linked: Mapping[str, Value]) -> float:
+        """How long a sound is; of several one after the other, all of them."""
+        before = [value.seconds for value in linked.values() if value.seconds]
+        if len(before) > 1 and "concat" in self.kind(node_id)[:100].lower():
+            seconds = min(sum(before), ENDLESS)
+            self.amounts.append(Amount(node_id, "", Extent(), seconds=seconds))
+            return seconds
+        if node_id in self._media:
+            return self._media[node_id].seconds
+        return max([*before, find_largest(asked, Role.SECONDS)])
+
+    def _find_scale(
+        self, node_id: str, node_class: NodeClass, linked: Mapping[str, Value], extents: Sequence[Extent]
+    ) -> float:
+        """By how much the sides of the latents are smaller that a node gives: those of what it gets, or its own."""
+        if "LATENT" not in node_class.kinds:
+            return 0
+        own = find_scale(self.kind(node_id)) or find_compression(self._graph[node_id]["inputs"])
+        scales = [each.scale for each in extents] + [value.scale for value in linked.values()]
+        return max(own, *scales) if scales else own
 
     def _deal(
         self, node_class: NodeClass, whole: Value, inputs: Mapping[str, Any], linked: Mapping[str, Value]

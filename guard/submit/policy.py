@@ -138,6 +138,7 @@ class Policy:
             if extent.frames or amount.pictures:
                 self._check_amount(walk, amount, extent.pictures, "frames")
                 self._check_amount(walk, amount, extent.pixels, "film_pixels")
+            self._check_amount(walk, amount, amount.seconds, "seconds")
             if amount.steps:
                 self._check_amount(walk, amount, amount.schedule, "steps")
             if amount.rate is not None:

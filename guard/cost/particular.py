@@ -1,0 +1,216 @@
+"""Nodes whose inputs' names do not tell what they make, or make on the way: each by its source.
+
+ComfyUI 0.33's `comfy_extras/nodes_mask.py`, `nodes_compositor.py`, `nodes_latent.py` and `nodes_wandancer.py`, and
+KJNodes' `curve_nodes.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..graph import is_link
+from .ranges import ENDLESS, Range, is_certain, read_number
+from .values import Extent, Value
+
+#: No side of a canvas may be longer (`nodes.MAX_RESOLUTION`).
+_LONGEST = 16384.0
+#: Longer states of an editor are not read.
+_LONGEST_STATE = 500_000
+#: How many pixels a side of a latent is smaller by, in nearly all formats.
+USUAL_SCALE = 8.0
+_SCALES: tuple[tuple[float, re.Pattern[str]], ...] = (
+    (32.0, re.compile(r"ltx|hunyuan[\W_]*image", re.I)),
+    (16.0, re.compile(r"flux[\W_]*2|klein|hunyuan[\W_]*video[\W_]*1\D?5|wan[\W_]*2[\W_]*2[\W_]*(?:vae|image)", re.I)),
+)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+class Node(NamedTuple):
+    """One node: what its inputs hold, what its links bring, and how to read a number of either."""
+
+    inputs: Mapping[str, Any]
+    linked: Mapping[str, Value]
+    read: Callable[[Any], Range | None]
+
+    def extent(self, name: str) -> Extent:
+        value = self.linked.get(name)
+        return value.extent if value is not None and value.extent is not None else Extent()
+
+    def most(self, name: str, default: float = 0.0) -> float:
+        """The largest that a number may be."""
+        if name not in self.inputs:
+            return default
+        known = self.read(self.inputs[name])
+        return known[1] if known is not None else default
+
+    def text(self, name: str) -> str | None:
+        value = self.linked[name].text if name in self.linked else self.inputs.get(name)
+        return value if isinstance(value, str) else None
+
+    def may_be_set(self, name: str) -> bool:
+        """Whether a switch may be on: any text is, for ComfyUI."""
+        value = self.inputs.get(name, False)
+        if is_link(value):
+            return self.read(value) != (0, 0)
+        return bool(value)
+
+
+class Made(NamedTuple):
+    """What a node gives, and the most that it works on, if that is more."""
+
+    gives: Extent
+    works: Extent
+
+
+def make(class_type: str, node: Node, extent: Extent) -> Made | None:
+    """What a node makes of that which its name would tell; None: there is nothing special about it."""
+    rule = _RULES.get(class_type)
+    return rule(node, extent) if rule is not None else None
+
+
+def find_scale(name: str) -> float:
+    """By how much the latents are smaller that a node makes, or a file, by its name; 0: it does not say."""
+    return next((scale for scale, known in _SCALES if known.search(name[:200])), 0.0)
+
+
+def find_compression(inputs: Mapping[str, Any]) -> float:
+    """The same, where the node is told it (Stable Cascade)."""
+    return read_number(inputs.get("compression")) or 0.0
+
+
+def enlarge(extent: Extent, before: Extent, *, crops: bool) -> Extent:
+    """A latent of a size that was told in pixels, by a node that takes each latent for eight times smaller."""
+    by = extent.scale / USUAL_SCALE
+    if by <= 1:
+        return extent
+    most = before.area if crops and before.area else ENDLESS
+    return extent._replace(
+        width=extent.width * by, height=extent.height * by, area=min(extent.area * by * by, most, ENDLESS)
+    )
+
+
+def _composite(node: Node, _extent: Extent) -> Made:
+    """All pictures of the source are scaled, and all of the mask, before those are left that there is a place for."""
+    ground, source, mask = (node.extent(name) for name in ("destination", "source", "mask"))
+    area = max(ground.area, source.area) if node.may_be_set("resize_source") else source.area
+    works = [ground, source._replace(area=area), mask._replace(area=max(area, mask.area))]
+    known = all(each.known for each in works)
+    worst = max(works, key=lambda each: each.pixels or each.pictures)
+    return Made(ground, worst._replace(known=known))
+
+
+def _add_layer(node: Node, _extent: Extent) -> Made:
+    image, below = node.extent("image"), node.extent("layers")
+    width, height = (
+        node.most(name) if node.most(name) > 0 else side
+        for name, side in (("width", image.width), ("height", image.height))
+    )
+    across, down = _bound(width, height, turned=image.turned or node.inputs.get("rotation", 0) not in (0, 0.0))
+    right = max(below.width, node.most("x") + width / 2 + across / 2)
+    bottom = max(below.height, node.most("y") + height / 2 + down / 2)
+    return Made(_canvas(right, bottom, image, below), Extent(across, down, min(across * down, ENDLESS)))
+
+
+def _add_boxes(node: Node, _extent: Extent) -> Made:
+    image, below = node.extent("image"), node.extent("layers")
+    text = node.text("bboxes")
+    if text is None and "bboxes" in node.linked and node.linked["bboxes"].told:
+        side = ENDLESS
+    else:
+        side = max(map(float, _NUMBER.findall((text or "")[:_LONGEST_STATE])), default=0.0)
+    width, height = max(side, image.width), max(side, image.height)
+    across, down = node.most("canvas_width"), node.most("canvas_height")
+    right, bottom = max(across, below.width, side + width), max(down, below.height, side + height)
+    return Made(_canvas(right, bottom, image, below), Extent(width, height, min(width * height, ENDLESS)))
+
+
+def _compose(node: Node, _extent: Extent) -> Made:
+    """On a canvas that holds all layers, or that a saved composition names."""
+    canvas = node.extent("layers")
+    canvas = canvas._replace(batch=1, frames=0)
+    works = [canvas, *_read_state(node.inputs.get("compositor"))]
+    worst = max(works, key=lambda each: each.area)
+    return Made(worst, worst)
+
+
+def _canvas(right: float, bottom: float, *of: Extent) -> Extent:
+    right, bottom = min(max(right, 1), _LONGEST), min(max(bottom, 1), _LONGEST)
+    return Extent(right, bottom, right * bottom, known=all(each.known for each in of))
+
+
+def _bound(width: float, height: float, *, turned: bool) -> tuple[float, float]:
+    """The box around a picture at any angle."""
+    if not turned:
+        return width, height
+    side = math.hypot(width, height)
+    return side, side
+
+
+def _read_state(state: Any) -> Iterator[Extent]:
+    while isinstance(state, dict) and "__value__" in state:
+        state = state["__value__"]
+    if isinstance(state, str):
+        try:
+            state = json.loads(state) if len(state) <= _LONGEST_STATE else {"canvas": {"w": ENDLESS, "h": ENDLESS}}
+        except (ValueError, RecursionError):
+            return
+    if not isinstance(state, dict) or not isinstance(state.get("layers"), list):
+        return
+    for each in (state.get("canvas"), *(one.get("transform") for one in state["layers"] if isinstance(one, dict))):
+        if isinstance(each, dict):
+            width, height = (min(abs(read_number(each.get(side)) or 0), ENDLESS) for side in ("w", "h"))
+            width, height = _bound(width, height, turned=bool(each.get("rotation")))
+            yield Extent(width, height, min(width * height, ENDLESS))
+
+
+def _cut_to_batch(node: Node, extent: Extent) -> Made:
+    dim = node.text("dim")
+    if dim is not None and "x" not in dim and "y" not in dim:
+        return Made(extent, extent)  # in time: as many moments as before
+    known = node.read(node.inputs["slice_size"]) if "slice_size" in node.inputs else None
+    least = max(known[0], 1) if known is not None else 1
+    sides = (extent.width, extent.height)
+    if dim is None or extent.turned or not all(sides):
+        side = max(*sides, math.sqrt(extent.area))
+    else:
+        side = sides[0] if "x" in dim else sides[1]
+    scale = extent.scale or USUAL_SCALE
+    pieces = max(math.ceil(side / scale / least), 1)
+    gives = extent._replace(batch=min(extent.batch * pieces, ENDLESS), turned=True)
+    if known is not None and known[0] == known[1] and side:
+        part = min(known[1] * scale, side)
+        width, height = (part, sides[1]) if side == sides[0] else (sides[0], part)
+        gives = gives._replace(width=width, height=height, area=extent.area * part / side)
+    return Made(gives, gives)
+
+
+def _make_masks(node: Node, extent: Extent) -> Made:
+    """One for each number of a list."""
+    value, text = node.linked.get("input_values"), node.text("input_values")
+    if text is not None:
+        extent = extent._replace(batch=min(extent.batch * (text.count(",") + 1), ENDLESS))
+    elif value is not None and not is_certain(value.number):
+        extent = extent._replace(batch=ENDLESS) if value.told else extent._replace(known=False)
+    return Made(extent, extent)
+
+
+def _pad_segments(node: Node, extent: Extent) -> Made:
+    """It holds the films of all segments at once."""
+    count = max(node.most("num_segments", 1), 1)
+    return Made(extent, extent._replace(batch=min(extent.batch * count, ENDLESS)))
+
+
+_RULES: dict[str, Callable[[Node, Extent], Made]] = {
+    "ImageCompositeMasked": _composite,
+    "LatentCompositeMasked": _composite,
+    "AddLayer": _add_layer,
+    "LayersFromBoundingBoxes": _add_boxes,
+    "ImageCompositor": _compose,
+    "LatentCutToBatch": _cut_to_batch,
+    "FloatToMask": _make_masks,
+    "WanDancerPadKeyframesList": _pad_segments,
+}
