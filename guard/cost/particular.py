@@ -26,7 +26,9 @@ _SCALES: tuple[tuple[float, re.Pattern[str]], ...] = (
     (32.0, re.compile(r"ltx|hunyuan[\W_]*image", re.I)),
     (16.0, re.compile(r"flux[\W_]*2|klein|hunyuan[\W_]*video[\W_]*1\D?5|wan[\W_]*2[\W_]*2[\W_]*(?:vae|image)", re.I)),
 )
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+#: No latent is scaled to fewer pixels on a side.
+_LEAST = 64.0
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE]\+?\d{1,3})?")
 
 
 class Node(NamedTuple):
@@ -87,10 +89,14 @@ def enlarge(extent: Extent, before: Extent, *, crops: bool) -> Extent:
     by = extent.scale / USUAL_SCALE
     if by <= 1:
         return extent
-    most = before.area if crops and before.area else ENDLESS
-    return extent._replace(
-        width=extent.width * by, height=extent.height * by, area=min(extent.area * by * by, most, ENDLESS)
-    )
+    if crops:
+        most = before.area or ENDLESS
+        width, height = extent.width * by, extent.height * by
+    else:
+        most = ENDLESS
+        width, height = max(extent.width, _LEAST) * by, max(extent.height, _LEAST) * by
+    area = max(extent.area * by * by, 0 if crops else width * height)
+    return extent._replace(width=width, height=height, area=min(area, most, ENDLESS))
 
 
 def _composite(node: Node, _extent: Extent) -> Made:
@@ -118,10 +124,17 @@ def _add_layer(node: Node, _extent: Extent) -> Made:
 def _add_boxes(node: Node, _extent: Extent) -> Made:
     image, below = node.extent("image"), node.extent("layers")
     text = node.text("bboxes")
+    if text is None and "bboxes" not in node.linked:
+        text = json.dumps(node.inputs.get("bboxes"))
     if text is None and "bboxes" in node.linked and node.linked["bboxes"].told:
         side = ENDLESS
     else:
-        side = max(map(float, _NUMBER.findall((text or "")[:_LONGEST_STATE])), default=0.0)
+        numbers = map(read_number, _NUMBER.findall((text or "")[:_LONGEST_STATE]))
+        side = max((number for number in numbers if number is not None), default=0.0)
+        if text is not None and "bbox" in text:  # parts of the canvas
+            side = max(side, min(side * max(node.most("canvas_width"), node.most("canvas_height")), ENDLESS))
+        if text is not None and len(text) > _LONGEST_STATE:
+            side = ENDLESS
     width, height = max(side, image.width), max(side, image.height)
     across, down = node.most("canvas_width"), node.most("canvas_height")
     right, bottom = max(across, below.width, side + width), max(down, below.height, side + height)
@@ -188,6 +201,13 @@ def _cut_to_batch(node: Node, extent: Extent) -> Made:
     return Made(gives, gives)
 
 
+def _take_items(node: Node, extent: Extent) -> Made:
+    """Of a batch of films some, each whole."""
+    before = node.extent("samples")
+    gives = before if before.frames > 1 else extent
+    return Made(gives, gives)
+
+
 def _make_masks(node: Node, extent: Extent) -> Made:
     """One for each number of a list."""
     value, text = node.linked.get("input_values"), node.text("input_values")
@@ -211,6 +231,7 @@ _RULES: dict[str, Callable[[Node, Extent], Made]] = {
     "LayersFromBoundingBoxes": _add_boxes,
     "ImageCompositor": _compose,
     "LatentCutToBatch": _cut_to_batch,
+    "LatentFromBatch": _take_items,
     "FloatToMask": _make_masks,
     "WanDancerPadKeyframesList": _pad_segments,
 }

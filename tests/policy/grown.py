@@ -27,6 +27,19 @@ _LEFT_OUT = re.compile(
 #: Files that lie in the host's input folder; `media` in test_search.py says what they hold.
 FILES = {"LoadImage": ("image", ("photo.png", "strip.png", "moves.gif")), "LoadVideo": ("file", ("film.mp4",))}
 
+#: Latents of each format: not all are eight times smaller than their pictures.
+_LATENTS = (
+    "EmptyFlux2LatentImage", "EmptyHunyuanImageLatent", "EmptyHunyuanVideo15Latent", "EmptyHunyuanLatentVideo",
+    "EmptyLTXVLatentVideo", "EmptySD3LatentImage",
+)  # fmt: skip
+#: What may be left over in a node of an earlier version of it, or be put there.
+_LEFT = (
+    "width", "height", "batch_size", "target_width", "target_height", "longer_side", "longest_side", "megapixels",
+    "scale_by", "resize_type.longer_size", "resize_type.width", "resize_type.multiplier", "resolution", "steps",
+    "length", "frames", "num_frames", "fps", "seconds", "text", "indexes", "dim", "shape", "switch", "value", "amount",
+    "left", "zero.one",
+)  # fmt: skip
+
 _SIZES = (16, 64, 96, 128, 256, 384, 512, 640, 768)
 _FEW = (0, 1, 2, 3, 4, 5, 7, 8, 12, 17, 25)
 _PARTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -73,6 +86,9 @@ class Kind:
     name: str
     inputs: dict[str, tuple[bool, Any]]
     outputs: list[str]
+
+    def takes(self, kind: str) -> bool:
+        return any(declared[0] == kind for _required, declared in self.inputs.values())
 
 
 @dataclass
@@ -146,13 +162,7 @@ def _names_pictures(declared: Any) -> bool:
 def grow(draw: Random, kinds: Mapping[str, list[Kind]], most: int = 7) -> tuple[Graph, Link, str]:
     """(graph, link, what it brings) of a graph of a few nodes."""
     grown = Grown()
-    for class_type, gives in (("EmptyImage", "IMAGE"), ("EmptyLatentImage", "LATENT")):
-        sides = {"width": draw.choice(_SIZES), "height": draw.choice(_SIZES)}
-        colour = {"color": 0} if gives == "IMAGE" else {}
-        grown.add(class_type, {**sides, "batch_size": draw.randint(1, 5), **colour}, [gives])
-    grown.add("PrimitiveInt", {"value": draw.choice(_SIZES + _FEW)}, ["INT"])
-    grown.add("PrimitiveFloat", {"value": draw.choice(_PARTS)}, ["FLOAT"])
-    grown.add("SolidMask", {"value": 1.0, "width": draw.choice(_SIZES), "height": draw.choice(_SIZES)}, ["MASK"])
+    _start(draw, grown, draw.choice(_LATENTS) if draw.random() < 0.5 else "EmptyLatentImage")
     if draw.random() < 0.5:
         grown.add("LoadImage", {"image": draw.choice(FILES["LoadImage"][1])}, ["IMAGE", "MASK"])
     if draw.random() < 0.25:
@@ -169,6 +179,48 @@ def grow(draw: Random, kinds: Mapping[str, list[Kind]], most: int = 7) -> tuple[
     kind = latest if listed or draw.random() < 0.5 else draw.choice(ends)
     link = grown.links[kind][-1]
     return _keep_needed(grown.graph, link), link, kind
+
+
+def _start(draw: Random, grown: Grown, latent: str) -> None:
+    for class_type, gives in (("EmptyImage", "IMAGE"), (latent, "LATENT")):
+        sides = {"width": draw.choice(_SIZES), "height": draw.choice(_SIZES)}
+        more = {"color": 0} if gives == "IMAGE" else {"length": draw.choice((1, 9, 25))} if "Video" in latent else {}
+        grown.add(class_type, {**sides, "batch_size": draw.randint(1, 5), **more}, [gives])
+    grown.add("PrimitiveInt", {"value": draw.choice(_SIZES + _FEW)}, ["INT"])
+    grown.add("PrimitiveFloat", {"value": draw.choice(_PARTS)}, ["FLOAT"])
+    grown.add("SolidMask", {"value": 1.0, "width": draw.choice(_SIZES), "height": draw.choice(_SIZES)}, ["MASK"])
+
+
+def grow_latent(draw: Random, kinds: Mapping[str, list[Kind]]) -> tuple[Graph, Link, str]:
+    """A graph in which a latent of any format goes through one node or several that take latents and give them."""
+    grown = Grown()
+    _start(draw, grown, draw.choice(_LATENTS))
+    through = [kind for kind in kinds["pictures"] if "LATENT" in kind.outputs and kind.takes("LATENT")]
+    for _ in range(draw.randint(1, 3)):
+        _add(draw, grown, draw.choice(through))
+    link = grown.links["LATENT"][-1]
+    return _keep_needed(grown.graph, link), link, "LATENT"
+
+
+def leave(draw: Random, graph: Graph, known: Mapping[str, Any]) -> Graph:
+    """The same graph with constants in its nodes that their classes do not declare: ComfyUI drops them."""
+    return {node_id: _leave_some(draw, node, known[node["class_type"]]) for node_id, node in graph.items()}
+
+
+def _leave_some(draw: Random, node: dict[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    if info.get("takes_more"):
+        return node
+    declared = {each for names in info["input"].values() if isinstance(names, dict) for each in names}
+    grown = {name.partition(".")[0] for name in declared}
+    left = {
+        name: draw.choice((8, 64, 0, 0.1, "64", "64x64", "x", True, 16384))
+        for name in draw.sample(_LEFT, draw.randint(1, 5))
+        if name not in declared and (name.partition(".")[0] not in grown or "resize_type" in grown)
+    }
+    return {
+        **node,
+        "inputs": {**{name: value for name, value in left.items() if name not in node["inputs"]}, **node["inputs"]},
+    }
 
 
 def _add(draw: Random, grown: Grown, chosen: Kind) -> None:

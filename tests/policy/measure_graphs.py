@@ -117,8 +117,9 @@ def list_sizes(one):
         samples = one["samples"]
         if not torch.is_tensor(samples) or samples.ndim not in (4, 5):
             return []
-        # Some models work on pixels themselves.
-        scale = 1 if samples.shape[1] == 3 else one.get("downscale_ratio_spacial") or 8
+        # Some models work on pixels themselves; FLUX.2's and HunyuanImage's latents are told by their channels.
+        usual = {3: 1, 64: 32, 128: 16}.get(samples.shape[1], 8)
+        scale = 1 if samples.shape[1] == 3 else one.get("downscale_ratio_spacial") or usual
         moments = samples.shape[2] if samples.ndim == 5 else 1
         return [["latent", samples.shape[-1] * scale, samples.shape[-2] * scale, samples.shape[0] * moments]]
     if torch.is_tensor(one) and one.ndim in (3, 4):

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from packs.conftest import NEEDED, PACKS
 from PIL import Image
-from policy.grown import FILES, Graph, Link, find_kinds, grow
+from policy.grown import FILES, Graph, Link, find_kinds, grow, grow_latent, leave
 from policy.known import read_info
 
 from comfyui_guarded.guard.cost.classes import NodeClasses
-from comfyui_guarded.guard.cost.values import Media
+from comfyui_guarded.guard.cost.values import Amount, Media
 from comfyui_guarded.guard.cost.walk import Walk
 from comfyui_guarded.guard.errors import PolicyViolationError
 from comfyui_guarded.guard.graph import Declared
@@ -153,6 +153,9 @@ class Judge:
             raise
         return True
 
+    def list_amounts(self, graph: Graph) -> list[Amount]:
+        return sorted(Walk(graph, self._classes, find_media(graph)).amounts)
+
     def is_plain(self, graph: Graph) -> bool:
         """Whether all is said in the prompt: there is nothing that only the run could tell."""
         return all(self._classes.find(node["class_type"]).computes for node in graph.values())
@@ -196,7 +199,10 @@ def test_what_reaches_a_heavy_node_is_never_more_than_was_said(comfy: Comfy) -> 
     )
     @given(st.integers(0, 2**64))
     def search(seed: int) -> None:
-        graph, link, kind = grow(Random(seed), kinds)
+        draw = Random(seed)
+        graph, link, kind = (grow_latent if draw.random() < 0.15 else grow)(draw, kinds)
+        if draw.random() < 0.5:
+            graph = leave(draw, graph, comfy.known)
         measured = comfy.measure(graph, link)
         # A busy machine runs some of them for too long.
         counts["late"] += measured.get("error") == "too much"
@@ -217,6 +223,27 @@ def test_what_reaches_a_heavy_node_is_never_more_than_was_said(comfy: Comfy) -> 
     assert counts["known"] > counts["ran"] // 3, counts
     assert counts["lists"] > 0 or GRAPHS < 300, counts
     assert counts["plain"] > 0 or GRAPHS < 300, counts
+
+
+def test_what_a_host_drops_changes_no_judgement(comfy: Comfy) -> None:
+    kinds = find_kinds(comfy.known)
+    judge = Judge(comfy.known)
+
+    @settings(
+        max_examples=GRAPHS,
+        deadline=None,
+        database=None,
+        derandomize=GRAPHS <= 100,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.integers(0, 2**64))
+    def search(seed: int) -> None:
+        graph, link, kind = grow(draw := Random(seed), kinds)
+        more = leave(draw, graph, comfy.known)
+        note(json.dumps(more, indent=1))
+        assert judge.list_amounts(put_heavy(more, link, kind)) == judge.list_amounts(put_heavy(graph, link, kind))
+
+    search()
 
 
 def test_the_real_packs_nodes_take_part(comfy: Comfy) -> None:
