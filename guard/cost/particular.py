@@ -201,6 +201,25 @@ def _cut_to_batch(node: Node, extent: Extent) -> Made:
     return Made(gives, gives)
 
 
+def _concat(node: Node, extent: Extent) -> Made:
+    """Side by side, or one after the other; of the second as many as of the first."""
+    one, other = node.extent("samples1"), node.extent("samples2")
+    dim, frames = node.text("dim"), max(one.frames, other.frames)
+    if dim is None or "t" in dim:
+        frames = min(max(one.frames, 1) + max(other.frames, 1), ENDLESS)
+    width, height, area = max(one.width, other.width), max(one.height, other.height), max(one.area, other.area)
+    if dim is None or "t" not in dim:
+        area = min(one.area + other.area, ENDLESS)
+        if dim is None or "x" in dim:
+            width = one.width + other.width
+        if dim is None or "y" in dim:
+            height = one.height + other.height
+    gives = extent._replace(
+        width=width, height=height, area=area, batch=max(one.batch, other.batch), frames=frames, turned=dim is None
+    )
+    return Made(gives, gives)
+
+
 def _take_items(node: Node, extent: Extent) -> Made:
     """Of a batch of films some, each whole."""
     before = node.extent("samples")
@@ -231,6 +250,7 @@ _RULES: dict[str, Callable[[Node, Extent], Made]] = {
     "LayersFromBoundingBoxes": _add_boxes,
     "ImageCompositor": _compose,
     "LatentCutToBatch": _cut_to_batch,
+    "LatentConcat": _concat,
     "LatentFromBatch": _take_items,
     "FloatToMask": _make_masks,
     "WanDancerPadKeyframesList": _pad_segments,

@@ -267,4 +267,21 @@ WAY = [
             ),
         ),
     ),
+    *(
+        Case(
+            f"latents beside {dim} others {times} times",
+            limit,
+            {
+                "l": latent(512, 512, 20),
+                "o": latent(512, 512, 1),
+                "c0": node("RepeatLatentBatch", samples=["l", 0], amount=1),
+                **{
+                    f"c{at}": node("LatentConcat", samples1=[f"c{at - 1}", 0], samples2=["o", 0], dim=dim)
+                    for at in range(1, times + 1)
+                },
+                "k": sampler([f"c{times}", 0]),
+            },
+        )
+        for dim, times, limit in (("x", 5, "max_pixels"), ("-y", 5, "max_pixels"), ("x", 1, None))
+    ),
 ]
