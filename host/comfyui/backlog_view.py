@@ -37,16 +37,24 @@ class BacklogView:
     They run on the event loop or, as `get_tasks_remaining` does, on whatever thread sends a `status`.
     """
 
-    def __init__(self, queue: Any, backlog: Backlog, fields: int, list_held: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self,
+        queue: Any,
+        backlog: Backlog,
+        fields: int,
+        list_held: Callable[[], Collection[str]],
+        is_deleting: Callable[[], bool],
+    ) -> None:
         """`queue` is ComfyUI's own, untyped object; `fields` says how many its items have.
 
-        `list_held` gives the ids of the prompts that ComfyUI has, those that are being ended among them.
+        `list_held` gives the ids of the prompts that ComfyUI has, those that are being ended among them. `is_deleting`
+        says, under the queue's lock, whether one prompt is being deleted: ComfyUI deletes the last one by wiping all.
         """
         self._queue = queue
         self._backlog = backlog
         self._fields = fields
         self._list_held = list_held
-        self._deleting = False
+        self._is_deleting = is_deleting
         #: The jobs whose end is still to be told, and how; and whether that is under way. Some at a time: a cleared
         #: queue would take all of the event loop's helper threads, and the store's reader.
         self._unrun: deque[tuple[str, Callable[[], None]]] = deque()
@@ -84,13 +92,8 @@ class BacklogView:
         return {prompt_id: convert(entry) if convert else entry}
 
     def _delete_queue_item(self, native: Native, function: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._queue.mutex:
-            self._deleting = True  # ComfyUI deletes the last item by wiping the queue
-            try:
-                if native(function, *args, **kwargs):
-                    return True
-            finally:
-                self._deleting = False
+        if native(function, *args, **kwargs):
+            return True
         for job_id in self._list_meant(function):
             if function(_LazyItem(job_id, self._read_item)):
                 self._backlog.take_out([job_id])
@@ -99,7 +102,7 @@ class BacklogView:
 
     def _wipe_queue(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         with self._queue.mutex:
-            if self._deleting:
+            if self._is_deleting():
                 return native(*args, **kwargs)
             known = self._list_held()
             with self._spare_keys():

@@ -72,6 +72,8 @@ class Hooks:
         self._last: Message | None = None
         #: The worker has let go of a prompt, or was called, and has not asked for the next one.
         self.is_between = False
+        #: One prompt is being deleted from the queue. Under its lock.
+        self.is_deleting = False
         self._bell = Bell(self._queue)
         #: The prompt that the worker has let go of last, until it asks for the next one.
         self._done: str | None = None
@@ -94,7 +96,7 @@ class Hooks:
             wrap_method(self._queue, "get_current_queue_volatile", self._get_queue)
         wrap_method(self._queue, "get_tasks_remaining", self._get_tasks_remaining)
         wrap_method(self._queue, "get_flags", self._get_flags)
-        wrap_method(self._queue, "delete_queue_item", self._report_removals)
+        wrap_method(self._queue, "delete_queue_item", self._delete_queue_item)
         wrap_method(self._queue, "wipe_queue", self._report_removals)
         # Before the backlog's jobs show up in the queue: this one deletes only what ComfyUI has.
         self._delete_item = self._queue.delete_queue_item
@@ -104,6 +106,7 @@ class Hooks:
         wrap_method(self._server, "send", self._send)
         self._relay.note_wrappers()
         self._wrap_interrupt_check()
+        self._wrap_interrupt()
         self.confinement.install()
         Tripwire(self.confinement).install()
         watch_loading(self._find_meter)
@@ -124,6 +127,26 @@ class Hooks:
             native()
 
         replace_function(native, throw_exception_if_processing_interrupted)
+
+    def _wrap_interrupt(self) -> None:
+        """Lose no interrupt: ComfyUI takes the flag back where a run begins, but shows a prompt as running before, as
+        soon as the worker has it.
+        """
+        native: Native = comfy.model_management.interrupt_current_processing
+
+        def interrupt_current_processing(value: bool = True, *args: Any, **kwargs: Any) -> Any:
+            result = native(value, *args, **kwargs)
+            if not value:
+                self._workers.note_begun()
+                return result
+            with self._queue.mutex:
+                running = [item[1] for item in self._queue.currently_running.values()]
+            for prompt_id in running:
+                if not self._workers.has_begun(prompt_id):
+                    self._stops.ask(prompt_id)
+            return result
+
+        replace_function(native, interrupt_current_processing)
 
     # What the host does with ComfyUI's queue and sockets. ----------------------------------------------------
 
@@ -467,6 +490,18 @@ class Hooks:
         if flags and (flags.get("unload_models") or flags.get("free_memory")):
             self._tell(self._listener.memory_freed, self._done)
         return flags
+
+    def _delete_queue_item(self, native: Native, *args: Any, **kwargs: Any) -> Any:
+        """Any thread."""
+
+        def delete(*args: Any, **kwargs: Any) -> Any:
+            self.is_deleting = True
+            try:
+                return native(*args, **kwargs)
+            finally:
+                self.is_deleting = False
+
+        return self._report_removals(delete, *args, **kwargs)
 
     def _report_removals(self, native: Native, *args: Any, **kwargs: Any) -> Any:
         """Tell the listener of every job of the guard that this call takes out of the queue. Any thread."""

@@ -240,7 +240,9 @@ class ComfyHost:
             self._hooks.send_in_order("executing", {"node": None, "prompt_id": job_id}, client_id)
 
     def show_backlog(self, backlog: Backlog) -> None:
-        self._view = BacklogView(self._queue, backlog, self._hooks.count_item_fields(), self._hooks.list_held)
+        hooks = self._hooks
+        fields = hooks.count_item_fields()
+        self._view = BacklogView(self._queue, backlog, fields, hooks.list_held, lambda: hooks.is_deleting)
         self._view.install()
 
     def queue_changed(self) -> None:

@@ -49,6 +49,8 @@ class Workers:
         self._inside: dict[int, Inside] = {}
         #: The prompt that each thread took from the queue and has not given back.
         self._taken: dict[int, str] = {}
+        #: Those of them whose run has begun: ComfyUI has taken back whatever interrupt came before.
+        self._begun: set[str] = set()
         self._disowned: list[threading.Thread] = []
         self.current: threading.Thread | None = None
         #: Since when that one has neither had a prompt nor asked for one; None where it has, or does.
@@ -112,10 +114,21 @@ class Workers:
         result is dropped."""
         with self._lock:
             prompt_id = self._taken.pop(threading.get_ident(), None)
+            self._begun.discard(prompt_id or "")
             disowned = self.is_disowned()
         if disowned:
             raise SystemExit
         return prompt_id
+
+    def note_begun(self) -> None:
+        """ComfyUI has begun to run what this thread has taken. Any thread; most have taken nothing."""
+        prompt_id = self._taken.get(threading.get_ident())
+        if prompt_id is not None:
+            self._begun.add(prompt_id)
+
+    def has_begun(self, prompt_id: str) -> bool:
+        """Whether an interrupt will be seen by the run of that prompt. Any thread."""
+        return prompt_id in self._begun
 
     def list_taken(self) -> list[str]:
         """List the prompts that workers have taken and not given back. Any thread."""

@@ -42,7 +42,7 @@ licence = "research only"
 [[models]]
 file = "huge.bin"
 folder = "checkpoints"
-size_mb = 900_000_000
+size_mb = 10_000_000
 source = "https://huggingface.co/a/b"
 licence = "MIT"
 [[models]]

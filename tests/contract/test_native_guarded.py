@@ -165,7 +165,10 @@ async def test_however_a_job_has_ended_comfyuis_panels_can_list_it(native):
 async def test_what_waits_is_in_the_queue_like_what_comfyui_has(native):
     async with busy(native) as running:
         waiting = [await native.native_submit(picture(prefix := unique()), client_id="tab") for _ in range(3)]
-        queue = await native.get("/queue")
+        # A look reads prompts for a short time only, and shows the others without theirs.
+        queue = await native.polled(
+            lambda: native.get("/queue"), lambda queue: all(row[2] for row in queue["queue_pending"])
+        )
         assert [row[1] for row in queue["queue_running"]] == [running]
         assert [row[1] for row in queue["queue_pending"]] == waiting
         assert {len(row) for rows in queue.values() for row in rows} == {5}
@@ -249,6 +252,17 @@ async def test_what_is_deleted_and_then_interrupted_ends_in_whatever_moment_that
         await native.request("POST", "/queue", {"delete": [prompt_id]})
         await native.request("POST", "/interrupt", {"prompt_id": prompt_id})
         assert (await native.settled(prompt_id))["error"]["code"] in {"cancelled", "interrupted"}
+
+
+async def test_cancelling_the_last_job_that_comfyui_has_leaves_those_that_the_guard_has(sandbox_client):
+    """ComfyUI deletes the last prompt of its queue by wiping that."""
+    client = await sandbox_client(**GUARDED, GUARDED_QUEUE__MAX_JOBS="2")
+    async with busy(client):
+        handed_on, waiting = [await client.native_submit(picture()) for _ in range(2)]
+        await client.polled(lambda: client.job(handed_on), lambda job: job["state"] == "dispatched")
+        await client.cancel(handed_on)
+        assert_ended_badly(await client.settled(handed_on), "cancelled")
+    assert_succeeded(await client.settled(waiting))
 
 
 async def test_clearing_the_queue_cancels_what_waits_and_leaves_what_runs(native):
