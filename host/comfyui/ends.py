@@ -107,7 +107,9 @@ class Ends:
         """Take a run out of what ComfyUI runs. `item_id` is ComfyUI's number for it."""
         place = self._lines.add_end(run.client_id)
         with self._queue.mutex:
-            item = self._queue.currently_running.pop(item_id, run.item)  # a pack may have taken it out
+            item = self._queue.currently_running.pop(item_id, None)
+            if item is None:  # a pack has taken it out
+                item = report.restore(run.item)
             end = End(run, item, history, task_done, args, kwargs, place)
             self._ends[run.job_id] = end
         return end

@@ -161,6 +161,16 @@ def warn(prompt_id: Any, odd: list[str]) -> None:
         )
 
 
+def restore(item: QueueItem) -> QueueItem:
+    """An item that has run, as it was put into the queue: ComfyUI notes in its nodes whether they have changed, most
+    often as NaN, which is no JSON.
+    """
+    prompt = {
+        node_id: {key: value for key, value in node.items() if key != "is_changed"} for node_id, node in item[2].items()
+    }
+    return (*item[:2], prompt, *item[3:])
+
+
 def find_outputs(history: Any) -> Mapping[str, Any]:
     """What the nodes report of a run, by node."""
     outputs = history.get("outputs") if isinstance(history, dict) else None

@@ -1,6 +1,7 @@
 """A queue that heals, whatever ComfyUI's code or a pack's does to it."""
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -114,6 +115,9 @@ async def test_a_job_that_a_pack_takes_from_those_that_run_ends_and_the_next_one
     assert (await client.request("POST", "/guarded_faults/queue/pop_running")).status == 200
     assert_succeeded(await client.settled(job_id))
     assert_succeeded(await client.settled(following))
+    # ComfyUI notes in what has run whether it has changed, as NaN, and keeps another copy for its history.
+    entry = await client.request("GET", f"/history/{job_id}")
+    json.loads(entry.content, parse_constant=pytest.fail)
 
 
 @contextlib.asynccontextmanager
