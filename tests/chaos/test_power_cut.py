@@ -268,10 +268,11 @@ def test_a_key_or_secret_that_was_made_is_there_after_a_power_cut_and_the_one_be
     disk = TracedDisk(tmp_path)
     for secret in ("the first", "the second"):
         program = (
-            "import sys; sys.path.insert(0, sys.argv[1]); import private_files; from pathlib import Path; "
-            "private_files.write(Path(sys.argv[2]), sys.argv[3].encode())"
+            "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from alias import register; "
+            "register(); from comfyui_guarded.guard.private_files import write; "
+            "write(Path(sys.argv[2]), sys.argv[3].encode())"
         )
-        command = [sys.executable, "-c", program, str(ROOT / "guard"), str(disk.folder / "secret"), secret]
+        command = [sys.executable, "-c", program, str(ROOT), str(disk.folder / "secret"), secret]
         subprocess.run(command, check=True, env={**os.environ, **disk.environment})
         disk.cut()
         assert [path.name for path in disk.folder.iterdir()] == ["secret"]

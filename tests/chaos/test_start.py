@@ -217,11 +217,11 @@ async def test_a_corrupt_database_is_set_aside_with_a_message_and_what_can_be_re
     else:
         await _make_jobs(host)
         content = bytearray(path.read_bytes())
-        middle = len(content) // 2 // 4096 * 4096
         if damage == "a page in the middle":
+            middle = len(content) // 2 // 4096 * 4096
             content[middle : middle + 4096] = b"\xa5" * 4096
         else:
-            del content[middle:]
+            del content[len(content) * 3 // 4 // 4096 * 4096 :]  # the first half is the heads of tables
         path.write_bytes(content)
     damaged = path.read_bytes()
     host.log.unlink(missing_ok=True)
