@@ -24,8 +24,8 @@ _SIGNS = (
 )
 
 
-#: Written by somebody else's clock: until when an address is valid, which lies in the future.
-_FOREIGN = "expires_at_ms"
+#: Written by another clock, and in the future: until when an address is valid, or a box of a fleet has its lease.
+_FOREIGN = ("expires_at_ms", "until_ms")
 
 
 def clamp(db: Database, now_ms: int) -> None:
@@ -40,6 +40,7 @@ def clamp(db: Database, now_ms: int) -> None:
         (now_ms, plan_ms),
     )
     db.execute("UPDATE puts SET next_at_ms = ? WHERE next_at_ms IS NOT NULL AND next_at_ms > ?", (now_ms, plan_ms))
+    db.execute("UPDATE unstored SET next_at_ms = ? WHERE next_at_ms > ?", (now_ms, plan_ms))
     if now_ms < EARLIEST_MS:
         log.warning("the clock says a time before this version was made; set it, or nothing here can be on time")
         return
@@ -53,7 +54,7 @@ def clamp(db: Database, now_ms: int) -> None:
     spending.clamp(db, now_ms)
     for table, columns in list_columns(db):
         # By their names, so that no column of a later version is forgotten.
-        times = [name for name in columns if name.endswith("_ms") and name != _FOREIGN]
+        times = [name for name in columns if name.endswith("_ms") and name not in _FOREIGN]
         latest_of = {name: plan_ms if name == "next_at_ms" else now_ms for name in times}
         if latest_of:
             changes = ", ".join(f"{name} = CASE WHEN {name} > ? THEN ? ELSE {name} END" for name in latest_of)

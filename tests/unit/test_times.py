@@ -10,7 +10,7 @@ from unit.stores import both, look_into, open_store
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import Artifact, JobState, Result, Webhook
-from comfyui_guarded.guard.outgoing import NewPut
+from comfyui_guarded.guard.outgoing import NewPut, StoredFile
 from comfyui_guarded.guard.store import DeliveryState, IdempotencyKey, NewAlarm
 from comfyui_guarded.guard.store.bodies import delete_body
 from comfyui_guarded.guard.store.database import list_columns
@@ -22,7 +22,10 @@ DAY_S = 86_400
 HOOK = Webhook("https://a.example/hook", tuple(state.value for state in JobState))
 #: No times of ours: the first is 0, as nothing has read it since the first version; the next say how long something
 #: took; the last is said by another clock.
-NO_TIMES = {("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms"), ("puts", "expires_at_ms")}
+NO_TIMES = {
+    *(("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms"), ("puts", "expires_at_ms")),
+    ("boxes", "until_ms"),  # by the database's own clock
+}
 
 
 class Off(Clock):
@@ -59,7 +62,8 @@ def live(path, clock):
         artifact = Artifact(0, "2", "image", f"{new_id()}.png", "", "output", 9, "ab", 3, 4)
         for _ in range(5):
             submitted()
-        run_to_success(store, claim(store, 9), Result({}, (artifact,)))
+        store.note_uploads("local", [StoredFile(f"{new_id()}.png", "ab.png", 9)]).result(LONG_S)
+        run_to_success(store, claim(store, 9), Result({}, (artifact,), unstored=((0, False, "a box"),)))
         store.start(claim(store, 9)).result(LONG_S)
         claim(store, 9)
         cancelled_id = submitted()
@@ -123,7 +127,8 @@ def test_deliveries_from_a_day_ahead_are_due_at_once_and_the_jobs_that_wait_can_
 
 def assert_kept(before, after):
     """All times of before are still there, beside what a start itself changes."""
-    for column in set(before) - {("jobs", "started_at_ms"), ("webhooks", "next_at_ms"), ("puts", "next_at_ms")}:
+    changed = {("jobs", "started_at_ms"), *((table, "next_at_ms") for table in ("webhooks", "puts", "unstored"))}
+    for column in set(before) - changed:
         kept = [value for value in before[column] if value in after[column]]
         assert sorted(kept) == sorted(before[column]), column
 
