@@ -124,8 +124,9 @@ class SharedTransitions(Transitions):
         return members.holds(db, job_id, token or self.tokens.get(job_id))
 
     def release(self, db: Database, job_id: str) -> None:
-        if job_id in self.line.leases:  # otherwise it may be another box's by now
-            super().release(db, job_id)
+        # By its holder: it may be another box's by now, which one that was frozen has not heard of.
+        db.execute("DELETE FROM leases WHERE job_id = ? AND holder = ?", (job_id, self._member.box))
+        self.line.leases.discard(job_id)
         self.tokens.pop(job_id, None)
 
     def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:

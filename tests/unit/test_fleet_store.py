@@ -167,6 +167,18 @@ def test_a_late_verdict_of_a_box_that_has_lost_its_lease_is_refused(boxes, path)
     assert frozen.get(job.job_id).result(LONG_S).verdict == SUCCESS
 
 
+def test_a_box_that_lets_go_late_takes_no_slot_from_the_one_that_has_the_job_now(boxes, path):
+    frozen, other = boxes("frozen"), boxes("other")
+    job = submit(frozen)
+    claim(frozen)
+    expire(path, "frozen")
+    reap(other)
+    assert claim(other).job_id == job.job_id
+    frozen.release(job.job_id).result(LONG_S)
+    with look_into(path) as db:
+        assert list(db.execute("SELECT job_id, holder FROM leases").fetchall()) == [(job.job_id, "other")]
+
+
 def test_a_box_that_is_alive_keeps_what_it_has(boxes):
     one, two = boxes("one"), boxes("two")
     submit(one)
