@@ -47,6 +47,7 @@ class Deposits(Attempts[Deposit]):
     """The results that the depot does not have yet. Event loop, but for `put_all`."""
 
     WHAT = "results into the depot"
+    LOG = log
 
     def __init__(
         self, depot: Depot, results: Results, store: Records, clock: Clock, timeout_s: float, box: str
@@ -152,16 +153,8 @@ class Deposits(Attempts[Deposit]):
         pause_s = min(draw_pause_s(_FIRST_RETRY_S, attempt, delivery.attempts + 1), _PAUSE_S)
         return now_ms + max(int(pause_s * 1000), 1)
 
-    def _give_up(self, delivery: Deposit) -> None:
-        why = delivery.last_error or "?"
-        log.warning(
-            "job %s: artifact %d is not put into the depot: %s",
-            delivery.job_id,
-            delivery.artifact,
-            why,
-            extra={"job_id": delivery.job_id},
-        )
-        self.given_up(delivery, why)
+    def _describe_end(self, delivery: Deposit) -> str:
+        return f"job {delivery.job_id}: artifact {delivery.artifact} is not put into the depot"
 
 
 class Depositor(Carrier[Deposit]):

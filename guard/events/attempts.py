@@ -26,8 +26,7 @@ WRITE_AGAIN_S = 5.0
 
 
 class Item(Protocol):
-    """What is delivered: a frozen dataclass with these fields, and with `since_ms`, `ended_at_ms`, `last_status` and
-    `last_error`."""
+    """What is delivered: a frozen dataclass with these fields, and with `since_ms`, `ended_at_ms` and `last_status`."""
 
     @property
     def number(self) -> int: ...
@@ -39,6 +38,8 @@ class Item(Protocol):
     def state(self) -> DeliveryState: ...
     @property
     def attempts(self) -> int: ...
+    @property
+    def last_error(self) -> str | None: ...
     @property
     def next_at_ms(self) -> int: ...
 
@@ -87,8 +88,9 @@ class Attempts(Generic[T]):
     write: a full disk must not send twice what was received, or try anew without the pause.
     """
 
-    #: What is delivered, for the log.
+    #: What is delivered, for the log; and where it is said that something is given up.
     WHAT = ""
+    LOG = log
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -114,8 +116,8 @@ class Attempts(Generic[T]):
         """When to try again after this attempt; None to give up."""
         raise NotImplementedError
 
-    def _give_up(self, delivery: T) -> None:
-        """Nobody will try that again."""
+    def _describe_end(self, delivery: T) -> str:
+        """That nobody will try that again, for the log."""
         raise NotImplementedError
 
     async def find_due(
@@ -188,7 +190,9 @@ class Attempts(Generic[T]):
         if is_newest:
             del self._unwritten[after.number]
             if after.state is DeliveryState.DEAD:
-                self._give_up(after)
+                why = after.last_error or "?"
+                self.LOG.warning("%s: %s", self._describe_end(after), why, extra={"job_id": after.job_id})
+                self.given_up(after, why)
         # It can write again.
         for number in list(self._unwritten):
             self._hand_in(number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import logging
 import secrets
 from asyncio import wrap_future
 from collections.abc import Callable, Collection, Mapping
@@ -23,8 +22,6 @@ from ..settings import WebhooksSettings
 from ..store import Delivery, DeliveryState, Due
 from .attempts import Attempt, Attempts, draw_pause_s
 from .webhook_rules import Rules
-
-log = logging.getLogger("guarded.webhooks")
 
 SECRET_FILE = "webhook.secret"
 
@@ -93,16 +90,8 @@ class Outbox(Attempts[Delivery]):
             raise ForbiddenError("Its owner has no key any more that could sign it.")
         return make_headers(secret, delivery.webhook_id, payload, self._clock.wall_ms())
 
-    def _give_up(self, delivery: Delivery) -> None:
-        why = delivery.last_error or "?"
-        log.warning(
-            "webhook %s of job %s is given up: %s",
-            delivery.webhook_id,
-            delivery.job_id,
-            why,
-            extra={"job_id": delivery.job_id},
-        )
-        self.given_up(delivery, why)
+    def _describe_end(self, delivery: Delivery) -> str:
+        return f"webhook {delivery.webhook_id} of job {delivery.job_id} is given up"
 
     async def list_deliveries(
         self, client: Client, states: frozenset[DeliveryState], limit: int, before: int | None

@@ -16,8 +16,6 @@ from ..store import Due, PutDelivery
 from .attempts import Attempt, Attempts, draw_pause_s
 from .webhook_rules import Rules
 
-log = logging.getLogger("guarded.puts")
-
 #: An address with a session's token in it is longer than others.
 LONGEST = 8192
 #: The last attempt is made so long before the address expires.
@@ -37,6 +35,7 @@ class Puts(Attempts[PutDelivery]):
     """The results that are still to be put to addresses. Event loop."""
 
     WHAT = "results"
+    LOG = logging.getLogger("guarded.puts")
 
     def __init__(self, settings: Settings, store: Records, clock: Clock) -> None:
         super().__init__(clock)
@@ -72,16 +71,8 @@ class Puts(Attempts[PutDelivery]):
         at_ms = min(now_ms + int(pause_s * 1000), ends_ms)
         return at_ms if at_ms > now_ms else None
 
-    def _give_up(self, delivery: PutDelivery) -> None:
-        why = delivery.last_error or "?"
-        log.warning(
-            "job %s: artifact %d is not put to its address: %s",
-            delivery.job_id,
-            delivery.artifact,
-            why,
-            extra={"job_id": delivery.job_id},
-        )
-        self.given_up(delivery, why)
+    def _describe_end(self, delivery: PutDelivery) -> str:
+        return f"job {delivery.job_id}: artifact {delivery.artifact} is not put to its address"
 
 
 def make_headers(put: PutDelivery, mime: str, size: int) -> Mapping[str, str]:

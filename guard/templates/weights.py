@@ -171,9 +171,9 @@ def _skip_gguf(file: IO[bytes], kind: int) -> None:
             for _ in range(count):
                 _read_gguf_text(file)
             return
-    file.seek(_GGUF_SIZES.get(kind, 0) * count, os.SEEK_CUR)
     if kind not in _GGUF_SIZES:
         raise ValueError(kind)
+    file.seek(_GGUF_SIZES[kind] * count, os.SEEK_CUR)
 
 
 def _look_at_onnx(file: IO[bytes], size: int) -> tuple[str | None, bool]:
