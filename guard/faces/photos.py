@@ -31,8 +31,13 @@ _CLOSED = frozenset({"EPS", "WMF", "ICNS", "BUFR", "GRIB", "HDF5", "MPEG", "FPX"
 #: The beginning of icons and pointers, whose pictures each have a header of their own.
 _ICONS = (b"\0\0\1\0", b"\0\0\2\0")
 _PNG = b"\x89PNG"
+_JPEG = b"\xff\xd8"
 #: libpng writes 8 KiB into each.
 _MOST_CHUNKS = 100_000
+#: A JPEG's segments hold 64 KiB at most; depth maps, the largest things that cameras put there, have a few MiB. Pillow
+#: keeps each, and joins those with EXIF one by one.
+_MOST_SEGMENTS = 2_000
+_MOST_SEGMENT_BYTES = 8 * 2**20
 #: The EXIF tag that says how the camera was held, and what undoes it: see ImageOps.exif_transpose.
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -214,7 +219,7 @@ def list_formats() -> tuple[str, ...]:
 
 def _open_with_pillow(data: bytes) -> Image.Image:
     # `decode` limits the pixels itself, because other packs switch Pillow's limit off for the whole process.
-    is_whole = _is_whole(data) if data.startswith(_PNG) else None  # before Pillow keeps what it does not know
+    is_whole = _is_whole(data) if data.startswith((_PNG, _JPEG)) else None  # before Pillow keeps what it does not know
     image = Image.open(io.BytesIO(data), formats=list_formats())
     if not (_is_whole(data) if is_whole is None else is_whole):
         raise EOFError("the file ends before its end mark")
@@ -244,7 +249,7 @@ def _is_whole(data: bytes) -> bool:
     """
     if data.startswith(_PNG):
         return _is_whole_png(data)
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(_JPEG):
         return _is_whole_jpeg(data)
     if data.startswith(b"GIF8"):
         return _is_whole_gif(data)
@@ -274,15 +279,26 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _is_whole_jpeg(data: bytes) -> bool:
-    """Goes segment by segment, because the thumbnail in the EXIF data has an end mark of its own."""
+    """Goes segment by segment, because the thumbnail in the EXIF data has an end mark of its own.
+
+    Raises ValueError for a file of more segments than anybody writes, or larger ones.
+    """
     at = 2
-    while marker := _JPEG_MARKER.search(data, at):
+    in_segments = 0
+    for _segment in range(_MOST_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, at)
+        if marker is None:
+            return False
         code, at = data[marker.start() + 1], marker.end()
         if code == 0xD9:
             return True
         if code != 0x01:
-            at += int.from_bytes(data[at : at + 2], "big")
-    return False
+            length = int.from_bytes(data[at : at + 2], "big")
+            at += length
+            in_segments += length
+            if in_segments > _MOST_SEGMENT_BYTES:
+                raise ValueError(f"its segments have more than {_MOST_SEGMENT_BYTES} bytes")
+    raise ValueError(f"it has more than {_MOST_SEGMENTS} segments")
 
 
 def _is_whole_gif(data: bytes) -> bool:

@@ -336,6 +336,33 @@ def test_a_large_picture_takes_little_more_than_its_pixels(mode: str, kind: str)
     assert read_peak(os.getpid()) - before < 2 * 4 * 3000**2 + 50 * MIB
 
 
+@pytest.mark.parametrize(
+    ("segment", "count", "says"),
+    [
+        (b"\xff\xe1\xff\xffExif\0\0" + bytes(0xFFFF - 8), 915, "more than 8388608 bytes"),
+        (b"\xff\xfe\0\2", 1_000_000, "more than 2000 segments"),
+    ],
+)
+def test_a_jpeg_of_very_much_beside_its_picture_is_a_bad_image_before_pillow_keeps_it(
+    segment: bytes, count: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    monkeypatch.setattr(Image, "open", pytest.fail)
+    with pytest.raises(BadImageError) as caught:
+        decode(data[:2] + segment * count + data[2:], LIMITS)
+    assert says in caught.value.details
+
+
+def test_a_jpeg_with_as_much_as_cameras_write_beside_its_picture_is_opened() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    beside = (b"\xff\xe1\xff\xff" + b"http://ns.adobe.com/xmp/extension/\0").ljust(2 + 0xFFFF, b"x")
+    assert shown(data[:2] + beside * 100 + data[2:]).shape == (64, 64, 3)
+
+
 def test_a_png_of_very_many_chunks_is_a_bad_image() -> None:
     data = png(quarters())
     chunk = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
