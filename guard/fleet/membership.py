@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
 from ..clock import Clock
 from ..signal import Signal
 from ..store import Recovery
-from ..store.members import Beat, Member
+from ..store.members import Beat, Box, Member
 from .names import make_name
 
 log = logging.getLogger("guarded.fleet")
@@ -28,6 +28,8 @@ SILENT = 2 / 3
 BEATS, BEAT_S = 30, 1.0
 #: The clock is set by the engine's where they differ by so much.
 CLOCK_OFF_MS = 1000
+#: So often the boxes are looked at.
+LOOK_S = 1.0
 
 
 class Lease(Protocol):
@@ -36,6 +38,7 @@ class Lease(Protocol):
     member: Member
 
     def beat(self) -> Beat | None: ...
+    def list_boxes(self, known: Sequence[Box] = ()) -> list[Box]: ...
     def is_displaced(self) -> bool: ...
     def drop_beats(self) -> None: ...
     def join(self) -> Future[tuple[str, Recovery]]: ...
@@ -58,12 +61,16 @@ class Membership:
         self._sent_s = time.monotonic()
         self._has_joined = False
         self._is_heard = True
+        self._boxes: tuple[Box, ...] = ()
+        self._look_at_s = 0.0
         #: The lease is over: stop every run. Why; on any thread.
         self.lost: Signal[[str]] = Signal()
         #: This is a box again: what its name had left. On this thread.
         self.joined: Signal[[Recovery]] = Signal()
         #: Boxes were found dead: what became of their jobs. On the store's thread.
         self.reaped: Signal[[Mapping[str, Recovery]]] = Signal()
+        #: The boxes were looked at: see :attr:`boxes`. On this thread, which must not wait.
+        self.looked: Signal[[tuple[Box, ...]]] = Signal()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="guarded-fleet", daemon=True)
 
@@ -71,6 +78,14 @@ class Membership:
     def is_member(self) -> bool:
         """Whether this is a box of the fleet. Any thread."""
         return self._store.member.epoch is not None
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """All boxes, this one among them, by name, as they were about a second ago; none before the first look.
+
+        While the database cannot be reached, as they were then. Any thread.
+        """
+        return self._boxes
 
     def begin(self) -> None:
         """The database is open, and this is a box. The store's thread, once."""
@@ -120,6 +135,10 @@ class Membership:
             self._clock.follow(beat.now_ms)
         if beat.finds_dead:
             self._store.reap().add_done_callback(self._note_reaped)
+        if sent_s >= self._look_at_s:
+            self._look_at_s = sent_s + LOOK_S
+            self._boxes = tuple(self._store.list_boxes(self._boxes))
+            self.looked(self._boxes)
 
     def _join(self) -> None:
         sent_s = time.monotonic()

@@ -41,10 +41,13 @@ def keep_membership(
     runs: Runs,
     dispatcher: Dispatcher,
     watchdog: Watchdog,
-) -> None:
-    """Once the database is open, keep this server in its fleet, and stop its runs where it has lost its place."""
+) -> Membership | None:
+    """Once the database is open, keep this server in its fleet, and stop its runs where it has lost its place.
+
+    None where it is in none.
+    """
     if member is None:
-        return
+        return None
 
     def is_clear() -> bool:
         return dispatcher.handing() == frozenset() and not runs.list_ids() and not settler.has_ends_of_runs
@@ -59,3 +62,4 @@ def keep_membership(
     store.opened.subscribe(lambda _recovery: membership.begin())
     watchdog.turned.subscribe(membership.turn)
     health.watch("not in the fleet", LOST, lambda: store.trouble is None and not membership.is_member)
+    return membership

@@ -5,13 +5,28 @@ Only PostgreSQL has more than one box, so these statements are in its words. All
 
 from __future__ import annotations
 
+import json
+import logging
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from ..bounds import Bounds, read_json
+from ..errors import GuardError
 from ..job import Job
+from ..urls import LONGEST, UrlError, read_url
 from .database import Database
 from .rows import COLUMNS, read_job
+
+log = logging.getLogger("guarded.store")
+
+#: So much of what a box tells about itself is read: the names of a thousand models and of ten thousand node classes.
+STATUS_BYTES = 2**20
+_STATUS = Bounds(values=50_000, depth=5, text=2**12)
+#: No fleet has so many boxes; whoever can write into the table could make more.
+MOST_BOXES = 1000
 
 _NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _UNDER_WAY = "state IN ('dispatched', 'running', 'validating')"
@@ -27,6 +42,8 @@ class Member:
         box: its name; process: the name of this process of it.
         max_jobs: how many jobs it runs at once; 0: none. lease_ms: for so long a beat holds.
         epoch: names the time since it joined; None: it is none of the boxes now.
+        url: where the other boxes, and people, reach it; None: nowhere.
+        status: what it tells the others about itself, by name; see :meth:`tell`.
     """
 
     box: str
@@ -34,16 +51,62 @@ class Member:
     max_jobs: int = 1
     process: str = ""
     epoch: str | None = None
+    url: str | None = None
+    status: Mapping[str, Any] = field(default_factory=dict)
+    #: The url and the status that the table has.
+    told: tuple[str | None, Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def tell(self, name: str, value: Any) -> None:
+        """Let the other boxes know: what JSON can hold; None takes it back. With the next beat. Any thread.
+
+        Each change sends the whole status, and every box reads it.
+        """
+        with self._lock:
+            if self.status.get(name) == value:
+                return
+            rest = {key: kept for key, kept in self.status.items() if key != name}
+            self.status = rest if value is None else {**rest, name: value}
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box as the others see it: the time of its last beat, by the engine's clock, and whether that holds."""
+    """A box as the others see it.
+
+    Attributes:
+        max_jobs: how many jobs it runs at once. beat_at_ms: the time of its last beat, by the engine's clock.
+        is_alive: whether that held when the table was read.
+        url: where it is reached, a plain http(s) URL without a slash at its end; None: nowhere.
+        status: what it tells about itself. Whoever can write into the table may have put anything there: its size is
+            bounded and it is an object, and that is all. :meth:`text`, :meth:`number` and :meth:`texts` read it.
+    """
 
     box: str
     max_jobs: int
     beat_at_ms: int
     is_alive: bool
+    url: str | None = None
+    status: Mapping[str, Any] = field(default_factory=dict)
+    #: Names the time since it joined, and counts the changes of `url` and `status` since.
+    epoch: str = ""
+    revision: int | None = None
+
+    def text(self, name: str, longest: int = 200) -> str | None:
+        """A text of the status, shortened where it is longer; None where there is none."""
+        value = self.status.get(name)
+        return value[:longest] if isinstance(value, str) else None
+
+    def number(self, name: str) -> float | None:
+        """A number of the status that is not below 0."""
+        value = self.status.get(name)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+
+    def texts(self, name: str) -> frozenset[str] | None:
+        """A list of texts of the status."""
+        values = self.status.get(name)
+        if not isinstance(values, list):
+            return None
+        return frozenset(value for value in values if isinstance(value, str))
 
 
 def tell_time(db: Database) -> int:
@@ -55,12 +118,15 @@ def tell_time(db: Database) -> int:
 def join(db: Database, member: Member) -> str:
     """Become a box, in place of whoever had the name; returns the new epoch."""
     epoch = secrets.token_hex(8)
+    told = member.url, member.status
     db.execute(
-        f"INSERT INTO boxes (box, epoch, max_jobs, until_ms) VALUES (?, ?, ?, {_NOW_MS} + ?) "
+        "INSERT INTO boxes (box, epoch, max_jobs, until_ms, url, status, revision) "
+        f"VALUES (?, ?, ?, {_NOW_MS} + ?, ?, ?, 0) "
         "ON CONFLICT (box) DO UPDATE SET epoch = excluded.epoch, max_jobs = excluded.max_jobs, "
-        "until_ms = excluded.until_ms",
-        (member.box, epoch, member.max_jobs, member.lease_ms),
+        "until_ms = excluded.until_ms, url = excluded.url, status = excluded.status, revision = 0",
+        (member.box, epoch, member.max_jobs, member.lease_ms, member.url, _write_status(member.status)),
     )
+    member.told = told  # it is a box only once this is committed
     return epoch
 
 
@@ -76,13 +142,23 @@ class Beat:
 
 
 def beat(db: Database, member: Member) -> Beat | None:
-    """Say that this box lives. None: it is no box any more."""
+    """Say that this box lives, and what has changed of what it tells. None: it is no box any more."""
+    told = member.url, member.status
+    has_news = told != member.told
+    news = ", url = ?, status = ?, revision = coalesce(revision, 0) + 1" if has_news else ""
     row = db.execute(
-        f"UPDATE boxes SET until_ms = {_NOW_MS} + ? WHERE box = ? AND epoch = ? "
+        f"UPDATE boxes SET until_ms = {_NOW_MS} + ?{news} WHERE box = ? AND epoch = ? "
         f"RETURNING {_NOW_MS}, (SELECT count(*) FROM boxes AS others WHERE others.until_ms < {_NOW_MS}), "
         f"box <= (SELECT min(others.box) FROM boxes AS others WHERE others.until_ms >= {_NOW_MS})",
-        (member.lease_ms, member.box, member.epoch or ""),
+        (
+            member.lease_ms,
+            *((member.url, _write_status(member.status)) if has_news else ()),
+            member.box,
+            member.epoch or "",
+        ),
     ).fetchone()
+    if row is not None:
+        member.told = told
     # A box alone may find no other that is alive, itself as it was before this beat.
     return None if row is None else Beat(int(row[0]), row[1] > 0, row[2] is not False)
 
@@ -119,9 +195,60 @@ def leave(db: Database, member: Member) -> bool:
     return db.execute(query, (member.box, member.epoch or "")).rowcount > 0
 
 
-def list_boxes(db: Database, lease_ms: int) -> list[Box]:
-    rows = db.execute(f"SELECT box, max_jobs, until_ms, until_ms > {_NOW_MS} FROM boxes ORDER BY box")
-    return [Box(box, max_jobs, until_ms - lease_ms, bool(alive)) for box, max_jobs, until_ms, alive in rows]
+def list_boxes(db: Database, lease_ms: int, known: Sequence[Box] = ()) -> list[Box]:
+    """All boxes, by name. `known`: as they were before; only what has changed since of their statuses is read."""
+    before = {box.box: box for box in known}
+    found = db.execute(
+        f"SELECT box, max_jobs, until_ms, until_ms > {_NOW_MS}, epoch, revision FROM boxes ORDER BY box LIMIT ?",
+        (MOST_BOXES,),
+    ).fetchall()
+    boxes = []
+    for name, max_jobs, until_ms, is_alive, epoch, revision in found:
+        box = before.get(name)
+        if box is not None and (box.epoch, box.revision) == (epoch, revision):
+            url, status = box.url, box.status
+        else:
+            url, status = _read_told(db, name)
+        boxes.append(Box(name, max_jobs, until_ms - lease_ms, bool(is_alive), url, status, epoch, revision))
+    return boxes
+
+
+def _read_told(db: Database, box: str) -> tuple[str | None, Mapping[str, Any]]:
+    row = db.execute(
+        "SELECT CASE WHEN octet_length(url) <= ? THEN url END, CASE WHEN octet_length(status) <= ? THEN status END "
+        "FROM boxes WHERE box = ?",
+        (LONGEST, STATUS_BYTES, box),
+    ).fetchone()
+    url, status = row or (None, None)
+    return _read_url(url), _read_status(box, status)
+
+
+def _read_url(text: str | None) -> str | None:
+    try:
+        return text.rstrip("/") if text is not None and read_url(text) else None
+    except UrlError:
+        return None
+
+
+def _read_status(box: str, text: str | None) -> Mapping[str, Any]:
+    try:
+        status = read_json(text.encode(), _STATUS, "The status") if text is not None else None
+    except (GuardError, UnicodeEncodeError) as error:
+        log.warning("what %.40s tells about itself is not taken: %s", box, error)
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _write_status(status: Mapping[str, Any]) -> str:
+    """As JSON; without what is largest, where the others would not read all of it."""
+    while True:
+        # The names of files may be no text.
+        text = json.dumps(dict(status), ensure_ascii=False).encode("utf-8", "replace")
+        if len(text) <= STATUS_BYTES:
+            return text.decode()
+        largest = max(status, key=lambda name: len(json.dumps(status[name])))
+        log.warning("the other boxes do not hear of the %s of this one: there is too much of it", largest)
+        status = {name: value for name, value in status.items() if name != largest}
 
 
 # The jobs of a box. -------------------------------------------------------------------------------------------------

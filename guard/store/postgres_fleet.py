@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
@@ -97,9 +97,6 @@ class FleetStore(TableStore):
         """Take back what boxes have whose lease is over: their names, and what became of it."""
         return self._engine.write(lambda db: self._transitions.reap(db, self._max_attempts), durable=True)
 
-    def list_boxes(self) -> Future[list[Box]]:
-        return self._engine.read(lambda db: members.list_boxes(db, self.member.lease_ms))
-
     def leave(self) -> Future[Recovery]:
         """Be a box no more: others may have what is under way here at once."""
         leaving = self._engine.write(lambda db: self._transitions.leave(db, self._max_attempts), durable=True)
@@ -139,6 +136,14 @@ class FleetStore(TableStore):
             beat = members.beat(self._beats, self.member)
             self._is_keeper = beat is not None and beat.is_keeper
             return beat
+        except BaseException:
+            self.drop_beats()
+            raise
+
+    def list_boxes(self, known: Sequence[Box] = ()) -> list[Box]:
+        """See :func:`.members.list_boxes`; none where there is no connection. Raises what fails."""
+        try:
+            return [] if self._beats is None else members.list_boxes(self._beats, self.member.lease_ms, known)
         except BaseException:
             self.drop_beats()
             raise

@@ -365,4 +365,11 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX unstored_due ON unstored (box, next_at_ms, number);
     CREATE INDEX unstored_of_job ON unstored (job_id);
     """,
+    """
+    -- Where a box is reached, and what it tells the others about itself (JSON object); the number grows with each
+    -- change of either.
+    ALTER TABLE boxes ADD COLUMN url TEXT;
+    ALTER TABLE boxes ADD COLUMN status TEXT;
+    ALTER TABLE boxes ADD COLUMN revision INTEGER;
+    """,
 )

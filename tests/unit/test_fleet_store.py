@@ -20,7 +20,7 @@ from unit.stores import look_into, make_schema, only_postgres, server
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import WorkerDiedError
-from comfyui_guarded.guard.fleet import read_or_make_name
+from comfyui_guarded.guard.fleet import Membership, read_or_make_name
 from comfyui_guarded.guard.job import SUCCESS, TERMINAL, JobState, Verdict
 from comfyui_guarded.guard.settings import SettingsError
 from comfyui_guarded.guard.store import Member, StoreLockedError, make_store
@@ -294,6 +294,111 @@ def test_boxes_that_work_at_once_take_no_job_twice_and_tell_of_all_changes_in_on
         assert [job.event_id for job in store.heard.changes] == list(range(1, store.heard.changes[-1].event_id + 1))
     assert [job.state for job in opened[0].heard.changes] == [job.state for job in opened[1].heard.changes]
     assert [job.number for job in opened[0].heard.changes if job.state is QUEUED] == list(range(1, 91))
+
+
+def listed(store, known=()):
+    """The boxes as this one sees them, by name."""
+    assert store.beat() is not None
+    return {box.box: box for box in store.list_boxes(known)}
+
+
+def write_into(path, **values):
+    """What somebody else may have put into the row of box `two`."""
+    columns = ", ".join(f"{name} = ?" for name in values)
+    with look_into(path) as db:
+        db.execute(f"UPDATE boxes SET revision = revision + 1, {columns} WHERE box = 'two'", tuple(values.values()))
+        db.execute("SELECT 1").fetchone()
+
+
+def test_boxes_hear_what_the_others_tell_about_themselves(boxes):
+    one, two = boxes("one"), boxes("two")
+    assert (listed(one)["two"].url, dict(listed(one)["two"].status)) == (None, {})
+    two.member.url = "http://two.internal:8188/"
+    two.member.tell("version", "1.2.3")
+    two.member.tell("models", ["a.safetensors", "b\udc80.safetensors", 7])
+    two.member.tell("vram_mb", 24_000)
+    assert two.beat() is not None
+    seen = listed(one)["two"]
+    assert seen.url == "http://two.internal:8188"
+    assert (seen.text("version"), seen.number("vram_mb")) == ("1.2.3", 24_000)
+    assert seen.texts("models") == {"a.safetensors", "b?.safetensors"}
+    assert (seen.text("vram_mb"), seen.number("version"), seen.texts("version"), seen.text("none")) == (None,) * 4
+    two.member.tell("vram_mb", None)
+    two.member.tell("version", "1.2.4")
+    assert two.beat() is not None
+    assert set(listed(one)["two"].status) == {"version", "models"}
+    assert listed(one)["two"].text("version") == "1.2.4"
+    kill(two)
+    again = boxes("two")
+    assert listed(one)["two"].status == {}, "the next process of a box tells anew"
+    again.member.tell("version", "1.2.5")
+    again.member.epoch, _recovery = again.join().result(LONG_S)
+    assert listed(one)["two"].text("version") == "1.2.5", "it is told with the join"
+
+
+def test_what_a_box_tells_is_not_read_again_until_it_has_changed(boxes, path):
+    one, two = boxes("one"), boxes("two")
+    two.member.tell("models", ["a"])
+    assert two.beat() is not None
+    known = listed(one)
+    unread = listed(one, tuple(known.values()))
+    assert unread["two"].status is known["two"].status
+    write_into(path, status='{"models": ["b"]}')
+    assert listed(one, tuple(unread.values()))["two"].texts("models") == {"b"}
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        "no JSON",
+        "[1]",
+        "null",
+        '{"a": NaN}',
+        '{"a": "\\ud800"}',
+        '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"a": [' + "0," * 60_000 + "0]}",
+        '{"a": "' + "x" * 2**20 + '"}',
+    ],
+    ids=["text", "list", "null", "nan", "surrogate", "deep", "many", "long"],
+)
+def test_a_status_that_no_box_would_write_is_none(boxes, path, status):
+    one, _two = boxes("one"), boxes("two")
+    write_into(path, status=status)
+    assert listed(one)["two"].status == {}
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:alert(1)", "http://user:secret@two", "http://two/#x", "http://two/" + "x" * 2000, "two", ""]
+)
+def test_an_address_that_is_none_is_not_taken(boxes, path, url):
+    one, _two = boxes("one"), boxes("two")
+    write_into(path, url=url)
+    assert listed(one)["two"].url is None
+
+
+def test_of_a_status_that_is_too_long_the_others_hear_all_but_the_longest_part(boxes):
+    one, two = boxes("one"), boxes("two")
+    two.member.tell("version", "1.2.3")
+    two.member.tell("models", ["x" * 100] * 20_000)
+    assert two.beat() is not None
+    assert dict(listed(one)["two"].status) == {"version": "1.2.3"}
+
+
+def test_a_member_knows_all_boxes_without_asking(boxes, path):
+    one, two = boxes("one"), boxes("two")
+    membership = Membership(one, Clock(), lambda: True)
+    assert membership.boxes == ()
+    membership.begin()
+    try:
+        stores.until(lambda: [box.box for box in membership.boxes] == ["one", "two"])
+        assert all(box.is_alive for box in membership.boxes)
+        two.member.tell("version", "1.2.3")
+        assert two.beat() is not None
+        stores.until(lambda: membership.boxes[1].text("version") == "1.2.3")
+        expire(path, "two")  # nobody is taken for dead so soon after the engine's start
+        stores.until(lambda: len(membership.boxes) < 2 or not membership.boxes[1].is_alive)
+    finally:
+        membership.close()
 
 
 def test_a_fleet_without_postgresql_is_a_setting_to_correct(tmp_path):
