@@ -16,7 +16,7 @@ from . import server_routes
 from .agents.bridge import Bridge
 from .failure import is_reachable_from_elsewhere
 from .guard import journal, messages, owners, private_files, runtime
-from .guard.access.access import Access
+from .guard.access.access import Access, keep_current
 from .guard.access.client_ids import ClientIds
 from .guard.access.keys import Keys
 from .guard.access.manage import KeyRing
@@ -33,7 +33,7 @@ from .guard.clock import Clock
 from .guard.doctor import CLOSE, OPEN, TRUST_LESS, TRUSTING, Doctor
 from .guard.doctor.facts import make_url
 from .guard.errors import GuardError
-from .guard.events.outbox import Outbox, read_or_make_secret
+from .guard.events.outbox import Outbox, choose_secret
 from .guard.events.puts import Puts
 from .guard.events.stream import Events
 from .guard.events.webhook_rules import Rules
@@ -47,6 +47,7 @@ from .guard.files.files import Files
 from .guard.files.references import References
 from .guard.files.storage import Storage
 from .guard.files.uploads import Uploads
+from .guard.fleet import make_keys
 from .guard.host import Host
 from .guard.janitor import Janitor
 from .guard.life import fleet
@@ -136,10 +137,14 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
 
     clock = Clock()
     keys = Keys(own, clock)
-    owners.use_key(own)
+    shared = make_keys(settings.fleet)
+    owners.use_key(own, shared("folders"))
     roots = [root for root in host.folders().roots().values() if root is not None]
-    owners.take_over(roots, {LOCAL.owner, *(key.name for key in keys.list_all())})
-    access = Access(settings.access, keys, Tokens(own, clock))
+    names = {LOCAL.owner, *(key.name for key in keys.list_all())}
+    owners.take_over(roots, names)
+    owners.take_over_inputs(host.input_folder(), names)
+    tokens = Tokens(own, clock, shared("tokens"))
+    access = Access(settings.access, keys, tokens)
     kept = StoreLimits(
         settings.store.bodies_max_age_s,
         settings.store.max_bytes,
@@ -148,7 +153,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     )
     member = fleet.make_member(settings, own)
     store = make_store(settings.store.url, own, clock, settings.store.survives, kept, open_now=False, member=member)
-    local_secret = settings.webhooks.secret or read_or_make_secret(own)
+    key_place = fleet.share_access(member, store, own, keys, tokens)
+    local_secret = settings.webhooks.secret or choose_secret(own, shared("webhooks"))
 
     def secret_of(owner: str) -> str | None:
         return local_secret if owner == LOCAL.owner else keys.webhook_secret(owner)
@@ -156,7 +162,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     events = Events(store)
     metrics = Metrics()
     secrets = Secrets()
-    client_ids = ClientIds.load(own)
+    client_ids = ClientIds.load(own, shared("client ids"))
     estimates = Estimates(clock)
     health = Health(host, store)
     health.watch(
@@ -316,7 +322,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.extend(storage.start())
         tasks.append(asyncio.create_task(supervisor.keep_telling()))
         tasks.append(asyncio.create_task(warmups.run()))
-        tasks.append(asyncio.create_task(_watch_keys(keys, access, sockets)))
+        tasks.append(asyncio.create_task(keep_current(keys, access, sockets.hang_up)))
         watchdog.start()
         alive.start()
         janitor.start()
@@ -335,7 +341,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     services = server_routes.Services(
         settings=settings,
         access=access,
-        key_ring=KeyRing(own, keys, Rules(settings.webhooks), clock),
+        key_ring=KeyRing(key_place, keys, Rules(settings.webhooks), clock),
         host=host,
         admission=admission,
         fetcher=fetcher,
@@ -388,11 +394,3 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         log.warning("%s %s", OPEN, CLOSE)
     if settings.access.trust_loopback is True and keys.has_active():
         log.warning("%s %s", TRUSTING, TRUST_LESS)
-
-
-async def _watch_keys(keys: Keys, access: Access, sockets: Sockets) -> None:
-    """Let keys made or revoked on the command line take effect within a second, for open sockets too. Event loop."""
-    while True:
-        await asyncio.sleep(1)
-        await asyncio.to_thread(keys.refresh)
-        sockets.hang_up(access.is_current)

@@ -23,6 +23,8 @@ NOTE = "last_start.json"
 _MODE = "GUARDED_NATIVE__MODE"
 #: A mode that is not `open`, also where quotes or an equals sign were forgotten; no part of a path or a file name.
 _SHUT = re.compile(r"(?<![\w./-])(?:guarded|closed)(?![\w./-])", re.IGNORECASE)
+#: A section or a key of its own, not a comment.
+_FLEET = re.compile(r"^[ \t]*\[?[ \t]*fleet[ \t]*[\].=]", re.MULTILINE)
 #: Folders are for the log, not for whoever asks.
 _FOLDERS = re.compile(r"(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":]+[/\\])+")
 
@@ -127,6 +129,8 @@ def find_reason_to_shut(
             return "there are keys, or it cannot be seen whether there are"
     except OSError:
         return "it cannot be seen whether there are keys"
+    if _may_be_fleet(own, environment):
+        return "this is one server of a fleet, whose keys cannot be seen from here"
     listen = list(listen)
     if settings_fail and not is_asked_for and (not listen or is_reachable_from_elsewhere(listen)):
         return "the settings cannot be used, and other machines reach this server"
@@ -141,6 +145,16 @@ def _can_look_into(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _may_be_fleet(own: Path, environment: Mapping[str, str]) -> bool:
+    """Whether the settings have something to say of a fleet."""
+    if any(name.upper().startswith("GUARDED_FLEET") for name in environment):
+        return True
+    try:
+        return _FLEET.search(own_files.read_bytes(own / "guarded.toml").decode(errors="replace")) is not None
+    except OSError:
+        return False  # its mode was asked for by name all the same
 
 
 def _find_mode(own: Path | None, environment: Mapping[str, str]) -> tuple[str | None, bool]:

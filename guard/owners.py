@@ -1,7 +1,7 @@
 """Each owner's folder below ComfyUI's roots, under a name that nobody can guess.
 
-The name is made of the owner's and of a key that only this server has, so no list of owners need be kept, and it is
-the same below input, output and temp.
+The name is made of the owner's and of a key that only this server or its fleet has, so no list of owners need be kept,
+and it is the same below input, output and temp.
 """
 
 from __future__ import annotations
@@ -27,19 +27,30 @@ FOLDER = "guarded-uploads"
 KEY_FILE = "folders.key"
 
 _NAME = r"(?:[a-z0-9-]{1,13}-)?[0-9a-f]{32}"
-_EARLIER = re.compile(rf"({FOLDER}/(?:[a-z0-9-]{{1,33}}-)?[0-9a-f]{{12}})/".encode())
+_EARLIER = re.compile(rf"({FOLDER}/(?:[a-z0-9-]{{1,33}}-)?(?:[0-9a-f]{{32}}|[0-9a-f]{{12}}))/".encode())
 _FOLDERS = re.compile(rf"{FOLDER}/{_NAME}(?:/|\b)")
 
 #: Until :func:`use_key`, one that dies with the process: no folder can be guessed for lack of a key.
 _key = secrets.token_bytes(32)
-#: The names of owners' folders in an earlier version, and those of now.
+#: The key of this server from before it was in a fleet.
+_former: bytes | None = None
+#: The names of owners' folders in an earlier version or under the former key, and those of now.
 _taken_over: dict[bytes, bytes] = {}
 
 
-def use_key(own: Path) -> None:
-    """Name the folders by the key in the guard's own folder; made at the first call. Raises OSError. Call at start."""
-    global _key
-    _key = private_files.read_or_make_key(own / KEY_FILE)
+def use_key(own: Path, key: bytes | None = None) -> None:
+    """Name the folders by the `key`, or by the one in the guard's own folder, made at the first call. Call at start.
+
+    Raises OSError.
+    """
+    global _key, _former
+    _former = None
+    if key is None:
+        _key = private_files.read_or_make_key(own / KEY_FILE)
+        return
+    _key = key
+    if (own / KEY_FILE).exists():
+        _former = private_files.read_or_make_key(own / KEY_FILE)
 
 
 def folder_of(owner: str) -> str:
@@ -91,13 +102,26 @@ def renew(body: bytes) -> bytes:
 def take_over(roots: Iterable[Path], owners: Iterable[str]) -> None:
     """Give the owners' folders of an earlier version the names that they have now. At start; blocks on the disk."""
     for owner in owners:
-        earlier, now = earlier_folder_of(owner), folder_of(owner)
-        _taken_over[earlier.encode()] = now.encode()
-        for root in roots:
-            try:
-                _merge(root / earlier, root / now)
-            except OSError as error:
-                log.error("the files of %s cannot be moved to their folder: %s", owner, error)
+        _take_over(roots, owner, earlier_folder_of(owner))
+
+
+def take_over_inputs(root: Path, owners: Iterable[str]) -> None:
+    """Give the folders with what owners have uploaded before this server was in a fleet the fleet's names.
+
+    Results keep theirs, by which the records have them. At start; blocks on the disk.
+    """
+    for owner in owners if _former is not None else ():
+        _take_over([root], owner, name_folder(_former or b"", owner))
+
+
+def _take_over(roots: Iterable[Path], owner: str, earlier: str) -> None:
+    now = folder_of(owner)
+    _taken_over[earlier.encode()] = now.encode()
+    for root in roots:
+        try:
+            _merge(root / earlier, root / now)
+        except OSError as error:
+            log.error("the files of %s cannot be moved to their folder: %s", owner, error)
 
 
 def _merge(source: Path, target: Path) -> None:

@@ -491,6 +491,10 @@ class FilesSettings(_Section):
     )
 
 
+#: Characters of `fleet.secret`.
+SHORTEST_SECRET = 32
+
+
 def _read_trust(value: object) -> object:
     """As any other boolean in the environment; or `auto`."""
     if isinstance(value, str) and value != "auto":
@@ -678,6 +682,23 @@ class FleetSettings(_Section):
         description="A server of the fleet that says nothing for so long has lost its jobs to the others; after two "
         "thirds of that it stops them itself. The same for all.",
     )
+    secret: str = Field(
+        "",
+        validate_default=True,
+        repr=False,
+        description="Signs tokens, sign-ins and webhooks of `local`, and names owners' folders, on every server of the "
+        "fleet alike: 32 characters at least, of `openssl rand -hex 32` say. The same for all.",
+    )
+
+    @field_validator("secret")
+    @classmethod
+    def _check_secret(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("enabled") and len(value.strip()) < SHORTEST_SECRET:
+            raise ValueError(
+                f"the servers of a fleet need one secret of {SHORTEST_SECRET} characters at least, the same for all; "
+                "`openssl rand -hex 32` makes one"
+            )
+        return value.strip()
 
 
 class LogSettings(_Section):
@@ -826,7 +847,7 @@ def _complain(item: ErrorDetails, named: Mapping[tuple[str, ...], str]) -> str:
 
 
 def _quote(item: ErrorDetails) -> str:
-    if item["type"] == "extra_forbidden":
+    if item["type"] == "extra_forbidden" or item["loc"] == ("fleet", "secret"):
         return ""
     quoted = repr(item["input"])
     return f", got {quoted if len(quoted) <= _QUOTED else f'{quoted[:_QUOTED]}…'}"
@@ -839,7 +860,7 @@ def hide_password(url: str) -> str:
 
 
 def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
-    """List every setting as (dotted name, default or value in force, help). An address comes without its password."""
+    """List every setting as (dotted name, default or value in force, help). Nobody's secret is in it."""
     current = settings or Settings()
     values = {
         (section, name): getattr(getattr(current, section), name)
@@ -848,6 +869,8 @@ def rows(settings: Settings | None = None) -> list[tuple[str, Any, str]]:
     }
     for section, url in (("store", current.store.url), ("files", current.files.url)):
         values[section, "url"] = hide_password(url)
+    for section, secret in (("webhooks", current.webhooks.secret), ("fleet", current.fleet.secret)):
+        values[section, "secret"] = secret and "***"
     return [
         (f"{section}.{name}", values[section, name], field.description or "")
         for section in Settings.model_fields

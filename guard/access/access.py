@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -212,6 +213,16 @@ class Access:
         if not self._keys.has_active():
             return "This server has no keys yet: `python custom_nodes/<folder> keys create NAME` makes one."
         return "Send it as `Authorization: Bearer <key>`, as X-API-Key, or as the password of HTTP Basic."
+
+
+async def keep_current(
+    keys: Keys, access: Access, hang_up: Callable[[Callable[[Client], bool]], object], pause_s: float = 1.0
+) -> None:
+    """Let keys made or revoked elsewhere take effect within a second, for open sockets too. Event loop."""
+    while True:
+        await asyncio.to_thread(keys.refresh)
+        hang_up(access.is_current)
+        await asyncio.sleep(pause_s)
 
 
 def _read_credential(header: str) -> tuple[str, str | None]:

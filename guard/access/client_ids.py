@@ -23,9 +23,9 @@ class ClientIds:
         self._key = key
 
     @classmethod
-    def load(cls, own_directory: Path) -> ClientIds:
-        """Read the key there, or make one. Raises OSError."""
-        return cls(private_files.read_or_make_key(own_directory / FILE))
+    def load(cls, own_directory: Path, key: bytes | None = None) -> ClientIds:
+        """Without a `key`, read the one there, or make one. Raises OSError."""
+        return cls(key or private_files.read_or_make_key(own_directory / FILE))
 
     def of(self, owner: str, client_id: str) -> str:
         if owner == LOCAL.owner:

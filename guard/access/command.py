@@ -17,8 +17,9 @@ from ..events.webhook_rules import Rules
 from ..outgoing import MIMES, SIDES
 from ..settings import PROFILES, SettingsError, load
 from . import keys
-from .keys import SCOPES, SUBMIT, Key, KeysError
+from .keys import SCOPES, SUBMIT, Key, KeyFile, KeyPlace, KeysError
 from .limit_fields import Kind, describe, list_limits
+from .shared_keys import SharedKeys, find_fleet
 
 #: What a bot with thousands of users may ask for. It is there for a bot that has gone wrong: the users have limits of
 #: their own.
@@ -63,20 +64,26 @@ def run(arguments: argparse.Namespace, package: Path, say: Callable[[str], None]
         return 2
     now_ms = Clock().now_ms()
     try:
+        place = _find_place(own)
         if arguments.keys_command == "create":
-            _create(arguments, own, now_ms, say)
+            _create(arguments, own, place, now_ms, say)
         elif arguments.keys_command == "revoke":
-            for key in keys.revoke(own, arguments.key, now_ms):
+            for key in keys.revoke(place, arguments.key, now_ms):
                 say(f"revoked {key.key_id} ({key.name})")
         else:
-            _list(own, now_ms, say)
-    except KeysError as error:
+            _list(place, now_ms, say)
+    except (KeysError, SettingsError) as error:
         say(str(error))
         return 2
     return 0
 
 
-def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable[[str], None]) -> None:
+def _find_place(own: Path) -> KeyPlace:
+    fleet = find_fleet(own)
+    return KeyFile(own) if fleet is None else SharedKeys(fleet)
+
+
+def _create(arguments: argparse.Namespace, own: Path, place: KeyPlace, now_ms: int, say: Callable[[str], None]) -> None:
     if arguments.webhook is not None:
         _check_webhook(arguments.webhook, own)
     if arguments.bot:
@@ -93,7 +100,7 @@ def _create(arguments: argparse.Namespace, own: Path, now_ms: int, say: Callable
         webhook=arguments.webhook,
         **{limit.name: getattr(arguments, limit.name) for limit in list_limits()},
     )
-    key, secret = keys.create(own, wanted, same_owner=arguments.same_owner)
+    key, secret = keys.create(place, wanted, same_owner=arguments.same_owner)
     say(secret)
     say(f"webhook secret: {key.webhook_secret}")
     say("Keep both now: neither is shown again.")
@@ -109,8 +116,8 @@ def _check_webhook(url: str, own: Path) -> None:
         raise KeysError(f"the settings cannot be used: {error}") from None
 
 
-def _list(own: Path, now_ms: int, say: Callable[[str], None]) -> None:
-    for key in keys.read(own):
+def _list(place: KeyPlace, now_ms: int, say: Callable[[str], None]) -> None:
+    for key in place.read():
         if key.revoked_at_ms is not None:
             state = f"revoked {_format_day(key.revoked_at_ms)}"
         elif key.expires_at_ms is None:

@@ -1,4 +1,8 @@
-"""Store the keys in a file in our own folder. The command line writes it; the server reads it again when it changes."""
+"""Store the keys in a file in our own folder. The command line writes it; the server reads it again when it changes.
+
+In a fleet they are in its database (:mod:`.shared_keys`), and the file is a copy, for a start without that database and
+for commands that know nothing of it: what these write into it is taken in.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,12 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,8 +27,9 @@ from .. import private_files
 from ..bounds import read_complaint
 from ..client import LOCAL, Client, KeyLimits
 from ..clock import Clock
+from ..errors import GuardError
 from ..settings import PROFILES
-from ..store.file_lock import FileLock
+from ..store.file_lock import FileLock, LockedError
 
 log = logging.getLogger("guarded.access")
 
@@ -72,6 +79,36 @@ class Key(KeyLimits):
 
 
 _FILE = TypeAdapter(list[Key])
+#: Gets all keys, and returns all that there are to be. It may be called again.
+KeyEdit = Callable[[list[Key]], list[Key]]
+
+
+class KeyPlace(Protocol):
+    """Where keys are kept. What cannot be read or written raises KeysError, OSError, LockedError or GuardError."""
+
+    def read(self) -> list[Key]: ...
+    def change(self, edit: KeyEdit) -> None: ...
+
+
+class KeyFile:
+    """The keys of a server alone."""
+
+    def __init__(self, own: Path) -> None:
+        self._own = own
+
+    def read(self) -> list[Key]:
+        return read(self._own)
+
+    def change(self, edit: KeyEdit) -> None:
+        with _writing(self._own):
+            _write(self._own, edit(read(self._own)))
+
+
+class Fleet(Protocol):
+    """What the server's copy asks of the keys of a fleet: see :class:`.shared_keys.SharedKeys`."""
+
+    def read_news(self, known: int | None) -> tuple[int, list[Key]] | None: ...
+    def take_in(self, own: Sequence[Key]) -> None: ...
 
 
 class Keys:
@@ -83,12 +120,68 @@ class Keys:
         self._seen: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
         self._clients: dict[str, Client] = {}
-        #: Whether there is or was a key, or it cannot be seen. It stays true: a file that is gone opens nothing.
-        self.were_made = False
+        self._were_made = False
+        self._lock = threading.Lock()
+        #: In a fleet: its keys, the number of the last change that is known, and the file's keys to look at.
+        self._fleet: Fleet | None = None
+        self._change: int | None = None
+        self._unseen: list[Key] | None = None
         self.refresh()
 
+    @property
+    def were_made(self) -> bool:
+        """Whether there is or was a key, or it cannot be seen. It stays true: a file that is gone opens nothing."""
+        return self._were_made or (self._fleet is not None and self._change is None)
+
+    def join(self, fleet: Fleet) -> None:
+        """Take the keys from the fleet's database from now on. At start."""
+        self._fleet, self._unseen = fleet, self.list_all()
+
     def refresh(self) -> None:
-        """Read the file again where it has changed. A file that cannot be read changes nothing and is logged."""
+        """Read the keys again where they have changed. What cannot be read changes nothing."""
+        with self._lock:
+            own = self._read_file()
+            if self._fleet is None:
+                if own is not None:
+                    self._take(own)
+                return
+            self._unseen = own if own is not None else self._unseen
+            try:
+                self._refresh_from(self._fleet)
+            except (GuardError, KeysError) as error:
+                log.debug("the keys stay as they were: %s", error)  # the store has said why
+
+    def _refresh_from(self, fleet: Fleet) -> None:
+        """Take in what the file has and the fleet has not, and what the fleet has; then the file is as that."""
+        found = fleet.read_news(self._change)
+        there = found[1] if found is not None else self.list_all()
+        if news := list_news(self._unseen or (), there):
+            fleet.take_in(news)
+            names = ", ".join(f"{key.name} ({key.key_id})" for key in news)
+            log.warning("%s has keys that hold on all boxes of the fleet now, or are revoked on all: %s", FILE, names)
+            found = fleet.read_news(self._change)
+        if found is not None:
+            self._take(found[1])
+            self._change = found[0]
+        if found is not None or self._unseen is not None:
+            self._copy_to_file()
+        self._unseen = None
+
+    def _copy_to_file(self) -> None:
+        """Leave a copy in the file, unless it has what is not known yet."""
+        own, keys = self._path.parent, self.list_all()
+        try:
+            if not keys and not self._path.exists():
+                return
+            with _writing(own):
+                there = read(own)
+                if there != keys and not list_news(there, keys):
+                    _write(own, keys)
+        except (KeysError, OSError, LockedError) as error:
+            log.warning("%s has no copy of the fleet's keys: %s", FILE, error)
+
+    def _read_file(self) -> list[Key] | None:
+        """What the file has, where it has changed; None: it has not, or cannot be read, which is logged."""
         seen: tuple[int, int, int] | None
         try:
             status = self._path.stat()
@@ -97,15 +190,19 @@ class Keys:
             is_gone = isinstance(error, FileNotFoundError) and not self._path.is_symlink()
             seen = None if is_gone else (0, 0, 0)
         if seen == self._seen:
-            return
+            return None
         self._seen = seen
         try:
             keys = read(self._path.parent)
         except KeysError as error:
-            self.were_made = True
+            self._were_made = True
             log.error("the keys stay as they were: %s", error)
-            return
-        self.were_made = self.were_made or bool(keys) or (seen is not None and self._path.is_symlink())
+            return None
+        self._were_made = self._were_made or (seen is not None and self._path.is_symlink())
+        return keys
+
+    def _take(self, keys: list[Key]) -> None:
+        self._were_made = self._were_made or bool(keys)
         # Whole new maps: the event loop reads while this thread writes.
         self._clients = {key.key_id: key.client() for key in keys}
         self._keys = {key.key_id: key for key in keys}
@@ -177,7 +274,22 @@ class Keys:
         return list(self._keys.values())
 
 
-def create(own: Path, wanted: Key, *, same_owner: bool) -> tuple[Key, str]:
+def list_news(own: Sequence[Key], there: Sequence[Key]) -> list[Key]:
+    """The keys of a box's file that are not among those of its fleet, or are revoked in the file alone."""
+    known = {key.key_id: key for key in there}
+    return [
+        key
+        for key in own
+        if key.key_id not in known or (key.revoked_at_ms is not None and known[key.key_id].revoked_at_ms is None)
+    ]
+
+
+def find_place(place: Path | KeyPlace) -> KeyPlace:
+    """Keys are kept in our own folder, or elsewhere."""
+    return KeyFile(place) if isinstance(place, Path) else place
+
+
+def create(place: Path | KeyPlace, wanted: Key, *, same_owner: bool) -> tuple[Key, str]:
     """Make a key like `wanted`, with a new id, secret and webhook secret. Returns it and the secret, kept nowhere.
 
     Raises:
@@ -191,39 +303,46 @@ def create(own: Path, wanted: Key, *, same_owner: bool) -> tuple[Key, str]:
     secret = f"gk_{key_id}_{secrets.token_urlsafe(32)}"
     drawn = base64.b64encode(secrets.token_bytes(32)).decode()
     key = replace(wanted, key_id=key_id, sha256=_digest(secret), webhook_secret=f"whsec_{drawn}")
-    with _writing(own):
-        keys = read(own)
+
+    def add(keys: list[Key]) -> list[Key]:
         # Owners have folders, and Windows and macOS ignore case in their names.
         earlier = {other.name for other in keys if other.name.lower() == key.name.lower()}
         if earlier and not (same_owner and earlier == {key.name}):
             raise KeysError(
                 f"there is or was a key named {sorted(earlier)[0]}. With --same-owner the new one sees the same jobs."
             )
-        _write(own, [*keys, key])
+        return [*keys, key]
+
+    find_place(place).change(add)
     return key, secret
 
 
-def revoke(own: Path, which: str, now_ms: int) -> list[Key]:
+def revoke(place: Path | KeyPlace, which: str, now_ms: int) -> list[Key]:
     """Revoke the key of that id, or all of that name. Raises KeysError where there is none to revoke."""
-    with _writing(own):
-        keys = read(own)
-        gone = [key for key in keys if which in (key.key_id, key.name) and key.revoked_at_ms is None]
+    gone: list[Key] = []
+
+    def end(keys: list[Key]) -> list[Key]:
+        gone[:] = [key for key in keys if which in (key.key_id, key.name) and key.revoked_at_ms is None]
         if not gone:
             raise KeysError(f"there is no key {which!r} to revoke")
-        _write(own, [replace(key, revoked_at_ms=now_ms) if key in gone else key for key in keys])
+        return [replace(key, revoked_at_ms=now_ms) if key in gone else key for key in keys]
+
+    find_place(place).change(end)
     return gone
 
 
-def limit(own: Path, key_id: str, limits: KeyLimits) -> Key:
+def limit(place: Path | KeyPlace, key_id: str, limits: KeyLimits) -> Key:
     """Give the key of that id these limits in place of all that it had. Raises KeysError where there is none."""
-    with _writing(own):
-        keys = read(own)
-        found = next((key for key in keys if key.key_id == key_id), None)
-        if found is None:
+    limited: list[Key] = []
+
+    def change(keys: list[Key]) -> list[Key]:
+        limited[:] = [replace(key, **asdict(limits)) for key in keys if key.key_id == key_id]
+        if not limited:
             raise KeysError(f"there is no key {key_id!r}")
-        limited = replace(found, **asdict(limits))
-        _write(own, [limited if key is found else key for key in keys])
-    return limited
+        return [limited[0] if key.key_id == key_id else key for key in keys]
+
+    find_place(place).change(change)
+    return limited[0]
 
 
 def read(own: Path) -> list[Key]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -19,7 +18,7 @@ from ..errors import InvalidRequestError, NotFoundError, ServerUnavailableError
 from ..events.webhook_rules import Rules
 from ..store.file_lock import LockedError
 from . import keys
-from .keys import Key, Keys, KeysError
+from .keys import Key, KeyPlace, Keys, KeysError
 from .limit_fields import TYPES, list_limits
 
 log = logging.getLogger("guarded.access")
@@ -86,10 +85,10 @@ class MadeKeyBody(KeyBody):
 
 
 class KeyRing:
-    """Changes the file of the keys, and lets the change count at once. Blocks; any thread but the loop's."""
+    """Changes the keys where they are kept, and lets that count at once. Blocks; any thread but the loop's."""
 
-    def __init__(self, own: Path, known: Keys, rules: Rules, clock: Clock) -> None:
-        self._own = own
+    def __init__(self, place: KeyPlace, known: Keys, rules: Rules, clock: Clock) -> None:
+        self._place = place
         self._known = known
         self._rules = rules
         self._clock = clock
@@ -97,7 +96,7 @@ class KeyRing:
     def list_all(self) -> list[KeyBody]:
         """All keys, the revoked ones too; the newest first."""
         with _refusing():
-            found = keys.read(self._own)
+            found = self._place.read()
         return [self._body(key) for key in sorted(found, key=lambda key: -key.created_at_ms)]
 
     def create(self, asked: AskedKey, by: str) -> MadeKeyBody:
@@ -117,7 +116,7 @@ class KeyRing:
             **asdict(asked.limits.limits()),
         )
         with _refusing():
-            key, secret = keys.create(self._own, wanted, same_owner=asked.same_owner)
+            key, secret = keys.create(self._place, wanted, same_owner=asked.same_owner)
         self._known.refresh()
         log.info("%s has made the key %s (%s, %s)", by, key.key_id, key.name, key.scope)
         return {**self._body(key), "secret": secret, "webhook_secret": key.webhook_secret}
@@ -126,7 +125,7 @@ class KeyRing:
         """Give the key these limits in place of all that it had. Raises NotFoundError, ServerUnavailableError."""
         self._find(key_id)
         with _refusing():
-            key = keys.limit(self._own, key_id, asked.limits())
+            key = keys.limit(self._place, key_id, asked.limits())
         self._known.refresh()
         log.info("%s has changed the limits of the key %s (%s)", by, key.key_id, key.name)
         return self._body(key)
@@ -135,14 +134,14 @@ class KeyRing:
         """End the key for good; one that is revoked stays so. Raises NotFoundError, ServerUnavailableError."""
         if (key := self._find(key_id)).revoked_at_ms is None:
             with _refusing():
-                keys.revoke(self._own, key_id, self._clock.now_ms())
+                keys.revoke(self._place, key_id, self._clock.now_ms())
             self._known.refresh()
             log.info("%s has revoked the key %s (%s)", by, key.key_id, key.name)
         return self._body(self._find(key_id))
 
     def _find(self, key_id: str) -> Key:
         with _refusing():
-            found = [key for key in keys.read(self._own) if key.key_id == key_id]
+            found = [key for key in self._place.read() if key.key_id == key_id]
         if not found:
             raise NotFoundError(f"There is no key {key_id[:64]}.")
         return found[0]
@@ -166,7 +165,7 @@ class KeyRing:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn what the file says into refusals."""
+    """Turn what the place says into refusals."""
     try:
         yield
     except KeysError as error:

@@ -1,7 +1,8 @@
 """Links that sign a browser in as `local`: made on the command line, good for one use and a few minutes.
 
 A link is a file of our folder whose name is the token's hash, so whoever may write there may make one, as with keys.
-To use a link is to delete that file: it works once, whatever crashes or restarts.
+To use a link is to delete that file: it works once, whatever crashes or restarts. In a fleet it is a row of the
+database, where the command knows of that, and works once on any of the boxes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ...own_files import read_bytes
 from .. import private_files
 from ..cli import add_user_argument, find_guard_folder
 from ..clock import Clock
+from ..settings import SettingsError
+from ..store import StoreUnusableError
+from .shared_keys import find_fleet
 
 log = logging.getLogger("guarded.access")
 
@@ -39,7 +43,7 @@ def make(own: Path, now_ms: int) -> str:
 
 def use(own: Path, token: str, now_ms: int) -> bool:
     """Use a link up, and say whether it was good. Blocks; any thread."""
-    if _TOKEN.fullmatch(token) is None:
+    if not is_token(token):
         return False
     file = _find_file(own, token)
     is_good = _is_good(file, now_ms)
@@ -52,8 +56,16 @@ def use(own: Path, token: str, now_ms: int) -> bool:
     return is_good
 
 
+def is_token(text: str) -> bool:
+    return _TOKEN.fullmatch(text) is not None
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
 def _find_file(own: Path, token: str) -> Path:
-    return own / FOLDER / hashlib.sha256(token.encode()).hexdigest()
+    return own / FOLDER / digest(token)
 
 
 def _is_good(file: Path, now_ms: int) -> bool:
@@ -77,9 +89,17 @@ def run(
     if own is None:
         return 2
     try:
-        token = make(own, Clock().now_ms())
+        fleet = find_fleet(own)
+        if fleet is None:
+            token = make(own, Clock().now_ms())
+        else:
+            token = secrets.token_urlsafe(32)
+            fleet.put_sign_in(digest(token), GOOD_FOR_S * 1000).result()
     except OSError as error:
         say(f"no link can be made; run this as the user that the server runs as: {error}")
+        return 2
+    except (SettingsError, StoreUnusableError) as error:
+        say(f"no link can be made: {error}")
         return 2
     say(f"{(arguments.url or find_address(own)).rstrip('/')}/guarded/open?once={token}")
     say(f"Open it within {GOOD_FOR_S // 60} minutes: it works once, and signs that browser in as the operator.")

@@ -7,15 +7,21 @@ import binascii
 import hashlib
 import hmac
 import json
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from .. import private_files
 from ..client import Client
 from ..clock import Clock
+from ..errors import ServerUnavailableError
 from . import sign_in
 
 FILE = "token.key"
+#: How long the use of a link waits for the fleet's database.
+_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,25 @@ class Grant:
     key_id: str | None
 
 
-class Tokens:
-    """Signs and verifies. Its key lies in our own folder, so that a token outlives a restart."""
+class Links(Protocol):
+    """What this asks of the job store of a fleet."""
 
-    def __init__(self, own: Path, clock: Clock) -> None:
-        """Read or make the key. Blocks, so call it before the event loop serves. Raises OSError."""
+    def use_sign_in(self, digest: str) -> Future[bool]: ...
+
+
+class Tokens:
+    """Signs and verifies. Its key lies in our own folder or is the fleet's, so that a token outlives a restart."""
+
+    def __init__(self, own: Path, clock: Clock, key: bytes | None = None) -> None:
+        """Without a `key`, read or make one. Blocks, so call it before the event loop serves. Raises OSError."""
         self._own = own
-        self._key = private_files.read_or_make_key(own / FILE)
+        self._key = key or private_files.read_or_make_key(own / FILE)
         self._clock = clock
+        self._fleet: Links | None = None
+
+    def join(self, fleet: Links) -> None:
+        """Let links of the whole fleet count, too. At start."""
+        self._fleet = fleet
 
     def sign(self, client: Client, path: str, ttl_s: float) -> str:
         claims = {"o": client.owner, "k": client.key_id, "p": path, "e": self._clock.now_ms() + int(ttl_s * 1000)}
@@ -55,7 +72,14 @@ class Tokens:
 
     def use_up(self, once: str) -> bool:
         """Whether a link's token was good; it is no longer. Blocks; any thread."""
-        return sign_in.use(self._own, once, self._clock.now_ms())
+        if sign_in.use(self._own, once, self._clock.now_ms()):
+            return True
+        if self._fleet is None or not sign_in.is_token(once):
+            return False
+        try:
+            return self._fleet.use_sign_in(sign_in.digest(once)).result(_PATIENCE_S)
+        except FutureTimeoutError:
+            raise ServerUnavailableError("The link cannot be looked up now.", retry_after_s=5) from None
 
     def _sign(self, payload: str) -> str:
         return _encode(hmac.new(self._key, payload.encode(), hashlib.sha256).digest())

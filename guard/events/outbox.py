@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
+import os
 import secrets
 from asyncio import wrap_future
 from collections.abc import Callable, Collection, Mapping
@@ -12,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
 
-from ...own_files import MalformedFileError, read_text
+from ...own_files import FileError, MalformedFileError, read_text
 from .. import private_files
 from ..client import Client
 from ..clock import Clock
@@ -22,6 +24,8 @@ from ..settings import WebhooksSettings
 from ..store import Delivery, DeliveryState, Due
 from .attempts import Attempt, Attempts, draw_pause_s
 from .webhook_rules import Rules
+
+log = logging.getLogger("guarded.webhooks")
 
 SECRET_FILE = "webhook.secret"
 
@@ -132,6 +136,25 @@ def read_or_make_secret(own: Path) -> str:
                 raise MalformedFileError(path, "it is no secret of webhooks (whsec_…)", 1) from None
             return secret
     secret = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    private_files.write_if_possible(path, f"{secret}\n".encode())
+    return secret
+
+
+def choose_secret(own: Path, key: bytes | None) -> str:
+    """As :func:`read_or_make_secret`; in a fleet its `key` decides, and the file only tells people. Blocks."""
+    if key is None:
+        return read_or_make_secret(own)
+    secret = f"whsec_{base64.b64encode(key).decode()}"
+    path = own / SECRET_FILE
+    try:
+        if read_text(path).strip() == secret:
+            return secret
+        os.replace(path, own / f"{SECRET_FILE}.before")
+        log.warning("webhooks of `local` are signed with the fleet's secret now; %s.before was the one before", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, FileError) as error:
+        log.warning("%s cannot be used, and is not needed: %s", path, error)
     private_files.write_if_possible(path, f"{secret}\n".encode())
     return secret
 

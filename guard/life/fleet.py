@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
+from ..access.keys import KeyFile, KeyPlace, Keys
+from ..access.shared_keys import SharedKeys
+from ..access.tokens import Links, Tokens
 from ..clock import Clock
 from ..fleet import Lease, Membership, read_or_make_name
 from ..settings import Settings
 from ..store import Member, Store
+from ..store.key_rows import KeyTable
 from .dispatcher import Dispatcher
 from .health import Health
 from .runs import Runs
@@ -19,12 +23,27 @@ from .watchdog import Watchdog
 LOST = "No job is taken or run: this server has lost its place in the fleet, and joins again once its runs are over."
 
 
+class FleetTables(KeyTable, Links, Protocol):
+    """What a fleet's store has besides: see :class:`guard.store.postgres_fleet.FleetStore`."""
+
+
 def make_member(settings: Settings, own: Path) -> Member | None:
     """This server as a box of a fleet; None where it has its queue for itself. `own` is our own folder."""
     fleet = settings.fleet
     if not fleet.enabled:
         return None
     return Member(read_or_make_name(own), int(fleet.lease_s * 1000), settings.queue.max_jobs)
+
+
+def share_access(member: Member | None, store: Store, own: Path, keys: Keys, tokens: Tokens) -> KeyPlace:
+    """Let keys and links of the whole fleet count here; returns where the keys are kept."""
+    if member is None:
+        return KeyFile(own)
+    tables = cast(FleetTables, store)
+    tokens.join(tables)
+    shared = SharedKeys(tables)
+    keys.join(shared)
+    return shared
 
 
 def make_has_lost(member: Member | None) -> Callable[[], bool]:

@@ -14,7 +14,7 @@ and `postgres_probe`, which load only where they are asked for, since psycopg is
 """
 
 from .alarms import Alarm, NewAlarm
-from .choice import is_postgres, make_store, probe_postgres
+from .choice import is_postgres, make_store, open_once, probe_postgres
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
 from .facts import (
     Changes,
@@ -83,5 +83,6 @@ __all__ = [
     "is_postgres",
     "make_store",
     "name_day",
+    "open_once",
     "probe_postgres",
 ]

@@ -15,10 +15,13 @@ from .sqlite import SqliteStore
 from .table_store import TableStore
 
 if TYPE_CHECKING:
+    from .postgres_once import OnceStore
     from .postgres_probe import Probe
 
 #: How addresses of a PostgreSQL database begin.
 POSTGRES = ("postgresql://", "postgres://")
+
+NEEDS_POSTGRES = "fleet.enabled: servers that share a queue need store.url = postgresql://…"
 
 
 def is_postgres(url: str) -> bool:
@@ -33,6 +36,18 @@ def probe_postgres(url: str) -> Probe:
     from .postgres_probe import probe
 
     return probe(address)
+
+
+def open_once(url: str) -> OnceStore:
+    """The database of a fleet, for a command. Raises SettingsError."""
+    if not is_postgres(url):
+        raise SettingsError(NEEDS_POSTGRES)
+    from .postgres_address import read_address
+
+    address = read_address(url)
+    from .postgres_once import OnceStore
+
+    return OnceStore(address)
 
 
 def make_store(
@@ -53,7 +68,7 @@ def make_store(
     """
     if not is_postgres(url):
         if member is not None:
-            raise SettingsError("fleet.enabled: servers that share a queue need store.url = postgresql://…")
+            raise SettingsError(NEEDS_POSTGRES)
         return SqliteStore(database_path(url, own), clock, survives, limits, open_now=open_now)
     from .postgres_address import read_address  # an optional package
 

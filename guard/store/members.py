@@ -28,7 +28,8 @@ _STATUS = Bounds(values=50_000, depth=5, text=2**12)
 #: No fleet has so many boxes; whoever can write into the table could make more.
 MOST_BOXES = 1000
 
-_NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+#: The engine's clock.
+NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _UNDER_WAY = "state IN ('dispatched', 'running', 'validating')"
 #: Jobs under way that no box has: a server that had the database for itself has left them.
 _ORPHANS = f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_open WHERE {_UNDER_WAY} AND box IS NULL"
@@ -111,7 +112,7 @@ class Box:
 
 def tell_time(db: Database) -> int:
     """The engine's clock, in milliseconds since the epoch."""
-    (now_ms,) = db.execute(f"SELECT {_NOW_MS}").fetchone()
+    (now_ms,) = db.execute(f"SELECT {NOW_MS}").fetchone()
     return int(now_ms)
 
 
@@ -121,7 +122,7 @@ def join(db: Database, member: Member) -> str:
     told = member.url, member.status
     db.execute(
         "INSERT INTO boxes (box, epoch, max_jobs, until_ms, url, status, revision) "
-        f"VALUES (?, ?, ?, {_NOW_MS} + ?, ?, ?, 0) "
+        f"VALUES (?, ?, ?, {NOW_MS} + ?, ?, ?, 0) "
         "ON CONFLICT (box) DO UPDATE SET epoch = excluded.epoch, max_jobs = excluded.max_jobs, "
         "until_ms = excluded.until_ms, url = excluded.url, status = excluded.status, revision = 0",
         (member.box, epoch, member.max_jobs, member.lease_ms, member.url, _write_status(member.status)),
@@ -147,9 +148,9 @@ def beat(db: Database, member: Member) -> Beat | None:
     has_news = told != member.told
     news = ", url = ?, status = ?, revision = coalesce(revision, 0) + 1" if has_news else ""
     row = db.execute(
-        f"UPDATE boxes SET until_ms = {_NOW_MS} + ?{news} WHERE box = ? AND epoch = ? "
-        f"RETURNING {_NOW_MS}, (SELECT count(*) FROM boxes AS others WHERE others.until_ms < {_NOW_MS}), "
-        f"box <= (SELECT min(others.box) FROM boxes AS others WHERE others.until_ms >= {_NOW_MS})",
+        f"UPDATE boxes SET until_ms = {NOW_MS} + ?{news} WHERE box = ? AND epoch = ? "
+        f"RETURNING {NOW_MS}, (SELECT count(*) FROM boxes AS others WHERE others.until_ms < {NOW_MS}), "
+        f"box <= (SELECT min(others.box) FROM boxes AS others WHERE others.until_ms >= {NOW_MS})",
         (
             member.lease_ms,
             *((member.url, _write_status(member.status)) if has_news else ()),
@@ -171,7 +172,7 @@ def is_taken(db: Database, member: Member) -> bool:
 
 def may_claim(db: Database, member: Member) -> bool:
     """Whether this box's lease holds now."""
-    query = f"SELECT 1 FROM boxes WHERE box = ? AND epoch = ? AND until_ms > {_NOW_MS}"
+    query = f"SELECT 1 FROM boxes WHERE box = ? AND epoch = ? AND until_ms > {NOW_MS}"
     return db.execute(query, (member.box, member.epoch or "")).fetchone() is not None
 
 
@@ -182,7 +183,7 @@ def take_out_dead(db: Database, member: Member) -> list[tuple[str, int]]:
     """
     lease = "? * interval '1 millisecond'"
     rows = db.execute(
-        f"DELETE FROM boxes WHERE until_ms < {_NOW_MS} AND box <> ? "
+        f"DELETE FROM boxes WHERE until_ms < {NOW_MS} AND box <> ? "
         f"AND clock_timestamp() > pg_postmaster_start_time() + {lease} RETURNING box, until_ms",
         (member.box, member.lease_ms),
     ).fetchall()
@@ -199,7 +200,7 @@ def list_boxes(db: Database, lease_ms: int, known: Sequence[Box] = ()) -> list[B
     """All boxes, by name. `known`: as they were before; only what has changed since of their statuses is read."""
     before = {box.box: box for box in known}
     found = db.execute(
-        f"SELECT box, max_jobs, until_ms, until_ms > {_NOW_MS}, epoch, revision FROM boxes ORDER BY box LIMIT ?",
+        f"SELECT box, max_jobs, until_ms, until_ms > {NOW_MS}, epoch, revision FROM boxes ORDER BY box LIMIT ?",
         (MOST_BOXES,),
     ).fetchall()
     boxes = []

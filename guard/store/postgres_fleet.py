@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, TypeVar
 
 from ..clock import Clock
 from ..errors import GuardError
-from . import forks, members
+from . import forks, key_rows, members, sign_ins
 from .database import Database
 from .facts import Recovery
+from .key_rows import Edit, Rows
 from .members import Beat, Box, Member
 from .outbox import Delivery, Due
 from .postgres_address import Address
@@ -24,6 +25,8 @@ from .puts import PutDelivery
 from .shared import SharedTransitions
 from .slices import Limits
 from .table_store import TableStore
+
+T = TypeVar("T")
 
 #: How long a box that ends tries to say so.
 LEAVE_S = 3.0
@@ -102,6 +105,18 @@ class FleetStore(TableStore):
         leaving = self._engine.write(lambda db: self._transitions.leave(db, self._max_attempts), durable=True)
         leaving.add_done_callback(lambda _done: setattr(self.member, "epoch", None))
         return leaving
+
+    # What holds on all boxes. See :class:`.key_rows.KeyTable`. ---------------------------------------------------
+
+    def read_keys(self, known: int | None) -> Future[tuple[int, Rows] | None]:
+        return self._engine.read(lambda db: key_rows.read(db, known))
+
+    def change_keys(self, edit: Edit[T]) -> Future[T]:
+        return self._engine.write(lambda db: key_rows.change(db, edit), durable=True)
+
+    def use_sign_in(self, digest: str) -> Future[bool]:
+        """Use up a link that signs a browser in, and say whether it was good."""
+        return self._engine.write(lambda db: sign_ins.use(db, digest), durable=True)
 
     # One box sends what all have to send. ----------------------------------------------------------------------
 

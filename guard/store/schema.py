@@ -372,4 +372,18 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE boxes ADD COLUMN status TEXT;
     ALTER TABLE boxes ADD COLUMN revision INTEGER;
     """,
+    """
+    -- The keys of a fleet: JSON objects, and the number of the change that each has come with.
+    CREATE TABLE keys (
+        key_id TEXT PRIMARY KEY,
+        body TEXT NOT NULL,
+        change INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX keys_by_change ON keys (change);
+    -- Links that sign a browser in on any box, by their digests, and until when each is good, by the engine's clock.
+    CREATE TABLE sign_ins (
+        digest TEXT PRIMARY KEY,
+        until_ms INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )

@@ -97,6 +97,7 @@ class Fleet:
         settings = {
             "GUARDED_STORE__URL": url or self.engine.url(),
             "GUARDED_FLEET__ENABLED": "true",
+            "GUARDED_FLEET__SECRET": "c0ffee" * 8,
             "GUARDED_FLEET__LEASE_S": str(LEASE_S),
             "GUARDED_WATCHDOG__MAX_ATTEMPTS": "10",
             **environment,

@@ -24,7 +24,7 @@ HOOK = Webhook("https://a.example/hook", tuple(state.value for state in JobState
 #: took; the last is said by another clock.
 NO_TIMES = {
     *(("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms"), ("puts", "expires_at_ms")),
-    ("boxes", "until_ms"),  # by the database's own clock
+    *(("boxes", "until_ms"), ("sign_ins", "until_ms")),  # by the database's own clock
 }
 
 

@@ -1,0 +1,65 @@
+"""The database of a fleet as a command uses it: one transaction, between those of the boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
+from typing import TypeVar
+
+import psycopg
+
+from ..errors import GuardError
+from . import key_rows, postgres_schema, sign_ins
+from .disk import StoreTooNewError, StoreUnusableError
+from .key_rows import Edit, Rows
+from .postgres_address import Address
+from .postgres_connection import PostgresConnection
+from .postgres_held import HeldDatabase, find_fault
+from .schema import MIGRATIONS
+
+T = TypeVar("T")
+
+
+class OnceStore:
+    """What commands ask of the database. Each call connects, blocks, and returns a future that is done."""
+
+    def __init__(self, address: Address) -> None:
+        self._held = HeldDatabase(address)
+
+    def read_keys(self, known: int | None) -> Future[tuple[int, Rows] | None]:
+        return self._run(lambda db: key_rows.read(db, known))
+
+    def change_keys(self, edit: Edit[T]) -> Future[T]:
+        return self._run(lambda db: key_rows.change(db, edit))
+
+    def put_sign_in(self, digest: str, good_for_ms: int) -> Future[None]:
+        return self._run(lambda db: sign_ins.put(db, digest, good_for_ms))
+
+    def _run(self, operation: Callable[[PostgresConnection], T]) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            with closing(self._held.connect()) as db:
+                find_fault(db.raw)
+                self._prepare(db)
+                db.begin()
+                # As boxes do, which commit one after the other: no number of a change is given twice.
+                db.execute("SELECT writer FROM epoch FOR UPDATE").fetchone()
+                told = operation(db)
+                db.commit()
+            future.set_result(told)
+        except (psycopg.Error, StoreUnusableError, StoreTooNewError) as error:
+            future.set_exception(StoreUnusableError(self._held.describe(error)))
+        except GuardError as error:
+            future.set_exception(error)
+        return future
+
+    def _prepare(self, db: PostgresConnection) -> None:
+        """Make the tables where there are none; those of boxes of an earlier version stay as they know them."""
+        [(known,)] = db.raw.execute("SELECT to_regclass(quote_ident(current_schema()) || '.schema_version')::text")
+        if known is None:
+            postgres_schema.prepare(db.raw)
+            return
+        [(version,)] = db.raw.execute("SELECT version FROM schema_version")
+        if version < len(MIGRATIONS):
+            raise StoreUnusableError("its servers have an earlier version of this package; start one of this version")

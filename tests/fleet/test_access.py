@@ -1,0 +1,52 @@
+"""What one box has given out holds on the others: keys, tokens, sign-ins, and what a command has made."""
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from contract.client import make_key, sleep
+from fleet.conftest import until
+
+from comfyui_guarded.guard.access import keys as keys_of_a_file
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360)]
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+TRUSTED = {"GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
+
+
+def ask(box, path, key=None, body=None, method=None, **headers):
+    """Status and JSON of the answer."""
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(box.url + path, data, headers, method=method)
+    try:
+        with _DIRECT.open(asked, timeout=30) as answer:
+            return answer.status, json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, None
+
+
+def test_keys_and_tokens_of_one_box_hold_on_all(fleet):
+    first = fleet.make(**TRUSTED)
+    operator = make_key(first.base, "ops", scope="operate")  # in its file, before it was in a fleet
+    first.start()
+    second = fleet.start(**TRUSTED)
+    until(lambda: ask(second, "/guarded/keys", operator)[0] == 200)
+    status, made = ask(second, "/guarded/keys", operator, {"name": "bot"})
+    assert status == 200
+    bot = made["secret"]
+    until(lambda: ask(first, "/guarded/jobs", bot)[0] == 200)
+    job_id = ask(first, "/guarded/prompt", bot, {"prompt": sleep(0.1)})[1]["prompt_id"]
+    assert until(lambda: (job := ask(second, f"/guarded/jobs/{job_id}", bot)[1])["state"] == "succeeded" and job)
+    path = f"/guarded/jobs/{job_id}"
+    status, token = ask(first, "/guarded/tokens", bot, {"path": path, "ttl_s": 60})
+    assert status == 200
+    assert ask(second, token["url"])[0] == 200
+    assert ask(second, "/guarded/jobs", None)[0] == 401
+    assert ask(first, f"/guarded/keys/{made['key_id']}", operator, method="DELETE")[0] == 200
+    until(lambda: ask(second, "/guarded/jobs", bot)[0] == 401)
+    assert ask(second, token["url"])[0] == 401
+    keys_of_a_file.revoke(second.base / "user" / "__guarded", "ops", 1)  # as a command that knows of no fleet
+    until(lambda: ask(first, "/guarded/keys", operator)[0] == 401)
