@@ -79,6 +79,7 @@ from .guard.submit.admission import Admission
 from .guard.submit.fetch import Fetcher, FetchRules
 from .guard.submit.limits import Limits
 from .guard.submit.retry import Retries
+from .guard.submit.shared_limits import keep_shared
 from .guard.templates.catalogue import Templates
 from .guard.warmup.entries import Prompts
 from .guard.warmup.runs import WarmupRuns
@@ -207,7 +208,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     machine = FaceMachine(checker, host.file, host.input_folder)
     faces = FaceGate(machine, settings.faces, LoadedFiles(host) if settings.policy.open_files else None)
     runtime.install(runtime.Runtime(settings, host, machine))
-    limits = Limits(settings.limits, clock)
+    limits = Limits(settings.limits, clock, is_shared=member is not None)
     files = Files(host, store, storage.results, storage.keep_upload)
     references = References(host, files, storage.inputs)
     fetch_rules = FetchRules(settings.fetch, settings.policy.fetch_hosts)
@@ -322,6 +323,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         tasks.extend(storage.start())
         tasks.append(asyncio.create_task(supervisor.keep_telling()))
         tasks.append(asyncio.create_task(warmups.run()))
+        tasks.append(asyncio.create_task(keep_shared(limits, store)))
         tasks.append(asyncio.create_task(keep_current(keys, access, sockets.hang_up)))
         watchdog.start()
         alive.start()

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from ..clock import Clock
 from ..errors import GuardError
-from . import forks, key_rows, members, sign_ins
+from ..quotas import Taking
+from . import buckets, forks, key_rows, members, sign_ins
+from .buckets import At, Levels
 from .database import Database
 from .facts import Recovery
 from .key_rows import Edit, Rows
@@ -56,7 +58,8 @@ class FleetStore(TableStore):
             upkeep,
         )
         self._max_attempts = 1
-        self._is_keeper = False
+        #: Whether this box looks after what one box is enough for. Any thread.
+        self.is_keeper = False
         self._beats: PostgresConnection | None = None
         forks.watch(self)
         self._begin(open_now)
@@ -118,19 +121,30 @@ class FleetStore(TableStore):
         """Use up a link that signs a browser in, and say whether it was good."""
         return self._engine.write(lambda db: sign_ins.use(db, digest), durable=True)
 
+    def read_buckets(self, places: Sequence[At]) -> Future[Levels]:
+        """What is left of limits that the boxes share."""
+        return self._engine.read(lambda db: buckets.read(db, places))
+
+    def add_takings(self, takings: Sequence[Taking]) -> Future[None]:
+        """Note what this box has let its callers take of them."""
+        return self._engine.write(lambda db: buckets.add(db, takings), urgent=False)
+
+    def forget_full_buckets(self) -> Future[None]:
+        return self._engine.write(buckets.forget_full, urgent=False)
+
     # One box sends what all have to send. ----------------------------------------------------------------------
 
     def find_due_deliveries(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
     ) -> Future[Due[Delivery]]:
-        if not self._is_keeper:
+        if not self.is_keeper:
             return _find_nothing()
         return super().find_due_deliveries(now_ms, limit, under_way=under_way, full=full)
 
     def find_due_puts(
         self, now_ms: int, limit: int, *, under_way: Collection[int], full: Collection[str]
     ) -> Future[Due[PutDelivery]]:
-        if not self._is_keeper:
+        if not self.is_keeper:
             return _find_nothing()
         return super().find_due_puts(now_ms, limit, under_way=under_way, full=full)
 
@@ -149,7 +163,7 @@ class FleetStore(TableStore):
             if self._beats is None:
                 self._beats = self._held.connect(synchronous_commit="off", statement_timeout="5s")
             beat = members.beat(self._beats, self.member)
-            self._is_keeper = beat is not None and beat.is_keeper
+            self.is_keeper = beat is not None and beat.is_keeper
             return beat
         except BaseException:
             self.drop_beats()

@@ -1,3 +1,4 @@
+# Over 400 lines: a method for each thing that the store does, with its promise.
 """What a job store promises. :mod:`.table_store` keeps these promises on a database's tables."""
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from typing import Protocol
 
 from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
+from ..quotas import Taking
 from ..signal import Signal
 from ..spent import Spent
 from .alarms import Alarm, NewAlarm
@@ -93,6 +95,9 @@ class Store(DepotRecords, Protocol):
 
     # Counts kept in memory: they cost nothing, on any thread, and may be a commit older than the tables. --------
 
+    #: Whether this server looks after what is enough for one of those that share the queue. Any thread.
+    is_keeper: bool
+
     @property
     def queued(self) -> int:
         """Jobs that wait, of all owners."""
@@ -143,14 +148,15 @@ class Store(DepotRecords, Protocol):
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
         max_bytes_of_owner: int | None = None,
+        takings: Sequence[Taking] = (),
         held: bool = False,
     ) -> Future[Submitted]:
         """Put a job into the queue, where its user's last job is, or a round of turns after that.
 
         A job that repeats one that was repeated before is not put in: the earlier one is the answer. `held`: until
-        `let_go`. Raises `QueueFullError`, `QuotaExceededError` where the bodies of the owner's open jobs would come to
-        more than `max_bytes_of_owner`, `DiskFullError` where the database may not become larger, or `ConflictError` if
-        the job's id or key is taken.
+        `let_go`. `takings`: what it takes of limits that boxes share. Raises `QueueFullError`, `RateLimitedError`,
+        `QuotaExceededError` where the bodies of the owner's open jobs would come to more than `max_bytes_of_owner`,
+        `DiskFullError` where the database may not become larger, or `ConflictError` if the job's id or key is taken.
         """
 
     def let_go(self) -> None:

@@ -386,4 +386,18 @@ MIGRATIONS: tuple[str, ...] = (
         until_ms INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    -- What is left of limits that the boxes of a fleet share: so many units at that time, by the engine's clock; owner
+    -- and user are '' where it is everybody's, or the owner's. The bucket is as good as none once it is full again.
+    CREATE TABLE buckets (
+        what TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        user_id TEXT NOT NULL,
+        units REAL NOT NULL,
+        at_ms INTEGER NOT NULL,
+        full_at_ms INTEGER NOT NULL,
+        PRIMARY KEY (what, owner, user_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX buckets_full ON buckets (full_at_ms);
+    """,
 )

@@ -8,11 +8,12 @@ writes says the token that its claim has given it: once the job is taken from it
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..clock import Clock
 from ..job import Job, NewJob
-from . import arrivals, members
+from ..quotas import Taking
+from . import arrivals, buckets, members
 from .database import Database, snapshot
 from .facts import IdempotencyKey, Recovery
 from .line import Line
@@ -128,6 +129,9 @@ class SharedTransitions(Transitions):
         db.execute("DELETE FROM leases WHERE job_id = ? AND holder = ?", (job_id, self._member.box))
         self.line.leases.discard(job_id)
         self.tokens.pop(job_id, None)
+
+    def _take(self, db: Database, takings: Sequence[Taking]) -> None:
+        buckets.take(db, takings)
 
     def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:
         job = super()._insert(db, new, key)

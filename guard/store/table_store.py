@@ -10,6 +10,7 @@ from pathlib import Path
 from ..clock import Clock
 from ..errors import DiskFullError
 from ..job import Job, JobState, NewJob, Result, Verdict
+from ..quotas import Taking
 from ..signal import Signal
 from ..spent import Spent
 from . import alarms as alarm_rows
@@ -99,6 +100,9 @@ class TableStore(DepotTables, Store):
     def path(self) -> Path | None:
         """The file, where it is one of this machine."""
         return None
+
+    #: A server alone looks after everything.
+    is_keeper = True
 
     @property
     def queued(self) -> int:
@@ -213,9 +217,10 @@ class TableStore(DepotTables, Store):
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
         max_bytes_of_owner: int | None = None,
+        takings: Sequence[Taking] = (),
         held: bool = False,
     ) -> Future[Submitted]:
-        limits = max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner
+        limits = max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner, takings
         return self._engine.write(lambda db: self._transitions.submit(db, new, key, *limits), durable=True, held=held)
 
     def let_go(self) -> None:

@@ -12,7 +12,7 @@ from ..clock import Clock
 from ..errors import ConflictError, InternalError, QueueFullError, ServerRestartedError
 from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
 from ..outgoing import Put
-from ..quotas import check_open_bytes
+from ..quotas import Taking, check_open_bytes
 from . import depot_files, outbox, puts, result_files, spending, times
 from .database import Database
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
@@ -108,6 +108,7 @@ class Transitions:
         max_queued_of_owner: int | None,
         max_queued_of_user: int | None,
         max_bytes_of_owner: int | None,
+        takings: Sequence[Taking] = (),
     ) -> Submitted:
         if key is not None and (earlier := replay(db, self.line, new.owner, key, by_submit=True)):
             return earlier
@@ -125,6 +126,7 @@ class Transitions:
         if max_bytes_of_owner is not None:
             check_open_bytes(self.line.count_open_bytes(new.owner), len(new.body), max_bytes_of_owner)
         self._take_room(new.owner, len(new.body))
+        self._take(db, takings)
         job = self._insert(db, new, key)
         if key is not None:
             db.execute(
@@ -134,6 +136,9 @@ class Transitions:
                 (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
             )
         return Submitted(job, self.line.locate(db, job, by_submit=True, place=_find_place(new, job.number)))
+
+    def _take(self, db: Database, takings: Sequence[Taking]) -> None:
+        """Take a job out of limits that boxes share. Raises RateLimitedError, having written nothing."""
 
     def claim(self, db: Database, holder: str, max_jobs: int) -> Claimed | None:
         while (job := self._find_next(db, max_jobs)) is not None:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
@@ -47,7 +47,7 @@ from ..job import NewJob, Webhook
 from ..journal import Throttle
 from ..life.health import Health
 from ..life.secrets import Secrets
-from ..quotas import Quotas
+from ..quotas import Quotas, Taking
 from ..settings import Settings
 from ..store import IdempotencyKey, Submitted
 from ..wake import wrap_future
@@ -86,6 +86,7 @@ class Queue(Protocol):
         max_queued_of_owner: int | None = None,
         max_queued_of_user: int | None = None,
         max_bytes_of_owner: int | None = None,
+        takings: Sequence[Taking] = (),
         held: bool = False,
     ) -> Future[Submitted]: ...
     def let_go(self) -> None: ...
@@ -213,7 +214,8 @@ class Admission:
             job = replace(self._make_job(request, prompt, body, locale, webhook, outputs, chosen), inputs=stored)
             self._keep_secrets(job, prompt, undo)
             keep = self._host.prepare(job.job_id, rehearsal, len(body))
-            submitted = replace(await self._commit(job, key, client, keep), vram=vram)
+            takings = [] if request.by_operator else self._limits.list_takings(client, prompt.options.user)
+            submitted = replace(await self._commit(job, key, client, takings, keep), vram=vram)
             if not submitted.replayed:
                 undo.pop_all()
             return submitted
@@ -343,7 +345,12 @@ class Admission:
             undo.callback(self._secrets.forget, job.job_id)
 
     async def _commit(
-        self, job: NewJob, key: IdempotencyKey | None, client: Client, keep: Callable[[], None]
+        self,
+        job: NewJob,
+        key: IdempotencyKey | None,
+        client: Client,
+        takings: Sequence[Taking],
+        keep: Callable[[], None],
     ) -> Submitted:
         """Write the job down; `keep` is called on the store's thread as soon as it is there."""
 
@@ -360,6 +367,7 @@ class Admission:
             max_queued_of_owner=max_own,
             max_queued_of_user=self._limits.max_queued_of_user,
             max_bytes_of_owner=self._quotas.find(client, "max_open_bytes"),
+            takings=takings,
             held=True,
         )
         self._gathering.add()

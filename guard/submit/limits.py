@@ -1,41 +1,24 @@
 """Limit how much a client may ask for in a time: token buckets, one per owner or user of one, and one for all.
 
-A bucket holds as much as may be asked for at once, and refills steadily. Event loop only.
+A bucket holds as much as may be asked for at once, and refills steadily. Event loop only. In a fleet the buckets are in
+its database. A job is taken out of them in the transaction that lets it in, and what is here refuses only sooner what
+is refused there; of bytes, each box counts its own and hears of the others' once a second (:mod:`.shared_limits`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..client import Client
 from ..clock import Clock
-from ..errors import PayloadTooLargeError, RateLimitedError
+from ..errors import PayloadTooLargeError
+from ..quotas import EPSILON, Quota, Taking, Whose, make_refusal
 from ..settings import LimitsSettings
 
-#: Adding up fractions may lose this much.
-_EPSILON = 1e-6
-
-_Whose = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Quota:
-    """`units` in `window_s` seconds; all of them may come at once."""
-
-    units: float
-    window_s: float
-
-    @staticmethod
-    def per_minute(rate: float) -> Quota:
-        """A rate below one a minute becomes one in more than a minute."""
-        units = max(math.floor(rate), 1)
-        return Quota(units, units * 60 / rate)
-
-    @property
-    def per_s(self) -> float:
-        return self.units / self.window_s
+if TYPE_CHECKING:
+    from ..store.buckets import At, Levels
 
 
 class _Bucket:
@@ -47,14 +30,13 @@ class _Bucket:
 
     def fill(self, quota: Quota, now_s: float) -> float:
         """Add what has come since the last look, up to the quota. Returns what is in it now."""
-        self.left = min(self.left + max(now_s - self._at_s, 0) * quota.per_s, quota.units)
+        self.left = quota.fill(self.left, now_s - self._at_s)
         self._at_s = now_s
         return self.left
 
     def wait_s(self, quota: Quota, units: float, now_s: float) -> float:
         """Seconds until `units` are in it; 0 where they are."""
-        missing = units - self.fill(quota, now_s)
-        return missing / quota.per_s if missing > _EPSILON else 0
+        return quota.find_wait_s(self.fill(quota, now_s), units)
 
 
 #: Of so many buckets, those that are full again are forgotten: a client may name as many users as it likes.
@@ -64,11 +46,17 @@ _BUCKETS = 10_000
 class Limits:
     """What each owner has left, and each user of one."""
 
-    def __init__(self, settings: LimitsSettings, clock: Clock) -> None:
+    def __init__(self, settings: LimitsSettings, clock: Clock, *, is_shared: bool = False) -> None:
+        """`is_shared`: with the other boxes of a fleet."""
         self._settings = settings
+        self.is_shared = is_shared
+        #: Bytes taken here that the other boxes do not know of yet, by whose bucket.
+        self._untold: dict[Whose, float] = {}
+        #: What each client's bucket of jobs, and everybody's buckets, may hold: as when they were used last.
+        self._quotas: dict[tuple[str, Whose], Quota] = {}
         self._clock = clock
         #: By what is counted and whose: `()` is everybody, `(owner,)` a client, `(owner, user)` a user of one.
-        self._buckets: dict[tuple[str, _Whose], _Bucket] = {}
+        self._buckets: dict[tuple[str, Whose], _Bucket] = {}
         self._forget_above = _BUCKETS
 
     def max_queued(self, client: Client) -> int | None:
@@ -102,7 +90,46 @@ class Limits:
     def give_job_of_user_back(self, client: Client, user: str) -> None:
         self._give_back((client.owner, user))
 
-    def _give_back(self, whose: _Whose) -> None:
+    def list_takings(self, client: Client, user: str | None) -> list[Taking]:
+        """What a job takes out of the buckets of the whole fleet; nothing outside of one."""
+        if not self.is_shared:
+            return []
+        everybodys = _per_minute(self._settings.total_jobs_per_minute)
+        quotas = [((client.owner,), self._job_quota(client)), ((), everybodys)]
+        if user is not None:
+            quotas.append(((client.owner, user), _per_minute(self._settings.user_jobs_per_minute)))
+        return [Taking("jobs", whose, quota, 1) for whose, quota in quotas if quota is not None]
+
+    def list_untold(self) -> list[Taking]:
+        """The bytes that were taken here and that the other boxes do not know of."""
+        return [Taking("bytes", whose, self._quotas["bytes", whose], size) for whose, size in self._untold.items()]
+
+    def note_told(self, takings: Sequence[Taking]) -> None:
+        """They are in the database."""
+        for taking in takings:
+            left = self._untold[taking.whose] - taking.units
+            if left > 0:
+                self._untold[taking.whose] = left
+            else:
+                del self._untold[taking.whose]
+
+    def list_places(self) -> list[At]:
+        """The buckets here that other boxes may have taken from: of clients and of everybody."""
+        return list(self._quotas)
+
+    def follow(self, levels: Levels) -> None:
+        """Know what is left of those buckets, as the database has it."""
+        now_s = self._clock.monotonic_s()
+        for (what, whose), quota in list(self._quotas.items()):
+            bucket = self._buckets[what, whose]
+            own = bucket.fill(quota, now_s)
+            shared = levels.find(Taking(what, whose, quota, 0))
+            # Jobs that are on their way in are taken out here, and not there yet.
+            bucket.left = shared - self._untold.get(whose, 0.0) if what == "bytes" else min(own, shared)
+            if bucket.left >= quota.units:  # nobody has taken from it for a while
+                del self._buckets[what, whose], self._quotas[what, whose]
+
+    def _give_back(self, whose: Whose) -> None:
         if (bucket := self._buckets.get(("jobs", whose))) is not None:
             bucket.left += 1  # `fill` cuts off what is more than the quota
 
@@ -113,7 +140,7 @@ class Limits:
             RateLimitedError: too many within the hour; nothing was counted.
             PayloadTooLargeError: more than a whole hour's quota.
         """
-        rates: dict[_Whose, int] = {
+        rates: dict[Whose, int] = {
             (client.owner,): self._settings.upload_bytes_per_hour,
             (): self._settings.total_upload_bytes_per_hour,
         }
@@ -124,6 +151,10 @@ class Limits:
                     f"{size} bytes are more than may be uploaded in an hour.", extra_info={"max_bytes": quota.units}
                 )
         self._take("bytes", quotas, size)
+        if self.is_shared:
+            for whose, quota in quotas:
+                if quota is not None:
+                    self._untold[whose] = self._untold.get(whose, 0.0) + size
 
     def header_fields(self, client: Client) -> dict[str, str]:
         """The header fields that tell a client what it has left (draft-ietf-httpapi-ratelimit-headers-10).
@@ -139,14 +170,14 @@ class Limits:
         full_s = 0 if bucket is None else bucket.wait_s(quota, quota.units, now_s)
         return {
             "RateLimit-Policy": f'"jobs";q={int(quota.units)};w={max(round(quota.window_s), 1)}',
-            "RateLimit": f'"jobs";r={int(max(left + _EPSILON, 0))};t={math.ceil(full_s - _EPSILON)}',
+            "RateLimit": f'"jobs";r={int(max(left + EPSILON, 0))};t={math.ceil(full_s - EPSILON)}',
         }
 
     def _job_quota(self, client: Client) -> Quota | None:
         own = client.limits.jobs_per_minute
         return _per_minute(self._settings.jobs_per_minute if own is None else own)
 
-    def _take(self, what: str, quotas: Sequence[tuple[_Whose, Quota | None]], units: float) -> None:
+    def _take(self, what: str, quotas: Sequence[tuple[Whose, Quota | None]], units: float) -> None:
         now_s = self._clock.monotonic_s()
         taken = []
         for whose, quota in quotas:
@@ -155,19 +186,10 @@ class Limits:
             if len(self._buckets) > self._forget_above and len(whose) == 2:
                 self._forget_full(quota, now_s)
             bucket = self._buckets.setdefault((what, whose), _Bucket(quota, now_s))
-            wait_s = bucket.wait_s(quota, units, now_s)
-            if wait_s:
-                allowed = ("this server takes", "you may ask for", "one user may ask for")[len(whose)]
-                raise RateLimitedError(
-                    f"That is more than {allowed}: {quota.units:g} {what} in {quota.window_s:g} s.",
-                    retry_after_s=wait_s,
-                    extra_info={
-                        "limit": quota.units,
-                        "window_s": quota.window_s,
-                        "of": what,
-                        "scope": ("server", "client", "user")[len(whose)],
-                    },
-                )
+            if self.is_shared and len(whose) < 2:
+                self._quotas[what, whose] = quota
+            if wait_s := bucket.wait_s(quota, units, now_s):
+                raise make_refusal(what, whose, quota, wait_s)
             taken.append(bucket)
         for bucket in taken:
             bucket.left -= units

@@ -12,7 +12,6 @@ from comfyui_guarded.guard.access import keys as keys_of_a_file
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360)]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-TRUSTED = {"GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
 
 
 def ask(box, path, key=None, body=None, method=None, **headers):
@@ -28,11 +27,12 @@ def ask(box, path, key=None, body=None, method=None, **headers):
             return error.code, None
 
 
-def test_keys_and_tokens_of_one_box_hold_on_all(fleet):
-    first = fleet.make(**TRUSTED)
+def test_keys_tokens_and_limits_of_one_box_hold_on_all(fleet):
+    settings = {"GUARDED_ACCESS__TRUST_LOOPBACK": "false", "GUARDED_LIMITS__JOBS_PER_MINUTE": "0.01"}
+    first = fleet.make(**settings)
     operator = make_key(first.base, "ops", scope="operate")  # in its file, before it was in a fleet
     first.start()
-    second = fleet.start(**TRUSTED)
+    second = fleet.start(**settings)
     until(lambda: ask(second, "/guarded/keys", operator)[0] == 200)
     status, made = ask(second, "/guarded/keys", operator, {"name": "bot"})
     assert status == 200
@@ -40,6 +40,7 @@ def test_keys_and_tokens_of_one_box_hold_on_all(fleet):
     until(lambda: ask(first, "/guarded/jobs", bot)[0] == 200)
     job_id = ask(first, "/guarded/prompt", bot, {"prompt": sleep(0.1)})[1]["prompt_id"]
     assert until(lambda: (job := ask(second, f"/guarded/jobs/{job_id}", bot)[1])["state"] == "succeeded" and job)
+    assert ask(second, "/guarded/prompt", bot, {"prompt": sleep(0.1)})[0] == 429, "that was the one job in 100 minutes"
     path = f"/guarded/jobs/{job_id}"
     status, token = ask(first, "/guarded/tokens", bot, {"path": path, "ttl_s": 60})
     assert status == 200

@@ -25,6 +25,7 @@ HOOK = Webhook("https://a.example/hook", tuple(state.value for state in JobState
 NO_TIMES = {
     *(("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms"), ("puts", "expires_at_ms")),
     *(("boxes", "until_ms"), ("sign_ins", "until_ms")),  # by the database's own clock
+    *(("buckets", "at_ms"), ("buckets", "full_at_ms")),
 }
 
 
