@@ -15,9 +15,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 
+from ..guard.errors import GuardError
 from ..guard.journal import Throttle
 from .draining import answer_unread
-from .evenly import Beginnings
+from .evenly import BEGUN_AT_ONCE, Turns
+from .reading import SOCKETS_AT_ONCE, Line, Reading
 
 log = logging.getLogger("guarded.http")
 
@@ -77,12 +79,14 @@ class Connections:
     def watch(self) -> None:
         """Hear of every connection that the application's server gets or loses."""
         made, lost = web.Server.connection_made, web.Server.connection_lost
+        line, sockets = Line(), Turns(SOCKETS_AT_ONCE)
 
         def connection_made(server: Any, handler: Any, transport: Any) -> None:
             made(server, handler, transport)
             if self._is_ours(server):
                 self._open(handler)
                 _read_little_ahead(handler)
+                transport.set_protocol(Reading(handler, transport, line, sockets))
 
         def connection_lost(server: Any, handler: Any, exc: BaseException | None = None) -> None:
             if self._is_ours(server):
@@ -173,16 +177,36 @@ def _read_little_ahead(handler: Any) -> None:
 
 
 def watch_requests(
-    connections: Connections, refuse_full: Callable[[web.Request], web.Response | None], timeout_s: float
+    connections: Connections,
+    refuse_full: Callable[[web.Request], web.Response | None],
+    refuse_body: Callable[[web.Request, GuardError], web.Response],
+    timeout_s: float,
 ) -> Middleware:
     """Make the outermost middleware, which changes no answer of anybody's.
 
     Args:
         refuse_full: the answer to a request for which there is no connection left; None where it is an operator's.
+        refuse_body: the answer to a request of which no more is read.
         timeout_s: a client that hardly takes an answer of ours for so long is cut off.
     """
 
-    beginnings = Beginnings()
+    beginnings = Turns(BEGUN_AT_ONCE)
+
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        reading = request.transport.get_protocol() if request.transport is not None else None
+        if not isinstance(reading, Reading):  # the connection is lost, say
+            return await handler(request)
+        reading.expect(request)
+        try:
+            response = await handler(request)
+            if reading.refusal is None or response.prepared or request.get(ANSWERED_BY_US):
+                return response
+        except Exception:
+            if reading.refusal is None:
+                raise
+        finally:
+            reading.end()
+        return refuse_body(request, reading.refusal)
 
     @web.middleware
     async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -196,7 +220,7 @@ def watch_requests(
                     response: web.StreamResponse = refusal
                     response.force_close()
                 else:
-                    response = await handler(request)
+                    response = await answer(request, handler)
                     if not request.get(ANSWERED_BY_US):
                         return response
                 if not request.get(OWNER):

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from aiohttp import WSCloseCode, web
-from aiohttp.web_protocol import RequestHandler
 
 #: So many requests begin in one turn of the loop.
 BEGUN_AT_ONCE = 8
-#: Handed on at once of what comes in on a websocket: some hundred frames, as clients have little to say.
-SOCKET_READ_BYTES = 1024
 #: So many pings of a websocket are answered in one turn of the loop, …
 _PINGS_AT_ONCE = 16
 #: … and so many in so long a time. Clients ping every few seconds at most.
@@ -24,18 +22,17 @@ PINGS_AT_MOST, _PINGS_S = 500, 10.0
 _PINGS = "guarded_pings"
 
 
-class Beginnings:
-    """Lets requests begin in the order in which they come, some in each turn of the loop."""
+class Turns:
+    """Lets things happen in the order in which they come, some in each turn of the loop."""
 
-    def __init__(self) -> None:
-        self._left = BEGUN_AT_ONCE
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, at_once: int) -> None:
+        self._at_once = self._left = at_once
+        self._waiting: deque[asyncio.Future[None] | Callable[[], None]] = deque()
         self._is_counting = False
 
     async def wait(self) -> None:
-        if not self._is_counting:
-            self._is_counting = True
-            asyncio.get_running_loop().call_soon(self._begin_turn)
+        """Wait for one's turn: none where few have come before."""
+        self._count()
         if self._left > 0 and not self._waiting:
             self._left -= 1
             return
@@ -43,71 +40,31 @@ class Beginnings:
         self._waiting.append(place)
         await place
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Call it in a later turn."""
+        self._waiting.append(function)
+        self._count()
+
+    def _count(self) -> None:
+        if not self._is_counting:
+            self._is_counting = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+
     def _begin_turn(self) -> None:
-        self._left = BEGUN_AT_ONCE
-        while self._waiting and self._left > 0:
+        self._left, waiting = self._at_once, len(self._waiting)
+        while waiting and self._left > 0:
+            waiting -= 1  # what they let wait again comes in another turn
             place = self._waiting.popleft()
-            if not place.done():  # else its client has gone
+            if not isinstance(place, asyncio.Future):
+                place()
+            elif place.done():  # its client has gone
+                continue
+            else:
                 place.set_result(None)
-                self._left -= 1
+            self._left -= 1
         self._is_counting = bool(self._waiting)
         if self._is_counting:
             asyncio.get_running_loop().call_soon(self._begin_turn)
-
-
-async def read_sockets_evenly(request: web.Request, response: web.StreamResponse) -> None:
-    """Take what comes in on a websocket in small pieces: for `on_response_prepare`."""
-    if isinstance(response, web.WebSocketResponse) and request.transport is not None:
-        request.transport.set_protocol(_Pieces(request.protocol, request.transport))
-
-
-class _Pieces(asyncio.Protocol):
-    """Stands between a websocket's connection, with TLS or without, and aiohttp: hands on a piece in each turn of the
-    loop, and reads no more until all is handed on."""
-
-    def __init__(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        self._handler = handler
-        self._transport = transport
-        #: What came in before the websocket was answered: aiohttp would go through all of it at once.
-        self._left: bytes = getattr(handler, "_message_tail", b"")
-        if self._left:
-            setattr(handler, "_message_tail", b"")  # noqa: B010 (no type has it)
-            self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        if self._left:
-            self._left += data
-            self._transport.pause_reading()  # aiohttp has resumed it
-        elif len(data) > SOCKET_READ_BYTES:
-            self._left = data
-            self._wait()
-        else:
-            self._handler.data_received(data)
-
-    def eof_received(self) -> None:
-        self._handler.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._left = b""
-        self._handler.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._handler.resume_writing()
-
-    def _wait(self) -> None:
-        self._transport.pause_reading()
-        asyncio.get_running_loop().call_soon(self._hand_on)
-
-    def _hand_on(self) -> None:
-        piece, self._left = self._left[:SOCKET_READ_BYTES], self._left[SOCKET_READ_BYTES:]
-        self._handler.data_received(piece)
-        if self._left:
-            asyncio.get_running_loop().call_soon(self._hand_on)
-        elif not getattr(self._handler, "_reading_paused", False) and not self._transport.is_closing():
-            self._transport.resume_reading()
 
 
 def pace_pings() -> None:

@@ -11,7 +11,8 @@ from aiohttp.typedefs import Handler, Middleware
 from ..guard.client import LOCAL
 from ..guard.errors import ForbiddenError, GuardError, InvalidRequestError, ServerUnavailableError
 from .connections import Connections, find_bound, watch_requests
-from .evenly import pace_pings, read_sockets_evenly
+from .evenly import pace_pings
+from .reading import read_sockets_evenly
 from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse
 
 log = logging.getLogger("guarded.http")
@@ -42,7 +43,8 @@ def guard_connections(application: web.Application, services: Services) -> Middl
     connections.answer_unreadable(refuse_unreadable)
     # One owner's requests that wait leave room for everybody else's.
     services.quotas.held_at_most = max(min(services.quotas.held_at_most, connections.bound // 2), 1)
-    return watch_requests(connections, refuse_full, services.settings.limits.body_timeout_s)
+    timeout_s = services.settings.limits.body_timeout_s
+    return watch_requests(connections, refuse_full, lambda request, why: refuse(why, request, services), timeout_s)
 
 
 def guard_native(services: Services, twins: list[Route]) -> Middleware:

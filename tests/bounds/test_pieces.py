@@ -14,7 +14,8 @@ import pytest
 from aiohttp import WSMsgType, web
 from aiohttp.web_protocol import RequestHandler
 
-from comfyui_guarded.server_routes.evenly import SOCKET_READ_BYTES, read_sockets_evenly
+from comfyui_guarded.server_routes.connections import Connections
+from comfyui_guarded.server_routes.reading import SOCKET_READ_BYTES, read_sockets_evenly
 
 WORD = b"\x81\x81" + bytes(4) + b"x"
 WORDS = 40_000
@@ -83,9 +84,12 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(tls: ssl.SSLContext | None) -> AsyncIterator[Server]:
+async def serving(tls: ssl.SSLContext | None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     server = Server()
     application = web.Application()
+    monkeypatch.setattr(web.Server, "connection_made", web.Server.connection_made)  # to be taken back
+    monkeypatch.setattr(web.Server, "connection_lost", web.Server.connection_lost)
+    Connections(application, 100).watch()
     application.on_response_prepare.append(read_sockets_evenly)
     application.router.add_get("/ws", server.serve)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -106,7 +110,7 @@ async def test_a_flood_of_frames_is_gone_through_a_piece_in_each_turn(
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if is_secure else None
     if tls is not None:
         tls.load_cert_chain(make_certificate(tmp_path))
-    async with serving(tls) as server:
+    async with serving(tls, monkeypatch) as server:
 
         def flood() -> None:
             with socket.create_connection(("127.0.0.1", server.port), timeout=120) as plain:

@@ -1,4 +1,5 @@
-"""A search that nobody steers: bodies of every shape to every route of the contract, with both judges.
+"""A search that nobody steers: bodies of every shape, sent in every way, to every route of the contract, with both
+judges.
 
 A test run tries `EXAMPLES` of them in all; `BOUNDS=3000` tries so many.
 """
@@ -9,15 +10,15 @@ import itertools
 import json
 import os
 import socket
-import struct
 import time
 import urllib.request
-import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from bounds.conftest import KEYED
+from bounds.framing import Framing, framings
 from bounds.judges import MIB, read_peak
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ class Sent:
     path: str
     recipe: tuple[Any, ...]
     encoding: str
-    chunk: int
+    framing: Framing
     keyed: bool
 
     @functools.cached_property
@@ -89,10 +90,7 @@ class Sent:
         return str(self.recipe[0])
 
     def pack(self) -> bytes:
-        if self.encoding not in ("gzip", "deflate"):
-            return self.body
-        packer = zlib.compressobj(1, zlib.DEFLATED, 31 if self.encoding == "gzip" else 15)
-        return packer.compress(self.body) + packer.flush()
+        return self.framing.pack(self.body, self.encoding)
 
 
 def make_json(frame: str, item: str, size: int, shape: str) -> bytes:
@@ -162,8 +160,7 @@ def requests(draw: st.DrawFn, routes: list[tuple[str, str]]) -> Sent:
     method, path = draw(st.sampled_from(routes))
     recipe = draw(recipes())
     encoding = draw(st.sampled_from(["", "", "gzip", "deflate", "br"]))
-    chunk = draw(st.sampled_from([0, 0, 2**16, 4096]))
-    return Sent(method, path, recipe, encoding, chunk, draw(st.integers(0, 5)) > 0)
+    return Sent(method, path, recipe, encoding, draw(framings()), draw(st.integers(0, 5)) > 0)
 
 
 class Judge:
@@ -180,7 +177,7 @@ class Judge:
             stall_s, memory_bytes, status = self._measure(self.ours, sent, packed)
             told.append(f"{status}, {stall_s * 1000:.0f} ms, {memory_bytes / MIB:.0f} MiB")
             assert status < 500 or status == 503, (sent, told)
-            allowed_bytes = SPARE_BYTES + 4 * len(sent.body)
+            allowed_bytes = SPARE_BYTES + 4 * len(sent.body) * sent.framing.connections
             if stall_s <= SPARE_S and memory_bytes <= allowed_bytes:
                 return
             native_s, native_bytes, _status = 0.0, 0, 0
@@ -199,10 +196,10 @@ class Judge:
         while time.monotonic() < deadline and self._read_stall_s(host) > 0.02:
             time.sleep(0.1)  # what the one before has begun
         before = read_peak(host.pid, afresh=True)
-        if sent.path.endswith("/ws") and not path:
-            status = self._send_frames(host, sent)
-        else:
-            status = self._send(host, sent, packed, path or sent.path)
+        written = self._write(host, sent, packed, path)
+        with ThreadPoolExecutor(sent.framing.connections) as pool:
+            sending = [pool.submit(self._send, host, sent, written) for _ in range(sent.framing.connections)]
+            status = max(each.result() for each in sending)
         time.sleep(0.05)
         return self._read_stall_s(host), read_peak(host.pid) - before, status
 
@@ -210,44 +207,27 @@ class Judge:
         with urllib.request.urlopen(f"{host.url}/guarded_faults/heart", timeout=120) as answer:
             return float(json.load(answer)["stall_s"])
 
-    def _head(self, host: HostProcess, sent: Sent, path: str, *more: str) -> bytes:
-        lines = [f"{sent.method} {path} HTTP/1.1", "Host: 127.0.0.1", *more]
+    def _write(self, host: HostProcess, sent: Sent, packed: bytes, path: str) -> list[bytes]:
+        lines = [f"{sent.method} {path or sent.path} HTTP/1.1", "Host: 127.0.0.1"]
         if sent.keyed and host is self.ours:
             lines.append(f"Authorization: Bearer {KEYED[host.url]}")
-        return "\r\n".join([*lines, "", ""]).encode()
-
-    def _send(self, host: HostProcess, sent: Sent, packed: bytes, path: str) -> int:
+        if sent.path.endswith("/ws") and not path:
+            lines += ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+            lines.append("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+            return ["\r\n".join([*lines, "", ""]).encode(), *sent.framing.write_frames(sent.body[: 4 * MIB])]
         is_form = sent.kind in ("form", "lines")
-        more = ["Content-Type: " + ("multipart/form-data; boundary=b" if is_form else "application/json")]
-        more.append("Transfer-Encoding: chunked" if sent.chunk else f"Content-Length: {len(packed)}")
+        lines.append("Content-Type: " + ("multipart/form-data; boundary=b" if is_form else "application/json"))
         if sent.encoding:
-            more.append(f"Content-Encoding: {sent.encoding}")
-        with socket.create_connection(("127.0.0.1", host.port), 60) as connection:
-            with contextlib.suppress(OSError):
-                connection.sendall(self._head(host, sent, path, *more))
-                if sent.chunk:
-                    pieces = (packed[at : at + sent.chunk] for at in range(0, len(packed), sent.chunk))
-                    for piece in pieces:
-                        connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
-                    connection.sendall(b"0\r\n\r\n")
-                else:
-                    connection.sendall(packed)
-            return self._read_status(connection)
+            lines.append(f"Content-Encoding: {sent.encoding}")
+        return sent.framing.write("\r\n".join([*lines, ""]).encode(), packed)
 
-    def _send_frames(self, host: HostProcess, sent: Sent) -> int:
-        """The body as a websocket's messages, in frames of `chunk` bytes."""
-        upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
-        upgrade.append("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
-        size = min(sent.chunk or 60_000, 60_000)
+    def _send(self, host: HostProcess, sent: Sent, written: list[bytes]) -> int:
         with socket.create_connection(("127.0.0.1", host.port), 60) as connection:
             with contextlib.suppress(OSError):
-                connection.sendall(self._head(host, sent, sent.path, *upgrade))
-                for at in range(0, min(len(sent.body), 4 * MIB), size):
-                    piece = sent.body[at : at + size]
-                    last = at + size >= len(sent.body)
-                    code = (0x80 if last else 0) | (0 if at else 1)
-                    length = struct.pack("!BBH", code, 0xFE, len(piece))
-                    connection.sendall(length + bytes(4) + piece)
+                for number, part in enumerate(written):
+                    connection.sendall(part)
+                    if sent.framing.slow and number < 100:
+                        time.sleep(0.001)
             return self._read_status(connection)
 
     def _read_status(self, connection: socket.socket) -> int:
