@@ -20,6 +20,7 @@ from PIL import Image, ImageSequence
 
 from ..cost.values import Media
 from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
+from ..files.jpegs import find_end
 from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
@@ -173,10 +174,20 @@ class LoadedFiles:
         except GuardError:
             raise
         except UnfitError as error:
-            raise _refuse(one, str(error)) from None
+            raise _refuse(one, f"{error}{_advise(data)}") from None
         except Exception as error:  # Pillow and libav raise almost anything on hostile input
-            raise _refuse(one, f"{type(error).__name__}: {error}"[:200]) from None
+            raise _refuse(one, f"{type(error).__name__}: {error}"[:200] + _advise(data)) from None
         return Media(photo.width, photo.height, frames if frames > 1 else 0)
+
+
+def _advise(data: bytes) -> str:
+    """What to do with a phone's photo that did not come in through the guard, which would have cut it."""
+    if not data.startswith(b"\xff\xd8") or find_end(data) == len(data):
+        return ""
+    return (
+        ". More follows behind its picture, as in many phones' photos: send it with the prompt, or upload it to "
+        "/guarded/upload/image, which keeps the picture alone."
+    )
 
 
 def find_error(host: Host, graph: Mapping[str, Any], text: str) -> tuple[type[GuardError], dict[str, Any]]:

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import io
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import BadImageError
+from ..files.jpegs import find_end
 from . import Pixels
 from .scaling import shrink_to_rgb
 
@@ -34,10 +34,6 @@ _PNG = b"\x89PNG"
 _JPEG = b"\xff\xd8"
 #: libpng writes 8 KiB into each.
 _MOST_CHUNKS = 100_000
-#: A JPEG's segments hold 64 KiB at most; depth maps, the largest things that cameras put there, have a few MiB. Pillow
-#: keeps each, and joins those with EXIF one by one.
-_MOST_SEGMENTS = 2_000
-_MOST_SEGMENT_BYTES = 8 * 2**20
 #: The EXIF tag that says how the camera was held, and what undoes it: see ImageOps.exif_transpose.
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -250,7 +246,7 @@ def _is_whole(data: bytes) -> bool:
     if data.startswith(_PNG):
         return _is_whole_png(data)
     if data.startswith(_JPEG):
-        return _is_whole_jpeg(data)
+        return find_end(data) > 0
     if data.startswith(b"GIF8"):
         return _is_whole_gif(data)
     if data.startswith(b"RIFF"):
@@ -272,33 +268,6 @@ def _is_whole_png(data: bytes) -> bool:
             return True
         at += 12 + int.from_bytes(data[at : at + 4], "big")
     raise ValueError(f"it has more than {_MOST_CHUNKS} chunks")
-
-
-#: In a JPEG's compressed data: 0xFF that begins a marker (neither a stuffed 0xFF nor a restart).
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-
-
-def _is_whole_jpeg(data: bytes) -> bool:
-    """Goes segment by segment, because the thumbnail in the EXIF data has an end mark of its own.
-
-    Raises ValueError for a file of more segments than anybody writes, or larger ones.
-    """
-    at = 2
-    in_segments = 0
-    for _segment in range(_MOST_SEGMENTS):
-        marker = _JPEG_MARKER.search(data, at)
-        if marker is None:
-            return False
-        code, at = data[marker.start() + 1], marker.end()
-        if code == 0xD9:
-            return True
-        if code != 0x01:
-            length = int.from_bytes(data[at : at + 2], "big")
-            at += length
-            in_segments += length
-            if in_segments > _MOST_SEGMENT_BYTES:
-                raise ValueError(f"its segments have more than {_MOST_SEGMENT_BYTES} bytes")
-    raise ValueError(f"it has more than {_MOST_SEGMENTS} segments")
 
 
 def _is_whole_gif(data: bytes) -> bool:

@@ -35,6 +35,7 @@ from ..quotas import Parcel
 from ..results.containers import sniff
 from ..settings import UploadsSettings
 from .content import check_content
+from .jpegs import keep_one_picture
 from .names import media_suffix
 
 #: Files that are still being received. No owner's folder has such a name, because theirs end in a hash.
@@ -50,10 +51,13 @@ _OTHERS = (
     (re.compile(rb".{4}ftyp(?:heic|heix|mif1|msf1)", re.DOTALL), ".heic"),
 )
 
+_JPEG = ".jpg"
+#: A film that is nothing but JPEGs, one after the other, says so in its name alone.
+_STREAM = re.compile(r"\.mjpe?g$", re.I)
 #: MIME type → suffix, for files that their first bytes identify; a name may lie.
 _SUFFIXES = {
     "image/png": ".png",
-    "image/jpeg": ".jpg",
+    "image/jpeg": _JPEG,
     "image/gif": ".gif",
     "image/webp": ".webp",
     "audio/wav": ".wav",
@@ -74,11 +78,12 @@ class UploadedFile:
 
     Attributes:
         field, filename: its names in the form; `filename` may be empty.
-        sha256: of its bytes, in hexadecimal.
+        sha256: of its bytes as they came, in hexadecimal.
         suffix: from its content, else from its name; may be empty.
         path: where it lies until `Uploads.place` moves it.
         is_media: whether its first bytes are those of a picture, film or sound.
         is_empty: no byte of it has come.
+        kept_sha256: of what is kept of it, where not all is; else empty.
     """
 
     field: str
@@ -88,6 +93,7 @@ class UploadedFile:
     path: Path
     is_media: bool = True
     is_empty: bool = False
+    kept_sha256: str = ""
 
     def stored_as(self, owner: str) -> str:
         """Its name for a loader node."""
@@ -96,7 +102,7 @@ class UploadedFile:
     @property
     def stored_name(self) -> str:
         """The same as its owner sees it."""
-        return f"{self.sha256}{self.suffix}"
+        return f"{self.kept_sha256 or self.sha256}{self.suffix}"
 
 
 class Incoming:
@@ -134,12 +140,14 @@ class Incoming:
                 rest = rest[self._file.write(rest) :]
 
     def finish(self) -> UploadedFile:
-        """Close the file, of which all has come."""
+        """Close the file, of which all has come. Of a phone's photo the picture alone is kept."""
+        known, kept = _find_suffix(self._head[:_HEAD_BYTES]), ""
         with translate_disk_errors():
             self._file.close()
-        known = _find_suffix(self._head[:_HEAD_BYTES])
+            if known == _JPEG and not _STREAM.search(self._filename):
+                kept = keep_one_picture(self.path)
         suffix, digest = known or media_suffix(self._filename), self._digest.hexdigest()
-        return UploadedFile(self._field, self._filename, digest, suffix, self.path, bool(known), not self._size)
+        return UploadedFile(self._field, self._filename, digest, suffix, self.path, bool(known), not self._size, kept)
 
     def discard(self) -> None:
         """Delete the file, unless it was moved to its place."""

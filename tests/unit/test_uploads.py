@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 
+import phones
 import pytest
 from unit.fakes import LONG_S, FakeFaces, FakeHost, new_id, settings, uploads
 
@@ -268,6 +269,25 @@ async def test_the_same_key_with_the_same_files_is_the_same_request_and_with_oth
     assert again.job.job_id == first.job.job_id
     assert isinstance(await door.refusal(door.file(PNG + b"!"), key="k"), ConflictError)
     assert len(door.stored()) == 1
+
+
+async def test_of_a_phones_photo_the_picture_is_stored_and_all_that_was_sent_counts_for_its_key(door):
+    plain = phones.jpeg(phones.scene(32, 32))
+    alone, first, other = (door.file(each, filename="me.jpg") for each in (plain, plain + PNG, plain + PNG * 2))
+    assert len({file.stored_as("bot") for file in (alone, first, other)}) == 1
+    job = (await door.admit(first, key="k")).job
+    assert door.stored() == [alone.stored_as("bot")]
+    assert (door.input / alone.stored_as("bot")).read_bytes() == plain
+    again = await door.admit(door.file(plain + PNG, filename="me.jpg"), key="k")
+    assert (again.replayed, again.job.job_id) == (True, job.job_id)
+    for file in (alone, other):
+        assert isinstance(await door.refusal(file, key="k"), ConflictError)
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("film.mjpeg", 3), ("FILM.MJPG", 3), ("mjpeg.jpg", 1), ("mjpeg", 1)])
+def test_a_film_of_jpegs_stays_whole(door, name, pictures):
+    plain = phones.jpeg(phones.scene(16, 16))
+    assert door.file(plain * 3, filename=name).path.read_bytes() == plain * pictures
 
 
 async def test_two_at_once_with_one_key_and_file_make_one_job(door):
