@@ -67,6 +67,7 @@ class Hooks:
         self._hidden: set[str] = set()
         #: Where its node code may save, by job.
         self.confinement = Confinement(workers, lambda job_id: self._runs.get(job_id))
+        self._tripwire = Tripwire(self.confinement)
         self._ends = Ends(self._queue, self.send, self._forget)
         #: The last `executing` of a job, while ComfyUI's worker has yet to send it.
         self._last: Message | None = None
@@ -108,7 +109,6 @@ class Hooks:
         self._wrap_interrupt_check()
         self._wrap_interrupt()
         self.confinement.install()
-        Tripwire(self.confinement).install()
         watch_loading(self._find_meter)
 
     def _find_meter(self) -> Meter | None:
@@ -360,6 +360,7 @@ class Hooks:
                 taken = self._show_number(*taken)
             if (run := self._runs.get(prompt_id)) is not None:
                 self.confinement.begin(run)
+                self._tripwire.begin(run)
                 results.begin(run)
                 reading.check_named(run)
             if run is None:

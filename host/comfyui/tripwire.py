@@ -68,19 +68,30 @@ class Tripwire:
 
     def __init__(self, confinement: Confinement) -> None:
         self._confinement = confinement
+        self._is_installed = False
         #: As they were when a file was last looked up for this run, with the real paths of folders by given ones.
         self._run: Run | None = None
         self._places: _Places
         self._real: dict[str, str] = {}
 
-    def install(self) -> None:
-        """The main thread, once: an audit hook cannot be taken away again."""
-        sys.addaudithook(self._hear)
+    def begin(self, run: Run) -> None:
+        """The run begins on this thread.
+
+        The hook is there from the first one of a key on. It cannot be taken away again, and Python takes ten times as
+        long with it for what nodes and ComfyUI do most, such as to ask for the id of an object.
+        """
+        if run.folder and not self._is_installed:
+            self._is_installed = True
+            hear, events = self._hear, _EVENTS
+
+            def hook(event: str, args: tuple[Any, ...]) -> None:
+                """Any thread, for every event of the whole process: mostly it ends in the first line."""
+                if event in events:
+                    hear(event, args)
+
+            sys.addaudithook(hook)
 
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
-        """Any thread, for every event of the whole process: mostly it ends in the first line."""
-        if event not in _EVENTS:
-            return
         run = self._confinement.find_run()
         if run is None or not run.folder:
             return

@@ -6,9 +6,28 @@ import os
 import uuid
 
 import pytest
-from contract.client import assert_ended_badly, assert_succeeded, node, text, unique
+from confinement.conftest import start_host
+from contract.client import KeyedClient, assert_ended_badly, assert_succeeded, connected, make_key, node, text, unique
 
 from comfyui_guarded.guard.owners import FOLDER
+from comfyui_guarded.tests.hosts.launch import sandbox_kind
+
+#: Counts the audit hooks that are added to the server's process.
+COUNTER = """
+import sys
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS = {}
+ADDED = []
+native = sys.addaudithook
+sys.addaudithook = lambda hook: (ADDED.append(hook), native(hook))[1]
+
+
+@PromptServer.instance.routes.get("/hooks")
+async def hooks(_request):
+    return web.json_response({"added": len(ADDED)})
+"""
 
 
 def joined(text):
@@ -82,6 +101,23 @@ async def test_the_operator_and_native_prompts_are_not_watched(client, alice):
     assert_succeeded(await client.run(reads(alice.place() / "hers.png")))
     await client.run(writes(client.base / "custom_nodes" / "operators"))
     assert (client.base / "custom_nodes" / "operators.png").is_file()
+
+
+async def test_a_server_on_which_no_key_runs_jobs_has_no_hook_that_all_its_code_would_pay_for(tmp_path):
+    host = start_host(sandbox_kind(), tmp_path / "base")
+    pack = host.base / "custom_nodes" / "aa_counter"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(COUNTER)
+    key = make_key(host.base, "bob")
+    secret = host.base / "user" / "__guarded" / "keys.json"
+    with host:
+        async with connected(host) as client:
+            assert_succeeded(await client.run(text("the operator's")))
+            assert await client.get("/hooks") == {"added": 0}
+            bob = KeyedClient(client, key)
+            for _ in range(2):
+                assert_ended_badly(await bob.run(reads(secret)), "policy_violation")
+            assert await client.get("/hooks") == {"added": 1}
 
 
 @pytest.mark.parametrize("on_thread", [False, True])
