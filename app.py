@@ -192,7 +192,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     needs = (settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     dispatcher = Dispatcher(*needs, storage.bring)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
-    fleet.keep_membership(member, store, clock, health, settler, runs, dispatcher, watchdog)
+    membership = fleet.keep_membership(member, store, clock, health, settler, runs, dispatcher, watchdog)
     quotas = Quotas(settings.limits)
     janitor = Janitor(
         *(settings.janitor, store, host.folders, own, clock),
@@ -337,9 +337,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     # ComfyUI ends without telling aiohttp, so only atexit is left. Without it, too, the store loses nothing.
     atexit.register(process.close)
     atexit.register(janitor.close)  # runs before the line above, since it needs the store
-    doctor = Doctor(
-        settings, os.environ, host, health, keys, janitor, chooser, templates, own, clock, warmups.list_faults
-    )
+    examined = (settings, os.environ, host, health, keys, janitor, chooser, templates, own, clock)
+    doctor = Doctor(*examined, warmups.list_faults, membership)
     services = server_routes.Services(
         settings=settings,
         access=access,

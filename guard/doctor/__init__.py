@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from ..access.keys import Keys, KeysError
 from ..clock import Clock
 from ..faces.chooser import Chooser
+from ..fleet import Membership
 from ..host import Host
 from ..janitor import Janitor
 from ..life.health import Health
@@ -46,6 +47,7 @@ class Doctor:
         own: Path,
         clock: Clock,
         list_warmup_faults: Callable[[], list[str]] = list,
+        membership: Membership | None = None,
     ) -> None:
         self._settings = settings
         self._environment = environment
@@ -58,6 +60,7 @@ class Doctor:
         self._own = own
         self._clock = clock
         self._list_warmup_faults = list_warmup_faults
+        self._membership = membership
 
     def remember(self) -> None:
         """Write down what only a running server knows, for the command line."""
@@ -82,5 +85,6 @@ class Doctor:
             existing=self._janitor.existing(),
             alarms=self._health.alarms(),
             server_ms=self._clock.now_ms(),
+            boxes=self._membership.boxes if self._membership is not None else (),
         )
         return {"lines": [line.body() for line in examine(facts)]}

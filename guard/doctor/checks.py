@@ -26,6 +26,7 @@ from ..store.schema import MIGRATIONS
 from .depot import examine_depot
 from .facts import CLOSE, OPEN, TRUST_LESS, TRUSTING, Facts, Level, Line
 from .files import check_files
+from .fleet import check_fleet
 from .postgres import examine_postgres
 from .sizes import format_size
 from .templates import check_templates, check_warmups
@@ -366,7 +367,7 @@ CHECKS: tuple[Callable[[Facts, Settings], Iterator[Line]], ...] = (
     _check_start,
     *(_check_settings, _check_host, _check_alarms, _check_packages, _check_faces, check_templates, check_warmups),
     *(_check_folders, check_files),
-    *(_check_disk, _check_janitor, _check_access, _check_store, _check_depot, _check_clock),
+    *(_check_disk, _check_janitor, _check_access, _check_store, check_fleet, _check_depot, _check_clock),
 )
 
 

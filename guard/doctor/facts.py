@@ -21,6 +21,7 @@ from ..access.keys import Key, KeysError, read
 from ..host import Folders, Host
 from ..life.health import AlarmBody
 from ..settings import Settings
+from ..store import Box
 
 log = logging.getLogger("guarded.doctor")
 
@@ -86,6 +87,7 @@ class Facts:
         alarms: of the running server.
         off: why the last start failed, which left the package off; None where it did not.
         server_ms: the running server's clock, which goes on steadily when somebody sets the machine's.
+        boxes: those of its fleet.
     """
 
     own: Path
@@ -103,6 +105,7 @@ class Facts:
     alarms: Sequence[AlarmBody] = field(default_factory=list)
     off: Off | None = None
     server_ms: int | None = None
+    boxes: Sequence[Box] = ()
 
 
 class _Listening(TypedDict):

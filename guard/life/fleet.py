@@ -10,7 +10,7 @@ from ..access.keys import KeyFile, KeyPlace, Keys
 from ..access.shared_keys import SharedKeys
 from ..access.tokens import Links, Tokens
 from ..clock import Clock
-from ..fleet import Lease, Membership, read_or_make_name
+from ..fleet import Lease, Membership, agreed, read_or_make_name
 from ..settings import Settings
 from ..store import Member, Store
 from ..store.key_rows import KeyTable
@@ -32,7 +32,9 @@ def make_member(settings: Settings, own: Path) -> Member | None:
     fleet = settings.fleet
     if not fleet.enabled:
         return None
-    return Member(read_or_make_name(own), int(fleet.lease_s * 1000), settings.queue.max_jobs)
+    member = Member(read_or_make_name(own), int(fleet.lease_s * 1000), settings.queue.max_jobs)
+    member.tell(agreed.STATUS, agreed.digest(settings))
+    return member
 
 
 def share_access(member: Member | None, store: Store, own: Path, keys: Keys, tokens: Tokens) -> KeyPlace:

@@ -32,7 +32,7 @@ def test_keys_tokens_and_limits_of_one_box_hold_on_all(fleet):
     first = fleet.make(**settings)
     operator = make_key(first.base, "ops", scope="operate")  # in its file, before it was in a fleet
     first.start()
-    second = fleet.start(**settings)
+    second = fleet.start(**settings, GUARDED_QUEUE__TIMEOUT_S="77")
     until(lambda: ask(second, "/guarded/keys", operator)[0] == 200)
     status, made = ask(second, "/guarded/keys", operator, {"name": "bot"})
     assert status == 200
@@ -49,5 +49,12 @@ def test_keys_tokens_and_limits_of_one_box_hold_on_all(fleet):
     assert ask(first, f"/guarded/keys/{made['key_id']}", operator, method="DELETE")[0] == 200
     until(lambda: ask(second, "/guarded/jobs", bot)[0] == 401)
     assert ask(second, token["url"])[0] == 401
+
+    def says():
+        lines = ask(first, "/guarded/doctor", operator)[1]["lines"]
+        return [line["message"] for line in lines if line["check"] == "fleet" and line["level"] == "warning"]
+
+    [line] = until(says)
+    assert line.startswith("queue.timeout_s is not the same")
     keys_of_a_file.revoke(second.base / "user" / "__guarded", "ops", 1)  # as a command that knows of no fleet
     until(lambda: ask(first, "/guarded/keys", operator)[0] == 401)
