@@ -200,6 +200,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         held=quotas.files,
         find_quotas=lambda: keys.list_file_quotas(settings.limits.max_file_bytes),
         depot=storage.depot,
+        is_keeper=fleet.make_is_keeper(membership),
     )
     health.watch_disk(janitor.disk_full)
     health.watch_disk(store.full)

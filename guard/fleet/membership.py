@@ -87,6 +87,11 @@ class Membership:
         """
         return self._boxes
 
+    def is_first_of(self, name: str) -> bool:
+        """Whether this is the first of the live boxes whose status has that. Any thread."""
+        those = [box.box for box in self._boxes if box.is_alive and box.status.get(name) is True]
+        return self.is_member and those[:1] == [self._store.member.box]
+
     def begin(self) -> None:
         """The database is open, and this is a box. The store's thread, once."""
         self._sent_s, self._has_joined = time.monotonic(), True

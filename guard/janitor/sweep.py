@@ -81,8 +81,8 @@ class Sweep:
         #: What a dry run would have freed so far, by device.
         self.pretended: dict[int, int] = {}
 
-    def run(self, *more: Callable[[Sweep], None]) -> None:
-        """Sweep, and then do `more`, as long as it is known what is in use.
+    def run(self, *more: Callable[[Sweep], None], forgets: bool = True) -> None:
+        """Sweep, and then do `more`, as long as it is known what is in use. Then forget jobs that ended long ago.
 
         Raises Stopped, and GuardError where the store cannot say what is in use; then nothing is deleted.
         """
@@ -105,7 +105,7 @@ class Sweep:
                         hidden.sweep(root, paths)
             for go_on in more if not self._is_blind else ():
                 go_on(self)
-        if not self._is_blind:
+        if forgets and not self._is_blind:
             self._forget()
 
     def longest_age_s(self, max_age_s: float) -> float:

@@ -70,10 +70,12 @@ class Janitor:
         held: FilesHeld | None = None,
         find_quotas: Callable[[], Mapping[str, int]] = dict,
         depot: Depot | None = None,
+        is_keeper: Callable[[], bool] = lambda: True,
     ) -> None:
         """`own`: the guard's own folder, with the marker of the first start and the quarantine in it; without one,
         each start is the first. `on_delete` hears of each file and folder. `blind_after_s`: see :class:`.sweep.Sweep`.
-        `held`, `find_quotas`: what each owner has, which the janitor measures, and how much it may have.
+        `held`, `find_quotas`: what each owner has, which the janitor measures, and how much it may have. `is_keeper`:
+        whether this server looks after the depot and the records, which several may share, when nobody asks.
         """
         self._settings = settings
         self._records = records
@@ -96,6 +98,7 @@ class Janitor:
         self._thinned: dict[str, None] = {}
         self._counted: dict[str, CountBody] = {}
         self._quotas = FileQuotas(held or FilesHeld(), find_quotas, self._make_sweep)
+        self._is_keeper = is_keeper
         self._depot = DepotSweep(depot, records) if depot and records else None
         self._existing: tuple[int, int] | None = None
         self._count_wanted = False
@@ -211,7 +214,8 @@ class Janitor:
             self._due_s = now_s + self._settings.interval_s
         if due or relieve:
             free = self._sum_free()
-            report = self.sweep(now_s, relieve=relieve, in_depot=due)
+            is_keeper = self._is_keeper()
+            report = self.sweep(now_s, relieve=relieve, in_depot=due and is_keeper, forgets=is_keeper)
             self._look_at_disks()
             if self._short and relieve:
                 self._relief_due_s = now_s + self._pause_after_relief(report, self._sum_free() - free)
@@ -231,17 +235,26 @@ class Janitor:
         # A walk over millions of files takes minutes, so do not start one right after the other.
         return max(PRESSURE_AGAIN_S, 10 * report.duration_s)
 
-    def sweep(self, now_s: float, dry_run: bool = False, *, relieve: bool = True, in_depot: bool = True) -> Report:
+    def sweep(
+        self,
+        now_s: float,
+        dry_run: bool = False,
+        *,
+        relieve: bool = True,
+        in_depot: bool = True,
+        forgets: bool = True,
+    ) -> Report:
         """Sweep now, on this thread. The report says what went wrong.
 
         Args:
             relieve, in_depot: where the disk is short of space, go on with the oldest files; sweep the depot, too.
+            forgets: delete the records of jobs that ended long ago.
 
         Raises:
             Stopped: the server is ending.
         """
         with self._sweeping:
-            report = self._run_sweep(now_s, dry_run, relieve, in_depot)
+            report = self._run_sweep(now_s, dry_run, relieve, in_depot, forgets)
             self._note(report)
             return report
 
@@ -254,7 +267,9 @@ class Janitor:
         self._count_due_s = float("-inf")  # whoever asked looks at the folders' figures next
         log.info("%s", summarize(report))
 
-    def _run_sweep(self, now_s: float, dry_run: bool, relieve: bool, in_depot: bool = False) -> Report:
+    def _run_sweep(
+        self, now_s: float, dry_run: bool, relieve: bool, in_depot: bool = False, forgets: bool = False
+    ) -> Report:
         report = Report(round(now_s * 1000), dry_run)
         began_s = time.monotonic()
         try:
@@ -262,7 +277,8 @@ class Janitor:
             for problem in sweep.rules.problems:
                 report.add_error("", problem)
             disks = list_disks(root.path for root in sweep.rules.roots) if relieve else []
-            sweep.run(partial(relieve_all, disks), *([self._depot.run] if in_depot and self._depot else []))
+            in_depots = [self._depot.run] if in_depot and self._depot else []
+            sweep.run(partial(relieve_all, disks), *in_depots, forgets=forgets)
         except Stopped:
             raise
         except Exception as error:

@@ -22,6 +22,9 @@ from .watchdog import Watchdog
 
 LOST = "No job is taken or run: this server has lost its place in the fleet, and joins again once its runs are over."
 
+#: In a box's status: whether its janitor sweeps by itself.
+SWEEPS = "sweeps"
+
 
 class FleetTables(KeyTable, Links, Protocol):
     """What a fleet's store has besides: see :class:`guard.store.postgres_fleet.FleetStore`."""
@@ -34,6 +37,7 @@ def make_member(settings: Settings, own: Path) -> Member | None:
         return None
     member = Member(read_or_make_name(own), int(fleet.lease_s * 1000), settings.queue.max_jobs)
     member.tell(agreed.STATUS, agreed.digest(settings))
+    member.tell(SWEEPS, settings.janitor.enabled)
     return member
 
 
@@ -51,6 +55,11 @@ def share_access(member: Member | None, store: Store, own: Path, keys: Keys, tok
 def make_has_lost(member: Member | None) -> Callable[[], bool]:
     """Says whether the jobs that this server has begun are no longer its own."""
     return lambda: member is not None and member.epoch is None
+
+
+def make_is_keeper(membership: Membership | None) -> Callable[[], bool]:
+    """Says whether this server is the one that sweeps what all share: the first whose janitor is on."""
+    return lambda: membership is None or membership.is_first_of(SWEEPS)
 
 
 def keep_membership(

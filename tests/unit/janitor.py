@@ -62,6 +62,7 @@ class Box:
         held: FilesHeld | None = None,
         quotas: Mapping[str, int] | None = None,
         depot: Depot | None = None,
+        is_keeper: bool = True,
         **settings: Any,
     ) -> Janitor:
         """`past` False: as if the first start had come before everything that is there. `quotas`: by owner.
@@ -80,6 +81,7 @@ class Box:
             held=held,
             find_quotas=lambda: quotas or {},
             depot=depot,
+            is_keeper=lambda: is_keeper,
             **options,
         )
         if not past:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit import janitor as janitor_files
 from unit import stores
 from unit.fakes import LONG_S
 from unit.janitor import DAY_S, Box
@@ -85,6 +86,28 @@ def test_ages_are_those_of_results_and_of_inputs(box, depot, store):
     assert (report.deleted["depot"].files, report.errors) == (2, 0)
     assert old not in left(depot)
     assert store.find_uploads("bot", uploads).result(LONG_S) == {uploads[0]: uploads[0]}
+
+
+def test_of_several_servers_one_sweeps_the_depot_and_forgets_records_and_another_where_it_is_asked(box, depot, store):
+    key, now_s = put(depot, b"old"), time.time()
+    job_id = submit(store).job.job_id
+    store.settle(job_id, CANCELLED).result(LONG_S)
+    old = {"history_max_age_s": 0.001, "interval_s": 10}
+    file = janitor_files.put(box.output / "a.png")
+    idle = box.janitor(store, depot=depot, is_keeper=False, **old)
+    for after_s in (0, 100):
+        idle.turn(now_s + after_s)
+    assert not file.exists()
+    assert key in left(depot)
+    assert store.get(job_id).result(LONG_S) is not None
+    keeper = box.janitor(store, depot=depot, **old)
+    for after_s in (0, 100):
+        keeper.turn(now_s + after_s)
+    assert left(depot) == set()
+    assert store.get(job_id).result(LONG_S) is None
+    asked = put(depot, b"asked for")
+    idle.sweep(now_s)
+    assert asked not in left(depot)
 
 
 def test_what_an_open_job_names_stays(box, depot, store):

@@ -395,6 +395,13 @@ def test_a_member_knows_all_boxes_without_asking(boxes, path):
         two.member.tell("version", "1.2.3")
         assert two.beat() is not None
         stores.until(lambda: membership.boxes[1].text("version") == "1.2.3")
+        assert not membership.is_first_of("sweeps")
+        for box in (one, two):
+            box.member.tell("sweeps", True)
+        two.beat()
+        stores.until(lambda: membership.is_first_of("sweeps"))
+        one.member.tell("sweeps", False)
+        stores.until(lambda: not membership.is_first_of("sweeps"))
         expire(path, "two")  # nobody is taken for dead so soon after the engine's start
         stores.until(lambda: len(membership.boxes) < 2 or not membership.boxes[1].is_alive)
     finally:
