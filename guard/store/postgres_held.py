@@ -26,7 +26,7 @@ LET_GO_S = 0.5
 STATEMENT_S, LOCK_S, IDLE_S = 60, 10, 60
 #: How soon a connection that nothing comes over counts as lost: pause, then so many questions every so many seconds.
 KEEPALIVES: dict[str, Any] = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-#: Each query goes along the index that suits it, whatever the planner thinks of tables that it has not counted yet.
+#: Each query goes along the index that suits it, row by row; see also `postgres_schema`.
 SESSION = {
     "statement_timeout": f"{STATEMENT_S}s",
     "lock_timeout": f"{LOCK_S}s",
@@ -36,7 +36,8 @@ SESSION = {
     "tcp_keepalives_count": "3",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
-    "enable_sort": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
     "jit": "off",
 }
 #: The advisory lock of a store, in its schema: "guar" in ASCII.

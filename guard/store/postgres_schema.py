@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -34,6 +35,9 @@ _WORDS = (
     (r"\bTEXT\b", 'TEXT COLLATE "C"'),
     (r"\bWITHOUT ROWID\b", ""),
 )
+
+#: An index that may have rows that are alike.
+_INDEX = re.compile(r"(CREATE INDEX \w+ ON (\w+) \()([^()]*)\)")
 
 #: The advisory lock of whoever makes the tables: "gtab" in ASCII.
 LOCK = 0x67746162
@@ -68,27 +72,66 @@ def prepare(raw: psycopg.Connection[Any]) -> None:
             for script in schema.MIGRATIONS[version:]:
                 raw.execute(translate(script))
         if version != latest:
+            _leave_plans_alone(raw)
             raw.execute("UPDATE schema_version SET version = $1", [latest])
+
+
+def _leave_plans_alone(raw: psycopg.Connection[Any]) -> None:
+    """Have the engine count no values: a plan for common ones would go through all jobs to find those few in order.
+
+    Without counts it expects few rows of any value, and so goes along the index for it.
+    """
+    columns: dict[str, list[str]] = {}
+    query = (
+        "SELECT relname, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid "
+        "WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped"
+    )
+    for table, column in raw.execute(query).fetchall():
+        columns.setdefault(table, []).append(f'ALTER COLUMN "{column}" SET STATISTICS 0')
+    for table, changes in columns.items():
+        raw.execute(f"ALTER TABLE {table} {', '.join(changes)}")
 
 
 def translate(script: str) -> str:
     """A migration in PostgreSQL's words."""
     for pattern, word in _WORDS:
         script = re.sub(pattern, word, script)
-    return script
+    return _INDEX.sub(lambda found: _complete_index(found, _find_numbers()), script)
+
+
+@cache
+def _find_numbers() -> dict[str, str]:
+    """The columns that number the rows of tables."""
+    with closing(_make_example()) as db:
+        return {table.name: table.alias for table in list_tables(db) if table.alias is not None}
+
+
+def _complete_index(found: re.Match[str], numbers: dict[str, str]) -> str:
+    """Let rows that are alike in an index stand in the order of their numbers, as SQLite has them."""
+    head, table, columns = found[1], found[2], found[3]
+    number = numbers.get(table)
+    if number is None or re.search(rf"\b{number}\b", columns):
+        return found[0]
+    return f"{head}{columns}, {number})"
+
+
+def _make_example() -> sqlite3.Connection:
+    """A database of today, in SQLite's memory."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    for script in schema.MIGRATIONS:
+        db.executescript(script)
+    return db
 
 
 def list_statements() -> Iterator[str]:
     """What makes a new database."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        for script in schema.MIGRATIONS:
-            db.executescript(script)
+    with closing(_make_example()) as db:
         for table in list_tables(db):
             yield _describe(db, table)
             for row in db.execute(f"SELECT {table.names} FROM {table.name}").fetchall():
                 yield f"INSERT INTO {table.name} VALUES ({', '.join(map(_write, row))})"
         for (statement,) in db.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"):
-            yield statement
+            yield _INDEX.sub(lambda found: _complete_index(found, _find_numbers()), statement)
     yield _OWN
     yield "INSERT INTO schema_version VALUES (0)"
 

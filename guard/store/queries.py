@@ -301,8 +301,10 @@ def list_recent_runs(db: Database, limit: int) -> list[Run]:
 def count_jobs(db: Database, owner: str | None, queued: int) -> Counts:
     """`queued` is kept in memory; the other two are few."""
     mine, whose = ("", ()) if owner is None else (" AND owner = ?", (owner,))
-    # CROSS keeps the order of the join: from the few leases to their jobs.
-    leased = f"SELECT count(*) FROM leases{mine and ' CROSS JOIN jobs USING (job_id) WHERE owner = ?'}"
+    # From the few leases to their jobs.
+    of_owner = " WHERE (SELECT owner FROM jobs WHERE jobs.job_id = leases.job_id) = ?"
+    leased = f"SELECT count(*) FROM leases{mine and of_owner}"
+    mine = mine.replace("owner", "owner || ''")  # not by an index of the owner's: PostgreSQL knows no INDEXED BY
     running = (
         f"SELECT count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN} AND state IN ('running', 'validating'){mine}"
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..job import Job
 from .database import Database
-from .rows import find_job, marks
+from .rows import find_job
 
 #: Paths in one query: old builds of SQLite allow 999 parameters.
 PATHS_AT_ONCE = 500
@@ -45,14 +45,21 @@ def list_made(db: Database, kind: str, after: str, limit: int) -> list[str]:
     return [bytes(key).decode("utf-8", "surrogatepass") for (key,) in rows]
 
 
+def _look_up_each(db: Database, query: str, keys: Sequence[bytes], values: Sequence[object]) -> list[bytes]:
+    """What the query finds for each of the keys by itself: `path = column1` in it, and `values` for the rest."""
+    all_keys = ", ".join(["(?)"] * len(keys))
+    found = db.execute(f"SELECT ({query}) FROM (VALUES {all_keys}) AS asked", (*values, *keys))
+    return [bytes(key) for (key,) in found if key is not None]
+
+
 def select_made(db: Database, kind: str, paths: Sequence[str]) -> frozenset[str]:
     by_key = {_path_key(path): path for path in paths}
     made: list[str] = []
     keys = list(by_key)
     for start in range(0, len(keys), PATHS_AT_ONCE):
         some = keys[start : start + PATHS_AT_ONCE]
-        query = f"SELECT path FROM made WHERE type = ? AND path IN ({marks(some)})"
-        made += [by_key[bytes(key)] for (key,) in db.execute(query, (kind, *some))]
+        query = "SELECT path FROM made WHERE type = ? AND path = column1"
+        made += [by_key[key] for key in _look_up_each(db, query, some, [kind])]
     return frozenset(made)
 
 
@@ -66,11 +73,11 @@ def select_unread(db: Database, kind: str, paths: Sequence[str], since_ms: int) 
     keys = list(by_key)
     for start in range(0, len(keys), PATHS_AT_ONCE):
         some = keys[start : start + PATHS_AT_ONCE]
-        query = f"SELECT path FROM unread WHERE type = ? AND since_ms >= ? AND path IN ({marks(some)})"
-        unread += [by_key[bytes(key)] for (key,) in db.execute(query, (kind, since_ms, *some))]
+        query = "SELECT path FROM unread WHERE type = ? AND path = column1 AND since_ms >= ?"
+        unread += [by_key[key] for key in _look_up_each(db, query, some, [kind, since_ms])]
         # What the depot does not have yet is nowhere else, whoever has fetched it.
-        query = f"SELECT path FROM made WHERE type = ? AND path IN ({marks(some)}) AND job_id IN ({_UNSTORED})"
-        unread += [by_key[bytes(key)] for (key,) in db.execute(query, (kind, *some))]
+        query = f"SELECT path FROM made WHERE type = ? AND path = column1 AND job_id IN ({_UNSTORED})"
+        unread += [by_key[key] for key in _look_up_each(db, query, some, [kind])]
     return frozenset(unread)
 
 
