@@ -6,39 +6,82 @@ Boxes commit one after the other, so a change's number tells its place among the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..job import Job, JobState
-from .database import Database, look_up
+from .database import Database, Rows
 from .facts import Arrival
 from .queries import replay_states
 from .rows import COLUMNS, read_job
 
 #: So many changes are read at once.
-AT_ONCE = 200
+AT_ONCE = 64
+
+_NEXT = "SELECT event_id, job_id FROM transitions WHERE event_id > ? ORDER BY event_id LIMIT ?"
+_JOBS = f"job_id = ANY(ARRAY(SELECT job_id FROM ({_NEXT}) AS next))"
+_OWNERS = f"owner = ANY(ARRAY(SELECT owner FROM jobs WHERE {_JOBS}))"
 
 
-def read(db: Database, after: int) -> tuple[list[Arrival], int, bool]:
-    """Read the next changes after that number; also the last number that was looked at, and whether there may be more.
+@dataclass(frozen=True)
+class News:
+    """The next changes, and whose turn it is since.
 
-    Call it with everything from one snapshot, or where nobody else commits.
+    Attributes:
+        up_to: the number of the last change that was looked at.
+        is_more: there may be more after it.
+        served, rounds: see :meth:`.line.Line.take_turns`, of the owners of these jobs.
     """
-    rows = db.execute(
-        "SELECT event_id, job_id FROM transitions WHERE event_id > ? ORDER BY event_id LIMIT ?", (after, AT_ONCE)
-    ).fetchall()
-    if not rows:
-        return [], after, False
-    ids = list(dict.fromkeys(job_id for _event_id, job_id in rows))
-    states: dict[str, list[tuple[int, int, str]]] = {job_id: [] for job_id in ids}
-    query = "SELECT job_id, event_id, at_ms, state FROM transitions WHERE job_id = ANY(?) ORDER BY job_id, event_id"
-    for job_id, *change in db.execute(query, (ids,)).fetchall():
-        states[job_id].append((change[0], change[1], change[2]))
+
+    arrivals: list[Arrival]
+    up_to: int
+    is_more: bool
+    served: dict[str, int]
+    rounds: list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of the engine, and not read yet."""
+
+    after: int
+    changes: Rows
+    states: Rows
+    jobs: Rows
+    served: Rows
+    rounds: Rows
+
+
+def ask(db: Database, after: int) -> Asked:
+    """Ask for the next changes after that number, all at once: within a pipeline nothing is waited for.
+
+    Call it with everything of one snapshot, or where nobody else commits.
+    """
+    some = after, AT_ONCE
+    query = f"SELECT job_id, event_id, at_ms, state FROM transitions WHERE {_JOBS} ORDER BY job_id, event_id"
+    return Asked(
+        after,
+        db.execute(_NEXT, some),
+        db.execute(query, some),
+        db.execute(f"SELECT place, {COLUMNS} FROM jobs WHERE {_JOBS}", some),
+        db.execute(f"SELECT owner, served FROM turns WHERE user_id = '' AND {_OWNERS}", some),
+        db.execute(f"SELECT owner, priority, round FROM rounds WHERE {_OWNERS}", some),
+    )
+
+
+def read(asked: Asked) -> News:
+    rows = asked.changes.fetchall()
+    states: dict[str, list[tuple[int, int, str]]] = {}
+    for job_id, *change in asked.states.fetchall():
+        states.setdefault(job_id, []).append((change[0], change[1], change[2]))
     arrivals: dict[int, Arrival] = {}
-    for job_id, row in zip(ids, look_up(db, f"place, {COLUMNS}", "jobs", "job_id", ids), strict=True):
-        if row is not None:  # it may have been forgotten
-            arrivals.update(_follow(read_job(row[1:]), row[0], states[job_id]))
+    for place, *row in asked.jobs.fetchall():  # some may have been forgotten
+        job = read_job(tuple(row))
+        arrivals.update(_follow(job, place, states[job.job_id]))
     found = [arrivals[event_id] for event_id, _job_id in rows if event_id in arrivals]
-    return found, rows[-1][0], len(rows) == AT_ONCE
+    up_to = rows[-1][0] if rows else asked.after
+    served, rounds = dict(asked.served.fetchall()), asked.rounds.fetchall()
+    return News(found, up_to, len(rows) == AT_ONCE, served, rounds)
 
 
 def _follow(job: Job, place: float, changes: Sequence[tuple[Any, ...]]) -> dict[int, Arrival]:
@@ -49,10 +92,3 @@ def _follow(job: Job, place: float, changes: Sequence[tuple[Any, ...]]) -> dict[
         arrivals[event_id] = Arrival(then, before, place)
         before = then.state
     return arrivals
-
-
-def read_turns(db: Database, owners: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, int, int]]]:
-    """When each of the owners was served last, and which round of each priority."""
-    served = "SELECT owner, served FROM turns WHERE user_id = '' AND owner = ANY(?)"
-    rounds = "SELECT owner, priority, round FROM rounds WHERE owner = ANY(?)"
-    return dict(db.execute(served, (list(owners),)).fetchall()), db.execute(rounds, (list(owners),)).fetchall()

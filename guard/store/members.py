@@ -17,7 +17,7 @@ from ..bounds import Bounds, read_json
 from ..errors import GuardError
 from ..job import Job
 from ..urls import LONGEST, UrlError, read_url
-from .database import Database
+from .database import Database, Rows
 from .rows import COLUMNS, read_job
 
 log = logging.getLogger("guarded.store")
@@ -170,10 +170,10 @@ def is_taken(db: Database, member: Member) -> bool:
     return db.execute(query, (member.box, member.epoch or "")).fetchone() is not None
 
 
-def may_claim(db: Database, member: Member) -> bool:
-    """Whether this box's lease holds now."""
+def ask_lease(db: Database, member: Member) -> Rows:
+    """Ask whether this box's lease holds now: there is a row."""
     query = f"SELECT 1 FROM boxes WHERE box = ? AND epoch = ? AND until_ms > {NOW_MS}"
-    return db.execute(query, (member.box, member.epoch or "")).fetchone() is not None
+    return db.execute(query, (member.box, member.epoch or ""))
 
 
 def take_out_dead(db: Database, member: Member) -> list[tuple[str, int]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from psycopg.types.numeric import Int8BinaryDumper, NumericBinaryLoader
 from psycopg.types.string import StrDumperUnknown, TextLoader
+from typing_extensions import Self
+
+T = TypeVar("T")
 
 #: PostgreSQL's texts cannot hold the character 0. It is written as the first of these followed by the second, and the
 #: first one itself as twice itself: both are characters that nobody uses.
@@ -150,6 +153,14 @@ class PostgresConnection:
                 raise
         if self.in_transaction:
             self.raw.execute("ROLLBACK")
+
+    def ask_at_once(self, ask: Callable[[Self], T]) -> T:
+        """What `ask` executes sees one state of the tables, in one question; what it returns is to be read then."""
+        with self.raw.pipeline():
+            self.raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            asked = ask(self)
+            self.raw.execute("COMMIT")
+        return asked
 
     def _leave(self) -> None:
         context, self._context, self._pipeline = self._context, None, None

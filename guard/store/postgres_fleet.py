@@ -51,6 +51,7 @@ class FleetStore(TableStore):
         self._engine = SharedEngine(
             self._held,
             self._transitions.load,
+            self._transitions.ask,
             self._transitions.follow,
             self._publish,
             self._keep_changes,

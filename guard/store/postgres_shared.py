@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import psycopg
 
-from .database import Database
+from .database import Database, Rows
 from .members import Member
 from .postgres_address import Address
 from .postgres_connection import PostgresConnection
@@ -22,7 +22,7 @@ UNHEARD_S = 10
 class SharedDatabase(HeldDatabase):
     """The lock keeps out only servers that want the database for themselves.
 
-    Each transaction that writes begins with :meth:`take_turn`. A row of `writers` has this process's last commit.
+    Each transaction that writes begins with :meth:`ask_for_turn`. A row of `writers` has this process's last commit.
     """
 
     _LOCKING = "pg_try_advisory_lock_shared"
@@ -40,14 +40,17 @@ class SharedDatabase(HeldDatabase):
         told = super().describe(error)
         return told.replace("give this one its own database or schema", "set fleet.enabled for that one, too")
 
-    def take_turn(self, db: Database) -> bool:
-        """Wait until no other box writes: none does until this transaction ends. Returns whether one has meanwhile."""
-        (self._seen,) = db.execute("SELECT writer FROM epoch FOR UPDATE").fetchone()
-        return self._seen != self._followed
+    def ask_for_turn(self, db: Database) -> Rows:
+        """Wait until no other box writes: none does until this transaction ends. For :meth:`has_news`."""
+        return db.execute("SELECT writer FROM epoch FOR UPDATE")
 
-    def has_news(self, db: Database) -> bool:
+    def ask_who_wrote(self, db: Database) -> Rows:
+        """For :meth:`has_news`."""
+        return db.execute("SELECT writer FROM epoch")
+
+    def has_news(self, asked: Rows) -> bool:
         """Whether another box has written since the last time."""
-        (self._seen,) = db.execute("SELECT writer FROM epoch").fetchone()
+        (self._seen,) = asked.fetchone()
         return self._seen != self._followed
 
     def note_followed(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .database import Database, snapshot
+from .arrivals import Asked
+from .database import Database
 from .postgres_connection import PostgresConnection
 from .postgres_engine import PostgresEngine
 from .postgres_shared import SharedDatabase
@@ -22,42 +23,54 @@ class SharedEngine(PostgresEngine):
         self,
         held: SharedDatabase,
         load: Operation[None],
-        follow: Operation[bool],
+        ask: Operation[Asked],
+        follow: Callable[[Asked], bool],
         publish: Callable[[], None],
         keep: Callable[[], Callable[[bool], None]],
         forget_kept: Callable[[], None],
         upkeep: Upkeep,
     ) -> None:
-        """As :class:`PostgresEngine`; `follow` takes in what others have changed, and says whether there is more.
+        """As :class:`PostgresEngine`; `ask` asks for what others have changed, `follow` takes that in and says whether
+        there is more.
 
         `forget_kept`: what `keep` has taken is not in the database.
         """
         super().__init__(held, load, publish, keep, upkeep)
-        self._follow = follow
+        self._ask, self._follow = ask, follow
         self._forget = forget_kept
+        #: Whether others have written of late: then the next transaction asks for that as it begins.
+        self._expects_news = False
 
     def _begin(self, db: Database) -> None:
         assert isinstance(db, PostgresConnection)
         super()._begin(db)
-        while self._held.take_turn(db):
-            if not self._follow(db):
-                self._held.note_followed()
-                return
+        while self._take_turn(db):
             # It is far behind: the others need not wait for all of that.
             db.roll_back()
             self._catch_up(db)
             super()._begin(db)
 
+    def _take_turn(self, db: Database) -> bool:
+        """Wait for the turn, and take in what others have changed, in one question; whether there is more of that."""
+        turn = self._held.ask_for_turn(db)
+        asked = self._ask(db) if self._expects_news else None
+        self._expects_news = self._held.has_news(turn)
+        if not self._expects_news:
+            return False
+        is_more = self._follow(asked or self._ask(db))
+        if not is_more:
+            self._held.note_followed()
+        return is_more
+
     def _check(self, db: PostgresConnection) -> None:
-        if self._held.has_news(db):
+        if self._held.has_news(self._held.ask_who_wrote(db)):
+            self._expects_news = True
             self._catch_up(db)
         self._publish()
 
-    def _catch_up(self, db: Database) -> None:
-        is_more = True
-        while is_more:
-            with snapshot(db):
-                is_more = self._follow(db)
+    def _catch_up(self, db: PostgresConnection) -> None:
+        while self._follow(db.ask_at_once(self._ask)):
+            pass
         self._held.note_followed()
 
     def _forget_kept(self) -> None:

@@ -14,6 +14,7 @@ from ..clock import Clock
 from ..job import Job, NewJob
 from ..quotas import Taking
 from . import arrivals, buckets, members
+from .arrivals import Asked
 from .database import Database, snapshot
 from .facts import IdempotencyKey, Recovery
 from .line import Line
@@ -49,18 +50,22 @@ class SharedTransitions(Transitions):
         # Less than was followed is there only where the database was restored from a backup.
         self.followed = self.line.event_id if self.followed is None else min(self.followed, self.line.event_id)
 
-    def follow(self, db: Database) -> bool:
-        """Take in some of what other boxes have changed; whether there may be more."""
-        found, up_to, is_more = arrivals.read(db, self.followed or 0)
-        news = [arrival for arrival in found if arrival.job.event_id > self.line.event_id]
-        for arrival in news:
+    def ask(self, db: Database) -> Asked:
+        """Ask for some of what other boxes have changed."""
+        return arrivals.ask(db, self.followed or 0)
+
+    def follow(self, asked: Asked) -> bool:
+        """Take that in; whether there may be more."""
+        news = arrivals.read(asked)
+        unknown = [arrival for arrival in news.arrivals if arrival.job.event_id > self.line.event_id]
+        for arrival in unknown:
             self.line.follow(arrival)
-        if news:
-            self.line.take_turns(*arrivals.read_turns(db, sorted({arrival.job.owner for arrival in news})))
-        self.arrived += [arrival.job for arrival in found if arrival.job.event_id not in self.kept]
-        self.followed = up_to
-        self.line.event_id = max(self.line.event_id, up_to)
-        return is_more
+        if unknown:
+            self.line.take_turns(news.served, news.rounds)
+        self.arrived += [arrival.job for arrival in news.arrivals if arrival.job.event_id not in self.kept]
+        self.followed = news.up_to
+        self.line.event_id = max(self.line.event_id, news.up_to)
+        return news.is_more
 
     def take_arrived(self) -> list[Job]:
         """What other boxes have changed, to announce it."""
@@ -111,10 +116,12 @@ class SharedTransitions(Transitions):
     # What is otherwise for a box among others. ---------------------------------------------------------------
 
     def _find_first(self, db: Database) -> Job | None:
-        if not self.line.queued or not members.may_claim(db, self._member):
+        if not self.line.queued:
             return None
+        lease = members.ask_lease(db, self._member)  # read last: one question to the engine, and not two
         found = (members.find_first(db, owner, self._member.box) for owner in self.line.list_owners())
-        return next((job for job in found if job is not None), None)
+        job = next((job for job in found if job is not None), None)
+        return job if lease.fetchone() is not None else None
 
     def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
         self.tokens[job.job_id] = token = secrets.token_hex(8)
