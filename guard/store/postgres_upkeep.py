@@ -1,7 +1,7 @@
 """Keep a PostgreSQL database small: bodies of settled jobs go as in SQLite, and their space is used again.
 
-To give space back to the disk is left to the engine (`VACUUM FULL`), and so is its log. Records stay for their age
-whatever they take: by how much their going makes the tables smaller cannot be seen.
+To give space back to the disk is left to the engine (`VACUUM FULL`), and so is its log. What tables have room for again
+is not seen from outside: so the records that are there are weighed, and count for no more than that.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from ..clock import Clock
 from ..errors import GuardError
+from . import records
 from .database import Database
 from .facts import Size
 from .postgres_connection import PostgresConnection
@@ -29,7 +31,7 @@ class PostgresUpkeep(Upkeep):
 
     def __init__(self, clock: Clock, limits: Limits) -> None:
         super().__init__(None, clock, limits)
-        self._measuring: Future[tuple[int, int, int, float]] | None = None
+        self._measuring: Future[Measured] | None = None
         self._measured_s = -math.inf
         #: What submits had added when that began.
         self._added_before = 0
@@ -39,9 +41,10 @@ class PostgresUpkeep(Upkeep):
             return False
         try:
             self._look(means)
-            return self._thin_if_due(db, means)
+            return self._thin_if_due(db, means) or self._forget_if_due(db, means)
         except BaseException as error:
             self._found.clear()
+            self._forgetter.start_anew()
             self._search = self._measuring = None
             self._due_s = time.monotonic() + AGAIN_S
             if isinstance(error, GuardError):
@@ -52,19 +55,18 @@ class PostgresUpkeep(Upkeep):
     @property
     def is_due(self) -> bool:
         limit = self.limits.max_bytes
-        return bool(limit and self._find_excess() > 0 and not self._is_bare)
+        return bool(limit and self._find_excess() > 0 and (self._forgetter.has_some or not self._is_bare))
 
     def _look(self, means: Means) -> None:
         if self._measuring is not None and self._measuring.done():
             measuring, self._measuring = self._measuring, None
-            total, of_bodies, living, took_s = measuring.result()
-            self.size = Size(total, max(of_bodies - living, 0), 0)
+            measured = measuring.result()
+            self.size = Size(measured.bytes, measured.free_bytes, 0)
             self._added -= self._added_before
-            self._measured_s = time.monotonic() + PAUSES * took_s
+            self._measured_s = time.monotonic() + PAUSES * measured.took_s
         elif self._measuring is None and time.monotonic() > self._measured_s + MEASURE_S:
             self._added_before = self._added
-            is_asked = self.limits.max_bytes > 0
-            self._measuring = means.read_slowly(lambda db: measure(db, is_asked))
+            self._measuring = means.read_slowly(lambda db: measure(db, self.limits.max_bytes))
 
     def _thin_if_due(self, db: Database, means: Means) -> bool:
         now_ms = self._clock.now_ms()
@@ -80,16 +82,38 @@ class PostgresUpkeep(Upkeep):
         self._added -= self.thinned[1] - before
         return is_more
 
+    def _forget_if_due(self, db: Database, means: Means) -> bool:
+        if not self._is_bare or self._find_excess() <= 0:
+            return False
+        gone = self._forgetter.turn(db, means)
+        if gone:
+            self._added -= gone * self._forgetter.each_bytes
+            if not self._forgetter.has_some:
+                self._measured_s = -math.inf  # before more of them go
+        return gone is not None
+
     def _find_excess(self) -> float:
         used = self.size.used_bytes + self._added
         if not (limit := self.limits.max_bytes):
             return 0
         self._is_thinning = used > limit * (THIN_TO if self._is_thinning else THIN_ABOVE)
-        return used - limit * THIN_TO if self._is_thinning else 0
+        if not self._is_thinning:
+            self._forgetter.relax()
+            return 0
+        return used - limit * THIN_TO
 
 
-def measure(db: Database, is_exact: bool) -> tuple[int, int, int, float]:
-    """The bytes of all tables, of the one with bodies, of the bodies in that, and how long it took to count them."""
+@dataclass(frozen=True)
+class Measured:
+    """The bytes of all tables, how many of them are not in use, and how long it took to count that."""
+
+    bytes: int
+    free_bytes: int
+    took_s: float
+
+
+def measure(db: Database, max_bytes: int) -> Measured:
+    """What the tables take. Exact only where there is a limit, and above that it counts what is there of records."""
     assert isinstance(db, PostgresConnection)
     began_s = time.monotonic()
     [(total, of_bodies)] = db.raw.execute(
@@ -97,7 +121,10 @@ def measure(db: Database, is_exact: bool) -> tuple[int, int, int, float]:
         "coalesce(sum(pg_total_relation_size(oid)) FILTER (WHERE relname = 'bodies'), 0)::bigint "
         "FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
     )
-    living = of_bodies
-    if is_exact:
+    free = 0
+    if max_bytes:
         [(living,)] = db.raw.execute("SELECT coalesce(sum(octet_length(body)), 0)::bigint FROM bodies")
-    return total, of_bodies, living, time.monotonic() - began_s
+        free = max(of_bodies - living, 0)
+        if total - free > max_bytes * THIN_TO:
+            free += max(total - of_bodies - records.weigh_all(db), 0)
+    return Measured(total, free, time.monotonic() - began_s)

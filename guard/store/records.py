@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..clock import Clock
 from ..quotas.refusal import refuse
 from ..signal import Signal
 from . import slices
 from .database import Database, keep_last_numbers
+from .rows import IS_OPEN
 from .slices import Limits, Means
 
 #: What the rows of a job and their places in the indexes take besides their texts.
-ROW_BYTES = 4096
+ROW_BYTES, POSTGRES_ROW_BYTES = 4096, 3072
 #: So many of an owner's records are measured, the oldest and the newest; the others are taken to be like those.
 MEASURED = 64
 #: Records of less than this share of `store.max_bytes` are not what fills it, prompts of open jobs are: none goes.
@@ -30,9 +32,10 @@ Row = tuple[int, str]
 
 @dataclass(frozen=True)
 class Shares:
-    """What the records of each owner take, about, in bytes."""
+    """What the records of each owner take, about, in bytes; and how many they are."""
 
     of: Mapping[str, int]
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def heaviest(self) -> str | None:
@@ -42,6 +45,11 @@ class Shares:
     def equal(self) -> int:
         """An equal share of what all take."""
         return sum(self.of.values()) // max(len(self.of), 1)
+
+    @property
+    def each(self) -> int:
+        """What one record of whoever has most takes."""
+        return self.of[self.heaviest] // self.counts[self.heaviest] if self.heaviest is not None else 0
 
     def has_too_much(self, owner: str) -> bool:
         return self.of.get(owner, 0) > self.equal
@@ -84,6 +92,11 @@ class Forgetter:
                 shares.equal,
                 "the oldest of them are a day old and have gone",
             )
+
+    @property
+    def each_bytes(self) -> int:
+        """What one of the records that go takes, about."""
+        return self._shares.each
 
     def relax(self) -> None:
         """There is room: nobody has too much, whatever it has."""
@@ -149,25 +162,37 @@ def weigh(db: Database) -> Shares:
         "SELECT (SELECT min(owner) FROM jobs WHERE jobs.owner > each.owner) FROM each WHERE owner IS NOT NULL) "
         "SELECT owner FROM each WHERE owner IS NOT NULL"
     ).fetchall()
-    return Shares({owner: size for (owner,) in owners if (size := _weigh_owner(db, owner))})
+    weighed = {owner: found for (owner,) in owners if (found := _weigh_owner(db, owner))[0]}
+    return Shares(
+        {owner: size for owner, (_count, size) in weighed.items()},
+        {owner: count for owner, (count, _size) in weighed.items()},
+    )
 
 
-def _weigh_owner(db: Database, owner: str) -> int:
+def weigh_all(db: Database) -> int:
+    """Estimate what the records of settled jobs and the rows of open ones take in PostgreSQL."""
+    (still_open,) = db.execute(f"SELECT count(*) FROM jobs INDEXED BY jobs_open WHERE {IS_OPEN}").fetchone()
+    return sum(weigh(db).of.values()) + int(still_open) * POSTGRES_ROW_BYTES
+
+
+def _weigh_owner(db: Database, owner: str) -> tuple[int, int]:
+    """How many records the owner has, and what they take."""
     settled = "FROM jobs INDEXED BY jobs_of_owner_ended WHERE owner = ? AND settled_at_ms IS NOT NULL"
     (count,) = db.execute(f"SELECT count(*) {settled}", (owner,)).fetchone()
     if not count:
-        return 0
-    told = "sum(length(payload))"
-    size = (
-        "length(metadata) + length(parameters) + length(outputs_to_execute) + coalesce(length(result), 0) + "
-        f"coalesce(length(verdict), 0) + coalesce((SELECT {told} FROM webhooks WHERE webhooks.job_id = jobs.job_id), 0)"
-    )
+        return 0, 0
+    # PostgreSQL packs long texts.
+    length = "length" if isinstance(db, sqlite3.Connection) else "pg_column_size"
+    texts = ("metadata", "parameters", "outputs_to_execute", "result", "verdict")
+    told = f"SELECT sum({length}(payload)) FROM webhooks WHERE webhooks.job_id = jobs.job_id"
+    size = " + ".join([*(f"coalesce({length}({text}), 0)" for text in texts), f"coalesce(({told}), 0)"])
     measured = [
         row[0]
         for order in ("ASC", "DESC")
         for row in db.execute(f"SELECT {size} {settled} ORDER BY event_id {order} LIMIT ?", (owner, MEASURED))
     ]
-    return int(count * (ROW_BYTES + sum(measured) / len(measured)))
+    row_bytes = ROW_BYTES if isinstance(db, sqlite3.Connection) else POSTGRES_ROW_BYTES
+    return count, int(count * (row_bytes + sum(measured) / len(measured)))
 
 
 def find(db: Database, settled_before_ms: int, unread_since_ms: int) -> Found:
