@@ -17,7 +17,7 @@ POWER_REAL ?= 20
 POWER_JOBS ?= 100
 CHANNELS ?= 500
 CHANNELS_REAL ?= 20
-FLEET ?= 60
+FLEET ?= 1200
 LEDGER ?= 500
 LEDGER_KILLS ?= 20
 SOAK ?= --minutes 20 --jobs 2000
@@ -47,7 +47,8 @@ help:
 	@echo "             POWER_JOBS); as root also on a file system of its own"
 	@echo "make channels 500 schedules of full disks, silent stores, stops and kills, with a listener on every channel, and"
 	@echo "             20 on each real ComfyUI (CHANNELS, CHANNELS_REAL)"
-	@echo "make fleet   servers that share a queue, killed, frozen and cut off 60 times, their PostgreSQL too (FLEET)"
+	@echo "make fleet   20 minutes of servers that share a queue, killed, frozen, cut off and with wrong clocks, their"
+	@echo "             PostgreSQL, depot and bot killed too (FLEET, seconds)"
 	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
 	@echo "             open files or threads grow"
@@ -104,7 +105,7 @@ channels: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_CHANNELS=$(CHANNELS) GUARDED_CHANNELS_REAL=$(CHANNELS_REAL) $(BIN)/pytest tests/chaos/test_channels.py $(PYTEST_ARGS)
 
 fleet: $(VENV)/.run-ready $(VENV)/.dev-ready
-	GUARDED_FLEET_ROUNDS=$(FLEET) $(BIN)/pytest tests/fleet $(PYTEST_ARGS)
+	GUARDED_FLEET_CHAOS_S=$(FLEET) $(BIN)/pytest tests/fleet $(PYTEST_ARGS)
 
 ledger: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_LEDGER=$(LEDGER) GUARDED_LEDGER_KILLS=$(LEDGER_KILLS) $(BIN)/pytest tests/examples/test_ledger.py $(PYTEST_ARGS)

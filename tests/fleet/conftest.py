@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import time
 import urllib.error
@@ -33,11 +34,15 @@ def until(holds, patience_s=PATIENCE_S):
 class Box(HostProcess):
     """One server of the fleet, as a bot sees it."""
 
-    def ask(self, method, path, body=None, timeout_s=30):
+    def ask(self, method, path, body=None, timeout_s=30, key=None, headers=None):
         """Status and JSON; None where nobody answers."""
         data = json.dumps(body).encode() if body is not None else None
+        with_key = {"Authorization": f"Bearer {key}"} if key is not None else {}
         asked = urllib.request.Request(
-            self.url + path, data, method=method, headers={"Content-Type": "application/json"}
+            self.url + path,
+            data,
+            method=method,
+            headers={"Content-Type": "application/json", **with_key, **(headers or {})},
         )
         try:
             with _DIRECT.open(asked, timeout=timeout_s) as answer:
@@ -66,8 +71,8 @@ class Box(HostProcess):
     def settled(self, job_id):
         return self.reached(job_id, *TERMINAL)
 
-    def is_ready(self):
-        answer = self.ask("GET", "/guarded/ready", timeout_s=5)
+    def is_ready(self, timeout_s=5):
+        answer = self.ask("GET", "/guarded/ready", timeout_s=timeout_s)
         return answer is not None and answer[0] == 200
 
     def freeze(self):
@@ -126,6 +131,34 @@ class Fleet:
         for box in self.boxes:
             box.thaw()
             box.kill()
+
+
+def read_verdict(job):
+    files = [(file["filename"], file["sha256"]) for file in job["artifacts"]]
+    return job["state"], job["error"] and job["error"]["code"], job["refund"], files
+
+
+def hold_to_verdicts(fleet, owners, key=None):
+    """Each job that was acknowledged has ended once, as whoever was told has heard it, and none was made twice."""
+    rng = random.Random(1)
+    for owner in owners:
+        assert not owner.contradicted
+        assert owner.acknowledged
+        for job_id in owner.acknowledged:
+            answer = until(
+                lambda job_id=job_id: (
+                    (answer := rng.choice(fleet.boxes).ask("GET", f"/guarded/jobs/{job_id}", key=key))
+                    and answer[0] == 200
+                    and answer[1]["state"] in TERMINAL
+                    and answer
+                )
+            )
+            assert owner.told[job_id] in (None, read_verdict(answer[1]))
+    doubled = "SELECT owner, idempotency_key FROM jobs WHERE idempotency_key IS NOT NULL GROUP BY 1, 2"
+    assert fleet.ask(f"{doubled} HAVING count(*) > 1") == []
+    ends = "sum(CASE WHEN state IN ('succeeded', 'failed', 'cancelled') THEN 1 ELSE 0 END)"
+    assert fleet.ask(f"SELECT job_id FROM transitions GROUP BY job_id HAVING {ends} <> 1") == []
+    until(lambda: not fleet.ask("SELECT 1 FROM leases WHERE holder NOT IN (SELECT box FROM boxes)"))
 
 
 @pytest.fixture(scope="module")

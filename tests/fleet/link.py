@@ -1,15 +1,21 @@
 """The network between a box and its database."""
 
 import contextlib
+import queue
 import socket
 import threading
+import time
 
 
 class Link:
-    """Passes on what comes, until it is cut: then nothing comes through in either way, and nobody is told."""
+    """Passes on what comes, until it is cut: then nothing comes through in either way, and nobody is told.
 
-    def __init__(self, port):
+    `delay_s`: how long each way takes.
+    """
+
+    def __init__(self, port, delay_s=0.0):
         self._port = port
+        self._delay_s = delay_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open = threading.Event()
@@ -55,10 +61,30 @@ class Link:
             back.join()
 
     def _pump(self, source, target):
+        on_their_way = queue.SimpleQueue()
+        sender = threading.Thread(target=self._send, args=(on_their_way, source, target), daemon=True)
+        if self._delay_s:
+            sender.start()
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self._open.wait()
-                target.sendall(data)
+                if self._delay_s:
+                    on_their_way.put((time.monotonic() + self._delay_s, data))
+                else:
+                    target.sendall(data)
+        if self._delay_s:
+            on_their_way.put(None)
+            sender.join()
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, on_their_way, source, target):
+        with contextlib.suppress(OSError):
+            while (part := on_their_way.get()) is not None:
+                due_s, data = part
+                time.sleep(max(due_s - time.monotonic(), 0))
+                target.sendall(data)
+            return
+        with contextlib.suppress(OSError):
+            source.shutdown(socket.SHUT_RDWR)  # nobody is there any more
