@@ -27,8 +27,11 @@ OVERDUE = 1000
 #: many bytes: all threads wait while it is parsed.
 WHOLE = 200
 ENTRY_BYTES = 2**20
-#: Changes of state read at once for one reader.
+#: Changes of state looked through at once for one reader …
 CHANGES = 2000
+#: … and so many of them read: hundreds of readers may be far behind at once, and Python's collector holds everybody up
+#: while it goes through what they have been given.
+READ_CHANGES = 100
 #: Bytes of bodies read at once. A single body may have `policy.max_body_bytes`.
 BODIES_BYTES = 4 * 2**20
 
@@ -122,7 +125,10 @@ def read_changes(db: Database, after: int, owner: str | None, job_id: str | None
         for event_id, row in zip(first_events.values(), found, strict=False):
             if row is None or owner not in (None, row[_OWNER]):
                 continue
-            job = read_job(row) if job_id is not None else page.take(row)
+            if job_id is not None:
+                job: Job | None = read_job(row)
+            else:
+                job = page.take(row) if len(jobs) < READ_CHANGES else None
             if job is None:
                 up_to = event_id - 1
                 break

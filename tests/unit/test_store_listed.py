@@ -104,11 +104,13 @@ def test_pages_lead_through_all_jobs(store):
     assert listed == seen
 
 
-def test_a_reader_far_behind_hears_every_change_once(store):
+def test_a_reader_far_behind_hears_every_change_once_and_few_at_a_time(store, monkeypatch):
+    monkeypatch.setattr("comfyui_guarded.guard.store.queries.READ_CHANGES", 10)
     heard, after = [], 0
     while True:
         changes = store.read_changes(after, owner="bot").result(LONG_S)
         heard += [(job.event_id, job.job_id, job.state) for job in changes.jobs]
+        assert len(changes.jobs) < 10 + 4, "hundreds of readers may be given so many at once"
         after = changes.up_to
         if after >= changes.head:
             break
