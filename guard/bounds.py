@@ -104,7 +104,8 @@ def read_json(raw: bytes, bounds: Bounds, what: str = "The body") -> Any:
 
 def read_shortened(raw: bytes, most: int) -> Any:
     """Parse JSON of somebody else's without what is behind the first `most` bytes of each text."""
-    return json.loads(shorten(raw, most).decode("utf-8", "replace"))
+    shortened = raw if len(raw) <= most else shorten(raw, most)
+    return json.loads(shortened.decode("utf-8", "replace"))
 
 
 def shorten(raw: bytes, most: int) -> bytes:

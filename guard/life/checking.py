@@ -287,7 +287,8 @@ class Namers:
         with self._lock:
             for path in _find_paths(outcome):
                 self._under_check[path] += change
-            self._under_check += Counter()  # drops those of no check
+                if self._under_check[path] <= 0:
+                    del self._under_check[path]
 
     def forget(self, outcome: Outcome) -> None:
         """The files of that run are gone, so their names are free again. Any thread."""

@@ -211,14 +211,15 @@ class Admission:
             media = await self._faces.open_loaded(prompt.graph, outputs)
             vram = await self._costs.check(prompt.graph, client, media, size)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
-            job = replace(self._make_job(request, prompt, body, locale, webhook, outputs, chosen), inputs=stored)
+            job = self._make_job(request, prompt, body, locale, webhook, outputs, chosen)
+            job = replace(job, inputs=stored) if stored else job  # to copy either takes long
             self._keep_secrets(job, prompt, undo)
             keep = self._host.prepare(job.job_id, rehearsal, len(body))
             takings = [] if request.by_operator else self._limits.list_takings(client, prompt.options.user)
-            submitted = replace(await self._commit(job, key, client, takings, keep), vram=vram)
+            submitted = await self._commit(job, key, client, takings, keep)
             if not submitted.replayed:
                 undo.pop_all()
-            return submitted
+            return submitted if vram is None else replace(submitted, vram=vram)
 
     def _check_size(self, request: Submission) -> None:
         limit = self._settings.policy.max_body_bytes

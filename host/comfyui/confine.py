@@ -8,6 +8,7 @@ the roots themselves. For the operator, and for native prompts, nothing changes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import sys
@@ -44,6 +45,8 @@ _WORKER = "guarded_worker"
 _FOLDER = "guarded_folder"
 
 _reading = threading.local()
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Confinement:
@@ -153,10 +156,11 @@ class Confinement:
         return self._place(folder) if folder in (find_root("output"), find_root("temp")) else folder
 
     def _get_save_image_path(self, native: Native, *args: Any, **kwargs: Any) -> Any:
-        call = inspect.signature(native).bind(*args, **kwargs)
-        if "output_dir" in call.arguments:
-            call.arguments["output_dir"] = self._rebase(call.arguments["output_dir"])
-        return native(*call.args, **call.kwargs)
+        if "output_dir" in kwargs:
+            kwargs["output_dir"] = self._rebase(kwargs["output_dir"])
+        elif (at := _find_place(native, "output_dir")) is not None and at < len(args):
+            args = (*args[:at], self._rebase(args[at]), *args[at + 1 :])
+        return native(*args, **kwargs)
 
     def _rebase(self, folder: Any) -> Any:
         """The folder of this run's owner in the place of a root, or of another owner's, to which a cached node object
@@ -257,6 +261,14 @@ class Confinement:
                             key_set.keys[node_id] = (*key, own)
 
         keys.add_keys = add_keys
+
+
+@functools.cache
+def _find_place(function: Native, name: str) -> int | None:
+    """Which of a function's arguments has that name; None where it takes none of it by its place."""
+    parameters = list(inspect.signature(function).parameters.values())
+    places = [number for number, one in enumerate(parameters) if one.name == name and one.kind in _BY_PLACE]
+    return places[0] if places else None
 
 
 @contextlib.contextmanager
