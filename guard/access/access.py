@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from . import peers
 from .addresses import is_loopback, is_loopback_host, read_authority
 from .keys import Keys
 from .tokens import Tokens
+
+log = logging.getLogger("guarded.access")
 
 #: The cookie of a browser that `python <folder> open` has signed in, and in its token what stands for a path: no
 #: request has that one, and nobody may ask for a token that has.
@@ -220,8 +223,11 @@ async def keep_current(
 ) -> None:
     """Let keys made or revoked elsewhere take effect within a second, for open sockets too. Event loop."""
     while True:
-        await asyncio.to_thread(keys.refresh)
-        hang_up(access.is_current)
+        try:
+            await asyncio.to_thread(keys.refresh)
+            hang_up(access.is_current)
+        except Exception:
+            log.exception("the keys were not looked at; that is tried again")
         await asyncio.sleep(pause_s)
 
 

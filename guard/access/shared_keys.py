@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -18,6 +19,8 @@ from ..settings import SettingsError, load
 from ..store import StoreUnusableError, open_once
 from ..store.key_rows import KeyTable
 from .keys import Key, KeyEdit, KeysError
+
+log = logging.getLogger("guarded.access")
 
 if TYPE_CHECKING:
     from ..store.postgres_once import OnceStore
@@ -86,11 +89,13 @@ def find_fleet(own: Path) -> OnceStore | None:
 
 
 def _parse(rows: Mapping[str, str]) -> list[Key]:
-    try:
-        keys = [_KEY.validate_json(body) for body in rows.values()]
-    except ValidationError as error:
-        place = error.errors()[0]["loc"]
-        raise KeysError(f"the keys of the fleet cannot be used: {place}") from None
+    """What is no key opens nothing, and keeps nobody from revoking others."""
+    keys = []
+    for key_id, body in rows.items():
+        try:
+            keys.append(_KEY.validate_json(body))
+        except ValidationError as error:
+            log.error("the key %s of the fleet counts for nothing: %s", key_id[:64], error.errors()[0]["msg"])
     return sorted(keys, key=lambda key: (key.created_at_ms, key.key_id))
 
 

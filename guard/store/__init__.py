@@ -9,8 +9,9 @@ with `check`, `migrate` and `repair`, which copies rows with `salvage` and `page
 `outbox`, `puts`, `result_files`, `depot_files` (with `depot_store` and `depot_protocol`), `line` (the queue's order),
 `times` (clocks that were wrong), `rows`, `alarms`, `spending` (what runs took), `tables` and `schema`. `database` has
 what both engines understand; PostgreSQL's is `postgres`, with its `postgres_engine` (with `postgres_held`,
-`postgres_reader`, `postgres_answers`), `postgres_connection`, `postgres_schema`, `postgres_address`, `postgres_upkeep`
-and `postgres_probe`, which load only where they are asked for, since psycopg is optional.
+`postgres_reader`, `postgres_answers`), `postgres_connection`, `postgres_schema`, `postgres_address`, `postgres_upkeep`,
+`postgres_probe`, for commands `postgres_once`, and what only a fleet has: `key_rows`, `sign_ins` and `buckets`, which
+load only where they are asked for, since psycopg is optional.
 """
 
 from .alarms import Alarm, NewAlarm

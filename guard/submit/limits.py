@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..client import Client
@@ -41,6 +42,8 @@ class _Bucket:
 
 #: Of so many buckets, those that are full again are forgotten: a client may name as many users as it likes.
 _BUCKETS = 10_000
+#: So many buckets are asked for at once.
+_PLACES = 1000
 
 
 class Limits:
@@ -114,13 +117,17 @@ class Limits:
                 del self._untold[taking.whose]
 
     def list_places(self) -> list[At]:
-        """The buckets here that other boxes may have taken from: of clients and of everybody."""
-        return list(self._quotas)
+        """Buckets here that other boxes may have taken from, of clients and of everybody: some, then others."""
+        places = list(islice(self._quotas, _PLACES))
+        for place in places:
+            self._quotas[place] = self._quotas.pop(place)  # the next time it is the others' turn
+        return places
 
-    def follow(self, levels: Levels) -> None:
+    def follow(self, places: Sequence[At], levels: Levels) -> None:
         """Know what is left of those buckets, as the database has it."""
         now_s = self._clock.monotonic_s()
-        for (what, whose), quota in list(self._quotas.items()):
+        for what, whose in places:
+            quota = self._quotas[what, whose]
             bucket = self._buckets[what, whose]
             own = bucket.fill(quota, now_s)
             shared = levels.find(Taking(what, whose, quota, 0))

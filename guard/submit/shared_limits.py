@@ -45,6 +45,8 @@ async def keep_shared(limits: Limits, store: Store) -> None:
                 await wrap_future(buckets.forget_full_buckets())
         except GuardError as error:
             log.debug("the limits go by what is known here: %s", error)  # the store has said why
+        except Exception:
+            log.exception("the limits go by what is known here; the others are asked again")
 
 
 async def exchange(limits: Limits, buckets: Buckets) -> None:
@@ -52,4 +54,4 @@ async def exchange(limits: Limits, buckets: Buckets) -> None:
         await wrap_future(buckets.add_takings(takings))
         limits.note_told(takings)
     if places := limits.list_places():
-        limits.follow(await wrap_future(buckets.read_buckets(places)))
+        limits.follow(places, await wrap_future(buckets.read_buckets(places)))

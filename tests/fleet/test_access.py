@@ -1,6 +1,7 @@
 """What one box has given out holds on the others: keys, tokens, sign-ins, and what a command has made."""
 
 import json
+import secrets
 import urllib.error
 import urllib.request
 
@@ -9,6 +10,9 @@ from contract.client import make_key, sleep
 from fleet.conftest import until
 
 from comfyui_guarded.guard.access import keys as keys_of_a_file
+from comfyui_guarded.guard.access.sign_in import digest
+from comfyui_guarded.guard.store.postgres_address import read_address
+from comfyui_guarded.guard.store.postgres_once import OnceStore
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360)]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -25,6 +29,23 @@ def ask(box, path, key=None, body=None, method=None, **headers):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, None
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_facts):
+        return None
+
+
+def sign_in(box, fleet):
+    """The cookie of a browser that follows a link of the command `open` on one box."""
+    token = secrets.token_urlsafe(32)
+    OnceStore(read_address(fleet.engine.url())).put_sign_in(digest(token), 60_000).result()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        opener.open(f"{box.url}/guarded/open?once={token}", timeout=30)
+    with caught.value as answer:
+        assert answer.code == 303
+        return answer.headers["Set-Cookie"].partition(";")[0]
 
 
 def test_keys_tokens_and_limits_of_one_box_hold_on_all(fleet):
@@ -49,6 +70,10 @@ def test_keys_tokens_and_limits_of_one_box_hold_on_all(fleet):
     assert ask(first, f"/guarded/keys/{made['key_id']}", operator, method="DELETE")[0] == 200
     until(lambda: ask(second, "/guarded/jobs", bot)[0] == 401)
     assert ask(second, token["url"])[0] == 401
+
+    signed_in = {"Cookie": sign_in(first, fleet)}
+    for box in (first, second):
+        assert ask(box, "/guarded/keys", **signed_in)[0] == 200
 
     def says():
         lines = ask(first, "/guarded/doctor", operator)[1]["lines"]

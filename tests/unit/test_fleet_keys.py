@@ -164,15 +164,27 @@ def test_a_box_reads_no_keys_while_nothing_changes(tmp_path, table):
     assert keys.list_all()[0] is parsed[0]
 
 
-def test_a_key_that_cannot_be_read_changes_nothing(tmp_path, table):
+@pytest.mark.parametrize("row", ["{", "[]", '{"key_id": "x", "scope": 7}', "\x00"])
+def test_a_row_that_is_no_key_opens_nothing_and_keeps_nobody_from_revoking_others(tmp_path, table, row, caplog):
     keys = join(tmp_path / "a", table)
     _key, secret = create(SharedKeys(table), wanted("bot"), same_owner=False)
-    keys.refresh()
-    table.rows["x"], table.last = "{", 99
+    table.rows["x"], table.last = row, 99
     keys.refresh()
     assert keys.find(secret).owner == "bot"
-    with pytest.raises(KeysError, match="cannot be used"):
-        SharedKeys(table).read()
+    assert "the key x" in caplog.text
+    revoke(SharedKeys(table), "bot", 1)
+    keys.refresh()
+    assert keys.find(secret) is None
+    assert table.rows["x"] == row
+
+
+def test_a_key_of_a_later_version_is_read_as_far_as_it_is_known(tmp_path, table):
+    keys = join(tmp_path / "a", table)
+    key, secret = create(SharedKeys(table), wanted("bot"), same_owner=False)
+    table.rows[key.key_id] = json.dumps({**json.loads(table.rows[key.key_id]), "max_tomorrow": 1})
+    table.last += 1
+    keys.refresh()
+    assert keys.find(secret).owner == "bot"
 
 
 # On a real database. ------------------------------------------------------------------------------------------------

@@ -116,6 +116,19 @@ async def test_bytes_that_came_to_one_box_count_on_the_others_after_a_look(boxes
     assert here.list_untold() == there.list_untold() == []
 
 
+async def test_of_very_many_clients_some_are_asked_about_at_a_time(boxes, monkeypatch):
+    monkeypatch.setattr("comfyui_guarded.guard.submit.limits._PLACES", 2)
+    limits = limits_of(upload_bytes_per_hour=1000)
+    clients = [Client(f"bot{number}", operator=False) for number in range(5)]
+    for client in clients:
+        limits.take_upload(client, 900)
+    for _ in range(4):
+        await exchange(limits, boxes[0])
+        for client in clients:
+            with pytest.raises(RateLimitedError):
+                limits.take_upload(client, 200)
+
+
 async def test_a_client_reads_what_all_boxes_have_left_of_its_jobs(boxes):
     here, there = limits_of(jobs_per_minute=6), limits_of(jobs_per_minute=6)
     for _ in range(4):
