@@ -67,11 +67,12 @@ def _write(db: Database, takings: Iterable[Taking], levels: Levels) -> None:
         left = levels.find(taking) - taking.units
         full_at_ms = levels.now_ms + int((taking.quota.units - left) / taking.quota.per_s * 1000) + 1
         rows.append((taking.what, *_name(taking.whose), left, levels.now_ms, full_at_ms))
-    db.executemany(
-        "INSERT INTO buckets (what, owner, user_id, units, at_ms, full_at_ms) VALUES (?, ?, ?, ?, ?, ?) "
+    marks = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(rows))  # one statement: others wait for its end
+    db.execute(
+        f"INSERT INTO buckets (what, owner, user_id, units, at_ms, full_at_ms) VALUES {marks} "
         "ON CONFLICT (what, owner, user_id) DO UPDATE SET units = excluded.units, at_ms = excluded.at_ms, "
         "full_at_ms = excluded.full_at_ms",
-        rows,
+        [value for row in rows for value in row],
     )
 
 

@@ -104,8 +104,9 @@ class Limits:
         return [Taking("jobs", whose, quota, 1) for whose, quota in quotas if quota is not None]
 
     def list_untold(self) -> list[Taking]:
-        """The bytes that were taken here and that the other boxes do not know of."""
-        return [Taking("bytes", whose, self._quotas["bytes", whose], size) for whose, size in self._untold.items()]
+        """Bytes that were taken here and that the other boxes do not know of."""
+        untold = islice(self._untold.items(), _PLACES)
+        return [Taking("bytes", whose, self._quotas["bytes", whose], size) for whose, size in untold]
 
     def note_told(self, takings: Sequence[Taking]) -> None:
         """They are in the database."""
@@ -158,7 +159,7 @@ class Limits:
                     f"{size} bytes are more than may be uploaded in an hour.", extra_info={"max_bytes": quota.units}
                 )
         self._take("bytes", quotas, size)
-        if self.is_shared:
+        if self.is_shared and size:
             for whose, quota in quotas:
                 if quota is not None:
                     self._untold[whose] = self._untold.get(whose, 0.0) + size

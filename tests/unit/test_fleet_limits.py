@@ -114,6 +114,11 @@ async def test_bytes_that_came_to_one_box_count_on_the_others_after_a_look(boxes
     with pytest.raises(RateLimitedError):
         here.take_upload(BOT, 20)
     assert here.list_untold() == there.list_untold() == []
+    empty = Client("empty", operator=False)
+    for _ in range(3):
+        here.take_upload(empty, 0)
+        await exchange(here, boxes[0])
+        assert here.list_untold() == []
 
 
 async def test_of_very_many_clients_some_are_asked_about_at_a_time(boxes, monkeypatch):
