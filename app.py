@@ -1,3 +1,4 @@
+# Over 400 lines: the whole machine is wired in one function, where a reader sees all of it.
 """The whole machine, built and wired top to bottom in one function."""
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from .guard.life.supervisor import Supervisor
 from .guard.life.watchdog import Watchdog
 from .guard.models.downloads import Downloads
 from .guard.operators.alarms import Alarms
+from .guard.operators.fleet import make_view
 from .guard.operators.gpu import Gpus
 from .guard.operators.machine import Machine
 from .guard.operators.metrics import Exposition, Metrics
@@ -240,15 +242,16 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     gpus = Gpus()
     busy = Machine(gpus, clock)
     shown = (settings.queue, store, host, health, watchdog, janitor, gpus)
-    exposition = Exposition(metrics, *shown, storage.count_unstored)
+    fleet_view = make_view(membership, member, store, health, gpus, clock)
+    exposition = Exposition(metrics, *shown, storage.count_unstored, fleet_view)
     refusals = Refusals(clock)
-    alarms = Alarms(store, clock)
+    alarms = Alarms(store, clock, None if member is None else lambda: member.box)
     refused: Signal[[str, str]] = Signal()
     templates = Templates(host, settings.policy, (TEMPLATES, own / "workflows"))
     warmup_runs = WarmupRuns(settings.results, runs, watchdog, host, quarantine)
     prompts = Prompts(host, templates, own)
     warmups = Warmups(settings.warmup, store, host, health, warmup_runs, prompts, clock, own)
-    stats = Stats(*shown, refusals, alarms, clock, warmups.describe)
+    stats = Stats(*shown, refusals, alarms, clock, warmups.describe, fleet_view)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
     store.changed.subscribe(quotas.files.add_results)
     store.changed.subscribe(events.follow)
@@ -257,6 +260,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     store.changed.subscribe(sockets.follow)
     store.arrived.subscribe(sockets.follow_other)
     store.changed.subscribe(metrics.follow)
+    store.arrived.subscribe(metrics.follow_other)
     runs.spent.subscribe(metrics.count_spent)
     refused.subscribe(metrics.count_refusal)
     refused.subscribe(refusals.count)
@@ -273,6 +277,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     putter.attempted.subscribe(metrics.count_put)
     outbox.given_up.subscribe(lambda delivery, why: events.alarm("webhook_given_up", why, delivery.job_id))
     events.alarmed.subscribe(alarms.note)
+    if fleet_view is not None:
+        fleet_view.alarmed.subscribe(events.alarm)
     watchdog.turned.subscribe(alarms.turn)
     watchdog.alarmed.subscribe(events.alarm)
     watchdog.turned.subscribe(dispatcher.supervise)
@@ -332,6 +338,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         gpus.start()
         busy.start()
         await asyncio.to_thread(doctor.remember)
+        if fleet_view is not None:
+            await asyncio.to_thread(fleet_view.tell_version)
         spare_collector()
 
     application.on_startup.append(start)

@@ -65,8 +65,9 @@ class Events:
         #: The newest picture of each job, if no reader has had it yet.
         self._pictures: dict[str, tuple[str, Callable[[], bytes]]] = {}
         self._progress_due_s = 0.0
-        #: Something has happened that an operator should look at: its code, a message, the job. Any thread.
-        self.alarmed: Signal[[str, str, str | None]] = Signal()
+        #: Something has happened that an operator should look at: its code, a message, the job, and the box of a fleet
+        #: that it is about where that is another one. Any thread.
+        self.alarmed: Signal[[str, str, str | None, str | None]] = Signal()
         #: A new reader wants positions: called with its one job (None: several) on the event loop.
         self.joined: Signal[[str | None]] = Signal()
         # Event loop only.
@@ -97,10 +98,10 @@ class Events:
         if self._is_wanted(job):
             self._put(job)
 
-    def alarm(self, code: str, message: str, job_id: str | None = None) -> None:
-        """Tell operators of something that they should look at. Any thread."""
+    def alarm(self, code: str, message: str, job_id: str | None = None, box: str | None = None) -> None:
+        """Tell operators of something that they should look at; `box`: of another box of the fleet. Any thread."""
         body: AlarmEvent = {"code": code, "job_id": job_id, "message": message}
-        self.alarmed(code, message, job_id)
+        self.alarmed(code, message, job_id, box)
         self._put(Event(ALARM, lambda: body))
 
     def progressed(self, job_id: str, progress: Progress) -> None:

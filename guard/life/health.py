@@ -53,7 +53,7 @@ class Health:
         #: What lets no job in although those that were admitted go on: the same.
         self._refusing: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
         #: What an operator should know although jobs run: the same.
-        self._warned: list[tuple[str, str, Callable[[], bool]]] = []
+        self._warned: list[tuple[str, Callable[[], str], Callable[[], bool]]] = []
         #: What keeps `/guarded/ready` from saying so, although jobs are taken and run: the same.
         self._unready: list[tuple[str, Callable[[], bool]]] = []
         self._disks_full: list[Callable[[], DiskFullError | None]] = []
@@ -82,9 +82,9 @@ class Health:
         """
         self._refusing.append((name, text, is_so))
 
-    def warn(self, name: str, text: str, is_so: Callable[[], bool]) -> None:
+    def warn(self, name: str, text: str | Callable[[], str], is_so: Callable[[], bool]) -> None:
         """Alarm operators while `is_so()`, as with :meth:`watch`; but jobs go on."""
-        self._warned.append((name, text, is_so))
+        self._warned.append((name, text if callable(text) else lambda: text, is_so))
 
     def hold_ready(self, name: str, is_so: Callable[[], bool]) -> None:
         """Report the problem `name` to who asks whether the server is ready while `is_so()`; but jobs go on."""
@@ -139,7 +139,7 @@ class Health:
         texts = {**_ALARMS, **{name: text() for name, text, _is_so in self._watched}}
         alarms = [(name.replace(" ", "_"), texts[name]) for name in self.problems() if name in texts]
         alarms.extend((name.replace(" ", "_"), text()) for name, text, is_so in self._refusing if is_so())
-        alarms.extend((name.replace(" ", "_"), text) for name, text, is_so in self._warned if is_so())
+        alarms.extend((name.replace(" ", "_"), text()) for name, text, is_so in self._warned if is_so())
         if (full := self._disk_full()) is not None:
             alarms.append((full.code, f"{full.message} {full.details}".strip()))
         if hung := self._host.hung_workers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import wrap_future
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -18,7 +19,10 @@ WAITING = 200
 
 
 class KeptAlarmBody(TypedDict):
-    """Something that an operator should look at; `seen_at_ms` is null until one has said that it is seen."""
+    """Something that an operator should look at; `seen_at_ms` is null until one has said that it is seen.
+
+    `box`: where it happened, of a fleet; else null.
+    """
 
     id: int
     at_ms: int
@@ -26,6 +30,7 @@ class KeptAlarmBody(TypedDict):
     message: str
     job_id: str | None
     seen_at_ms: int | None
+    box: str | None
 
 
 class Records(Protocol):
@@ -40,14 +45,18 @@ class Records(Protocol):
 class Alarms:
     """Hands alarms in to the store until it has them. `note` and `turn` run on any thread, the rest on the loop."""
 
-    def __init__(self, store: Records, clock: Clock) -> None:
+    def __init__(self, store: Records, clock: Clock, find_box: Callable[[], str] | None = None) -> None:
+        """`find_box`: the name of this server among those that share the store."""
         self._store = store
         self._clock = clock
+        self._find_box = find_box
         self._waiting: deque[NewAlarm] = deque(maxlen=WAITING)
 
-    def note(self, code: str, message: str, job_id: str | None) -> None:
-        """Keep one, with the time."""
-        self._put([NewAlarm(self._clock.now_ms(), code, message, job_id)])
+    def note(self, code: str, message: str, job_id: str | None, box: str | None = None) -> None:
+        """Keep one, with the time; `box` where it is about another box than this one."""
+        if box is None and self._find_box is not None:
+            box = self._find_box()
+        self._put([NewAlarm(self._clock.now_ms(), code, message, job_id, box)])
 
     def turn(self) -> None:
         """Hand in again what the store has not taken."""
@@ -88,4 +97,5 @@ def _body(alarm: Alarm) -> KeptAlarmBody:
         "message": hide(alarm.message),
         "job_id": alarm.job_id,
         "seen_at_ms": alarm.seen_at_ms,
+        "box": alarm.box,
     }

@@ -1,6 +1,8 @@
 """What the figures are as JSON."""
 
 # Without `from __future__ import annotations`: compiling each annotation from its text would make a start slower.
+from typing import Literal
+
 from typing_extensions import NotRequired, TypedDict
 
 from ..janitor.bodies import RootBody
@@ -91,8 +93,45 @@ class WarmupBody(TypedDict):
     runs: list[WarmupRunBody]
 
 
+BoxState = Literal["alive", "late", "gone", "draining"]
+
+
+class BoxRunBody(TypedDict):
+    """A job that a box runs; `since_ms` is null until it has begun."""
+
+    job_id: str
+    owner: str
+    template: str
+    state: str
+    since_ms: int | None
+
+
+class BoxBody(TypedDict):
+    """A box of the fleet; null is what it does not say.
+
+    `late`: it was not heard of for a third of its lease; `gone`: for all of it. `differs`: in its `version`, from most
+    boxes; in its machine's `clock`, from the database's.
+    """
+
+    box: str
+    is_this: bool
+    state: BoxState
+    beat_at_ms: int
+    url: str | None
+    version: str | None
+    gpu: str | None
+    gpu_bytes: int | None
+    max_jobs: int
+    runs: list[BoxRunBody]
+    problems: list[str]
+    clock_off_s: float
+    differs: list[str]
+
+
 class StatsBody(TypedDict):
-    """The figures; `failing`, `gpu`, `disk`, `worker`, `warmup`, `alarms` and `unseen_alarms` are for operators."""
+    """The figures; `failing`, `gpu`, `disk`, `worker`, `warmup`, `alarms` and `unseen_alarms` are for operators, and so
+    is `fleet`, where the server is in one.
+    """
 
     now_ms: int
     windows: dict[str, WindowBody]
@@ -107,3 +146,4 @@ class StatsBody(TypedDict):
     warmup: NotRequired[WarmupBody]
     alarms: NotRequired[list[AlarmBody]]
     unseen_alarms: NotRequired[int]
+    fleet: NotRequired[list[BoxBody]]

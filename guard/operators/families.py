@@ -145,6 +145,27 @@ STORE_FREE = Family("guarded_store_free_bytes", "gauge", "Bytes of it that are f
 STORE_LOG = Family("guarded_store_log_bytes", "gauge", "Size of the log beside it.")
 STORE_LIMIT = Family("guarded_store_limit_bytes", "gauge", "How large it may become (`store.max_bytes`; 0: no limit).")
 STORE_THINNED = Family("guarded_store_thinned_total", "counter", "Prompts of settled jobs that were deleted.")
+FLEET_INFO = Family(
+    "guarded_fleet_info",
+    "gauge",
+    "1, where the server is a box of a fleet: its name and its version.",
+    ("box", "version"),
+)
+FLEET_BOXES = Family(
+    "guarded_fleet_boxes",
+    "gauge",
+    "Boxes of the fleet: alive, draining, late (not heard of for a third of the lease) or gone (for all of it, within "
+    "the last day).",
+    ("state",),
+)
+FLEET_VERSIONS = Family("guarded_fleet_versions", "gauge", "How many versions of this package they have.")
+FLEET_SLOTS = Family("guarded_fleet_slots", "gauge", "Slots of all boxes that live.")
+FLEET_SLOTS_USED = Family("guarded_fleet_slots_used", "gauge", "Jobs that they have under way.")
+
+#: Of a fleet as a whole: one of its boxes tells them, so that sums count nothing twice.
+OF_FLEET = frozenset(
+    {QUEUED, STORE_SIZE, STORE_FREE, STORE_LOG, STORE_LIMIT, FLEET_BOXES, FLEET_VERSIONS, FLEET_SLOTS, FLEET_SLOTS_USED}
+)
 
 #: Counted as it happens.
 COUNTED = (
@@ -158,4 +179,5 @@ READ = (
     *(GPU_INFO, GPU_BUSY, VRAM_USED, VRAM_SIZE, DISK_FREE, DISK_SIZE, ROOT_FILES, ROOT_BYTES, WOULD_FREE),
     *(SWEEPS, SWEPT_FILES, SWEPT_BYTES, SWEPT_JOBS, SWEEP_ERRORS),
     *(STORE_SIZE, STORE_FREE, STORE_LOG, STORE_LIMIT, STORE_THINNED),
+    *(FLEET_INFO, FLEET_BOXES, FLEET_VERSIONS, FLEET_SLOTS, FLEET_SLOTS_USED),
 )

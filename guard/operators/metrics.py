@@ -36,10 +36,16 @@ from .families import (
     DISOWNED,
     FACE_CHECK_TIME,
     FACE_CHECKS,
+    FLEET_BOXES,
+    FLEET_INFO,
+    FLEET_SLOTS,
+    FLEET_SLOTS_USED,
+    FLEET_VERSIONS,
     GPU_BUSY,
     GPU_INFO,
     GPU_TIME,
     INTERRUPTS,
+    OF_FLEET,
     OVER_QUOTA,
     PUTS,
     QUEUED,
@@ -72,6 +78,7 @@ from .families import (
     WOULD_FREE,
     Family,
 )
+from .fleet import STATES, FleetView
 from .gpu import Gpus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -128,6 +135,13 @@ class Metrics:
         self._add(SETTLED, job.state.value, code or "")
         if job.state is JobState.SUCCEEDED and job.started_at_ms is not None and job.settled_at_ms is not None:
             self._observe(RUN, (job.settled_at_ms - job.started_at_ms) / 1000, self._label_of(job.template))
+
+    def follow_other(self, job: Job) -> None:
+        """Note a job that another box of the fleet has changed, which counts it. The store's thread."""
+        if job.state.settled:
+            self._known.discard(job.job_id)
+        else:
+            self._known.add(job.job_id)
 
     def count_spent(self, job: Job, spent: Spent) -> None:
         """Count what a run took of the worker."""
@@ -223,8 +237,9 @@ class Exposition:
         janitor: Janitor,
         gpus: Gpus,
         count_unstored: Callable[[], int] = lambda: 0,
+        fleet: FleetView | None = None,
     ) -> None:
-        """`count_unstored`: the results that the depot does not have yet."""
+        """`count_unstored`: the results that the depot does not have yet. `fleet`: this is one of its boxes."""
         self._metrics = metrics
         self._settings = settings
         self._store = store
@@ -234,6 +249,7 @@ class Exposition:
         self._janitor = janitor
         self._gpus = gpus
         self._count_unstored = count_unstored
+        self._fleet = fleet
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format. Takes some milliseconds: not for the event loop.
@@ -253,9 +269,28 @@ class Exposition:
             ) from None
         registry = core.CollectorRegistry()
         library.ProcessCollector(registry=registry)
-        registry.register(_Collector(core, [*self._metrics.samples(), *self._read_samples()]))
+        registry.register(_Collector(core, [*self._metrics.samples(), *self._choose_samples()]))
         text: bytes = library.generate_latest(registry)
         return text
+
+    def _choose_samples(self) -> Iterator[tuple[Family, _Labels, float]]:
+        """Without what another box of the fleet tells."""
+        if self._fleet is None:
+            yield from self._read_samples()
+            return
+        is_keeper = self._fleet.is_keeper
+        yield FLEET_INFO, (self._fleet.box, self._fleet.version()), 1
+        for sample in (*self._read_samples(), *self._read_fleet(self._fleet)):
+            if is_keeper or sample[0] not in OF_FLEET:
+                yield sample
+
+    def _read_fleet(self, fleet: FleetView) -> Iterator[tuple[Family, _Labels, float]]:
+        counts = fleet.count_states()
+        for state in STATES:
+            yield FLEET_BOXES, (state,), counts[state]
+        yield FLEET_VERSIONS, (), fleet.count_versions()
+        yield FLEET_SLOTS, (), fleet.count_slots()
+        yield FLEET_SLOTS_USED, (), fleet.count_running()
 
     def _read_samples(self) -> Iterator[tuple[Family, _Labels, float]]:
         counts = self._watchdog.counts

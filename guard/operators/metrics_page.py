@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .families import COUNTED, READ
+from .families import COUNTED, OF_FLEET, READ
 
 
 def markdown() -> str:
@@ -34,6 +34,13 @@ def markdown() -> str:
             for family in (*COUNTED, *READ)
         ),
         "",
+        "## A fleet",
+        "",
+        "Each box of [a fleet](fleet.md) is scraped by itself; `guarded_fleet_info` has its name and version. Jobs,",
+        "runs and refusals are counted by the box that did it, so `sum` over all boxes is right. What is the same on",
+        f"all of them ({', '.join(f'`{family.name}`' for family in READ if family in OF_FLEET)})",
+        "only one box tells, the one that also sends the webhooks; when it dies, another does. So sums are right.",
+        "",
         "## Questions",
         "",
         "| what | PromQL |",
@@ -47,8 +54,8 @@ def markdown() -> str:
         "[`observability/alerts.yml`](../observability/alerts.yml) are alert rules (`rule_files` in",
         "`prometheus.yml`): a box that is down, takes no jobs, whose worker is dead or whose queue stands is",
         "`critical`; failing jobs, long waits, workers that hang or were replaced, restarts, full disks and",
-        "webhooks that do not arrive are a `warning`. `promtool test rules observability/alerts_test.yml` shows",
-        "when each fires.",
+        "webhooks that do not arrive, and boxes of a fleet that are gone or differ, are a `warning`.",
+        "`promtool test rules observability/alerts_test.yml` shows when each fires.",
         "",
     ]
     return "\n".join(lines)
@@ -67,6 +74,10 @@ _QUESTIONS = (
     (
         "95 % of a template's runs are shorter than",
         "histogram_quantile(0.95, sum by (template, le) (rate(guarded_job_run_seconds_bucket[1h])))",
+    ),
+    (
+        "how busy each box is, by its name",
+        "guarded_slots_used * on (instance) group_left (box) guarded_fleet_info / guarded_slots",
     ),
     ("why jobs fail", 'sum by (code) (increase(guarded_jobs_settled_total{outcome="failed"}[24h]))'),
 )

@@ -25,6 +25,7 @@ from ..settings import QueueSettings
 from ..store import Counts, Ended
 from .alarms import Alarms
 from .bodies import FailingBody, OutcomesBody, SlowestBody, StatsBody, WarmupBody, WindowBody
+from .fleet import FleetView
 from .gpu import Gpus
 from .refusals import Refusals
 
@@ -90,7 +91,9 @@ class Stats:
         alarms: Alarms,
         clock: Clock,
         warmup: Callable[[], WarmupBody] = lambda: {"ready": True, "runs": []},
+        fleet: FleetView | None = None,
     ) -> None:
+        """`fleet`: the boxes, where this server is one of several."""
         self._settings = settings
         self._store = store
         self._host = host
@@ -102,6 +105,7 @@ class Stats:
         self._alarms = alarms
         self._clock = clock
         self._warmup = warmup
+        self._fleet = fleet
         self._lock = asyncio.Lock()
         self._hours: dict[int, Owners] = {}
         #: When the store was last counted, the parts of each window, and the hours of the chart.
@@ -140,7 +144,7 @@ class Stats:
                 name: window(_merge(owner, parts), self._refusals.by_code(owner, WINDOWS_MS[name]))
                 for name, parts in windows.items()
             },
-            "queue": {"queued": counts.queued, "running": counts.running, "max_jobs": self._settings.max_jobs},
+            "queue": {"queued": counts.queued, "running": counts.running, "max_jobs": self._count_slots()},
             "slowest": slowest(runs),
             "chart": [{"from_ms": from_ms, **outcomes(_merge(owner, [hour]))} for from_ms, hour in chart],
             "refused_since_ms": self._refusals.since_ms,
@@ -153,11 +157,14 @@ class Stats:
         return {
             "now_ms": self._clock.now_ms(),
             "windows": {name: window({}, self._refusals.by_code(None, ms)) for name, ms in WINDOWS_MS.items()},
-            "queue": {"queued": 0, "running": 0, "max_jobs": self._settings.max_jobs},
+            "queue": {"queued": 0, "running": 0, "max_jobs": self._count_slots()},
             "slowest": [],
             "chart": [],
             "refused_since_ms": self._refusals.since_ms,
         }
+
+    def _count_slots(self) -> int:
+        return self._settings.max_jobs if self._fleet is None else self._fleet.count_slots()
 
     async def _add_machine(self, figures: StatsBody) -> StatsBody:
         running: list[Job] = []
@@ -167,6 +174,9 @@ class Stats:
             running = await wrap_future(
                 self._store.list_jobs(None, frozenset({JobState.RUNNING, JobState.VALIDATING}), limit=1)
             )
+        if self._fleet is not None:
+            with contextlib.suppress(GuardError):
+                figures = {**figures, "fleet": await self._fleet.list_bodies()}
         gpu = self._gpus.ours
         return {
             **figures,

@@ -15,12 +15,13 @@ MESSAGE_CHARS = 2000
 
 @dataclass(frozen=True)
 class NewAlarm:
-    """Something that has just happened; `job_id` where it concerns one job."""
+    """Something that has just happened; `job_id` where it concerns one job, `box` where it was, of a fleet."""
 
     at_ms: int
     code: str
     message: str
     job_id: str | None = None
+    box: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Alarm:
     message: str
     job_id: str | None
     seen_at_ms: int | None
+    box: str | None
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Alarm))
@@ -40,8 +42,8 @@ _COLUMNS = ", ".join(field.name for field in fields(Alarm))
 
 def put(db: Database, alarms: Sequence[NewAlarm]) -> None:
     db.executemany(
-        "INSERT INTO alarms (at_ms, code, message, job_id) VALUES (?, ?, ?, ?)",
-        [(alarm.at_ms, alarm.code, alarm.message[:MESSAGE_CHARS], alarm.job_id) for alarm in alarms],
+        "INSERT INTO alarms (at_ms, code, message, job_id, box) VALUES (?, ?, ?, ?, ?)",
+        [(alarm.at_ms, alarm.code, alarm.message[:MESSAGE_CHARS], alarm.job_id, alarm.box) for alarm in alarms],
     )
     db.execute("DELETE FROM alarms WHERE number <= (SELECT max(number) FROM alarms) - ?", (KEPT,))
 

@@ -76,7 +76,7 @@ class Box:
 
     Attributes:
         max_jobs: how many jobs it runs at once. beat_at_ms: the time of its last beat, by the engine's clock.
-        is_alive: whether that held when the table was read.
+        is_alive: whether that held when the table was read. running: how many jobs it had under way then.
         url: where it is reached, a plain http(s) URL without a slash at its end; None: nowhere.
         status: what it tells about itself. Whoever can write into the table may have put anything there: its size is
             bounded and it is an object, and that is all. :meth:`text`, :meth:`number` and :meth:`texts` read it.
@@ -88,6 +88,7 @@ class Box:
     is_alive: bool
     url: str | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
+    running: int = 0
     #: Names the time since it joined, and counts the changes of `url` and `status` since.
     epoch: str = ""
     revision: int | None = None
@@ -200,17 +201,18 @@ def list_boxes(db: Database, lease_ms: int, known: Sequence[Box] = ()) -> list[B
     """All boxes, by name. `known`: as they were before; only what has changed since of their statuses is read."""
     before = {box.box: box for box in known}
     found = db.execute(
-        f"SELECT box, max_jobs, until_ms, until_ms > {NOW_MS}, epoch, revision FROM boxes ORDER BY box LIMIT ?",
+        f"SELECT box, max_jobs, until_ms, until_ms > {NOW_MS}, (SELECT count(*) FROM jobs WHERE jobs.box = boxes.box "
+        f"AND jobs.box IS NOT NULL AND {_UNDER_WAY}), epoch, revision FROM boxes ORDER BY box LIMIT ?",
         (MOST_BOXES,),
     ).fetchall()
     boxes = []
-    for name, max_jobs, until_ms, is_alive, epoch, revision in found:
+    for name, max_jobs, until_ms, is_alive, running, epoch, revision in found:
         box = before.get(name)
         if box is not None and (box.epoch, box.revision) == (epoch, revision):
             url, status = box.url, box.status
         else:
             url, status = _read_told(db, name)
-        boxes.append(Box(name, max_jobs, until_ms - lease_ms, bool(is_alive), url, status, epoch, revision))
+        boxes.append(Box(name, max_jobs, until_ms - lease_ms, bool(is_alive), url, status, running, epoch, revision))
     return boxes
 
 
@@ -260,6 +262,16 @@ def list_under_way(db: Database, box: str, *, and_orphans: bool) -> list[Job]:
     own = f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_of_box WHERE box = ? AND box IS NOT NULL AND {_UNDER_WAY}"
     rows = db.execute(own, (box,)).fetchall()
     return [read_job(row) for row in [*rows, *(db.execute(_ORPHANS).fetchall() if and_orphans else [])]]
+
+
+def list_runs(db: Database, limit: int) -> list[tuple[str, Job]]:
+    """What all boxes have under way, each with its box."""
+    rows = db.execute(
+        f"SELECT box, {COLUMNS} FROM jobs INDEXED BY jobs_of_box WHERE box IS NOT NULL AND {_UNDER_WAY} "
+        "ORDER BY started_at_ms, number LIMIT ?",
+        (limit,),
+    ).fetchall()
+    return [(box, read_job(job)) for box, *job in rows]
 
 
 def list_secretive(db: Database, box: str, *, and_orphans: bool) -> list[Job]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..clock import Clock
 from ..errors import GuardError
+from ..job import Job
 from ..quotas import Taking
 from . import buckets, forks, key_rows, members, sign_ins
 from .buckets import At, Levels
@@ -103,6 +104,10 @@ class FleetStore(TableStore):
     def reap(self) -> Future[dict[str, Recovery]]:
         """Take back what boxes have whose lease is over: their names, and what became of it."""
         return self._engine.write(lambda db: self._transitions.reap(db, self._max_attempts), durable=True)
+
+    def list_runs(self, limit: int) -> Future[list[tuple[str, Job]]]:
+        """What the boxes have under way, each job with its box, by when it began."""
+        return self._engine.read(lambda db: members.list_runs(db, limit))
 
     def leave(self) -> Future[Recovery]:
         """Be a box no more: others may have what is under way here at once."""

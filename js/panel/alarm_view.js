@@ -33,7 +33,7 @@ export function alarmView(board, texts, run) {
 }
 
 function alarmRow(alarm, board, texts, run) {
-    const said = h("span", {}, alarmText(alarm, texts));
+    const said = h("span", {}, alarmText(alarm, texts), boxOf(alarm, texts));
     const when = h("span", { class: "g-when" });
     const seen =
         alarm.seen_at_ms === null
@@ -72,7 +72,7 @@ export function alarmHistory(board, texts, run) {
                     "li",
                     {},
                     h("time", { class: "g-when", datetime: new Date(one.at_ms).toISOString() }, texts.moment(one.at_ms)),
-                    h("span", { class: one.seen_at_ms === null ? "" : "g-quiet" }, alarmText(one, texts), " ", jobLink(one, board, run), " ", ownWords(one, texts)),
+                    h("span", { class: one.seen_at_ms === null ? "" : "g-quiet" }, alarmText(one, texts), boxOf(one, texts), " ", jobLink(one, board, run), " ", ownWords(one, texts)),
                 ),
             ),
             ...(alarms.length ? [] : [h("li", { class: "g-quiet" }, texts.t("nothing_counted"))]),
@@ -80,6 +80,11 @@ export function alarmHistory(board, texts, run) {
     };
     const details = h("details", { class: "g-more", ontoggle: () => details.open && run(look) }, h("summary", {}, texts.t("alarms_all")), list);
     return details;
+}
+
+/** Where it happened, of a fleet. */
+function boxOf(alarm, texts) {
+    return alarm.box ? h("span", { class: "g-quiet" }, " ", texts.t("alarm_of_box", { box: alarm.box })) : null;
 }
 
 /** The server's own words, which are English: behind a text in another language. */

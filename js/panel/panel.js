@@ -5,6 +5,7 @@ import { h, setAttribute, setText } from "./dom.js";
 import { chartView } from "./chart.js";
 import { figuresView } from "./figures.js";
 import { failuresView } from "./failures_view.js";
+import { fleetView } from "./fleet_view.js";
 import { queueView, runningView, section } from "./jobs_view.js";
 import { keysView } from "./keys_view.js";
 import { linesView } from "./lines_view.js";
@@ -37,6 +38,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         alarmView(board, texts, run),
         nativeView(board, texts, run),
         figuresView(board, texts),
+        fleetView(board, texts, section, run),
         failuresView(board, texts, section, run),
         runningView(board, texts, run),
         queueView(board, texts, run),
@@ -49,7 +51,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         spendingView(board, texts, section, run),
         modelsView(board, texts, section, run),
     ];
-    const [alarms, native, figures, failures, running, queue, recent, ...house] = views.map((view) => view.element);
+    const [alarms, native, figures, fleet, failures, running, queue, recent, ...house] = views.map((view) => view.element);
     const panel = h(
         "div",
         { class: "g-panel", lang: texts.language },
@@ -58,6 +60,7 @@ export function mount(root, board, texts, { heading = "", tools = [] } = {}) {
         alarms,
         native,
         figures,
+        fleet,
         failures,
         h("div", { class: "g-columns" }, h("div", {}, running, queue, recent), h("div", {}, ...house)),
     );

@@ -21,8 +21,8 @@ DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
-#: What the stand-in does not do: a GPU, webhooks, photos, and a worker that hangs.
-IDLE = re.compile("gpu|webhook|face_checks|timeouts|interrupts|replacements")
+#: What the stand-in does not do: a GPU, webhooks, photos, a worker that hangs, and a fleet.
+IDLE = re.compile("gpu|webhook|face_checks|timeouts|interrupts|replacements|fleet")
 
 
 def tool(name: str) -> str:

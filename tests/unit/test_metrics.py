@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -45,6 +47,8 @@ class Watched:
         self.box = Box(tmp_path / "box")
         self.janitor = self.box.janitor(store)
         self.gpus = Gpus({})
+        #: Where it is a box of one.
+        self.fleet = None
         store.changed.subscribe(self.metrics.follow)
 
     def job(self, code=None, *, requeued=False, **facts):
@@ -64,7 +68,7 @@ class Watched:
 
     def text(self):
         parts = (self.settings.queue, self.store, self.host, self.health, self.watchdog, self.janitor, self.gpus)
-        return Exposition(self.metrics, *parts).text().decode()
+        return Exposition(self.metrics, *parts, fleet=self.fleet).text().decode()
 
     def samples(self):
         """`name{label="value"}` → value."""
@@ -256,6 +260,15 @@ def everything(watched):
     watched.janitor.turn(1_000.0)
     watched.janitor.roots()
     watched.janitor.turn(1_002.0)
+    watched.fleet = SimpleNamespace(
+        is_keeper=True,
+        box="box-1",
+        version=lambda: 'a "name"\\n',
+        count_states=Counter,
+        count_versions=lambda: 1,
+        count_slots=lambda: 1,
+        count_running=lambda: 1,
+    )
     text = watched.text()
     for family in FAMILIES:
         assert re.search(rf"^{family.name}(_count)?[ {{]", text, re.M), family.name
