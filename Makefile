@@ -18,6 +18,7 @@ POWER_JOBS ?= 100
 CHANNELS ?= 500
 CHANNELS_REAL ?= 20
 FLEET ?= 1200
+BOXES ?= 3
 LEDGER ?= 500
 LEDGER_KILLS ?= 20
 SOAK ?= --minutes 20 --jobs 2000
@@ -32,7 +33,8 @@ ALIAS := build/alias
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help demo pictures serve test check site clients chaos power channels fleet ledger soak crowd gpu format venv clean
+.PHONY: help demo pictures serve test check site clients chaos power channels fleet fleet-chaos ledger soak crowd
+.PHONY: gpu format venv clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,7 +49,9 @@ help:
 	@echo "             POWER_JOBS); as root also on a file system of its own"
 	@echo "make channels 500 schedules of full disks, silent stores, stops and kills, with a listener on every channel, and"
 	@echo "             20 on each real ComfyUI (CHANNELS, CHANNELS_REAL)"
-	@echo "make fleet   20 minutes of servers that share a queue, killed, frozen, cut off and with wrong clocks, their"
+	@echo "make fleet   a tour of three servers that share a queue: one is killed, one frozen, their PostgreSQL and S3 killed;"
+	@echo "             one line per step, exit 0 if every outcome was the expected one (BOXES)"
+	@echo "make fleet-chaos 20 minutes of servers that share a queue, killed, frozen, cut off and with wrong clocks, their"
 	@echo "             PostgreSQL, depot and bot killed too (FLEET, seconds)"
 	@echo "make ledger  500 photos for the example bot, it and the server killed 20 times each (LEDGER, LEDGER_KILLS)"
 	@echo "make soak    20 minutes of mixed load with faults (SOAK='--minutes 20 --jobs 2000'); fails where memory,"
@@ -105,6 +109,9 @@ channels: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_CHANNELS=$(CHANNELS) GUARDED_CHANNELS_REAL=$(CHANNELS_REAL) $(BIN)/pytest tests/chaos/test_channels.py $(PYTEST_ARGS)
 
 fleet: $(VENV)/.run-ready $(VENV)/.dev-ready
+	$(BIN)/python demo/fleet.py --boxes $(BOXES)
+
+fleet-chaos: $(VENV)/.run-ready $(VENV)/.dev-ready
 	GUARDED_FLEET_CHAOS_S=$(FLEET) $(BIN)/pytest tests/fleet $(PYTEST_ARGS)
 
 ledger: $(VENV)/.run-ready $(VENV)/.dev-ready
