@@ -164,21 +164,26 @@ class Keys:
             self._take(found[1])
             self._change = found[0]
         if found is not None or self._unseen is not None:
-            self._copy_to_file()
-        self._unseen = None
+            self._unseen = self._copy_to_file()
 
-    def _copy_to_file(self) -> None:
-        """Leave a copy in the file, unless it has what is not known yet."""
+    def _copy_to_file(self) -> list[Key] | None:
+        """Leave a copy in the file; what the file has instead where that is not known yet, or no longer.
+
+        A command was quicker, or the database was restored from a backup that does not know what was revoked since.
+        """
         own, keys = self._path.parent, self.list_all()
         try:
             if not keys and not self._path.exists():
-                return
+                return None
             with _writing(own):
                 there = read(own)
-                if there != keys and not list_news(there, keys):
+                if list_news(there, keys):
+                    return there
+                if there != keys:
                     _write(own, keys)
         except (KeysError, OSError, LockedError) as error:
             log.warning("%s has no copy of the fleet's keys: %s", FILE, error)
+        return None
 
     def _read_file(self) -> list[Key] | None:
         """What the file has, where it has changed; None: it has not, or cannot be read, which is logged."""

@@ -138,6 +138,21 @@ def test_an_old_file_brings_no_revoked_key_back(tmp_path, table):
     assert KeyFile(tmp_path / "a").read() == place.read()
 
 
+def test_a_database_from_a_backup_brings_no_revoked_key_back_for_good(tmp_path, table):
+    place, keys = SharedKeys(table), join(tmp_path / "a", table)
+    _key, secret = create(place, wanted("bot"), same_owner=False)
+    keys.refresh()
+    backup = dict(table.rows), table.last
+    create(place, wanted("late"), same_owner=False)
+    revoke(place, "bot", 1)
+    keys.refresh()
+    table.rows, table.last = dict(backup[0]), backup[1]
+    for _ in range(2):
+        keys.refresh()
+    assert keys.find(secret) is None
+    assert {key.name: key.revoked_at_ms for key in place.read()} == {"bot": 1, "late": None}
+
+
 def test_a_box_whose_database_is_away_knows_the_keys_of_before_and_trusts_nobody_for_lack_of_them(tmp_path, table):
     place = SharedKeys(table)
     join(tmp_path / "a", table)
