@@ -26,6 +26,7 @@ class Role(enum.Enum):
     REPEAT = enum.auto()  # how many times as many pictures, where the class says so
     FRAMES = enum.auto()
     BETWEEN = enum.auto()  # frames that are put between others, before or after them
+    START = enum.auto()  # the frame with which something begins, where the class says that there are others before it
     INPUTS = enum.auto()  # of pictures; one that is not there is the first
     CAP = enum.auto()  # frames that are read at most; 0: all
     RATE = enum.auto()
@@ -68,6 +69,7 @@ class Trait(enum.Enum):
     TILES = enum.auto()  # cuts pictures into pieces that overlap
     SHEET = enum.auto()  # makes one picture of all of a batch
     LOOPS = enum.auto()
+    HOLDS = enum.auto()  # what begins later, it holds as it is up to then
     TURNS = enum.auto()
     ONE_MASK = enum.auto()  # gives one mask for all of its pictures
     REFITS = enum.auto()  # pads, turns, crops and scales, in an order that it is told
@@ -131,6 +133,7 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
         r"between|blend)_frames(?:_per_.*)?",
     ),
     (Role.FRAMES, r"(?:segment_)?length|(?:num|n|total|max|video)_frames|frames|frame_count|video_length|num_frame"),
+    (Role.START, r"start_frame"),
     (Role.FORCED_RATE, r"force_rate"),
     (Role.RATE, r"fps|frame_rate"),
     (Role.SECONDS, r"seconds|duration|duration_s|duration_seconds|seconds_total|total_seconds|total_second_length"),
@@ -170,6 +173,7 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.TILES, r"(?:to|image|split|make).*tile|gridto"),
     (Trait.SHEET, r"grid(?!to)(?!.*\dx\d)|concatfrombatch|contactsheet"),
     (Trait.LOOPS, r"loop"),
+    (Trait.HOLDS, r"adapterweights"),
     (Trait.TURNS, r"rotat|transpose"),
     (Trait.ONE_MASK, r"imagepadforoutpaint$"),
     (Trait.REFITS, r"imagetransform"),
@@ -193,7 +197,7 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.PICKS, r"random|clamp|slider"),
     (
         Trait.HANDS_ON,
-        r"primitive|constant|literal|reroute|convert|multiline|preview|display|show|dummyout|getnode|setnode|"
+        r"primitive|constant|literal|reroute|^seednode$|convert|multiline|preview|display|show|dummyout|getnode|setnode|"
         r"simplemath(?:int|float|percent|boolean)|"
         r"(?:^|\W|_)(?:int|integer|float|number|string|text|bool|boolean|seed|value|any)s?(?:\W|_|$)|"
         r"(?:int|integer|float|number|string|boolean|seed|slider|combo)\W*$",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .names import Role, Trait
-from .ranges import ENDLESS, Range
+from .ranges import ENDLESS, Range, is_certain
 from .values import Extent
 
 _FITTED = (Role.EDGE, Role.WIDTH, Role.HEIGHT, Role.STRETCH)
@@ -36,6 +36,12 @@ def find_largest(asked: Sequence[Asked], role: Role) -> float:
     return max((one.number[1] for one in asked if one.role is role and one.number is not None), default=0.0)
 
 
+def find_least(number: Range) -> float:
+    """What the number may be at least, where a smaller one makes more; the largest, if the run alone can tell."""
+    least, most = number
+    return most if least == -math.inf and most < ENDLESS else max(least, 1)
+
+
 def deal_out(extent: Extent, columns: float, rows: float) -> Extent:
     """Rows and columns of pieces, each of which may overlap half of the next. Without rows, pieces are about square."""
     rows = rows or 2 * columns
@@ -57,20 +63,31 @@ def fill_up(incoming: Sequence[Extent], asked: Sequence[Asked], traits: frozense
 
 
 def cut_up(extent: Extent, asked: Sequence[Asked]) -> Extent:
-    """Pieces that overlap. The smaller side of a tile may lie along either side of the picture."""
-    sides = [one.number[1] for one in asked if one.role is Role.TILE and one.number is not None]
+    """Pieces that overlap: as many as the smallest tiles make, each as large as the largest.
+
+    The smaller side of a tile may lie along either side of the picture. Of a side of which the run alone can tell how
+    small it is, the largest counts.
+    """
+    tiles = [one.number for one in asked if one.role is Role.TILE and one.number is not None]
     overlap = find_largest(asked, Role.OVERLAP)
-    step = max(min(sides) - overlap, 1)
+    steps = [max(find_least(one) - overlap, 1) for one in tiles]
     across = extent.width or math.sqrt(extent.area)
     down = extent.height or math.sqrt(extent.area)
-    if len(sides) == 2 and not extent.turned:
-        steps = [max(side - overlap, 1) for side in sides]
+    if len(tiles) == 2 and not extent.turned:
         pieces = math.ceil(across / steps[0]) * math.ceil(down / steps[1])
-        area = min(sides[0], across) * min(sides[1], down)
+        width, height = min(tiles[0][1], across), min(tiles[1][1], down)
     else:
+        step = min(steps)
         pieces = math.ceil(across / step) * math.ceil(down / step)
-        area = min(max(sides) ** 2, extent.area)
-    return extent._replace(area=area, width=0, height=0, batch=min(extent.batch * pieces, ENDLESS))
+        if extent.area > across * down:  # of pictures of several shapes, whose sides are those of one
+            slant = max(across, down) / max(min(across, down), 1)
+            sides = math.sqrt(extent.area * slant) + math.sqrt(extent.area / slant)
+            pieces = max(pieces, math.floor(extent.area / step**2 + sides / step + 1))
+        width = height = min(max(most for _least, most in tiles), max(across, down, math.sqrt(extent.area)))
+    area = min(width * height, extent.area)
+    known = extent.known and all(is_certain(one.number) for one in asked if one.role is Role.TILE)
+    batch = min(extent.batch * min(pieces, ENDLESS), ENDLESS)
+    return extent._replace(area=area, width=width, height=height, batch=batch, known=known)
 
 
 def pick(extent: Extent, traits: frozenset[Trait], names: list[str], picks: Picks, runs: float) -> Extent:

@@ -15,6 +15,7 @@ from .shapes import (
     deal_out,
     fill_up,
     find_largest,
+    find_least,
     find_slant,
     label,
     pick,
@@ -138,7 +139,8 @@ def _join(
     if Trait.SHEET in traits:
         names.append("")
         columns = max(find_largest(asked, Role.COLUMNS), 1)
-        rows = math.ceil(extent.pictures / columns) if extent.pictures < ENDLESS else ENDLESS
+        fewest = [find_least(one.number) for one in asked if one.role is Role.COLUMNS and one.number is not None]
+        rows = math.ceil(extent.pictures / min(fewest, default=1)) if extent.pictures < ENDLESS else ENDLESS
         across = find_largest(asked, Role.CELL_WIDTH) or max(largest.width, math.sqrt(largest.area))
         down = find_largest(asked, Role.CELL_HEIGHT) or max(largest.height, math.sqrt(largest.area))
         spacing = find_largest(asked, Role.SPACING)
@@ -338,7 +340,7 @@ def _count(
     makes: bool,
     runs: float,
 ) -> Extent:
-    batch, frames, known, layers = extent.batch, extent.frames, extent.known, 1.0
+    batch, frames, known, layers, held = extent.batch, extent.frames, extent.known, 1.0, 0.0
     repeats = Trait.REPEATS in traits or Trait.INTERPOLATES in traits
     for one in asked:
         number = one.number[1] if one.number is not None else None
@@ -385,6 +387,9 @@ def _count(
                 elif number > 0:
                     frames, batch = number, max(batch, runs)
                     names.append(one.name)
+            case Role.START if Trait.HOLDS in traits:
+                known = known and number is not None
+                held = max(number or 0, held)
             case Role.FORCED_RATE if media is not None and number is not None and number > 0 and media.seconds:
                 frames = math.ceil(media.seconds * number)
             case Role.CAP:
@@ -394,4 +399,6 @@ def _count(
                 elif number:
                     frames, batch = min(frames, number), max(batch, runs)
                 names.append(one.name)
+    if held > 0:
+        frames, batch = max(frames, 2) + held, max(batch, runs)
     return extent._replace(batch=min(batch * layers, ENDLESS), frames=min(frames, ENDLESS), known=known)

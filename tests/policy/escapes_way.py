@@ -3,7 +3,61 @@
 from policy.escapes import Case, image, latent, node, sampler
 from policy.escapes_left import sampled, shown
 
+TILES = {"tile_width": 64, "tile_height": 64, "overlap": 0}
+WEIGHTS = {
+    "weights": "1.0",
+    "timing": "linear",
+    "add_starting_frames": 0,
+    "add_ending_frames": 0,
+    "method": "full batch",
+}
+
 WAY = [
+    # Fewer, or later, makes more.
+    Case(
+        "small tiles by a seed",
+        "max_frames",
+        shown(
+            node("SplitImageToTileList", image=["i", 0], tile_width=1024, tile_height=["s", 0], overlap=0),
+            i=image(2048, 2048),
+            s=node("SeedNode", seed=2),
+        ),
+    ),
+    Case(
+        "small tiles of a square that is in a batch with a strip",
+        "max_frames",
+        shown(
+            node("SplitImageToTileList", image=["b", 0], **TILES),
+            b=node("ImageBatch", image1=["i", 0], image2=["j", 0]),
+            i=image(2048, 2048),
+            j=image(8000, 16),
+        ),
+    ),
+    Case(
+        "tiles of a tile",
+        "max_frames",
+        shown(
+            node("SplitImageToTileList", image=["t", 0], tile_width=64, tile_height=64, overlap=60),
+            t=node("SplitImageToTileList", image=["i", 0], tile_width=4096, tile_height=64, overlap=0),
+            i=image(4096, 256),
+        ),
+    ),
+    Case(
+        "a picture for each weight of a row that begins late",
+        "max_frames",
+        shown(
+            node("IPAdapterWeights", image=["i", 0], frames=20, start_frame=5000, end_frame=9999, **WEIGHTS),
+            i=image(64, 64),
+        ),
+    ),
+    Case(
+        "a picture for each weight of a row",
+        None,
+        shown(
+            node("IPAdapterWeights", image=["i", 0], frames=20, start_frame=5, end_frame=9999, **WEIGHTS),
+            i=image(64, 64),
+        ),
+    ),
     # What a node makes on its way.
     *(
         Case(
