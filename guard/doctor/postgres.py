@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..settings import SettingsError, hide_password
 from ..store import StoreUnusableError, probe_postgres
-from ..store.schema import MIGRATIONS
 from .facts import Line
 from .sizes import format_size
 
@@ -20,9 +19,6 @@ def examine_postgres(url: str) -> Line:
     except (SettingsError, StoreUnusableError) as error:
         mend = "docs/postgres.md says what it must be like."
         return Line("error", "store", f"The job database {shown} cannot be used: {error}.", mend)
-    if found.schema > len(MIGRATIONS):
-        mend = "Update this package, or give the server another database."
-        return Line("error", "store", f"{shown} was written by a later version of this package.", mend)
     tables = format_size(found.bytes) if found.schema else "the first start makes its tables"
     message = f"PostgreSQL {found.version} at {shown}, {found.latency_ms:.1f} ms away: {tables}."
     if found.latency_ms > FAR_MS:

@@ -60,6 +60,6 @@ class OnceStore:
         if known is None:
             postgres_schema.prepare(db.raw)
             return
-        [(version,)] = db.raw.execute("SELECT version FROM schema_version")
+        version = postgres_schema.read_version(db.raw)
         if version < len(MIGRATIONS):
             raise StoreUnusableError("its servers have an earlier version of this package; start one of this version")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import RawCursor
 
-from .disk import StoreUnusableError
+from .disk import StoreTooNewError, StoreUnusableError
 from .postgres_address import Address
 from .postgres_held import CONNECT_S, find_fault
+from .postgres_schema import read_version
 
 PINGS = 7
 
@@ -51,9 +52,7 @@ def probe(address: Address) -> Probe:
                 "coalesce(bool_or(relname = 'schema_version'), false) "
                 "FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
             )
-            schema = 0
-            if known:
-                [(schema,)] = raw.execute("SELECT version FROM schema_version")
+            schema = read_version(raw) if known else 0
             return Probe(version, statistics.median(took_ms), int(size), schema)
-    except psycopg.Error as error:
+    except (psycopg.Error, StoreTooNewError) as error:
         raise StoreUnusableError(address.hide(error)) from None

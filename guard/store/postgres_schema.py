@@ -42,9 +42,10 @@ _INDEX = re.compile(r"(CREATE INDEX \w+ ON (\w+) \()([^()]*)\)")
 #: The advisory lock of whoever makes the tables: "gtab" in ASCII.
 LOCK = 0x67746162
 
-#: What PostgreSQL has besides: the version, and the last numbers of tables whose newest rows are gone.
+#: What PostgreSQL has besides: the version, the oldest one whose code may run on the tables, and the last numbers of
+#: tables whose newest rows are gone.
 _OWN = """
-    CREATE TABLE schema_version (version BIGINT NOT NULL);
+    CREATE TABLE schema_version (version BIGINT NOT NULL, works_since BIGINT);
     CREATE TABLE numbers (name TEXT PRIMARY KEY, last BIGINT NOT NULL);
 """
 
@@ -52,7 +53,7 @@ _OWN = """
 def prepare(raw: psycopg.Connection[Any]) -> None:
     """Make the tables, or bring them to the schema of today. One transaction.
 
-    Raises StoreTooNewError where a later version has written them.
+    A later version may have added to them. Raises StoreTooNewError where it has done more.
     """
     with raw.transaction():
         raw.execute(f"SELECT pg_advisory_xact_lock({LOCK}, hashtext(current_schema()))")  # of boxes that start together
@@ -62,18 +63,29 @@ def prepare(raw: psycopg.Connection[Any]) -> None:
                 raw.execute(statement)
             version = 0
         else:
-            [(version,)] = raw.execute("SELECT version FROM schema_version")
+            version = read_version(raw)
         latest = len(schema.MIGRATIONS)
-        if version > latest:
-            raise StoreTooNewError(
-                f"the job database was written by a later version of this package (schema {version})"
-            )
         if 0 < version < latest:
             for script in schema.MIGRATIONS[version:]:
                 raw.execute(translate(script))
-        if version != latest:
+        if version < latest:
             _leave_plans_alone(raw)
-            raw.execute("UPDATE schema_version SET version = $1", [latest])
+            raw.execute("ALTER TABLE schema_version ADD COLUMN IF NOT EXISTS works_since BIGINT")
+            raw.execute("UPDATE schema_version SET version = $1, works_since = $2", [latest, schema.WORKS_SINCE])
+
+
+def read_version(raw: psycopg.Connection[Any]) -> int:
+    """How many migrations the tables have had. Raises StoreTooNewError where this code may not run on them."""
+    # As JSON: tables that were made before do not have the column.
+    query = "SELECT version, (to_jsonb(known) ->> 'works_since')::bigint FROM schema_version AS known"
+    [(version, works_since)] = raw.execute(query)
+    latest = len(schema.MIGRATIONS)
+    if version > latest and (works_since is None or works_since > latest):
+        raise StoreTooNewError(
+            f"the job database was written by a later version of this package (schema {version}), which has changed "
+            f"more than this one (schema {latest}) can leave alone: update this server"
+        )
+    return int(version)
 
 
 def _leave_plans_alone(raw: psycopg.Connection[Any]) -> None:
@@ -133,7 +145,7 @@ def list_statements() -> Iterator[str]:
         for (statement,) in db.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"):
             yield _INDEX.sub(lambda found: _complete_index(found, _find_numbers()), statement)
     yield _OWN
-    yield "INSERT INTO schema_version VALUES (0)"
+    yield "INSERT INTO schema_version VALUES (0, NULL)"
 
 
 def _describe(db: sqlite3.Connection, table: Table) -> str:

@@ -406,3 +406,8 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE alarms ADD COLUMN box TEXT;
     """,
 )
+
+#: In a fleet a server whose code knows this many of them runs on tables that have had more, beside those that know all:
+#: whatever comes later only adds tables, indexes and columns, and the older one may leave those alone. A migration that
+#: does more, or that all servers must heed, raises this to its own number.
+WORKS_SINCE = 25

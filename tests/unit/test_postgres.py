@@ -168,7 +168,7 @@ def test_the_package_loads_only_where_the_setting_asks_for_it():
 def test_a_database_of_a_later_version_is_left_as_it_is(path, clock):
     open_store(path, clock).close()
     with stores.look_into(path) as db:
-        db.execute("UPDATE schema_version SET version = 999")
+        db.execute("UPDATE schema_version SET version = 999, works_since = 999")
     with pytest.raises(StoreTooNewError, match="999"):
         open_store(path, clock)
     assert ask(path, "SELECT version FROM schema_version") == [(999,)]

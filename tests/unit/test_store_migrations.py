@@ -52,6 +52,20 @@ def test_no_shipped_migration_was_changed():
     )
 
 
+ADDS = re.compile(
+    r"CREATE TABLE .*|CREATE INDEX .*"
+    r"|ALTER TABLE \w+ ADD COLUMN \w+ (INTEGER|TEXT|REAL|BLOB)( NOT NULL DEFAULT ('\w*'|\d+)| DEFAULT ('\w*'|\d+))?",
+    re.DOTALL,
+)
+
+
+def test_what_comes_after_the_version_whose_code_may_still_run_only_adds():
+    for number, script in enumerate(schema.MIGRATIONS[schema.WORKS_SINCE :], schema.WORKS_SINCE + 1):
+        plain = re.sub("--[^\n]*", "", script)
+        for statement in filter(None, (part.strip() for part in plain.split(";"))):
+            assert ADDS.fullmatch(statement), f"raise WORKS_SINCE to {number}: {statement}"
+
+
 def test_a_release_pins_every_migration():
     (unreleased,) = re.findall(r"^## \[Unreleased\]\n(.*?)(?=^## |\Z)", CHANGELOG.read_text("utf-8"), re.DOTALL | re.M)
     if not unreleased.strip():
