@@ -87,6 +87,7 @@ from .guard.warmup.entries import Prompts
 from .guard.warmup.runs import WarmupRuns
 from .guard.warmup.warmups import Warmups
 from .server_routes.download import Downloader
+from .server_routes.elsewhere import connect_boxes
 from .server_routes.putting import Putter
 from .server_routes.sender import Sender
 
@@ -293,10 +294,14 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     settler.ending.subscribe(dispatcher.expect_stop)
     watchdog.repaired.subscribe(dispatcher.wake)
     drain = Drain(health, store, dispatcher.wake, dispatcher.handing, own)
+    drain.leaving.subscribe(events.end_all)
+    drain.leaving.subscribe(sockets.end_all)
+    drain.listeners += events.count_streams, sockets.count
     alive = Alive(own, runs.are_running)
-    runs.began.subscribe(alive.wake)
+    runs.began.subscribe(lambda _job: alive.wake())
     host.listen(warmup_runs, dispatcher)
     host.listen_sockets(sockets)
+    streams = connect_boxes(settings.fleet, store, membership, clock, events, sockets, runs)
 
     def take_up(recovery: Recovery) -> None:
         """The store's thread: the database is in use, and nothing has happened in it yet."""
@@ -323,13 +328,10 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     async def start(_application: web.Application) -> None:
         health.mark_serving()
         dispatcher.start()
-        tasks.append(asyncio.create_task(faces.look_around()))
-        tasks.append(asyncio.create_task(positions.run()))
-        tasks.append(asyncio.create_task(sender.run()))
-        tasks.append(asyncio.create_task(putter.run()))
+        for endless in (faces.look_around, positions.run, sender.run, putter.run, supervisor.keep_telling, warmups.run):
+            tasks.append(asyncio.create_task(endless()))
+        tasks.extend([] if streams is None else [asyncio.create_task(streams.run())])
         tasks.extend(storage.start())
-        tasks.append(asyncio.create_task(supervisor.keep_telling()))
-        tasks.append(asyncio.create_task(warmups.run()))
         tasks.append(asyncio.create_task(keep_shared(limits, store)))
         tasks.append(asyncio.create_task(keep_current(keys, access, sockets.hang_up)))
         watchdog.start()
@@ -379,6 +381,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         downloads=Downloads(host, templates, os.environ, settings.janitor.floor_free_bytes, warmups.try_again),
         sockets=sockets,
         agents=Bridge(settings.policy.max_body_bytes),
+        signatures=streams.signatures if streams is not None else None,
     )
     server_routes.register(routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":

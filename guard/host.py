@@ -6,7 +6,7 @@ stop there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,8 +190,8 @@ class Supplier(Protocol):
 class SocketListener(Protocol):
     """Passes the host's websocket messages on to sockets that the host does not know."""
 
-    def wants(self, sid: str | None) -> bool:
-        """Whether there is a socket of that client id (None: any socket). Any thread."""
+    def wants(self, sid: str | None, is_picture: bool = False) -> bool:
+        """Whether anybody listens to that client id (None: to what all hear). Any thread."""
 
     def passed(self, event: Any, data: Any, sid: str | None, message: str | bytes) -> None:
         """A message to one client id (None: to all): the host's event and data, and what its socket would be sent.
@@ -336,6 +336,15 @@ class Host(Weigher, Protocol):
 
     def socket_left(self, sid: str) -> None:
         """Forget the client id: the listener's last socket with it has closed."""
+
+    def has_socket(self, sid: str) -> bool:
+        """Whether the host has a socket of its own with that client id. Any thread."""
+
+    def tell_socket(self, sid: str, messages: Sequence[str | bytes]) -> None:
+        """Send these, as they are, to the host's own socket with that client id, if there is one. Event loop.
+
+        Does not wait. What it does not take is dropped, as the host does.
+        """
 
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
         """Send a node's `facts` to the websocket of the prompt that runs. The worker's thread."""

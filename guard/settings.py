@@ -700,6 +700,24 @@ class FleetSettings(_Section):
             )
         return value.strip()
 
+    url: str = Field(
+        "",
+        description="Where the other servers of the fleet reach this one, `http://10.0.0.5:8188` say: their callers "
+        "hear of progress, previews and ComfyUI's messages of what runs here. Empty: of states only.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if value:
+            try:
+                read_url(value)
+            except UrlError as error:
+                raise ValueError(f"it {error}") from None
+            if "?" in value:
+                raise ValueError("it must have no query")
+        return value.rstrip("/")
+
 
 class LogSettings(_Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

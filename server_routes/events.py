@@ -11,7 +11,7 @@ from aiohttp import web
 
 from ..guard.errors import GuardError, InvalidRequestError, NotFoundError
 from ..guard.events.event import ALARM, POSITION, PREVIEW, PROGRESS, STATE, Event
-from ..guard.events.stream import Subscription
+from ..guard.events.subscription import Subscription
 from ..guard.job import Job
 from .about import FLAG, READ, STREAM, About, Schema
 from .asked import read_flag, read_number
@@ -22,6 +22,8 @@ from .table import Call, Route
 #: tells us who has gone.
 HEARTBEAT_S = 15.0
 HEARTBEAT = b": still here\n\n"
+#: Who is cut off is to come again after a second.
+RETRY = b"retry: 1000\n\n"
 #: So much is made of a reader's events in one turn of the loop.
 _AT_ONCE_BYTES = 2**14
 #: Let a reader go that takes nothing for so long. It comes back with the last id that it has seen.
@@ -79,10 +81,10 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(call.request)
     # A browser remembers an id without data, and tells its page of no event.
-    chunk = b"retry: 1000\n\n" + (b"" if after is None else f"id: {after}\n\n".encode())
+    chunk = RETRY + (b"" if after is None else f"id: {after}\n\n".encode())
     events = first
     # A reader that is slow or gone, or whose events the store cannot read now, will come again.
-    with contextlib.suppress(ConnectionError, GuardError):
+    with call.services.events.streaming(), contextlib.suppress(ConnectionError, GuardError):
         while True:
             for event in events:
                 chunk += event.frame
@@ -91,7 +93,7 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
                     chunk = b""
                     await asyncio.sleep(0)  # others have their turn while a long history is made
             if not events:
-                chunk += HEARTBEAT
+                chunk += RETRY if reader.is_over else HEARTBEAT
             if chunk:
                 await write_part(call.request, response, chunk, STALLED_S)
             call.turn.close()  # from now on it counts as a stream; what it begins with may be large
@@ -99,9 +101,9 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
             if reader.job_id is not None and any(_is_ending(event) for event in events):
                 break
             rest_s = ends_s - time.monotonic()
-            if rest_s <= 0:
+            if rest_s <= 0 or (reader.is_over and not events):
                 break
-            events = await reader.next(min(rest_s, HEARTBEAT_S))
+            events = await reader.next(0 if reader.is_over else min(rest_s, HEARTBEAT_S))
             if not call.services.access.is_current(call.client):
                 break  # its key has ended meanwhile
         await response.write_eof()

@@ -41,6 +41,7 @@ from ..guard.events.stream import Events
 from ..guard.faces.gate import FaceGate
 from ..guard.files.files import Files
 from ..guard.files.uploads import Uploads
+from ..guard.fleet import Signatures
 from ..guard.janitor import Janitor
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health
@@ -88,6 +89,7 @@ class Services:
 
     Attributes:
         refused: announces each job that is not let in: the error code, and who asked ("" where nobody knows).
+        signatures: those of the other servers of a fleet, where this one tells them what its jobs do.
     """
 
     settings: Settings
@@ -120,6 +122,7 @@ class Services:
     downloads: Downloads
     sockets: Sockets
     agents: Bridge
+    signatures: Signatures | None = None
 
 
 @dataclass(frozen=True)

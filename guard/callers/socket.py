@@ -29,6 +29,10 @@ class Message:
     verdict_of: str | None = None
 
 
+#: After what waits, the connection is closed: the server goes, and the client is to connect again.
+GOODBYE = Message("")
+
+
 class Socket:
     """One open websocket: who listens, and what is still to be sent. Event loop.
 

@@ -27,11 +27,13 @@ from ..files.cleaning import Cleaner
 from ..host import Host
 from ..job import Job, JobState
 from ..owners import hide, hide_in
+from ..signal import Signal
 from ..store import Standing
 from ..wake import LoopCaller, wrap_future
 from . import as_comfyui
 from .jobs import Jobs
-from .socket import Message, Socket, Waiting
+from .socket import GOODBYE, Message, Socket, Waiting
+from .taps import Taps
 
 log = logging.getLogger("guarded.sockets")
 
@@ -83,6 +85,10 @@ class Sockets:
         #: Jobs with a verdict on disk whose end their sockets have yet to hear, and until when to wait for that.
         self._ending: dict[str, tuple[Job, float]] = {}
         self._following: asyncio.Task[None] | None = None
+        #: A socket was opened.
+        self.opened: Signal[[]] = Signal()
+        #: What other boxes hear of the jobs here.
+        self.taps = Taps(self._sid_of)
 
     def open(self, client: Client, client_id: str, abort: Callable[[], None], *, resumes: bool = False) -> Socket:
         """Open a socket that hears everything from now on; call :meth:`resume` for one that `resumes`."""
@@ -97,6 +103,7 @@ class Sockets:
         self._by_sid.setdefault(socket.sid, set()).add(socket)
         if self._following is None:
             self._following = asyncio.create_task(self._read_events(), name="guarded-socket-events")
+        self.opened()
         return socket
 
     async def catch_up(self, socket: Socket) -> None:
@@ -125,7 +132,12 @@ class Sockets:
 
     async def resume(self, socket: Socket, after: int) -> None:
         """Tell every state of the client id's jobs after the one of that number, then what happens. Never ends."""
-        with self._events.subscribe((STATE, POSITION, PROGRESS), owner=socket.client.owner, after=after) as reader:
+        names, owner = (STATE, POSITION, PROGRESS), socket.client.owner
+
+        def hears(job: Job) -> bool:
+            return self._sid_of(job) == socket.sid
+
+        with self._events.subscribe(names, owner=owner, after=after, hears=hears) as reader:
             while True:
                 try:
                     events = await reader.next(FOLLOW_S)
@@ -144,6 +156,19 @@ class Sockets:
         for socket in self._sockets:
             if not holds(socket.client):
                 socket.hang_up()
+
+    def end_all(self) -> None:
+        """The server goes: close every socket once its client has what there is. Any thread."""
+
+        def end() -> None:
+            for socket in self._sockets:
+                socket.put(GOODBYE)
+
+        self._loop.call(end)
+
+    def count(self) -> int:
+        """How many are open. Any thread."""
+        return len(self._sockets)
 
     def close(self, socket: Socket) -> None:
         """Forget a socket whose connection has closed."""
@@ -198,21 +223,40 @@ class Sockets:
     def follow_other(self, job: Job) -> None:
         """Another server has changed the job; tell of its end what the host here does not. The store's thread."""
         self.follow(job)
-        if job.state.settled and self._sid_of(job) in self._by_sid and job.job_id not in self._host.held():
+        if job.state.settled and self.is_heard(job) and job.job_id not in self._host.held():
             self._loop.call(lambda: self._tell_end(job))
 
     def _tell_end(self, job: Job) -> None:
         self._ending.pop(job.job_id, None)
         end = _make_end(job)
-        for socket in self._by_sid.get(self._sid_of(job) or "", ()):
+        sid = self._sid_of(job) or ""
+        self._host.tell_socket(sid, [message.content for message, _is_last in end])
+        for socket in self._by_sid.get(sid, ()):
             if socket.ends is not None:
                 socket.ends.setdefault(job.job_id, end)
             elif job.job_id not in socket.caught_up:
                 self._put_all(socket, end)
 
-    def wants(self, sid: str | None) -> bool:
+    def bind(self) -> None:
+        """Use the running loop: the host's own sockets may hear of jobs elsewhere before one of ours is open."""
+        self._loop.bind()
+
+    def is_heard(self, job: Job) -> bool:
+        """Whether a socket here has the job's client id, one of ours or of the host's. Any thread."""
+        sid = self._sid_of(job)
+        return sid is not None and (sid in self._by_sid or self._host.has_socket(sid))
+
+    def take(self, job: Job, content: str | bytes) -> None:
+        """Pass on what another server's host has sent to the job's client id."""
+        sid = self._sid_of(job) or ""
+        for socket in self._by_sid.get(sid, ()):
+            if job.job_id not in socket.caught_up:
+                socket.put(Message(content))
+        self._host.tell_socket(sid, [content])
+
+    def wants(self, sid: str | None, is_picture: bool = False) -> bool:
         """Any thread."""
-        return bool(self._sockets) if sid is None else sid in self._by_sid
+        return bool(self._sockets) if sid is None else sid in self._by_sid or self.taps.wants(sid, is_picture)
 
     def passed(self, event: Any, data: Any, sid: str | None, message: str | bytes) -> None:
         if sid is not None:
@@ -227,11 +271,13 @@ class Sockets:
     def _send_to_client_id(self, event: Any, data: Any, sid: str, message: str | bytes) -> None:
         prompt_id = data.get("prompt_id") if isinstance(data, dict) else None
         ends = event in ("execution_success", "execution_error") and isinstance(prompt_id, str)
-        sockets = self._by_sid.get(sid, ())
+        sockets, job = self._by_sid.get(sid, ()), self.taps.find(sid)
         if isinstance(message, str) and event not in _QUOTES_NOTHING:
-            for owner in {socket.client.owner for socket in sockets}:  # one: the client id is its owner's
+            owners = {socket.client.owner for socket in sockets} | ({job.owner} if job is not None else set())
+            for owner in owners:  # one: the client id is its owner's
                 message = self._cleaner.clean_message(message, owner)
         frame = Message(hide(message) if isinstance(message, str) else message, prompt_id if ends else None)
+        self.taps.say(event, data, sid, frame.content)
         is_last = event == "executing" and data.get("node") is None
         if is_last:
             self._ending.pop(str(prompt_id), None)
@@ -252,7 +298,8 @@ class Sockets:
 
     async def _read_events(self) -> None:
         """Read all jobs' events for all sockets, as long as there are any."""
-        with self._events.subscribe((STATE, POSITION, PROGRESS, ALARM)) as reader:
+        names = (STATE, POSITION, PROGRESS, ALARM)
+        with self._events.subscribe(names, hears=lambda job: self._sid_of(job) in self._by_sid) as reader:
             while self._sockets:
                 try:
                     events = await reader.next(FOLLOW_S)

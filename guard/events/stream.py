@@ -6,15 +6,14 @@ import asyncio
 import base64
 import logging
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from typing import Protocol
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from ..host import Progress
 from ..job import Job, JobState
 from ..signal import Signal
-from ..store import Changes, Standing
+from ..store import Standing
 from ..wake import LoopCaller, wrap_future
 from .event import (
     ALARM,
@@ -28,26 +27,17 @@ from .event import (
     progress_event,
     state_event,
 )
+from .subscription import ChangeLog, Subscription
 
 log = logging.getLogger("guarded.events")
 
 #: An ending with one of these codes is also an alarm for operators.
 _ALARMING = frozenset({"generation_timeout", "worker_died", "internal_error"})
 
-#: So many states, and bytes that their jobs' nodes reported, wait for a reader. One further behind reads the store.
-STATES_KEPT, STATES_BYTES = 256, 2**20
-#: At most this many alarms wait for one reader.
-ALARMS_KEPT = 100
 #: The least time between two reports of progress.
 PROGRESS_EVERY_S = 0.1
 #: The least time between two previews of one job: it takes the processor to encode them.
 PREVIEW_EVERY_S = 0.2
-
-
-class ChangeLog(Protocol):
-    """What the stream asks of the job store: see :class:`guard.store.Store`."""
-
-    def read_changes(self, after: int, *, owner: str | None = None, job_id: str | None = None) -> Future[Changes]: ...
 
 
 class Events:
@@ -73,6 +63,7 @@ class Events:
         # Event loop only.
         self._showing: dict[str, asyncio.Task[None]] = {}
         self._count = 0
+        self._streams = 0
         self._readers_of: Counter[str] = Counter()
         self._of_job: dict[str, set[Subscription]] = {}
         self._of_owner: dict[str, set[Subscription]] = {}
@@ -146,6 +137,7 @@ class Events:
         job_id: str | None = None,
         after: int | None = None,
         wants_end: bool = False,
+        hears: Callable[[Job], bool] | None = None,
     ) -> Subscription:
         """Begin to read one job's events, an owner's, or (with neither) everybody's. Event loop; close it.
 
@@ -154,9 +146,13 @@ class Events:
             after: the `id` of the last state that the reader knows: it gets every later one, also those of earlier
                 processes. None: from now on. Read the store after this call: the reader gets every later state.
             wants_end: of the one job's states, the reader needs no other than the last.
+            hears: whether the reader passes on what happens to a job; None: any. It decides for nothing but what is
+                asked of other servers.
         """
         self._loop.bind()
-        subscription = Subscription(self, self._store, frozenset(names), owner, job_id, after, wants_end)
+        subscription = Subscription(
+            self.unsubscribe, self._store, frozenset(names), owner, job_id, after, wants_end, hears
+        )
         self._count += 1
         self._readers_of.update(subscription.names)
         self._group(subscription).add(subscription)
@@ -167,6 +163,47 @@ class Events:
     def has_readers(self, name: str) -> bool:
         """Whether anybody reads such events. Any thread."""
         return self._readers_of[name] > 0
+
+    def list_read(self, job: Job) -> frozenset[str]:
+        """Which events of the job somebody reads. Event loop."""
+        groups = [self._of_all, self._of_owner.get(job.owner, ()), self._of_job.get(job.job_id, ())]
+        readers = [reader for group in groups for reader in group if reader.hears is None or reader.hears(job)]
+        return frozenset[str]().union(*(reader.names for reader in readers))
+
+    def find_running(self, job_id: str) -> Job | None:
+        """The job, while it runs, here or elsewhere. Any thread."""
+        return self._running.get(job_id, (None, None))[0]
+
+    def list_running(self) -> list[Job]:
+        """The jobs that run, here or elsewhere. Any thread."""
+        with self._lock:
+            return [job for job, _progress in self._running.values()]
+
+    def count_running(self) -> int:
+        """Any thread."""
+        return len(self._running)
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Somebody gets events as a stream of his own, to the end of this block. Event loop."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    def count_streams(self) -> int:
+        """Any thread."""
+        return self._streams
+
+    def end_all(self) -> None:
+        """The server goes: let every stream end, once its reader has what there is. Any thread."""
+        self._loop.call(self._end_all)
+
+    def _end_all(self) -> None:
+        groups = [self._of_all, *self._of_owner.values(), *self._of_job.values()]
+        for reader in [reader for group in groups for reader in group]:
+            reader.end()
 
     async def read_head(self) -> int:
         """The number of the last state. Raises GuardError where the store cannot be read."""
@@ -268,133 +305,3 @@ class Events:
     def _give(event: Event, readers: Iterable[Subscription]) -> None:
         for reader in readers:
             reader.put(event)
-
-
-class Subscription:
-    """What one reader has not read yet. Event loop.
-
-    It holds little, however slow the reader is: the last progress, position and preview of each job, `STATES_KEPT`
-    states and `ALARMS_KEPT` alarms. It reads further states from the store, so a reader misses none.
-    """
-
-    def __init__(
-        self,
-        events: Events,
-        store: ChangeLog,
-        names: frozenset[str],
-        owner: str | None,
-        job_id: str | None,
-        after: int | None,
-        wants_end: bool,
-    ) -> None:
-        self.names = names
-        self.wants_end = wants_end
-        self.owner = owner
-        self.job_id = job_id
-        self._events = events
-        self._store = store
-        self._states: deque[Event] = deque()
-        self._alarms: deque[Event] = deque(maxlen=ALARMS_KEPT)
-        self._latest: dict[tuple[str, str], Event] = {}
-        #: The last state that the reader has; the last one that it must get from the store; whether the store must
-        #: first say which one that is.
-        self._seen = after or 0
-        self._owed = 0
-        self._resuming = after is not None
-        self._wakeup: asyncio.Future[bool] | None = None
-
-    def __enter__(self) -> Subscription:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Read nothing more."""
-        self._events.unsubscribe(self)
-
-    def has_seen(self, event_id: int) -> None:
-        """Leave out the states up to that number: the reader knows them from elsewhere."""
-        self._seen = max(self._seen, event_id)
-
-    async def next(self, timeout_s: float) -> list[Event]:
-        """What has happened since the last call; waits for it, and returns nothing only after `timeout_s`.
-
-        States come in order and without a gap. Of progress, position and preview only the newest come.
-
-        Raises:
-            GuardError: the store cannot be read.
-        """
-        while True:
-            if self._is_behind:
-                events = await self._read_store()
-            else:
-                if not (self._states or self._alarms or self._latest) and not await self._wait(timeout_s):
-                    return []
-                events = self._take()
-            if events:
-                return events
-
-    def put(self, event: Event) -> None:
-        """Keep the event for the reader, and wake it."""
-        if event.job is None:
-            self._alarms.append(event)
-        elif event.id is not None:
-            self._put_state(event, event.id, event.job.job_id)
-        else:
-            self._latest[event.name, event.job.job_id] = event
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(True)
-
-    @property
-    def _is_behind(self) -> bool:
-        return self._resuming or self._seen < self._owed
-
-    def _put_state(self, event: Event, event_id: int, job_id: str) -> None:
-        # Progress and position belong to the state before.
-        for key in [key for key in self._latest if key[1] == job_id] if self._latest else ():
-            del self._latest[key]
-        if len(self._states) == STATES_KEPT or sum(state.size for state in self._states) > STATES_BYTES:
-            self._states.clear()
-            self._owed = event_id
-        elif self._is_behind:
-            self._owed = max(self._owed, event_id)
-        else:
-            self._states.append(event)
-
-    def _take(self) -> list[Event]:
-        states = [event for event in self._states if event.id is not None and event.id > self._seen]
-        if states:
-            self._seen = states[-1].id or self._seen
-        events = [*states, *self._alarms, *self._latest.values()]
-        self._states.clear()
-        self._alarms.clear()
-        self._latest.clear()
-        return events
-
-    async def _read_store(self) -> list[Event]:
-        """The next states that the reader must get from the store."""
-        changes = await wrap_future(self._store.read_changes(self._seen, owner=self.owner, job_id=self.job_id))
-        if self._seen > changes.head:
-            self._seen = 0  # the number is from another database, and this one is newer
-            return []
-        if self._resuming:
-            self._resuming, self._owed = False, max(self._owed, changes.head)
-        self._seen = changes.up_to
-        return [state_event(job) for job in changes.jobs]
-
-    async def _wait(self, timeout_s: float) -> bool:
-        """Whether something came within `timeout_s`."""
-        loop = asyncio.get_running_loop()
-        self._wakeup = loop.create_future()
-        timer = loop.call_later(timeout_s, _expire, self._wakeup)
-        try:
-            return await self._wakeup
-        finally:
-            timer.cancel()
-            self._wakeup = None
-
-
-def _expire(wakeup: asyncio.Future[bool]) -> None:
-    if not wakeup.done():
-        wakeup.set_result(False)

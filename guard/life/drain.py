@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 from .. import private_files
+from ..signal import Signal
 from .health import Health
 
 log = logging.getLogger("guarded.drain")
 
 _LOOK_S = 0.1
+#: So long at most do streams have to tell their readers that they end.
+_LEAVE_S = 3.0
 #: The file in our own folder that stands for an operator's drain, which outlives the process.
 _MARK = "draining"
 
@@ -48,6 +51,10 @@ class Drain:
         self._store = store
         self._wake = wake
         self._lock = threading.Lock()
+        #: The process is about to end: who listens is to go elsewhere. The drain's thread.
+        self.leaving: Signal[[]] = Signal()
+        #: They say how many still listen then.
+        self.listeners: list[Callable[[], int]] = []
 
         if self._mark.is_file():
             log.warning(
@@ -82,14 +89,18 @@ class Drain:
     def run(self, grace_s: float) -> None:
         """Take no new job, and wait until none holds a slot or is checked any more, or for `grace_s`.
 
-        Of this the next process knows nothing. It asks for what the store knows in memory: a disk that hangs must not
-        hold up the end of the process.
+        Streams end then. Of this the next process knows nothing. It asks for what the store knows in memory: a disk
+        that hangs must not hold up the end of the process.
         """
         with self._lock:
             self._refuse()
         ends_s = time.monotonic() + grace_s
         while (left_s := ends_s - time.monotonic()) > 0 and self._is_busy():
             time.sleep(min(_LOOK_S, left_s))
+        self.leaving()
+        ends_s = time.monotonic() + _LEAVE_S
+        while time.monotonic() < ends_s and any(count() for count in self.listeners):
+            time.sleep(_LOOK_S)
 
     def _is_busy(self) -> bool:
         return self._handing() != frozenset() or self._store.leased > 0 or self._store.under_way > 0

@@ -35,7 +35,8 @@ def make_member(settings: Settings, own: Path) -> Member | None:
     fleet = settings.fleet
     if not fleet.enabled:
         return None
-    member = Member(read_or_make_name(own), int(fleet.lease_s * 1000), settings.queue.max_jobs)
+    lease_ms, url = int(fleet.lease_s * 1000), fleet.url or None
+    member = Member(read_or_make_name(own), lease_ms, settings.queue.max_jobs, url=url)
     member.tell(agreed.STATUS, agreed.digest(settings))
     member.tell(SWEEPS, settings.janitor.enabled)
     return member

@@ -95,8 +95,8 @@ class Runs:
         self._ended: set[str] = set()
         #: Those that the worker has.
         self._running: set[str] = set()
-        #: A run begins. The worker's thread.
-        self.began: Signal[[]] = Signal()
+        #: A run begins. The worker's thread, before the host tells anybody.
+        self.began: Signal[[Job]] = Signal()
         #: A run has taken that much of the worker. Any thread.
         self.spent: Signal[[Job, Spent]] = Signal()
 
@@ -116,7 +116,7 @@ class Runs:
             self._watchdog.expect_stop(job_id)
             return False
         self._running.add(job_id)
-        self.began()
+        self.began(job)
         return True
 
     def list_ids(self) -> list[str]:

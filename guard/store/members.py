@@ -281,6 +281,19 @@ def list_secretive(db: Database, box: str, *, and_orphans: bool) -> list[Job]:
     return [read_job(row) for row in db.execute(query, (box,)).fetchall()]
 
 
+def list_running(db: Database, but: str) -> list[Job]:
+    """What all boxes but that one run."""
+    where = "box IS NOT NULL AND box <> ? AND state = 'running'"
+    rows = db.execute(f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_of_box WHERE {where} AND {_UNDER_WAY}", (but,))
+    return [read_job(row) for row in rows.fetchall()]
+
+
+def find_places(db: Database, job_ids: Sequence[str]) -> dict[str, str]:
+    """Which boxes have these jobs under way."""
+    query = f"SELECT job_id, box FROM jobs WHERE job_id = ANY(?) AND box IS NOT NULL AND {_UNDER_WAY}"
+    return dict(db.execute(query, (list(job_ids),)).fetchall())
+
+
 def give(db: Database, job: Job, member: Member, token: str) -> None:
     """Let the box have the job; what its run writes must say the token."""
     db.execute("UPDATE jobs SET box = ?, token = ? WHERE number = ?", (member.box, token, job.number))

@@ -109,6 +109,10 @@ class FleetStore(TableStore):
         """What the boxes have under way, each job with its box, by when it began."""
         return self._engine.read(lambda db: members.list_runs(db, limit))
 
+    def find_places(self, job_ids: Sequence[str]) -> Future[dict[str, str]]:
+        """Which boxes have these jobs under way, by job."""
+        return self._engine.read(lambda db: members.find_places(db, job_ids))
+
     def leave(self) -> Future[Recovery]:
         """Be a box no more: others may have what is under way here at once."""
         leaving = self._engine.write(lambda db: self._transitions.leave(db, self._max_attempts), durable=True)

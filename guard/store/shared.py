@@ -87,6 +87,7 @@ class SharedTransitions(Transitions):
             "DELETE FROM writers WHERE box = ? AND name <> ?",
             (self._member.box, self._member.process),
         )
+        self.arrived += members.list_running(db, but=self._member.box)
         return members.join(db, self._member), recovery
 
     def leave(self, db: Database, max_attempts: int, lived_until_ms: int | None = None) -> Recovery:

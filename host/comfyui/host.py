@@ -6,7 +6,7 @@ import contextvars
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -271,6 +271,12 @@ class ComfyHost:
 
     def socket_left(self, sid: str) -> None:
         self._relay.forget(sid)
+
+    def has_socket(self, sid: str) -> bool:
+        return sid in self._server.sockets
+
+    def tell_socket(self, sid: str, messages: Sequence[str | bytes]) -> None:
+        self._relay.tell_native(sid, messages)
 
     # What there is. ------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from ...guard.host import SocketListener
@@ -26,6 +27,8 @@ log = logging.getLogger("guarded.sockets")
 
 #: After so many events in a row the loop does something else.
 AT_ONCE = 100
+#: So many messages of other servers wait for ComfyUI's own sockets; older ones go.
+FAR_MESSAGES = 2_000
 #: The methods through which ComfyUI's events go to its sockets.
 SENDING = ("send_sync", "send", "send_json", "send_bytes")
 
@@ -43,6 +46,9 @@ class SocketRelay:
         self._task: asyncio.Task[None] | None = None
         #: Our own wrappers of ComfyUI's methods.
         self._wrappers: dict[str, Any] = {}
+        #: What ComfyUI's own sockets have yet to hear of jobs that run on other servers.
+        self._far: deque[tuple[str, str | bytes]] = deque()
+        self._telling: asyncio.Task[None] | None = None
 
     def note_wrappers(self) -> None:
         """ComfyUI's methods have got our wrappers, just now."""
@@ -54,7 +60,7 @@ class SocketRelay:
 
     def send(self, native: Native, event: Any, data: Any, sid: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Send an event; `native` is ComfyUI's own `send_sync`. Any thread."""
-        if self._listener is not None and self._listener.wants(sid):
+        if self._listener is not None and self._listener.wants(sid, isinstance(data, tuple)):
             self._events.append((event, data, sid))
             if self._task is None:
                 self._server.loop.call_soon_threadsafe(self._begin)
@@ -93,6 +99,28 @@ class SocketRelay:
         metadata[sid] = {"feature_flags": flags if isinstance(flags, dict) else {}}
         features: dict[str, Any] = feature_flags.get_server_features()
         return features
+
+    def tell_native(self, sid: str, messages: Iterable[str | bytes]) -> None:
+        """Send to ComfyUI's own socket of that client id what another server's ComfyUI has made. Event loop."""
+        if sid not in self._server.sockets:
+            return
+        self._far.extend((sid, message) for message in messages)
+        while len(self._far) > FAR_MESSAGES:
+            self._far.popleft()
+        if self._telling is None and self._far:
+            self._telling = asyncio.get_running_loop().create_task(self._tell_natives(), name="guarded-far-messages")
+
+    async def _tell_natives(self) -> None:
+        """One after the other, as ComfyUI does."""
+        while self._far:
+            sid, message = self._far.popleft()
+            socket = self._server.sockets.get(sid)
+            try:
+                if socket is not None:
+                    await (socket.send_str(message) if isinstance(message, str) else socket.send_bytes(message))
+            except Exception as error:  # closed meanwhile
+                log.debug("a message of another box cannot be sent: %s", error)
+        self._telling = None
 
     def forget(self, sid: str) -> None:
         """No socket of the listener's has that client id any more."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from ...guard.callers.socket import Socket
+from ...guard.callers.socket import GOODBYE, Socket
 from ..about import About, Schema
 from ..events import LAST_EVENT_ID, STALLED_S, read_last_event_id
 from ..pace import Going, has_room
@@ -62,6 +62,9 @@ async def _write(call: Call, ws: web.WebSocketResponse, socket: Socket) -> None:
     with contextlib.suppress(ConnectionError):
         while True:
             message = await socket.next()
+            if message is GOODBYE:
+                await ws.close(code=WSCloseCode.SERVICE_RESTART, message=b"connect again")
+                return
             size = len(message.content)
             # A text may have four bytes for each character. Most are short, and their client has taken all before.
             may_wait = not has_room(call.request, 4 * size)

@@ -13,7 +13,7 @@ import pytest
 from contract.client import sleep
 from postgres import Server, find_programs
 
-from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import HostProcess, free_port, sandbox_kind
 
 #: Only a promise that is broken takes so long.
 PATIENCE_S = 180.0
@@ -92,8 +92,9 @@ class Fleet:
         self._folder = folder
         self.boxes = []
 
-    def make(self, *, url=None, shares=True, **environment):
-        """`shares`: its folders are those of the others."""
+    def make(self, *, url=None, shares=True, tells=False, port=None, **environment):
+        """`shares`: its folders are those of the others; `tells`: other boxes may hear what its jobs do."""
+        port = port or free_port()
         base = self._folder / f"box{len(self.boxes)}"
         base.mkdir(parents=True)
         for name in ("input", "output", "temp") if shares else ():
@@ -105,9 +106,10 @@ class Fleet:
             "GUARDED_FLEET__SECRET": "c0ffee" * 8,
             "GUARDED_FLEET__LEASE_S": str(LEASE_S),
             "GUARDED_WATCHDOG__MAX_ATTEMPTS": "10",
+            "GUARDED_FLEET__URL": f"http://127.0.0.1:{port}" if tells else "",
             **environment,
         }
-        box = Box(sandbox_kind(), base, environment=settings)
+        box = Box(sandbox_kind(), base, port=port, environment=settings)
         self.boxes.append(box)
         return box
 
@@ -172,12 +174,21 @@ def engine():
 
 @pytest.fixture
 def fleet(tmp_path, engine):
-    made = Fleet(tmp_path, engine)
-    yield made
-    made.stop()
-    with contextlib.closing(engine.connect()) as db:
-        db.execute("DROP SCHEMA public CASCADE")
-        db.execute("CREATE SCHEMA public")
+    with make_fleet(tmp_path, engine) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def make_fleet(folder, engine):
+    """One at a time has the engine's database."""
+    made = Fleet(folder, engine)
+    try:
+        yield made
+    finally:
+        made.stop()
+        with contextlib.closing(engine.connect()) as db:
+            db.execute("DROP SCHEMA public CASCADE")
+            db.execute("CREATE SCHEMA public")
 
 
 def long_run():

@@ -1,4 +1,4 @@
-"""The network between a box and its database."""
+"""The network between a box and its database, or another box."""
 
 import contextlib
 import queue
@@ -48,7 +48,11 @@ class Link:
             while True:
                 box, _address = self._listener.accept()
                 self._open.wait()
-                engine = socket.create_connection(("127.0.0.1", self._port))
+                try:
+                    engine = socket.create_connection(("127.0.0.1", self._port))
+                except OSError:  # it is down
+                    box.close()
+                    continue
                 self._pairs.append((box, engine))
                 self._threads.append(threading.Thread(target=self._pass_on, args=(box, engine), daemon=True))
                 self._threads[-1].start()

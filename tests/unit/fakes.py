@@ -133,6 +133,7 @@ class FakeHost:
         self.hung = 0
         self.queue_changes = 0
         self.running_nodes: dict[str, str] = {}
+        self.native_sockets: dict[str, list[str | bytes]] = {}
         #: What clients said that they can do, by the id that the host knows.
         self.flags: dict[str, Any] = {}
         self.freed = 0
@@ -252,6 +253,13 @@ class FakeHost:
 
     def socket_left(self, sid: str) -> None:
         self.flags.pop(sid, None)
+
+    def has_socket(self, sid: str) -> bool:
+        return sid in self.native_sockets
+
+    def tell_socket(self, sid: str, messages: Any) -> None:
+        if sid in self.native_sockets:
+            self.native_sockets[sid] += messages
 
     def declaration(self, class_type: str) -> Declared:
         return Declared(self.types.get(class_type, {}), self.outputs.get(class_type, ()))

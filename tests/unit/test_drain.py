@@ -275,3 +275,13 @@ def test_a_sigterm_handler_that_somebody_else_has_set_stays(tmp_path):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert _ended(process)[0] == 9
+
+
+def test_a_drain_says_that_the_server_leaves_once_nothing_runs_and_waits_for_those_that_listen(machine, drain):
+    said = []
+    drain.leaving.subscribe(lambda: said.append(machine.store.leased))
+    left = [2, 1, 0]
+    drain.listeners.append(lambda: left.pop(0))
+    drain.run(LONG_S)
+    assert said == [0]
+    assert left == []

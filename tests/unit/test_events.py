@@ -7,6 +7,7 @@ from unit.fakes import LONG_S, new_id, new_job
 
 from comfyui_guarded.guard.errors import CancelledError, GenerationTimeoutError
 from comfyui_guarded.guard.events import stream as events_module
+from comfyui_guarded.guard.events import subscription
 from comfyui_guarded.guard.events.event import ALARM, PREVIEW, PROGRESS, STATE
 from comfyui_guarded.guard.events.stream import Events
 from comfyui_guarded.guard.host import Progress
@@ -138,7 +139,7 @@ async def test_states_that_come_while_a_reader_catches_up_follow_those_from_the_
 
 @pytest.mark.parametrize("kept", [1, 2, 7])
 async def test_a_slow_reader_misses_no_state_and_holds_few(store, events, monkeypatch, kept):
-    monkeypatch.setattr(events_module, "STATES_KEPT", kept)
+    monkeypatch.setattr(subscription, "STATES_KEPT", kept)
     with events.subscribe() as reader:
         for _ in range(4):
             last = await asyncio.to_thread(run, store)
