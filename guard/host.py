@@ -337,6 +337,9 @@ class Host(Weigher, Protocol):
     def socket_left(self, sid: str) -> None:
         """Forget the client id: the listener's last socket with it has closed."""
 
+    def mark_names(self, name_box: Callable[[], str]) -> None:
+        """Let the names of files that jobs save tell which of several servers they are from. Called once."""
+
     def has_socket(self, sid: str) -> bool:
         """Whether the host has a socket of its own with that client id. Any thread."""
 

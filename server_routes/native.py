@@ -55,6 +55,7 @@ def guard_native(services: Services, twins: list[Route]) -> Middleware:
     """
     rows = [(route, compile_path(route.path), make_handler(route, services)) for route in twins]
     closed = services.settings.native.mode == "closed"
+    keeps_files_elsewhere = bool(services.settings.files.url)
 
     def find_twin(request: web.Request) -> tuple[Route, Handler] | None:
         path = re.sub("/+", "/", request.path)
@@ -92,7 +93,12 @@ def guard_native(services: Services, twins: list[Route]) -> Middleware:
             headers = {"WWW-Authenticate": _BROWSERS_ASK} if asks else None
             twin = find_twin(request)
             return refuse(error, request, services, headers, of_submit=twin is not None and twin[0].submits)
-        return await answer(request)
+        response = await answer(request)
+        if response.status == 404 and answer is handler and keeps_files_elsewhere:
+            twin = find_twin(request)
+            if twin is not None and twin[0].path == "/view":  # another box may have made it
+                return await twin[1](request)
+        return response
 
     return native
 

@@ -11,6 +11,7 @@ from ..access.shared_keys import SharedKeys
 from ..access.tokens import Links, Tokens
 from ..clock import Clock
 from ..fleet import Lease, Membership, agreed, read_or_make_name
+from ..host import Host
 from ..settings import Settings
 from ..store import Member, Store
 from ..store.key_rows import KeyTable
@@ -66,6 +67,7 @@ def make_is_keeper(membership: Membership | None) -> Callable[[], bool]:
 def keep_membership(
     member: Member | None,
     store: Store,
+    host: Host,
     clock: Clock,
     health: Health,
     settler: Settler,
@@ -87,6 +89,7 @@ def keep_membership(
         for job_id in {*runs.list_ids(), *(dispatcher.handing() or ())}:
             settler.stop(job_id)
 
+    host.mark_names(lambda: member.box.removeprefix("box-"))
     membership = Membership(cast(Lease, store), clock, is_clear)
     membership.lost.subscribe(stop_runs)
     membership.joined.subscribe(lambda _recovery: dispatcher.wake())

@@ -55,6 +55,8 @@ class Confinement:
     def __init__(self, workers: Workers, find_run: Callable[[str], Run | None]) -> None:
         self._workers = workers
         self._find_run = find_run
+        #: The name of this one of several servers, each of which numbers its files from 1: their names get it.
+        self.name_box: Callable[[], str] | None = None
 
     def install(self) -> None:
         """Patch. The main thread, once, before the worker starts."""
@@ -156,11 +158,14 @@ class Confinement:
         return self._place(folder) if folder in (find_root("output"), find_root("temp")) else folder
 
     def _get_save_image_path(self, native: Native, *args: Any, **kwargs: Any) -> Any:
-        if "output_dir" in kwargs:
-            kwargs["output_dir"] = self._rebase(kwargs["output_dir"])
-        elif (at := _find_place(native, "output_dir")) is not None and at < len(args):
-            args = (*args[:at], self._rebase(args[at]), *args[at + 1 :])
+        args = _change(native, "output_dir", self._rebase, args, kwargs)
+        if self.name_box is not None and self.find_run() is not None:
+            args = _change(native, "filename_prefix", self._add_box, args, kwargs)
         return native(*args, **kwargs)
+
+    def _add_box(self, prefix: Any) -> Any:
+        assert self.name_box is not None
+        return f"{prefix.rstrip('/' + os.sep)}_{self.name_box()}" if isinstance(prefix, str) else prefix
 
     def _rebase(self, folder: Any) -> Any:
         """The folder of this run's owner in the place of a root, or of another owner's, to which a cached node object
@@ -269,6 +274,17 @@ def _find_place(function: Native, name: str) -> int | None:
     parameters = list(inspect.signature(function).parameters.values())
     places = [number for number, one in enumerate(parameters) if one.name == name and one.kind in _BY_PLACE]
     return places[0] if places else None
+
+
+def _change(
+    function: Native, name: str, change: Callable[[Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The arguments by place, with the one of that name changed; where it is among `kwargs`, it is changed there."""
+    if name in kwargs:
+        kwargs[name] = change(kwargs[name])
+    elif (at := _find_place(function, name)) is not None and at < len(args):
+        return (*args[:at], change(args[at]), *args[at + 1 :])
+    return args
 
 
 @contextlib.contextmanager

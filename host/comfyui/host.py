@@ -272,6 +272,9 @@ class ComfyHost:
     def socket_left(self, sid: str) -> None:
         self._relay.forget(sid)
 
+    def mark_names(self, name_box: Callable[[], str]) -> None:
+        self._hooks.confinement.name_box = name_box
+
     def has_socket(self, sid: str) -> bool:
         return sid in self._server.sockets
 

@@ -254,6 +254,9 @@ class FakeHost:
     def socket_left(self, sid: str) -> None:
         self.flags.pop(sid, None)
 
+    def mark_names(self, name_box: Any) -> None:
+        self.name_box = name_box
+
     def has_socket(self, sid: str) -> bool:
         return sid in self.native_sockets
 
