@@ -90,19 +90,25 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     environment = {"GUARDED_NATIVE__MODE": "guarded", "GUARDED_WATCHDOG__JOB_TIMEOUT_S": str(JOB_TIMEOUT_S)}
     host = HostProcess(request.param, base, environment=environment)
     key = make_key(base, "published")
-    with host, ThreadPoolExecutor(AT_ONCE) as pool:
+    with host:
+        yield ask_all(host.url, key, tmp_path_factory)
+
+
+def ask_all(url: str, key: str, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Told]:
+    """What every client hands over, by (driver, path, graph), of the server at that address."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         made = {
-            (driver, path): pool.submit(_run, driver, f"{host.url}{path}", key, tmp_path_factory.mktemp(driver.stem))
+            (driver, path): pool.submit(_run, driver, f"{url}{path}", key, tmp_path_factory.mktemp(driver.stem))
             for driver in drivers()
             if driver.suffix == ".py" or (shutil.which("node") and (INSTALLED / "node_modules").is_dir())
             for path in ("", "/guarded")
             if (driver.stem, path) in cases()
         }
-        found = {}
+        found: dict[Any, Any] = {}
         for (driver, path), future in made.items():
             for graph, answer in future.result().items():
                 found[driver.stem, path, graph] = answer
-        yield found
+        return found
 
 
 def _run(driver: Path, url: str, key: str, folder: Path) -> dict[str, Told | str]:
