@@ -110,7 +110,7 @@ class BoxBody(TypedDict):
     """A box of the fleet; null is what it does not say.
 
     `late`: it was not heard of for a third of its lease; `gone`: for all of it. `differs`: in its `version`, from most
-    boxes; in its machine's `clock`, from the database's.
+    boxes; in its `settings`, from the box that answers; in its machine's `clock`, from the database's.
     """
 
     box: str

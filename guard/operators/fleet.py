@@ -11,7 +11,8 @@ from concurrent.futures import Future
 from typing import Protocol, cast
 
 from ..clock import Clock
-from ..fleet import Membership, read_version
+from ..fleet import Membership, find_differences, read_version
+from ..fleet.agreed import STATUS as SETTINGS
 from ..job import Job
 from ..life.health import Health
 from ..signal import Signal
@@ -205,13 +206,26 @@ class FleetView:
         now_ms = self._clock.now_ms()
         versions = self._list_versions()
         usual = max(versions, key=lambda version: (len(versions[version]), version)) if versions else None
-        return [self._describe(box, now_ms, usual, runs.get(box.box, [])) for box in self._list_all()]
+        differing = self._list_differing()
+        return [
+            self._describe(box, now_ms, usual, box.box in differing, runs.get(box.box, [])) for box in self._list_all()
+        ]
 
-    def _describe(self, box: Box, now_ms: int, usual: str | None, runs: list[BoxRunBody]) -> BoxBody:
+    def _list_differing(self) -> set[str]:
+        """The boxes with other settings than this one has, of those that must agree."""
+        own = self._member.status.get(SETTINGS)
+        found = find_differences(own, self._membership.boxes) if isinstance(own, dict) else {}
+        return {name for names in found.values() for name in names}
+
+    def _describe(
+        self, box: Box, now_ms: int, usual: str | None, has_other_settings: bool, runs: list[BoxRunBody]
+    ) -> BoxBody:
         version = box.text("version")
         differs = []
         if version is not None and version != usual:
             differs.append("version")
+        if has_other_settings:
+            differs.append("settings")
         if _read_clock(box):
             differs.append("clock")
         bytes_ = box.number("gpu_bytes")

@@ -148,6 +148,19 @@ async def test_the_version_that_differs_is_the_one_that_fewer_boxes_have(seen):
     assert "1 (a): box-1; 2 (b): box-2, box-3" in seen.alarms()["boxes_differ"]
 
 
+async def test_settings_that_must_agree_are_compared_with_those_of_this_box(seen):
+    own = {"fleet.secret": "s", "queue.timeout_s": "a"}
+    seen.member.tell("settings", own)
+    seen.look(
+        box("box-1", settings=own),
+        box("box-2", settings={**own, "queue.timeout_s": "b"}),
+        box("box-3", settings=own),
+        box("box-4"),  # of a version that tells none
+    )
+    differs = {one["box"]: one["differs"] for one in await seen.view.list_bodies()}
+    assert differs == {"box-1": [], "box-2": ["settings"], "box-3": [], "box-4": []}
+
+
 async def test_a_clock_that_is_off_is_told_and_named(seen):
     seen.clock.off_ms = 3_600_000 + 700
     seen.look(box("box-1"))
