@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..cost.values import Media
-from ..results.containers import BrokenFileError, Kind, sniff
-from ..results.film_files import is_cover, open_container
+from ..results.containers import BrokenFileError, Kind, check_index, sniff
+from ..results.film_files import MAX_FRAME_PIXELS, is_cover, open_container
 
 #: What films and sounds begin with that no job makes, but people send: (mark, where, holds, format, libav's demuxer).
 _MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
@@ -98,6 +98,11 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
             wanted = sound
         if wanted is None:
             raise UnfitError("it has no sound" if holds == "audio" else "it has no pictures")
+        if wanted is film:
+            width, height = film.codec_context.width, film.codec_context.height
+            if width * height > MAX_FRAME_PIXELS:
+                raise UnfitError(f"its pictures have {width} × {height} pixels")
+            film.codec_context.options = {**film.codec_context.options, "max_pixels": str(MAX_FRAME_PIXELS)}
         if next(container.decode(wanted), None) is None:
             raise UnfitError("it has no frame that can be read")
         media = _measure(container, film, wanted, holds)
@@ -230,6 +235,7 @@ def _check_boxes(handle: IO[bytes], size: int) -> None:
         names.add(head[4:8])
     if b"moov" not in names:
         raise BrokenFileError("its index is missing")
+    check_index(handle, size)
 
 
 def _check_ebml(handle: IO[bytes], size: int) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from .film_index import claims_too_much
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: The second byte of an MPEG audio frame: version 1, 2 or 2.5, layer III, with or without a checksum.
 _MPEG_AUDIO = frozenset({0xFB, 0xFA, 0xF3, 0xF2, 0xE3, 0xE2})
@@ -219,6 +221,13 @@ def _check_mp4(handle: IO[bytes], size: int) -> None:
     names = {name for name, _, _ in iterate_boxes(handle, size)}
     if not names & {b"mdat", b"moof"} or b"moov" not in names:
         raise BrokenFileError("its index or its data is missing")
+    check_index(handle, size)
+
+
+def check_index(handle: IO[bytes], size: int) -> None:
+    """Raises BrokenFileError for an MP4 or QuickTime file whose index would take much memory to read."""
+    if claims_too_much(handle, size):
+        raise BrokenFileError("its index names more samples than a film has")
 
 
 def _check_ebml(handle: IO[bytes], size: int) -> None:

@@ -30,7 +30,7 @@ _BUFFER = 1 << 18
 #: libav looks at no more streams; no result has so many.
 _MAX_STREAMS = 64
 #: A decoder may allocate this much for one frame: 16k × 8k. libav's own limit is twice as much.
-_MAX_FRAME_PIXELS = 2**27
+MAX_FRAME_PIXELS = 2**27
 
 
 def open_container(source: Any, kind: Kind | None) -> Any:
@@ -84,10 +84,10 @@ def is_cover(stream: Any) -> bool:
 def _check_film(container: Any, film: Any, sound: Any, settings: ResultsSettings, budget: Budget) -> Facts:
     import av
 
-    if film.width * film.height > min(settings.max_image_pixels, _MAX_FRAME_PIXELS):
+    if film.width * film.height > min(settings.max_image_pixels, MAX_FRAME_PIXELS):
         raise BrokenFileError(f"its frames have {film.width} × {film.height} pixels")
     film.thread_type = "AUTO"
-    film.codec_context.options = {**film.codec_context.options, "max_pixels": str(_MAX_FRAME_PIXELS)}
+    film.codec_context.options = {**film.codec_context.options, "max_pixels": str(MAX_FRAME_PIXELS)}
     rate = float(film.average_rate or film.guessed_rate or 0)
     announced_s = float(container.duration / av.time_base) if container.duration else None
     announced = int(film.frames or (rate * announced_s if announced_s else 0))
