@@ -180,7 +180,7 @@ _TRAITS: tuple[tuple[Trait, str], ...] = (
     (Trait.ENLARGES, r"cropfrommask"),
     (Trait.FLAT, r"latentcrop"),
     (Trait.TAKES_FILMS, r"(?:select|get)latents"),
-    (Trait.KEEPS, r"promptbuilder"),
+    (Trait.KEEPS, r"promptbuilder|^painter$"),
     (Trait.FOR_CLIP, r"ipadapternoise|prepimageforclip"),
     (Trait.BESIDE, r"prepforiclora"),
     (Trait.LABELS, r"addlabel"),

@@ -13,6 +13,15 @@ WEIGHTS = {
 }
 
 WAY = [
+    Case(
+        "a picture that is painted on, many times, said to be small",
+        "max_film_pixels",
+        shown(
+            node("RepeatImageBatch", image=["p", 0], amount=900),
+            p=node("Painter", mask="", width=64, height=64, bg_color="#000000", image=["i", 0]),
+            i=image(1408, 1408),
+        ),
+    ),
     # Fewer, or later, makes more.
     Case(
         "small tiles by a seed",
