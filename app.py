@@ -58,6 +58,7 @@ from .guard.life.drain import Drain
 from .guard.life.health import Health
 from .guard.life.process import Process
 from .guard.life.reconcile import Reconciler
+from .guard.life.returns import Returns
 from .guard.life.runs import Runs
 from .guard.life.secrets import Secrets
 from .guard.life.settle import Settler
@@ -155,7 +156,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         max(RECORDS_KEPT_S, settings.queue.idempotency_max_age_s),
         settings.janitor.unread_max_age_s,
     )
-    member = fleet.make_member(settings, own)
+    member = fleet.make_member(settings, own, host.video_memory)
     store = make_store(settings.store.url, own, clock, settings.store.survives, kept, open_now=False, member=member)
     key_place = fleet.share_access(member, store, own, keys, tokens)
     local_secret = settings.webhooks.secret or choose_secret(own, shared("webhooks"))
@@ -191,9 +192,10 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     uploads.tidy()
     storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot)
     parts = (settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
-    runs = Runs(*parts, storage.put_all)
+    returns = Returns(fleet.find_store(member, store), settler)
+    runs = Runs(*parts, storage.put_all, returns)
     needs = (settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
-    dispatcher = Dispatcher(*needs, storage.bring)
+    dispatcher = Dispatcher(*needs, storage.bring, returns)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
     membership = fleet.keep_membership(member, store, host, clock, health, settler, runs, dispatcher, watchdog)
     quotas = Quotas(settings.limits)
@@ -284,6 +286,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     watchdog.alarmed.subscribe(events.alarm)
     watchdog.turned.subscribe(dispatcher.supervise)
     watchdog.turned.subscribe(reconciler.turn)
+    watchdog.turned.subscribe(returns.turn)
     dispatcher.alarmed.subscribe(events.alarm)
     settler.alarmed.subscribe(events.alarm)
     janitor.disk_filled.subscribe(lambda message: events.alarm("disk_full", message))

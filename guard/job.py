@@ -24,6 +24,7 @@ from .outgoing import (
 )
 from .owners import hide, hide_in
 from .spent import CostBody, Spent, make_cost_body
+from .weight import ANYWHERE, Placement
 
 
 class JobState(str, enum.Enum):
@@ -267,7 +268,8 @@ class NewJob:
         converted: the guard made the prompt of a workflow in the editor's own format.
         user: the owner's own user whose job it is; "" for none. An owner's users take turns.
         retry_of: the id of the job that this one repeats.
-        results: in what form its results are wanted; puts: where they are to be sent; inputs: what the depot has.
+        results: in what form its results are wanted; puts: where they go; inputs: what the depot has.
+        placement: which server of a fleet runs it.
     """
 
     job_id: str
@@ -294,6 +296,7 @@ class NewJob:
     results: ResultOptions = AS_IT_COMES
     puts: tuple[NewPut, ...] = ()
     inputs: tuple[outgoing.StoredFile, ...] = ()
+    placement: Placement = ANYWHERE
 
 
 @dataclass(frozen=True)

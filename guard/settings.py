@@ -718,6 +718,15 @@ class FleetSettings(_Section):
                 raise ValueError("it must have no query")
         return value.rstrip("/")
 
+    affinity_wait_s: float = Field(
+        20,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="For so long may other jobs of its owner, whose models a server has loaded, go before the one that "
+        "stands first in the line; 0: none do.",
+    )
+
 
 class LogSettings(_Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

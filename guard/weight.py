@@ -1,9 +1,9 @@
-"""What a model takes of the card's memory, as the host tells it."""
+"""What a model takes of the card's memory, as the host tells it, and what a job needs of the machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from typing_extensions import TypedDict
 
@@ -49,3 +49,20 @@ class VramBody(TypedDict):
     node_id: str
     model: str
     family: str
+
+
+class Placement(NamedTuple):
+    """What decides which server of a fleet may run a job, and which should.
+
+    Attributes:
+        needs: a digest of all that decides which may; "" where that is nobody's question.
+        models: the names of its models, but for what is merely laid over one.
+        min_vram_mb: the memory that the card must have, where that is known.
+    """
+
+    needs: str = ""
+    models: tuple[str, ...] = ()
+    min_vram_mb: int | None = None
+
+
+ANYWHERE = Placement()

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
@@ -29,6 +30,7 @@ from ..store import Claimed
 from ..wake import LoopCaller, Wake, wrap_future
 from .contain import EscapedError, OverdueError, contain
 from .health import Health
+from .returns import Returns
 from .runs import START_WAIT_S, Runs, log_start
 from .secrets import Secrets
 from .settle import Settler
@@ -70,8 +72,12 @@ class Dispatcher:
         client_ids: ClientIds,
         holder: str,
         bring: Callable[[Mapping[str, Any], str, int], Awaitable[None]] | None = None,
+        returns: Returns | None = None,
     ) -> None:
-        """`bring`: brings the files here that a prompt of that owner names, where they are kept elsewhere too."""
+        """`bring`: brings the files here that a prompt of that owner names, where they are kept elsewhere too.
+
+        `returns`: takes what another server may be able to run.
+        """
         self._settings = settings
         self._store = store
         self._host = host
@@ -82,6 +88,7 @@ class Dispatcher:
         self._client_ids = client_ids
         self._holder = holder
         self._bring = bring
+        self._returns = returns
         self._wake = Wake()
         self._loop = LoopCaller()
         self._task: asyncio.Task[None] | None = None
@@ -244,12 +251,16 @@ class Dispatcher:
             await self._handovers[job.job_id]
         except BaseException as raised:
             was_ended = job.job_id in self._ended
-            if not was_ended:
-                self._settler.end(job, _explain(job, raised))
+            error = None if was_ended else _explain(job, raised)
+            goes_back = error is not None and self._returns is not None and self._returns.takes(job, error)
+            if error is not None and not goes_back:
+                self._settler.end(job, error)
             if job.job_id not in self._host.held():
                 self._runs.released(job.job_id)
             elif was_ended:  # it was handed over just before
                 self._host.stop(job.job_id)
+            if error is not None and self._returns is not None and goes_back:
+                self._returns.give_back(job, error, partial(self._end_refused, job, error))
             if not (was_ended or isinstance(raised, Exception)):
                 raise
         else:
@@ -257,6 +268,10 @@ class Dispatcher:
                 self._host.stop(job.job_id)
         finally:
             del self._handovers[job.job_id]
+
+    def _end_refused(self, job: Job, error: GuardError, is_elsewhere: bool) -> None:
+        if not is_elsewhere:
+            self._settler.end(job, error)
 
     async def _dispatch(self, claimed: Claimed) -> None:
         job = claimed.job

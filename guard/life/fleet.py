@@ -17,6 +17,7 @@ from ..store import Member, Store
 from ..store.key_rows import KeyTable
 from .dispatcher import Dispatcher
 from .health import Health
+from .returns import Queue
 from .runs import Runs
 from .settle import Settler
 from .watchdog import Watchdog
@@ -31,16 +32,31 @@ class FleetTables(KeyTable, Links, Protocol):
     """What a fleet's store has besides: see :class:`guard.store.postgres_fleet.FleetStore`."""
 
 
-def make_member(settings: Settings, own: Path) -> Member | None:
-    """This server as a box of a fleet; None where it has its queue for itself. `own` is our own folder."""
+def make_member(settings: Settings, own: Path, find_vram: Callable[[], int | None]) -> Member | None:
+    """This server as a box of a fleet; None where it has its queue for itself.
+
+    `own` is our own folder; `find_vram` asks for the bytes of the card's memory.
+    """
     fleet = settings.fleet
     if not fleet.enabled:
         return None
-    lease_ms, url = int(fleet.lease_s * 1000), fleet.url or None
-    member = Member(read_or_make_name(own), lease_ms, settings.queue.max_jobs, url=url)
+    vram_bytes = find_vram()
+    member = Member(
+        read_or_make_name(own),
+        int(fleet.lease_s * 1000),
+        settings.queue.max_jobs,
+        url=fleet.url or None,
+        vram_mb=None if vram_bytes is None else vram_bytes // 2**20,
+        affinity_wait_ms=int(fleet.affinity_wait_s * 1000),
+    )
     member.tell(agreed.STATUS, agreed.digest(settings))
     member.tell(SWEEPS, settings.janitor.enabled)
     return member
+
+
+def find_store(member: Member | None, store: Store) -> Queue | None:
+    """The store as one that gives jobs back to a fleet."""
+    return None if member is None else cast(Queue, store)
 
 
 def share_access(member: Member | None, store: Store, own: Path, keys: Keys, tokens: Tokens) -> KeyPlace:

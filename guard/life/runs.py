@@ -31,6 +31,7 @@ from ..spent import Spent
 from ..store import Settled
 from .checking import Checking
 from .face_words import read_face_error
+from .returns import Returns
 from .settle import Settler
 from .watchdog import Watchdog
 
@@ -73,12 +74,14 @@ class Runs:
         max_pixels_of: Callable[[str], int] = lambda _owner: 0,
         face_classes: Collection[str] = (),
         put_all: PutAll | None = None,
+        returns: Returns | None = None,
     ) -> None:
         """
         Args:
             max_pixels_of: how many pixels the pictures of an owner's jobs may have; 0: any.
             face_classes: node classes whose word counts that a picture shows no face.
             put_all: puts a job's files into the depot, if there is one.
+            returns: takes what another server may be able to run.
         """
         self._settings = settings
         self._store = store
@@ -88,6 +91,7 @@ class Runs:
         self._events = events
         self._max_pixels_of = max_pixels_of
         self._face_classes = frozenset(face_classes)
+        self._returns = returns
         syncs = settings.store.survives == "power_cut"
         self._checking = Checking(settings.results, quarantine, syncs=syncs, put_all=put_all)
         self._jobs: dict[str, Job] = {}
@@ -134,7 +138,7 @@ class Runs:
         elif outcome.refusal is not None:
             self._end(job_id, Verdict.of(outcome.refusal), close, outcome.spent)
         elif not outcome.success:
-            self._end(job_id, Verdict.of(self.explain(outcome)), close, outcome.spent)
+            self._fail(job_id, self.explain(outcome), close, outcome.spent)
         elif (early := self._settler.verdict_of(job_id)) is not None:
             self._end(job_id, early, close, outcome.spent)
         else:
@@ -195,6 +199,24 @@ class Runs:
         self._count(job_id, spent)
         self.released(job_id)
         self._settle(job, close, spent, verdict, Result())
+
+    def _fail(self, job_id: str, error: GuardError, close: Close, spent: Spent | None) -> None:
+        """End a run that has failed, unless a larger card than this may have done with it."""
+        job = self._jobs[job_id]
+        is_small = isinstance(error, OutOfMemoryError) and self._settler.verdict_of(job_id) is None
+        if self._returns is None or not (is_small and self._returns.takes(job, error)):
+            self._end(job_id, Verdict.of(error), close, spent)
+            return
+        self._count(job_id, spent)
+        self.released(job_id)
+
+        def end(is_elsewhere: bool) -> None:
+            if is_elsewhere:
+                close(GIVEN_AWAY)
+            else:
+                self._settle(job, close, spent, Verdict.of(error), Result())
+
+        self._returns.give_back(job, error, end)
 
     def _count(self, job_id: str, spent: Spent | None) -> None:
         """Write down what a run has taken. Before its next state: a start counts what a killed run has not told."""

@@ -11,7 +11,8 @@ with `check`, `migrate` and `repair`, which copies rows with `salvage` and `page
 what both engines understand; PostgreSQL's is `postgres`, with its `postgres_engine` (with `postgres_held`,
 `postgres_reader`, `postgres_answers`), `postgres_connection`, `postgres_schema`, `postgres_address`, `postgres_upkeep`,
 `postgres_probe`, for commands `postgres_once`, and what only a fleet has: `key_rows`, `sign_ins` and `buckets`, which
-load only where they are asked for, since psycopg is optional.
+load only where they are asked for, since psycopg is optional. Of a
+fleet's boxes `members` says which there are, and `placing` which of them takes which job.
 """
 
 from .alarms import Alarm, NewAlarm
@@ -39,6 +40,7 @@ from .facts import (
 )
 from .members import Beat, Box, Member
 from .outbox import Delivery, DeliveryState, Due
+from .placing import Refused
 from .protocol import Store
 from .puts import PutDelivery
 from .slices import Limits
@@ -67,6 +69,7 @@ __all__ = [
     "Page",
     "PutDelivery",
     "Recovery",
+    "Refused",
     "Run",
     "Settled",
     "Size",

@@ -178,7 +178,7 @@ class Line:
         turn = self.turns.setdefault(job.owner, Turn())
         if turn.queued == 0:
             present = [other.served for other in self.turns.values() if other.queued]
-            self._set_served(db, job.owner, max(turn.served, min(present, default=0)))
+            self.set_served(db, job.owner, max(turn.served, min(present, default=0)))
         self._count_queued(job, change)
 
     def _count_queued(self, job: Job, change: int) -> None:
@@ -258,7 +258,7 @@ class Line:
 
     def serve(self, db: Database, job: Job) -> None:
         """Note that the job's owner has had its turn, and which round of its users that was."""
-        self._set_served(db, job.owner, 1 + max(turn.served for turn in self.turns.values()))
+        self.set_served(db, job.owner, 1 + max(turn.served for turn in self.turns.values()))
         last_rounds = self.turns[job.owner].last_rounds
         if job.round > last_rounds.get(job.priority, 0):
             last_rounds[job.priority] = job.round
@@ -268,7 +268,8 @@ class Line:
                 (job.owner, job.priority, job.round),
             )
 
-    def _set_served(self, db: Database, owner: str, served: int) -> None:
+    def set_served(self, db: Database, owner: str, served: int) -> None:
+        """Note when the owner had its last turn."""
         if self.turns[owner].served != served:
             self.turns[owner].served = served
             db.execute(

@@ -17,7 +17,7 @@ from ..bounds import Bounds, read_json
 from ..errors import GuardError
 from ..job import Job
 from ..urls import LONGEST, UrlError, read_url
-from .database import Database, Rows
+from .database import Database
 from .rows import COLUMNS, read_job
 
 log = logging.getLogger("guarded.store")
@@ -45,6 +45,8 @@ class Member:
         epoch: names the time since it joined; None: it is none of the boxes now.
         url: where the other boxes, and people, reach it; None: nowhere.
         status: what it tells the others about itself, by name; see :meth:`tell`.
+        vram_mb: the card's memory; None: nobody knows.
+        loaded: the models of the last job that it took; affinity_wait_ms: for so long jobs of others go before one.
     """
 
     box: str
@@ -54,6 +56,9 @@ class Member:
     epoch: str | None = None
     url: str | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
+    vram_mb: int | None = None
+    loaded: frozenset[str] = frozenset()
+    affinity_wait_ms: int = 0
     #: The url and the status that the table has.
     told: tuple[str | None, Mapping[str, Any]] | None = field(default=None, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -122,11 +127,15 @@ def join(db: Database, member: Member) -> str:
     epoch = secrets.token_hex(8)
     told = member.url, member.status
     db.execute(
-        "INSERT INTO boxes (box, epoch, max_jobs, until_ms, url, status, revision) "
-        f"VALUES (?, ?, ?, {NOW_MS} + ?, ?, ?, 0) "
+        "INSERT INTO boxes (box, epoch, max_jobs, until_ms, url, status, vram_mb, revision) "
+        f"VALUES (?, ?, ?, {NOW_MS} + ?, ?, ?, ?, 0) "
         "ON CONFLICT (box) DO UPDATE SET epoch = excluded.epoch, max_jobs = excluded.max_jobs, "
-        "until_ms = excluded.until_ms, url = excluded.url, status = excluded.status, revision = 0",
-        (member.box, epoch, member.max_jobs, member.lease_ms, member.url, _write_status(member.status)),
+        "until_ms = excluded.until_ms, url = excluded.url, status = excluded.status, "
+        "vram_mb = excluded.vram_mb, revision = 0",
+        (
+            *(member.box, epoch, member.max_jobs, member.lease_ms),
+            *(member.url, _write_status(member.status), member.vram_mb),
+        ),
     )
     member.told = told  # it is a box only once this is committed
     return epoch
@@ -169,12 +178,6 @@ def is_taken(db: Database, member: Member) -> bool:
     """Whether another process has become a box under this one's name."""
     query = "SELECT 1 FROM boxes WHERE box = ? AND epoch <> ?"
     return db.execute(query, (member.box, member.epoch or "")).fetchone() is not None
-
-
-def ask_lease(db: Database, member: Member) -> Rows:
-    """Ask whether this box's lease holds now: there is a row."""
-    query = f"SELECT 1 FROM boxes WHERE box = ? AND epoch = ? AND until_ms > {NOW_MS}"
-    return db.execute(query, (member.box, member.epoch or ""))
 
 
 def take_out_dead(db: Database, member: Member) -> list[tuple[str, int]]:
@@ -307,20 +310,12 @@ def take_back(db: Database, jobs: Iterable[Job]) -> None:
 
 def bind(db: Database, number: int, member: Member) -> None:
     """Let no other box take the job: its secrets are here."""
-    db.execute("UPDATE jobs SET only_box = ? WHERE number = ?", (member.box, number))
+    # It is of a kind of its own: see `placing`.
+    update = "UPDATE jobs SET only_box = ?, needs = CASE needs WHEN '' THEN '' ELSE needs || ':' || ? END"
+    db.execute(f"{update} WHERE number = ?", (member.box, member.box, number))
 
 
 def holds(db: Database, job_id: str, token: str | None) -> bool:
     """Whether the job is still that run's."""
     row = db.execute("SELECT token FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
     return row is not None and token is not None and row[0] == token
-
-
-def find_first(db: Database, owner: str, box: str) -> Job | None:
-    """The owner's next job that the box may take."""
-    row = db.execute(
-        f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
-        "AND (only_box IS NULL OR only_box = ?) ORDER BY priority DESC, round, place, number LIMIT 1",
-        (owner, box),
-    ).fetchone()
-    return None if row is None else read_job(row)

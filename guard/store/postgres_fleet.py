@@ -19,6 +19,7 @@ from .facts import Recovery
 from .key_rows import Edit, Rows
 from .members import Beat, Box, Member
 from .outbox import Delivery, Due
+from .placing import Refused
 from .postgres_address import Address
 from .postgres_connection import PostgresConnection
 from .postgres_shared import SharedDatabase
@@ -141,6 +142,10 @@ class FleetStore(TableStore):
 
     def forget_full_buckets(self) -> Future[None]:
         return self._engine.write(buckets.forget_full, urgent=False)
+
+    def put_back(self, job_id: str, token: str, refused: Refused) -> Future[bool]:
+        """Let a job that this box could not run wait again for one that can. False: there is none; nothing changed."""
+        return self._engine.write(lambda db: self._transitions.put_back(db, job_id, token, refused), durable=True)
 
     # One box sends what all have to send. ----------------------------------------------------------------------
 

@@ -152,8 +152,8 @@ def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
     db.execute(
         "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
         "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-        "user_id, round, idempotency_key, converted, body_bytes, retry_of, results, puts) "
-        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "user_id, round, idempotency_key, converted, body_bytes, retry_of, results, puts, needs, models, min_vram_mb) "
+        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.number,
             new.job_id,
@@ -180,6 +180,9 @@ def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
             new.retry_of,
             json.dumps(vars(job.results)) if job.results != AS_IT_COMES else None,
             dump_puts(job),
+            new.placement.needs,
+            json.dumps(new.placement.models) if new.placement.models else None,
+            new.placement.min_vram_mb,
         ),
     )
     db.execute("INSERT INTO bodies VALUES (?, ?)", (job.number, new.body))

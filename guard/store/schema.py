@@ -405,6 +405,25 @@ MIGRATIONS: tuple[str, ...] = (
     -- Where an alarm was raised, of a fleet's boxes.
     ALTER TABLE alarms ADD COLUMN box TEXT;
     """,
+    """
+    -- Which box may run a job: all that decides it as a digest ('' where nobody has noted it), its models (JSON list),
+    -- the memory that the card must have, and since when later ones of its owner go before it.
+    ALTER TABLE jobs ADD COLUMN needs TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN models TEXT;
+    ALTER TABLE jobs ADD COLUMN min_vram_mb INTEGER;
+    ALTER TABLE jobs ADD COLUMN passed_at_ms INTEGER;
+    CREATE INDEX jobs_by_needs ON jobs (owner, needs, priority DESC, round, place, number)
+        WHERE state = 'queued' AND needs <> '';
+    ALTER TABLE boxes ADD COLUMN vram_mb INTEGER;      -- its card's memory
+    -- Which box could not run jobs of these needs, and the error's code. It tries again some minutes later.
+    CREATE TABLE refusals (
+        needs TEXT NOT NULL,
+        box TEXT NOT NULL,
+        code TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        PRIMARY KEY (needs, box)
+    ) WITHOUT ROWID;
+    """,
 )
 
 #: In a fleet a server whose code knows this many of them runs on tables that have had more, beside those that know all:

@@ -11,15 +11,17 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from ..clock import Clock
-from ..job import Job, NewJob
+from ..job import Job, JobState, NewJob
 from ..quotas import Taking
-from . import arrivals, buckets, members
+from . import arrivals, buckets, members, placing
 from .arrivals import Asked
 from .database import Database, snapshot
 from .facts import IdempotencyKey, Recovery
 from .line import Line
 from .members import Member
+from .placing import Choice, Refused
 from .recent import Recent
+from .rows import COLUMNS, find_job, read_job
 from .transitions import Transitions
 
 
@@ -41,6 +43,13 @@ class SharedTransitions(Transitions):
         self.followed: int | None = None
         self.kept: frozenset[int] = frozenset()
         self.tokens: dict[str, str] = {}
+        #: What was found for the claim under way, at what time of the engine's.
+        self._choice: Choice | None = None
+        self._now_ms = 0
+        #: When the owner of each job that has a slot here had been served before, and that it was then.
+        self._turns: dict[str, tuple[int, int]] = {}
+        #: What this box had loaded before each of them.
+        self._loaded: dict[str, frozenset[str]] = {}
 
     def load(self, db: Database) -> None:
         self.changed.clear()
@@ -88,6 +97,7 @@ class SharedTransitions(Transitions):
             (self._member.box, self._member.process),
         )
         self.arrived += members.list_running(db, but=self._member.box)
+        placing.forget_refusals(db, self._member.box)
         return members.join(db, self._member), recovery
 
     def leave(self, db: Database, max_attempts: int, lived_until_ms: int | None = None) -> Recovery:
@@ -112,22 +122,58 @@ class SharedTransitions(Transitions):
         if box == self._member.box:
             self.line.leases.clear()
             self.tokens.clear()
+            self._turns.clear()
+            self._loaded.clear()
         return recovery
 
     # What is otherwise for a box among others. ---------------------------------------------------------------
 
     def _find_first(self, db: Database) -> Job | None:
+        self._choice = None
         if not self.line.queued:
             return None
-        lease = members.ask_lease(db, self._member)  # read last: one question to the engine, and not two
-        found = (members.find_first(db, owner, self._member.box) for owner in self.line.list_owners())
-        job = next((job for job in found if job is not None), None)
-        return job if lease.fetchone() is not None else None
+        there = placing.There(db, self._member)
+        found = (placing.find(db, owner, self._member, there) for owner in self.line.list_owners())
+        choice = next((choice for choice in found if choice is not None), None)
+        if choice is None:
+            return None
+        self._choice, self._now_ms = choice, there.now_ms
+        query = f"SELECT {COLUMNS} FROM jobs WHERE number = ?"
+        return read_job(db.execute(query, (choice.job.number,)).fetchone())
 
     def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
         self.tokens[job.job_id] = token = secrets.token_hex(8)
         members.give(db, job, self._member, token)
+        if self._choice is not None:
+            placing.note_passed(db, self._choice, self._now_ms)
+            self._loaded[job.job_id] = self._member.loaded
+            self._member.loaded = self._choice.job.names or self._member.loaded
         return super()._lease(db, job.evolve(token=token), self._member.box, writes=writes)
+
+    def _serve(self, db: Database, job: Job) -> None:
+        before = self.line.turns[job.owner].served
+        # Users take their turns in the order of the line, also where a later one's job goes first.
+        self.line.serve(db, job if self._choice is None else job.evolve(round=self._choice.first.round))
+        self._turns[job.job_id] = before, self.line.turns[job.owner].served
+
+    def put_back(self, db: Database, job_id: str, token: str, refused: Refused) -> bool:
+        """Let a job wait again, at its place, that this box could not run; its owner has its turn back.
+
+        False: no box can run it, and nothing has changed.
+        """
+        job = find_job(db, job_id)
+        if job is None or job.state.settled or not self._has_run(db, job_id, token):
+            return True  # it is nobody's here
+        if not placing.refuse(db, job.number, job_id, self._member, refused):
+            return False
+        self._move(db, job, JobState.QUEUED)
+        members.take_back(db, [job])
+        before, after = self._turns.get(job_id, (0, -1))
+        if self.line.turns[job.owner].served == after:
+            self.line.set_served(db, job.owner, before)
+        self._member.loaded = self._loaded.get(job_id, frozenset())
+        self.release(db, job_id)
+        return True
 
     def _has_run(self, db: Database, job_id: str, token: str | None = None) -> bool:
         return members.holds(db, job_id, token or self.tokens.get(job_id))
@@ -137,6 +183,8 @@ class SharedTransitions(Transitions):
         db.execute("DELETE FROM leases WHERE job_id = ? AND holder = ?", (job_id, self._member.box))
         self.line.leases.discard(job_id)
         self.tokens.pop(job_id, None)
+        self._turns.pop(job_id, None)
+        self._loaded.pop(job_id, None)
 
     def _take(self, db: Database, takings: Sequence[Taking]) -> None:
         buckets.take(db, takings)

@@ -177,13 +177,17 @@ class Transitions:
     def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
         """Give the job a slot. `writes` False: the caller moves it on, and writes the row then."""
         job = self._move(db, job, JobState.DISPATCHED, writes=writes)
-        self.line.serve(db, job)
+        self._serve(db, job)
         # Nothing reads the deadline: the next start frees what this process leaves.
         db.execute("INSERT INTO leases (job_id, holder, deadline_ms) VALUES (?, ?, 0)", (job.job_id, holder))
         self.line.leases.add(job.job_id)
         if job.attempts:
             self.line.alone = job.job_id
         return job
+
+    def _serve(self, db: Database, job: Job) -> None:
+        """Note that the job's owner has had its turn."""
+        self.line.serve(db, job)
 
     def hand_over(self, db: Database, job_id: str) -> None:
         if self._has_run(db, job_id):

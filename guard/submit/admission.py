@@ -113,7 +113,7 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._bounds = settings.policy.bounds()
-        self._costs = Costs(settings.policy, host)
+        self._costs = Costs(settings.policy, host, settings.fleet.enabled)
         self._cleaner = Cleaner(host.folders)
         self._confinement = Confinement(settings.policy, host.declaration, host.file_inputs)
         self._webhook_rules = webhook_rules.Rules(settings.webhooks)
@@ -212,7 +212,9 @@ class Admission:
             vram = await self._costs.check(prompt.graph, client, media, size)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
             job = self._make_job(request, prompt, body, locale, webhook, outputs, chosen)
-            job = replace(job, inputs=stored) if stored else job  # to copy either takes long
+            placement = await self._costs.place(prompt.graph, vram, size)
+            if stored or placement.needs:  # to copy it takes long
+                job = replace(job, inputs=stored, placement=placement)
             self._keep_secrets(job, prompt, undo)
             keep = self._host.prepare(job.job_id, rehearsal, len(body))
             takings = [] if request.by_operator else self._limits.list_takings(client, prompt.options.user)

@@ -12,15 +12,18 @@ from ..cost.values import Media
 from ..cost.vram import estimate, names_models
 from ..host import Host
 from ..settings import PolicySettings
-from ..weight import VramBody
+from ..weight import ANYWHERE, Placement, VramBody
 from .key_policies import KeyPolicies
+from .needs import find_placement
 from .policy import Policy
 
 
 class Costs:
     """The operator's limits and those of each key. Event loop; models are looked at on another thread."""
 
-    def __init__(self, settings: PolicySettings, host: Host) -> None:
+    def __init__(self, settings: PolicySettings, host: Host, is_fleet: bool = False) -> None:
+        """`is_fleet`: another server may be the one that runs the prompt."""
+        self._is_fleet = is_fleet
         self._strict = settings.strict
         self._host = host
         self._policy = Policy(settings, describe=host.declaration)
@@ -43,6 +46,12 @@ class Costs:
         if not await work(size, names_models, graph):
             return None
         return await asyncio.to_thread(self._weigh, graph, client, media)
+
+    async def place(self, graph: Mapping[str, Any], vram: VramBody | None, size: int) -> Placement:
+        """What decides which server of a fleet runs the prompt."""
+        if not self._is_fleet:
+            return ANYWHERE
+        return await work(size, find_placement, graph, self._host.declaration, vram)
 
     def _check_media(self, graph: Mapping[str, Any], client: Client, media: Mapping[str, Media]) -> None:
         self._policy.check(graph, media)

@@ -13,6 +13,7 @@ from comfyui_guarded.guard.job import Kind
 from comfyui_guarded.guard.life.dispatcher import Dispatcher
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.reconcile import Reconciler
+from comfyui_guarded.guard.life.returns import Returns
 from comfyui_guarded.guard.life.runs import Runs
 from comfyui_guarded.guard.life.secrets import Secrets
 from comfyui_guarded.guard.life.settle import Settler
@@ -37,7 +38,8 @@ class Machine:
         self.watchdog = Watchdog(self.settings, store, host, self.health, self.settler, self.process, clock)
         self.quarantine = folder / "quarantine"
         parts = (self.settings, store, host, self.settler, self.watchdog, self.events, self.quarantine)
-        self.runs = Runs(*parts, face_classes=face_classes)
+        self.returns = Returns(store if hasattr(store, "put_back") else None, self.settler)
+        self.runs = Runs(*parts, face_classes=face_classes, returns=self.returns)
         self.dispatcher = Dispatcher(
             self.settings.queue,
             store,
@@ -48,6 +50,7 @@ class Machine:
             self.secrets,
             self.client_ids,
             "local",
+            returns=self.returns,
         )
         self.reconciler = Reconciler(store, host, self.settler, self.runs, self.dispatcher)
         self.estimates = Estimates(clock, [Run(Kind("", "known"), 10_000)] * 3)
@@ -63,6 +66,7 @@ class Machine:
         self.settler.released.subscribe(self.dispatcher.wake)
         self.watchdog.turned.subscribe(self.dispatcher.supervise)
         self.watchdog.turned.subscribe(self.reconciler.turn)
+        self.watchdog.turned.subscribe(self.returns.turn)
         host.listen(self.runs, self.dispatcher)
 
     def submit(self, **facts):

@@ -26,6 +26,7 @@ NO_TIMES = {
     *(("leases", "deadline_ms"), ("spending", "gpu_ms"), ("spending", "load_ms"), ("puts", "expires_at_ms")),
     *(("boxes", "until_ms"), ("sign_ins", "until_ms")),  # by the database's own clock
     *(("buckets", "at_ms"), ("buckets", "full_at_ms")),
+    *(("refusals", "at_ms"), ("jobs", "passed_at_ms")),
 }
 
 
