@@ -92,7 +92,7 @@ class Fleet:
         self._folder = folder
         self.boxes = []
 
-    def make(self, *, url=None, shares=True, tells=False, port=None, **environment):
+    def make(self, *, kind=None, url=None, shares=True, tells=False, port=None, **environment):
         """`shares`: its folders are those of the others; `tells`: other boxes may hear what its jobs do."""
         port = port or free_port()
         base = self._folder / f"box{len(self.boxes)}"
@@ -109,7 +109,7 @@ class Fleet:
             "GUARDED_FLEET__URL": f"http://127.0.0.1:{port}" if tells else "",
             **environment,
         }
-        box = Box(sandbox_kind(), base, port=port, environment=settings)
+        box = Box(kind or sandbox_kind(), base, port=port, environment=settings)
         self.boxes.append(box)
         return box
 

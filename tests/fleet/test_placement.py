@@ -4,6 +4,8 @@ import pytest
 from contract.client import node, save, sleep
 from fleet.conftest import until
 
+from comfyui_guarded.tests.hosts.launch import real_kinds
+
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360)]
 
 PACK = """
@@ -89,3 +91,21 @@ def test_a_job_whose_box_has_died_ends_once_all_that_are_left_have_refused_it(fl
     until(lambda: (free.ask("DELETE", f"/guarded/jobs/{long}") or [0])[0] == 200)
     job = free.settled(other)
     assert (job["state"], job["error"]["code"], job["refund"]) == ("failed", "missing_node", True)
+
+
+def test_two_versions_of_comfyui_with_different_nodes_share_a_queue(fleet):
+    kinds = {kind.name: kind for kind in real_kinds()}
+    if len(kinds) < 2:
+        pytest.skip("no two versions of ComfyUI here: name their folders in COMFYUI_PATH")
+    boxes = [fleet.make(kind=kind) for kind in [*kinds.values()][:2]]
+    for box, name in zip(boxes, ("OnlyFirst", "OnlySecond"), strict=True):
+        add_node(box, name)
+        box.spawn()
+    for box in boxes:
+        box.wait_ready()
+    first, second = boxes
+    mine = [first.admitted(make_picture("OnlyFirst")) for _ in range(2)]
+    theirs = [second.admitted(make_picture("OnlySecond")) for _ in range(2)]
+    ends = [first.settled(job_id) for job_id in mine + theirs]
+    assert [job["state"] for job in ends] == ["succeeded"] * 4, ends
+    assert find_boxes(fleet, mine + theirs) == [0, 0, 1, 1]
