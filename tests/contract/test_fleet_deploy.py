@@ -40,6 +40,8 @@ def test_the_compose_file_has_the_shape_of_one():
 def test_each_box_has_settings_that_the_server_takes_and_a_card_and_a_disk_of_its_own():
     services = read_compose()["services"]
     boxes = [services[name] for name in BOXES]
+    urls = [box["environment"].pop("GUARDED_FLEET__URL") for box in boxes]
+    assert urls == [f"http://{name}:8188" for name in BOXES], "where the others reach it"
     environment = boxes[0]["environment"]
     assert all(box["environment"] == environment for box in boxes), "settings that must agree"
     settings = load(None, environment)
