@@ -49,6 +49,7 @@ class Box:
 
     def __init__(self, base: Path, environment: dict[str, str]) -> None:
         self.host = HostProcess(sandbox_kind(), base, environment=environment)
+        self.host.set(GUARDED_FLEET__URL=self.host.url)
         self.client = Client(self.host.url)
         self.label = base.name
 
@@ -212,7 +213,7 @@ class Tour:
 
     def _slow(self, seconds: float) -> Prompt:
         self._jobs += 1
-        sleep = {"seconds": seconds, "checks_interrupt": True, "steps": 20, "seed": self._jobs}
+        sleep = {"seconds": seconds, "checks_interrupt": True, "steps": max(20, int(4 * seconds)), "seed": self._jobs}
         return {
             "1": {"class_type": "FaultSleep", "inputs": sleep},
             "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": f"slow_{self._jobs}"}},
