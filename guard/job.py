@@ -260,14 +260,11 @@ class NewJob:
         body: the request that `/guarded/prompt` received, as JSON text, without secrets.
         shape: a short name for graphs of the same node classes; estimates go by it.
         template: the one that rendered the prompt, or ""; parameters: those in force, with the seed.
-        order: ComfyUI's `number`, where the client gave one; the smaller goes first among its owner's jobs.
-        front: it goes to the head of its owner's line.
+        order: ComfyUI's `number`, if given; the smaller goes first among its owner's jobs. front: it heads their line.
         outputs_to_execute: ids of the output nodes that ComfyUI will run.
         has_secrets: it needs values that exist only in memory and do not survive a restart.
-        workflow_id: that of the editor's workflow that the prompt was made of.
-        converted: the guard made the prompt of a workflow in the editor's own format.
-        user: the owner's own user whose job it is; "" for none. An owner's users take turns.
-        retry_of: the id of the job that this one repeats.
+        workflow_id: that of the editor's workflow; converted: the guard made the prompt of one in the editor's format.
+        user: the owner's own user, "" for none: an owner's users take turns. retry_of: the job that this one repeats.
         results: in what form its results are wanted; puts: where they go; inputs: what the depot has.
         placement: which server of a fleet runs it.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import stat
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,8 +14,14 @@ from .rules import Root
 from .sweep import Sweep
 from .walk import Candidate
 
+log = logging.getLogger("guarded.janitor")
+
 #: One walk picks out this many of the oldest files (some 8 MB).
 OLDEST = 20_000
+#: After a sweep that could not make enough room, the next one under pressure waits at least this long.
+PRESSURE_AGAIN_S = 60.0
+#: … or this long, where deleting files made no room.
+FRUITLESS_S = 900.0
 
 
 def relieve_all(disks: Iterable[Disk], sweep: Sweep) -> None:
@@ -24,6 +31,17 @@ def relieve_all(disks: Iterable[Disk], sweep: Sweep) -> None:
             relieve(sweep, disk)
         except OSError as error:
             sweep.report.add_error(str(disk.path), error)
+
+
+def pause_after(report: Report, gained: int) -> float:
+    """Seconds to wait after a sweep that left the disk short of space; `gained`: bytes more free than before."""
+    if report.oldest.bytes > 2 * max(gained, 0):
+        # Somebody has the files open, or there are snapshots: going on would only cost more files.
+        log.warning("the disk is short of space, but deleting %d bytes freed little", report.oldest.bytes)
+        return FRUITLESS_S
+    log.warning("the disk is short of space, and there is nothing more to delete")
+    # A walk over millions of files takes minutes, so do not start one right after the other.
+    return max(PRESSURE_AGAIN_S, 10 * report.duration_s)
 
 
 def relieve(sweep: Sweep, disk: Disk) -> None:

@@ -28,7 +28,7 @@ from .folder import HANDLES
 from .in_use import InUse
 from .marker import Marker
 from .native import Native
-from .oldest import relieve_all
+from .oldest import pause_after, relieve_all
 from .quotas import FileQuotas
 from .records import Records
 from .report import Report, Tally, summarize
@@ -41,10 +41,6 @@ log = logging.getLogger("guarded.janitor")
 LOOK_S = 2.0
 #: After a start, wait this long for the other packs to register their model folders and for the server to come up.
 FIRST_SWEEP_S = 60.0
-#: After a sweep that could not make enough room, the next one under pressure waits at least this long.
-PRESSURE_AGAIN_S = 60.0
-#: … or this long, where deleting files made no room.
-FRUITLESS_S = 900.0
 #: How long a count of the files in the roots stays good; on a large disk counting takes this share of the time at most.
 COUNT_AGAIN_S = 300.0
 COUNT_SHARE = 0.01
@@ -218,22 +214,12 @@ class Janitor:
             report = self.sweep(now_s, relieve=relieve, in_depot=due and is_keeper, forgets=is_keeper)
             self._look_at_disks()
             if self._short and relieve:
-                self._relief_due_s = now_s + self._pause_after_relief(report, self._sum_free() - free)
+                self._relief_due_s = now_s + pause_after(report, self._sum_free() - free)
         for report in self._quotas.turn(now_s, may_delete=self._settings.enabled):
             self._note(report)
         if self._count_wanted and now_s >= self._count_due_s:
             self.count(now_s)
         return now_s + LOOK_S
-
-    def _pause_after_relief(self, report: Report, gained: int) -> float:
-        """Seconds to wait after a sweep that left the disk short of space; `gained`: bytes more free than before."""
-        if report.oldest.bytes > 2 * max(gained, 0):
-            # Somebody has the files open, or there are snapshots: going on would only cost more files.
-            log.warning("the disk is short of space, but deleting %d bytes freed little", report.oldest.bytes)
-            return FRUITLESS_S
-        log.warning("the disk is short of space, and there is nothing more to delete")
-        # A walk over millions of files takes minutes, so do not start one right after the other.
-        return max(PRESSURE_AGAIN_S, 10 * report.duration_s)
 
     def sweep(
         self,

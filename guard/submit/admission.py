@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from .. import messages
 from ..bounds import INLINE_BYTES, LARGE_BYTES, work
@@ -59,6 +59,7 @@ from .gathering import Gathering
 from .key_policies import check_kind
 from .limits import Limits
 from .prints import take_print
+from .queue import Queue
 from .request import AskedWebhook, NeedsConversionError, Prompt, Submission, parse, read_idempotency_key, write_body
 from .requeues import check_requeues
 from .results import Chosen, choose_results
@@ -67,29 +68,6 @@ log = logging.getLogger("guarded.admission")
 
 #: Refusals that tell the operator that the server is too small.
 _FULL = frozenset({QueueFullError.code, DiskFullError.code, ServerUnavailableError.code})
-
-
-class Queue(Protocol):
-    """What admission asks of the job store: see :class:`guard.store.Store`."""
-
-    @property
-    def queued(self) -> int: ...
-    def count_queued(self, owner: str) -> int: ...
-    def count_open_bytes(self, owner: str) -> int: ...
-    def replay(self, owner: str, key: IdempotencyKey) -> Future[Submitted | None]: ...
-    def submit(
-        self,
-        new: NewJob,
-        max_queued: int,
-        key: IdempotencyKey | None = None,
-        *,
-        max_queued_of_owner: int | None = None,
-        max_queued_of_user: int | None = None,
-        max_bytes_of_owner: int | None = None,
-        takings: Sequence[Taking] = (),
-        held: bool = False,
-    ) -> Future[Submitted]: ...
-    def let_go(self) -> None: ...
 
 
 class Admission:

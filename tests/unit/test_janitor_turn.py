@@ -19,7 +19,8 @@ from comfyui_guarded.guard.janitor import command
 from comfyui_guarded.guard.janitor import oldest as oldest_module
 from comfyui_guarded.guard.janitor import sweep as sweep_module
 from comfyui_guarded.guard.janitor.marker import Marker
-from comfyui_guarded.guard.janitor.thread import FRUITLESS_S, HISTORY, PRESSURE_AGAIN_S
+from comfyui_guarded.guard.janitor.oldest import FRUITLESS_S, PRESSURE_AGAIN_S
+from comfyui_guarded.guard.janitor.thread import HISTORY
 from comfyui_guarded.guard.job import SUCCESS, Artifact, Result
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.settings import Settings, SettingsError, load
