@@ -80,6 +80,20 @@ def make_is_keeper(membership: Membership | None) -> Callable[[], bool]:
     return lambda: membership is None or membership.is_first_of(SWEEPS)
 
 
+def make_find_card(membership: Membership | None, host: Host) -> Callable[[], int | None]:
+    """Says how many bytes the largest card has that may run a job; None: nobody knows, of one of them at least."""
+
+    def find() -> int | None:
+        boxes = membership.boxes if membership is not None else ()
+        sizes = [box.vram_mb for box in boxes if box.is_alive and box.max_jobs > 0]
+        if not sizes:
+            return host.video_memory()
+        known = [size for size in sizes if size is not None]
+        return max(known) * 2**20 if len(known) == len(sizes) else None
+
+    return find
+
+
 def keep_membership(
     member: Member | None,
     store: Store,

@@ -97,6 +97,8 @@ class Box:
     #: Names the time since it joined, and counts the changes of `url` and `status` since.
     epoch: str = ""
     revision: int | None = None
+    #: The card's memory, where that box knows it.
+    vram_mb: int | None = None
 
     def text(self, name: str, longest: int = 200) -> str | None:
         """A text of the status, shortened where it is longer; None where there is none."""
@@ -205,17 +207,19 @@ def list_boxes(db: Database, lease_ms: int, known: Sequence[Box] = ()) -> list[B
     before = {box.box: box for box in known}
     found = db.execute(
         f"SELECT box, max_jobs, until_ms, until_ms > {NOW_MS}, (SELECT count(*) FROM jobs WHERE jobs.box = boxes.box "
-        f"AND jobs.box IS NOT NULL AND {_UNDER_WAY}), epoch, revision FROM boxes ORDER BY box LIMIT ?",
+        f"AND jobs.box IS NOT NULL AND {_UNDER_WAY}), epoch, revision, vram_mb FROM boxes ORDER BY box LIMIT ?",
         (MOST_BOXES,),
     ).fetchall()
     boxes = []
-    for name, max_jobs, until_ms, is_alive, running, epoch, revision in found:
+    for name, max_jobs, until_ms, is_alive, running, epoch, revision, vram_mb in found:
         box = before.get(name)
         if box is not None and (box.epoch, box.revision) == (epoch, revision):
             url, status = box.url, box.status
         else:
             url, status = _read_told(db, name)
-        boxes.append(Box(name, max_jobs, until_ms - lease_ms, bool(is_alive), url, status, running, epoch, revision))
+        beat_at_ms = until_ms - lease_ms
+        told = url, status, running, epoch, revision, vram_mb
+        boxes.append(Box(name, max_jobs, beat_at_ms, bool(is_alive), *told))
     return boxes
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,16 @@ class Templates:
     They are read at the first use, and again where their files change. Any thread; all of this may wait for the disk.
     """
 
-    def __init__(self, host: Host, policy: PolicySettings, folders: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        policy: PolicySettings,
+        folders: Sequence[Path],
+        find_card: Callable[[], int | None] | None = None,
+    ) -> None:
+        """`find_card`: the bytes of the largest card that may run a job, if that is not only the host's."""
         self._host = host
+        self._find_card = find_card or host.video_memory
         self._policy = policy
         self._folders = folders
         self._lock = threading.Lock()
@@ -267,7 +275,7 @@ class Templates:
 
     def _refuse_memory(self, template: Template, values: Values) -> PolicyViolationError | None:
         need = estimate_vram_gib(template, values)
-        total = self._host.video_memory()
+        total = self._find_card()
         card = None if total is None else round(total / 2**30, 1)
         budget = self._policy.vram_budget_gb or None
         if all(limit is None or need <= limit for limit in (card, budget)):

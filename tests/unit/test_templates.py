@@ -1,6 +1,7 @@
 """A template of two nodes: what may be said to it, and what comes out."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from unit.fakes import FakeHost
@@ -12,7 +13,9 @@ from comfyui_guarded.guard.errors import (
     NotFoundError,
     PolicyViolationError,
 )
+from comfyui_guarded.guard.life.fleet import make_find_card
 from comfyui_guarded.guard.settings import PolicySettings
+from comfyui_guarded.guard.store.members import Box
 from comfyui_guarded.guard.templates.catalogue import Templates
 from comfyui_guarded.guard.templates.manifest import Template, TemplateError
 from comfyui_guarded.guard.templates.render import choose_values, estimate_vram_gib, render
@@ -324,6 +327,24 @@ def test_more_memory_than_the_card_has_or_the_operator_allows_is_refused(folder,
     with pytest.raises(PolicyViolationError, match="16 GB may be used"):
         templates.fill("thing", {"parameters": {"text": ""}})
     assert not templates.describe("en")[0]["ready"]
+
+
+def test_in_a_fleet_the_largest_card_that_may_run_a_job_counts(folder, host):
+    """A box that only takes jobs, or a small one, refuses nothing that another one can run."""
+    cards = {"small": (8 * 1024, 1), "large": (48 * 1024, 1), "dead": (96 * 1024, 1), "front": (80 * 1024, 0)}
+    boxes = [Box(name, max_jobs, 0, name != "dead", vram_mb=vram) for name, (vram, max_jobs) in cards.items()]
+    fleet = SimpleNamespace(boxes=())
+    host.vram_bytes = 8 * 2**30
+    templates = Templates(host, PolicySettings(), [folder], make_find_card(fleet, host))
+    with pytest.raises(PolicyViolationError, match="8 GB may be used"):  # nobody has looked yet
+        templates.fill("thing", {"parameters": {"text": ""}})
+    fleet.boxes = tuple(boxes)
+    templates.fill("thing", {"parameters": {"text": "", "size": 24}})
+    assert templates.describe("en")[0]["ready"]
+    with pytest.raises(PolicyViolationError, match="48 GB may be used"):
+        templates.fill("thing", {"parameters": {"text": "", "size": 64}})
+    fleet.boxes = (*boxes, Box("unknown", 1, 0, True))
+    templates.fill("thing", {"parameters": {"text": "", "size": 64}})
 
 
 def test_the_list_speaks_the_language_that_was_asked_for(templates):
