@@ -128,7 +128,8 @@ def connect_boxes(
     streams = Streams(elsewhere, Signatures(key, fleet.member, clock))
     events.joined.subscribe(streams.wake)
     sockets.opened.subscribe(streams.wake)
-    store.arrived.subscribe(streams.follow)
+    for running in (store.arrived, store.found):
+        running.subscribe(streams.follow)
     if settings.url:
         runs.began.subscribe(sockets.taps.begin)
         store.changed.subscribe(sockets.taps.follow)

@@ -89,6 +89,11 @@ class Events:
         if self._is_wanted(job):
             self._put(job)
 
+    def find(self, job: Job) -> None:
+        """Another server runs the job, which is no news; it may tell of its progress. The store's thread."""
+        with self._lock:
+            self._running.setdefault(job.job_id, (job, None))
+
     def alarm(self, code: str, message: str, job_id: str | None = None, box: str | None = None) -> None:
         """Tell operators of something that they should look at; `box`: of another box of the fleet. Any thread."""
         body: AlarmEvent = {"code": code, "job_id": job_id, "message": message}

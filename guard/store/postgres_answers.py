@@ -22,6 +22,8 @@ class Unsure:
     number: int
     batch: Batch
     tell: Callable[[bool], None]
+    #: Whether it is in the database; None: nobody knows yet.
+    is_kept: bool | None = None
     #: Those who wait were told that it is not known.
     is_refused: bool = False
 

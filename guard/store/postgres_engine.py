@@ -111,13 +111,15 @@ class PostgresEngine(StoreEngine):
     # Opening: the writer's thread, or the main thread before that has begun. -------------------------------------
 
     def _open(self) -> None:
-        last = -1
         if self._writer.db is None:
             self._writer.db, last = self._held.open()
             self._is_loaded = False
+            if self._unsure is not None and self._unsure.is_kept is None:
+                # Now, and for good: the commit below is numbered, too, and its answer may be lost as well.
+                self._unsure.is_kept = last == self._unsure.number
+                if not self._unsure.is_kept:
+                    self._forget_kept()
             self._take_back(self._connection)
-        if self._unsure is not None and last != self._unsure.number:
-            self._forget_kept()
         first, tell = self._first or (lambda _db: None, lambda _told: None)
         db = self._connection
         try:
@@ -134,17 +136,17 @@ class PostgresEngine(StoreEngine):
         self._first = self.failing = self._unreadable_since_s = None
         self._untold = lambda: tell(told)
         self.trouble = None
-        self._settle_unsure(last)
+        self._settle_unsure()
 
     def _forget_kept(self) -> None:
         """What `keep` has taken is not in the database."""
 
-    def _settle_unsure(self, last: int) -> None:
+    def _settle_unsure(self) -> None:
         """Tell those who wait for a commit whose answer was lost how it ended."""
         unsure, self._unsure = self._unsure, None
         if unsure is None:
             return
-        if last == unsure.number:
+        if unsure.is_kept:
             log.warning("the answer to a commit was lost, but it is in the job database %s", self.address.shown)
             unsure.tell(unsure.is_refused)
         else:

@@ -204,17 +204,23 @@ class FleetStore(TableStore):
     # The writer's thread. --------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
+        self._publish_arrived()
+        super()._publish()
+
+    def _publish_arrived(self) -> None:
+        for job in self._transitions.take_found():
+            self.found(job)
         arrived = self._transitions.take_arrived()
         self._note_counts({job.owner for job in arrived})
         for job in arrived:
             self.arrived(job)
-        super()._publish()
 
     def _keep_changes(self) -> Callable[[bool], None]:
         announce = super()._keep_changes()
         self._transitions.kept = frozenset(job.event_id for job in self._transitions.changed)
 
         def tell(is_late: bool) -> None:
+            self._publish_arrived()  # what came before; the rest comes after
             announce(is_late)
             self._forget_kept()
 

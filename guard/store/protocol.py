@@ -54,6 +54,8 @@ class Store(DepotRecords, Protocol):
     changed: Signal[[Job]]
     #: The same for changes that another box has made, where boxes share the database. All come in one order.
     arrived: Signal[[Job]]
+    #: As this server becomes a box of a fleet, each job that another one runs by then. That is no change.
+    found: Signal[[Job]]
     #: Announces on the store's thread that the database is in use and what was recovered, once in a process.
     opened: Signal[[Recovery]]
 

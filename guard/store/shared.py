@@ -7,6 +7,7 @@ writes says the token that its claim has given it: once the job is taken from it
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,7 @@ class SharedTransitions(Transitions):
 
     Attributes:
         arrived: jobs as they are after each change that another box has made, to be announced.
+        found: what the others ran when this box joined last, to be told before what arrived since.
         followed: the number of the last change that was read or made.
         kept: numbers of own changes that are announced by whoever learns how their commit has ended.
         tokens: what each run here says with what it writes, by job.
@@ -40,6 +42,7 @@ class SharedTransitions(Transitions):
         self._member = member
         self.recent = Recent(0)  # what another box changes, memory would not know at once
         self.arrived: list[Job] = []
+        self.found: list[Job] = []
         self.followed: int | None = None
         self.kept: frozenset[int] = frozenset()
         self.tokens: dict[str, str] = {}
@@ -76,9 +79,15 @@ class SharedTransitions(Transitions):
         self.line.event_id = max(self.line.event_id, news.up_to)
         return news.is_more
 
+    def take_found(self) -> list[Job]:
+        found, self.found = self.found, []
+        return found
+
     def take_arrived(self) -> list[Job]:
-        """What other boxes have changed, to announce it."""
-        arrived, self.arrived = self.arrived, []
+        """What other boxes have changed, to announce it; of those changes that are `kept`, only what came before."""
+        first = min(self.kept, default=math.inf)
+        arrived = [job for job in self.arrived if job.event_id < first]
+        self.arrived = [job for job in self.arrived if job.event_id >= first]
         return arrived
 
     def take_changes(self) -> list[Job]:
@@ -96,7 +105,7 @@ class SharedTransitions(Transitions):
             "DELETE FROM writers WHERE box = ? AND name <> ?",
             (self._member.box, self._member.process),
         )
-        self.arrived += members.list_running(db, but=self._member.box)
+        self.found = members.list_running(db, but=self._member.box)
         placing.forget_refusals(db, self._member.box)
         return members.join(db, self._member), recovery
 

@@ -61,6 +61,7 @@ class TableStore(DepotTables, Store):
         self._clock = clock
         self.changed: Signal[[Job]] = Signal()
         self.arrived: Signal[[Job]] = Signal()
+        self.found: Signal[[Job]] = Signal()
         self.opened: Signal[[Recovery]] = Signal()
         self._upkeep = upkeep
         self._transitions = transitions or Transitions(clock, upkeep.take)

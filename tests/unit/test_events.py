@@ -172,6 +172,16 @@ async def test_numbers_are_never_used_twice(store, events):
     assert submit(store).event_id == last + 1
 
 
+async def test_a_job_that_is_found_to_run_elsewhere_is_no_news_but_may_tell_of_its_progress(store, events):
+    with events.subscribe((STATE, PROGRESS)) as reader:
+        events.follow_other(_job("told", event_id=1))
+        events.find(_job("told", event_id=1))
+        events.find(_job("found", event_id=2))
+        assert [event.job.job_id for event in await reader.next(LONG_S)] == ["told"]
+        events.progressed("found", Progress(1, 2, "1", "x", 50))
+        assert [(event.name, event.job.job_id) for event in await reader.next(LONG_S)] == [(PROGRESS, "found")]
+
+
 async def test_no_reader_stays_behind(store, events):
     with events.subscribe(job_id="a"), events.subscribe(job_id="a"), events.subscribe(owner="b"), events.subscribe():
         assert set(events._of_job) == {"a"}

@@ -46,6 +46,8 @@ class Heard:
         store.arrived.subscribe(self.changes.append)
         store.changed.subscribe(self.changes.append)
         store.changed.subscribe(self.own.append)
+        self.found = []
+        store.found.subscribe(self.found.append)
 
 
 def open_box(path, name, *, slots=2, lease_ms=LEASE_MS):
@@ -135,6 +137,28 @@ def test_one_box_takes_what_another_has_let_in_and_both_tell_of_it(boxes):
     assert told == [(seen.job_id, seen.state.value) for seen in two.heard.changes]
     assert [seen.state.value for seen in one.heard.own] == ["queued"]
     assert (one.queued, one.leased, one.count_open(None)) == (0, 0, 0)
+
+
+def test_a_box_that_joins_finds_what_the_others_run_and_tells_no_change_twice(boxes, path):
+    one = boxes("one")
+    ran = submit(one)
+    claim(one)
+    one.start(ran.job_id).result(LONG_S)
+    two = boxes("two")
+    sync(two)
+    assert [job.job_id for job in two.heard.found] == [ran.job_id]
+    later = submit(one)
+    claim(one)
+    one.start(later.job_id).result(LONG_S)
+    for _ in range(2):
+        with look_into(path) as db:
+            db.execute("DELETE FROM boxes WHERE box = 'two'")
+        two.join().result(LONG_S)
+        sync(two)
+    numbers = [job.event_id for job in two.heard.changes]
+    assert numbers == [job.event_id for job in one.heard.changes][-len(numbers) :]
+    assert numbers[-3:] == [4, 5, 6]
+    assert {job.job_id for job in two.heard.found} == {ran.job_id, later.job_id}
 
 
 def test_a_reader_hears_of_what_others_do_without_asking(boxes):

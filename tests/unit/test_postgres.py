@@ -375,14 +375,15 @@ def test_an_engine_that_is_killed_and_comes_back_has_every_acknowledged_job_and_
 
 class Proxy:
     """Stands between the store and the engine. Once `cut` is set, it ends the connection at a commit, after `passes`:
-    before the engine has it, or after that, before the answer."""
+    before the engine has it, or after that, before the answer. So it does at `more` of
+    the next ones that are signed."""
 
     def __init__(self, port):
         self._port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.cut, self.cuts, self.is_down = None, 0, False
-        self.passes = 0
+        self.passes, self.more = 0, 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -393,18 +394,20 @@ class Proxy:
                     client.close()
                     continue
                 engine = socket.create_connection(("127.0.0.1", self._port))
-                state = {"answers": True}
+                state = {"answers": True, "signs": not self.cuts}
                 for source, target, is_asking in ((client, engine, True), (engine, client, False)):
                     threading.Thread(target=self._pump, args=(source, target, is_asking, state), daemon=True).start()
 
     def _pump(self, source, target, is_asking, state):
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                is_commit = is_asking and self.cut and b"COMMIT" in data
+                state["signs"] |= b"UPDATE epoch" in data
+                is_commit = is_asking and self.cut and state["signs"] and b"COMMIT" in data
                 if is_commit and self.passes:
                     self.passes -= 1
                 elif is_commit:
-                    way, self.cut = self.cut, None
+                    way, self.cut = self.cut, self.cut if self.more else None
+                    self.more = max(self.more - 1, 0)
                     self.cuts += 1
                     if way == "before":
                         break
@@ -445,13 +448,18 @@ def test_a_commit_whose_answer_is_lost_is_told_as_it_ended(path, clock, monkeypa
         changes.subscribe(lambda job: told.append((job.job_id, job.state)))
         changes.subscribe(lambda job: numbers.append(job.event_id))
     job_id = submit(store).job.job_id
-    with Held(store):
-        settled = store.settle(job_id, CANCELLED)
-        new = new_job()
-        submitted = store.submit(new, 99, IdempotencyKey("k", "d"))
-        full = store.submit(new_job(), 0)
-        proxy.is_down, proxy.passes, proxy.cut = stays_away, 1, way
-    answers = [settled.exception(LONG_S), submitted.exception(LONG_S), full.exception(LONG_S)]
+    with monkeypatch.context() as patch:
+        patch.setattr(store._engine, "_check", lambda _db: None)  # what it asks ends in COMMIT, too
+        with Held(store):
+            if other is not None:  # the commit whose answer is lost comes after this, and before `meanwhile`
+                other.submit(new_job(), 10**9)
+                until(lambda: stores.ask(path, "SELECT count(*) FROM pg_locks WHERE NOT granted") == [(1,)])
+            settled = store.settle(job_id, CANCELLED)
+            new = new_job()
+            submitted = store.submit(new, 99, IdempotencyKey("k", "d"))
+            full = store.submit(new_job(), 0)
+            proxy.is_down, proxy.passes, proxy.cut = stays_away, 1, way
+        answers = [settled.exception(LONG_S), submitted.exception(LONG_S), full.exception(LONG_S)]
     assert proxy.cuts == 1
     meanwhile = submit(other).job.job_id if other is not None else None
     is_told = way == "after" and not stays_away
@@ -474,6 +482,24 @@ def test_a_commit_whose_answer_is_lost_is_told_as_it_ended(path, clock, monkeypa
     for opened in (store, other):
         if opened is not None:
             opened.close()
+    proxy.close()
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "in a fleet"])
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_commit_is_told_as_it_ended_where_the_answers_to_the_next_ones_are_lost_too(path, clock, is_shared, more):
+    proxy = Proxy(server().port)
+    url = server().url(stores.make_schema(path), port=proxy.port)
+    with contextlib.closing(open_box(url, "one") if is_shared else PostgresStore(read_address(url), clock)) as store:
+        told = []
+        store.changed.subscribe(lambda job: told.append(job.state))
+        job_id = submit(store).job.job_id
+        with Held(store):
+            settled = store.settle(job_id, CANCELLED)
+            proxy.passes, proxy.more, proxy.cut = 1, more, "after"
+        assert settled.result(LONG_S).won
+        assert proxy.cuts == 1 + more
+        assert told == [JobState.QUEUED, JobState.CANCELLED]
     proxy.close()
 
 
