@@ -162,10 +162,14 @@ def _find_seconds(container: Any, stream: Any) -> float:
 # Pictures that a loader gives to libav. -------------------------------------------------------------------------
 
 
-def count_by_libav(path: Path) -> int:
+def count_by_libav(path: Path, whole: tuple[int, int] | None = None) -> int:
     """Do with a picture what ComfyUI's `VideoFromFile.get_components` does, one frame at a time; returns their number.
 
     Where libav finds none, LoadImage gives the file to Pillow. Raises UnfitError, or what libav raises.
+
+    Args:
+        whole: the upright size of a picture in a film's container (HEIC, AVIF). The loader takes the first that lies
+            there, which may be a tile or another one.
     """
     import av  # heavy: only when there is such a loader
 
@@ -185,6 +189,8 @@ def count_by_libav(path: Path) -> int:
                     raise UnfitError("libav, with which this server loads pictures, cannot tell when it is shown")
                 found = frame.width, frame.height, frame.format.name
                 if shape is None:
+                    if whole is not None:
+                        _check_is_whole(stream, frame, whole)
                     frame.to_ndarray(format=_choose_format(frame))
                 elif found != shape:
                     raise UnfitError(
@@ -195,6 +201,15 @@ def count_by_libav(path: Path) -> int:
             if left <= 0:
                 break
     return count
+
+
+def _check_is_whole(stream: Any, frame: Any, whole: tuple[int, int]) -> None:
+    size = (frame.width, frame.height) if frame.rotation % 180 == 0 else (frame.height, frame.width)
+    if size != whole or not stream.disposition & stream.disposition.default:
+        raise UnfitError(
+            f"this server's loader would read {size[0]} × {size[1]} pixels of another picture in it, or of a part, and "
+            f"not its {whole[0]} × {whole[1]}"
+        )
 
 
 def _choose_format(frame: Any) -> str:

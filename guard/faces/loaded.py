@@ -26,7 +26,7 @@ from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
 from .films import UnfitError, count_by_libav, look_at_film, sniff_more
-from .photos import PhotoLimits, breaks_off, decode, list_formats, list_gif_frames, read
+from .photos import PhotoLimits, breaks_off, decode, is_boxed, is_mirrored, list_formats, list_gif_frames, read
 
 #: A file that was changed so lately may change again without another time of change: disks' clocks tick.
 _FRESH_NS = 2_000_000_000
@@ -164,7 +164,12 @@ class LoadedFiles:
         data = read(path, self._limits, one.text)
         photo = decode(data, self._limits, one.text, at_least=1)
         try:
-            frames = count_by_libav(path) if one.opens_with == "libav" else 0
+            frames = 0
+            if one.opens_with == "libav":
+                boxed = is_boxed(data)
+                if boxed and is_mirrored(data):
+                    raise UnfitError("this server's loader would not mirror it, as it asks for")
+                frames = count_by_libav(path, (photo.width, photo.height) if boxed else None)
             if not frames and one.holds == "video" and one.opens_with == "libav":
                 raise UnfitError("libav finds no pictures in it")
             if data.startswith(b"GIF8") and breaks_off(data):
@@ -181,7 +186,9 @@ class LoadedFiles:
 
 
 def _advise(data: bytes) -> str:
-    """What to do with a phone's photo that did not come in through the guard, which would have cut it."""
+    """What to do with a phone's photo that this server's loader does not take as it is."""
+    if is_boxed(data):
+        return ". Send it as JPEG."
     if not data.startswith(b"\xff\xd8") or find_end(data) == len(data):
         return ""
     return (

@@ -22,6 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import BadImageError
 from ..files.jpegs import find_end
+from ..results.containers import iterate_boxes
 from . import Pixels
 from .scaling import shrink_to_rgb
 
@@ -139,7 +140,7 @@ def _load(data: bytes, limits: PhotoLimits, name: str, at_least: int | None) -> 
     """Decode a picture as it lies in the file."""
     for side, other in _list_icons(data):
         _check_pixels(side, other, limits, name)
-    image = _open_heif(data) if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
+    image = _open_heif(data) if is_boxed(data) and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
     width, height = image.size
     _check_pixels(width, height, limits, name)
     if at_least is not None and isinstance(image, JpegImageFile):
@@ -235,6 +236,17 @@ def _open_heif(data: bytes) -> Any:
             extra_info={"package": "pillow-heif"},
         ) from None
     return pillow_heif.open_heif(io.BytesIO(data))
+
+
+def is_boxed(data: bytes) -> bool:
+    """Whether a picture lies in a film's container: HEIC or AVIF."""
+    return data[4:8] == b"ftyp"
+
+
+def is_mirrored(data: bytes) -> bool:
+    """Whether such a one asks to be mirrored. Raises BrokenFileError."""
+    boxes = iterate_boxes(io.BytesIO(data), len(data))
+    return any(name == b"meta" and b"imir" in data[begin:end] for name, begin, end in boxes)
 
 
 def _is_whole(data: bytes) -> bool:
