@@ -295,7 +295,9 @@ class PolicySettings(_Section):
     max_pixels: int = Field(0, ge=0, description="Width × height × batch that a node may ask for; 0: no limit.")
     max_steps: int = Field(0, ge=0, description="Steps that a node may ask for; 0: no limit.")
     max_frames: int = Field(0, ge=0, description="Frames of a film; 0: no limit.")
-    max_seconds: float = Field(0, ge=0, description="Length of a film or sound; 0: no limit.")
+    max_seconds: float = Field(
+        0, ge=0, description="Length of a film or sound, or of all sounds of a batch; 0: no limit."
+    )
     max_film_pixels: int = Field(
         0, ge=0, description="Width × height × frames of a film at any node: what its memory goes by; 0: no limit."
     )

@@ -20,12 +20,14 @@ class Role(enum.Enum):
     MEGAPIXELS = enum.auto()
     SIDE = enum.auto()  # the longer side, or one of both
     SHORT_SIDE = enum.auto()  # the shorter side, from which the longer follows
+    SQUARE = enum.auto()  # both sides
     SCALE = enum.auto()
     BATCH = enum.auto()
     LAYERS = enum.auto()
     REPEAT = enum.auto()  # how many times as many pictures, where the class says so
     FRAMES = enum.auto()
     BETWEEN = enum.auto()  # frames that are put between others, before or after them
+    SOUND_FRAMES = enum.auto()  # of the film that a sound is for
     START = enum.auto()  # the frame with which something begins, where the class says that there are others before it
     INPUTS = enum.auto()  # of pictures; one that is not there is the first
     CAP = enum.auto()  # frames that are read at most; 0: all
@@ -120,10 +122,11 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
     (Role.MEGAPIXELS, r"mega_?pixels?|total_megapixels"),
     (Role.SIDE, r"(?:longer|longest|largest|max|long)_(?:size|side|edge|dimension)|side_length|target_size"),
     (Role.SHORT_SIDE, r"(?:shorter|shortest|smallest|short)_(?:size|side|edge|dimension)|(?:target_)?resolution"),
+    (Role.SQUARE, r"base_resolution|texture_size"),
     (Role.SCALE, r"scale_by|upscale_by|(?:upscale_|rescale_|scale_)?factor|rescale|upscale|scale|resize_scale"),
     (Role.BATCH, r"batch_size|batch_count|num_images"),
     (Role.LAYERS, r"layers"),
-    (Role.COPIES, r"multiply_by|repeats?|repeat_output|copies|num_repeats|repeat_count|num_copies"),
+    (Role.COPIES, r"multiply_by|repeats?|repeat_output|copies|num_repeats|repeat_count|num_copies|duplication_factor"),
     (Role.REPEAT, r"amount|times|multiplier|size|count"),
     (Role.CAP, r"(?:frame|image)_load_cap"),
     (Role.INPUTS, r"input_?count"),
@@ -133,6 +136,7 @@ _PATTERNS: tuple[tuple[Role, str], ...] = (
         r"between|blend)_frames(?:_per_.*)?",
     ),
     (Role.FRAMES, r"(?:segment_)?length|(?:num|n|total|max|video)_frames|frames|frame_count|video_length|num_frame"),
+    (Role.SOUND_FRAMES, r"frames_number"),
     (Role.START, r"start_frame"),
     (Role.FORCED_RATE, r"force_rate"),
     (Role.RATE, r"fps|frame_rate"),

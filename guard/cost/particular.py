@@ -1,7 +1,7 @@
 """Nodes whose inputs' names do not tell what they make, or make on the way: each by its source.
 
-ComfyUI 0.33's `comfy_extras/nodes_mask.py`, `nodes_compositor.py`, `nodes_latent.py` and `nodes_wandancer.py`, and
-KJNodes' `curve_nodes.py`.
+ComfyUI 0.33's `comfy_extras/nodes_mask.py`, `nodes_compositor.py`, `nodes_latent.py`, `nodes_wandancer.py` and
+`nodes_wanmove.py`, and KJNodes' `curve_nodes.py`.
 """
 
 from __future__ import annotations
@@ -243,6 +243,16 @@ def _pad_segments(node: Node, extent: Extent) -> Made:
     return Made(extent, extent._replace(batch=min(extent.batch * count, ENDLESS)))
 
 
+def _draw_tracks(node: Node, extent: Extent) -> Made:
+    """The pictures again and again, for as long as the tracks are."""
+    tracks = node.linked.get("tracks")
+    if tracks is not None and tracks.moments:
+        extent = extent._replace(batch=max(extent.pictures, tracks.moments), frames=0)
+    elif tracks is not None:
+        extent = extent._replace(known=False)
+    return Made(extent, extent)
+
+
 _RULES: dict[str, Callable[[Node, Extent], Made]] = {
     "ImageCompositeMasked": _composite,
     "LatentCompositeMasked": _composite,
@@ -254,4 +264,5 @@ _RULES: dict[str, Callable[[Node, Extent], Made]] = {
     "LatentFromBatch": _take_items,
     "FloatToMask": _make_masks,
     "WanDancerPadKeyframesList": _pad_segments,
+    "WanMoveVisualizeTracks": _draw_tracks,
 }

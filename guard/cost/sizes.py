@@ -233,7 +233,10 @@ def _asks_for_scale(asked: Sequence[Asked]) -> bool:
     return any(one.role in (Role.SCALE, *_SIDES) for one in asked)
 
 
-_SIDES = (Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE)
+_SIDES = (
+    Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE,
+    Role.SQUARE,
+)  # fmt: skip
 _SCALES = frozenset({"scale_by", "upscale_by", "upscale_factor", "scale_factor", "rescale_factor"})
 
 
@@ -263,6 +266,8 @@ def _list_sizes(
             case Role.SHORT_SIDE:
                 width, height = (side * ratio, side) if ratio >= 1 else (side, side / ratio)
                 sizes.append((one.name, width * height, width, height, True))
+            case Role.SQUARE:
+                sizes.append((one.name, side * side, side, side, True))
             case Role.WIDTH | Role.MOST_WIDTH:
                 height = _find_other(by_name.get(one.name.replace("width", "height")), side * slant)
                 sizes.append((one.name, side * height, side, height, one.role is Role.WIDTH))

@@ -72,7 +72,8 @@ class Value(NamedTuple):
         told: it is made of nothing but what the prompt says.
         conditions: how many conditions there are, each of which every step works on.
         scale: by how much the latents of a VAE are smaller; 0: as usual, or it is none.
-        seconds: of a sound; 0: unknown, or none.
+        seconds: of a sound, or of each that latents stand for; 0: unknown, or none.
+        moments: of tracks along which things move; 0: unknown, or none.
     """
 
     number: Range | None = None
@@ -87,6 +88,7 @@ class Value(NamedTuple):
     conditions: float = 1
     scale: float = 0
     seconds: float = 0
+    moments: float = 0
 
 
 class Media(NamedTuple):
@@ -118,7 +120,7 @@ class Amount(NamedTuple):
         pictures: it gives pictures, and no latents: of those, a batch may be a film.
         conditions: each step of a sampler works on so many, beside what is not wanted.
         schedule: the steps of the list of sigmas that it takes; 0: it takes none.
-        seconds: of the sound that it puts together; 0: it does not.
+        seconds: of the sounds that it makes or puts together; 0: it does not.
     """
 
     node_id: str
@@ -173,4 +175,5 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
         conditions=max(value.conditions for value in values),
         scale=max(value.scale for value in values),
         seconds=max(value.seconds for value in values),
+        moments=max(value.moments for value in values),
     )

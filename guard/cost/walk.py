@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..graph import is_link
@@ -16,14 +16,15 @@ from .picks import count_picks, count_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
 from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text
 from .shapes import Asked, find_largest
-from .sizes import combine, read_factor
+from .sizes import USUAL_FACTOR, combine, read_factor
+from .sounds import TRACKS, count_moments, find_sounds
 from .steps import count_conditions, find_steps
 from .texts import Budget
 from .values import Amount, Extent, Items, Media, Value, unite_values
 
 _OWN_PICTURES = frozenset(
     {Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE}
-    | {Role.FRAMES, Role.CAP, Role.BATCH}
+    | {Role.SQUARE, Role.FRAMES, Role.CAP, Role.BATCH}
 )
 
 _SIDES = frozenset({Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT})
@@ -172,12 +173,15 @@ class Walk:
         else:
             whole = plain.give() if node_class.numbers else Value()
             steps = find_steps(node_class, inputs, asked, linked)
-            whole = whole._replace(steps=steps, factor=_find_factor(node, asked, linked))
+            factor = _find_factor(node_class, node, self.read, linked)
+            whole = whole._replace(steps=steps, factor=factor)
             if "VAE" in node_class.kinds:
                 names = [value for value in inputs.values() if isinstance(value, str)]
                 whole = whole._replace(scale=max(map(find_scale, names), default=0))
             elif "AUDIO" in node_class.kinds:
                 whole = whole._replace(seconds=self._find_seconds(node_id, asked, linked))
+            elif TRACKS in node_class.kinds and (moments := count_moments(asked, inputs, linked)):
+                whole = whole._replace(moments=moments, number=(moments, moments))
         if not node_class.only_pictures:
             whole = whole._replace(conditions=count_conditions(node_class, inputs, linked))
         if (times, runs) != (whole.times, whole.items):
@@ -246,7 +250,10 @@ class Walk:
             rate = media.rate
         steps = find_steps(node_class, inputs, asked, linked)
         sampled = steps if node_class.makes else 0
-        if names or writes is not None or sampled or (node_class.takes_films and extent.frames):
+        seconds = find_sounds(node_class, asked, linked)
+        # A film is loaded whole, except where it stays one.
+        loaded = media is not None and node_class.given in ("IMAGE", "MASK")
+        if names or writes is not None or sampled or ((loaded or node_class.takes_films) and extent.frames):
             name = names[0] if names and names[0] else writes.name if writes is not None else _first_link(inputs)
             rated = rate if writes is not None else None
             conditions = max((value.conditions for value in linked.values()), default=1)
@@ -256,9 +263,12 @@ class Walk:
             # Who writes a film gives the name of its file, or nothing.
             pictures = node_class.pictures or (writes is not None and "LATENT" not in node_class.kinds)
             self.amounts.append(
-                Amount(node_id, name, works, rated, sampled, times, pictures, runs.most, conditions, schedule)
-            )
-        return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate)
+                Amount(
+                    node_id, name, works, rated, sampled, times, pictures, runs.most, conditions, schedule,
+                    min(seconds * extent.batch, ENDLESS),
+                )
+            )  # fmt: skip
+        return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate, seconds=seconds)
 
     def _find_seconds(self, node_id: str, asked: Sequence[Asked], linked: Mapping[str, Value]) -> float:
         """How long a sound is; of several one after the other, all of them."""
@@ -359,11 +369,14 @@ def _handles_pictures(
     return any(one.role in _OWN_PICTURES for one in asked)
 
 
-def _find_factor(node: Mapping[str, Any], asked: Sequence[Asked], linked: Mapping[str, Value]) -> float:
+def _find_factor(
+    node_class: NodeClass, node: Mapping[str, Any], read: Callable[[Any], Range | None], linked: Mapping[str, Value]
+) -> float:
     """By how much a model that the node loads, or a sampler that it gives, makes pictures larger; 0: it does not."""
-    scales = [one.number[1] for one in asked if one.name == "scale_ratio" and one.number is not None]
-    if scales and max(scales) > 1:
-        return max(scales)
+    if "SAMPLER" in node_class.kinds:
+        ratio = read(node["inputs"].get("scale_ratio", 1))
+        most = ratio[1] if ratio is not None else USUAL_FACTOR
+        return max([*(value.factor for value in linked.values()), most if most > 1 else 0])
     if "upscale" in str(node["class_type"])[:100].lower():
         names = [value for value in node["inputs"].values() if isinstance(value, str)]
         if names:

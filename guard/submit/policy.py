@@ -22,6 +22,7 @@ from .patterns import compile_patterns
 #: The inputs that set a picture's size.
 _SIZES = frozenset(
     {Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE}
+    | {Role.SQUARE}
 )
 #: What each input that counts by itself is called in a refusal.
 _WORDS = {Role.STEPS: "steps", Role.FRAMES: "frames", Role.CAP: "frames", Role.SECONDS: "seconds"}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from policy.escapes import CASES, Case
+from policy.escapes_counted import COUNTED
 from policy.escapes_left import LEFT
 from policy.escapes_made import MADE
 from policy.escapes_way import WAY
@@ -14,7 +15,7 @@ from comfyui_guarded.guard.settings import PolicySettings
 from comfyui_guarded.guard.submit.policy import Policy
 
 
-@pytest.mark.parametrize("case", [*CASES, *LEFT, *MADE, *WAY], ids=lambda case: case.name.replace(" ", "-"))
+@pytest.mark.parametrize("case", [*CASES, *COUNTED, *LEFT, *MADE, *WAY], ids=lambda case: case.name.replace(" ", "-"))
 def test_the_profile_judges_as_was_written_down(case: Case) -> None:
     policy = Policy(PolicySettings.model_validate({"profile": "a5000"}), describe=describe)
     if case.limit is None:
