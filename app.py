@@ -89,6 +89,7 @@ from .guard.warmup.runs import WarmupRuns
 from .guard.warmup.warmups import Warmups
 from .server_routes.download import Downloader
 from .server_routes.elsewhere import connect_boxes
+from .server_routes.forward import make_forwards
 from .server_routes.putting import Putter
 from .server_routes.sender import Sender
 
@@ -387,6 +388,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         sockets=sockets,
         agents=Bridge(settings.policy.max_body_bytes),
         signatures=streams.signatures if streams is not None else None,
+        forwards=make_forwards(membership, member, streams.signatures if streams is not None else None),
     )
     server_routes.register(routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":

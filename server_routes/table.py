@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,26 @@ class HostAnswers(Protocol):
     async def native(self, path: str, **match_info: str) -> bytes: ...
 
     def file(self, kind: str, subfolder: str, filename: str) -> Path | None: ...
+    def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]: ...
+    def model_folders(self) -> list[Path]: ...
+    def find_model(self, folder: str, file: str) -> tuple[str, Path | None] | None: ...
+
+
+class Answer(Protocol):
+    """What another box has answered to a prompt."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+class Forwarding(Protocol):
+    """Who forwards prompts to other boxes: see :class:`.forward.Forwards`."""
+
+    async def forward(self, call: Call, raw: bytes, template: str, refusal: GuardError) -> Answer | None: ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,7 @@ class Services:
     Attributes:
         refused: announces each job that is not let in: the error code, and who asked ("" where nobody knows).
         signatures: those of the other servers of a fleet, where this one tells them what its jobs do.
+        forwards: gives them the prompts that this one lacks something for.
     """
 
     settings: Settings
@@ -123,6 +144,7 @@ class Services:
     sockets: Sockets
     agents: Bridge
     signatures: Signatures | None = None
+    forwards: Forwarding | None = None
 
 
 @dataclass(frozen=True)

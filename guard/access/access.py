@@ -115,6 +115,12 @@ class Access:
         """Whoever's jobs have that owner: by its newest key that is valid, otherwise with no rights but its files."""
         return LOCAL if owner == LOCAL.owner else self._keys.find_owner(owner) or Client(owner, operator=False)
 
+    def find_caller(self, key_id: str | None, owner: str) -> Client | None:
+        """Whom another box of the fleet has identified: by a key, or as this machine's own; None: nobody here."""
+        if key_id is None:
+            return LOCAL if owner == LOCAL.owner else None
+        return self._keys.find_by_id(key_id)
+
     def is_current(self, client: Client) -> bool:
         """Whether a client would still be let in: its key is neither revoked nor expired."""
         return client.key_id is None or self._keys.find_by_id(client.key_id) is not None

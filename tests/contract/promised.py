@@ -79,7 +79,7 @@ def assert_answer_is_promised(method: str, path: str, status: int, headers: Mapp
 
 def asks_for_a_job(method: str, path: str) -> bool:
     asked = re.sub("/+", "/", path.partition("?")[0]).removeprefix("/api").replace("/guarded/api/", "/guarded/", 1)
-    return method == "POST" and re.fullmatch("/guarded/(prompt|workflows/[^/]+)", asked) is not None
+    return method == "POST" and re.fullmatch("/guarded/(prompt|fleet/prompt|workflows/[^/]+)", asked) is not None
 
 
 def assert_event_is_promised(name: str, data: Any) -> None:

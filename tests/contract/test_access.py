@@ -65,6 +65,9 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("POST", "/face-check"): ({"raw": b"no picture"}, 422),
     ("GET", "/ws"): ({}, 400),  # it is no websocket that asks
     ("POST", "/mcp"): ({}, 400),  # it is no message of an agent
+    ("GET", "/fleet/stream"): ({}, 404),  # there are no other boxes
+    ("POST", "/fleet/has"): ({"body": {}}, 404),
+    ("POST", "/fleet/prompt"): ({"body": {}}, 404),
     ("POST", "/webhooks/{webhook_id}/redeliver"): ({}, 404),
     ("GET", "/events"): ({"query": "?wait=0"}, 200),
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
