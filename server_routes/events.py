@@ -15,7 +15,7 @@ from ..guard.events.subscription import Subscription
 from ..guard.job import Job
 from .about import FLAG, READ, STREAM, About, Schema
 from .asked import read_flag, read_number
-from .pace import write_part
+from .pace import has_room, write_part
 from .table import Call, Route
 
 #: Send a comment after so long without an event: proxies cut a silent connection after a minute, and a failed write
@@ -82,7 +82,7 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
     await response.prepare(call.request)
     # A browser remembers an id without data, and tells its page of no event.
     chunk = RETRY + (b"" if after is None else f"id: {after}\n\n".encode())
-    events = first
+    events, last = first, b""
     # A reader that is slow or gone, or whose events the store cannot read now, will come again.
     with call.services.events.streaming(), contextlib.suppress(ConnectionError, GuardError):
         while True:
@@ -94,11 +94,15 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
                     await asyncio.sleep(0)  # others have their turn while a long history is made
             if not events:
                 chunk += RETRY if reader.is_over else HEARTBEAT
+            is_over = reader.job_id is not None and any(_is_ending(event) for event in events)
+            if is_over and has_room(call.request, len(chunk)):
+                last = chunk
+                break
             if chunk:
                 await write_part(call.request, response, chunk, STALLED_S)
             call.turn.close()  # from now on it counts as a stream; what it begins with may be large
             chunk = b""
-            if reader.job_id is not None and any(_is_ending(event) for event in events):
+            if is_over:
                 break
             rest_s = ends_s - time.monotonic()
             if rest_s <= 0 or (reader.is_over and not events):
@@ -106,7 +110,7 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
             events = await reader.next(0 if reader.is_over else min(rest_s, HEARTBEAT_S))
             if not call.services.access.is_current(call.client):
                 break  # its key has ended meanwhile
-        await response.write_eof()
+        await response.write_eof(last)  # in one call of the system: the end of a job, and that of its stream
     return response
 
 

@@ -30,7 +30,7 @@ from . import as_comfyui
 from .bodies import HistoryEntry, ListedJob, ListedJobInFull
 from .estimate import Estimates
 from .places import Places
-from .polls import Polls
+from .polls import SETTLES_S, Polls
 from .positions import notice
 
 log = logging.getLogger("guarded.jobs")
@@ -103,7 +103,9 @@ class Jobs:
     async def hold(self, job: Job, client: Client) -> Job:
         """Hold a caller that asks again and again for a moment, where the job is still as it knows it."""
         if hold_s := self._polls.hold_s(job, client):
-            job = await self.wait(job, hold_s, known=job.state)
+            known, job = job.state, await self.wait(job, hold_s, known=job.state)
+            if job.state is not known:
+                job = await self.wait(job, max(self._polls.hold_s(job, client), SETTLES_S), known=None)
         self._polls.note(job, client)
         return job
 

@@ -12,6 +12,10 @@ from ..job import Job, JobState
 #: looked up no more often (`TOLD_AGAIN_S` in :mod:`.places`).
 PACE_S = 0.1
 WAITING = 2.5
+#: Who was told less than this ago hears of the next state only then, unless it is the last one.
+NEWS_S = 0.1
+#: … and so long after that state came at the earliest: of a small job the last one follows at once.
+SETTLES_S = 0.05
 #: So many callers' jobs are remembered, those that were polled last.
 KEPT = 10_000
 
@@ -25,10 +29,11 @@ class Polls:
 
     def hold_s(self, job: Job, client: Client) -> float:
         """For how long to wait for a change before the caller is told of the job as it is."""
-        event_id, at_s = self._told.get((client.owner, job.job_id), (0, 0.0))
-        is_news = job.state.settled or event_id != job.event_id
+        if job.state.settled or (told := self._told.get((client.owner, job.job_id))) is None:
+            return 0.0
+        event_id, at_s = told
         pace_s = PACE_S * WAITING if job.state is JobState.QUEUED else PACE_S
-        return 0.0 if is_news else max(at_s + pace_s - time.monotonic(), 0.0)
+        return max(at_s + (NEWS_S if event_id != job.event_id else pace_s) - time.monotonic(), 0.0)
 
     def note(self, job: Job, client: Client) -> None:
         """The caller is being told of the job."""

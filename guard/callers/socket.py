@@ -19,6 +19,8 @@ OUTBOX_BYTES = 16 * 2**20
 OUTBOX_MESSAGES = 2_000
 #: … and, the fullest one, when more than this waits on all sockets of its owner.
 OWNER_BYTES = 64 * 2**20
+#: So much is sent at once, where so much waits.
+AT_ONCE_CHARS = 2**14
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,17 @@ class Socket:
         self._sending = len(message.content)
         self._taken.set()
         return message
+
+    def take_more(self) -> list[Message]:
+        """What waits behind the message of :meth:`next` and may be sent together with it."""
+        more: list[Message] = []
+        while self._outbox and self._outbox[0] is not GOODBYE:
+            size = len(self._outbox[0].content)
+            if self._sending + size > AT_ONCE_CHARS:
+                break
+            self._sending += size
+            more.append(self._outbox.popleft())
+        return more
 
     async def wait_for_room(self) -> None:
         """Wait until less than half of what may wait is waiting."""

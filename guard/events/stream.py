@@ -34,6 +34,8 @@ log = logging.getLogger("guarded.events")
 #: An ending with one of these codes is also an alarm for operators.
 _ALARMING = frozenset({"generation_timeout", "worker_died", "internal_error"})
 
+#: A state that is not the last one waits for so long, so that readers are woken once for several.
+LATER_S = 0.02
 #: The least time between two reports of progress.
 PROGRESS_EVERY_S = 0.1
 #: The least time between two previews of one job: it takes the processor to encode them.
@@ -51,6 +53,9 @@ class Events:
         self._running: dict[str, tuple[Job, Progress | None]] = {}
         #: What the loop has not passed on yet: states and alarms, in order, and the jobs that have made progress.
         self._inbox: list[Job | Event] = []
+        #: Whether the loop will pass that on: at once, after a moment, or (None) not yet.
+        self._is_urgent: bool | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._moved: set[str] = set()
         #: The newest picture of each job, if no reader has had it yet.
         self._pictures: dict[str, tuple[str, Callable[[], bytes]]] = {}
@@ -126,7 +131,8 @@ class Events:
 
     def tell(self, event: Event) -> None:
         """Give an event that is no state to whoever reads such events. Event loop."""
-        self._give(event, self._readers(event.name, event.job))
+        self._pass_on()  # the states before it
+        self._tell(event)
 
     def progress(self, job_id: str) -> Progress | None:
         """How far the job is; None where it does not run, or has reported nothing yet. Any thread."""
@@ -240,18 +246,33 @@ class Events:
             return
         with self._lock:
             self._inbox.append(item)
-            first = len(self._inbox) == 1
-        if first:
+            before = self._is_urgent
+            is_urgent = not isinstance(item, Job) or item.state.settled
+            self._is_urgent = is_urgent or bool(before)
+        if is_urgent and not before:
             self._loop.call(self._pass_on)
+        elif before is None:
+            self._loop.call(self._pass_on_later)
+
+    def _pass_on_later(self) -> None:
+        if self._is_urgent is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LATER_S, self._pass_on)
 
     def _pass_on(self) -> None:
         with self._lock:
             items, self._inbox = self._inbox, []
+            self._is_urgent = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for item in items:
             if isinstance(item, Job):
                 self._give(state_event(item, self.progress(item.job_id)), self._readers(STATE, item))
             else:
-                self.tell(item)
+                self._tell(item)
+
+    def _tell(self, event: Event) -> None:
+        self._give(event, self._readers(event.name, event.job))
 
     def _arm_progress(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ and an old one that closes takes the new one's place with it. The relay waits fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -25,6 +26,9 @@ except ImportError:  # an older ComfyUI
 
 log = logging.getLogger("guarded.sockets")
 
+#: What tells how far a run is may wait for so long, so that the loop is woken once for several of them.
+LATER_S = 0.02
+LATER = frozenset({"status", "executing", "progress", "progress_state", "execution_start", "execution_cached"})
 #: After so many events in a row the loop does something else.
 AT_ONCE = 100
 #: So many messages of other servers wait for ComfyUI's own sockets; older ones go.
@@ -43,6 +47,9 @@ class SocketRelay:
         #: Event, data and client id of what the listener has yet to get.
         self._events: deque[tuple[Any, Any, str | None]] = deque()
         self._wake = Wake()
+        #: Whether the loop is, or will be, woken later.
+        self._is_due = False
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         #: Our own wrappers of ComfyUI's methods.
         self._wrappers: dict[str, Any] = {}
@@ -64,7 +71,12 @@ class SocketRelay:
             self._events.append((event, data, sid))
             if self._task is None:
                 self._server.loop.call_soon_threadsafe(self._begin)
-            self._wake.set()
+            if not _may_wait(event, data):
+                self._wake.set()
+            elif not self._is_due:
+                self._is_due = True
+                with contextlib.suppress(RuntimeError):  # the loop has closed: the process ends
+                    self._server.loop.call_soon_threadsafe(self._wake_later)
             if isinstance(data, tuple) and sid is not None and sid not in self._server.sockets:
                 return None  # a picture; ComfyUI would encode it for nobody
         if self._is_for_nobody(sid) and self._is_comfyuis_own(native):
@@ -132,11 +144,19 @@ class SocketRelay:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._pass_on(), name="guarded-sockets")
 
+    def _wake_later(self) -> None:
+        """Event loop."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LATER_S, self._wake.set)
+
     async def _pass_on(self) -> None:
         """Event loop, for as long as the server runs."""
         assert self._listener is not None
         while True:
             await self._wake.wait()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._is_due = None, False  # before the events are taken: what comes later is due anew
             taken = 0
             while self._events:
                 event, data, sid = self._events.popleft()
@@ -155,6 +175,15 @@ class SocketRelay:
         recorder = _Recorder(self._server)
         await type(self._server).send(recorder, event, data)
         return recorder.message
+
+
+def _may_wait(event: Any, data: Any) -> bool:
+    """Whether an event tells neither of a result nor of an end."""
+    return (
+        isinstance(event, str)
+        and event in LATER
+        and not (event == "executing" and isinstance(data, dict) and data.get("node") is None)
+    )
 
 
 class _Recorder:

@@ -8,7 +8,7 @@ from unit.fakes import LONG_S, new_id, new_job
 from comfyui_guarded.guard.errors import CancelledError, GenerationTimeoutError
 from comfyui_guarded.guard.events import stream as events_module
 from comfyui_guarded.guard.events import subscription
-from comfyui_guarded.guard.events.event import ALARM, PREVIEW, PROGRESS, STATE
+from comfyui_guarded.guard.events.event import ALARM, PREVIEW, PROGRESS, STATE, Event
 from comfyui_guarded.guard.events.stream import Events
 from comfyui_guarded.guard.host import Progress
 from comfyui_guarded.guard.job import SUCCESS, Job, JobState, Verdict
@@ -337,3 +337,30 @@ async def test_alarms_reach_those_who_ask_for_them_and_a_timeout_is_one(store, e
             {"code": "generation_timeout", "job_id": job.job_id, "message": "too long"},
         ]
         assert await owner.next(0.001) == []
+
+
+async def test_states_wait_for_a_moment_and_come_together_but_the_last_one_comes_at_once(store, events, monkeypatch):
+    monkeypatch.setattr(events_module, "LATER_S", LONG_S)
+    with events.subscribe() as reader:
+        job_id = run(store)
+        batch = await asyncio.wait_for(reader.next(LONG_S), LONG_S / 2)
+        assert [event.data["state"] for event in batch] == LIFE
+        assert {event.job.job_id for event in batch} == {job_id}
+        run(store)  # that a timer still runs for the first ones holds up no other
+        assert [event.data["state"] for event in await asyncio.wait_for(reader.next(LONG_S), LONG_S / 2)] == LIFE
+
+
+async def test_a_state_without_an_end_comes_after_that_moment(store, events):
+    with events.subscribe() as reader:
+        for _ in range(3):
+            submit(store)
+            assert [event.data["state"] for event in await reader.next(LONG_S)] == ["queued"]
+
+
+async def test_what_else_is_told_comes_after_the_states_before_it(store, events, monkeypatch):
+    monkeypatch.setattr(events_module, "LATER_S", LONG_S)
+    with events.subscribe([STATE, PROGRESS]) as reader:
+        job = submit(store)
+        store.flush()
+        events.tell(Event(PROGRESS, dict, job))
+        assert [event.name for event in await asyncio.wait_for(reader.next(LONG_S), LONG_S / 2)] == [STATE, PROGRESS]

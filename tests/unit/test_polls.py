@@ -86,3 +86,25 @@ async def test_only_so_many_polls_are_remembered(machine, monkeypatch, patient):
     machine.store.settle(job_ids[0], CANCELLED).result(LONG_S)
     await answer(machine, job_ids[0])
     assert len(machine.jobs._polls._told) == 2
+
+
+async def test_a_poll_right_after_another_waits_past_a_change_but_hears_of_the_end_at_once(
+    machine, patient, monkeypatch
+):
+    monkeypatch.setattr(polls, "NEWS_S", LONG_S)
+    job_id = machine.submit()
+    assert await answer(machine, job_id) is JobState.QUEUED
+    polling = asyncio.ensure_future(answer(machine, job_id))
+    await asyncio.sleep(0.05)
+    assert await machine.dispatcher.turn()
+    await asyncio.sleep(0.1)
+    assert not polling.done()
+    machine.store.settle(job_id, CANCELLED).result(LONG_S)
+    assert await polling is JobState.CANCELLED
+
+
+async def test_a_poll_hears_of_a_change_once_the_moment_has_passed(machine, patient):
+    job_id = machine.submit()
+    assert await answer(machine, job_id) is JobState.QUEUED
+    assert await machine.dispatcher.turn()
+    assert await answer(machine, job_id) is JobState.DISPATCHED

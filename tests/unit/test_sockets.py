@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+from unittest.mock import Mock
 
 import pytest
+from aiohttp import WSMsgType
+from aiohttp.http_websocket import WebSocketWriter
 from unit.fakes import LONG_S, until
 
 from comfyui_guarded.guard.access.client_ids import ClientIds
 from comfyui_guarded.guard.callers import socket as one
 from comfyui_guarded.guard.callers import sockets
-from comfyui_guarded.guard.callers.socket import Message
+from comfyui_guarded.guard.callers.socket import GOODBYE, Message
 from comfyui_guarded.guard.callers.sockets import Sockets
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import CancelledError
 from comfyui_guarded.guard.events.event import Event
 from comfyui_guarded.guard.job import SUCCESS, Result
+from comfyui_guarded.server_routes.facade import ws
 
 BOT, OTHER = Client("bot", operator=False), Client("other", operator=False)
 
@@ -335,3 +339,41 @@ def test_open_jobs_are_counted_by_owner_also_after_a_restart(machine, store, tmp
         assert (again.count_open("bot"), again.count_open("other")) == (2, 0)
     finally:
         again.close()
+
+
+async def test_what_waits_is_taken_together_but_for_what_is_long_and_the_goodbye(hub):
+    socket, _closed = opened(hub)
+    await said(socket)
+    short, long = Message("x" * 100), Message("y" * 2**15)
+    for message in (short, short, b"\x00picture", long, short, GOODBYE):
+        socket.put(Message(message) if isinstance(message, bytes) else message)
+    assert [await socket.next(), *socket.take_more()] == [short, short, Message(b"\x00picture")]
+    assert socket.bytes == 208 + 2**15 + 100, "what is being sent counts until it has left"
+    assert [await socket.next(), *socket.take_more()] == [long]
+    assert socket.bytes == 2**15 + 100
+    assert [await socket.next(), *socket.take_more()] == [short]
+    assert await socket.next() is GOODBYE
+    assert socket.bytes == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 2**16 - 1, 2**16])
+@pytest.mark.parametrize("kind", ["text", "ü", b"picture"])
+async def test_frames_are_those_of_aiohttp(size, kind):
+    content = (kind * size)[:size]
+
+    class Transport:
+        written = b""
+
+        def write(self, data):
+            self.written += data
+
+        def writelines(self, parts):
+            self.written += b"".join(parts)
+
+        def is_closing(self):
+            return False
+
+    transport = Transport()
+    data, opcode = (content.encode(), WSMsgType.TEXT) if isinstance(content, str) else (content, WSMsgType.BINARY)
+    await WebSocketWriter(Mock(_paused=False), transport).send_frame(data, opcode)
+    assert ws._frame(content) == transport.written
