@@ -18,18 +18,17 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import _common
 import _figures
+import _fleet_boxes
 
 sys.path.insert(0, str(_common.ROOT / "tests"))
 
 import psycopg
-from contract.client import gated, open_gate, sleep, text, unique
 from postgres import Server, find_programs
 from unit.store_steps import CANCELLED
 
@@ -39,14 +38,11 @@ from comfyui_guarded.guard.store import Member, SqliteStore
 from comfyui_guarded.guard.store.postgres_address import read_address
 from comfyui_guarded.guard.store.postgres_fleet import FleetStore
 from comfyui_guarded.guard.store.protocol import Store
-from comfyui_guarded.tests.fleet.conftest import Box, Fleet, until
-from comfyui_guarded.tests.fleet.link import Link
 
 BODY = json.dumps({"prompt": {}, "extra_data": {"x": "y" * 4000}}).encode()
 CHUNK, BOXES, PATIENCE_S = 50, 16, 120.0
-#: The budgets: submit against SQLite's, p99 with many waiting against none, seconds, claims a second.
-SUBMIT, WAITING, CANCEL_S, BEYOND_LEASE_S, CLAIMS = 1.5, 2.0, 1.0, 2.0, 200.0
-LEASE_S, DELAY_S = 4, 0.02
+#: The budgets: submit against SQLite's, p99 with many waiting against none, claims a second.
+SUBMIT, WAITING, CLAIMS = 1.5, 2.0, 200.0
 
 
 def make_job(owner: str = "bot") -> NewJob:
@@ -267,113 +263,6 @@ def claim_all(name: str) -> None:
         os._exit(0)  # what it has claimed need not be given back
 
 
-# Whole boxes. ------------------------------------------------------------------------------------------------------
-
-
-def measure_boxes(engine: Server, folder: Path, rounds: int) -> None:
-    cancels, begins = [], []
-    with fleet(folder / "boxes", engine) as boxes:
-        front = boxes.start(GUARDED_QUEUE__MAX_JOBS="0")
-        workers = [boxes.start() for _ in range(2)]
-        for _ in range(rounds):
-            job_id = front.admitted(sleep(3600))
-            front.reached(job_id, "running")
-            after = front.admitted(text())
-            began_s = time.perf_counter()
-            front.ask("DELETE", f"/guarded/jobs/{job_id}")
-            until(lambda job_id=job_id: not is_running(workers, job_id))
-            cancels.append(time.perf_counter() - began_s)
-            front.settled(after)
-        for _ in range(rounds):
-            prefix = unique()
-            job_id = front.admitted(gated(prefix))
-            front.reached(job_id, "running")
-            dead = boxes.find_box_of(job_id)
-            dead.kill()
-            began_s = time.perf_counter()
-            until(lambda dead=dead, job_id=job_id: boxes.find_box_of(job_id) is not dead)
-            begins.append(time.perf_counter() - began_s)
-            open_gate(front.base, prefix)
-            front.settled(job_id)
-            dead.start()
-    rows = [
-        ["a run that another box is asked to stop has stopped", *show(cancels, CANCEL_S)],
-        [f"a job of a killed box begins elsewhere (lease {LEASE_S} s)", *show(begins, LEASE_S + BEYOND_LEASE_S)],
-    ]
-    _figures.print_table(["", "median, s", "longest, s", "budget", ""], rows)
-
-
-def is_running(boxes: list[Box], job_id: str) -> bool:
-    """Whether ComfyUI itself runs it, on any box."""
-    queues = (box.ask("GET", "/queue") for box in boxes)
-    return any(row[1] == job_id for queue in queues if queue for row in queue[1]["queue_running"])
-
-
-def show(times_s: list[float], budget_s: float) -> list[str]:
-    verdict = _figures.format_verdict(max(times_s), budget_s)
-    return [f"{statistics.median(times_s):.2f}", f"{max(times_s):.2f}", f"≤ {budget_s:g} s", verdict]
-
-
-@contextmanager
-def fleet(folder: Path, engine: Server) -> Iterator[Fleet]:
-    made = Fleet(folder, engine)
-    try:
-        yield made
-    finally:
-        made.stop()
-        with closing(engine.connect()) as db:
-            db.execute("DROP SCHEMA public CASCADE")
-            db.execute("CREATE SCHEMA public")
-
-
-def measure_far(engine: Server, folder: Path, rounds: int, jobs: int = 20) -> None:
-    rows = []
-    for max_jobs in (1, 2):
-        for delay_s in (0.0, DELAY_S):
-            with (
-                closing(Link(engine.port, delay_s)) as link,
-                fleet(folder / f"far{max_jobs}{delay_s}", engine) as boxes,
-            ):
-                settings: dict[str, Any] = {"GUARDED_QUEUE__MAX_JOBS": str(max_jobs), "GUARDED_FLEET__LEASE_S": "30"}
-                box = boxes.start(url=engine.url(port=link.port), **settings)
-                box.settled(box.admitted(text()))
-                submits, each = [], []
-                for _ in range(rounds):
-                    times, took_s = work_off(box, lambda: sleep(0.1), jobs)
-                    submits += times
-                    each.append(took_s / jobs * 1000)
-            rows.append(
-                [
-                    f"max_jobs {max_jobs}, engine {2 * delay_s * 1000:.0f} ms away",
-                    f"{statistics.median(submits):.0f}",
-                    f"{statistics.median(each):.0f}",
-                    f"{statistics.median(each) - 100:.0f}",
-                ]
-            )
-    print("Jobs of 100 ms, from a full queue")
-    _figures.print_table(["", "submit p50, ms", "a job, ms", "beyond its run, ms"], rows)
-
-
-def work_off(box: Box, make: Callable[[], dict[str, Any]], jobs: int) -> tuple[list[float], float]:
-    """Milliseconds of each submit, and seconds from the first begin to the last end."""
-    ids, times = [], []
-    for _ in range(jobs):
-        began_s = time.perf_counter()
-        ids.append(box.admitted(make()))
-        times.append((time.perf_counter() - began_s) * 1000)
-    ended = [box.settled(job_id) for job_id in ids]
-    begun, last = min(map(read_begin, ended)), max(map(read_end, ended))
-    return times, (last - begun) / 1000
-
-
-def read_begin(job: dict[str, Any]) -> int:
-    return int(job["started_at_ms"])
-
-
-def read_end(job: dict[str, Any]) -> int:
-    return int(job["settled_at_ms"])
-
-
 def main() -> None:
     if sys.argv[1:2] == ["--claim"]:
         claim_all(sys.argv[2])
@@ -399,8 +288,8 @@ def main() -> None:
             "submit": lambda: measure_submits(engine, folder, options.rounds),
             "waiting": lambda: measure_waiting(engine, options.waiting, options.rounds),
             "claims": lambda: measure_claims(engine, options.rounds),
-            "boxes": lambda: measure_boxes(engine, folder, options.rounds),
-            "far": lambda: measure_far(engine, folder, options.rounds),
+            "boxes": lambda: _fleet_boxes.measure_boxes(engine, folder, options.rounds),
+            "far": lambda: _fleet_boxes.measure_far(engine, folder, options.rounds),
         }
         for part in [options.only] if options.only else parts:
             parts[part]()
