@@ -209,7 +209,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         is_keeper=fleet.make_is_keeper(membership),
     )
     health.watch_disk(janitor.disk_full)
-    health.watch_disk(store.full)
+    health.watch_disk(store.full, is_own=False)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
     checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.count_face_check)
     machine = FaceMachine(checker, host.file, host.input_folder)

@@ -207,7 +207,7 @@ class Dispatcher:
         claimed = None
         try:
             # Only now, so that a drain either keeps this from beginning or knows of it.
-            if not self._health.problems():
+            if not self._health.hindrances():
                 claimed = await wrap_future(self._store.claim(self._holder, max_jobs))
         finally:
             self._note_claimed(claimed.job if claimed is not None else None, LATE_S)
@@ -293,7 +293,7 @@ class Dispatcher:
         if not self._store.queued:
             return False
         self._note_claim()
-        if self._health.problems():
+        if self._health.hindrances():
             self._note_claimed(None, 0.0)
             return False
         beginning = self._store.begin(self._holder, self._settings.max_jobs, self._host.is_ready)

@@ -119,6 +119,7 @@ def keep_membership(
         for job_id in {*runs.list_ids(), *(dispatcher.handing() or ())}:
             settler.stop(job_id)
 
+    health.has_others = True
     host.mark_names(lambda: member.box.removeprefix("box-"))
     membership = Membership(cast(Lease, store), clock, is_clear)
     membership.lost.subscribe(stop_runs)

@@ -57,14 +57,23 @@ class Health:
         #: What keeps `/guarded/ready` from saying so, although jobs are taken and run: the same.
         self._unready: list[tuple[str, Callable[[], bool]]] = []
         self._disks_full: list[Callable[[], DiskFullError | None]] = []
+        #: Those of them that another server may have room for.
+        self._own_disks_full: list[Callable[[], DiskFullError | None]] = []
+        #: Other servers run the jobs of this queue, too: see :meth:`hindrances`.
+        self.has_others = False
         self.draining = False
         self.restarting = False
         #: The worker hangs, and watchdog.on_stuck is `report`.
         self.stuck = False
 
-    def watch_disk(self, full: Callable[[], DiskFullError | None]) -> None:
-        """Ask `full` before a job is admitted. Admitted jobs go on: the free space is there for their results."""
+    def watch_disk(self, full: Callable[[], DiskFullError | None], *, is_own: bool = True) -> None:
+        """Ask `full` before a job is admitted. Admitted jobs go on: the free space is there for their results.
+
+        `is_own`: other servers of this queue may have room.
+        """
         self._disks_full.append(full)
+        if is_own:
+            self._own_disks_full.append(full)
 
     def _disk_full(self) -> DiskFullError | None:
         return next((error for full in self._disks_full if (error := full()) is not None), None)
@@ -109,6 +118,11 @@ class Health:
             problems.append("worker stuck")
         problems.extend(name for name, _text, is_so in self._watched if is_so())
         return problems
+
+    def hindrances(self) -> list[str]:
+        """Why no job may begin here now: the problems; and a full disk, where other servers may have room."""
+        is_full = self.has_others and any(full() is not None for full in self._own_disks_full)
+        return [*self.problems(), *(["disk full"] if is_full else [])]
 
     def refusals(self) -> list[str]:
         """Why no job can be admitted now: the problems, what refuses each job, a disk with too little free space."""

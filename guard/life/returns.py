@@ -7,19 +7,27 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
-from ..errors import GuardError, InvalidWorkflowError, MissingModelError, MissingNodeError, OutOfMemoryError
+from ..errors import (
+    DiskFullError,
+    GuardError,
+    InvalidWorkflowError,
+    MissingModelError,
+    MissingNodeError,
+    OutOfMemoryError,
+)
 from ..job import Job
 from ..store import Refused
 from .settle import Settler
 
 log = logging.getLogger("guarded.fleet")
 
-#: What another server may answer otherwise: it has other nodes, models or versions, or a larger card.
+#: What another server may answer otherwise: it has other nodes, models or versions, a larger card, or room.
 _ELSEWHERE = {
     MissingNodeError.code: Refused(MissingNodeError.code, is_of_needs=True),
     MissingModelError.code: Refused(MissingModelError.code, is_of_needs=True),
     InvalidWorkflowError.code: Refused(InvalidWorkflowError.code),
     OutOfMemoryError.code: Refused(OutOfMemoryError.code, wants_memory=True),
+    DiskFullError.code: Refused(DiskFullError.code),
 }
 
 

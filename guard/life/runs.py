@@ -14,6 +14,7 @@ from ..client import LOCAL
 from ..depot.outcomes import PutAll
 from ..errors import (
     CancelledError,
+    DiskFullError,
     GenerationFailedError,
     GuardError,
     InternalError,
@@ -145,7 +146,7 @@ class Runs:
             self._count(job_id, outcome.spent)
             self._store.validate(job_id)
             job = self._jobs[job_id]
-            then, go_on = partial(self._settle, job, close, outcome.spent), partial(self.released, job_id)
+            then, go_on = partial(self._close, job, close, outcome.spent), partial(self.released, job_id)
             strips = self._settings.results.strip_metadata and job.owner != LOCAL.owner
             max_pixels = self._max_pixels_of(job.owner)
             self._checking.check(
@@ -277,6 +278,22 @@ class Runs:
         self._events.alarm("policy_violation", message, job_id)
         where = {"node_id": outcome.node_id} if outcome.node_id is not None else {}
         return PolicyViolationError("A node of the job reached for what is not its owner's.", extra_info=where)
+
+    def _close(self, job: Job, close: Close, spent: Spent | None, verdict: Verdict, result: Result) -> None:
+        """End a run that was checked, unless another server may have room for its files. Any thread."""
+        is_full = verdict.code == DiskFullError.code and self._settler.verdict_of(job.job_id) is None
+        error = DiskFullError(verdict.message)
+        if self._returns is None or not (is_full and self._returns.takes(job, error)):
+            self._settle(job, close, spent, verdict, result)
+            return
+
+        def end(is_elsewhere: bool) -> None:
+            if is_elsewhere:
+                close(GIVEN_AWAY)
+            else:
+                self._settle(job, close, spent, verdict, result)
+
+        self._returns.give_back(job, error, end)
 
     def _settle(self, job: Job, close: Close, spent: Spent | None, verdict: Verdict, result: Result) -> None:
         """Give the job its verdict, and have the host tell it once it is durable. Any thread."""

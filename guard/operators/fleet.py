@@ -99,7 +99,7 @@ class FleetView:
         gpu = self._gpus.ours
         tell("gpu", None if gpu is None else gpu.name)
         tell("gpu_bytes", None if gpu is None else gpu.vram_total_bytes)
-        tell("problems", self._health.problems() or None)
+        tell("problems", self._health.unready() or None)
         off_ms = self._clock.wall_ms() - now_ms  # the other one goes by the database's
         tell("clock_off_ms", round(off_ms / CLOCK_OFF_MS) * CLOCK_OFF_MS or None)
 

@@ -10,6 +10,7 @@ from unit.test_gpu import A5000, GIB, fake_nvml
 from unit.test_metrics import Watched
 
 from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.fleet import read_version
 from comfyui_guarded.guard.job import Job, JobState
 from comfyui_guarded.guard.life.health import Health
@@ -138,6 +139,13 @@ async def test_boxes_tell_of_their_drain_and_of_what_is_wrong_with_them(seen):
     seen.health.draining = False
     seen.look(box("box-1"))
     assert "problems" not in seen.member.status
+
+
+async def test_a_box_tells_all_that_its_own_ready_says(seen):
+    seen.health.watch_disk(lambda: DiskFullError("full"))
+    seen.health.hold_ready("warming up", lambda: True)
+    seen.look(box("box-1"))
+    assert seen.member.status["problems"] == seen.health.unready() == ["disk full", "warming up"]
 
 
 async def test_the_version_that_differs_is_the_one_that_fewer_boxes_have(seen):

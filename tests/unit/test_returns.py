@@ -16,6 +16,7 @@ from comfyui_guarded.guard.errors import DiskFullError, MissingNodeError, Policy
 from comfyui_guarded.guard.host import Outcome, Refusal
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life.returns import Returns
+from comfyui_guarded.guard.results import checks
 from comfyui_guarded.guard.weight import Placement
 
 QUEUED, FAILED = JobState.QUEUED, JobState.FAILED
@@ -77,6 +78,46 @@ async def test_a_job_that_no_server_can_run_ends_with_what_the_last_one_said_of_
     assert verdict.details["classes"] == ["EmptyImage"]
     assert two.store.leased == 0
     assert [code for _job, _client, code in two.host.announced] == ["missing_node"]
+
+
+@only_postgres
+async def test_a_server_whose_disk_is_full_leaves_jobs_to_those_that_have_room(boxes):
+    one, two = boxes("one"), boxes("two")
+    full = [DiskFullError("x")]
+    for machine in (one, two):
+        machine.health.has_others = True
+    one.health.watch_disk(lambda: full[0])
+    two.health.watch_disk(lambda: DiskFullError("the database"), is_own=False)  # nobody has more room for that
+    job_id = one.submit()
+    assert not await one.dispatcher.turn()
+    assert not one.dispatcher.begin_next()
+    assert state(one, job_id) is QUEUED
+    full[0] = None
+    assert await one.dispatcher.turn()
+    sync(two.store)
+    two.submit()
+    assert await two.dispatcher.turn()
+
+
+@only_postgres
+async def test_a_job_whose_files_have_no_room_here_waits_for_another_server(boxes):
+    one, two = boxes("one"), boxes("two")
+    job_id = await one.run()
+    one.host.holds.clear()
+    closed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "check", fail_full)
+        one.runs.finished(job_id, Outcome(success=True), closed.append)
+        await until(lambda: closed)
+    assert not closed[0].state.settled
+    assert state(one, job_id) is QUEUED
+    assert not await one.dispatcher.turn(), "it has had its turn here"
+    sync(two.store)
+    assert await two.dispatcher.turn()
+
+
+def fail_full(*_args):
+    raise DiskFullError("The disk is full: a.png could not be kept.")
 
 
 @only_postgres
