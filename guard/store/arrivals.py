@@ -42,14 +42,12 @@ class News:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked of the engine, and not read yet."""
+    """What was asked of the engine and not read yet: the jobs that have changed, all their changes, the turns since."""
 
     after: int
     changes: Rows
-    states: Rows
     jobs: Rows
-    served: Rows
-    rounds: Rows
+    turns: Rows
 
 
 def ask(db: Database, after: int) -> Asked:
@@ -58,30 +56,37 @@ def ask(db: Database, after: int) -> Asked:
     Call it with everything of one snapshot, or where nobody else commits.
     """
     some = after, AT_ONCE
-    query = f"SELECT job_id, event_id, at_ms, state FROM transitions WHERE {_JOBS} ORDER BY job_id, event_id"
     return Asked(
         after,
-        db.execute(_NEXT, some),
-        db.execute(query, some),
+        db.execute(f"SELECT job_id, event_id, at_ms, state FROM transitions WHERE {_JOBS} ORDER BY event_id", some),
         db.execute(f"SELECT place, {COLUMNS} FROM jobs WHERE {_JOBS}", some),
-        db.execute(f"SELECT owner, served FROM turns WHERE user_id = '' AND {_OWNERS}", some),
-        db.execute(f"SELECT owner, priority, round FROM rounds WHERE {_OWNERS}", some),
+        db.execute(
+            f"SELECT owner, served, NULL, NULL FROM turns WHERE user_id = '' AND {_OWNERS} "
+            f"UNION ALL SELECT owner, NULL, priority, round FROM rounds WHERE {_OWNERS}",
+            (*some, *some),
+        ),
     )
 
 
 def read(asked: Asked) -> News:
-    rows = asked.changes.fetchall()
     states: dict[str, list[tuple[int, int, str]]] = {}
-    for job_id, *change in asked.states.fetchall():
-        states.setdefault(job_id, []).append((change[0], change[1], change[2]))
+    numbers = []
+    for job_id, event_id, at_ms, state in asked.changes.fetchall():
+        states.setdefault(job_id, []).append((event_id, at_ms, state))
+        if event_id > asked.after:
+            numbers.append(event_id)
+    # Those jobs may have changed again, behind what others have done.
+    del numbers[AT_ONCE:]
     arrivals: dict[int, Arrival] = {}
     for place, *row in asked.jobs.fetchall():  # some may have been forgotten
         job = read_job(tuple(row))
         arrivals.update(_follow(job, place, states[job.job_id]))
-    found = [arrivals[event_id] for event_id, _job_id in rows if event_id in arrivals]
-    up_to = rows[-1][0] if rows else asked.after
-    served, rounds = dict(asked.served.fetchall()), asked.rounds.fetchall()
-    return News(found, up_to, len(rows) == AT_ONCE, served, rounds)
+    found = [arrivals[event_id] for event_id in numbers if event_id in arrivals]
+    up_to = numbers[-1] if numbers else asked.after
+    turns = asked.turns.fetchall()
+    served = {owner: round_ for owner, round_, *_rest in turns if round_ is not None}
+    rounds = [(owner, priority, last) for owner, _served, priority, last in turns if priority is not None]
+    return News(found, up_to, len(numbers) == AT_ONCE, served, rounds)
 
 
 def _follow(job: Job, place: float, changes: Sequence[tuple[Any, ...]]) -> dict[int, Arrival]:

@@ -17,7 +17,7 @@ from ..bounds import Bounds, read_json
 from ..errors import GuardError
 from ..job import Job
 from ..urls import LONGEST, UrlError, read_url
-from .database import Database
+from .database import Database, Rows
 from .rows import COLUMNS, read_job
 
 log = logging.getLogger("guarded.store")
@@ -319,7 +319,6 @@ def bind(db: Database, number: int, member: Member) -> None:
     db.execute(f"{update} WHERE number = ?", (member.box, member.box, number))
 
 
-def holds(db: Database, job_id: str, token: str | None) -> bool:
-    """Whether the job is still that run's."""
-    row = db.execute("SELECT token FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-    return row is not None and token is not None and row[0] == token
+def ask_token(db: Database, job_id: str) -> Rows:
+    """Ask whose run the job is."""
+    return db.execute("SELECT token FROM jobs WHERE job_id = ?", (job_id,))

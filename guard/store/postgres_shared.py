@@ -58,8 +58,11 @@ class SharedDatabase(HeldDatabase):
         self._followed = self._seen
 
     def sign(self, db: PostgresConnection) -> None:
-        super().sign(db)
-        db.execute("UPDATE writers SET commits = ? WHERE name = ?", (self.commits, self.name))
+        self.commits += 1
+        db.execute(
+            "WITH signed AS (UPDATE epoch SET writer = ?) UPDATE writers SET commits = ? WHERE name = ?",
+            (f"{self.name}:{self.commits}", self.commits, self.name),
+        )
 
     def note_commit(self) -> None:
         self._followed = f"{self.name}:{self.commits}"

@@ -170,8 +170,9 @@ class SharedTransitions(Transitions):
 
         False: no box can run it, and nothing has changed.
         """
+        has_run = self._ask_for_run(db, job_id, token)
         job = find_job(db, job_id)
-        if job is None or job.state.settled or not self._has_run(db, job_id, token):
+        if job is None or job.state.settled or not has_run():
             return True  # it is nobody's here
         if not placing.refuse(db, job.number, job_id, self._member, refused):
             return False
@@ -184,8 +185,9 @@ class SharedTransitions(Transitions):
         self.release(db, job_id)
         return True
 
-    def _has_run(self, db: Database, job_id: str, token: str | None = None) -> bool:
-        return members.holds(db, job_id, token or self.tokens.get(job_id))
+    def _ask_for_run(self, db: Database, job_id: str, token: str | None = None) -> Callable[[], bool]:
+        wanted, asked = token or self.tokens.get(job_id), members.ask_token(db, job_id)
+        return lambda: wanted is not None and asked.fetchone() == (wanted,)
 
     def release(self, db: Database, job_id: str) -> None:
         # By its holder: it may be another box's by now, which one that was frozen has not heard of.

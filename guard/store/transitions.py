@@ -190,18 +190,19 @@ class Transitions:
         self.line.serve(db, job)
 
     def hand_over(self, db: Database, job_id: str) -> None:
-        if self._has_run(db, job_id):
+        if self._ask_for_run(db, job_id)():
             db.execute("UPDATE leases SET handed_over = 1 WHERE job_id = ?", (job_id,))
 
     def advance(self, db: Database, job_id: str, state: JobState) -> Job | None:
+        has_run = self._ask_for_run(db, job_id)
         job = self._find(db, job_id)
-        if job is None or job.state.settled or not self._has_run(db, job_id):
+        if job is None or job.state.settled or not has_run():
             return None
         return self._move(db, job, state)
 
-    def _has_run(self, db: Database, job_id: str, token: str | None = None) -> bool:
-        """Whether the run of the job, of that token if it has one, is still this process's."""
-        return True
+    def _ask_for_run(self, db: Database, job_id: str, token: str | None = None) -> Callable[[], bool]:
+        """Ask whether the run of the job, of that token if it has one, is still this process's."""
+        return lambda: True
 
     def settle(
         self,
@@ -212,6 +213,7 @@ class Transitions:
         only_waiting: bool,
         token: str | None = None,
     ) -> Settled | None:
+        has_run = self._ask_for_run(db, job_id, token) if token is not None else None
         # Not from memory: an ending is told, so it must be on disk.
         job = find_job(db, job_id)
         if job is None:
@@ -219,7 +221,7 @@ class Transitions:
         if job.state.settled or (only_waiting and job.state not in WAITING):
             lost = self.unanswered.pop(job_id, None)
             return Settled(job, won=lost is not None and (lost.state, lost.code) == (verdict.state, verdict.code))
-        if token is not None and not self._has_run(db, job_id, token):
+        if has_run is not None and not has_run():
             return Settled(job, won=False)  # it was taken from that run
         try:
             return Settled(self._end(db, job, verdict, result), won=True)
