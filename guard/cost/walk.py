@@ -315,7 +315,7 @@ class Walk:
                 continue
             number = whole.number
             if whole.extent is not None:
-                number = measure(name, whole, node_class.traits, others)
+                number = measure(name, whole, node_class.traits, others, latent="LATENT" in node_class.inputs.values())
                 if number is None and find_short_role(name) is not None and (named := find_named(name, inputs)):
                     number = self.read(inputs[named])
             elif several and (named := find_named(name, inputs)) is not None:

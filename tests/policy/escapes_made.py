@@ -126,6 +126,7 @@ MADE = [
     # Counts.
     Case("the number of pictures", "max_pixels", counted(node("BatchCount+", batch=["i", 0]), i=image(16, 16, 200))),
     Case("the number of latents", "max_pixels", counted(node("GetLatentSizeAndCount", latent=["i", 0]), 1, i=latent(64, 64, 200))),
+    Case("the channels of a latent", "max_pixels", counted(node("GetLatentSizeAndCount", latent=["i", 0]), 2, i=node("EmptyLTXVLatentVideo", width=64, height=64, length=1, batch_size=1))),
     Case("the number of pictures that are picked", "max_pixels",
          counted(node("VHS_GetImageCount", images=["v", 0]), v=picked("VHS_SelectImages", "image", MANY, **ERR), i=image(16, 16))),
     Case("the number of tiles", "max_pixels",

@@ -40,6 +40,8 @@ _LEFT = (
     "left", "zero.one",
 )  # fmt: skip
 
+#: A minimum below this is none.
+_DEEPEST = 20_000
 _SIZES = (16, 64, 96, 128, 256, 384, 512, 640, 768)
 _FEW = (0, 1, 2, 3, 4, 5, 7, 8, 12, 17, 25)
 _PARTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -205,6 +207,24 @@ def grow_latent(draw: Random, kinds: Mapping[str, list[Kind]]) -> tuple[Graph, L
 def leave(draw: Random, graph: Graph, known: Mapping[str, Any]) -> Graph:
     """The same graph with constants in its nodes that their classes do not declare: ComfyUI drops them."""
     return {node_id: _leave_some(draw, node, known[node["class_type"]]) for node_id, node in graph.items()}
+
+
+def lower(draw: Random, graph: Graph, known: Mapping[str, Any]) -> Graph:
+    """The same graph with numbers as small as their classes take them: of some a smaller one makes more."""
+    return {node_id: _lower_some(draw, node, known[node["class_type"]]) for node_id, node in graph.items()}
+
+
+def _lower_some(draw: Random, node: dict[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = dict(node["inputs"])
+    for section in ("required", "optional"):
+        for name, declared in (info["input"].get(section) or {}).items():
+            kind, options = _read_declared(declared)
+            given = inputs.get(name)
+            if kind not in ("INT", "FLOAT") or isinstance(given, (list, str, type(None))) or draw.random() < 0.5:
+                continue
+            least = options.get("min", 0)
+            inputs[name] = least if least >= -_DEEPEST else draw.choice((-1, 0, 1))
+    return {**node, "inputs": inputs}
 
 
 def _leave_some(draw: Random, node: dict[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from packs.conftest import NEEDED, PACKS
 from PIL import Image
-from policy.grown import FILES, Graph, Link, find_kinds, grow, grow_latent, leave
+from policy.grown import FILES, Graph, Link, find_kinds, grow, grow_latent, leave, lower
 from policy.known import read_info
 
 from comfyui_guarded.guard.cost.classes import NodeClasses
@@ -203,6 +203,8 @@ def test_what_reaches_a_heavy_node_is_never_more_than_was_said(comfy: Comfy) -> 
         graph, link, kind = (grow_latent if draw.random() < 0.15 else grow)(draw, kinds)
         if draw.random() < 0.5:
             graph = leave(draw, graph, comfy.known)
+        if draw.random() < 0.3:
+            graph = lower(draw, graph, comfy.known)
         measured = comfy.measure(graph, link)
         # A busy machine runs some of them for too long.
         counts["late"] += measured.get("error") == "too much"
