@@ -47,6 +47,8 @@ _MOST_FRAMES = 10**8
 _MOST_BYTES, _MOST_PACKETS = 2**29, 1_000_000
 #: So much of a sound is decoded: a quarter of an hour, which takes a second or two.
 _MOST_SAMPLES = 48_000 * 900
+#: Samples that ComfyUI's LoadAudio decodes and then fails on (`f32_pcm` in `comfy_extras/nodes_audio.py`).
+_UNREAD = frozenset({"u8", "u8p", "s64", "s64p"})
 #: Of a picture that moves, so many pixels are decoded.
 _MOST_PIXELS = 3 * 10**8
 #: The boxes at the top of a film that hold it. Behind them people's files have all sorts of things.
@@ -103,8 +105,11 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
             if width * height > MAX_FRAME_PIXELS:
                 raise UnfitError(f"its pictures have {width} × {height} pixels")
             film.codec_context.options = {**film.codec_context.options, "max_pixels": str(MAX_FRAME_PIXELS)}
-        if next(container.decode(wanted), None) is None:
+        first = next(container.decode(wanted), None)
+        if first is None:
             raise UnfitError("it has no frame that can be read")
+        if holds == "audio" and opens_with == "libav" and first.format.name in _UNREAD:
+            raise UnfitError("its samples have 8 or 64 bits, of which ComfyUI's loader makes nothing; send it with 16")
         media = _measure(container, film, wanted, holds)
         # Those of ComfyUI end with the first packet of sound that cannot be decoded, with which a cut one mostly ends.
         hears = opens_with == "libav"
@@ -191,7 +196,10 @@ def count_by_libav(path: Path, whole: tuple[int, int] | None = None) -> int:
                 if shape is None:
                     if whole is not None:
                         _check_is_whole(stream, frame, whole)
-                    frame.to_ndarray(format=_choose_format(frame))
+                    form = _choose_format(frame)
+                    frame.to_ndarray(format=form)
+                    if form in _ALIGNED and frame.width % _MULTIPLE:
+                        _align(frame, stream.time_base)
                 elif found != shape:
                     raise UnfitError(
                         "it holds pictures of several sizes, which this server's loader cannot put together"
@@ -210,6 +218,32 @@ def _check_is_whole(stream: Any, frame: Any, whole: tuple[int, int]) -> None:
             f"this server's loader would read {size[0]} × {size[1]} pixels of another picture in it, or of a part, and "
             f"not its {whole[0]} × {whole[1]}"
         )
+
+
+#: What the loader pads to such a width before it converts it, since 0.33.
+_ALIGNED, _MULTIPLE = ("gbrpf32le", "gbrapf32le"), 32
+
+
+def _align(frame: Any, time_base: Any) -> None:
+    """Pad a picture as the loader does. Raises UnfitError where libav's filters do not: a side is too small."""
+    import av
+
+    right, bottom = -frame.width % _MULTIPLE, -frame.height % _MULTIPLE
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=time_base)
+    pad = graph.add("pad", f"{frame.width + right}:{frame.height + bottom}:0:0")
+    fill = graph.add("fillborders", f"left=0:right={right}:top=0:bottom={bottom}:mode=smear")
+    sink = graph.add("buffersink")
+    source.link_to(pad)
+    pad.link_to(fill)
+    fill.link_to(sink)
+    try:
+        graph.configure()
+        source.push(frame)
+        sink.pull()
+    except av.error.FFmpegError:
+        size = f"{frame.width} × {frame.height}"
+        raise UnfitError(f"with {size} pixels it is too small for this server's loader; send it as PNG") from None
 
 
 def _choose_format(frame: Any) -> str:

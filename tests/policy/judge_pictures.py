@@ -76,6 +76,9 @@ def list_pictures():
     sizes = [many[0], many[1].resize((45, 35))]
     for form in ("MPO", "TIFF"):  # a phone's photo with its smaller picture
         yield from written(f"{form} of two sizes", form, sizes[0], save_all=True, append_images=sizes[1:])
+    for size in ((1, 1), (3, 5), (15, 40), (40, 15), (16, 17), (17, 16), (32, 3)):
+        for form in ("AVIF", "BMP", "GIF", "JPEG", "PNG", "WEBP"):
+            yield from written(f"{form} of {size}", form, many[0].resize(size))
     side = Image.Exif()
     side[0x0112] = 6
     for form in ("JPEG", "PNG", "WEBP", "TIFF"):

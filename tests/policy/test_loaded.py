@@ -20,6 +20,7 @@ CLASSES = {
     "LoadVideo": ("file", (("VIDEO", "VIDEO"),)),
     "VHS_LoadVideo": ("video", (("IMAGE", "IMAGE"), ("INT", "frame_count"))),
     "LoadAudio": ("audio", (("AUDIO", "AUDIO"),)),
+    "VHS_LoadAudio": ("audio", (("AUDIO", "audio"),)),
     "GuardedLoadSound": ("video", (("AUDIO", "audio"),)),
     "Load3D": ("model_file", (("MESH", "MESH"),)),
 }
@@ -63,6 +64,22 @@ def film(frames=12, form="mp4", sound=False):
             samples.sample_rate = 44100
             container.mux(voice.encode(samples))
             container.mux(voice.encode())
+    return buffer.getvalue()
+
+
+def bitmap(width, height):
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, "BMP")
+    return buffer.getvalue()
+
+
+def eight_bits():
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(1)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(range(250)) * 32)
     return buffer.getvalue()
 
 
@@ -132,6 +149,9 @@ FAKE_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500
         ("LoadAudio", b"no sound", BadAudioError),
         ("LoadAudio", film(), BadAudioError),
         ("LoadAudio", tone()[:30], BadAudioError),
+        ("LoadAudio", eight_bits(), BadAudioError),
+        ("LoadImageByLibav", bitmap(3, 5), BadImageError),
+        ("LoadImageByLibav", bitmap(40, 15), BadImageError),
         ("GuardedLoadSound", b"no film", BadVideoError),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -158,6 +178,10 @@ def test_what_a_loader_cannot_read_is_refused_by_kind(opened, class_type, data, 
         ("VHS_LoadVideo", film(form="avi"), Media(64, 48, 12, 1.0, 12.0)),
         ("VHS_LoadVideo", gif(5), Media(32, 16, 5)),
         ("LoadAudio", tone(2), Media(seconds=2.0)),
+        ("VHS_LoadAudio", eight_bits(), Media(seconds=1.0)),
+        ("LoadImageByPillow", bitmap(3, 5), Media(3, 5)),
+        ("LoadImageByLibav", bitmap(17, 16), Media(17, 16)),
+        ("LoadImageByLibav", bitmap(32, 3), Media(32, 3)),
         ("Load3D", b"no model", None),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
