@@ -24,10 +24,11 @@ _MOST_SEGMENT_BYTES = 8 * 2**20
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 #: A search in C keeps all other threads waiting.
 _AT_ONCE = 2**16
-_END, _WITHOUT_LENGTH, _APP1, _APP2 = 0xD9, 0x01, 0xE1, 0xE2
+_END, _WITHOUT_LENGTH, _APP1, _APP2, _SCAN = 0xD9, 0x01, 0xE1, 0xE2, 0xDA
 
 _PICTURES = b"MPF\0"
 _GAIN_MAP = b"urn:iso:std:iso:ts:21496:"
+_EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 #: What Adobe's, Apple's and Google's XMP calls the things behind a picture.
 _SPEAKS_OF_MORE = re.compile(rb"hdrgm:|HDRGainMap|GainMap|GCamera:M|MotionPhoto|MicroVideo|Container:Directory")
@@ -78,6 +79,17 @@ def _find_marker(data: bytes | mmap.mmap, at: int) -> int:
 def find_end(data: bytes | mmap.mmap) -> int:
     """Where a JPEG's picture ends; 0: the file ends before. Raises ValueError as :func:`list_segments` does."""
     return next((each.end for each in list_segments(data) if each.code == _END), 0)
+
+
+def find_exif(path: Path) -> bytes:
+    """The EXIF data of a JPEG; empty where there is none. Raises OSError, and ValueError as :func:`list_segments`."""
+    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for each in list_segments(data):
+            if each.code == _SCAN:
+                break
+            if _begins_with(data, each, _APP1, _EXIF):
+                return data[each.begin + 4 : each.end]
+    return b""
 
 
 def keep_one_picture(path: Path) -> str:

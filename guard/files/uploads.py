@@ -37,6 +37,7 @@ from ..settings import UploadsSettings
 from .content import check_content
 from .jpegs import keep_one_picture
 from .names import media_suffix
+from .upright import TURNED, turn_upright
 
 #: Files that are still being received. No owner's folder has such a name, because theirs end in a hash.
 INCOMING = f"{FOLDER}/.incoming"
@@ -140,12 +141,14 @@ class Incoming:
                 rest = rest[self._file.write(rest) :]
 
     def finish(self) -> UploadedFile:
-        """Close the file, of which all has come. Of a phone's photo the picture alone is kept."""
+        """Close the file. Of a phone's photo the picture alone is kept, and a mirrored picture is turned upright."""
         known, kept = _find_suffix(self._head[:_HEAD_BYTES]), ""
         with translate_disk_errors():
             self._file.close()
             if known == _JPEG and not _STREAM.search(self._filename):
                 kept = keep_one_picture(self.path)
+            if known in TURNED and not _STREAM.search(self._filename):
+                kept = turn_upright(self.path, known) or kept
         suffix, digest = known or media_suffix(self._filename), self._digest.hexdigest()
         return UploadedFile(self._field, self._filename, digest, suffix, self.path, bool(known), not self._size, kept)
 

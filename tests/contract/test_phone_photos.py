@@ -43,6 +43,16 @@ async def test_it_comes_with_its_prompt(client, name):
     await assert_shows(client, answer, photo)
 
 
+@pytest.mark.parametrize(("form", "orientation"), [("JPEG", 5), ("PNG", 2), ("WEBP", 7), ("JPEG", 6)])
+async def test_a_mirrored_or_turned_picture_comes_out_as_it_is_meant(client, form, orientation):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    phones.scene().save(buffer, form, exif=exif)
+    photo = buffer.getvalue()
+    answer = await sent(client, prompt(copy("photo")), part("photo", photo, "me"), query="?wait=60")
+    await assert_shows(client, answer, photo)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".jfif", ""])
 async def test_it_is_uploaded_first(client, suffix):
     photo = phones.ultra_hdr()
