@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +19,9 @@ from .jpegs import find_exif
 #: The EXIF tag that says how the camera was held, and those of its values by which a picture is mirrored.
 _ORIENTATION = 0x0112
 _MIRRORED = frozenset({2, 4, 5, 7})
-#: Larger pictures stay as they are; they would take 150 MB and more.
-_MOST_PIXELS = 50_000_000
+#: Larger pictures stay as they are. One of so many takes 200 MB and a second or two, and one is written at a time.
+_MOST_PIXELS = 32_000_000
+_ONE = threading.Lock()
 #: Who writes a picture puts no more pieces into it.
 _MOST_CHUNKS = 1000
 _MOST_EXIF_BYTES = 2**20
@@ -36,8 +38,11 @@ def turn_upright(path: Path, suffix: str) -> str:
     form = TURNED[suffix]
     part = path.with_name(f"{path.name}~")
     try:
-        if _find_orientation(path, form) not in _MIRRORED or not _write(path, part, form):
+        if _find_orientation(path, form) not in _MIRRORED:
             return ""
+        with _ONE:
+            if not _write(path, part, form):
+                return ""
         digest = hashlib.sha256()
         with open(part, "rb") as handle:
             while block := handle.read(2**20):
@@ -124,10 +129,10 @@ def _keep_ways(path: Path, image: Any, form: str) -> dict[str, Any]:
     if form == "WEBP":
         with open(path, "rb") as handle:
             lossless = any(name == b"VP8L" for name, _data in _list_chunks(handle, form))
-        return {"quality": _QUALITY, "lossless": lossless, "exact": True}
+        return {"quality": _QUALITY, "lossless": lossless, "exact": True, "method": 0}
     if form == "TIFF":
         return {"compression": image.info.get("compression")}
-    return {}
+    return {"compress_level": 2}
 
 
 def _keep_texts(image: Any, upright: Any) -> Any:
