@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -132,6 +132,29 @@ def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
                 stack.append((node_id, True))
                 stack += [(value[0], False) for value in graph[node_id]["inputs"].values() if is_link(value)]
     return None
+
+
+def list_in_order(graph: Mapping[str, Any]) -> Iterator[str]:
+    """Each node after those that it takes from. Nodes in a circle never come; ComfyUI cannot run them either."""
+    needs: dict[str, int] = {}
+    feeds: dict[str, list[str]] = {}
+    ready: list[str] = []
+    for node_id, node in graph.items():
+        count = 0
+        for value in node["inputs"].values():
+            if is_link(value) and value[0] in graph:
+                count += 1
+                feeds.setdefault(value[0], []).append(node_id)
+        needs[node_id] = count
+        if not count:
+            ready.append(node_id)
+    while ready:
+        node_id = ready.pop()
+        yield node_id
+        for fed in feeds.get(node_id, ()):
+            needs[fed] -= 1
+            if not needs[fed]:
+                ready.append(fed)
 
 
 def find_upstream(graph: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:

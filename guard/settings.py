@@ -350,7 +350,12 @@ class PolicySettings(_Section):
         description="Values in a request's JSON, objects and lists among them. They are counted before anything is "
         "parsed: millions stall ComfyUI for seconds.",
     )
-    max_text_chars: int = Field(2**20, ge=1024, description="Characters of one text in a request's JSON.")
+    max_text_chars: int = Field(
+        2**20,
+        ge=1024,
+        description="Characters of one text in a request's JSON; for keys that are no operator's, also of the texts "
+        "that a node makes of others.",
+    )
     max_picture_chars: int = Field(
         12 * 2**20, ge=1024, description="The same for a picture, film or sound as a base64 `data:` URL."
     )

@@ -98,6 +98,8 @@ class PlainNode:
     def _bound(self) -> Range | None:
         if (bounds := texts.BOUNDS.get(self._type)) is not None:
             return bounds
+        if (same := texts.SAME.get(self._type)) is not None and same in self._inputs:
+            return self.read(same)
         whole = texts.PARTS.get(self._type)
         text = self._text_of(whole) if whole is not None and whole in self._inputs else None
         return texts.find_largest(text, self._budget) if text is not None else None

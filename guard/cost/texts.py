@@ -209,12 +209,15 @@ _RULES: dict[str, Callable[[_Inputs], Plain]] = {
     "JoinStringMulti": _join_many,
     "StringConstantMultiline": _strip_lines,
     "StringToFloatList": lambda of: of.text("string"),
+    "PreviewAny": lambda of: of.text("source"),
 }
 
 #: What these give is a part of a text, or several with line breaks between them.
 PARTS: Mapping[str, str] = {"RegexExtract": "string", "StringSubstring": "string", "TruncateText": "texts"}
 #: The bounds of what these give, whatever they are told.
 BOUNDS: Mapping[str, Range] = {"ColorToRGBInt": (0, 0xFFFFFF)}
+#: What these write down, if only its bounds are known.
+SAME: Mapping[str, str] = {"PreviewAny": "source"}
 #: How these make a number of their inputs.
 FORMULAS: Mapping[str, str] = {
     "SimpleMathSlider+": "min + value * (max - min)",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..graph import is_link
+from ..graph import is_link, list_in_order
 from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
 from .lists import count_parts, count_runs, mark_lists, spread
 from .measures import measure
@@ -56,7 +56,7 @@ class Walk:
         self._asked: dict[str, list[Asked]] = {}
         self._budget = Budget()
         self.amounts: list[Amount] = []
-        for node_id in self._order():
+        for node_id in list_in_order(self._graph):
             self._visit(node_id)
 
     def _take_in(self, node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -64,6 +64,8 @@ class Walk:
         inputs, strange = self._classes.find(str(node["class_type"])).drop_strange(node["inputs"])
         if strange:
             self._strange[node_id] = strange
+        if node["class_type"] == "CustomCombo":  # which declares no index, and takes it for 0 without one
+            inputs = {"index": 0, **inputs}
         return node if inputs is node["inputs"] else {**node, "inputs": inputs}
 
     def kind(self, node_id: str) -> str:
@@ -86,30 +88,11 @@ class Walk:
         """What an input's number may be; None: only the run can tell."""
         return read_value(self._find(value)) if is_link(value) else read_text(value)
 
-    # One node after the other. -------------------------------------------------------------------------------
+    def text(self, value: Any) -> str | None:
+        """What an input's text is; None: only the run can tell, or it is none."""
+        return self._find(value).text if is_link(value) else value if isinstance(value, str) else None
 
-    def _order(self) -> Iterator[str]:
-        """Each node after those that it takes from. Nodes in a circle never come; ComfyUI cannot run them either."""
-        graph = self._graph
-        needs: dict[str, int] = {}
-        feeds: dict[str, list[str]] = {}
-        ready: list[str] = []
-        for node_id, node in graph.items():
-            count = 0
-            for value in node["inputs"].values():
-                if is_link(value) and value[0] in graph:
-                    count += 1
-                    feeds.setdefault(value[0], []).append(node_id)
-            needs[node_id] = count
-            if not count:
-                ready.append(node_id)
-        while ready:
-            node_id = ready.pop()
-            yield node_id
-            for fed in feeds.get(node_id, ()):
-                needs[fed] -= 1
-                if not needs[fed]:
-                    ready.append(fed)
+    # One node after the other. -------------------------------------------------------------------------------
 
     def _find(self, link: Any) -> Value:
         """What a link brings; of an output that is not there, the node's first."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..client import Client, KeyLimits
-from ..cost.classes import Describe, describe_nothing
+from ..cost.classes import Describe, NodeClasses, describe_nothing
+from ..cost.labour import find_labour
 from ..cost.values import Media
 from ..cost.vram import Vram
 from ..errors import ForbiddenError, PolicyViolationError
@@ -23,6 +24,7 @@ class KeyPolicies:
     def __init__(self, settings: PolicySettings, describe: Describe = describe_nothing) -> None:
         self._settings = settings
         self._describe = describe
+        self._classes = NodeClasses(describe)
         self._of = functools.lru_cache(maxsize=256)(self._make)
 
     def check(
@@ -39,6 +41,7 @@ class KeyPolicies:
         """
         if not client.operator:
             self._check_size(graph)
+            self._check_labour(graph)
         if (policy := self._of(client.limits)) is not None:
             policy.check(graph, media, read=read)
 
@@ -62,6 +65,23 @@ class KeyPolicies:
                 f"{longest} nodes of the prompt follow each other, each fed by the one before; {limit} may.",
                 details="policy.keyed_max_chain",
                 extra_info={"nodes": longest, "max_chain": limit},
+            )
+
+    def _check_labour(self, graph: Mapping[str, Any]) -> None:
+        """What its texts, patterns and formulas would do that nothing can interrupt, nor survive."""
+        fault = find_labour(graph, self._classes, self._settings.max_text_chars)
+        if fault is not None:
+            kind = graph[fault.node_id]["class_type"]
+            raise PolicyViolationError(
+                f"{kind[:100]} (node {fault.node_id[:100]}) {fault.complaint}.",
+                details="The texts, patterns and formulas in the prompts of a key have bounds (docs/limits.md).",
+                extra_info={
+                    "node_id": fault.node_id,
+                    "class_type": kind,
+                    "input": fault.input,
+                    "value": fault.value if fault.value is not None and fault.value < 1e300 else None,
+                    "limit": fault.limit,
+                },
             )
 
     def _make(self, limits: KeyLimits) -> Policy | None:

@@ -12,6 +12,7 @@ from contract.client import PlainClient
 from policy.known import TEMPLATES, read_info
 
 from comfyui_guarded.guard.cost.classes import NodeClasses
+from comfyui_guarded.guard.cost.labour import find_labour
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.cost.walk import Walk
 from comfyui_guarded.guard.editor.resolve import convert
@@ -92,3 +93,10 @@ def test_the_walk_finds_what_a_person_finds(known: tuple[Prompts, dict[str, Any]
         walk = Walk(prompts[name], classes, load(prompts[name]))
         (found,) = [amount for amount in walk.amounts if amount.node_id == node_id]
         assert (found.extent.area, max(found.extent.frames, 1), found.steps) == (pixels, frames, steps), name
+
+
+def test_no_template_does_more_than_a_key_may_ask_for(known: tuple[Prompts, dict[str, Any]]) -> None:
+    prompts, info = known
+    classes = NodeClasses(describe(info))
+    faults = {name: find_labour(prompt, classes, PolicySettings().max_text_chars) for name, prompt in prompts.items()}
+    assert {name: fault for name, fault in faults.items() if fault is not None} == {}

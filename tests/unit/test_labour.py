@@ -1,0 +1,255 @@
+"""What a key's prompt would do that nothing can interrupt."""
+
+import json
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyui_guarded.guard.client import Client
+from comfyui_guarded.guard.cost.bits import bound_bits
+from comfyui_guarded.guard.cost.patterns import bound_steps
+from comfyui_guarded.guard.errors import PolicyViolationError
+from comfyui_guarded.guard.graph import Declared
+from comfyui_guarded.guard.settings import PolicySettings
+from comfyui_guarded.guard.submit.key_policies import KeyPolicies
+
+TEXT = (("STRING", "STRING"),)
+DECLARED = {
+    "PrimitiveString": Declared({"value": "STRING"}, TEXT),
+    "PrimitiveInt": Declared({"value": "INT"}, (("INT", "INT"),)),
+    "PrimitiveFloat": Declared({"value": "FLOAT"}, (("FLOAT", "FLOAT"),)),
+    "StringConcatenate": Declared({"string_a": "STRING", "string_b": "STRING", "delimiter": "STRING"}, TEXT),
+    "StringReplace": Declared({"string": "STRING", "find": "STRING", "replace": "STRING"}, TEXT),
+    "StringSubstring": Declared({"string": "STRING", "start": "INT", "end": "INT"}, TEXT),
+    "StringFormat": Declared({"values": "COMFY_AUTOGROW_V3", "f_string": "STRING"}, TEXT, takes_more=True),
+    "RegexMatch": Declared({"string": "STRING", "regex_pattern": "STRING"}, (("BOOLEAN", "matches"),)),
+    "RegexExtract": Declared({"string": "STRING", "regex_pattern": "STRING", "mode": "COMBO"}, TEXT),
+    "RegexReplace": Declared(
+        {"string": "STRING", "regex_pattern": "STRING", "replace": "STRING", "count": "INT"}, TEXT
+    ),
+    "ComfyMathExpression": Declared(
+        {"expression": "STRING", "values": "COMFY_AUTOGROW_V3"},
+        (("FLOAT", "FLOAT"), ("INT", "INT"), ("BOOLEAN", "BOOL")),
+        takes_more=True,
+    ),
+    "Joiner": Declared({"one": "STRING", "two": "STRING"}, TEXT),
+    "TextRepeat": Declared({"text": "STRING", "count": "INT"}, TEXT),
+    "CustomCombo": Declared({"choice": "COMBO"}, (("STRING", "STRING"), ("INT", "INDEX")), takes_more=True),
+    "PreviewAny": Declared({"source": "*"}, TEXT),
+    "ListJoin": Declared({"a": "*", "b": "*"}, (("*", "list"),), takes_lists=True, lists=frozenset({0})),
+    "ComfySwitchNode": Declared({"switch": "BOOLEAN", "on_false": "*", "on_true": "*"}, (("*", "output"),)),
+    "TextGenerate": Declared({"clip": "CLIP", "prompt": "STRING"}, TEXT),
+    "CLIPLoader": Declared({"clip_name": "COMBO"}, (("CLIP", "CLIP"),)),
+}
+BOT = Client("bot", operator=False, key_id="1")
+
+
+def node(kind, /, **inputs):
+    return {"class_type": kind, "inputs": {name.replace("__", "."): value for name, value in inputs.items()}}
+
+
+def check(graph, client=BOT):
+    KeyPolicies(PolicySettings(), lambda kind: DECLARED.get(kind, Declared())).check(graph, client)
+
+
+def refused(graph):
+    with pytest.raises(PolicyViolationError) as caught:
+        check(graph)
+    json.dumps(caught.value.body("ru"))
+    check(graph, Client("boss", operator=True, key_id="2"))
+    return caught.value
+
+
+def chain(count, kind, one, other, **more):
+    made = {"0": node("PrimitiveString", value="x" * 64)}
+    for at in range(count):
+        made[str(at + 1)] = node(kind, **{one: [str(at), 0], other: [str(at), 0]}, **more)
+    return made
+
+
+A = "a" * 60 + "b"
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        chain(45, "StringConcatenate", "string_a", "string_b", delimiter=""),
+        chain(45, "Joiner", "one", "two"),
+        chain(45, "ClassNobodyKnows", "one", "two"),
+        chain(45, "ListJoin", "a", "b"),
+        chain(45, "StringFormat", "values__a", "values__b", f_string="{a}{b}"),
+        {"1": node("StringReplace", string="x" * 100_000, find="x", replace="y" * 100_000)},
+        {"1": node("StringReplace", string="x" * 100_000, find="", replace="y" * 100_000)},
+        {"1": node("RegexReplace", string="x" * 3000, regex_pattern="", replace="y" * 3000)},
+        {"1": node("RegexReplace", string="x" * 3000, regex_pattern="(?=(.*))", replace=r"\1\1\1\1")},
+        {"1": node("StringFormat", f_string="{a:>99999999999}", values__a=1)},
+        {"1": node("StringFormat", f_string="{a:.99999999f}", values__a=1.0)},
+        {"1": node("StringFormat", f_string="{a:>{b}}", values__a=1, values__b=10**9)},
+        {
+            "1": node("StringFormat", f_string="{a.__class__.__init__.__globals__}", values__a=["2", 0]),
+            "2": node("PrimitiveInt", value=1),
+        },
+        {"1": node("TextRepeat", text="x" * 10_000, count=10_000)},
+        {"1": node("StringFormat", f_string=["2", 0], values__a=1), "2": node("TextGenerate", clip=["3", 0]),
+         "3": node("CLIPLoader")},
+    ],
+)  # fmt: skip
+def test_texts_that_outgrow_the_memory_are_refused(graph):
+    refused(graph)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        chain(10, "StringConcatenate", "string_a", "string_b", delimiter=", "),
+        chain(60, "ComfySwitchNode", "on_false", "on_true", switch=True),
+        {"1": node("StringReplace", string="a cat on a mat " * 200, find="cat", replace="dog" * 100)},
+        {"1": node("StringReplace", string="a cat on a mat " * 200, find=["2", 0], replace="a dog"),
+         "2": node("PrimitiveString", value="cat")},
+        {"1": node("RegexReplace", string="a cat " * 500, regex_pattern=r"\bcat\b", replace="dog", count=0)},
+        {"1": node("StringFormat", f_string="{a:05d}_{b:>20}", values__a=1, values__b="x")},
+        {"1": node("StringFormat", f_string="{a} and {b}", values__a=["2", 0], values__b=["3", 0]),
+         "2": node("PrimitiveInt", value=3), "3": node("PrimitiveString", value="b")},
+        {"1": node("TextRepeat", text="very ", count=20)},
+        {"1": node("StringConcatenate", string_a=["2", 0], string_b="b"), "2": node("TextGenerate", clip=["3", 0]),
+         "3": node("CLIPLoader")},
+        {"1": node("StringConcatenate", string_a=["2", 0], string_b="b"), "2": node("StringConcatenate",
+         string_a=["1", 0], string_b="")},
+    ],
+)  # fmt: skip
+def test_texts_as_people_make_them_pass(graph):
+    check(graph)
+
+
+@pytest.mark.parametrize("kind", ["RegexMatch", "RegexExtract", "RegexReplace", "SomebodysRegexFinder"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$", "(a*)*b", "(a|a)*$", "(a|ab|b)*c", "(?:a|aa)+$", "(.*a){20}$", "a?" * 40 + "a" * 40, "(a?){40}a{40}",
+        "a*a*a*a*a*a*a*a*b", r"(\w+\s?)*$", "(?:){999999999}", r"(x+x+)+y", r"(.+)\1+c\1", "([a-z]+|[a-f]+)*!",
+        "(?i)(AB|ab)+$", r"(\d\w|\w\d)+$", "(?:a{1,30}){1,30}$", "(?=(a+)+$)x",
+    ],
+)  # fmt: skip
+def test_patterns_that_try_too_many_ways_are_refused(kind, pattern):
+    refused({"1": node(kind, string=A, regex_pattern=pattern, replace="")})
+    refused({"1": node(kind, string=A, regex_pattern=["2", 0]), "2": node("PrimitiveString", value=pattern)})
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"\d+x\d+", "cat|dog", r"^\s+|\s+$", r"<lora:[^>]+>", r"\(([^():]+):(-?\d*\.?\d+)\)", r"(\w+)\s*=\s*(\w+)",
+        r"(?i)masterpiece,?\s*", r"[^,]+", r".*seed:\s*(\d+)", "", "(", r"(?:\w+,\s*)+", r"\bcat\b", r"a{2,4}",
+        r"<think>.*?</think>", r"(\d|\w)+$", "(?i)(A|a)+$",
+    ],
+)  # fmt: skip
+def test_patterns_as_people_write_them_pass(pattern):
+    check({"1": node("RegexMatch", string="a photo of a cat, " * 50, regex_pattern=pattern)})
+
+
+def test_a_pattern_that_is_made_of_the_prompts_numbers_is_known():
+    """As ComfyUI's own templates pick a line of a text."""
+    graph = {
+        "1": node("RegexExtract", string="a\nb\nc", regex_pattern=["2", 0], mode="First Group"),
+        "2": node("StringReplace", string=r"^(?:[^\n]*\n){index}([^\n]*)(?:\n|$)", find="index", replace=["3", 0]),
+        "3": node("PreviewAny", source=["4", 0]),
+        "4": node("PrimitiveInt", value=2),
+    }
+    check(graph)
+    for index in ({}, {"index": 3}):
+        chosen = {"4": node("PrimitiveInt", value=["5", 1]), "5": node("CustomCombo", choice="x", **index)}
+        check({**graph, **chosen})
+    graph["2"] = node("StringReplace", string="(a+)+index$", find="index", replace=["3", 0])
+    refused(graph)
+
+
+def test_a_simple_pattern_is_refused_on_a_text_that_is_too_long_for_it():
+    refused({"1": node("RegexMatch", string="1" * 200_000, regex_pattern=r"\d+x")})
+    check({"1": node("RegexMatch", string="1" * 5000, regex_pattern=r"\d+x")})
+
+
+def test_a_pattern_that_only_the_run_can_tell_is_refused():
+    graph = {"1": node("RegexMatch", string="a", regex_pattern=["2", 0]), "2": node("TextGenerate", clip=["3", 0])}
+    error = refused({**graph, "3": node("CLIPLoader")})
+    assert (
+        error.message
+        == "RegexMatch (node 1) takes the pattern regex_pattern from a node whose text only the run can tell."
+    )
+    assert error.extra_info["input"] == "regex_pattern"
+
+
+PIECES = st.sampled_from(["a", "b", "ab", ".", "[ab]", "[^a]", r"\w", "(a|b)", "(?:a|ab)", "(a)", "^", "$"])
+PATTERNS = st.lists(st.tuples(PIECES, st.sampled_from(["", "", "*", "+", "?", "{2,5}", "*?"])), max_size=4).map(
+    lambda parts: "".join(piece + (sign if piece not in "^$" else "") for piece, sign in parts)
+)
+
+
+@given(PATTERNS, st.sampled_from(["", "*", "+", "{1,9}"]), PATTERNS)
+def test_no_pattern_that_passes_takes_long(pattern, sign, rest):
+    """Of those that were let through, the slowest text found takes no time that anybody would notice."""
+    whole = f"(?:{pattern}){sign}{rest}c"
+    if bound_steps(whole, 60) > 200_000_000:
+        return
+    before = time.process_time()
+    for text in ("a" * 60, "ab" * 30, "a" * 30 + "b" * 30):
+        re.search(whole, text)
+    assert time.process_time() - before < 30
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "9**3999999*9**3999999*9**3999999 > a", "9**9**9", "pow(pow(9, 4000), 4000)", "round(5, -10**9)",
+        "1 << 9999 << 9999", "'%99999999999d' % 5", "'x' * 10**9", "f'{a:>999999999}'", "values * 10**9", "[0] * 10**9",
+        "2**b", "a.real", "-" * 5000 + "1",
+        "(2**200)**200", "factorial(10**6)", "sum(values) ** 99999", "a * t",
+    ],
+)  # fmt: skip
+def test_formulas_with_numbers_of_thousands_of_digits_are_refused(formula):
+    graph = {
+        "1": node("ComfyMathExpression", expression=formula, values__a=["2", 0], values__b=["2", 0], values__t=["3", 0])
+    }
+    refused({**graph, "2": node("PrimitiveInt", value=9), "3": node("ListJoin", a="x", b=1)})
+
+
+@pytest.mark.parametrize(
+    "formula",
+    ["a*b/64", "2**10", "a**2 + b**2", "min(a, b) * 2", "a if a > b else b", "round(a / 3, 2)", "ceil(a/8)*8",
+     "sum(values)/2", "c**0.5 * 2", "2**c", "values[0] * 2",
+     "a // 16 * 16", "int(a * 1.5)", "(", "max(a, 10**6)", "a % 8 == 0 and b < 3"],
+)  # fmt: skip
+def test_formulas_as_people_write_them_pass(formula):
+    graph = {
+        "1": node("ComfyMathExpression", expression=formula, values__a=["2", 0], values__b=["2", 0], values__c=["3", 0])
+    }
+    check({**graph, "2": node("PrimitiveInt", value=1024), "3": node("PrimitiveFloat", value=1.5)})
+
+
+def test_numbers_do_not_grow_from_node_to_node():
+    graph = {"0": node("PrimitiveInt", value=2**60)}
+    for at in range(20):
+        graph[str(at + 1)] = node("SomebodysMath", expression="a*a", a=[str(at), 0])
+    refused(graph)
+
+
+FORMULAS = st.recursive(
+    st.integers(0, 40).map(str),
+    lambda parts: st.builds("({}{}{})".format, parts, st.sampled_from(["+", "*", "-", "**", "<<", "//", "%"]), parts),
+    max_leaves=6,
+)
+
+
+@given(FORMULAS)
+def test_the_bits_are_no_fewer_than_they_are(formula):
+    bits = bound_bits(formula, {})
+    if bits > 4096:
+        return
+    try:
+        made = eval(formula)
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
+        return
+    if isinstance(made, int):
+        assert made.bit_length() <= bits + 1
