@@ -129,11 +129,15 @@ def _check_alarms(facts: Facts, _settings: Settings) -> Iterator[Line]:
         "worker_stuck": "Restart ComfyUI.",
         "clock_doubted": "Set the machine's clock (chrony, systemd-timesyncd), and restart ComfyUI.",
         "restart_failed": "Restart ComfyUI: the interpreter with which it was started is gone.",
+        "boxes_differ": "Update all boxes to one version, one after the other, and restart them.",
+        "clocks_differ": "Set the clocks of those machines (chrony, systemd-timesyncd).",
+        "box_late": "See whether that machine and its ComfyUI run, and reach the database.",
+        "depot_differs": "Set files.url as on the other boxes, and restart ComfyUI.",
         "worker_hangs": "Restart ComfyUI when it suits: until then its memory stays taken.",
     }
     for alarm in facts.alarms:
         if alarm["code"] != "disk_full":  # the check of the disks says that
-            level: Level = "error" if alarm["code"] in ("worker_dead", "worker_stuck") else "warning"
+            level: Level = "error" if alarm["code"] in ("worker_dead", "worker_stuck", "depot_differs") else "warning"
             yield Line(level, "worker", alarm["message"], mends.get(alarm["code"], ""))
     if facts.running and not facts.alarms:
         yield Line("ok", "worker", "The worker serves the queue.")

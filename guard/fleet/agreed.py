@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..settings import Settings
@@ -18,6 +18,10 @@ from .secret import derive
 #: The name of it in a box's status.
 STATUS = "settings"
 SECRET = "fleet.secret"
+#: Beside the digests of settings, one of where the depot is, as whoever it is asked.
+DEPOT = "depot"
+#: In a box's status: since when it is one, by its own clock.
+SINCE = "since_ms"
 
 #: What goes by the box's own card, disk, network or place; of a section, all.
 MAY_DIFFER = frozenset(
@@ -39,10 +43,17 @@ def digest(settings: Settings) -> dict[str, str]:
     """Digests of the settings that must agree and are not left at their defaults; and one of the secret."""
     secret = settings.fleet.secret
     key, defaults = derive(secret, "settings"), Settings()
-    told = {SECRET: derive(secret, "name of the secret").hex()[:_DIGITS]}
-    for name, value in _list(settings, defaults):
+
+    def draw(name: str, value: Any) -> str:
         text = json.dumps([name, value], sort_keys=True).encode()
-        told[name] = hmac.new(key, text, hashlib.sha256).hexdigest()[:_DIGITS]
+        return hmac.new(key, text, hashlib.sha256).hexdigest()[:_DIGITS]
+
+    told = {SECRET: derive(secret, "name of the secret").hex()[:_DIGITS]}
+    told.update((name, draw(name, value)) for name, value in _list(settings, defaults))
+    if url := settings.files.url:
+        before, slashes, rest = url.partition("://")
+        place, slash, path = rest.partition("/")
+        told[DEPOT] = draw(DEPOT, f"{before}{slashes}{place.rpartition('@')[2]}{slash}{path}")
     return told
 
 
@@ -62,6 +73,27 @@ def find_differences(own: Mapping[str, str], boxes: Iterable[Box]) -> dict[str, 
             if told.get(name) != own.get(name):
                 differences.setdefault(name, []).append(box.box)
     return differences
+
+
+def list_other_depots(own: str, boxes: Sequence[Box]) -> list[str]:
+    """The live boxes that came before the one of that name and keep their files elsewhere: it is to give way."""
+    here = next((box for box in boxes if box.box == own), None)
+    if here is None or (place := _read_place(here)) is None:
+        return []
+    others = [(box, _read_place(box)) for box in boxes if box.is_alive and box.box != own]
+    return sorted(
+        box.box
+        for box, other in others
+        if other is not None and other[:2] < place[:2] and other[2] == place[2] and other[3] != place[3]
+    )
+
+
+def _read_place(box: Box) -> tuple[float, str, str, str] | None:
+    """Since when it is there, its name, its secret and depot, by their digests; None where it does not tell."""
+    told, since_ms = box.status.get(STATUS), box.number(SINCE)
+    if not isinstance(told, dict) or since_ms is None:
+        return None
+    return since_ms, box.box, str(told.get(SECRET, "")), str(told.get(DEPOT, ""))
 
 
 def _list(settings: Settings, defaults: Settings) -> Iterable[tuple[str, Any]]:

@@ -23,6 +23,9 @@ from .settle import Settler
 from .watchdog import Watchdog
 
 LOST = "No job is taken or run: this server has lost its place in the fleet, and joins again once its runs are over."
+DEPOT_DIFFERS = (
+    "No job is taken or run: files.url is another one here than on the boxes that were there before, which are"
+)
 
 #: In a box's status: whether its janitor sweeps by itself.
 SWEEPS = "sweeps"
@@ -127,4 +130,12 @@ def keep_membership(
     store.opened.subscribe(lambda _recovery: membership.begin())
     watchdog.turned.subscribe(membership.turn)
     health.watch("not in the fleet", LOST, lambda: store.trouble is None and not membership.is_member)
+    member.tell(agreed.SINCE, clock.now_ms())
+
+    def list_other_depots() -> list[str]:
+        return agreed.list_other_depots(member.box, membership.boxes)
+
+    health.watch(
+        "depot differs", lambda: f"{DEPOT_DIFFERS} {', '.join(list_other_depots())}.", lambda: bool(list_other_depots())
+    )
     return membership

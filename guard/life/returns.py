@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 from ..errors import (
+    BadImageError,
     DiskFullError,
     GuardError,
     InvalidWorkflowError,
@@ -28,6 +29,8 @@ _ELSEWHERE = {
     InvalidWorkflowError.code: Refused(InvalidWorkflowError.code),
     OutOfMemoryError.code: Refused(OutOfMemoryError.code, wants_memory=True),
     DiskFullError.code: Refused(DiskFullError.code),
+    # Admission has found its inputs, so the file is missing here.
+    BadImageError.code: Refused(BadImageError.code),
 }
 
 

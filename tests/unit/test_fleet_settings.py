@@ -7,7 +7,7 @@ import pytest
 
 from comfyui_guarded.guard.doctor.facts import Facts
 from comfyui_guarded.guard.doctor.fleet import check_fleet
-from comfyui_guarded.guard.fleet.agreed import MAY_DIFFER, digest, find_differences
+from comfyui_guarded.guard.fleet.agreed import MAY_DIFFER, SINCE, digest, find_differences, list_other_depots
 from comfyui_guarded.guard.host import Folders
 from comfyui_guarded.guard.settings import Settings, load, rows
 from comfyui_guarded.guard.store import Box
@@ -76,3 +76,17 @@ def test_what_only_another_version_knows_is_left_out():
 def test_the_names_of_what_may_differ_are_settings():
     names = {name for name, _value, _help in rows()} | set(Settings.model_fields) | {"fleet.url"}
     assert names >= MAY_DIFFER
+
+
+def test_of_boxes_with_different_depots_those_that_came_later_give_way(tmp_path):
+    one, other = settings_of(FILES__URL="s3://K:x@bucket/x"), settings_of(FILES__URL="s3://K:x@bucket/y")
+    boxes = [box("a", other, **{SINCE: 7}), box("b", one, **{SINCE: 5}), box("c", one, **{SINCE: 9})]
+    assert [list_other_depots(each.box, boxes) for each in boxes] == [["b"], [], ["a"]]
+    dead = [box("a", other, **{SINCE: 7}), box("b", one, is_alive=False, **{SINCE: 5})]
+    assert list_other_depots("a", dead) == []
+    keyed = settings_of(FILES__URL="s3://K:z@bucket/x")
+    assert list_other_depots("c", [box("b", one, **{SINCE: 5}), box("c", keyed, **{SINCE: 9})]) == []
+    [(level, message)] = examine(one, tmp_path, *boxes)
+    assert (level, "files.url" in message) == ("error", True)
+    odd = [box("a", other, **{SINCE: "x"}), box("b", settings_of(), **{SINCE: 5}), box("c", one, **{SINCE: 6})]
+    assert [list_other_depots(each.box, odd) for each in odd] == [[], [], ["b"]], "none at all is another, too"
