@@ -24,6 +24,8 @@ HEARTBEAT_S = 15.0
 HEARTBEAT = b": still here\n\n"
 #: Who is cut off is to come again after a second.
 RETRY = b"retry: 1000\n\n"
+#: So often a stream looks whether its caller's key is still good.
+KEY_LOOK_S = 0.5
 #: So much is made of a reader's events in one turn of the loop.
 _AT_ONCE_BYTES = 2**14
 #: Let a reader go that takes nothing for so long. It comes back with the last id that it has seen.
@@ -107,11 +109,24 @@ async def _stream(call: Call, reader: Subscription, first: list[Event], after: i
             rest_s = ends_s - time.monotonic()
             if rest_s <= 0 or (reader.is_over and not events):
                 break
-            events = await reader.next(0 if reader.is_over else min(rest_s, HEARTBEAT_S))
-            if not call.services.access.is_current(call.client):
-                break  # its key has ended meanwhile
+            following = await _wait(call, reader, 0 if reader.is_over else min(rest_s, HEARTBEAT_S))
+            if following is None:
+                break
+            events = following
         await response.write_eof(last)  # in one call of the system: the end of a job, and that of its stream
     return response
+
+
+async def _wait(call: Call, reader: Subscription, wait_s: float) -> list[Event] | None:
+    """The next events, or none after so long. None: the caller's key has ended meanwhile."""
+    ends_s = time.monotonic() + wait_s
+    while True:
+        rest_s = max(ends_s - time.monotonic(), 0)
+        events = await reader.next(min(rest_s, KEY_LOOK_S))
+        if not call.services.access.is_current(call.client):
+            return None
+        if events or reader.is_over or rest_s <= KEY_LOOK_S:
+            return events
 
 
 def _is_ending(event: Event) -> bool:
