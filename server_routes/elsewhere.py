@@ -27,6 +27,7 @@ from ..guard.settings import FleetSettings
 from ..guard.store import Member, Store
 from ..guard.wake import Wake
 from .boxes import HEARTBEAT_S, PATH
+from .hearing import make_connector
 from .table import PREFIX
 
 log = logging.getLogger("guarded.fleet")
@@ -104,7 +105,9 @@ class Streams:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S), cookie_jar=aiohttp.DummyCookieJar()
+                connector=make_connector(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
 

@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp import abc
 
 from ..guard.urls import Reach
+from .hearing import make_connector
 
 
 class Outside:
@@ -35,7 +36,7 @@ class Outside:
             sockets: dict[str, Any] = (
                 {"socket_factory": self._make_socket} if hasattr(aiohttp, "SocketFactoryType") else {}
             )
-            connector = aiohttp.TCPConnector(
+            connector = make_connector(
                 resolver=Resolver(self._reach, self._at_once), use_dns_cache=False, limit=self._at_once, **sockets
             )
             self._session = aiohttp.ClientSession(

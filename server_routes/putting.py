@@ -20,6 +20,7 @@ from ..guard.events.puts import LONGEST, Puts, make_headers
 from ..guard.job import Job
 from ..guard.store import PutDelivery
 from ..guard.wake import wrap_future
+from .hearing import ScatteredError
 from .outside import Outside, is_inside
 from .sender import read_on, read_pause_s
 
@@ -101,6 +102,8 @@ class Putter(Carrier[PutDelivery]):
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if is_inside(error):
                 return Attempt(error="its name leads to an address that may not be reached")
+            if isinstance(error, ScatteredError):
+                return Attempt(error=str(error))
             return Attempt(error="the address cannot be reached, or the connection broke off")
 
 

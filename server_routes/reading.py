@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from aiohttp import StreamReader, web
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.web_protocol import RequestHandler
 
 from ..guard.errors import InvalidRequestError
@@ -87,7 +88,7 @@ class Reading(asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        handler: RequestHandler,
+        handler: RequestHandler | ResponseHandler,
         transport: asyncio.Transport,
         line: Line,
         sockets: Turns,
@@ -166,10 +167,13 @@ class Reading(asyncio.BufferedProtocol):
             self._at_once = READ_BYTES
         elif is_full:
             self._at_once = _CHUNKS_BYTES
-        if self._content is not None:
-            self._judge(self._content, len(data))
+        self._count(len(data))
         if took_s > _FREE_S:
             self._wait(took_s)
+
+    def _count(self, nbytes: int) -> None:
+        if self._content is not None:
+            self._judge(self._content, nbytes)
 
     def _judge(self, content: StreamReader, nbytes: int) -> None:
         if content.is_eof():

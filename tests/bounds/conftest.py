@@ -24,7 +24,11 @@ def host_kind(request: pytest.FixtureRequest) -> HostKind:
 @pytest.fixture(scope="package")
 def guarded_host(host_kind: HostKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     base = tmp_path_factory.mktemp("ours")
-    host = HostProcess(host_kind, base, environment={"GUARDED_ACCESS__TRUST_LOOPBACK": "false"})
+    environment = {"GUARDED_ACCESS__TRUST_LOOPBACK": "false"}
+    for kind in ("WEBHOOKS", "FETCH"):
+        environment[f"GUARDED_{kind}__ALLOW_HTTP"] = "true"
+        environment[f"GUARDED_{kind}__ALLOWED_NETWORKS"] = "127.0.0.0/8"
+    host = HostProcess(host_kind, base, environment=environment)
     KEYED[host.url] = make_key(base, "bot")
     with host:
         time.sleep(1)
