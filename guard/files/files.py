@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from asyncio import wrap_future
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ _PICTURES_AT_ONCE = 2
 #: So many uploads of one name get a number; the others get so many digits of their content's hash.
 _NUMBERED = 9
 _DIGITS = 10
+#: So many names are looked at in a fleet: those with numbers, the one with the hash and a few more.
+_CLAIMED = _NUMBERED + 5
 #: NAME_MAX in bytes, less room for those.
 _LONGEST_NAME = 240
 
@@ -76,13 +78,16 @@ class Files:
         store: Makers,
         results: Results | None = None,
         keep_upload: Callable[[str, str], Awaitable[None]] | None = None,
+        claim_upload: Callable[[str, Path, Sequence[tuple[str, bool]]], str] | None = None,
     ) -> None:
         """
         Args:
             results: opens what jobs have made; by default on this box alone.
             keep_upload: keeps an owner's upload of that name below input elsewhere, too.
+            claim_upload: chooses of names, each with whether it is free here, the one that an owner's upload gets.
         """
         self._keep_upload = keep_upload
+        self._claim_upload = claim_upload
         self._host = host
         self._store = store
         self._pictures = asyncio.Semaphore(_PICTURES_AT_ONCE)
@@ -149,6 +154,13 @@ class Files:
             )
         assert target is not None
         with translate_disk_errors():
+            if self._claim_upload is not None and kind == "input" and not overwrite:
+                names = list(itertools.islice(_list_names(sent, filename), _CLAIMED))
+                before = f"{subfolder}/" if subfolder else ""
+                wanted = [(before + name, _is_free(sent, target.parent / name)) for name in names]
+                if claimed := self._claim_upload(client.owner, sent, wanted):
+                    # What lies here under that name otherwise is older than what the other boxes have.
+                    filename, overwrite = claimed.removeprefix(before), True
             return _move_in(sent, target.parent, filename, overwrite)
 
     async def keep(self, client: Client, kind: str, name: str) -> None:
@@ -258,6 +270,11 @@ def _list_names(sent: Path, filename: str) -> Iterator[str]:
     yield f"{stem} ({digest[:_DIGITS]}){suffix}"
     for copy in itertools.count(_NUMBERED + 1):
         yield f"{stem} ({copy}){suffix}"
+
+
+def _is_free(sent: Path, path: Path) -> bool:
+    """Whether an upload may have that name, as far as this box knows."""
+    return not os.path.lexists(path) or _is_same(sent, path)
 
 
 def _take_name(path: Path) -> bool:

@@ -17,9 +17,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..bounds import work
@@ -48,6 +50,7 @@ _FRESH_S = 3600.0
 #: For so long a job that is about to begin waits for a depot that is away, if it needs a file of it.
 WAIT_S = 30.0
 _AGAIN_S = 1.0
+CLAIM_WAIT_S = 30.0
 
 
 class Records(Protocol):
@@ -55,6 +58,7 @@ class Records(Protocol):
 
     def find_uploads(self, owner: str, paths: Sequence[str]) -> Future[dict[str, str]]: ...
     def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]: ...
+    def claim_upload(self, owner: str, wanted: Sequence[tuple[str, bool]], file: StoredFile) -> Future[str]: ...
     def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]: ...
 
 
@@ -155,6 +159,18 @@ class Inputs:
                 await wrap_future(self._store.note_uploads(owner, [file]))
         except GuardError as error:
             log.warning("an upload of %s is not in the depot yet: %s", owner, error)
+
+    def claim_upload(self, owner: str, sent: Path, wanted: Sequence[tuple[str, bool]]) -> str:
+        """Choose a name for what was sent, over all boxes: see the store's method. Not for the event loop.
+
+        Raises GuardError.
+        """
+        with translate_disk_errors(), open(sent, "rb") as handle:
+            key, size = make_key(hash_file(handle), wanted[0][0]), os.fstat(handle.fileno()).st_size
+        try:
+            return self._store.claim_upload(owner, wanted, StoredFile("", key, size)).result(CLAIM_WAIT_S)
+        except FutureTimeoutError:
+            raise ServerUnavailableError("The job store did not answer.", retry_after_s=10) from None
 
     def _put_upload(self, owner: str, name: str) -> StoredFile | None:
         folder = owner_folder(owner)

@@ -54,6 +54,17 @@ def note_uploads(db: Database, owner: str, files: Iterable[StoredFile], now_ms: 
     )
 
 
+def claim_upload(db: Database, owner: str, wanted: Iterable[tuple[str, bool]], file: StoredFile, now_ms: int) -> str:
+    """See :meth:`.depot_protocol.DepotRecords.claim_upload`."""
+    for path, is_free in wanted:
+        row = db.execute("SELECT depot_key FROM uploads WHERE owner = ? AND path = ?", (owner, path)).fetchone()
+        if row is None and is_free:
+            note_uploads(db, owner, [StoredFile(path, file.key, file.bytes)], now_ms)
+        if row[0] == file.key if row is not None else is_free:
+            return path
+    return ""
+
+
 def find_uploads(db: Database, owner: str, paths: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for start in range(0, len(paths), PATHS_AT_ONCE):

@@ -21,6 +21,10 @@ class DepotRecords(Protocol):
     def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]:
         """Note that the depot has these files of the owner's."""
 
+    def claim_upload(self, owner: str, wanted: Sequence[tuple[str, bool]], file: StoredFile) -> Future[str]:
+        """Choose a name for that upload of the owner's: the first under which it is known already, or nothing is, here
+        (the second of each pair) or on any other box. Of two at once, one gets it. Empty: there is none."""
+
     def select_inputs(self, keys: Sequence[str]) -> Future[frozenset[str]]:
         """Select the depot's keys that are somebody's uploads."""
 

@@ -26,6 +26,9 @@ class DepotTables:
     def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]:
         return self._engine.write(lambda db: depot_files.note_uploads(db, owner, files, self._clock.now_ms()))
 
+    def claim_upload(self, owner: str, wanted: Sequence[tuple[str, bool]], file: StoredFile) -> Future[str]:
+        return self._engine.write(lambda db: depot_files.claim_upload(db, owner, wanted, file, self._clock.now_ms()))
+
     def forget_uploads(self, key: str) -> Future[None]:
         return self._engine.write(lambda db: depot_files.forget_uploads(db, key), urgent=False)
 

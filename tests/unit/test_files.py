@@ -17,6 +17,7 @@ from unit.janitor import DAY_S, Box, age_folders, put
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import BadImageError, DiskFullError, InvalidRequestError, NotFoundError
 from comfyui_guarded.guard.files.files import Files
+from comfyui_guarded.guard.files.inputs import Inputs
 from comfyui_guarded.guard.files.names import is_plain, owner_folder, strip_owner_folder
 from comfyui_guarded.guard.files.references import References
 from comfyui_guarded.guard.files.uploads import INCOMING
@@ -284,6 +285,31 @@ def test_an_upload_takes_no_name_that_is_taken(place):
     own = place.base / "input" / folder_of("mine")
     assert {path.name: path.read_bytes() for path in own.iterdir()} == {"a.png": b"3", "a (1).png": b"2"}
     assert list((place.base / "input" / INCOMING).iterdir()) == []
+
+
+def test_an_upload_takes_no_name_that_another_box_has_given_to_another_picture(place, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = Place(place.store, FakeHost(), tmp_path / "other")
+    for box in (place, other):
+        claim = Inputs(None, box.host, None, box.store, 60.0).claim_upload
+        box.files = Files(box.host, box.store, claim_upload=claim)
+
+    def upload(box, data, name="a.png", overwrite=False, client=MINE, subfolder=""):
+        return box.files.save(client, _sent(box, data), name, "input", subfolder, overwrite)
+
+    assert upload(place, b"1") == "a.png"
+    assert upload(other, b"2") == "a (1).png"
+    assert upload(other, b"1") == "a.png", "the same picture has the same name everywhere"
+    assert upload(place, b"3") == "a (2).png"
+    assert upload(other, b"4", client=YOURS) == "a.png"
+    assert upload(other, b"4", subfolder="x") == "a.png"
+    assert upload(place, b"5", subfolder="x") == "a (1).png"
+    own = other.base / "input" / folder_of("mine")
+    other.put(f"input/{folder_of('mine')}/b.png", b"older than all claims")
+    assert upload(other, b"6", "b.png") == "b (1).png"
+    assert {path.name: path.read_bytes() for path in own.glob("*.png")} == {
+        "a.png": b"1", "a (1).png": b"2", "b.png": b"older than all claims", "b (1).png": b"6",
+    }  # fmt: skip
 
 
 def test_the_hundredth_upload_of_one_name_looks_at_no_more_files_than_the_twentieth(place, monkeypatch):
