@@ -59,6 +59,7 @@ class Records(Protocol):
     def find_uploads(self, owner: str, paths: Sequence[str]) -> Future[dict[str, str]]: ...
     def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]: ...
     def claim_upload(self, owner: str, wanted: Sequence[tuple[str, bool]], file: StoredFile) -> Future[str]: ...
+    def find_newer_upload(self, owner: str, path: str, key: str, since_ms: int) -> Future[str | None]: ...
     def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]: ...
 
 
@@ -248,6 +249,7 @@ class Inputs:
         places = await work(size, self._find, graph)
         if not places:
             return False
+        await self._renew(places, owner)
         missing = await self._work(lambda: list(self._list_missing(places, owner)))
         if not missing:
             return False
@@ -260,6 +262,30 @@ class Inputs:
                 changed |= file.place.text != file.target
                 file.place.holder[file.place.key] = file.target
         return changed
+
+    async def _renew(self, places: Iterable[_Place], owner: str) -> None:
+        """Replace copies of uploads that their owner has overwritten on another box since they came here."""
+        own = owner_folder(owner)
+        for text in {place.text for place in places}:
+            kind, name = split_annotation(text)
+            path = name.removeprefix(f"{own}/") if own else name
+            if kind != "input" or KEY.fullmatch(os.path.basename(path)) or path.startswith(f"{FOLDER}/"):
+                continue  # no upload of the owner's, or one that is called by its content
+            target = f"{own}/{path}" if own else path
+            here = await self._work(partial(self._describe, target))
+            if here is None:
+                continue
+            key = await wrap_future(self._store.find_newer_upload(owner, path, *here))
+            if key is not None:
+                await self._work(partial(self._fetch, key, _Missing(_Place({}, ""), kind, path, target)))
+
+    def _describe(self, name: str) -> tuple[str, int] | None:
+        """What the depot would call that file below input, and when it came. None where there is none."""
+        path = self._host.file("input", "", name)
+        if path is None or not os.path.isfile(path):
+            return None
+        with translate_disk_errors(), open(path, "rb", opener=_open_at_once) as handle:
+            return make_key(hash_file(handle), path.name), int(os.fstat(handle.fileno()).st_mtime * 1000)
 
     async def _find_result(self, owner: str, file: _Missing) -> str | None:
         """What the depot calls that result, if a job of the owner's made it."""

@@ -74,6 +74,13 @@ def find_uploads(db: Database, owner: str, paths: Sequence[str]) -> dict[str, st
     return found
 
 
+def find_newer_upload(db: Database, owner: str, path: str, key: str, since_ms: int) -> str | None:
+    """See :meth:`.depot_protocol.DepotRecords.find_newer_upload`."""
+    query = "SELECT depot_key FROM uploads WHERE owner = ? AND path = ? AND depot_key <> ? AND used_at_ms >= ?"
+    row = db.execute(query, (owner, path, key, since_ms)).fetchone()
+    return row[0] if row is not None else None
+
+
 def select_inputs(db: Database, keys: Sequence[str]) -> frozenset[str]:
     found: set[str] = set()
     for start in range(0, len(keys), PATHS_AT_ONCE):

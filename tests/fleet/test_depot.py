@@ -1,13 +1,18 @@
 """Boxes with folders of their own and one depot: files are everywhere."""
 
 import hashlib
+import io
+import json
+import random
 import shutil
+import time
 import urllib.request
 
 import pytest
 from contract.client import photo_copy
 from contract.conftest import put_photo
 from fleet.conftest import until
+from PIL import Image
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360)]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -40,3 +45,52 @@ def test_a_photo_on_one_box_is_run_on_another_and_its_result_outlives_that(fleet
     assert third.settled(waiting)["state"] == "succeeded"
     assert until(lambda: front.job(waiting)["state"] == "succeeded")
     fetch(front, front.job(waiting)["artifacts"][0])
+
+
+def upload(box, data, **fields):
+    """Send a picture; what it is called."""
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()
+    ]
+    parts.append('--x\r\nContent-Disposition: form-data; name="image"; filename="n.png"\r\n\r\n')
+    body = "".join(parts).encode() + data + b"\r\n--x--\r\n"
+    asked = urllib.request.Request(
+        f"{box.url}/guarded/upload/image", body, {"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    with _DIRECT.open(asked, timeout=30) as answer:
+        return json.load(answer)["name"]
+
+
+def draw(seed):
+    sink = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), random.Random(seed).randbytes(64 * 64 * 3)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def read_pixel(data):
+    return Image.open(io.BytesIO(data)).convert("RGB").getpixel((5, 5))
+
+
+def test_a_name_of_an_upload_means_one_picture_on_all_boxes_also_once_it_is_overwritten(fleet, tmp_path):
+    (tmp_path / "depot").mkdir()
+    settings = {"GUARDED_FILES__URL": (tmp_path / "depot").as_uri(), "shares": False}
+    one, other = fleet.start(**settings), fleet.start(**settings)
+
+    def see(box, name):
+        job = box.settled(box.admitted(photo_copy(name)))
+        assert job["state"] == "succeeded", job
+        return read_pixel(fetch(box, job["artifacts"][0]))
+
+    first, second, third = (draw(seed) for seed in range(3))
+    assert upload(one, first) == "n.png"
+    assert upload(other, second) == "n (1).png"
+    assert upload(other, first) == "n.png"
+    before = see(one, "n.png")
+    assert see(other, "n.png") == before
+    time.sleep(1.1)  # the files' times go by the machine's clock
+    assert upload(one, third, overwrite="true") == "n.png"
+    after = see(one, "n.png")
+    assert after != before
+    assert see(other, "n.png") == after
+    of_second = [see(box, "n (1).png") for box in (one, other)]
+    assert of_second[0] == of_second[1] not in (before, after)
