@@ -197,7 +197,7 @@ def count_by_libav(path: Path, whole: tuple[int, int] | None = None) -> int:
                     if whole is not None:
                         _check_is_whole(stream, frame, whole)
                     form = _choose_format(frame)
-                    frame.to_ndarray(format=form)
+                    _convert(frame, form)
                     if form in _ALIGNED and frame.width % _MULTIPLE:
                         _align(frame, stream.time_base)
                 elif found != shape:
@@ -218,6 +218,16 @@ def _check_is_whole(stream: Any, frame: Any, whole: tuple[int, int]) -> None:
             f"this server's loader would read {size[0]} × {size[1]} pixels of another picture in it, or of a part, and "
             f"not its {whole[0]} × {whole[1]}"
         )
+
+
+#: A larger picture is made smaller as it is converted: the loader's floats take 16 bytes a pixel.
+_CONVERTED_SIDE = 1024
+
+
+def _convert(frame: Any, form: str) -> None:
+    """See whether libav can convert the picture as the loader asks it to. Raises what libav raises."""
+    width, height = (min(side, _CONVERTED_SIDE) for side in (frame.width, frame.height))
+    frame.reformat(width=width, height=height, format=form).to_ndarray()
 
 
 #: What the loader pads to such a width before it converts it, since 0.33.

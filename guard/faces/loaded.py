@@ -163,13 +163,15 @@ class LoadedFiles:
     def _look_at_picture(self, path: Path, one: Loaded) -> Media:
         data = read(path, self._limits, one.text)
         photo = decode(data, self._limits, one.text, at_least=1)
+        width, height = photo.width, photo.height
+        del photo  # up to a gigabyte; libav decodes it anew
         try:
             frames = 0
             if one.opens_with == "libav":
                 boxed = is_boxed(data)
                 if boxed and is_mirrored(data):
                     raise UnfitError("this server's loader would not mirror it, as it asks for")
-                frames = count_by_libav(path, (photo.width, photo.height) if boxed else None)
+                frames = count_by_libav(path, (width, height) if boxed else None)
             if not frames and one.holds == "video" and one.opens_with == "libav":
                 raise UnfitError("libav finds no pictures in it")
             if data.startswith(b"GIF8") and breaks_off(data):
@@ -182,7 +184,7 @@ class LoadedFiles:
             raise _refuse(one, f"{error}{_advise(data)}") from None
         except Exception as error:  # Pillow and libav raise almost anything on hostile input
             raise _refuse(one, f"{type(error).__name__}: {error}"[:200] + _advise(data)) from None
-        return Media(photo.width, photo.height, frames if frames > 1 else 0)
+        return Media(width, height, frames if frames > 1 else 0)
 
 
 def _advise(data: bytes) -> str:
