@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from asyncio import wrap_future
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,15 @@ class Makers(Protocol):
         """See Store."""
 
 
+class Uploaded(Protocol):
+    """Uploads of all boxes: see :class:`.inputs.Inputs`."""
+
+    async def keep_upload(self, owner: str, name: str) -> None: ...
+    def claim_upload(self, owner: str, sent: Path, wanted: Sequence[tuple[str, bool]]) -> str: ...
+    async def bring_upload(self, owner: str, name: str) -> None: ...
+    async def list_uploads(self, owner: str) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class OwnFile:
     """A file that the caller may read.
@@ -77,17 +86,14 @@ class Files:
         host: Host,
         store: Makers,
         results: Results | None = None,
-        keep_upload: Callable[[str, str], Awaitable[None]] | None = None,
-        claim_upload: Callable[[str, Path, Sequence[tuple[str, bool]]], str] | None = None,
+        uploaded: Uploaded | None = None,
     ) -> None:
         """
         Args:
             results: opens what jobs have made; by default on this box alone.
-            keep_upload: keeps an owner's upload of that name below input elsewhere, too.
-            claim_upload: chooses of names, each with whether it is free here, the one that an owner's upload gets.
+            uploaded: knows the uploads of all boxes; None: there are those of this one.
         """
-        self._keep_upload = keep_upload
-        self._claim_upload = claim_upload
+        self._uploaded = uploaded
         self._host = host
         self._store = store
         self._pictures = asyncio.Semaphore(_PICTURES_AT_ONCE)
@@ -101,7 +107,8 @@ class Files:
     async def list_uploads(self, client: Client) -> list[str]:
         """List the uploads of a caller with a key, those in its input folder itself, by name."""
         folder = self._host.file("input", "", owner_folder(client.owner))
-        return await asyncio.to_thread(_list_files, folder) if folder is not None else []
+        here = await asyncio.to_thread(_list_files, folder) if folder is not None else []
+        return sorted({*here, *await self._uploaded.list_uploads(client.owner)}) if self._uploaded is not None else here
 
     async def find(self, client: Client, kind: str, name: str) -> OwnFile:
         """Find the file that the caller calls `name` below the root `kind`.
@@ -120,6 +127,8 @@ class Files:
             result = await self.find_result(client, kind, f"{own}/{name.removeprefix(f'{own}/')}")
             if result is not None:
                 return result
+        if kind == "input" and self._uploaded is not None:
+            await self._uploaded.bring_upload(client.owner, name)
         upload = await asyncio.to_thread(self.find_upload, client, kind, name)
         if upload is not None or kind == "input":
             return upload
@@ -154,19 +163,19 @@ class Files:
             )
         assert target is not None
         with translate_disk_errors():
-            if self._claim_upload is not None and kind == "input" and not overwrite:
+            if self._uploaded is not None and kind == "input" and not overwrite:
                 names = list(itertools.islice(_list_names(sent, filename), _CLAIMED))
                 before = f"{subfolder}/" if subfolder else ""
                 wanted = [(before + name, _is_free(sent, target.parent / name)) for name in names]
-                if claimed := self._claim_upload(client.owner, sent, wanted):
+                if claimed := self._uploaded.claim_upload(client.owner, sent, wanted):
                     # What lies here under that name otherwise is older than what the other boxes have.
                     filename, overwrite = claimed.removeprefix(before), True
             return _move_in(sent, target.parent, filename, overwrite)
 
     async def keep(self, client: Client, kind: str, name: str) -> None:
         """Keep what was saved under that name elsewhere too, if there is such a place."""
-        if self._keep_upload is not None and kind == "input":
-            await self._keep_upload(client.owner, name)
+        if self._uploaded is not None and kind == "input":
+            await self._uploaded.keep_upload(client.owner, name)
 
     def find_upload(self, client: Client, kind: str, name: str, *, folders: bool = False) -> OwnFile | None:
         """Find the caller's upload of that name, or else the shared input. Not for the event loop.

@@ -47,6 +47,8 @@ T = TypeVar("T")
 _AT_ONCE = 8
 #: A file that was put in so lately need not be made new again; or a quarter of the age at which it would go.
 _FRESH_S = 3600.0
+#: So many uploads of an owner are listed of the depot's.
+_LISTED = 10_000
 #: For so long a job that is about to begin waits for a depot that is away, if it needs a file of it.
 WAIT_S = 30.0
 _AGAIN_S = 1.0
@@ -60,6 +62,7 @@ class Records(Protocol):
     def note_uploads(self, owner: str, files: Sequence[StoredFile]) -> Future[None]: ...
     def claim_upload(self, owner: str, wanted: Sequence[tuple[str, bool]], file: StoredFile) -> Future[str]: ...
     def find_newer_upload(self, owner: str, path: str, key: str, since_ms: int) -> Future[str | None]: ...
+    def list_uploads(self, owner: str, limit: int) -> Future[list[str]]: ...
     def find_maker(self, kind: str, path: str) -> Future[tuple[Job, int] | None]: ...
 
 
@@ -246,7 +249,22 @@ class Inputs:
 
         Raises ServerUnavailableError where the depot is away, DiskFullError.
         """
-        places = await work(size, self._find, graph)
+        return await self._bring(await work(size, self._find, graph), owner)
+
+    async def bring_upload(self, owner: str, name: str) -> None:
+        """Have the owner's upload of that name below input here, as it is on whichever box, if the depot answers."""
+        own = owner_folder(owner)
+        named = f"{own}/{name.removeprefix(f'{own}/')}" if own else name
+        try:
+            await self._bring([_Place({"name": named}, "name")], owner)
+        except GuardError as error:
+            log.warning("an upload of %s was not looked for in the depot: %s", owner, error)
+
+    async def list_uploads(self, owner: str) -> list[str]:
+        """List what the owner's uploads are called on all boxes."""
+        return await wrap_future(self._store.list_uploads(owner, _LISTED))
+
+    async def _bring(self, places: Sequence[_Place], owner: str) -> bool:
         if not places:
             return False
         await self._renew(places, owner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,14 +75,6 @@ class Storage:
     @property
     def bring(self) -> Callable[[Mapping[str, Any], str, int], Awaitable[None]] | None:
         return self.inputs.bring_patiently if self.inputs is not None else None
-
-    @property
-    def keep_upload(self) -> Callable[[str, str], Awaitable[None]] | None:
-        return self.inputs.keep_upload if self.inputs is not None else None
-
-    @property
-    def claim_upload(self) -> Callable[[str, Path, Sequence[tuple[str, bool]]], str] | None:
-        return self.inputs.claim_upload if self.inputs is not None else None
 
     def count_unstored(self) -> int:
         """The results that the depot does not have yet, about."""

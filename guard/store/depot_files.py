@@ -74,6 +74,12 @@ def find_uploads(db: Database, owner: str, paths: Sequence[str]) -> dict[str, st
     return found
 
 
+def list_uploads(db: Database, owner: str, limit: int) -> list[str]:
+    """See :meth:`.depot_protocol.DepotRecords.list_uploads`."""
+    query = "SELECT path FROM uploads WHERE owner = ? AND path <> depot_key ORDER BY path LIMIT ?"
+    return [path for (path,) in db.execute(query, (owner, limit)).fetchall() if "/" not in path]
+
+
 def find_newer_upload(db: Database, owner: str, path: str, key: str, since_ms: int) -> str | None:
     """See :meth:`.depot_protocol.DepotRecords.find_newer_upload`."""
     query = "SELECT depot_key FROM uploads WHERE owner = ? AND path = ? AND depot_key <> ? AND used_at_ms >= ?"

@@ -25,6 +25,10 @@ class DepotRecords(Protocol):
         """Choose a name for that upload of the owner's: the first under which it is known already, or nothing is, here
         (the second of each pair) or on any other box. Of two at once, one gets it. Empty: there is none."""
 
+    def list_uploads(self, owner: str, limit: int) -> Future[list[str]]:
+        """List what the owner's uploads are called that the depot has, by name: those of the first `limit` that lie in
+        no subfolder, and none that is called by its content."""
+
     def find_newer_upload(self, owner: str, path: str, key: str, since_ms: int) -> Future[str | None]:
         """Find what the depot has of that file of the owner's below input, if it is another one than `key` and came
         since then: its key."""

@@ -50,6 +50,9 @@ class DepotTables:
     def find_uploads(self, owner: str, paths: Sequence[str]) -> Future[dict[str, str]]:
         return self._engine.read(lambda db: depot_files.find_uploads(db, owner, paths))
 
+    def list_uploads(self, owner: str, limit: int) -> Future[list[str]]:
+        return self._engine.read(lambda db: depot_files.list_uploads(db, owner, limit))
+
     def find_newer_upload(self, owner: str, path: str, key: str, since_ms: int) -> Future[str | None]:
         return self._engine.read(lambda db: depot_files.find_newer_upload(db, owner, path, key, since_ms))
 

@@ -92,5 +92,12 @@ def test_a_name_of_an_upload_means_one_picture_on_all_boxes_also_once_it_is_over
     after = see(one, "n.png")
     assert after != before
     assert see(other, "n.png") == after
+    name = "n (1).png"
+    shutil.rmtree(other.base / "input")
+    for box in (one, other):
+        found = box.ask("POST", "/guarded/face-check", {"image": name})
+        assert found[1]["error"]["type"] == "no_face", found
+    with _DIRECT.open(f"{other.url}/guarded/view?filename=n.png&type=input", timeout=30) as answer:
+        assert answer.read() == third
     of_second = [see(box, "n (1).png") for box in (one, other)]
     assert of_second[0] == of_second[1] not in (before, after)
