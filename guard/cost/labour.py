@@ -1,3 +1,4 @@
+# Over 400 lines: texts, patterns and formulas follow each other through one walk, and share what it knows of a node.
 """Find what a prompt's texts, patterns and formulas would make the process do that nothing can interrupt.
 
 A text that is joined to itself doubles with each node, a pattern may try more ways than there are seconds, and a whole

@@ -201,9 +201,7 @@ def count_by_libav(path: Path, whole: tuple[int, int] | None = None) -> int:
                     if form in _ALIGNED and frame.width % _MULTIPLE:
                         _align(frame, stream.time_base)
                 elif found != shape:
-                    raise UnfitError(
-                        "it holds pictures of several sizes, which this server's loader cannot put together"
-                    )
+                    raise UnfitError("its pictures have several sizes, which this server's loader cannot put together")
                 shape, count = found, count + 1
                 left -= frame.width * frame.height
             if left <= 0:
@@ -226,7 +224,7 @@ _CONVERTED_SIDE = 1024
 
 def _convert(frame: Any, form: str) -> None:
     """See whether libav can convert the picture as the loader asks it to. Raises what libav raises."""
-    width, height = (min(side, _CONVERTED_SIDE) for side in (frame.width, frame.height))
+    width, height = min(frame.width, _CONVERTED_SIDE), min(frame.height, _CONVERTED_SIDE)
     frame.reformat(width=width, height=height, format=form).to_ndarray()
 
 

@@ -12,7 +12,7 @@ from . import Pixels
 #: Pillow scales by whole factors first, which looks the same and is several times faster for large pictures.
 _GAP = 2.0
 #: A picture is converted in tiles of so many pixels on each side.
-_TILE = 2048
+_TILE = 1024
 
 
 def shrink(pixels: Pixels, max_pixels: int) -> Pixels:
