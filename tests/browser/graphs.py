@@ -202,7 +202,7 @@ def _values(widget: Widget) -> st.SearchStrategy[Any]:
         return st.integers(-(10**6), 10**6).map(lambda number: number / 1000)
     if widget.kind == "BOOLEAN":
         return st.booleans()
-    if widget.kind == "COMFY_DYNAMICCOMBO_V3":
+    if widget.kind == "COMFY_DYNAMICCOMBO_V3" and options:
         return st.sampled_from([one["key"] for one in options])
     if widget.kind == "COMBO":
         some = options[:50] if isinstance(options, list) else []
