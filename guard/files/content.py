@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from ..errors import BadImageError
 from ..results.containers import sniff
+from ..results.film_index import iterate_readable_boxes
 from .texts import UTF16, find_scene_fault, find_text_fault
 
 #: libav reads so much before it decides what a file is (PROBE_BUF_MAX), in a text; in most files comes a zero before.
@@ -163,7 +163,7 @@ def _find_mov_fault(handle: IO[bytes], size: int) -> str | None:
     left = _MAX_BOXES
     while waiting:
         begin, end = waiting.pop()
-        for name, position, behind in _iterate_boxes(handle, begin, end):
+        for name, position, behind in iterate_readable_boxes(handle, begin, end):
             left -= 1
             if left == 0:
                 return "has too many boxes"
@@ -178,23 +178,6 @@ def _find_mov_fault(handle: IO[bytes], size: int) -> str | None:
             elif name == b"meta":  # with a version, or, in QuickTime, without
                 waiting += [(position + 8, behind), (position + 12, behind)]
     return None
-
-
-def _iterate_boxes(handle: IO[bytes], begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(name, begin, end) of each box between two places, as far as they make sense."""
-    position = begin
-    while position + 8 <= end:
-        handle.seek(position)
-        head = handle.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        elif length == 0:
-            length = end - position
-        if length < 8:
-            return
-        yield head[4:8], position, min(position + length, end)
-        position += length
 
 
 def _has_outside_data(handle: IO[bytes], position: int, behind: int) -> bool:

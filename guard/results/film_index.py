@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO
 
 #: Samples of all tracks together: some eight hours of 60 frames a second.
@@ -108,21 +109,28 @@ def _find(handle: IO[bytes], begin: int, end: int) -> Iterator[tuple[bytes, int,
 def _list_boxes(handle: IO[bytes], size: int) -> Iterator[tuple[bytes, int, int]]:
     """The boxes at the top: name, begin and end. What cannot be read as boxes is one without a name."""
     position = 0
-    for _ in range(_MOST_BOXES):
-        handle.seek(position)
-        head = handle.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        elif length == 0:
-            length = size - position
-        if len(head) < 8 or length < 8:
-            break
-        yield head[4:8], position, min(position + length, size)
-        position += length
+    for name, begin, position in islice(iterate_readable_boxes(handle, 0, size), _MOST_BOXES):
+        yield name, begin, position
     if position < size:
         yield b"", position, size
 
 
 def _number(body: bytes, at: int) -> int:
     return int.from_bytes(body[at : at + 4], "big")
+
+
+def iterate_readable_boxes(handle: IO[bytes], begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, begin, end) of each box between two places, as far as they make sense."""
+    position = begin
+    while position + 8 <= end:
+        handle.seek(position)
+        head = handle.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        elif length == 0:
+            length = end - position
+        if length < 8:
+            return
+        yield head[4:8], position, min(position + length, end)
+        position += length
