@@ -347,6 +347,11 @@ class Client:
         assert job["state"] == "running", job
         return job
 
+    async def taken(self, job_id: str) -> None:
+        """Wait until ComfyUI's worker has the job: its state says so a moment before."""
+        await self.running(job_id)
+        await self.polled(self.native_running, lambda running: job_id in running)
+
     async def inside_a_node(self, job_id: str) -> Job:
         """The job once its node has reported progress: ComfyUI has reset its interrupt flag by then."""
         return await self.polled(lambda: self.job(job_id), lambda job: job["progress"] or job["state"] in TERMINAL)
@@ -365,7 +370,7 @@ class Client:
     async def busy(self) -> AsyncIterator[str]:
         """A guarded job that runs for as long as the block."""
         job_id = await self.admitted(sleep(3600))
-        await self.running(job_id)
+        await self.taken(job_id)
         try:
             yield job_id
         finally:

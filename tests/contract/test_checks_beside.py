@@ -39,7 +39,7 @@ async def test_the_next_job_runs_and_nobody_hears_of_the_end_before_it_is_known(
             checked = await client.admitted(sleep(0), client_id=mine)
             await client.reached(checked, "validating")
             running = await client.admitted(sleep(30, steps=100), client_id=mine)
-            await client.running(running)
+            await client.taken(running)
             assert set(await client.native_running()) == {checked, running}
             assert await client.get(f"/history/{checked}") == {}
             assert (await client.job(checked))["state"] == "validating"

@@ -77,7 +77,7 @@ async def test_every_ending_fits_what_the_frontends_take(client: Client, door: s
         running, waiting = [
             await client.admitted(one, client_id="tab", extra_data=EDITORS) for one in (sleep(3600), picture())
         ]
-        await client.running(running)
+        await client.taken(running)
         queue = await client.get(f"{door}/queue")
         listed = await client.request("GET", f"{door}/api/jobs?limit=200&offset=0")
         for job_id in (waiting, running):

@@ -53,7 +53,7 @@ async def native(guarded_host: HostProcess) -> AsyncIterator[Client]:
 async def busy(client: Client) -> AsyncIterator[str]:
     """A prompt that runs for as long as the block."""
     prompt_id = await client.native_submit(sleep(3600))
-    await client.running(prompt_id)
+    await client.taken(prompt_id)
     try:
         yield prompt_id
     finally:
