@@ -30,7 +30,7 @@ def count(value: object) -> int:
 def test_values_are_counted_exactly_wherever_the_scan_cuts(value, indent, is_ascii, window):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounds, "_WINDOW", window)
-        patch.setattr(bounds, "_ESCAPES", window)
+        patch.setattr(bounds, "_COUNTED", window)
         check_count(value, indent, is_ascii)
 
 
