@@ -161,7 +161,6 @@ class Depositor(Carrier[Deposit]):
     """Puts in what is due. Event loop; other threads do it."""
 
     AT_ONCE = 4
-    AT_ONCE_TO_ONE = 4
 
     def __init__(self, deposits: Deposits, depot: Depot, store: Records) -> None:
         super().__init__(deposits)

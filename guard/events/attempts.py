@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from asyncio import wrap_future
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -33,7 +33,9 @@ class Item(Protocol):
     @property
     def job_id(self) -> str: ...
     @property
-    def target(self) -> str: ...
+    def shares(self) -> tuple[str, ...]:
+        """Of what not too many may be under way at once: the target, and whose it is."""
+
     @property
     def state(self) -> DeliveryState: ...
     @property
@@ -120,9 +122,7 @@ class Attempts(Generic[T]):
         """That nobody will try that again, for the log."""
         raise NotImplementedError
 
-    async def find_due(
-        self, limit: int, *, under_way: Collection[int], full: Collection[str]
-    ) -> tuple[list[T], float | None]:
+    async def find_due(self, limit: int, *, under_way: Collection[int], full: Set[str]) -> tuple[list[T], float | None]:
         """Deliveries to try now, and in how many seconds the next one will be due (None: none is waiting)."""
         now_ms = self._clock.now_ms()
         again = [
@@ -130,7 +130,7 @@ class Attempts(Generic[T]):
             for delivery in self._unwritten.values()
             if delivery.state is DeliveryState.PENDING
             and delivery.number not in under_way
-            and delivery.target not in full
+            and full.isdisjoint(delivery.shares)
         ]
         due = [delivery for delivery in again if delivery.next_at_ms <= now_ms][:limit]
         known = {*under_way, *self._unwritten}

@@ -1,4 +1,5 @@
-"""Carry out what is to be delivered: when, and how many at once, so that one receiver that hangs holds up no other."""
+"""Carry out what is to be delivered: when, and how many at once, so that one receiver that hangs holds up no other,
+and one owner whose receivers all hang no other owner."""
 
 from __future__ import annotations
 
@@ -28,9 +29,10 @@ class Carrier(Generic[T]):
     A delivery is marked only when its attempt has ended. If the process dies before that is on disk, it is sent again.
     """
 
-    #: Deliveries under way at once, and those to one target: one that hangs must not hold up the others.
+    #: Deliveries under way at once, those to one target, and those of one owner, where it is not the target itself.
     AT_ONCE = 32
     AT_ONCE_TO_ONE = 8
+    AT_ONCE_OF_ONE = 16
 
     def __init__(self, due: Attempts[T]) -> None:
         self._due = due
@@ -38,7 +40,9 @@ class Carrier(Generic[T]):
         #: An attempt has ended: its outcome in a word, and the seconds it took. Called on the event loop.
         self.attempted: Signal[[str, float]] = Signal()
         self._under_way: dict[int, asyncio.Task[None]] = {}
-        self._to: Counter[str] = Counter()
+        #: By what they share: how many are under way.
+        self._sharing: Counter[str] = Counter()
+        self._full: set[str] = set()
 
     async def attempt(self, delivery: T) -> Attempt:
         """Try once. Raises what it does not expect."""
@@ -66,15 +70,22 @@ class Carrier(Generic[T]):
 
     async def turn(self) -> float:
         """Begin all deliveries that are due and have room. Returns the seconds until the next one is due."""
-        full = [target for target, count in self._to.items() if count >= self.AT_ONCE_TO_ONE]
-        room = max(self.AT_ONCE - len(self._under_way), 0)
-        deliveries, next_s = await self._due.find_due(room, under_way=list(self._under_way), full=full)
-        for delivery in deliveries:
-            if self._to[delivery.target] < self.AT_ONCE_TO_ONE:
-                self._to[delivery.target] += 1
-                self._under_way[delivery.number] = asyncio.create_task(self._deliver(delivery))
-        # A delivery without room gets its turn when another one ends.
-        return LOOK_S if next_s is None else min(next_s, LOOK_S)
+        while True:
+            full, room = frozenset(self._full), max(self.AT_ONCE - len(self._under_way), 0)
+            deliveries, next_s = await self._due.find_due(room, under_way=list(self._under_way), full=full)
+            for delivery in deliveries:
+                if self._full.isdisjoint(delivery.shares):
+                    self._begin(delivery)
+            # A delivery without room gets its turn when another one ends; what is due behind it, now.
+            if len(deliveries) < room or self._full <= full:
+                return LOOK_S if next_s is None else min(next_s, LOOK_S)
+
+    def _begin(self, delivery: T) -> None:
+        self._under_way[delivery.number] = asyncio.create_task(self._deliver(delivery))
+        for share, at_once in zip(delivery.shares, (self.AT_ONCE_TO_ONE, self.AT_ONCE_OF_ONE), strict=False):
+            self._sharing[share] += 1
+            if self._sharing[share] >= at_once:
+                self._full.add(share)
 
     async def _deliver(self, delivery: T) -> None:
         began_s = time.monotonic()
@@ -87,7 +98,9 @@ class Carrier(Generic[T]):
             self.attempted(attempt.outcome, time.monotonic() - began_s)
         finally:
             del self._under_way[delivery.number]
-            self._to[delivery.target] -= 1
-            if not self._to[delivery.target]:
-                del self._to[delivery.target]
+            for share in delivery.shares:
+                self._full.discard(share)
+                self._sharing[share] -= 1
+                if not self._sharing[share]:
+                    del self._sharing[share]
             self._wake.set()

@@ -24,7 +24,6 @@ class Deposit:
 
     Attributes:
         artifact, is_copy: which of the job's files it is.
-        target: of what not too many may be under way at once; there is one depot.
         attempts: so many have ended. `since_ms`: when its job succeeded.
     """
 
@@ -39,7 +38,10 @@ class Deposit:
     ended_at_ms: int | None = None
     last_status: int | None = None
     last_error: str | None = None
-    target: str = ""
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        return ()
 
 
 _NAMES = tuple(field.name for field in fields(Deposit))[:7]

@@ -78,6 +78,10 @@ class Delivery:
     last_status: int | None
     last_error: str | None
 
+    @property
+    def shares(self) -> tuple[str, ...]:
+        return self.target, self.owner
+
     def body(self) -> DeliveryBody:
         """As callers see it."""
         return {
@@ -142,7 +146,14 @@ def find_due(db: Database, now_ms: int, limit: int, under_way: Collection[int], 
         "earlier.job_id = webhooks.job_id AND earlier.state = 'pending' AND earlier.number < webhooks.number)"
     )
     rows, next_at_ms = select_due(
-        db, _COLUMNS, f"webhooks INDEXED BY webhooks_pending WHERE {first}", now_ms, limit, under_way, full
+        db,
+        _COLUMNS,
+        f"webhooks INDEXED BY webhooks_pending WHERE {first}",
+        now_ms,
+        limit,
+        under_way,
+        full,
+        shares=("target", "owner"),
     )
     return Due(list(map(_read, rows)), next_at_ms)
 
@@ -156,14 +167,15 @@ def select_due(
     under_way: Collection[int],
     full: Collection[str],
     waiting_for: Sequence[Any] = (),
+    shares: Sequence[str] = ("target",),
 ) -> tuple[list[Any], int | None]:
     """Select the first rows of what is `waiting` (a table and its condition, with `waiting_for` as its values) that are
     due now, and when the next is.
 
-    Leaves out those whose number is `under_way`, and those to one of the targets in `full`.
+    Leaves out those whose number is `under_way`, and those with one of the `shares`, columns, in `full`.
     """
-    values = (*waiting_for, *under_way, *full)
-    for column, left_out in (("number", under_way), ("target", full)):
+    values = (*waiting_for, *under_way, *(each for _share in shares for each in full))
+    for column, left_out in (("number", under_way), *((share, full) for share in shares)):
         if left_out:
             waiting += f" AND {column} NOT IN ({marks(left_out)})"
     rows = db.execute(

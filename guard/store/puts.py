@@ -47,6 +47,10 @@ class PutDelivery:
     last_status: int | None = None
     last_error: str | None = None
 
+    @property
+    def shares(self) -> tuple[str, ...]:
+        return (self.target,)
+
     def put(self) -> Put:
         """As the job shows it."""
         return Put(
