@@ -8,14 +8,16 @@ uses the roots themselves, as in plain ComfyUI.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import filecmp
+import heapq
 import itertools
 import os
 import re
 import shutil
 from asyncio import wrap_future
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +30,14 @@ from ..host import Host
 from ..job import RESULT_ROOTS, ROOTS, Artifact, Job
 from ..results.opener import hash_file
 from .content import check_content
-from .names import annotate, is_plain, mentions_uploads, owner_folder, split_annotation
+from .names import DEEPEST, annotate, is_plain, mentions_uploads, owner_folder, split_annotation
 from .uploads import translate_disk_errors
 
 T = TypeVar("T")
 
-#: An upload's subfolder may have this many parts. Nobody sorts files deeper, and in a thousand folders inside one
-#: another even Python's own functions fail.
-_DEEPEST = 32
-
 _PICTURES_AT_ONCE = 2
+#: So many of an owner's uploads are listed. They stand in the choices of each loader, and a bot sends thousands a day.
+LISTED = 1000
 #: So many uploads of one name get a number; the others get so many digits of their content's hash.
 _NUMBERED = 9
 _DIGITS = 10
@@ -105,9 +105,9 @@ class Files:
             return await asyncio.to_thread(work)
 
     async def list_uploads(self, client: Client) -> list[str]:
-        """List the uploads of a caller with a key, those in its input folder itself, by name."""
+        """List the newest uploads of a caller with a key, of those in its input folder itself, by name."""
         folder = self._host.file("input", "", owner_folder(client.owner))
-        here = await asyncio.to_thread(_list_files, folder) if folder is not None else []
+        here = await asyncio.to_thread(_list_newest, folder) if folder is not None else []
         return sorted({*here, *await self._uploaded.list_uploads(client.owner)}) if self._uploaded is not None else here
 
     async def find(self, client: Client, kind: str, name: str) -> OwnFile:
@@ -156,7 +156,7 @@ class Files:
         # The host follows links, so that a link that some node has made leads nowhere else.
         root = self._host.file(kind, "", own) if own else None
         is_outside = target is None or (root is not None and root not in target.parents)
-        is_deep = len(re.split(r"[/\\]", subfolder)) > _DEEPEST
+        is_deep = len(re.split(r"[/\\]", subfolder)) > DEEPEST
         if is_outside or is_deep or (subfolder and not is_plain(subfolder)) or (own and mentions_uploads(subfolder)):
             raise InvalidRequestError(
                 "subfolder must lie below the folder of its type.", extra_info={"field": "subfolder"}
@@ -317,9 +317,16 @@ def _is_file_name(name: str) -> bool:
     )
 
 
-def _list_files(folder: Path) -> list[str]:
+def _list_newest(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+            return sorted(name for _changed_s, name in heapq.nlargest(LISTED, _date_files(entries)))
     except FileNotFoundError:
         return []
+
+
+def _date_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[float, str]]:
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):
+            if entry.is_file(follow_symlinks=False):
+                yield entry.stat(follow_symlinks=False).st_mtime, entry.name

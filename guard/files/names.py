@@ -14,6 +14,10 @@ from ..host_words import MEDIA_SUFFIXES
 from ..job import ROOTS
 from ..owners import FOLDER, folder_of
 
+#: A place of an owner's may have this many parts. Nobody sorts files deeper; the janitor leaves what lies much deeper,
+#: and in a thousand folders inside one another even Python's own functions fail.
+DEEPEST = 32
+
 
 def owner_folder(owner: str) -> str:
     """The owner's folder below a root; empty for `local`."""

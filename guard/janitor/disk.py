@@ -11,6 +11,9 @@ from pathlib import Path
 from ..host import Folders
 from .bodies import RoomBody
 
+#: A file system has places for so many files, and small ones use them up before its bytes: each counts as a picture.
+PLACE_BYTES = 2**20
+
 
 class Disk:
     """One file system, seen through a folder on it."""
@@ -20,8 +23,11 @@ class Disk:
         self.device = device
 
     def free(self) -> int:
-        """The bytes that an ordinary user may still write. Raises OSError."""
-        return shutil.disk_usage(self.path).free
+        """The bytes that an ordinary user may still write, of files of some size. Raises OSError."""
+        free = shutil.disk_usage(self.path).free
+        if hasattr(os, "statvfs") and (held := os.statvfs(self.path)).f_files:
+            free = min(free, held.f_favail * PLACE_BYTES)
+        return free
 
     def total(self) -> int:
         return shutil.disk_usage(self.path).total

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..client import LOCAL, Client
 from ..errors import PolicyViolationError
+from ..files.names import DEEPEST
 from ..graph import Declared, is_link
 from ..settings import PolicySettings
 from ..urls import UrlError, is_public, read_url
@@ -194,6 +195,8 @@ def find_fault(text: str) -> str | None:
             return "that names a drive"
         if (parts[0].strip() == "" and len(parts) > 1) or parts[0].lstrip().startswith("~"):
             return "that begins outside the owner's folder"
+        if len(parts) > DEEPEST:
+            return f"with more than {DEEPEST} parts"
     return None
 
 

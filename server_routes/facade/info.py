@@ -143,7 +143,8 @@ def _make_chooser(folder: str, added: list[str]) -> Callable[[list[Any]], list[A
             for item in choices
             if not isinstance(item, str) or not mentions_uploads(item) or item.startswith(f"{folder}/")
         ]
-        return [*shown, *(name for name in added if name not in shown)]
+        known = {item for item in shown if isinstance(item, str)}
+        return [*shown, *(name for name in added if name not in known)]
 
     return choose
 

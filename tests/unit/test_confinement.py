@@ -60,6 +60,7 @@ OUTSIDE = [
     "../x", "a/../../x", "..", "a\\..\\b", "/x", "\\x", "//host/share", "\\\\host\\share", "C:x", "c:/x", "x:/a",
     "a/x:/b", "~/x", "~root/x", "a\0b", "a\nb", "a\x1b[31m", "a\u202ex", ".. /x", "a/. ./..", "... /x",
     "\uff0e\uff0e/x", "..\uff0fx", ".\u200d./x", "../../custom_nodes/planted", " /x", "\u2025/x",
+    "/".join("a" * 33), "a\\" * 40,
 ]  # fmt: skip
 INSIDE = [
     "",
@@ -74,6 +75,7 @@ INSIDE = [
     "x_%width%",
     "./x",
     "a~b",
+    "/".join("a" * 32),
 ]
 
 

@@ -16,6 +16,7 @@ from unit.janitor import DAY_S, Box, age_folders, put
 
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import BadImageError, DiskFullError, InvalidRequestError, NotFoundError
+from comfyui_guarded.guard.files import files
 from comfyui_guarded.guard.files.files import Files
 from comfyui_guarded.guard.files.inputs import Inputs
 from comfyui_guarded.guard.files.names import is_plain, owner_folder, strip_owner_folder
@@ -525,3 +526,12 @@ async def test_an_input_for_paths_takes_addresses_and_no_other_text(place, text)
     with pytest.raises(BadImageError):
         await place.settled(text, kind="LoadPath", name="path")
     assert await place.settled("https://example.org/x.png", kind="LoadPath", name="path")
+
+
+async def test_of_many_uploads_the_newest_are_listed_by_name(place, monkeypatch):
+    """They stand in the choices of every loader, however many a bot sends."""
+    monkeypatch.setattr(files, "LISTED", 3)
+    for age in range(5):
+        file = place.put(f"input/{owner_folder('mine')}/{age}.png")
+        os.utime(file, (10**9 - age, 10**9 - age))
+    assert await place.files.list_uploads(MINE) == ["0.png", "1.png", "2.png"]
