@@ -21,8 +21,8 @@ _COMMAND_BYTES = 2**20
 YIELD_BYTES = 2**18
 
 
-async def read_body(call: Call, max_bytes: int) -> bytes:
-    """The whole body; a large one takes a turn of its kind.
+async def read_body(call: Call, max_bytes: int, kind: Kind = Kind.LARGE) -> bytes:
+    """The whole body; a large one takes a turn of that kind.
 
     Raises PayloadTooLargeError without having read much more than that, QuotaExceededError.
     """
@@ -30,14 +30,14 @@ async def read_body(call: Call, max_bytes: int) -> bytes:
     if (declared := request.content_length or 0) > max_bytes:
         raise refuse_size(max_bytes)
     if declared > LARGE_BYTES:
-        await call.turn.take(Kind.LARGE)
+        await call.turn.take(kind)
     body, size, shown = io.BytesIO(), 0, 0  # which gives what it holds away without a copy
     async for chunk in request.content.iter_any():
         size += body.write(chunk)
         if size > max_bytes:
             raise refuse_size(max_bytes)
         if size > LARGE_BYTES:
-            await call.turn.take(Kind.LARGE)
+            await call.turn.take(kind)
         if size - shown >= YIELD_BYTES:  # what unpacks is there at once, and nobody else would have a turn
             shown = size
             await asyncio.sleep(0)

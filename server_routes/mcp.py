@@ -5,8 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from ..agents.bridge import MissingPackageError
-from ..guard.bounds import read_json, work
+from ..guard.bounds import LARGE_BYTES, read_json, work
 from ..guard.errors import NotFoundError, PayloadTooLargeError
+from ..guard.quotas import Kind
 from .about import STREAM, About
 from .asked import read_body
 from .table import Call, Route
@@ -20,9 +21,10 @@ async def post_mcp(call: Call) -> web.StreamResponse:
     """
     policy = call.services.settings.policy
     with call.services.quotas.stream(call.client):
-        raw = await read_body(call, policy.max_body_bytes)
+        raw = await read_body(call, policy.max_body_bytes, Kind.AGENT)
         message = await work(len(raw), read_json, raw, policy.bounds())  # before a parser in C gets it
-        call.turn.rest()  # each tool's requests take their own turns
+        if len(raw) <= LARGE_BYTES:
+            call.turn.rest()  # each tool's requests take their own turns
         try:
             return await call.services.agents.answer(call.request, raw, message)
         except MissingPackageError as error:

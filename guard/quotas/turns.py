@@ -1,6 +1,6 @@
 """Work on some of an owner's requests at a time; the others wait for their turn, in order. Event loop only.
 
-What a request holds in memory differs by what it does just now, so there are turns of three kinds, and a request has
+What a request holds in memory differs by what it does just now, so there are turns of four kinds, and a request has
 one of them at most. It keeps it until its answer has been written to the socket: whoever does not read takes up turns
 of its own.
 """
@@ -28,12 +28,15 @@ class Kind(Enum):
     WORK = "requests"
     #: The same, and its body or its answer may have megabytes: a list, a prompt with pictures in it.
     LARGE = "large_requests"
+    #: An agent's message of megabytes is kept: until it is answered, while its tools' requests have turns of their own.
+    AGENT = "large_messages"
     #: A file is sent.
     SEND = "sent_files"
 
     def count(self, quota: int) -> int:
         """How many an owner may have at once; `quota`: of `WORK`."""
-        return {Kind.WORK: quota, Kind.LARGE: max(quota // 5, 1), Kind.SEND: SENT_AT_ONCE}[self]
+        large = max(quota // 5, 1)
+        return {Kind.WORK: quota, Kind.LARGE: large, Kind.AGENT: large, Kind.SEND: SENT_AT_ONCE}[self]
 
 
 class Turn:
