@@ -17,6 +17,7 @@ import traceback
 from datetime import datetime, timezone
 from typing import Any
 
+from .errors import clip
 from .owners import hide
 from .settings import LogSettings
 
@@ -25,6 +26,11 @@ LOGGER = logging.getLogger("guarded")
 _SECRETS = re.compile(r"(gk_[0-9a-f]{8}_)[\w-]+|((?:Bearer|Basic) +)[^\s\"']+|(\b(?:api_key|token)\w*[=:] *)[^\s&\"']+")
 _HIDDEN = "…"
 
+
+#: Longer lines of the host's are cut: it quotes what senders have sent, and keeps its last 300 lines in memory.
+LINE_CHARS = 2**14
+#: How lines of the host's begin that strangers can cause at will.
+_STRANGERS = ("WARNING: request with non matching host",)
 
 #: Loggers that write a traceback for each connection, where a fault lasts: too many open files, say.
 _REPEATING = ("asyncio", "aiohttp.server")
@@ -37,6 +43,9 @@ def install(settings: LogSettings) -> None:
     LOGGER.propagate = False
     thin = _Thin()
     LOGGER.handlers[0].addFilter(thin)
+    for old in [known for known in logging.getLogger().filters if isinstance(known, _Brief)]:
+        logging.getLogger().removeFilter(old)
+    logging.getLogger().addFilter(_Brief())
     for name in _REPEATING:
         logger = logging.getLogger(name)
         logger.filters = [*(kept for kept in logger.filters if not isinstance(kept, _Thin)), thin]
@@ -150,3 +159,28 @@ class _Thin(logging.Filter):
         if skipped:
             record.msg, record.args = f"{record.getMessage()} ({skipped} more since the last)", ()
         return skipped is not None
+
+
+class _Brief(logging.Filter):
+    """Cuts long lines of the host's own, and lets one a second through of those that strangers cause."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._throttle = Throttle()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.msg, str) and len(record.msg) <= LINE_CHARS and not record.args:  # nearly always
+            message = record.msg
+        else:
+            try:
+                message = record.getMessage()
+            except Exception:
+                return True  # the handler complains of it
+        if message.startswith(_STRANGERS):
+            if (skipped := self._throttle.take("strangers")) is None:
+                return False
+            more = f" ({skipped} more since the last)" if skipped else ""
+            record.msg, record.args = f"{clip(message)}{more}", ()
+        elif len(message) > LINE_CHARS:
+            record.msg, record.args = f"{message[:LINE_CHARS]}… ({len(message)} characters)", ()
+        return True

@@ -43,6 +43,7 @@ from ..guard.files.files import Files
 from ..guard.files.uploads import Uploads
 from ..guard.fleet import Signatures
 from ..guard.janitor import Janitor
+from ..guard.journal import Throttle
 from ..guard.life.drain import Drain
 from ..guard.life.health import Health
 from ..guard.models.downloads import Downloads
@@ -68,6 +69,9 @@ log = logging.getLogger("guarded.http")
 T = TypeVar("T")
 
 PREFIX = "/guarded"
+
+#: One line a second for each address: whoever has no key can cause as many as he likes.
+_refused = Throttle()
 
 _MAKERS = ThreadPoolExecutor(2, "guarded-making")
 
@@ -337,7 +341,10 @@ def refuse(
         told["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))
     if error.status in (401, 403):
         address = services.access.find_address(request.remote, request.headers)
-        log.info("%s for %s %.200r from %s: %s", error.status, request.method, request.path, address, error.message)
+        if (skipped := _refused.take(f"{error.status} {address}")) is not None:
+            more = f" ({skipped} more since the last)" if skipped else ""
+            what = request.method, request.path, address, error.message
+            log.info("%s for %.20s %.200r from %s: %s%s", error.status, *what, more)
     if error.status == 401:
         told.setdefault("WWW-Authenticate", "Bearer")
     return respond(error.body(locale, of_submit=of_submit), told, error.status or 500)

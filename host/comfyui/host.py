@@ -20,6 +20,7 @@ from comfy.cli_args import args
 from ...guard.errors import GuardError
 from ...guard.graph import Declared, Names
 from ...guard.host import Backlog, Folders, HostListener, Refusal, Rehearsal, SocketListener, Supplier
+from ...guard.journal import LINE_CHARS, Throttle
 from ...guard.life.contain import EscapedError, OverdueError
 from ...guard.weight import ModelWeight
 from . import blame, declarations, folders, inputs, report, weights
@@ -36,6 +37,22 @@ from .worker import Workers
 log = logging.getLogger("guarded.host")
 
 _dispatching: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_dispatching", default=False)
+
+
+#: What is logged while a prompt is rehearsed: whoever sends bad ones again and again must not fill the log.
+_held: contextvars.ContextVar[list[logging.LogRecord] | None] = contextvars.ContextVar("guarded_held", default=None)
+_HELD_LINES = 100
+
+
+def _lets_through(record: logging.LogRecord) -> bool:
+    # ComfyUI logs this line for every prompt that its handler takes. Once for a job is enough: at its admission.
+    if record.msg == "got prompt":
+        return not _dispatching.get()
+    if (held := _held.get()) is None:
+        return True
+    if len(held) < _HELD_LINES:
+        held.append(record)
+    return False
 
 
 class ComfyHost:
@@ -56,29 +73,44 @@ class ComfyHost:
         self._outputs = Outputs(self._hooks.confinement.find_run)
         self._view: BacklogView | None = None
         self._owes_status = False
+        self._refusals = Throttle()
 
     def listen(self, listener: HostListener, supplier: Supplier) -> None:
         self._hooks.install(listener, supplier)
         self._outputs.install()
         inputs.offer_uploads()
         blame.blame_one_input()
-        # ComfyUI logs this line for every prompt that its handler takes. Once for a job is enough: at its admission.
-        logging.getLogger().addFilter(lambda record: record.msg != "got prompt" or not _dispatching.get())
+        logging.getLogger().addFilter(_lets_through)
         self._workers.install()
 
     # Prompts on their way in. --------------------------------------------------------------------------------
 
     async def rehearse(self, body: dict[str, Any], timeout_s: float) -> Rehearsal:
         first = self._server.number
+        held: list[logging.LogRecord] = []
+        holding = _held.set(held)
         try:
             answer = await self._call_handler(body, timeout_s)
         except (EscapedError, OverdueError) as error:
-            return Rehearsal(Refusal("exception_during_validation", FAILED, str(error), {}, {}))
+            answer = Refusal("exception_during_validation", FAILED, str(error), {}, {})
+        finally:
+            _held.reset(holding)
+        self._log(held, is_refused=isinstance(answer, Refusal))
         if isinstance(answer, Refusal):
             return Rehearsal(answer)
         # A pack that gives prompts numbers of its own decides anew at the dispatch.
         is_in_turn = first <= answer[0] < self._server.number
         return Rehearsal(None, tuple(answer[4]), answer if is_in_turn else None)
+
+    def _log(self, held: list[logging.LogRecord], *, is_refused: bool) -> None:
+        """Log what was held back, of refusals once a second."""
+        if held and (not is_refused or self._refusals.take("rehearsal") is not None):
+            chars = 0
+            for record in held:
+                chars += len(record.getMessage())
+                logging.getLogger().handle(record)
+                if chars > LINE_CHARS:
+                    break
 
     def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Callable[[], None]:
         item: Any = rehearsal.made

@@ -209,3 +209,14 @@ def test_a_traceback_that_repeats_is_written_once_a_second(written, monkeypatch)
     log.error("a job failed")
     log.error("a job failed")
     assert sum("a job failed" in line for line in lines()) == 2, "without a traceback each line is news of its own"
+
+
+def test_lines_of_the_hosts_are_cut_and_those_that_strangers_cause_are_thinned(written):
+    lines = written()
+    logging.error("invalid prompt: %s", "Q" * 100_000)
+    for number in range(50):
+        logging.warning(f"WARNING: request with non matching host and origin {number} != {'a' * 7000}")
+    cut, stranger = lines()
+    assert len(cut) < journal.LINE_CHARS + 100
+    assert cut.endswith("… (100016 characters)")
+    assert len(stranger) < 250
