@@ -54,9 +54,17 @@ def relieve(sweep: Sweep, disk: Disk) -> None:
     if not settings.min_free_bytes or measure_free() >= settings.min_free_bytes:
         return
     roots = [root for root in sweep.rules.roots if disk.holds(root.path)]
+    remove_empty(sweep, roots)
     # Where deleting frees nothing (open files, snapshots), the rest must not follow.
     need = settings.target_free_bytes - measure_free()
     delete_oldest(sweep, roots, lambda freed: freed.bytes >= need or measure_free() >= settings.target_free_bytes)
+
+
+def remove_empty(sweep: Sweep, roots: Sequence[Root], below: str = "") -> None:
+    """Remove empty folders of the roots, or of the folder `below` in each, whatever their age. Each takes a block."""
+    uncounted = Report(0, sweep.dry_run)
+    for root in roots:
+        sweep.walk(root, _Emptied(sweep), uncounted, below)
 
 
 def delete_oldest(sweep: Sweep, roots: Sequence[Root], is_enough: Callable[[Tally], bool], below: str = "") -> None:
@@ -103,6 +111,24 @@ def _delete_at(sweep: Sweep, root: Root, path: str, file: Candidate, freed: Tall
     finally:
         for folder in folders:
             folder.close()
+
+
+class _Emptied:
+    """Removes empty folders in which nothing has come or gone for a while; deletes nothing else."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def cutoff_s(self, max_age_s: float | None) -> float:
+        return float("-inf") if max_age_s is None else self._sweep.now_s - self._sweep.rules.settings.settle_s
+
+    def visit(
+        self, root: Root, folder: Folder, prefix: str, candidates: list[Candidate], max_age_s: float | None
+    ) -> bool:
+        return False
+
+    def remove_folder(self, root: Root, parent: Folder, name: str, path: str) -> bool:
+        return self._sweep.may_remove(root, path) and self._sweep.remove_folder(root, parent, name, path)
 
 
 class _Oldest:

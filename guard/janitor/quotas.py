@@ -12,7 +12,7 @@ from ..errors import GuardError
 from ..owners import folder_of
 from ..quotas import FILE_BYTES, FilesHeld
 from .folder import Folder
-from .oldest import delete_oldest
+from .oldest import delete_oldest, remove_empty
 from .report import Report
 from .rules import Root
 from .sweep import Stopped, Sweep
@@ -80,6 +80,8 @@ class FileQuotas:
             held = _measure(sweep, folder)
             if held > most * BEGIN_AT and may_delete:
                 with sweep.informed():
+                    remove_empty(sweep, sweep.rules.roots, folder)
+                    held -= FILE_BYTES * report.folders
                     over = held - int(most * END_AT)
                     delete_oldest(
                         sweep, sweep.rules.roots, lambda freed: freed.bytes + FILE_BYTES * freed.files >= over, folder
@@ -95,11 +97,12 @@ class FileQuotas:
 
 
 def _measure(sweep: Sweep, folder: str) -> int:
-    """What is in the folder below each root."""
+    """What is in the folder below each root, folders included."""
     counted = Report(0, sweep.dry_run)
     for root in sweep.rules.roots:
         sweep.walk(root, _Nothing(), counted, folder)
-    return sum(tally.bytes + FILE_BYTES * tally.files for tally in counted.seen.values())
+    files = sum(tally.bytes + FILE_BYTES * tally.files for tally in counted.seen.values())
+    return files + FILE_BYTES * counted.seen_folders
 
 
 class _Nothing:

@@ -30,6 +30,7 @@ class Report:
 
     Attributes:
         seen: by root, every file that was looked at, before anything was deleted.
+        seen_folders: below the roots, or below the folder that was walked.
         deleted: by root. A file with a second name elsewhere (a hard link) frees nothing and counts no bytes.
         kept: by reason: `young`; `existing`, there before the first start; `keep`, a pattern; `in_use`, named by an
             open job; `unread`, not fetched yet; `native`, made by no job, where such are not swept; `off`; `special`,
@@ -46,6 +47,7 @@ class Report:
     dry_run: bool
     duration_s: float = 0.0
     seen: dict[str, Tally] = field(default_factory=dict)
+    seen_folders: int = 0
     deleted: dict[str, Tally] = field(default_factory=dict)
     oldest: Tally = field(default_factory=Tally)
     folders: int = 0

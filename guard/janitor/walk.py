@@ -143,6 +143,7 @@ class Walk:
     ) -> bool:
         """Return whether the folder is gone."""
         report, rules, visitor = self._report, self._rules, self._visitor
+        report.seen_folders += 1
         if rules.keeps(root, name, path) or depth >= MAX_DEPTH:
             report.skipped += 1
             return False

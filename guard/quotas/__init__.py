@@ -7,7 +7,7 @@ the bodies of its open jobs, which the store counts, `files` knows what its file
 
 from .arriving import Parcel
 from .bodies import check_open_bytes
-from .files import FILE_BYTES, FilesHeld
+from .files import FILE_BYTES, FilesHeld, measure_places
 from .quotas import Quotas
 from .rates import EPSILON, Quota, Taking, Whose, make_refusal
 from .turns import Kind, Turn
@@ -25,4 +25,5 @@ __all__ = [
     "Whose",
     "check_open_bytes",
     "make_refusal",
+    "measure_places",
 ]

@@ -6,15 +6,22 @@ over its quota before the janitor looks again.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Collection
 
 from ..errors import PayloadTooLargeError
 from ..job import Job
+from ..owners import folder_of
 from .refusal import refuse
 
-#: What a file takes beside what it holds: its last block, and its place in a folder.
+#: What a file takes beside what it holds: its last block, and its place in a folder. A folder takes as much.
 FILE_BYTES = 4096
+
+
+def measure_places(subfolder: str) -> int:
+    """What a file there takes at most beside what it holds: all of its folders may be new."""
+    return FILE_BYTES * (1 + len([part for part in re.split(r"[/\\]", subfolder) if part]))
 
 
 class FilesHeld:
@@ -45,8 +52,16 @@ class FilesHeld:
     def add_results(self, job: Job) -> None:
         """Add what a job has made, once it has succeeded."""
         if job.result.artifacts and job.owner in self._held:
-            files = [file for one in job.result.artifacts for file in (one, one.copy) if file is not None]
-            self.add(job.owner, sum(file.bytes + FILE_BYTES for file in files))
+            own = folder_of(job.owner)
+            self.add(
+                job.owner,
+                sum(
+                    file.bytes + measure_places(one.subfolder.removeprefix(own))
+                    for one in job.result.artifacts
+                    for file in (one, one.copy)
+                    if file is not None
+                ),
+            )
 
     def begin_measuring(self, owner: str) -> int:
         """What to hand to `end_measuring`."""

@@ -25,7 +25,7 @@ from ...guard.files.files import OwnFile
 from ...guard.files.names import is_plain, split_annotation
 from ...guard.files.uploads import UploadedFile, translate_disk_errors
 from ...guard.job import ROOTS
-from ...guard.quotas import Kind
+from ...guard.quotas import Kind, measure_places
 from ..about import FILES, READ, UPLOAD, About
 from ..form import is_form, receive_form
 from ..sending import OpenFile, answer_unchanged, has_the_end, make_headers, send
@@ -177,8 +177,9 @@ async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
         if file.is_empty:
             raise BadImageError("The file image is empty.", extra_info={"field": "image"})
         call.services.limits.take_upload(call.client, form.bytes)
-        give_back = call.services.quotas.take_files(call.client, form.bytes)
         words = {name: value.decode("utf-8", "replace") for name, value in form.fields.items()}
+        places = measure_places(words.get("subfolder", ""))
+        give_back = call.services.quotas.take_files(call.client, form.bytes + places)
         try:
             yield _Upload(
                 file,

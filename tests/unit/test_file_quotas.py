@@ -1,6 +1,7 @@
 """What an owner's files may come to together, and which of them go first."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from comfyui_guarded.guard.errors import GuardError, InvalidRequestError, Payloa
 from comfyui_guarded.guard.janitor.quotas import AGAIN_S, MEASURE_S
 from comfyui_guarded.guard.job import Artifact, Result
 from comfyui_guarded.guard.owners import folder_of
-from comfyui_guarded.guard.quotas import FILE_BYTES, FilesHeld
+from comfyui_guarded.guard.quotas import FILE_BYTES, FilesHeld, measure_places
 from comfyui_guarded.guard.store import SqliteStore
 
 BOT = Client("bot", operator=False)
@@ -140,7 +141,7 @@ def test_without_a_quota_nothing_is_counted_and_nothing_goes(box: Box, store, he
 
 
 def test_files_that_nobody_has_told_of_are_found_after_a_while(box: Box, store, held):
-    janitor = box.janitor(store, held=held, quotas={"bot": 3 * SIZE})
+    janitor = box.janitor(store, held=held, quotas={"bot": 3 * SIZE + FILE_BYTES})
     janitor.turn(now := time.time())
     lay(box, *(f"output/side/{number}.bin" for number in range(5)))
     janitor.turn(now + MEASURE_S - 1)
@@ -255,3 +256,28 @@ def test_each_owner_has_the_largest_quota_of_its_keys(tmp_path):
     found = Keys(tmp_path, Clock())
     assert found.list_file_quotas(0) == {"small": 7, "gone": 9, "mixed": 8}
     assert found.list_file_quotas(6) == {"small": 7, "plain": 6, "gone": 9, "mixed": 8}
+
+
+def test_folders_count_and_the_empty_ones_go_before_any_file(box: Box, store, held):
+    """A job that fails leaves as many as its prefix has parts."""
+    janitor = box.janitor(store, held=held, quotas={"bot": 10 * SIZE})
+    lay(box, "output/1.png", "output/2.png")
+    deep = own(box.output, "/".join("a" * 30))
+    deep.mkdir(parents=True)
+    fresh = own(box.temp, "/".join("b" * 5))
+    for folder in (deep, *deep.parents):
+        if folder_of("bot") in str(folder.parent):
+            os.utime(folder, (time.time() - DAY_S, time.time() - DAY_S))
+    fresh.mkdir(parents=True)
+    janitor.turn(now := time.time())
+    assert left(box) == {"output/1.png", "output/2.png"}
+    assert not own(box.output, "a").exists()
+    assert fresh.exists(), "something may be about to be written there"
+    assert held.count("bot") == 2 * SIZE + 5 * FILE_BYTES
+    janitor.turn(now + MEASURE_S)
+    assert held.count("bot") == 2 * SIZE + 5 * FILE_BYTES
+
+
+def test_an_upload_counts_the_folders_that_it_may_make():
+    assert measure_places("") == FILE_BYTES
+    assert measure_places("a/b\\c//") == 4 * FILE_BYTES
