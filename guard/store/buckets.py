@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..quotas import Taking, Whose, make_refusal
-from .database import Database
+from .database import Database, Foreseeing
 from .members import NOW_MS
 
 #: By what is counted and whose it is.
 At = tuple[str, Whose]
+_LEFT = "SELECT what, owner, user_id, units, at_ms FROM buckets"
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,23 @@ class Levels:
 
 def read(db: Database, places: Sequence[At]) -> Levels:
     keys = [(what, *_name(whose)) for what, whose in places]
-    marks = ", ".join(["(?, ?, ?)"] * len(keys))
-    rows = db.execute(
-        f"SELECT what, owner, user_id, units, at_ms FROM buckets WHERE (what, owner, user_id) IN ({marks}) "
-        f"UNION ALL SELECT '', '', '', 0, {NOW_MS}",
-        [value for key in keys for value in key],
-    ).fetchall()
+    rows = db.execute(_ask(len(keys)), [value for key in keys for value in key]).fetchall()
     found = {tuple(row[:3]): (row[3], row[4]) for row in rows}
     now_ms = next(row[4] for row in rows if not row[0])
     left = {place: found[key] for place, key in zip(places, keys, strict=True) if key in found}
     return Levels(now_ms, left)
+
+
+def _ask(count: int) -> str:
+    marks = ", ".join(["(?, ?, ?)"] * count)
+    return f"{_LEFT} WHERE (what, owner, user_id) IN ({marks}) UNION ALL SELECT '', '', '', 0, {NOW_MS}"
+
+
+def foresee(db: Foreseeing, takings: Sequence[Taking]) -> None:
+    """Ask for what :func:`take` will read."""
+    if takings:
+        keys = [(taking.what, *_name(taking.whose)) for taking in takings]
+        db.foresee(_ask(len(keys)), [value for key in keys for value in key])
 
 
 def take(db: Database, takings: Sequence[Taking]) -> None:
@@ -62,6 +70,7 @@ def add(db: Database, takings: Sequence[Taking]) -> None:
 
 
 def _write(db: Database, takings: Iterable[Taking], levels: Levels) -> None:
+    cast(Foreseeing, db).forget_foreseen((_LEFT,))
     rows: list[tuple[Any, ...]] = []
     for taking in takings:
         left = levels.find(taking) - taking.units

@@ -41,6 +41,14 @@ class Remote(Database, Protocol):
     def list_columns(self) -> list[tuple[str, list[str]]]: ...
 
 
+class Foreseeing(Database, Protocol):
+    """Such a connection while it writes: see :class:`.postgres_connection.PostgresConnection`."""
+
+    def foresee(self, query: str, values: Sequence[Any]) -> None: ...
+    def take_foreseen(self, query: str, values: Sequence[Any]) -> Rows | None: ...
+    def forget_foreseen(self, beginnings: tuple[str, ...] = ...) -> None: ...
+
+
 @contextmanager
 def snapshot(db: Database) -> Iterator[None]:
     """Let all queries see the same state of the tables."""

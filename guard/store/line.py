@@ -32,6 +32,17 @@ ROUNDS = 1000
 #: So many jobs are listed in the order in which they will run.
 STANDING = 10_000
 
+LAST_ROUND = (
+    "SELECT round FROM jobs INDEXED BY jobs_with_turns WHERE owner = ? AND user_id = ? AND priority = ? "
+    "AND user_id <> '' AND (state IN ('queued', 'dispatched') OR started_at_ms IS NOT NULL) "
+    "ORDER BY round DESC LIMIT 1"
+)
+# In an order that no other index has: PostgreSQL knows no INDEXED BY.
+QUEUED_OF_USER = (
+    "SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_of_user_by_state WHERE owner = ? "
+    "AND user_id BETWEEN ? AND ? AND user_id <> '' AND state = 'queued' ORDER BY user_id LIMIT ?) AS part"
+)
+
 
 @dataclass
 class Turn:
@@ -239,21 +250,11 @@ class Line:
         current = self.turns.get(new.owner, Turn()).last_rounds.get(new.priority, 0)
         if not new.user or new.front:
             return current
-        row = db.execute(
-            "SELECT round FROM jobs INDEXED BY jobs_with_turns WHERE owner = ? AND user_id = ? AND priority = ? "
-            "AND user_id <> '' AND (state IN ('queued', 'dispatched') OR started_at_ms IS NOT NULL) "
-            "ORDER BY round DESC LIMIT 1",
-            (new.owner, new.user, new.priority),
-        ).fetchone()
+        row = db.execute(LAST_ROUND, (new.owner, new.user, new.priority)).fetchone()
         return current if row is None else min(max(current, row[0] + 1), current + ROUNDS)
 
     def count_queued_of_user(self, db: Database, owner: str, user: str, at_most: int) -> int:
-        # In an order that no other index has: PostgreSQL knows no INDEXED BY.
-        query = (
-            "SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_of_user_by_state WHERE owner = ? "
-            "AND user_id BETWEEN ? AND ? AND user_id <> '' AND state = 'queued' ORDER BY user_id LIMIT ?) AS part"
-        )
-        (number,) = db.execute(query, (owner, user, user, at_most)).fetchone()
+        (number,) = db.execute(QUEUED_OF_USER, (owner, user, user, at_most)).fetchone()
         return int(number)
 
     def serve(self, db: Database, job: Job) -> None:

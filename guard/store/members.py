@@ -30,6 +30,7 @@ MOST_BOXES = 1000
 
 #: The engine's clock.
 NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+ASK_TOKEN = "SELECT token FROM jobs WHERE job_id = ?"
 _UNDER_WAY = "state IN ('dispatched', 'running', 'validating')"
 #: Jobs under way that no box has: a server that had the database for itself has left them.
 _ORPHANS = f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_open WHERE {_UNDER_WAY} AND box IS NULL"
@@ -301,11 +302,6 @@ def find_places(db: Database, job_ids: Sequence[str]) -> dict[str, str]:
     return dict(db.execute(query, (list(job_ids),)).fetchall())
 
 
-def give(db: Database, job: Job, member: Member, token: str) -> None:
-    """Let the box have the job; what its run writes must say the token."""
-    db.execute("UPDATE jobs SET box = ?, token = ? WHERE number = ?", (member.box, token, job.number))
-
-
 def take_back(db: Database, jobs: Iterable[Job]) -> None:
     """What their runs still write is refused."""
     for job in jobs:
@@ -321,4 +317,4 @@ def bind(db: Database, number: int, member: Member) -> None:
 
 def ask_token(db: Database, job_id: str) -> Rows:
     """Ask whose run the job is."""
-    return db.execute("SELECT token FROM jobs WHERE job_id = ?", (job_id,))
+    return db.execute(ASK_TOKEN, (job_id,))

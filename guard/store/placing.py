@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from .database import Database
 from .members import NOW_MS, Member
+from .rows import COLUMNS
 
 #: Of so many of an owner's jobs, the first in line and of equal priority, one whose models are loaded may go first.
 NEAR = 20
@@ -31,6 +32,17 @@ _LIGHT = (
     f"AND refusals.at_ms > {NOW_MS} - {REFUSED_MS})"
 )
 _ORDER = "priority DESC, round, place, number"
+
+#: Questions that are asked before their answers are wanted. Mostly the first job in line is the one that is taken.
+WHO_IS_THERE = (
+    f"SELECT box, epoch, vram_mb, {NOW_MS} FROM boxes WHERE until_ms > {NOW_MS} AND (max_jobs > 0 OR box = ?)"
+)
+FIRST = f"SELECT {_LIGHT} FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {_ORDER} LIMIT {NEAR}"
+HEAD = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {_ORDER} LIMIT 1"
+BODY_OF_HEAD = (
+    "SELECT number, body FROM bodies WHERE number = "
+    f"(SELECT number FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {_ORDER} LIMIT 1)"
+)
 
 
 class Runner(NamedTuple):
@@ -98,10 +110,7 @@ class There:
 
     def __init__(self, db: Database, member: Member) -> None:
         self._member = member
-        self._asked = db.execute(
-            f"SELECT box, epoch, vram_mb, {NOW_MS} FROM boxes WHERE until_ms > {NOW_MS} AND (max_jobs > 0 OR box = ?)",
-            (member.box,),
-        )
+        self._asked = db.execute(WHO_IS_THERE, (member.box,))
 
     @cached_property
     def _rows(self) -> list[tuple[str, str, int | None, int]]:
@@ -145,8 +154,7 @@ def choose(able: Sequence[Candidate], now_ms: int, loaded: frozenset[str], wait_
 
 
 def _list_first(db: Database, owner: str) -> Iterable[Candidate]:
-    query = f"SELECT {_LIGHT} FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {_ORDER} LIMIT {NEAR}"
-    asked = db.execute(query, (owner,))
+    asked = db.execute(FIRST, (owner,))
     return (Candidate(*row) for row in asked)
 
 

@@ -86,6 +86,8 @@ class PostgresConnection:
         self.raw = raw
         #: How many statements that may write were executed.
         self.writes = 0
+        #: Answers to questions that were asked before anybody wanted them, within this transaction.
+        self._foreseen: dict[tuple[str, tuple[Any, ...]], _Rows] = {}
         self._context: AbstractContextManager[psycopg.Pipeline] | None = None
         self._pipeline: psycopg.Pipeline | None = None
 
@@ -108,7 +110,30 @@ class PostgresConnection:
             return self.roll_back()
         if not query.startswith(("SELECT", "WITH")):
             self.writes += 1
+        elif self._foreseen and (foreseen := self._foreseen.pop((query, tuple(values)), None)) is not None:
+            return foreseen
         return _Rows(self.raw.execute(translate(query), values or None, binary=True), self)
+
+    # What will be asked. -------------------------------------------------------------------------------------
+
+    def foresee(self, query: str, values: Sequence[Any]) -> None:
+        """Ask now what `execute` will be asked: then all answers come at once, and nobody waits for each by itself.
+
+        The answer serves once, until the transaction ends. Whoever changes what it depends on calls
+        :meth:`forget_foreseen`.
+        """
+        key = query, tuple(values)
+        if key not in self._foreseen:
+            self._foreseen[key] = _Rows(self.raw.execute(translate(query), values or None, binary=True), self)
+
+    def take_foreseen(self, query: str, values: Sequence[Any]) -> _Rows | None:
+        """The answer, if that was foreseen: for what is not asked in any other way."""
+        return self._foreseen.pop((query, tuple(values)), None)
+
+    def forget_foreseen(self, beginnings: tuple[str, ...] = ("",)) -> None:
+        """Ask anew what is asked by queries that begin so, or everything."""
+        if self._foreseen:
+            self._foreseen = {key: rows for key, rows in self._foreseen.items() if not key[0].startswith(beginnings)}
 
     def executemany(self, query: str, values: Iterable[Sequence[Any]], /) -> None:
         for each in values:
@@ -139,6 +164,7 @@ class PostgresConnection:
 
         Raises what any statement has met; nothing is committed then. Where the connection is lost, nobody knows.
         """
+        self._foreseen.clear()
         self.raw.execute("COMMIT")
         self._leave()
         # Of a transaction in which something has failed, PostgreSQL makes a rollback.
@@ -146,6 +172,7 @@ class PostgresConnection:
             raise psycopg.InterfaceError("the transaction did not end")
 
     def roll_back(self) -> None:
+        self._foreseen.clear()
         try:
             self._leave()
         except psycopg.Error:

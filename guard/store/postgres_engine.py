@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ from .postgres_held import HeldDatabase
 from .postgres_reader import PostgresReader
 from .slices import Means
 from .store_engine import StoreEngine
-from .threads import Batch, DatabaseThread, Operation, fail, report_failure
+from .threads import LATER_S, MOST_LATER_S, Batch, DatabaseThread, Operation, Task, fail, report_failure
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -205,9 +205,21 @@ class PostgresEngine(StoreEngine):
         """See that the connection is not lost, before somebody needs it."""
         db.raw.execute("SELECT 1")
 
-    def _begin(self, db: Database) -> None:
+    def _begin(self, db: Database, batch: Sequence[Task] = ()) -> None:
+        """Begin a transaction, and ask for what the batch will read."""
         assert isinstance(db, PostgresConnection)
         db.begin()
+        self._ask_for(db, batch)
+
+    def _ask_for(self, db: PostgresConnection, batch: Sequence[Task]) -> None:
+        for task in batch:
+            try:
+                if task.ask is not None:
+                    task.ask(db)
+            except psycopg.Error:
+                raise
+            except Exception as error:  # its operation meets the same, and that one alone
+                log.debug("a question could not be asked: %s", error)
 
     def _note_failure(self, error: BaseException) -> GuardError:
         """Do what a failure calls for; return the error for the callers."""
@@ -232,6 +244,7 @@ class PostgresEngine(StoreEngine):
             fail(batch, self._make_refusal())
             return
         refusals: Refusals = []
+        began_s = time.monotonic()
         try:
             done = self._try_together(batch, refusals)
         except psycopg.Error as error:
@@ -250,6 +263,8 @@ class PostgresEngine(StoreEngine):
         except BaseException as error:
             self._fail(batch, refusals, error)
             return
+        took_s = time.monotonic() - began_s
+        self._writer.patience_s = min(took_s, MOST_LATER_S) if took_s > LATER_S else 0.0
         self._announce(done, refusals)
 
     def _fail(self, batch: Batch, refusals: Refusals, error: BaseException) -> None:
@@ -291,7 +306,7 @@ class PostgresEngine(StoreEngine):
 
     def _attempt(self, db: PostgresConnection, batch: Batch, refusals: Refusals) -> Done | None:
         """Begin a transaction and do the batch in it. None: an operation refused after it had written."""
-        self._begin(db)
+        self._begin(db, batch)
         done = []
         for task in batch:
             writes = db.writes

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 
 from .arrivals import Asked
 from .database import Database
 from .postgres_connection import PostgresConnection
 from .postgres_engine import PostgresEngine
 from .postgres_shared import SharedDatabase
-from .threads import Operation
+from .threads import Operation, Task
 from .upkeep import Upkeep
 
 
@@ -40,20 +42,27 @@ class SharedEngine(PostgresEngine):
         self._forget = forget_kept
         #: Whether others have written of late: then the next transaction asks for that as it begins.
         self._expects_news = False
+        #: When that was asked last.
+        self._asked_s = -math.inf
 
-    def _begin(self, db: Database) -> None:
+    def _begin(self, db: Database, batch: Sequence[Task] = ()) -> None:
         assert isinstance(db, PostgresConnection)
-        super()._begin(db)
-        while self._take_turn(db):
+        db.begin()
+        while self._take_turn(db, batch):
             # It is far behind: the others need not wait for all of that.
             db.roll_back()
             self._catch_up(db)
-            super()._begin(db)
+            db.begin()
 
-    def _take_turn(self, db: Database) -> bool:
-        """Wait for the turn, and take in what others have changed, in one question; whether there is more of that."""
+    def _take_turn(self, db: PostgresConnection, batch: Sequence[Task]) -> bool:
+        """Wait for the turn, take in what others have changed, and ask for what the batch will read, in one question.
+
+        Returns whether there is more of what others have changed.
+        """
         turn = self._held.ask_for_turn(db)
         asked = self._ask(db) if self._expects_news else None
+        self._ask_for(db, batch)
+        self._asked_s = time.monotonic()
         self._expects_news = self._held.has_news(turn)
         if not self._expects_news:
             return False
@@ -63,7 +72,9 @@ class SharedEngine(PostgresEngine):
         return is_more
 
     def _check(self, db: PostgresConnection) -> None:
-        if self._held.has_news(self._held.ask_who_wrote(db)):
+        # A commit has asked the same, and one may wait that would have to wait for this.
+        is_due = time.monotonic() >= self._asked_s + self._LOOK_S
+        if is_due and self._held.has_news(self._held.ask_who_wrote(db)):
             self._expects_news = True
             self._catch_up(db)
         self._publish()

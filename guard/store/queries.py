@@ -35,19 +35,17 @@ READ_CHANGES = 100
 #: Bytes of bodies read at once. A single body may have `policy.max_body_bytes`.
 BODIES_BYTES = 4 * 2**20
 
+FIND_KEY = "SELECT body_digest, job_id, created_at_ms FROM idempotency WHERE owner = ? AND key = ?"
 _OWNER = COLUMNS.split(", ").index("owner")
 #: Up to which change of state the owner of a row of `jobs` has cleared its history.
 _CLEARED = "coalesce((SELECT up_to FROM cleared WHERE cleared.owner = jobs.owner), 0)"
 
 
 def replay(db: Database, line: Line, owner: str, key: IdempotencyKey, *, by_submit: bool = False) -> Submitted | None:
-    row = db.execute(
-        "SELECT body_digest, job_id FROM idempotency WHERE owner = ? AND key = ? AND created_at_ms >= ?",
-        (owner, key.key, key.since_ms),
-    ).fetchone()
-    if row is None:
+    row = db.execute(FIND_KEY, (owner, key.key)).fetchone()
+    if row is None or row[2] < key.since_ms:
         return None
-    body_digest, job_id = row
+    body_digest, job_id, _created_at_ms = row
     if body_digest != key.body_digest:
         raise ConflictError("This idempotency key came with another body before.", extra_info={"job_id": job_id})
     job = find_job(db, job_id)

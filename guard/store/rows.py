@@ -24,6 +24,12 @@ COLUMNS = (
 IS_OPEN = "state IN ('queued', 'dispatched', 'running', 'validating')"
 
 
+#: Questions that are asked before their answers are wanted: see `Transitions.foresee_submit`.
+FIND_JOB = f"SELECT {COLUMNS} FROM jobs WHERE job_id = ?"
+FIND_RETRY = f"SELECT {COLUMNS} FROM jobs WHERE retry_of = ?"
+IS_THERE = "SELECT 1 FROM jobs WHERE job_id = ?"
+
+
 def read_job(row: tuple[Any, ...]) -> Job:
     (number, job_id, owner, state, priority, attempts, created, started, ended, timeout_s) = row[:10]
     (locale, client_id, shape, template, parameters, outputs, metadata, has_secrets, *rest) = row[10:]
@@ -139,7 +145,7 @@ def insert_job(db: Database, new: NewJob, job: Job, order: float) -> bool:
     """Write a new job and its body. False: its id is taken, or what it repeats is repeated already."""
     is_sqlite = isinstance(db, sqlite3.Connection)
     # Elsewhere a statement that fails spoils the transaction.
-    if not is_sqlite and db.execute("SELECT 1 FROM jobs WHERE job_id = ?", (new.job_id,)).fetchone() is not None:
+    if not is_sqlite and db.execute(IS_THERE, (new.job_id,)).fetchone() is not None:
         return False
     try:
         _insert_job(db, new, job, order)
@@ -190,11 +196,16 @@ def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
         db.execute("INSERT INTO workflows VALUES (?, ?, ?)", (job.number, new.job_id, new.workflow_id))
 
 
-def update_job(db: Database, job: Job) -> None:
-    """Write the columns that a change of state may change."""
+_CHANGED = (
+    "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, event_id = ?, code = ?, "
+    "verdict = ?, result = ?, puts = ?"
+)
+
+
+def update_job(db: Database, job: Job, given: tuple[str, str] | None = None) -> None:
+    """Write the columns that a change of state may change; `given`: also to which box it is given, and the token."""
     db.execute(
-        "UPDATE jobs SET state = ?, attempts = ?, started_at_ms = ?, settled_at_ms = ?, event_id = ?, code = ?, "
-        "verdict = ?, result = ?, puts = ? WHERE number = ?",
+        f"{_CHANGED} WHERE number = ?" if given is None else f"{_CHANGED}, box = ?, token = ? WHERE number = ?",
         (
             job.state.value,
             job.attempts,
@@ -205,19 +216,20 @@ def update_job(db: Database, job: Job) -> None:
             json.dumps(vars(job.verdict)) if job.verdict else None,
             _dump_result(job.result) if job.state.settled else None,
             dump_puts(job),
+            *(given or ()),
             job.number,
         ),
     )
 
 
 def find_job(db: Database, job_id: str) -> Job | None:
-    row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    row = db.execute(FIND_JOB, (job_id,)).fetchone()
     return read_job(row) if row else None
 
 
 def find_retry(db: Database, job_id: str) -> Job | None:
     """The job that repeats that one."""
-    row = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE retry_of = ?", (job_id,)).fetchone()
+    row = db.execute(FIND_RETRY, (job_id,)).fetchone()
     return read_job(row) if row else None
 
 

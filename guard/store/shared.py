@@ -10,20 +10,24 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from ..clock import Clock
 from ..job import Job, JobState, NewJob
 from ..quotas import Taking
 from . import arrivals, buckets, members, placing
 from .arrivals import Asked
-from .database import Database, snapshot
+from .database import Database, Foreseeing, snapshot
 from .facts import IdempotencyKey, Recovery
 from .line import Line
 from .members import Member
 from .placing import Choice, Refused
 from .recent import Recent
-from .rows import COLUMNS, find_job, read_job
+from .rows import COLUMNS, FIND_JOB, find_job, read_job, update_job
 from .transitions import Transitions
+
+#: What is foreseen of the queue's order.
+_OF_QUEUE = placing.FIRST, placing.HEAD, placing.BODY_OF_HEAD
 
 
 class SharedTransitions(Transitions):
@@ -53,10 +57,16 @@ class SharedTransitions(Transitions):
         self._turns: dict[str, tuple[int, int]] = {}
         #: What this box had loaded before each of them.
         self._loaded: dict[str, frozenset[str]] = {}
+        #: To which box a job was given in this transaction, with which token, until that is written.
+        self._given: dict[str, tuple[str, str]] = {}
+        #: Whose run each job is, of those that were asked for in this transaction.
+        self._whose: dict[str, str | None] = {}
 
     def load(self, db: Database) -> None:
         self.changed.clear()
         self.touched.clear()
+        self._whose.clear()
+        self._given.clear()
         with snapshot(db):
             self.line = Line.read(db, self._member.box)
         # Less than was followed is there only where the database was restored from a backup.
@@ -91,6 +101,7 @@ class SharedTransitions(Transitions):
         return arrived
 
     def take_changes(self) -> list[Job]:
+        self._whose.clear()
         changed = super().take_changes()
         self.followed = max([self.followed or 0, *(job.event_id for job in changed)])
         return changed
@@ -123,6 +134,7 @@ class SharedTransitions(Transitions):
     def _take_back(
         self, db: Database, box: str, max_attempts: int, lived_until_ms: int | None, and_orphans: bool = False
     ) -> Recovery:
+        self._forget_foreseen(db)
         jobs = members.list_under_way(db, box, and_orphans=and_orphans)
         secretive = members.list_secretive(db, box, and_orphans=and_orphans)
         recovery = self._take_up(db, [*jobs, *secretive], max_attempts, lived_until_ms)
@@ -135,6 +147,57 @@ class SharedTransitions(Transitions):
             self._loaded.clear()
         return recovery
 
+    # What will be asked is asked as the transaction begins: see `PostgresConnection.foresee`. ---------------------
+
+    def foresee_submit(
+        self,
+        db: Foreseeing,
+        new: NewJob,
+        key: IdempotencyKey | None,
+        max_queued_of_user: int | None,
+        takings: Sequence[Taking] = (),
+    ) -> None:
+        super().foresee_submit(db, new, key, max_queued_of_user, takings)
+        buckets.foresee(db, takings)
+
+    def foresee_next(self, db: Foreseeing, *, with_body: bool) -> None:
+        # As far as is known: what others have done, and this transaction does before, may make it another's turn.
+        if (owner := self.line.pick_owner()) is None:
+            return
+        db.foresee(placing.WHO_IS_THERE, (self._member.box,))
+        db.foresee(placing.FIRST, (owner,))
+        db.foresee(placing.HEAD, (owner,))
+        if with_body:
+            db.foresee(placing.BODY_OF_HEAD, (owner,))
+
+    def foresee_run(self, db: Foreseeing, job_id: str) -> None:
+        db.foresee(FIND_JOB, (job_id,))
+        db.foresee(members.ASK_TOKEN, (job_id,))
+
+    def _forget_foreseen(self, db: Database) -> None:
+        """Everything may have another answer now."""
+        cast(Foreseeing, db).forget_foreseen()
+        self._whose.clear()
+
+    def _move(self, db: Database, job: Job, state: JobState, *, writes: bool = True, **changes: Any) -> Job:
+        cast(Foreseeing, db).take_foreseen(FIND_JOB, (job.job_id,))
+        if JobState.QUEUED in (job.state, state):
+            cast(Foreseeing, db).forget_foreseen(_OF_QUEUE)
+        return super()._move(db, job, state, writes=writes, **changes)
+
+    def _find_written(self, db: Database, job_id: str) -> Job | None:
+        return self._find(db, job_id)  # here memory has nothing but this transaction
+
+    def _find_body(self, db: Database, job: Job) -> bytes | None:
+        row = self._take_head(db, placing.BODY_OF_HEAD, job.owner, job.number)
+        return super()._find_body(db, job) if row is None else row[1]
+
+    def _take_head(self, db: Database, query: str, owner: str, number: int) -> tuple[Any, ...] | None:
+        """What was foreseen of the first job in the owner's line, if that is the one of that number."""
+        asked = cast(Foreseeing, db).take_foreseen(query, (owner,))
+        row: tuple[Any, ...] | None = None if asked is None else asked.fetchone()
+        return row if row is not None and row[0] == number else None
+
     # What is otherwise for a box among others. ---------------------------------------------------------------
 
     def _find_first(self, db: Database) -> Job | None:
@@ -142,22 +205,30 @@ class SharedTransitions(Transitions):
         if not self.line.queued:
             return None
         there = placing.There(db, self._member)
-        found = (placing.find(db, owner, self._member, there) for owner in self.line.list_owners())
-        choice = next((choice for choice in found if choice is not None), None)
+        found = ((owner, placing.find(db, owner, self._member, there)) for owner in self.line.list_owners())
+        owner, choice = next(((owner, choice) for owner, choice in found if choice is not None), ("", None))
         if choice is None:
             return None
         self._choice, self._now_ms = choice, there.now_ms
-        query = f"SELECT {COLUMNS} FROM jobs WHERE number = ?"
-        return read_job(db.execute(query, (choice.job.number,)).fetchone())
+        row = self._take_head(db, placing.HEAD, owner, choice.job.number)
+        if row is None:
+            query = f"SELECT {COLUMNS} FROM jobs WHERE number = ?"
+            row = db.execute(query, (choice.job.number,)).fetchone()
+        return read_job(row)
 
     def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
         self.tokens[job.job_id] = token = secrets.token_hex(8)
-        members.give(db, job, self._member, token)
+        self._whose.pop(job.job_id, None)
+        self._given[job.job_id] = self._member.box, token
         if self._choice is not None:
             placing.note_passed(db, self._choice, self._now_ms)
             self._loaded[job.job_id] = self._member.loaded
             self._member.loaded = self._choice.job.names or self._member.loaded
         return super()._lease(db, job.evolve(token=token), self._member.box, writes=writes)
+
+    def _update(self, db: Database, job: Job) -> None:
+        # What its run writes must say the token. In one statement: each makes a row of its own, in every index.
+        update_job(db, job, self._given.pop(job.job_id, None))
 
     def _serve(self, db: Database, job: Job) -> None:
         before = self.line.turns[job.owner].served
@@ -174,6 +245,7 @@ class SharedTransitions(Transitions):
         job = find_job(db, job_id)
         if job is None or job.state.settled or not has_run():
             return True  # it is nobody's here
+        self._forget_foreseen(db)
         if not placing.refuse(db, job.number, job_id, self._member, refused):
             return False
         self._move(db, job, JobState.QUEUED)
@@ -186,8 +258,15 @@ class SharedTransitions(Transitions):
         return True
 
     def _ask_for_run(self, db: Database, job_id: str, token: str | None = None) -> Callable[[], bool]:
-        wanted, asked = token or self.tokens.get(job_id), members.ask_token(db, job_id)
-        return lambda: wanted is not None and asked.fetchone() == (wanted,)
+        wanted = token or self.tokens.get(job_id)
+        asked = None if job_id in self._whose else members.ask_token(db, job_id)
+
+        def has_run() -> bool:
+            if asked is not None:
+                self._whose[job_id] = (asked.fetchone() or (None,))[0]
+            return wanted is not None and self._whose[job_id] == wanted
+
+        return has_run
 
     def release(self, db: Database, job_id: str) -> None:
         # By its holder: it may be another box's by now, which one that was frozen has not heard of.
@@ -202,6 +281,7 @@ class SharedTransitions(Transitions):
 
     def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:
         job = super()._insert(db, new, key)
+        cast(Foreseeing, db).forget_foreseen(_OF_QUEUE)
         if new.has_secrets:
             members.bind(db, job.number, self._member)
         return job

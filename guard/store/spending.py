@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from .database import Database
+from .database import Database, Foreseeing
 
 #: So many days on which something ran are kept, the newest: a year, and a month to look back at it. They are counted,
 #: since a clock that is ahead would make all of them old.
 KEPT_DAYS = 400
 #: So many rows may a day of one owner have; what further users of it spend is counted without their names.
 ROWS_OF_OWNER = 2000
+
+_IS_THERE = "SELECT 1 FROM spending WHERE day = ? AND owner = ? AND user_id = ? AND template = ?"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ def add(db: Database, at_ms: int, whose: tuple[str, str, str], gpu_ms: int, load
         )
 
 
+def foresee(db: Foreseeing, at_ms: int, whose: tuple[str, str, str]) -> None:
+    """Ask for what :func:`add` will read."""
+    db.foresee(_IS_THERE, (name_day(at_ms), *whose))
+
+
 def clamp(db: Database, now_ms: int) -> None:
     """Count what was spent on days that have not come yet as spent today: the clock was ahead."""
     today = name_day(now_ms)
@@ -69,11 +77,16 @@ def clamp(db: Database, now_ms: int) -> None:
 
 
 def _add(db: Database, values: tuple[object, ...]) -> bool:
+    is_sqlite = isinstance(db, sqlite3.Connection)
+    # Elsewhere the number of rows takes a question of its own.
+    if not is_sqlite and db.execute(_IS_THERE, values[2:]).fetchone() is None:
+        return False
     update = (
         "UPDATE spending SET runs = runs + 1, gpu_ms = gpu_ms + ?, load_ms = load_ms + ? "
         "WHERE day = ? AND owner = ? AND user_id = ? AND template = ?"
     )
-    return db.execute(update, values).rowcount > 0
+    updated = db.execute(update, values)
+    return not is_sqlite or updated.rowcount > 0
 
 
 def read(db: Database, owner: str | None, first_day: str, last_day: str, limit: int) -> list[Spending]:

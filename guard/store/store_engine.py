@@ -13,7 +13,7 @@ from ..errors import GuardError
 from . import forks
 from .held_file import TakenOverError
 from .pause import Pause
-from .threads import Batch, DatabaseThread, Operation, make_refusal, refuse
+from .threads import Ask, Batch, DatabaseThread, Operation, make_refusal, refuse
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -97,14 +97,22 @@ class StoreEngine(ABC):
         """Whether the database is open, if only to read it. Any thread."""
 
     def write(
-        self, operation: Operation[T], durable: bool = False, urgent: bool = True, held: bool = False
+        self,
+        operation: Operation[T],
+        durable: bool = False,
+        urgent: bool = True,
+        held: bool = False,
+        ask: Ask | None = None,
     ) -> Future[T]:
         """Run an operation on the writer's thread, in a transaction; the future is done when that is on disk.
 
         `durable`: it survives a power cut, for which its commit waits. `urgent`: somebody waits for it; others share
-        the commit of what comes next, a moment later. `held`: see :meth:`let_go`.
+        the commit of what comes next, a moment later. `held`: see :meth:`let_go`. `ask`: asks for what the operation
+        will read, where each question takes its time: see :meth:`.postgres_connection.PostgresConnection.foresee`.
         """
-        return self._writer.run(operation, durable, urgent, held) if self.trouble is None else self._refuse()
+        if self.trouble is not None:
+            return self._refuse()
+        return self._writer.run(operation, durable, urgent, held, ask)
 
     def let_go(self) -> None:
         """Run what was held, in one piece; something urgent takes it along before that. Any thread."""

@@ -44,6 +44,7 @@ from .puts import PutDelivery
 from .rows import find_job, find_retry, match_owner
 from .spending import Spending
 from .store_engine import StoreEngine
+from .threads import Ask
 from .transitions import Transitions
 from .upkeep import Upkeep
 
@@ -222,26 +223,50 @@ class TableStore(DepotTables, Store):
         held: bool = False,
     ) -> Future[Submitted]:
         limits = max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner, takings
-        return self._engine.write(lambda db: self._transitions.submit(db, new, key, *limits), durable=True, held=held)
+        asked = new, key, max_queued_of_user, takings
+        return self._engine.write(
+            lambda db: self._transitions.submit(db, new, key, *limits),
+            durable=True,
+            held=held,
+            ask=lambda db: self._transitions.foresee_submit(db, *asked),
+        )
 
     def let_go(self) -> None:
         self._engine.let_go()
 
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
-        return self._engine.write(lambda db: self._transitions.claim(db, holder, max_jobs))
+        return self._engine.write(
+            lambda db: self._transitions.claim(db, holder, max_jobs), ask=self._foresee_next(with_body=True)
+        )
 
     def begin(self, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Future[Job | None]:
-        return self._engine.write(lambda db: self._transitions.begin(db, holder, max_jobs, is_ready))
+        return self._engine.write(
+            lambda db: self._transitions.begin(db, holder, max_jobs, is_ready), ask=self._foresee_next(with_body=False)
+        )
+
+    def _foresee_next(self, *, with_body: bool) -> Ask:
+        return lambda db: self._transitions.foresee_next(db, with_body=with_body)
+
+    def _foresee_run(self, job_id: str) -> Ask:
+        return lambda db: self._transitions.foresee_run(db, job_id)
 
     def hand_over(self, job_id: str) -> Future[None]:
-        return self._engine.write(lambda db: self._transitions.hand_over(db, job_id), urgent=False)
+        return self._engine.write(
+            lambda db: self._transitions.hand_over(db, job_id), urgent=False, ask=self._foresee_run(job_id)
+        )
 
     def start(self, job_id: str) -> Future[Job | None]:
-        return self._engine.write(lambda db: self._transitions.advance(db, job_id, JobState.RUNNING))
+        return self._engine.write(
+            lambda db: self._transitions.advance(db, job_id, JobState.RUNNING), ask=self._foresee_run(job_id)
+        )
 
     def validate(self, job_id: str) -> Future[Job | None]:
         # Most checks take no longer than a commit: then their verdict shares it.
-        return self._engine.write(lambda db: self._transitions.advance(db, job_id, JobState.VALIDATING), urgent=False)
+        return self._engine.write(
+            lambda db: self._transitions.advance(db, job_id, JobState.VALIDATING),
+            urgent=False,
+            ask=self._foresee_run(job_id),
+        )
 
     def settle(
         self,
@@ -253,7 +278,9 @@ class TableStore(DepotTables, Store):
         token: str | None = None,
     ) -> Future[Settled | None]:
         return self._engine.write(
-            lambda db: self._transitions.settle(db, job_id, verdict, result, only_waiting, token), durable=True
+            lambda db: self._transitions.settle(db, job_id, verdict, result, only_waiting, token),
+            durable=True,
+            ask=self._foresee_run(job_id),
         )
 
     def release(self, job_id: str) -> Future[None]:
@@ -281,7 +308,9 @@ class TableStore(DepotTables, Store):
     def spend(self, job: Job, spent: Spent) -> Future[None]:
         whose = job.owner, job.user, job.template
         return self._engine.write(
-            lambda db: spending.add(db, spent.ended_at_ms, whose, spent.run_ms, spent.load_ms), urgent=False
+            lambda db: spending.add(db, spent.ended_at_ms, whose, spent.run_ms, spent.load_ms),
+            urgent=False,
+            ask=lambda db: spending.foresee(db, spent.ended_at_ms, whose),
         )
 
     def put_alarms(self, alarms: Sequence[NewAlarm]) -> Future[None]:

@@ -15,17 +15,21 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import DiskFullError, GuardError, ServerUnavailableError
-from .database import Database
+from .database import Database, Foreseeing
 
 log = logging.getLogger("guarded.store")
 
 T = TypeVar("T")
 Operation = Callable[[Database], T]
+#: Asks for what an operation will read: see :meth:`.postgres_connection.PostgresConnection.foresee`.
+Ask = Callable[[Foreseeing], None]
 
 #: The most operations in one batch. 32 clients at once share one; more would only make the first of them wait.
 BATCH = 256
 #: How long an operation that is not urgent waits for others at most, to share their commit.
 LATER_S = 0.02
+#: … or as long as a commit takes, where that is longer, and at most this.
+MOST_LATER_S = 0.25
 #: How often an idle thread looks after what it has to look after.
 LOOK_S = 1.0
 #: … or this, where it said that there is more to do.
@@ -36,11 +40,13 @@ AGAIN_S = 60.0
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """An operation, and the future that gets its result. `durable`: see :meth:`.engine.Engine.write`."""
+    """An operation, and the future that gets its result. The rest: see :meth:`.store_engine.StoreEngine.write`."""
 
     operation: Operation[Any]
     future: Future[Any]
     durable: bool = False
+    urgent: bool = True
+    ask: Ask | None = None
 
 
 Batch = list[Task]
@@ -65,6 +71,9 @@ class DatabaseThread:
         self._work = work
         self._idle = idle
         self._look_s = look_s
+        #: So long the thread waits for something urgent before it begins with what is not: 0, or what a commit takes
+        #: where that is long. The thread itself.
+        self.patience_s = 0.0
         self._idle_s = 0.0
         #: Until `idle` is called again.
         self._pause_s = 0.0
@@ -100,7 +109,14 @@ class DatabaseThread:
         """Call `idle` after this batch. The thread itself."""
         self._pause_s = 0.0
 
-    def run(self, operation: Operation[T], durable: bool = False, urgent: bool = True, held: bool = False) -> Future[T]:
+    def run(
+        self,
+        operation: Operation[T],
+        durable: bool = False,
+        urgent: bool = True,
+        held: bool = False,
+        ask: Ask | None = None,
+    ) -> Future[T]:
         """Run the operation after those that were handed in before. Any thread.
 
         `urgent` False: within `LATER_S`. `held`: once the caller calls :meth:`let_go`, with what it has held besides,
@@ -110,7 +126,7 @@ class DatabaseThread:
         with self._lock:  # a close comes before or after: what it does not see would never be done
             if not self._closed:
                 self._since_s.append(time.monotonic())
-                self._later.append(Task(operation, future, durable))
+                self._later.append(Task(operation, future, durable, urgent, ask))
                 if not held and (urgent or self._sleeps or not self._naps):
                     self._hand_in()
                 self._naps = self._naps or not urgent
@@ -168,7 +184,9 @@ class DatabaseThread:
                 if len(tasks) >= BATCH:
                     break
                 try:
-                    handed = self._inbox.get_nowait()
+                    # What a commit takes that nobody waits for, the next one would wait for.
+                    waits = self.patience_s > 0 and not any(task.urgent for task in tasks)
+                    handed = self._inbox.get(timeout=self.patience_s) if waits else self._inbox.get_nowait()
                 except queue.Empty:
                     break
             is_open = handed is not None
@@ -192,7 +210,7 @@ class DatabaseThread:
         """
         if self._naps:
             with contextlib.suppress(queue.Empty):
-                return self._inbox.get(timeout=min(LATER_S, self._pause_s))
+                return self._inbox.get(timeout=min(max(LATER_S, self.patience_s), self._pause_s))
             with self._lock:
                 self._hand_in()
                 self._sleeps = True

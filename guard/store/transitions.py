@@ -14,14 +14,14 @@ from ..job import TRANSITIONS, WAITING, Job, JobState, NewJob, Result, Verdict
 from ..outgoing import Put
 from ..quotas import Taking, check_open_bytes
 from . import depot_files, outbox, puts, result_files, spending, times
-from .database import Database
+from .database import Database, Foreseeing
 from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
-from .line import Line, is_under_way
+from .line import LAST_ROUND, QUEUED_OF_USER, Line, is_under_way
 from .outbox import DeliveryState
 from .puts import PutDelivery
-from .queries import replay
+from .queries import FIND_KEY, replay
 from .recent import Recent
-from .rows import COLUMNS, IS_OPEN, find_job, find_retry, insert_job, read_job, update_job
+from .rows import COLUMNS, FIND_RETRY, IS_OPEN, IS_THERE, find_job, find_retry, insert_job, read_job, update_job
 
 
 class Transitions:
@@ -137,17 +137,46 @@ class Transitions:
             )
         return Submitted(job, self.line.locate(db, job, by_submit=True, place=_find_place(new, job.number)))
 
+    def foresee_submit(
+        self,
+        db: Foreseeing,
+        new: NewJob,
+        key: IdempotencyKey | None,
+        max_queued_of_user: int | None,
+        takings: Sequence[Taking] = (),
+    ) -> None:
+        """Ask for what :meth:`submit` will read, before others of the same commit: then nobody waits for it alone."""
+        db.foresee(IS_THERE, (new.job_id,))
+        if key is not None:
+            db.foresee(FIND_KEY, (new.owner, key.key))
+        if new.retry_of is not None:
+            db.foresee(FIND_RETRY, (new.retry_of,))
+        if new.user and not new.front:
+            db.foresee(LAST_ROUND, (new.owner, new.user, new.priority))
+        if new.user and max_queued_of_user is not None:
+            db.foresee(QUEUED_OF_USER, (new.owner, new.user, new.user, max_queued_of_user))
+
+    def foresee_next(self, db: Foreseeing, *, with_body: bool) -> None:
+        """The same for :meth:`claim`, and without the body for :meth:`begin`."""
+
+    def foresee_run(self, db: Foreseeing, job_id: str) -> None:
+        """The same for what a run of the job writes."""
+
     def _take(self, db: Database, takings: Sequence[Taking]) -> None:
         """Take a job out of limits that boxes share. Raises RateLimitedError, having written nothing."""
 
     def claim(self, db: Database, holder: str, max_jobs: int) -> Claimed | None:
         while (job := self._find_next(db, max_jobs)) is not None:
-            body = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
+            body = self._find_body(db, job)
             if body is not None:
-                return Claimed(self._lease(db, job, holder), body[0])
+                return Claimed(self._lease(db, job, holder), body)
             error = InternalError("The job's prompt is no longer in the database.")
             self._end(db, job, Verdict.of(error), None)
         return None
+
+    def _find_body(self, db: Database, job: Job) -> bytes | None:
+        row = db.execute("SELECT body FROM bodies WHERE number = ?", (job.number,)).fetchone()
+        return None if row is None else row[0]
 
     def begin(self, db: Database, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Job | None:
         job = self._find_next(db, max_jobs)
@@ -214,8 +243,7 @@ class Transitions:
         token: str | None = None,
     ) -> Settled | None:
         has_run = self._ask_for_run(db, job_id, token) if token is not None else None
-        # Not from memory: an ending is told, so it must be on disk.
-        job = find_job(db, job_id)
+        job = self._find_written(db, job_id)
         if job is None:
             return None
         if job.state.settled or (only_waiting and job.state not in WAITING):
@@ -290,6 +318,10 @@ class Transitions:
         self._note(job)
         return job
 
+    def _find_written(self, db: Database, job_id: str) -> Job | None:
+        """The job as the tables have it. An ending is told, so it must be on disk."""
+        return find_job(db, job_id)
+
     def _find(self, db: Database, job_id: str) -> Job | None:
         """The job as this transaction has it."""
         if job_id in self.touched:
@@ -315,7 +347,7 @@ class Transitions:
             self.line.add_open_bytes(job.owner, -job.body_bytes)
         moved = job.evolve(state=state, event_id=self._record_change(db, job.job_id, now_ms, state), **changes)
         if writes:
-            update_job(db, moved)
+            self._update(db, moved)
         outbox.put(db, moved, now_ms)
         if JobState.QUEUED in (job.state, state):
             self.line.add_queued(db, job, +1 if state is JobState.QUEUED else -1)
@@ -327,6 +359,10 @@ class Transitions:
                 self.line.here.add(job.job_id)
         self._note(moved)
         return moved
+
+    def _update(self, db: Database, job: Job) -> None:
+        """Write what a change of state changes."""
+        update_job(db, job)
 
     def _end(self, db: Database, job: Job, verdict: Verdict, result: Result | None) -> Job:
         if verdict.details:  # what is told now must be what the tables will say: a tuple is a list there
