@@ -17,7 +17,7 @@ from ..settings import AccessSettings
 from . import peers
 from .addresses import is_loopback, is_loopback_host, read_authority
 from .keys import Keys
-from .tokens import Tokens
+from .tokens import Tokens, is_token
 
 log = logging.getLogger("guarded.access")
 
@@ -83,7 +83,8 @@ class Access:
         self._own_connections: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
     def identify(self, request: Request) -> Client:
-        """Find the client behind a request. A key that it sends decides: a wrong one is refused on loopback too.
+        """Find the client behind a request. A key that it sends decides: a wrong one is refused on loopback too, and so
+        is a token of ours that is not good.
 
         Raises:
             UnauthorizedError: it has no key, or an unknown, revoked or expired one.
@@ -104,7 +105,9 @@ class Access:
             return client
         is_local = self._is_signed_in(headers) or self._is_trusted(request)
         if is_local and not _is_for_foreign_page(request):
-            return LOCAL  # whatever `token` says, since it may be a parameter of another pack
+            if request.token is not None and is_token(request.token):  # else it is a parameter of another pack
+                self._identify_by_token(request)
+            return LOCAL
         if request.token is not None:
             return self._identify_by_token(request)
         if is_local:

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import re
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ..errors import ServerUnavailableError
 from . import sign_in
 
 FILE = "token.key"
+#: What a token looks like, whoever has signed it: `{"o":"`, in Base64, and a SHA-256.
+_SHAPE = re.compile(r"eyJvIjoi[\w-]+\.[\w-]{43}", re.ASCII)
 #: How long the use of a link waits for the fleet's database.
 _PATIENCE_S = 15.0
 
@@ -83,6 +86,11 @@ class Tokens:
 
     def _sign(self, payload: str) -> str:
         return _encode(hmac.new(self._key, payload.encode(), hashlib.sha256).digest())
+
+
+def is_token(text: str) -> bool:
+    """Whether it is a token of this package, good or bad, and no parameter of another pack."""
+    return _SHAPE.fullmatch(text) is not None
 
 
 def _encode(data: bytes) -> str:

@@ -607,8 +607,35 @@ def test_a_token_that_was_bent_is_refused(enter, token, bend):
         enter("8.8.8.8", token=bend(token(LOCAL)))
 
 
-def test_on_loopback_a_token_is_nothing_to_look_at(enter):
-    assert enter(token="of another pack", method="POST") is LOCAL
+@pytest.mark.parametrize("other", [
+    "of another pack", "", ".", "eyJvIjoi", "eyJhbGciOiJIUzI1NiJ9.eyJvIjoieCJ9." + "a" * 43, "a" * 40, "é.é", "\udcff",
+])  # fmt: skip
+def test_on_loopback_another_packs_token_is_nothing_to_look_at(enter, other):
+    assert enter(token=other, method="POST") is LOCAL
+
+
+def test_on_loopback_a_token_of_ours_is_good_or_refused(enter, own, token, wall):
+    key, secret = made(own)
+    given = token(enter(X_API_Key=secret))
+    trusting = AccessSettings(trust_loopback=True)
+    assert enter(token=given, settings=trusting) is LOCAL
+    for bad in ({"path": "/guarded/jobs/1"}, {"method": "POST"}, {"token": given[:-1] + "-"}):
+        with pytest.raises(UnauthorizedError):
+            enter(**{"token": given, "settings": trusting, **bad})
+    revoke(own, key.key_id, 1)
+    with pytest.raises(UnauthorizedError):
+        enter(token=given, settings=trusting)
+    given = token(LOCAL)
+    assert enter(token=given, settings=trusting) is LOCAL
+    wall.at_ms += 60_000
+    with pytest.raises(UnauthorizedError):
+        enter(token=given, settings=trusting)
+
+
+def test_another_servers_token_is_refused_on_loopback_too(enter, tmp_path, wall):
+    other = Access(AccessSettings(), Keys(tmp_path / "b", wall), Tokens(tmp_path / "b", wall))
+    with pytest.raises(UnauthorizedError):
+        enter(token=other.sign(LOCAL, "/guarded/jobs", 60))
 
 
 def test_another_servers_token_is_refused(enter, tmp_path, wall):
