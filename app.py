@@ -191,7 +191,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     quarantine = own / "quarantine"
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()
-    storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot)
+    agree = fleet.make_agree(member, store)
+    storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot, agree)
     parts = (settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
     returns = Returns(fleet.find_store(member, store), settler)
     runs = Runs(*parts, storage.put_all, returns)
@@ -199,11 +200,12 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     dispatcher = Dispatcher(*needs, storage.bring, returns)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
     membership = fleet.keep_membership(member, store, host, clock, health, settler, runs, dispatcher, watchdog)
-    quotas = Quotas(settings.limits)
+    quotas = Quotas(settings.limits, has_depot=storage.depot is not None)
     janitor = Janitor(
         *(settings.janitor, store, host.folders, own, clock),
         blind_after_s=settings.queue.timeout_s,
         held=quotas.files,
+        held_in_depot=quotas.files_in_depot,
         find_quotas=lambda: keys.list_file_quotas(settings.limits.max_file_bytes),
         depot=storage.depot,
         is_keeper=fleet.make_is_keeper(membership),
@@ -259,6 +261,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     stats = Stats(*shown, refusals, alarms, clock, warmups.describe, fleet_view)
     sockets = Sockets(store, host, jobs, events, client_ids, clock)
     store.changed.subscribe(quotas.files.add_results)
+    for changes in (store.changed, store.arrived):
+        changes.subscribe(quotas.files_in_depot.add_results)
     store.changed.subscribe(events.follow)
     store.arrived.subscribe(events.follow_other)
     store.found.subscribe(events.find)

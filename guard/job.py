@@ -232,6 +232,7 @@ class Result:
     artifacts: tuple[Artifact, ...] = ()
     spent: Spent | None = None
     unstored: tuple[outgoing.Unstored, ...] = field(default=(), compare=False)
+    stored: tuple[outgoing.StoredFile, ...] = field(default=(), compare=False)
 
     def evolve(self, **changes: Any) -> Result:
         return replace(self, **changes)

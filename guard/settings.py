@@ -412,9 +412,9 @@ class LimitsSettings(_Section):
     )
     max_file_bytes: Bytes = Field(
         0,
-        description="Bytes of each key's files in input, output and temp. From nine tenths of it on the janitor "
-        "deletes the oldest whatever their age, those that were fetched first; over it, jobs and uploads get "
-        "`quota_exceeded`. A key may have its own limit.",
+        description="Bytes of each key's files in input, output and temp, and as many in the depot (`files.url`). From "
+        "nine tenths of it on the janitor deletes the oldest whatever their age, those that were fetched first; over "
+        "it, jobs and uploads get `quota_exceeded`. A key may have its own limit.",
     )
     max_incoming_bytes: Bytes = Field(
         2**28,

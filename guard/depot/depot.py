@@ -19,7 +19,7 @@ from ..errors import ServerUnavailableError
 from ..signal import Signal
 from ..store.repair import sync as sync_to_disk
 from .address import Address, open_storage
-from .mark import check_mark
+from .mark import Agree, check_mark
 from .objects import KEY, PART, PROBE, Stored, WrongBytesError, describe, guess_type
 from .reader import Reader
 
@@ -52,9 +52,11 @@ class Depot:
         skew_s: by how much its clock is ahead of ours; None until it is known.
     """
 
-    def __init__(self, address: Address, known: Path | None = None) -> None:
-        """`known`: the file in which this box notes which folder it has used; None: it notes nothing."""
+    def __init__(self, address: Address, known: Path | None = None, agree: Agree | None = None) -> None:
+        """`known`: the file in which this box notes which folder it has used; None: it notes nothing. `agree`: in a
+        fleet, asks which one the others use."""
         self._known = known
+        self._agree = agree
         self.address = address
         self.trouble: str | None = "the depot has not been looked at yet"
         self.failing: str | None = None
@@ -99,7 +101,8 @@ class Depot:
         with suppress(ServerUnavailableError), self._asking("probe"):
             # Each box its own, as two at once would meet.
             if self.address.folder is not None:
-                check_mark(self.address.folder, self._known)
+                check_mark(self.address.folder, self._known, self._agree)
+                self._agree = None  # from now on the box knows by itself
             name = f"{PROBE}-{secrets.token_hex(8)}"
             began_s = time.time()
             self._obstore.put(self._store, name, name.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import private_files
@@ -11,9 +12,15 @@ from .. import private_files
 MARK = "guarded-depot"
 KNOWN = "depot.id"
 
+#: Tells the boxes of a fleet which mark the folder of that path has ('' for none), and returns the one that they go by.
+Agree = Callable[[str, str], str]
 
-def check_mark(folder: Path, known: Path | None) -> None:
-    """Raises OSError where the folder is not the one that this box has used; marks one that nobody has used."""
+
+def check_mark(folder: Path, known: Path | None, agree: Agree | None = None) -> None:
+    """Raises OSError where the folder is not the one that this box has used, or its fleet; marks one that nobody has.
+
+    Raises what `agree` does.
+    """
     there = _read(folder / MARK)
     expected = _read(known) if known is not None else ""
     if expected and there != expected:
@@ -21,15 +28,34 @@ def check_mark(folder: Path, known: Path | None) -> None:
             f"{folder} is not the folder that this server has used: its disk may not be mounted. Delete {known} if it "
             "is another one on purpose"
         )
+    if agree is not None:
+        _compare(folder, there, agree(str(folder), there))
     if known is None or expected:
         return
     if not there:
-        there = secrets.token_hex(16)
-        try:
-            (folder / MARK).write_text(there)
-        except OSError as error:
-            raise OSError(f"{folder} cannot be written: {error.strerror}") from None
+        there = _make(folder)
+        if agree is not None:
+            _compare(folder, there, agree(str(folder), there))
     private_files.write_if_possible(known, there.encode())
+
+
+def _make(folder: Path) -> str:
+    try:
+        with open(folder / MARK, "x", encoding="ascii") as file:
+            file.write(made := secrets.token_hex(16))
+        return made
+    except FileExistsError:
+        return _read(folder / MARK)  # another box was faster
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written: {error.strerror}") from None
+
+
+def _compare(folder: Path, there: str, agreed: str) -> None:
+    if agreed and there != agreed:
+        raise OSError(
+            f"{folder} is not the folder that the other servers use: its disk may not be mounted. Write {agreed} into "
+            f"{folder / MARK} if it is in the place of that one on purpose"
+        )
 
 
 def _read(path: Path) -> str:

@@ -15,7 +15,7 @@ from ..errors import GuardError, ServerUnavailableError
 from ..events.attempts import Attempt, Attempts, draw_pause_s
 from ..events.carrier import Carrier
 from ..job import Artifact, Job
-from ..outgoing import Unstored
+from ..outgoing import StoredFile, Unstored
 from ..results.within import run_within
 from ..store import Due
 from ..store.depot_files import Deposit
@@ -41,6 +41,7 @@ class Records(Protocol):
     def record_deposit(self, after: Deposit) -> Future[None]: ...
     def hurry_deposits(self, box: str) -> Future[None]: ...
     def count_deposits(self, box: str) -> Future[int]: ...
+    def note_kept(self, owner: str, files: Sequence[StoredFile], job_id: str) -> Future[None]: ...
 
 
 class Deposits(Attempts[Deposit]):
@@ -181,8 +182,9 @@ class Depositor(Carrier[Deposit]):
             is_in = await asyncio.to_thread(self._deposits.put, file)
         except ServerUnavailableError:
             return Attempt(error="the depot is away")
-        if not is_in:
+        if job is None or not is_in:
             return Attempt(error="the file is no longer what the job made", hopeless=True)
+        await wrap_future(self._store.note_kept(job.owner, [describe_stored(file)], job.job_id))
         return Attempt(200)
 
 
@@ -192,6 +194,18 @@ def list_files(artifacts: Sequence[Artifact]) -> Iterator[tuple[Artifact, bool]]
         yield artifact, False
         if artifact.copy is not None:
             yield artifact.copy, True
+
+
+def list_stored(artifacts: Sequence[Artifact], unstored: Sequence[Unstored]) -> tuple[StoredFile, ...]:
+    """What the depot has of a job's files."""
+    missing = {(index, is_copy) for index, is_copy, _box in unstored}
+    return tuple(
+        describe_stored(file) for file, is_copy in list_files(artifacts) if (file.index, is_copy) not in missing
+    )
+
+
+def describe_stored(file: Artifact) -> StoredFile:
+    return StoredFile("", make_key(file.sha256, file.filename), file.bytes)
 
 
 #: Puts a job's files in: see :meth:`Deposits.put_all`.

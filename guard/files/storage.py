@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..depot import Depot, read_address
-from ..depot.mark import KNOWN
+from ..depot.mark import KNOWN, Agree
 from ..depot.outcomes import Depositor, Deposits, PutAll
 from ..depot.results import Results
 from ..fleet import read_or_make_name
@@ -42,9 +42,14 @@ class Storage:
         health: Warnings,
         own: Path,
         count: Callable[[str, str, int], None],
+        agree: Agree | None = None,
     ) -> None:
-        """`own`: our own folder. `count` hears what is asked of the depot: see `Depot.acted`. Raises SettingsError."""
-        self.depot = depot = Depot(read_address(settings.files.url), own / KNOWN) if settings.files.url else None
+        """`own`: our own folder. `count` hears what is asked of the depot: see `Depot.acted`. `agree` as for a depot.
+
+        Raises SettingsError.
+        """
+        url = settings.files.url
+        self.depot = depot = Depot(read_address(url), own / KNOWN, agree) if url else None
         self.results = Results(host, depot)
         self.inputs: Inputs | None = None
         self.deposits: Deposits | None = None

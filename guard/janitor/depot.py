@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from ..depot import Depot, make_key
 from ..depot.objects import Stored
 from ..depot.outcomes import list_files
+from ..quotas import FILE_BYTES
+from ..store.kept import Kept
 from .known import wait_for
 from .records import Records
 from .report import Report, Tally
@@ -19,6 +21,8 @@ log = logging.getLogger("guarded.janitor")
 NAME = "depot"
 #: So many files are asked about at once.
 _AT_ONCE = 500
+#: Of an owner with too much, so many are looked at in one go.
+_OLDEST = 20_000
 #: What has been on its way in for so long was broken off.
 _BROKEN_S = 86400.0
 
@@ -55,6 +59,7 @@ class DepotSweep:
                 old.append(file)
         if not sweep.dry_run:
             self._depot.tidy(now_s - _BROKEN_S)
+            self._forget_gone(sweep)
         if not old:
             return
         unread = self._list_unread(int((sweep.now_s - settings.unread_max_age_s) * 1000), sweep)
@@ -71,6 +76,52 @@ class DepotSweep:
                     report.keep("unread", file.bytes)
                 else:
                     self._delete(file, sweep, now_s - age_s)
+
+    def _forget_gone(self, sweep: Sweep) -> None:
+        """Forget whose the files were that somebody else has deleted: those that are left would be gone by now."""
+        settings = sweep.rules.settings
+        longest_s = max(settings.input_max_age_s, settings.output_max_age_s, settings.unread_max_age_s)
+        before_ms = (sweep.now_s - sweep.longest_age_s(longest_s) - _BROKEN_S) * 1000
+        while before_ms > 0 and wait_for(self._records.forget_kept_before(int(before_ms), _AT_ONCE)) == _AT_ONCE:
+            sweep.check_stopped()
+
+    def count(self, owner: str) -> int:
+        """How many bytes the depot has of the owner, `FILE_BYTES` for each file with them. Raises GuardError."""
+        return wait_for(self._records.count_kept([owner])).get(owner, 0)
+
+    def delete_oldest(self, owner: str, over: int, sweep: Sweep) -> None:
+        """Delete what the depot has of the owner until it is so many bytes less: those that were fetched go first.
+
+        What an open job names stays, and what was put in last. Raises Stopped, and GuardError where the store or the
+        depot does not answer.
+        """
+        self._depot.look()
+        if self._depot.is_away:
+            return
+        tally, settle_s = sweep.report.oldest, sweep.rules.settings.settle_s
+        before_ms = int((sweep.now_s - settle_s) * 1000)
+        for file in wait_for(self._records.list_oldest_kept(owner, before_ms, _OLDEST)):
+            if tally.bytes + FILE_BYTES * tally.files >= over:
+                return
+            sweep.check_stopped()
+            self._let_go(owner, file, sweep, sweep.now_s + (self._depot.skew_s or 0.0) - settle_s)
+
+    def _let_go(self, owner: str, file: Kept, sweep: Sweep, before_s: float) -> None:
+        """Delete a file of the owner's, or only forget that it is its, where others have it, too."""
+        with sweep.in_use.about_to_delete(lambda: [f"/{file.key}"]):
+            if sweep.in_use.may_name(file.key):
+                sweep.report.keep("in_use", file.bytes)
+                return
+            newest = None if file.is_shared else self._depot.stat(file.key)
+            if newest is not None and newest.modified_s >= before_s:
+                sweep.report.keep("young", file.bytes)
+                return
+            if newest is not None:
+                self._depot.delete(file.key)
+            wait_for(self._records.forget_kept(owner, file.key))
+        sweep.report.deleted.setdefault(NAME, Tally()).add(file.bytes)
+        sweep.report.oldest.add(file.bytes)
+        sweep.announce(NAME, file.key)
 
     def _list_unread(self, since_ms: int, sweep: Sweep) -> set[str]:
         """The files of jobs whose owners have not fetched all of them."""

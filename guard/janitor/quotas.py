@@ -1,4 +1,4 @@
-"""Keep each owner's files within its quota."""
+"""Keep each owner's files within its quota: those on this server, and those in the depot."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from ..errors import GuardError
 from ..owners import folder_of
 from ..quotas import FILE_BYTES, FilesHeld
+from .depot import DepotSweep
 from .folder import Folder
 from .oldest import delete_oldest, remove_empty
-from .report import Report
+from .report import Report, Tally
 from .rules import Root
 from .sweep import Stopped, Sweep
 from .walk import Candidate
@@ -24,6 +25,8 @@ log = logging.getLogger("guarded.janitor")
 BEGIN_AT, END_AT = 0.9, 0.8
 #: Some nodes leave files that nobody reports. An owner's are measured so often, or for this share of the time.
 MEASURE_S, MEASURE_SHARE = 600.0, 0.02
+#: Other servers put files into the depot, too; the database knows them all.
+MEASURE_DEPOT_S = 10.0
 #: An owner with too much, of which nothing may be deleted, is looked at no more often than this, or for that share.
 AGAIN_S, AGAIN_SHARE = 10.0, 0.1
 
@@ -39,6 +42,8 @@ class _Look:
 
 class FileQuotas:
     """Measures what owners have, and deletes the oldest of it where that is too much. The janitor's thread."""
+
+    _measure_s = MEASURE_S
 
     def __init__(
         self, held: FilesHeld, find_quotas: Callable[[], Mapping[str, int]], make_sweep: Callable[[Report], Sweep]
@@ -59,7 +64,7 @@ class FileQuotas:
             look = self._looks[owner]
             if look.at_s > now_s:  # somebody set the machine's clock back
                 look = _Look()
-            due_s = look.at_s + max(MEASURE_S, look.took_s / MEASURE_SHARE)
+            due_s = look.at_s + max(self._measure_s, look.took_s / MEASURE_SHARE)
             again_s = look.at_s + max(AGAIN_S if look.is_stuck else 0.0, look.took_s / AGAIN_SHARE)
             if now_s >= due_s or (self._held.count(owner) > most * BEGIN_AT and now_s >= again_s):
                 report = Report(round(now_s * 1000), dry_run=False)
@@ -74,19 +79,13 @@ class FileQuotas:
 
     def _look_at(self, owner: str, most: int, report: Report, may_delete: bool) -> None:
         begun = self._held.begin_measuring(owner)
-        folder = folder_of(owner)
         try:
             sweep = self._make_sweep(report)
-            held = _measure(sweep, folder)
+            held = self._measure(owner, sweep)
             if held > most * BEGIN_AT and may_delete:
                 with sweep.informed():
-                    remove_empty(sweep, sweep.rules.roots, folder)
-                    held -= FILE_BYTES * report.folders
-                    over = held - int(most * END_AT)
-                    delete_oldest(
-                        sweep, sweep.rules.roots, lambda freed: freed.bytes + FILE_BYTES * freed.files >= over, folder
-                    )
-                held -= report.oldest.bytes + FILE_BYTES * report.oldest.files
+                    self._make_room(owner, held - int(most * END_AT), sweep)
+                held -= report.oldest.bytes + FILE_BYTES * (report.oldest.files + report.folders)
             self._held.end_measuring(owner, held, begun)
         except Stopped:
             raise
@@ -95,14 +94,51 @@ class FileQuotas:
                 log.exception("the files of %s cannot be measured", owner)
             report.add_error("", error)
 
+    def _measure(self, owner: str, sweep: Sweep) -> int:
+        """What is in the owner's folder below each root, folders included."""
+        counted = Report(0, sweep.dry_run)
+        for root in sweep.rules.roots:
+            sweep.walk(root, _Nothing(), counted, folder_of(owner))
+        files = sum(tally.bytes + FILE_BYTES * tally.files for tally in counted.seen.values())
+        return files + FILE_BYTES * counted.seen_folders
 
-def _measure(sweep: Sweep, folder: str) -> int:
-    """What is in the folder below each root, folders included."""
-    counted = Report(0, sweep.dry_run)
-    for root in sweep.rules.roots:
-        sweep.walk(root, _Nothing(), counted, folder)
-    files = sum(tally.bytes + FILE_BYTES * tally.files for tally in counted.seen.values())
-    return files + FILE_BYTES * counted.seen_folders
+    def _make_room(self, owner: str, over: int, sweep: Sweep) -> None:
+        """Delete what comes to `over` bytes, if there is so much that may go."""
+        remove_empty(sweep, sweep.rules.roots, folder_of(owner))
+        left = over - FILE_BYTES * sweep.report.folders
+
+        def is_enough(freed: Tally) -> bool:
+            return freed.bytes + FILE_BYTES * freed.files >= left
+
+        delete_oldest(sweep, sweep.rules.roots, is_enough, folder_of(owner))
+
+
+class DepotQuotas(FileQuotas):
+    """The same for what the depot has. Every server measures it; one deletes."""
+
+    _measure_s = MEASURE_DEPOT_S
+
+    def __init__(
+        self,
+        held: FilesHeld,
+        find_quotas: Callable[[], Mapping[str, int]],
+        make_sweep: Callable[[Report], Sweep],
+        depot: DepotSweep,
+        is_keeper: Callable[[], bool],
+    ) -> None:
+        """`is_keeper`: whether this server is the one that deletes."""
+        super().__init__(held, find_quotas, make_sweep)
+        self._depot = depot
+        self._is_keeper = is_keeper
+
+    def turn(self, now_s: float, *, may_delete: bool) -> list[Report]:
+        return super().turn(now_s, may_delete=may_delete and self._is_keeper())
+
+    def _measure(self, owner: str, sweep: Sweep) -> int:
+        return self._depot.count(owner)
+
+    def _make_room(self, owner: str, over: int, sweep: Sweep) -> None:
+        self._depot.delete_oldest(owner, over, sweep)
 
 
 class _Nothing:

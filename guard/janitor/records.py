@@ -9,6 +9,8 @@ from typing import Protocol
 
 from ..job import Artifact
 from ..store import Size
+from ..store.kept import Kept
+from .bodies import DatabaseBody
 
 
 class Records(Protocol):
@@ -25,6 +27,10 @@ class Records(Protocol):
         self, since_ms: int, after: int, limit: int
     ) -> Future[list[tuple[int, tuple[Artifact, ...]]]]: ...
     def forget_uploads(self, key: str) -> Future[None]: ...
+    def count_kept(self, owners: Sequence[str]) -> Future[dict[str, int]]: ...
+    def list_oldest_kept(self, owner: str, before_ms: int, limit: int) -> Future[list[Kept]]: ...
+    def forget_kept(self, owner: str, key: str) -> Future[None]: ...
+    def forget_kept_before(self, at_ms: int, limit: int) -> Future[int]: ...
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]: ...
     def relieve(self, wanted_bytes: int) -> None: ...
     @property
@@ -37,3 +43,18 @@ class Records(Protocol):
     def thinned(self) -> tuple[int, int]: ...
     @property
     def unreadable_s(self) -> float: ...
+
+
+def describe_records(records: Records | None) -> DatabaseBody | None:
+    """As JSON."""
+    if records is None:
+        return None
+    size, (prompts, deleted) = records.size, records.thinned
+    return {
+        "bytes": size.bytes,
+        "free_bytes": size.free_bytes,
+        "log_bytes": size.log_bytes,
+        "max_bytes": records.max_bytes,
+        "deleted_prompts": prompts,
+        "deleted_bytes": deleted,
+    }

@@ -21,7 +21,7 @@ from ..host import Folders
 from ..quotas import FilesHeld
 from ..settings import JanitorSettings
 from ..signal import Signal
-from .bodies import CountBody, DatabaseBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
+from .bodies import CountBody, DiskBody, JanitorBody, RoomBody, RootBody, SweepTotals
 from .depot import DepotSweep
 from .disk import list_disks, measure_room
 from .folder import HANDLES
@@ -29,8 +29,8 @@ from .in_use import InUse
 from .marker import Marker
 from .native import Native
 from .oldest import pause_after, relieve_all
-from .quotas import FileQuotas
-from .records import Records
+from .quotas import DepotQuotas, FileQuotas
+from .records import Records, describe_records
 from .report import Report, Tally, summarize
 from .rules import Rules, absolute_roots
 from .sweep import Stopped, Sweep
@@ -64,13 +64,15 @@ class Janitor:
         handles: bool = HANDLES,
         blind_after_s: float = math.inf,
         held: FilesHeld | None = None,
+        held_in_depot: FilesHeld | None = None,
         find_quotas: Callable[[], Mapping[str, int]] = dict,
         depot: Depot | None = None,
         is_keeper: Callable[[], bool] = lambda: True,
     ) -> None:
         """`own`: the guard's own folder, with the marker of the first start and the quarantine in it; without one,
         each start is the first. `on_delete` hears of each file and folder. `blind_after_s`: see :class:`.sweep.Sweep`.
-        `held`, `find_quotas`: what each owner has, which the janitor measures, and how much it may have. `is_keeper`:
+        `held`, `held_in_depot`, `find_quotas`: what each owner has, which the janitor measures, and how much it may
+        have of each. `is_keeper`:
         whether this server looks after the depot and the records, which several may share, when nobody asks.
         """
         self._settings = settings
@@ -93,9 +95,12 @@ class Janitor:
         self._room: dict[str, RoomBody] = {}
         self._thinned: dict[str, None] = {}
         self._counted: dict[str, CountBody] = {}
-        self._quotas = FileQuotas(held or FilesHeld(), find_quotas, self._make_sweep)
+        self._quotas = [FileQuotas(held or FilesHeld(), find_quotas, self._make_sweep)]
         self._is_keeper = is_keeper
         self._depot = DepotSweep(depot, records) if depot and records else None
+        if self._depot:
+            in_depot = held_in_depot or FilesHeld()
+            self._quotas.append(DepotQuotas(in_depot, find_quotas, self._make_sweep, self._depot, is_keeper))
         self._existing: tuple[int, int] | None = None
         self._count_wanted = False
         self._count_due_s = float("-inf")
@@ -162,7 +167,7 @@ class Janitor:
             "native": self.native.body(),
             "next_sweep_at_ms": round(self._due_s * 1000) if self._due_s is not None else None,
             "disks": self._disks,
-            "database": self._describe_records(),
+            "database": describe_records(self._records),
             "totals": self._totals.copy(),
             "sweeps": [report.body() for report in reversed(list(self._reports))],
         }
@@ -215,8 +220,9 @@ class Janitor:
             self._look_at_disks()
             if self._short and relieve:
                 self._relief_due_s = now_s + pause_after(report, self._sum_free() - free)
-        for report in self._quotas.turn(now_s, may_delete=self._settings.enabled):
-            self._note(report)
+        for quotas in self._quotas:
+            for report in quotas.turn(now_s, may_delete=self._settings.enabled):
+                self._note(report)
         if self._count_wanted and now_s >= self._count_due_s:
             self.count(now_s)
         return now_s + LOOK_S
@@ -347,19 +353,6 @@ class Janitor:
         self._full = {"free_bytes": full["free_bytes"], "floor_free_bytes": settings.floor_free_bytes} if full else None
         self._disks = states
         self._room = measure_room(folders)
-
-    def _describe_records(self) -> DatabaseBody | None:
-        if self._records is None:
-            return None
-        size, (prompts, deleted) = self._records.size, self._records.thinned
-        return {
-            "bytes": size.bytes,
-            "free_bytes": size.free_bytes,
-            "log_bytes": size.log_bytes,
-            "max_bytes": self._records.max_bytes,
-            "deleted_prompts": prompts,
-            "deleted_bytes": deleted,
-        }
 
     def _relieve_records(self) -> None:
         """Tell the job database how much its disk lacks. Its prompts of settled jobs go together with the files."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..depot.outcomes import PutAll
+from ..depot.outcomes import PutAll, list_stored
 from ..errors import GuardError, InternalError, ResultCorruptError
 from ..host import Outcome
 from ..job import SUCCESS, Artifact, Result, Verdict
@@ -165,10 +165,11 @@ class Checking:
         return self._put_all is not None and bool(result.artifacts)
 
     def _store(self, result: Result) -> Result:
-        """Put the files into the depot, and note which are not there."""
+        """Put the files into the depot, and note which are there, and which are not."""
         if self._put_all is None or not result.artifacts:
             return result
-        return replace(result, unstored=self._put_all(result.artifacts))
+        unstored = self._put_all(result.artifacts)
+        return replace(result, unstored=unstored, stored=list_stored(result.artifacts, unstored))
 
     def _judge(
         self, job_id: str, outcome: Outcome, marks: dict[Path, Mark | None], asked: _Asked

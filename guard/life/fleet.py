@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -10,6 +12,8 @@ from ..access.keys import KeyFile, KeyPlace, Keys
 from ..access.shared_keys import SharedKeys
 from ..access.tokens import Links, Tokens
 from ..clock import Clock
+from ..depot.mark import Agree
+from ..errors import ServerUnavailableError
 from ..fleet import Lease, Membership, agreed, read_or_make_name
 from ..host import Host
 from ..settings import Settings
@@ -27,12 +31,17 @@ DEPOT_DIFFERS = (
     "No job is taken or run: files.url is another one here than on the boxes that were there before, which are"
 )
 
+#: How long whoever looks at the depot waits for the database.
+_PATIENCE_S = 15.0
+
 #: In a box's status: whether its janitor sweeps by itself.
 SWEEPS = "sweeps"
 
 
 class FleetTables(KeyTable, Links, Protocol):
     """What a fleet's store has besides: see :class:`guard.store.postgres_fleet.FleetStore`."""
+
+    def agree_on_depot(self, place: str, mark: str) -> Future[str]: ...
 
 
 def make_member(settings: Settings, own: Path, find_vram: Callable[[], int | None]) -> Member | None:
@@ -71,6 +80,22 @@ def share_access(member: Member | None, store: Store, own: Path, keys: Keys, tok
     shared = SharedKeys(tables)
     keys.join(shared)
     return shared
+
+
+def make_agree(member: Member | None, store: Store) -> Agree | None:
+    """Lets the boxes agree on the folder of their depot; None where there is one server alone."""
+    if member is None:
+        return None
+    tables = cast(FleetTables, store)
+
+    def agree(place: str, mark: str) -> str:
+        """Blocks. Raises ServerUnavailableError."""
+        try:
+            return tables.agree_on_depot(place, mark).result(_PATIENCE_S)
+        except FutureTimeoutError:
+            raise ServerUnavailableError("The fleet's database does not answer.", retry_after_s=10) from None
+
+    return agree
 
 
 def make_has_lost(member: Member | None) -> Callable[[], bool]:

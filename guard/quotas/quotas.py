@@ -34,13 +34,16 @@ _Quota = Literal["max_streams", "max_requests", "max_open_bytes", "max_file_byte
 class Quotas:
     """What each owner holds. Owners that hold nothing take no memory."""
 
-    def __init__(self, settings: LimitsSettings) -> None:
+    def __init__(self, settings: LimitsSettings, *, has_depot: bool = False) -> None:
+        """`has_depot`: files are in a depot as well, and count there, too."""
         self._settings = settings
         self._streams: Counter[str] = Counter()
         self._requests: dict[str, Requests] = {}
         #: So many requests of an owner are there at once.
         self.held_at_most = HELD
-        self.files = FilesHeld()
+        #: What each owner has on this server, and in the depot, if there is one.
+        self.files, self.files_in_depot = FilesHeld(), FilesHeld()
+        self._files = (self.files, self.files_in_depot) if has_depot else (self.files,)
         self._arriving = Arriving()
         self._large = Large()
         #: Something was refused: what there were too many of. Called on the event loop.
@@ -74,9 +77,21 @@ class Quotas:
         limit = self.find(client, "max_file_bytes")
         if limit is None:
             return lambda: None
-        with self.counting():
-            self.files.take(client.owner, size, limit)
-        return lambda: self.files.add(client.owner, -size)
+        taken: list[FilesHeld] = []
+
+        def give_back() -> None:
+            for held in taken:
+                held.add(client.owner, -size)
+
+        try:
+            with self.counting():
+                for held in self._files:
+                    held.take(client.owner, size, limit)
+                    taken.append(held)
+        except BaseException:
+            give_back()
+            raise
+        return give_back
 
     def open_parcel(self, client: Client, declared: int = 0) -> Parcel:
         """Count what the client sends into files, of which it declares so many bytes. Close it once that has gone.

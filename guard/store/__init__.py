@@ -6,7 +6,8 @@ takes and gives; `choice` opens what the settings name. `table_store` keeps the 
 `engine` (opening and commits); `held_file` and `file_lock` (no other process writes to it); `disk` (opening the file)
 with `check`, `migrate` and `repair`, which copies rows with `salvage` and `pages`; `upkeep` (it stays small);
 `transitions` (what changes jobs), `recent` (what memory knows of jobs), `queries` (what reads them), `search`,
-`outbox`, `puts`, `result_files`, `depot_files` (with `depot_store` and `depot_protocol`), `line` (the queue's order),
+`outbox`, `puts`, `result_files`, `depot_files` (with `depot_store` and `depot_protocol`), `kept` (whose the depot's
+files are), `line` (the queue's order),
 `times` (clocks that were wrong), `rows`, `alarms`, `spending` (what runs took), `tables` and `schema`. `database` has
 what both engines understand; PostgreSQL's is `postgres`, with its `postgres_engine` (with `postgres_held`,
 `postgres_reader`, `postgres_answers`), `postgres_connection`, `postgres_schema`, `postgres_address`, `postgres_upkeep`,

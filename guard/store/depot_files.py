@@ -12,6 +12,7 @@ from typing import Any
 
 from ..job import Artifact, Job
 from ..outgoing import StoredFile
+from . import kept
 from .database import Database
 from .outbox import DeliveryState, Due, select_due
 from .result_files import PATHS_AT_ONCE
@@ -48,12 +49,13 @@ _NAMES = tuple(field.name for field in fields(Deposit))[:7]
 _COLUMNS = ", ".join(_NAMES)
 
 
-def note_uploads(db: Database, owner: str, files: Iterable[StoredFile], now_ms: int) -> None:
+def note_uploads(db: Database, owner: str, files: Sequence[StoredFile], now_ms: int) -> None:
     db.executemany(
         "INSERT INTO uploads VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, path) DO UPDATE SET "
         "depot_key = excluded.depot_key, bytes = excluded.bytes, used_at_ms = excluded.used_at_ms",
         [(owner, file.path, file.key, file.bytes, now_ms) for file in files],
     )
+    kept.note(db, owner, files, now_ms)
 
 
 def claim_upload(db: Database, owner: str, wanted: Iterable[tuple[str, bool]], file: StoredFile, now_ms: int) -> str:
@@ -89,6 +91,14 @@ def find_newer_upload(db: Database, owner: str, path: str, key: str, since_ms: i
     return row[0] if row is not None else None
 
 
+def agree_on_mark(db: Database, place: str, mark: str) -> str:
+    """The mark of the folder that all boxes use there; the given one where none has said another. Empty: not known."""
+    if mark:
+        db.execute("INSERT INTO depots VALUES (?, ?) ON CONFLICT (place) DO NOTHING", (place, mark))
+    row = db.execute("SELECT mark FROM depots WHERE place = ?", (place,)).fetchone()
+    return str(row[0]) if row is not None else ""
+
+
 def select_inputs(db: Database, keys: Sequence[str]) -> frozenset[str]:
     found: set[str] = set()
     for start in range(0, len(keys), PATHS_AT_ONCE):
@@ -101,6 +111,7 @@ def select_inputs(db: Database, keys: Sequence[str]) -> frozenset[str]:
 
 def forget_uploads(db: Database, key: str) -> None:
     db.execute("DELETE FROM uploads WHERE depot_key = ?", (key,))
+    kept.forget(db, key)
 
 
 def list_unread(db: Database, since_ms: int, after: int, limit: int) -> list[tuple[int, tuple[Artifact, ...]]]:
@@ -113,7 +124,9 @@ def list_unread(db: Database, since_ms: int, after: int, limit: int) -> list[tup
     return [(number, job.result.artifacts) for number, job in jobs if job is not None]
 
 
-def note_unstored(db: Database, job: Job, now_ms: int) -> None:
+def note_results(db: Database, job: Job, now_ms: int) -> None:
+    """Write down which of the job's files the depot has, and which it does not have yet."""
+    kept.note(db, job.owner, job.result.stored, now_ms, job.job_id)
     db.executemany(
         "INSERT INTO unstored (job_id, artifact, is_copy, box, attempts, since_ms, next_at_ms) "
         "VALUES (?, ?, ?, ?, 0, ?, ?)",

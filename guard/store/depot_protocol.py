@@ -9,6 +9,7 @@ from typing import Protocol
 from ..job import Artifact
 from ..outgoing import StoredFile
 from .depot_files import Deposit
+from .kept import Kept
 from .outbox import Due
 
 
@@ -38,6 +39,22 @@ class DepotRecords(Protocol):
 
     def forget_uploads(self, key: str) -> Future[None]:
         """Forget that the depot has it."""
+
+    def note_kept(self, owner: str, files: Sequence[StoredFile], job_id: str) -> Future[None]:
+        """Note that the depot has these files of the owner's, which the job has made."""
+
+    def count_kept(self, owners: Sequence[str]) -> Future[dict[str, int]]:
+        """Count the bytes that the depot has of each of the owners, `FILE_BYTES` for each file with them."""
+
+    def list_oldest_kept(self, owner: str, before_ms: int, limit: int) -> Future[list[Kept]]:
+        """List what the depot has of the owner and was put in before that time, the oldest first, and those last of
+        whose job some files were not fetched."""
+
+    def forget_kept(self, owner: str, key: str) -> Future[None]:
+        """Forget that the depot has it as the owner's."""
+
+    def forget_kept_before(self, at_ms: int, limit: int) -> Future[int]:
+        """Forget up to `limit` files that were put in before that time; how many there were."""
 
     def list_unread_files(
         self, since_ms: int, after: int, limit: int

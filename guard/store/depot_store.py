@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from ..clock import Clock
 from ..job import Artifact
 from ..outgoing import StoredFile
-from . import depot_files
+from . import depot_files, kept
 from .depot_files import Deposit
+from .kept import Kept
 from .outbox import Due
 from .store_engine import StoreEngine
 
@@ -28,6 +29,21 @@ class DepotTables:
 
     def claim_upload(self, owner: str, wanted: Sequence[tuple[str, bool]], file: StoredFile) -> Future[str]:
         return self._engine.write(lambda db: depot_files.claim_upload(db, owner, wanted, file, self._clock.now_ms()))
+
+    def note_kept(self, owner: str, files: Sequence[StoredFile], job_id: str) -> Future[None]:
+        return self._engine.write(lambda db: kept.note(db, owner, files, self._clock.now_ms(), job_id), urgent=False)
+
+    def count_kept(self, owners: Sequence[str]) -> Future[dict[str, int]]:
+        return self._engine.read_slowly(lambda db: kept.count(db, owners))
+
+    def list_oldest_kept(self, owner: str, before_ms: int, limit: int) -> Future[list[Kept]]:
+        return self._engine.read_slowly(lambda db: kept.list_oldest(db, owner, before_ms, limit))
+
+    def forget_kept(self, owner: str, key: str) -> Future[None]:
+        return self._engine.write(lambda db: kept.forget_of(db, owner, key), urgent=False)
+
+    def forget_kept_before(self, at_ms: int, limit: int) -> Future[int]:
+        return self._engine.write(lambda db: kept.forget_before(db, at_ms, limit), urgent=False)
 
     def forget_uploads(self, key: str) -> Future[None]:
         return self._engine.write(lambda db: depot_files.forget_uploads(db, key), urgent=False)

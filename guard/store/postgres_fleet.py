@@ -12,7 +12,7 @@ from ..clock import Clock
 from ..errors import GuardError
 from ..job import Job
 from ..quotas import Taking
-from . import buckets, forks, key_rows, members, sign_ins
+from . import buckets, depot_files, forks, key_rows, members, sign_ins
 from .buckets import At, Levels
 from .database import Database
 from .facts import Recovery
@@ -131,6 +131,10 @@ class FleetStore(TableStore):
     def use_sign_in(self, digest: str) -> Future[bool]:
         """Use up a link that signs a browser in, and say whether it was good."""
         return self._engine.write(lambda db: sign_ins.use(db, digest), durable=True)
+
+    def agree_on_depot(self, place: str, mark: str) -> Future[str]:
+        """The mark of the folder that the boxes use there: this one, unless it is empty or one has said another."""
+        return self._engine.write(lambda db: depot_files.agree_on_mark(db, place, mark), durable=True)
 
     def read_buckets(self, places: Sequence[At]) -> Future[Levels]:
         """What is left of limits that the boxes share."""

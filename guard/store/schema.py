@@ -424,6 +424,26 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (needs, box)
     ) WITHOUT ROWID;
     """,
+    """
+    -- Which folder the boxes of a fleet mean by a depot's address: the mark that lies in it.
+    CREATE TABLE depots (
+        place TEXT PRIMARY KEY,
+        mark TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
+    """
+    -- Whose the files in the depot are, when each was put in last, and the job that has made it.
+    CREATE TABLE kept (
+        owner TEXT NOT NULL,
+        depot_key TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL,
+        job_id TEXT,
+        PRIMARY KEY (owner, depot_key)
+    ) WITHOUT ROWID;
+    CREATE INDEX kept_of_key ON kept (depot_key, owner);
+    CREATE INDEX kept_since ON kept (at_ms);
+    """,
 )
 
 #: In a fleet a server whose code knows this many of them runs on tables that have had more, beside those that know all:

@@ -378,8 +378,8 @@ class Transitions:
             )
         if settled.state is JobState.SUCCEEDED:
             result_files.record(db, settled)
-            if settled.result.unstored:
-                depot_files.note_unstored(db, settled, self._clock.now_ms())
+            if settled.result.unstored or settled.result.stored:
+                depot_files.note_results(db, settled, self._clock.now_ms())
         return settled
 
     def _record_change(self, db: Database, job_id: str, at_ms: int, state: JobState) -> int:

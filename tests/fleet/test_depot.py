@@ -47,6 +47,27 @@ def test_a_photo_on_one_box_is_run_on_another_and_its_result_outlives_that(fleet
     fetch(front, front.job(waiting)["artifacts"][0])
 
 
+def test_a_new_box_on_which_the_shared_disk_is_not_mounted_takes_no_job(fleet, tmp_path):
+    """It has the same address, and an empty folder there."""
+    depot = tmp_path / "depot"
+    depot.mkdir()
+    settings = {"GUARDED_FILES__URL": depot.as_uri(), "shares": False}
+    fleet.start(**settings).kill()
+    depot.rename(tmp_path / "mounted elsewhere")
+    depot.mkdir()
+    new = fleet.make(**settings)
+    new.spawn()
+    until(lambda: "its disk may not be mounted" in new.log_tail())
+    status, body = until(lambda: new.ask("GET", "/guarded/ready"))
+    assert status == 503
+    assert "depot unavailable" in json.dumps(body)
+    assert new.submit(photo_copy("photo.png")) is None
+    assert not list(depot.iterdir())
+    depot.rmdir()
+    (tmp_path / "mounted elsewhere").rename(depot)
+    until(new.is_ready)
+
+
 def upload(box, data, **fields):
     """Send a picture; what it is called."""
     parts = [

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -246,6 +247,49 @@ def test_an_empty_folder_in_the_place_of_the_one_that_was_used_is_trouble(tmp_pa
         assert store.stat(key).bytes == 4
     assert len(list(first.list_all())) == 1
     assert known.read_text() == (tmp_path / "other" / "depot.id").read_text()
+
+
+def test_a_box_that_has_used_no_other_folder_uses_that_of_its_fleet_or_none(tmp_path):
+    """Two machines with one address, on one of which the shared disk is not mounted."""
+    marks = {}
+
+    def agree(place, mark):
+        return marks.setdefault(place, mark) if mark else marks.get(place, "")
+
+    folder = tmp_path / "depot"
+    folder.mkdir()
+    first = Depot(read_address(folder.as_uri()), tmp_path / "first" / "depot.id", agree)
+    first.look()
+    assert first.trouble is None
+    assert marks == {str(folder): (folder / "guarded-depot").read_text()}
+    folder.rename(tmp_path / "unmounted")
+    folder.mkdir()
+    second = Depot(read_address(folder.as_uri()), tmp_path / "second" / "depot.id", agree)
+    second.look()
+    assert "not be mounted" in second.trouble
+    assert os.listdir(folder) == []
+    assert not (tmp_path / "second" / "depot.id").exists()
+    # It was marked by a version that did not ask.
+    other = Depot(read_address(folder.as_uri()), tmp_path / "other" / "depot.id")
+    other.look()
+    again = Depot(read_address(folder.as_uri()), tmp_path / "other" / "depot.id", agree)
+    again.look()
+    assert other.trouble is None
+    assert f"Write {marks[str(folder)]} into {folder / 'guarded-depot'}" in again.trouble
+    shutil.rmtree(folder)
+    (tmp_path / "unmounted").rename(folder)
+    second.look()
+    assert not second.is_away
+
+
+def test_while_its_fleet_cannot_be_asked_a_box_uses_no_folder_that_it_does_not_know(tmp_path):
+    def agree(_place, _mark):
+        raise ServerUnavailableError("not now")
+
+    store = Depot(read_address(tmp_path.as_uri()), tmp_path / "own" / "depot.id", agree)
+    store.look()
+    assert store.trouble
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_server_that_is_not_there_is_trouble_and_its_secret_is_not_told(caplog):

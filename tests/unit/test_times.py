@@ -64,7 +64,7 @@ def live(path, clock):
         artifact = Artifact(0, "2", "image", f"{new_id()}.png", "", "output", 9, "ab", 3, 4)
         for _ in range(5):
             submitted()
-        store.note_uploads("local", [StoredFile(f"{new_id()}.png", "ab.png", 9)]).result(LONG_S)
+        store.note_uploads("local", [StoredFile(f"{new_id()}.png", f"{new_id()}.png", 9)]).result(LONG_S)
         run_to_success(store, claim(store, 9), Result({}, (artifact,), unstored=((0, False, "a box"),)))
         store.start(claim(store, 9)).result(LONG_S)
         claim(store, 9)
