@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aiohttp import web
 
 from ..agents.bridge import MissingPackageError
@@ -11,6 +13,9 @@ from ..guard.quotas import Kind
 from .about import STREAM, About
 from .asked import read_body
 from .table import Call, Route
+
+#: The package's models go through a message with Python's lock held. A graph of 400 nodes has half as many.
+MESSAGE_VALUES = 30_000
 
 
 async def post_mcp(call: Call) -> web.StreamResponse:
@@ -22,7 +27,8 @@ async def post_mcp(call: Call) -> web.StreamResponse:
     policy = call.services.settings.policy
     with call.services.quotas.stream(call.client):
         raw = await read_body(call, policy.max_body_bytes, Kind.AGENT)
-        message = await work(len(raw), read_json, raw, policy.bounds())  # before a parser in C gets it
+        bounds = replace(policy.bounds(), values=min(policy.max_values, MESSAGE_VALUES))
+        message = await work(len(raw), read_json, raw, bounds)  # before a parser in C gets it
         if len(raw) <= LARGE_BYTES:
             call.turn.rest()  # each tool's requests take their own turns
         try:
