@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from .film_index import claims_too_much
+from .matroska import has_too_many_cues
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: The second byte of an MPEG audio frame: version 1, 2 or 2.5, layer III, with or without a checksum.
@@ -242,6 +243,8 @@ def _check_ebml(handle: IO[bytes], size: int) -> None:
                 raise BrokenFileError(f"the segment is cut off at {size} bytes")
             if size <= handle.tell():
                 raise BrokenFileError("it has no data")
+            if has_too_many_cues(handle, size):
+                raise BrokenFileError("its index names more places than a film has")
             return
         if length is None:
             raise BrokenFileError("an element has no length")

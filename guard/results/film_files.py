@@ -29,6 +29,8 @@ _JUMPS = 8
 _BUFFER = 1 << 18
 #: libav looks at no more streams; no result has so many.
 _MAX_STREAMS = 64
+#: libav notes key frames as they come, and moves those that come out of order past all others: so many bytes of them.
+_MOST_NOTED = 2**17
 #: A decoder may allocate this much for one frame: 16k × 8k. libav's own limit is twice as much.
 MAX_FRAME_PIXELS = 2**27
 
@@ -41,7 +43,7 @@ def open_container(source: Any, kind: Kind | None) -> Any:
         "mode": "r",
         "format": kind.demuxer if kind else None,
         "buffer_size": _BUFFER,
-        "options": {"max_streams": str(_MAX_STREAMS)},
+        "options": {"max_streams": str(_MAX_STREAMS), "indexmem": str(_MOST_NOTED)},
     }
     opens: Any = av.open  # its types name this argument up to 18 only
     try:

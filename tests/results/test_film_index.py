@@ -142,3 +142,43 @@ def test_pictures_too_large_for_a_decoder_are_refused_before_one_is_decoded(tmp_
         assert kind is not None
         with pytest.raises(UnfitError, match="64 × 64"):
             look_at_film(handle, kind, "video")
+
+
+def add_cues(film: bytes, count: int, *, behind: bool = False, padding: int = 0) -> bytes:
+    """A Matroska film with cues in the wrong order, before its pictures or behind all."""
+    void = b"\xec" + bytes([0x80 | padding]) + bytes(padding) if padding else b""
+    points = []
+    for at in range(count, 0, -1):
+        place = b"\xb3\x83" + at.to_bytes(3, "big") + void + b"\xb7\x86\xf7\x81\x01\xf1\x81\x00"
+        points.append(b"\xbb" + bytes([0x80 | len(place)]) + place)
+    body = b"".join(points)
+    cues = b"\x1c\x53\xbb\x6b" + (1 << 56 | len(body)).to_bytes(8, "big") + body
+    if behind:
+        return film + cues
+    segment, cluster = film.index(b"\x18\x53\x80\x67") + 4, film.index(b"\x1f\x43\xb6\x75")
+    return film[:segment] + b"\x01" + b"\xff" * 7 + film[segment + 8 : cluster] + cues + film[cluster:]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("padding", [0, 60])
+def test_cues_that_a_thread_would_sort_for_minutes_are_refused_before_libav_reads_them(
+    behind: bool, padding: int, tmp_path: Path, monkeypatch
+):
+    path = tmp_path / "a.webm"
+    path.write_bytes(add_cues(make_film("matroska"), 200_000, behind=behind, padding=padding))
+    monkeypatch.setattr("comfyui_guarded.guard.faces.films.open_container", None)  # nobody gets so far
+    with open(path, "rb") as handle:
+        kind = sniff_more(handle.read(64))
+        assert kind is not None
+        with pytest.raises(BrokenFileError, match="more places than a film has"):
+            look_at_film(handle, kind, "video", "libav")
+
+
+@pytest.mark.parametrize("count", [0, 10_000])
+def test_cues_as_films_have_them_are_taken(count: int, tmp_path: Path):
+    path = tmp_path / "a.webm"
+    path.write_bytes(add_cues(make_film("matroska"), count))
+    with open(path, "rb") as handle:
+        kind = sniff_more(handle.read(64))
+        assert kind is not None
+        assert look_at_film(handle, kind, "video", "libav").width == 64
