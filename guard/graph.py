@@ -29,6 +29,7 @@ class Declared:
             are whatever it is.
         hidden: inputs that it gets though nobody sees them.
         takes_more: it gets whatever a prompt gives it, or nobody knows all that it takes.
+        most: the largest number that its widget has, of each that says so. The host holds only constants to that.
         opens_with: what its code gives a file to first: `libav`, which must then take a picture, too; `pillow`; "".
     """
 
@@ -41,6 +42,7 @@ class Declared:
     hidden: frozenset[str] = frozenset()
     takes_more: bool = False
     opens_with: str = ""
+    most: Mapping[str, float] = field(default_factory=dict)
 
 
 def list_parts(sections: Mapping[str, Any], before: str = "") -> dict[str, dict[str, frozenset[str]]]:
@@ -63,6 +65,27 @@ def list_parts(sections: Mapping[str, Any], before: str = "") -> dict[str, dict[
             elif kind == "COMFY_DYNAMICSLOT_V3":
                 _add_part(parts, full, "", info[1]["inputs"])
     return parts
+
+
+def list_most(sections: Mapping[str, Any], before: str = "") -> dict[str, float]:
+    """:attr:`Declared.most` of a declaration; raises as `list_parts` does."""
+    most: dict[str, float] = {}
+    for section in ("required", "optional"):
+        for name, info in (sections.get(section) or {}).items():
+            full, kind = f"{before}{name}", info[0]
+            options = info[1] if len(info) > 1 and isinstance(info[1], Mapping) else {}
+            if kind in ("INT", "FLOAT") and isinstance(options.get("max"), (int, float)):
+                most[full] = options["max"]
+            elif kind == "COMFY_AUTOGROW_V3":
+                template = options["template"]
+                names = template.get("names") or [f"{template['prefix']}{at}" for at in range(template["max"])]
+                inner = list_most(template["input"])
+                most |= {f"{full}.{each}": number for each in names for number in inner.values()}
+            elif kind == "COMFY_DYNAMICCOMBO_V3":
+                for option in options["options"]:
+                    for within, number in list_most(option["inputs"], f"{full}.").items():
+                        most[within] = max(number, most.get(within, number))
+    return most
 
 
 def _add_part(parts: dict[str, dict[str, frozenset[str]]], full: str, value: str, sections: Mapping[str, Any]) -> None:

@@ -55,13 +55,14 @@ class NodeClass:
         takes_lists: it gets each list whole; other nodes run once for each item.
         lists: the outputs that give lists, by place.
         lazy: the inputs that are made only if the node asks for them.
+        most: the largest number that each input's widget has.
         gathers: it makes a list of whatever it gets, and knows nothing of what that is.
     """
 
     __slots__ = (
         "_declared", "calculates", "computes", "gathers", "given", "hands_on", "inputs", "kinds", "known", "lazy",
-        "lists", "makes", "numbers", "only_numbers", "only_pictures", "only_plain", "outputs", "pictures", "sizes",
-        "takes_films", "takes_lists", "traits",
+        "lists", "makes", "most", "numbers", "only_numbers", "only_pictures", "only_plain", "outputs", "pictures",
+        "sizes", "takes_films", "takes_lists", "traits",
     )  # fmt: skip
 
     def __init__(self, class_type: str, declared: Declared) -> None:
@@ -88,6 +89,7 @@ class NodeClass:
         self.takes_lists = declared.takes_lists
         self.lists = declared.lists
         self.lazy = declared.lazy
+        self.most = declared.most
         self.gathers = self.takes_lists and bool(self.lists) and all(_ANY.search(kind) for kind in kinds)
 
     def takes_pictures(self, name: str) -> str | None:

@@ -18,16 +18,32 @@ from typing import Any, NamedTuple, NoReturn
 from ..graph import is_link, list_in_order
 from .bits import USUAL, Size, bound_bits
 from .classes import PLAIN, NodeClass, NodeClasses
+from .growth import MOST_PARTS, Growth
 from .names import Trait
 from .patterns import bound_matches, bound_steps
+from .ranges import ENDLESS
 from .walk import Walk
 
-#: Steps of a search; the slowest take some seconds.
-MOST_STEPS = 200_000_000
+#: Steps of a search, and of all searches of a prompt: some two seconds, and four.
+MOST_STEPS, MOST_STEPS_TOGETHER = 200_000_000, 400_000_000
 #: Bits of a whole number.
 MOST_BITS = 4096
+#: How many times as much all texts of a prompt may have together as those of one node.
+MOST_TOGETHER = 32
 #: Characters that a node writes of its own accord that looks at something else than texts, as models do.
 _WRITTEN = 8000
+#: Characters of a token, as models write them.
+_TOKEN = 4
+#: What torch writes of tensors with so many dimensions, with six numbers of each end (PreviewAny).
+_SHOWN: Mapping[str, float] = {"LATENT": 250_000, "IMAGE": 50_000, "MASK": 20_000}
+#: A number in a format: a float's digits before the point, or a whole number's bits.
+_NUMBER = 330
+#: What becomes of a character in JSON, or as Python shows it: `\U000e0001`, or two of `\ud83d`.
+_ESCAPED = 12
+#: Spaces before each value of a list in a list, for each of those.
+_INDENT = 8
+#: A widget that has more has any number, as those of seeds do.
+_NO_LIMIT = 2**31
 #: What an unknown number repeats by.
 _OFTEN = 1000
 
@@ -42,13 +58,15 @@ _REPLACES = re.compile(r"replac|substitut", re.I)
 _REPEATS = re.compile(r"repeat|times|multipl|duplicat|(?<![a-z])pad|just(?:ify)?(?![a-z])", re.I)
 _COUNT = re.compile(r"(?:.*_)?(?:count|times|number|repeats?|amount|n|width|length|multiplier)", re.I)
 _FORMATS = re.compile(r"string_?format|format_?(?:string|text)|text_?format", re.I)
+_TOKENS = re.compile(r"max_(?:new_)?(?:length|tokens)", re.I)
 _JOINER = re.compile(r"(?:.*_)?(?:delimiter|separator|joiner|sep|glue)", re.I)
-_WIDENING: Mapping[str, float] = {
-    "CaseConverter": 3,
-    "TextToUppercase": 3,
-    "TextToLowercase": 3,
-    "JsonExtractString": 5,
-}
+_CASES = re.compile(
+    r"case(?![a-z])|casefold|(?:upper|lower|title)case|capital|swapcase|normali[sz]e(?:text|string)", re.I
+)
+_ESCAPES = re.compile(
+    r"json|dict|builder|repr(?![a-z])|escape|quote|dump|seriali[sz]|stringify|encode(?:text|string|url)|hex|html|yaml",
+    re.I,
+)
 _PARTS: Mapping[str, str] = {"StringSubstring": "string", "TruncateText": "texts", "StringTrim": "string"}
 
 
@@ -92,12 +110,56 @@ class _Labour:
         self._most_chars = most_chars
         self._texts: dict[str, _Text] = {}
         self._bits: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
+        self._has_lists = any(classes.find(node["class_type"]).lists for node in graph.values())
+        self._growth = Growth(graph, classes)
+        self._chars = 0.0
+        self._steps = 0.0
         self._made: Walk | None = None
 
     def run(self) -> None:
         for node_id in list_in_order(self._graph):
+            if (parts := self._growth.visit(node_id)) > MOST_PARTS:
+                complaint = f"puts together {_say(parts)} parts, of which many are the same; {MOST_PARTS} are allowed"
+                raise _FoundError(Fault(node_id, "", parts, MOST_PARTS, complaint))
+            self._check_numbers(node_id)
             if not self._is_idle(node_id):
                 _Node(self, node_id).judge()
+
+    def _check_numbers(self, node_id: str) -> None:
+        """A number that comes along a link is held to what its widget has, as ComfyUI holds constants to it."""
+        inputs = self.find(node_id)["inputs"]
+        for name, most in self.classify(node_id).most.items():
+            value = inputs.get(name)
+            if value is None or most > _NO_LIMIT or not is_link(value):
+                continue
+            number = self.walk.read(value)
+            if number is not None and number[1] > most:
+                complaint = (
+                    f"gets a number for {name[:100]} along a link that may be more than the {most} of its widget"
+                )
+                raise _FoundError(Fault(node_id, name, number[1] if number[1] < ENDLESS else None, most, complaint))
+
+    def hand_on(self, node_id: str, shown: float) -> None:
+        """Note what one would write of what a node hands on."""
+        if shown:
+            self._shown[node_id] = shown
+
+    def shown_of(self, link: Any) -> float:
+        return self._shown.get(link[0], 0)
+
+    def parts_of(self, link: Any) -> float:
+        return self._growth.parts_of(link)
+
+    def add_chars(self, chars: float) -> float:
+        """The characters of all nodes' texts up to here."""
+        self._chars += chars
+        return self._chars
+
+    def add_steps(self, steps: float) -> float:
+        """The steps of all nodes' searches up to here."""
+        self._steps += steps
+        return self._steps
 
     def _is_idle(self, node_id: str) -> bool:
         """Whether it neither makes texts or numbers nor looks for patterns, as most do."""
@@ -128,7 +190,10 @@ class _Labour:
         return outputs[at][0] if -len(outputs) <= at < len(outputs) else ""
 
     def text_of(self, link: Any) -> _Text:
-        return self._texts.get(link[0], _Text())
+        text = self._texts.get(link[0], _Text())
+        if text.items == 1 and self._has_lists and self.kind_of(link) not in PLAIN:
+            return text._replace(items=max(self.walk.items(link), 1))
+        return text
 
     def bits_of(self, link: Any) -> float:
         return self._bits.get(link[0], USUAL)
@@ -164,6 +229,11 @@ class _Node:
         if text.total > most or text.items > most:
             value = max(text.total, text.items)
             self._refuse("", value, most, f"makes texts of up to {_say(value)} characters; {most} are allowed")
+        if (together := self._labour.add_chars(text.total)) > most * MOST_TOGETHER:
+            complaint = (
+                f"and those before it make texts of up to {_say(together)} characters; {most * MOST_TOGETHER} may be"
+            )
+            self._refuse("", together, most * MOST_TOGETHER, complaint)
         self._labour.keep(self._id, text, bits)
 
     # Lengths. ------------------------------------------------------------------------------------------------
@@ -174,17 +244,39 @@ class _Node:
         chars = _count_chars(value)
         return _Text(chars, 1, chars)
 
+    def _count_written(self) -> float:
+        """What it may write of things that are no texts."""
+        each = {name: self._count_shown(link) for name, link in self._links.items()}
+        if self._class.known and "STRING" not in self._class.kinds:
+            # It hands them on, and who writes them comes later.
+            self._labour.hand_on(self._id, max(each.values(), default=0))
+            return 0
+        # What takes a certain kind looks at it; what takes any writes down whatever comes.
+        seen = [
+            name for name, chars in each.items() if chars and _TEXTS.search(self._class.inputs.get(name, "*")) is None
+        ]
+        written = sum(chars for name, chars in each.items() if name not in seen)
+        if seen:
+            tokens = max((self._number(name, 0) for name in self._inputs if _TOKENS.fullmatch(name[:100])), default=0)
+            written += max(_WRITTEN, tokens * _TOKEN)
+        return written
+
+    def _count_shown(self, link: Any) -> float:
+        kind = self._labour.kind_of(link)
+        if kind in PLAIN or _TEXTS.search(kind or "*"):
+            return self._labour.shown_of(link)
+        return _SHOWN.get(kind, _WRITTEN) * self._labour.parts_of(link)
+
     def _find_text(self) -> _Text:
         given = [self._given[name] for name in self._inputs]
         lists = [each for each in given if each.items > 1]
-        own = _WRITTEN if any(self._labour.kind_of(link) not in PLAIN for link in self._links.values()) else 0
-        if own and all(_TEXTS.search(self._labour.kind_of(link) or "*") for link in self._links.values()):
-            own = 0
+        own = self._count_written()
         if self._class.takes_lists:
             total = sum(each.total for each in given)
             items = sum(self._given[name].items for name in self._links)
             if self._class.gathers or self._class.lists:
-                return _Text(max((each.each for each in given), default=0), max(items, 1), total)
+                longest = max((each.each for each in given), default=0)
+                return _Text(longest + own, max(items, 1), total + own)
             total += self._joiner() * (items + 1) + own
             return _Text(total, 1, total)
         runs = max((each.items for each in lists), default=1)
@@ -213,10 +305,22 @@ class _Node:
             return self._find_replaced(lengths)
         if Trait.SWITCH in self._class.traits:
             return max(lengths.values(), default=0)
-        total = sum(lengths.values()) + self._joiner() * (len(lengths) + self._number("inputcount", 0))
+        # Some write the names of what is on.
+        total = (
+            sum(lengths.values())
+            + sum(len(name) + 2 for name in self._inputs)
+            + self._joiner() * (len(lengths) + self._number("inputcount", 0))
+        )
         if self._repeats():
             total *= max(self._find_count(), 1)
-        return total * _WIDENING.get(self._type, 1)
+        return total * self._find_widening()
+
+    def _find_widening(self) -> float:
+        """How much longer texts become that are only written in another way."""
+        kinds = {*map(self._labour.kind_of, self._links.values()), *self._class.inputs.values()}
+        if not _NESTED.isdisjoint(kinds) or _ESCAPES.search(self._short) is not None:
+            return _ESCAPED
+        return 3 if _CASES.search(self._short) is not None else 1
 
     def _joiner(self) -> float:
         return sum(text.each for name, text in self._given.items() if _JOINER.fullmatch(name[:100]))
@@ -252,7 +356,8 @@ class _Node:
 
     def _find_replaced(self, lengths: Mapping[str, float]) -> float:
         find = self._text("find")
-        text = next((lengths[name] for name in ("string", "texts", "text") if name in lengths), 0)
+        others = [length for name, length in lengths.items() if name not in ("find", "replace")]
+        text = next((lengths[name] for name in ("string", "texts", "text") if name in lengths), max(others, default=0))
         if "find" not in lengths or "replace" not in lengths:
             two = sorted(lengths.values())[-2:]
             return math.prod(each + 1 for each in two)
@@ -308,9 +413,12 @@ class _Node:
                 width = sum(float(number) for number in re.findall(r"\d{1,300}", spec or ""))
                 value = self._inputs.get(f"values.{field}", self._inputs.get(field))
                 length = lengths.get(f"values.{field}", lengths.get(field, 0))
-                if is_link(value) and self._labour.kind_of(value) != "STRING":
-                    length += _WRITTEN
-                total += length * (10 if conversion else 1) + width
+                if is_link(value):
+                    length += self._count_shown(value)
+                if not isinstance(value, str):
+                    length = max(length, _NUMBER) if not isinstance(value, int) else _NUMBER + value.bit_length()
+                is_shown = conversion or (isinstance(value, (list, dict)) and not is_link(value))
+                total += length * (_ESCAPED if is_shown else 1) + width
         except ValueError:
             return total  # nor can the node read it
         return total
@@ -335,6 +443,13 @@ class _Node:
             chars = max((text.each for text in others), default=0)
             runs = max((text.items for text in others), default=1)
             steps = bound_steps(pattern, chars) * runs
+            together = self._labour.add_steps(steps)
+            if steps <= MOST_STEPS and together > MOST_STEPS_TOGETHER:
+                complaint = (
+                    f"and those before it have patterns that may be tried in {_say(together)} ways; "
+                    f"{MOST_STEPS_TOGETHER} are allowed in one prompt"
+                )
+                self._refuse(name, together, MOST_STEPS_TOGETHER, complaint)
             if steps > MOST_STEPS:
                 complaint = (
                     f"has a pattern in {name[:100]} that may be tried in too many ways on a text of {_say(chars)} "
@@ -410,17 +525,17 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _count_chars(value: Any) -> float:
-    """Characters of the texts in a constant, and of the numbers."""
+def _count_chars(value: Any, depth: int = 0) -> float:
+    """Characters of the texts in a constant, and of the numbers; within lists, as JSON writes them."""
     if isinstance(value, str):
-        return len(value)
-    if isinstance(value, int):
-        return value.bit_length() / 3 + 2
+        return len(value) * _ESCAPED + _INDENT * depth + 4 if depth else len(value)
     if isinstance(value, dict):
-        return sum(_count_chars(key) + _count_chars(each) + 4 for key, each in value.items())
+        names = sum(_count_chars(key, depth + 1) for key in value)
+        return names + sum(_count_chars(each, depth + 1) for each in value.values()) + 2 * _INDENT * depth + 4
     if isinstance(value, list):
-        return sum(map(_count_chars, value)) + 2 * len(value) + 2
-    return 25
+        return sum(_count_chars(each, depth + 1) for each in value) + 2 * _INDENT * depth + 4
+    size = value.bit_length() / 3 + 2 if isinstance(value, int) else 25
+    return size + _INDENT * depth + 4
 
 
 def _say(number: float) -> str:

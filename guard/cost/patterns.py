@@ -2,25 +2,37 @@
 
 Python's `re` tries every way of matching, and lets no other thread run meanwhile, so nothing can stop it. A pattern is
 read by Python's own parser. Each repeat that may give back what it took, because what follows could match that too,
-multiplies the ways by as often as it repeats. Within another repeat that has no bound worth a name, so it is endless.
+multiplies the ways by as often as it repeats, and what follows is gone through anew for each. Within another repeat
+that has no bound worth a name, so it is endless.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 # Python 3.11 gave its parser a new name.
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
+_to_lower: Any = importlib.import_module("_sre").unicode_tolower
+#: Letters that `re` takes for each other though no other than these says so, by their code.
+_ALIKE: Any = (
+    importlib.import_module("re._casefix")._EXTRA_CASES
+    if sys.version_info >= (3, 11)
+    else importlib.import_module("sre_compile")._ignorecase_fixes
+)
 
 #: Longer ones are not read.
 _LONGEST = 2000
 #: Letters that others fold to, and a few far away.
 _SAMPLES = frozenset(map(chr, range(256))) | frozenset("\u0130\u0131\u017f\u212a\u2028\u3000\u4e2d\uffff\U0001f600")
+#: `(?a)`, by which `\\W` is a letter, too, that is none of ASCII's.
+_ASCII = re.compile(r"\(\?[aiLmsux]*a[aiLmsux]*(?:-[imsx]+)?[:)]")
+_SIGNS = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
 _CATEGORIES = {"DIGIT": r"\d", "SPACE": r"\s", "WORD": r"\w"}
 
 Chars = frozenset[str]
@@ -45,13 +57,12 @@ def bound_steps(pattern: str, chars: float) -> float:
     except (RecursionError, MemoryError):
         return math.inf
     try:
-        reader = _Reader(parsed, chars)
-        ways = reader.read(parsed, _NONE, within=False)
+        reader = _Reader(parsed, chars, is_ascii=_ASCII.search(pattern) is not None)
+        cost = reader.read(parsed, _NONE, within=False).light
     except (_EndlessError, RecursionError, OverflowError):
         return math.inf
-    each = max(ways, chars if reader.repeats else 1)
     # One sign that repeats is counted in a tight loop; what is put together goes the long way.
-    return (chars + 1) * (each * (10 if reader.slow else 1) + len(pattern))
+    return (chars + 1) * (cost * (10 if reader.slow else 1) + len(pattern))
 
 
 def bound_matches(pattern: str, chars: float) -> tuple[float, bool]:
@@ -61,69 +72,110 @@ def bound_matches(pattern: str, chars: float) -> tuple[float, bool]:
         least = parsed.getwidth()[0]
     except (re.error, OverflowError, ValueError, RecursionError, MemoryError):
         return 0, False
-    return (chars // least if least else chars + 1), "(?=" in pattern or "(?<" in pattern
+    # Where nothing may match, so it does before each match of something, and at the end.
+    return (chars // least if least else 2 * chars + 1), "(?=" in pattern or "(?<" in pattern
+
+
+class _Effort(NamedTuple):
+    """In how many ways something may match from one place on, and how many steps it takes to have tried them all.
+
+    Attributes:
+        light: the same as `cost`, from everywhere in the text, divided by its length.
+    """
+
+    ways: float
+    cost: float
+    light: float = 1
 
 
 class _Reader:
-    def __init__(self, parsed: Any, chars: float) -> None:
+    def __init__(self, parsed: Any, chars: float, *, is_ascii: bool) -> None:
+        self._is_ascii = is_ascii
         self._chars = max(chars, 1)
         self._alphabet = _SAMPLES | _list_neighbours(_list_letters(parsed))
         self.repeats = self.slow = False
 
-    def read(self, items: Sequence[Any], after: Chars, *, within: bool) -> float:
-        """In how many ways they can match from one place on. `after`: what may follow; `within`: inside a repeat."""
-        ways = 1.0
+    def read(self, items: Sequence[Any], after: Chars, *, within: bool) -> _Effort:
+        """What they take from one place on. `after`: what may follow; `within`: inside a repeat."""
+        ways, cost, light = 1.0, 1.0, 1.0
         follow = after
-        for op, value in reversed(list(items)):
-            ways *= self._read_one(str(op), value, follow, within)
+        parts = list(_flatten(items))
+        for (op, value), before in reversed(list(zip(parts, self._list_before(parts), strict=True))):
+            one = self._read_one(str(op), value, follow, within)
+            # What ends in one way leaves less to what follows than it has gone through itself.
+            ways, cost = ways * one.ways, max(one.cost, one.ways * light if one.ways > 1 else cost)
+            if str(op) not in _SIGNS and str(op) != "AT":
+                # Where it begins behind what it does not match, no two of its runs have a letter in common.
+                chars = self._find_one(op, value)
+                light = light + 1 if chars is not None and chars.isdisjoint(before) else max(cost, light)
             if within and ways > 1:
                 raise _EndlessError
             follow = self._find_first(op, value) | (follow if self._may_be_empty(op, value) else _NONE)
-        return ways
+        return _Effort(ways, cost, light)
 
-    def _read_one(self, name: str, value: Any, follow: Chars, within: bool) -> float:
+    def _list_before(self, parts: Sequence[Any]) -> list[Chars]:
+        """What may stand before each of them."""
+        found, before = [], self._alphabet
+        for op, value in parts:
+            found.append(before)
+            last = self._find_one(op, value)
+            if last is None:
+                last = self._alphabet
+            before = last | (before if self._may_be_empty(op, value) else _NONE)
+        return found
+
+    def _find_one(self, op: Any, value: Any) -> Chars | None:
+        """What a sign matches, or one that repeats; None where it is more than one."""
+        name = str(op)
+        if name in _SIGNS:
+            return self._find_chars(name, value)
+        if name.endswith("REPEAT") and len(value[2]) == 1:
+            return self._find_one(*value[2][0])
+        return None
+
+    def _read_one(self, name: str, value: Any, follow: Chars, within: bool) -> _Effort:
         if name == "SUBPATTERN":
             return self.read(value[-1], follow, within=within)
         if name == "ATOMIC_GROUP":
             return self.read(value, follow, within=within)
         if name == "BRANCH":
             branches = value[1]
-            ways = sum(self.read(branch, follow, within=within) for branch in branches)
+            efforts = [self.read(branch, follow, within=within) for branch in branches]
+            ways, cost = sum(each.ways for each in efforts), sum(each.cost for each in efforts)
             firsts = [self._find_first_of(branch, follow) for branch in branches]
             apart = sum(map(len, firsts)) == len(frozenset().union(*firsts))
-            return 1 if apart and ways == len(branches) else ways
+            return _Effort(1 if apart and ways == len(branches) else ways, cost)
         if name.endswith("REPEAT"):
             return self._read_repeat(value, follow, within)
         if name in ("ASSERT", "ASSERT_NOT"):
             before = self.repeats
             self.repeats = False
-            ways = self.read(value[1], _NONE, within=within)
-            if self.repeats:
-                if within:
-                    raise _EndlessError
-                ways *= self._chars
+            cost = self.read(value[1], _NONE, within=within).cost
+            if self.repeats and within:
+                raise _EndlessError
             self.repeats = self.repeats or before
-            return ways
+            return _Effort(1, cost)
         if name.startswith("GROUPREF"):
             if within or name != "GROUPREF":
                 raise _EndlessError
-            return self._chars
-        return 1
+            return _Effort(1, self._chars)
+        return _Effort(1, 1)
 
-    def _read_repeat(self, value: Any, follow: Chars, within: bool) -> float:
+    def _read_repeat(self, value: Any, follow: Chars, within: bool) -> _Effort:
         low, high, body = int(value[0]), int(value[1]), value[2]
         if high > 1 and self._is_empty(body):
             raise _EndlessError
         first = self._find_first_of(body, _NONE)
         inner = self.read(body, first | follow if high > 1 else follow, within=within or high > 1)
+        cost = inner.cost
         if high > 1:
             self.repeats = True
-            self.slow = self.slow or len(body) > 1 or str(body[0][0]) not in ("LITERAL", "NOT_LITERAL", "ANY", "IN")
-        if low == high:
-            return inner
-        if first.isdisjoint(follow):
-            return inner
-        return inner * min(high - low + 1, self._chars + 1)
+            self.slow = self.slow or len(body) > 1 or str(body[0][0]) not in _SIGNS
+            # What it goes through in one round, no other round goes through.
+            cost = min(high * inner.cost, max(self._chars, inner.cost))
+        if low == high or first.isdisjoint(follow):
+            return _Effort(inner.ways, cost)
+        return _Effort(inner.ways * min(high - low + 1, self._chars + 1), cost)
 
     # What a part may begin with. -------------------------------------------------------------------------------
 
@@ -137,7 +189,7 @@ class _Reader:
 
     def _find_first(self, op: Any, value: Any) -> Chars:
         name = str(op)
-        if name in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
+        if name in _SIGNS:
             return self._find_chars(name, value)
         if name == "SUBPATTERN":
             return self._find_first_of(value[-1], _NONE)
@@ -190,12 +242,31 @@ class _Reader:
                 sign = re.compile(_CATEGORIES[word.removeprefix("NOT_")])
                 no = word.startswith("NOT_")
                 found |= {letter for letter in self._alphabet if (sign.match(letter) is None) == no}
+                if self._is_ascii and (no or negated):
+                    return self._alphabet
         return _fold(self._alphabet - found if negated else found)
 
 
+def _flatten(items: Iterable[Any]) -> Iterator[Any]:
+    """What stands one after the other, also in groups."""
+    for op, value in items:
+        if str(op) == "SUBPATTERN":
+            yield from _flatten(value[-1])
+        else:
+            yield op, value
+
+
 def _fold(letters: Iterable[str]) -> Chars:
+    """With all that they are alike to, in capitals or not."""
     kept = frozenset(letters)
-    return kept | {other for letter in kept for other in (letter.lower(), letter.upper()) if len(other) == 1}
+    return kept | {other for letter in kept for other in _list_alike(letter)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _list_alike(letter: str) -> tuple[str, ...]:
+    lower = _to_lower(ord(letter))
+    others = (letter.lower(), letter.upper(), chr(lower), *map(chr, _ALIKE.get(lower, ())))
+    return tuple(other for other in others if len(other) == 1)
 
 
 def _list_letters(parsed: Any) -> set[int]:

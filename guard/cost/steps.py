@@ -46,7 +46,7 @@ def find_steps(
     most = max(max(steps), 0)
     last = [one.number[1] for one in asked if one.role is Role.LAST_STEP and one.number is not None]
     first = [one.number[0] for one in asked if one.role is Role.FIRST_STEP and one.number is not None]
-    return max(min(most, *last) - max(0.0, *first) if last or first else most, 0)
+    return max(min([most, *last]) - max([0.0, *first]), 0)
 
 
 def _count_digits(text: str) -> float:

@@ -92,6 +92,10 @@ class Walk:
         """What an input's text is; None: only the run can tell, or it is none."""
         return self._find(value).text if is_link(value) else value if isinstance(value, str) else None
 
+    def items(self, link: Any) -> float:
+        """How long a list a link brings, as far as it is known; 1: it is none."""
+        return self._find(link).items.most
+
     # One node after the other. -------------------------------------------------------------------------------
 
     def _find(self, link: Any) -> Value:

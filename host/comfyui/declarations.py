@@ -8,7 +8,7 @@ from typing import Any
 
 import nodes
 
-from ...guard.graph import Declared, list_parts
+from ...guard.graph import Declared, list_most, list_parts
 from .inputs import find_names
 
 log = logging.getLogger("guarded.host")
@@ -43,6 +43,7 @@ class Declarations:
                 hidden,
                 takes_more,
                 find_opener(node_class),
+                _read_most(class_type, node_class),
             )
         return self._known[node_class]
 
@@ -75,6 +76,14 @@ def _read_more(class_type: str, node_class: Any) -> tuple[dict[str, dict[str, fr
     except Exception:
         log.debug("%s does not say what it takes", class_type, exc_info=True)
         return {}, frozenset(), True
+
+
+def _read_most(class_type: str, node_class: Any) -> dict[str, float]:
+    try:
+        return list_most(node_class.INPUT_TYPES())
+    except Exception:
+        log.debug("%s does not say what it takes", class_type, exc_info=True)
+        return {}
 
 
 def find_opener(node_class: Any) -> str:

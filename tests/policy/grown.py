@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, cast
 
+from comfyui_guarded.guard.graph import is_link
+
 Graph = dict[str, Any]
 Link = list[Any]
 
@@ -137,7 +139,7 @@ def find_kinds(known: Mapping[str, Any]) -> dict[str, list[Kind]]:
     return found
 
 
-def _read_declared(declared: Any) -> tuple[str, Mapping[str, Any]]:
+def read_declared(declared: Any) -> tuple[str, Mapping[str, Any]]:
     kind = declared[0]
     options = declared[1] if len(declared) > 1 and isinstance(declared[1], dict) else {}
     if not isinstance(kind, str):
@@ -146,7 +148,7 @@ def _read_declared(declared: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def _can_feed(declared: Any) -> bool:
-    kind, options = _read_declared(declared)
+    kind, options = read_declared(declared)
     if kind == "COMBO":
         return bool(options.get("options"))
     if kind == "COMFY_AUTOGROW_V3":
@@ -157,7 +159,7 @@ def _can_feed(declared: Any) -> bool:
 
 
 def _names_pictures(declared: Any) -> bool:
-    kind, _options = _read_declared(declared)
+    kind, _options = read_declared(declared)
     return bool(set(kind.split(",")) & set(PICTURES))
 
 
@@ -180,7 +182,7 @@ def grow(draw: Random, kinds: Mapping[str, list[Kind]], most: int = 7) -> tuple[
     latest = max(ends, key=lambda each: int(grown.links[each][-1][0]))
     kind = latest if listed or draw.random() < 0.5 else draw.choice(ends)
     link = grown.links[kind][-1]
-    return _keep_needed(grown.graph, link), link, kind
+    return keep_needed(grown.graph, link), link, kind
 
 
 def _start(draw: Random, grown: Grown, latent: str) -> None:
@@ -201,7 +203,7 @@ def grow_latent(draw: Random, kinds: Mapping[str, list[Kind]]) -> tuple[Graph, L
     for _ in range(draw.randint(1, 3)):
         _add(draw, grown, draw.choice(through))
     link = grown.links["LATENT"][-1]
-    return _keep_needed(grown.graph, link), link, "LATENT"
+    return keep_needed(grown.graph, link), link, "LATENT"
 
 
 def leave(draw: Random, graph: Graph, known: Mapping[str, Any]) -> Graph:
@@ -218,7 +220,7 @@ def _lower_some(draw: Random, node: dict[str, Any], info: Mapping[str, Any]) -> 
     inputs = dict(node["inputs"])
     for section in ("required", "optional"):
         for name, declared in (info["input"].get(section) or {}).items():
-            kind, options = _read_declared(declared)
+            kind, options = read_declared(declared)
             given = inputs.get(name)
             if kind not in ("INT", "FLOAT") or isinstance(given, (list, str, type(None))) or draw.random() < 0.5:
                 continue
@@ -267,7 +269,7 @@ def _find_kind(grown: Grown, link: Link) -> str:
 
 
 def _feed(draw: Random, grown: Grown, name: str, declared: Any, matched: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    kind, options = _read_declared(declared)
+    kind, options = read_declared(declared)
     if kind == "COMFY_DYNAMICCOMBO_V3":
         option = draw.choice(options["options"])
         yield name, option["key"]
@@ -336,12 +338,12 @@ def _draw_plain(draw: Random, grown: Grown, name: str, kind: str, options: Mappi
     return draw.choice(fitting) if fitting else low
 
 
-def _keep_needed(graph: Graph, link: Link) -> Graph:
+def keep_needed(graph: Graph, link: Link) -> Graph:
     needed: set[str] = set()
     waiting = [link[0]]
     while waiting:
         node_id = waiting.pop()
         if node_id not in needed:
             needed.add(node_id)
-            waiting += [value[0] for value in graph[node_id]["inputs"].values() if isinstance(value, list)]
+            waiting += [value[0] for value in graph[node_id]["inputs"].values() if is_link(value)]
     return {node_id: node for node_id, node in graph.items() if node_id in needed}

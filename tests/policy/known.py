@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyui_guarded.guard.graph import Declared, list_parts
+from comfyui_guarded.guard.graph import Declared, list_most, list_parts
 
 _HERE = Path(__file__).parent
 _CLASSES = json.loads((_HERE / "classes.json").read_text("utf-8"))
@@ -53,4 +53,5 @@ def read_info(info: Mapping[str, Any]) -> Declared:
         list_parts(info["input"]),
         hidden,
         bool(info.get("takes_more")),
+        most=list_most(info["input"]),
     )

@@ -4,7 +4,8 @@ python measure_graphs.py COMFYUI BASE [PACK ...]
 
 The first line of the answer is what `/object_info` would say. After it comes, for each line `{"graph": …, "link": […]}`
 of the input, one with what came along that link: `{"sizes": [[what, width, height, how many], …]}`, or `{"error"}`.
-There is no server and no queue: ComfyUI's own executor runs the graph.
+With `"seconds"` in the line, the graph may take so many and has less memory, and the answer has `nodes`: what each has
+made, also of a graph that fails. There is no server and no queue: ComfyUI's own executor runs the graph.
 """
 
 import asyncio
@@ -16,10 +17,13 @@ import resource
 import select
 import signal
 import sys
+import time
 
 COMFYUI, BASE, *PACKS = sys.argv[1:]
 #: What asks for more is ended, and the search goes on.
 MEMORY, SECONDS = 10 * 2**30, 5
+#: What texts and lists may take beside what the host has at rest.
+MORE_MEMORY = 2**30
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what nodes print
@@ -127,6 +131,45 @@ def list_sizes(one):
     return []
 
 
+def count_texts(value, depth=0):
+    """Characters of the texts in what a node gives."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict) and depth < 60:
+        return sum(count_texts(key, depth + 1) + count_texts(each, depth + 1) for key, each in value.items())
+    if isinstance(value, (list, tuple)) and depth < 60:
+        return sum(count_texts(each, depth + 1) for each in value)
+    return 0
+
+
+def count_parts(value):
+    """What a list within an item holds."""
+    return len(value) if isinstance(value, (list, tuple, dict)) else 1
+
+
+made = {}
+get_output_data = execution.get_output_data
+
+
+async def note_made(prompt_id, unique_id, *more, **named):
+    before = time.process_time()
+    made[unique_id] = {"seconds": 0, "chars": 0, "items": 0, "parts": 0}
+    try:
+        found = await get_output_data(prompt_id, unique_id, *more, **named)
+    finally:
+        made[unique_id]["seconds"] = time.process_time() - before
+    outputs = found[0]
+    made[unique_id] |= {
+        "chars": max((sum(map(count_texts, items)) for items in outputs), default=0),
+        "items": max(map(len, outputs), default=0),
+        "parts": max((sum(map(count_parts, items)) for items in outputs), default=0),
+    }
+    return found
+
+
+execution.get_output_data = note_made
+
+
 class Server:
     """What the executor asks of a server."""
 
@@ -177,12 +220,22 @@ def tell(text):
     answers.flush()
 
 
+def limit(more):
+    """Lets the process take so much more than it has, or as much as any graph may."""
+    with open("/proc/self/statm") as pages:
+        taken = int(pages.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (min(taken + more, MEMORY) if more else MEMORY, MEMORY))
+
+
 def measure(line):
     asked = json.loads(line)
+    made.clear()
     try:
-        return asyncio.run(run(asked["graph"], asked["link"]))
+        limit(MORE_MEMORY if "seconds" in asked else 0)
+        found = asyncio.run(run(asked["graph"], asked["link"]))
     except BaseException as error:
-        return {"error": "raised", "details": f"{type(error).__name__}: {error}"[:2000]}
+        found = {"error": "raised", "details": f"{type(error).__name__}: {error}"[:2000]}
+    return {**found, "nodes": made} if "seconds" in asked else found
 
 
 class Runner:
@@ -205,7 +258,7 @@ class Runner:
     def ask(self, line):
         """Empty where it took too long, or has died of it."""
         os.write(self.asks, line.encode())
-        ready, _, _ = select.select([self.lines], [], [], SECONDS)
+        ready, _, _ = select.select([self.lines], [], [], json.loads(line).get("seconds", SECONDS))
         return self.lines.readline() if ready else ""
 
     def end(self):

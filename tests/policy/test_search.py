@@ -6,21 +6,16 @@ nobody can know. `COST=3000` for a long one.
 
 import json
 import os
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from packs.conftest import NEEDED, PACKS
-from PIL import Image
 from policy.grown import FILES, Graph, Link, find_kinds, grow, grow_latent, leave, lower
 from policy.known import read_info
+from policy.measured import MEDIA, Comfy
 
 from comfyui_guarded.guard.cost.classes import NodeClasses
 from comfyui_guarded.guard.cost.values import Amount, Media
@@ -29,18 +24,10 @@ from comfyui_guarded.guard.errors import PolicyViolationError
 from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.settings import PolicySettings
 from comfyui_guarded.guard.submit.policy import Policy
-from comfyui_guarded.tests.hosts.launch import real_kinds
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(3600)]
 
 GRAPHS = int(os.environ.get("COST", "100"))
-#: What lies in the host's input folder.
-MEDIA = {
-    "photo.png": Media(320, 200),
-    "strip.png": Media(1200, 60),
-    "moves.gif": Media(48, 32, 5),
-    "film.mp4": Media(64, 48, 24, 3.0, 8.0),
-}
 #: Nodes round sizes to a multiple, up to this many pixels on a side.
 ROUNDING = 64
 #: And a number by this much; smaller ones may be of an empty list, or a step more.
@@ -48,64 +35,6 @@ ROUNDED = 1.25
 SMALL = 2
 #: So far up no prompt of these comes; with a limit at all, `strict` refuses what nobody can know.
 NO_LIMIT = 10**15
-
-
-class Comfy:
-    """A real ComfyUI without a server, which runs one graph after the other."""
-
-    def __init__(self, base: Path) -> None:
-        newest = real_kinds()[0]
-        packs = sorted(PACKS.iterdir()) if PACKS.is_dir() else []
-        script = Path(__file__).with_name("measure_graphs.py")
-        site = os.environ.get("GUARDED_PACKS_SITE") or PACKS.with_name("packs-site")
-        self._log = open(base / "log", "w")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [newest.python, str(script), str(newest.main.parent), str(base), *map(str, packs)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env={**os.environ, "PYTHONPATH": str(site)},
-        )  # fmt: skip
-        self.known = self._read()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, Path(self._log.name).read_text()[-3000:]
-        return json.loads(line)
-
-    def measure(self, graph: Graph, link: Link) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"graph": graph, "link": link}) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.communicate(timeout=120)  # it ends with its input
-        self._log.close()
-
-
-@pytest.fixture(scope="module")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
-    if not real_kinds():
-        pytest.skip("no ComfyUI is found; COMFYUI_PATH names one")
-    base = tmp_path_factory.mktemp("cost")
-    write_files(base / "input")
-    host = Comfy(base)
-    yield host
-    host.close()
-
-
-def write_files(folder: Path) -> None:
-    folder.mkdir()
-    for name in ("photo.png", "strip.png"):
-        Image.new("RGB", (MEDIA[name].width, MEDIA[name].height), "grey").save(folder / name)
-    first, *others = (Image.new("L", (48, 32), at * 20) for at in range(5))
-    first.save(folder / "moves.gif", save_all=True, append_images=others)
-    with av.open(str(folder / "film.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for at in range(24):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), at * 10, np.uint8))))
-        container.mux(stream.encode())
 
 
 def put_heavy(graph: Graph, link: Link, kind: str) -> Graph:

@@ -41,8 +41,38 @@ DECLARED = {
     "PreviewAny": Declared({"source": "*"}, TEXT),
     "ListJoin": Declared({"a": "*", "b": "*"}, (("*", "list"),), takes_lists=True, lists=frozenset({0})),
     "ComfySwitchNode": Declared({"switch": "BOOLEAN", "on_false": "*", "on_true": "*"}, (("*", "output"),)),
-    "TextGenerate": Declared({"clip": "CLIP", "prompt": "STRING"}, TEXT),
+    "TextGenerate": Declared({"clip": "CLIP", "prompt": "STRING", "max_length": "INT"}, TEXT),
     "CLIPLoader": Declared({"clip_name": "COMBO"}, (("CLIP", "CLIP"),)),
+    "CLIPTextEncode": Declared({"text": "STRING", "clip": "CLIP"}, (("CONDITIONING", "CONDITIONING"),)),
+    "ConditioningCombine": Declared(
+        {"conditioning_1": "CONDITIONING", "conditioning_2": "CONDITIONING"}, (("CONDITIONING", "CONDITIONING"),)
+    ),
+    "ControlNetApplyAdvanced": Declared(
+        {"positive": "CONDITIONING", "negative": "CONDITIONING", "strength": "FLOAT"},
+        (("CONDITIONING", "positive"), ("CONDITIONING", "negative")),
+    ),
+    "PairConditioningCombine": Declared(
+        {f"{which}_{at}": "CONDITIONING" for at in "AB" for which in ("positive", "negative")},
+        (("CONDITIONING", "positive"), ("CONDITIONING", "negative")),
+    ),
+    "ToPipe": Declared({"clip": "CLIP", "positive": "CONDITIONING"}, (("PIPE", "pipe"),)),
+    "FromPipe": Declared({"pipe": "PIPE"}, (("CLIP", "clip"), ("CONDITIONING", "positive"))),
+    "ModelMergeSimple": Declared({"model1": "MODEL", "model2": "MODEL", "ratio": "FLOAT"}, (("MODEL", "MODEL"),)),
+    "BuildJsonPrompt": Declared({"element": "ARRAY", "background": "STRING"}, (("DICT", "prompt"),)),
+    "ConvertDictionaryToString": Declared({"dictionary": "DICT", "indent": "INT"}, TEXT),
+    "EmptyImage": Declared({"width": "INT", "height": "INT", "batch_size": "INT"}, (("IMAGE", "IMAGE"),)),
+    "Sigmas": Declared({"steps": "INT"}, (("SIGMAS", "SIGMAS"),)),
+    "SplitSteps": Declared({"sigmas": "SIGMAS", "start_step": "INT", "end_step": "INT"}, (("SIGMAS", "SIGMAS"),)),
+    "ImageBlur": Declared(
+        {"image": "IMAGE", "blur_radius": "INT", "seed": "INT"},
+        (("IMAGE", "IMAGE"),),
+        most={"blur_radius": 31, "seed": 2**64 - 1},
+    ),
+    "LoadImage": Declared({"image": "COMBO"}, (("IMAGE", "IMAGE"),)),
+    "GetImageSize": Declared({"image": "IMAGE"}, (("INT", "width"), ("INT", "height"))),
+    "SomebodysDigits": Declared({"text": "STRING"}, (("INT", "INT"),)),
+    "Tiles": Declared({"image": "IMAGE"}, (("IMAGE", "IMAGE"),), lists=frozenset({0})),
+    "EmptyLatentImage": Declared({"width": "INT", "height": "INT", "batch_size": "INT"}, (("LATENT", "LATENT"),)),
 }
 BOT = Client("bot", operator=False, key_id="1")
 
@@ -70,6 +100,22 @@ def chain(count, kind, one, other, **more):
     return made
 
 
+def quoted(count):
+    """A text in JSON in JSON: each writes the signs before a quotation mark twice."""
+    made = {"0": node("PrimitiveString", value='"' * 64)}
+    for at in range(count):
+        made[f"dict{at}"] = node("BuildJsonPrompt", background=[str(at), 0])
+        made[str(at + 1)] = node("ConvertDictionaryToString", dictionary=[f"dict{at}", 0], indent=0)
+    return made
+
+
+def nested(depth, width):
+    value = ["x"]
+    for _ in range(depth):
+        value = [*([1] * width), value]
+    return value
+
+
 A = "a" * 60 + "b"
 
 
@@ -93,6 +139,21 @@ A = "a" * 60 + "b"
             "2": node("PrimitiveInt", value=1),
         },
         {"1": node("TextRepeat", text="x" * 10_000, count=10_000)},
+        quoted(20),
+        {"1": node("PreviewAny", source=nested(45, 3000))},
+        {"1": node("StringFormat", f_string="{a:f}" * 30_000, values__a=1e308)},
+        {"1": node("StringFormat", f_string="{a:f}" * 30_000, values__a=["2", 0]),
+         "2": node("PrimitiveFloat", value=1e308)},
+        {"1": node("StringFormat", f_string="{a}" * 3000, values__a=["\U000e0001" * 100])},
+        {"1": node("JsonExtractString", json_string=json.dumps({"a": ["\U000e0001" * 110_000]}, ensure_ascii=False))},
+        {"1": node("RegexReplace", string="x" * 1000, regex_pattern="|x", replace="y" * 600)},
+        {"1": node("TextReplace", written="x" * 10_000, find="x", replace="y" * 10_000)},
+        {"1": node("StringFormat", f_string="x" * 20_000, values__a=["2", 0]), "2": node("Tiles", image=["3", 0]),
+         "3": node("EmptyImage", width=64, height=64, batch_size=100)},
+        {"1": node("PreviewAny", source=["2", 0]), "2": node("ListJoin", a=["3", 0], b=["3", 0]),
+         "3": node("ListJoin", a=["4", 0], b=["4", 0]), "4": node("ListJoin", a=["5", 0], b=["5", 0]),
+         "5": node("EmptyLatentImage", width=512, height=512, batch_size=64)},
+        {str(at): node("PrimitiveString", value="x" * 1_000_000) for at in range(40)},
         {"1": node("StringFormat", f_string=["2", 0], values__a=1), "2": node("TextGenerate", clip=["3", 0]),
          "3": node("CLIPLoader")},
     ],
@@ -118,6 +179,11 @@ def test_texts_that_outgrow_the_memory_are_refused(graph):
          "3": node("CLIPLoader")},
         {"1": node("StringConcatenate", string_a=["2", 0], string_b="b"), "2": node("StringConcatenate",
          string_a=["1", 0], string_b="")},
+        quoted(1),
+        {"1": node("PreviewAny", source=["2", 0]), "2": node("EmptyLatentImage", width=512, height=512, batch_size=1)},
+        {"1": node("ListJoin", a=["2", 0], b=["3", 0]), "2": node("ListJoin", a=["4", 0], b=["4", 0]),
+         "3": node("ListJoin", a=["4", 0], b=["4", 0]), "4": node("EmptyLatentImage", width=512, height=512)},
+        {"1": node("PreviewAny", source={"a": [1, 2, {"b": "c" * 5000}]})},
     ],
 )  # fmt: skip
 def test_texts_as_people_make_them_pass(graph):
@@ -129,6 +195,7 @@ def test_texts_as_people_make_them_pass(graph):
     "pattern",
     [
         "(a+)+$", "(a*)*b", "(a|a)*$", "(a|ab|b)*c", "(?:a|aa)+$", "(.*a){20}$", "a?" * 40 + "a" * 40, "(a?){40}a{40}",
+        "(?:\u0130x?|ix?)*$", "(?:\ufb05x?|\ufb06x?)*$", r"(?a)(?:\Wx?|éx?)*$", r"(?a)(?:[^\w]x?|éx?)*$",
         "a*a*a*a*a*a*a*a*b", r"(\w+\s?)*$", "(?:){999999999}", r"(x+x+)+y", r"(.+)\1+c\1", "([a-z]+|[a-f]+)*!",
         "(?i)(AB|ab)+$", r"(\d\w|\w\d)+$", "(?:a{1,30}){1,30}$", "(?=(a+)+$)x",
     ],
@@ -169,6 +236,135 @@ def test_a_pattern_that_is_made_of_the_prompts_numbers_is_known():
 def test_a_simple_pattern_is_refused_on_a_text_that_is_too_long_for_it():
     refused({"1": node("RegexMatch", string="1" * 200_000, regex_pattern=r"\d+x")})
     check({"1": node("RegexMatch", string="1" * 5000, regex_pattern=r"\d+x")})
+
+
+@pytest.mark.parametrize("pattern", ["a*a*b", "(a*)(a+)b", "(.*)(.*)x", r"\w+\d*!", ".*a+b", r"(.*)\1b"])
+def test_what_follows_is_gone_through_anew_for_each_way_of_what_is_before(pattern):
+    """On 10,000 letters these take minutes, within which nothing else runs."""
+    refused({"1": node("RegexMatch", string="a" * 10_000, regex_pattern=pattern)})
+    check({"1": node("RegexMatch", string="a" * 400, regex_pattern=pattern)})
+
+
+@pytest.mark.parametrize(
+    ("number", "passes"), [(31, True), (3000, False), (["3", 0], False), (["4", 0], False), (["5", 0], True)]
+)
+def test_a_number_along_a_link_is_held_to_its_widgets_largest(number, passes):
+    graph = {
+        "1": node("ImageBlur", image=["2", 0], blur_radius=["6", 0], seed=["3", 0]),
+        "2": node("EmptyImage", width=64, height=64, batch_size=1),
+        "3": node("PrimitiveInt", value=2**40),
+        "4": node("SomebodysDigits", text="9" * 9),
+        "5": node("GetImageSize", image=["7", 0]),
+        "7": node("LoadImage", image="a.png"),
+        "6": node("PrimitiveInt", value=number),
+    }
+    if passes:
+        return check(graph)
+    error = refused(graph)
+    assert (error.extra_info["input"], error.extra_info["limit"]) == ("blur_radius", 31)
+
+
+def test_a_first_step_without_a_last_one_is_no_fault():
+    links = {"start_step": ["2", 0], "end_step": ["3", 0]}
+    graph = {
+        "1": node("SplitSteps", sigmas=["4", 0], **links),
+        "2": node("PrimitiveInt", value=1),
+        "3": node("TextGenerate", clip=["5", 0]),
+        "4": node("Sigmas", steps=8),
+        "5": node("CLIPLoader"),
+        "6": node("RegexMatch", string="a", regex_pattern=["7", 0]),
+        "7": node("PrimitiveString", value="a"),
+    }
+    check(graph)
+
+
+def test_the_patterns_of_a_prompt_count_together():
+    one = node("RegexMatch", string="1" * 9000, regex_pattern=r"\d+x")
+    check({str(at): one for at in range(2)})
+    refused({str(at): one for at in range(20)})
+
+
+def combined(count, kind="ConditioningCombine", one="conditioning_1", other="conditioning_2", first="CLIPTextEncode"):
+    made = {"0": node(first, text="a")}
+    for at in range(count):
+        made[str(at + 1)] = node(kind, **{one: [str(at), 0], other: [str(at), 0]})
+    return made
+
+
+def piped(count):
+    made = {"0": node("CLIPTextEncode", text="a")}
+    for at in range(count):
+        made[f"both{at}"] = node("ConditioningCombine", conditioning_1=[str(at), 0], conditioning_2=[str(at), 0])
+        made[f"pipe{at}"] = node("ToPipe", positive=[f"both{at}", 0])
+        made[str(at + 1)] = node("FromPipe", pipe=[f"pipe{at}", 0])
+        if at:
+            made[f"both{at}"]["inputs"] = {"conditioning_1": [str(at), 1], "conditioning_2": [str(at), 1]}
+    return made
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        combined(30),
+        combined(30, "ListJoin", "a", "b"),
+        combined(30, "ModelMergeSimple", "model1", "model2"),
+        combined(30, "ModelMergeSimple", "model1", "model2", "SomebodysLoader"),
+        piped(30),
+    ],
+)  # fmt: skip
+def test_what_holds_itself_twice_at_each_of_many_nodes_is_refused(graph):
+    error = refused(graph)
+    assert error.extra_info["limit"] == 256
+
+
+def test_the_same_of_a_class_that_nobody_knows():
+    refused(combined(30, "SomebodysJoin", "a", "b"))
+
+
+def one_after_the_other(count):
+    made = {"0": node("CLIPTextEncode", text="a"), "x": node("CLIPTextEncode", text="b")}
+    for at in range(count):
+        made[str(at + 1)] = node("ConditioningCombine", conditioning_1=[str(at), 0], conditioning_2=["x", 0])
+    return made
+
+
+def guided(count):
+    made = {"0": node("ControlNetApplyAdvanced")}
+    for at in range(count):
+        made[str(at + 1)] = node("ControlNetApplyAdvanced", positive=[str(at), 0], negative=[str(at), 1])
+    return made
+
+
+def paired(count):
+    made = {"0": node("ControlNetApplyAdvanced")}
+    for at in range(count):
+        links = {"positive_A": [str(at), 0], "negative_A": [str(at), 1], "positive_B": ["0", 0], "negative_B": ["0", 1]}
+        made[str(at + 1)] = node("PairConditioningCombine", **links)
+    return made
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        one_after_the_other(150), guided(150), paired(7), combined(7), piped(7),
+        combined(150, "ComfySwitchNode", "on_false", "on_true"),
+    ],
+)  # fmt: skip
+def test_conditions_as_people_put_them_together_pass(graph):
+    check(graph)
+
+
+@pytest.mark.parametrize("length", [512, 2048, ["4", 0]])
+def test_the_text_of_a_model_is_as_long_as_it_is_told_to_write(length):
+    graph = {
+        "1": node("RegexExtract", string=["2", 0], regex_pattern=r"<think>.*?</think>", mode="First Match"),
+        "2": node("TextGenerate", clip=["3", 0], prompt="a cat", max_length=length),
+        "3": node("CLIPLoader"),
+        "4": node("PrimitiveInt", value=1024),
+    }
+    check(graph)
+    graph["2"] = node("TextGenerate", clip=["3", 0], prompt="a cat", max_length=32768)
+    refused(graph)
 
 
 def test_a_pattern_that_only_the_run_can_tell_is_refused():
