@@ -5,6 +5,7 @@ from __future__ import annotations
 import marshal
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 from ..job import Job
 
@@ -14,6 +15,8 @@ JOBS = 2_000
 BYTES = 32 * 2**20
 #: What a job takes without what callers and nodes wrote into it, and what each of its files takes.
 JOB_BYTES, FILE_BYTES, PUT_BYTES = 2_000, 1_000, 300
+#: What each value takes beside what it says: a list of one number is two bytes of JSON, and an object to the collector.
+VALUE_BYTES = 100
 
 
 class Recent:
@@ -63,10 +66,20 @@ class Recent:
 def _measure(job: Job) -> int | None:
     """About how many bytes the job takes; None where it holds what did not come out of JSON."""
     details = job.verdict.details if job.verdict is not None else {}
+    parts = (job.parameters, job.metadata, job.result.outputs, details)
     try:
-        written = sum(
-            len(marshal.dumps(part, 2)) for part in (job.parameters, job.metadata, job.result.outputs, details)
-        )
+        written = sum(len(marshal.dumps(part, 2)) for part in parts) + VALUE_BYTES * sum(map(count_values, parts))
     except ValueError:
         return None
     return JOB_BYTES + FILE_BYTES * len(job.result.artifacts) + PUT_BYTES * len(job.puts) + written
+
+
+def count_values(whole: Any) -> int:
+    """How many values are in it, however deep."""
+    waiting, seen = [whole], 0
+    while waiting:
+        item = waiting.pop()
+        held = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        seen += len(held)
+        waiting += held
+    return seen

@@ -207,6 +207,15 @@ def test_only_so_many_bytes_are_remembered(store):
     assert wide.get(large.job_id) is None
 
 
+def test_small_values_count_as_what_they_take_and_not_as_what_they_say(store):
+    """9,000 lists of a number are 50 KB of JSON and 900 KB of memory, and the garbage collector looks at each."""
+    many = make_jobs(store, 20, metadata={"a": [[number] for number in range(9_000)]})
+    recent = Recent(max_bytes=4 * 2**20)
+    recent.update({job.job_id: job for job in many})
+    remembered = [job for job in many if recent.get(job.job_id) is not None]
+    assert 0 < len(remembered) <= 4 * 2**20 / (9_000 * 2 * 50)
+
+
 def test_a_job_that_grows_too_large_is_not_remembered_as_it_was(store):
     recent, job = Recent(max_bytes=5_000), make_jobs(store, 1)[0]
     recent.update({job.job_id: job})
