@@ -7,7 +7,7 @@ import base64
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..host import Progress
@@ -40,6 +40,8 @@ LATER_S = 0.02
 PROGRESS_EVERY_S = 0.1
 #: The least time between two previews of one job: it takes the processor to encode them.
 PREVIEW_EVERY_S = 0.2
+#: So many readers go on in one turn of the loop; each takes a tenth of a millisecond.
+WOKEN_AT_ONCE = 32
 
 
 class Events:
@@ -328,6 +330,16 @@ class Events:
         return [reader for group in groups for reader in group if name in reader.names]
 
     @staticmethod
-    def _give(event: Event, readers: Iterable[Subscription]) -> None:
+    def _give(event: Event, readers: Sequence[Subscription]) -> None:
         for reader in readers:
-            reader.put(event)
+            reader.keep(event)
+        _wake(readers)
+
+
+def _wake(readers: Sequence[Subscription], begin: int = 0) -> None:
+    """Wake some now and some in each later turn of the loop: thousands may wait for one job."""
+    end = begin + WOKEN_AT_ONCE
+    for reader in readers[begin:end]:
+        reader.wake()
+    if end < len(readers):
+        asyncio.get_running_loop().call_soon(_wake, readers, end)

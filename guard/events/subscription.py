@@ -94,22 +94,29 @@ class Subscription:
             if self._is_behind:
                 events = await self._read_store()
             else:
-                if not (self._states or self._alarms or self._latest) and not await self._wait(timeout_s):
+                if not self._has_news and not await self._wait(timeout_s):
                     return []
                 events = self._take()
             if events:
                 return events
 
-    def put(self, event: Event) -> None:
-        """Keep the event for the reader, and wake it."""
+    def keep(self, event: Event) -> None:
+        """Keep the event for the reader, which is to be woken."""
         if event.job is None:
             self._alarms.append(event)
         elif event.id is not None:
             self._put_state(event, event.id, event.job.job_id)
         else:
             self._latest[event.name, event.job.job_id] = event
-        if self._wakeup is not None and not self._wakeup.done():
+
+    def wake(self) -> None:
+        """Let the reader have what there is, unless it has had it."""
+        if self._wakeup is not None and not self._wakeup.done() and self._has_news:
             self._wakeup.set_result(True)
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._states or self._alarms or self._latest or self._is_behind)
 
     @property
     def _is_behind(self) -> bool:
