@@ -27,6 +27,8 @@ from .results import AskedResults
 
 #: Kept small because every list, event and webhook that shows the job carries the metadata.
 METADATA_BYTES = 2**16
+#: Small values take far more than their text, and a list of a thousand jobs, or the end of all of them, reads each.
+METADATA_VALUES = 500
 
 #: A client's own name for its user.
 USER = r"^[^\x00-\x1f\x7f]{1,64}$"
@@ -216,9 +218,9 @@ def _read_options(given: Any) -> GuardOptions:
     if not isinstance(given, dict):
         raise InvalidRequestError(f"guard must be an object, not {name_kind(given)}.")
     metadata = given.get("metadata")
-    if holds_more(metadata, METADATA_BYTES // 2):
+    if holds_more(metadata, METADATA_VALUES):
         raise InvalidRequestError(
-            f"guard.metadata: it is over {METADATA_BYTES} bytes as JSON.", extra_info={"field": "guard.metadata"}
+            f"guard.metadata: it holds more than {METADATA_VALUES} values.", extra_info={"field": "guard.metadata"}
         )
     for name, model in (("webhook", AskedWebhook), ("face_check", AskedCheck), ("results", AskedResults)):
         refuse_unknown(model, given.get(name), f"guard.{name}.")

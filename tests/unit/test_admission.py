@@ -162,6 +162,7 @@ def test_a_field_of_the_wrong_type_is_an_invalid_request(body):
         ({"priority": None}, "guard.priority"),
         ({"priority": True}, "guard.priority"),
         ({"metadata": {"x": "y" * 2**16}}, "guard.metadata"),
+        ({"metadata": {"x": [[number] for number in range(300)]}}, "guard.metadata"),
         ({"locale": 5}, "guard.locale"),
         ({"locale": "x" * 36}, "guard.locale"),
         ({"face_check": 5}, "guard.face_check"),
