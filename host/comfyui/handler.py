@@ -24,6 +24,7 @@ from ...guard.bounds import read_shortened, work
 from ...guard.errors import NotFoundError, clip, clip_all
 from ...guard.host import Refusal
 from ...guard.life.contain import EscapedError, OverdueError, catch, contain
+from .patching import Native, is_of_host
 
 log = logging.getLogger("guarded.host")
 
@@ -33,10 +34,13 @@ Handler = Callable[..., Any]
 #: Of a prompt that ComfyUI would answer with status 500.
 FAILED = "ComfyUI failed on this prompt."
 
-#: Whether this task validates a prompt for us; those that it starts inherit the answer.
 #: So much is read of each text in a refusal, which quotes whole values: more than is passed on.
 _READ_BYTES = 2000
+#: Whether this task validates a prompt for us; those that it starts inherit the answer.
 _contained: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_contained", default=False)
+_UNTOLD = object()
+#: The body for which other packs have had their say in this task.
+_told: contextvars.ContextVar[object] = contextvars.ContextVar("guarded_told", default=_UNTOLD)
 
 
 class NativePrompt:
@@ -45,20 +49,61 @@ class NativePrompt:
     def __init__(self, prompt_server: Any) -> None:
         self._server = prompt_server
         self._handler: Handler | None = None
+        #: Whether it is ComfyUI's own.
+        self._is_own = False
+        self._tell: Native | None = None
 
-    async def call(self, body: dict[str, Any], timeout_s: float | None) -> Refusal | None:
-        """Hand a `/prompt` body to the handler; None where it accepts the prompt.
+    def install(self) -> None:
+        """Patch. The main thread, once."""
+        server = self._server
+        replaced: Native | None = vars(server).get("trigger_on_prompt")
+
+        def trigger_on_prompt(body: Any, *args: Any, **kwargs: Any) -> Any:
+            if _told.get() is body:
+                return body
+            if replaced is not None:
+                return replaced(body, *args, **kwargs)
+            return type(server).trigger_on_prompt(server, body, *args, **kwargs)
+
+        self._tell = server.trigger_on_prompt = trigger_on_prompt
+
+    def tell(self, body: dict[str, Any]) -> tuple[bool, Any]:
+        """Let other packs have their say, with which ComfyUI's own handler begins: (True, what they make of the body).
+
+        (False, the body), and nobody has had a say, where a pack has replaced that handler. Raises EscapedError.
+        """
+        self._find()
+        if self._tell is None or self._server.trigger_on_prompt is not self._tell or not self._is_own:
+            return False, body
+        token = _contained.set(True)
+        try:
+            return True, self._tell(body)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:
+            log.warning("ComfyUI failed on a prompt", exc_info=True, extra={"quotes_prompt": True})
+            raise EscapedError(f"{type(raised).__name__}: {raised}") from raised
+        finally:
+            _contained.reset(token)
+
+    def _find(self) -> Handler:
+        if self._handler is None:
+            # Look for it at the first prompt, when every pack has had its chance to replace it.
+            self._handler = _find_handler(self._server, "POST", "/prompt")
+            self._is_own = is_of_host(self._handler)
+            _contain_tasks(asyncio.get_running_loop())
+        return self._handler
+
+    async def call(self, body: dict[str, Any], timeout_s: float | None, *, is_told: bool = False) -> Refusal | None:
+        """Hand a `/prompt` body to the handler; None where it accepts the prompt. `is_told`: it is what `tell` gave.
 
         Raises EscapedError where the handler raised what would have ended the server or our own task, and OverdueError
         where it does not end in time.
         """
-        if self._handler is None:
-            # Look for it at the first prompt, when every pack has had its chance to replace it.
-            self._handler = _find_handler(self._server, "POST", "/prompt")
-            _contain_tasks(asyncio.get_running_loop())
+        handler = self._find()
         try:
             request = _Request("POST", "/prompt", self._server.app, body)
-            response = await contain(partial(_handle, self._handler, request), timeout_s)
+            response = await contain(partial(_handle, handler, request, body if is_told else _told.get()), timeout_s)
         except web.HTTPException as raised:
             return Refusal("refused", raised.reason, clip(raised.text or ""), {}, {})
         except OverdueError:
@@ -106,9 +151,10 @@ async def call_native_get(prompt_server: Any, path: str, match_info: dict[str, s
     return bytes(response.body)
 
 
-async def _handle(handler: Handler, request: _Request) -> Any:
+async def _handle(handler: Handler, request: _Request, told: object) -> Any:
     """In a task of its own."""
     _contained.set(True)
+    _told.set(told)
     return await handler(request)
 
 

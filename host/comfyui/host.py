@@ -28,6 +28,7 @@ from .backlog_view import BacklogView
 from .handler import FAILED, NativePrompt, call_native_get
 from .hooks import Hooks
 from .kept import Kept
+from .known import Known
 from .outputs import Outputs
 from .report import QueueItem
 from .sockets import SocketRelay
@@ -66,6 +67,7 @@ class ComfyHost:
         self._file_inputs = inputs.FileInputs()
         self._declarations = declarations.Declarations()
         self._kept = Kept(self._file_inputs.find)
+        self._known = Known(prompt_server)
         self._stops = Stops()
         self._workers = Workers(prompt_server, self._stops)
         self._relay = SocketRelay(prompt_server)
@@ -77,6 +79,7 @@ class ComfyHost:
 
     def listen(self, listener: HostListener, supplier: Supplier) -> None:
         self._hooks.install(listener, supplier)
+        self._handler.install()
         self._outputs.install()
         inputs.offer_uploads()
         blame.blame_one_input()
@@ -179,11 +182,16 @@ class ComfyHost:
     async def _call_handler(self, body: dict[str, Any], timeout_s: float | None = None) -> QueueItem | Refusal:
         """What ComfyUI's own handler makes of a body: the queue item that it would put, or its refusal."""
         with self._hooks.capture() as items, inputs.offer_files(body["prompt"]):
-            refusal = await self._handler.call(body, timeout_s)
-        if refusal is not None:
-            return refusal
+            is_told, told = self._handler.tell(body)
+            form = self._known.find_form(told) if is_told else None
+            if form is not None and (made := self._known.make(form, told)) is not None:
+                items.append(made)
+            elif (refusal := await self._handler.call(told, timeout_s, is_told=is_told)) is not None:
+                return refusal
         if len(items) != 1 or items[0][1] != body["prompt_id"]:
             raise RuntimeError("ComfyUI's handler accepted the prompt but did not queue it")
+        if is_told:
+            self._known.learn(form, told, items[0])
         return items[0]
 
     def missing_classes(self, prompt: Mapping[str, Any]) -> list[str]:

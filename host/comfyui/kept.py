@@ -134,7 +134,7 @@ class Kept:
             named = self._find_file_inputs(name)
             if not named:
                 if (checks := self._checks_itself.get(node_class)) is None:
-                    checks = self._checks_itself[node_class] = _checks_itself(node_class)
+                    checks = self._checks_itself[node_class] = checks_itself(node_class)
                 if checks:
                     raise _Unsure
                 continue
@@ -144,7 +144,7 @@ class Kept:
         return classes, tuple((path, _mark(path)) for path in paths)
 
 
-def _checks_itself(node_class: Any) -> bool:
+def checks_itself(node_class: Any) -> bool:
     """Whether a node class validates its inputs by code of its own."""
     if getattr(node_class, "VALIDATE_INPUTS", None) is not None:
         return True

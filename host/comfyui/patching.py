@@ -6,6 +6,7 @@ ComfyUI added a keyword (ComfyUI #10514).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,3 +27,15 @@ def replace_function(native: Native, replacement: Callable[..., Any]) -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "__dict__", {}).get(name) is native:
             setattr(module, name, replacement)
+
+
+def is_of_host(function: Any) -> bool:
+    """Whether the code of a function is ComfyUI's own or ours, and not a pack's that has put one in its place."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    path = os.path.abspath(code.co_filename)
+    if os.path.dirname(path) == os.path.dirname(os.path.abspath(__file__)):
+        return not hasattr(function, "__wrapped__") or is_of_host(function.__wrapped__)
+    program = os.path.dirname(os.path.abspath(sys.modules["server"].__file__ or ""))
+    return os.path.relpath(path, program).partition(os.sep)[0] not in (os.pardir, "custom_nodes")

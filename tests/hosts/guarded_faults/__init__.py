@@ -1,6 +1,6 @@
 """Nodes that misbehave on purpose, for tests. They load in the sandbox and in a real ComfyUI."""
 
-from . import checks, heart, packs, routes  # noqa: F401 (they add routes)
+from . import checks, heart, known, packs, routes  # noqa: F401 (they add routes)
 from .gpu import FaultGpuAssert, FaultGpuKernel, FaultGpuMemory
 from .hang import (
     FaultAsyncHang,
