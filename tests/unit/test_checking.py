@@ -268,3 +268,16 @@ def test_who_has_waited_too_long_for_its_turn_has_no_copies_and_passes(tmp_path,
     let_go.set()
     assert studio.verdict("second") is None
     assert studio.artifacts["second"][0].converted.error == "too_slow"
+
+
+def test_a_run_without_files_is_checked_without_another_thread(studio, monkeypatch):
+    asked = []
+    within = checking.within.run_within
+    monkeypatch.setattr(checking.within, "run_within", lambda *args: (asked.append(args), within(*args))[1])
+    studio.check("words", Outcome(True, outputs={"8": {"text": ["hello"]}}, prompt=PROMPT))
+    studio.check("nothing", Outcome(True, prompt=PROMPT))
+    assert (studio.verdict("words"), studio.verdict("nothing")) == (None, "result_missing")
+    assert not asked
+    studio.check("picture", studio.save("a.png"))
+    assert studio.verdict("picture") is None
+    assert asked
