@@ -12,8 +12,9 @@ from ..guard.client import LOCAL
 from ..guard.errors import ForbiddenError, GuardError, InvalidRequestError, ServerUnavailableError
 from .connections import Connections, find_bound, watch_requests
 from .evenly import pace_pings
+from .finding import find_evenly
 from .reading import read_sockets_evenly
-from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse
+from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse, strip_mirror
 
 log = logging.getLogger("guarded.http")
 
@@ -41,6 +42,11 @@ def guard_connections(application: web.Application, services: Services) -> Middl
         return refuse(InvalidRequestError("The request cannot be read.", details=why), request, services)
 
     connections.answer_unreadable(refuse_unreadable)
+    find_evenly(
+        application,
+        lambda request, why: refuse(InvalidRequestError(why), request, services),
+        lambda path: f"{strip_mirror(path)}/".startswith(f"{PREFIX}/"),
+    )
     # One owner's requests that wait leave room for everybody else's.
     services.quotas.held_at_most = max(min(services.quotas.held_at_most, connections.bound // 2), 1)
     timeout_s = services.settings.limits.body_timeout_s

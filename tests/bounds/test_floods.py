@@ -23,6 +23,8 @@ PACKAGE = Path(os.environ.get("GUARDED_PACKAGE", ROOT))
 STALL_S = 0.15
 #: The largest that a stranger gets: four hundred of them fit into no socket's buffer.
 LARGE = "/guarded/panel/en.json"
+#: aiohttp looks for a route at each of their slashes, before anybody else hears of the request.
+DEEP, MANY_SLASHES = "/guarded" + "/a" * 3900, "/" * 7900 + "guarded/jobs"
 EMPTY_MASK = bytes(4)
 PING = b"\x89\x80" + EMPTY_MASK
 PONG = b"\x8a\x80" + EMPTY_MASK
@@ -64,7 +66,7 @@ async def find_stall_s(ours: Patient, flood) -> float:
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("path", [LARGE, "/nowhere"])
+@pytest.mark.parametrize("path", [LARGE, "/nowhere", DEEP, MANY_SLASHES], ids=["large", "none", "deep", "slashes"])
 async def test_strangers_who_pipeline_do_not_stall_the_loop(path: str, ours: Patient):
     async def flood():
         with pipelining(ours.host, 300, path):

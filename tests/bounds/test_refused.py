@@ -87,3 +87,24 @@ async def test_a_refused_request_whose_body_has_come_leaves_the_connection_open(
             status, headers, _body = await raw.answer()
             assert status == 401
             assert headers.get("connection") != "close"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [("/guarded" + "/a" * 300, {}), ("/" * 300 + "guarded/jobs", {}), ("/guarded/prompt", {"Expect": "200-ok"}),
+     ("/api/guarded/nothing", {"Expect": "x"})],
+    ids=["deep", "slashes", "expectation", "mirror"],
+)  # fmt: skip
+async def test_what_aiohttp_answers_before_it_asks_anybody_is_refused_by_name(path: str, headers, ours: Patient, key):
+    status, answer = await ours.send(path, b"{}", {**headers, **key})
+    assert (status, json.loads(answer)["guard"]["code"]) == (400, "invalid_request"), answer
+
+
+async def test_who_asks_whether_to_go_on_is_told_so(ours: Patient, key: dict[str, str]):
+    async with Raw(ours.host) as raw:
+        await raw.head("POST", "/guarded/queue", Content_Length="2", Expect="100-continue", **key)
+        assert (await raw.reader.readline()).startswith(b"HTTP/1.1 100")
+        await raw.reader.readline()
+        await raw.send(b"{}")
+        status, _headers, _body = await raw.answer()
+        assert status == 200
