@@ -11,8 +11,11 @@ from .database import Database
 from .postgres_connection import PostgresConnection
 from .postgres_engine import PostgresEngine
 from .postgres_shared import SharedDatabase
-from .threads import Operation, Task
+from .threads import Batch, Operation, Task
 from .upkeep import Upkeep
+
+#: To look takes a question, for which commits wait: the next look comes after so many times what the last one took.
+PAUSES = 2
 
 
 class SharedEngine(PostgresEngine):
@@ -42,8 +45,8 @@ class SharedEngine(PostgresEngine):
         self._forget = forget_kept
         #: Whether others have written of late: then the next transaction asks for that as it begins.
         self._expects_news = False
-        #: When that was asked last.
-        self._asked_s = -math.inf
+        #: Before that nobody looks what others have done.
+        self._due_s = -math.inf
 
     def _begin(self, db: Database, batch: Sequence[Task] = ()) -> None:
         assert isinstance(db, PostgresConnection)
@@ -62,7 +65,6 @@ class SharedEngine(PostgresEngine):
         turn = self._held.ask_for_turn(db)
         asked = self._ask(db) if self._expects_news else None
         self._ask_for(db, batch)
-        self._asked_s = time.monotonic()
         self._expects_news = self._held.has_news(turn)
         if not self._expects_news:
             return False
@@ -72,12 +74,19 @@ class SharedEngine(PostgresEngine):
         return is_more
 
     def _check(self, db: PostgresConnection) -> None:
-        # A commit has asked the same, and one may wait that would have to wait for this.
-        is_due = time.monotonic() >= self._asked_s + self._LOOK_S
-        if is_due and self._held.has_news(self._held.ask_who_wrote(db)):
-            self._expects_news = True
-            self._catch_up(db)
+        began_s = time.monotonic()
+        if began_s >= self._due_s:
+            if self._held.has_news(self._held.ask_who_wrote(db)):
+                self._expects_news = True
+                self._catch_up(db)
+            now_s = time.monotonic()
+            self._due_s = now_s + PAUSES * (now_s - began_s)
         self._publish()
+
+    def _commit(self, batch: Batch) -> None:
+        super()._commit(batch)
+        # It has asked the same; and whoever hears of it may have something to write, which would wait for the look.
+        self._due_s = max(self._due_s, time.monotonic() + self._LOOK_S / 2)
 
     def _catch_up(self, db: PostgresConnection) -> None:
         while self._follow(db.ask_at_once(self._ask)):

@@ -53,6 +53,8 @@ class Link:
                 except OSError:  # it is down
                     box.close()
                     continue
+                for end in (box, engine):  # as libpq does: what comes in pieces goes on in pieces, at once
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._pairs.append((box, engine))
                 self._threads.append(threading.Thread(target=self._pass_on, args=(box, engine), daemon=True))
                 self._threads[-1].start()

@@ -176,3 +176,12 @@ def test_two_claims_in_one_commit_take_two_jobs(box):
     time.sleep(0.05)
     futures = [box.claim("local", 2) for _ in range(2)]
     assert len({future.result(LONG_S).job.job_id for future in futures}) == 2
+
+
+def test_no_look_at_what_others_have_done_comes_right_after_a_commit(box):
+    """The commit has asked that, and the next one would wait."""
+    look = box._engine._writer.look_soon
+    before = box.link.questions
+    for _ in range(3):
+        box._engine.write(lambda _db: look()).result(LONG_S)
+    assert box.link.questions - before == 3 * 2
