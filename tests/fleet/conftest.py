@@ -13,7 +13,7 @@ import pytest
 from contract.client import sleep
 from postgres import Server, find_programs
 
-from comfyui_guarded.tests.hosts.launch import HostProcess, free_port, sandbox_kind
+from comfyui_guarded.tests.hosts.launch import ROOT, HostProcess, free_port, sandbox_kind
 
 #: Only a promise that is broken takes so long.
 PATIENCE_S = 180.0
@@ -92,8 +92,9 @@ class Fleet:
         self._folder = folder
         self.boxes = []
 
-    def make(self, *, kind=None, url=None, shares=True, tells=False, port=None, **environment):
-        """`shares`: its folders are those of the others; `tells`: other boxes may hear what its jobs do."""
+    def make(self, *, kind=None, url=None, shares=True, tells=False, port=None, package=ROOT, **environment):
+        """`shares`: its folders are those of the others; `tells`: other boxes may hear what its jobs do; `package`: the
+        checkout that it runs."""
         port = port or free_port()
         base = self._folder / f"box{len(self.boxes)}"
         base.mkdir(parents=True)
@@ -109,7 +110,7 @@ class Fleet:
             "GUARDED_FLEET__URL": f"http://127.0.0.1:{port}" if tells else "",
             **environment,
         }
-        box = Box(kind or sandbox_kind(), base, port=port, environment=settings)
+        box = Box(kind or sandbox_kind(), base, port=port, environment=settings, package=package)
         self.boxes.append(box)
         return box
 
