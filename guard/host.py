@@ -334,6 +334,9 @@ class Host(Weigher, Protocol):
     def negotiate(self, sid: str, flags: Any) -> dict[str, Any] | None:
         """Note the feature flags of a client; returns the host's own, where it has any."""
 
+    def find_flags(self, sid: str) -> Mapping[str, Any]:
+        """The feature flags that a client with that id has told; empty where it has told none."""
+
     def socket_left(self, sid: str) -> None:
         """Forget the client id: the listener's last socket with it has closed."""
 

@@ -1,7 +1,7 @@
 """/guarded/fleet/stream: what the jobs that run here tell, to another box of the fleet.
 
 A websocket. The other box sends a JSON object, once and again: the jobs that it wants to hear of by their ids, with the
-`names` of the events, and after which message it goes on. It gets frames: a line of words, then the message.
+`names` of what it wants, and after which message it goes on. It gets frames: a line of words, then the message.
 
     progress <job_id>                   JSON as in the event
     preview <job_id> <mime>             the picture
@@ -15,13 +15,13 @@ import base64
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from ..guard.bounds import COMMAND, read_json
-from ..guard.callers.elsewhere import AT_MOST, MESSAGES
+from ..guard.callers.elsewhere import AT_MOST, MESSAGES, METADATA
 from ..guard.errors import ForbiddenError, GuardError, NotFoundError
 from ..guard.events.event import PREVIEW, PROGRESS, Event
 from ..guard.job import Job
@@ -73,11 +73,14 @@ class _Stream:
         #: By job and names of events: who tells them.
         self._tasks: dict[tuple[str, frozenset[str]], asyncio.Task[None]] = {}
         self._sender = asyncio.create_task(self._send_messages())
+        #: By job: what takes back that its client knows previews with metadata.
+        self._noted: dict[str, Callable[[], None]] = {}
 
     def follow(self, wanted: Mapping[str, tuple[frozenset[str], int]]) -> None:
         """Tell of these jobs, and of no others."""
         messages = {job_id: after for job_id, (names, after) in wanted.items() if MESSAGES in names}
         self._call.services.sockets.taps.listen(self._tap, messages)
+        self._note_clients({job_id for job_id, (names, _after) in wanted.items() if METADATA in names})
         keys = {(job_id, names & {PROGRESS, PREVIEW}) for job_id, (names, _after) in wanted.items()}
         for key in self._tasks.keys() - keys:
             self._tasks.pop(key).cancel()
@@ -85,8 +88,16 @@ class _Stream:
             if names:
                 self._tasks[job_id, names] = asyncio.create_task(self._tell(job_id, names))
 
+    def _note_clients(self, job_ids: Set[str]) -> None:
+        for job_id in self._noted.keys() - job_ids:
+            self._noted.pop(job_id)()
+        for job_id in job_ids - self._noted.keys():
+            if (job := self._call.services.events.find_running(job_id)) is not None:
+                self._noted[job_id] = self._call.services.sockets.note_far(job)
+
     def close(self) -> None:
         self._call.services.sockets.taps.close(self._tap)
+        self._note_clients(frozenset())
         for task in (self._sender, *self._tasks.values()):
             task.cancel()
 

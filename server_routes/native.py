@@ -12,6 +12,7 @@ from ..guard.client import LOCAL
 from ..guard.errors import ForbiddenError, GuardError, InvalidRequestError, ServerUnavailableError
 from .connections import Connections, find_bound, watch_requests
 from .evenly import pace_pings
+from .facade.ws import get_ws
 from .finding import find_evenly
 from .reading import read_sockets_evenly
 from .table import PREFIX, Route, Services, compile_path, identify, make_handler, refuse, strip_mirror
@@ -62,6 +63,7 @@ def guard_native(services: Services, twins: list[Route]) -> Middleware:
     rows = [(route, compile_path(route.path), make_handler(route, services)) for route in twins]
     closed = services.settings.native.mode == "closed"
     keeps_files_elsewhere = bool(services.settings.files.url)
+    is_in_fleet = services.settings.fleet.enabled
 
     def find_twin(request: web.Request) -> tuple[Route, Handler] | None:
         path = re.sub("/+", "/", request.path)
@@ -81,8 +83,11 @@ def guard_native(services: Services, twins: list[Route]) -> Middleware:
             return handler
         client = identify(request, services)
         twin = find_twin(request)
-        # The editor on this machine goes through ours to submit alone.
-        if twin is not None and (client is not LOCAL or twin[0].submits):
+        # The editor on this machine goes through ours to submit alone; in a fleet for all that another box may have to
+        # answer. Its websocket stays ComfyUI's own, since packs talk to it.
+        if twin is not None and (
+            client is not LOCAL or twin[0].submits or (is_in_fleet and twin[0].handler is not get_ws)
+        ):
             return twin[1]
         if not client.operator:
             raise ForbiddenError("This is for operators.")

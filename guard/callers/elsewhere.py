@@ -20,6 +20,8 @@ from .sockets import Sockets
 
 #: Besides the names of events: what the host sends to the job's client id.
 MESSAGES = "messages"
+#: Among the names of what is wanted: the client knows previews with metadata.
+METADATA = "metadata"
 #: Of so many jobs elsewhere is more told than their states.
 AT_MOST = 1000
 
@@ -89,7 +91,9 @@ class Elsewhere:
 
     def _list_wanted(self, job: Job) -> frozenset[str]:
         names = self._events.list_read(job) & {PROGRESS, PREVIEW}
-        return names | {MESSAGES} if self._sockets.is_heard(job) else names
+        if not self._sockets.is_heard(job):
+            return names
+        return names | ({MESSAGES, METADATA} if self._sockets.takes_metadata(job) else {MESSAGES})
 
     async def _find_places(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         keys = {job.job_id: (job.job_id, job.event_id) for job in jobs}

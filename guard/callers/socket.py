@@ -21,6 +21,8 @@ OUTBOX_MESSAGES = 2_000
 OWNER_BYTES = 64 * 2**20
 #: So much is sent at once, where so much waits.
 AT_ONCE_CHARS = 2**14
+#: A feature of clients: previews with metadata. The others get bare pictures, which newer editors do not show.
+PREVIEW_METADATA = "supports_preview_metadata"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from ..store import Standing
 from ..wake import LoopCaller, wrap_future
 from . import as_comfyui
 from .jobs import Jobs
-from .socket import GOODBYE, Message, Socket, Waiting
+from .socket import GOODBYE, PREVIEW_METADATA, Message, Socket, Waiting
 from .taps import Taps
 
 log = logging.getLogger("guarded.sockets")
@@ -245,6 +245,24 @@ class Sockets:
         """Whether a socket here has the job's client id, one of ours or of the host's. Any thread."""
         sid = self._sid_of(job)
         return sid is not None and (sid in self._by_sid or self._host.has_socket(sid))
+
+    def takes_metadata(self, job: Job) -> bool:
+        """Whether the client with the job's id knows previews that say of which job and node they are. Event loop."""
+        sid = self._sid_of(job)
+        return sid is not None and self._host.find_flags(sid).get(PREVIEW_METADATA) is True
+
+    def note_far(self, job: Job) -> Callable[[], None]:
+        """Let the host's nodes find that until what is returned is called: the client is on another server."""
+        sid = self._sid_of(job)
+        if sid is None or sid in self._by_sid or self._host.has_socket(sid):
+            return lambda: None
+        self._host.negotiate(sid, {PREVIEW_METADATA: True})
+
+        def forget() -> None:
+            if sid not in self._by_sid and not self._host.has_socket(sid):
+                self._host.socket_left(sid)
+
+        return forget
 
     def take(self, job: Job, content: str | bytes) -> None:
         """Pass on what another server's host has sent to the job's client id."""

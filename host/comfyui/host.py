@@ -309,6 +309,9 @@ class ComfyHost:
     def negotiate(self, sid: str, flags: Any) -> dict[str, Any] | None:
         return self._relay.negotiate(sid, flags)
 
+    def find_flags(self, sid: str) -> Mapping[str, Any]:
+        return self._relay.find_flags(sid)
+
     def socket_left(self, sid: str) -> None:
         self._relay.forget(sid)
 

@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...guard.host import SocketListener
@@ -111,6 +111,12 @@ class SocketRelay:
         metadata[sid] = {"feature_flags": flags if isinstance(flags, dict) else {}}
         features: dict[str, Any] = feature_flags.get_server_features()
         return features
+
+    def find_flags(self, sid: str) -> Mapping[str, Any]:
+        """What the client can do that has that id, as ComfyUI's nodes see it."""
+        known = getattr(self._server, "sockets_metadata", {}).get(sid)
+        flags = known.get("feature_flags") if isinstance(known, dict) else None
+        return flags if isinstance(flags, dict) else {}
 
     def tell_native(self, sid: str, messages: Iterable[str | bytes]) -> None:
         """Send to ComfyUI's own socket of that client id what another server's ComfyUI has made. Event loop."""

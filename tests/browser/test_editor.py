@@ -69,21 +69,9 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
         if frontend is not None:
             page.route(re.compile(f"^{re.escape(host.url)}/(?!api/|extensions/)"), lambda route: serve(route, frontend))
         page.goto(host.url)
-        page.wait_for_selector(OUR_TAB)
-        # Its own first workflow comes last, and would take the place of ours.
-        page.wait_for_function("window.app?.vueAppReady && window.app.graph?._nodes.length")
+        wait_for_editor(page)
         if prompt is not None:
-            for last in (False, False, True):  # the editor's own may come later still
-                page.evaluate("prompt => window.app.loadApiJson(prompt, 'test')", prompt)
-                with contextlib.suppress(*([] if last else [TimeoutError])):
-                    page.wait_for_function(
-                        # A second one of that name is "test (2)".
-                        "(({workflow}) => workflow.activeWorkflow?.filename.startsWith('test') && !workflow.isBusy)"
-                        "(window.app.extensionManager)",
-                        timeout=PATIENCE_MS / 3,
-                    )
-                    break
-            page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+            load(page, prompt)
         return page
 
     expect.set_options(timeout=PATIENCE_MS)
@@ -92,6 +80,26 @@ def editor(browser: Browser, host: HostProcess) -> Iterator[Callable[..., Page]]
         context.close()
     ours = [fault for seen in faults for fault in seen.seen if "/extensions/ComfyUI-Guarded/" in fault]
     assert ours == []
+
+
+def wait_for_editor(page: Page) -> None:
+    page.wait_for_selector(OUR_TAB)
+    # Its own first workflow comes last, and would take the place of ours.
+    page.wait_for_function("window.app?.vueAppReady && window.app.graph?._nodes.length")
+
+
+def load(page: Page, prompt: Prompt) -> None:
+    for last in (False, False, True):  # the editor's own may come later still
+        page.evaluate("prompt => window.app.loadApiJson(prompt, 'test')", prompt)
+        with contextlib.suppress(*([] if last else [TimeoutError])):
+            page.wait_for_function(
+                # A second one of that name is "test (2)".
+                "(({workflow}) => workflow.activeWorkflow?.filename.startsWith('test') && !workflow.isBusy)"
+                "(window.app.extensionManager)",
+                timeout=PATIENCE_MS / 3,
+            )
+            break
+    page.evaluate("window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
 
 def serve(route: Route, frontend: Path) -> None:

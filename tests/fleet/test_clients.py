@@ -40,6 +40,7 @@ server {{
         proxy_pass http://boxes;
         proxy_http_version 1.1;
         proxy_set_header Host $http_host;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
         proxy_set_header Upgrade $http_upgrade;
         proxy_set_header Connection $connection_word;
         proxy_buffering off;

@@ -1,6 +1,7 @@
 """What callers of one box hear of a job that another one runs: progress, previews, ComfyUI's own messages."""
 
 import asyncio
+import json
 import os
 import signal
 import struct
@@ -126,6 +127,23 @@ async def test_a_socket_hears_progress_and_pictures_of_a_job_of_another_box(pair
         await client.run(text(), client_id=socket.client_id)  # what was still on its way would come before
         for one in (native, socket):
             assert types_of(one.about(job_id))[-1] == "executing"
+
+
+@pytest.mark.parametrize("path", ["/ws", "/guarded/ws"])
+async def test_who_knows_previews_with_metadata_gets_such_of_a_job_of_another_box(pair, path):
+    """Newer editors show no others."""
+    async with connected(pair.front) as client, client.socket(path) as socket:
+        await socket.ws.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+        await socket.until(lambda event: event["type"] == "feature_flags")
+        job_id = await client.admitted(pictured(), client_id=socket.client_id)
+        while not [frame for frame in socket.frames if frame[:4] == struct.pack(">I", 4)]:
+            await socket.next()
+        frame = next(frame for frame in socket.frames if frame[:4] == struct.pack(">I", 4))
+        (size,) = struct.unpack(">I", frame[4:8])
+        metadata = json.loads(frame[8 : 8 + size])
+        assert (metadata["prompt_id"], metadata["node_id"]) == (job_id, "1")
+        await client.cancel(job_id)
+        await socket.until_end_of(job_id)
 
 
 async def test_a_stream_that_breaks_off_is_taken_up_again_and_nothing_is_told_twice(pair):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
@@ -246,6 +246,10 @@ class FakeHost:
 
     def executing(self, sid: str) -> str | None:
         return self.running_nodes.get(sid)
+
+    def find_flags(self, sid: str) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.flags.get(sid, {})
+        return found
 
     def negotiate(self, sid: str, flags: Any) -> dict[str, Any] | None:
         self.flags[sid] = flags
