@@ -291,7 +291,10 @@ class Host(Weigher, Protocol):
         """
 
     def inject(self, prompt_id: str) -> bool:
-        """Raise an exception in the code of that prompt, and nowhere else. False if it does not run. Any thread."""
+        """Raise an exception in the code of that prompt, and nowhere else, or end the program that it waits for.
+
+        False if nothing was raised: it does not run, would keep a lock by that, or may end by itself now. Any thread.
+        """
 
     def has_waiting(self) -> bool:
         """Whether a prompt waits in the host's queue, whoever queued it. Any thread."""

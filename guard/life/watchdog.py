@@ -236,8 +236,8 @@ class Watchdog:
         """The next rungs, for a prompt that was told to stop and has not ended."""
         settings = self._settings.watchdog
         if settings.inject and not one.injected and now_s >= one.stopped_s + settings.interrupt_grace_s * INJECT_AFTER:
-            one.injected = True
-            if self._host.inject(one.prompt_id):
+            one.injected = self._host.inject(one.prompt_id)
+            if one.injected:
                 self.counts["inject"] += 1
                 log.warning(
                     "%s does not check for interrupts; an exception was raised in its code",

@@ -27,6 +27,7 @@ from .confine import Confinement
 from .ends import Ends, note_acting
 from .meter import Meter, watch_loading
 from .patching import Native, replace_function, wrap_method
+from .programs import end_programs, watch_programs
 from .report import QueueItem
 from .run import Run
 from .sockets import SocketRelay
@@ -110,6 +111,7 @@ class Hooks:
         self._wrap_interrupt()
         self.confinement.install()
         watch_loading(self._find_meter)
+        watch_programs(self.confinement.find_run)
 
     def _find_meter(self) -> Meter | None:
         """That of the run on whose behalf this thread works. Any thread."""
@@ -237,6 +239,11 @@ class Hooks:
             ids = [*(item[1] for item in items if len(item) > 1), *self._workers.list_taken(), *self._ends.list_ids()]
         return frozenset(prompt_id for prompt_id in ids if isinstance(prompt_id, str))
 
+    def end_programs(self, job_id: str) -> bool:
+        """End what a job's nodes have started; False: nothing is left of it. Any thread."""
+        run = self._runs.get(job_id)
+        return run is not None and end_programs(run)
+
     def forget(self, job_id: str) -> None:
         """Keep nothing of a job that ComfyUI no longer has. Any thread."""
         if job_id not in self.list_held():
@@ -274,6 +281,7 @@ class Hooks:
         client_id = run.client_id if run is not None else item[3].get("client_id")
         last = ("executing", {"node": None, "prompt_id": prompt_id}, client_id)
         if run is not None:
+            end_programs(run)
             arguments = report.make_end_arguments(self._queue, native, [])
             end = self._ends.let_go(run, item_id, {"outputs": {}, "meta": {}}, native, (), arguments)
             self.send_in_order(*last)
@@ -421,6 +429,9 @@ class Hooks:
         try:
             if run is not None:
                 run.is_over = True
+                # An operator's node may start what is to stay.
+                if run.programs and (run.folder or run.job_id in self._stops):
+                    end_programs(run)
                 self._end(run, native, item_id, history_result, args, kwargs)
                 return None
             if item is None:

@@ -227,6 +227,8 @@ class ComfyHost:
         self._workers.cancel(prompt_id)
 
     def inject(self, prompt_id: str) -> bool:
+        if self._hooks.end_programs(prompt_id):
+            return False  # its code may have waited for nothing else
         return self._workers.inject(prompt_id)
 
     def hung_workers(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class Run:
         meter: measures what it takes.
         withheld: events that no client may hear before the verdict, in order.
         is_over: whether the worker has let go of it.
+        programs: what its nodes have started, as far as that may still be there.
     """
 
     def __init__(self, job_id: str, client_id: str, item: QueueItem, folder: str = "", hidden: bool = False) -> None:
@@ -52,6 +54,7 @@ class Run:
         self.item = item
         self.prompt: Mapping[str, Any] = item[2]
         self.withheld: list[Message] = []
+        self.programs: list[subprocess.Popen[Any]] = []
         self.meter = Meter()
         self._outputs = tuple(item[4])
         self._to_run = find_needed_nodes(self.prompt, self._outputs)

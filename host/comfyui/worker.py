@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import sys
 import threading
@@ -19,11 +18,15 @@ from typing import Any
 import comfy.model_management
 import execution
 
+from ...guard.life import injection
 from . import report
 from .patching import Native
 from .stops import JobStopped, Stops
 
 log = logging.getLogger("guarded.worker")
+
+#: Ours that hold a lock while they tell of what a node does.
+_HOLDING = frozenset(f"{__package__}.{name}" for name in ("ends", "hooks", "run", "sockets"))
 
 
 class Inside:
@@ -193,12 +196,12 @@ class Workers:
         """Raise JobStopped in the prompt's thread, if it is inside the shield. Any thread.
 
         Python raises it between two bytecodes, so it ends a loop in Python at once, a C call only when that returns.
+        False also where the thread would keep a lock by that, so that the next try may do better.
         """
         with self._lock:
             for ident, inside in self._inside.items():
                 if inside.prompt_id == prompt_id:
-                    _raise_in(ident, JobStopped)
-                    return True
+                    return injection.inject(ident, JobStopped, _HOLDING)
         return False
 
     def replace(self, prompt_id: str | None) -> bool:
@@ -258,7 +261,7 @@ class Workers:
         """Keep out injections from here on, and clear one that Python has not raised yet."""
         with self._lock:
             self._inside.pop(threading.get_ident(), None)
-            _raise_in(threading.get_ident(), None)
+            injection.withdraw(threading.get_ident())
 
     def _leave_despite_stops(self) -> None:
         """Leave; an injected exception may have been raised in `_leave` itself, before it had done its work."""
@@ -306,10 +309,3 @@ class Workers:
         client_id = getattr(self._server, "client_id", None)
         if client_id is not None or event == "execution_interrupted":
             self._server.send_sync(event, facts, client_id)
-
-
-def _raise_in(ident: int, exception: type[BaseException] | None) -> None:
-    """Set (None: clear) what the thread raises at its next bytecode."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(ident), ctypes.py_object(exception) if exception is not None else None
-    )

@@ -3,6 +3,8 @@
 import asyncio
 import ctypes
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -129,6 +131,28 @@ class FaultHangC(_Hang):
         comfy.utils.ProgressBar(2).update_absolute(1)
         time.sleep(seconds)
         return passed_on(image, seed)
+
+
+class FaultProgram(FaultNode):
+    """Starts a program that starts another one, as ffmpeg wrappers do; both are still there ten minutes later."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        how = (["waits", "checks", "leaves it"],)
+        return {"required": {"mark": ("STRING", {"default": ""}), "then": how, "seed": SEED}}
+
+    def run(self, mark: str, then: str, seed: int = 0) -> tuple[Any]:
+        """`mark`: one of the words by which they were called."""
+        sleeps = "import sys, time; time.sleep(600)"
+        starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeps!r}, sys.argv[1]])"
+        program = subprocess.Popen([sys.executable, "-c", starts, mark])
+        comfy.utils.ProgressBar(2).update_absolute(1)
+        if then == "waits":
+            program.wait()
+        while then == "checks":
+            time.sleep(STEP_S)
+            check_interrupt()
+        return passed_on(None, seed)
 
 
 class FaultHangPython(_Hang):
