@@ -18,7 +18,10 @@ from .names import Trait
 
 #: Conditions put together cost a pass through the model each, and a prompt of a key has 400 nodes.
 MOST_PARTS = 256
-_COUNTED_ELSEWHERE = PLAIN | PICTURES | {"AUDIO"}
+#: Some packs' numbers are lists. Formulas use theirs several times, too.
+MOST_NUMBERS = 65_536
+_NUMBERS = frozenset({"INT", "FLOAT", "NUMBER"})
+_COUNTED_ELSEWHERE = (PLAIN - _NUMBERS) | PICTURES | {"AUDIO"}
 _OPEN = re.compile(r"\*|COMFY_MATCHTYPE|COMFY_MULTITYPED|,")
 
 
@@ -30,20 +33,22 @@ class Growth:
         self._classes = classes
         self._parts: dict[str, dict[str, float]] = {}
 
-    def visit(self, node_id: str) -> float:
-        """The parts of the largest thing that the node gives."""
+    def visit(self, node_id: str) -> tuple[float, float]:
+        """(the parts of the largest thing that the node gives, how many there may be)."""
         node = self._graph[node_id]
         node_class = self._classes.find(node["class_type"])
         if node_class.kinds and node_class.kinds <= _COUNTED_ELSEWHERE:
-            return 1
+            return 1, MOST_PARTS
         links = [value for value in node["inputs"].values() if is_link(value)]
         given = [(self._kind_of(link), self.parts_of(link)) for link in links]
         given = [(kind, parts) for kind, parts in given if kind not in _COUNTED_ELSEWHERE or node_class.gathers]
         if len(given) < 2 and not any(parts > 1 for _kind, parts in given):
-            return 1
+            return 1, MOST_PARTS
         found = {kind: self._put_together(node_class, kind, given) for kind in node_class.kinds or {"*"}}
         self._parts[node_id] = found
-        return max(found.values())
+        things = max((parts for kind, parts in found.items() if kind not in _NUMBERS), default=0)
+        numbers = max(found.values())
+        return (things, MOST_PARTS) if things > MOST_PARTS else (numbers, MOST_NUMBERS)
 
     def parts_of(self, link: Any) -> float:
         found = self._parts.get(link[0])
@@ -54,6 +59,10 @@ class Growth:
     def _put_together(self, node_class: NodeClass, kind: str, given: list[tuple[str, float]]) -> float:
         if kind in _COUNTED_ELSEWHERE:
             return 1
+        if kind not in _NUMBERS:
+            given = [(each, parts) for each, parts in given if each not in _NUMBERS or node_class.gathers]
+            if not given:
+                return 1
         is_open = _is_open(kind)
         alike = [parts for each, parts in given if is_open or each == kind or _is_open(each)]
         # What holds other things, such as a pipe, holds what those hold.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..graph import is_link, list_in_order
 from .bits import USUAL, Size, bound_bits
 from .classes import PLAIN, NodeClass, NodeClasses
-from .growth import MOST_PARTS, Growth
+from .growth import Growth
 from .names import Trait
 from .patterns import bound_matches, bound_steps
 from .ranges import ENDLESS
@@ -28,6 +28,8 @@ from .walk import Walk
 MOST_STEPS, MOST_STEPS_TOGETHER = 200_000_000, 400_000_000
 #: Bits of a whole number.
 MOST_BITS = 4096
+#: Characters of a text that is drawn on a picture.
+MOST_DRAWN = 10_000
 #: How many times as much all texts of a prompt may have together as those of one node.
 MOST_TOGETHER = 32
 #: Characters that a node writes of its own accord that looks at something else than texts, as models do.
@@ -59,6 +61,8 @@ _REPEATS = re.compile(r"repeat|times|multipl|duplicat|(?<![a-z])pad|just(?:ify)?
 _COUNT = re.compile(r"(?:.*_)?(?:count|times|number|repeats?|amount|n|width|length|multiplier)", re.I)
 _FORMATS = re.compile(r"string_?format|format_?(?:string|text)|text_?format", re.I)
 _TOKENS = re.compile(r"max_(?:new_)?(?:length|tokens)", re.I)
+_DRAWN = re.compile(r"(?:.*_)?(?:text|caption|label|title|subtitle|words)s?(?:_.*)?", re.I)
+_MODELS = frozenset({"CLIP", "MODEL"})
 _JOINER = re.compile(r"(?:.*_)?(?:delimiter|separator|joiner|sep|glue)", re.I)
 _CASES = re.compile(
     r"case(?![a-z])|casefold|(?:upper|lower|title)case|capital|swapcase|normali[sz]e(?:text|string)", re.I
@@ -111,6 +115,7 @@ class _Labour:
         self._texts: dict[str, _Text] = {}
         self._bits: dict[str, float] = {}
         self._shown: dict[str, float] = {}
+        self._strange: set[str] = set()
         self._has_lists = any(classes.find(node["class_type"]).lists for node in graph.values())
         self._growth = Growth(graph, classes)
         self._chars = 0.0
@@ -119,9 +124,10 @@ class _Labour:
 
     def run(self) -> None:
         for node_id in list_in_order(self._graph):
-            if (parts := self._growth.visit(node_id)) > MOST_PARTS:
-                complaint = f"puts together {_say(parts)} parts, of which many are the same; {MOST_PARTS} are allowed"
-                raise _FoundError(Fault(node_id, "", parts, MOST_PARTS, complaint))
+            parts, most = self._growth.visit(node_id)
+            if parts > most:
+                complaint = f"puts together {_say(parts)} parts, of which many are the same; {most} are allowed"
+                raise _FoundError(Fault(node_id, "", parts, most, complaint))
             self._check_numbers(node_id)
             if not self._is_idle(node_id):
                 _Node(self, node_id).judge()
@@ -164,12 +170,27 @@ class _Labour:
     def _is_idle(self, node_id: str) -> bool:
         """Whether it neither makes texts or numbers nor looks for patterns, as most do."""
         node_class = self.classify(node_id)
-        if not node_class.known or node_class.numbers or not _NESTED.isdisjoint(node_class.kinds):
+        if (
+            not node_class.known
+            or node_class.numbers
+            or "STRING" in node_class.inputs.values()
+            or not _NESTED.isdisjoint(node_class.kinds)
+        ):
             return False
         node = self.find(node_id)
+        if any(self.brings_text(node_class, name, value) for name, value in node["inputs"].items()):
+            self._strange.add(node_id)
+            return False
         return "reg" not in node["class_type"][:100].lower() and not any(
             "reg" in name.lower() for name in node["inputs"]
         )
+
+    def brings_text(self, node_class: NodeClass, name: str, value: Any) -> bool:
+        """Whether there is a text where something else belongs: Python puts two of those together as well."""
+        if is_link(value):
+            return value[0] in self._strange
+        kind = node_class.inputs.get(name, "*")
+        return isinstance(value, (str, list, dict)) and kind not in PLAIN and _TEXTS.search(kind) is None
 
     @property
     def walk(self) -> Walk:
@@ -219,9 +240,14 @@ class _Node:
         self._links = {name: value for name, value in self._inputs.items() if is_link(value)}
         self._given = {name: self._measure(value) for name, value in self._inputs.items()}
         kinds = self._class.kinds
-        self._gives_texts = not self._class.known or any(_TEXTS.search(kind) for kind in kinds)
+        self._gives_texts = (
+            not self._class.known
+            or any(_TEXTS.search(kind) for kind in kinds)
+            or any(labour.brings_text(self._class, name, value) for name, value in self._inputs.items())
+        )
 
     def judge(self) -> None:
+        self._judge_drawn()
         bits = self._judge_formulas()
         self._judge_patterns()
         text = self._find_text() if self._gives_texts else _Text()
@@ -235,6 +261,19 @@ class _Node:
             )
             self._refuse("", together, most * MOST_TOGETHER, complaint)
         self._labour.keep(self._id, text, bits)
+
+    def _judge_drawn(self) -> None:
+        """A text that is drawn is measured again and again, for each line the rest of it."""
+        kinds = self._class.inputs.values()
+        if not self._class.pictures or not _MODELS.isdisjoint(kinds):
+            return
+        for name, text in self._given.items():
+            is_text = self._class.inputs.get(name) == "STRING" and _DRAWN.fullmatch(name[:100]) is not None
+            if is_text and text.each > MOST_DRAWN:
+                complaint = (
+                    f"draws a text of up to {_say(text.each)} characters (input {name[:100]}); {MOST_DRAWN} are allowed"
+                )
+                self._refuse(name, text.each, MOST_DRAWN, complaint)
 
     # Lengths. ------------------------------------------------------------------------------------------------
 

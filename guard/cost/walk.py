@@ -27,6 +27,8 @@ _OWN_PICTURES = frozenset(
     | {Role.SQUARE, Role.FRAMES, Role.CAP, Role.BATCH}
 )
 
+_SEEN_KINDS = frozenset({"IMAGE", "MASK"})
+_HANDING = frozenset({Trait.SWITCH, Trait.HANDS_ON})
 _SIDES = frozenset({Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT})
 _UNKNOWN = Value()
 _NO_CLASSES = NodeClasses()
@@ -95,6 +97,20 @@ class Walk:
     def items(self, link: Any) -> float:
         """How long a list a link brings, as far as it is known; 1: it is none."""
         return self._find(link).items.most
+
+    def sum_pixels(self) -> tuple[float, str]:
+        """(pixels of all nodes' pictures and masks together, the node that has the most): the host keeps them all."""
+        total, most, largest = 0.0, 0.0, ""
+        for node_id, values in self._values.items():
+            node_class = self._classes.find(self.kind(node_id))
+            if _SEEN_KINDS.isdisjoint(node_class.kinds) or not _HANDING.isdisjoint(node_class.traits):
+                continue
+            given = [values] if isinstance(values, Value) else values
+            pixels = max((value.extent.pixels for value in given if value.extent is not None), default=0)
+            total += pixels
+            if pixels > most:
+                most, largest = pixels, node_id
+        return min(total, ENDLESS), largest
 
     # One node after the other. -------------------------------------------------------------------------------
 
@@ -243,6 +259,9 @@ class Walk:
         if names or writes is not None or sampled or ((loaded or node_class.takes_films) and extent.frames):
             name = names[0] if names and names[0] else writes.name if writes is not None else _first_link(inputs)
             rated = rate if writes is not None else None
+            if writes is not None and (again := find_largest(asked, Role.ROUNDS)) > 0:
+                # The film goes through as often once more.
+                works = works._replace(batch=min(works.batch * (again + 1), ENDLESS))
             conditions = max((value.conditions for value in linked.values()), default=1)
             schedule = linked["sigmas"].steps if "sigmas" in linked else 0
             if node_class.inputs.get("steps") == "STRING":

@@ -28,6 +28,10 @@ _SIZES = frozenset(
 _WORDS = {Role.STEPS: "steps", Role.FRAMES: "frames", Role.CAP: "frames", Role.SECONDS: "seconds"}
 
 
+#: ComfyUI keeps what all nodes of a prompt give until it ends. Its own templates have less than one largest film.
+_TOGETHER = 2
+
+
 class Policy:
     """The operator's limits, checked against graphs.
 
@@ -153,6 +157,12 @@ class Policy:
                     walk, amount.node_id, amount.input, work, settings.max_pixel_steps, "max_pixel_steps",
                     "pixels times steps, together with the samplers before it,",
                 )  # fmt: skip
+
+        together, largest = walk.sum_pixels() if settings.max_film_pixels else (0, "")
+        if together > settings.max_film_pixels * _TOGETHER:
+            words = "pixels in the pictures of all nodes together"
+            limit = settings.max_film_pixels * _TOGETHER
+            raise self._refuse_amount(walk, largest, "", together, limit, "max_film_pixels", words)
 
     def _check_amount(self, walk: Walk, amount: Amount, value: float, what: str) -> None:
         limit = getattr(self._settings, f"max_{what}")

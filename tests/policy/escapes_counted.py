@@ -36,6 +36,17 @@ def generated(frames: int) -> dict[str, Any]:
     return node("GenerateTracks", width=832, height=480, num_frames=frames, num_tracks=5)
 
 
+def written(loops: int) -> dict[str, Any]:
+    film = {
+        "frame_rate": 24,
+        "filename_prefix": "x",
+        "format": "video/h264-mp4",
+        "pingpong": False,
+        "save_output": True,
+    }
+    return node("VHS_VideoCombine", images=["i", 0], loop_count=loops, **film)
+
+
 def enlarging(ratio: float, side: int, method: str) -> Graph:
     schedule = node("KarrasScheduler", steps=8, sigma_max=14.6, sigma_min=0.03, rho=7.0)
     made = node("SamplerLCMUpscale", scale_ratio=ratio, scale_steps=-1, upscale_method=method)
@@ -96,4 +107,9 @@ COUNTED = [
     Case("a long film loaded as a picture", "max_frames", {**encoded(node("LoadImage", image="x.gif")), "1": node("LoadImage", image="x.gif"), **RENDERED}, GIF),
     Case("a long film loaded as a mask", "max_frames", {"1": node("LoadImageMask", image="x.gif", channel="red"), "x": node("MaskToImage", mask=["1", 0])}, GIF),
     Case("a short film loaded as a picture", None, {**encoded(node("ImageFlip", image=["1", 0], flip_method="x-axis: vertically")), **LOADED, **RENDERED}, SHORT),
+    # All that a host keeps until the prompt ends.
+    *(Case(f"{count} films", limit, {str(at): image(1024, 1024, 400) for at in range(count)}) for count, limit in ((10, "max_film_pixels"), (4, None))),
+    Case("a film in other colours again and again", "max_film_pixels",
+         {"0": image(1024, 1024, 300), **{str(at + 1): node("ImageInvert", image=[str(at), 0]) for at in range(28)}}),
+    *(Case(f"a film written {loops} times over", limit, {"i": image(512, 512, 200), "v": written(loops)}) for loops, limit in ((100, "max_frames"), (3, None))),
 ]  # fmt: skip

@@ -63,6 +63,9 @@ DECLARED = {
     "EmptyImage": Declared({"width": "INT", "height": "INT", "batch_size": "INT"}, (("IMAGE", "IMAGE"),)),
     "Sigmas": Declared({"steps": "INT"}, (("SIGMAS", "SIGMAS"),)),
     "SplitSteps": Declared({"sigmas": "SIGMAS", "start_step": "INT", "end_step": "INT"}, (("SIGMAS", "SIGMAS"),)),
+    "TextOverlay": Declared({"images": "IMAGE", "text": "STRING"}, (("IMAGE", "IMAGE"),)),
+    "Weights": Declared({"text": "STRING"}, (("FLOAT", "FLOAT"),)),
+    "ExtendWeights": Declared({"one": "FLOAT", "other": "FLOAT"}, (("FLOAT", "FLOAT"),)),
     "ImageBlur": Declared(
         {"image": "IMAGE", "blur_radius": "INT", "seed": "INT"},
         (("IMAGE", "IMAGE"),),
@@ -276,6 +279,28 @@ def test_a_first_step_without_a_last_one_is_no_fault():
         "7": node("PrimitiveString", value="a"),
     }
     check(graph)
+
+
+def test_a_text_that_is_drawn_may_be_a_page_long():
+    overlay = {"1": node("TextOverlay", images=["2", 0], text="x" * 9000), "2": node("LoadImage", image="a.png")}
+    check(overlay)
+    refused({**overlay, "1": node("TextOverlay", images=["2", 0], text="x" * 900_000)})
+
+
+def test_texts_where_other_things_belong_count_as_well():
+    """Python puts two texts together where a node puts two lists together."""
+    graph = {"0": node("ConditioningCombine", conditioning_1="x" * 200_000, conditioning_2="x" * 200_000)}
+    check(graph)
+    graph["1"] = node("ConditioningCombine", conditioning_1=["0", 0], conditioning_2=["0", 0])
+    graph["2"] = node("ConditioningCombine", conditioning_1=["1", 0], conditioning_2=["1", 0])
+    assert refused(graph).extra_info["limit"] == 2**20
+
+
+def test_numbers_that_may_be_lists_are_not_joined_to_themselves_without_end():
+    made = {"0": node("Weights", text="1, 2, 3")}
+    for at in range(30):
+        made[str(at + 1)] = node("ExtendWeights", one=[str(at), 0], other=[str(at), 0])
+    refused(made)
 
 
 def test_the_patterns_of_a_prompt_count_together():
