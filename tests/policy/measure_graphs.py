@@ -135,7 +135,7 @@ def count_texts(value, depth=0):
     """Characters of the texts in what a node gives."""
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, dict) and depth < 60:
+    if isinstance(value, dict) and depth < 60 and "pooled_output" not in value:  # which is a condition's
         return sum(count_texts(key, depth + 1) + count_texts(each, depth + 1) for key, each in value.items())
     if isinstance(value, (list, tuple)) and depth < 60:
         return sum(count_texts(each, depth + 1) for each in value)
