@@ -15,7 +15,7 @@ from .asked import read_body
 from .table import Call, Route
 
 #: The package's models go through a message with Python's lock held. A graph of 400 nodes has half as many.
-MESSAGE_VALUES = 30_000
+MESSAGE_VALUES = 15_000
 
 
 async def post_mcp(call: Call) -> web.StreamResponse:

@@ -29,7 +29,7 @@ WIDE = {
     "lists": call_tool(b'{"prompt":{"1":[' + b",".join([b"[]"] * 190_000) + b"]}}"),
     "arguments": call_tool(b"{" + b",".join(b'"k%d":1' % number for number in range(150_000)) + b"}"),
     "an answer": b'{"jsonrpc":"2.0","id":1,"result":{"a":[' + b",".join([b"[]"] * 190_000) + b"]}}",
-    "as many as may be": call_tool(b'{"prompt":{"1":[' + b",".join([b"[]"] * 29_000) + b"]}}"),
+    "as many as may be": call_tool(b'{"prompt":{"1":[' + b",".join([b"[]"] * 14_500) + b"]}}"),
 }
 
 
