@@ -241,6 +241,11 @@ def test_a_simple_pattern_is_refused_on_a_text_that_is_too_long_for_it():
     check({"1": node("RegexMatch", string="1" * 5000, regex_pattern=r"\d+x")})
 
 
+@pytest.mark.parametrize("pattern", ["[[a]", "[a--b]", "[a||b]"])
+def test_a_pattern_that_python_warns_of_is_read_all_the_same(pattern):
+    check({"1": node("RegexMatch", string="a" * 10_000, regex_pattern=pattern)})
+
+
 @pytest.mark.parametrize("pattern", ["a*a*b", "(a*)(a+)b", "(.*)(.*)x", r"\w+\d*!", ".*a+b", r"(.*)\1b"])
 def test_what_follows_is_gone_through_anew_for_each_way_of_what_is_before(pattern):
     """On 10,000 letters these take minutes, within which nothing else runs."""
