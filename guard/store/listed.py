@@ -15,7 +15,7 @@ PAGE_BYTES = 8 * 2**20
 #: … and so many are read for it.
 READ_BYTES = 4 * PAGE_BYTES
 #: What a reader of the events gets at once: there may be many, and whoever does not read on keeps it.
-CHANGES_BYTES = 2**20
+CHANGES_BYTES = 2**17
 #: What a job's nodes reported, its parameters and the details of its verdict are whole in a list up to this size each.
 WHOLE_BYTES = 16 * 2**10
 #: Of a longer one, texts are cut to this length; where that does not help, only the files are left.

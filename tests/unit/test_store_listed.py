@@ -118,6 +118,23 @@ def test_a_reader_far_behind_hears_every_change_once_and_few_at_a_time(store, mo
     assert len(heard) == 4 * JOBS
 
 
+def test_a_reader_far_behind_gets_few_large_jobs_at_a_time(tmp_path):
+    """Fifty that do not read on keep as many pages."""
+    store = open_store(tmp_path / "jobs.db", Clock())
+    try:
+        for number in range(20):
+            store.submit(new_job(f"job-{number}", metadata={"about": "x" * 40_000}), 1000).result(LONG_S)
+        heard, after, head = [], 0, 1
+        while after < head:
+            changes = store.read_changes(after).result(LONG_S)
+            assert sum(len(json.dumps(job.metadata)) for job in changes.jobs) <= 128 * 2**10
+            heard += [job.job_id for job in changes.jobs]
+            after, head = changes.up_to, changes.head
+        assert heard == [f"job-{number}" for number in range(20)]
+    finally:
+        store.close()
+
+
 def test_a_history_with_long_prompts_has_a_size_too(tmp_path):
     store = open_store(tmp_path / "jobs.db", Clock())
     try:
