@@ -347,7 +347,7 @@ class _Node:
         # Some write the names of what is on.
         total = (
             sum(lengths.values())
-            + sum(len(name) + 2 for name in self._inputs)
+            + sum(len(name) + 2 for name in self._inputs if self._class.inputs.get(name) == "BOOLEAN")
             + self._joiner() * (len(lengths) + self._number("inputcount", 0))
         )
         if self._repeats():
