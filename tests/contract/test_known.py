@@ -80,7 +80,8 @@ def test_whatever_prompts_give_what_is_known_is_what_comfyui_makes_of_them(host)
         seen["refused"] += sum(not answer["taken"] for answer in answers)
 
     search()
-    assert seen["known"] > GRAPHS, seen
+    # Many classes look at their inputs themselves, and have no form.
+    assert seen["known"] > GRAPHS // 4, seen
     assert seen["refused"] > GRAPHS / 2, seen
 
 
