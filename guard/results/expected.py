@@ -54,6 +54,9 @@ _LATENTS = {
     "HunyuanImageToVideo": (1, 4),
 }
 
+#: A node that is linked through these alone shows a mask: which part of a picture counts, and that may be all or none.
+_MASKS = frozenset({"mask", "masks"})
+
 #: Nodes that certainly give a sound. A film's own track (GetVideoComponents) may not exist.
 _SOUNDS = frozenset({"LoadAudio", "VAEDecodeAudio", "EmptyAudio", "RecordAudio", "TrimAudioDuration"})
 
@@ -65,12 +68,14 @@ class Expected:
     Attributes:
         audio: it was given a sound that certainly exists.
         perhaps_audio: it was given one that may not: the track of another film.
+        mask: what it shows is a mask, not a picture.
     """
 
     frames: int | None = None
     fps: float | None = None
     audio: bool = False
     perhaps_audio: bool = False
+    mask: bool = False
 
     @property
     def duration_s(self) -> float | None:
@@ -82,6 +87,9 @@ def infer(prompt: Mapping[str, Any], node_id: str) -> Expected:
     node = prompt.get(node_id)
     if not isinstance(node, Mapping):
         return Expected()
+    links = {name for name, value in _inputs(node).items() if is_link(value)}
+    if links and links <= _MASKS:
+        return Expected(mask=True)
     source = _find_source(prompt, node, "video")
     writer = source if source is not None and source.get("class_type") == "CreateVideo" else node
     if source is not None and writer is node:

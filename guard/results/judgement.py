@@ -47,6 +47,8 @@ _OPTIONAL: dict[Fault, str] = {
     Fault.FROZEN: "refuse_frozen",
     Fault.SILENT: "refuse_silent",
 }
+#: Faults of a picture that a mask may have: one of an opaque photo is black.
+_PLAIN = frozenset({Fault.FLAT, Fault.BLACK, Fault.WHITE, Fault.TRANSPARENT})
 #: Suffixes that promise something: a file that bears one and is of no kind we know is broken.
 _CLAIMS = {
     ".png": "image", ".jpg": "image", ".jpeg": "image", ".webp": "image", ".gif": "image",
@@ -89,6 +91,8 @@ def judge(artifact: Artifact, facts: Facts, asked: Expected, settings: ResultsSe
             )
         warnings.append("low_bitrate")
     for finding in findings:
+        if asked.mask and finding.fault in _PLAIN:
+            continue
         if finding.fault in _OPTIONAL and not getattr(settings, _OPTIONAL[finding.fault]):
             warnings.append(finding.fault.value)
             continue

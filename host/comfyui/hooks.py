@@ -21,7 +21,7 @@ import comfy.model_management
 from ...guard.errors import CancelledError, GuardError, PolicyViolationError, WorkerDiedError
 from ...guard.events.lines import Message
 from ...guard.host import HostListener, Supplier
-from . import reading, report, results
+from . import named, reading, report, results
 from .bell import Bell
 from .confine import Confinement
 from .ends import Ends, note_acting
@@ -477,7 +477,9 @@ class Hooks:
             status = report.find_status(plain.args, plain.kwargs)
             outputs = results.locate(run, report.find_outputs(end.history))
             outcome = report.read_outcome(outputs, status, run.prompt, partial(results.is_made, run))
-            outcome = replace(outcome, trespass=run.trespass, refusal=run.refusal, spent=spent)
+            known = [file.path for file in (*outcome.files, *outcome.byproducts)]
+            files = (*outcome.files, *named.find_named(run, outputs, known))
+            outcome = replace(outcome, files=files, trespass=run.trespass, refusal=run.refusal, spent=spent)
             end.history = report.put_outputs(end.history, outputs)
             results.warn(run, outcome)
             self._listener.finished(run.job_id, outcome, close)
@@ -539,7 +541,7 @@ class Hooks:
                 run.meter.enter(data)
             if event == "executed":
                 data = report.fit_executed(data, partial(results.locate, run))
-            if run.must_withhold(event, data):
+            if run.must_withhold(event, data) or (event == "executed" and named.names_any(run, data.get("output"))):
                 run.withhold((event, data, sid))
                 return None
             if event == "executing" and data.get("node") is None and not run.is_over:

@@ -21,8 +21,9 @@ from .run import Run
 
 log = logging.getLogger("guarded.host")
 
-#: A file name with a number to fill in, as printf has it.
-_SEQUENCE = re.compile(r"([^%]*)%0?(\d)d([^%]*)", re.DOTALL)
+#: What stands for a number in a file's name, or for `%` itself, as FFmpeg has it.
+_MARK = re.compile(r"%%|%(\d{0,2})d")
+_MOST_DIGITS = 10
 
 
 def begin(run: Run) -> None:
@@ -101,19 +102,34 @@ def _locate_all(run: Run, items: Any) -> Any:
 
 def _number(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """One item for each file of a sequence."""
-    numbered = _SEQUENCE.fullmatch(item["filename"])
-    if numbered is None:
+    name = item["filename"]
+    if "%" not in name:
         return [item]
-    path = resolve(str(item.get("type") or "output"), str(item.get("subfolder") or ""), item["filename"])
+    path = resolve(str(item.get("type") or "output"), str(item.get("subfolder") or ""), name)
     if path is None or path.exists():
         return [item]
-    before, width, after = numbered.groups()
-    name = re.compile(rf"{re.escape(before)}\d{{{int(width)},}}{re.escape(after)}")
     try:
-        names = sorted(each for each in os.listdir(path.parent) if name.fullmatch(each))
+        names = sorted(each for each in os.listdir(path.parent) if _is_of(name, each))
     except OSError:
         return [item]
     return [{**item, "filename": each} for each in names] or [item]
+
+
+def _is_of(sequence: str, name: str) -> bool:
+    """Whether a file's name is the sequence's with a number filled in, the same wherever it asks for one."""
+    first = next((mark for mark in _MARK.finditer(sequence) if mark[0] != "%%"), None)
+    if first is None:
+        return False
+    digits = name[len(_fill(sequence[: first.start()], 0)) :][:_MOST_DIGITS]
+    return any(
+        digits[:count].isdecimal() and _fill(sequence, int(digits[:count])) == name
+        for count in range(1, len(digits) + 1)
+    )
+
+
+def _fill(sequence: str, number: int) -> str:
+    """As FFmpeg fills it in."""
+    return _MARK.sub(lambda mark: "%" if mark[0] == "%%" else f"{number:0{int(mark[1] or 0)}}", sequence)
 
 
 def _locate(run: Run, item: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -125,11 +141,11 @@ def _locate(run: Run, item: Mapping[str, Any]) -> Mapping[str, Any]:
     )
     if subfolder == run.folder or subfolder.startswith(f"{run.folder}/"):
         subfolder = subfolder[len(run.folder) + 1 :]
-    _adopt(run, kind, subfolder, item["filename"])
+    adopt(run, kind, subfolder, item["filename"])
     return {**item, "subfolder": f"{run.folder}/{subfolder}" if subfolder else run.folder}
 
 
-def _adopt(run: Run, kind: str, subfolder: str, filename: str) -> None:
+def adopt(run: Run, kind: str, subfolder: str, filename: str) -> None:
     """Move a new file of this run from the root into the owner's folder, unless there is one of that name."""
     root = os.path.realpath(find_root(kind) or "")
     own = os.path.join(root, *run.folder.split("/"))

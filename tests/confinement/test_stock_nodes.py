@@ -16,10 +16,12 @@ async def test_preview3d_takes_over_no_result_and_has_none_quarantined(client, a
     operators.write_bytes(scene.content)
     for subfolder, name in (("", scene.name), ("", operators.name), (f"../{alice.folder}", scene.name)):
         camera = {"filename": name, "subfolder": subfolder, "type": "output"}
-        prompt = graphs.make("Preview3D", known["Preview3D"], known, camera_info=camera, model_file="x.glb")
-        prompt["8"] = node("FaultMissingFile", filename_prefix="bob", seed=0)
-        assert not await scene.what_bob_gets(prompt)
-        assert operators.read_bytes() == scene.content
+        for model_file in ("x.glb", f"{subfolder}/{name}".strip("/"), str(client.base / "output" / subfolder / name)):
+            given = {"camera_info": camera, "model_file": model_file}
+            prompt = graphs.make("Preview3D", known["Preview3D"], known, **given)
+            prompt["8"] = node("FaultMissingFile", filename_prefix="bob", seed=0)
+            assert not await scene.what_bob_gets(prompt)
+            assert operators.read_bytes() == scene.content
 
 
 @pytest.mark.parametrize("class_type", ["SaveImageDataSetToFolder", "SaveImageTextDataSetToFolder", "SaveImage"])

@@ -31,6 +31,9 @@ MESH = {
         color_sharpen=2.0,
     ),
 }
+PLY = {**BODY, "11": node("SplatToFile3D", splat=["8", 0], format="ply")}
+GLB = {**MESH, "12": node("MeshToFile3D", mesh=["10", 0])}
+VIEW: dict[str, Any] = {"viewport_state": {}, "width": 64, "height": 64}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Case:
 
     def prompt(self) -> Prompt:
         prefix = {} if self.class_type.startswith("Preview") else {"filename_prefix": unique("k")}
-        return {**self.before, "9": node(self.class_type, **prefix, **self.inputs)}
+        return {**self.before, "9": node(self.class_type, **{**prefix, **self.inputs})}
 
 
 def vhs(format: str, kind: str = "video", files: int = 1, ends: str = "", **inputs: Any) -> Case:
@@ -96,6 +99,13 @@ CASES = [
     Case("SaveText json", "SaveText", {"text": ["6", 0], "format": "json"}, "other", 1, ".json", before=TEXT),
     Case("SaveGLB of a mesh", "SaveGLB", {"mesh": ["10", 0]}, "other", 1, ".glb", before=MESH),
     Case("SaveGLB of a file", "SaveGLB", {"mesh": ["7", 0]}, "other", 1, ".splat", before=BODY),
+    Case("SaveGaussianSplat", "SaveGaussianSplat", {"model_3d": ["11", 0], **VIEW}, "other", 1, ".ply", before=PLY),
+    Case("Save3DAdvanced", "Save3DAdvanced", {"model_3d": ["12", 0], **VIEW}, "other", 1, ".glb", before=GLB),
+    Case("Preview3D", "Preview3D", {"model_file": ["12", 0]}, "other", 1, ".glb", before=GLB),
+    Case("Preview3DAdvanced", "Preview3DAdvanced", {"model_3d": ["12", 0], **VIEW}, "other", 1, ".glb", before=GLB),
+    Case(
+        "PreviewGaussianSplat", "PreviewGaussianSplat", {"model_3d": ["11", 0], **VIEW}, "other", 1, ".ply", before=PLY
+    ),
     Case(
         "SaveImageAdvanced png",
         "SaveImageAdvanced",
@@ -123,6 +133,7 @@ CASES = [
     vhs("image/gif", "image", ends=".gif"),
     vhs("image/webp", "image", ends=".webp", lossless=False),
     vhs("video/8bit-png", "image", 4, ".png"),
+    vhs("video/8bit-png", "image", 4, ".png", filename_prefix=unique("k%03d k")),
     vhs("video/16bit-png", "image", 4, ".png"),
     vhs("video/ProRes", ends=".mov", profile="hq"),
     vhs("video/av1-webm", ends=".webm", pix_fmt="yuv420p", crf=35),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from results import corpus, pictures
 from results.checking import check, outcome, refusal
@@ -163,6 +164,21 @@ def test_stills_are_not_measured_against_the_batch(tmp_path: Path):
     path.write_bytes(corpus.image(pictures.landscape(128), "PNG"))
     prompt = {"1": node("EmptyImage", batch_size=50), "9": node("SaveImage", images=["1", 0])}
     assert check(path, prompt=prompt).frames is None
+
+
+@pytest.mark.parametrize("level", [0, 255, 128])
+def test_a_mask_may_be_black_white_or_grey_all_over(tmp_path: Path, level: int):
+    """As that of every opaque photo is; the same picture as a picture is blank."""
+    path = tmp_path / "x.png"
+    path.write_bytes(corpus.image(np.full((64, 64, 3), level / 255, np.float32), "PNG"))
+    load = node("LoadImage", image="photo.png")
+    assert check(path, prompt={"1": load, "9": node("MaskPreview", mask=["1", 1])}).kind == "image"
+    pictured = {"1": load, "2": node("MaskToImage", mask=["1", 1]), "9": node("SaveImage", images=["2", 0])}
+    assert refusal(path, prompt=pictured).code == "result_too_small"
+    both = {"1": load, "9": node("SaveWithAlpha", images=["1", 0], mask=["1", 1])}
+    assert refusal(path, prompt=both).code == "result_too_small"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert refusal(path, prompt={"1": load, "9": node("MaskPreview", mask=["1", 1])}).code == "result_corrupt"
 
 
 def test_files_out_of_the_hosts_cache_are_not_the_jobs_own(tmp_path: Path):

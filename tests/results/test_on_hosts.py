@@ -112,6 +112,45 @@ async def test_an_unknown_kind_passes_with_a_warning(client: Client):
     assert (job["artifacts"][0]["kind"], job["artifacts"][0]["warnings"]) == ("other", ["unknown_kind"])
 
 
+@pytest.mark.parametrize("shape", ["3d", "path", "sentence", "annotated", "deep", "beside"])
+async def test_a_file_is_a_result_in_whatever_shape_its_node_reports_it(client: Client, shape: str):
+    prompt = report("good.png", f"some/{unique()}", "ResultsNamed")
+    prompt["1"]["inputs"]["shape"] = shape
+    job = await client.run(prompt)
+    assert_succeeded(job)
+    (artifact,) = job["artifacts"]
+    assert (artifact["node_id"], artifact["kind"], artifact["type"]) == ("1", "image", "output")
+    content = (client.base / "input" / "good.png").read_bytes()
+    assert (await client.request("GET", artifact["url"])).content == content
+    prompt["1"]["inputs"]["source"] = "frozen.mp4"
+    job = await client.run(prompt)
+    assert_ended_badly(job, "result_corrupt")
+    assert len(quarantined(client.base, job["job_id"])) == 1
+
+
+async def test_a_sequence_has_the_same_number_wherever_its_name_asks_for_one(client: Client):
+    """As VideoHelperSuite names the pictures of a film whose prefix has a `%03d` too."""
+    prompt = report("good.png", unique("seq"), "ResultsNamed")
+    prompt["1"]["inputs"]["shape"] = "sequence"
+    job = await client.run(prompt)
+    assert_succeeded(job)
+    names = [item["filename"] for item in job["artifacts"]]
+    assert [(name.partition(" % ")[0], name.split(".")[-2]) for name in names] == [
+        ("007", "7"), ("008", "8"), ("1000", "1000"),
+    ]  # fmt: skip
+
+
+async def test_a_text_that_names_no_file_of_the_run_is_a_text(client: Client):
+    earlier = await client.run(report("good.png", unique()))
+    (name,) = (item["filename"] for item in earlier["artifacts"])
+    prompt = report("good.png", unique(), "ResultsNamed")
+    prompt["1"]["inputs"]["shape"] = "nothing"
+    prompt["2"] = node("PreviewAny", source=name)
+    job = await client.run(prompt)
+    assert_succeeded(job)
+    assert job["artifacts"] == []
+
+
 async def test_after_its_cached_file_was_deleted_a_job_makes_its_own(client: Client):
     """ComfyUI would answer from its cache, with the name of a file that is not there."""
     prompt = {"1": frames("moving", 1, seed=5), "2": save("1", unique())}

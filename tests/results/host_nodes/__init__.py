@@ -52,6 +52,39 @@ class ResultsCached(ResultsReport):
         return {"required": dict(INPUTS), "optional": AnyInput()}
 
 
+class ResultsNamed(ResultsReport):
+    """The same, but it reports the file in a shape of its own."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {**INPUTS, "shape": ("STRING", {"default": "3d"})}}
+
+    def run(self, source: str, filename_prefix: str, shape: str = "3d", **_more: Any) -> dict[str, Any]:
+        (item,) = super().run(source, filename_prefix)["ui"]["images"]
+        below = "/".join(filter(None, (item["subfolder"], item["filename"])))
+        path = os.path.join(folder_paths.get_output_directory(), below)
+        shapes: dict[str, Any] = {
+            "3d": {"result": [below, {"position": {"x": 1.5}}, None, []]},
+            "path": {"text": [path]},
+            "sentence": {"text": f"2 files\nsaved as {path}."},
+            "annotated": {"value": [f"{below} [output]"]},
+            "deep": {"video": [{"preview": [[item]]}]},
+            "beside": {"images": [item], "text": [below, path]},
+            "sequence": {"gifs": [{**item, "filename": self._spread(path) if shape == "sequence" else ""}]},
+            "nothing": {"text": ["no_such.glb", "/etc/hosts", "../x.png", "\0.png", "x" * 5000 + ".png", "."]},
+        }
+        return {"ui": shapes[shape]}
+
+    @staticmethod
+    def _spread(path: str) -> str:
+        """The name of a sequence of three pictures, as FFmpeg fills it in, beside files that resemble it."""
+        folder, name = os.path.split(path)
+        stem = os.path.splitext(name)[0]
+        for one, other in (("007", "7"), ("008", "8"), ("1000", "1000"), ("007", "8"), ("7", "7"), ("007", "007")):
+            shutil.copy(path, os.path.join(folder, f"{one} % {stem}.{other}.png"))
+        return f"%03d %% {stem}.%d.png"
+
+
 class ResultsFrames:
     """A moving, frozen, black or broken batch of 128 × 128 pictures."""
 
@@ -80,5 +113,5 @@ class ResultsFrames:
         return (torch.from_numpy(batch) if torch is not None else batch,)
 
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (ResultsReport, ResultsCached, ResultsFrames)}
+NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (ResultsReport, ResultsCached, ResultsNamed, ResultsFrames)}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
