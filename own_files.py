@@ -131,8 +131,12 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     return parse_toml(path, text), text
 
 
-def parse_toml(path: Path, text: str) -> dict[str, Any]:
-    """Read the text of that file as TOML. Raises MalformedFileError."""
+def parse_toml(path: Path, text: str, *, any_integers: bool = False) -> dict[str, Any]:
+    """Read the text of that file as TOML. Raises MalformedFileError.
+
+    Args:
+        any_integers: who asks looks himself for those that are too large.
+    """
     if line := _find_long_name(text):  # whose reader takes the square of its parts
         raise MalformedFileError(path, "it is nested too deep", line)
     if sys.version_info >= (3, 11):
@@ -145,7 +149,7 @@ def parse_toml(path: Path, text: str) -> dict[str, Any]:
         raise MalformedFileError(path, f"it is not TOML: {_shorten(str(error))}", _find_told_line(str(error))) from None
     except (ValueError, RecursionError, OverflowError) as error:
         _refuse(path, text, "TOML", error)
-    _check(path, text, values, is_json=False)
+    _check(path, text, values, is_json=False, any_integers=any_integers)
     return values
 
 
@@ -171,7 +175,7 @@ def _refuse(path: Path, text: str, language: str, error: Exception) -> NoReturn:
     raise MalformedFileError(path, f"it is not {language}: {_shorten(str(error))}") from None
 
 
-def _check(path: Path, text: str, value: Any, *, is_json: bool) -> None:
+def _check(path: Path, text: str, value: Any, *, is_json: bool, any_integers: bool = False) -> None:
     """Refuse what no reader of the values could bear. TOML has infinity: each setting says whether it takes it."""
     level = [value]
     for _ in range(DEEPEST):
@@ -184,7 +188,7 @@ def _check(path: Path, text: str, value: Any, *, is_json: bool) -> None:
                 following += each
             elif isinstance(each, str):
                 _check_text(path, text, each)
-            elif isinstance(each, int) and each.bit_length() > _BITS:
+            elif isinstance(each, int) and each.bit_length() > _BITS and not any_integers:
                 found = _DIGITS.search(text)
                 line = _count_lines(text, found.start()) if found is not None else 0
                 raise MalformedFileError(path, "it has a number that is too large", line)

@@ -29,12 +29,20 @@ def find_line(text: str, place: Sequence[str | int]) -> int:
 
 
 def _find_header(lines: Sequence[str], names: Sequence[str], number: int) -> int | None:
-    """The index of the header of a table, or of the `number`-th of an array of tables."""
-    wanted = re.compile(r"\s*(\[\[?)\s*" + r"\s*\.\s*".join(rf'"?{re.escape(name)}"?' for name in names) + r"\s*\]")
-    found = [(index, match[1]) for index, line in enumerate(lines) if (match := wanted.match(line))]
+    """The index of the header of a table, or of the `number`-th of an array of tables, or of a table within that."""
+    found = _list_headers(lines, names)
     if not found:
         return None
+    if len(names) > 1 and (around := [index for index, mark in _list_headers(lines, names[:1]) if mark == "[["]):
+        begin, end = (*around, len(lines), len(lines))[number : number + 2] if number < len(around) else (0, len(lines))
+        return next((index for index, _ in found if begin < index < end), None)
     return found[min(number, len(found) - 1) if found[0][1] == "[[" else 0][0]
+
+
+def _list_headers(lines: Sequence[str], names: Sequence[str]) -> list[tuple[int, str]]:
+    """(index, its opening brackets) of each header of that name."""
+    wanted = re.compile(r"\s*(\[\[?)\s*" + r"\s*\.\s*".join(rf'"?{re.escape(name)}"?' for name in names) + r"\s*\]")
+    return [(index, match[1]) for index, line in enumerate(lines) if (match := wanted.match(line))]
 
 
 def _find_key(lines: Sequence[str], begin: int, key: str) -> int:

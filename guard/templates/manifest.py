@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from ...own_files import FileError, MalformedFileError
-from ..bounds import read_complaint
 from ..graph import find_circle, find_fault, is_link
 from .bodies import PresetBody
 from .lines import Place, find_line, find_node_line
+from .mending import Unsure, mend
 from .parameter import OutOfRangeError, Parameter, Part, Texts, Values, WrongKindError
 from .pruning import drop_absent
-from .reading import find_odd_values, read_graph_file, read_manifest
+from .reading import read_graph_file, read_manifest
 
 #: `policy.max_nodes`, where nobody has set it.
 MOST_NODES = 1000
@@ -157,6 +156,10 @@ class Manifest(Part):
     vram: tuple[VramStep, ...] = ()
 
 
+#: Stands for a manifest of which nothing can be read.
+_NOTHING = Manifest(title={"en": ""}, description={"en": ""}, outputs=("",), parameters={})
+
+
 @dataclass(frozen=True)
 class Template:
     """A graph, and the manifest that says what may change in it."""
@@ -173,56 +176,83 @@ class Template:
             text, values = read_manifest(path)
         except FileError as error:
             raise TemplateError(name, [Fault(path.name, error.line or 1, error.reason)]) from None
-        manifest, places = _validate(values)
-        faults = _point(path, text, places)
+        # As JSON, since in that pydantic takes true for no number, and yet lists for tuples.
+        manifest, places, unsure = mend(values, lambda told: Manifest.model_validate_json(told, strict=True))
+        graph, beyond = {}, []
         try:
             graph = read_graph(beside, most_nodes)
         except FileError as error:
-            raise TemplateError(name, [*faults, Fault(beside.name, error.line or 1, error.reason)]) from None
-        if manifest is None:
-            raise TemplateError(name, faults)
-        template = cls(name, manifest, graph)
-        if faults := _point(path, text, list(template._list_faults())):
-            raise TemplateError(name, faults)
+            beyond = [Fault(beside.name, error.line or 1, error.reason)]
+        template = cls(name, manifest or _NOTHING, graph)
+        faults = [*places, *(template._list_faults(unsure) if manifest is not None else ())]
+        if faults or beyond:
+            raise TemplateError(name, [*_point(path, text, faults), *beyond])
         return template
 
-    def _list_faults(self) -> Iterator[tuple[Place, str]]:
-        """(place in the manifest, what is wrong) of each thing that it names and that does not exist."""
-        manifest, parameters = self.manifest, self.manifest.parameters
+    def _list_faults(self, unsure: Unsure) -> Iterator[tuple[Place, str]]:
+        """(place in the manifest, what is wrong) of what does not go together, or names what does not exist.
+
+        Nothing is said about the graph where there is none.
+        """
+        parameters = self.manifest.parameters
+        for name, parameter in parameters.items():
+            for field, told in parameter.list_faults(unsure.list_fields("parameters", name)):
+                yield ("parameters", name, field), f"parameters.{name}.{field}: {told}"
+        if self.graph:
+            yield from self._list_lost(unsure)
+        yield from self._list_odd_conditions(unsure)
+        for number, each in enumerate(self.manifest.presets):
+            for name, value in each.parameters.items():
+                place = ("presets", number, "parameters", name)
+                if name not in parameters:
+                    if not unsure.holds("parameters", name):
+                        yield place, f"{name} is no parameter"
+                elif not unsure.holds(*place) and (fault := _find_fault(name, parameters[name], value, unsure)):
+                    yield place, f"{name} {fault}"
+        if self.graph and not unsure:
+            yield from self._list_lost_outputs()
+        for number, step in enumerate(self.manifest.vram):
+            sure = [name for name in step.sizes if "type" not in unsure.list_fields("parameters", name)]
+            sure = [name for name in sure if name and not unsure.holds("parameters", name)]
+            if any(name not in parameters or parameters[name].type != "integer" for name in sure):
+                yield ("vram", number, "pixels"), f"the size in {step.step} must come from integers"
+
+    def _list_lost(self, unsure: Unsure) -> Iterator[tuple[Place, str]]:
+        """What the manifest names and the graph does not have."""
         known = {
             f"{node_id}.{name}" for node_id, node in self.graph.items() for name in node["inputs"] if "." not in node_id
         }
         for place, target in self._list_targets():
-            if target not in known:
+            if target not in known and not unsure.holds(*place):
                 yield place, f"the graph has no input {target}"
-        for node_id in manifest.outputs:
-            if node_id not in self.graph:
-                yield ("outputs",), f"the graph has no node {node_id}"
-        for number, wiring in enumerate(manifest.wiring):
-            for value in wiring.inputs.values():
+        for number, node_id in enumerate(self.manifest.outputs):
+            if node_id not in self.graph and not unsure.holds("outputs", number):
+                yield ("outputs", number), f"the graph has no node {node_id}"
+        for number, wiring in enumerate(self.manifest.wiring):
+            for target, value in wiring.inputs.items():
                 if is_link(value) and value[0] not in self.graph:
-                    yield ("wiring", number, "inputs"), f"the graph has no node {value[0]}"
+                    yield ("wiring", number, "inputs", target), f"the graph has no node {value[0]}"
+
+    def _list_odd_conditions(self, unsure: Unsure) -> Iterator[tuple[Place, str]]:
+        manifest, parameters = self.manifest, self.manifest.parameters
         preset = {name for each in manifest.presets for name in each.parameters}
         for kind in ("presets", "wiring", "models"):
             for number, part in enumerate(getattr(manifest, kind)):
                 for name, value in part.when.items():
-                    if name in parameters and not parameters[name].required:
+                    place = (kind, number, "when", name)
+                    if name not in parameters:
+                        if not unsure.holds("parameters", name):
+                            yield place, f"{name} is no parameter"
+                        continue
+                    doubted = unsure.list_fields("parameters", name)
+                    if not parameters[name].required and not doubted & {"type", "required"}:
                         if not isinstance(value, bool):
-                            yield (kind, number, "when"), f"{name} is a file: true where it was given, or false"
-                    elif name not in parameters or name in preset or parameters[name].default is None:
+                            yield place, f"{name} is a file: true where it was given, or false"
+                    elif name in preset or (parameters[name].default is None and not doubted & {"default", "required"}):
                         text = f"{name} cannot be a condition: it has no default of its own, or a preset"
-                        yield (kind, number, "when"), text
-                    elif fault := _find_fault(parameters[name], value):
-                        yield (kind, number, "when"), f"{name} {fault}"
-        for number, each in enumerate(manifest.presets):
-            for name, value in each.parameters.items():
-                fault = _find_fault(parameters[name], value) if name in parameters else "is no parameter"
-                if fault:
-                    yield ("presets", number, "parameters"), f"{name} {fault}"
-        yield from self._list_lost_outputs()
-        for number, step in enumerate(manifest.vram):
-            if any(name not in parameters or parameters[name].type != "integer" for name in step.sizes):
-                yield ("vram", number, "pixels"), f"the size in {step.step} must come from integers"
+                        yield place, text
+                    elif not unsure.holds(*place) and (fault := _find_fault(name, parameters[name], value, unsure)):
+                        yield place, f"{name} {fault}"
 
     def _list_lost_outputs(self) -> Iterator[tuple[Place, str]]:
         """The outputs that go with the files that may be left out, though a wiring should have led around those."""
@@ -247,28 +277,17 @@ class Template:
 
     def _list_targets(self) -> Iterator[tuple[Place, str]]:
         for name, parameter in self.manifest.parameters.items():
-            yield from ((("parameters", name, "into"), target) for target in parameter.into)
+            yield from ((("parameters", name, "into", at), target) for at, target in enumerate(parameter.into))
         for number, model in enumerate(self.manifest.models):
-            yield from ((("models", number, "into"), target) for target in model.into)
+            yield from ((("models", number, "into", at), target) for at, target in enumerate(model.into))
         for number, wiring in enumerate(self.manifest.wiring):
-            yield from ((("wiring", number, "inputs"), target) for target in wiring.inputs)
-
-
-def _validate(values: dict[str, Any]) -> tuple[Manifest | None, list[tuple[Place, str]]]:
-    """The manifest; and (place, what is wrong) of each fault, where there is none."""
-    if odd := find_odd_values(values):
-        return None, [(place, f"{'.'.join(map(str, place))}: {text}") for place, text in odd]
-    try:
-        # As JSON, since in that pydantic takes true for no number, and yet lists for tuples.
-        return Manifest.model_validate_json(json.dumps(values), strict=True), []
-    except ValidationError as error:
-        complaints = [(item["loc"], *read_complaint(item)) for item in error.errors()[:_TOLD_FAULTS]]
-        return None, [(place, f"{field}: {complaint}") for place, field, complaint in complaints]
+            yield from ((("wiring", number, "inputs", target), target) for target in wiring.inputs)
 
 
 def _point(path: Path, text: str, faults: Sequence[tuple[Place, str]]) -> list[Fault]:
-    """Faults with their lines, as many as somebody reads."""
+    """Faults with their lines, from top to bottom, as many as somebody reads."""
     told = [Fault(path.name, find_line(text, place) or 1, fault) for place, fault in faults[:_TOLD_FAULTS]]
+    told.sort(key=lambda fault: fault.line)
     if len(faults) > _TOLD_FAULTS:
         told.append(Fault(path.name, 1, f"and {len(faults) - _TOLD_FAULTS} more faults"))
     return told
@@ -309,7 +328,11 @@ def _can_apply(when: Mapping[str, Any], values: Values) -> bool:
     return all(name in values for name in when) and applies(when, values)
 
 
-def _find_fault(parameter: Parameter, value: Any) -> str | None:
+def _find_fault(name: str, parameter: Parameter, value: Any, unsure: Unsure) -> str | None:
+    """Why the parameter does not take that value, as far as it says what it takes."""
+    doubted = unsure.list_fields("parameters", name)
+    if doubted - {"help", "into", "default"} or any(field != "default" for field, _ in parameter.list_faults(doubted)):
+        return None
     try:
         parameter.read(value)
     except (WrongKindError, OutOfRangeError) as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..messages import FALLBACK
 from ..urls import is_source
@@ -74,22 +74,41 @@ class Parameter(Part):
     required: bool = True
     help: Texts
 
-    @model_validator(mode="after")
-    def _check_limits(self) -> Parameter:
+    def list_faults(self, doubted: Collection[str | int] = ()) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong) of fields that do not go together.
+
+        Args:
+            doubted: fields that do not say what was meant, so that nothing may be concluded from them.
+        """
+        faults = [each for each in self._list_faults() if not {each[0], "type"} & set(doubted)]
+        yield from faults
+        odd = {*doubted, *(field for field, _ in faults)}
+        if self.default is None or "type" in odd or (self.type == "choice" and "choices" in odd):
+            return
+        try:
+            self.read(self.default)
+        except WrongKindError as error:
+            yield "default", str(error)
+        except OutOfRangeError as error:
+            if not odd & {"min", "max", "step", "max_length"}:
+                yield "default", str(error)
+
+    def _list_faults(self) -> Iterator[tuple[str, str]]:
         for name, types in _FIELDS_OF.items():
             if name in self.model_fields_set and self.type not in types:
-                raise ValueError(f"{self.type} has no {name}; {' and '.join(types)} has")
-        if self.type in ("integer", "number") and (self.min is None or self.max is None or self.min > self.max):
-            raise ValueError(f"{self.type} needs min and max")
-        if self.type == "integer" and any(limit != limit // 1 for limit in (self.min, self.max) if limit is not None):
-            raise ValueError("the limits of an integer are whole numbers")
+                yield name, f"{self.type} has no {name}; {' and '.join(types)} has"
+        if self.type in ("integer", "number"):
+            for name, limit in (("min", self.min), ("max", self.max)):
+                if limit is None:
+                    yield name, f"{self.type} needs min and max"
+                elif self.type == "integer" and limit != limit // 1:
+                    yield name, "the limits of an integer are whole numbers"
+            if self.min is not None and self.max is not None and self.min > self.max:
+                yield "min", f"{self.min} is more than max, which is {self.max}"
         if self.type == "choice" and not self.choices:
-            raise ValueError("choice needs choices")
+            yield "choices", "choice needs choices"
         if not self.required and self.type != "file":
-            raise ValueError("only a file may be left out; others need a default")
-        if self.default is not None:
-            self.read(self.default)
-        return self
+            yield "required", "only a file may be left out; others need a default"
 
     @property
     def is_needed(self) -> bool:

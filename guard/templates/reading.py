@@ -31,7 +31,7 @@ _LINE = re.compile(r"\bline (\d+)")
 def read_manifest(path: Path) -> tuple[str, dict[str, Any]]:
     """The text, and what it says. Raises FileError."""
     text = _read(path, MANIFEST_BYTES)
-    return text, parse_toml(path, text)
+    return text, parse_toml(path, text, any_integers=True)
 
 
 def read_graph_file(path: Path) -> tuple[str, Any]:

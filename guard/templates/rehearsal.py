@@ -25,14 +25,16 @@ def read_template(path: Path, most_nodes: int = MOST_NODES) -> Template:
     """
     try:
         template = Template.read(path, most_nodes)
-        fault = next((told for given in _list_cases(template.manifest) if (told := _try(template, given))), None)
-        if fault is None:
+        told = [each for given in _list_cases(template.manifest) if (each := _try(template, given))]
+        if not told:
             return template
+        # Each fault with the first case that shows it.
+        faults = [case + fault for fault, case in dict(reversed([(fault, case) for case, fault in told])).items()]
     except TemplateError:
         raise
     except Exception as error:  # nobody else's template may suffer, whatever was overlooked here
-        fault = f"{type(error).__name__}: {error}"[:500]
-    raise TemplateError(path.stem, [Fault(path.name, 1, fault)])
+        faults = [f"{type(error).__name__}: {error}"[:500]]
+    raise TemplateError(path.stem, [Fault(path.name, 1, fault) for fault in reversed(faults)])
 
 
 def _list_cases(manifest: Manifest) -> Iterator[dict[str, Any]]:
@@ -72,22 +74,22 @@ def _make_up(parameter: Parameter) -> Any:
     return "x.png" if parameter.type == "file" else "x"
 
 
-def _try(template: Template, given: dict[str, Any]) -> str | None:
-    """What is wrong with the prompt that is made of these parameters."""
+def _try(template: Template, given: dict[str, Any]) -> tuple[str, str] | None:
+    """What is wrong with the prompt that is made of these parameters, after the words that say of which."""
     told = ", ".join(f"{name} = {value!r}" for name, value in given.items())[:200]
     case = f"with {told}" if told else "with its defaults"
     try:
         values = choose_values(template, given)
     except GuardError as error:
-        return f"{case}: {error.message}"
+        return case, f": {error.message}"
     graph = render(template, values)
     if lost := [node_id for node_id in template.manifest.outputs if node_id not in graph]:
-        return f"{case}, nothing is left of the output {lost[0]}"
+        return case, f", nothing is left of the output {lost[0]}"
     if fault := find_fault(graph):
-        return f"{case}: node {fault[0]} {fault[1]}"
+        return case, f": node {fault[0]} {fault[1]}"
     if circle := find_circle(graph):
-        return f"{case}, its nodes feed each other in a circle: {' -> '.join(circle[:10])}"
+        return case, f", its nodes feed each other in a circle: {' -> '.join(circle[:10])}"
     json.dumps([graph, values], allow_nan=False).encode()
     if not math.isfinite(estimate_vram_gib(template, values)):
-        return f"{case}, its video memory cannot be told"
+        return case, ", its video memory cannot be told"
     return None

@@ -57,6 +57,70 @@ def test_every_fault_is_told_at_once_with_its_line(tmp_path):
     assert len(check(tmp_path / "thing.toml")[1]) >= 2
 
 
+#: (what in the manifest, what instead, what must be said): faults of every kind, each in a place of its own.
+FAULTS = [
+    ('outputs = ["4"]', 'outputs = ["4", "99", 5]', "the graph has no node 99"),
+    ('title = { en = "A thing", ru = "Вещь" }', 'title = { ru = "Вещь" }', "title: a text in 'en'"),
+    ('description.en = "Makes a thing."', "bogus = 1", "bogus: there is no such field"),
+    ('into = ["2.text"]', 'into = ["2.words"]', "the graph has no input 2.words"),
+    ("max_length = 10", f"max_length = {10**40}", "text.max_length: is too large"),
+    ('default = "low"', 'default = "lower"', "quality.default: must be one of low, high"),
+    ("step = 8", "step = 0", "size.step: Input should be greater"),
+    ("min = 8", "min = 80", "size.min: 80 is more than max, which is 64"),
+    ("max = 1.0", "max = nan", "warmth.max: must be a finite number"),
+    ('into = ["2.warm"]', 'into = "2.warm"', "warmth.into: Input should be a valid array"),
+    ("default = false", 'default = "no"', "polish.default: must be true or false"),
+    ('into = ["2.seed"]', 'into = ["2.sead"]', "the graph has no input 2.sead"),
+    ('help.en = "Chance."', 'help.fr = "Hasard."', "seed.help: a text in 'en'"),
+    ('when = { quality = "high" }', "when = { quality = 1, nobody = true }", "when.quality: Input should be a"),
+    ("parameters = { size = 32 }", "parameters = { sise = 32 }", "sise is no parameter"),
+    ("when = { polish = true }", "when = { polishes = true }", "polishes is no parameter"),
+    ('inputs = { "4.image" = ["3", 0] }', 'inputs = { "4.picture" = ["33", 0] }', "the graph has no node 33"),
+    ('licence = "MIT"\ninto = ["1.name"]', 'into = ["1.nom"]', "models.0.licence: Field required"),
+    ("size_mb = 7", "size_mb = 1979-05-27", "models.0.size_mb: must be a text"),
+    ('classes = ["Make"]', "classes = []", "node_packs.0.classes: "),
+    ("gib = 2\n", "gib = -inf\n", "vram.0.gib: must be a finite number"),
+    ('pixels = ["size"]', 'pixels = ["warmth"]', "must come from integers"),
+]  # fmt: skip
+
+
+def test_no_fault_hides_another(tmp_path):
+    broken = MANIFEST
+    for have, instead, _said in FAULTS:
+        assert have in broken
+        broken = broken.replace(have, instead, 1)
+    written(tmp_path, broken)
+    status, told = check(tmp_path / "thing.toml")
+    assert status == 1
+    numbers = [int(line.split(":")[1]) for line in told]
+    assert numbers == sorted(numbers)
+    for _have, instead, said in [*FAULTS, ("", "nobody = true", "nobody is no parameter"),
+                                 ("", '"4.picture"', "no input 4.picture"), ("", "1.nom", "no input 1.nom"),
+                                 ("", '"99", 5]', "outputs.2: ")]:  # fmt: skip
+        (line,) = [line for line in told if said in line]
+        if instead in broken and "licence" not in said:
+            assert int(line.split(":")[1]) == line_of(broken, instead.strip()), line
+    assert len(told) == len(FAULTS) + 5, told  # and the description
+
+
+@pytest.mark.parametrize("alone", FAULTS, ids=lambda fault: fault[2])
+def test_one_fault_is_told_without_others_that_follow_from_it(tmp_path, alone):
+    have, instead, said = alone
+    written(tmp_path, MANIFEST.replace(have, instead, 1))
+    _status, told = check(tmp_path / "thing.toml")
+    assert any(said in line for line in told), told
+    assert len(told) == {'"99", 5]': 2, "bogus": 2, "nobody": 2, "4.picture": 2, "1.nom": 2}.get(
+        next((part for part in ('"99", 5]', "bogus", "nobody", "4.picture", "1.nom") if part in instead), ""), 1
+    ), told
+
+
+def test_faults_of_the_manifest_are_told_beside_those_of_the_graphs_file(tmp_path):
+    written(tmp_path, MANIFEST.replace("max = 64", "max = 4").replace("size = 32", "sise = 32"), {"nodes": []})
+    told = check(tmp_path / "thing.toml")[1]
+    assert len(told) == 3, told
+    assert "Export (API)" in told[2]
+
+
 def test_the_editors_own_format_is_recognised_and_explained(tmp_path):
     written(tmp_path, MANIFEST, {"nodes": [{"id": 1}], "links": []})
     status, told = check(tmp_path / "thing.toml")
