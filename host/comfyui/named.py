@@ -38,7 +38,8 @@ def find_named(run: Run, outputs: Any, known: Collection[Path | None] = ()) -> I
     tried: set[tuple[str, str]] = set()
     for node_id, output in outputs.items() if isinstance(outputs, Mapping) else ():
         for place in _walk(output):
-            if place in tried:
+            kind, name = place
+            if place in tried or (kind and os.path.join(find_root(kind) or "", name) in seen):
                 continue
             tried.add(place)
             if len(tried) > _MOST_NAMES:
