@@ -21,6 +21,9 @@ if sys.platform.startswith("linux"):
 _SLOWEST_BYTES_PER_S = 1024
 #: An answer is handed to the socket in pieces: what is not taken is in memory once, and nobody waits for a copy.
 PIECE_BYTES = 2**17
+#: A file's pieces are smaller at first, and no more than this share of what the client has taken of it: one that reads
+#: nothing, of hundreds, must hold little.
+_FIRST_BYTES, _SHARE = 2**14, 4
 #: What is no larger the transport keeps for a client that has taken all before, so nobody waits for it. asyncio's bound
 #: is 64 KiB; headers come on top.
 _KEPT_BYTES = 2**15
@@ -65,6 +68,7 @@ class Going:
     def __init__(self, request: web.Request, timeout_s: float, *, given: int = 0, unseen: bool = False) -> None:
         """`given`: what is sent by other means than `write`; `unseen`: nobody knows how much that is."""
         self._transport = request.transport
+        self._writer = request.writer
         self._timeout_s = timeout_s * (_UNSEEN if unseen else 1)
         self._slowest = 0 if unseen else _SLOWEST_BYTES_PER_S * timeout_s
         self._given, self._seen = given, 0
@@ -90,6 +94,25 @@ class Going:
             if self._transport is None or self._transport.is_closing():
                 raise ConnectionResetError("the client is gone, or has stopped reading")
 
+    def choose_piece(self) -> int:
+        """How much of a file to read next."""
+        taken = self._count_taken(self._transport) if self._transport is not None else 0
+        return max(_FIRST_BYTES, min(PIECE_BYTES, taken // _SHARE))
+
+    async def let_out(self) -> None:
+        """Wait until no more than the next piece is left in the transport of what was written."""
+        most = self.choose_piece()
+        if self._transport is None or self._transport.get_write_buffer_size() <= most:
+            return
+        self._transport.set_write_buffer_limits(high=most)
+        try:
+            await self._writer.drain()
+        finally:
+            self._transport.set_write_buffer_limits()
+
+    def _count_taken(self, transport: asyncio.WriteTransport) -> int:
+        return self._given - transport.get_write_buffer_size() - _count_unacknowledged(transport)
+
     def _wait(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._look)
 
@@ -97,7 +120,7 @@ class Going:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        taken = self._given - transport.get_write_buffer_size() - _count_unacknowledged(transport)
+        taken = self._count_taken(transport)
         if self._slowest and taken - self._seen >= self._slowest:
             self._seen = taken
             self._wait()

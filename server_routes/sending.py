@@ -12,7 +12,7 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from ..guard.results.containers import sniff
-from .pace import PIECE_BYTES, Going
+from .pace import Going
 
 #: From a byte to a byte, or the last so many.
 _RANGE = re.compile(r"\s*([0-9]{0,40})-([0-9]{0,40})\s*")
@@ -63,11 +63,13 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
         await asyncio.to_thread(file.handle.seek, begin)
         with Going(request, stalled_s) as going:
             while begin < end:
-                chunk = await asyncio.to_thread(file.handle.read, min(PIECE_BYTES, end - begin))
+                chunk = await asyncio.to_thread(file.handle.read, min(going.choose_piece(), end - begin))
                 if not chunk:
                     raise ConnectionResetError("the file was cut short while it was sent")
                 begin += len(chunk)
                 await going.write(response, chunk)
+                del chunk  # the transport has what the client does not take yet
+                await going.let_out()
     await response.write_eof()
     return response
 
