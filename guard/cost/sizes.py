@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from .classes import NodeClass
 from .counts import count
 from .names import Role, Trait
 from .ranges import ENDLESS
@@ -27,7 +28,7 @@ from .shapes import (
     unite_sizes,
     write,
 )
-from .values import Extent, Media
+from .values import Extent, Media, Value
 
 #: A size in a text, as pickers offer them: `1024x1024 (1:1)`.
 _SIZE_TEXT = re.compile(r"(?<!\d)(\d{2,5})\s*[x×*]\s*(\d{2,5})(?!\d)", re.ASCII)
@@ -335,3 +336,20 @@ def _pad(extent: Extent, asked: Sequence[Asked], traits: frozenset[Trait], names
     if extent.width and extent.height and not extent.turned:
         area = (extent.width + across) * (extent.height + down)
     return extent._replace(width=extent.width + across, height=extent.height + down, area=min(area, ENDLESS))
+
+
+def list_extents(node_class: NodeClass, linked: Mapping[str, Value]) -> list[Extent]:
+    """The pictures that come in: those of the kind that goes out, where there are such."""
+    found: list[tuple[str, Extent]] = []
+    for name, value in linked.items():
+        if value.extent is not None and "audio" not in name and (kind := node_class.takes_pictures(name)) is not None:
+            found.append((kind, value.extent))
+    if len(found) > 1 and node_class.given is not None:
+        same = [extent for kind, extent in found if kind in (node_class.given, "*")]
+        if same:
+            # Of masks it may take as many as there are, each with the picture.
+            masks = max((extent.pictures for kind, extent in found if kind == "MASK"), default=0)
+            if node_class.given == "IMAGE" and masks > max(extent.pictures for extent in same):
+                same.append(same[0]._replace(batch=masks, frames=0))
+            return same
+    return [extent for _kind, extent in found]

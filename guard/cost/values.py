@@ -74,6 +74,7 @@ class Value(NamedTuple):
         scale: by how much the latents of a VAE are smaller; 0: as usual, or it is none.
         seconds: of a sound, or of each that latents stand for; 0: unknown, or none.
         moments: of tracks along which things move; 0: unknown, or none.
+        samples: of a sound, all channels together; 0: unknown, or none.
     """
 
     number: Range | None = None
@@ -89,6 +90,7 @@ class Value(NamedTuple):
     scale: float = 0
     seconds: float = 0
     moments: float = 0
+    samples: float = 0
 
 
 class Media(NamedTuple):
@@ -99,6 +101,7 @@ class Media(NamedTuple):
         frames: 0 for a picture and for sound.
         seconds: 0 for a picture.
         rate: frames per second.
+        samples: of its sound, all channels together.
     """
 
     width: int = 0
@@ -106,6 +109,7 @@ class Media(NamedTuple):
     frames: int = 0
     seconds: float = 0
     rate: float = 0
+    samples: float = 0
 
 
 class Amount(NamedTuple):
@@ -121,6 +125,8 @@ class Amount(NamedTuple):
         conditions: each step of a sampler works on so many, beside what is not wanted.
         schedule: the steps of the list of sigmas that it takes; 0: it takes none.
         seconds: of the sounds that it makes or puts together; 0: it does not.
+        samples: of its sounds, all channels together.
+        loaded_s: how long a sound is that comes from a file; 0: it does not.
     """
 
     node_id: str
@@ -134,6 +140,8 @@ class Amount(NamedTuple):
     conditions: float = 1
     schedule: float = 0
     seconds: float = 0
+    samples: float = 0
+    loaded_s: float = 0
 
     @property
     def work(self) -> float:
@@ -176,4 +184,5 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
         scale=max(value.scale for value in values),
         seconds=max(value.seconds for value in values),
         moments=max(value.moments for value in values),
+        samples=max(value.samples for value in values),
     )

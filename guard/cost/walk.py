@@ -16,8 +16,8 @@ from .picks import count_picks, count_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
 from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text
 from .shapes import Asked, find_largest
-from .sizes import USUAL_FACTOR, combine, read_factor
-from .sounds import TRACKS, count_moments, find_sounds
+from .sizes import USUAL_FACTOR, combine, list_extents, read_factor
+from .sounds import PER_PIXEL, TRACKS, count_moments, find_sounds, measure_sound
 from .steps import count_conditions, find_steps
 from .texts import Budget
 from .values import Amount, Extent, Items, Media, Value, unite_values
@@ -27,7 +27,8 @@ _OWN_PICTURES = frozenset(
     | {Role.SQUARE, Role.FRAMES, Role.CAP, Role.BATCH}
 )
 
-_SEEN_KINDS = frozenset({"IMAGE", "MASK"})
+_KEPT_KINDS = frozenset({"IMAGE", "MASK", "AUDIO"})
+_SOUND_KINDS = frozenset({"AUDIO", "VIDEO"})
 _HANDING = frozenset({Trait.SWITCH, Trait.HANDS_ON})
 _SIDES = frozenset({Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT})
 _UNKNOWN = Value()
@@ -99,14 +100,18 @@ class Walk:
         return self._find(link).items.most
 
     def sum_pixels(self) -> tuple[float, str]:
-        """(pixels of all nodes' pictures and masks together, the node that has the most): the host keeps them all."""
+        """(pixels of all nodes' pictures and masks together, the node that has the most): the host keeps them all.
+
+        Three samples of a sound count as a pixel.
+        """
         total, most, largest = 0.0, 0.0, ""
         for node_id, values in self._values.items():
             node_class = self._classes.find(self.kind(node_id))
-            if _SEEN_KINDS.isdisjoint(node_class.kinds) or not _HANDING.isdisjoint(node_class.traits):
+            if _KEPT_KINDS.isdisjoint(node_class.kinds) or not _HANDING.isdisjoint(node_class.traits):
                 continue
             given = [values] if isinstance(values, Value) else values
             pixels = max((value.extent.pixels for value in given if value.extent is not None), default=0)
+            pixels += max((value.samples * value.items.most for value in given), default=0) / PER_PIXEL
             total += pixels
             if pixels > most:
                 most, largest = pixels, node_id
@@ -152,7 +157,7 @@ class Walk:
         runs = count_runs(node_id, node_class, linked)
         if runs.most > 1:
             linked = spread(linked)
-        extents = _list_extents(node_class, linked) if linked and not node_class.calculates else []
+        extents = list_extents(node_class, linked) if linked and not node_class.calculates else []
         media = self._media.get(node_id)
         handed = [value for value in _list_values(branches, linked) if value is not None]
         if handed:
@@ -165,7 +170,7 @@ class Walk:
                 # Nobody knows whether it uses those.
                 less = {name: value for name, value in linked.items() if name not in strange}
                 fewer = [one for one in asked if one.name not in strange]
-                extents = _list_extents(node_class, less) if not node_class.calculates else []
+                extents = list_extents(node_class, less) if not node_class.calculates else []
                 other = self._make_pictures(node_id, node_class, less, fewer, media, often, extents)
                 whole = max(whole, other, key=_find_pixels)
             whole = whole._replace(told=plain.told)
@@ -181,10 +186,10 @@ class Walk:
             if "VAE" in node_class.kinds:
                 names = [value for value in inputs.values() if isinstance(value, str)]
                 whole = whole._replace(scale=max(map(find_scale, names), default=0))
-            elif "AUDIO" in node_class.kinds:
-                whole = whole._replace(seconds=self._find_seconds(node_id, asked, linked))
             elif TRACKS in node_class.kinds and (moments := count_moments(asked, inputs, linked)):
                 whole = whole._replace(moments=moments, number=(moments, moments))
+        if not handed and not _SOUND_KINDS.isdisjoint(node_class.kinds):
+            whole = self._hear(node_id, node_class, whole, asked, linked)
         if not node_class.only_pictures:
             whole = whole._replace(conditions=count_conditions(node_class, inputs, linked))
         if (times, runs) != (whole.times, whole.items):
@@ -276,16 +281,21 @@ class Walk:
             )  # fmt: skip
         return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate, seconds=seconds)
 
-    def _find_seconds(self, node_id: str, asked: Sequence[Asked], linked: Mapping[str, Value]) -> float:
-        """How long a sound is; of several one after the other, all of them."""
+    def _hear(
+        self, node_id: str, node_class: NodeClass, whole: Value, asked: Sequence[Asked], linked: Mapping[str, Value]
+    ) -> Value:
+        """With the sound that it gives, of several one after the other all of them."""
+        inputs, media = self._graph[node_id]["inputs"], self._media.get(node_id)
+        seconds, samples = measure_sound(node_class, inputs, asked, linked, self.read, media)
         before = [value.seconds for value in linked.values() if value.seconds]
+        is_film = whole.extent is not None and "VIDEO" in node_class.kinds
+        together = 0.0
         if len(before) > 1 and "concat" in self.kind(node_id)[:100].lower():
-            seconds = min(sum(before), ENDLESS)
-            self.amounts.append(Amount(node_id, "", Extent(), seconds=seconds))
-            return seconds
-        if node_id in self._media:
-            return self._media[node_id].seconds
-        return max([*before, find_largest(asked, Role.SECONDS)])
+            seconds = together = min(sum(before), ENDLESS)
+        if not is_film and (samples or together):
+            loaded_s = seconds if media is not None and node_class.given is None else 0
+            self.amounts.append(Amount(node_id, "", Extent(), seconds=together, samples=samples, loaded_s=loaded_s))
+        return whole._replace(samples=samples, seconds=whole.seconds if whole.extent is not None else seconds)
 
     def _find_scale(
         self, node_id: str, node_class: NodeClass, linked: Mapping[str, Value], extents: Sequence[Extent]
@@ -313,8 +323,8 @@ class Walk:
         for kind, name in node_class.outputs:
             if kind not in PLAIN:
                 one = whole
-                if "audio" in name.lower():
-                    one = bare
+                if kind == "AUDIO" or "audio" in name.lower():
+                    one = bare._replace(samples=whole.samples, seconds=whole.seconds if whole.extent is None else 0)
                 elif kind == "MASK" and Trait.ONE_MASK in node_class.traits and whole.extent is not None:
                     one = whole._replace(extent=whole.extent._replace(batch=whole.items.most, frames=0))
                 values.append(one)
@@ -347,29 +357,14 @@ def _count_rounds(asked: Sequence[Asked], traits: frozenset[Trait], linked: Mapp
     return times
 
 
-def _list_extents(node_class: NodeClass, linked: Mapping[str, Value]) -> list[Extent]:
-    """The pictures that come in: those of the kind that goes out, where there are such."""
-    found: list[tuple[str, Extent]] = []
-    for name, value in linked.items():
-        if value.extent is not None and "audio" not in name and (kind := node_class.takes_pictures(name)) is not None:
-            found.append((kind, value.extent))
-    if len(found) > 1 and node_class.given is not None:
-        same = [extent for kind, extent in found if kind in (node_class.given, "*")]
-        if same:
-            # Of masks it may take as many as there are, each with the picture.
-            masks = max((extent.pictures for kind, extent in found if kind == "MASK"), default=0)
-            if node_class.given == "IMAGE" and masks > max(extent.pictures for extent in same):
-                same.append(same[0]._replace(batch=masks, frames=0))
-            return same
-    return [extent for _kind, extent in found]
-
-
 def _handles_pictures(
     node_class: NodeClass, extents: Sequence[Extent], asked: Sequence[Asked], media: Media | None
 ) -> bool:
     """Whether a node gets pictures, loads some, makes some of a size that it is told, or says how large they are."""
-    if extents or media is not None:
+    if extents:
         return True
+    if media is not None:
+        return node_class.given is not None or "AUDIO" not in node_class.kinds
     if node_class.known:
         return node_class.given is not None or node_class.sizes
     return any(one.role in _OWN_PICTURES for one in asked)

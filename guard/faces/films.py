@@ -7,13 +7,15 @@ come; formats that say nothing of it (MPEG streams, MP3 and AAC without a header
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ..cost.ranges import ENDLESS
 from ..cost.values import Media
 from ..results.containers import BrokenFileError, Kind, check_index, sniff
 from ..results.film_files import MAX_FRAME_PIXELS, is_cover, open_container
+from .sounds import Counter, UnfitError, check_rate
 
 #: What films and sounds begin with that no job makes, but people send: (mark, where, holds, format, libav's demuxer).
 _MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
@@ -45,8 +47,6 @@ _MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
 _MOST_FRAMES = 10**8
 #: So much of a film is read after its first frame, and so many of its packets.
 _MOST_BYTES, _MOST_PACKETS = 2**29, 1_000_000
-#: So much of a sound is decoded: a quarter of an hour, which takes a second or two.
-_MOST_SAMPLES = 48_000 * 900
 #: Samples that ComfyUI's LoadAudio decodes and then fails on (`f32_pcm` in `comfy_extras/nodes_audio.py`).
 _UNREAD = frozenset({"u8", "u8p", "s64", "s64p"})
 #: Of a picture that moves, so many pixels are decoded.
@@ -60,10 +60,6 @@ _MOST_BOXES = 100_000
 _TIMED = {"flac": (0.25, 0.0), "matroska": (1.0, 0.05), "flv": (0.5, 0.05)}
 #: Writers that count the first eight bytes of a RIFF file among those behind them.
 _RIFF_HEAD = 8
-
-
-class UnfitError(Exception):
-    """The file has not what its loader reads; the message ends a sentence about it."""
 
 
 def sniff_more(head: bytes) -> Kind | None:
@@ -105,47 +101,65 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
             if width * height > MAX_FRAME_PIXELS:
                 raise UnfitError(f"its pictures have {width} × {height} pixels")
             film.codec_context.options = {**film.codec_context.options, "max_pixels": str(MAX_FRAME_PIXELS)}
+        # Those of ComfyUI end with the first packet of sound that cannot be decoded, with which a cut one mostly ends.
+        hears = opens_with == "libav"
+        if sound is not None and (hears or wanted is sound):
+            check_rate(sound)
         first = next(container.decode(wanted), None)
         if first is None:
             raise UnfitError("it has no frame that can be read")
         if holds == "audio" and opens_with == "libav" and first.format.name in _UNREAD:
             raise UnfitError("its samples have 8 or 64 bits, of which ComfyUI's loader makes nothing; send it with 16")
         media = _measure(container, film, wanted, holds)
-        # Those of ComfyUI end with the first packet of sound that cannot be decoded, with which a cut one mostly ends.
-        hears = opens_with == "libav"
-        if hears or kind.demuxer in _TIMED:
-            _go_to_end(container, kind, film, sound, hears=hears)
+        chosen = [each and each.index for each in (film, sound)]
+    if sound is None and kind.demuxer not in _TIMED:
         return media
+    handle.seek(0)
+    with open_container(handle, kind) as container:  # anew: on the way to the first picture sounds are passed over
+        count = _go_to_end(container, kind, chosen, hears=hears)
+    if count is None:
+        return media
+    # A header that says less than there is, or nothing, is not believed.
+    is_sound = wanted is sound and count.seconds > media.seconds * 1.05 + 1
+    return media._replace(samples=count.samples, seconds=count.seconds if is_sound else media.seconds)
 
 
-def _go_to_end(container: Any, kind: Kind, film: Any, sound: Any, *, hears: bool) -> None:
-    """Read on to the last packet, decode those of the sound, and hold the last one's time against the header's."""
+def _go_to_end(container: Any, kind: Kind, chosen: Sequence[int | None], *, hears: bool) -> Counter | None:
+    """Read on to the last packet, count the sound, and hold the last packet's time against the header's.
+
+    `chosen`: the places of film and sound. Returns what was counted of the sound.
+    """
+    film, sound = (container.streams[at] if at is not None else None for at in chosen)
     is_timed = kind.demuxer in _TIMED and bool(container.duration)
     streams = [each for each in (film, sound) if each is not None and (is_timed or each is sound)]
+    count = Counter(sound, fails=hears) if sound is not None else None
     if not streams:
-        return
+        return count
     begin_s = float(container.start_time or 0) / 1_000_000
-    end_s, left_bytes, left, left_samples = 0.0, _MOST_BYTES, _MOST_PACKETS, _MOST_SAMPLES
+    end_s, left_bytes, left = 0.0, _MOST_BYTES, _MOST_PACKETS
     is_cut = False
     for packet in container.demux(streams):
         at = packet.pts if packet.pts is not None else packet.dts
         if at is not None and packet.time_base is not None:
             end_s = max(end_s, float((at + (packet.duration or 0)) * packet.time_base) - begin_s)
-        if hears and packet.stream is sound and left_samples > 0:
-            left_samples -= sum(frame.samples for frame in packet.decode())
+        if count is not None and packet.stream_index == chosen[1]:
+            count.take(packet)
         if packet.size:
             is_cut = bool(packet.is_corrupt)
         left_bytes -= packet.size
         left -= 1
         if left <= 0 or left_bytes <= 0:
-            return
-    if is_cut:
+            if count is not None and (left <= 0 or film is None):
+                count.samples = count.seconds = ENDLESS
+            return count
+    if is_cut and (hears or is_timed):
         raise BrokenFileError("its last packet is cut off")
     if is_timed:
         whole_s = float(container.duration) / 1_000_000
         missing_s, share = _TIMED[kind.demuxer]
         if whole_s - end_s > max(missing_s, share * whole_s):
             raise BrokenFileError(f"{end_s:.3g} of {whole_s:.3g} seconds are there")
+    return count
 
 
 def _measure(container: Any, film: Any, wanted: Any, holds: str) -> Media:

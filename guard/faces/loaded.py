@@ -25,8 +25,9 @@ from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
-from .films import UnfitError, count_by_libav, look_at_film, sniff_more
+from .films import count_by_libav, look_at_film, sniff_more
 from .photos import PhotoLimits, breaks_off, decode, is_boxed, is_mirrored, list_formats, list_gif_frames, read
+from .sounds import UnfitError
 
 #: A file that was changed so lately may change again without another time of change: disks' clocks tick.
 _FRESH_NS = 2_000_000_000

@@ -12,6 +12,7 @@ from typing import Any
 from ..cost.classes import Describe, NodeClasses, describe_nothing
 from ..cost.names import Role
 from ..cost.ranges import ENDLESS, is_certain
+from ..cost.sounds import PER_PIXEL, USUAL_RATE
 from ..cost.values import Amount, Media
 from ..cost.vram import Vram
 from ..cost.walk import Walk
@@ -30,6 +31,8 @@ _WORDS = {Role.STEPS: "steps", Role.FRAMES: "frames", Role.CAP: "frames", Role.S
 
 #: ComfyUI keeps what all nodes of a prompt give until it ends. Its own templates have less than one largest film.
 _TOGETHER = 2
+#: A loader has its sound several times over while it puts the pieces together. Graphs mostly cut it afterwards.
+_COPIES = _CUT_LATER = 4
 
 
 class Policy:
@@ -144,6 +147,8 @@ class Policy:
                 self._check_amount(walk, amount, extent.pictures, "frames")
                 self._check_amount(walk, amount, extent.pixels, "film_pixels")
             self._check_amount(walk, amount, amount.seconds, "seconds")
+            if amount.samples:
+                self._check_sound(walk, amount)
             if amount.steps:
                 self._check_amount(walk, amount, amount.schedule, "steps")
             if amount.rate is not None:
@@ -160,9 +165,21 @@ class Policy:
 
         together, largest = walk.sum_pixels() if settings.max_film_pixels else (0, "")
         if together > settings.max_film_pixels * _TOGETHER:
-            words = "pixels in the pictures of all nodes together"
+            words = "pixels in the pictures and sounds of all nodes together"
             limit = settings.max_film_pixels * _TOGETHER
             raise self._refuse_amount(walk, largest, "", together, limit, "max_film_pixels", words)
+
+    def _check_sound(self, walk: Walk, amount: Amount) -> None:
+        limit: float = self._settings.max_film_pixels
+        pixels = amount.samples / PER_PIXEL * (_COPIES if amount.loaded_s else 1)
+        if limit and pixels > limit:
+            words = "pixels' memory for a sound"
+            raise self._refuse_amount(walk, amount.node_id, "", pixels, limit, "max_film_pixels", words)
+        limit = self._settings.max_seconds * _CUT_LATER
+        seconds = max(amount.loaded_s, amount.samples / USUAL_RATE)
+        if amount.loaded_s and limit and seconds > limit:
+            words = "seconds of a file's sound, as stereo at 48 kHz"
+            raise self._refuse_amount(walk, amount.node_id, "", seconds, limit, "max_seconds", words)
 
     def _check_amount(self, walk: Walk, amount: Amount, value: float, what: str) -> None:
         limit = getattr(self._settings, f"max_{what}")

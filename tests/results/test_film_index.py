@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comfyui_guarded.guard.faces.films import UnfitError, look_at_film, sniff_more
+from comfyui_guarded.guard.faces.films import look_at_film, sniff_more
+from comfyui_guarded.guard.faces.sounds import UnfitError
 from comfyui_guarded.guard.results.containers import BrokenFileError, sniff
 
 HOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")

@@ -1,0 +1,191 @@
+"""A sound counts as what its loader makes of it, whatever its header says."""
+
+import io
+import struct
+
+import av
+import numpy as np
+import pytest
+from policy.test_loaded import film, opened, tone  # noqa: F401
+from unit.fakes import settings
+
+from comfyui_guarded.guard.cost.values import Media
+from comfyui_guarded.guard.errors import BadAudioError, PolicyViolationError
+from comfyui_guarded.guard.faces import sounds
+from comfyui_guarded.guard.graph import Declared
+from comfyui_guarded.guard.submit.policy import Policy
+
+RATE, BLOCK = 192_000, 65_535
+DECLARED = {
+    "LoadAudio": Declared({"audio": "COMBO"}, (("AUDIO", "AUDIO"),)),
+    "VHS_LoadAudioUpload": Declared(
+        {"audio": "COMBO", "start_time": "FLOAT", "duration": "FLOAT"}, (("AUDIO", "audio"), ("FLOAT", "duration"))
+    ),
+    "LoadVideo": Declared({"file": "COMBO"}, (("VIDEO", "VIDEO"),)),
+    "GetVideoComponents": Declared({"video": "VIDEO"}, (("IMAGE", "images"), ("AUDIO", "audio"), ("FLOAT", "fps"))),
+    "TrimAudioDuration": Declared(
+        {"audio": "AUDIO", "start_index": "FLOAT", "duration": "FLOAT"}, (("AUDIO", "AUDIO"),)
+    ),
+    "EmptyAudio": Declared({"duration": "FLOAT", "sample_rate": "INT", "channels": "INT"}, (("AUDIO", "AUDIO"),)),
+    "AudioAdjustVolume": Declared({"audio": "AUDIO", "volume": "INT"}, (("AUDIO", "AUDIO"),)),
+    "VAEEncodeAudio": Declared({"audio": "AUDIO", "vae": "VAE"}, (("LATENT", "LATENT"),)),
+    "VAEDecodeAudio": Declared({"samples": "LATENT", "vae": "VAE"}, (("AUDIO", "AUDIO"),)),
+    "EmptyLatentAudio": Declared({"seconds": "FLOAT", "batch_size": "INT"}, (("LATENT", "LATENT"),)),
+    "KSampler": Declared({"latent_image": "LATENT", "steps": "INT"}, (("LATENT", "LATENT"),)),
+    "PreviewAudio": Declared({"audio": "AUDIO"}, ()),
+}
+
+
+def check(graph, media=None):
+    policy = Policy(settings(policy={"profile": "a5000"}).policy, describe=lambda kind: DECLARED.get(kind, Declared()))
+    policy.check(graph, media or {})
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def silence(seconds, *, said=True, form="flac", rate=RATE):
+    """FLAC, of which 65,535 samples take 14 bytes; with `form="matroska"` all its packets are of one moment."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=form) as container:
+        stream = container.add_stream("flac", rate=rate)
+        stream.codec_context.layout = "stereo"
+        stream.codec_context.options = {"compression_level": "0"}
+        stream.codec_context.open()
+        block = stream.codec_context.frame_size
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * block), np.int16), "s16", "stereo")
+        frame.sample_rate = rate
+        for at in range(seconds * rate // block + 1):
+            frame.pts = at * block
+            for packet in stream.encode(frame):
+                if form == "matroska":
+                    packet.pts = packet.dts = 0
+                    packet.duration = 1
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    data = bytearray(buffer.getvalue())
+    if not said:
+        at = data.find(b"fLaC") + 8
+        data[at + 13] &= 0xF0
+        data[at + 14 : at + 18] = bytes(4)
+    return bytes(data)
+
+
+def wav(rate, samples=b"\1\2" * 8000, form=1, bits=16):
+    head = struct.pack("<HHIIHH", form, 1, rate, min(rate * bits // 8, 2**32 - 1), bits // 8, bits)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", len(samples)) + samples
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Less is decoded than usual, so that shorter sounds are long ones."""
+    monkeypatch.setattr(sounds, "_MOST_DECODED", 4_000_000)
+
+
+@pytest.mark.usefixtures("decoded")
+@pytest.mark.parametrize("class_type", ["LoadAudio", "VHS_LoadAudio"])
+@pytest.mark.parametrize("said", [True, False])
+def test_a_sound_lasts_as_long_as_what_is_decoded(opened, class_type, said):  # noqa: F811
+    data = silence(50, said=said)
+    assert len(data) < 100_000
+    media = opened(class_type, data)
+    assert media.seconds == pytest.approx(50, rel=0.03)
+    assert media.samples == pytest.approx(50 * RATE * 2, rel=0.03)
+
+
+@pytest.mark.usefixtures("decoded")
+def test_times_of_packets_are_not_believed(opened):  # noqa: F811
+    media = opened("LoadAudio", silence(50, form="matroska"))
+    assert media.samples >= 50 * RATE * 2
+
+
+@pytest.mark.parametrize("rate", [0, 1, 2_000_000_000])
+@pytest.mark.parametrize("class_type", ["LoadAudio", "VHS_LoadAudio"])
+def test_a_rate_that_no_sound_has_is_refused(opened, class_type, rate):  # noqa: F811
+    assert opened(class_type, wav(8000)).seconds == 1
+    with pytest.raises(BadAudioError):
+        opened(class_type, wav(rate))
+
+
+@pytest.mark.parametrize("class_type", ["LoadAudio", "VHS_LoadAudio"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_refused(opened, class_type, value):  # noqa: F811
+    samples = np.zeros(8000, np.float32)
+    assert opened(class_type, wav(8000, samples.tobytes(), 3, 32)).seconds == 1
+    samples[4000] = value
+    with pytest.raises(BadAudioError):
+        opened(class_type, wav(8000, samples.tobytes(), 3, 32))
+
+
+BOMB = Media(seconds=1500, samples=1500 * RATE * 2)
+SONG = Media(seconds=300, samples=300 * 44_100 * 2)
+
+
+@pytest.mark.parametrize("class_type", ["LoadAudio", "VHS_LoadAudioUpload"])
+def test_a_sound_that_takes_gigabytes_is_refused_though_it_is_cut(class_type):
+    graph = {
+        "1": node(class_type, audio="x.flac"),
+        "2": node("TrimAudioDuration", audio=["1", 0], start_index=0, duration=1),
+        "3": node("PreviewAudio", audio=["2", 0]),
+    }
+    check(graph, {"1": SONG})
+    for bomb in (BOMB, Media(seconds=1e18, samples=1e18), Media(seconds=88_200, samples=88_200)):
+        with pytest.raises(PolicyViolationError):
+            check(graph, {"1": bomb})
+
+
+def test_a_loader_that_takes_a_part_takes_no_more():
+    graph = {"1": node("VHS_LoadAudioUpload", audio="x.flac", start_time=0, duration=30)}
+    check(graph, {"1": BOMB})
+
+
+def test_a_part_of_a_song_may_be_worked_on():
+    graph = {
+        "1": node("LoadAudio", audio="x.flac"),
+        "2": node("TrimAudioDuration", audio=["1", 0], start_index=0, duration=20),
+        "3": node("VAEEncodeAudio", audio=["2", 0]),
+        "4": node("KSampler", latent_image=["3", 0], steps=20),
+    }
+    check(graph, {"1": SONG})
+    graph["3"] = node("VAEEncodeAudio", audio=["1", 0])
+    with pytest.raises(PolicyViolationError):
+        check(graph, {"1": SONG})
+
+
+def test_a_film_with_a_long_sound_counts_as_much():
+    graph = {"1": node("LoadVideo", file="x.mkv"), "2": node("GetVideoComponents", video=["1", 0])}
+    check(graph, {"1": Media(64, 64, 24, 1, 24, 96_000)})
+    check({"1": graph["1"]}, {"1": Media(64, 64, 24, 1, 24, 4e9)})
+    with pytest.raises(PolicyViolationError):
+        check(graph, {"1": Media(64, 64, 24, 1, 24, 4e9)})
+
+
+@pytest.mark.parametrize(("count", "passes"), [(100, False), (30, True)])
+@pytest.mark.parametrize("chained", [True, False])
+def test_the_sounds_of_all_nodes_count_together(count, passes, chained):
+    made = node("EmptyAudio", duration=240, sample_rate=RATE, channels=2)
+    graph = {str(at): made for at in range(1 if chained else count)}
+    if chained:
+        graph |= {str(at): node("AudioAdjustVolume", audio=[str(at - 1), 0], volume=1) for at in range(1, count)}
+    if passes:
+        check(graph)
+        return
+    with pytest.raises(PolicyViolationError) as caught:
+        check(graph)
+    assert caught.value.details == "policy.max_film_pixels"
+
+
+def test_the_sounds_of_decoded_latents_count_as_well():
+    graph = {"0": node("EmptyLatentAudio", seconds=240, batch_size=1)}
+    graph |= {str(at): node("VAEDecodeAudio", samples=["0", 0]) for at in range(1, 400)}
+    with pytest.raises(PolicyViolationError):
+        check(graph)
+
+
+def test_the_sound_of_a_film_is_counted_at_its_door(opened):  # noqa: F811
+    assert opened("LoadVideo", film(sound=True)).samples == pytest.approx(44_100 * 2, rel=0.1)
+    assert opened("VHS_LoadVideo", film(sound=True)).samples == pytest.approx(44_100 * 2, rel=0.1)
+    assert opened("LoadAudio", tone(2)).samples == 16_000
