@@ -76,6 +76,14 @@ def unite(ranges: Sequence[Range | None]) -> Range | None:
     return low, max(high for _low, high in known)
 
 
+def take_size(known: Range | None) -> Range | None:
+    """Without the sign, by which some nodes tell a direction. -1 mostly stands for all."""
+    if known is None or not -math.inf < known[0] < -1:
+        return known
+    low, high = known
+    return (0 if high > 0 else -high), max(-low, high)
+
+
 def is_certain(known: Range | None) -> bool:
     return known is not None and known[0] != -math.inf
 

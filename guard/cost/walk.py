@@ -14,7 +14,7 @@ from .names import Role, Trait
 from .particular import USUAL_SCALE, Node, enlarge, find_compression, find_scale, make
 from .picks import count_picks, count_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
-from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text
+from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text, take_size
 from .shapes import Asked, find_largest
 from .sizes import USUAL_FACTOR, combine, list_extents, read_factor
 from .sounds import PER_PIXEL, TRACKS, count_moments, find_sounds, measure_sound
@@ -135,9 +135,9 @@ class Walk:
         at = int(link[1]) if math.isfinite(link[1]) else len(outputs)
         return outputs[at][0] if -len(outputs) <= at < len(outputs) else ""
 
-    def _list_asked(self, inputs: Mapping[str, Any]) -> list[Asked]:
+    def _list_asked(self, inputs: Mapping[str, Any], *, cuts: bool = False) -> list[Asked]:
         return [
-            Asked(name, role, self.read(value))
+            Asked(name, role, take_size(self.read(value)) if role is Role.FRAMES and not cuts else self.read(value))
             for name, value in inputs.items()
             if (role := find_short_role(name)) is not None
         ]
@@ -148,7 +148,7 @@ class Walk:
         node_class = self._classes.find(str(node["class_type"]))
         traits = node_class.traits
         linked = {name: self._find(value) for name, value in inputs.items() if is_link(value)}
-        asked = self._asked[node_id] = self._list_asked(inputs)
+        asked = self._asked[node_id] = self._list_asked(inputs, cuts=Trait.CUTS in traits)
         times = _count_rounds(asked, traits, linked)
         plain = PlainNode(str(node["class_type"]), node_class, inputs, linked, self._kind_of, self._budget)
         branches = plain.list_branches() if Trait.SWITCH in traits else {}

@@ -107,6 +107,11 @@ COUNTED = [
     Case("a long film loaded as a picture", "max_frames", {**encoded(node("LoadImage", image="x.gif")), "1": node("LoadImage", image="x.gif"), **RENDERED}, GIF),
     Case("a long film loaded as a mask", "max_frames", {"1": node("LoadImageMask", image="x.gif", channel="red"), "x": node("MaskToImage", mask=["1", 0])}, GIF),
     Case("a short film loaded as a picture", None, {**encoded(node("ImageFlip", image=["1", 0], flip_method="x-axis: vertically")), **LOADED, **RENDERED}, SHORT),
+    # The sign tells a direction.
+    *(Case(f"{frames} views of a thing", limit, {"r": node("RenderSplat", splat=["s", 0], width=side, height=side, frames=frames)})
+      for frames, side, limit in ((-240, 2048, "max_film_pixels"), (240, 2048, "max_film_pixels"), (-24, 512, None))),
+    Case("as many views as a link says", "max_frames", {"i": node("PrimitiveInt", value=-1_000_000),
+         "r": node("RenderSplat", splat=["s", 0], width=64, height=64, frames=["i", 0])}),
     # All that a host keeps until the prompt ends.
     *(Case(f"{count} films", limit, {str(at): image(1024, 1024, 400) for at in range(count)}) for count, limit in ((10, "max_film_pixels"), (4, None))),
     Case("a film in other colours again and again", "max_film_pixels",
