@@ -481,7 +481,8 @@ class _Node:
             # What a node reads elsewhere, nobody measures.
             chars = max((text.each for text in others), default=0)
             runs = max((text.items for text in others), default=1)
-            steps = bound_steps(pattern, chars) * runs
+            lines = self._inputs.get("multiline") is not False
+            steps = bound_steps(pattern, chars, lines=lines) * runs
             together = self._labour.add_steps(steps)
             if steps <= MOST_STEPS and together > MOST_STEPS_TOGETHER:
                 complaint = (

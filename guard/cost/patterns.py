@@ -43,10 +43,13 @@ class _EndlessError(Exception):
     pass
 
 
-def bound_steps(pattern: str, chars: float) -> float:
+def bound_steps(pattern: str, chars: float, *, lines: bool = True) -> float:
     """How many steps it takes to look for a pattern everywhere in a text of so many characters, at most about.
 
     Infinite where that has no useful bound; 0 for what is no pattern, which fails at once.
+
+    Args:
+        lines: `^` may match at the beginning of each line.
     """
     if len(pattern) > _LONGEST:
         return math.inf
@@ -58,11 +61,43 @@ def bound_steps(pattern: str, chars: float) -> float:
         return math.inf
     try:
         reader = _Reader(parsed, chars, is_ascii=_ASCII.search(pattern) is not None)
-        cost = reader.read(parsed, _NONE, within=False).light
+        # From one place on, as where the whole text must match.
+        whole = reader.read(parsed, _NONE, within=False).cost
+        cost = 0.0 if _is_anchored(parsed, lines) else reader.read(_drop_sure(parsed), _NONE, within=False).light
     except (_EndlessError, RecursionError, OverflowError):
         return math.inf
     # One sign that repeats is counted in a tight loop; what is put together goes the long way.
-    return (chars + 1) * (cost * (10 if reader.slow else 1) + len(pattern))
+    slower = 10 if reader.slow else 1
+    return max((chars + 1) * (cost * slower + len(pattern)), whole * slower)
+
+
+def _is_anchored(parsed: Any, lines: bool) -> bool:
+    """Whether it matches at the beginning of the text, if at all."""
+    if not parsed or str(parsed[0][0]) != "AT":
+        return False
+    where = str(parsed[0][1])
+    lines = lines or bool(parsed.state.flags & re.MULTILINE)
+    return where == "AT_BEGINNING_STRING" or (where == "AT_BEGINNING" and not lines)
+
+
+def _drop_sure(items: Iterable[Any]) -> list[Any]:
+    """Without what may be empty at its end: that never fails, so nothing is tried anew for it."""
+    kept = list(items)
+    while kept:
+        op, value = kept[-1]
+        name = str(op)
+        if name == "SUBPATTERN":
+            is_sure = not _drop_sure(value[-1])
+        else:
+            is_sure = name in ("MAX_REPEAT", "MIN_REPEAT") and value[0] == 0 and _is_sign(value[2])
+        if not is_sure:
+            break
+        kept.pop()
+    return kept
+
+
+def _is_sign(body: Any) -> bool:
+    return len(body) == 1 and str(body[0][0]) in _SIGNS
 
 
 def bound_matches(pattern: str, chars: float) -> tuple[float, bool]:

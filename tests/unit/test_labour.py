@@ -25,7 +25,9 @@ DECLARED = {
     "StringReplace": Declared({"string": "STRING", "find": "STRING", "replace": "STRING"}, TEXT),
     "StringSubstring": Declared({"string": "STRING", "start": "INT", "end": "INT"}, TEXT),
     "StringFormat": Declared({"values": "COMFY_AUTOGROW_V3", "f_string": "STRING"}, TEXT, takes_more=True),
-    "RegexMatch": Declared({"string": "STRING", "regex_pattern": "STRING"}, (("BOOLEAN", "matches"),)),
+    "RegexMatch": Declared(
+        {"string": "STRING", "regex_pattern": "STRING", "multiline": "BOOLEAN"}, (("BOOLEAN", "matches"),)
+    ),
     "RegexExtract": Declared({"string": "STRING", "regex_pattern": "STRING", "mode": "COMBO"}, TEXT),
     "RegexReplace": Declared(
         {"string": "STRING", "regex_pattern": "STRING", "replace": "STRING", "count": "INT"}, TEXT
@@ -239,6 +241,21 @@ def test_a_pattern_that_is_made_of_the_prompts_numbers_is_known():
 def test_a_simple_pattern_is_refused_on_a_text_that_is_too_long_for_it():
     refused({"1": node("RegexMatch", string="1" * 200_000, regex_pattern=r"\d+x")})
     check({"1": node("RegexMatch", string="1" * 5000, regex_pattern=r"\d+x")})
+
+
+def test_what_never_fails_at_the_end_of_a_pattern_is_not_gone_through_anew():
+    check({"1": node("RegexMatch", string="x" * 10_000, regex_pattern="(.*?),(.*)")})
+    refused({"1": node("RegexMatch", string="x" * 10_000, regex_pattern="(.*?),(.*)b")})
+    refused({"1": node("RegexMatch", string="x" * 30_000, regex_pattern="(.*?),(.*)")})
+
+
+def test_a_pattern_that_begins_where_the_text_does_is_tried_once():
+    pattern = r"^(.*?)\|(.*)$"
+    check({"1": node("RegexMatch", string="|" * 10_000, regex_pattern=pattern, multiline=False)})
+    for more in ({"multiline": True}, {}):
+        refused({"1": node("RegexMatch", string="|" * 10_000, regex_pattern=pattern, **more)})
+    refused({"1": node("RegexMatch", string="|" * 10_000, regex_pattern="(?m)" + pattern, multiline=False)})
+    refused({"1": node("RegexMatch", string="|" * 30_000, regex_pattern=pattern, multiline=False)})
 
 
 @pytest.mark.parametrize("pattern", ["[[a]", "[a--b]", "[a||b]"])
