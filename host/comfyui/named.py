@@ -21,8 +21,8 @@ from .folders import find_below, find_root
 from .results import adopt, is_made
 from .run import Run
 
-#: So many names are looked up in a run, so much of one text is read, and a name is no longer.
-_MOST_NAMES, _MOST_CHARS, _LONGEST = 5000, 2**16, 1024
+#: So many names are looked up in a run, so much is read of its sentences, and a name is no longer.
+_MOST_NAMES, _MOST_CHARS, _LONGEST = 5000, 2**20, 1024
 _ANNOTATED = tuple(f"[{kind}]" for kind in RESULT_ROOTS)
 _SUFFIX = re.compile(r"\.\w{1,16}$")
 _AROUND = "\"'`<>()[]{},;:!"
@@ -36,15 +36,19 @@ def find_named(run: Run, outputs: Any, known: Collection[Path | None] = ()) -> I
     """
     seen = {str(path) for path in known if path is not None}
     tried: set[tuple[str, str]] = set()
+    roots: dict[str, str] = {kind: os.path.realpath(find_root(kind) or "") for kind in RESULT_ROOTS}
+    folders = {
+        kind: (root, os.path.realpath(os.path.join(root, *run.folder.split("/")))) for kind, root in roots.items()
+    }
     for node_id, output in outputs.items() if isinstance(outputs, Mapping) else ():
         for place in _walk(output):
             kind, name = place
-            if place in tried or (kind and os.path.join(find_root(kind) or "", name) in seen):
+            if place in tried or (kind and os.path.join(roots.get(kind, ""), name) in seen):
                 continue
             tried.add(place)
             if len(tried) > _MOST_NAMES:
                 return
-            file = _find(run, str(node_id), *place)
+            file = _find(run, folders, str(node_id), *place)
             if file is not None and str(file.path) not in seen:
                 seen.add(str(file.path))
                 yield file
@@ -61,11 +65,15 @@ def _walk(output: Any) -> Iterator[tuple[str, str]]:
     A text that a node reports in place of a list of texts comes as its letters: ComfyUI takes it for the list.
     Of an item that names a file in ComfyUI's own way, nothing else counts: what it tells beside are its by-products.
     """
-    waiting = [output]
+    waiting, room = [output], _MOST_CHARS
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
-            yield from _read(item)
+            if len(item) <= _LONGEST and len(item.split(maxsplit=1)) == 1:
+                yield from _read(item)
+            elif room > 0:
+                yield from _read(item[:room])
+                room -= len(item)
         elif isinstance(item, Mapping):
             if isinstance(item.get("filename"), str):
                 yield (
@@ -81,7 +89,7 @@ def _walk(output: Any) -> Iterator[tuple[str, str]]:
 
 def _read(text: str) -> Iterator[tuple[str, str]]:
     """The text itself, and what in it ends as a file's name does."""
-    for line in text[:_MOST_CHARS].splitlines():
+    for line in text.splitlines():
         whole = line.strip()
         words = whole.split()
         tokens = [whole]
@@ -96,22 +104,22 @@ def _read(text: str) -> Iterator[tuple[str, str]]:
                 yield kind, name
 
 
-def _find(run: Run, node_id: str, kind: str, name: str) -> ReportedFile | None:
+def _find(run: Run, folders: Mapping[str, tuple[str, str]], node_id: str, kind: str, name: str) -> ReportedFile | None:
     for each in (kind,) if kind else RESULT_ROOTS:
-        if each in RESULT_ROOTS and (file := _find_below(run, node_id, each, name)) is not None:
+        if each in folders and (file := _find_below(run, *folders[each], node_id, each, name)) is not None:
             return file
     return None
 
 
-def _find_below(run: Run, node_id: str, kind: str, name: str) -> ReportedFile | None:
-    root = os.path.realpath(find_root(kind) or "")
-    own = os.path.realpath(os.path.join(root, *run.folder.split("/")))
+def _find_below(run: Run, root: str, own: str, node_id: str, kind: str, name: str) -> ReportedFile | None:
     try:
         path = _place(root, own, run.folder, name)
         if path is None:
             return None
         if run.folder and not os.path.lexists(path):
-            adopt(run, kind, "", os.path.relpath(path, own))
+            below = path[len(own) :].lstrip(os.sep)
+            if os.path.lexists(os.path.join(root, below)):
+                adopt(run, kind, "", below)
         status = os.lstat(path)
         # A link may lead to what is somebody else's.
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or os.path.realpath(path) != path:
