@@ -342,7 +342,7 @@ class GenerationFailedError(GuardError):
 
 
 class OutOfMemoryError(GuardError):
-    """The GPU ran out of memory."""
+    """The GPU, or the machine, ran out of memory."""
 
     code, status, retryable = "out_of_memory", None, True
 

@@ -109,6 +109,8 @@ GPU_FAULT = ("CUDA error:", "device-side assert", "HIP error:", "CUDNN_STATUS_EX
 
 #: "CUDA out of memory. Tried …", "CUDA error: out of memory", "HIP out of memory", "MPS backend out of memory (…)".
 _OUT_OF_MEMORY = re.compile(r"\b(CUDA|HIP|XPU|MPS)\b[^\n]{0,20}out of memory|Allocation on device")
+#: What torch says of the machine's own memory, on Linux and on Windows.
+_OUT_OF_MAIN_MEMORY = re.compile(r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory)")
 
 
 def explain_failure(outcome: Outcome) -> GuardError:
@@ -124,6 +126,8 @@ def explain_failure(outcome: Outcome) -> GuardError:
     }
     if outcome.exception_type in BY_NAME:
         return BY_NAME[outcome.exception_type](message, extra_info=facts)
+    if _is_out_of_main_memory(outcome):
+        return OutOfMemoryError("The machine ran out of memory.", extra_info=facts)
     if _is_out_of_memory(outcome):
         return OutOfMemoryError("The GPU ran out of memory.", extra_info=facts)
     if contains(message, NO_SPACE):
@@ -136,7 +140,14 @@ def explain_failure(outcome: Outcome) -> GuardError:
 def _is_out_of_memory(outcome: Outcome) -> bool:
     """Whether memory ran out. The class lies in several modules of torch, and some allocators only say it in words."""
     name = outcome.exception_type.rpartition(".")[2]
-    return name in ("OutOfMemoryError", "MemoryError") or _OUT_OF_MEMORY.search(outcome.exception_message) is not None
+    return name == "OutOfMemoryError" or _OUT_OF_MEMORY.search(outcome.exception_message) is not None
+
+
+def _is_out_of_main_memory(outcome: Outcome) -> bool:
+    """The same of the machine's own memory, also as NumPy says it."""
+    name = outcome.exception_type.rpartition(".")[2]
+    is_named = name in ("MemoryError", "_ArrayMemoryError")
+    return is_named or _OUT_OF_MAIN_MEMORY.search(outcome.exception_message) is not None
 
 
 def contains(text: str, marks: tuple[str, ...]) -> bool:

@@ -41,6 +41,14 @@ RAISED = Outcome(
         ("RuntimeError", "CUDA error: out of memory\nCUDA kernel errors might be", "out_of_memory"),
         ("torch.AcceleratorError", "CUDA error: out of memory", "out_of_memory"),
         ("RuntimeError", "HIP out of memory. Tried to allocate 2.00 GiB", "out_of_memory"),
+        (
+            "RuntimeError",
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 368640000 bytes. Error code 12 (Cannot allocate memory)",
+            "out_of_memory",
+        ),
+        ("RuntimeError", "[enforce fail] . DefaultCPUAllocator: not enough memory: you tried to", "out_of_memory"),
+        ("numpy._core._exceptions._ArrayMemoryError", "Unable to allocate 32.0 GiB for an array", "out_of_memory"),
         ("RuntimeError", "MPS backend out of memory (MPS allocated: 17 GB)", "out_of_memory"),
         ("MemoryError", "", "out_of_memory"),
         ("some_pack.MyOutOfMemoryErrorHandler", "x", "generation_failed"),
