@@ -273,8 +273,10 @@ async def test_a_check_that_never_returns_fails_the_job_within_its_limit(store, 
     machine = Machine(store, host, clock, tmp_path, results={"check_timeout_s": 0.05})
     forever = threading.Event()
     monkeypatch.setattr(checking.checks, "check", lambda *_args: forever.wait(LONG_S))
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    files = (ReportedFile("2", "a.png", "", "output", tmp_path / "a.png"),)
     job_id = await machine.run()
-    assert machine.finish(job_id, TEXT).code == "result_corrupt"
+    assert machine.finish(job_id, Outcome(success=True, files=files)).code == "result_corrupt"
     forever.set()
 
 
