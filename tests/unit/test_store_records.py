@@ -55,7 +55,7 @@ def flood(store, clock, owner="flood", seconds=2.0, most=10**9):
     while len(ids) < most and (not refusals or time.monotonic() < ends_s):
         try:
             ids.append(add_record(store, clock, owner))
-            time.sleep(0.002)  # the database is small; a real one has as much room for a thousand times as many
+            time.sleep(0.01)  # the database is small; a real one has as much room for a thousand times as many
             refusals.clear()
             ends_s = time.monotonic() + seconds
         except (QuotaExceededError, DiskFullError) as error:
