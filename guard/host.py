@@ -1,3 +1,4 @@
+# Over 400 lines: a method for each thing that a host is asked or tells, with its promise.
 """The contract with the server that we live in: what the core may ask of it, and what it tells the core.
 
 `host/comfyui` keeps this contract for ComfyUI and the sandbox. Host shapes (queue tuples, history dicts, node classes)

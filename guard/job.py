@@ -1,3 +1,4 @@
+# Over 400 lines: one job, and each of its parts as JSON.
 """A job as data: its state, the states that may follow, and its JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# Over 400 lines: films and sounds are opened, counted and read on in one walk through an open container.
 """Open films and sounds as their loaders will: to the first frame, and on to the end without decoding.
 
 A loader makes something of the half that is there. So what a container says of its own length is held against what has
