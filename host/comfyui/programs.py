@@ -32,7 +32,7 @@ def watch_programs(find_run: Callable[[], Run | None]) -> None:
         native(popen, *args, **kwargs)
         if run is not None:
             run.programs = [*filter(_is_on, run.programs), popen]
-            if run.is_over:  # ended between the two
+            if run.is_over and run.folder:  # it ended between the two; an operator's may stay
                 end_programs(run)
 
     setattr(subprocess.Popen, "__init__", __init__)  # noqa: B010 (its type forbids it)
