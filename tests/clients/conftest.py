@@ -81,7 +81,7 @@ def _kinds() -> list[object]:
     return kinds() if os.environ.get("GUARDED_CLIENTS") else kinds()[:1]
 
 
-@pytest.fixture(scope="session", params=_kinds())
+@pytest.fixture(scope="package", params=_kinds())
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Any, Told]]:
     """What every client handed over, by (driver, path, graph)."""
     if not (INSTALLED / "bin").is_dir() and not (INSTALLED / "Scripts").is_dir():

@@ -70,7 +70,7 @@ def start_host(kind: HostKind, base: Path, packs: tuple[Path, ...] = (), **envir
     return process
 
 
-@pytest.fixture(scope="session", params=kinds())
+@pytest.fixture(scope="package", params=kinds())
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param
@@ -79,7 +79,7 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def made_keys(host: HostProcess) -> dict[str, str]:
     made = {name: make_key(host.base, name) for name in OWNERS}
     made["tight"] = make_key(host.base, "tight", max_pixels=4096)

@@ -61,7 +61,7 @@ def put_photo(base: Path) -> None:
         Image.fromarray(noise).save(target)
 
 
-@pytest.fixture(scope="session", params=kinds())
+@pytest.fixture(scope="package", params=kinds())
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param
@@ -94,7 +94,7 @@ class Keys:
         return KeyedClient(client, self.made[name])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keys(host: HostProcess) -> Keys:
     """Two owners' keys, and two that are tighter than the server; more of them take it a second to notice."""
     made = Keys(host.base, {name: make_key(host.base, name) for name in ("mine", "yours")})

@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 collect_ignore = [] if ON_GPU else ["test_figures.py"]
 
 
-@pytest.fixture(scope="session", params=machines())
+@pytest.fixture(scope="package", params=machines())
 def machine(request: pytest.FixtureRequest) -> Machine:
     machine: Machine = request.param
     if machine.on_gpu and (reason := why_not(machine)):
@@ -25,7 +25,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
     return machine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def checkpoint(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small Stable Diffusion with random weights."""
     path = tmp_path_factory.mktemp("models") / CHECKPOINT
@@ -45,7 +45,7 @@ def with_checkpoint(host: HostProcess, checkpoint: Path) -> HostProcess:
     return host
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def host(machine: Machine, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """One server for all tests: each leaves it as well as it was, or the next one fails."""
     base = tmp_path_factory.mktemp("gpu")

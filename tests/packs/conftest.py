@@ -26,7 +26,7 @@ NEEDED = "needs a real ComfyUI and the packs, in GUARDED_PACKS or ~/comfy/packs"
 
 
 @pytest.fixture(
-    scope="session",
+    scope="package",
     params=[pytest.param(kind, id=kind.name.replace(" ", "-"), marks=_MARKS) for kind in _KINDS]
     or [pytest.param(None, id="no ComfyUI")],
 )

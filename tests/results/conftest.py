@@ -27,7 +27,7 @@ def _put_inputs(folder: Path) -> None:
     (folder / "model.glb").write_bytes(b"glTF" + bytes(2000))
 
 
-@pytest.fixture(scope="session", params=kinds())
+@pytest.fixture(scope="package", params=kinds())
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """One server per kind for the whole run; whoever uses it leaves its queue empty."""
     kind: HostKind = request.param

