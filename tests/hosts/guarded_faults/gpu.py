@@ -117,7 +117,7 @@ def _make_lost_image() -> Any:
 
 
 class FaultGpuKernel(_GpuFault):
-    """One kernel that runs so long, in a call that nothing ends, and memory that is held meanwhile."""
+    """One kernel that runs so long, in a call that nothing ends, and memory of a GPU that is held meanwhile."""
 
     @classmethod
     def inputs(cls) -> dict[str, Any]:
@@ -126,13 +126,13 @@ class FaultGpuKernel(_GpuFault):
     def run(self, seconds: float, mib: int, seed: int = 0, image: Any = None) -> tuple[Any]:
         import torch
 
-        held = _take(mib)
-        if _is_cpu():
+        if _is_cpu():  # whose memory is written to by a slow call that does end, before the one that does not
             _stand_in()
             with _device:
                 time.sleep(seconds)
         else:
+            held = _take(mib)
             torch.cuda._sleep(int(seconds * CYCLES_PER_S))
             torch.cuda.synchronize()
-        del held
+            del held
         return passed_on(image, seed)
