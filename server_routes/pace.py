@@ -137,7 +137,8 @@ def _count_unacknowledged(transport: asyncio.WriteTransport) -> int:
     if link is None or not sys.platform.startswith("linux"):
         return 0
     count = array("i", [0])
-    with contextlib.suppress(OSError):
+    # A closed socket has the number -1.
+    with contextlib.suppress(OSError, ValueError):
         fcntl.ioctl(link.fileno(), termios.TIOCOUTQ, count)
     return count[0]
 
