@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -97,6 +97,12 @@ def look_away(store):
     """Let it look no more after its files: it would make them anew before another process comes."""
     file = store._engine._file
     store._engine.write(lambda _db: setattr(file, "_looked_s", time.monotonic() + 10 * LONG_S)).result(LONG_S)
+
+
+def read(store, job_id):
+    with suppress(ServerUnavailableError):
+        return store.get(job_id).result(LONG_S)
+    return None
 
 
 def left_running(path, clock):
@@ -355,7 +361,7 @@ def test_a_database_that_can_only_be_read_is_used_as_soon_as_it_can_be_written(p
     Path(f"{path}-shm").mkdir()
     store = server.serve()
     assert "readonly" in store.trouble
-    assert store.get(job_id).result(LONG_S) is not None, "it is read meanwhile"
+    until(lambda: read(store, job_id) is not None)  # meanwhile, but for the moments in which it is opened anew
     Path(f"{path}-shm").rmdir()
     until(lambda: store.trouble is None)
     submit(store)
