@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -14,6 +14,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.types.numeric import Int8BinaryDumper, NumericBinaryLoader
 from psycopg.types.string import StrDumperUnknown, TextLoader
 from typing_extensions import Self
+
+from .postgres_statements import Answer, Statements
 
 T = TypeVar("T")
 
@@ -25,6 +27,8 @@ FIRST_ROWS, MOST_ROWS, ROWS_BYTES = 16, 128, 2**20
 
 #: The columns that number a table's rows, and never twice the same.
 NUMBERS = {"jobs": "number", "transitions": "event_id"}
+
+_BEGIN_TO_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 _MARKED = re.compile(f"{_MARK}(.)", re.DOTALL)
 _FOR_SQLITE = re.compile(r" (?:NOT INDEXED|INDEXED BY \w+)")
@@ -87,9 +91,8 @@ class PostgresConnection:
         #: How many statements that may write were executed.
         self.writes = 0
         #: Answers to questions that were asked before anybody wanted them, within this transaction.
-        self._foreseen: dict[tuple[str, tuple[Any, ...]], _Rows] = {}
-        self._context: AbstractContextManager[psycopg.Pipeline] | None = None
-        self._pipeline: psycopg.Pipeline | None = None
+        self._foreseen: dict[tuple[str, tuple[Any, ...]], Answer] = {}
+        self._statements = Statements(raw)
 
     @property
     def is_lost(self) -> bool:
@@ -103,7 +106,7 @@ class PostgresConnection:
 
     def execute(self, query: str, values: Sequence[Any] = (), /) -> Any:
         if query == "BEGIN":
-            return self.raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            return self._statements.send(_BEGIN_TO_READ)
         if query == "COMMIT":
             return self.commit()
         if query == "ROLLBACK":
@@ -112,7 +115,7 @@ class PostgresConnection:
             self.writes += 1
         elif self._foreseen and (foreseen := self._foreseen.pop((query, tuple(values)), None)) is not None:
             return foreseen
-        return _Rows(self.raw.execute(translate(query), values or None, binary=True), self)
+        return self._statements.send(translate(query), values)
 
     # What will be asked. -------------------------------------------------------------------------------------
 
@@ -124,9 +127,9 @@ class PostgresConnection:
         """
         key = query, tuple(values)
         if key not in self._foreseen:
-            self._foreseen[key] = _Rows(self.raw.execute(translate(query), values or None, binary=True), self)
+            self._foreseen[key] = self._statements.send(translate(query), values)
 
-    def take_foreseen(self, query: str, values: Sequence[Any]) -> _Rows | None:
+    def take_foreseen(self, query: str, values: Sequence[Any]) -> Answer | None:
         """The answer, if that was foreseen: for what is not asked in any other way."""
         return self._foreseen.pop((query, tuple(values)), None)
 
@@ -141,6 +144,7 @@ class PostgresConnection:
 
     def close(self) -> None:
         with suppress(psycopg.Error):
+            self._statements.end()
             if not self.raw.closed and not self.in_transaction:
                 # The engine hears of the end of a connection a moment later.
                 self.raw.execute("SELECT pg_advisory_unlock_all()")
@@ -150,14 +154,8 @@ class PostgresConnection:
     # Transactions that write. --------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self._context = self.raw.pipeline()
-        self._pipeline = self._context.__enter__()
-        self.raw.execute("BEGIN")
-
-    def wait(self) -> None:
-        """Wait for the answers to all that was sent."""
-        if self._pipeline is not None:
-            self._pipeline.sync()
+        self._statements.begin()
+        self._statements.send("BEGIN")
 
     def commit(self) -> None:
         """Commit, and wait until that is on the engine's disk.
@@ -165,34 +163,32 @@ class PostgresConnection:
         Raises what any statement has met; nothing is committed then. Where the connection is lost, nobody knows.
         """
         self._foreseen.clear()
-        self.raw.execute("COMMIT")
-        self._leave()
+        committed = self._statements.send("COMMIT")
+        self._statements.end()
         # Of a transaction in which something has failed, PostgreSQL makes a rollback.
-        if self.in_transaction:
+        if committed.command != b"COMMIT":
             raise psycopg.InterfaceError("the transaction did not end")
 
     def roll_back(self) -> None:
         self._foreseen.clear()
         try:
-            self._leave()
+            self._statements.end()
         except psycopg.Error:
             if self.raw.closed:
                 raise
         if self.in_transaction:
-            self.raw.execute("ROLLBACK")
+            self._statements.send("ROLLBACK")
 
     def ask_at_once(self, ask: Callable[[Self], T]) -> T:
         """What `ask` executes sees one state of the tables, in one question; what it returns is to be read then."""
-        with self.raw.pipeline():
-            self.raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        self._statements.begin()
+        try:
+            self._statements.send(_BEGIN_TO_READ)
             asked = ask(self)
-            self.raw.execute("COMMIT")
+            self._statements.send("COMMIT")
+        finally:
+            self._statements.end()
         return asked
-
-    def _leave(self) -> None:
-        context, self._context, self._pipeline = self._context, None, None
-        if context is not None:
-            context.__exit__(None, None, None)
 
     # What SQLite answers in another way. ---------------------------------------------------------------------
 
@@ -201,7 +197,7 @@ class PostgresConnection:
         start, count = 0, FIRST_ROWS
         while start < len(values):
             some = values[start : start + count]
-            found = {row[0]: row[1:] for row in self.raw.execute(query, [list(some)], binary=True)}
+            found = {row[0]: row[1:] for row in self._statements.send(query, [list(some)])}
             yield from map(found.get, some)
             start += count
             size = sum(len(value) for row in found.values() for value in row if isinstance(value, str | bytes))
@@ -212,12 +208,12 @@ class PostgresConnection:
             f"SELECT greatest((SELECT max({NUMBERS[table]}) FROM {table}), "
             "(SELECT last FROM numbers WHERE name = $1), 0)"
         )
-        [(number,)] = self.raw.execute(query, [table], binary=True)
+        [(number,)] = self._statements.send(query, [table])
         return int(number)
 
     def keep_last_numbers(self) -> None:
         for table, number in NUMBERS.items():
-            self.raw.execute(
+            self._statements.send(
                 f"INSERT INTO numbers SELECT $1, max({number}) FROM {table} HAVING max({number}) IS NOT NULL "
                 "ON CONFLICT (name) DO UPDATE SET last = greatest(numbers.last, excluded.last)",
                 [table],
@@ -229,30 +225,6 @@ class PostgresConnection:
             "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema() "
             "ORDER BY ordinal_position"
         )
-        for table, column in self.raw.execute(query):
+        for table, column in self._statements.send(query):
             tables.setdefault(table, []).append(column)
         return list(tables.items())
-
-
-class _Rows:
-    """What a statement has found."""
-
-    __slots__ = ("_cursor", "_db")
-
-    def __init__(self, cursor: psycopg.Cursor[Any], db: PostgresConnection) -> None:
-        self._cursor = cursor
-        self._db = db
-
-    @property
-    def rowcount(self) -> int:
-        self._db.wait()
-        return self._cursor.rowcount
-
-    def fetchone(self) -> Any:
-        return self._cursor.fetchone()
-
-    def fetchall(self) -> list[Any]:
-        return self._cursor.fetchall()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._cursor)

@@ -93,7 +93,7 @@ class HeldDatabase:
             **KEEPALIVES,
             **self._OPTIONS,
         )
-        raw.prepared_max = 1000
+        raw.prepare_threshold = None  # it would drop what others have prepared wherever it rolls back
         wanted = {**SESSION, **session}
         raw.execute(
             f"SELECT {', '.join(f'set_config(${2 * n + 1}, ${2 * n + 2}, false)' for n in range(len(wanted)))}",

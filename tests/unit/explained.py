@@ -11,46 +11,44 @@ _TYPES = {int: "bigint", float: "double precision", bytes: "bytea"}
 
 
 class Explaining:
-    """A connection of psycopg that has each statement explained before it is executed, and counts what that says.
+    """Statements of a connection, each of which is explained before it is executed, and what that says is counted.
 
     `is_generic`: by the plan for any values, which the engine may take once a statement is prepared; otherwise by the
     one for these values.
     """
 
-    def __init__(self, raw, is_generic):
-        self._raw, self._is_generic = raw, is_generic
-        # It would drop what is prepared here wherever something is rolled back.
-        raw.prepare_threshold = None
-        raw._prepared._names.clear()
+    def __init__(self, statements, raw, is_generic):
+        self._statements, self._raw, self._is_generic = statements, raw, is_generic
         self._plans = []
         self.counts = False
 
     def __getattr__(self, name):
-        return getattr(self._raw, name)
+        return getattr(self._statements, name)
 
-    def execute(self, query, params=None, **options):
+    def send(self, query, values=()):
         if self.counts and _MEASURED.match(query) and not _SETTINGS.match(query):
-            self._explain(query, list(params or ()))
-        return self._raw.execute(query, params, **options)
+            self._explain(query, list(values))
+        return self._statements.send(query, values)
 
     def _explain(self, query, params):
         # What it changes is taken back; where nothing is begun there is nothing that changes.
         undone = not query.lstrip().startswith(("SELECT", "WITH"))
+        send = self._statements.send
         if undone:
-            self._raw.execute("SAVEPOINT explained")
+            send("SAVEPOINT explained")
         explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON, TIMING OFF)"
         if self._is_generic:
             types = ", ".join(_TYPES.get(type(value), "unknown") for value in params)
-            self._raw.execute(f"PREPARE explained{f' ({types})' if params else ''} AS {query}")
+            send(f"PREPARE explained{f' ({types})' if params else ''} AS {query}")
             values = ", ".join(sql.Literal(value).as_string(self._raw) for value in params)
-            self._raw.execute("SET plan_cache_mode = force_generic_plan")
-            plan = self._raw.execute(f"{explain} EXECUTE explained{f'({values})' if params else ''}")
-            self._raw.execute("DEALLOCATE explained")
+            send("SET plan_cache_mode = force_generic_plan")
+            plan = send(f"{explain} EXECUTE explained{f'({values})' if params else ''}")
+            send("DEALLOCATE explained")
         else:
-            plan = self._raw.execute(f"{explain} {query}", params, prepare=False)
+            plan = send(f"{explain} {query}", params)
         self._plans.append((query, plan))
         if undone:
-            self._raw.execute("ROLLBACK TO SAVEPOINT explained")
+            send("ROLLBACK TO SAVEPOINT explained")
 
     def take(self):
         """What was counted since the last time, the statement that took most of it, and its plan."""

@@ -58,8 +58,8 @@ class Counting:
         self.settle_down()
         self._connections = []
         for thread in (engine._writer, *engine._readers):
-            thread.db.raw = Explaining(thread.db.raw, is_generic)
-            self._connections.append(thread.db.raw)
+            thread.db._statements = Explaining(thread.db._statements, thread.db.raw, is_generic)
+            self._connections.append(thread.db._statements)
 
     def settle_down(self):
         engine = self.store._engine
