@@ -20,8 +20,11 @@ _PLACE = (
     rf"(?: (?:in|on|for|from|at) (?:(?:{_KINDS}|driving|pose|query|id|face|keypoints) )*"
     r"(?:images?(?: pool| [a-z0-9])?|photos?|pictures?|portraits?|frames?(?: \d+)?|videos?|face embeds?))?"
 )
-#: `, please try another image`, `! Please upload …`
-_TAIL = r"(?:[.!,;:]* *(?:please|try|make sure|use|choose|upload) [^\n]{0,200})?[.!]*"
+#: `, please try another image`, `! Please upload …`; what asks for a model or a package is no user's to mend.
+_TAIL = (
+    r"(?:[.!,;:]* *(?:please|try|make sure|use|choose|upload) "
+    r"(?:(?!install|download|model|packages?\b|dependenc|onnx|weights)[^\n]){0,200})?[.!]*"
+)
 _FOUND = r"(?:(?:was|were|is|are|could be) )?(?:detected|found)"
 
 _NO_FACE = re.compile(
