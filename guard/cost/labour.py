@@ -26,6 +26,8 @@ from .walk import Walk
 
 #: Steps of a search, and of all searches of a prompt: some two seconds, and four.
 MOST_STEPS, MOST_STEPS_TOGETHER = 200_000_000, 400_000_000
+#: A text that is looked through for where a pattern can begin.
+_MOST_SEARCHED = 200_000
 #: Bits of a whole number.
 MOST_BITS = 4096
 #: Characters of a text that is drawn on a picture.
@@ -50,6 +52,7 @@ _NO_LIMIT = 2**31
 _OFTEN = 1000
 
 _NESTED = frozenset({"ARRAY", "DICT"})
+_PRIMITIVES = frozenset({"PrimitiveString", "PrimitiveStringMultiline"})
 _NUMBERS = frozenset({"INT", "FLOAT", "BOOLEAN", "NUMBER"})
 _TEXTS = re.compile(r"STRING|COMBO|\*|COMFY_MATCHTYPE|COMFY_AUTOGROW|COMFY_DYNAMIC|COMFY_MULTITYPED|,|ARRAY|DICT")
 _PATTERN = re.compile(r"(?:.*_)?(?:regexp?|regular_expression)(?:_.*)?", re.I)
@@ -481,8 +484,7 @@ class _Node:
             # What a node reads elsewhere, nobody measures.
             chars = max((text.each for text in others), default=0)
             runs = max((text.items for text in others), default=1)
-            lines = self._inputs.get("multiline") is not False
-            steps = bound_steps(pattern, chars, lines=lines) * runs
+            steps = self._bound_steps(name, pattern, chars, runs)
             together = self._labour.add_steps(steps)
             if steps <= MOST_STEPS and together > MOST_STEPS_TOGETHER:
                 complaint = (
@@ -496,6 +498,25 @@ class _Node:
                     "characters; parts next to each other must not match the same, and repeats must not hold repeats"
                 )
                 self._refuse(name, steps if steps < math.inf else None, MOST_STEPS, complaint)
+
+    def _bound_steps(self, name: str, pattern: str, chars: float, runs: float) -> float:
+        """Where the longest text is known, by its letters; whichever text the node looks through."""
+        lines = self._inputs.get("multiline") is not False
+        others = [other for other in self._inputs if other != name]
+        longest = next((other for other in others if self._given[other].each == chars), None)
+        text = self._find_own(longest) if longest is not None and runs == 1 and chars <= _MOST_SEARCHED else None
+        if text is None or len(text) != chars:
+            return bound_steps(pattern, chars, lines=lines) * runs
+        rest = max((self._given[other].each for other in others if other != longest), default=0)
+        return max(bound_steps(pattern, chars, lines=lines, text=text), bound_steps(pattern, rest, lines=lines))
+
+    def _find_own(self, name: str) -> str | None:
+        """The text of an input, where it stands in the prompt as it is: what other nodes make of one, may differ."""
+        value = self._inputs[name]
+        if is_link(value):
+            node = self._labour.find(value[0])
+            value = node["inputs"].get("value") if node["class_type"] in _PRIMITIVES else None
+        return value if isinstance(value, str) else None
 
     # Numbers. ------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ _ALIKE: Any = (
 _LONGEST = 2000
 #: Letters that others fold to, and a few far away.
 _SAMPLES = frozenset(map(chr, range(256))) | frozenset("\u0130\u0131\u017f\u212a\u2028\u3000\u4e2d\uffff\U0001f600")
+#: Letters of ASCII that others, too, are taken for in capitals or not: `K` of Kelvin, `ſ`, `ı`.
+_FOLDED = frozenset("iIkKsS")
 #: `(?a)`, by which `\\W` is a letter, too, that is none of ASCII's.
 _ASCII = re.compile(r"\(\?[aiLmsux]*a[aiLmsux]*(?:-[imsx]+)?[:)]")
 _SIGNS = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
@@ -43,13 +45,15 @@ class _EndlessError(Exception):
     pass
 
 
-def bound_steps(pattern: str, chars: float, *, lines: bool = True) -> float:
+def bound_steps(pattern: str, chars: float, *, lines: bool = True, text: str | None = None) -> float:
     """How many steps it takes to look for a pattern everywhere in a text of so many characters, at most about.
 
     Infinite where that has no useful bound; 0 for what is no pattern, which fails at once.
 
     Args:
         lines: `^` may match at the beginning of each line.
+        text: the text itself, where it is known: of a pattern that begins with certain letters nothing is tried where
+            those are not, and what repeats a sign repeats it no more often than the text does.
     """
     if len(pattern) > _LONGEST:
         return math.inf
@@ -60,7 +64,7 @@ def bound_steps(pattern: str, chars: float, *, lines: bool = True) -> float:
     except (RecursionError, MemoryError):
         return math.inf
     try:
-        reader = _Reader(parsed, chars, is_ascii=_ASCII.search(pattern) is not None)
+        reader = _Reader(parsed, chars, is_ascii=_ASCII.search(pattern) is not None, text=text)
         # From one place on, as where the whole text must match.
         whole = reader.read(parsed, _NONE, within=False).cost
         cost = 0.0 if _is_anchored(parsed, lines) else reader.read(_drop_sure(parsed), _NONE, within=False).light
@@ -68,7 +72,22 @@ def bound_steps(pattern: str, chars: float, *, lines: bool = True) -> float:
         return math.inf
     # One sign that repeats is counted in a tight loop; what is put together goes the long way.
     slower = 10 if reader.slow else 1
-    return max((chars + 1) * (cost * slower + len(pattern)), whole * slower)
+    everywhere = (chars + 1) * (cost * slower + len(pattern))
+    if text is not None and (begins := _find_beginning(parsed)):
+        places = text.lower().count(begins) * len(begins)  # which may overlap
+        everywhere = min(everywhere, (chars + 1) * len(pattern) + places * whole * slower)
+    return max(everywhere, whole * slower)
+
+
+def _find_beginning(parsed: Any) -> str:
+    """The letters of ASCII with which each match begins, small ones; empty: there are none."""
+    found = ""
+    for op, value in _flatten(parsed):
+        # Others may be alike to letters of which `lower` knows nothing.
+        if str(op) != "LITERAL" or value >= 128 or chr(value) in _FOLDED:
+            break
+        found += chr(value).lower()
+    return found
 
 
 def _is_anchored(parsed: Any, lines: bool) -> bool:
@@ -124,10 +143,12 @@ class _Effort(NamedTuple):
 
 
 class _Reader:
-    def __init__(self, parsed: Any, chars: float, *, is_ascii: bool) -> None:
+    def __init__(self, parsed: Any, chars: float, *, is_ascii: bool, text: str | None = None) -> None:
         self._is_ascii = is_ascii
         self._chars = max(chars, 1)
-        self._alphabet = _SAMPLES | _list_neighbours(_list_letters(parsed))
+        self._text = text
+        self._letters = frozenset(text) if text is not None else _NONE
+        self._alphabet = _SAMPLES | _list_neighbours(_list_letters(parsed)) | self._letters
         self.repeats = self.slow = False
 
     def read(self, items: Sequence[Any], after: Chars, *, within: bool) -> _Effort:
@@ -198,6 +219,8 @@ class _Reader:
 
     def _read_repeat(self, value: Any, follow: Chars, within: bool) -> _Effort:
         low, high, body = int(value[0]), int(value[1]), value[2]
+        if self._text is not None and high > 1 and _is_sign(body):
+            high = max(min(high, self._measure_longest(*body[0])), low, 1)
         if high > 1 and self._is_empty(body):
             raise _EndlessError
         first = self._find_first_of(body, _NONE)
@@ -211,6 +234,16 @@ class _Reader:
         if low == high or first.isdisjoint(follow):
             return _Effort(inner.ways, cost)
         return _Effort(inner.ways * min(high - low + 1, self._chars + 1), cost)
+
+    def _measure_longest(self, op: Any, value: Any) -> int:
+        """How often one sign is followed by itself in the text at most."""
+        letters = self._find_chars(str(op), value) & self._letters
+        if len(letters) == len(self._letters):
+            return len(self._text or "")
+        if not letters:
+            return 0
+        run = re.compile("[" + "".join(map(re.escape, letters)) + "]+")
+        return max((len(found[0]) for found in run.finditer(self._text or "")), default=0)
 
     # What a part may begin with. -------------------------------------------------------------------------------
 

@@ -266,7 +266,8 @@ def test_a_pattern_that_python_warns_of_is_read_all_the_same(pattern):
 @pytest.mark.parametrize("pattern", ["a*a*b", "(a*)(a+)b", "(.*)(.*)x", r"\w+\d*!", ".*a+b", r"(.*)\1b"])
 def test_what_follows_is_gone_through_anew_for_each_way_of_what_is_before(pattern):
     """On 10,000 letters these take minutes, within which nothing else runs."""
-    refused({"1": node("RegexMatch", string="a" * 10_000, regex_pattern=pattern)})
+    letter = "1" if "d" in pattern else "a"
+    refused({"1": node("RegexMatch", string=letter * 10_000, regex_pattern=pattern)})
     check({"1": node("RegexMatch", string="a" * 400, regex_pattern=pattern)})
 
 
@@ -414,6 +415,23 @@ def test_the_text_of_a_model_is_as_long_as_it_is_told_to_write(length):
     refused(graph)
 
 
+PROSE = "a photo of a (cat:1.2), (very   detailed:1.15)  with\n\tlong hair, 4k.\n" * 300 + '```json\n{"a": [1, 2]}\n```'
+FENCE = r"```json\s*(.*?)\s*```"
+WEIGHT = r"\((.+?):(\d+\.?\d*)\)"
+
+
+@pytest.mark.parametrize("kind", ["RegexMatch", "RegexExtract", "RegexReplace"])
+@pytest.mark.parametrize(("pattern", "hurts"), [(FENCE, "```json" + " " * 20_000), (WEIGHT, "(:" * 10_000)])
+def test_a_pattern_is_judged_by_the_text_where_that_is_known(kind, pattern, hurts):
+    assert len(PROSE) > 20_000
+    search = {"string": ["2", 0], "regex_pattern": pattern, "replace": ""}
+    graph = {"1": node(kind, **search), "2": node("PrimitiveString", value=PROSE)}
+    check(graph)
+    refused({**graph, "2": node("PrimitiveString", value=hurts)})
+    refused({"1": node(kind, **search | {"string": hurts, "replace": PROSE})})
+    refused({**graph, "2": node("SomebodysTexts", text=PROSE)})
+
+
 def test_a_pattern_that_only_the_run_can_tell_is_refused():
     graph = {"1": node("RegexMatch", string="a", regex_pattern=["2", 0]), "2": node("TextGenerate", clip=["3", 0])}
     error = refused({**graph, "3": node("CLIPLoader")})
@@ -440,6 +458,16 @@ def test_no_pattern_that_passes_takes_long(pattern, sign, rest):
     for text in ("a" * 60, "ab" * 30, "a" * 30 + "b" * 30):
         re.search(whole, text)
     assert time.process_time() - before < 30
+
+
+@given(PATTERNS, st.sampled_from(["", "*", "+", "{1,9}"]), PATTERNS)
+def test_no_pattern_that_passes_on_a_known_text_takes_long(pattern, sign, rest):
+    whole = f"ab(?:{pattern}){sign}{rest}c"
+    for text in ("a" * 60, "ab" * 30, "a" * 30 + "b" * 30, "ab" + "a" * 58):
+        if bound_steps(whole, len(text), text=text) <= 200_000_000:
+            before = time.process_time()
+            re.search(whole, text)
+            assert time.process_time() - before < 30
 
 
 @pytest.mark.parametrize(
