@@ -27,7 +27,10 @@ _OWN_PICTURES = frozenset(
     | {Role.SQUARE, Role.FRAMES, Role.CAP, Role.BATCH}
 )
 
-_KEPT_KINDS = frozenset({"IMAGE", "MASK", "AUDIO"})
+_KEPT_KINDS = frozenset({"IMAGE", "MASK", "AUDIO", "LATENT"})
+_PICTURES = frozenset({"IMAGE", "MASK"})
+#: Pixels whose latents take as much memory as one pixel. FLUX.2's have half a number for each, the others' less.
+_LATENT_PIXELS = 8
 _SOUND_KINDS = frozenset({"AUDIO", "VIDEO"})
 _HANDING = frozenset({Trait.SWITCH, Trait.HANDS_ON})
 _SIDES = frozenset({Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT})
@@ -100,9 +103,9 @@ class Walk:
         return self._find(link).items.most
 
     def sum_pixels(self) -> tuple[float, str]:
-        """(pixels of all nodes' pictures and masks together, the node that has the most): the host keeps them all.
+        """(pixels of all nodes' pictures, masks and latents together, the node that has the most): the host keeps all.
 
-        Three samples of a sound count as a pixel.
+        Three samples of a sound count as a pixel, and eight pixels of latents.
         """
         total, most, largest = 0.0, 0.0, ""
         for node_id, values in self._values.items():
@@ -111,6 +114,10 @@ class Walk:
                 continue
             given = [values] if isinstance(values, Value) else values
             pixels = max((value.extent.pixels for value in given if value.extent is not None), default=0)
+            if _PICTURES.isdisjoint(node_class.kinds) and not any(
+                value.extent is not None and value.extent.scale == 1 for value in given
+            ):
+                pixels /= _LATENT_PIXELS
             pixels += max((value.samples * value.items.most for value in given), default=0) / PER_PIXEL
             total += pixels
             if pixels > most:

@@ -116,5 +116,8 @@ COUNTED = [
     *(Case(f"{count} films", limit, {str(at): image(1024, 1024, 400) for at in range(count)}) for count, limit in ((10, "max_film_pixels"), (4, None))),
     Case("a film in other colours again and again", "max_film_pixels",
          {"0": image(1024, 1024, 300), **{str(at + 1): node("ImageInvert", image=[str(at), 0]) for at in range(28)}}),
+    *(Case(f"latents of {count} films", limit,
+           {str(at): node("EmptyHunyuanLatentVideo", width=2048, height=2048, length=57, batch_size=1) for at in range(count)})
+      for count, limit in ((100, "max_film_pixels"), (10, None))),
     *(Case(f"a film written {loops} times over", limit, {"i": image(512, 512, 200), "v": written(loops)}) for loops, limit in ((100, "max_frames"), (3, None))),
 ]  # fmt: skip
