@@ -31,6 +31,8 @@ _BUFFER = 1 << 18
 _MAX_STREAMS = 64
 #: libav notes key frames as they come, and moves those that come out of order past all others: so many bytes of them.
 _MOST_NOTED = 2**17
+#: How far the mean of a sound's samples may lie from the middle, as a share of full scale: of what is heard, on it.
+_MOST_ASIDE = 0.3
 #: A decoder may allocate this much for one frame: 16k × 8k. libav's own limit is twice as much.
 MAX_FRAME_PIXELS = 2**27
 
@@ -138,6 +140,8 @@ def _check_film(container: Any, film: Any, sound: Any, settings: ResultsSettings
     shown_s = last_s - (first_s or 0) + (1 / rate if rate else 0)
     duration_s = (announced_s or shown_s) if partly else max(shown_s, 0)
     warnings = ["partly_checked"] if partly else []
+    if loudness is not None:
+        loudness.check()
     if sound is not None and loudness is not None and not partly and loudness.is_silent(settings):
         warnings.append("silent_audio")
     return Facts(
@@ -236,11 +240,13 @@ def _measure_plane(plane: Any, bits: int) -> Range:
 
 
 class Loudness:
-    """The loudest sample of a track, as a share of full scale. Constant memory."""
+    """The loudest sample of a track, as a share of full scale, and their mean. Constant memory."""
 
     def __init__(self) -> None:
         self.peak = 0.0
         self.seconds = 0.0
+        self._sum = 0.0
+        self._samples = 0
 
     def hear(self, frame: Any) -> None:
         samples = frame.to_ndarray()
@@ -257,6 +263,14 @@ class Loudness:
         else:
             middle, full = 0.0, -float(np.iinfo(samples.dtype).min)
         self.peak = max(self.peak, (high - middle) / full, (middle - low) / full)
+        self._sum += (float(samples.mean(dtype=np.float64)) - middle) / full * samples.size
+        self._samples += samples.size
+
+    def check(self) -> None:
+        """Raises BrokenFileError where it is no sound: encoders take what a model has made of no numbers for the end of
+        the scale, or for the end and nothing by turns."""
+        if self._samples and abs(self._sum / self._samples) > _MOST_ASIDE:
+            raise BrokenFileError("its samples lie at one end of the scale, as where a model has made no numbers")
 
     def is_silent(self, settings: ResultsSettings) -> bool:
         return self.peak <= 10 ** (settings.silent_dbfs / 20)
@@ -278,6 +292,7 @@ def _check_sound(container: Any, sound: Any, settings: ResultsSettings, budget: 
         raise BrokenFileError("it has no sound")
     if not partly and announced_s and loudness.seconds < announced_s * (1 - settings.duration_tolerance):
         raise BrokenFileError(f"{loudness.seconds:.3g} of {announced_s:.3g} seconds are there")
+    loudness.check()
     findings: tuple[Finding, ...] = ()
     if not partly and loudness.is_silent(settings):
         peak_dbfs = 20 * float(np.log10(max(loudness.peak, 1e-6)))
