@@ -135,6 +135,8 @@ def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
 
     Finds a circle that no output needs, too.
     """
+    if _is_in_order(graph):
+        return None
     done: set[str] = set()
     for start in graph:
         if start in done:
@@ -155,6 +157,17 @@ def find_circle(graph: Mapping[str, Any]) -> list[str] | None:
                 stack.append((node_id, True))
                 stack += [(value[0], False) for value in graph[node_id]["inputs"].values() if is_link(value)]
     return None
+
+
+def _is_in_order(graph: Mapping[str, Any]) -> bool:
+    """Whether each node takes from those before it alone, as in what the editor sends: then there is no circle."""
+    before: set[str] = set()
+    for node_id, node in graph.items():
+        for value in node["inputs"].values():
+            if is_link(value) and value[0] not in before:
+                return False
+        before.add(node_id)
+    return True
 
 
 def list_in_order(graph: Mapping[str, Any]) -> Iterator[str]:

@@ -345,7 +345,7 @@ class Job:
         return Kind(self.template, self.shape)
 
     def evolve(self, **changes: Any) -> Job:
-        return replace(self, **changes)
+        return Job(**{**vars(self), **changes})  # `replace` looks at each field: a third of the time
 
     def error_body(self, locale: str | None = None) -> JobError | None:
         """The `error` of the job's JSON; None unless it ended badly."""

@@ -32,10 +32,12 @@ class Turns:
 
     async def wait(self) -> None:
         """Wait for one's turn: none where few have come before."""
-        self._count()
         if self._left > 0 and not self._waiting:
             self._left -= 1
+            if self._left < self._at_once / 2:  # what came in earlier turns may count, too: to ask each time takes longer
+                self._count()
             return
+        self._count()
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         await place

@@ -75,6 +75,8 @@ _refused = Throttle()
 
 _MAKERS = ThreadPoolExecutor(2, "guarded-making")
 
+_JSON = {"Content-Type": "application/json; charset=utf-8"}
+
 #: Leaves Cyrillic as it is: half the bytes, and readable in a terminal.
 _dumps = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -320,7 +322,9 @@ def identify(request: web.Request, services: Services) -> Client:
 
 def strip_mirror(path: str) -> str:
     """The path as the table has it: without ComfyUI's mirror prefix, and without doubled slashes."""
-    return re.sub("^/api(?=/)", "", re.sub("/+", "/", path))
+    if "//" in path:
+        path = re.sub("/+", "/", path)
+    return path.removeprefix("/api") if path.startswith("/api/") else path
 
 
 def refuse(
@@ -388,4 +392,4 @@ def _write(body: Any) -> str:
 
 
 def respond(body: Any, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
-    return web.Response(text=_write(body), headers=headers, status=status, content_type="application/json")
+    return web.Response(body=_write(body).encode(), headers={**_JSON, **(headers or {})}, status=status)

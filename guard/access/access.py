@@ -148,7 +148,9 @@ class Access:
         return self._tokens.sign(LOCAL, SESSION, self._settings.max_token_s), self._settings.max_token_s
 
     def _is_signed_in(self, headers: Mapping[str, str]) -> bool:
-        for pair in headers.get("Cookie", "").split(";"):
+        if (cookie := headers.get("Cookie")) is None:
+            return False
+        for pair in cookie.split(";"):
             name, _, value = pair.strip().partition("=")
             if name == SESSION and (grant := self._tokens.verify(value, SESSION)) and grant.owner == LOCAL.owner:
                 return grant.key_id is None

@@ -1,4 +1,4 @@
-"""Where a waiting job stands, for callers that ask again and again: looked up in the tables a few times a second."""
+"""Where a waiting job stands, for callers that ask again and again: looked up in the tables twice a second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..job import Job, JobState
 from ..store import Waiting
 
 #: For so long a place that was looked up is told again, while jobs only leave the line in turn.
-TOLD_AGAIN_S = 0.25
+TOLD_AGAIN_S = 0.5
 #: So many are kept at once.
 KEPT = 10_000
 

@@ -11,7 +11,7 @@ from ..job import Job, JobState
 #: A caller hears the same of a job once in this time, and so many times as long while the job waits: its place is
 #: looked up no more often (`TOLD_AGAIN_S` in :mod:`.places`).
 PACE_S = 0.1
-WAITING = 2.5
+WAITING = 5.0
 #: Who was told less than this ago hears of the next state only then, unless it is the last one.
 NEWS_S = 0.1
 #: … and so long after that state came at the earliest: of a small job the last one follows at once.

@@ -190,7 +190,9 @@ def choose(wanted: str | None, accept_language: str | None, default: str) -> str
     """Choose a language with texts: the one asked for by name, else the best of `Accept-Language`, else the default."""
     if wanted is not None and (language := _match(wanted)):
         return language
-    for _quality, tag in sorted(_parse_accepted(accept_language or ""), key=lambda pair: -pair[0]):
+    if not accept_language:
+        return default
+    for _quality, tag in sorted(_parse_accepted(accept_language), key=lambda pair: -pair[0]):
         if language := _match(tag):
             return language
     return default

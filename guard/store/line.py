@@ -82,6 +82,10 @@ class Turn:
         return sum(count for (other, its), count in list(self.rounds.items()) if (-other, its) < mine)
 
 
+#: Of an owner that has none. Only to be read.
+_NONE = Turn()
+
+
 @dataclass
 class Line:
     """The line of each owner, and whose turn it is. The writer keeps it in step with its transaction, and reads it
@@ -163,41 +167,49 @@ class Line:
         return self.under_way if self.here is None else len(self.here)
 
     def count_queued(self, owner: str) -> int:
-        return self.turns.get(owner, Turn()).queued
+        return self.turns.get(owner, _NONE).queued
 
     def count_open(self, owner: str | None) -> int:
         """Count the owner's jobs (None: everybody's) that have not ended."""
-        turns = list(self.turns.values()) if owner is None else [self.turns.get(owner, Turn())]
+        turns = list(self.turns.values()) if owner is None else [self.turns.get(owner, _NONE)]
         return sum(turn.queued + turn.under_way for turn in turns)
 
     def count_open_bytes(self, owner: str) -> int:
         """Count the bytes of the bodies of the owner's jobs that have not ended."""
-        return self.turns.get(owner, Turn()).body_bytes
+        return self.turns.get(owner, _NONE).body_bytes
 
     def add_open_bytes(self, owner: str, change: int) -> None:
-        self.turns.setdefault(owner, Turn()).body_bytes += change
+        self._find_turn(owner).body_bytes += change
 
     def add_under_way(self, owner: str, change: int) -> None:
         """Count `change` more of the owner's jobs as having left the line without having ended."""
-        self.turns.setdefault(owner, Turn()).under_way += change
+        self._find_turn(owner).under_way += change
 
     def add_queued(self, db: Database, job: Job, change: int) -> None:
         """Count the job as waiting (+1), or as waiting no more (-1).
 
         An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served.
         """
-        turn = self.turns.setdefault(job.owner, Turn())
+        turn = self._find_turn(job.owner)
         if turn.queued == 0:
             present = [other.served for other in self.turns.values() if other.queued]
             self.set_served(db, job.owner, max(turn.served, min(present, default=0)))
         self._count_queued(job, change)
 
     def _count_queued(self, job: Job, change: int) -> None:
-        self.turns.setdefault(job.owner, Turn()).add(job.priority, job.round, change)
+        kind = job.kind
+        self._find_turn(job.owner).add(job.priority, job.round, change)
         self.queued += change
-        self.kinds[job.kind] = self.kinds.get(job.kind, 0) + change
-        if not self.kinds[job.kind]:
-            del self.kinds[job.kind]
+        self.kinds[kind] = self.kinds.get(kind, 0) + change
+        if not self.kinds[kind]:
+            del self.kinds[kind]
+
+    def _find_turn(self, owner: str) -> Turn:
+        """The owner's, made where it has none."""
+        turn = self.turns.get(owner)
+        if turn is None:
+            turn = self.turns[owner] = Turn()
+        return turn
 
     def follow(self, arrival: Arrival) -> None:
         """Count a change that another box has made; `arrivals.News` has whose turn it is since."""
@@ -247,7 +259,7 @@ class Line:
         A user's jobs have a round each, from the one that is being served; a job of no user belongs to that one, and so
         does one that goes to the front. So everybody's first job comes before anybody's second.
         """
-        current = self.turns.get(new.owner, Turn()).last_rounds.get(new.priority, 0)
+        current = self.turns.get(new.owner, _NONE).last_rounds.get(new.priority, 0)
         if not new.user or new.front:
             return current
         row = db.execute(LAST_ROUND, (new.owner, new.user, new.priority)).fetchone()
@@ -259,7 +271,10 @@ class Line:
 
     def serve(self, db: Database, job: Job) -> None:
         """Note that the job's owner has had its turn, and which round of its users that was."""
-        self.set_served(db, job.owner, 1 + max(turn.served for turn in self.turns.values()))
+        served = self.turns[job.owner].served
+        latest = max((turn.served for owner, turn in self.turns.items() if owner != job.owner), default=0)
+        if served <= latest:  # else it was the last one to have a turn already, and nothing is to be written
+            self.set_served(db, job.owner, 1 + latest)
         last_rounds = self.turns[job.owner].last_rounds
         if job.round > last_rounds.get(job.priority, 0):
             last_rounds[job.priority] = job.round
@@ -282,7 +297,7 @@ class Line:
     def count_ahead(self, owner: str, own: int) -> dict[str, int]:
         """Count, by owner, the jobs before a job of `owner` that `own` of that owner's jobs precede."""
         turns = list(self.turns.items())
-        mine = self.turns.get(owner, Turn()).served
+        mine = self.turns.get(owner, _NONE).served
         of_others = {
             name: min(turn.queued, own + ((turn.served, name) < (mine, owner))) for name, turn in turns if name != owner
         }
@@ -296,7 +311,7 @@ class Line:
         `place`: of the newest job, which its submit knows. Most stand at the end of their line, and nothing is counted.
         """
         counted = COUNTED_BY_SUBMIT if by_submit else COUNTED
-        turn = self.turns.get(job.owner, Turn())
+        turn = self.turns.get(job.owner, _NONE)
         if place is not None and turn.is_last(job.priority, job.round, place):
             of_round = turn.rounds.get((job.priority, job.round), 1)
             own = turn.count_before(job.priority, job.round) + of_round - 1
@@ -308,7 +323,7 @@ class Line:
 
     def _count_own_ahead(self, db: Database, job: Job, counted: int) -> int:
         """Count the owner's waiting jobs before this one."""
-        turn = self.turns.get(job.owner, Turn())
+        turn = self.turns.get(job.owner, _NONE)
         row = db.execute("SELECT place FROM jobs WHERE number = ?", (job.number,)).fetchone()
         if row is None:
             return 0

@@ -66,7 +66,7 @@ class Recent:
 def _measure(job: Job) -> int | None:
     """About how many bytes the job takes; None where it holds what did not come out of JSON."""
     details = job.verdict.details if job.verdict is not None else {}
-    parts = (job.parameters, job.metadata, job.result.outputs, details)
+    parts = [part for part in (job.parameters, job.metadata, job.result.outputs, details) if part]
     try:
         written = sum(len(marshal.dumps(part, 2)) for part in parts) + VALUE_BYTES * sum(map(count_values, parts))
     except ValueError:

@@ -196,12 +196,12 @@ class Transitions:
         """Find the job whose turn it is."""
         if (owner := self.line.pick_owner()) is None:
             return None
-        row = db.execute(
-            f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
+        (job_id,) = db.execute(
+            "SELECT job_id FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "
             "ORDER BY priority DESC, round, place, number LIMIT 1",
             (owner,),
         ).fetchone()
-        return read_job(row)
+        return self._find(db, job_id)
 
     def _lease(self, db: Database, job: Job, holder: str, *, writes: bool = True) -> Job:
         """Give the job a slot. `writes` False: the caller moves it on, and writes the row then."""

@@ -15,7 +15,8 @@ TURNS = 8
 
 
 class Gathering:
-    """Calls `let_go` as soon as a turn of the loop adds nothing, or for a single one at once."""
+    """Calls `let_go` as soon as a turn of the loop adds nothing, or for a single one after a turn; at once where the
+    loop has nothing else to do."""
 
     def __init__(self, let_go: Callable[[], object]) -> None:
         self._let_go = let_go
@@ -24,8 +25,14 @@ class Gathering:
     def add(self) -> None:
         """One more waits to be let go."""
         self._added += 1
-        if self._added == 1:
-            asyncio.get_running_loop().call_soon(self._look)
+        if self._added > 1:
+            return
+        loop = asyncio.get_running_loop()
+        if getattr(loop, "_ready", True):  # what asyncio's own has still to do in this turn
+            loop.call_soon(self._look)
+        else:
+            self._added = 0
+            self._let_go()
 
     def _look(self) -> None:
         self._turns += 1

@@ -35,11 +35,26 @@ async def test_one_alone_goes_on_in_the_next_turn():
     assert gathered.batches == [1]
 
 
+async def test_one_alone_goes_on_at_once_where_the_loop_has_nothing_else_to_do():
+    gathered, added = Gathered(), asyncio.Event()
+
+    def add():
+        gathered.add()
+        assert gathered.batches == [1]
+        added.set()
+
+    asyncio.get_running_loop().call_later(0.01, add)  # its turn has nothing beside it
+    await added.wait()
+    gathered.add()
+    await turns(1)
+    assert gathered.batches == [1, 1]
+
+
 async def test_what_comes_in_over_several_turns_goes_on_in_one_piece():
     gathered = Gathered()
     for _ in range(4):
         for _ in range(8):
-            gathered.add()
+            asyncio.get_running_loop().call_soon(gathered.add)  # each request is a task of its own
         await turns(1)
     await turns(2)
     assert gathered.batches == [32]

@@ -48,6 +48,20 @@ def test_an_owner_who_comes_back_again_and_again_gets_no_more_than_its_turn(stor
     assert all(order[at : at + 3] != ["eager"] * 3 for at in range(len(order)))
 
 
+def test_of_an_owner_alone_no_turn_is_written_again_and_the_next_owner_has_its_own(store):
+    def read_turns():
+        return store._engine.read(lambda db: db.execute("SELECT * FROM turns ORDER BY owner").fetchall()).result(LONG_S)
+
+    owners = {submit(store, owner="a").job.job_id: "a" for _ in range(6)}
+    claim(store, 10**9)
+    before = read_turns()
+    assert [owners[claim(store, 10**9)] for _ in range(2)] == ["a", "a"]
+    assert read_turns() == before
+    owners |= {submit(store, owner="b").job.job_id: "b" for _ in range(2)}
+    order = [owners[job_id] for job_id in claim_all(store)]
+    assert (set(order[:2]), set(order[2:4]), order[4:]) == ({"a", "b"}, {"a", "b"}, ["a"])
+
+
 def test_a_restart_changes_nobodys_turn(tmp_path, clock):
     store = open_store(tmp_path / "jobs.db", clock)
     owners = {submit(store, owner=owner).job.job_id: owner for owner in ("a", "a", "a", "b", "b")}
