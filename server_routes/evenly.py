@@ -34,7 +34,7 @@ class Turns:
         """Wait for one's turn: none where few have come before."""
         if self._left > 0 and not self._waiting:
             self._left -= 1
-            if self._left < self._at_once / 2:  # what came in earlier turns may count, too: to ask each time takes longer
+            if self._left < self._at_once / 2:  # until then what came in earlier turns counts, too: that takes less
                 self._count()
             return
         self._count()

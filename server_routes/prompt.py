@@ -94,7 +94,11 @@ async def _answer(call: Call, submitted: Submitted, wait_s: float) -> web.Stream
         guard["template"], guard["parameters"] = job.template, job.parameters
     if submitted.vram is not None:
         guard["vram"] = submitted.vram
-    size = await _wait(call, job, wait_s, guard) if wait_s else 0
+    size = 0
+    if wait_s:
+        size = await _wait(call, job, wait_s, guard)
+    else:
+        jobs.note_told(job, call.client)
     body: SubmittedBody = {"prompt_id": job.job_id, "number": job.number, "node_errors": {}, "guard": guard}
     return await work(size, respond, body, {"Idempotency-Replayed": "true"} if submitted.replayed else None)
 

@@ -109,6 +109,10 @@ class Jobs:
         self._polls.note(job, client)
         return job
 
+    def note_told(self, job: Job, client: Client) -> None:
+        """The caller is being told of the job by the answer to its submit, which is as good as a poll's."""
+        self._polls.note(job, client)
+
     async def wait(self, job: Job, timeout_s: float, known: JobState | None) -> Job:
         """Wait until the job is in another state than `known` (None: has settled), for `timeout_s` at most.
 

@@ -40,6 +40,17 @@ async def test_a_second_poll_is_answered_when_the_state_changes(machine, patient
         assert await polling is state
 
 
+async def test_the_answer_to_a_submit_counts_as_a_poll(machine, patient):
+    job_id = machine.submit()
+    machine.jobs.note_told(machine.job(job_id), BOT)
+    assert await answer(machine, job_id, LOCAL) is JobState.QUEUED
+    polling = asyncio.ensure_future(answer(machine, job_id))
+    await asyncio.sleep(0.05)
+    assert not polling.done()
+    machine.store.settle(job_id, CANCELLED).result(LONG_S)
+    assert await polling is JobState.CANCELLED
+
+
 async def test_a_poll_after_a_change_is_answered_at_once(machine, patient):
     job_id = machine.submit()
     assert await answer(machine, job_id) is JobState.QUEUED
