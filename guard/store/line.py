@@ -247,6 +247,9 @@ class Line:
         waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
         return min(waiting)[1] if waiting else None
 
+    def count_waiting_owners(self) -> int:
+        return sum(turn.queued > 0 for turn in self.turns.values())
+
     def list_owners(self) -> list[str]:
         """The waiting owners, the one whose last turn was the longest ago first."""
         return [

@@ -26,22 +26,22 @@ REFUSED_MS = 600_000
 #: Begin the needs of a job that is unlike all others: its own prompt was refused, or it wants a larger card.
 _ALONE, _LARGER = "job:", "larger:"
 
-_LIGHT = (
+LIGHT = (
     "number, priority, round, place, needs, models, min_vram_mb, only_box, passed_at_ms, "
     "(SELECT string_agg(refusals.box, ' ') FROM refusals WHERE refusals.needs = jobs.needs "
-    f"AND refusals.at_ms > {NOW_MS} - {REFUSED_MS})"
+    f"AND refusals.at_ms > {NOW_MS} - {REFUSED_MS}) AS refusers"
 )
-_ORDER = "priority DESC, round, place, number"
+ORDER = "priority DESC, round, place, number"
 
 #: Questions that are asked before their answers are wanted. Mostly the first job in line is the one that is taken.
 WHO_IS_THERE = (
     f"SELECT box, epoch, vram_mb, {NOW_MS} FROM boxes WHERE until_ms > {NOW_MS} AND (max_jobs > 0 OR box = ?)"
 )
-FIRST = f"SELECT {_LIGHT} FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {_ORDER} LIMIT {NEAR}"
-HEAD = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {_ORDER} LIMIT 1"
+FIRST = f"SELECT {LIGHT} FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {ORDER} LIMIT {NEAR}"
+HEAD = f"SELECT {COLUMNS} FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {ORDER} LIMIT 1"
 BODY_OF_HEAD = (
     "SELECT number, body FROM bodies WHERE number = "
-    f"(SELECT number FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {_ORDER} LIMIT 1)"
+    f"(SELECT number FROM jobs WHERE owner = ? AND state = 'queued' ORDER BY {ORDER} LIMIT 1)"
 )
 
 
@@ -165,8 +165,8 @@ def _list_heads(db: Database, owner: str) -> Iterable[Candidate]:
         f"WITH RECURSIVE kinds (needs, place) AS ((SELECT needs, 1 FROM jobs WHERE {waits} ORDER BY needs LIMIT 1) "
         f"UNION ALL SELECT (SELECT jobs.needs FROM jobs WHERE {waits} AND jobs.needs > kinds.needs "
         f"ORDER BY jobs.needs LIMIT 1), place + 1 FROM kinds WHERE kinds.needs IS NOT NULL AND place < {KINDS}) "
-        f"SELECT head.* FROM kinds, LATERAL (SELECT {_LIGHT} FROM jobs WHERE {waits} AND jobs.needs = kinds.needs "
-        f"ORDER BY {_ORDER} LIMIT 1) AS head WHERE kinds.needs IS NOT NULL"
+        f"SELECT head.* FROM kinds, LATERAL (SELECT {LIGHT} FROM jobs WHERE {waits} AND jobs.needs = kinds.needs "
+        f"ORDER BY {ORDER} LIMIT 1) AS head WHERE kinds.needs IS NOT NULL"
     )
     found = db.execute(query, (owner, owner, owner)).fetchall()
     return sorted((Candidate(*row) for row in found), key=lambda job: job.rank)
@@ -198,7 +198,7 @@ class Refused(NamedTuple):
 def refuse(db: Database, number: int, job_id: str, member: Member, refused: Refused) -> bool:
     """Note it; whether another box may be able to run the job."""
     there = There(db, member)
-    row = db.execute(f"SELECT {_LIGHT} FROM jobs WHERE number = ?", (number,)).fetchone()
+    row = db.execute(f"SELECT {LIGHT} FROM jobs WHERE number = ?", (number,)).fetchone()
     if row is None or not there.runners:
         return False
     job, runners, now_ms = Candidate(*row), there.runners, there.now_ms

@@ -263,9 +263,13 @@ class PostgresEngine(StoreEngine):
         except BaseException as error:
             self._fail(batch, refusals, error)
             return
+        self._note_duration(began_s)
+        self._announce(done, refusals)
+
+    def _note_duration(self, began_s: float) -> None:
+        """Let what is not urgent wait for as long as a commit takes."""
         took_s = time.monotonic() - began_s
         self._writer.patience_s = min(took_s, MOST_LATER_S) if took_s > LATER_S else 0.0
-        self._announce(done, refusals)
 
     def _fail(self, batch: Batch, refusals: Refusals, error: BaseException) -> None:
         sqlstate = getattr(error, "sqlstate", None) or ""

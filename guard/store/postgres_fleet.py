@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -12,10 +13,12 @@ from ..clock import Clock
 from ..errors import GuardError
 from ..job import Job
 from ..quotas import Taking
-from . import buckets, depot_files, forks, key_rows, members, sign_ins
+from . import buckets, claiming, depot_files, forks, key_rows, members, sign_ins
 from .buckets import At, Levels
+from .claiming import Signature
 from .database import Database
-from .facts import Recovery
+from .database import Rows as Answer
+from .facts import Claimed, Recovery
 from .key_rows import Edit, Rows
 from .members import Beat, Box, Member
 from .outbox import Delivery, Due
@@ -147,6 +150,9 @@ class FleetStore(TableStore):
     def forget_full_buckets(self) -> Future[None]:
         return self._engine.write(buckets.forget_full, urgent=False)
 
+    def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
+        return self._engine.write(_Claim(self._transitions, holder, max_jobs), ask=self._foresee_next(with_body=True))
+
     def put_back(self, job_id: str, token: str, refused: Refused) -> Future[bool]:
         """Let a job that this box could not run wait again for one that can. False: there is none; nothing changed."""
         return self._engine.write(lambda db: self._transitions.put_back(db, job_id, token, refused), durable=True)
@@ -232,6 +238,33 @@ class FleetStore(TableStore):
 
     def _forget_kept(self) -> None:
         self._transitions.kept = frozenset()
+
+
+class _Claim:
+    """A claim, which the engine makes by itself where it is of the plain case: see :mod:`.claiming`."""
+
+    def __init__(self, transitions: SharedTransitions, holder: str, max_jobs: int) -> None:
+        self._transitions, self._holder, self._max_jobs = transitions, holder, max_jobs
+        self._token = secrets.token_hex(8)
+
+    def __call__(self, db: Database) -> Claimed | None:
+        return self._transitions.claim(db, self._holder, self._max_jobs)
+
+    def is_plain(self) -> bool:
+        return self._transitions.has_plain_claims(self._max_jobs)
+
+    def ask(self, db: Database, signature: Signature) -> Answer:
+        return self._transitions.ask_to_claim(db, self._token, signature)
+
+    def take(self, answer: Answer) -> tuple[bool, Claimed | None]:
+        waits, taken = claiming.read(answer)
+        if taken is None:
+            return not waits, None
+        return True, self._transitions.take_claimed(taken, self._token)
+
+    def find(self, db: Database) -> Claimed | None:
+        found = claiming.find(db, self._transitions.box, self._token)
+        return None if found is None else self._transitions.keep_claimed(*found, self._token)
 
 
 def _find_nothing() -> Future[Due[Any]]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import psycopg
 
+from .claiming import Signature
 from .database import Database, Rows
 from .members import Member
 from .postgres_address import Address
@@ -56,6 +57,11 @@ class SharedDatabase(HeldDatabase):
     def note_followed(self) -> None:
         """What had been written when that was asked is known."""
         self._followed = self._seen
+
+    def make_signature(self) -> Signature:
+        """Of the next commit, whose statement signs it by itself."""
+        self.commits += 1
+        return Signature(self.name, self.commits)
 
     def sign(self, db: PostgresConnection) -> None:
         self.commits += 1

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import psycopg
 
 from .arrivals import Asked
-from .database import Database
+from .claiming import PAUSE_S, Signature
+from .database import Database, Rows
+from .postgres_answers import Unsure, answer
 from .postgres_connection import PostgresConnection
 from .postgres_engine import PostgresEngine
 from .postgres_shared import SharedDatabase
-from .threads import Batch, Operation, Task
+from .threads import Batch, Operation, Task, complain, fail
 from .upkeep import Upkeep
 
 #: To look takes a question, for which commits wait: the next look comes after so many times what the last one took.
 PAUSES = 2
+
+
+@runtime_checkable
+class AtOnce(Protocol):
+    """An operation that the engine can do by itself, in one question, where nothing shares its commit."""
+
+    def __call__(self, db: Database) -> object: ...
+
+    def is_plain(self) -> bool:
+        """Whether the engine may be able to."""
+
+    def ask(self, db: Database, signature: Signature) -> Rows:
+        """Ask for it, in a transaction that has its turn, and let what it does sign the commit."""
+
+    def take(self, told: Rows) -> tuple[bool, object]:
+        """Whether that is all there is to do, and the result; None: it has written nothing."""
+
+    def find(self, db: Database) -> object:
+        """What it has done where its answer was lost."""
 
 
 class SharedEngine(PostgresEngine):
@@ -47,6 +72,8 @@ class SharedEngine(PostgresEngine):
         self._expects_news = False
         #: Before that nobody looks what others have done.
         self._due_s = -math.inf
+        #: Before that no claim is tried in one question.
+        self._at_once_s = -math.inf
 
     def _begin(self, db: Database, batch: Sequence[Task] = ()) -> None:
         assert isinstance(db, PostgresConnection)
@@ -84,9 +111,76 @@ class SharedEngine(PostgresEngine):
         self._publish()
 
     def _commit(self, batch: Batch) -> None:
-        super()._commit(batch)
+        if not self._commit_at_once(batch):
+            super()._commit(batch)
         # It has asked the same; and whoever hears of it may have something to write, which would wait for the look.
         self._due_s = max(self._due_s, time.monotonic() + self._LOOK_S / 2)
+
+    # What the engine does by itself. -----------------------------------------------------------------------------
+
+    def _commit_at_once(self, batch: Batch) -> bool:
+        """Do a claim that nothing shares a commit with in one question. False: nothing has changed."""
+        if len(batch) > 1 or not isinstance(claim := batch[0].operation, AtOnce):
+            return False
+        if (
+            self.trouble is not None
+            or not self._is_loaded
+            or time.monotonic() < self._at_once_s
+            or not claim.is_plain()
+        ):
+            return False
+        db, began_s = self._connection, time.monotonic()
+        try:
+            db.begin()
+            turn, asked = self._held.ask_for_turn(db), self._ask(db)
+            told = claim.ask(db, self._held.make_signature())
+            db.commit()
+        except psycopg.Error as error:
+            return self._note_error(error, batch[0], claim)
+        try:
+            is_done, result = self._read_answer(db, turn, asked, told, claim)
+        except BaseException as error:
+            self._fail(batch, [], error)  # what it has done is read again
+            return True
+        if is_done:
+            self._note_duration(began_s)
+            self._announce([(batch[0].future, result)], [])
+        else:
+            self._at_once_s = time.monotonic() + PAUSE_S
+        return is_done
+
+    def _read_answer(
+        self, db: PostgresConnection, turn: Rows, asked: Asked, told: Rows, claim: AtOnce
+    ) -> tuple[bool, object]:
+        """Take in what others have done, and then what this has; whether it has done anything, and what."""
+        self._expects_news = self._held.has_news(turn)
+        if self._expects_news:
+            if self._follow(asked):
+                self._catch_up(db)
+            self._held.note_followed()
+        is_done, result = claim.take(told)
+        if result is not None:
+            self._held.note_commit()
+        return is_done, result
+
+    def _note_error(self, error: psycopg.Error, task: Task, claim: AtOnce) -> bool:
+        db = self._connection
+        if not db.is_lost:
+            complain(f"the engine cannot claim by itself: {self.address.hide(error)}")
+            self._at_once_s = time.monotonic() + PAUSE_S
+            with contextlib.suppress(psycopg.Error):
+                self._take_back(db)
+            return False  # in the other way
+
+        def tell(_is_late: bool) -> None:
+            try:
+                answer([(task.future, claim.find(self._connection))], [])
+            except Exception as failure:
+                fail([task], self._note_failure(failure))
+
+        self._unsure = Unsure(self._held.commits, [task], tell)
+        self._wait_for_answer(error)
+        return True
 
     def _catch_up(self, db: PostgresConnection) -> None:
         while self._follow(db.ask_at_once(self._ask)):

@@ -7,6 +7,7 @@ writes says the token that its claim has given it: once the job is taken from it
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from typing import Any, cast
 from ..clock import Clock
 from ..job import Job, JobState, NewJob
 from ..quotas import Taking
-from . import arrivals, buckets, members, placing
+from . import arrivals, buckets, claiming, members, placing
 from .arrivals import Asked
-from .database import Database, Foreseeing, snapshot
-from .facts import IdempotencyKey, Recovery
+from .claiming import Signature, Taken
+from .database import Database, Foreseeing, Rows, snapshot
+from .facts import Arrival, Claimed, IdempotencyKey, Recovery
 from .line import Line
 from .members import Member
 from .placing import Choice, Refused
@@ -61,6 +63,10 @@ class SharedTransitions(Transitions):
         self._given: dict[str, tuple[str, str]] = {}
         #: Whose run each job is, of those that were asked for in this transaction.
         self._whose: dict[str, str | None] = {}
+
+    @property
+    def box(self) -> str:
+        return self._member.box
 
     def load(self, db: Database) -> None:
         self.changed.clear()
@@ -197,6 +203,40 @@ class SharedTransitions(Transitions):
         asked = cast(Foreseeing, db).take_foreseen(query, (owner,))
         row: tuple[Any, ...] | None = None if asked is None else asked.fetchone()
         return row if row is not None and row[0] == number else None
+
+    # A claim that the engine makes by itself: see :mod:`.claiming`. -------------------------------------------
+
+    def has_plain_claims(self, max_jobs: int) -> bool:
+        """Whether a claim may be of the plain case, as far as is known."""
+        line = self.line
+        has_slot = self._member.epoch is not None and len(line.leases) < max_jobs and line.alone is None
+        return has_slot and line.count_waiting_owners() <= claiming.OWNERS
+
+    def ask_to_claim(self, db: Database, token: str, signature: Signature) -> Rows:
+        return claiming.ask(db, self._member, self.followed or 0, token, self._clock.now_ms(), signature)
+
+    def take_claimed(self, taken: Taken, token: str) -> Claimed:
+        """Know of what the engine has given to this box, after what the others had done until then."""
+        job = taken.job.evolve(token=token)
+        turn = self.line.turns[job.owner]
+        self._turns[job.job_id] = turn.served, job.event_id
+        self.line.follow(Arrival(job, JobState.QUEUED, 0.0))
+        self.line.take_turns({job.owner: job.event_id}, ())
+        if taken.round > turn.last_rounds.get(job.priority, 0):
+            turn.last_rounds[job.priority] = taken.round
+        self._loaded[job.job_id] = self._member.loaded
+        names = frozenset(json.loads(taken.models)) if taken.models else frozenset()
+        self._member.loaded = names or self._member.loaded
+        self._note(job)
+        return self.keep_claimed(job, taken.body, token)
+
+    def keep_claimed(self, job: Job, body: bytes, token: str) -> Claimed:
+        """Know whose run it is."""
+        self.tokens[job.job_id] = token
+        self.line.leases.add(job.job_id)
+        if self.line.here is not None:
+            self.line.here.add(job.job_id)
+        return Claimed(job.evolve(token=token), body)
 
     # What is otherwise for a box among others. ---------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import re
 from psycopg import sql
 
 _MEASURED = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b")
+_CHANGES = re.compile(r"\b(INSERT|UPDATE|DELETE)\b")
 _SETTINGS = re.compile(r"\s*SELECT (set_config|pg_advisory|pg_try_advisory|pg_terminate)")
 #: What psycopg tells of the values; of a text and a list it tells nothing.
 _TYPES = {int: "bigint", float: "double precision", bytes: "bytea"}
@@ -32,7 +33,7 @@ class Explaining:
 
     def _explain(self, query, params):
         # What it changes is taken back; where nothing is begun there is nothing that changes.
-        undone = not query.lstrip().startswith(("SELECT", "WITH"))
+        undone = _CHANGES.search(query)
         send = self._statements.send
         if undone:
             send("SAVEPOINT explained")
