@@ -1,7 +1,8 @@
 """Nodes whose inputs' names do not tell what they make, or make on the way: each by its source.
 
-ComfyUI 0.33's `comfy_extras/nodes_mask.py`, `nodes_compositor.py`, `nodes_latent.py`, `nodes_wandancer.py` and
-`nodes_wanmove.py`, and KJNodes' `curve_nodes.py`.
+ComfyUI 0.33's `comfy_extras/nodes_mask.py`, `nodes_compositor.py`, `nodes_latent.py`, `nodes_wandancer.py`,
+`nodes_wanmove.py` and `nodes_rtdetr.py`, KJNodes' `curve_nodes.py` and `ltxv_nodes.py`, and
+ComfyUI_essentials' `mask.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..graph import is_link
-from .ranges import ENDLESS, Range, is_certain, read_number
-from .values import Extent, Value
+from .ranges import ENDLESS, Range, read_number
+from .values import Extent, Value, find_places
 
 #: No side of a canvas may be longer (`nodes.MAX_RESOLUTION`).
 _LONGEST = 16384.0
@@ -28,6 +29,9 @@ _SCALES: tuple[tuple[float, re.Pattern[str]], ...] = (
 )
 #: No latent is scaled to fewer pixels on a side.
 _LEAST = 64.0
+#: A side of the canvas for boxes that are not there.
+_EMPTY_CANVAS = 640.0
+BOXES = frozenset({"BOUNDING_BOX", "BBOX"})
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE]\+?\d{1,3})?")
 
 
@@ -62,10 +66,17 @@ class Node(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a node gives, and the most that it works on, if that is more."""
+    """What a node gives, and the most that it works on, if that is more.
+
+    Attributes:
+        seconds: of the sounds that it gives; 0: as long as those that it gets.
+        hidden: the input by which there are more, of which only the run can tell by how many; empty: there is none.
+    """
 
     gives: Extent
     works: Extent
+    seconds: float = 0
+    hidden: str = ""
 
 
 def make(class_type: str, node: Node, extent: Extent) -> Made | None:
@@ -228,13 +239,91 @@ def _take_items(node: Node, extent: Extent) -> Made:
 
 
 def _make_masks(node: Node, extent: Extent) -> Made:
-    """One for each number of a list."""
-    value, text = node.linked.get("input_values"), node.text("input_values")
-    if text is not None:
-        extent = extent._replace(batch=min(extent.batch * (text.count(",") + 1), ENDLESS))
-    elif value is not None and not is_certain(value.number):
-        extent = extent._replace(batch=ENDLESS) if value.told else extent._replace(known=False)
-    return Made(extent, extent)
+    """One for each number of a list, and of a text."""
+    count, hidden = 0.0, ""
+    for name in ("input_values", "values", "str_values"):
+        value, text = node.linked.get(name), node.text(name)
+        given = node.inputs.get(name)
+        if text is not None:
+            count += text.count(",") + 1 if text or name != "str_values" else 0
+        elif value is None:
+            count += _count_items(given)
+        elif places := find_places(value):
+            count += places
+        elif value.told:
+            count = ENDLESS
+        else:
+            hidden = name
+    extent = extent._replace(batch=min(extent.batch * max(count, 1), ENDLESS), known=extent.known and not hidden)
+    return Made(extent, extent, hidden=hidden)
+
+
+def _count_items(value: Any) -> int:
+    while isinstance(value, dict) and "__value__" in value:
+        value = value["__value__"]
+    return len(value) if isinstance(value, list) else value is not None
+
+
+def bound_boxes(node: Node) -> Range | None:
+    """(0, how far the boxes reach) that a node gets, finds in pictures or makes of numbers; None: nobody knows."""
+    most = side = 0.0
+    unknown = False
+    for name, value in node.inputs.items():
+        linked = node.linked.get(name)
+        if linked is None or linked.text is not None:
+            most = max(most, _reach(linked.text if linked is not None else value))
+        elif linked.number is not None or linked.told:
+            most = max(most, linked.number[1] if linked.number is not None else ENDLESS)
+        elif linked.extent is not None:
+            side = max(side, linked.extent.width, linked.extent.height)
+        else:
+            unknown = True
+    if unknown and not side:
+        return None
+    if node.inputs.keys() <= {"bboxes", "image"}:
+        return 0.0, most
+    # Of a box that is made of numbers, a side is where it begins and how long it is; or they are parts of a canvas.
+    if "width" in node.inputs and "x" not in node.inputs:
+        side = max(side, node.most("width", ENDLESS), node.most("height", ENDLESS))
+        most *= max(side, 1)
+    return 0.0, min(max(2 * most, side), ENDLESS)
+
+
+def _reach(value: Any) -> float:
+    """The largest number in it, or two of a box together, as numbers or as texts are added."""
+    if isinstance(value, dict):
+        parts = list(value.values())
+        texts = [each for each in parts if isinstance(each, str)]
+        joined = [read_number(one + other) or 0.0 for one in texts[:8] for other in texts[:8]]
+        return min(max([2 * max(map(_reach, parts), default=0.0), *joined]), ENDLESS)
+    if isinstance(value, list):
+        return max(map(_reach, value), default=0.0)
+    if isinstance(value, str) and read_number(value) is None:
+        numbers = [read_number(each) or 0.0 for each in _NUMBER.findall(value[:_LONGEST_STATE])]
+        return ENDLESS if len(value) > _LONGEST_STATE else max(numbers, default=0.0)
+    return abs(read_number(value) or 0.0)
+
+
+def _draw_boxes(node: Node, extent: Extent) -> Made:
+    """On a picture; on a canvas that is as large as the boxes, where there is none."""
+    if "image" in node.inputs:
+        return Made(extent, extent)
+    known = bound_boxes(node)
+    side = max(known[1] if known is not None else 0, _EMPTY_CANVAS)
+    extent = Extent(side, side, min(side * side, ENDLESS), known=known is not None)
+    return Made(extent, extent, hidden="" if known is not None else "bboxes")
+
+
+def _mask_in_time(node: Node, extent: Extent) -> Made:
+    """`pad` makes what is shorter as long as the end says."""
+    if node.text("max_length") not in ("pad", None):
+        return Made(extent, extent)
+    film = node.extent("video_latent")
+    end, rate = node.most("video_end_time", ENDLESS), node.most("video_fps", ENDLESS)
+    if "video_latent" in node.inputs:
+        extent = film._replace(frames=min(max(film.frames, end * rate, 1), ENDLESS))
+    sounds = max(node.most("audio_end_time", ENDLESS), 0) if "audio_latent" in node.inputs else 0
+    return Made(extent, extent, seconds=min(sounds, ENDLESS))
 
 
 def _pad_segments(node: Node, extent: Extent) -> Made:
@@ -250,6 +339,7 @@ def _draw_tracks(node: Node, extent: Extent) -> Made:
         extent = extent._replace(batch=max(extent.pictures, tracks.moments), frames=0)
     elif tracks is not None:
         extent = extent._replace(known=False)
+        return Made(extent, extent, hidden="tracks")
     return Made(extent, extent)
 
 
@@ -263,6 +353,9 @@ _RULES: dict[str, Callable[[Node, Extent], Made]] = {
     "LatentConcat": _concat,
     "LatentFromBatch": _take_items,
     "FloatToMask": _make_masks,
+    "MaskFromList+": _make_masks,
+    "DrawBBoxes": _draw_boxes,
+    "LTXVAudioVideoMask": _mask_in_time,
     "WanDancerPadKeyframesList": _pad_segments,
     "WanMoveVisualizeTracks": _draw_tracks,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .ranges import ENDLESS, Range, read_text, unite
+from .ranges import ENDLESS, Range, is_certain, read_text, unite
 
 
 class Extent(NamedTuple):
@@ -57,6 +57,32 @@ class Items(NamedTuple):
 ONE = Items()
 
 
+class Calls(NamedTuple):
+    """How often a sampler calls its model, beside once at each step.
+
+    Attributes:
+        times: each of those is so many.
+        added: so many more at each step.
+        larger: the pixels that a part of the model works on, by those of the latent.
+        again, together: so many more at one step at most, and at all steps together.
+        least: whatever the steps are.
+    """
+
+    times: float = 1
+    added: float = 0
+    larger: float = 1
+    again: float = 0
+    together: float = 0
+    least: float = 0
+
+    def sum_up(self, steps: float) -> float:
+        calls = max(steps + min(steps * self.again, self.together), self.least)
+        return min(calls * (1 + self.added) * self.times, ENDLESS)
+
+
+ONCE = Calls()
+
+
 class Value(NamedTuple):
     """One output of a node.
 
@@ -75,6 +101,8 @@ class Value(NamedTuple):
         seconds: of a sound, or of each that latents stand for; 0: unknown, or none.
         moments: of tracks along which things move; 0: unknown, or none.
         samples: of a sound, all channels together; 0: unknown, or none.
+        calls: of a model, by what is done to it, of a sampler, or of conditions.
+        places: how many a text of them has at most that is not known, or how long a list is; 0: unknown, or none.
     """
 
     number: Range | None = None
@@ -91,6 +119,8 @@ class Value(NamedTuple):
     seconds: float = 0
     moments: float = 0
     samples: float = 0
+    calls: Calls = ONCE
+    places: float = 0
 
 
 class Media(NamedTuple):
@@ -127,6 +157,8 @@ class Amount(NamedTuple):
         seconds: of the sounds that it makes or puts together; 0: it does not.
         samples: of its sounds, all channels together.
         loaded_s: how long a sound is that comes from a file; 0: it does not.
+        calls: of its model, for each step.
+        hidden: the input by which there are more, and of which only the run can tell by how many; empty: there is none.
     """
 
     node_id: str
@@ -142,13 +174,18 @@ class Amount(NamedTuple):
     seconds: float = 0
     samples: float = 0
     loaded_s: float = 0
+    calls: Calls = ONCE
+    hidden: str = ""
 
     @property
     def work(self) -> float:
         """Pixels × steps × conditions. Four frames count as one, as in the latents of nearly all models for films."""
+        if not self.steps:
+            return 0
         frames = -(-max(self.extent.frames, 1) // 4) if self.extent.frames > 1 else 1
         area = self.extent.area or USUAL_AREA
-        return min(area * self.extent.batch * frames * self.steps * self.times * self.conditions, ENDLESS)
+        calls = self.calls.sum_up(self.steps)
+        return min(area * self.extent.batch * frames * calls * self.times * self.conditions, ENDLESS)
 
 
 #: What a sampler is taken to work on where nothing says how large it is.
@@ -160,6 +197,7 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
     if len(values) < 2:
         return values[0] if values else Value()
     extents = [value.extent for value in values if value.extent is not None]
+    places = [find_places(value) for value in values]
     extent = None
     if extents:
         largest = max(extents, key=lambda one: one.pixels or one.pictures)
@@ -185,4 +223,23 @@ def unite_values(values: Sequence[Value], *, each: bool = False) -> Value:
         seconds=max(value.seconds for value in values),
         moments=max(value.moments for value in values),
         samples=max(value.samples for value in values),
+        calls=unite_calls([value.calls for value in values]),
+        places=max(places) if all(places) else 0,
     )
+
+
+def unite_calls(calls: Sequence[Calls]) -> Calls:
+    """What any of them may take."""
+    return calls[0] if len(set(calls)) == 1 else Calls(*map(max, zip(*calls, strict=True)))
+
+
+def count_marks(text: str) -> float:
+    """How many places a text of them has at most, or numbers a list of those."""
+    return text.count("{") + text.count("[") or text.count(",") + 1
+
+
+def find_places(value: Value) -> float:
+    """The same of what a link brings; 0: nobody knows."""
+    if value.text is not None:
+        return count_marks(value.text)
+    return value.places or (1 if is_certain(value.number) else 0)

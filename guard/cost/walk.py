@@ -1,26 +1,28 @@
+# Over 400 lines: the stages of one walk, each of which reads and writes what it knows of the nodes before.
 """Go through a prompt's graph, and tell what each node asks for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..graph import is_link, list_in_order
+from .calls import find_calls, find_factor, hands_calls
 from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
 from .lists import count_parts, count_runs, mark_lists, spread
 from .measures import measure
 from .names import Role, Trait
-from .particular import USUAL_SCALE, Node, enlarge, find_compression, find_scale, make
-from .picks import count_picks, count_places
+from .particular import BOXES, USUAL_SCALE, Node, bound_boxes, enlarge, find_compression, find_scale, make
+from .picks import count_picks, count_places, hand_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
 from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text, take_size
 from .shapes import Asked, find_largest
-from .sizes import USUAL_FACTOR, combine, list_extents, read_factor
+from .sizes import combine, list_extents
 from .sounds import PER_PIXEL, TRACKS, count_moments, find_sounds, measure_sound
 from .steps import count_conditions, find_steps
 from .texts import Budget
-from .values import Amount, Extent, Items, Media, Value, unite_values
+from .values import ONCE, USUAL_AREA, Amount, Extent, Items, Media, Value, unite_values
 
 _OWN_PICTURES = frozenset(
     {Role.WIDTH, Role.HEIGHT, Role.MOST_WIDTH, Role.MOST_HEIGHT, Role.MEGAPIXELS, Role.SIDE, Role.SHORT_SIDE}
@@ -188,7 +190,7 @@ class Walk:
         else:
             whole = plain.give() if node_class.numbers else Value()
             steps = find_steps(node_class, inputs, asked, linked)
-            factor = _find_factor(node_class, node, self.read, linked)
+            factor = find_factor(str(node["class_type"]), node_class, inputs, self.read, linked)
             whole = whole._replace(steps=steps, factor=factor)
             if "VAE" in node_class.kinds:
                 names = [value for value in inputs.values() if isinstance(value, str)]
@@ -199,6 +201,8 @@ class Walk:
             whole = self._hear(node_id, node_class, whole, asked, linked)
         if not node_class.only_pictures:
             whole = whole._replace(conditions=count_conditions(node_class, inputs, linked))
+            if not handed:
+                whole = self._note_calls(node_id, node_class, whole, linked)
         if (times, runs) != (whole.times, whole.items):
             whole = whole._replace(times=max(times, whole.times), items=runs)
         outputs = node_class.outputs
@@ -245,15 +249,19 @@ class Walk:
         if latents and names and any(one.role in _SIDES for one in asked):
             given = enlarge(given, latents[0], crops=Trait.CROPS in node_class.traits)
         works = extent = given
-        if (made := make(self.kind(node_id), Node(inputs, linked, self.read), given)) is not None:
-            extent, works = made
+        node = Node(inputs, linked, self.read)
+        if (made := make(self.kind(node_id), node, given)) is not None:
+            extent, works = made.gives, made.works
             names.append("")
         if texts.get("shape") in ("BCTHW", "BTCHW"):  # of noise, which may have a moment for each channel
             extent = extent._replace(
                 batch=min(extent.batch * max(read_number(texts.get("latent_channels")) or 4, 4), ENDLESS)
             )
-        if (places := count_places(inputs, linked)) > 1:
+        places, hidden = count_places(inputs, linked, lists=made is None)
+        if places > 1:
             extent = extent._replace(batch=min(extent.batch * places, ENDLESS))
+        if hidden := hidden or (made.hidden if made is not None else ""):
+            names.append(hidden)
         if not runs.counted:
             extent = extent._replace(known=False)
         if made is None:
@@ -265,7 +273,11 @@ class Walk:
             rate = media.rate
         steps = find_steps(node_class, inputs, asked, linked)
         sampled = steps if node_class.makes else 0
-        seconds = find_sounds(node_class, asked, linked)
+        seconds = max(find_sounds(node_class, asked, linked), made.seconds if made is not None else 0)
+        calls = find_calls(self.kind(node_id), node_class, node, self._kind_of) if sampled else ONCE
+        if calls.larger > 1:
+            known = works.known and works.area > 0
+            works = works._replace(area=min((works.area or USUAL_AREA) * calls.larger, ENDLESS), known=known)
         # A film is loaded whole, except where it stays one.
         loaded = media is not None and node_class.given in ("IMAGE", "MASK")
         if names or writes is not None or sampled or ((loaded or node_class.takes_films) and extent.frames):
@@ -283,10 +295,25 @@ class Walk:
             self.amounts.append(
                 Amount(
                     node_id, name, works, rated, sampled, times, pictures, runs.most, conditions, schedule,
-                    min(seconds * extent.batch, ENDLESS),
+                    min(seconds * extent.batch, ENDLESS), calls=calls, hidden=hidden,
                 )
             )  # fmt: skip
         return Value(extent=extent, steps=0 if node_class.makes else steps, rate=rate, seconds=seconds)
+
+    def _note_calls(self, node_id: str, node_class: NodeClass, whole: Value, linked: Mapping[str, Value]) -> Value:
+        """With how often a sampler calls its model, and with places and boxes that nothing else tells."""
+        node = Node(self._graph[node_id]["inputs"], linked, self.read)
+        if places := hand_places(self.kind(node_id), node.inputs, linked):
+            whole = whole._replace(places=places)
+        if not node_class.numbers and not BOXES.isdisjoint(node_class.kinds):
+            whole = whole._replace(number=bound_boxes(node))
+        if not hands_calls(node_class):
+            return whole
+        calls = find_calls(self.kind(node_id), node_class, node, self._kind_of)
+        if calls.sum_up(1) >= ENDLESS and not any(value.calls.sum_up(1) >= ENDLESS for value in linked.values()):
+            # Some take all memory before there is a sampler.
+            self.amounts.append(Amount(node_id, "", Extent(area=1), steps=1, calls=calls))
+        return whole._replace(calls=calls)
 
     def _hear(
         self, node_id: str, node_class: NodeClass, whole: Value, asked: Sequence[Asked], linked: Mapping[str, Value]
@@ -319,7 +346,7 @@ class Walk:
     ) -> list[Value]:
         """What each output gives."""
         values: list[Value] = []
-        bare = Value(times=whole.times, items=whole.items, told=whole.told)
+        bare = Value(times=whole.times, items=whole.items, told=whole.told, places=whole.places)
         several = len(node_class.outputs) > 1
         others: list[Range | Extent | None] = []
         if whole.extent is not None and several:
@@ -334,6 +361,8 @@ class Walk:
                     one = bare._replace(samples=whole.samples, seconds=whole.seconds if whole.extent is None else 0)
                 elif kind == "MASK" and Trait.ONE_MASK in node_class.traits and whole.extent is not None:
                     one = whole._replace(extent=whole.extent._replace(batch=whole.items.most, frames=0))
+                elif kind in BOXES:
+                    one = whole._replace(number=bound_boxes(Node(inputs, linked, self.read)))
                 values.append(one)
                 continue
             number = whole.number
@@ -375,21 +404,6 @@ def _handles_pictures(
     if node_class.known:
         return node_class.given is not None or node_class.sizes
     return any(one.role in _OWN_PICTURES for one in asked)
-
-
-def _find_factor(
-    node_class: NodeClass, node: Mapping[str, Any], read: Callable[[Any], Range | None], linked: Mapping[str, Value]
-) -> float:
-    """By how much a model that the node loads, or a sampler that it gives, makes pictures larger; 0: it does not."""
-    if "SAMPLER" in node_class.kinds:
-        ratio = read(node["inputs"].get("scale_ratio", 1))
-        most = ratio[1] if ratio is not None else USUAL_FACTOR
-        return max([*(value.factor for value in linked.values()), most if most > 1 else 0])
-    if "upscale" in str(node["class_type"])[:100].lower():
-        names = [value for value in node["inputs"].values() if isinstance(value, str)]
-        if names:
-            return max(map(read_factor, names))
-    return max((value.factor for value in linked.values()), default=0)
 
 
 def _find_pixels(value: Value) -> float:

@@ -149,6 +149,8 @@ class Policy:
             self._check_amount(walk, amount, amount.seconds, "seconds")
             if amount.samples:
                 self._check_sound(walk, amount)
+            if strict and amount.hidden and settings.max_frames:
+                raise self._refuse_unknown(walk, amount.node_id, amount.hidden, settings.max_frames)
             if amount.steps:
                 self._check_amount(walk, amount, amount.schedule, "steps")
             if amount.rate is not None:
