@@ -30,7 +30,8 @@ class Declared:
         hidden: inputs that it gets though nobody sees them.
         takes_more: it gets whatever a prompt gives it, or nobody knows all that it takes.
         most: the largest number that its widget has, of each that says so. The host holds only constants to that.
-        opens_with: what its code gives a file to first: `libav`, which must then take a picture, too; `pillow`; "".
+        opens_with: what its code gives a file to first: `libav`, which must then take a picture, too; `opencv`, which
+            reads fewer films; `ffmpeg`, the program; `pillow`; "".
     """
 
     inputs: Mapping[str, str] = field(default_factory=dict)

@@ -25,7 +25,9 @@ from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
-from .films import count_by_libav, look_at_film, sniff_more
+from .films import look_at_film, sniff_more
+from .frames import MULTIPLE, count_by_libav
+from .opencv import look_with_opencv
 from .photos import PhotoLimits, breaks_off, decode, is_boxed, is_mirrored, list_formats, list_gif_frames, read
 from .sounds import UnfitError
 
@@ -37,6 +39,8 @@ _MOST_FILES = 20_000
 _MOST_PICTURES = 10_000
 #: What stands before each of a file's pictures, by its format.
 _MARKS = {"PNG": b"fcTL", "WEBP": b"ANMF"}
+#: What a picture that is no odd one may grow by where its sides are made multiples.
+_PADDED = 1.1
 #: Of a picture that moves, so many pixels are decoded.
 _MOST_PIXELS = 3 * 10**8
 
@@ -137,6 +141,11 @@ class LoadedFiles:
         if (known := self._known.get(mark)) is not None:
             return known
         media = self._look(path, one)
+        if one.opens_with == "opencv":
+            try:
+                media = look_with_opencv(path, media)
+            except UnfitError as error:
+                raise _refuse(one, str(error)) from None
         if max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - _FRESH_NS:
             self._known[mark] = media
             while len(self._known) > self._remembered:
@@ -158,6 +167,9 @@ class LoadedFiles:
                 return look_at_film(handle, kind, one.holds, one.opens_with)
             except (UnfitError, BrokenFileError) as error:
                 raise _refuse(one, str(error)) from None
+            except UnicodeDecodeError:
+                why = "its titles are no UTF-8, on which this server's loader fails; save it without them"
+                raise _refuse(one, why) from None
             except Exception as error:  # libav raises almost anything on hostile input
                 raise _refuse(one, f"{type(error).__name__}: {error}"[:200]) from None
 
@@ -166,6 +178,8 @@ class LoadedFiles:
         photo = decode(data, self._limits, one.text, at_least=1)
         width, height = photo.width, photo.height
         del photo  # up to a gigabyte; libav decodes it anew
+        if one.opens_with == "libav":
+            self._check_padded(width, height, one)
         try:
             frames = 0
             if one.opens_with == "libav":
@@ -186,6 +200,12 @@ class LoadedFiles:
         except Exception as error:  # Pillow and libav raise almost anything on hostile input
             raise _refuse(one, f"{type(error).__name__}: {error}"[:200] + _advise(data)) from None
         return Media(width, height, frames if frames > 1 else 0)
+
+    def _check_padded(self, width: int, height: int, one: Loaded) -> None:
+        """A picture of one line takes as much of a loader that makes both sides a multiple as one of many."""
+        pixels = (width + -width % MULTIPLE) * (height + -height % MULTIPLE)
+        if pixels > self._limits.max_pixels * _PADDED:
+            raise _refuse(one, f"it has {width} × {height} pixels, of which this server's loader makes {pixels}")
 
 
 def _advise(data: bytes) -> str:

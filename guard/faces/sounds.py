@@ -50,11 +50,12 @@ class Counter:
         self._name = str(self._context.codec.name)
         self._fails = fails
         self._longest = 0.0
+        self._form: tuple[str, int, str] | None = None
         self._left = _MOST_DECODED
         self.samples = self.seconds = 0.0
 
     def take(self, packet: Any) -> None:
-        """Raises UnfitError where a sample is no number, and with `fails` what libav raises."""
+        """Raises UnfitError where a sample is no number; with `fails` where its loader ends, and what libav raises."""
         if self._left <= 0:
             count = self._read(packet)
             if count:
@@ -70,6 +71,7 @@ class Counter:
             return
         found = 0
         for frame in frames:
+            self._compare(frame)
             found += frame.samples * frame.layout.nb_channels
             self.seconds += frame.samples / max(frame.sample_rate, 1)
             if self._name.startswith("pcm_f") and not np.isfinite(frame.to_ndarray()).all():
@@ -77,6 +79,14 @@ class Counter:
         self.samples += found
         self._left -= found
         self._longest = max(self._longest, found)
+
+    def _compare(self, frame: Any) -> None:
+        form = frame.layout.name, frame.sample_rate, frame.format.name
+        if self._fails and form != (self._form or form):
+            raise UnfitError(
+                "its sound changes its rate or its channels, which this server's loader cannot put together"
+            )
+        self._form = form
 
     def _read(self, packet: Any) -> float:
         """How many samples a packet holds that is not decoded, at most about."""

@@ -37,8 +37,11 @@ _MOST_ASIDE = 0.3
 MAX_FRAME_PIXELS = 2**27
 
 
-def open_container(source: Any, kind: Kind | None) -> Any:
-    """Open the container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so."""
+def open_container(source: Any, kind: Kind | None, *, strict: bool = False) -> Any:
+    """Open the container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so.
+
+    With `strict` it is not, as by ComfyUI's loaders: that raises UnicodeDecodeError.
+    """
     import av  # heavy: only when there is a film or a sound to look at
 
     facts: dict[str, Any] = {
@@ -48,6 +51,8 @@ def open_container(source: Any, kind: Kind | None) -> Any:
         "options": {"max_streams": str(_MAX_STREAMS), "indexmem": str(_MOST_NOTED)},
     }
     opens: Any = av.open  # its types name this argument up to 18 only
+    if strict:
+        return opens(source, **facts)
     try:
         return opens(source, metadata_errors="ignore", **facts)
     except TypeError:

@@ -86,25 +86,55 @@ def _read_most(class_type: str, node_class: Any) -> dict[str, float]:
         return {}
 
 
+#: Functions that one's own calls, and those call, and so on: so deep.
+_DEEP = 6
+
+
 def find_opener(node_class: Any) -> str:
     """What a loader opens its file with, by the names that its code uses, and the functions beside it that it calls.
 
-    ComfyUI's LoadVideo, and later versions' LoadImage, use `VideoFromFile`, LoadAudio a function that uses `av`.
+    ComfyUI's LoadVideo, and later versions' LoadImage, use `VideoFromFile`, LoadAudio a function that uses `av`;
+    VideoHelperSuite's LoadVideo a function that is another's default, and uses `cv2`, its others `ffmpeg_path`.
     """
     bases = getattr(node_class, "__mro__", ())
-    functions = [getattr(each, "__func__", each) for base in bases for each in vars(base).values()]
+    own = [getattr(each, "__func__", each) for base in bases for each in vars(base).values()]
     names: set[str] = set()
-    for function in functions:
-        if isinstance(function, FunctionType):
+    seen: set[FunctionType] = set()
+    waiting = [each for each in own if isinstance(each, FunctionType)]
+    for _ in range(_DEEP):
+        calls: list[FunctionType] = []
+        for function in waiting:
             used = set(find_names(function.__code__))
-            called = (function.__globals__.get(name) for name in used)
-            beside = [
-                each for each in called if isinstance(each, FunctionType) and each.__module__ == function.__module__
-            ]
-            names |= used.union(*(find_names(each.__code__) for each in beside))
+            names |= used
+            calls += [each for each in _list_called(function, used) if each not in seen]
+        seen.update(calls)
+        waiting = calls
     if not names.isdisjoint({"VideoFromFile", "av"}):
         return "libav"
+    if "cv2" in names and "VideoCapture" in names:
+        return "opencv"
+    if "ffmpeg_path" in names:
+        return "ffmpeg"
     return "pillow" if "pillow" in names and "cv2" not in names else ""
+
+
+def _list_called(function: FunctionType, used: set[str]) -> list[FunctionType]:
+    """Functions of its package that it may call: those that it names, and of those, their defaults that it keeps."""
+    called = [function.__globals__.get(name) for name in used]
+    own = function.__module__.rpartition(".")[0] or function.__module__
+    beside = [each for each in called if isinstance(each, FunctionType) and _is_beside(each.__module__, own)]
+    constants = function.__code__.co_consts  # names by which it gives something: one by one, or several together
+    given = {name for each in constants for name in (each if isinstance(each, tuple) else (each,))}
+    for each in list(beside):
+        defaults = each.__defaults__ or ()
+        places = each.__code__.co_varnames[: each.__code__.co_argcount][-len(defaults) :] if defaults else ()
+        kept = [*zip(places, defaults, strict=False), *(each.__kwdefaults__ or {}).items()]
+        beside += [default for name, default in kept if name not in given and isinstance(default, FunctionType)]
+    return beside
+
+
+def _is_beside(module: str | None, own: str) -> bool:
+    return module is not None and (module == own or module.rpartition(".")[0] == own)
 
 
 def _read_outputs(node_class: Any) -> tuple[tuple[str, str], ...]:

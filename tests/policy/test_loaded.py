@@ -129,6 +129,13 @@ def opened(tmp_path):
     return open_file
 
 
+def line(width, height):
+    """Of one bit a pixel: a few kilobytes."""
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 ON_ITS_SIDE = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
 FAKE_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500
 
@@ -152,6 +159,7 @@ FAKE_HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 500
         ("LoadAudio", eight_bits(), BadAudioError),
         ("LoadImageByLibav", bitmap(3, 5), BadImageError),
         ("LoadImageByLibav", bitmap(40, 15), BadImageError),
+        ("LoadImageByLibav", line(6_000_000, 1), BadImageError),
         ("GuardedLoadSound", b"no film", BadVideoError),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -180,6 +188,7 @@ def test_what_a_loader_cannot_read_is_refused_by_kind(opened, class_type, data, 
         ("LoadAudio", tone(2), Media(seconds=2.0, samples=16_000)),
         ("VHS_LoadAudio", eight_bits(), Media(seconds=1.0, samples=8_000)),
         ("LoadImageByPillow", bitmap(3, 5), Media(3, 5)),
+        ("LoadImageByPillow", line(6_000_000, 1), Media(6_000_000, 1)),
         ("LoadImageByLibav", bitmap(17, 16), Media(17, 16)),
         ("LoadImageByLibav", bitmap(32, 3), Media(32, 3)),
         ("Load3D", b"no model", None),

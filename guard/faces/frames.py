@@ -1,0 +1,150 @@
+"""Look at the pictures of a film, or of a picture that moves, as their loader will: one at a time, within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..results.containers import BrokenFileError
+from .sounds import UnfitError
+
+#: Of a picture that moves, so many pixels are decoded, and of a film: some seconds of work.
+_MOST_PIXELS, _MOST_OF_FILM = 3 * 10**8, 10**9
+#: What a small picture counts for, since each takes its time.
+_LEAST_PIXELS = 20_000
+#: A larger picture is made smaller as it is converted: the loader's floats take 16 bytes a pixel.
+_CONVERTED_SIDE = 1024
+#: What the loader pads to such a width before it converts it, since 0.33.
+_ALIGNED, MULTIPLE = ("gbrpf32le", "gbrapf32le"), 32
+
+
+class Reel:
+    """Takes one picture after the other.
+
+    Args:
+        opens_with: what the loader's class opens its file with. ComfyUI's own end with the first of another size, and
+            so does what reads with OpenCV; ffmpeg makes all as large as the first.
+        whole: the upright size of a picture in a film's container (HEIC, AVIF). ComfyUI's loader takes the first that
+            lies there, which may be a tile or another one.
+
+    Attributes:
+        count: how many there were.
+        shown: how many of them ComfyUI's loader takes, which leaves out what lies before the beginning.
+    """
+
+    def __init__(
+        self, stream: Any, opens_with: str, *, whole: tuple[int, int] | None = None, most_pixels: int = _MOST_OF_FILM
+    ) -> None:
+        self._stream = stream
+        self._by_libav = opens_with == "libav"
+        self._stacks = opens_with in ("libav", "opencv")
+        self._whole = whole
+        self._left = most_pixels
+        self._first: tuple[int, int, str] | None = None
+        self.count = self.shown = 0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether no more is looked at: of the rest nobody knows."""
+        return self._left <= 0
+
+    def decode(self, packet: Any) -> None:
+        """Raises BrokenFileError where something of the packet cannot be decoded, and as `take` does."""
+        import av
+
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError as error:
+            raise BrokenFileError(f"its picture {self.count + 1} cannot be decoded: {error.strerror}") from None
+        for frame in frames:
+            if frame.is_corrupt:
+                raise BrokenFileError(f"its picture {self.count + 1} is damaged")
+            self.take(frame)
+
+    def take(self, frame: Any) -> None:
+        """Raises UnfitError where the loader makes nothing of it, or what libav raises."""
+        if self._by_libav and frame.pts is None:
+            raise UnfitError("libav, with which this server loads it, cannot tell when a picture is shown")
+        found = frame.width, frame.height, frame.format.name
+        if self._first is None:
+            self._first = found
+            if self._whole is not None:
+                _check_is_whole(self._stream, frame, self._whole)
+            if self._by_libav:
+                form = _choose_format(frame)
+                _convert(frame, form)
+                if form in _ALIGNED and frame.width % MULTIPLE:
+                    _align(frame, self._stream.time_base)
+        elif self._stacks and found[: 3 if self._by_libav else 2] != self._first[: 3 if self._by_libav else 2]:
+            raise UnfitError("its pictures have several sizes, which this server's loader cannot put together")
+        self.count += 1
+        self.shown += frame.pts is None or frame.pts >= 0
+        self._left -= max(frame.width * frame.height, _LEAST_PIXELS)
+
+
+def count_by_libav(path: Path, whole: tuple[int, int] | None = None) -> int:
+    """Do with a picture what ComfyUI's `VideoFromFile.get_components` does, one frame at a time; returns their number.
+
+    Where libav finds none, LoadImage gives the file to Pillow. Raises UnfitError, or what libav raises.
+    """
+    import av  # heavy: only when there is such a loader
+
+    with av.open(str(path), mode="r") as container:
+        stream = next(iter(container.streams.video), None)
+        if stream is None:
+            raise UnfitError("libav, with which this server loads pictures, finds none in it")
+        reel = Reel(stream, "libav", whole=whole, most_pixels=_MOST_PIXELS)
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            for frame in frames:
+                reel.take(frame)
+            if reel.is_enough:
+                break
+    return reel.count
+
+
+def _check_is_whole(stream: Any, frame: Any, whole: tuple[int, int]) -> None:
+    size = (frame.width, frame.height) if frame.rotation % 180 == 0 else (frame.height, frame.width)
+    if size != whole or not stream.disposition & stream.disposition.default:
+        raise UnfitError(
+            f"this server's loader would read {size[0]} × {size[1]} pixels of another picture in it, or of a part, and "
+            f"not its {whole[0]} × {whole[1]}"
+        )
+
+
+def _convert(frame: Any, form: str) -> None:
+    """See whether libav can convert the picture as the loader asks it to. Raises what libav raises."""
+    width, height = min(frame.width, _CONVERTED_SIDE), min(frame.height, _CONVERTED_SIDE)
+    frame.reformat(width=width, height=height, format=form).to_ndarray()
+
+
+def _align(frame: Any, time_base: Any) -> None:
+    """Pad a picture as the loader does. Raises UnfitError where libav's filters do not: a side is too small."""
+    import av
+
+    right, bottom = -frame.width % MULTIPLE, -frame.height % MULTIPLE
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=time_base)
+    pad = graph.add("pad", f"{frame.width + right}:{frame.height + bottom}:0:0")
+    fill = graph.add("fillborders", f"left=0:right={right}:top=0:bottom={bottom}:mode=smear")
+    sink = graph.add("buffersink")
+    source.link_to(pad)
+    pad.link_to(fill)
+    fill.link_to(sink)
+    try:
+        graph.configure()
+        source.push(frame)
+        sink.pull()
+    except av.error.FFmpegError:
+        size = f"{frame.width} × {frame.height}"
+        raise UnfitError(f"with {size} pixels it is too small for this server's loader; send it as PNG") from None
+
+
+def _choose_format(frame: Any) -> str:
+    has_alpha = frame.format.name == "pal8" or any(each.is_alpha for each in frame.format.components)
+    if frame.format.name in ("yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8"):
+        return "rgba" if has_alpha else "rgb24"
+    return "gbrapf32le" if has_alpha else "gbrpf32le"
