@@ -335,10 +335,11 @@ class Host(Weigher, Protocol):
     def free_memory(self) -> None:
         """Unload models and free memory, between two prompts. Any thread; does not wait."""
 
-    def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
+    def announce(self, job_id: str, client_id: str | None, error: GuardError, was_interrupted: bool = False) -> None:
         """Tell the job's websocket at once that the job ended with `error`, which is durable. Any thread.
 
-        `client_id`: the socket's, as the host knows it; None where nobody listens.
+        `client_id`: the socket's, as the host knows it; None where nobody listens. `was_interrupted`: somebody has
+        stopped its run, if only one on another server.
         """
 
     def show_backlog(self, backlog: Backlog) -> None:

@@ -136,6 +136,25 @@ def ending(job: Job) -> tuple[str, Mapping[str, Any]]:
     return "execution_success", {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
 
 
+def list_endings(job: Job) -> list[tuple[str, Mapping[str, Any]]]:
+    """What tells a client the end of a settled job: of a run that was interrupted the error, and then that."""
+    event, data = ending(job)
+    ran = job.started_at_ms is not None
+    return [
+        (event, data),
+        *([("execution_interrupted", _interruption(job, data))] if ran and _was_interrupted(job) else ()),
+    ]
+
+
+def _was_interrupted(job: Job) -> bool:
+    return job.state is JobState.CANCELLED or (job.verdict is not None and job.verdict.code == "interrupted")
+
+
+def _interruption(job: Job, error: Mapping[str, Any]) -> Mapping[str, Any]:
+    node = {name: error[name] for name in ("node_id", "node_type", "executed")}
+    return {"prompt_id": job.job_id, "timestamp": job.settled_at_ms, **node}
+
+
 def _status(job: Job) -> HistoryStatus:
     succeeded = job.state is JobState.SUCCEEDED
     return {
@@ -147,14 +166,12 @@ def _status(job: Job) -> HistoryStatus:
 
 def _messages(job: Job) -> Iterator[list[Any]]:
     """Pairs of event and data. An interrupted job has an error first: some clients do not know interrupts."""
-    end = {"prompt_id": job.job_id, "timestamp": job.settled_at_ms}
     if job.started_at_ms is not None:
         yield ["execution_start", {"prompt_id": job.job_id, "timestamp": job.started_at_ms}]
     event, data = ending(job)
     yield [event, data]
-    if job.state is JobState.CANCELLED or (job.verdict is not None and job.verdict.code == "interrupted"):
-        node = {name: data[name] for name in ("node_id", "node_type", "executed")}
-        yield ["execution_interrupted", {**end, **node}]
+    if _was_interrupted(job):
+        yield ["execution_interrupted", _interruption(job, data)]
 
 
 def _execution_error(job: Job) -> ExecutionError | None:

@@ -383,10 +383,10 @@ def _make_end(job: Job) -> list[tuple[Message, bool]]:
         {"node": node_id, "display_node": node_id, "output": hide_in(output), "prompt_id": job.job_id}
         for node_id, output in job.result.outputs.items()
     ]
-    event, data = as_comfyui.ending(job)
+    endings = zip(as_comfyui.list_endings(job), (job.job_id, None), strict=False)
     return [
         *((make("executed", output), False) for output in outputs),
-        (make(event, data, job.job_id), False),
+        *((make(*told, verdict_of), False) for told, verdict_of in endings),
         (make("executing", {"node": None, "prompt_id": job.job_id}), True),
     ]
 

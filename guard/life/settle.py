@@ -291,7 +291,8 @@ class Settler:
             self.ending(job_id)
         if ending.error is not None:
             client_id = self._client_ids.of(job.owner, job.client_id) if job.client_id is not None else None
-            self._host.announce(job_id, client_id, ending.error)
+            was_interrupted = job.started_at_ms is not None and job.state is JobState.CANCELLED
+            self._host.announce(job_id, client_id, ending.error, was_interrupted)
 
     def _report_written(self, job_id: str) -> None:
         """Log once that all endings which the store had refused are on disk. The store's thread."""

@@ -261,24 +261,32 @@ class ComfyHost:
 
     # What the sockets and ComfyUI's own queue show. ----------------------------------------------------------
 
-    def announce(self, job_id: str, client_id: str | None, error: GuardError) -> None:
+    def announce(self, job_id: str, client_id: str | None, error: GuardError, was_interrupted: bool = False) -> None:
         if self._hooks.announce(job_id, error):
             return
         if self._view is not None:
             # Of what is left in the queue the backlog has told.
-            tell = partial(self._announce_unrun, job_id, client_id, error, lambda: None)
+            tell = partial(self._announce_unrun, job_id, client_id, error, was_interrupted, lambda: None)
             self._view.tell_end(job_id, tell, self._server.loop)
         else:
-            self._announce_unrun(job_id, client_id, error, self._server.queue_updated)
+            self._announce_unrun(job_id, client_id, error, was_interrupted, self._server.queue_updated)
 
     def _announce_unrun(
-        self, job_id: str, client_id: str | None, error: GuardError, tell_queue: Callable[[], None]
+        self,
+        job_id: str,
+        client_id: str | None,
+        error: GuardError,
+        was_interrupted: bool,
+        tell_queue: Callable[[], None],
     ) -> None:
-        """Send what the clients of a job wait for; ComfyUI says nothing of one that never ran. Any thread."""
+        """Send what the clients of a job wait for; ComfyUI here says nothing of one that it never ran. Any thread."""
         if client_id is None:
             return
         message = report.make_execution_error(job_id, error.code, error.message, error.extra_info)
         self._hooks.send_in_order(*message, client_id)
+        if was_interrupted:
+            facts = ("prompt_id", "node_id", "node_type", "executed", "timestamp")
+            self._hooks.send_in_order("execution_interrupted", {name: message[1][name] for name in facts}, client_id)
         try:
             tell_queue()
         finally:

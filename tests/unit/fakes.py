@@ -235,7 +235,7 @@ class FakeHost:
     def free_memory(self) -> None:
         self.freed += 1
 
-    def announce(self, job_id: str, client_id: str | None, error: Any) -> None:
+    def announce(self, job_id: str, client_id: str | None, error: Any, was_interrupted: bool = False) -> None:
         self.announced.append((job_id, client_id, error.code))
 
     def show_on_node(self, node_id: str, facts: dict[str, Any]) -> None:
