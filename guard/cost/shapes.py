@@ -162,6 +162,19 @@ def unite_sizes(extent: Extent, width: float, height: float) -> Extent:
     return extent._replace(width=across, height=down, area=max(extent.area, width * height))
 
 
+def pad_mask(extent: Extent, image: Extent | None, mask: Extent | None) -> Extent:
+    """The mask of a picture that became so large: one of another size grows by as much."""
+    if mask is None:
+        return extent
+    before = image if image is not None else Extent()
+    across, down = (
+        max(one - other, 0) for one, other in ((extent.width, before.width), (extent.height, before.height))
+    )
+    return unite_sizes(extent, mask.width + across, mask.height + down)._replace(
+        batch=max(extent.batch, mask.pictures), known=extent.known and mask.known
+    )
+
+
 def put_beside(extent: Extent, incoming: Sequence[Extent], asked: Sequence[Asked]) -> Extent:
     """With another picture beside it, which is made as high."""
     more = extent.height * max(map(find_slant, incoming)) + find_largest(asked, Role.BORDER)

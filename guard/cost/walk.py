@@ -17,7 +17,7 @@ from .particular import BOXES, USUAL_SCALE, Node, bound_boxes, enlarge, find_com
 from .picks import count_picks, count_places, hand_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
 from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text, take_size
-from .shapes import Asked, find_largest
+from .shapes import Asked, find_largest, pad_mask
 from .sizes import combine, list_extents
 from .sounds import PER_PIXEL, TRACKS, count_moments, find_sounds, measure_sound
 from .steps import count_conditions, find_steps
@@ -361,6 +361,8 @@ class Walk:
                     one = bare._replace(samples=whole.samples, seconds=whole.seconds if whole.extent is None else 0)
                 elif kind == "MASK" and Trait.ONE_MASK in node_class.traits and whole.extent is not None:
                     one = whole._replace(extent=whole.extent._replace(batch=whole.items.most, frames=0))
+                elif kind == "MASK" and Trait.PADS in node_class.traits and whole.extent is not None:
+                    one = whole._replace(extent=pad_mask(whole.extent, *_find_pair(linked)))
                 elif kind in BOXES:
                     one = whole._replace(number=bound_boxes(Node(inputs, linked, self.read)))
                 values.append(one)
@@ -408,6 +410,12 @@ def _handles_pictures(
 
 def _find_pixels(value: Value) -> float:
     return value.extent.pixels or value.extent.pictures if value.extent is not None else 0
+
+
+def _find_pair(linked: Mapping[str, Value]) -> tuple[Extent | None, Extent | None]:
+    """The picture that a node gets, and the mask."""
+    image, mask = (linked[name].extent if name in linked else None for name in ("image", "mask"))
+    return image, mask
 
 
 def _first_link(inputs: Mapping[str, Any]) -> str:

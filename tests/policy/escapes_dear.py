@@ -170,6 +170,11 @@ DEAR = [
     Case("a mask for each number of a text and a list", "max_frames", masks(64, str_values=",".join(["1"] * 600), values={"__value__": [1.0] * 600})),
     Case("a mask for each number of a list that a node makes", "max_frames", {**listed(10, 1.0), **masks(64, values=["s", 0]), "s": spline(600, 2)} | {"x": node("MaskFromList+", width=64, height=64, values=["s", 2])}),
     Case("a few masks", None, masks(1024, str_values="0.0, 0.5, 1.0", values=1.0)),
+    *(Case(f"a mask of {side} pixels on a small picture that is padded", limit,
+           {"i": image(64, 64), "m": node("SolidMask", value=1.0, width=side, height=side), "x": node("ImagePadForOutpaintMasked", image=["i", 0], mask=["m", 0], left=16, top=0, right=0, bottom=0, feathering=0),
+            "t": node("MaskToImage", mask=["x", 1]), "e": node("VAEEncode", pixels=["t", 0], vae=["v", 0]),
+            "k": node("KSampler", model=["m", 0], steps=20, latent_image=["e", 0])})
+      for side, limit in ((4096, "max_pixels"), (1024, None))),
     # Sizes out of boxes, and out of times.
     Case("a canvas as large as a box", "max_pixels", boxed(box(width=60000, height=60000))),
     Case("a canvas as large as the last of many boxes", "max_pixels", boxed([[box()] * 20, [box(x=30000)]])),

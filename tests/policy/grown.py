@@ -3,6 +3,7 @@
 Nobody steers which nodes follow each other, nor what they are told.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ PLAIN = ("INT", "FLOAT", "BOOLEAN", "STRING")
 PICTURES = ("IMAGE", "MASK", "LATENT", "VIDEO")
 STAND_INS = {"VAE": ("TestVae", "TestFlatVae"), "CONDITIONING": ("TestConditioning",)}
 _ANYTHING = (*PICTURES, *PLAIN)
+#: What says how large or how many pictures are, beside numbers and texts.
+BOXES = "BOUNDING_BOX"
 #: What reads or writes places, waits for somebody, or learns.
 _LEFT_OUT = re.compile(
-    r"^Load|^Save|Preview|Record|Webcam|Train|Dataset|Folder|Upload|Download|Path|Guarded|^Test|API|Debug|Sleep|Stop|"
+    r"^Load|^Save|Preview|Record|Webcam|Train|Dataset|Folder|Upload|Download|(?<!On)Path|Guarded|^Test|API|Debug|Sleep|Stop|"
     r"BatchManager|Screencap|Widget|FontText|Audio|VHS_Load|SelectFilename|SelectLatest|PruneOutputs|PlaySound|Superprompt|"
     # Latents of another scale than `measure_graphs` takes them for, or that must be a film's.
     r"StableCascade|SD_4XUpscale|HunyuanRefiner"
@@ -52,6 +55,12 @@ _TEXTS = (
     "128", "3.5", "0", "20, 25", "512x384", "", "ceil(a * 1.5)", "int(sqrt(a)) + 1", "sum(values)",
     "a" * 300, "ß" * 90, "a640b96 17", "0, 0, 0, 0, 0, 0",
 )  # fmt: skip
+
+
+def _list_places(count: int) -> str:
+    return json.dumps([{"x": at * 7, "y": at} for at in range(count)])
+
+
 #: What texts are for, by the names of their inputs; half of them are drawn of these.
 _LIKELY: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
     (re.compile(names), texts)
@@ -77,6 +86,8 @@ _LIKELY: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
         (r"pattern", (r"\d+", "a", r"(\d)", ".")),
         (r"find|substring", ("a", "ß", "6", "")),
         (r"replace|fix|delim", ("aa", "b" * 50, "640", "")),
+        (r"coord", tuple(_list_places(count) for count in (1, 2, 40))),
+        (r"^str_values|^values", ("1", "0, 0.5, 1", "1," * 40 + "1", "")),
         (r"f_string", ("{a}", "{a}{a}", "{a:>300}", "1{a}", "{a!r}")),
     )
 )
@@ -120,7 +131,7 @@ def find_kinds(known: Mapping[str, Any]) -> dict[str, list[Kind]]:
         if _LEFT_OUT.search(name) or info.get("output_node") or info.get("api_node"):
             continue
         outputs = [kind if isinstance(kind, str) else "COMBO" for kind in info["output"]]
-        given = {*PICTURES, *PLAIN, "*", "COMFY_MATCHTYPE_V3"}.intersection(outputs)
+        given = {*PICTURES, *PLAIN, BOXES, "*", "COMFY_MATCHTYPE_V3"}.intersection(outputs)
         inputs = {
             each: (section == "required", declared)
             for section in ("required", "optional")
@@ -153,7 +164,7 @@ def _can_feed(declared: Any) -> bool:
         return bool(options.get("options"))
     if kind == "COMFY_AUTOGROW_V3":
         return all(_can_feed(each) for part in options["template"]["input"].values() for each in part.values())
-    if kind in ("COMFY_DYNAMICCOMBO_V3", "COLOR"):
+    if kind in ("COMFY_DYNAMICCOMBO_V3", "COLOR", BOXES):
         return True
     return kind in ("*", "COMFY_MATCHTYPE_V3", *STAND_INS) or bool(set(kind.split(",")) & set(_ANYTHING))
 
@@ -295,6 +306,9 @@ def _feed(draw: Random, grown: Grown, name: str, declared: Any, matched: dict[st
         node_id = str(len(grown.graph) + 1)
         grown.graph[node_id] = {"class_type": draw.choice(STAND_INS[kind]), "inputs": {}}
         yield name, [node_id, 0]
+    elif kind == BOXES:
+        links = grown.links.get(BOXES, ())
+        yield name, draw.choice(links) if links and draw.random() < 0.7 else _draw_boxes(draw)
     elif kind == "COLOR":
         yield name, draw.choice(_COLOURS)
     elif kind in PLAIN or kind == "COMBO":
@@ -305,6 +319,13 @@ def _feed(draw: Random, grown: Grown, name: str, declared: Any, matched: dict[st
             yield name, _draw_plain(draw, grown, name, wanted_kinds[0], options)
         else:
             yield name, _link_any(draw, grown, wanted_kinds)[0]
+
+
+def _draw_boxes(draw: Random) -> Any:
+    boxes = [
+        {side: draw.choice(_SIZES + _FEW) for side in ("x", "y", "width", "height")} for _ in range(draw.randint(1, 3))
+    ]
+    return draw.choice((boxes[0], boxes, [boxes]))
 
 
 def _link_any(draw: Random, grown: Grown, kinds: list[str]) -> tuple[Link, str]:
