@@ -237,7 +237,6 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         quotas,
         janitor.in_use,
         fetcher,
-        dispatcher.expect_job if member is None else lambda: None,
     )
     jobs = Jobs(settings.queue, store, settler, events, estimates, storage.results)
     outbox = Outbox(settings.webhooks, store, secret_of, clock)

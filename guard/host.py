@@ -40,20 +40,6 @@ class Rehearsal:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a host has made of a prompt, for the job that it may become.
-
-    Attributes:
-        can_begin: there is something to keep.
-        keep: keeps it, to be called once there is that job, on any thread. It gets whether the job has begun already;
-            else a worker that waits then asks the supplier for it.
-    """
-
-    can_begin: bool
-    keep: Callable[[bool], object]
-
-
-@dataclass(frozen=True)
 class ReportedFile:
     """A result file as a node named it. `path` is absolute; None where it is not inside the root of its `type`."""
 
@@ -262,16 +248,12 @@ class Host(Weigher, Protocol):
         A validation that takes longer refuses the prompt.
         """
 
-    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Prepared:
+    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Callable[[], None]:
         """Prepare to keep what a rehearsal made, for the job that it may become, of `size` bytes. Event loop.
 
-        The host uses it instead of a second validation, while nothing that the first one depends on can have changed.
-        """
-
-    def call_worker(self) -> bool:
-        """Have a worker that waits for a prompt ask the supplier for its next job. Any thread.
-
-        False: none waits, or nobody knows just now.
+        Returns what keeps it, to be called once there is that job, on any thread; a worker that waits then asks the
+        supplier for it. The host uses it instead of a second validation, while nothing that the first one depends on
+        can have changed.
         """
 
     def is_ready(self, job_id: str) -> bool:

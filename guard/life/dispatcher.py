@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
 from ..bounds import work
-from ..errors import GuardError
+from ..errors import GenerationTimeoutError, GuardError, InternalError
 from ..files.names import owner_folder
 from ..host import Host
 from ..host_words import explain_refusal, host_body
@@ -25,10 +26,9 @@ from ..job import Job, JobState
 from ..owners import renew
 from ..settings import QueueSettings
 from ..signal import Signal
-from ..store import Beginning, Claimed
+from ..store import Claimed
 from ..wake import LoopCaller, Wake, wrap_future
-from .coming import COMES_S, Coming, Place
-from .contain import contain, explain, find_failure, find_stack
+from .contain import EscapedError, OverdueError, contain
 from .health import Health
 from .returns import Returns
 from .runs import START_WAIT_S, Runs, log_start
@@ -91,8 +91,6 @@ class Dispatcher:
         self._returns = returns
         self._wake = Wake()
         self._loop = LoopCaller()
-        #: The job that comes in and for which a worker was called.
-        self._coming = Place()
         self._task: asyncio.Task[None] | None = None
         self._begins_again = False
         self._expects_slot = False
@@ -143,31 +141,6 @@ class Dispatcher:
             self._ended.add(job_id)
         self._loop.call(lambda: self._leave(job_id))
 
-    def expect_job(self) -> Coming | None:
-        """A job is about to be handed in that the host is ready for. None: it begins in a commit of its own.
-
-        Otherwise a worker that waits was called for it: the job begins in the commit that lets it in, while the worker
-        is on its way. Event loop.
-        """
-        if self._store.queued or self._store.leased >= self._settings.max_jobs or self._coming.is_taken:
-            return None
-        self._note_claim()
-        coming = Coming(Beginning(self._holder, self._settings.max_jobs))
-        if not self._health.hindrances():
-            self._coming.put(coming)
-            if self._host.call_worker() or self._coming.take(coming) is None:  # or one that looked by itself has it
-                # From the commit, as the log of an ending comes from its own: so the two are in order.
-                coming.future.add_done_callback(log_start)
-                asyncio.get_running_loop().call_later(COMES_S, self._leave_behind, coming)
-                return coming
-        self._note_claimed(None, 0.0)
-        return None
-
-    def _leave_behind(self, only: Coming | None = None) -> None:
-        """The worker does not come for the job: it is put into ComfyUI's queue, if it begins. Any thread."""
-        if (coming := self._coming.take(only)) is not None:
-            coming.future.add_done_callback(lambda done: self._loop.call(lambda: self._begin_late(done)))
-
     # What others see of it. Any thread. ----------------------------------------------------------------------
 
     def is_down(self) -> bool:
@@ -186,7 +159,7 @@ class Dispatcher:
             return
         self._begins_again = True
         message = "the dispatcher has ended" if task.done() else "the dispatcher does not come back from a turn"
-        log.error("%s; it is started again\n%s", message, find_stack(task), exc_info=find_failure(task))
+        log.error("%s; it is started again\n%s", message, _find_stack(task), exc_info=_find_failure(task))
         self.alarmed("dispatcher_restarted", f"{message}; it was started again")
         self._loop.call(self._begin_again)
 
@@ -278,7 +251,7 @@ class Dispatcher:
             await self._handovers[job.job_id]
         except BaseException as raised:
             was_ended = job.job_id in self._ended
-            error = None if was_ended else explain(job, raised)
+            error = None if was_ended else _explain(job, raised)
             goes_back = error is not None and self._returns is not None and self._returns.takes(job, error)
             if error is not None and not goes_back:
                 self._settler.end(job, error)
@@ -317,16 +290,6 @@ class Dispatcher:
     # ComfyUI's worker, between two prompts. ------------------------------------------------------------------
 
     def begin_next(self) -> bool:
-        if (coming := self._coming.take()) is not None:
-            try:
-                job = coming.future.result(START_WAIT_S)
-            except FutureTimeoutError:
-                coming.future.add_done_callback(lambda done: self._loop.call(lambda: self._begin_late(done)))
-                return False
-            self._note_claimed(job, math.inf)
-            if job is not None:
-                self._expects_slot = False
-                return self._hand_over_begun(job)
         if not self._store.queued:
             return False
         self._note_claim()
@@ -352,7 +315,6 @@ class Dispatcher:
         return self._hand_over_begun(job)
 
     def go_on(self) -> None:
-        self._leave_behind()  # a prompt of ComfyUI's own was faster
         self._runs.go_on()
         if self._expects_slot and self._store.queued:
             self._wake.set()
@@ -381,7 +343,7 @@ class Dispatcher:
                 is_put = True
         except Exception as raised:
             if job_id not in self._ended:
-                self._settler.end(job, explain(job, raised))
+                self._settler.end(job, _explain(job, raised))
         finally:
             was_ended = self._note_handed(job_id)
         if job_id not in self._host.held():
@@ -394,3 +356,36 @@ class Dispatcher:
 def _parse(body: bytes) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(renew(body))
     return parsed
+
+
+def _explain(job: Job, raised: BaseException) -> GuardError:
+    """The error of a job that could not be handed over."""
+    if isinstance(raised, GuardError):
+        return raised
+    about = {"job_id": job.job_id, "quotes_prompt": True}
+    if isinstance(raised, OverdueError):
+        log.error("job %s: its validation at dispatch does not end", job.job_id, extra=about)
+        return GenerationTimeoutError(
+            f"The job's validation did not end within {job.timeout_s:g} s.", extra_info={"timeout_s": job.timeout_s}
+        )
+    log.error("job %s could not be handed to the host", job.job_id, exc_info=raised, extra=about)
+    details = str(raised) if isinstance(raised, EscapedError) else f"{type(raised).__name__}: {raised}"
+    return InternalError("The host did not take the job.", details=details)
+
+
+def _find_failure(task: asyncio.Task[None]) -> BaseException | None:
+    """What has ended the task. Any thread."""
+    if not task.done():
+        return None
+    try:
+        task.result()
+    except BaseException as failure:
+        return failure
+    return None
+
+
+def _find_stack(task: asyncio.Task[None]) -> str:
+    """Where the task stands. Any thread."""
+    stack = io.StringIO()
+    task.print_stack(file=stack)
+    return stack.getvalue().rstrip()

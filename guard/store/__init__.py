@@ -20,7 +20,6 @@ from .alarms import Alarm, NewAlarm
 from .choice import is_postgres, make_store, open_once, probe_postgres
 from .disk import StoreLockedError, StoreTooNewError, StoreUnusableError, database_path
 from .facts import (
-    Beginning,
     Changes,
     Claimed,
     Counts,
@@ -52,7 +51,6 @@ from .sqlite import SqliteStore
 __all__ = [
     "Alarm",
     "Beat",
-    "Beginning",
     "Box",
     "Changes",
     "Claimed",

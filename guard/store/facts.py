@@ -62,19 +62,6 @@ class Submitted:
     vram: VramBody | None = None
 
 
-@dataclass(eq=False)
-class Beginning:
-    """A worker that waits for a job, and the new job that begins for it in the transaction that lets it in.
-
-    Attributes:
-        job: once that transaction is on disk; None where another one is first, or nothing new was let in.
-    """
-
-    holder: str
-    max_jobs: int
-    job: Job | None = None
-
-
 @dataclass(frozen=True)
 class IdempotencyKey:
     """A caller's key for one request, the digest of the request's body, and the time before which a key is too old."""

@@ -15,7 +15,6 @@ from ..spent import Spent
 from .alarms import Alarm, NewAlarm
 from .depot_protocol import DepotRecords
 from .facts import (
-    Beginning,
     Changes,
     Claimed,
     Counts,
@@ -153,13 +152,11 @@ class Store(DepotRecords, Protocol):
         max_bytes_of_owner: int | None = None,
         takings: Sequence[Taking] = (),
         held: bool = False,
-        beginning: Beginning | None = None,
     ) -> Future[Submitted]:
         """Put a job into the queue, where its user's last job is, or a round of turns after that.
 
         A job that repeats one that was repeated before is not put in: the earlier one is the answer. `held`: until
-        `let_go`. `takings`: what it takes of limits that boxes share. `beginning`: the job begins as well, as by
-        `begin`, if it is next; that has it once the future is done. Raises `QueueFullError`, `RateLimitedError`,
+        `let_go`. `takings`: what it takes of limits that boxes share. Raises `QueueFullError`, `RateLimitedError`,
         `QuotaExceededError` where the bodies of the owner's open jobs would come to more than `max_bytes_of_owner`,
         `DiskFullError` where the database may not become larger, or `ConflictError` if the job's id or key is taken.
         """

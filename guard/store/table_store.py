@@ -19,7 +19,6 @@ from .alarms import Alarm, NewAlarm
 from .database import Database, keep_last_numbers
 from .depot_store import DepotTables
 from .facts import (
-    Beginning,
     Changes,
     Claimed,
     Counts,
@@ -222,22 +221,11 @@ class TableStore(DepotTables, Store):
         max_bytes_of_owner: int | None = None,
         takings: Sequence[Taking] = (),
         held: bool = False,
-        beginning: Beginning | None = None,
     ) -> Future[Submitted]:
         limits = max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner, takings
         asked = new, key, max_queued_of_user, takings
-
-        def operation(db: Database) -> Submitted:
-            submitted = self._transitions.submit(db, new, key, *limits)
-            if beginning is not None:
-                beginning.job = None
-                if not submitted.replayed:
-                    to = beginning.holder, beginning.max_jobs
-                    beginning.job = self._transitions.begin(db, *to, lambda job_id: job_id == new.job_id)
-            return submitted
-
         return self._engine.write(
-            operation,
+            lambda db: self._transitions.submit(db, new, key, *limits),
             durable=True,
             held=held,
             ask=lambda db: self._transitions.foresee_submit(db, *asked),

@@ -40,12 +40,11 @@ from ..files.names import use_owner_names
 from ..files.references import References
 from ..files.uploads import UploadedFile, Uploads
 from ..graph import find_workflow_id, shape
-from ..host import Host, Prepared, Refusal, Rehearsal
+from ..host import Host, Refusal, Rehearsal
 from ..host_words import explain_refusal, host_body
 from ..janitor.in_use import InUse
 from ..job import NewJob, Webhook
 from ..journal import Throttle
-from ..life.coming import Coming
 from ..life.health import Health
 from ..life.secrets import Secrets
 from ..quotas import Quotas, Taking
@@ -89,9 +88,7 @@ class Admission:
         quotas: Quotas,
         in_use: InUse | None = None,
         fetcher: Fetcher | None = None,
-        expect_job: Callable[[], Coming | None] = lambda: None,
     ) -> None:
-        """`expect_job`: has a worker that waits come for a job that is about to be handed in."""
         self._settings = settings
         self._bounds = settings.policy.bounds()
         self._costs = Costs(settings.policy, host, settings.fleet.enabled)
@@ -111,7 +108,6 @@ class Admission:
         self._in_use = in_use or InUse(list)  # without a janitor, nothing is deleted
         self._fetcher = fetcher
         self._gathering = Gathering(store.let_go)
-        self._expect_job = expect_job
         self._refusals = Throttle()
 
     async def admit(self, request: Submission) -> Submitted:
@@ -198,9 +194,9 @@ class Admission:
             if stored or placement.needs:  # to copy it takes long
                 job = replace(job, inputs=stored, placement=placement)
             self._keep_secrets(job, prompt, undo)
-            prepared = self._host.prepare(job.job_id, rehearsal, len(body))
+            keep = self._host.prepare(job.job_id, rehearsal, len(body))
             takings = [] if request.by_operator else self._limits.list_takings(client, prompt.options.user)
-            submitted = await self._commit(job, key, client, takings, prepared)
+            submitted = await self._commit(job, key, client, takings, keep)
             if not submitted.replayed:
                 undo.pop_all()
             return submitted if vram is None else replace(submitted, vram=vram)
@@ -335,34 +331,25 @@ class Admission:
         key: IdempotencyKey | None,
         client: Client,
         takings: Sequence[Taking],
-        prepared: Prepared,
+        keep: Callable[[], None],
     ) -> Submitted:
-        """Write the job down; what was prepared is kept on the store's thread as soon as it is there."""
+        """Write the job down; `keep` is called on the store's thread as soon as it is there."""
 
         def follow(done: Future[Submitted]) -> None:
-            begun = None
-            try:
-                # Not before: until then the id may be another job's.
-                if not done.cancelled() and done.exception() is None and not done.result().replayed:
-                    begun = coming.beginning.job if coming is not None else None
-                    prepared.keep(begun is not None)
-            finally:
-                if coming is not None:
-                    coming.future.set_result(begun)
+            # Not before: until then the id may be another job's.
+            if not done.cancelled() and done.exception() is None and not done.result().replayed:
+                keep()
 
         max_queued, max_own = self._settings.queue.max_queued, self._limits.max_queued(client)
-        max_bytes = self._quotas.find(client, "max_open_bytes")
-        coming = self._expect_job() if prepared.can_begin else None
         submitting = self._store.submit(
             job,
             max_queued,
             key,
             max_queued_of_owner=max_own,
             max_queued_of_user=self._limits.max_queued_of_user,
-            max_bytes_of_owner=max_bytes,
+            max_bytes_of_owner=self._quotas.find(client, "max_open_bytes"),
             takings=takings,
             held=True,
-            beginning=coming.beginning if coming is not None else None,
         )
         self._gathering.add()
         submitting.add_done_callback(follow)

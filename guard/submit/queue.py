@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..job import NewJob
 from ..quotas import Taking
-from ..store import Beginning, IdempotencyKey, Submitted
+from ..store import IdempotencyKey, Submitted
 
 
 class Queue(Protocol):
@@ -30,6 +30,5 @@ class Queue(Protocol):
         max_bytes_of_owner: int | None = None,
         takings: Sequence[Taking] = (),
         held: bool = False,
-        beginning: Beginning | None = None,
     ) -> Future[Submitted]: ...
     def let_go(self) -> None: ...

@@ -19,7 +19,7 @@ from comfy.cli_args import args
 
 from ...guard.errors import GuardError
 from ...guard.graph import Declared, Names
-from ...guard.host import Backlog, Folders, HostListener, Prepared, Refusal, Rehearsal, SocketListener, Supplier
+from ...guard.host import Backlog, Folders, HostListener, Refusal, Rehearsal, SocketListener, Supplier
 from ...guard.journal import LINE_CHARS, Throttle
 from ...guard.life.contain import EscapedError, OverdueError
 from ...guard.weight import ModelWeight
@@ -115,7 +115,7 @@ class ComfyHost:
                 if chars > LINE_CHARS:
                     break
 
-    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Prepared:
+    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Callable[[], None]:
         item: Any = rehearsal.made
         made = None
         if item is not None:
@@ -125,14 +125,11 @@ class ComfyHost:
             except (Exception, SystemExit, GeneratorExit):  # out of a node class that is asked for its inputs
                 log.warning("job %s is not ready before its dispatch", job_id, exc_info=True, extra={"job_id": job_id})
 
-        def keep(has_begun: bool) -> None:
-            if made is not None and self._kept.keep(job_id, made, has_begun=has_begun) and not has_begun:
+        def keep() -> None:
+            if made is not None and self._kept.keep(job_id, made):
                 self._hooks.call_worker()
 
-        return Prepared(made is not None, keep)
-
-    def call_worker(self) -> bool:
-        return self._hooks.call_worker()
+        return keep
 
     def is_ready(self, job_id: str) -> bool:
         return self._kept.is_ready(job_id)

@@ -70,14 +70,14 @@ class Kept:
             return None
         return packed, size, time.monotonic() + KEPT_S, self._share(classes), marks
 
-    def keep(self, job_id: str, made: Made, *, has_begun: bool = False) -> bool:
-        """Keep it for that job, if there is room. Of one that has begun it is about to be used."""
+    def keep(self, job_id: str, made: Made) -> bool:
+        """Keep it for that job, if there is room."""
         size = made[1]
         with self._lock:
             now_s = time.monotonic()
             while self._made and (oldest := next(iter(self._made.items())))[1][2] <= now_s:
                 self._drop(oldest[0])
-            has_room = (has_begun or self._size + size <= KEPT_BYTES) and job_id not in self._made
+            has_room = self._size + size <= KEPT_BYTES and job_id not in self._made
             if has_room:
                 self._made[job_id] = made
                 self._size += size

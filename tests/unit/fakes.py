@@ -18,7 +18,6 @@ from comfyui_guarded.guard.host import (
     Folders,
     HostListener,
     Names,
-    Prepared,
     Refusal,
     Rehearsal,
     SocketListener,
@@ -114,8 +113,6 @@ class FakeHost:
         self.ready: set[str] = set()
         self.put_first: list[tuple[str, str]] = []
         self.during_put: Callable[[str], object] | None = None
-        #: The worker waits for a prompt.
-        self.worker_waits = False
         #: The worker has let go of a prompt, and has not asked for the next.
         self.between = False
         #: For how long the worker has been away, and whether a prompt waits in the host's own queue.
@@ -151,11 +148,8 @@ class FakeHost:
     def listen(self, listener: HostListener, supplier: Supplier) -> None:
         self.listener, self.supplier = listener, supplier
 
-    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Prepared:
-        return Prepared(True, lambda _has_begun: self.ready.add(job_id))
-
-    def call_worker(self) -> bool:
-        return self.worker_waits
+    def prepare(self, job_id: str, rehearsal: Rehearsal, size: int) -> Callable[[], None]:
+        return lambda: self.ready.add(job_id)
 
     def is_ready(self, job_id: str) -> bool:
         return job_id in self.ready

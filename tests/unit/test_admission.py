@@ -33,11 +33,9 @@ from comfyui_guarded.guard.graph import Names
 from comfyui_guarded.guard.host import Refusal, Rehearsal
 from comfyui_guarded.guard.host_words import explain_refusal, host_body
 from comfyui_guarded.guard.job import JobState, Verdict
-from comfyui_guarded.guard.life.coming import Coming
 from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.life.secrets import SECRET_NAMES, Secrets
 from comfyui_guarded.guard.quotas import Quotas
-from comfyui_guarded.guard.store import Beginning
 from comfyui_guarded.guard.submit import request
 from comfyui_guarded.guard.submit.admission import Admission
 from comfyui_guarded.guard.submit.limits import Limits
@@ -500,26 +498,6 @@ class Gate:
 @pytest.fixture
 def gate(store, host, clock):
     return Gate(store, host, clock)
-
-
-async def test_a_worker_that_waits_for_the_job_hears_of_it_whatever_becomes_of_the_commit(gate, store):
-    async def admit(**more):
-        coming, asked = Coming(Beginning("local", 1)), []
-        gate.admission._expect_job = lambda: asked.append(True) or coming
-        try:
-            submitted = await gate.admit(**more)
-        except GuardError:
-            submitted = None
-        return submitted, coming.future.result(0) if asked else None
-
-    submitted, begun = await admit(idempotency_key="k", raw=_raw())
-    assert begun.job_id == submitted.job.job_id
-    assert (submitted.job.state, begun.state) == (JobState.QUEUED, JobState.RUNNING)
-    again, nothing = await admit(idempotency_key="k", raw=_raw())
-    assert (again.job, again.replayed, nothing) == (begun, True, None)
-    assert await admit(raw=_raw(prompt_id=begun.job_id)) == (None, None)
-    submitted, begun = await admit()
-    assert (submitted.job.state, begun) == (JobState.QUEUED, None), "no slot is free"
 
 
 async def test_an_admitted_prompt_is_a_durable_job(gate, store):

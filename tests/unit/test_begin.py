@@ -14,13 +14,12 @@ from unit.store_steps import CANCELLED, Held, claim, submit
 from unit.stores import both, count_commits, open_store
 
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.errors import CancelledError, ConflictError, QueueTimeoutError
+from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
 from comfyui_guarded.guard.host import Outcome, Progress
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import beside, checking
 from comfyui_guarded.guard.life import dispatcher as dispatchers
 from comfyui_guarded.guard.life.drain import Drain
-from comfyui_guarded.guard.store import Beginning, IdempotencyKey
 from comfyui_guarded.guard.store.rows import find_job
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
@@ -66,41 +65,6 @@ def test_a_job_that_begins_is_written_once_although_it_changes_its_state_twice(s
     job = store._engine.read(lambda db: find_job(db, job_id)).result(LONG_S)
     assert (job.state.value, job.attempts) == ("running", 1)
     assert job.started_at_ms is not None
-
-
-@both
-def test_a_new_job_begins_in_the_commit_that_lets_it_in(store):
-    before, told = count_commits(store), []
-    store.changed.subscribe(lambda job: told.append((job.job_id, job.state.value, job.attempts)))
-    beginning = Beginning("local", 1)
-    submitted = store.submit(new_job(), 99, beginning=beginning).result(LONG_S)
-    job_id = submitted.job.job_id
-    assert count_commits(store) == before + 1
-    assert told == [(job_id, "queued", 0), (job_id, "dispatched", 0), (job_id, "running", 1)]
-    assert (submitted.job.state.value, submitted.waiting.position) == ("queued", 1), "it is told as one that waits"
-    assert (beginning.job.job_id, beginning.job.state.value, store.leases) == (job_id, "running", {job_id})
-    assert store.get(job_id).result(LONG_S) == beginning.job
-
-
-@both
-def test_a_new_job_begins_only_if_it_is_new_and_next_and_a_slot_is_free(store):
-    key = IdempotencyKey("key", "digest")
-    first = store.submit(new_job(), 99, key).result(LONG_S).job.job_id
-
-    def submit_to_begin(new, key=None, max_jobs=1):
-        beginning = Beginning("local", max_jobs)
-        submitted = store.submit(new, 99, key, beginning=beginning).result(LONG_S)
-        return submitted.job.job_id, beginning.job and beginning.job.job_id
-
-    assert submit_to_begin(new_job(), key) == (first, None), "an earlier one is the answer"
-    assert submit_to_begin(new_job())[1] is None, "another one is first"
-    with pytest.raises(ConflictError):
-        submit_to_begin(new_job(job_id=first, priority=9))
-    assert store.leases == frozenset()
-    urgent, begun = submit_to_begin(new_job(priority=9))
-    assert begun == urgent
-    assert submit_to_begin(new_job(priority=10))[1] is None, "no slot is free"
-    assert submit_to_begin(new_job(priority=11), max_jobs=2)[1] is not None
 
 
 @both
@@ -158,7 +122,7 @@ def test_a_job_that_kills_the_process_costs_it_an_attempt_and_then_runs_alone(tm
 
 def _ready(machine, **facts):
     job_id = machine.submit(**facts)
-    machine.host.prepare(job_id, None, 0).keep(False)
+    machine.host.prepare(job_id, None, 0)()
     return job_id
 
 
@@ -185,89 +149,6 @@ def test_nothing_begins_while_something_is_wrong(machine, host, why):
     machine.health.draining, host.alive = why == "drain", why != "worker"
     assert not machine.dispatcher.begin_next()
     assert machine.ended(job_id)[0] == "queued"
-
-
-class _Coming:
-    """A job that comes in while the worker waits, as admission hands it in."""
-
-    def __init__(self, machine):
-        machine.host.worker_waits = True
-        self.machine, self.coming, self.new = machine, machine.dispatcher.expect_job(), new_job(owner="local")
-
-    def come(self, max_queued=99):
-        submitting = self.machine.store.submit(self.new, max_queued, beginning=self.coming.beginning)
-
-        def follow(done):
-            self.machine.host.ready.add(self.new.job_id)
-            self.coming.future.set_result(None if done.exception() else self.coming.beginning.job)
-
-        submitting.add_done_callback(follow)
-        return self.new.job_id
-
-
-async def test_a_worker_that_waits_has_the_new_job_with_its_own_commit(machine, host):
-    coming = _Coming(machine)
-    assert machine.dispatcher.handing() is None, "nobody knows which job it is"
-    assert machine.dispatcher.expect_job() is None, "one at a time"
-    worker = asyncio.ensure_future(asyncio.to_thread(machine.dispatcher.begin_next))
-    await asyncio.sleep(0.05)
-    assert not worker.done()
-    before = count_commits(machine.store)
-    job_id = coming.come()
-    assert await worker
-    assert count_commits(machine.store) == before + 1
-    assert [put for put, _client_id in host.put_first] == [job_id]
-    assert machine.dispatcher.handing() == frozenset()
-    assert machine.runs.started(job_id)
-    assert (await asyncio.to_thread(machine.finish, job_id, TEXT)).state is JobState.SUCCEEDED
-    assert machine.job(job_id).attempts == 1
-
-
-@pytest.mark.parametrize("why", ["is faster", "does not come"])
-async def test_a_new_job_has_its_place_in_the_queue_of_a_worker_that_does_not_come_for_it(
-    machine, host, monkeypatch, why
-):
-    monkeypatch.setattr(dispatchers, "COMES_S", 0.05 if why == "does not come" else LONG_S)
-    machine.dispatcher.start()
-    coming = _Coming(machine)
-    if why == "is faster":  # a prompt of ComfyUI's own
-        machine.dispatcher.go_on()
-    job_id = coming.come()
-    await until(lambda: host.put_first)
-    assert host.put_first[0][0] == job_id
-    assert machine.dispatcher.handing() == frozenset()
-    assert machine.runs.started(job_id)
-
-
-async def test_a_job_that_is_refused_costs_the_worker_that_waits_for_it_nothing(machine, host):
-    coming = _Coming(machine)
-    worker = asyncio.ensure_future(asyncio.to_thread(machine.dispatcher.begin_next))
-    coming.come(max_queued=0)
-    assert not await worker
-    assert (machine.dispatcher.handing(), machine.leased(), host.put_first) == (frozenset(), 0, [])
-    other = _Coming(machine)
-    job_id = other.come()
-    assert await asyncio.to_thread(machine.dispatcher.begin_next)
-    assert host.put_first[0][0] == job_id
-
-
-async def test_a_new_job_that_is_cancelled_before_the_worker_has_it_never_begins_there(machine, host):
-    coming = _Coming(machine)
-    job_id = coming.come()
-    machine.store.flush()
-    machine.settler.end(machine.job(job_id), CancelledError("The job was cancelled."))
-    assert not await asyncio.to_thread(machine.dispatcher.begin_next)
-    assert (machine.ended(job_id), machine.leased(), host.put_first) == (("cancelled", "cancelled"), 0, [])
-
-
-@pytest.mark.parametrize("why", ["drain", "worker", "busy", "waiting"])
-async def test_no_new_job_begins_at_once_where_something_is_in_its_way(machine, host, why):
-    host.worker_waits = why != "busy"
-    machine.health.draining, host.alive = why == "drain", why != "worker"
-    if why == "waiting":
-        machine.submit()
-    assert machine.dispatcher.expect_job() is None
-    assert machine.dispatcher.handing() == frozenset()
 
 
 async def test_the_dispatcher_leaves_the_next_job_to_a_worker_that_is_about_to_ask_for_it(machine, host):
