@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..graph import is_link
+from .classes import PICTURES, PLAIN, NodeClass
+from .names import Trait
 from .ranges import ENDLESS, Range, read_number
 from .values import Extent, Value, find_places
 
@@ -32,6 +34,10 @@ _LEAST = 64.0
 #: A side of the canvas for boxes that are not there.
 _EMPTY_CANVAS = 640.0
 BOXES = frozenset({"BOUNDING_BOX", "BBOX"})
+#: Inputs that are written into a prompt as they are, and tell no size; widgets have some, too.
+_WRITTEN = (
+    PLAIN | PICTURES | {"*", "COLOR", "COLORS", "CURVE", "LOAD_3D", "WEBCAM", "AUDIO_RECORD", "IMAGECOMPARE", "MODEL"}
+)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE]\+?\d{1,3})?")
 
 
@@ -289,19 +295,55 @@ def bound_boxes(node: Node) -> Range | None:
     return 0.0, min(max(2 * most, side), ENDLESS)
 
 
+def measure_constant(value: Any, *, texts: bool = True) -> tuple[float, float]:
+    """(the largest number in a constant, its longest list). Of numbers as texts, two that are put together, too.
+
+    Args:
+        texts: numbers in other texts count, too.
+    """
+    largest, longest = 0.0, 0.0
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.values()
+            short = [each for each in one.values() if isinstance(each, str) and len(each) < 20][:8]
+            joined = [read_number(each + other) or 0.0 for each in short for other in short]
+            largest = max([largest, *joined])
+        elif isinstance(one, list):
+            longest = max(longest, len(one))
+            waiting += one
+        elif isinstance(one, str) and read_number(one) is None:
+            if not texts:
+                continue
+            numbers = [read_number(each) or 0.0 for each in _NUMBER.findall(one[:_LONGEST_STATE])]
+            largest = max([ENDLESS if len(one) > _LONGEST_STATE else 0.0, largest, *numbers])
+        else:
+            largest = max(largest, abs(read_number(one) or 0.0))
+    return min(largest, ENDLESS), longest
+
+
 def _reach(value: Any) -> float:
-    """The largest number in it, or two of a box together, as numbers or as texts are added."""
-    if isinstance(value, dict):
-        parts = list(value.values())
-        texts = [each for each in parts if isinstance(each, str)]
-        joined = [read_number(one + other) or 0.0 for one in texts[:8] for other in texts[:8]]
-        return min(max([2 * max(map(_reach, parts), default=0.0), *joined]), ENDLESS)
-    if isinstance(value, list):
-        return max(map(_reach, value), default=0.0)
-    if isinstance(value, str) and read_number(value) is None:
-        numbers = [read_number(each) or 0.0 for each in _NUMBER.findall(value[:_LONGEST_STATE])]
-        return ENDLESS if len(value) > _LONGEST_STATE else max(numbers, default=0.0)
-    return abs(read_number(value) or 0.0)
+    """How far a box reaches that is a constant: from where it begins, as far as it is long."""
+    return min(2 * measure_constant(value)[0], ENDLESS)
+
+
+def spread_constants(node_class: NodeClass, inputs: Mapping[str, Any], extent: Extent, names: list[str]) -> Extent:
+    """Pictures by what stands in place of a link: a canvas's size in it, and one for each part of a list."""
+    if Trait.CROPS in node_class.traits or node_class.given is None:
+        return extent
+    for name, kind in node_class.inputs.items():
+        value = inputs.get(name)
+        if not isinstance(value, (dict, list)) or is_link(value) or kind in _WRITTEN or kind.startswith("COMFY_"):
+            continue
+        side, count = measure_constant(value, texts=False)
+        if side > max(extent.width, extent.height):
+            names.append(name)
+            extent = extent._replace(width=side, height=side, area=min(max(extent.area, side * side), ENDLESS))
+        if count > extent.pictures:
+            names.append(name)
+            extent = extent._replace(batch=count, frames=0)
+    return extent
 
 
 def _draw_boxes(node: Node, extent: Extent) -> Made:

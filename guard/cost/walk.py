@@ -13,7 +13,17 @@ from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
 from .lists import count_parts, count_runs, mark_lists, spread
 from .measures import measure
 from .names import Role, Trait
-from .particular import BOXES, USUAL_SCALE, Node, bound_boxes, enlarge, find_compression, find_scale, make
+from .particular import (
+    BOXES,
+    USUAL_SCALE,
+    Node,
+    bound_boxes,
+    enlarge,
+    find_compression,
+    find_scale,
+    make,
+    spread_constants,
+)
 from .picks import count_picks, count_places, hand_places
 from .plain import PlainNode, find_named, fit, of_constant, read_value
 from .ranges import ANYTHING, ENDLESS, Range, read_number, read_text, take_size
@@ -257,6 +267,8 @@ class Walk:
             extent = extent._replace(
                 batch=min(extent.batch * max(read_number(texts.get("latent_channels")) or 4, 4), ENDLESS)
             )
+        if made is None:
+            extent = spread_constants(node_class, inputs, extent, names)
         places, hidden = count_places(inputs, linked, lists=made is None)
         if places > 1:
             extent = extent._replace(batch=min(extent.batch * places, ENDLESS))

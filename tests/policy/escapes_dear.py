@@ -193,6 +193,12 @@ DEAR = [
     Case("a film cut at an end", None, timed("truncate", 10_000.0, 100.0)),
     Case("a sound padded to an end", "max_seconds", timed("pad", 10_000.0, sound=True)),
     Case("a sound padded to an end nearby", None, timed("pad", 10.0, sound=True)),
+    *(Case(f"people drawn on a canvas of {side} pixels that stands in the prompt", limit,
+           {"x": node("SDPoseDrawKeypoints", keypoints=[{"people": [], "canvas_width": side, "canvas_height": side}], draw_body=True)})
+      for side, limit in ((60000, "max_pixels"), (1024, None))),
+    Case("as many drawings as parts in the prompt", "max_frames",
+         {"x": node("SDPoseDrawKeypoints", keypoints=[{"people": [], "canvas_width": 64, "canvas_height": 64}] * 3000, draw_body=True)}),
+    Case("a region that is cut out", None, {"i": image(4096, 4096), "x": node("ImageCropV2", image=["i", 0], crop_region=box(2000, 2000, 2096, 2096))}),
     # Steps that cost more than one call.
     Case("windows of which each is one pixel further", "max_pixel_steps", sampled(4096, 90, w=windows(256, 255))),
     Case("windows of many strides", "max_pixel_steps", sampled(2048, 60, w=windows(64, 60, "standard_uniform", 8))),
