@@ -122,6 +122,12 @@ class Order:
             *self._command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment
         )
 
+    async def hears(self) -> None:
+        """Wait until the program has told of its job once: it has the answer to its submit."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self.told.append(json.loads(await asyncio.wait_for(self._process.stdout.readline(), PATIENCE_S)))
+
     async def kill(self) -> None:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
@@ -132,7 +138,7 @@ class Order:
         assert self._process is not None
         out, errors = await asyncio.wait_for(self._process.communicate(), PATIENCE_S)
         assert self._process.returncode == 0, errors.decode()
-        self.told = [json.loads(line) for line in out.decode().splitlines()]
+        self.told += [json.loads(line) for line in out.decode().splitlines()]
         return self.told[-1]
 
 
@@ -161,6 +167,7 @@ async def test_a_picture_comes_for_every_key_whoever_is_killed(host, key, client
 async def test_a_server_that_is_away_is_told_of_and_its_return_too(host, key, client, program, tmp_path):
     order = Order(program, host, key, tmp_path, graph(3.0))
     await order.start()
+    await order.hears()
     await client.polled(lambda: client.jobs("state=running"), bool)
     host.kill()
     await asyncio.sleep(3)
