@@ -2,8 +2,9 @@
 
 A loader makes something of the half that is there. So what a container says of its own length is held against what has
 come (`whole`); formats that say nothing of it (MPEG streams, MP3 and AAC without a header of their own) pass with any
-length. A film is decoded, some seconds of work, since loaders pass over what is damaged, or end there; behind that
-counts what its header says.
+length. A film is decoded, some seconds of work, since loaders pass over what is damaged, or end there. Behind that its
+packets are counted, and of those pictures that stand alone the size is looked at, as far as that is some seconds, too.
+What goes on behind that is refused: nobody knows it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..cost.ranges import ENDLESS
 from ..cost.values import Media
 from ..results.containers import BrokenFileError, Kind, sniff
 from ..results.film_files import MAX_FRAME_PIXELS, is_cover, open_container
-from .frames import Reel
+from .frames import Reel, bound
 from .sounds import Counter, UnfitError, check_rate
 from .whole import check_whole
 
@@ -48,8 +49,8 @@ _MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
 )
 #: A film of more than this is taken to be of unknown length: its header lies.
 _MOST_FRAMES = 10**8
-#: So much of a film is read after its first frame, and so many of its packets.
-_MOST_BYTES, _MOST_PACKETS = 2**29, 1_000_000
+#: So much of a film is read, and so many of its packets: five hours. What is longer is refused.
+_MOST_BYTES, _MOST_PACKETS = 2**33, 1_000_000
 #: Samples that ComfyUI's LoadAudio decodes and then fails on (`f32_pcm` in `comfy_extras/nodes_audio.py`).
 _UNREAD = frozenset({"u8", "u8p", "s64", "s64p"})
 #: Larger pictures are decoded one after the other.
@@ -98,7 +99,7 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
             width, height = film.codec_context.width, film.codec_context.height
             if width * height > MAX_FRAME_PIXELS:
                 raise UnfitError(f"its pictures have {width} × {height} pixels")
-            _bound(film)
+            bound(film, MAX_FRAME_PIXELS)
         # Those of ComfyUI end with the first packet of sound that cannot be decoded, with which a cut one mostly ends.
         hears = opens_with == "libav"
         if sound is not None and (hears or wanted is sound):
@@ -123,11 +124,6 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
     return walk.measure(media, of_sound=wanted is sound)
 
 
-def _bound(film: Any) -> None:
-    """Let a decoder allocate no more for a picture, whatever comes in the middle."""
-    film.codec_context.options = {**film.codec_context.options, "max_pixels": str(MAX_FRAME_PIXELS)}
-
-
 class _Walk:
     """Reads on to a film's or sound's last packet, and counts what is there.
 
@@ -145,12 +141,11 @@ class _Walk:
         self._is_timed = kind.demuxer in _TIMED and bool(container.duration)
         self._reel = Reel(self._film, opens_with) if sees else None
         self._count = Counter(self._sound, fails=opens_with == "libav") if self._sound is not None else None
-        self._ended = False
         self._end_s = self._shown_until_s = 0.0
         self._guessed_rate = 0.0  # once the container is closed, libav has nothing to look at
         if sees:
             self._guessed_rate = float(self._film.guessed_rate or 0)
-            _bound(self._film)
+            bound(self._film, MAX_FRAME_PIXELS)
             if self._film.codec_context.width * self._film.codec_context.height <= _MOST_AT_ONCE:
                 self._film.thread_type = "AUTO"  # several pictures at a time, each of which takes memory
 
@@ -170,7 +165,7 @@ class _Walk:
                 self._end_s = max(self._end_s, until_s)
             if self._film is not None and packet.stream_index == self._film.index:
                 self._shown_until_s = max(self._shown_until_s, until_s)
-                if self._reel is not None and not self._reel.is_enough:
+                if self._reel is not None:
                     self._reel.decode(packet)
             elif self._count is not None and packet.stream_index == self._sound.index:
                 self._count.take(packet)
@@ -179,10 +174,11 @@ class _Walk:
             left_bytes -= packet.size
             left -= 1
             if left <= 0 or left_bytes <= 0:
-                if self._count is not None and (left <= 0 or self._film is None):
+                if self._reel is not None:
+                    raise UnfitError(f"it has more than {_MOST_PACKETS} packets or {_MOST_BYTES >> 30} GiB; cut it")
+                if self._count is not None:
                     self._count.samples = self._count.seconds = ENDLESS
                 return
-        self._ended = True
         if is_cut and (hears or self._is_timed):
             raise BrokenFileError("its last packet is cut off")
         if self._is_timed:
@@ -200,11 +196,9 @@ class _Walk:
                 media = media._replace(seconds=self._count.seconds)
         if self._reel is None:
             return media
-        if not self._ended or self._reel.is_enough:
-            return media._replace(frames=max(media.frames, self._reel.count))
-        if not self._reel.shown and self._opens_with == "libav":
+        if not self._reel.is_enough and not self._reel.shown and self._opens_with == "libav":
             raise UnfitError("all its pictures lie before its beginning, so that this server's loader shows none")
-        frames = self._reel.count
+        frames = self._reel.packets if self._reel.is_enough else self._reel.count
         if self._opens_with == "ffmpeg":  # which gives one for every moment, those without a picture of their own too
             rate = max(media.rate, self._guessed_rate)
             frames = max(frames, min(math.ceil(self._shown_until_s * rate), _MOST_FRAMES))

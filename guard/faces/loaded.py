@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageSequence
 
+from ..cost.ranges import ENDLESS
 from ..cost.values import Media
 from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from ..files.jpegs import find_end
@@ -26,23 +27,34 @@ from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
 from .films import look_at_film, sniff_more
-from .frames import MULTIPLE, count_by_libav
+from .frames import MOST_PICTURES, MOST_PIXELS, MULTIPLE, check_work, count_by_libav, explain
 from .opencv import look_with_opencv
-from .photos import PhotoLimits, breaks_off, decode, is_boxed, is_mirrored, list_formats, list_gif_frames, read
+from .photos import (
+    PhotoLimits,
+    breaks_off,
+    check_pixels,
+    decode,
+    is_boxed,
+    is_mirrored,
+    list_formats,
+    list_gif_pictures,
+    measure_gif,
+    read,
+)
 from .sounds import UnfitError
 
 #: A file that was changed so lately may change again without another time of change: disks' clocks tick.
 _FRESH_NS = 2_000_000_000
 #: So many pictures of a folder are counted.
 _MOST_FILES = 20_000
-#: More pictures has no file that moves: a quarter of an hour, at ten a second.
-_MOST_PICTURES = 10_000
 #: What stands before each of a file's pictures, by its format.
 _MARKS = {"PNG": b"fcTL", "WEBP": b"ANMF"}
 #: What a picture that is no odd one may grow by where its sides are made multiples.
 _PADDED = 1.1
-#: Of a picture that moves, so many pixels are decoded.
-_MOST_PIXELS = 3 * 10**8
+#: Formats that draw all pictures on one canvas: each takes the memory of the first.
+_ON_ONE_CANVAS = frozenset({"GIF", "PNG", "WEBP", "AVIF", "FLI"})
+#: A phone's photo has others: for depth, for a brighter screen. Loaders that leave those out read them first.
+_BESIDE = 4
 
 _ERRORS: Mapping[str, type[GuardError]] = {
     "image": BadImageError,
@@ -178,6 +190,9 @@ class LoadedFiles:
         photo = decode(data, self._limits, one.text, at_least=1)
         width, height = photo.width, photo.height
         del photo  # up to a gigabyte; libav decodes it anew
+        if data.startswith(b"GIF8"):
+            width, height = map(max, (width, height), measure_gif(data, MOST_PICTURES))
+            check_pixels(width, height, self._limits, one.text)
         if one.opens_with == "libav":
             self._check_padded(width, height, one)
         try:
@@ -186,13 +201,15 @@ class LoadedFiles:
                 boxed = is_boxed(data)
                 if boxed and is_mirrored(data):
                     raise UnfitError("this server's loader would not mirror it, as it asks for")
-                frames = count_by_libav(path, (width, height) if boxed else None)
+                whole = (width, height) if boxed else None
+                frames = count_by_libav(path, width * height, self._limits.max_pixels, whole)
             if not frames and one.holds == "video" and one.opens_with == "libav":
                 raise UnfitError("libav finds no pictures in it")
+            known = frames or count_frames(data, one.text)
             if data.startswith(b"GIF8") and breaks_off(data):
                 raise UnfitError("it ends within a picture")
             if not frames:
-                frames = _count_by_pillow(path, count_frames(data, one.text))
+                frames = _count_by_pillow(path, known, self._limits, one.text)
         except GuardError:
             raise
         except UnfitError as error:
@@ -242,24 +259,32 @@ def _tell_content(declared: Declared, name: str) -> str | None:
     return None
 
 
-def _count_by_pillow(path: Path, known: int) -> int:
+def _count_by_pillow(path: Path, known: int, limits: PhotoLimits, name: str) -> int:
     """Decode the pictures of one that moves, as a loader will, and count them: not for ever.
 
-    `known`: so many there seem to be.
+    `known`: so many there seem to be; where all are on one canvas, they count though they are not all decoded.
+
+    Raises UnfitError where it would be too much work to look at all of them, BadImageError where one of them is too
+    large, or what Pillow raises.
     """
     with Image.open(path, formats=list_formats()) as image:
         image.seek(getattr(image, "_min_frame", 0))  # as ImageSequence does
         if not getattr(image, "is_animated", False):
             return 1
-        seen, left = 0, _MOST_PIXELS
+        alike = image.format in _ON_ONE_CANVAS
+        if not alike:
+            check_work(known, image.width * image.height)
+        seen, left = 0, MOST_PIXELS
         for frame in ImageSequence.Iterator(image):
+            if left <= 0 or seen >= MOST_PICTURES:
+                if not alike or known <= seen:
+                    raise UnfitError(explain(max(known, seen)))
+                return known
+            check_pixels(frame.width, frame.height, limits, name)
             frame.load()
             seen += 1
             left -= frame.width * frame.height
-            if left <= 0 or seen >= _MOST_PICTURES:
-                seen = max(known, seen)
-                break
-        return seen if image.format != "MPO" else 1  # a phone's photo has others, for depth
+        return 1 if image.format == "MPO" and seen <= _BESIDE else seen
 
 
 def count_frames(data: bytes, name: str) -> int:
@@ -268,7 +293,7 @@ def count_frames(data: bytes, name: str) -> int:
     Raises BadImageError where there are more than any film made of pictures has: to count on would take for ever.
     """
     if data.startswith(b"GIF8"):
-        known = sum(1 for _ in itertools.islice(list_gif_frames(data), _MOST_PICTURES + 1))
+        known = sum(1 for _ in itertools.islice(list_gif_pictures(data), MOST_PICTURES + 1))
     else:
         try:
             with Image.open(io.BytesIO(data), formats=list_formats()) as image:
@@ -277,34 +302,38 @@ def count_frames(data: bytes, name: str) -> int:
                     known = min(known, data.count(mark) + 1)  # the header may say anything
         except Exception:
             return 1  # its first picture was fine
-    if known > _MOST_PICTURES:
+    if known > MOST_PICTURES:
         raise BadImageError(
-            f"The image {name} holds more than {_MOST_PICTURES} pictures.",
-            extra_info={"image": name, "max_pictures": _MOST_PICTURES},
+            f"The image {name} holds more than {MOST_PICTURES} pictures.",
+            extra_info={"image": name, "max_pictures": MOST_PICTURES},
         )
     return known
 
 
 def _count_pages(image: Image.Image) -> int:
     """Pillow's own count compares each page with all before it."""
-    for page in range(1, _MOST_PICTURES + 1):
+    for page in range(1, MOST_PICTURES + 1):
         try:
             image.seek(page)
         except EOFError:
             return page
-    return _MOST_PICTURES + 1
+    return MOST_PICTURES + 1
 
 
 def _count_folder(path: Path) -> Media | None:
-    """A folder of pictures, by its first."""
-    names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())[:_MOST_FILES]
-    for name in names[:10]:
+    """A folder of pictures, by all of them: loaders make them as large as most are, or as the first is."""
+    names = sorted(entry.name for entry in itertools.islice(os.scandir(path), _MOST_FILES + 1) if entry.is_file())
+    largest: Media | None = None
+    for name in names:
         try:
-            with Image.open(path / name, formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF")) as image:
-                return Media(image.width, image.height, len(names))
+            with Image.open(path / name, formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")) as image:
+                if largest is None or image.width * image.height > largest.width * largest.height:
+                    largest = Media(image.width, image.height, len(names))
         except Exception:
             continue
-    return None
+    if largest is not None and len(names) > _MOST_FILES:
+        return largest._replace(frames=int(ENDLESS))
+    return largest
 
 
 def _refuse(one: Loaded, why: str) -> GuardError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -139,10 +140,10 @@ def decode(data: bytes, limits: PhotoLimits, name: str = "", at_least: int | Non
 def _load(data: bytes, limits: PhotoLimits, name: str, at_least: int | None) -> Photo:
     """Decode a picture as it lies in the file."""
     for side, other in _list_icons(data):
-        _check_pixels(side, other, limits, name)
+        check_pixels(side, other, limits, name)
     image = _open_heif(data) if is_boxed(data) and data[8:12] in _HEIF_BRANDS else _open_with_pillow(data)
     width, height = image.size
-    _check_pixels(width, height, limits, name)
+    check_pixels(width, height, limits, name)
     if at_least is not None and isinstance(image, JpegImageFile):
         image.draft(None, (at_least, at_least))
     loaded = image if isinstance(image, Image.Image) else image.to_pillow()
@@ -162,7 +163,7 @@ def _turn(photo: Photo, image: Image.Image | None = None) -> Photo:
     return Photo(image.transpose(turn), *sides)
 
 
-def _check_pixels(width: int, height: int, limits: PhotoLimits, name: str) -> None:
+def check_pixels(width: int, height: int, limits: PhotoLimits, name: str) -> None:
     if width * height > limits.max_pixels:
         raise BadImageError(
             f"{_name_picture(name)} has {width} × {height} pixels; {limits.max_pixels} are allowed.",
@@ -305,6 +306,33 @@ def list_gif_frames(data: bytes) -> Iterator[int]:
         at += 1
         if kind == 0x2C:
             yield at
+
+
+def list_gif_pictures(data: bytes) -> Iterator[int]:
+    """Where each picture of a GIF begins, as Pillow finds them: it passes over what is no block."""
+    at = 13 + _count_color_bytes(data[10])
+    while at < len(data) and data[at] != 0x3B:
+        kind = data[at]
+        if kind == 0x2C:
+            yield at
+            at += 11 + _count_color_bytes(data[at + 9]) if at + 9 < len(data) else len(data)
+        elif kind == 0x21:
+            at += 2
+        else:
+            at += 1
+            continue
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        at += 1
+
+
+def measure_gif(data: bytes, most: int) -> tuple[int, int]:
+    """Its canvas, which Pillow makes larger where one of its pictures, or of the first `most`, goes beyond it."""
+    width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+    for at in itertools.islice(list_gif_pictures(data), most):
+        left, top, across, down = (int.from_bytes(data[at + by : at + by + 2], "little") for by in (1, 3, 5, 7))
+        width, height = max(width, left + across), max(height, top + down)
+    return width, height
 
 
 def breaks_off(data: bytes) -> bool:

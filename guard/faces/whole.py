@@ -43,6 +43,8 @@ def _check_boxes(handle: IO[bytes], size: int) -> None:
         if position > size:
             raise BrokenFileError(f"its box {head[4:8].decode()} is cut off")
         names.add(head[4:8])
+    else:
+        raise BrokenFileError(f"it has more than {_MOST_BOXES} boxes")
     if b"moov" not in names:
         raise BrokenFileError("its index is missing")
     check_index(handle, size)
@@ -105,6 +107,7 @@ def _check_caf(handle: IO[bytes], size: int) -> None:
         position += 12 + length
         if position > size:
             raise BrokenFileError("its last chunk is cut off")
+    raise BrokenFileError(f"it has more than {_MOST_BOXES} chunks")
 
 
 def _check_ogg(handle: IO[bytes], size: int) -> None:

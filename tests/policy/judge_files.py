@@ -52,6 +52,8 @@ for name in ("host", "host.comfyui"):  # which would want a server
     sys.modules[package.__name__] = package
 
 from comfyui_guarded.guard.errors import GuardError  # noqa: E402
+from comfyui_guarded.guard.faces import frames  # noqa: E402
+from comfyui_guarded.guard.faces import loaded as loaded_files  # noqa: E402
 from comfyui_guarded.guard.faces.loaded import LoadedFiles  # noqa: E402
 from comfyui_guarded.guard.graph import Names  # noqa: E402
 from comfyui_guarded.host.comfyui.declarations import Declarations  # noqa: E402
@@ -161,6 +163,14 @@ def load(class_type, name):
     return {**found, "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}
 
 
+def lower(bound):
+    """Let the door give up after so many pixels."""
+    if bound is not None:
+        loaded_files.MOST_PIXELS = frames.MOST_PIXELS = bound
+        frames.MOST_OF_FILM = frames.MOST_BEHIND = bound
+        frames.LEAST_PIXELS = 1
+
+
 def try_out(line, tell):
     """`tell`: says what comes next, in case it is the last."""
     recipe = json.loads(line)
@@ -170,11 +180,12 @@ def try_out(line, tell):
         return {"unmade": str(error)[:200]}
     (INPUT / name).write_bytes(data)
     loaded = LoadedFiles(Host())
+    lower(recipe.get("bound"))
     suits = {
         "picture": ("LoadImage", "LoadImageMask", "LoadVideo", "VHS_LoadVideo"),
         "sound": ("LoadAudio", "VHS_LoadAudioUpload"),
         "film": tuple(LOADERS),
-    }[recipe["kind"]]
+    }["picture" if recipe.get("how") in ("row", "moving") else "film" if "how" in recipe else recipe["kind"]]
     found = {}
     for class_type in LOADERS:
         if class_type in suits:
