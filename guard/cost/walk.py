@@ -192,6 +192,11 @@ class Walk:
                 extents = list_extents(node_class, less) if not node_class.calculates else []
                 other = self._make_pictures(node_id, node_class, less, fewer, media, often, extents)
                 whole = max(whole, other, key=_find_pixels)
+            if media is not None and (resized := inputs.get("resize", True)) is not True:
+                # A loader that may give its file as large as it is, whatever size stands beside that.
+                fewer = [one for one in asked if one.role not in _SIDES]
+                own = self._make_pictures(node_id, node_class, linked, fewer, media, often, extents)
+                whole = own if resized is False else max(whole, own, key=_find_pixels)
             whole = whole._replace(told=plain.told)
             if parts > 1 and whole.extent is not None:
                 whole = whole._replace(extent=whole.extent._replace(batch=min(whole.extent.batch * parts, ENDLESS)))

@@ -8,7 +8,7 @@ sampler cost more than one call of its model.
 import json
 from typing import Any
 
-from policy.escapes import Case, Graph, image, latent, listed, node
+from policy.escapes import SAVED, Case, Graph, Media, image, latent, listed, node
 
 MODEL = {
     "m": node("CheckpointLoaderSimple", ckpt_name="x.safetensors"),
@@ -39,6 +39,12 @@ def through(kind: str, name: str, count: int, side: int = 4096, **more: Any) -> 
     return shapes(
         ["n", 0], side, t=node("PrimitiveString", value=places(count)), n=node(kind, **{name: ["t", 0]}, **more)
     )
+
+
+def resized(film: Media, **resize: Any) -> tuple[Graph, dict[str, Media]]:
+    sizes = {"width": 64, "height": 64, "repeat": 1, "keep_proportion": False, "divisible_by": 2}
+    loader = node("LoadAndResizeImage", image="a.gif", **resize, **sizes)
+    return {"s": node("PrimitiveBoolean", value=False), "9": loader, **SAVED}, {"9": film}
 
 
 def masks(side: int, **values: Any) -> Graph:
@@ -227,5 +233,9 @@ DEAR = [
     Case("a plan before one that is none", "max_pixel_steps", {"s": refine("from_string", stochastic_plan=f"0-{LONG}:1,x")}),
     Case("a plan of a hundred calls at each step", "max_pixel_steps", sampled(832, 60, ranged(0, 999, 100), frames=81)),
     Case("a plan as it is by default", None, sampled(832, 20, refine("from_string", stochastic_plan="2-5:3,6-14:1"), frames=81)),
+    Case("a size that a loader does not use", "max_film_pixels", *resized(Media(2048, 2048, 300), resize=False)),
+    Case("a size that a loader may not use", "max_film_pixels", *resized(Media(2048, 2048, 300), resize=["s", 0])),
+    Case("a size that a loader uses", None, *resized(Media(2048, 2048, 300), resize=True)),
+    Case("a size that a loader does not use, of a photo", None, *resized(Media(2048, 2048), resize=False)),
     Case("a plan of one range as it is by default", None, sampled(832, 20, ranged(2, 5, 3), frames=81)),
 ]  # fmt: skip
