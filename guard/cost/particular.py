@@ -1,3 +1,5 @@
+# Over 400 lines: a short function for each node that nothing else tells of, and what they share to read its inputs.
+
 """Nodes whose inputs' names do not tell what they make, or make on the way: each by its source.
 
 ComfyUI 0.33's `comfy_extras/nodes_mask.py`, `nodes_compositor.py`, `nodes_latent.py`, `nodes_wandancer.py`,

@@ -1,3 +1,5 @@
+# Over 400 lines: the order of the queue and the counts that are kept with it are changed together, by each transition.
+
 """The queue's order: who waits, and whose turn is next.
 
 Owners take turns, and within an owner's line its users do: each of a user's waiting jobs has a round of its own. A
