@@ -281,7 +281,7 @@ class Transitions:
             created_at_ms=new.created_at_ms,
             started_at_ms=None,
             settled_at_ms=None,
-            timeout_s=new.timeout_s,
+            timeout_s=float(new.timeout_s),  # as the column has it
             locale=new.locale,
             client_id=new.client_id,
             shape=new.shape,
