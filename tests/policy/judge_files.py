@@ -6,7 +6,6 @@ The first line of the answer names the loaders. After it comes, for each recipe 
 what the door and the real node made of the file, by loader. Each file is judged and loaded by a process of its own.
 """
 
-import importlib.util
 import json
 import logging
 import math
@@ -16,9 +15,10 @@ import select
 import signal
 import sys
 import time
-import types
 import warnings
 from pathlib import Path
+
+import our_package
 
 COMFYUI, BASE, ALIAS, *PACKS = sys.argv[1:]
 #: What a loader may have beside what it was judged to take; and how long it may take, by the processor.
@@ -42,14 +42,7 @@ import server  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location("_guarded_alias", ALIAS)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
-for name in ("host", "host.comfyui"):  # which would want a server
-    package = types.ModuleType(f"comfyui_guarded.{name}")
-    package.__path__ = [str(Path(ALIAS).parent / name.replace(".", "/"))]
-    sys.modules[package.__name__] = package
+our_package.register(ALIAS)
 
 from comfyui_guarded.guard.errors import GuardError  # noqa: E402
 from comfyui_guarded.guard.faces import frames  # noqa: E402

@@ -3,14 +3,14 @@
 python judge_pictures.py COMFYUI BASE ALIAS
 """
 
-import importlib.util
 import io
 import json
 import os
 import sys
-import types
 import warnings
 from pathlib import Path
+
+import our_package
 
 COMFYUI, BASE, ALIAS = sys.argv[1:]
 sys.argv = ["main.py", "--cpu", "--base-directory", BASE]
@@ -28,14 +28,7 @@ import nodes  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-spec = importlib.util.spec_from_file_location("_guarded_alias", ALIAS)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
-for name in ("host", "host.comfyui"):  # which would want a server
-    package = types.ModuleType(f"comfyui_guarded.{name}")
-    package.__path__ = [str(Path(ALIAS).parent / name.replace(".", "/"))]
-    sys.modules[package.__name__] = package
+our_package.register(ALIAS)
 
 from comfyui_guarded.guard.errors import GuardError  # noqa: E402
 from comfyui_guarded.guard.faces.loaded import LoadedFiles  # noqa: E402

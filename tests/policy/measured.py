@@ -1,8 +1,5 @@
 """A real ComfyUI that runs one graph after the other, and tells what came of it."""
 
-import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import numpy as np
 from packs.conftest import PACKS
 from PIL import Image
 from policy.grown import Graph, Link
+from policy.script import Script
 
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.tests.hosts.launch import real_kinds
@@ -24,39 +22,18 @@ MEDIA = {
 }
 
 
-class Comfy:
+class Comfy(Script):
     """A real ComfyUI without a server, which runs one graph after the other."""
 
     def __init__(self, base: Path) -> None:
-        newest = real_kinds()[0]
         packs = sorted(PACKS.iterdir()) if PACKS.is_dir() else []
-        script = Path(__file__).with_name("measure_graphs.py")
-        site = os.environ.get("GUARDED_PACKS_SITE") or PACKS.with_name("packs-site")
-        self._log = open(base / "log", "w")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [newest.python, str(script), str(newest.main.parent), str(base), *map(str, packs)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env={**os.environ, "PYTHONPATH": str(site)},
-        )  # fmt: skip
-        self.known = self._read()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, Path(self._log.name).read_text()[-3000:]
-        return json.loads(line)
+        super().__init__("measure_graphs.py", real_kinds()[0], base, *map(str, packs))
+        self.known = self.greeting
 
     def measure(self, graph: Graph, link: Link, seconds: float | None = None) -> Any:
         """What came along the link; with `seconds`, which it may take, also what each node made."""
-        assert self._process.stdin is not None
         more = {} if seconds is None else {"seconds": seconds}
-        self._process.stdin.write(json.dumps({"graph": graph, "link": link, **more}) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.communicate(timeout=120)  # it ends with its input
-        self._log.close()
+        return self.ask({"graph": graph, "link": link, **more})
 
 
 def write_files(folder: Path) -> None:

@@ -6,12 +6,12 @@ The files have the headers that ComfyUI's own models would have, and no weights.
 attention.
 """
 
-import importlib.util
 import json
 import os
 import sys
-import types
 from pathlib import Path
+
+import our_package
 
 COMFYUI, BASE, ALIAS = sys.argv[1:]
 sys.argv = ["main.py", "--cpu", "--base-directory", BASE]
@@ -31,14 +31,7 @@ from comfy.ldm.wan.model import WanModel  # noqa: E402
 management.vram_state = management.VRAMState.NORMAL_VRAM
 management.pytorch_attention_flash_attention = lambda: True
 
-spec = importlib.util.spec_from_file_location("_guarded_alias", ALIAS)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
-for name in ("host", "host.comfyui"):  # which would want a server
-    package = types.ModuleType(f"comfyui_guarded.{name}")
-    package.__path__ = [str(Path(ALIAS).parent / name.replace(".", "/"))]
-    sys.modules[package.__name__] = package
+our_package.register(ALIAS)
 
 from comfyui_guarded.host.comfyui import weights  # noqa: E402
 

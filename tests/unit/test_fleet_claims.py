@@ -4,10 +4,9 @@ import random
 from dataclasses import replace
 
 import pytest
-from unit import stores
 from unit.fakes import LONG_S, new_id, new_job
 from unit.stores import make_schema, only_postgres, server
-from unit.test_fleet_store import clean, kill, open_box, read_line, sync
+from unit.test_fleet_store import _on_postgres, clean, kill, open_box, read_line, sync
 from unit.test_postgres import Proxy
 from unit.test_postgres import open_box as open_box_at
 
@@ -17,16 +16,12 @@ from comfyui_guarded.guard.store import claiming, postgres_engine
 from comfyui_guarded.guard.store.shared import SharedTransitions
 from comfyui_guarded.guard.weight import Placement
 
+# A fixture for all of them here, too.
+__all__ = ["_on_postgres"]
+
 pytestmark = only_postgres
 
 ALL_STATES = ("queued", "dispatched", "running", "succeeded", "failed", "cancelled")
-
-
-@pytest.fixture(autouse=True)
-def _on_postgres():
-    stores.use("postgres")
-    yield
-    stores.use("sqlite")
 
 
 @pytest.fixture
