@@ -32,6 +32,8 @@ ALIAS := build/alias
 # This folder on sys.path would make our nodes/ and app.py shadow ComfyUI's.
 unexport PYTHONPATH
 unexport PYTHONHOME
+# Python compiles the tests once then, and not for each of the two runs and five processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo pictures serve test check site clients chaos power channels fleet fleet-chaos ledger soak crowd
 .PHONY: gpu format venv clean

@@ -1,5 +1,8 @@
+import faulthandler
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,9 @@ from side_by_side import ByServer, rank
 
 #: How long a test on a real host may take that says nothing of it.
 REAL_HOST_S = 360
+#: How long after its timeout a test may still be there. pytest-timeout needs the main thread; a process whose main
+#: thread is stuck ends itself after this, with the stacks of all its threads, and the gate goes on without it.
+STUCK_S = 60
 
 
 def _register_alias() -> None:
@@ -39,6 +45,36 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 # Several servers share the cores: with a thread per core in each of them, torch waits most of its time for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+_stacks = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A copy, since a test that is captured has another one in its place.
+    config.stash[_stacks] = os.dup(sys.__stderr__.fileno()) if sys.__stderr__ is not None else 2
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    mark = item.get_closest_marker("timeout")
+    timeout_s = mark.args[0] if mark is not None else float(item.config.getini("timeout"))
+    _end_if_stuck(item.config, timeout_s + STUCK_S)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # To the very end of the process: a thread that somebody left behind may keep it.
+    _end_if_stuck(session.config, 5 * STUCK_S)
+
+
+def _end_if_stuck(config: pytest.Config, after_s: float) -> None:
+    """From a thread that needs no Python."""
+    faulthandler.dump_traceback_later(after_s, exit=True, file=config.stash[_stacks])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServer:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 #: Folders in which one server per kind of host, a fixture of the session's or folder's, is enough for all modules ...
 SHARED_HOSTS = ("bounds", "contract", "gpu", "results")
@@ -23,6 +24,25 @@ class ByServer(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         return group(nodeid)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """A worker is gone: the others take what it had, except for the test that it ended in, which pytest-xdist would
+        run again, on one worker after another."""
+        ended_in = next(
+            (
+                (unit, test)
+                for unit in self.assigned_work[node].values()
+                for test, is_done in unit.items()
+                if not is_done
+            ),
+            None,
+        )
+        if ended_in is None:
+            return super().remove_node(node)
+        unit, test = ended_in
+        unit[test] = True
+        super().remove_node(node)
+        return test
 
 
 def group(nodeid: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Collection
 
 #: Modules of Python's own that hold locks of the whole process while one of their functions runs.
@@ -44,7 +45,27 @@ def _is_within(ident: int, holding: Collection[str]) -> bool:
     return False
 
 
+class _OwnError(BaseException):
+    """What `_set` raises in its own thread."""
+
+
 def _set(ident: int, exception: type[BaseException] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(ident), ctypes.py_object(exception) if exception is not None else None
-    )
+    """Leave the exception for the thread, and nothing for the others.
+
+    Python tells all threads of the interpreter that one has something to raise, and takes that back only once some
+    thread has raised something. Up to 3.11, a traced thread (a profile, a debugger) enters no function until then: it
+    does not end where the thread hangs in C, nor after a withdrawal. So this thread raises one at once. The other one
+    loses nothing: it looks whenever it gets the interpreter back.
+    """
+    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    them, theirs = ctypes.c_ulong(ident), ctypes.py_object(exception) if exception is not None else None
+    us, ours = ctypes.c_ulong(threading.get_ident()), ctypes.py_object(_OwnError)
+    looks = range(1000)  # Python looks at the end of each turn of a loop
+    # No call of a function of Python's within: if this thread is traced, it is not entered.
+    try:
+        set_exception(them, theirs)
+        set_exception(us, ours)
+        for _ in looks:
+            pass
+    except _OwnError:
+        return

@@ -3,7 +3,6 @@
 import copy
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hypothesis import given, settings
@@ -74,12 +73,6 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 
 def count_calls(workflow: dict[str, Any]) -> int:
     """Convert it, and count the calls that it takes."""
-    # A thread of its own: in the main one, after ten thousand tests, Python 3.11 was seen to trace one line for ever.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_count_calls, workflow).result()
-
-
-def _count_calls(workflow: dict[str, Any]) -> int:
     calls = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:

@@ -1,14 +1,61 @@
 """Raise an exception in another thread, wherever it is: no lock of Python's stays locked."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from unit.fakes import LONG_S
 
 from comfyui_guarded.guard.life import injection
 
 TRIES = 100
+TRACED = """
+import importlib.util, sys, threading
+spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.register()
+from comfyui_guarded.guard.life import injection
+
+class StopError(BaseException): pass
+
+held, seen = threading.Event(), []
+
+def run():
+    try:
+        held.wait()
+        while len(seen) < 10**7:
+            seen.append(0)
+    except StopError:
+        seen[:] = ["stopped"]
+
+thread = threading.Thread(target=run)
+thread.start()
+lines = []
+
+def trace(frame, event, _argument):
+    lines.append(event)
+    return trace
+
+def called():
+    return 1
+
+sys.settrace(trace)
+assert injection.inject(thread.ident, StopError)
+called()
+if sys.argv[2] == "withdrawn":
+    injection.withdraw(thread.ident)
+    called()
+sys.settrace(None)
+assert lines.count("call") > 2
+held.set()
+thread.join()
+print(seen[0])
+"""
 
 
 class StopError(BaseException):
@@ -116,3 +163,11 @@ def test_a_thread_that_is_gone_has_nothing_raised():
     thread.join()
     injection.inject(thread.ident, StopError)
     time.sleep(0)
+
+
+@pytest.mark.parametrize(("then", "is_seen"), [("left", "stopped"), ("withdrawn", "0")])
+def test_a_thread_that_hangs_in_c_keeps_no_other_from_being_traced(then, is_seen):
+    """Beside: if it fails, the one that is traced does not end."""
+    command = [sys.executable, "-c", TRACED, str(Path(__file__).parents[2] / "alias.py"), then]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    assert (done.stdout.strip(), done.stderr) == (is_seen, "")
