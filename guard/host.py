@@ -262,21 +262,30 @@ class Host(Weigher, Protocol):
     def discard(self, job_id: str) -> None:
         """Drop what was kept for a job that has settled. Any thread."""
 
-    def put(self, job_id: str, client_id: str, folder: str) -> None:
+    def put(self, job_id: str, client_id: str, folder: str) -> bool:
         """Put a job that was ready in front of all others in the host's queue. Any thread.
 
-        `folder`: as in `dispatch`. Raises CancelledError where its socket has heard meanwhile that it ended.
+        False: what was kept for it can no longer be used, and it is not there. `folder`: as in `dispatch`. Raises
+        CancelledError where its socket has heard meanwhile that it ended.
         """
 
     def is_between(self) -> bool:
         """Whether the worker is about to ask the supplier for its next job. Any thread."""
 
     async def dispatch(
-        self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False
+        self,
+        job_id: str,
+        client_id: str,
+        body: dict[str, Any],
+        folder: str,
+        *,
+        first: bool = False,
+        hidden: bool = False,
     ) -> Refusal | None:
         """Put a job into the host's queue: what was kept for it, or what its handler makes of `body`. Event loop.
 
-        `folder`: its owner's below the roots, or empty. No list of the host's shows one that is `hidden`.
+        `folder`: its owner's below the roots, or empty. `first`: in front of all others. No list of the host's shows
+        one that is `hidden`.
         """
 
     def held(self) -> frozenset[str]:

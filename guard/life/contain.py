@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import io
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar, cast
+
+from ..errors import GenerationTimeoutError, GuardError, InternalError
+from ..job import Job
+
+log = logging.getLogger("guarded.queue")
 
 T = TypeVar("T")
 
@@ -151,3 +158,36 @@ def _hear(task: asyncio.Task[Any]) -> None:
     """Take the exception of a task that nobody may await any more, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
+
+
+def explain(job: Job, raised: BaseException) -> GuardError:
+    """The error of a job that could not be handed over."""
+    if isinstance(raised, GuardError):
+        return raised
+    about = {"job_id": job.job_id, "quotes_prompt": True}
+    if isinstance(raised, OverdueError):
+        log.error("job %s: its validation at dispatch does not end", job.job_id, extra=about)
+        return GenerationTimeoutError(
+            f"The job's validation did not end within {job.timeout_s:g} s.", extra_info={"timeout_s": job.timeout_s}
+        )
+    log.error("job %s could not be handed to the host", job.job_id, exc_info=raised, extra=about)
+    details = str(raised) if isinstance(raised, EscapedError) else f"{type(raised).__name__}: {raised}"
+    return InternalError("The host did not take the job.", details=details)
+
+
+def find_failure(task: asyncio.Task[None]) -> BaseException | None:
+    """What has ended the task. Any thread."""
+    if not task.done():
+        return None
+    try:
+        task.result()
+    except BaseException as failure:
+        return failure
+    return None
+
+
+def find_stack(task: asyncio.Task[None]) -> str:
+    """Where the task stands. Any thread."""
+    stack = io.StringIO()
+    task.print_stack(file=stack)
+    return stack.getvalue().rstrip()

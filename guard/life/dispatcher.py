@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
 from ..bounds import work
-from ..errors import GenerationTimeoutError, GuardError, InternalError
+from ..errors import GuardError, InternalError
 from ..files.names import owner_folder
 from ..host import Host
 from ..host_words import explain_refusal, host_body
@@ -28,7 +29,7 @@ from ..settings import QueueSettings
 from ..signal import Signal
 from ..store import Claimed
 from ..wake import LoopCaller, Wake, wrap_future
-from .contain import EscapedError, OverdueError, contain
+from .contain import contain, explain, find_failure, find_stack
 from .health import Health
 from .returns import Returns
 from .runs import START_WAIT_S, Runs, log_start
@@ -41,6 +42,8 @@ log = logging.getLogger("guarded.queue")
 LOOK_S = 1.0
 #: How long after its job's time a turn must come back.
 LATE_S = 10.0
+#: So many times the prompt of a job that has begun is read, `LOOK_S` apart, where the store fails.
+READS = 10
 
 
 class Queue(Protocol):
@@ -53,6 +56,7 @@ class Queue(Protocol):
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]: ...
     def begin(self, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Future[Job | None]: ...
     def hand_over(self, job_id: str) -> Future[None]: ...
+    def find_body(self, job_id: str) -> Future[tuple[bytes | None, int | None]]: ...
 
 
 class Dispatcher:
@@ -104,6 +108,8 @@ class Dispatcher:
         self._handovers: dict[str, asyncio.Task[None]] = {}
         #: The jobs that were ended meanwhile.
         self._ended: set[str] = set()
+        #: The jobs that have begun as far as the store knows, and of which the host had nothing to put any more.
+        self._anew: deque[Job] = deque()
         #: The task had ended or hung and was started again: a code and a message. Called on the watchdog's thread.
         self.alarmed: Signal[[str, str]] = Signal()
         health.watch("dispatcher down", "Nothing is dispatched: the dispatcher has ended or hangs.", self.is_down)
@@ -159,7 +165,7 @@ class Dispatcher:
             return
         self._begins_again = True
         message = "the dispatcher has ended" if task.done() else "the dispatcher does not come back from a turn"
-        log.error("%s; it is started again\n%s", message, _find_stack(task), exc_info=_find_failure(task))
+        log.error("%s; it is started again\n%s", message, find_stack(task), exc_info=find_failure(task))
         self.alarmed("dispatcher_restarted", f"{message}; it was started again")
         self._loop.call(self._begin_again)
 
@@ -197,6 +203,9 @@ class Dispatcher:
 
     async def turn(self) -> bool:
         """Dispatch one job. False: there is no slot, no job or no worker, so wait until somebody calls :meth:`wake`."""
+        if self._anew:
+            await self._dispatch_anew(self._anew.popleft())
+            return True
         max_jobs = self._settings.max_jobs
         if self._host.is_between():
             return False  # the worker is about to begin the next job, and says when it goes on
@@ -214,10 +223,32 @@ class Dispatcher:
         if claimed is None:
             return False
         try:
-            await self._hand_over(claimed)
+            await self._hand_over(claimed.job, partial(self._dispatch, claimed))
         finally:
             self._note_handed(claimed.job.job_id)
         return True
+
+    async def _dispatch_anew(self, job: Job) -> None:
+        """Hand a job over that has begun, from its prompt on: it goes first, and nothing else keeps it from that."""
+        with self._lock:
+            self._handing[job.job_id] = time.monotonic() + job.timeout_s + LATE_S
+        try:
+            await self._hand_over(job, partial(self._read_and_dispatch, job))
+        finally:
+            self._note_handed(job.job_id)
+
+    async def _read_and_dispatch(self, job: Job) -> None:
+        body = await self._read_body(job.job_id)
+        if body is None:
+            raise InternalError("The job's prompt is no longer in the database.")
+        await self._dispatch(Claimed(job, body), first=True)
+
+    async def _read_body(self, job_id: str) -> bytes | None:
+        for _ in range(READS - 1):
+            with suppress(GuardError):  # of its own troubles the store tells
+                return (await wrap_future(self._store.find_body(job_id)))[0]
+            await asyncio.sleep(LOOK_S)
+        return (await wrap_future(self._store.find_body(job_id)))[0]
 
     def _note_claim(self) -> None:
         """Any thread."""
@@ -239,19 +270,18 @@ class Dispatcher:
             self._handing.pop(job_id, None)
             return job_id in self._ended
 
-    async def _hand_over(self, claimed: Claimed) -> None:
+    async def _hand_over(self, job: Job, dispatch: Callable[[], Awaitable[None]]) -> None:
         """Hand the job to the host. Whatever ComfyUI's or a pack's code raises there costs this job and no more."""
-        job = claimed.job
-        if job.job_id in self._ended or self._settler.verdict_of(job.job_id) is not None:
-            self._settler.release(job.job_id)
+        if self._is_ended(job.job_id):
+            self._runs.released(job.job_id)
             return
         self._runs.expect(job)
-        self._handovers[job.job_id] = asyncio.ensure_future(contain(lambda: self._dispatch(claimed), job.timeout_s))
+        self._handovers[job.job_id] = asyncio.ensure_future(contain(dispatch, job.timeout_s))
         try:
             await self._handovers[job.job_id]
         except BaseException as raised:
             was_ended = job.job_id in self._ended
-            error = None if was_ended else _explain(job, raised)
+            error = None if was_ended else explain(job, raised)
             goes_back = error is not None and self._returns is not None and self._returns.takes(job, error)
             if error is not None and not goes_back:
                 self._settler.end(job, error)
@@ -269,11 +299,14 @@ class Dispatcher:
         finally:
             del self._handovers[job.job_id]
 
+    def _is_ended(self, job_id: str) -> bool:
+        return job_id in self._ended or self._settler.verdict_of(job_id) is not None
+
     def _end_refused(self, job: Job, error: GuardError, is_elsewhere: bool) -> None:
         if not is_elsewhere:
             self._settler.end(job, error)
 
-    async def _dispatch(self, claimed: Claimed) -> None:
+    async def _dispatch(self, claimed: Claimed, *, first: bool = False) -> None:
         job = claimed.job
         body = host_body(await work(len(claimed.body), _parse, claimed.body), job.job_id)
         if self._bring is not None:
@@ -281,7 +314,7 @@ class Dispatcher:
         client_id = self._client_ids.of_job(job.job_id, job.owner, job.client_id)
         body["client_id"] = client_id
         body["extra_data"] = {**body.get("extra_data", {}), **(self._secrets.of(job.job_id) if job.has_secrets else {})}
-        refusal = await self._host.dispatch(job.job_id, client_id, body, owner_folder(job.owner))
+        refusal = await self._host.dispatch(job.job_id, client_id, body, owner_folder(job.owner), first=first)
         if refusal is not None:
             raise explain_refusal(refusal, body["prompt"], self._host)
         # If the process dies from now on, this prompt's validation was not the reason.
@@ -334,19 +367,23 @@ class Dispatcher:
     def _hand_over_begun(self, job: Job) -> bool:
         """Hand a job to the host that has begun as far as the store knows. Any thread."""
         job_id = job.job_id
-        is_put = False
+        is_put = is_gone = False
         try:
-            if job_id not in self._ended and self._settler.verdict_of(job_id) is None:
+            if not self._is_ended(job_id):
                 self._runs.expect(job)
                 client_id = self._client_ids.of_job(job_id, job.owner, job.client_id)
-                self._host.put(job_id, client_id, owner_folder(job.owner))
-                is_put = True
+                is_put = self._host.put(job_id, client_id, owner_folder(job.owner))
+                is_gone = not is_put
         except Exception as raised:
             if job_id not in self._ended:
-                self._settler.end(job, _explain(job, raised))
+                self._settler.end(job, explain(job, raised))
         finally:
-            was_ended = self._note_handed(job_id)
-        if job_id not in self._host.held():
+            # Of one that is gone, since a file was stored again after the commit, the dispatcher's task says so.
+            was_ended = not is_gone and self._note_handed(job_id)
+        if is_gone:
+            self._anew.append(job)
+            self._wake.set()
+        elif job_id not in self._host.held():
             self._runs.released(job_id)
         elif was_ended:
             self._host.stop(job_id)
@@ -356,36 +393,3 @@ class Dispatcher:
 def _parse(body: bytes) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(renew(body))
     return parsed
-
-
-def _explain(job: Job, raised: BaseException) -> GuardError:
-    """The error of a job that could not be handed over."""
-    if isinstance(raised, GuardError):
-        return raised
-    about = {"job_id": job.job_id, "quotes_prompt": True}
-    if isinstance(raised, OverdueError):
-        log.error("job %s: its validation at dispatch does not end", job.job_id, extra=about)
-        return GenerationTimeoutError(
-            f"The job's validation did not end within {job.timeout_s:g} s.", extra_info={"timeout_s": job.timeout_s}
-        )
-    log.error("job %s could not be handed to the host", job.job_id, exc_info=raised, extra=about)
-    details = str(raised) if isinstance(raised, EscapedError) else f"{type(raised).__name__}: {raised}"
-    return InternalError("The host did not take the job.", details=details)
-
-
-def _find_failure(task: asyncio.Task[None]) -> BaseException | None:
-    """What has ended the task. Any thread."""
-    if not task.done():
-        return None
-    try:
-        task.result()
-    except BaseException as failure:
-        return failure
-    return None
-
-
-def _find_stack(task: asyncio.Task[None]) -> str:
-    """Where the task stands. Any thread."""
-    stack = io.StringIO()
-    task.print_stack(file=stack)
-    return stack.getvalue().rstrip()

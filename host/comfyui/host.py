@@ -38,8 +38,6 @@ from .worker import Workers
 log = logging.getLogger("guarded.host")
 
 _dispatching: contextvars.ContextVar[bool] = contextvars.ContextVar("guarded_dispatching", default=False)
-
-
 #: What is logged while a prompt is rehearsed: whoever sends bad ones again and again must not fill the log.
 _held: contextvars.ContextVar[list[logging.LogRecord] | None] = contextvars.ContextVar("guarded_held", default=None)
 _HELD_LINES = 100
@@ -137,13 +135,13 @@ class ComfyHost:
     def discard(self, job_id: str) -> None:
         self._kept.discard(job_id)
 
-    def put(self, job_id: str, client_id: str, folder: str) -> None:
+    def put(self, job_id: str, client_id: str, folder: str) -> bool:
         with self._hooks.expect(job_id):
             item = self._find_kept(job_id)
-            if item is None:
-                raise RuntimeError("what was kept for the job is gone")
-            self._hooks.queue_job(_address(item, client_id), client_id, folder, first=True)
+            if item is not None:
+                self._hooks.queue_job(_address(item, client_id), client_id, folder, first=True)
         self._kept.discard(job_id)
+        return item is not None
 
     def _find_kept(self, job_id: str) -> QueueItem | None:
         """What was kept for the job, with the number of a prompt that came now."""
@@ -159,13 +157,20 @@ class ComfyHost:
         return self._hooks.is_between
 
     async def dispatch(
-        self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False
+        self,
+        job_id: str,
+        client_id: str,
+        body: dict[str, Any],
+        folder: str,
+        *,
+        first: bool = False,
+        hidden: bool = False,
     ) -> Refusal | None:
         with self._hooks.expect(job_id):
             answer: QueueItem | Refusal = self._find_kept(job_id) or await self._dispatch_anew(job_id, body)
             if isinstance(answer, Refusal):
                 return answer
-            self._hooks.queue_job(_address(answer, client_id), client_id, folder, hidden=hidden)
+            self._hooks.queue_job(_address(answer, client_id), client_id, folder, first=first, hidden=hidden)
         self._kept.discard(job_id)
         return None
 

@@ -94,6 +94,20 @@ async def test_the_same_photo_is_stored_once_however_many_send_it_at_once(client
     assert stored.startswith(f"input/{folder_of(client.base, 'local')}/")
 
 
+async def test_a_photo_that_is_stored_again_just_as_its_jobs_begin_costs_none_of_them(client):
+    data = fresh()
+    await client.request("POST", "/guarded_faults/packs/store_again")
+    try:
+        answers = await asyncio.gather(
+            *(sent(client, prompt(photo_copy("photo", unique())), part("photo", data, f"{n}.png")) for n in range(12))
+        )
+        for answer in answers:
+            assert answer.status == 200, answer
+            assert_succeeded(await client.settled(answer.json["prompt_id"]))
+    finally:
+        await client.request("POST", "/guarded_faults/packs/off")
+
+
 async def test_a_refusal_leaves_no_file(client):
     before = uploaded(client.base)
     graph = {**photo_copy("photo"), "4": node("NoSuchNode", image=["1", 0])}

@@ -157,13 +157,16 @@ class FakeHost:
     def discard(self, job_id: str) -> None:
         self.ready.discard(job_id)
 
-    def put(self, job_id: str, client_id: str, folder: str) -> None:
+    def put(self, job_id: str, client_id: str, folder: str) -> bool:
         if self.during_put is not None:
             self.during_put(job_id)
         if isinstance(self.answer, BaseException):
             raise self.answer
+        if job_id not in self.ready:
+            return False
         self.put_first.append((job_id, client_id))
         self.holds.add(job_id)
+        return True
 
     def is_between(self) -> bool:
         return self.between
@@ -175,7 +178,14 @@ class FakeHost:
         return self.rehearsal
 
     async def dispatch(
-        self, job_id: str, client_id: str, body: dict[str, Any], folder: str, *, hidden: bool = False
+        self,
+        job_id: str,
+        client_id: str,
+        body: dict[str, Any],
+        folder: str,
+        *,
+        first: bool = False,
+        hidden: bool = False,
     ) -> Refusal | None:
         self.dispatched.append((job_id, client_id, json.loads(json.dumps(body))))
         if self.during_dispatch is not None:

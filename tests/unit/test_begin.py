@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from unit.stores import both, count_commits, open_store
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import CancelledError, QueueTimeoutError
-from comfyui_guarded.guard.host import Outcome, Progress
+from comfyui_guarded.guard.host import Outcome, Progress, Refusal
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import beside, checking
 from comfyui_guarded.guard.life import dispatcher as dispatchers
@@ -170,6 +171,118 @@ def test_a_host_that_cannot_take_the_job_costs_that_job_and_its_slot_is_free(mac
     assert host.put_first[-1][0] == other
 
 
+async def _begin_gone(machine, host, **facts):
+    """A job of which the host has nothing any more just as it begins; the dispatcher has not come to it."""
+    job_id = _ready(machine, **facts)
+    host.during_put = host.ready.discard
+    assert not await asyncio.to_thread(machine.dispatcher.begin_next)
+    host.during_put = None
+    assert (host.put_first, machine.leased(), machine.ended(job_id)[0]) == ([], 1, "running")
+    assert machine.dispatcher.handing() == {job_id}, "it is on its way: a drain waits for it"
+    return job_id
+
+
+async def test_a_job_of_which_the_host_has_nothing_any_more_as_it_begins_is_dispatched_anew(machine, host):
+    job_id = await _begin_gone(machine, host, owner="local", client_id="socket", body=b'{"prompt": {"1": {}}}')
+    assert await machine.dispatcher.turn()
+    ((dispatched, client_id, body),) = host.dispatched
+    assert (dispatched, client_id, body["prompt"]) == (job_id, "socket", {"1": {}})
+    assert machine.dispatcher.handing() == frozenset()
+    assert machine.runs.started(job_id)
+    assert machine.finish(job_id, TEXT).state is JobState.SUCCEEDED
+    assert (machine.job(job_id).attempts, machine.leased()) == (1, 0)
+
+
+async def test_the_dispatcher_hears_of_such_a_job_at_once_and_comes_to_it_in_a_drain_and_before_the_worker(
+    machine, host
+):
+    machine.dispatcher.start()
+    await asyncio.sleep(0)
+    job_id = await _begin_gone(machine, host)
+    machine.health.draining = host.between = True
+    await until(lambda: host.dispatched)
+    await until(lambda: machine.dispatcher.handing() == frozenset())
+    assert host.dispatched[0][0] == job_id
+
+
+@pytest.mark.parametrize("when", ["before the dispatcher", "as its prompt is read", "as the host looks", "once queued"])
+async def test_a_cancel_reaches_such_a_job_wherever_it_is(machine, store, host, monkeypatch, when):
+    def cancel():
+        machine.settler.end(machine.job(job_id), CancelledError("The job was cancelled."))
+
+    host.between = True
+    job_id = await _begin_gone(machine, host)
+    if when == "before the dispatcher":
+        cancel()
+    elif when == "as its prompt is read":
+        reading = Future()
+        monkeypatch.setattr(store, "find_body", lambda _job_id: (cancel(), reading)[1])
+    elif when == "as the host looks":
+
+        async def look(_job_id):
+            cancel()
+            await asyncio.sleep(LONG_S)
+
+        host.during_dispatch = look
+    machine.dispatcher.start()
+    if when == "once queued":
+        await until(lambda: host.holds)
+        cancel()
+    await until(lambda: machine.dispatcher.handing() == frozenset() and machine.ended(job_id)[0] == "cancelled")
+    assert machine.ended(job_id) == ("cancelled", "cancelled")
+    if when == "once queued":
+        assert host.stopped[-1] == job_id
+        machine.runs.released(job_id)
+    else:
+        assert host.holds == set()
+    await until(lambda: machine.leased() == 0)
+
+
+async def test_a_validation_of_such_a_job_that_does_not_end_costs_it_its_time_and_no_more(machine, host):
+    async def hang(_job_id):
+        await asyncio.sleep(LONG_S)
+
+    host.during_dispatch = hang
+    job_id = await _begin_gone(machine, host, timeout_s=0.05)
+    assert await machine.dispatcher.turn()
+    assert machine.ended(job_id) == ("failed", "generation_timeout")
+    assert (machine.leased(), machine.dispatcher.handing()) == (0, frozenset())
+
+
+async def test_a_store_that_cannot_read_the_prompt_of_such_a_job_is_asked_so_many_times(
+    machine, store, host, monkeypatch
+):
+    monkeypatch.setattr(dispatchers, "LOOK_S", 0.0)
+    asked, reads = [], store.find_body
+
+    def fail(job_id):
+        asked.append(job_id)
+        return store._failed() if len(asked) < 3 else reads(job_id)
+
+    monkeypatch.setattr(store, "find_body", fail)
+    job_id = await _begin_gone(machine, host)
+    assert await machine.dispatcher.turn()
+    assert host.dispatched[0][0] == job_id
+    machine.runs.released(job_id)
+    monkeypatch.setattr(store, "find_body", lambda job_id: (asked.append(job_id), store._failed())[1])
+    host.ready.clear()
+    host.put_first.clear()
+    del asked[:]
+    host.dispatched.clear()
+    other = await _begin_gone(machine, host)
+    assert await machine.dispatcher.turn()
+    assert (machine.ended(other), len(asked)) == (("failed", "disk_full"), dispatchers.READS)
+    assert (machine.leased(), host.dispatched) == (0, [])
+
+
+async def test_such_a_job_that_the_host_refuses_now_ends_with_that(machine, host):
+    job_id = await _begin_gone(machine, host)
+    host.answer = Refusal("prompt_no_outputs", "Prompt has no outputs", "", {}, {})
+    assert await machine.dispatcher.turn()
+    assert machine.ended(job_id) == ("failed", "invalid_workflow")
+    assert machine.leased() == 0
+
+
 def test_a_full_disk_lets_no_job_begin_and_costs_none(machine, store, host, monkeypatch):
     job_id = _ready(machine)
     monkeypatch.setattr(store, "begin", lambda *_args: store._failed())
@@ -266,6 +379,9 @@ async def test_a_full_queue_wakes_the_loop_for_the_ends_that_somebody_waits_for_
 #: Moments of a begin: before it, as its commit is told (the store's thread), as the host is given the job, and once the
 #: host has it but the worker has not begun.
 MOMENTS = ("before", "told dispatched", "told running", "put", "after")
+#: Where the host has nothing to put any more: before the dispatcher comes to the job, as its prompt is read, as the
+#: host looks at that, and as it puts it into its queue.
+MOMENTS_ANEW = ("gone", "read", "looked at", "queued")
 ACTIONS = ("cancel", "cancel and wait", "overdue", "drain", "undrain", "rush", "unready", "flush")
 
 
@@ -273,13 +389,17 @@ ACTIONS = ("cancel", "cancel and wait", "overdue", "drain", "undrain", "rush", "
 @given(
     owners=st.lists(st.sampled_from(["ann", "bob"]), min_size=1, max_size=4),
     max_jobs=st.integers(1, 2),
+    gone=st.frozensets(st.integers(0, 3), max_size=3),
     plan=st.lists(
-        st.tuples(st.integers(0, 3), st.sampled_from(MOMENTS), st.sampled_from(ACTIONS), st.integers(0, 5)), max_size=6
+        st.tuples(
+            st.integers(0, 3), st.sampled_from(MOMENTS + MOMENTS_ANEW), st.sampled_from(ACTIONS), st.integers(0, 5)
+        ),
+        max_size=8,
     ),
 )
-def test_whatever_happens_between_two_jobs_every_promise_holds(owners, max_jobs, plan):
+def test_whatever_happens_between_two_jobs_every_promise_holds(owners, max_jobs, gone, plan):
     with tempfile.TemporaryDirectory() as folder:
-        _Gap(Path(folder), owners, max_jobs, plan).run()
+        _Gap(Path(folder), owners, max_jobs, gone, plan).run()
 
 
 class _Host(FakeHost):
@@ -293,15 +413,17 @@ class _Host(FakeHost):
 class _Gap:
     """A worker that takes job after job, and others who act at chosen moments between two of them."""
 
-    def __init__(self, folder, owners, max_jobs, plan):
+    def __init__(self, folder, owners, max_jobs, gone, plan):
         self.store, self.host = FailingStore(folder / "guarded.db", Clock(), "kill"), _Host()
         self.machine = Machine(self.store, self.host, Clock(), folder, queue={"max_jobs": max_jobs})
-        self.max_jobs, self.plan, self.turn = max_jobs, plan, 0
+        self.max_jobs, self.gone, self.plan, self.turn = max_jobs, gone, plan, 0
         self.drain = Drain(self.machine.health, self.store, lambda: None, self.machine.dispatcher.handing, folder)
         self.jobs = [_ready(self.machine, owner=owner) for owner in owners]
         self.begun, self.endings, self.cancelled = [], [], set()
         self.store.changed.subscribe(self.hear)
-        self.host.during_put = lambda job_id: self.act("put", job_id)
+        self.host.during_put = self.put
+        self.host.during_dispatch = self.look
+        self.read, self.store.find_body = self.store.find_body, self.find_body
 
     def hear(self, job):
         if job.state.settled:
@@ -311,6 +433,20 @@ class _Gap:
             self.begun.append(job.job_id)
         if job.state.value in ("dispatched", "running"):
             self.act(f"told {job.state.value}", job.job_id)
+
+    def put(self, job_id):
+        if self.turn in self.gone:
+            self.host.ready.discard(job_id)
+        self.act("put", job_id)
+
+    def find_body(self, job_id):
+        self.act("read", job_id)
+        return self.read(job_id)
+
+    async def look(self, job_id):
+        self.act("looked at", job_id)
+        await asyncio.sleep(0)
+        self.act("queued", job_id)
 
     def act(self, moment, at_hand=None):
         for turn, when, action, which in self.plan:
@@ -351,7 +487,7 @@ class _Gap:
             for self.turn in range(12):
                 self.take_one()
             self.drain.end()
-            self.plan = []
+            self.plan, self.gone = [], ()
             self.host.ready.update(self.jobs)
             for self.turn in range(12):
                 self.take_one()
@@ -367,13 +503,18 @@ class _Gap:
         self.act("before")
         was_draining, before = self.machine.health.draining, set(self.begun)
         put = len(self.host.put_first)
-        if not self.machine.dispatcher.begin_next():
+        is_put = self.machine.dispatcher.begin_next()
+        begun = set(self.begun) - before
+        assert not (was_draining and begun), "nothing begins in a drain"
+        if not is_put:
             assert len(self.host.put_first) == put
-            self.store.flush()
-            return
-        assert not was_draining, "nothing begins in a drain"
-        ((job_id, _client_id),) = self.host.put_first[put:]
-        assert set(self.begun) - before == {job_id}
+            (job_id,) = begun or (None,)
+            if job_id is None or not asyncio.run(self.dispatch_anew(job_id)):
+                self.store.flush()
+                return
+        else:
+            ((job_id, _client_id),) = self.host.put_first[put:]
+            assert begun == {job_id}
         self.act("after", job_id)
         goes_on = self.machine.runs.started(job_id)
         is_stopped = not goes_on or job_id in self.host.stopped
@@ -389,3 +530,18 @@ class _Gap:
         job = self.machine.job(job_id)
         assert job.attempts == 1
         assert job.state is (JobState.CANCELLED if job_id in self.cancelled else JobState.SUCCEEDED)
+
+    async def dispatch_anew(self, job_id):
+        """What the dispatcher's task does with a job that has begun and was not put; whether the host has it then."""
+        self.machine.dispatcher._loop.bind()
+        self.act("gone", job_id)
+        dispatched = len(self.host.dispatched)
+        while self.machine.dispatcher._anew:
+            assert self.machine.dispatcher.handing() == {job_id}, "a drain waits for it"
+            await self.machine.dispatcher.turn()
+        assert len(self.host.dispatched) <= dispatched + 1
+        if job_id not in self.host.holds:
+            assert job_id in self.cancelled, "nothing else costs it its run"
+            self.store.flush()
+            assert self.machine.job(job_id).state is JobState.CANCELLED
+        return job_id in self.host.holds

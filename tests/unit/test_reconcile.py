@@ -217,8 +217,8 @@ async def test_a_job_that_has_waited_too_long_while_it_is_validated_for_dispatch
 async def test_a_job_that_is_cancelled_just_as_the_host_takes_it_is_taken_out_again(machine, host, monkeypatch):
     dispatch = host.dispatch
 
-    async def cancelled_at_the_end(job_id, *rest):
-        answer = await dispatch(job_id, *rest)
+    async def cancelled_at_the_end(job_id, *rest, **more):
+        answer = await dispatch(job_id, *rest, **more)
         machine.settler.end(job, CancelledError("The job was cancelled."))
         return answer
 

@@ -3,6 +3,9 @@
 GET /guarded_faults/shown/{prompt_id}: how often ComfyUI has shown that prompt to packs, in `times`.
 """
 
+import os
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -95,6 +98,22 @@ def _send_ends() -> None:
         _instance.send_sync("executing", {"node": None, "prompt_id": item[1]}, item[3].get("client_id"))
 
 
+def _store_again() -> None:
+    """Store what a job's loaders name again whenever what was kept for the job is about to be used."""
+
+    def make(native: Any) -> Any:
+        def find(kept: Any, job_id: str) -> Any:
+            for path, _mark in kept._made[job_id][4] if job_id in kept._made else ():
+                shutil.copyfile(path, f"{path}.again")
+                os.replace(f"{path}.again", path)
+            return native(kept, job_id)
+
+        return find
+
+    module = next(one for name, one in sys.modules.items() if name.endswith(".host.comfyui.kept"))
+    _replace(module.Kept, "find", make)
+
+
 _WAYS = {
     "send_ends": _send_ends,
     "raise_after_task_done": _raise_after_task_done,
@@ -102,6 +121,7 @@ _WAYS = {
     "lose_in_get": _lose_in_get,
     "raise_in_queue_updated": _raise_in_queue_updated,
     "tell_each_socket": _tell_each_socket,
+    "store_again": _store_again,
 }
 
 
