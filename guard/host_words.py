@@ -144,9 +144,10 @@ def _is_out_of_memory(outcome: Outcome) -> bool:
 
 
 def _is_out_of_main_memory(outcome: Outcome) -> bool:
-    """The same of the machine's own memory, also as NumPy says it."""
-    name = outcome.exception_type.rpartition(".")[2]
-    is_named = name in ("MemoryError", "_ArrayMemoryError")
+    """The same of the machine's own memory, also as NumPy says it. libav says so of what it cannot use, such as a
+    sound without samples."""
+    module, _, name = outcome.exception_type.rpartition(".")
+    is_named = name in ("MemoryError", "_ArrayMemoryError") and module.partition(".")[0] != "av"
     return is_named or _OUT_OF_MAIN_MEMORY.search(outcome.exception_message) is not None
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePath
@@ -32,14 +34,16 @@ from . import expected, film_files, image_files
 from .budget import Budget, BudgetFile
 from .containers import Kind, sniff
 from .expected import Expected
-from .findings import Facts
-from .judgement import claimed_kind, judge
+from .findings import Facts, Fault, Finding
+from .judgement import claimed_kind, judge, make_error
 from .opener import hash_file
 
 #: A text that a node reports is kept up to this length.
 TEXT_CHARS = 2**20
 #: Bytes from a file's head that tell its kind.
 SNIFF_BYTES = 64
+#: A film as pictures, of a file that is there: FFmpeg fills in no number where the name has any other mark.
+_UNNUMBERED = re.compile(r"\.%\d+d\.\w+$")
 _BINARY: int = getattr(os, "O_BINARY", 0)
 
 
@@ -64,10 +68,21 @@ def check(outcome: Outcome, settings: ResultsSettings, budget: Budget | None = N
             f"{settings.max_outputs_bytes}."
         )
     budget = budget or Budget(settings)
+    files = result_files(outcome)
+    made = Counter(file.node_id for file in files)
     return tuple(
-        _check_file(index, file, expected.infer(outcome.prompt, file.node_id), settings, budget)
-        for index, file in enumerate(result_files(outcome))
+        _check_file(index, file, _ask(outcome, file), settings, budget, alone=made[file.node_id] == 1)
+        for index, file in enumerate(files)
     )
+
+
+def _ask(outcome: Outcome, file: ReportedFile) -> Expected:
+    """What was asked of the file's node. It may say itself that its picture moves, as ComfyUI's writers do; not that a
+    PNG does, since SaveAnimatedPNG of ComfyUI 0.3.64 says so of one frame, too."""
+    asked = expected.infer(outcome.prompt, file.node_id)
+    output = outcome.outputs.get(file.node_id)
+    says_so = isinstance(output, Mapping) and output.get("animated") == [True]
+    return replace(asked, many=True) if says_so and not file.filename.lower().endswith(".png") else asked
 
 
 def own_files(outcome: Outcome) -> tuple[ReportedFile, ...]:
@@ -132,7 +147,9 @@ def _has_content(output: Any) -> bool:
     return bool(output) and (not isinstance(output, Mapping) or any(output.values()))
 
 
-def _check_file(index: int, file: ReportedFile, asked: Expected, settings: ResultsSettings, budget: Budget) -> Artifact:
+def _check_file(
+    index: int, file: ReportedFile, asked: Expected, settings: ResultsSettings, budget: Budget, *, alone: bool
+) -> Artifact:
     where = {"node_id": file.node_id, "filename": file.filename}
     with _open_file(file, where) as handle:
         status = os.fstat(handle.fileno())
@@ -156,6 +173,9 @@ def _check_file(index: int, file: ReportedFile, asked: Expected, settings: Resul
                 f"{file.filename} has {status.st_size} bytes; at least {min_bytes} were expected.",
                 extra_info={**where, "bytes": status.st_size, "min_bytes": min_bytes},
             )
+        if _UNNUMBERED.search(file.filename):
+            finding = Finding(Fault.TOO_FEW_FRAMES, "its pictures were written one over the other", 1)
+            raise make_error(finding, file.filename, **where)
         if kind is None:
             if claimed is not None:
                 raise ResultCorruptError(f"{file.filename} is not what its name says.", extra_info=where)
@@ -170,7 +190,7 @@ def _check_file(index: int, file: ReportedFile, asked: Expected, settings: Resul
                 raise ResultCorruptError(
                     f"{file.filename} does not decode.", details=f"{type(error).__name__}: {error}", extra_info=where
                 ) from None
-            artifact = judge(artifact, facts, asked, settings)
+            artifact = judge(artifact, facts, asked, settings, alone=alone)
         return replace(artifact, sha256=hash_file(handle, budget))
 
 

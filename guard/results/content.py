@@ -79,7 +79,7 @@ def find_blank(levels: Levels, settings: ResultsSettings) -> Finding | None:
 
 
 class Footage:
-    """What frames show one after the other: how many are blank, and whether anything moves. Constant memory."""
+    """What frames show one after the other: how long it is blank, and whether anything moves. Constant memory."""
 
     def __init__(self, settings: ResultsSettings) -> None:
         self._settings = settings
@@ -87,14 +87,17 @@ class Footage:
         self._blocks: _Extremes | None = None
         self._first_blank: Finding | None = None
         self._compared = 0
-        self.seen = 0
-        self.blank = 0
+        self._seen = 0.0
+        self._blank = 0.0
 
-    def see(self, blank: Finding | None, thumb: Thumb | None) -> None:
-        """Take the next frame: how it is blank, if it is, and its thumbnail (see :func:`make_thumbnail`), if any."""
-        self.seen += 1
+    def see(self, blank: Finding | None, thumb: Thumb | None, shown: float = 1.0) -> None:
+        """Take the next frame: how it is blank, if it is, and its thumbnail (see :func:`make_thumbnail`), if any.
+
+        `shown`: for how long, in any unit, where that differs: some writers merge equal frames into one.
+        """
+        self._seen += shown
         if blank is not None:
-            self.blank += 1
+            self._blank += shown
             self._first_blank = self._first_blank or blank
         if thumb is None:
             return
@@ -120,14 +123,14 @@ class Footage:
 
     def findings(self) -> Iterator[Finding]:
         """Blank first: a black video is frozen, too, but that is not what is wrong with it."""
-        if not self.seen:
+        if not self._seen:
             return
-        share = self.blank / self.seen
+        share = self._blank / self._seen
         if self._first_blank is not None and share > self._settings.max_blank_share:
-            if self.blank == self.seen:
+            if self._blank == self._seen:
                 yield self._first_blank
             else:
-                text = f"{share:.0%} of its frames are blank"
+                text = f"{share:.0%} of it is blank"
                 yield Finding(Fault.BLANK_FRAMES, text, round(share, 3), self._settings.max_blank_share)
         elif self._compared > 1 and self.movement <= self._settings.frozen_levels:
             text = f"its frames differ by {self.movement:.2g} of 255 levels"

@@ -1,14 +1,14 @@
 """Work out what a graph asked a writer node for: how many frames, how fast, with sound or without.
 
 Only what is certain counts: a chain of nodes whose effect on the number of frames is listed here, with constants at
-its end. With one unknown node in it, nothing is expected.
+its end. With one unknown node in it, no number is expected: that node gives one frame at least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..graph import is_link
 
@@ -66,6 +66,7 @@ class Expected:
     """What the graph asks one writer node for; None where that cannot be known.
 
     Attributes:
+        many: it writes a film, of more than one frame.
         audio: it was given a sound that certainly exists.
         perhaps_audio: it was given one that may not: the track of another film.
         mask: what it shows is a mask, not a picture.
@@ -73,6 +74,7 @@ class Expected:
 
     frames: int | None = None
     fps: float | None = None
+    many: bool = False
     audio: bool = False
     perhaps_audio: bool = False
     mask: bool = False
@@ -80,6 +82,16 @@ class Expected:
     @property
     def duration_s(self) -> float | None:
         return self.frames / self.fps if self.frames and self.fps else None
+
+
+class _Count(NamedTuple):
+    """How many frames there are at least, and whether there are exactly so many."""
+
+    least: float
+    exact: bool
+
+
+_UNKNOWN = _Count(1, False)
 
 
 def infer(prompt: Mapping[str, Any], node_id: str) -> Expected:
@@ -94,34 +106,41 @@ def infer(prompt: Mapping[str, Any], node_id: str) -> Expected:
     writer = source if source is not None and source.get("class_type") == "CreateVideo" else node
     if source is not None and writer is node:
         return Expected()  # a film that came as one: as long as it is
-    frames = _find_number(prompt, writer, _COUNTS)
-    if frames is None:
-        link = _inputs(writer).get("images")
-        frames = _frames_over(prompt, link, _DEEPEST, {}) if is_link(link) else None
+    count = _count_written(prompt, writer)
+    frames = int(count.least) if count.exact else None
     fps = _find_number(prompt, writer, _RATES)
-    if frames is not None and writer.get("class_type") == "VHS_VideoCombine":
-        frames = _count_vhs(prompt, writer, frames)
+    many = count.least > 1 and any(name in _inputs(writer) for name in _RATES)
     sound = _inputs(writer).get("audio")
     if sound is None or not is_link(sound):
-        return Expected(int(frames) if frames is not None else None, fps)
+        return Expected(frames, fps, many)
     maker = prompt.get(str(sound[0]))
     certain = isinstance(maker, Mapping) and maker.get("class_type") in _SOUNDS
-    return Expected(int(frames) if frames is not None else None, fps, audio=certain, perhaps_audio=not certain)
+    return Expected(frames, fps, many, audio=certain, perhaps_audio=not certain)
 
 
-def _count_vhs(prompt: Mapping[str, Any], writer: Mapping[str, Any], frames: float) -> float | None:
+def _count_written(prompt: Mapping[str, Any], writer: Mapping[str, Any]) -> _Count:
+    number = _find_number(prompt, writer, _COUNTS)
+    if number is not None:
+        count = _Count(number, True)
+    else:
+        link = _inputs(writer).get("images")
+        count = _frames_over(prompt, link, _DEEPEST, {}) if is_link(link) else _UNKNOWN
+    return _count_vhs(writer, count) if writer.get("class_type") == "VHS_VideoCombine" else count
+
+
+def _count_vhs(writer: Mapping[str, Any], count: _Count) -> _Count:
     """VHS plays back and forth, and in some formats several times over; in a meta batch it gets only a part."""
     inputs = _inputs(writer)
     if "meta_batch" in inputs or inputs.get("trim_to_audio"):
-        return None
+        return _UNKNOWN
     if inputs.get("pingpong") is True:
-        return frames * 2 - 2 if frames > 2 else None
-    return frames
+        return _Count(count.least * 2 - 2, count.exact) if count.least > 2 else _Count(count.least, False)
+    return count
 
 
 def _frames_over(
-    prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], float | None]
-) -> float | None:
+    prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], _Count]
+) -> _Count:
     """How many frames come over a link. `known` keeps the answers, since two links may lead to one node."""
     asked = (str(link[0]), link[1])
     if asked not in known:
@@ -130,34 +149,38 @@ def _frames_over(
 
 
 def _count_frames(
-    prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], float | None]
-) -> float | None:
+    prompt: Mapping[str, Any], link: Sequence[Any], depth: int, known: dict[tuple[str, int], _Count]
+) -> _Count:
     node = prompt.get(str(link[0]))
     if not isinstance(node, Mapping) or depth <= 0:
-        return None
+        return _UNKNOWN
     kind, inputs, output = str(node.get("class_type")), _inputs(node), link[1]
 
-    def over(name: str) -> float | None:
+    def over(name: str) -> _Count:
         incoming = inputs.get(name)
-        return _frames_over(prompt, incoming, depth - 1, known) if is_link(incoming) else None
+        return _frames_over(prompt, incoming, depth - 1, known) if is_link(incoming) else _UNKNOWN
+
+    def given(name: str) -> _Count:
+        number = _resolve_number(prompt, inputs.get(name, 1))
+        return _Count(number, True) if number is not None else _UNKNOWN
 
     if kind in _LATENTS:
         latent, step = _LATENTS[kind]
         length = _resolve_number(prompt, inputs.get("length"))
         if length is None or output != latent or _resolve_number(prompt, inputs.get("batch_size", 1)) != 1:
-            return None
-        return (int(length) - 1) // step * step + 1
+            return _UNKNOWN
+        return _Count((int(length) - 1) // step * step + 1, True)
     if kind in ("EmptyImage", "EmptyLatentImage", "EmptySD3LatentImage"):
-        return _resolve_number(prompt, inputs.get("batch_size", 1))
+        return given("batch_size")
     if kind == "RepeatImageBatch":
-        count, amount = over("image"), _resolve_number(prompt, inputs.get("amount"))
-        return count * amount if count is not None and amount is not None else None
+        count, amount = over("image"), given("amount")
+        return _Count(count.least * amount.least, count.exact and amount.exact)
     if kind == "ImageBatch":
         first, second = over("image1"), over("image2")
-        return first + second if first is not None and second is not None else None
+        return _Count(first.least + second.least, first.exact and second.exact)
     if kind in _KEEPS and output == 0:
         return over(_KEEPS[kind])
-    return None
+    return _UNKNOWN
 
 
 def _find_number(prompt: Mapping[str, Any], node: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

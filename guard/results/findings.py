@@ -54,6 +54,7 @@ class Facts:
         audio: whether it has a sound track that can be decoded.
         width, height: in pixels; None for sound.
         frames: how many were decoded or, where not all were, how many the file says it has; None for a still.
+        shown_s: how long a still is shown, where its file says so.
         findings: the worst first.
         warnings: short names of what is odd but no reason to refuse it.
     """
@@ -65,5 +66,6 @@ class Facts:
     frames: int | None = None
     fps: float | None = None
     duration_s: float | None = None
+    shown_s: float | None = None
     findings: tuple[Finding, ...] = ()
     warnings: tuple[str, ...] = ()

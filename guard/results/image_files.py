@@ -22,6 +22,8 @@ _PLUGINS: dict[str, Any] = {
 }
 #: Compare about this many frames of a moving picture at most.
 _SAMPLES = 32
+#: GIFs count in hundredths of a second, and a frame that is shown for less has 0.
+_SHORTEST_MS = 10.0
 #: Look at this many points a side before the whole picture.
 _PROBES = 9
 
@@ -76,7 +78,8 @@ def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Bud
             image.load()
             budget.take(width * height)
             blank = _find_blank(image, settings)
-            return Facts(width=width, height=height, findings=(blank,) if blank else ())
+            shown_s = float(image.info.get("duration") or 0) / 1000 or None
+            return Facts(width=width, height=height, shown_s=shown_s, findings=(blank,) if blank else ())
         return _check_moving(image, frames, settings, budget)
 
 
@@ -95,9 +98,12 @@ def _check_moving(image: Image.Image, frames: int, settings: ResultsSettings, bu
         image.seek(index)
         image.load()
         budget.take(width * height)
-        duration_ms += float(image.info.get("duration") or 0)
-        if index % step == 0 or index == frames - 1:
-            footage.see(_find_blank(image, settings), _make_thumbnail(image))
+        shown_ms = float(image.info.get("duration") or 0)
+        duration_ms += shown_ms
+        # Any frame may be shown for long; its movement alone is a matter of samples.
+        is_sample = index % step == 0 or index == frames - 1
+        thumb = _make_thumbnail(image) if is_sample else None
+        footage.see(_find_blank(image, settings), thumb, max(shown_ms, _SHORTEST_MS))
     duration_s = round(duration_ms / 1000, 3) if duration_ms and not warnings else None
     return Facts(
         width=width,

@@ -47,6 +47,8 @@ _OPTIONAL: dict[Fault, str] = {
     Fault.FROZEN: "refuse_frozen",
     Fault.SILENT: "refuse_silent",
 }
+#: A single frame may be shown for this many times its share of a second: times in GIFs are rounded.
+_LONGEST_FRAME = 1.5
 #: Faults of a picture that a mask may have: one of an opaque photo is black.
 _PLAIN = frozenset({Fault.FLAT, Fault.BLACK, Fault.WHITE, Fault.TRANSPARENT})
 #: Suffixes that promise something: a file that bears one and is of no kind we know is broken.
@@ -62,8 +64,10 @@ def claimed_kind(filename: str) -> str | None:
     return _CLAIMS.get(Path(filename).suffix.lower())
 
 
-def judge(artifact: Artifact, facts: Facts, asked: Expected, settings: ResultsSettings) -> Artifact:
-    """Return the artifact with its facts and warnings.
+def judge(
+    artifact: Artifact, facts: Facts, asked: Expected, settings: ResultsSettings, *, alone: bool = True
+) -> Artifact:
+    """Return the artifact with its facts and warnings. `alone`: it is the only file of its node.
 
     Raises:
         ResultBlankError, ResultCorruptError, ResultIncompleteError, ResultTooSmallError: for the first finding that
@@ -76,7 +80,7 @@ def judge(artifact: Artifact, facts: Facts, asked: Expected, settings: ResultsSe
         raise ResultCorruptError(f"{artifact.filename} has no pictures.", extra_info=where)
     if suffix in _CLAIMS and _CLAIMS[suffix] != facts.kind and suffix != ".webm":
         warnings.append("misnamed")
-    findings = [*facts.findings, *_compare(facts, asked, settings, warnings)]
+    findings = [*facts.findings, *_compare(facts, asked, settings, warnings, alone)]
     rate = artifact.bytes / facts.duration_s if facts.kind == "video" and facts.duration_s else None
     if rate is not None and rate < settings.expected_video_bytes_per_s:
         if settings.strict_bitrate:
@@ -134,11 +138,21 @@ def make_error(finding: Finding, name: str, **facts: Any) -> GuardError:
     return _ERRORS[finding.fault](f"{name}: {finding.text}.", extra_info={**facts, **finding.facts()})
 
 
-def _compare(facts: Facts, asked: Expected, settings: ResultsSettings, warnings: list[str]) -> Iterator[Finding]:
+def _compare(
+    facts: Facts, asked: Expected, settings: ResultsSettings, warnings: list[str], alone: bool
+) -> Iterator[Finding]:
     """Find where the file falls short of what the graph asked its writer for. One that is longer is only odd."""
-    moving = facts.kind == "video" or facts.frames is not None
-    if facts.kind == "audio" or not (moving or asked.fps):
+    if facts.kind == "audio":
         return
+    if facts.kind == "image":
+        if (asked.audio or asked.perhaps_audio) and (facts.frames is not None or asked.fps):
+            warnings.append("no_audio")
+        if facts.frames is None:
+            # Pillow merges equal frames: a film of such is a plain picture. Beside others it is one of their frames.
+            is_long = bool(facts.shown_s and asked.fps and facts.shown_s * asked.fps > _LONGEST_FRAME)
+            if is_long or (asked.many and alone):
+                yield Finding(Fault.FROZEN, "all its frames are one", 0, settings.frozen_levels)
+            return
     short = 1 - settings.duration_tolerance
     if asked.frames is not None and asked.frames > 1:
         frames = facts.frames or 1

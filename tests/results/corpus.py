@@ -291,6 +291,11 @@ def _animations() -> Iterable[Case]:
     yield Case("calm webp", ".webp", lambda: moving(itertools.islice(small(), 0, 60, 10), "WEBP", quality=60))
     yield Case("apng of 8 frames", ".png", lambda: moving(pictures.pan(pictures.landscape(128), 8), "PNG"))
     yield Case("gif that blinks black", ".gif", lambda: moving(_blinking(), "GIF"))
+    for form, suffix in (("GIF", ".gif"), ("WEBP", ".webp"), ("PNG", ".png")):  # their writers merge equal frames
+        yield Case(f"{form} that ends black", suffix, partial(lambda form: moving(_ends_black(12, 4), form), form))
+        breaks = partial(lambda form: moving(_ends_black(1, 15), form, lossless=True), form)
+        yield Case(f"{form} that breaks off", suffix, breaks, "result_blank")
+    yield Case("long gif with a pause", ".gif", lambda: moving(_pauses(), "GIF", 10), "result_blank")
 
     yield Case("black gif", ".gif", lambda: image(pictures.flat((0, 0, 0), 2048), "GIF", mode="P"), "result_blank")
     black = pictures.nearly_black(256)
@@ -313,6 +318,19 @@ def _animations() -> Iterable[Case]:
 def _blinking() -> Film:
     for index, frame in enumerate(pictures.pan(pictures.landscape(128), 12)):
         yield frame * (index % 3 != 0)
+
+
+def _ends_black(frames: int, black: int) -> Film:
+    yield from pictures.pan(pictures.landscape(128), frames)
+    yield from pictures.still_of(np.zeros((128, 128, 3), np.float32), black)
+
+
+def _pauses() -> Film:
+    """Black for most of its time in one frame, which is none of those that are compared."""
+    scene = [*pictures.pan(pictures.landscape(32), 67)]
+    yield from scene[:33]
+    yield from pictures.still_of(scene[0] * 0, 100)
+    yield from scene[33:]
 
 
 def _shivering() -> Film:
@@ -466,6 +484,13 @@ def _sounds() -> Iterable[Case]:
     for form, codec in (("flac", "flac"), ("mp3", "libmp3lame")):
         write = partial(sound, nothing, form, codec)
         yield Case(f"nan {form}", f".{form}", write, "result_corrupt")
+    yield Case("nan opus", ".ogg", lambda: sound(nothing, "ogg", "libopus"), "result_corrupt")
+    yield Case("a constant in opus", ".ogg", lambda: sound(np.full(3 * RATE, 0.3), "ogg", "libopus"), "result_corrupt")
+    deep = np.sin(np.arange(3 * RATE) * 2 * np.pi * 25 / RATE) / 2
+    yield Case("a deep note in opus", ".ogg", lambda: sound(deep, "ogg", "libopus"))
+    aside = tone(dbfs=-40) + 0.05  # a cheap microphone's
+    yield Case("a tone aside in opus", ".ogg", lambda: sound(aside, "ogg", "libopus"))
+    yield Case("a tone aside in wav", ".wav", lambda: wav(aside))
     yield Case("m4a", ".m4a", lambda: sound(tone(), "ipod", "aac"))
     yield Case("text called wav", ".wav", lambda: b"not a sound" * 1000, "result_corrupt")
 

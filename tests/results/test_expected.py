@@ -1,14 +1,15 @@
 """What a graph asks of its writers, and what happens to files that fall short of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from results import corpus, pictures
-from results.checking import check, outcome, refusal
+from results.checking import DEFAULTS, check, outcome, refusal
 
-from comfyui_guarded.guard.errors import ResultMissingError
+from comfyui_guarded.guard.errors import ResultCorruptError, ResultMissingError
 from comfyui_guarded.guard.results import checks, expected
 from comfyui_guarded.guard.results.expected import Expected
 
@@ -30,21 +31,27 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
     for step in range(1, 50):
         graph[str(step)] = node("ImageBatch", image1=[str(step - 1), 0], image2=[str(step - 1), 0])
     graph["w"] = node("VHS_VideoCombine", images=["49", 0], frame_rate=8)
-    assert expected.infer(graph, "w") == Expected(2**49, 8)
+    assert expected.infer(graph, "w") == Expected(2**49, 8, many=True)
 
 
 @pytest.mark.parametrize(
     ("graph", "wanted"),
     [
-        ({**WAN, "9": node("SaveWEBM", images=["3", 0], fps=16.0)}, Expected(81, 16.0)),
-        ({**WAN, "9": node("SaveWEBM", images=["3", 0.0], fps=16.0)}, Expected(81, 16.0)),
+        ({**WAN, "9": node("SaveWEBM", images=["3", 0], fps=16.0)}, Expected(81, 16.0, many=True)),
+        ({**WAN, "9": node("SaveWEBM", images=["3", 0.0], fps=16.0)}, Expected(81, 16.0, many=True)),
         ({**WAN, "9": node("SaveWEBM", images=[3, 0], fps=16.0)}, Expected(None, 16.0)),
-        ({**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=16, pingpong=False)}, Expected(81, 16)),
-        ({**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=8, pingpong=True)}, Expected(160, 8)),
+        (
+            {**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=16, pingpong=False)},
+            Expected(81, 16, many=True),
+        ),
+        (
+            {**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=8, pingpong=True)},
+            Expected(160, 8, many=True),
+        ),
         ({**WAN, "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=8, meta_batch=["5", 0])}, Expected(None, 8)),
         (
             {**WAN, "8": node("CreateVideo", images=["3", 0], fps=24), "9": node("SaveVideo", video=["8", 0])},
-            Expected(81, 24),
+            Expected(81, 24, many=True),
         ),
         (
             {
@@ -53,10 +60,10 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
                 "8": node("GuardedValidateVideo", video=["7", 0]),
                 "9": node("SaveVideo", video=["8", 0]),
             },
-            Expected(81, 24),
+            Expected(81, 24, many=True),
         ),
-        ({**BATCH, "9": node("SaveAnimatedWEBP", images=["3", 0], fps=6.0)}, Expected(50, 6.0)),
-        ({"9": node("SomePacksWriter", num_frames=30, fps=10)}, Expected(30, 10)),
+        ({**BATCH, "9": node("SaveAnimatedWEBP", images=["3", 0], fps=6.0)}, Expected(50, 6.0, many=True)),
+        ({"9": node("SomePacksWriter", num_frames=30, fps=10)}, Expected(30, 10, many=True)),
         (
             {
                 "1": node("EmptyHunyuanLatentVideo", length=16, batch_size=1),
@@ -64,7 +71,7 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
                 "9": node("SaveWEBM", images=["2", 0], fps=["4", 0]),
                 "4": node("PrimitiveFloat", value=12.5),
             },
-            Expected(13, 12.5),
+            Expected(13, 12.5, many=True),
         ),
         (
             {
@@ -73,15 +80,15 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
                 **BATCH,
                 "9": node("SaveWEBM", images=["2", 0], fps=25),
             },
-            Expected(150, 25),
+            Expected(150, 25, many=True),
         ),
         ({"9": node("SaveVideo", video=["8", 0]), "8": node("LoadVideo", file="x.mp4")}, Expected()),
         ({"9": node("SaveWEBM", images=["8", 0], fps=25), "8": node("RIFE VFI", frames=["3", 0])}, Expected(None, 25)),
         ({"9": node("SaveWEBM", images=["9", 0], fps=25)}, Expected(None, 25)),
         ({"9": node("SaveWEBM", images=["2", 0], fps=25), "2": node("ImageScale", image=["2", 0])}, Expected(None, 25)),
         ({"9": {"class_type": "SaveWEBM", "inputs": None}}, Expected()),
-        ({"9": node("SaveWEBM", images=["3", 0], fps=True), **BATCH}, Expected(50, None)),
-        ({**WAN, "9": node("SaveWEBM", images=["3", 0], fps="25")}, Expected(81, None)),
+        ({"9": node("SaveWEBM", images=["3", 0], fps=True), **BATCH}, Expected(50, None, many=True)),
+        ({**WAN, "9": node("SaveWEBM", images=["3", 0], fps="25")}, Expected(81, None, many=True)),
         ({}, Expected()),
         (
             {
@@ -89,7 +96,7 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
                 "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=8, audio=["5", 0]),
                 "5": node("LoadAudio"),
             },
-            Expected(50, 8, audio=True),
+            Expected(50, 8, many=True, audio=True),
         ),
         (
             {
@@ -97,7 +104,7 @@ def test_a_batch_doubled_over_and_over_is_counted_without_being_walked_over_and_
                 "9": node("VHS_VideoCombine", images=["3", 0], frame_rate=8, audio=["5", 1]),
                 "5": node("GetVideoComponents"),
             },
-            Expected(50, 8, perhaps_audio=True),
+            Expected(50, 8, many=True, perhaps_audio=True),
         ),
     ],
 )
@@ -157,6 +164,125 @@ def test_an_animation_of_half_the_frames_is_incomplete(tmp_path: Path):
     path = tmp_path / "x.webp"
     path.write_bytes(corpus.moving(pictures.pan(pictures.landscape(128), 12), "WEBP", 40))
     assert refusal(path, prompt=graph(24, 25)).code == "result_incomplete"
+
+
+def still(tmp_path: Path, form: str = "WEBP", frames: int = 16) -> Path:
+    """As Pillow writes a film of equal frames: a plain picture, of which only a GIF says how long it is shown."""
+    path = tmp_path / f"x.{form.lower()}"
+    path.write_bytes(corpus.moving([pictures.landscape(128)] * frames, form, 125))
+    return path
+
+
+def repeated(writer: dict[str, Any], times: int = 16) -> dict[str, Any]:
+    """One photo, so many times; or, if it were a moving one, each of its pictures."""
+    return {
+        "1": node("LoadImage", image="photo.png"),
+        "2": node("RepeatImageBatch", image=["1", 0], amount=times),
+        "9": writer,
+    }
+
+
+def joined(writer: dict[str, Any]) -> dict[str, Any]:
+    """A film from another pack's nodes, and one more."""
+    return {
+        "1": node("SomePacksFrames"),
+        "2": node("ImageBatch", image1=["1", 0], image2=["1", 1]),
+        "3": node("ImageScale", image=["2", 0]),
+        "9": {**writer, "inputs": {**writer["inputs"], "images": ["3", 0]}},
+    }
+
+
+PILLOW = {
+    "SaveAnimatedWEBP": ("WEBP", node("SaveAnimatedWEBP", images=["2", 0], fps=8.0)),
+    "SaveAnimatedPNG": ("PNG", node("SaveAnimatedPNG", images=["2", 0], fps=8.0)),
+    "VHS gif": ("GIF", node("VHS_VideoCombine", images=["2", 0], frame_rate=8, format="image/gif")),
+    "VHS webp": ("WEBP", node("VHS_VideoCombine", images=["2", 0], frame_rate=8, format="image/webp")),
+    "VHS webp at a rate of another node's": (
+        "WEBP",
+        node("VHS_VideoCombine", images=["2", 0], frame_rate=["8", 0], format="image/webp"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PILLOW)
+@pytest.mark.parametrize("graph", [repeated, joined])
+def test_a_film_of_equal_frames_is_frozen_also_where_its_writer_makes_one_of_them(name, graph, tmp_path: Path):
+    form, writer = PILLOW[name]
+    path, prompt = still(tmp_path, form), graph(writer)
+    error = refusal(path, prompt=prompt)
+    assert (error.code, error.extra_info["check"]) == ("result_corrupt", "frozen")
+    settings = DEFAULTS.model_copy(update={"refuse_frozen": False})
+    assert check(path, settings, prompt=prompt).warnings == ("frozen",)
+
+
+def test_a_film_of_which_only_the_gif_says_how_long_it_is_shown_is_frozen(tmp_path: Path):
+    writer = node("VHS_VideoCombine", images=["1", 0], frame_rate=8, format="image/gif")
+    prompt = {"1": node("SomePacksFrames"), "9": writer}
+    assert refusal(still(tmp_path, "GIF"), prompt=prompt).extra_info["check"] == "frozen"
+    assert check(still(tmp_path, "GIF", frames=1), prompt=prompt).frames is None
+
+
+@pytest.mark.parametrize(("form", "is_frozen"), [("WEBP", True), ("PNG", False)])
+def test_a_node_that_says_that_its_picture_moves_is_believed(form: str, is_frozen: bool, tmp_path: Path):
+    """Not of a PNG: SaveAnimatedPNG of older ComfyUIs says so of one frame, too."""
+    path = still(tmp_path, form)
+    writer = node("SaveAnimated" + form, images=["1", 0], fps=8.0)
+    ended = outcome(path, prompt={"1": node("SomePacksFrames"), "9": writer})
+    ended = replace(ended, outputs={"9": {**ended.outputs["9"], "animated": [True]}})
+    if not is_frozen:
+        assert len(checks.check(ended, DEFAULTS)) == 1
+        return
+    with pytest.raises(ResultCorruptError) as caught:
+        checks.check(ended, DEFAULTS)
+    assert caught.value.extra_info["check"] == "frozen"
+
+
+@pytest.mark.parametrize("name", PILLOW)
+def test_a_film_of_one_frame_is_one_picture(name, tmp_path: Path):
+    """As an MP4 of one frame is."""
+    form, writer = PILLOW[name]
+    assert check(still(tmp_path, form, frames=1), prompt=repeated(writer, 1)).warnings == ()
+
+
+@pytest.mark.parametrize("count", [{"meta_batch": ["5", 0]}, {"trim_to_audio": True}])
+def test_a_writer_that_takes_only_a_part_may_take_one_frame(count: dict[str, Any], tmp_path: Path):
+    writer = node("VHS_VideoCombine", images=["2", 0], frame_rate=8, format="image/webp", **count)
+    check(still(tmp_path, frames=1), prompt=repeated(writer))
+
+
+def test_stills_of_equal_pictures_are_no_film(tmp_path: Path):
+    """Those of SaveImage, and a film that is saved as pictures: each is judged by itself."""
+    paths = [tmp_path / f"x_00001.{number:03d}.png" for number in range(1, 5)]
+    for path in paths:
+        path.write_bytes(corpus.image(pictures.landscape(128), "PNG"))
+    writers = [
+        node("SaveImage", images=["2", 0]),
+        node("VHS_VideoCombine", images=["2", 0], frame_rate=8, format="video/8bit-png"),
+        node("VHS_VideoCombine", images=["7", 0], frame_rate=8, format="video/8bit-png"),
+    ]
+    for writer in writers:
+        prompt = {**repeated(writer), "7": node("EmptyImage", batch_size=4)}
+        assert len(checks.check(outcome(*paths, prompt=prompt), DEFAULTS)) == 4
+    assert check(paths[0], prompt=repeated(node("SaveImage", images=["2", 0]))).frames is None
+
+
+def test_pictures_of_a_film_that_were_written_one_over_the_other_are_incomplete(tmp_path: Path):
+    """FFmpeg takes no number for a name that asks for something else, too."""
+    path = tmp_path / "a%b_00001.%03d.png"
+    path.write_bytes(corpus.image(pictures.landscape(128), "PNG"))
+    writer = node("VHS_VideoCombine", images=["1", 0], frame_rate=8, format="video/8bit-png")
+    error = refusal(path, prompt={"1": node("SomePacksFrames"), "9": writer})
+    assert (error.code, error.extra_info["check"]) == ("result_incomplete", "too_few_frames")
+    saved = path.rename(tmp_path / "a%03d_00001_.png")
+    check(saved, prompt={"1": node("LoadImage", image="x.png"), "9": node("SaveImage", images=["1", 0])})
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP"])
+def test_a_sound_that_a_moving_picture_cannot_hold_is_missed(form: str, tmp_path: Path):
+    path = tmp_path / f"x.{form.lower()}"
+    path.write_bytes(corpus.moving(pictures.pan(pictures.landscape(128), 12), form, 40))
+    given = {**graph(12, 25, audio=["5", 0]), "5": node("LoadAudio", audio="x.mp3")}
+    assert "no_audio" in check(path, prompt=given).warnings
 
 
 def test_stills_are_not_measured_against_the_batch(tmp_path: Path):

@@ -51,6 +51,7 @@ RAISED = Outcome(
         ("numpy._core._exceptions._ArrayMemoryError", "Unable to allocate 32.0 GiB for an array", "out_of_memory"),
         ("RuntimeError", "MPS backend out of memory (MPS allocated: 17 GB)", "out_of_memory"),
         ("MemoryError", "", "out_of_memory"),
+        ("av.error.MemoryError", "[Errno 12] Cannot allocate memory", "generation_failed"),  # of an empty sound, say
         ("some_pack.MyOutOfMemoryErrorHandler", "x", "generation_failed"),
         ("RuntimeError", "this node is out of memory slots for prompts", "generation_failed"),
         (type_name("no_face"), "No face found in photo.png", "no_face"),
