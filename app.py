@@ -192,7 +192,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()
     agree = fleet.make_agree(member, store)
-    storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot, agree)
+    storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot, agree, member)
     parts = (settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
     returns = Returns(fleet.find_store(member, store), settler)
     runs = Runs(*parts, storage.put_all, returns)
@@ -306,12 +306,15 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     drain = Drain(health, store, dispatcher.wake, dispatcher.handing, own)
     drain.leaving.subscribe(events.end_all)
     drain.leaving.subscribe(sockets.end_all)
+    drain.doing.append(storage.count_unstored)  # the box may never come back
     drain.listeners += events.count_streams, sockets.count
     alive = Alive(own, runs.are_running)
     runs.began.subscribe(lambda _job: alive.wake())
     host.listen(warmup_runs, dispatcher)
     host.listen_sockets(sockets)
     streams = connect_boxes(settings.fleet, store, membership, clock, events, sockets, runs)
+    signatures = streams.signatures if streams is not None else None
+    storage.join(membership, signatures)
 
     def take_up(recovery: Recovery) -> None:
         """The store's thread: the database is in use, and nothing has happened in it yet."""
@@ -391,8 +394,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         downloads=Downloads(host, templates, os.environ, settings.janitor.floor_free_bytes, warmups.try_again),
         sockets=sockets,
         agents=Bridge(settings.policy.max_body_bytes),
-        signatures=streams.signatures if streams is not None else None,
-        forwards=make_forwards(membership, member, streams.signatures if streams is not None else None),
+        signatures=signatures,
+        forwards=make_forwards(membership, member, signatures),
     )
     server_routes.register(routes, server_routes.ROUTES, services)
     if settings.native.mode == "guarded":

@@ -32,9 +32,8 @@ async def get_artifact(call: Call) -> web.StreamResponse:
             # Whether that was fetched is not known here. The address is good for a minute: nobody may keep it.
             headers = {hdrs.LOCATION: elsewhere, hdrs.CACHE_CONTROL: "private, no-store"}
             return web.Response(status=302, headers=headers)
-    opened = await jobs.open_artifact(artifact)
+    opened = await jobs.open_artifact(job, artifact)
     if opened is None:
-        await jobs.check_elsewhere(job, artifact, artifact is not original)
         raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.", extra_info={"index": index})
     handle = opened.handle
     mime = made.mime if made is not None else None

@@ -70,7 +70,7 @@ class Putter(Carrier[PutDelivery]):
             return Attempt(error="the job has no such artifact", hopeless=True)
         artifact = job.result.artifacts[delivery.artifact]
         try:
-            served = await asyncio.to_thread(self._opener.open, artifact)
+            served = await asyncio.to_thread(self._opener.open, job, artifact)
         except GuardError:
             return Attempt(error="the file's storage is away")
         if served is None:

@@ -65,10 +65,10 @@ class Inline:
     def _read_all(self, bodies: list[ArtifactBody], job: Job) -> None:
         left = self._max_bytes
         for body, artifact in zip(bodies, job.result.artifacts, strict=False):
-            body["inline"] = inline = self._read(artifact, left)
+            body["inline"] = inline = self._read(job, artifact, left)
             left -= inline["bytes"] if inline["base64"] is not None else 0
 
-    def _read(self, artifact: Artifact, left: int) -> InlineBody:
+    def _read(self, job: Job, artifact: Artifact, left: int) -> InlineBody:
         file = artifact.copy or artifact
         body: InlineBody = {
             "converted": file is not artifact,
@@ -77,7 +77,7 @@ class Inline:
             "base64": None,
             "error": None,
         }
-        served = self._opener.open(artifact)
+        served = self._opener.open(job, artifact)
         if served is None:
             return {**body, "error": "gone"}
         with served.handle as handle:

@@ -178,24 +178,26 @@ class Jobs:
                     "job %s: that artifact %d was fetched cannot be written: %s", job.job_id, artifact.index, error
                 )
 
-    async def open_artifact(self, artifact: Artifact) -> Opened | None:
+    async def open_artifact(self, job: Job, artifact: Artifact) -> Opened | None:
         """Open the file if it is still the one that was checked: ComfyUI gives a deleted file's name to the next.
 
-        Raises ServerUnavailableError where it may be in a depot that is away.
+        Raises ServerUnavailableError where it may be in a depot, or on another box, that is away.
         """
-        return await asyncio.to_thread(self._results.open, artifact)
+        return await asyncio.to_thread(self._results.open, job, artifact)
 
-    async def check_elsewhere(self, job: Job, artifact: Artifact, is_copy: bool) -> None:
-        """Raises ServerUnavailableError where a file that is not to be had now is on its way into the depot."""
-        if self._results.depot is not None:
-            holder = await wrap_future(self._store.find_holder(job.job_id, artifact.index, is_copy))
-            if holder is not None:
-                raise ServerUnavailableError(
-                    f"{artifact.filename} is on another server, and on its way into the storage.", retry_after_s=10
-                )
+    async def find_file(self, job_id: str, index: int, *, is_copy: bool) -> Artifact | None:
+        """Find a file of anybody's job, for another box."""
+        job = await self._find(job_id)
+        artifacts = job.result.artifacts if job is not None else ()
+        original = artifacts[index] if index < len(artifacts) else None
+        return original.copy if original is not None and is_copy else original
+
+    def read_here(self, file: Artifact, begin: int, length: int) -> tuple[bytes, float] | None:
+        """A part of a file that is on this box, and when that was last changed. Any thread but the event loop's."""
+        return self._results.read_here(file, begin, length)
 
     async def sign_artifact(self, artifact: Artifact) -> str | None:
-        """An address at which the depot serves the file, if it does. Raises ServerUnavailableError."""
+        """An address at which the depot serves the file, if it does."""
         return await asyncio.to_thread(self._results.sign, artifact)
 
     async def make_preview(self, handle: IO[bytes], wanted: Preview) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import IO, NamedTuple
 
 from ..depot.results import Results
-from ..job import Artifact
+from ..job import Artifact, Job
 from ..results.containers import sniff
 
 _HEAD = 64
@@ -24,10 +24,13 @@ class Opener:
     def __init__(self, results: Results) -> None:
         self._results = results
 
-    def open(self, artifact: Artifact) -> Served | None:
-        """None where the file is gone, or is no longer what has passed. Raises ServerUnavailableError."""
+    def open(self, job: Job, artifact: Artifact) -> Served | None:
+        """Open that file of the job. None where it is gone, or is no longer what has passed.
+
+        Raises ServerUnavailableError.
+        """
         file = artifact.copy or artifact
-        opened = self._results.open(file)
+        opened = self._results.open(job, file)
         if opened is None:
             return None
         handle = opened.handle

@@ -120,5 +120,6 @@ def open_storage(address: Address, request_s: float, connect_s: float) -> LocalS
             "timeout": timedelta(seconds=request_s),
             "connect_timeout": timedelta(seconds=connect_s),
         },
-        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=request_s)},
+        # An S3 that says "slow down" for a second is not away.
+        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=request_s)},
     )

@@ -293,7 +293,7 @@ class Depot:
         """Raises ConnectionError: whoever reads has begun to answer."""
         try:
             with self._asking("get") as done:
-                data = bytes(self._obstore.get_range(self._store, key, start=begin, length=length))
+                data = self._read_range(key, begin, length)
                 done.append(len(data))
                 return data
         except ServerUnavailableError:
@@ -301,8 +301,13 @@ class Depot:
 
     def _read_all(self, found: Stored) -> Iterator[bytes]:
         for begin in range(0, found.bytes, PART_BYTES):
-            length = min(PART_BYTES, found.bytes - begin)
-            yield bytes(self._obstore.get_range(self._store, found.key, start=begin, length=length))
+            yield self._read_range(found.key, begin, min(PART_BYTES, found.bytes - begin))
+
+    def _read_range(self, key: str, begin: int, length: int) -> bytes:
+        data = bytes(self._obstore.get_range(self._store, key, start=begin, length=length))
+        if len(data) != length:  # that says nothing of the file
+            raise _errors().GenericError(f"{len(data)} of {length} bytes came")
+        return data
 
     def _is_right(self, found: Stored, done: list[int]) -> bool:
         mark = f"{found.tag}-{found.bytes}"

@@ -27,6 +27,11 @@ from .results import Results
 log = logging.getLogger("guarded.depot")
 
 _FIRST_RETRY_S = 1.0
+#: In a fleet a file that is not here may be on a machine whose box had this name, and has another one now. Each looks
+#: for such files of its own so often, at so many rows at once; after so many attempts here a file is nowhere.
+ADOPT_S = 30.0
+_ADOPTED_AT_ONCE = 100
+_VAIN = 10
 #: The longest pause. The depot is one, and somebody looks all the time whether it is back.
 _PAUSE_S = 60.0
 
@@ -40,6 +45,8 @@ class Records(Protocol):
     ) -> Future[Due[Deposit]]: ...
     def record_deposit(self, after: Deposit) -> Future[None]: ...
     def hurry_deposits(self, box: str) -> Future[None]: ...
+    def list_orphans(self, box: str, before: str, after: int, limit: int) -> Future[list[Deposit]]: ...
+    def adopt_deposit(self, box: str, number: int) -> Future[None]: ...
     def count_deposits(self, box: str) -> Future[int]: ...
     def note_kept(self, owner: str, files: Sequence[StoredFile], job_id: str) -> Future[None]: ...
 
@@ -51,11 +58,18 @@ class Deposits(Attempts[Deposit]):
     LOG = log
 
     def __init__(
-        self, depot: Depot, results: Results, store: Records, clock: Clock, timeout_s: float, box: str
+        self,
+        depot: Depot,
+        results: Results,
+        store: Records,
+        clock: Clock,
+        timeout_s: float,
+        find_own: Callable[[], str],
     ) -> None:
-        """`timeout_s`: how long a verdict waits for its files at most. `box`: this one."""
+        """`timeout_s`: how long a verdict waits for its files at most. `find_own`: the name of this box, which another
+        process may take from it."""
         super().__init__(clock)
-        self._box = box
+        self._find_own, self._first = find_own, find_own()
         self._depot = depot
         self._results = results
         self._store = store
@@ -71,7 +85,7 @@ class Deposits(Attempts[Deposit]):
         """
         ends_s = time.monotonic() + self._timeout_s
         return tuple(
-            (file.index, is_copy, self._box)
+            (file.index, is_copy, self._find_own())
             for file, is_copy in list_files(artifacts)
             if not self._put_within(file, ends_s - time.monotonic())
         )
@@ -89,6 +103,26 @@ class Deposits(Attempts[Deposit]):
             except WrongBytesError:
                 return False
         return True
+
+    async def adopt(self, after: int) -> int:
+        """Take over what boxes had that are gone, as far as it lies here: this one had their name, or has their disk.
+
+        Looks at some, those behind `after`; returns behind which to go on. Raises GuardError.
+        """
+        if self._depot.is_away:
+            return after
+        orphans = await wrap_future(self._store.list_orphans(self._find_own(), self._first, after, _ADOPTED_AT_ONCE))
+        for orphan in orphans:
+            file = find_file(await wrap_future(self._store.get(orphan.job_id)), orphan)
+            handle = await asyncio.to_thread(self._results.open_here, file) if file is not None else None
+            if handle is not None:
+                handle.close()
+                await wrap_future(self._store.adopt_deposit(self._find_own(), orphan.number))
+                waiting = await wrap_future(self._store.count_deposits(self._find_own()))
+                with self._lock:
+                    self.waiting = waiting
+                self.filled()
+        return orphans[-1].number if orphans else 0
 
     def _put_within(self, file: Artifact, left_s: float) -> bool:
         if left_s <= 0 or self._depot.is_away:
@@ -117,7 +151,7 @@ class Deposits(Attempts[Deposit]):
             if done.exception() is None:
                 self.waiting += done.result()
 
-        self._store.count_deposits(self._box).add_done_callback(note)
+        self._store.count_deposits(self._find_own()).add_done_callback(note)
         self.filled()
 
     def follow(self, job: Job) -> None:
@@ -129,11 +163,11 @@ class Deposits(Attempts[Deposit]):
 
     def hurry(self) -> None:
         """The depot is back. Any thread."""
-        self._store.hurry_deposits(self._box).add_done_callback(lambda _done: self.filled())
+        self._store.hurry_deposits(self._find_own()).add_done_callback(lambda _done: self.filled())
 
     def _find(self, now_ms: int, limit: int, under_way: Collection[int], full: Collection[str]) -> Future[Due[Deposit]]:
         if not self._depot.is_away:
-            return self._store.find_due_deposits(self._box, now_ms, limit, under_way=under_way)
+            return self._store.find_due_deposits(self._find_own(), now_ms, limit, under_way=under_way)
         none: Future[Due[Deposit]] = Future()
         none.set_result(Due([], None))  # once it is back, `hurry` calls
         return none
@@ -163,19 +197,31 @@ class Depositor(Carrier[Deposit]):
 
     AT_ONCE = 4
 
-    def __init__(self, deposits: Deposits, depot: Depot, store: Records) -> None:
+    def __init__(self, deposits: Deposits, depot: Depot, store: Records, *, has_others: bool = False) -> None:
+        """`has_others`: other boxes may have what is not here."""
         super().__init__(deposits)
+        self._has_others = has_others
         self._deposits = deposits
         self._depot = depot
         self._store = store
+
+    async def adopt(self) -> None:
+        """Look for what others have left here, now and then, for ever."""
+        after = 0
+        while True:
+            await asyncio.sleep(ADOPT_S)
+            try:
+                after = await self._deposits.adopt(after)
+            except GuardError as error:  # of its own troubles the store tells
+                log.debug("what boxes have left that are gone cannot be looked up: %s", error)
+            except Exception:
+                log.exception("what boxes have left that are gone cannot be looked up")
 
     async def attempt(self, delivery: Deposit) -> Attempt:
         if self._depot.is_away:
             return Attempt(error="the depot is away")
         job = await wrap_future(self._store.get(delivery.job_id))
-        artifacts = job.result.artifacts if job is not None else ()
-        original = artifacts[delivery.artifact] if delivery.artifact < len(artifacts) else None
-        file = original.copy if original is not None and delivery.is_copy else original
+        file = find_file(job, delivery)
         if file is None:
             return Attempt(error="the job has no such file", hopeless=True)
         try:
@@ -183,9 +229,17 @@ class Depositor(Carrier[Deposit]):
         except ServerUnavailableError:
             return Attempt(error="the depot is away")
         if job is None or not is_in:
-            return Attempt(error="the file is no longer what the job made", hopeless=True)
+            is_vain = not self._has_others or delivery.attempts + 1 >= _VAIN
+            return Attempt(error="the file is no longer what the job made", hopeless=is_vain)
         await wrap_future(self._store.note_kept(job.owner, [describe_stored(file)], job.job_id))
         return Attempt(200)
+
+
+def find_file(job: Job | None, deposit: Deposit) -> Artifact | None:
+    """The file of that job that is to be put in; None where it has no such."""
+    artifacts = job.result.artifacts if job is not None else ()
+    original = artifacts[deposit.artifact] if deposit.artifact < len(artifacts) else None
+    return original.copy if original is not None and deposit.is_copy else original
 
 
 def list_files(artifacts: Sequence[Artifact]) -> Iterator[tuple[Artifact, bool]]:

@@ -28,10 +28,11 @@ from ..bounds import work
 from ..depot import Depot, make_key
 from ..depot.depot import make_refusal
 from ..depot.objects import KEY, WrongBytesError
+from ..depot.results import Results
 from ..errors import BadImageError, GuardError, ServerUnavailableError
 from ..graph import Names
 from ..host import Host
-from ..job import Job
+from ..job import Artifact, Job
 from ..outgoing import StoredFile
 from ..owners import FOLDER, folder_of
 from ..results.opener import copy_and_hash, hash_file
@@ -92,7 +93,11 @@ class _Missing:
 class Inputs:
     """Event loop; threads of its own wait for the disk and the depot."""
 
-    def __init__(self, depot: Depot, host: Host, uploads: Uploads, store: Records, input_max_age_s: float) -> None:
+    def __init__(
+        self, depot: Depot, host: Host, uploads: Uploads, store: Records, input_max_age_s: float, results: Results
+    ) -> None:
+        """`results`: opens what jobs have made, wherever it is."""
+        self._results = results
         self._depot = depot
         self._host = host
         self._uploads = uploads
@@ -275,8 +280,13 @@ class Inputs:
         keys = await wrap_future(self._store.find_uploads(owner, uploads)) if uploads else {}
         changed = False
         for file in missing:
-            key = keys.get(file.path) if file.kind == "input" else await self._find_result(owner, file)
-            if key is not None and await self._work(partial(self._fetch, key, file)) and file.kind == "input":
+            if file.kind == "input":
+                key = keys.get(file.path)
+                write = partial(self._depot.fetch, key) if key is not None else None
+            else:
+                found = await self._find_result(owner, file)
+                write = partial(self._results.copy, *found) if found is not None else None
+            if write is not None and await self._work(partial(self._fetch, write, file)) and file.kind == "input":
                 changed |= file.place.text != file.target
                 file.place.holder[file.place.key] = file.target
         return changed
@@ -295,7 +305,8 @@ class Inputs:
                 continue
             key = await wrap_future(self._store.find_newer_upload(owner, path, *here))
             if key is not None:
-                await self._work(partial(self._fetch, key, _Missing(_Place({}, ""), kind, path, target)))
+                missing = _Missing(_Place({}, ""), kind, path, target)
+                await self._work(partial(self._fetch, partial(self._depot.fetch, key), missing))
 
     def _describe(self, name: str) -> tuple[str, int] | None:
         """What the depot would call that file below input, and when it came. None where there is none."""
@@ -305,15 +316,15 @@ class Inputs:
         with translate_disk_errors(), open(path, "rb", opener=_open_at_once) as handle:
             return make_key(hash_file(handle), path.name), int(os.fstat(handle.fileno()).st_mtime * 1000)
 
-    async def _find_result(self, owner: str, file: _Missing) -> str | None:
-        """What the depot calls that result, if a job of the owner's made it."""
+    async def _find_result(self, owner: str, file: _Missing) -> tuple[Job, Artifact] | None:
+        """That result and its job, if it is one of the owner's."""
         maker = await wrap_future(self._store.find_maker(file.kind, file.target))
         if maker is None or maker[0].owner != owner:
             return None
         made = maker[0].result.artifacts[maker[1]]
         if made.copy is not None and made.copy.filename == os.path.basename(file.target):
             made = made.copy
-        return make_key(made.sha256, made.filename)
+        return maker[0], made
 
     async def bring_patiently(self, graph: Mapping[str, Any], owner: str, size: int = 0) -> None:
         """The same for a job that was let in: a depot that is away may be back in a moment."""
@@ -347,7 +358,8 @@ class Inputs:
         path = self._host.file(kind, "", name)
         return path is not None and os.path.exists(path)
 
-    def _fetch(self, key: str, file: _Missing) -> bool:
+    def _fetch(self, write: Callable[[Path], bool], file: _Missing) -> bool:
+        """Put the file where it is missing, if `write` can write it to a path at which there is none."""
         target = self._host.file(file.kind, "", file.target)
         if target is None:
             return False
@@ -356,8 +368,8 @@ class Inputs:
             try:
                 for folder in (part.parent, target.parent):
                     folder.mkdir(parents=True, exist_ok=True)
-                if not self._depot.fetch(key, part):
-                    log.warning("%s is neither here nor in the depot", key)
+                if not write(part):
+                    log.warning("%s is neither here nor in the depot", file.target)
                     return False
                 try:
                     os.replace(part, target)

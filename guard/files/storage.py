@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..depot import Depot, read_address
+from ..depot.holders import Holders
 from ..depot.mark import KNOWN, Agree
 from ..depot.outcomes import Depositor, Deposits, PutAll
 from ..depot.results import Results
-from ..fleet import read_or_make_name
+from ..fleet import Membership, Signatures, read_or_make_name
 from ..host import Host
 from ..settings import Settings
-from ..store import Store
+from ..store import Member, Store
 from .inputs import Inputs
 from .uploads import Uploads
 
@@ -43,24 +44,32 @@ class Storage:
         own: Path,
         count: Callable[[str, str, int], None],
         agree: Agree | None = None,
+        member: Member | None = None,
     ) -> None:
         """`own`: our own folder. `count` hears what is asked of the depot: see `Depot.acted`. `agree` as for a depot.
+        `member`: this server in its fleet.
 
         Raises SettingsError.
         """
         url = settings.files.url
         self.depot = depot = Depot(read_address(url), own / KNOWN, agree) if url else None
-        self.results = Results(host, depot)
+        name = read_or_make_name(own) if depot is not None else ""
+
+        def find_own() -> str:
+            return name if member is None else member.box
+
+        self._holders = Holders(store, clock, find_own) if depot is not None else None
+        self.results = Results(host, depot, self._holders)
         self.inputs: Inputs | None = None
         self.deposits: Deposits | None = None
         self._depositor: Depositor | None = None
         if depot is None:
             return
-        self.inputs = Inputs(depot, host, uploads, store, settings.janitor.input_max_age_s)
+        self.inputs = Inputs(depot, host, uploads, store, settings.janitor.input_max_age_s, self.results)
         self.deposits = deposits = Deposits(
-            depot, self.results, store, clock, settings.results.check_timeout_s, read_or_make_name(own)
+            depot, self.results, store, clock, settings.results.check_timeout_s, find_own
         )
-        self._depositor = Depositor(deposits, depot, store)
+        self._depositor = Depositor(deposits, depot, store, has_others=member is not None)
         store.changed.subscribe(deposits.follow)
         store.opened.subscribe(lambda _recovery: deposits.begin())
         deposits.filled.subscribe(self._depositor.wake)
@@ -72,6 +81,11 @@ class Storage:
         )
         health.warn("depot fails", _FAILS, lambda: depot.failing is not None)
         depot.watch()
+
+    def join(self, membership: Membership | None, signatures: Signatures | None) -> None:
+        """Ask the other boxes of the fleet, if there are any, for what the depot does not have yet."""
+        if self._holders is not None and membership is not None and signatures is not None:
+            self._holders.join(membership, signatures)
 
     @property
     def put_all(self) -> PutAll | None:
@@ -87,4 +101,5 @@ class Storage:
 
     def start(self) -> list[asyncio.Task[None]]:
         """Go on with what the depot does not have yet. Event loop."""
-        return [asyncio.create_task(self._depositor.run())] if self._depositor is not None else []
+        endless = (self._depositor.run, self._depositor.adopt) if self._depositor is not None else ()
+        return [asyncio.create_task(each()) for each in endless]

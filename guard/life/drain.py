@@ -53,6 +53,8 @@ class Drain:
         self._lock = threading.Lock()
         #: The process is about to end: who listens is to go elsewhere. The drain's thread.
         self.leaving: Signal[[]] = Signal()
+        #: They say how much is still to be done, besides the jobs, that another process cannot do.
+        self.doing: list[Callable[[], int]] = []
         #: They say how many still listen then.
         self.listeners: list[Callable[[], int]] = []
 
@@ -87,7 +89,8 @@ class Drain:
         self._health.draining = True
 
     def run(self, grace_s: float) -> None:
-        """Take no new job, and wait until none holds a slot or is checked any more, or for `grace_s`.
+        """Take no new job, and wait until none holds a slot or is checked any more and nothing of what they have
+        made is still to be put into the depot, or for `grace_s`.
 
         Streams end then. Of this the next process knows nothing. It asks for what the store knows in memory: a disk
         that hangs must not hold up the end of the process.
@@ -103,4 +106,5 @@ class Drain:
             time.sleep(_LOOK_S)
 
     def _is_busy(self) -> bool:
-        return self._handing() != frozenset() or self._store.leased > 0 or self._store.under_way > 0
+        is_running = self._handing() != frozenset() or self._store.leased > 0 or self._store.under_way > 0
+        return is_running or any(count() for count in self.doing)

@@ -45,6 +45,14 @@ class Deposit:
         return ()
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The box that has a result which the depot lacks. `since_ms`: when its job succeeded."""
+
+    box: str
+    since_ms: int
+
+
 _NAMES = tuple(field.name for field in fields(Deposit))[:7]
 _COLUMNS = ", ".join(_NAMES)
 
@@ -134,16 +142,30 @@ def note_results(db: Database, job: Job, now_ms: int) -> None:
     )
 
 
-def find_holder(db: Database, job_id: str, artifact: int, is_copy: bool) -> str | None:
-    query = "SELECT box FROM unstored WHERE job_id = ? AND artifact = ? AND is_copy = ?"
+def find_holder(db: Database, job_id: str, artifact: int, is_copy: bool) -> Holder | None:
+    query = "SELECT box, since_ms FROM unstored WHERE job_id = ? AND artifact = ? AND is_copy = ?"
     row = db.execute(query, (job_id, artifact, int(is_copy))).fetchone()
-    return row[0] if row is not None else None
+    return Holder(*row) if row is not None else None
 
 
 def find_due(db: Database, box: str, now_ms: int, limit: int, under_way: Collection[int]) -> Due[Deposit]:
     waiting = "unstored INDEXED BY unstored_due WHERE box = ?"
     rows, next_at_ms = select_due(db, _COLUMNS, waiting, now_ms, limit, under_way, (), (box,))
     return Due([_read(row) for row in rows], next_at_ms)
+
+
+def list_orphans(db: Database, box: str, before: str, after: int, limit: int) -> list[Deposit]:
+    """See :meth:`.depot_protocol.DepotRecords.list_orphans`."""
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM unstored WHERE number > ? AND box <> ? "
+        "AND (box = ? OR box NOT IN (SELECT box FROM boxes)) ORDER BY number LIMIT ?",
+        (after, box, before, limit),
+    )
+    return [_read(row) for row in rows.fetchall()]
+
+
+def adopt(db: Database, box: str, number: int, now_ms: int) -> None:
+    db.execute("UPDATE unstored SET box = ?, next_at_ms = ? WHERE number = ?", (box, now_ms, number))
 
 
 def record_attempt(db: Database, after: Deposit) -> None:

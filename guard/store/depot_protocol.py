@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..job import Artifact
 from ..outgoing import StoredFile
-from .depot_files import Deposit
+from .depot_files import Deposit, Holder
 from .kept import Kept
 from .outbox import Due
 
@@ -73,8 +73,15 @@ class DepotRecords(Protocol):
     def hurry_deposits(self, box: str) -> Future[None]:
         """Make all of the box's deposits due now."""
 
-    def find_holder(self, job_id: str, artifact: int, is_copy: bool) -> Future[str | None]:
+    def find_holder(self, job_id: str, artifact: int, is_copy: bool) -> Future[Holder | None]:
         """Find the box that has a result which the depot does not have yet."""
+
+    def list_orphans(self, box: str, before: str, after: int, limit: int) -> Future[list[Deposit]]:
+        """List up to `limit` results that the depot does not have yet, of boxes that are not there, or of `before`:
+        their numbers above `after`, the smallest first. `box`: this one; `before`: what it was called first."""
+
+    def adopt_deposit(self, box: str, number: int) -> Future[None]:
+        """Let the box put that result in, now."""
 
     def count_deposits(self, box: str) -> Future[int]:
         """Count the results of the box that the depot does not have yet."""

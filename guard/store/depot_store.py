@@ -9,7 +9,7 @@ from ..clock import Clock
 from ..job import Artifact
 from ..outgoing import StoredFile
 from . import depot_files, kept
-from .depot_files import Deposit
+from .depot_files import Deposit, Holder
 from .kept import Kept
 from .outbox import Due
 from .store_engine import StoreEngine
@@ -57,8 +57,14 @@ class DepotTables:
         numbers = tuple(under_way)
         return self._engine.read(lambda db: depot_files.find_due(db, box, now_ms, limit, numbers))
 
-    def find_holder(self, job_id: str, artifact: int, is_copy: bool) -> Future[str | None]:
+    def find_holder(self, job_id: str, artifact: int, is_copy: bool) -> Future[Holder | None]:
         return self._engine.read(lambda db: depot_files.find_holder(db, job_id, artifact, is_copy))
+
+    def list_orphans(self, box: str, before: str, after: int, limit: int) -> Future[list[Deposit]]:
+        return self._engine.read_slowly(lambda db: depot_files.list_orphans(db, box, before, after, limit))
+
+    def adopt_deposit(self, box: str, number: int) -> Future[None]:
+        return self._engine.write(lambda db: depot_files.adopt(db, box, number, self._clock.now_ms()), urgent=False)
 
     def count_deposits(self, box: str) -> Future[int]:
         return self._engine.read(lambda db: depot_files.count(db, box))

@@ -113,13 +113,13 @@ async def _find(call: Call, filename: str, kind: str, subfolder: str) -> OwnFile
 
 async def _open(call: Call, source: OwnFile) -> OpenFile:
     """Open the file. Raises ArtifactGoneError if it is no longer what the caller's job made."""
-    if source.artifact is not None:
+    if source.job is not None and source.artifact is not None:
         artifact = source.artifact
-        opened = await call.services.jobs.open_artifact(artifact)
+        opened = await call.services.jobs.open_artifact(source.job, artifact)
         if opened is not None:
             return OpenFile(opened.handle, artifact.filename, artifact.bytes, artifact.sha256, opened.modified_s)
         if not call.client.operator:
-            raise ArtifactGoneError(f"{source.artifact.filename} is no longer what the job made.")
+            raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.")
     try:
         handle = await asyncio.to_thread(open, source.path, "rb")
     except OSError:

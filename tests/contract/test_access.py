@@ -68,6 +68,7 @@ CALLS: dict[tuple[str, str], tuple[dict[str, Any], int]] = {
     ("GET", "/fleet/stream"): ({}, 404),  # there are no other boxes
     ("POST", "/fleet/has"): ({"body": {}}, 404),
     ("POST", "/fleet/prompt"): ({"body": {}}, 404),
+    ("GET", "/fleet/results/{job_id}/{index}/{which}"): ({}, 404),
     ("POST", "/webhooks/{webhook_id}/redeliver"): ({}, 404),
     ("GET", "/events"): ({"query": "?wait=0"}, 200),
     ("POST", "/drain"): ({"query": "?off=1"}, 200),
@@ -103,6 +104,7 @@ def path_of(route: server_routes.Route, job_id: str) -> str:
     for name, value in {
         "name": "photo_check",
         "index": "0",
+        "which": "original",
         "webhook_id": "msg_0",
         "key_id": "00000000",
         "file": "page.js",

@@ -1,15 +1,18 @@
 """Boxes with folders of their own and one depot: files are everywhere."""
 
+import base64
 import hashlib
 import io
 import json
 import random
 import shutil
 import time
+import urllib.error
 import urllib.request
 
 import pytest
-from contract.client import photo_copy
+from chaos.test_depot import Bucket, Folder
+from contract.client import gated, open_gate, photo_copy, unique
 from contract.conftest import put_photo
 from fleet.conftest import until
 from PIL import Image
@@ -122,3 +125,63 @@ def test_a_name_of_an_upload_means_one_picture_on_all_boxes_also_once_it_is_over
         assert answer.read() == third
     of_second = [see(box, "n (1).png") for box in (one, other)]
     assert of_second[0] == of_second[1] not in (before, after)
+
+
+# What the depot lacks. ---------------------------------------------------------------------------------------------
+
+
+def ask(box, path, **headers):
+    """Status, headers and body."""
+    try:
+        with _DIRECT.open(urllib.request.Request(box.url + path, headers=headers), timeout=60) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+@pytest.fixture(params=[Folder, Bucket])
+def storage(request, tmp_path):
+    made = request.param(tmp_path / "depot")
+    yield made
+    if isinstance(made, Bucket):
+        made.server.stop()
+
+
+def test_a_result_that_came_while_the_depot_was_away_is_served_by_every_box_and_put_in_later(fleet, storage):
+    settings = {"GUARDED_FILES__URL": storage.url, "GUARDED_FILES__REDIRECT": "true", "shares": False, "tells": True}
+    front = fleet.start(GUARDED_QUEUE__MAX_JOBS="0", **settings)
+    worker = fleet.start(**settings)
+    prefix = unique()
+    job_id = front.admitted(gated(prefix), guard={"results": {"format": "webp", "inline": True}})
+    worker.reached(job_id, "running")
+    storage.put_away()
+    open_gate(worker.base, prefix)
+    job = front.settled(job_id)
+    assert job["state"] == "succeeded", job
+    (artifact,) = job["artifacts"]
+    whole = fetch(worker, artifact)
+    assert fetch(front, artifact) == whole
+    status, headers, part = ask(front, artifact["url"], Range="bytes=100-199")
+    assert (status, part, headers["ETag"]) == (206, whole[100:200], f'"{artifact["sha256"]}"')
+    copy = ask(front, artifact["converted"]["url"])[2]
+    assert hashlib.sha256(copy).hexdigest() == artifact["converted"]["sha256"]
+    assert ask(front, f"/guarded/view?filename={artifact['filename']}")[::2] == (200, whole)
+    assert ask(front, f"{artifact['url']}?preview=webp")[0] == 200
+    assert base64.b64decode(artifact["inline"]["base64"]) == copy
+    assert ask(front, f"/guarded/fleet/results/{job_id}/0/original")[0] == 403, "for boxes alone"
+    worker.kill()
+    status, headers, body = ask(front, artifact["url"])
+    assert (status, json.loads(body)["error"]["type"]) == (503, "server_unavailable")
+    assert int(headers["Retry-After"]) > 0
+    storage.bring_back()
+    until(front.is_ready)
+    refused = until(
+        lambda: front.ask("POST", "/guarded/prompt", {"prompt": photo_copy(f"{artifact['filename']} [output]")})
+    )
+    assert refused[0] == 503, refused
+    worker.start()
+    until(lambda: not fleet.ask("SELECT 1 FROM unstored"))
+    worker.kill()
+    shutil.rmtree(worker.base / "output")
+    assert until(lambda: (answer := ask(front, f"{artifact['url']}?download=1"))[0] == 200 and answer[2]) == whole

@@ -3,12 +3,17 @@
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -18,7 +23,9 @@ from unit.fakes import LONG_S, new_job
 from unit.store_steps import claim, run_to_success, submit
 
 from comfyui_guarded.guard.depot import Depot, depot, make_key, objects, read_address
+from comfyui_guarded.guard.depot.outcomes import Depositor, Deposits
 from comfyui_guarded.guard.depot.reader import Reader
+from comfyui_guarded.guard.depot.results import Results
 from comfyui_guarded.guard.doctor.depot import examine_depot
 from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.job import Artifact, Result
@@ -331,6 +338,110 @@ def test_the_doctor_says_how_it_stands(tmp_path, monkeypatch):
     assert "+3600 s off" in skewed[1]
 
 
+# An S3 that has a bad minute. ---------------------------------------------------------------------------------
+
+
+class BadS3(BaseHTTPRequestHandler):
+    """Keeps objects in memory. `faults`: what becomes of the next requests of a method, one after the other."""
+
+    protocol_version = "HTTP/1.1"
+    objects: ClassVar[dict] = {}
+    faults: ClassVar[dict] = {}
+
+    def _answer(self, status, body=b"", told=None, **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body) if told is None else told))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _begin(self):
+        waiting = self.faults.get(self.command)
+        fault = waiting.pop(0) if waiting else None
+        if fault == "slow down":
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._answer(
+                503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            )
+        return fault
+
+    def do_PUT(self):
+        if self._begin() != "slow down":
+            self.objects[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(200, ETag='"tag"')
+
+    def do_POST(self):
+        """Delete some."""
+        keys = re.findall(rb"<Key>([^<]+)</Key>", self.rfile.read(int(self.headers["Content-Length"])))
+        for key in keys:
+            self.objects.pop(f"/bucket/{key.decode()}", None)
+        told = b"".join(b"<Deleted><Key>%b</Key></Deleted>" % key for key in keys)
+        self._answer(200, b'<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">%b</DeleteResult>' % told)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        fault = self._begin()
+        if fault == "slow down":
+            return
+        data = self.objects.get(self.path)
+        if data is None:
+            self._answer(404)
+            return
+        about = {"ETag": '"tag"', "Last_Modified": formatdate(usegmt=True)}
+        if self.command == "HEAD":
+            self._answer(200, told=len(data), **about)
+            return
+        status, begin, end = 200, 0, len(data)
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            status, begin, end = 206, int(asked[1]), min(int(asked[2]) + 1, len(data))
+            about["Content_Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        body = data[begin:end]
+        sent = body[: len(body) // 2] if fault else body
+        self.close_connection = bool(fault)
+        self._answer(status, sent, told=len(sent if fault == "less" else body), **about)
+
+    def log_message(self, *_words):
+        pass
+
+
+@pytest.fixture
+def bad_s3():
+    BadS3.objects, BadS3.faults = {}, {}
+    with ThreadingHTTPServer(("127.0.0.1", 0), BadS3) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"s3://KEY:s3cret@bucket?endpoint=http://127.0.0.1:{server.server_port}&region=us-east-1"
+        store = Depot(read_address(url))
+        store.look()
+        assert store.trouble is None
+        yield store
+        server.shutdown()
+
+
+def test_an_s3_that_says_slow_down_for_a_moment_is_not_away(bad_s3, tmp_path):
+    BadS3.faults = {"PUT": 3 * ["slow down"], "GET": 3 * ["slow down"], "HEAD": 3 * ["slow down"]}
+    key = put(bad_s3, b"data")
+    assert bad_s3.fetch(key, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == b"data"
+    assert not bad_s3.is_away
+
+
+@pytest.mark.parametrize("fault", ["cut off", "less"])
+def test_an_answer_that_was_cut_short_says_nothing_of_the_file(bad_s3, tmp_path, fault):
+    """Else a result would be gone for good, or a job's input missing, for what the network has done."""
+    key = put(bad_s3, b"the whole file")
+    for ask in (lambda: bad_s3.open(key, 14), lambda: bad_s3.fetch(key, tmp_path / "back")):
+        BadS3.faults = {"GET": 20 * [fault]}
+        with pytest.raises(ServerUnavailableError):
+            ask()
+        BadS3.faults = {}
+        bad_s3.look()
+    handle, _modified_s = bad_s3.open(key, 14)
+    assert handle.read() == b"the whole file"
+
+
 # What the store keeps of it. ---------------------------------------------------------------------------------
 
 
@@ -382,6 +493,63 @@ def test_uploads_are_written_with_their_job_and_found_by_their_owner_alone(path,
     with pytest.raises(Exception, match=r"full|limit|wait"):
         store.submit(new_job(job_id, owner="two", inputs=files), 1).result(LONG_S)
     assert store.find_uploads("two", paths).result(LONG_S) == {}
+    store.close()
+
+
+class OneFolder:
+    """A host whose results are all in one folder."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        folder.mkdir()
+
+    def file(self, _kind, _subfolder, filename):
+        return self._folder / filename
+
+
+@stores.both
+async def test_what_a_box_has_left_is_put_in_by_whoever_has_its_disk_and_by_nobody_given_up_at_once(
+    path, clock, tmp_path
+):
+    """A box may come back under another name, and another machine may have its own."""
+    store = stores.open_store(path, clock)
+    job_id = submit(store).job.job_id
+    claim(store)
+    run_to_success(store, job_id, Result(artifacts=(artifact(),), unstored=((0, False, "before"),)))
+    depot_here = open_depot(tmp_path / "depot")
+    key = make_key(artifact().sha256, artifact().filename)
+
+    def make(folder, name, *names):
+        """Deposits of a box that was called `name` first, and has the last of the names now."""
+        called = [name, *names]
+        made = Deposits(depot_here, Results(OneFolder(tmp_path / folder)), store, clock, 10, lambda: called[-1])
+        return made, Depositor(made, depot_here, store, has_others=True), called
+
+    def list_due(name):
+        found = store.find_due_deposits(name, clock.now_ms(), 10, under_way=[]).result(LONG_S)
+        return found.deliveries
+
+    # The other machine, which has that name now and not the file.
+    _deposits, depositor, _names = make("theirs", "before")
+    (due,) = list_due("before")
+    attempt = await depositor.attempt(due)
+    assert not attempt.delivered
+    assert not attempt.final
+    assert (await depositor.attempt(replace(due, attempts=99))).final, "not for ever"
+    # A stranger takes nothing that it does not have.
+    strangers, _depositor, _names = make("strangers", "stranger")
+    await strangers.adopt(0)
+    assert [each.number for each in list_due("before")] == [due.number]
+    # The box itself.
+    ours, depositor, names = make("ours", "before")
+    (tmp_path / "ours" / artifact().filename).write_bytes(b"data")
+    names.append("now")
+    assert await ours.adopt(0) == due.number
+    assert await ours.adopt(due.number) == 0
+    (adopted,) = list_due("now")
+    assert list_due("before") == []
+    assert (await depositor.attempt(adopted)).delivered
+    assert depot_here.stat(key).bytes == 4
     store.close()
 
 

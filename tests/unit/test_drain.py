@@ -95,6 +95,18 @@ async def test_a_drain_lasts_until_no_slot_is_held_and_no_result_is_checked(mach
     assert machine.health.draining, "it goes on until somebody says otherwise"
 
 
+def test_a_drain_lasts_until_what_jobs_have_made_is_elsewhere_too(machine, drain):
+    left = [1]
+    drain.doing.append(lambda: left[0])
+    draining = threading.Thread(target=drain.run, args=(LONG_S,))
+    draining.start()
+    draining.join(0.3)
+    assert draining.is_alive()
+    left[0] = 0
+    draining.join(LONG_S)
+    assert not draining.is_alive()
+
+
 async def test_a_drain_ends_with_its_grace_although_a_job_goes_on(machine, drain):
     job_id = await machine.run()
     drain.run(0.2)
