@@ -30,6 +30,8 @@ MOST_BOXES = 1000
 
 #: The engine's clock.
 NOW_MS = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+#: With twice a lease: a box that beats has none that lasts so long.
+_AHEAD = f"{NOW_MS} + ? + 1000"
 ASK_TOKEN = "SELECT token FROM jobs WHERE job_id = ?"
 _UNDER_WAY = "state IN ('dispatched', 'running', 'validating')"
 #: Jobs under way that no box has: a server that had the database for itself has left them.
@@ -146,12 +148,13 @@ def join(db: Database, member: Member) -> str:
 
 @dataclass(frozen=True)
 class Beat:
-    """The answer to a beat: the engine's time, whether there are boxes whose lease is over, and whether this one looks
-    after what one box is enough for.
+    """The answer to a beat: the engine's time, whether there are boxes whose lease is over, or longer than any is, and
+    whether this one looks after what one box is enough for.
     """
 
     now_ms: int
     finds_dead: bool
+    finds_ahead: bool
     is_keeper: bool
 
 
@@ -163,18 +166,30 @@ def beat(db: Database, member: Member) -> Beat | None:
     row = db.execute(
         f"UPDATE boxes SET until_ms = {NOW_MS} + ?{news} WHERE box = ? AND epoch = ? "
         f"RETURNING {NOW_MS}, (SELECT count(*) FROM boxes AS others WHERE others.until_ms < {NOW_MS}), "
+        f"(SELECT count(*) FROM boxes AS others WHERE others.until_ms > {_AHEAD}), "
         f"box <= (SELECT min(others.box) FROM boxes AS others WHERE others.until_ms >= {NOW_MS})",
         (
             member.lease_ms,
             *((member.url, _write_status(member.status)) if has_news else ()),
             member.box,
             member.epoch or "",
+            2 * member.lease_ms,
         ),
     ).fetchone()
     if row is not None:
         member.told = told
     # A box alone may find no other that is alive, itself as it was before this beat.
-    return None if row is None else Beat(int(row[0]), row[1] > 0, row[2] is not False)
+    return None if row is None else Beat(int(row[0]), row[1] > 0, row[2] > 0, row[3] is not False)
+
+
+def shorten_leases(db: Database, member: Member) -> None:
+    """Let no lease last longer than one from now on: the engine's clock was set back, or its successor's is behind.
+
+    Boxes that live beat again; those that do not are found dead in time.
+    """
+    db.execute(
+        f"UPDATE boxes SET until_ms = {NOW_MS} + ? WHERE until_ms > {_AHEAD}", (member.lease_ms, 2 * member.lease_ms)
+    )
 
 
 def is_taken(db: Database, member: Member) -> bool:
@@ -186,12 +201,13 @@ def is_taken(db: Database, member: Member) -> bool:
 def take_out_dead(db: Database, member: Member) -> list[tuple[str, int]]:
     """Delete boxes whose lease is over; returns each with the time of its last beat.
 
-    None soon after the engine's start: every beat was late then.
+    None soon after the engine's start: every beat was late then. Where its clock was set back to before that, nobody
+    knows how long it has been.
     """
-    lease = "? * interval '1 millisecond'"
+    since = "clock_timestamp() - pg_postmaster_start_time()"
+    is_time = f"({since} > ? * interval '1 millisecond' OR {since} < interval '0')"
     rows = db.execute(
-        f"DELETE FROM boxes WHERE until_ms < {NOW_MS} AND box <> ? "
-        f"AND clock_timestamp() > pg_postmaster_start_time() + {lease} RETURNING box, until_ms",
+        f"DELETE FROM boxes WHERE until_ms < {NOW_MS} AND box <> ? AND {is_time} RETURNING box, until_ms",
         (member.box, member.lease_ms),
     ).fetchall()
     return [(box, until_ms - member.lease_ms) for box, until_ms in rows]

@@ -86,8 +86,10 @@ class PostgresConnection:
     one. An error of a statement is then raised by a later one, at the latest by `commit`.
     """
 
-    def __init__(self, raw: psycopg.Connection[Any]) -> None:
+    def __init__(self, raw: psycopg.Connection[Any], opened: int = 0) -> None:
+        """`opened`: see :meth:`.postgres_held.HeldDatabase.is_of_today`."""
         self.raw = raw
+        self.opened = opened
         #: How many statements that may write were executed.
         self.writes = 0
         #: Answers to questions that were asked before anybody wanted them, within this transaction.

@@ -185,10 +185,14 @@ class FleetStore(TableStore):
     def beat(self) -> Beat | None:
         """Say that this box lives, over a connection of its own. None: it is no box any more. Raises what fails."""
         try:
+            if self._beats is not None and not self._held.is_of_today(self._beats):
+                self.drop_beats()
             if self._beats is None:
                 self._beats = self._held.connect(synchronous_commit="off", statement_timeout="5s")
             beat = members.beat(self._beats, self.member)
             self.is_keeper = beat is not None and beat.is_keeper
+            if beat is not None and beat.finds_ahead:
+                members.shorten_leases(self._beats, self.member)
             return beat
         except BaseException:
             self.drop_beats()

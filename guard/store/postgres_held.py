@@ -40,6 +40,13 @@ SESSION = {
     "enable_mergejoin": "off",
     "jit": "off",
 }
+#: What a session of ours is marked with. A new one that has that mark was somebody's before: then settings, locks and
+#: prepared statements come and go with each transaction.
+_SESSION = "guarded.session"
+_MIXED = (
+    "the pooler before it gives one session to several connections; PgBouncer must have pool_mode = session, and its "
+    "server_reset_query"
+)
 #: The advisory lock of a store, in its schema: "guar" in ASCII.
 LOCK = 0x67756172
 
@@ -62,6 +69,8 @@ class HeldDatabase:
         self.commits = 0
         #: It has written once.
         self.is_signed = False
+        #: Counts how often the one that writes has connected: see :meth:`is_of_today`.
+        self._opened = 0
 
     def open(self) -> tuple[PostgresConnection, int]:
         """Connect, lock, and bring the tables to today's; also return the number of this process's last commit, or -1.
@@ -72,8 +81,10 @@ class HeldDatabase:
             StoreTooNewError, StoreUnusableError, psycopg.Error: it cannot be used.
         """
         db = self.connect(**self._WRITER)
+        self._opened += 1
         try:
             find_fault(db.raw)
+            self.connect().close()  # a pooler that mixes sessions gives it the one above
             self._lock(db.raw)
             postgres_schema.prepare(db.raw)
             return db, self._read_last_commit(db.raw)
@@ -94,12 +105,21 @@ class HeldDatabase:
             **self._OPTIONS,
         )
         raw.prepare_threshold = None  # it would drop what others have prepared wherever it rolls back
-        wanted = {**SESSION, **session}
-        raw.execute(
-            f"SELECT {', '.join(f'set_config(${2 * n + 1}, ${2 * n + 2}, false)' for n in range(len(wanted)))}",
-            [part for item in wanted.items() for part in item],
+        wanted = {**SESSION, **session, _SESSION: self.name}
+        sets = ", ".join(f"set_config(${2 * n + 1}, ${2 * n + 2}, false)" for n in range(len(wanted)))
+        told = raw.execute(
+            f"SELECT current_setting('{_SESSION}', true), {sets}", [part for item in wanted.items() for part in item]
         )
-        return PostgresConnection(raw)
+        if (told.fetchone() or ("",))[0]:
+            raw.execute(f"SELECT set_config('{_SESSION}', '', false)")
+            raw.close()
+            raise StoreUnusableError(_MIXED)
+        return PostgresConnection(raw, self._opened)
+
+    def is_of_today(self, db: PostgresConnection) -> bool:
+        """Whether it was made since the one that writes connected last. Another engine may have taken over by then: an
+        older one is to one that is behind, and may be so for good."""
+        return db.opened == self._opened
 
     def describe(self, error: BaseException) -> str:
         shown = self.address.shown

@@ -41,6 +41,8 @@ class PostgresReader(DatabaseThread):
         for is_last in (False, True):
             if (refusal := self._find_refusal()) is not None:
                 raise refusal
+            if isinstance(self.db, PostgresConnection) and not self._held.is_of_today(self.db):
+                self.close_connection()
             if self.db is None:
                 self.db = self._held.connect(default_transaction_read_only="on")
             db = self.db

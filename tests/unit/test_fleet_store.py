@@ -213,6 +213,23 @@ def test_a_box_that_is_alive_keeps_what_it_has(boxes):
     assert two.beat().finds_dead is False
 
 
+def test_a_clock_of_the_engine_that_was_set_back_keeps_no_dead_box_alive(boxes, path):
+    """Or the clock of the engine that took over is behind: then all leases last for an hour more."""
+    one, two = boxes("one"), boxes("two")
+    submit(one)
+    assert claim(one) is not None
+    kill(one)
+    with look_into(path) as db:
+        db.execute("UPDATE boxes SET until_ms = until_ms + 3600000 RETURNING box").fetchall()
+    for _ in range(2):
+        two.beat()
+    with look_into(path) as db:
+        lasts = db.execute(
+            "SELECT box, until_ms - (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM boxes ORDER BY box"
+        ).fetchall()
+    assert [box for box, left_ms in lasts if left_ms <= LEASE_MS] == ["one", "two"], lasts
+
+
 def test_a_box_that_comes_back_takes_up_its_own_jobs_alone(boxes, path):
     one, two = boxes("one"), boxes("two")
     mine, others = submit(one), submit(two)

@@ -71,6 +71,29 @@ def submitted_on_disk(path):
     return {job_id for (job_id,) in ask(path, "SELECT job_id FROM jobs")}
 
 
+def test_nobody_reads_of_an_engine_that_the_one_who_writes_has_left(path, clock):
+    """It may have been taken over from, and go on with what it had then."""
+    store = open_store(path, clock)
+    job_id = submit(store).job.job_id
+    store.get(job_id).result(LONG_S)
+    store.list_jobs(None, [JobState.QUEUED], 1).result(LONG_S)
+    name = [f"comfyui-guarded {store._engine._held.name}"]
+
+    def list_connections():
+        with contextlib.closing(server().connect()) as db:
+            query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+            return {pid for (pid,) in db.execute(query, name).fetchall()}
+
+    before = list_connections()
+    assert len(before) >= 3
+    end_connections(store, "writer")
+    until(lambda: list_connections() - before and store.trouble is None)
+    assert store.get(job_id).result(LONG_S).job_id == job_id
+    store.list_jobs(None, [JobState.QUEUED], 1).result(LONG_S)
+    until(lambda: len(list_connections() & before) == len(before) - 3)
+    store.close()
+
+
 # What is refused. ---------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +114,53 @@ def test_an_engine_that_would_lose_what_was_told_is_refused(own_server, clock, n
     own_server.kill()
     own_server.start()
     PostgresStore(read_address(own_server.url()), clock).close()
+
+
+def test_a_session_that_was_another_connections_before_is_refused(own_server, clock):
+    """As a pooler gives it that makes a session of each transaction."""
+    with contextlib.closing(own_server.connect()) as db:
+        db.execute("ALTER DATABASE postgres SET guarded.session = 'marked'")
+        with pytest.raises(StoreUnusableError, match="pool_mode = session"):
+            PostgresStore(read_address(own_server.url()), clock)
+        db.execute("ALTER DATABASE postgres RESET guarded.session")
+    PostgresStore(read_address(own_server.url()), clock).close()
+
+
+def can_connect(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
+def test_behind_a_pooler_a_store_works_or_says_why_not(own_server, clock, tmp_path, mode):
+    """`GUARDED_PGBOUNCER` is a PgBouncer to try it with."""
+    program = os.environ.get("GUARDED_PGBOUNCER")
+    if program is None:
+        pytest.skip("GUARDED_PGBOUNCER names none")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ini = tmp_path / "pgbouncer.ini"
+    ini.write_text(
+        f"[databases]\npostgres = host=127.0.0.1 port={own_server.port} user=guarded password='{PASSWORD}'\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\npool_mode = {mode}\n"
+    )
+    as_nobody = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    with open(ini) as config, subprocess.Popen([program, f"/dev/fd/{config.fileno()}"], pass_fds=[config.fileno()],
+                                               **as_nobody) as pooler:  # fmt: skip
+        try:
+            url = own_server.url(port=port)
+            until(lambda: can_connect(port))
+            store = FleetStore(read_address(url), clock, Member("one", 60_000, 2), open_now=False)
+            store.serve("local", 2)
+            if mode == "session":
+                assert store.trouble is None
+                submit(store)
+            else:
+                assert "pool_mode = session" in store.trouble
+            store.close()
+        finally:
+            pooler.kill()
 
 
 @pytest.mark.parametrize("fault", ["password", "unreachable", "database"])
