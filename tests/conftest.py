@@ -68,8 +68,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    # To the very end of the process: a thread that somebody left behind may keep it.
-    _end_if_stuck(session.config, 5 * STUCK_S)
+    # To the very end of the process: a thread that somebody left behind may keep it. A worker waits for the others.
+    if not hasattr(session.config, "workerinput"):
+        _end_if_stuck(session.config, 5 * STUCK_S)
 
 
 def _end_if_stuck(config: pytest.Config, after_s: float) -> None:

@@ -43,8 +43,9 @@ def opened(tmp_path, clock):
 
 
 def add_record(store, clock, owner):
-    # What a caller may store beside a job, and is not let go with its prompt.
-    job_id = add(store, clock, 100, owner=owner, metadata={"note": base64.b64encode(random.randbytes(6900)).decode()})
+    # What a caller may store beside a job, and is not let go with its prompt. It came in a request as large.
+    note = base64.b64encode(random.randbytes(6900)).decode()
+    job_id = add(store, clock, 100 + len(note), owner=owner, metadata={"note": note})
     end(store, job_id)
     return job_id
 
