@@ -199,7 +199,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     needs = (settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     dispatcher = Dispatcher(*needs, storage.bring, returns)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
-    membership = fleet.keep_membership(member, store, host, clock, health, settler, runs, dispatcher, watchdog)
+    membership = fleet.keep_membership(member, store, host, clock, health, settler, runs, dispatcher, watchdog, own)
     quotas = Quotas(settings.limits, has_depot=storage.depot is not None)
     janitor = Janitor(
         *(settings.janitor, store, host.folders, own, clock),

@@ -8,7 +8,7 @@ of each other's way.
 
 from .agreed import find_differences
 from .membership import Lease, Membership
-from .names import read_or_make_name
+from .names import read_or_make_name, rename
 from .secret import derive, make_keys
 from .signature import Signatures
 from .version import read_version
@@ -22,4 +22,5 @@ __all__ = [
     "make_keys",
     "read_or_make_name",
     "read_version",
+    "rename",
 ]

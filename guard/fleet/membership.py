@@ -48,11 +48,15 @@ class Lease(Protocol):
 class Membership:
     """A thread that beats. The lease's end is also seen by whoever calls :meth:`turn`, since a beat may hang."""
 
-    def __init__(self, store: Lease, clock: Clock, is_clear: Callable[[], bool]) -> None:
-        """`is_clear`: whether no run of the time before is left in this process."""
+    def __init__(
+        self, store: Lease, clock: Clock, is_clear: Callable[[], bool], rename: Callable[[], str] = make_name
+    ) -> None:
+        """`is_clear`: whether no run of the time before is left in this process. `rename`: makes a name for it, and for
+        the next one, where another process has its own."""
         self._store = store
         self._clock = clock
         self._is_clear = is_clear
+        self._rename = rename
         self._lock = threading.Lock()
         lease_s = store.member.lease_ms / 1000
         self._beat_s = min(lease_s / BEATS, BEAT_S)
@@ -131,7 +135,7 @@ class Membership:
             if self._store.is_displaced():
                 log.error("another process has joined as %s; this one takes a name of its own", member.box)
                 self._lose("another process has its name")
-                member.box = make_name()
+                member.box = self._rename()
             else:
                 self._lose("its lease was over, and others have taken its jobs")
             return

@@ -20,9 +20,13 @@ def read_or_make_name(own: Path) -> str:
         name = read_text(path).strip()
     except (FileNotFoundError, MalformedFileError):
         name = ""
-    if not _NAME.fullmatch(name):
-        name = make_name()
-        private_files.write_if_possible(path, name.encode())
+    return name if _NAME.fullmatch(name) else rename(own)
+
+
+def rename(own: Path) -> str:
+    """Make a name, and keep it for the next process."""
+    name = make_name()
+    private_files.write_if_possible(own / FILE, name.encode())
     return name
 
 

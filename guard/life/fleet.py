@@ -14,7 +14,7 @@ from ..access.tokens import Links, Tokens
 from ..clock import Clock
 from ..depot.mark import Agree
 from ..errors import ServerUnavailableError
-from ..fleet import Lease, Membership, agreed, read_or_make_name
+from ..fleet import Lease, Membership, agreed, read_or_make_name, rename
 from ..host import Host
 from ..settings import Settings
 from ..store import Member, Store
@@ -132,10 +132,11 @@ def keep_membership(
     runs: Runs,
     dispatcher: Dispatcher,
     watchdog: Watchdog,
+    own: Path,
 ) -> Membership | None:
     """Once the database is open, keep this server in its fleet, and stop its runs where it has lost its place.
 
-    None where it is in none.
+    None where it is in none. `own` is our own folder.
     """
     if member is None:
         return None
@@ -149,7 +150,7 @@ def keep_membership(
 
     health.has_others = True
     host.mark_names(lambda: member.box.removeprefix("box-"))
-    membership = Membership(cast(Lease, store), clock, is_clear)
+    membership = Membership(cast(Lease, store), clock, is_clear, lambda: rename(own))
     membership.lost.subscribe(stop_runs)
     membership.joined.subscribe(lambda _recovery: dispatcher.wake())
     store.opened.subscribe(lambda _recovery: membership.begin())

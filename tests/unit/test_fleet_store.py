@@ -20,7 +20,7 @@ from unit.stores import look_into, make_schema, only_postgres, server
 
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import WorkerDiedError
-from comfyui_guarded.guard.fleet import Membership, read_or_make_name
+from comfyui_guarded.guard.fleet import Membership, read_or_make_name, rename
 from comfyui_guarded.guard.job import SUCCESS, TERMINAL, JobState, Verdict
 from comfyui_guarded.guard.settings import SettingsError
 from comfyui_guarded.guard.store import Member, StoreLockedError, make_store
@@ -447,6 +447,22 @@ def test_a_member_knows_all_boxes_without_asking(boxes, path):
         stores.until(lambda: len(membership.boxes) < 2 or not membership.boxes[1].is_alive)
     finally:
         membership.close()
+
+
+def test_a_box_whose_name_another_process_has_keeps_the_next_one_for_good(boxes, tmp_path):
+    """Copies of one machine all begin with one name: a start of one of them would take it from another each time."""
+    own = tmp_path / "own"
+    own.mkdir()
+    name = read_or_make_name(own)
+    first, second = boxes(name), boxes(name)
+    membership = Membership(first, Clock(), lambda: True, lambda: rename(own))
+    membership.begin()
+    try:
+        stores.until(lambda: first.member.box != name and first.member.epoch is not None)
+    finally:
+        membership.close()
+    assert read_or_make_name(own) == first.member.box
+    assert second.beat() is not None
 
 
 def test_a_fleet_without_postgresql_is_a_setting_to_correct(tmp_path):
