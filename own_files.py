@@ -146,7 +146,9 @@ def parse_toml(path: Path, text: str, *, any_integers: bool = False) -> dict[str
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise MalformedFileError(path, f"it is not TOML: {_shorten(str(error))}", _find_told_line(str(error))) from None
+        raise MalformedFileError(
+            path, f"it is not TOML: {_shorten(str(error))}", _find_told_line(text, error)
+        ) from None
     except (ValueError, RecursionError, OverflowError) as error:
         _refuse(path, text, "TOML", error)
     _check(path, text, values, is_json=False, any_integers=any_integers)
@@ -228,8 +230,10 @@ def _find_depth(text: str) -> int:
     return 0
 
 
-def _find_told_line(message: str) -> int:
-    found = re.search(r"at line (\d+)", message)
+def _find_told_line(text: str, error: Exception) -> int:
+    found = re.search(r"at line (\d+)", str(error))
+    if found is None and "end of document" in str(error):
+        return _count_lines(text, len(text.rstrip()))
     return int(found[1]) if found is not None else 0
 
 

@@ -115,20 +115,26 @@ def name_kind(value: object) -> str:
 
 
 def find_fault(graph: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(node id, what is wrong with it) of the first node whose shape the host cannot take; None: all are sound."""
+    """The first of :func:`list_faults`; None: all are sound."""
+    return next(list_faults(graph), None)
+
+
+def list_faults(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(node id, what is wrong with it) of nodes whose shape the host cannot take."""
     for node_id, node in graph.items():
         if not isinstance(node, dict):
-            return node_id, f"must be an object, not {name_kind(node)}"
+            yield node_id, f"must be an object, not {name_kind(node)}"
+            continue
         if not isinstance(node.get("class_type"), str) or not node["class_type"]:
-            return node_id, "has no class_type"
-        if not isinstance(node.get("inputs"), dict):
-            return node_id, "has no inputs (an empty object will do)"
+            yield node_id, "has no class_type"
         if not isinstance(node.get("_meta", {}), dict):
-            return node_id, "has a _meta that is no object"
+            yield node_id, "has a _meta that is no object"
+        if not isinstance(node.get("inputs"), dict):
+            yield node_id, "has no inputs (an empty object will do)"
+            continue
         for name, value in node["inputs"].items():
             if is_link(value) and value[0] not in graph:
-                return node_id, f"takes {name[:100]} from node {value[0][:100]!r}, which the prompt does not have"
-    return None
+                yield node_id, f"takes {name[:100]} from node {value[0][:100]!r}, which the prompt does not have"
 
 
 def find_circle(graph: Mapping[str, Any]) -> list[str] | None:

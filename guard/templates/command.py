@@ -11,7 +11,7 @@ from typing import Any
 
 from ...own_files import FileError
 from ..graph import is_link
-from .manifest import TemplateError, read_graph
+from .manifest import TemplateError, list_told, read_graph
 from .rehearsal import read_template
 
 _MODELS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".onnx", ".gguf")
@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         try:
             graph = read_graph(path)
         except FileError as error:
-            say(f"{path}:{error.line or 1}: {error.reason}")
+            for line, told in list_told(error):
+                say(f"{path}:{line}: {told}")
             return 1
         say(draft(graph))
         return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator, Field
 
 from ...own_files import FileError, MalformedFileError
-from ..graph import find_circle, find_fault, is_link
+from ..graph import find_circle, is_link, list_faults
 from .bodies import PresetBody
 from .lines import Place, find_line, find_node_line
 from .mending import Unsure, mend
@@ -49,6 +51,23 @@ class TemplateError(ValueError):
         self.faults = tuple(faults)
 
 
+class GraphError(MalformedFileError):
+    """A graph of which nodes are of no shape that a prompt may have. The message is the first fault.
+
+    Attributes:
+        faults: (line, what is wrong there) of each.
+    """
+
+    def __init__(self, path: Path, faults: Sequence[tuple[int, str]]) -> None:
+        super().__init__(path, faults[0][1], faults[0][0])
+        self.faults = tuple(faults)
+
+
+def list_told(error: FileError) -> Sequence[tuple[int, str]]:
+    """(line, what is wrong there) of a file that cannot be used."""
+    return error.faults if isinstance(error, GraphError) else [(error.line or 1, error.reason)]
+
+
 def _check_place(text: str) -> str:
     parts = text.replace("\\", "/").split("/")
     if not text.isprintable() or any(part in ("", ".", "..") for part in parts) or len(text) > 1000:
@@ -56,6 +75,21 @@ def _check_place(text: str) -> str:
     return text
 
 
+def _check_source(text: str) -> str:
+    """A link on the operator's page, or words."""
+    read = re.sub(r"[\0-\x1f]", "", text).strip()  # as browsers do
+    if not re.match(r"https?:|(?![a-z][a-z0-9+.-]*:)", read, re.IGNORECASE):
+        raise ValueError("must be an address of the web (https://…), or words")
+    return text
+
+
+def _check_url(text: str) -> str:
+    if not re.match(r"https?://[^/]|$", text, re.IGNORECASE):
+        raise ValueError("must be an address of the web (https://…)")
+    return text
+
+
+_Source = Annotated[str, AfterValidator(_check_source)]
 #: A file or folder below ComfyUI's models.
 _Below = Annotated[str, AfterValidator(_check_place)]
 _Gib = Annotated[float, Field(ge=0, le=1e9)]
@@ -96,10 +130,10 @@ class Model(_Conditional):
     file: _Below
     folder: _Below
     size_mb: int = Field(ge=1, le=10**7)
-    source: str
+    source: _Source
     licence: str
     into: tuple[str, ...] = ()
-    url: str = ""
+    url: Annotated[str, AfterValidator(_check_url)] = ""
     sha256: Annotated[str, Field(pattern="^(?:[0-9a-f]{64})?$")] = ""
 
 
@@ -107,7 +141,7 @@ class NodePack(Part):
     """A package of node classes that must be installed."""
 
     name: str
-    source: str
+    source: _Source
     licence: str
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -171,18 +205,17 @@ class Template:
     @classmethod
     def read(cls, path: Path, most_nodes: int = MOST_NODES) -> Template:
         """Read the template whose manifest is `path`, with its graph beside it. Raises TemplateError."""
-        name, beside = path.stem, path.with_suffix(".json")
+        name, beside, graph, beyond = path.stem, path.with_suffix(".json"), {}, []
         try:
             text, values = read_manifest(path)
         except FileError as error:
             raise TemplateError(name, [Fault(path.name, error.line or 1, error.reason)]) from None
         # As JSON, since in that pydantic takes true for no number, and yet lists for tuples.
         manifest, places, unsure = mend(values, lambda told: Manifest.model_validate_json(told, strict=True))
-        graph, beyond = {}, []
         try:
             graph = read_graph(beside, most_nodes)
         except FileError as error:
-            beyond = [Fault(beside.name, error.line or 1, error.reason)]
+            beyond = [Fault(beside.name, line, told) for line, told in list_told(error)]
         template = cls(name, manifest or _NOTHING, graph)
         faults = [*places, *(template._list_faults(unsure) if manifest is not None else ())]
         if faults or beyond:
@@ -228,10 +261,22 @@ class Template:
         for number, node_id in enumerate(self.manifest.outputs):
             if node_id not in self.graph and not unsure.holds("outputs", number):
                 yield ("outputs", number), f"the graph has no node {node_id}"
+        filled: dict[str, str] = {}
+        for name, parameter in self.manifest.parameters.items():
+            if parameter.required or parameter.default is not None:  # else it may make way for another
+                for at, target in enumerate(parameter.into):
+                    if filled.setdefault(target, name) != name and not unsure.holds("parameters", name):
+                        yield (
+                            ("parameters", name, "into", at),
+                            f"parameters.{name}: {filled[target]} fills {target}, too",
+                        )
         for number, wiring in enumerate(self.manifest.wiring):
             for target, value in wiring.inputs.items():
-                if is_link(value) and value[0] not in self.graph:
-                    yield ("wiring", number, "inputs", target), f"the graph has no node {value[0]}"
+                place = ("wiring", number, "inputs", target)
+                if isinstance(value, list) and not _is_sound_link(value):
+                    yield place, f"{target} must be a value, or [node id, slot]"
+                elif is_link(value) and value[0] not in self.graph:
+                    yield place, f"the graph has no node {value[0]}"
 
     def _list_odd_conditions(self, unsure: Unsure) -> Iterator[tuple[Place, str]]:
         manifest, parameters = self.manifest, self.manifest.parameters
@@ -315,13 +360,17 @@ def read_graph(path: Path, most_nodes: int = MOST_NODES) -> dict[str, Any]:
         raise MalformedFileError(path, "this is a request; only its prompt belongs here", line)
     if len(graph) > most_nodes:
         raise MalformedFileError(path, f"it has {len(graph)} nodes; {most_nodes} are allowed (policy.max_nodes)", 1)
-    if fault := find_fault(graph):
-        told = f"this is no graph in API format: node {fault[0]} {fault[1]}"
-        raise MalformedFileError(path, told, find_node_line(text, fault[0]))
+    if faults := list(itertools.islice(list_faults(graph), _TOLD_FAULTS)):
+        told = "this is no graph in API format: node"
+        raise GraphError(path, [(find_node_line(text, each), f"{told} {each} {fault}") for each, fault in faults])
     if circle := find_circle(graph):
         told = f"its nodes feed each other in a circle: {' -> '.join(circle[:10])}"
         raise MalformedFileError(path, told, find_node_line(text, circle[0]))
     return graph
+
+
+def _is_sound_link(value: list[Any]) -> bool:
+    return is_link(value) and not isinstance(value[1], bool) and value[1] >= 0 and value[1] == int(value[1])
 
 
 def _can_apply(when: Mapping[str, Any], values: Values) -> bool:

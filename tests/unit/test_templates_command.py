@@ -121,6 +121,73 @@ def test_faults_of_the_manifest_are_told_beside_those_of_the_graphs_file(tmp_pat
     assert "Export (API)" in told[2]
 
 
+def test_every_fault_of_the_graphs_file_is_told_with_its_line(tmp_path):
+    more = {"90": {"inputs": {}}, "91": {"class_type": 5, "inputs": {}}}
+    lost = {"92": {"class_type": "Make", "inputs": {"a": ["98", 0], "b": ["99", 0]}}}
+    written(tmp_path, MANIFEST)
+    graph = tmp_path / "thing.json"
+    graph.write_text(json.dumps({**GRAPH, **more, **lost}, indent=1))
+    for name in ("thing.toml", "thing.json"):
+        status, told = check(tmp_path / name)
+        assert status == 1
+        lines = [f"{graph}:{line_of(graph.read_text(), json.dumps(node))}: " for node in ("90", "91", "92", "92")]
+        assert [line.startswith(begin) for line, begin in zip(told, lines, strict=True)] == [True] * 4, told
+    (tmp_path / "thing.toml").unlink()
+    assert check(graph) == (1, told)
+
+
+@pytest.mark.parametrize("end", ["x = ", 'x = """a\n\n', "x = [1,\n\n2,"])
+def test_a_manifest_that_is_cut_off_is_told_at_its_end(tmp_path, end):
+    written(tmp_path, MANIFEST + end)
+    ((_, [told]), last) = check(tmp_path / "thing.toml"), (MANIFEST + end).rstrip().count("\n") + 1
+    assert told.startswith(f"{tmp_path / 'thing.toml'}:{last}: it is not TOML"), told
+
+
+@pytest.mark.parametrize("value", ['["1", -1]', '["1", "x"]', "[]", '["1"]', '["1", 0.5]', '["1", true]', "[1, 2]"])
+def test_a_wiring_that_is_no_link_and_no_value_is_a_fault(tmp_path, value):
+    """ComfyUI takes any list for a link, and fails at one of another shape."""
+    manifest = MANIFEST + f'\n[[wiring]]\ninputs = {{ "2.text" = {value} }}\n'
+    written(tmp_path, manifest)
+    status, (told,) = check(tmp_path / "thing.toml")
+    assert status == 1
+    assert told.startswith(f"{tmp_path / 'thing.toml'}:{line_of(manifest, value)}: ")
+    assert "must be a value, or [node id, slot]" in told
+
+
+def test_two_parameters_cannot_fill_one_input(tmp_path):
+    second = '\n[parameters.other]\ntype = "text"\ninto = ["2.text"]\nhelp.en = "x"\n'
+    before, header, after = MANIFEST.partition("\n[[")
+    manifest = before + second + header + after
+    written(tmp_path, manifest)
+    status, (told,) = check(tmp_path / "thing.toml")
+    assert status == 1
+    assert told.endswith("other: text fills 2.text, too")
+    optional = second.replace('"text"\ninto', '"file"\nrequired = false\ninto')
+    written(tmp_path, before + optional + header + after)
+    assert "fills" not in str(check(tmp_path / "thing.toml"))
+
+
+@pytest.mark.parametrize(
+    ("field", "address", "is_sound"),
+    [
+        ("source", "javascript:alert(1)", False),
+        ("source", " Java\nScript:alert(1)", False),
+        ("source", "http://example.org/x", True),
+        ("source", "trained by us", True),
+        ("url", "file:///etc/passwd", False),
+        ("url", "example.org/x", False),
+        ("url", "https://example.org/x", True),
+    ],
+)
+def test_an_address_is_one_of_the_web(tmp_path, field, address, is_sound):
+    model = {"file": "m.bin", "folder": "checkpoints", "licence": "MIT", "source": "https://example.org"}
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in {**model, field: address}.items())
+    written(tmp_path, f"{MANIFEST}\n[[models]]\nsize_mb = 1\n{text}")
+    status, told = check(tmp_path / "thing.toml")
+    assert (status == 0) is is_sound, told
+    assert is_sound or "must be an address of the web" in told[0]
+
+
 def test_the_editors_own_format_is_recognised_and_explained(tmp_path):
     written(tmp_path, MANIFEST, {"nodes": [{"id": 1}], "links": []})
     status, told = check(tmp_path / "thing.toml")
