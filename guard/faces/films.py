@@ -17,6 +17,7 @@ from ..cost.ranges import ENDLESS
 from ..cost.values import Media
 from ..results.containers import BrokenFileError, Kind, sniff
 from ..results.film_files import MAX_FRAME_PIXELS, is_cover, open_container
+from ..results.samples import MOST_PLANES
 from .frames import Reel, bound
 from .sounds import Counter, UnfitError, check_rate
 from .whole import check_whole
@@ -89,7 +90,7 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
         films = [each for each in container.streams.video if each.codec_context is not None]
         film: Any = next((each for each in films if holds != "media" or not is_cover(each)), None)
         sounds = [stream for stream in container.streams.audio if stream.codec_context is not None]
-        sound = sounds[-1 if holds == "video" else 0] if sounds else None  # as ComfyUI's loaders choose
+        sound = sounds[0 if holds in ("audio", "media") else -1] if sounds else None  # as ComfyUI's loaders choose
         wanted = sound if holds == "audio" else film
         if wanted is None and holds == "media":
             wanted = sound
@@ -104,6 +105,8 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
         hears = opens_with == "libav"
         if sound is not None and (hears or wanted is sound):
             check_rate(sound)
+        if sound is not None and hears:
+            _check_planes(sound, wanted is sound)
         if wanted is sound and opens_with == "ffmpeg" and sound.codec_context.layout.nb_channels > _MOST_CHANNELS:
             count = sound.codec_context.layout.nb_channels
             raise UnfitError(f"it has {count} channels, of which this loader makes noise; send it in stereo")
@@ -122,6 +125,20 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
         walk = _Walk(container, kind, chosen, opens_with, sees=sees)
         walk.go_to_end(hears=hears)
     return walk.measure(media, of_sound=wanted is sound)
+
+
+def _check_planes(sound: Any, alone: bool) -> None:
+    """Raises UnfitError where ComfyUI's loaders, which give frames to PyAV as they are, would end the whole server.
+
+    Args:
+        alone: its loader reads the sound as its decoder gives it; that of a film gets each channel a plane of its own.
+    """
+    context = sound.codec_context
+    count = context.layout.nb_channels
+    if count > MOST_PLANES and (not alone or context.format is None or context.format.is_planar):
+        raise UnfitError(
+            f"it has {count} channels, with which this server's loader would end the server; send it in stereo"
+        )
 
 
 class _Walk:
@@ -163,11 +180,12 @@ class _Walk:
             if at is not None and packet.time_base is not None:
                 until_s = float((at + (packet.duration or 0)) * packet.time_base) - begin_s
                 self._end_s = max(self._end_s, until_s)
-            if self._film is not None and packet.stream_index == self._film.index:
+            # Not by its number: of the packets that end a stream PyAV gives that of the first.
+            if self._film is not None and packet.stream is self._film:
                 self._shown_until_s = max(self._shown_until_s, until_s)
                 if self._reel is not None:
                     self._reel.decode(packet)
-            elif self._count is not None and packet.stream_index == self._sound.index:
+            elif self._count is not None and packet.stream is self._sound:
                 self._count.take(packet)
             if packet.size:
                 is_cut = bool(packet.is_corrupt)

@@ -201,7 +201,7 @@ def _check_is_whole(stream: Any, frame: Any, whole: tuple[int, int]) -> None:
 def _convert(frame: Any, form: str) -> None:
     """See whether libav can convert the picture as the loader asks it to. Raises what libav raises."""
     width, height = min(frame.width, _CONVERTED_SIDE), min(frame.height, _CONVERTED_SIDE)
-    frame.reformat(width=width, height=height, format=form).to_ndarray()
+    frame.to_ndarray(width=width, height=height, format=form)
 
 
 def _align(frame: Any, time_base: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..cost.ranges import ENDLESS
+from ..results.samples import read_samples
 
 #: Of all channels together.
 _MOST_DECODED = 48_000 * 900 * 2
@@ -74,7 +75,7 @@ class Counter:
             self._compare(frame)
             found += frame.samples * frame.layout.nb_channels
             self.seconds += frame.samples / max(frame.sample_rate, 1)
-            if self._name.startswith("pcm_f") and not np.isfinite(frame.to_ndarray()).all():
+            if self._name.startswith("pcm_f") and not np.isfinite(read_samples(frame)).all():
                 raise UnfitError("some of its samples are no numbers")
         self.samples += found
         self._left -= found

@@ -19,6 +19,7 @@ from .budget import Budget, BudgetFile
 from .containers import BrokenFileError, Kind
 from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, find_blank
 from .findings import Facts, Fault, Finding
+from .samples import read_samples
 
 #: Compare at least about this many frames of a film, and at least one of every so many.
 _SAMPLES = 32
@@ -262,7 +263,7 @@ class Loudness:
         self._still = 0.0
 
     def hear(self, frame: Any) -> None:
-        samples = frame.to_ndarray()
+        samples = read_samples(frame)
         self.seconds += frame.samples / frame.sample_rate if frame.sample_rate else 0.0
         if not samples.size:
             return

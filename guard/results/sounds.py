@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .containers import sniff
 from .film_files import open_container
+from .samples import read_samples
 
 #: Bytes from a file's head that tell its kind.
 _HEAD = 64
@@ -34,14 +35,14 @@ def read_sound(path: Path, longest_s: float) -> tuple[NDArray[np.float32], int] 
                 if track is None:
                     return None
                 rate = int(track.rate)
-                resampler = av.AudioResampler(format="fltp", layout=track.layout, rate=rate)
+                resampler = av.AudioResampler(format="flt", layout=track.layout, rate=rate)
                 for frame in container.decode(track):
                     for part in resampler.resample(frame):
-                        pieces.append(np.asarray(part.to_ndarray(), np.float32))
+                        pieces.append(read_samples(part))
                         heard += pieces[-1].shape[1]
                     if heard >= longest_s * rate:
                         break
-        except av.FFmpegError:
+        except (av.FFmpegError, ValueError):  # ValueError: from here on it has another rate or other channels
             if not pieces:
                 return None
     return (np.concatenate(pieces, axis=1)[:, : int(longest_s * rate)], rate) if heard else None

@@ -10,7 +10,7 @@ from policy.test_loaded import film, opened, tone  # noqa: F401
 from unit.fakes import settings
 
 from comfyui_guarded.guard.cost.values import Media
-from comfyui_guarded.guard.errors import BadAudioError, PolicyViolationError
+from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError, PolicyViolationError
 from comfyui_guarded.guard.faces import sounds
 from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.submit.policy import Policy
@@ -189,3 +189,47 @@ def test_the_sound_of_a_film_is_counted_at_its_door(opened):  # noqa: F811
     assert opened("LoadVideo", film(sound=True)).samples == pytest.approx(44_100 * 2, rel=0.1)
     assert opened("VHS_LoadVideo", film(sound=True)).samples == pytest.approx(44_100 * 2, rel=0.1)
     assert opened("LoadAudio", tone(2)).samples == 16_000
+
+
+def many(channels, codec, form):
+    """Sound of so many channels, in a film where the container is one of films."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=form) as container:
+        voice = container.add_stream(codec, rate=48_000, layout={6: "5.1", 7: "6.1", 8: "7.1"}[channels])
+        voice.codec_context.open()
+        seen = container.add_stream("mpeg4", rate=12) if form == "mov" else None
+        if seen is not None:
+            seen.width, seen.height, seen.pix_fmt = 64, 48, "yuv420p"
+            container.mux(seen.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8))))
+            container.mux(seen.encode())
+        wanted = voice.codec_context
+        resampler = av.AudioResampler(wanted.format, wanted.layout, 48_000, wanted.frame_size or None)
+        frame = av.AudioFrame.from_ndarray(np.full((1, 9600 * channels), 3000, np.int16), "s16", wanted.layout)
+        frame.sample_rate = 48_000
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            container.mux(voice.encode(part))
+        container.mux(voice.encode())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("class_type", "codec", "form", "most"),
+    [
+        ("LoadAudio", "aac", "ipod", 7),
+        ("LoadAudio", "libopus", "ogg", 7),
+        ("LoadAudio", "pcm_s16le", "wav", 8),  # whose channels lie in one plane
+        ("LoadVideo", "aac", "mov", 7),
+        ("LoadVideo", "pcm_s16le", "mov", 7),  # which get one each
+        ("LoadImageByLibav", "aac", "mov", 7),
+        ("GuardedLoadSound", "aac", "mov", 8),
+        ("GuardedLoadSound", "aac", "ipod", 8),
+        ("VHS_LoadVideo", "aac", "mov", 8),
+    ],
+)
+def test_a_sound_of_more_channels_than_its_loader_lives_through_is_refused(opened, class_type, codec, form, most):  # noqa: F811
+    for channels in (6, 7, 8):
+        if channels <= most:
+            opened(class_type, many(channels, codec, form))
+        else:
+            with pytest.raises((BadAudioError, BadImageError, BadVideoError)):
+                opened(class_type, many(channels, codec, form))
