@@ -21,8 +21,8 @@ def check_mark(folder: Path, known: Path | None, agree: Agree | None = None) -> 
 
     Raises what `agree` does.
     """
-    there = _read(folder / MARK)
-    expected = _read(known) if known is not None else ""
+    there = read(folder / MARK)
+    expected = read(known) if known is not None else ""
     if expected and there != expected:
         raise OSError(
             f"{folder} is not the folder that this server has used: its disk may not be mounted. Delete {known} if it "
@@ -45,7 +45,7 @@ def _make(folder: Path) -> str:
             file.write(made := secrets.token_hex(16))
         return made
     except FileExistsError:
-        return _read(folder / MARK)  # another box was faster
+        return read(folder / MARK)  # another box was faster
     except OSError as error:
         raise OSError(f"{folder} cannot be written: {error.strerror}") from None
 
@@ -58,7 +58,8 @@ def _compare(folder: Path, there: str, agreed: str) -> None:
         )
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """What is in a file of a mark; empty where there is none."""
     try:
         return path.read_text("ascii", "replace").strip()
     except OSError:

@@ -256,6 +256,54 @@ def test_an_empty_folder_in_the_place_of_the_one_that_was_used_is_trouble(tmp_pa
     assert known.read_text() == (tmp_path / "other" / "depot.id").read_text()
 
 
+class Moving(io.BytesIO):
+    """A file during whose second part the disk of the folder goes, and leaves its bare place."""
+
+    def __init__(self, data, folder, away):
+        super().__init__(data)
+        self._folder, self._away = folder, away
+
+    def read(self, size=-1):
+        if self.tell() > depot.WHOLE_BYTES and self._folder is not None:
+            self._folder.rename(self._away)
+            self._folder.mkdir()
+            self._folder = None
+        return super().read(size)
+
+
+def test_a_folder_whose_disk_goes_while_it_is_in_use_gets_nothing_and_says_of_no_file_that_it_is_gone(tmp_path):
+    """A put that is told must be found again once the disk is back."""
+    folder = tmp_path / "depot"
+    folder.mkdir()
+    store = Depot(read_address(folder.as_uri()), tmp_path / "own" / "depot.id")
+    store.look()
+    key = put(store, b"data")
+    data = os.urandom(LARGE)
+    large = make_key(hashlib.sha256(data).hexdigest(), "a.png")
+    with pytest.raises(ServerUnavailableError):
+        store.put(large, Moving(data, folder, tmp_path / "away"))
+    store._is_broken = False  # as for whoever asks at the same time
+    for ask in (
+        lambda: put(store, b"other"),
+        lambda: store.stat(key),
+        lambda: store.open(key, 4),
+        lambda: store.fetch(key, tmp_path / "back"),
+    ):
+        with pytest.raises(ServerUnavailableError):
+            ask()
+        store._is_broken = False
+    assert os.listdir(folder) == []
+    folder.rmdir()
+    with pytest.raises(ServerUnavailableError):
+        put(store, b"other")
+    assert not folder.exists(), "it is not made"
+    (tmp_path / "away").rename(folder)
+    store.look()
+    assert store.stat(key).bytes == 4
+    store.put(large, io.BytesIO(data))
+    assert store.stat(large).bytes == LARGE
+
+
 def test_a_box_that_has_used_no_other_folder_uses_that_of_its_fleet_or_none(tmp_path):
     """Two machines with one address, on one of which the shared disk is not mounted."""
     marks = {}
