@@ -34,6 +34,7 @@ from .photos import (
     breaks_off,
     check_pixels,
     decode,
+    find_exif_fault,
     is_boxed,
     is_mirrored,
     list_formats,
@@ -188,7 +189,7 @@ class LoadedFiles:
     def _look_at_picture(self, path: Path, one: Loaded) -> Media:
         data = read(path, self._limits, one.text)
         photo = decode(data, self._limits, one.text, at_least=1)
-        width, height = photo.width, photo.height
+        width, height, exif_fault = photo.width, photo.height, photo.exif_fault
         del photo  # up to a gigabyte; libav decodes it anew
         if data.startswith(b"GIF8"):
             width, height = map(max, (width, height), measure_gif(data, MOST_PICTURES))
@@ -208,7 +209,9 @@ class LoadedFiles:
             known = frames or count_frames(data, one.text)
             if data.startswith(b"GIF8") and breaks_off(data):
                 raise UnfitError("it ends within a picture")
-            if not frames:
+            if not frames:  # Pillow loads it, and turns it by its EXIF data
+                if exif_fault:
+                    raise UnfitError(exif_fault)
                 frames = _count_by_pillow(path, known, self._limits, one.text)
         except GuardError:
             raise
@@ -282,6 +285,8 @@ def _count_by_pillow(path: Path, known: int, limits: PhotoLimits, name: str) -> 
                 return known
             check_pixels(frame.width, frame.height, limits, name)
             frame.load()
+            if fault := find_exif_fault(frame):
+                raise UnfitError(fault)
             seen += 1
             left -= frame.width * frame.height
         return 1 if image.format == "MPO" and seen <= _BESIDE else seen

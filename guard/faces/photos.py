@@ -67,11 +67,18 @@ class PhotoLimits:
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded picture, upright; `width` and `height` are its full size, `image` may be a smaller draft of it."""
+    """A decoded picture, upright.
+
+    Attributes:
+        image: perhaps a smaller draft of it.
+        width, height: its full size.
+        exif_fault: why a loader that turns it by its EXIF data fails on them.
+    """
 
     image: Image.Image
     width: int
     height: int
+    exif_fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,14 +160,38 @@ def _load(data: bytes, limits: PhotoLimits, name: str, at_least: int | None) -> 
 
 def _turn(photo: Photo, image: Image.Image | None = None) -> Photo:
     """The photo upright, with a smaller `image` of it in its place. Broken EXIF data does not say how to turn it."""
+    fault = find_exif_fault(photo.image)
     turn = None
     with contextlib.suppress(Exception):
         turn = _TURNS.get(photo.image.getexif().get(_ORIENTATION, 1))
     image = photo.image if image is None else image
     if turn is None:
-        return Photo(image, photo.width, photo.height)
+        return Photo(image, photo.width, photo.height, fault)
     sides = (photo.height, photo.width) if turn in _ON_ITS_SIDE else (photo.width, photo.height)
-    return Photo(image.transpose(turn), *sides)
+    return Photo(image.transpose(turn), *sides, fault)
+
+
+def find_exif_fault(image: Image.Image) -> str:
+    """What ImageOps.exif_transpose, with which loaders turn a picture, raises at EXIF data that Pillow cannot read.
+
+    ComfyUI's loaders try once more where that is an OSError or a ValueError (`pillow` in `node_helpers.py`), and Pillow
+    then takes what it has read for all. It remembers what it has read, so look before anything else does.
+    """
+    fault = ""
+    for _attempt in range(2):
+        try:
+            exif = image.getexif()
+            if exif.get(_ORIENTATION) in _TURNS and "exif" in image.info:
+                exif.tobytes()  # without the turn
+        except (OSError, ValueError) as error:
+            fault = f"its EXIF data cannot be read: {error}"
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises almost anything on hostile input
+            return f"its EXIF data cannot be read: {error}"
+        else:
+            return ""
+    return fault
 
 
 def check_pixels(width: int, height: int, limits: PhotoLimits, name: str) -> None:

@@ -76,6 +76,9 @@ def list_pictures():
     side[0x0112] = 6
     for form in ("JPEG", "PNG", "WEBP", "TIFF"):
         yield from written(f"{form} on its side", form, many[0], exif=side)
+    for exif in (b"junkjunk", b"II*\0", b"", b"II*\0\x08\0\0\0\1\0\x12\1\x05\0\1\0\0\0\x1a\0\0\0" + bytes(12)):
+        for form in ("JPEG", "PNG", "WEBP", "AVIF", "MPO"):
+            yield from written(f"{form} with EXIF {exif!r}", form, many[0], exif=exif)
 
 
 def written(what, form, picture, **options):

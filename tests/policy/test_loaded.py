@@ -227,3 +227,32 @@ def test_what_no_output_needs_is_not_opened(tmp_path):
     }
     assert [one.node_id for one in loaded.list_files(graph, ["7"])] == ["7"]
     assert loaded.list_files(graph, ["8"]) == []
+
+
+def with_exif(exif, form="PNG", many=False):
+    more = {"save_all": True, "append_images": [Image.new("RGB", (40, 30), "blue")]} if many else {}
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(buffer, form, exif=exif, **more)
+    return buffer.getvalue()
+
+
+TURNED = b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("class_type", ["LoadImage", "LoadImageByPillow"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_picture_whose_exif_its_loader_cannot_read_is_refused(opened, class_type, form, many):
+    for good in (TURNED, b""):
+        opened(class_type, with_exif(good, form, many))
+    for broken in (b"junkjunk", b"II*\0"):
+        with pytest.raises(BadImageError):
+            opened(class_type, with_exif(broken, form, many))
+
+
+@pytest.mark.parametrize("broken", [b"junkjunk", b"II*\0"])
+def test_a_picture_whose_exif_libav_cannot_read_goes_to_pillow_which_cannot_either(opened, broken):
+    opened("LoadImageByLibav", with_exif(TURNED))
+    with pytest.raises(BadImageError):
+        opened("LoadImageByLibav", with_exif(broken))
+    opened("LoadImageByLibav", with_exif(broken, "JPEG"))  # both of which take it without
