@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .names import Role, Trait
 from .ranges import ENDLESS
 from .shapes import Asked
 from .values import Extent, Media
+
+#: Inputs by which a film is shown backwards after it was shown.
+_BACK = re.compile(r"(?:.*[_.])?(?:ping_?pong|boomerang|palindrome|bounce|yo_?yo|there_and_back)", re.I)
 
 
 def count(
@@ -90,3 +95,17 @@ def count(
     if held > 0:
         frames, batch = max(frames, 2) + held, max(batch, runs)
     return extent._replace(batch=min(batch * layers, ENDLESS), frames=min(frames, ENDLESS), known=known)
+
+
+def go_back(extent: Extent, kinds: Mapping[str, str], inputs: Mapping[str, Any]) -> Extent:
+    """The pictures that a film has which is shown to its end and back, without its first and last once more.
+
+    Args:
+        kinds: what each of the node's inputs takes.
+        inputs: what it is given; what comes along a link may be true.
+    """
+    if not any(kinds.get(name) == "BOOLEAN" and value and _BACK.fullmatch(name) for name, value in inputs.items()):
+        return extent
+    if extent.frames > 1:
+        return extent._replace(frames=min(extent.frames * 2 - 2, ENDLESS))
+    return extent._replace(batch=min(max(extent.batch * 2 - 2, extent.batch), ENDLESS))

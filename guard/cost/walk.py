@@ -10,6 +10,7 @@ from typing import Any
 from ..graph import is_link, list_in_order
 from .calls import find_calls, find_factor, hands_calls
 from .classes import PLAIN, NodeClass, NodeClasses, find_short_role
+from .counts import go_back
 from .lists import count_parts, count_runs, mark_lists, spread
 from .measures import measure
 from .names import Role, Trait
@@ -300,6 +301,8 @@ class Walk:
         if names or writes is not None or sampled or ((loaded or node_class.takes_films) and extent.frames):
             name = names[0] if names and names[0] else writes.name if writes is not None else _first_link(inputs)
             rated = rate if writes is not None else None
+            if writes is not None:
+                works = go_back(works, node_class.inputs, inputs)
             if writes is not None and (again := find_largest(asked, Role.ROUNDS)) > 0:
                 # The film goes through as often once more.
                 works = works._replace(batch=min(works.batch * (again + 1), ENDLESS))

@@ -36,12 +36,12 @@ def generated(frames: int) -> dict[str, Any]:
     return node("GenerateTracks", width=832, height=480, num_frames=frames, num_tracks=5)
 
 
-def written(loops: int) -> dict[str, Any]:
+def written(loops: int, back: Any = False) -> dict[str, Any]:
     film = {
         "frame_rate": 24,
         "filename_prefix": "x",
         "format": "video/h264-mp4",
-        "pingpong": False,
+        "pingpong": back,
         "save_output": True,
     }
     return node("VHS_VideoCombine", images=["i", 0], loop_count=loops, **film)
@@ -119,5 +119,7 @@ COUNTED = [
     *(Case(f"latents of {count} films", limit,
            {str(at): node("EmptyHunyuanLatentVideo", width=2048, height=2048, length=57, batch_size=1) for at in range(count)})
       for count, limit in ((100, "max_film_pixels"), (10, None))),
+    *(Case(f"a film of {frames} pictures written there and back", limit, {"i": image(512, 512, frames), "v": written(0, back), "b": node("PrimitiveBoolean", value=True)})
+      for frames, limit in ((999, "max_frames"), (200, None)) for back in (True, 1, ["b", 0])),
     *(Case(f"a film written {loops} times over", limit, {"i": image(512, 512, 200), "v": written(loops)}) for loops, limit in ((100, "max_frames"), (3, None))),
 ]  # fmt: skip
