@@ -65,6 +65,7 @@ class Outcome:
         byproducts: files that nobody asked for, beside those in `files`: the silent twin of a film with sound, say.
         trespass: what the run tried to do with files that are none of its owner's business; mostly empty.
         refusal: why the host ended the run, whatever its nodes say; None: it did not.
+        masks: ids of the nodes that get nothing but masks over links, as far as the classes of those before them say.
         cached: ids of the nodes that did not run because the host had their outputs from an earlier prompt.
         spent: what it took of the worker.
         exception_type, exception_message, node_id, node_type: about the node that raised, if one did.
@@ -75,6 +76,7 @@ class Outcome:
     outputs: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[ReportedFile, ...] = ()
     prompt: Mapping[str, Any] = field(default_factory=dict)
+    masks: frozenset[str] = frozenset()
     cached: frozenset[str] = frozenset()
     not_made: tuple[tuple[str, str], ...] = ()
     byproducts: tuple[ReportedFile, ...] = ()

@@ -79,6 +79,8 @@ def check(outcome: Outcome, settings: ResultsSettings, budget: Budget | None = N
 def _ask(outcome: Outcome, file: ReportedFile) -> Expected:
     """What was asked of the file's node. It may say itself that its picture moves, as ComfyUI's writers do; not that a
     PNG does, since SaveAnimatedPNG of ComfyUI 0.3.64 says so of one frame, too."""
+    if file.node_id in outcome.masks:
+        return Expected(mask=True)
     asked = expected.infer(outcome.prompt, file.node_id)
     output = outcome.outputs.get(file.node_id)
     says_so = isinstance(output, Mapping) and output.get("animated") == [True]
@@ -91,8 +93,10 @@ def own_files(outcome: Outcome) -> tuple[ReportedFile, ...]:
 
 
 def result_files(outcome: Outcome) -> list[ReportedFile]:
-    """The files of the artifacts of :func:`check`, in their order."""
-    return [file for file in own_files(outcome) if file.type in RESULT_ROOTS]
+    """The files of the artifacts of :func:`check`, in their order. One that several nodes name is the first one's: of
+    equal savers ComfyUI runs one."""
+    files = [file for file in own_files(outcome) if file.type in RESULT_ROOTS]
+    return list({(file.type, file.subfolder, file.filename): file for file in reversed(files)}.values())[::-1]
 
 
 def sync(outcome: Outcome) -> None:

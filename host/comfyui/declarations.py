@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
 import nodes
 
-from ...guard.graph import Declared, list_most, list_parts
+from ...guard.graph import Declared, is_link, list_most, list_parts
 from .inputs import find_names
 
 log = logging.getLogger("guarded.host")
@@ -144,6 +145,19 @@ def _read_outputs(node_class: Any) -> tuple[tuple[str, str], ...]:
     except Exception:
         return ()
     return tuple((kind, names[at] if at < len(names) else kind) for at, kind in enumerate(kinds))
+
+
+def find_masks(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> frozenset[str]:
+    """Those of these nodes that get nothing but masks over links."""
+
+    def is_mask(link: list[Any]) -> bool:
+        node = prompt.get(link[0])
+        given = _read_outputs(nodes.NODE_CLASS_MAPPINGS.get(node["class_type"])) if node is not None else ()
+        return link[1] in range(len(given)) and given[int(link[1])][0] == "MASK"
+
+    asked = {node_id: prompt[node_id]["inputs"] for node_id in node_ids if node_id in prompt}
+    links = {node_id: [*filter(is_link, inputs.values())] for node_id, inputs in asked.items()}
+    return frozenset(node_id for node_id, given in links.items() if given and all(map(is_mask, given)))
 
 
 def _read_lists(node_class: Any) -> frozenset[int]:

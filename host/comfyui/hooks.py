@@ -24,6 +24,7 @@ from ...guard.host import HostListener, Supplier
 from . import named, reading, report, results
 from .bell import Bell
 from .confine import Confinement
+from .declarations import find_masks
 from .ends import Ends, note_acting
 from .meter import Meter, watch_loading
 from .patching import Native, replace_function, wrap_method
@@ -479,7 +480,10 @@ class Hooks:
             outcome = report.read_outcome(outputs, status, run.prompt, partial(results.is_made, run))
             known = [file.path for file in (*outcome.files, *outcome.byproducts)]
             files = (*outcome.files, *named.find_named(run, outputs, known))
-            outcome = replace(outcome, files=files, trespass=run.trespass, refusal=run.refusal, spent=spent)
+            masks = find_masks(run.prompt, {file.node_id for file in files})
+            outcome = replace(
+                outcome, files=files, masks=masks, trespass=run.trespass, refusal=run.refusal, spent=spent
+            )
             end.history = report.put_outputs(end.history, outputs)
             results.warn(run, outcome)
             self._listener.finished(run.job_id, outcome, close)

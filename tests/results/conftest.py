@@ -16,6 +16,7 @@ HOST_NODES = Path(__file__).parent / "host_nodes"
 def _put_inputs(folder: Path) -> None:
     scene = pictures.landscape(256)
     (folder / "good.png").write_bytes(corpus.image(scene, "PNG"))
+    (folder / "black.png").write_bytes(corpus.image(pictures.flat((0, 0, 0), 64), "PNG"))
     (folder / "other.png").write_bytes(corpus.image(pictures.landscape(256, 2), "PNG"))
     (folder / "large.jpg").write_bytes(corpus.image(pictures.landscape(2048), "JPEG", quality=95))
     (folder / "good.mp4").write_bytes(corpus.film(pictures.pan(scene, 50)))

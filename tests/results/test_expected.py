@@ -316,3 +316,13 @@ def test_files_out_of_the_hosts_cache_are_not_the_jobs_own(tmp_path: Path):
     assert checks.own_files(cached) == ()
     assert checks.own_outputs(cached) == {}
     assert checks.own_outputs(outcome(path)).keys() == {"9"}
+
+
+def test_a_file_that_two_nodes_name_is_one_result(tmp_path: Path):
+    """Of two equal savers ComfyUI runs one, and both report its file."""
+    path = tmp_path / "x.png"
+    path.write_bytes(corpus.image(pictures.landscape(128), "PNG"))
+    ended = outcome(path)
+    again = replace(ended.files[0], node_id="8")
+    both = replace(ended, files=(again, *ended.files), outputs={**ended.outputs, "8": ended.outputs["9"]})
+    assert [artifact.node_id for artifact in checks.check(both, DEFAULTS)] == ["8"]

@@ -233,6 +233,17 @@ def video(kind: str, **checks: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize(("slot", "code"), [(1, None), (0, "result_too_small")])
+async def test_what_shows_a_mask_may_be_black_whatever_its_input_is_called(client: Client, slot: int, code: str | None):
+    """The same file as a picture is refused."""
+    prompt = {
+        "1": node("LoadImage", image="good.png"),
+        "2": node("ResultsShown", source="black.png", filename_prefix=unique(), shown=["1", slot]),
+    }
+    job = await client.run(prompt)
+    assert_succeeded(job) if code is None else assert_ended_badly(job, code)
+
+
 @on_real_hosts
 async def test_a_video_is_validated_and_saved(client: Client):
     job = await client.run(video("moving", duration_s=2.0, width=128, frames=50))

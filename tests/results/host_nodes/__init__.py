@@ -52,6 +52,14 @@ class ResultsCached(ResultsReport):
         return {"required": dict(INPUTS), "optional": AnyInput()}
 
 
+class ResultsShown(ResultsReport):
+    """The same, but it takes a picture or a mask, as some packs' previews do."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {**INPUTS, "shown": ("IMAGE,MASK",)}}
+
+
 class ResultsNamed(ResultsReport):
     """The same, but it reports the file in a shape of its own."""
 
@@ -113,5 +121,7 @@ class ResultsFrames:
         return (torch.from_numpy(batch) if torch is not None else batch,)
 
 
-NODE_CLASS_MAPPINGS = {cls.__name__: cls for cls in (ResultsReport, ResultsCached, ResultsNamed, ResultsFrames)}
+NODE_CLASS_MAPPINGS = {
+    cls.__name__: cls for cls in (ResultsReport, ResultsCached, ResultsShown, ResultsNamed, ResultsFrames)
+}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
