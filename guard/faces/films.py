@@ -18,6 +18,7 @@ from ..cost.values import Media
 from ..results.containers import BrokenFileError, Kind, sniff
 from ..results.film_files import MAX_FRAME_PIXELS, is_cover, open_container
 from ..results.samples import MOST_PLANES
+from .apart import hear_apart
 from .frames import Reel, bound
 from .sounds import Counter, UnfitError, check_rate
 from .whole import check_whole
@@ -85,6 +86,11 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
         Exception: whatever libav raises for a damaged file.
     """
     check_whole(handle, kind)
+    handle.seek(0)
+    with open_container(handle, kind, strict=opens_with == "libav") as container:
+        is_heard = any(stream.codec_context is not None for stream in container.streams.audio)
+    if is_heard:
+        hear_apart(handle, kind, "" if opens_with != "libav" else "arrays" if holds == "audio" else "planes")
     handle.seek(0)
     with open_container(handle, kind, strict=opens_with == "libav") as container:
         films = [each for each in container.streams.video if each.codec_context is not None]

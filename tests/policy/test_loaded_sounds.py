@@ -11,7 +11,9 @@ from unit.fakes import settings
 
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError, PolicyViolationError
-from comfyui_guarded.guard.faces import sounds
+from comfyui_guarded.guard.faces import apart, sounds
+from comfyui_guarded.guard.faces.films import look_at_film, sniff_more
+from comfyui_guarded.guard.faces.sounds import UnfitError
 from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.submit.policy import Policy
 
@@ -233,3 +235,36 @@ def test_a_sound_of_more_channels_than_its_loader_lives_through_is_refused(opene
         else:
             with pytest.raises((BadAudioError, BadImageError, BadVideoError)):
                 opened(class_type, many(channels, codec, form))
+
+
+def caf(labels):
+    """A sound of 16 bits whose channels have these labels of Core Audio (1 left, 2 right, ...), in this order."""
+    samples = (np.sin(np.arange(9600 * len(labels)) / 20) * 9000).astype("<i2").tobytes()
+    described = struct.pack(">d4sIIIII", 48_000.0, b"lpcm", 2, 2 * len(labels), 1, len(labels), 16)
+    order = struct.pack(">III", 0, 0, len(labels)) + b"".join(
+        struct.pack(">II", label, 0) + bytes(12) for label in labels
+    )
+    chunks = ((b"desc", described), (b"chan", order), (b"data", bytes(4) + samples))
+    return b"caff\0\1\0\0" + b"".join(name + struct.pack(">q", len(data)) + data for name, data in chunks)
+
+
+@pytest.mark.parametrize("class_type", ["LoadAudio", "GuardedLoadSound", "VHS_LoadVideo"])
+@pytest.mark.parametrize("labels", [[2, 1], [3, 1, 2], [6, 5, 4, 3, 2, 1]])
+def test_a_sound_that_ends_whoever_asks_for_its_channels_ends_not_the_server(opened, class_type, labels):  # noqa: F811
+    """PyAV 18 frees the order of the channels twice, if it is one of the file's own."""
+    with pytest.raises((BadAudioError, BadVideoError)) as refused:
+        opened(class_type, caf(labels))
+    assert "ends the process that reads it" in refused.value.details
+
+
+def test_the_same_sound_in_the_usual_order_is_heard(opened):  # noqa: F811
+    opened("LoadAudio", caf([1, 2]))
+
+
+def test_whoever_hears_sounds_waits_for_no_child_that_hangs(monkeypatch, tmp_path):
+    monkeypatch.setattr(apart, "LONGEST_S", 0.5)
+    monkeypatch.setattr(apart, "_HEAR", "while True: pass")
+    path = tmp_path / "sound.caf"
+    path.write_bytes(caf([1, 2]))
+    with path.open("rb") as handle, pytest.raises(UnfitError, match="too long"):
+        look_at_film(handle, sniff_more(path.read_bytes()[:64]), "audio", "libav")

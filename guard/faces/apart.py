@@ -1,0 +1,89 @@
+"""Hear a file's sounds in a process of its own first, which may end: libraries in C end on files that nobody foresaw.
+
+Seen with PyAV 18: a layout of channels in an order of its own is freed twice by whoever asks for it, and eight channels
+with a plane each are read past their end. Either ends the whole process, in ComfyUI's loaders as well as here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import IO, Literal
+
+from ..results.containers import Kind
+from .sounds import UnfitError
+
+#: A sound of an hour takes some three seconds.
+LONGEST_S = 120
+#: As many samples of each sound, of all channels together, are heard as at a submit: 15 minutes in stereo.
+MOST_SAMPLES = 48_000 * 900 * 2
+#: How often it asks for the same thing: a memory that is freed twice is seen by the system at the second time.
+ASKED = 20
+
+#: What loaders do: ask for the channels, decode, and make arrays of the frames. What raises is found again by whoever
+#: hears it in the server, and told there.
+_HEAR = f"""
+import gc, json, sys
+sys.path[:] = json.loads(sys.argv[1])
+import av
+
+def ask(sound):
+    for _ in range({ASKED}):
+        sound.codec_context.layout.nb_channels, sound.layout.nb_channels
+    gc.collect()
+
+def hear(container, sound):
+    resampler, samples = av.AudioResampler(format="fltp"), 0
+    for packet in container.demux(sound):
+        try:
+            for frame in packet.decode():
+                samples += frame.samples * frame.layout.nb_channels
+                if makes == "arrays":
+                    frame.to_ndarray()
+                elif makes == "planes":
+                    for part in resampler.resample(frame):
+                        part.to_ndarray()
+        except (av.FFmpegError, ValueError, NotImplementedError):
+            resampler = av.AudioResampler(format="fltp")
+        if samples > {MOST_SAMPLES}:
+            break
+
+demuxer, makes = sys.argv[2] or None, sys.argv[3]
+try:
+    with av.open(sys.stdin.buffer, mode="r", format=demuxer) as container:
+        count = len(container.streams.audio)
+    for at in range(count):
+        sys.stdin.buffer.seek(0)
+        with av.open(sys.stdin.buffer, mode="r", format=demuxer) as container:
+            sound = container.streams.audio[at]
+            if sound.codec_context is not None:
+                ask(sound)
+                hear(container, sound)
+except Exception:
+    pass
+gc.collect()
+"""
+
+
+def hear_apart(handle: IO[bytes], kind: Kind, makes: Literal["arrays", "planes", ""]) -> None:
+    """Have a child process hear all sounds of a file. Blocks for as long as it takes; leaves the handle at its start.
+
+    Args:
+        makes: what its loader makes of a frame: an array, one with a plane for each channel, or nothing in this server.
+
+    Raises:
+        UnfitError: the child has ended of it, or would take too long.
+        OSError: there can be no child now.
+    """
+    command = [sys.executable, "-I", "-c", _HEAR, json.dumps(sys.path), kind.demuxer or "", makes]
+    handle.seek(0)
+    try:
+        done = subprocess.run(command, stdin=handle, capture_output=True, timeout=LONGEST_S)
+    except subprocess.TimeoutExpired:
+        raise UnfitError("its sound takes too long to read") from None
+    finally:
+        handle.seek(0)
+    if done.returncode:
+        # By a signal, or, on Windows, an exception of its kind.
+        raise UnfitError("its sound ends the process that reads it; save it anew, in stereo, as WAV, FLAC or MP3")
