@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..cost.ranges import ENDLESS
 from ..results.samples import read_samples
@@ -18,6 +19,10 @@ from ..results.samples import read_samples
 _MOST_DECODED = 48_000 * 900 * 2
 #: What sounds have: below is no voice, above nothing that any encoder takes.
 LEAST_RATE, MOST_RATE = 1_000, 768_000
+#: Of full scale; 120 dB above it, which no sound has. From 1e8 on libav's AAC encoder was seen not to come back.
+MOST_LEVEL = 1e6
+#: Decoders that give floating-point samples as they stand in the file.
+_FLOATING = ("pcm_f", "wavpack")
 #: Decoders of formats whose packets hold about as much each, however many bytes they have.
 _EVEN = re.compile(r"(?:lib)?(?:aac|mp[123]|opus|vorbis|e?ac3|amr|opencore_amr|wma)", re.ASCII)
 _PCM = re.compile(r"pcm_[a-z]*(\d*)", re.ASCII)
@@ -56,7 +61,12 @@ class Counter:
         self.samples = self.seconds = 0.0
 
     def take(self, packet: Any) -> None:
-        """Raises UnfitError where a sample is no number; with `fails` where its loader ends, and what libav raises."""
+        """Count it, decoded as long as little enough was.
+
+        Raises:
+            UnfitError: a sample is no number or no level, or, with `fails`, its loader ends with it.
+            Exception: with `fails`, whatever libav raises.
+        """
         if self._left <= 0:
             count = self._read(packet)
             if count:
@@ -75,8 +85,8 @@ class Counter:
             self._compare(frame)
             found += frame.samples * frame.layout.nb_channels
             self.seconds += frame.samples / max(frame.sample_rate, 1)
-            if self._name.startswith("pcm_f") and not np.isfinite(read_samples(frame)).all():
-                raise UnfitError("some of its samples are no numbers")
+            if self._name.startswith(_FLOATING):
+                _check_level(read_samples(frame))
         self.samples += found
         self._left -= found
         self._longest = max(self._longest, found)
@@ -101,6 +111,15 @@ class Counter:
         if self._name == "wavpack" and head[:4] == b"wvpk":
             return float(int.from_bytes(head[20:24], "little") * max(self._context.layout.nb_channels, 1))
         return self._longest if _EVEN.match(self._name) else ENDLESS
+
+
+def _check_level(samples: NDArray[Any]) -> None:
+    if samples.dtype.kind != "f":
+        return
+    if not np.isfinite(samples).all():
+        raise UnfitError("some of its samples are no numbers")
+    if samples.size and np.abs(samples).max() > MOST_LEVEL:
+        raise UnfitError(f"some of its samples are more than {MOST_LEVEL:g} times full scale")
 
 
 def _read_flac(head: bytes) -> float:

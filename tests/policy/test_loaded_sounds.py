@@ -113,9 +113,9 @@ def test_a_rate_that_no_sound_has_is_refused(opened, class_type, rate):  # noqa:
 
 
 @pytest.mark.parametrize("class_type", ["LoadAudio", "VHS_LoadAudio"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_no_numbers_are_refused(opened, class_type, value):  # noqa: F811
-    samples = np.zeros(8000, np.float32)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, -2e6])
+def test_samples_that_are_no_numbers_or_no_levels_are_refused(opened, class_type, value):  # noqa: F811
+    samples = np.full(8000, 20, np.float32)  # 26 dB too loud
     assert opened(class_type, wav(8000, samples.tobytes(), 3, 32)).seconds == 1
     samples[4000] = value
     with pytest.raises(BadAudioError):
