@@ -15,10 +15,10 @@ from typing import IO, Any
 
 from ..cost.ranges import ENDLESS
 from ..cost.values import Media
+from ..results.apart import hear_apart
 from ..results.containers import BrokenFileError, Kind, sniff
 from ..results.film_files import MAX_FRAME_PIXELS, is_cover, open_container
 from ..results.samples import MOST_PLANES
-from .apart import hear_apart
 from .frames import Reel, bound
 from .sounds import Counter, UnfitError, check_rate
 from .whole import check_whole
@@ -83,6 +83,7 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
     Raises:
         UnfitError: it has no such thing, or no frame that can be read, or what its loader fails on.
         BrokenFileError: it ends before its end, or is damaged on the way.
+        ServerUnavailableError: it cannot be looked at now.
         Exception: whatever libav raises for a damaged file.
     """
     check_whole(handle, kind)

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cost.ranges import ENDLESS
-from ..results.samples import read_samples
+from ..results.samples import MOST_DECODED, read_samples
 
-#: Of all channels together.
-_MOST_DECODED = 48_000 * 900 * 2
+_MOST_DECODED = MOST_DECODED
 #: What sounds have: below is no voice, above nothing that any encoder takes.
 LEAST_RATE, MOST_RATE = 1_000, 768_000
 #: Of full scale; 120 dB above it, which no sound has. From 1e8 on libav's AAC encoder was seen not to come back.

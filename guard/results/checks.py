@@ -21,9 +21,11 @@ from ..errors import (
     DiskFullError,
     GenerationFailedError,
     GuardError,
+    InternalError,
     ResultCorruptError,
     ResultMissingError,
     ResultTooSmallError,
+    ServerUnavailableError,
 )
 from ..host import Outcome, ReportedFile
 from ..job import RESULT_ROOTS, Artifact
@@ -31,6 +33,7 @@ from ..settings import ResultsSettings
 from ..store.listed import cut_texts
 from ..store.repair import sync as sync_to_disk
 from . import expected, film_files, image_files
+from .apart import hear_odd_apart
 from .budget import Budget, BudgetFile
 from .containers import Kind, sniff
 from .expected import Expected
@@ -137,6 +140,7 @@ def inspect(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings,
 
     Raises:
         ResultCorruptError: the time is up.
+        InternalError: it cannot be looked at now.
         Exception: it is cut off or does not decode; whatever Pillow, libav or the walk through its structure raised.
     """
     file = BudgetFile(handle, budget)
@@ -144,6 +148,10 @@ def inspect(handle: IO[bytes], kind: Kind, size: int, settings: ResultsSettings,
     budget.check()
     if kind.name == "image":
         return image_files.check(file, kind, settings, budget)
+    try:
+        hear_odd_apart(handle, kind)
+    except ServerUnavailableError as error:
+        raise InternalError("A result cannot be looked at now.", details=error.details) from None
     return film_files.check(file, kind, settings, budget)
 
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 #: PyAV takes a frame's planes to end where a pointer is null, and libav's own array ends behind the eighth: of more
 #: channels with a plane each it reads on in memory that is not the frame's (`planes` in PyAV 18's `audio/frame.py`).
 MOST_PLANES = 7
+#: So many samples of a sound, of all channels together, are decoded before there is a job: 15 minutes in stereo.
+MOST_DECODED = 48_000 * 900 * 2
 
 
 def read_samples(frame: Any) -> NDArray[Any]:

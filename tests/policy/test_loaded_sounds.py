@@ -10,11 +10,18 @@ from policy.test_loaded import film, opened, tone  # noqa: F401
 from unit.fakes import settings
 
 from comfyui_guarded.guard.cost.values import Media
-from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError, PolicyViolationError
-from comfyui_guarded.guard.faces import apart, sounds
+from comfyui_guarded.guard.errors import (
+    BadAudioError,
+    BadImageError,
+    BadVideoError,
+    PolicyViolationError,
+    ServerUnavailableError,
+)
+from comfyui_guarded.guard.faces import sounds
 from comfyui_guarded.guard.faces.films import look_at_film, sniff_more
-from comfyui_guarded.guard.faces.sounds import UnfitError
 from comfyui_guarded.guard.graph import Declared
+from comfyui_guarded.guard.results import apart
+from comfyui_guarded.guard.results.containers import BrokenFileError
 from comfyui_guarded.guard.submit.policy import Policy
 
 RATE, BLOCK = 192_000, 65_535
@@ -261,10 +268,27 @@ def test_the_same_sound_in_the_usual_order_is_heard(opened):  # noqa: F811
     opened("LoadAudio", caf([1, 2]))
 
 
-def test_whoever_hears_sounds_waits_for_no_child_that_hangs(monkeypatch, tmp_path):
-    monkeypatch.setattr(apart, "LONGEST_S", 0.5)
-    monkeypatch.setattr(apart, "_HEAR", "while True: pass")
+@pytest.mark.parametrize(
+    ("code", "error", "why"),
+    [
+        ("while True: pass", BrokenFileError, "too long"),
+        ("import sys; sys.exit(3)", BrokenFileError, "three hours"),
+        ("import os; os.kill(os.getpid(), 9)", ServerUnavailableError, "now"),
+        ("import this_is_not_there", ServerUnavailableError, "now"),
+    ],
+)
+def test_a_child_that_says_nothing_of_the_sound_is_not_taken_for_its_fault(monkeypatch, tmp_path, code, error, why):
+    monkeypatch.setattr(apart, "LONGEST_S", 5)
+    monkeypatch.setattr(apart, "_HEAR", code)
     path = tmp_path / "sound.caf"
     path.write_bytes(caf([1, 2]))
-    with path.open("rb") as handle, pytest.raises(UnfitError, match="too long"):
+    with path.open("rb") as handle, pytest.raises(error, match=why):
         look_at_film(handle, sniff_more(path.read_bytes()[:64]), "audio", "libav")
+
+
+def test_a_sound_is_heard_to_its_end(monkeypatch, opened):  # noqa: F811
+    """What changes behind what is decoded here would still end the loader."""
+    monkeypatch.setattr(apart, "_HEAR", apart._HEAR.replace(str(apart.MOST_SAMPLES), "1000"))
+    with pytest.raises(BadAudioError) as refused:
+        opened("LoadAudio", caf([1, 2]))
+    assert "three hours" in refused.value.details

@@ -1,10 +1,22 @@
 """Sounds of many channels are read, judged and played, and the process lives on: PyAV's own way ends it."""
 
 import ast
+import io
+import struct
 import subprocess
 import sys
 
+import av
+import numpy as np
+import pytest
 from package.test_rooms import ROOT, python_files
+from unit.fakes import settings
+
+from comfyui_guarded.guard.errors import InternalError
+from comfyui_guarded.guard.results import apart
+from comfyui_guarded.guard.results.budget import Budget
+from comfyui_guarded.guard.results.checks import inspect
+from comfyui_guarded.guard.results.containers import BrokenFileError, sniff
 
 #: Runs in a process of its own: where the promise is broken, no more than that one ends.
 SCRIPT = """
@@ -66,3 +78,36 @@ def test_samples_become_arrays_in_one_place_alone():
 
 def _names_format(call: ast.Call) -> bool:
     return "format" in {each.arg for each in call.keywords}
+
+
+def six_channels():
+    """A film's sound in the usual order, and the same in Apple's: C, L, R, ... PyAV 18 frees that order twice."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mov") as container:
+        sound = container.add_stream("pcm_s16le", rate=48_000, layout="5.1")
+        waves = (np.sin(np.arange(6 * 48_000) / 20) * 9000).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(waves.reshape(1, -1), "s16", "5.1")
+        frame.sample_rate = 48_000
+        for part in (frame, None):
+            container.mux(sound.encode(part))
+    usual = buffer.getvalue()
+    at = usual.index(b"chan") + 8
+    return usual, usual[:at] + struct.pack(">I", (122 << 16) | 6) + usual[at + 4 :]
+
+
+def test_a_result_whose_channels_have_an_order_of_their_own_is_refused_and_ends_nothing(monkeypatch, tmp_path):
+    results = settings().results
+    usual, odd = six_channels()
+
+    def look(data):
+        with (tmp_path / "x.mov").open("w+b") as handle:
+            handle.write(data)
+            handle.flush()
+            return inspect(handle, sniff(data[:32]), len(data), results, Budget(results))
+
+    assert look(usual).duration_s == pytest.approx(1, abs=0.1)
+    with pytest.raises(BrokenFileError, match="ends the process"):
+        look(odd)
+    monkeypatch.setattr(apart, "_HEAR", "import this_is_not_there")
+    with pytest.raises(InternalError):
+        look(odd)

@@ -11,13 +11,22 @@ import subprocess
 import sys
 from typing import IO, Literal
 
-from ..results.containers import Kind
-from .sounds import UnfitError
+from ..errors import ServerUnavailableError
+from .containers import BrokenFileError, Kind
+from .film_files import open_container
+from .samples import MOST_DECODED
 
 #: A sound of an hour takes some three seconds.
 LONGEST_S = 120
-#: As many samples of each sound, of all channels together, are heard as at a submit: 15 minutes in stereo.
-MOST_SAMPLES = 48_000 * 900 * 2
+#: So many samples of each sound, of all channels together, are heard for a loader of this server: three hours in
+#: stereo. What follows could still end it, so more than that is refused.
+MOST_SAMPLES = 48_000 * 3600 * 3 * 2
+#: How the child says that there is more, and, as Python does, that it could not begin.
+TOO_LONG, NOT_BEGUN = 3, 1
+#: Ended from outside, mostly for want of memory.
+KILLED = -9
+#: A container's own order of channels is not looked at by their decoders.
+_IN_ORDER = frozenset({"aac", "mp3", "mp3float", "flac", "opus", "libopus", "vorbis", "libvorbis", "ac3", "eac3"})
 #: How often it asks for the same thing: a memory that is freed twice is seen by the system at the second time.
 ASKED = 20
 
@@ -46,7 +55,9 @@ def hear(container, sound):
                         part.to_ndarray()
         except (av.FFmpegError, ValueError, NotImplementedError):
             resampler = av.AudioResampler(format="fltp")
-        if samples > {MOST_SAMPLES}:
+        if makes and samples > {MOST_SAMPLES}:
+            sys.exit({TOO_LONG})
+        if not makes and samples > {MOST_DECODED}:
             break
 
 demuxer, makes = sys.argv[2] or None, sys.argv[3]
@@ -73,17 +84,39 @@ def hear_apart(handle: IO[bytes], kind: Kind, makes: Literal["arrays", "planes",
         makes: what its loader makes of a frame: an array, one with a plane for each channel, or nothing in this server.
 
     Raises:
-        UnfitError: the child has ended of it, or would take too long.
-        OSError: there can be no child now.
+        BrokenFileError: the child has ended of it, or it takes too long.
+        ServerUnavailableError: there can be no child now.
     """
     command = [sys.executable, "-I", "-c", _HEAR, json.dumps(sys.path), kind.demuxer or "", makes]
     handle.seek(0)
     try:
         done = subprocess.run(command, stdin=handle, capture_output=True, timeout=LONGEST_S)
     except subprocess.TimeoutExpired:
-        raise UnfitError("its sound takes too long to read") from None
+        raise BrokenFileError("its sound takes too long to read") from None
+    except OSError as error:
+        raise _fail(str(error)) from None
     finally:
         handle.seek(0)
+    if done.returncode == TOO_LONG:
+        raise BrokenFileError("its sound is longer than three hours")
+    if done.returncode in (NOT_BEGUN, KILLED):
+        raise _fail(done.stderr.decode(errors="replace")[-200:])
     if done.returncode:
         # By a signal, or, on Windows, an exception of its kind.
-        raise UnfitError("its sound ends the process that reads it; save it anew, in stereo, as WAV, FLAC or MP3")
+        raise BrokenFileError("its sound ends the process that reads it; save it anew, in stereo, as WAV, FLAC or MP3")
+
+
+def hear_odd_apart(handle: IO[bytes], kind: Kind) -> None:
+    """The same for a result, where its container may hold channels in an order of their own. Raises as `hear_apart`."""
+    if kind.demuxer != "mov":
+        return
+    handle.seek(0)
+    with open_container(handle, kind) as container:
+        sounds = [sound.codec_context.name for sound in container.streams.audio if sound.codec_context is not None]
+    handle.seek(0)
+    if not _IN_ORDER.issuperset(sounds):
+        hear_apart(handle, kind, "arrays")
+
+
+def _fail(why: str) -> ServerUnavailableError:
+    return ServerUnavailableError("A sound cannot be looked at now.", details=why, retry_after_s=10)
