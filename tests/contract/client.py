@@ -471,9 +471,10 @@ def make_key(base: Path, name: str, scope: str = "submit", **facts: Any) -> str:
 
 
 @contextlib.asynccontextmanager
-async def connected(host: HostProcess) -> AsyncIterator[Client]:
+async def connected(host: HostProcess, silent_s: float = PATIENCE_S + 30) -> AsyncIterator[Client]:
+    """`silent_s`: how long an answer may say nothing."""
     connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=PATIENCE_S + 30)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=silent_s)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield Client(session, host)
 

@@ -75,7 +75,7 @@ def studio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 async def client(studio):
-    async with connected(studio) as client:
+    async with connected(studio, silent_s=630) as client:  # a film takes minutes where others want the processor
         yield client
 
 
