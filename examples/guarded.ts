@@ -276,7 +276,7 @@ export class Guarded {
   /** The bytes of a job's artifact: of its copy, where it has one, and from the answer itself, where they came with it. */
   async fetch(artifact: Pick<Artifact, "url" | "converted" | "inline">): Promise<Uint8Array> {
     if (artifact.inline?.base64) return Uint8Array.from(atob(artifact.inline.base64), (c) => c.charCodeAt(0));
-    return this.ask("GET", artifact.converted?.url ?? artifact.url, { busyS: Infinity }, async (r) => new Uint8Array(await r.arrayBuffer()));
+    return this.ask("GET", artifact.converted?.url ?? artifact.url, { busyS: Infinity }, async (r) => new Uint8Array(await within(600, r.arrayBuffer())));
   }
 
   /** Ask whether a photo shows a face. Throws RefusedError with the words for the user. */
@@ -287,7 +287,7 @@ export class Guarded {
   }
 
   private json<T>(method: string, path: string, asked: Asked): Promise<T> {
-    return this.ask(method, path, asked, (response) => response.json() as Promise<T>);
+    return this.ask(method, path, asked, (response) => within(60, response.json() as Promise<T>));
   }
 
   /** Send a request until it is answered, and its answer is read to the end. */
@@ -323,7 +323,8 @@ export class Guarded {
   /** One attempt. Throws RefusedError, or what `isBroken` knows. */
   private async once(method: string, path: string, asked: Asked): Promise<Response> {
     const headers = { ...this.headers, ...asked.headers };
-    const response = await fetch(this.url + path, { method, headers, body: asked.body?.() });
+    const coming = fetch(this.url + path, { method, headers, body: asked.body?.() });
+    const response = await within(asked.body ? 600 : 60, coming);
     if (response.ok) return response;
     const refusal = (await response.json().catch(() => null)) as Refusal | null;
     if (!refusal?.guard) throw new BrokenError(`${response.status} ${response.statusText}`); // a proxy's page, say
@@ -338,6 +339,18 @@ function isBroken(error: unknown): boolean {
   return error instanceof BrokenError || error instanceof TypeError || error instanceof SyntaxError;
 }
 
+/**
+ * What comes within so many seconds; else BrokenError. Where a connection breaks at a bad moment, Node's `fetch` never
+ * answers and keeps nothing alive: without this timer Node would end, with its exit status 13.
+ */
+async function within<T>(seconds: number, coming: Promise<T>): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const silence = new Promise<never>((_, fail) => {
+    timer = setTimeout(() => fail(new BrokenError(`nothing came within ${seconds} s`)), seconds * 1000);
+  });
+  return Promise.race([coming, silence]).finally(() => clearTimeout(timer));
+}
+
 /** The events of a stream that have data. A stream that says nothing for 45 s, not even its heartbeat, is broken. */
 async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<Record<string, string>> {
   const reader = body.getReader();
@@ -345,11 +358,7 @@ async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<Rec
   let rest = "";
   try {
     for (;;) {
-      let timer: ReturnType<typeof setTimeout> | undefined;
-      const silence = new Promise<never>((_, fail) => {
-        timer = setTimeout(() => fail(new BrokenError("the stream is silent")), 45_000);
-      });
-      const { done, value } = await Promise.race([reader.read(), silence]).finally(() => clearTimeout(timer));
+      const { done, value } = await within(45, reader.read());
       if (done) return;
       rest += decoder.decode(value, { stream: true });
       const blocks = rest.split(/\r?\n\r?\n/);
