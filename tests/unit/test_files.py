@@ -292,7 +292,7 @@ def test_an_upload_takes_no_name_that_another_box_has_given_to_another_picture(p
     (tmp_path / "other").mkdir()
     other = Place(place.store, FakeHost(), tmp_path / "other")
     for box in (place, other):
-        box.files = Files(box.host, box.store, uploaded=Inputs(None, box.host, None, box.store, 60.0))
+        box.files = Files(box.host, box.store, uploaded=Inputs(None, box.host, None, box.store, 60.0, None))
 
     def upload(box, data, name="a.png", overwrite=False, client=MINE, subfolder=""):
         return box.files.save(client, _sent(box, data), name, "input", subfolder, overwrite)
