@@ -20,7 +20,7 @@ from PIL import Image, ImageSequence
 
 from ..cost.ranges import ENDLESS
 from ..cost.values import Media
-from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError, ServerUnavailableError
+from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from ..files.jpegs import find_end
 from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
@@ -178,7 +178,7 @@ class LoadedFiles:
                 raise _refuse(one, "its format is not known here")
             try:
                 return look_at_film(handle, kind, one.holds, one.opens_with)
-            except ServerUnavailableError:
+            except GuardError:
                 raise
             except (UnfitError, BrokenFileError) as error:
                 raise _refuse(one, str(error)) from None

@@ -13,7 +13,7 @@ from typing import IO, Literal
 
 from ..errors import ServerUnavailableError
 from .containers import BrokenFileError, Kind
-from .film_files import open_container
+from .film_files import describe_opening, open_container
 from .samples import MOST_DECODED
 
 #: A sound of an hour takes some three seconds.
@@ -31,7 +31,7 @@ _IN_ORDER = frozenset({"aac", "mp3", "mp3float", "flac", "opus", "libopus", "vor
 ASKED = 20
 
 #: What loaders do: ask for the channels, decode, and make arrays of the frames. What raises is found again by whoever
-#: hears it in the server, and told there.
+#: hears it in the server, and told there. It opens the file as :func:`open_container` does where it is not strict.
 _HEAR = f"""
 import gc, json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -60,13 +60,19 @@ def hear(container, sound):
         if not makes and samples > {MOST_DECODED}:
             break
 
-demuxer, makes = sys.argv[2] or None, sys.argv[3]
+def open_container():
+    sys.stdin.buffer.seek(0)
+    try:
+        return av.open(sys.stdin.buffer, metadata_errors="ignore", **facts)
+    except TypeError:
+        return av.open(sys.stdin.buffer, **facts)
+
+facts, makes = json.loads(sys.argv[2]), sys.argv[3]
 try:
-    with av.open(sys.stdin.buffer, mode="r", format=demuxer) as container:
+    with open_container() as container:
         count = len(container.streams.audio)
     for at in range(count):
-        sys.stdin.buffer.seek(0)
-        with av.open(sys.stdin.buffer, mode="r", format=demuxer) as container:
+        with open_container() as container:
             sound = container.streams.audio[at]
             if sound.codec_context is not None:
                 ask(sound)
@@ -87,8 +93,8 @@ def hear_apart(handle: IO[bytes], kind: Kind, makes: Literal["arrays", "planes",
         BrokenFileError: the child has ended of it, or it takes too long.
         ServerUnavailableError: there can be no child now.
     """
-    command = [sys.executable, "-I", "-c", _HEAR, json.dumps(sys.path), kind.demuxer or "", makes]
-    handle.seek(0)
+    opening = json.dumps(describe_opening(kind))
+    command = [sys.executable, "-I", "-c", _HEAR, json.dumps(sys.path), opening, makes]
     try:
         done = subprocess.run(command, stdin=handle, capture_output=True, timeout=LONGEST_S)
     except subprocess.TimeoutExpired:

@@ -41,6 +41,16 @@ _MOST_STILL = 0.95
 MAX_FRAME_PIXELS = 2**27
 
 
+def describe_opening(kind: Kind | None) -> dict[str, Any]:
+    """What `av.open` gets besides the source; it can be written as JSON."""
+    return {
+        "mode": "r",
+        "format": kind.demuxer if kind else None,
+        "buffer_size": _BUFFER,
+        "options": {"max_streams": str(_MAX_STREAMS), "indexmem": str(_MOST_NOTED)},
+    }
+
+
 def open_container(source: Any, kind: Kind | None, *, strict: bool = False) -> Any:
     """Open the container. Titles in a broken encoding are no fault of the film: PyAV up to 18 must be told so.
 
@@ -48,12 +58,7 @@ def open_container(source: Any, kind: Kind | None, *, strict: bool = False) -> A
     """
     import av  # heavy: only when there is a film or a sound to look at
 
-    facts: dict[str, Any] = {
-        "mode": "r",
-        "format": kind.demuxer if kind else None,
-        "buffer_size": _BUFFER,
-        "options": {"max_streams": str(_MAX_STREAMS), "indexmem": str(_MOST_NOTED)},
-    }
+    facts = describe_opening(kind)
     opens: Any = av.open  # its types name this argument up to 18 only
     if strict:
         return opens(source, **facts)

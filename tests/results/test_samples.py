@@ -84,6 +84,7 @@ def six_channels():
     """A film's sound in the usual order, and the same in Apple's: C, L, R, ... PyAV 18 frees that order twice."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mov") as container:
+        container.metadata["title"] = "titled"
         sound = container.add_stream("pcm_s16le", rate=48_000, layout="5.1")
         waves = (np.sin(np.arange(6 * 48_000) / 20) * 9000).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(waves.reshape(1, -1), "s16", "5.1")
@@ -106,8 +107,9 @@ def test_a_result_whose_channels_have_an_order_of_their_own_is_refused_and_ends_
             return inspect(handle, sniff(data[:32]), len(data), results, Budget(results))
 
     assert look(usual).duration_s == pytest.approx(1, abs=0.1)
-    with pytest.raises(BrokenFileError, match="ends the process"):
-        look(odd)
+    for each in (odd, odd.replace(b"titled", b"\xff" * 6)):
+        with pytest.raises(BrokenFileError, match="ends the process"):
+            look(each)
     monkeypatch.setattr(apart, "_HEAR", "import this_is_not_there")
     with pytest.raises(InternalError):
         look(odd)
