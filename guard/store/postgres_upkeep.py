@@ -41,6 +41,8 @@ class PostgresUpkeep(Upkeep):
             return False
         try:
             self._look(means)
+            if self._is_beyond(0):  # as in SQLite
+                self._forgetter.look(means)
             return self._thin_if_due(db, means) or self._forget_if_due(db, means)
         except BaseException as error:
             self._found.clear()

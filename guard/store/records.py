@@ -111,7 +111,7 @@ class Forgetter:
     def turn(self, db: Database, means: Means) -> int | None:
         """Do a slice of what is due, and say how many have gone; None: none may go."""
         if not self._rows:
-            return self._find(means)
+            return 0 if self.look(means) else None
         until_s = time.monotonic() + slices.SLICE_S
         gone: list[Row] = []
         means.begin(db)
@@ -123,28 +123,27 @@ class Forgetter:
         self.forgotten([job_id for _number, job_id in gone])
         return len(gone)
 
-    def _find(self, means: Means) -> int | None:
-        """Weigh what each owner has, and find what may go."""
+    def look(self, means: Means) -> bool:
+        """Weigh what each owner has, and find what may go; say whether there is any, or may be."""
         if self._search is None:
-            if time.monotonic() < self._due_s:
-                return None
+            if self._rows or time.monotonic() < self._due_s:
+                return bool(self._rows)
             now_ms = self._clock.aging_ms()
             settled_before_ms = now_ms - int(self._limits.kept_s * 1000)
             unread_since_ms = now_ms - int(self._limits.unread_max_age_s * 1000)
             self._search = means.read_slowly(lambda db: find(db, settled_before_ms, unread_since_ms))
         if not self._search.done():
-            return 0
+            return True
         search, self._search = self._search, None
         found = search.result()
         if sum(found.shares.of.values()) >= self._limits.max_bytes * MUCH:
             self._shares = found.shares
             self._rows.extend(found.rows)
-            if found.rows:
-                return 0
         else:
             self.relax()
-        self._due_s = time.monotonic() + slices.AGAIN_S
-        return None
+        if not self._rows:
+            self._due_s = time.monotonic() + slices.AGAIN_S
+        return bool(self._rows)
 
 
 @dataclass(frozen=True)

@@ -123,10 +123,14 @@ class Upkeep:
         needed = body_bytes + ROW_BYTES
         if self.limits.max_bytes and (refusal := self._find_refusal(needed)) is not None:
             raise refusal
-        if self.size.used_bytes + self._added + needed > self.limits.max_bytes > 0:
+        if self._is_beyond(needed):
             self._forgetter.check(owner)
         self._added += needed
         self._untidy_bytes += needed
+
+    def _is_beyond(self, needed: int) -> bool:
+        """Whether so many bytes more are more than there should be, at which shares of owners count."""
+        return self.size.used_bytes + self._added + needed > self.limits.max_bytes > 0
 
     def find_refusal(self) -> DiskFullError | None:
         """Why no job at all can be let in, if so. Any thread."""
@@ -192,6 +196,8 @@ class Upkeep:
             self._tidying = means.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
         now_ms = self._clock.now_ms()
         excess = self._find_excess()
+        if self._is_beyond(0):  # not only once no body is left: a flood brings bodies as fast as they go
+            self._forgetter.look(means)
         if excess > 0 and self._thin(db, means, Span(now_ms, is_all=True), excess):
             return True
         if self._is_bare and self._is_thinning and (forgotten := self._forgetter.turn(db, means)) is not None:

@@ -80,6 +80,8 @@ class Counting:
     def __init__(self, path):
         self.store = SqliteStore(path, Clock())
         self.steps = 0
+        # Else the upkeep looks whenever it is time, in the midst of what is counted.
+        self.store._upkeep._due_s = float("inf")
         self.settle_down()
         engine = self.store._engine
         for thread in (engine._writer, *engine._readers):
