@@ -12,13 +12,13 @@ import time
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit import stores
+from unit.children import as_child
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import claim, run_to_success, submit
 
@@ -33,7 +33,6 @@ from comfyui_guarded.guard.outgoing import StoredFile
 from comfyui_guarded.guard.settings import Settings, SettingsError, hide_password, rows
 from comfyui_guarded.guard.store.outbox import DeliveryState
 
-REPO = Path(__file__).parents[2]
 LARGE = depot.WHOLE_BYTES + depot.PART_BYTES + 12345
 
 
@@ -100,15 +99,11 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
 
 def test_the_package_loads_only_where_the_setting_asks_for_it():
     code = (
-        "import importlib.util, sys\n"
-        "spec = importlib.util.spec_from_file_location('_alias', sys.argv[1])\n"
-        "alias = importlib.util.module_from_spec(spec); spec.loader.exec_module(alias); alias.register()\n"
         "import comfyui_guarded.guard.files.storage, comfyui_guarded.guard.submit.admission\n"
         "import comfyui_guarded.guard.doctor.checks\n"
         "print('obstore' in sys.modules)\n"
     )
-    command = [sys.executable, "-c", code, str(REPO / "alias.py")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+    assert subprocess.run(as_child(code), capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 # Files. ------------------------------------------------------------------------------------------------------

@@ -2,26 +2,18 @@
 
 import os
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from unit.children import as_child
 from unit.fakes import LONG_S
 
 from comfyui_guarded.guard.store.file_lock import FileLock, LockedError
 
-REPO = Path(__file__).parents[2]
-
 PROGRAM = """
-import atexit, importlib.util, os, signal, sys, time
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
+import atexit, os, signal, time
 from comfyui_guarded.guard.store.file_lock import FileLock
-lock = FileLock(Path(sys.argv[2]))
+lock = FileLock(Path(sys.argv[1]))
 """
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -33,8 +25,11 @@ def program(tmp_path):
     begun = []
 
     def run(code):
-        command = [sys.executable, "-c", PROGRAM + code, str(REPO / "alias.py"), str(tmp_path / "lock")]
-        begun.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        begun.append(
+            subprocess.Popen(
+                as_child(PROGRAM + code, tmp_path / "lock"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        )
         return begun[-1]
 
     yield run

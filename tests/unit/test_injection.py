@@ -2,23 +2,18 @@
 
 import logging
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from unit.children import as_child
 from unit.fakes import LONG_S
 
 from comfyui_guarded.guard.life import injection
 
 TRIES = 100
 TRACED = """
-import importlib.util, sys, threading
-spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
+import threading
 from comfyui_guarded.guard.life import injection
 
 class StopError(BaseException): pass
@@ -47,7 +42,7 @@ def called():
 sys.settrace(trace)
 assert injection.inject(thread.ident, StopError)
 called()
-if sys.argv[2] == "withdrawn":
+if sys.argv[1] == "withdrawn":
     injection.withdraw(thread.ident)
     called()
 sys.settrace(None)
@@ -168,6 +163,5 @@ def test_a_thread_that_is_gone_has_nothing_raised():
 @pytest.mark.parametrize(("then", "is_seen"), [("left", "stopped"), ("withdrawn", "0")])
 def test_a_thread_that_hangs_in_c_keeps_no_other_from_being_traced(then, is_seen):
     """Beside: if it fails, the one that is traced does not end."""
-    command = [sys.executable, "-c", TRACED, str(Path(__file__).parents[2] / "alias.py"), then]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    done = subprocess.run(as_child(TRACED, then), capture_output=True, text=True, timeout=LONG_S)
     assert (done.stdout.strip(), done.stderr) == (is_seen, "")

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from postgres import PASSWORD, Server
 from unit import stores
+from unit.children import as_child
 from unit.fakes import LONG_S, SetClock, new_id, new_job
 from unit.store_steps import CANCELLED, Held, claim, run_to_success, submit
 from unit.stores import ask, name_schema, only_postgres, open_store, server, until
@@ -43,7 +44,6 @@ from comfyui_guarded.guard.store.postgres_address import read_address
 from comfyui_guarded.guard.store.postgres_fleet import FleetStore
 
 pytestmark = only_postgres
-REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -224,15 +224,8 @@ def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch):
 
 
 def test_the_package_loads_only_where_the_setting_asks_for_it():
-    code = (
-        "import importlib.util, sys\n"
-        "spec = importlib.util.spec_from_file_location('_alias', sys.argv[1])\n"
-        "alias = importlib.util.module_from_spec(spec); spec.loader.exec_module(alias); alias.register()\n"
-        "import comfyui_guarded.guard.store, comfyui_guarded.guard.doctor.checks\n"
-        "print('psycopg' in sys.modules)\n"
-    )
-    command = [sys.executable, "-c", code, str(REPO / "alias.py")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+    code = "import comfyui_guarded.guard.store, comfyui_guarded.guard.doctor.checks\nprint('psycopg' in sys.modules)\n"
+    assert subprocess.run(as_child(code), capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_a_database_of_a_later_version_is_left_as_it_is(path, clock):
@@ -574,15 +567,13 @@ def test_a_commit_is_told_as_it_ended_where_the_answers_to_the_next_ones_are_los
 
 
 _SUBMITTER = """
-import importlib.util, os, sys, threading
-spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
-alias = importlib.util.module_from_spec(spec); spec.loader.exec_module(alias); alias.register()
-from comfyui_guarded.tests.unit.fakes import new_job
+import os, threading
+from unit.fakes import new_job
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.doctor import checks
 from comfyui_guarded.guard.store.postgres import PostgresStore
 from comfyui_guarded.guard.store.postgres_address import read_address
-store = PostgresStore(read_address(sys.argv[2]), Clock())
+store = PostgresStore(read_address(sys.argv[1]), Clock())
 def run():
     while True:
         job = store.submit(new_job(), 10**9).result().job
@@ -596,8 +587,7 @@ def test_a_server_that_is_killed_has_lost_nothing_that_it_acknowledged(path, clo
     address = server().url(stores.make_schema(path))
     acknowledged = set()
     for _ in range(2):
-        command = [sys.executable, "-c", _SUBMITTER, str(REPO / "alias.py"), address]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(as_child(_SUBMITTER, address), stdout=subprocess.PIPE, text=True) as child:
             acknowledged |= {child.stdout.readline().strip() for _ in range(60)} - {""}
             child.kill()
             acknowledged |= {line.strip() for line in child.stdout if line.endswith("\n")}

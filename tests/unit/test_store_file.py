@@ -5,10 +5,10 @@ import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from unit.children import as_child
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import claim_all, submit
 
@@ -25,8 +25,6 @@ from comfyui_guarded.guard.store import (
     repair,
     schema,
 )
-
-REPO = Path(__file__).parents[2]
 
 
 def _old_database(path, clock, jobs=50):
@@ -140,16 +138,10 @@ def test_a_database_of_a_later_version_is_refused_untouched(tmp_path, clock):
 
 
 _OPENER = """
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.store import SqliteStore
 try:
-    SqliteStore(Path(sys.argv[2]), Clock())
+    SqliteStore(Path(sys.argv[1]), Clock())
 except Exception as error:
     print(type(error).__name__, error)
 else:
@@ -159,8 +151,9 @@ else:
 
 def test_a_second_process_is_refused_while_the_first_has_the_database(store):
     def open_elsewhere():
-        command = [sys.executable, "-c", _OPENER, str(REPO / "alias.py"), str(store.path)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=True).stdout
+        return subprocess.run(
+            as_child(_OPENER, store.path), capture_output=True, text=True, timeout=LONG_S, check=True
+        ).stdout
 
     submit(store)
     said = open_elsewhere()

@@ -3,13 +3,13 @@
 import os
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from unit.children import as_child
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import claim, submit
 
@@ -18,18 +18,11 @@ from comfyui_guarded.guard.errors import ServerUnavailableError
 from comfyui_guarded.guard.job import SUCCESS, JobState
 from comfyui_guarded.guard.store import SqliteStore, disk, pause, threads
 
-REPO = Path(__file__).parents[2]
-
 PROGRAM = """
-import importlib.util, os, sys, time
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
+import os, time
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.store import SqliteStore
-path = Path(sys.argv[2])
+path = Path(sys.argv[1])
 """
 
 
@@ -78,8 +71,7 @@ def until(true):
 
 def elsewhere(path, code):
     """Runs Python beside us, with `SqliteStore`, `Clock` and `path`."""
-    command = [sys.executable, "-c", PROGRAM + code, str(REPO / "alias.py"), str(path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(as_child(PROGRAM + code, path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 @contextmanager

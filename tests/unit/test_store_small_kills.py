@@ -8,7 +8,6 @@ import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from unit.children import as_child
 from unit.fakes import LONG_S
 from unit.store_steps import CANCELLED
 from unit.test_store_small import MIB, Later, add, bytes_of, end, small, wait_until
@@ -35,20 +35,14 @@ from comfyui_guarded.guard.store import Limits, SqliteStore, compact, upkeep
 
 __all__ = ["small", "small_disk"]
 
-REPO = Path(__file__).parents[2]
 DAY_MS = 86_400_000
 
 PROGRAM = """
-import importlib.util, os, signal, sqlite3, sys, time
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
+import os, signal, sqlite3, time
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.store import Limits, SqliteStore, compact, slices, threads, upkeep
 
-path, first, dies_at = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+path, first, dies_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 threads.LOOK_S, threads.MORE_S = 0.01, 0.001
 upkeep.FREE_BYTES = upkeep.TIDY_BYTES = 2**18
 upkeep.LOG_BYTES, upkeep.TIDY_PAGES = 2**15, 100
@@ -131,8 +125,7 @@ def assert_nothing_lost(path, jobs):
 
 
 def start(path, first, dies_at=0):
-    command = [sys.executable, "-c", PROGRAM, str(REPO / "alias.py"), str(path), first, str(dies_at)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(as_child(PROGRAM, path, first, dies_at), stdout=subprocess.PIPE, text=True)
 
 
 #: What each step begins with.

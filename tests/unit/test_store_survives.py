@@ -4,25 +4,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from unit.children import as_child
 from unit.fakes import LONG_S
 from unit.store_steps import submit
 
 from comfyui_guarded.guard.store import SqliteStore, disk, held_file, repair, threads
 
-REPO = Path(__file__).parents[2]
-
 PROGRAM = """
-import importlib.util, os, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("_alias", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.register()
-sys.path.insert(0, str(Path(sys.argv[1]).parent / "tests"))
+import os
 from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.job import SUCCESS
 from comfyui_guarded.guard.store import SqliteStore
@@ -33,7 +24,7 @@ def mark(name):
     os.access("/mark " + name, os.F_OK)  # seen in the trace
 
 mark("open")
-store = SqliteStore(Path(sys.argv[2]), Clock(), sys.argv[3])
+store = SqliteStore(Path(sys.argv[1]), Clock(), sys.argv[2])
 store._engine.read_slowly(lambda db: None).result(LONG_S)  # the opening has the log worked into the file, which waits
 submit(store)  # and begins the log anew after that, which waits for its head
 mark("together")
@@ -62,9 +53,9 @@ def trace(tmp_path, survives):
         pytest.skip("strace is not installed")
     out = tmp_path / "trace"
     calls = "trace=fsync,fdatasync,access,faccessat,faccessat2"
-    command = [sys.executable, "-c", PROGRAM, str(REPO / "alias.py"), str(tmp_path / "new" / "folder" / "jobs.db")]
+    child = as_child(PROGRAM, tmp_path / "new" / "folder" / "jobs.db", survives)
     done = subprocess.run(
-        ["strace", "-f", "-y", "-e", calls, "-o", str(out), *command, survives],
+        ["strace", "-f", "-y", "-e", calls, "-o", str(out), *child],
         capture_output=True,
         text=True,
         timeout=LONG_S,
