@@ -26,8 +26,10 @@ PAUSE_S = 1.0
 _PLAIN = "min_vram_mb IS NULL AND refusers IS NULL AND (only_box IS NULL OR only_box = $box)"
 #: No webhook wants to hear of it, and nothing has died of it before.
 _QUIET = "jobs.attempts = 0 AND (jobs.webhook IS NULL OR jobs.webhook NOT LIKE '%\"dispatched\"%')"
-_LAST = "greatest((SELECT max(event_id) FROM transitions), (SELECT last FROM numbers WHERE name = 'transitions'), 0)"
-_NEWS = f"SELECT 1 FROM transitions WHERE event_id > $followed LIMIT {AT_ONCE}"
+#: The number of the newest change of state.
+LAST = "greatest((SELECT max(event_id) FROM transitions), (SELECT last FROM numbers WHERE name = 'transitions'), 0)"
+#: What others have changed since.
+NEWS = f"SELECT 1 FROM transitions WHERE event_id > $followed LIMIT {AT_ONCE}"
 
 #: The owner whose turn it is, his first jobs, and of them the one that this box takes: see `placing.choose`. An owner's
 #: turn is numbered by the change, which no turn before has reached: each has made a change.
@@ -50,7 +52,7 @@ WITH RECURSIVE owners (owner) AS (
         OR NOT {NOW_MS} - coalesce(passed_at_ms, {NOW_MS}) BETWEEN 0 AND $wait - 1 AS stays
     FROM near WHERE nth = 1
 ), chosen AS (
-    SELECT number AS chosen, its_number, its_round, its_passed_at_ms, body, {_LAST} + 1 AS change
+    SELECT number AS chosen, its_number, its_round, its_passed_at_ms, body, {LAST} + 1 AS change
     FROM (
         SELECT near.number, first.* FROM near, first
         WHERE nth = 1 OR NOT stays AND priority = its_priority AND models::jsonb <@ $loaded::jsonb
@@ -58,7 +60,7 @@ WITH RECURSIVE owners (owner) AS (
     ) AS one JOIN jobs USING (number) JOIN bodies USING (number)
     WHERE {_QUIET} AND (SELECT bool_and({_PLAIN}) FROM near)
     AND EXISTS (SELECT 1 FROM boxes WHERE boxes.box = $box AND epoch = $epoch AND until_ms > {NOW_MS})
-    AND (SELECT count(*) FROM ({_NEWS}) AS news) < {AT_ONCE}
+    AND (SELECT count(*) FROM ({NEWS}) AS news) < {AT_ONCE}
 ), claimed AS (
     UPDATE jobs SET state = 'dispatched', event_id = change, box = $box, token = $token
     FROM chosen WHERE number = chosen RETURNING jobs.*
@@ -89,13 +91,14 @@ _NAMES = "box", "epoch", "followed", "loaded", "wait", "token", "at", "writer", 
 _FIND = f"SELECT body, {COLUMNS} FROM jobs JOIN bodies USING (number) WHERE box = ? AND box IS NOT NULL AND token = ?"
 
 
-def _number(query: str, names: Sequence[str]) -> str:
+def number_names(query: str, names: Sequence[str]) -> str:
+    """Write values by their places and not by their names."""
     for place, name in enumerate(names, start=1):
         query = query.replace(f"${name}", f"${place}")
     return query
 
 
-_CLAIM = _number(_CLAIM, sorted(_NAMES))
+_CLAIM = number_names(_CLAIM, sorted(_NAMES))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from ..clock import Clock
 from ..errors import GuardError
-from ..job import Job
+from ..job import Job, JobState
 from ..quotas import Taking
-from . import buckets, claiming, depot_files, forks, key_rows, members, sign_ins
+from . import buckets, claiming, depot_files, forks, key_rows, members, sign_ins, starting
 from .buckets import At, Levels
 from .claiming import Signature
 from .database import Database
@@ -26,7 +26,7 @@ from .placing import Refused
 from .postgres_address import Address
 from .postgres_connection import PostgresConnection
 from .postgres_shared import SharedDatabase
-from .postgres_shared_engine import SharedEngine
+from .postgres_shared_engine import AtOnce, SharedEngine
 from .postgres_upkeep import PostgresUpkeep
 from .puts import PutDelivery
 from .shared import SharedTransitions
@@ -153,6 +153,9 @@ class FleetStore(TableStore):
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(_Claim(self._transitions, holder, max_jobs), ask=self._foresee_next(with_body=True))
 
+    def start(self, job_id: str) -> Future[Job | None]:
+        return self._engine.write(_Start(self._transitions, job_id), ask=self._foresee_run(job_id))
+
     def put_back(self, job_id: str, token: str, refused: Refused) -> Future[bool]:
         """Let a job that this box could not run wait again for one that can. False: there is none; nothing changed."""
         return self._engine.write(lambda db: self._transitions.put_back(db, job_id, token, refused), durable=True)
@@ -244,7 +247,7 @@ class FleetStore(TableStore):
         self._transitions.kept = frozenset()
 
 
-class _Claim:
+class _Claim(AtOnce):
     """A claim, which the engine makes by itself where it is of the plain case: see :mod:`.claiming`."""
 
     def __init__(self, transitions: SharedTransitions, holder: str, max_jobs: int) -> None:
@@ -260,8 +263,8 @@ class _Claim:
     def ask(self, db: Database, signature: Signature) -> Answer:
         return self._transitions.ask_to_claim(db, self._token, signature)
 
-    def take(self, answer: Answer) -> tuple[bool, Claimed | None]:
-        waits, taken = claiming.read(answer)
+    def take(self, told: Answer) -> tuple[bool, Claimed | None]:
+        waits, taken = claiming.read(told)
         if taken is None:
             return not waits, None
         return True, self._transitions.take_claimed(taken, self._token)
@@ -269,6 +272,32 @@ class _Claim:
     def find(self, db: Database) -> Claimed | None:
         found = claiming.find(db, self._transitions.box, self._token)
         return None if found is None else self._transitions.keep_claimed(*found, self._token)
+
+
+class _Start(AtOnce):
+    """The start of a run, which the engine writes by itself where it is of the plain case: see :mod:`.starting`."""
+
+    #: ComfyUI's worker waits for it.
+    goes_first = True
+
+    def __init__(self, transitions: SharedTransitions, job_id: str) -> None:
+        self._transitions, self._job_id = transitions, job_id
+
+    def __call__(self, db: Database) -> Job | None:
+        return self._transitions.advance(db, self._job_id, JobState.RUNNING)
+
+    def is_plain(self) -> bool:
+        return self._job_id in self._transitions.tokens
+
+    def ask(self, db: Database, signature: Signature) -> Answer:
+        return self._transitions.ask_to_start(db, self._job_id, signature)
+
+    def take(self, told: Answer) -> tuple[bool, Job | None]:
+        started = starting.read(told)
+        return (False, None) if started is None else (True, self._transitions.take_started(started))
+
+    def find(self, db: Database) -> Job | None:
+        return starting.find(db, self._job_id, self._transitions.tokens.get(self._job_id, ""))
 
 
 def _find_nothing() -> Future[Due[Any]]:

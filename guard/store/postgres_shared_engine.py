@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import psycopg
 
@@ -24,21 +24,33 @@ from .upkeep import Upkeep
 PAUSES = 2
 
 
-@runtime_checkable
-class AtOnce(Protocol):
-    """An operation that the engine can do by itself, in one question, where nothing shares its commit."""
+class AtOnce(ABC):
+    """An operation that the engine can do by itself, in one question.
 
-    def __call__(self, db: Database) -> object: ...
+    Attributes:
+        goes_first: it may go before what shares its commit, which then shares the next one. Without that, it is done
+            in this way only where nothing shares its commit.
+    """
 
+    goes_first = False
+
+    @abstractmethod
+    def __call__(self, db: Database) -> object:
+        """Do it in the other way."""
+
+    @abstractmethod
     def is_plain(self) -> bool:
         """Whether the engine may be able to."""
 
+    @abstractmethod
     def ask(self, db: Database, signature: Signature) -> Rows:
         """Ask for it, in a transaction that has its turn, and let what it does sign the commit."""
 
+    @abstractmethod
     def take(self, told: Rows) -> tuple[bool, object]:
         """Whether that is all there is to do, and the result; None: it has written nothing."""
 
+    @abstractmethod
     def find(self, db: Database) -> object:
         """What it has done where its answer was lost."""
 
@@ -72,8 +84,8 @@ class SharedEngine(PostgresEngine):
         self._expects_news = False
         #: Before that nobody looks what others have done.
         self._due_s = -math.inf
-        #: Before that no claim is tried in one question.
-        self._at_once_s = -math.inf
+        #: Before that nothing of the kind is tried in one question.
+        self._at_once_s: dict[type, float] = {}
 
     def _begin(self, db: Database, batch: Sequence[Task] = ()) -> None:
         assert isinstance(db, PostgresConnection)
@@ -111,46 +123,46 @@ class SharedEngine(PostgresEngine):
         self._publish()
 
     def _commit(self, batch: Batch) -> None:
-        if not self._commit_at_once(batch):
+        first = _find_first(batch)
+        if first is not None and self._commit_at_once(first):
+            batch = [task for task in batch if task is not first]
+            batch = self._writer.add_waiting(batch) if batch else []
+        if batch:
             super()._commit(batch)
         # It has asked the same; and whoever hears of it may have something to write, which would wait for the look.
         self._due_s = max(self._due_s, time.monotonic() + self._LOOK_S / 2)
 
     # What the engine does by itself. -----------------------------------------------------------------------------
 
-    def _commit_at_once(self, batch: Batch) -> bool:
-        """Do a claim that nothing shares a commit with in one question. False: nothing has changed."""
-        if len(batch) > 1 or not isinstance(claim := batch[0].operation, AtOnce):
-            return False
-        if (
-            self.trouble is not None
-            or not self._is_loaded
-            or time.monotonic() < self._at_once_s
-            or not claim.is_plain()
-        ):
+    def _commit_at_once(self, task: Task) -> bool:
+        """Do that in one question. False: nothing has changed."""
+        does = task.operation
+        assert isinstance(does, AtOnce)
+        is_early = time.monotonic() < self._at_once_s.get(type(does), -math.inf)
+        if self.trouble is not None or not self._is_loaded or is_early or not does.is_plain():
             return False
         db, began_s = self._connection, time.monotonic()
         try:
             db.begin()
             turn, asked = self._held.ask_for_turn(db), self._ask(db)
-            told = claim.ask(db, self._held.make_signature())
+            told = does.ask(db, self._held.make_signature())
             db.commit()
         except psycopg.Error as error:
-            return self._note_error(error, batch[0], claim)
+            return self._note_error(error, task, does)
         try:
-            is_done, result = self._read_answer(db, turn, asked, told, claim)
+            is_done, result = self._read_answer(db, turn, asked, told, does)
         except BaseException as error:
-            self._fail(batch, [], error)  # what it has done is read again
+            self._fail([task], [], error)  # what it has done is read again
             return True
         if is_done:
             self._note_duration(began_s)
-            self._announce([(batch[0].future, result)], [])
+            self._announce([(task.future, result)], [])
         else:
-            self._at_once_s = time.monotonic() + PAUSE_S
+            self._at_once_s[type(does)] = time.monotonic() + PAUSE_S
         return is_done
 
     def _read_answer(
-        self, db: PostgresConnection, turn: Rows, asked: Asked, told: Rows, claim: AtOnce
+        self, db: PostgresConnection, turn: Rows, asked: Asked, told: Rows, does: AtOnce
     ) -> tuple[bool, object]:
         """Take in what others have done, and then what this has; whether it has done anything, and what."""
         self._expects_news = self._held.has_news(turn)
@@ -158,23 +170,23 @@ class SharedEngine(PostgresEngine):
             if self._follow(asked):
                 self._catch_up(db)
             self._held.note_followed()
-        is_done, result = claim.take(told)
+        is_done, result = does.take(told)
         if result is not None:
             self._held.note_commit()
         return is_done, result
 
-    def _note_error(self, error: psycopg.Error, task: Task, claim: AtOnce) -> bool:
+    def _note_error(self, error: psycopg.Error, task: Task, does: AtOnce) -> bool:
         db = self._connection
         if not db.is_lost:
-            complain(f"the engine cannot claim by itself: {self.address.hide(error)}")
-            self._at_once_s = time.monotonic() + PAUSE_S
+            complain(f"the engine cannot do this by itself: {self.address.hide(error)}")
+            self._at_once_s[type(does)] = time.monotonic() + PAUSE_S
             with contextlib.suppress(psycopg.Error):
                 self._take_back(db)
             return False  # in the other way
 
         def tell(_is_late: bool) -> None:
             try:
-                answer([(task.future, claim.find(self._connection))], [])
+                answer([(task.future, does.find(self._connection))], [])
             except Exception as failure:
                 fail([task], self._note_failure(failure))
 
@@ -189,3 +201,15 @@ class SharedEngine(PostgresEngine):
 
     def _forget_kept(self) -> None:
         self._forget()
+
+
+def _find_first(batch: Batch) -> Task | None:
+    """What of a batch may be done in one question, before the rest."""
+    return next(
+        (
+            task
+            for task in batch
+            if isinstance(task.operation, AtOnce) and (len(batch) == 1 or task.operation.goes_first)
+        ),
+        None,
+    )

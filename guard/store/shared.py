@@ -16,7 +16,7 @@ from typing import Any, cast
 from ..clock import Clock
 from ..job import Job, JobState, NewJob
 from ..quotas import Taking
-from . import arrivals, buckets, claiming, members, placing
+from . import arrivals, buckets, claiming, members, placing, starting
 from .arrivals import Asked
 from .claiming import Signature, Taken
 from .database import Database, Foreseeing, Rows, snapshot
@@ -237,6 +237,17 @@ class SharedTransitions(Transitions):
         if self.line.here is not None:
             self.line.here.add(job.job_id)
         return Claimed(job.evolve(token=token), body)
+
+    # The start of a run that the engine writes by itself: see :mod:`.starting`. -------------------------------
+
+    def ask_to_start(self, db: Database, job_id: str, signature: Signature) -> Rows:
+        return starting.ask(db, job_id, self.tokens[job_id], self.followed or 0, self._clock.now_ms(), signature)
+
+    def take_started(self, job: Job) -> Job:
+        """Know of a start that the engine has written, after what the others had done until then."""
+        self.line.follow(Arrival(job, JobState.DISPATCHED, 0.0))
+        self._note(job)
+        return job
 
     # What is otherwise for a box among others. ---------------------------------------------------------------
 

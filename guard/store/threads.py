@@ -88,6 +88,9 @@ class DatabaseThread:
         self._since_s: deque[float] = deque()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._closed = False
+        #: What is being done, and whether nothing more will come. The thread itself.
+        self._gathered: Batch = []
+        self._is_ending = False
 
     def start(self) -> None:
         self._thread.start()
@@ -146,6 +149,10 @@ class DatabaseThread:
             self._inbox.put(self._later)
             self._later = []
 
+    def add_waiting(self, rest: Batch) -> Batch:
+        """The rest of a batch, with what has come in since. The thread itself, within a batch."""
+        return rest if self._is_ending else self._gather(rest, [])
+
     def swap(self, db: Database) -> None:
         """Use another connection from the next batch on; the old one is closed when its batch is done."""
         old, self.db = self.db, db
@@ -170,38 +177,42 @@ class DatabaseThread:
 
     def _loop(self) -> None:
         self._run_idle()
-        is_open = True
-        while is_open:
+        while not self._is_ending:
             try:
                 handed = self._wait()
             except queue.Empty:
                 self.let_go()  # what somebody has held and forgotten
                 self._run_idle()
                 continue
-            tasks: Batch = []
-            while handed is not None:
-                tasks += handed
-                if len(tasks) >= BATCH:
-                    break
-                try:
-                    # What a commit takes that nobody waits for, the next one would wait for.
-                    waits = self.patience_s > 0 and not any(task.urgent for task in tasks)
-                    handed = self._inbox.get(timeout=self.patience_s) if waits else self._inbox.get_nowait()
-                except queue.Empty:
-                    break
-            is_open = handed is not None
-            # A request that was cancelled has cancelled its operation.
-            work = [task for task in tasks if task.future.set_running_or_notify_cancel()]
+            work = self._gather([], handed)
             if work:
                 try:
                     self._work(work)
                 except BaseException as error:
                     # A bug: the callers must hear of it, and the thread must live.
-                    fail(work, report_failure(error))
-            for _task in tasks:
+                    fail(self._gathered, report_failure(error))
+            for _task in self._gathered:
                 self._since_s.popleft()
-            if is_open and time.monotonic() >= self._idle_s + self._pause_s:
+            self._gathered = []
+            if not self._is_ending and time.monotonic() >= self._idle_s + self._pause_s:
                 self._run_idle()
+
+    def _gather(self, tasks: Batch, handed: Batch | None) -> Batch:
+        """What to do now: those tasks, what was handed in, and what waits behind that."""
+        while handed is not None:
+            self._gathered += handed
+            # A request that was cancelled has cancelled its operation.
+            tasks += [task for task in handed if task.future.set_running_or_notify_cancel()]
+            if len(tasks) >= BATCH:
+                return tasks
+            try:
+                # What a commit takes that nobody waits for, the next one would wait for.
+                waits = self.patience_s > 0 and not any(task.urgent for task in tasks)
+                handed = self._inbox.get(timeout=self.patience_s) if waits else self._inbox.get_nowait()
+            except queue.Empty:
+                return tasks
+        self._is_ending = True
+        return tasks
 
     def _wait(self) -> Batch | None:
         """Wait for the next tasks; None: the thread shall end. Raises queue.Empty where it shall look after things.
