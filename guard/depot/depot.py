@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..errors import ServerUnavailableError
 from ..signal import Signal
 from . import folder as folders
 from .address import Address, open_storage
+from .digests import PIECE_BYTES, Digests, holds
 from .mark import Agree, check_mark
 from .objects import KEY, PART, PROBE, Stored, WrongBytesError, describe, guess_type
 from .reader import Reader
@@ -41,6 +41,8 @@ LOOK_WELL_S = 60.0
 #: How long a signed address is good.
 SIGNED_S = 60
 _REMEMBERED = 4096
+#: A file whose bytes are not those that its name says is read so often.
+READS = 2
 
 
 class Depot:
@@ -70,8 +72,8 @@ class Depot:
         self._lock = threading.Lock()
         self._failed = threading.Event()
         self._is_broken = False
-        #: What was found to have its bytes: tag by key, those used last.
-        self._right: OrderedDict[str, str] = OrderedDict()
+        #: What was found to have its bytes: its tag, and the digests of its pieces; by key, those used last.
+        self._right: OrderedDict[str, tuple[str, tuple[bytes, ...]]] = OrderedDict()
         self._opened: LocalStore | S3Store | None = None
 
     @property
@@ -137,7 +139,8 @@ class Depot:
         data = handle.read(WHOLE_BYTES + 1)
         about: dict[str, Any] = {"attributes": {"Content-Type": guess_type(key)}} if self.can_sign else {}
         with self._asking("put") as done:
-            pieces = _read_checked(data, handle, key[:64], done)
+            digests = Digests(len(data) > WHOLE_BYTES)
+            pieces = _read_checked(data, handle, key[:64], done, digests)
             if self.address.folder is not None:
                 # obstore makes a folder that is not there, and asks nobody whether it is the same.
                 folders.write(self.address.folder, self._mark, key, pieces)
@@ -150,7 +153,7 @@ class Depot:
                 tag = self._obstore.put(
                     self._store, key, pieces, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=2, **about
                 )["e_tag"]
-            self._remember(key, f"{tag}-{sum(done)}")
+            self._remember(key, f"{tag}-{sum(done)}", digests)
 
     def fetch(self, key: str, target: Path) -> bool:
         """Write the file to a path at which there is none. False where the depot does not have it: then there may be
@@ -162,32 +165,45 @@ class Depot:
             found = self._stat(key)
             if found is None:
                 return False
-            digest = hashlib.sha256()
+
             with open(target, "xb") as file:
-                for piece in self._read_all(found):
-                    digest.update(piece)
-                    file.write(piece)
-                    done.append(len(piece))
-            return self._is_same(found, digest.hexdigest())
+
+                def write(pieces: Iterator[bytes]) -> None:
+                    file.seek(0)
+                    file.truncate()
+                    file.writelines(pieces)
+
+                return self._read_right(found, done, write) is not None
 
     def open(self, key: str, size: int) -> tuple[IO[bytes], float] | None:
         """Open the file, and say when it was put in. None where it is not there, or has other bytes.
 
-        A large one is read through once in a process before it is trusted. Raises ServerUnavailableError.
+        A large one is read through once in a process before it is trusted, and compared again as it is read: reading
+        raises ConnectionError where what comes is not what it was. Raises ServerUnavailableError.
         """
         with self._asking("get") as done:
             found = self._stat(key)
             if found is None or found.bytes != size:
                 return None
             if size <= WHOLE_BYTES:
-                data = b"".join(self._read_all(found))
-                done.append(len(data))
-                is_same = self._is_same(found, hashlib.sha256(data).hexdigest())
-                return (io.BytesIO(data), found.modified_s) if is_same else None
-            if not self._is_right(found, done):
+                file = io.BytesIO()
+
+                def write(pieces: Iterator[bytes]) -> None:
+                    file.seek(0)
+                    file.writelines(pieces)
+
+                digests = self._read_right(found, done, write)
+                file.seek(0)
+                return (file, found.modified_s) if digests is not None else None
+            if (pieces := self._check(found, done)) is None:
                 return None
-        handle: Any = Reader(lambda begin, length: self._read_on(key, begin, length), size)
+        handle: Any = Reader(lambda begin, length: self._read_on(found, pieces, begin, length), size)
         return handle, found.modified_s
+
+    def is_right(self, found: Stored) -> bool:
+        """Whether the file has its bytes; read through once in a process. Raises ServerUnavailableError."""
+        with self._asking("get") as done:
+            return self._check(found, done) is not None
 
     def list_all(self) -> Iterator[Stored]:
         """List the files. Raises ServerUnavailableError."""
@@ -296,19 +312,33 @@ class Depot:
                 folders.check_still(self.address.folder, self._mark)
             return None
 
-    def _read_on(self, key: str, begin: int, length: int) -> bytes:
-        """Raises ConnectionError: whoever reads has begun to answer."""
-        try:
-            with self._asking("get") as done:
-                data = self._read_range(key, begin, length)
-                done.append(len(data))
-                return data
-        except ServerUnavailableError:
-            raise ConnectionResetError("the depot has failed while a file was read") from None
+    def _read_on(self, found: Stored, pieces: tuple[bytes, ...], begin: int, length: int) -> bytes:
+        """Read whole pieces, and return of them what was asked for.
 
-    def _read_all(self, found: Stored) -> Iterator[bytes]:
+        Raises ConnectionError: whoever reads has begun to answer.
+        """
+        first = begin - begin % PIECE_BYTES
+        last = min(-(-(begin + length) // PIECE_BYTES) * PIECE_BYTES, found.bytes)
+        for _ in range(READS):
+            try:
+                with self._asking("get") as done:
+                    data = self._read_range(found.key, first, last - first)
+                    done.append(len(data))
+            except ServerUnavailableError:
+                raise ConnectionResetError("the depot has failed while a file was read") from None
+            if holds(pieces, first, data):
+                return data[begin - first :][:length]
+        log.error("%s in the depot has other bytes than before", found.key)
+        with self._lock:
+            self._right.pop(found.key, None)
+        raise ConnectionResetError("the file has changed in the depot while it was read")
+
+    def _read_all(self, found: Stored, done: list[int], digests: Digests) -> Iterator[bytes]:
         for begin in range(0, found.bytes, PART_BYTES):
-            yield self._read_range(found.key, begin, min(PART_BYTES, found.bytes - begin))
+            piece = self._read_range(found.key, begin, min(PART_BYTES, found.bytes - begin))
+            digests.add(piece)
+            done.append(len(piece))
+            yield piece
 
     def _read_range(self, key: str, begin: int, length: int) -> bytes:
         data = bytes(self._obstore.get_range(self._store, key, start=begin, length=length))
@@ -316,29 +346,31 @@ class Depot:
             raise _errors().GenericError(f"{len(data)} of {length} bytes came")
         return data
 
-    def _is_right(self, found: Stored, done: list[int]) -> bool:
+    def _check(self, found: Stored, done: list[int]) -> tuple[bytes, ...] | None:
+        """The digests of the file's pieces; None where it has other bytes than its name says."""
         mark = f"{found.tag}-{found.bytes}"
         with self._lock:
-            if self._right.get(found.key) == mark:
+            known = self._right.get(found.key)
+            if known is not None and known[0] == mark:
                 self._right.move_to_end(found.key)
-                return True
-        digest = hashlib.sha256()
-        for piece in self._read_all(found):
-            digest.update(piece)
-            done.append(len(piece))
-        if not self._is_same(found, digest.hexdigest()):
-            return False
-        self._remember(found.key, mark)
-        return True
+                return known[1]
+        digests = self._read_right(found, done, lambda pieces: deque(pieces, 0))
+        return digests.list_pieces() if digests is not None else None
 
-    def _is_same(self, found: Stored, sha256: str) -> bool:
-        if sha256 != found.key[:64]:
-            log.error("%s in the depot has other bytes than its name says", found.key)
-        return sha256 == found.key[:64]
+    def _read_right(self, found: Stored, done: list[int], take: Callable[[Iterator[bytes]], object]) -> Digests | None:
+        """Read the file for `take`; twice, where something has changed on its way. None: it has other bytes."""
+        for _ in range(READS):
+            digests = Digests(found.bytes > WHOLE_BYTES)
+            take(self._read_all(found, done, digests))
+            if digests.sha256 == found.key[:64]:
+                self._remember(found.key, f"{found.tag}-{found.bytes}", digests)
+                return digests
+        log.error("%s in the depot has other bytes than its name says", found.key)
+        return None
 
-    def _remember(self, key: str, mark: str) -> None:
+    def _remember(self, key: str, mark: str, digests: Digests) -> None:
         with self._lock:
-            self._right[key] = mark
+            self._right[key] = mark, digests.list_pieces()
             self._right.move_to_end(key)
             while len(self._right) > _REMEMBERED:
                 self._right.popitem(last=False)
@@ -357,16 +389,16 @@ def _errors() -> Any:
     return exceptions
 
 
-def _read_checked(first: bytes, handle: IO[bytes], sha256: str, done: list[int]) -> Iterator[bytes]:
+def _read_checked(first: bytes, handle: IO[bytes], sha256: str, done: list[int], digests: Digests) -> Iterator[bytes]:
     """The pieces of a file. The last one comes only if all together are what they should be: else nothing was put."""
-    digest = hashlib.sha256(first)
+    digests.add(first)
     piece = first
     while following := handle.read(PART_BYTES):
-        digest.update(following)
+        digests.add(following)
         done.append(len(piece))
         yield piece
         piece = following
-    if digest.hexdigest() != sha256:
+    if digests.sha256 != sha256:
         raise WrongBytesError(sha256)
     done.append(len(piece))
     yield piece

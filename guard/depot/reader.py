@@ -28,7 +28,8 @@ class Reader(io.RawIOBase):
         offset = self._at - self._begin
         if not 0 <= offset <= len(self._held) - wanted:
             self._begin, offset = self._at, 0
-            self._held = self._ask(self._at, min(max(wanted, AHEAD_BYTES), left))
+            # Up to where a piece ends: whoever compares it with its digest asks for whole ones.
+            self._held = self._ask(self._at, min(max(wanted, AHEAD_BYTES - self._at % AHEAD_BYTES), left))
         piece = self._held[offset : offset + wanted]
         self._at += len(piece)
         return piece

@@ -55,11 +55,12 @@ class Makers(Protocol):
 
 
 class Uploaded(Protocol):
-    """Uploads of all boxes: see :class:`.inputs.Inputs`."""
+    """Uploads and results of all boxes: see :class:`.inputs.Inputs`."""
 
     async def keep_upload(self, owner: str, name: str) -> None: ...
     def claim_upload(self, owner: str, sent: Path, wanted: Sequence[tuple[str, bool]]) -> str: ...
     async def bring_upload(self, owner: str, name: str) -> None: ...
+    async def bring_result(self, owner: str, name: str) -> None: ...
     async def list_uploads(self, owner: str) -> list[str]: ...
 
 
@@ -213,13 +214,19 @@ class Files:
         return OwnFile(path, annotate(kind, name)) if client.operator and is_here else None
 
     async def check_unchanged(self, client: Client, file: OwnFile) -> None:
-        """Check before ComfyUI opens the file by its name, which may be somebody else's file by now.
+        """Check before ComfyUI opens the file by its name, which may be somebody else's file by now. What has gone from
+        here comes back before that, where it is kept elsewhere.
 
         Raises:
             ArtifactGoneError: it is no longer what the client's job made.
+            ServerUnavailableError, DiskFullError: it cannot be brought here now.
         """
         artifact = file.artifact
-        if artifact is None or client.operator:
+        if artifact is None:
+            return
+        if file.job is not None and self._uploaded is not None:
+            await self._uploaded.bring_result(file.job.owner, file.name)
+        if client.operator:
             return
         handle = await asyncio.to_thread(self._results.open_here, artifact)
         if handle is None:

@@ -238,9 +238,10 @@ class Inputs:
         path = self._host.input_folder() / name
         with translate_disk_errors(), open(path, "rb") as handle:
             size = os.fstat(handle.fileno()).st_size
-            age_s = time.time() + (self._depot.skew_s or 0.0) - found.modified_s if found is not None else 0.0
-            if found is not None and found.bytes == size and age_s < self._fresh_s:
-                return
+            if found is not None and found.bytes == size:
+                age_s = time.time() + (self._depot.skew_s or 0.0) - found.modified_s
+                if age_s < self._fresh_s and self._depot.is_right(found):
+                    return
             try:
                 self._depot.put(key, handle)
             except WrongBytesError:
@@ -264,6 +265,13 @@ class Inputs:
             await self._bring([_Place({"name": named}, "name")], owner)
         except GuardError as error:
             log.warning("an upload of %s was not looked for in the depot: %s", owner, error)
+
+    async def bring_result(self, owner: str, name: str) -> None:
+        """Bring the owner's result of that name here, as loaders have it, if it is not here.
+
+        Raises ServerUnavailableError where it may be in a depot, or on a box, that is away; DiskFullError.
+        """
+        await self._bring([_Place({"name": name}, "name")], owner)
 
     async def list_uploads(self, owner: str) -> list[str]:
         """List what the owner's uploads are called on all boxes."""

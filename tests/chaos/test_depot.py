@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
 import random
 import shutil
 import time
@@ -372,7 +373,18 @@ async def test_a_key_reads_nothing_of_anothers_by_any_route(server, storage):
         for named in (f"{sha256}.png", key_of(artifact), f"{artifact['filename']} [output]"):
             refused = await yours.submit(photo_copy(named))
             assert 400 <= refused.status < 500, refused
+        original = json.dumps({name: artifact[name] for name in ("filename", "subfolder", "type")})
+        raw, headers = form(part("image", buffer.getvalue(), "mask.png"), part("original_ref", original.encode()))
+        assert_refusal(await yours.request("POST", "/guarded/upload/mask", raw=raw, headers=headers), "not_found", 404)
         assert not list((host.base / "input").rglob(f"{sha256}*")), "nothing was brought here for it"
+        assert not list((host.base / "output").rglob("*.png"))
+        masked = await mine.request("POST", "/guarded/upload/mask", raw=raw, headers=headers)
+        assert (masked.status, masked.json["name"]) == (200, "mask.png")
+        wipe(host.base)
+        put_photo(host.base)
+        asked = {"image": artifact["filename"], "subfolder": artifact["subfolder"], "type": artifact["type"]}
+        seen = await mine.request("POST", "/guarded/face-check", asked)
+        assert_refusal(seen, "no_face")
         assert hashlib.sha256((await mine.request("GET", artifact["url"])).content).hexdigest() == artifact["sha256"]
         assert (await mine.request("GET", name)).status == 200
         assert_succeeded(await mine.run(photo_copy(f"{sha256}.png")))

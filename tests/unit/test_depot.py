@@ -154,6 +154,27 @@ def test_a_file_that_was_changed_in_the_depot_is_none(tmp_path, size, how):
     assert not store.fetch(key, tmp_path / "back")
 
 
+def test_a_large_file_that_changes_under_its_old_tag_is_not_served(tmp_path):
+    """As where a disk forgets: nobody has written to it, so its times are those of before."""
+    store, data = open_depot(tmp_path / "depot"), os.urandom(LARGE)
+    key = put(store, data)
+    path = tmp_path / "depot" / key
+    handle, _modified_s = store.open(key, LARGE)
+    assert handle.read(10) == data[:10]
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(5_000_000)
+        file.write(bytes([data[5_000_000] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    handle.seek(4_999_000)
+    with pytest.raises(ConnectionError):
+        handle.read(5000)
+    handle.seek(LARGE - 7)
+    assert handle.read() == data[-7:], "what is right is served"
+    assert store.open(key, LARGE) is None, "its bytes are compared anew"
+    assert not store.is_away
+
+
 def test_a_file_that_the_disk_cannot_take_is_a_fault_of_the_disk(tmp_path):
     store = open_depot(tmp_path / "depot")
     key = put(store, b"data")
@@ -442,6 +463,8 @@ class BadS3(BaseHTTPRequestHandler):
             status, begin, end = 206, int(asked[1]), min(int(asked[2]) + 1, len(data))
             about["Content_Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
         body = data[begin:end]
+        if fault == "other bytes":
+            body, fault = body[:-1] + bytes([body[-1] ^ 1]), None
         sent = body[: len(body) // 2] if fault else body
         self.close_connection = bool(fault)
         self._answer(status, sent, told=len(sent if fault == "less" else body), **about)
@@ -483,6 +506,21 @@ def test_an_answer_that_was_cut_short_says_nothing_of_the_file(bad_s3, tmp_path,
         bad_s3.look()
     handle, _modified_s = bad_s3.open(key, 14)
     assert handle.read() == b"the whole file"
+
+
+@pytest.mark.parametrize("size", [1000, LARGE])
+def test_bytes_that_have_changed_on_their_way_are_asked_for_again(bad_s3, tmp_path, size):
+    data = os.urandom(size)
+    key = make_key(hashlib.sha256(data).hexdigest(), "a.png")
+    BadS3.objects[f"/bucket/{key}"] = data
+    BadS3.faults = {"GET": ["other bytes"]}
+    handle, _modified_s = bad_s3.open(key, size)
+    BadS3.faults = {"GET": ["other bytes"]}
+    assert handle.read() == data
+    BadS3.faults = {"GET": ["other bytes"]}
+    assert bad_s3.fetch(key, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    assert not bad_s3.is_away
 
 
 # What the store keeps of it. ---------------------------------------------------------------------------------
