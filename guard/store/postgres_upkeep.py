@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -33,8 +34,6 @@ class PostgresUpkeep(Upkeep):
         super().__init__(None, clock, limits)
         self._measuring: Future[Measured] | None = None
         self._measured_s = -math.inf
-        #: What submits had added when that began.
-        self._added_before = 0
 
     def turn(self, db: Database, means: Means, is_idle: bool) -> bool:
         if time.monotonic() < self._due_s:
@@ -64,11 +63,11 @@ class PostgresUpkeep(Upkeep):
             measuring, self._measuring = self._measuring, None
             measured = measuring.result()
             self.size = Size(measured.bytes, measured.free_bytes, 0)
-            self._added -= self._added_before
+            self._added -= measured.added
             self._measured_s = time.monotonic() + PAUSES * measured.took_s
         elif self._measuring is None and time.monotonic() > self._measured_s + MEASURE_S:
-            self._added_before = self._added
-            self._measuring = means.read_slowly(lambda db: measure(db, self.limits.max_bytes))
+            # What had been added and deleted then is in it, and nothing since: the question may have had to wait.
+            self._measuring = means.read_slowly(lambda db: measure(db, self.limits.max_bytes, lambda: self._added))
 
     def _thin_if_due(self, db: Database, means: Means) -> bool:
         now_ms = self._clock.now_ms()
@@ -107,14 +106,19 @@ class PostgresUpkeep(Upkeep):
 
 @dataclass(frozen=True)
 class Measured:
-    """The bytes of all tables, how many of them are not in use, and how long it took to count that."""
+    """The bytes of all tables, how many of them are not in use, and how long it took to count that.
+
+    Attributes:
+        added: what had been added since the time before when the bodies were counted.
+    """
 
     bytes: int
     free_bytes: int
     took_s: float
+    added: int
 
 
-def measure(db: Database, max_bytes: int) -> Measured:
+def measure(db: Database, max_bytes: int, read_added: Callable[[], int]) -> Measured:
     """What the tables take. Exact only where there is a limit, and above that it counts what is there of records."""
     assert isinstance(db, PostgresConnection)
     began_s = time.monotonic()
@@ -123,10 +127,10 @@ def measure(db: Database, max_bytes: int) -> Measured:
         "coalesce(sum(pg_total_relation_size(oid)) FILTER (WHERE relname = 'bodies'), 0)::bigint "
         "FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
     )
-    free = 0
+    free, added = 0, read_added()
     if max_bytes:
         [(living,)] = db.raw.execute("SELECT coalesce(sum(octet_length(body)), 0)::bigint FROM bodies")
         free = max(of_bodies - living, 0)
         if total - free > max_bytes * THIN_TO:
             free += max(total - of_bodies - records.weigh_all(db), 0)
-    return Measured(total, free, time.monotonic() - began_s)
+    return Measured(total, free, time.monotonic() - began_s, added)
