@@ -1,4 +1,4 @@
-"""The command line: `python custom_nodes/<folder> keys | open | convert | doctor | janitor | models | mcp | …`."""
+"""The command line: `python custom_nodes/<folder> keys | open | convert | doctor | fleet | janitor | models | …`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def _run() -> int:
     from comfyui_guarded.guard.access import sign_in
     from comfyui_guarded.guard.doctor import command as doctor
     from comfyui_guarded.guard.editor import command as convert
+    from comfyui_guarded.guard.fleet import command as fleet
     from comfyui_guarded.guard.janitor import command as janitor
     from comfyui_guarded.guard.models import command as models
     from comfyui_guarded.guard.operators import metrics_page
@@ -49,6 +50,7 @@ def _run() -> int:
     convert.add_arguments(
         commands.add_parser("convert", help="make a prompt of a workflow as the editor saves it, as a server would")
     )
+    fleet.add_arguments(commands.add_parser("fleet", help="the boxes of a fleet, and one that never comes back"))
     commands.add_parser("settings", help="print every setting with its default, as docs/settings.md has it")
     janitor.add_arguments(
         commands.add_parser(
@@ -87,6 +89,8 @@ def _run() -> int:
         return models.run(arguments, os.environ, package, print)
     if arguments.command == "doctor":
         return doctor.run(arguments, os.environ, package, print)
+    if arguments.command == "fleet":
+        return fleet.run(arguments, os.environ, package, print)
     if arguments.command == "vacuum":
         return vacuum.run(arguments, os.environ, package, print)
     if arguments.command == "metrics":

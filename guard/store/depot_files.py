@@ -154,6 +154,19 @@ def find_due(db: Database, box: str, now_ms: int, limit: int, under_way: Collect
     return Due([_read(row) for row in rows], next_at_ms)
 
 
+def count_held(db: Database) -> dict[str, int]:
+    """How many results each box has that the depot lacks."""
+    return dict(db.execute("SELECT box, count(*) FROM unstored GROUP BY box").fetchall())
+
+
+def give_up(db: Database, box: str) -> int:
+    """Let nobody wait for what that box alone has: as if it had been gone for long. Returns how many results.
+
+    Their rows stay: where it comes back after all, it puts them in.
+    """
+    return int(db.execute("UPDATE unstored SET since_ms = 0 WHERE box = ? AND since_ms <> 0", (box,)).rowcount)
+
+
 def list_orphans(db: Database, box: str, before: str, after: int, limit: int) -> list[Deposit]:
     """See :meth:`.depot_protocol.DepotRecords.list_orphans`."""
     rows = db.execute(

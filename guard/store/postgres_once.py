@@ -10,7 +10,8 @@ from typing import TypeVar
 import psycopg
 
 from ..errors import GuardError
-from . import key_rows, postgres_schema, sign_ins
+from . import alarms, depot_files, key_rows, members, postgres_schema, sign_ins
+from .alarms import NewAlarm
 from .disk import StoreTooNewError, StoreUnusableError
 from .key_rows import Edit, Rows
 from .postgres_address import Address
@@ -35,6 +36,28 @@ class OnceStore:
 
     def put_sign_in(self, digest: str, good_for_ms: int) -> Future[None]:
         return self._run(lambda db: sign_ins.put(db, digest, good_for_ms))
+
+    def list_boxes(self) -> Future[list[tuple[str, bool, int]]]:
+        """Each box that there is, or that has left results: its name, whether it lives, how many it alone has."""
+
+        def operation(db: PostgresConnection) -> list[tuple[str, bool, int]]:
+            held = depot_files.count_held(db)
+            alive = {box.box: box.is_alive for box in members.list_boxes(db, 0)}
+            return [(box, alive.get(box, False), held.get(box, 0)) for box in sorted({*alive, *held})]
+
+        return self._run(operation)
+
+    def give_up(self, box: str) -> Future[int]:
+        """That box never comes back: see :func:`.depot_files.give_up`. What is lost is told as an alarm."""
+
+        def operation(db: PostgresConnection) -> int:
+            count = depot_files.give_up(db, box)
+            if count:
+                text = f"{box} was given up by an operator: {count} results that it alone has are answered with 410."
+                alarms.put(db, [NewAlarm(members.tell_time(db), "box_forgotten", text, None, box)])
+            return count
+
+        return self._run(operation)
 
     def _run(self, operation: Callable[[PostgresConnection], T]) -> Future[T]:
         future: Future[T] = Future()

@@ -1,5 +1,6 @@
 """Boxes with folders of their own and one depot: files are everywhere."""
 
+import argparse
 import base64
 import hashlib
 import io
@@ -16,6 +17,9 @@ from contract.client import gated, open_gate, photo_copy, unique
 from contract.conftest import put_photo
 from fleet.conftest import until
 from PIL import Image
+
+from comfyui_guarded.guard.fleet import command
+from comfyui_guarded.tests.hosts.launch import ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360)]
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -140,6 +144,16 @@ def ask(box, path, **headers):
             return error.code, error.headers, error.read()
 
 
+def run_command(fleet, box, *words):
+    """`fleet …` as an operator types it: the status and what it says."""
+    environment = {"GUARDED_STORE__URL": fleet.engine.url(), "GUARDED_FLEET__ENABLED": "true"}
+    environment["GUARDED_FLEET__SECRET"] = "c0ffee" * 8
+    parser, said = argparse.ArgumentParser(), []
+    command.add_arguments(parser)
+    asked = parser.parse_args([*words, "--user", str(box.base / "user")])
+    return command.run(asked, environment, ROOT, said.append), said
+
+
 @pytest.fixture(params=[Folder, Bucket])
 def storage(request, tmp_path):
     made = request.param(tmp_path / "depot")
@@ -180,7 +194,14 @@ def test_a_result_that_came_while_the_depot_was_away_is_served_by_every_box_and_
         lambda: front.ask("POST", "/guarded/prompt", {"prompt": photo_copy(f"{artifact['filename']} [output]")})
     )
     assert refused[0] == 503, refused
-    worker.start()
+    name = (worker.base / "user" / "__guarded" / "box.id").read_text()
+    until(lambda: run_command(fleet, front, "forget", name)[0] == 0)  # once its lease is over
+    status, _headers, body = until(lambda: (answer := ask(front, artifact["url"]))[0] != 503 and answer)
+    assert (status, json.loads(body)["error"]["type"]) == (410, "artifact_gone")
+    (alarm,) = [alarm for alarm in front.ask("GET", "/guarded/alarms")[1]["alarms"] if alarm["code"] == "box_forgotten"]
+    assert (alarm["box"], alarm["seen_at_ms"]) == (name, None)
+    worker.start()  # it comes back after all
+    until(lambda: ask(front, artifact["url"])[0] == 200)
     until(lambda: not fleet.ask("SELECT 1 FROM unstored"))
     worker.kill()
     shutil.rmtree(worker.base / "output")
