@@ -229,7 +229,13 @@ class FacesSettings(_Section):
         "cpu", description="`cuda` works only if onnxruntime, or torch where there is none, really has it."
     )
     try_rotations: bool = Field(True, description="Also turn a picture before saying that it shows no face.")
-    at_once: int = Field(2, ge=1, le=16, description="How many pictures to search at the same time.")
+    at_once: int = Field(
+        2,
+        ge=1,
+        le=16,
+        description="How many pictures, films and sounds are looked at at once before there is a job; of one owner one "
+        "less, but at least one.",
+    )
     required_by: dict[str, list[str]] | None = Field(
         None,
         description="Node classes that need a face, with the inputs that bring it (JSON); null: the built-in list.",

@@ -40,16 +40,16 @@ async def post_face_check(call: Call) -> web.StreamResponse:
     query parameters.
     """
     request = call.request
-    kind = request.content_type
+    kind, owner = request.content_type, call.client.owner
     if kind == "multipart/form-data":
         data, given = await _read_form(call)
-        faces = await call.services.faces.check_bytes(data, _read_rules(given))
+        faces = await call.services.faces.check_bytes(data, _read_rules(given), owner)
     elif (data := await read_body(call, call.services.uploads.settings.max_file_bytes))[:1024].lstrip()[:1] == b"{":
         faces = await _check_stored(call, data)  # whatever the content type says: no picture begins like that
     elif not data:
         raise InvalidRequestError("The body holds no picture.")
     else:
-        faces = await call.services.faces.check_bytes(data, _read_rules(dict(request.query)))
+        faces = await call.services.faces.check_bytes(data, _read_rules(dict(request.query)), owner)
     return respond(faces.body())
 
 
@@ -63,7 +63,7 @@ async def _check_stored(call: Call, raw: bytes) -> Faces:
     if is_source(given["image"]):
         name = given.pop("image")
         data = await call.services.fetcher.read(name, call.client)
-        return await call.services.faces.check_bytes(data, _read_rules(given))
+        return await call.services.faces.check_bytes(data, _read_rules(given), call.client.owner)
     name, folder, kind = given.pop("image"), given.pop("subfolder", ""), given.pop("type", "input")
     if kind not in ROOTS or not isinstance(folder, str):
         raise InvalidRequestError("type must be input, output or temp, and subfolder a string.")
@@ -77,7 +77,7 @@ async def _check_stored(call: Call, raw: bytes) -> Faces:
     except (NotFoundError, ArtifactGoneError):
         raise BadImageError(f"The image {image[:200]} is not there.", extra_info={"image": image[:200]}) from None
     try:
-        return await call.services.faces.check_file(file.name, rules)
+        return await call.services.faces.check_file(file.name, rules, call.client.owner)
     except GuardError as error:
         use_owner_names(error, call.client.owner)
         raise

@@ -137,7 +137,6 @@ class FaceChecker:
         try_rotations: also look at the picture turned before saying no.
         limits: how large a picture may be.
         remembered: the number of pictures, known by their content, whose faces are remembered.
-        at_once: the number of pictures to decode and search at the same time; others wait.
         on_check: called after each check with `passed` or the error code, and the seconds that it took.
     """
 
@@ -148,7 +147,6 @@ class FaceChecker:
         try_rotations: bool = True,
         limits: PhotoLimits | None = None,
         remembered: int = 256,
-        at_once: int = 2,
         on_check: Callable[[str, float], None] = lambda _outcome, _took_s: None,
     ) -> None:
         self._chooser = chooser
@@ -157,7 +155,6 @@ class FaceChecker:
         self._remembered = remembered
         self._known: OrderedDict[tuple[Any, ...], _Sighting] = OrderedDict()
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(at_once)
         self._on_check = on_check
 
     @property
@@ -209,11 +206,8 @@ class FaceChecker:
                 self._known.move_to_end(key)
                 return self._known[key]
         ready = self._chooser.get(detector)
-        with self._room:
-            view = (
-                _wrap_pixels(pixels, name) if pixels is not None else open_picture(data, self._limits, MAX_PIXELS, name)
-            )
-            faces = search(ready, view, max(rules.min_faces, 1), rules.min_confidence, self._try_rotations)
+        view = _wrap_pixels(pixels, name) if pixels is not None else open_picture(data, self._limits, MAX_PIXELS, name)
+        faces = search(ready, view, max(rules.min_faces, 1), rules.min_confidence, self._try_rotations)
         sighting = (tuple(faces), view.width, view.height, ready.name)
         with self._lock:
             self._known[key] = sighting

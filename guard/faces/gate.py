@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..cost.values import Media
 from ..errors import GuardError, InvalidRequestError, NoFaceError
+from ..quotas.threads import SharedThreads
 from ..settings import FacesSettings
 from . import CANDIDATE
 from .check import FaceRules, Faces
@@ -45,15 +45,17 @@ class AskedCheck(AskedRules):
 
 
 class FaceGate:
-    """Lives on the event loop, and searches on threads of its own, so that neither loop nor worker waits."""
+    """Lives on the event loop, and searches on threads that owners share, so that neither loop nor worker waits."""
 
     def __init__(self, machine: FaceMachine, settings: FacesSettings, loaded: LoadedFiles | None = None) -> None:
         self._machine = machine
         self._loaded = loaded
         self._settings = settings
-        self._threads = ThreadPoolExecutor(settings.at_once, thread_name_prefix="guarded-faces")
+        self._threads = SharedThreads(settings.at_once, "guarded-faces")
 
-    async def open_loaded(self, graph: Mapping[str, Any], outputs: Iterable[str] | None) -> dict[str, Media]:
+    async def open_loaded(
+        self, graph: Mapping[str, Any], outputs: Iterable[str] | None, owner: str
+    ) -> dict[str, Media]:
         """What the files hold that the prompt's loaders will read, by node id.
 
         Raises:
@@ -62,10 +64,10 @@ class FaceGate:
         files = self._loaded.list_files(graph, outputs) if self._loaded is not None else []
         if self._loaded is None or not files:
             return {}
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._loaded.open_all, files)
+        return await self._threads.run(owner, self._loaded.open_all, files)
 
     async def check_prompt(
-        self, graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None
+        self, graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None, owner: str
     ) -> None:
         """Check every picture that needs a face, for a node of the prompt or because the request says so.
 
@@ -82,36 +84,34 @@ class FaceGate:
         needed = [*find_wanted(graph, self._settings.required_by, outputs=outputs), *_list_asked(graph, outputs, asked)]
         for one in needed:
             try:
-                await self.check_file(one.image, one.rules, one.detector)
+                await self.check_file(one.image, one.rules, owner, one.detector)
             except GuardError as error:
-                if isinstance(error, NoFaceError) and await self._any_shows_face(one):
+                if isinstance(error, NoFaceError) and await self._any_shows_face(one, owner):
                     continue
                 error.extra_info.update(node_id=one.loader_id, needed_by=one.node_id)
                 raise
 
-    async def _any_shows_face(self, wanted: Wanted) -> bool:
+    async def _any_shows_face(self, wanted: Wanted, owner: str) -> bool:
         """Whether another picture shows the face that the first one lacks."""
         for _loader_id, image in wanted.instead:
             try:
-                await self.check_file(image, wanted.rules, wanted.detector)
+                await self.check_file(image, wanted.rules, owner, wanted.detector)
             except NoFaceError:
                 continue
             return True
         return False
 
-    async def check_file(self, image: str, rules: FaceRules, detector: str | None = None) -> Faces:
+    async def check_file(self, image: str, rules: FaceRules, owner: str, detector: str | None = None) -> Faces:
         """Check one picture in a folder of the host, named as a loader names it."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._check_file, image, rules, detector)
+        return await self._threads.run(owner, self._check_file, image, rules, detector)
 
-    async def check_bytes(self, data: bytes, rules: FaceRules) -> Faces:
+    async def check_bytes(self, data: bytes, rules: FaceRules, owner: str) -> Faces:
         """Check a picture that came with the request."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._machine.checker.check, data, rules)
+        return await self._threads.run(owner, self._machine.checker.check, data, rules)
 
     async def facts(self) -> FaceFacts:
-        """The detector and why, for health and doctor."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._machine.checker.chooser.facts)
+        """The detector and why, for health and doctor, who wait for nobody's pictures."""
+        return await asyncio.to_thread(self._machine.checker.chooser.facts)
 
     async def look_around(self) -> None:
         """At start, log which detector finds the faces, and whether onnxruntime can run it."""

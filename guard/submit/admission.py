@@ -181,14 +181,14 @@ class Admission:
             # Now, because validation changes the prompt as it goes.
             body = await work(size, write_body, request, prompt, moved or bool(fetched))
             await hold.keep(prompt.graph, size)  # before anything looks at the files that it names
-            rehearsal = await self._rehearse(prompt)
+            rehearsal = await self._rehearse(prompt, client)
             outputs = rehearsal.outputs_to_execute
             if checked is None or await work(size, take_print, prompt.graph, is_large) != checked:
                 # ComfyUI replaces renamed classes, and packs may change a prompt.
                 await work(size, self._check_graph, prompt.graph, client)
-            media = await self._faces.open_loaded(prompt.graph, outputs)
+            media = await self._faces.open_loaded(prompt.graph, outputs, client.owner)
             vram = await self._costs.check(prompt.graph, client, media, size)
-            await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check)
+            await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check, client.owner)
             job = self._make_job(request, prompt, body, locale, webhook, outputs, chosen)
             placement = await self._costs.place(prompt.graph, vram, size)
             if stored or placement.needs:  # to copy it takes long
@@ -267,12 +267,12 @@ class Admission:
         self._webhook_rules.check(asked.url)
         return Webhook(asked.url, tuple(asked.events)) if asked.events else Webhook(asked.url)
 
-    async def _rehearse(self, prompt: Prompt) -> Rehearsal:
+    async def _rehearse(self, prompt: Prompt, client: Client) -> Rehearsal:
         """Let the host validate the prompt without queueing it."""
         rehearsal = await self._host.rehearse(host_body(prompt.body, prompt.job_id), self._find_timeout_s(prompt))
         if rehearsal.refusal is not None:
             if _is_by_face_loader(rehearsal.refusal, prompt.graph):
-                await self._faces.check_prompt(prompt.graph, None, None)  # raises the typed error
+                await self._faces.check_prompt(prompt.graph, None, None, client.owner)  # raises the typed error
             raise explain_refusal(rehearsal.refusal, prompt.graph, self._host)
         return rehearsal
 

@@ -1,12 +1,10 @@
 """The rules, the facts in the errors, and the memory."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from faces.conftest import OnlyChooser, RedIsAFace
+from faces.conftest import RedIsAFace
 from faces.photos import png
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +19,6 @@ from comfyui_guarded.guard.errors import (
 )
 from comfyui_guarded.guard.faces import Box, Pixels
 from comfyui_guarded.guard.faces.check import FaceChecker, FaceRules
-from comfyui_guarded.guard.faces.photos import PhotoLimits
 
 
 def scene(*patches: Box, red: int = 255) -> Pixels:
@@ -188,26 +185,3 @@ def test_pixels_of_the_wrong_kind_are_a_bad_image(red_checker: FaceChecker, pixe
 def test_the_smallest_pictures_are_refused_not_stumbled_over(checker: FaceChecker, size: tuple[int, int]) -> None:
     with pytest.raises(NoFaceError):
         checker.check(png(Image.new("RGB", size, "white")))
-
-
-def test_no_more_pictures_than_allowed_are_looked_at_at_once() -> None:
-    class Slow(RedIsAFace):
-        now = most = 0
-        lock = threading.Lock()
-
-        def find(self, pixels: Pixels) -> list:
-            with self.lock:
-                self.now += 1
-                self.most = max(self.most, self.now)
-            threading.Event().wait(0.02)
-            with self.lock:
-                self.now -= 1
-            return super().find(pixels)
-
-    slow = Slow()
-    checker = FaceChecker(OnlyChooser(slow), at_once=2, limits=PhotoLimits())  # type: ignore[arg-type]
-    photos = [scene((20 + index, 30, 90 + index, 110)) for index in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(checker.check, photos))
-    assert len(results) == 8
-    assert slow.most == 2

@@ -114,11 +114,11 @@ def test_cuda_counts_only_where_it_is_really_there(fake: type[Fake]) -> None:
 
 def test_real_sessions_run_in_many_threads() -> None:
     pytest.importorskip("onnxruntime")
-    checker = FaceChecker(Chooser(), at_once=4)
+    checker = FaceChecker(Chooser())
     image = photo("skimage/data/astronaut.png")
     photos = [png(image.crop((0, 0, 512 - shift, 512))) for shift in range(12)]
     alone = [checker.check(data) for data in photos]
-    fresh = FaceChecker(Chooser(), at_once=4)
+    fresh = FaceChecker(Chooser())
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(fresh.check, photos)) == alone
 

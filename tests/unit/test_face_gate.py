@@ -1,9 +1,13 @@
-"""What the operator reads at start of the state that faces are looked for in."""
+"""Who waits for whose pictures, and what the operator reads at start of the state that faces are looked for in."""
 
+import asyncio
 import logging
+import threading
 
 import pytest
+from unit.fakes import LONG_S
 
+from comfyui_guarded.guard.faces.check import FaceRules
 from comfyui_guarded.guard.faces.gate import FaceGate
 from comfyui_guarded.guard.settings import FacesSettings
 
@@ -13,7 +17,13 @@ class _Machine:
 
     def __init__(self, **state):
         self.checker = self.chooser = self
+        self.may_end = threading.Event()
         self._state = {"problem": "", "broken": False, "command": "", **state}
+
+    def check(self, data, _rules, *_more):
+        if data == b"slow":
+            assert self.may_end.wait(LONG_S)
+        return data
 
     def facts(self):
         return {"detector": "centerface", "reason": "No InsightFace pack is there.", "onnxruntime": self._state}
@@ -37,3 +47,19 @@ async def test_an_onnxruntime_that_lost_its_gpu_is_in_the_log_with_the_command_t
         level,
         "faces: They overwrote each other. To fix it: pip this && pip that",
     )
+
+
+@pytest.mark.parametrize("at_once", [2, 3])
+async def test_one_owners_slow_pictures_hold_up_neither_others_nor_the_operator(at_once):
+    machine = _Machine()
+    gate = FaceGate(machine, FacesSettings(at_once=at_once))
+    slow = [asyncio.ensure_future(gate.check_bytes(b"slow", FaceRules(), "flood")) for _ in range(20)]
+    await asyncio.sleep(0)
+    try:
+        for _ in range(3):
+            assert await asyncio.wait_for(gate.check_bytes(b"photo", FaceRules(), "shop"), LONG_S) == b"photo"
+        assert (await asyncio.wait_for(gate.facts(), LONG_S))["detector"] == "centerface"
+        assert not any(one.done() for one in slow)
+    finally:
+        machine.may_end.set()
+    assert await asyncio.gather(*slow) == [b"slow"] * 20

@@ -1,0 +1,83 @@
+"""Threads that owners share: whoever fills them with long work holds up nobody else."""
+
+import asyncio
+import threading
+
+import pytest
+from unit.fakes import LONG_S
+
+from comfyui_guarded.guard.quotas.threads import SharedThreads
+
+
+class Work:
+    """What runs until it may end."""
+
+    def __init__(self):
+        self.may_end = threading.Event()
+        self.begun = []
+        self.has_begun = threading.Event()
+
+    def run(self, name):
+        self.begun.append(name)
+        self.has_begun.set()
+        assert self.may_end.wait(LONG_S)
+        return name
+
+
+@pytest.fixture
+def work():
+    work = Work()
+    yield work
+    work.may_end.set()
+
+
+def begin(threads, owner, function, *arguments):
+    return asyncio.ensure_future(threads.run(owner, function, *arguments))
+
+
+async def test_an_owner_whose_work_does_not_end_leaves_a_thread_to_others(work):
+    threads = SharedThreads(2, "test")
+    stuck = [begin(threads, "flood", work.run, at) for at in range(20)]
+    assert await asyncio.to_thread(work.has_begun.wait, LONG_S)
+    for owner in ("a", "b", "a"):
+        assert await threads.run(owner, str.upper, "done") == "DONE"
+    assert work.begun == [0]
+    work.may_end.set()
+    assert await asyncio.gather(*stuck) == list(range(20))
+    assert work.begun == list(range(20))
+
+
+async def test_owners_take_turns(work):
+    threads = SharedThreads(1, "test")
+    asked = [begin(threads, "a", work.run, "held")]
+    assert await asyncio.to_thread(work.has_begun.wait, LONG_S)
+    for owner, count in (("a", 6), ("b", 3), ("c", 1)):
+        asked += [begin(threads, owner, work.run, f"{owner}{at}") for at in range(count)]
+    await asyncio.sleep(0)
+    work.may_end.set()
+    await asyncio.gather(*asked)
+    assert work.begun == ["held", "a0", "b0", "c0", "a1", "b1", "a2", "b2", "a3", "a4", "a5"]
+
+
+async def test_who_goes_away_gives_its_place_up_once_its_thread_has_ended(work):
+    threads = SharedThreads(2, "test")
+    first = begin(threads, "a", work.run, "first")
+    assert await asyncio.to_thread(work.has_begun.wait, LONG_S)
+    following = [begin(threads, "a", work.run, at) for at in range(3)]
+    await asyncio.sleep(0)
+    first.cancel()
+    following[0].cancel()
+    await asyncio.gather(first, following[0], return_exceptions=True)
+    assert work.begun == ["first"], "its thread still works"
+    work.may_end.set()
+    assert await asyncio.gather(*following[1:]) == [1, 2]
+    assert work.begun == ["first", 1, 2]
+    assert await threads.run("b", str.upper, "b") == "B"
+
+
+async def test_what_fails_gives_its_place_back():
+    threads = SharedThreads(1, "test")
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no"):
+            await threads.run("a", int, "no")
+    assert await threads.run("b", int, "7") == 7
