@@ -87,12 +87,7 @@ def look_at_film(handle: IO[bytes], kind: Kind, holds: str, opens_with: str = ""
         Exception: whatever libav raises for a damaged file.
     """
     check_whole(handle, kind)
-    handle.seek(0)
-    with open_container(handle, kind, strict=opens_with == "libav") as container:
-        is_heard = any(stream.codec_context is not None for stream in container.streams.audio)
-    if is_heard:
-        hear_apart(handle, kind, "" if opens_with != "libav" else "arrays" if holds == "audio" else "planes")
-    handle.seek(0)
+    hear_apart(handle, kind, "" if opens_with != "libav" else "arrays" if holds == "audio" else "planes")
     with open_container(handle, kind, strict=opens_with == "libav") as container:
         films = [each for each in container.streams.video if each.codec_context is not None]
         film: Any = next((each for each in films if holds != "media" or not is_cover(each)), None)

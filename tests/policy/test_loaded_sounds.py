@@ -286,6 +286,25 @@ def test_a_child_that_says_nothing_of_the_sound_is_not_taken_for_its_fault(monke
         look_at_film(handle, sniff_more(path.read_bytes()[:64]), "audio", "libav")
 
 
+def titled(count):
+    """A second of FLAC with so many titles, of which libav compares each with all before."""
+    data = silence(1)
+    titles = [b"T%d=x" % at for at in range(count)]
+    comment = struct.pack("<I", 0) + struct.pack("<I", count) + b"".join(struct.pack("<I", len(t)) + t for t in titles)
+    assert data[:4] == b"fLaC"
+    assert data[4] == 0, "the first block is the one of the stream"
+    return data[:42] + struct.pack(">I", 0x04000000 | len(comment)) + comment + data[42:]
+
+
+@pytest.mark.parametrize("class_type", ["LoadAudio", "VHS_LoadAudio"])
+def test_a_sound_that_takes_for_ever_to_open_is_refused(monkeypatch, opened, class_type):  # noqa: F811
+    monkeypatch.setattr(apart, "_HEAR", apart._HEAR.replace(f"allow({apart.OPENED_WITHIN_S})", "allow(1)"))
+    opened(class_type, titled(100))
+    with pytest.raises(BadAudioError) as refused:
+        opened(class_type, titled(50_000))
+    assert "takes too long" in refused.value.details
+
+
 def test_a_sound_is_heard_to_its_end(monkeypatch, opened):  # noqa: F811
     """What changes behind what is decoded here would still end the loader."""
     monkeypatch.setattr(apart, "_HEAR", apart._HEAR.replace(str(apart.MOST_SAMPLES), "1000"))
