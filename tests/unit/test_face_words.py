@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from unit.machine import Machine
 
+from comfyui_guarded.guard.errors import NoFaceError
 from comfyui_guarded.guard.faces.required import REQUIRED_BY
 from comfyui_guarded.guard.host import Outcome
 from comfyui_guarded.guard.life.face_words import read_face_error
@@ -35,6 +36,35 @@ NO_FACE = [
     ("Swap", "ValueError", "No usable face detected in source image."),
     ("Swap", "ValueError", "No usable faces were found in the reference photos; choose clearer reference photos"),
     ("Swap", "Exception", "No face detected"),
+    # As Python writes those of its own.
+    ("ApplyInstantID", "KeyError", "'No face detected in image.'"),
+    ("ApplyInstantID", "ExceptionGroup", "No face detected in image. (1 sub-exception)"),
+]
+#: What may follow: words of the photo alone.
+OF_THE_PHOTO = [
+    "No face detected. Please make sure the image contains a clearly visible face.",
+    "No face found! The photo must show one person, from the front.",
+    "Face not found: please use a clearer, well lit picture of a single person (front facing)",
+    "Unable to detect a face in the reference image, try a different photo.",
+]
+#: What another photo does not mend, so whoever sent this one must not hear that there is no face in it.
+OF_THE_SERVER = [
+    "No face detected. Please make sure that the detection file is there",
+    "No face found. Make sure the checkpoint buffalo_l is in place",
+    "Face not found. Please use pip",
+    "Failed to locate the face. Please use insightface 0.7.3",
+    "No face found, please try --lowvram",
+    "Unable to find human face, please try to update ComfyUI",
+    "Multiple faces found, please use another provider than CUDA",
+    "No face detected. Use a bigger GPU",
+    "No face detected. Please check your onnxruntime",
+    "Face could not be found. Please choose another detector",
+    "Could not locate face. Please upload face_landmarker.task to models",
+    "No face detected, try lowering det_thresh",
+    "No face detected. The analyser was not loaded.",
+    "No face detected; out of memory",
+    "No face detected.\nTraceback: CUDA error",
+    "'No face detected: please restart the server'",
 ]
 TOO_MANY = ["More than one face detected", "Multiple faces found in the reference image.", "Too many faces in photo"]
 #: Texts about faces, surfaces and interfaces: of packs, of what they import, and invented near misses.
@@ -75,8 +105,23 @@ def test_no_other_word_about_faces_is_taken_for_one():
     assert [text for text in OTHER if read_face_error(text) is not None] == []
 
 
+@pytest.mark.parametrize("text", OF_THE_PHOTO)
+def test_a_pack_may_ask_for_another_photo(text):
+    assert read_face_error(text) is NoFaceError
+
+
+@pytest.mark.parametrize("text", OF_THE_SERVER)
+def test_what_another_photo_does_not_mend_is_no_fault_of_the_photo(text):
+    assert read_face_error(text) is None
+
+
 def test_a_long_word_is_read_in_no_time():
-    for text in ("No " + "valid " * 100_000 + "face", "Cannot find " * 50_000, "x image " * 100_000):
+    for text in (
+        "No " + "valid " * 100_000 + "face",
+        "Cannot find " * 50_000,
+        "x image " * 100_000,
+        "No face found. " * 50_000,
+    ):
         assert read_face_error(text) is None
 
 
