@@ -24,6 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import BadImageError
 from ..files.jpegs import find_end
 from ..results.containers import iterate_boxes
+from ..results.rows import load_whole
 from . import Pixels
 from .scaling import shrink_to_rgb
 
@@ -153,7 +154,10 @@ def _load(data: bytes, limits: PhotoLimits, name: str, at_least: int | None) -> 
     check_pixels(width, height, limits, name)
     if at_least is not None and isinstance(image, JpegImageFile):
         image.draft(None, (at_least, at_least))
-    loaded = image if isinstance(image, Image.Image) else image.to_pillow()
+    if isinstance(image, Image.Image):
+        load_whole(image, lambda: data)
+        return Photo(image, width, height)
+    loaded = image.to_pillow()
     loaded.load()
     return Photo(loaded, width, height)
 

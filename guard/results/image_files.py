@@ -12,6 +12,7 @@ from .budget import Budget, BudgetFile
 from .containers import BrokenFileError, Kind
 from .content import THUMB_SIDE, Footage, Levels, Range, Thumb, find_blank
 from .findings import Facts, Finding
+from .rows import load_whole
 
 #: These classes instead of Image.open, which judges sizes by a limit of the whole process that other packs change.
 _PLUGINS: dict[str, Any] = {
@@ -63,7 +64,7 @@ def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Bud
     """Decode every frame, as far as the budget goes.
 
     Raises:
-        BrokenFileError: it has more pixels than `results.max_image_pixels`.
+        BrokenFileError: it has more pixels than `results.max_image_pixels`, or fewer rows than it says.
         Exception: whatever Pillow raises for a damaged file.
     """
     handle.seek(0)
@@ -75,15 +76,25 @@ def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Bud
         if frames == 1:
             if budget.spent:
                 return Facts(width=width, height=height, warnings=("partly_checked",))
-            image.load()
+            load_whole(image, lambda: _read(handle))
             budget.take(width * height)
             blank = _find_blank(image, settings)
             shown_s = float(image.info.get("duration") or 0) / 1000 or None
             return Facts(width=width, height=height, shown_s=shown_s, findings=(blank,) if blank else ())
-        return _check_moving(image, frames, settings, budget)
+        return _check_moving(image, handle, frames, settings, budget)
 
 
-def _check_moving(image: Image.Image, frames: int, settings: ResultsSettings, budget: Budget) -> Facts:
+def _read(handle: BudgetFile) -> bytes:
+    at = handle.tell()
+    handle.seek(0)
+    data = handle.read()
+    handle.seek(at)
+    return data
+
+
+def _check_moving(
+    image: Image.Image, handle: BudgetFile, frames: int, settings: ResultsSettings, budget: Budget
+) -> Facts:
     """Decode each frame on top of the one before it, so that memory does not grow with their number."""
     width, height = image.size
     footage = Footage(settings)
@@ -96,7 +107,10 @@ def _check_moving(image: Image.Image, frames: int, settings: ResultsSettings, bu
             break
         budget.check()
         image.seek(index)
-        image.load()
+        if index:
+            image.load()
+        else:
+            load_whole(image, lambda: _read(handle))
         budget.take(width * height)
         shown_ms = float(image.info.get("duration") or 0)
         duration_ms += shown_ms
