@@ -96,10 +96,11 @@ def own_files(outcome: Outcome) -> tuple[ReportedFile, ...]:
 
 
 def result_files(outcome: Outcome) -> list[ReportedFile]:
-    """The files of the artifacts of :func:`check`, in their order. One that several nodes name is the first one's: of
-    equal savers ComfyUI runs one."""
+    """The files of the artifacts of :func:`check`, in their order. One that is named several times is the first one's,
+    in whatever spelling: of equal savers ComfyUI runs one."""
     files = [file for file in own_files(outcome) if file.type in RESULT_ROOTS]
-    return list({(file.type, file.subfolder, file.filename): file for file in reversed(files)}.values())[::-1]
+    first = {file.path or (file.type, file.subfolder, file.filename): file for file in reversed(files)}
+    return list(first.values())[::-1]
 
 
 def sync(outcome: Outcome) -> None:

@@ -326,3 +326,17 @@ def test_a_file_that_two_nodes_name_is_one_result(tmp_path: Path):
     again = replace(ended.files[0], node_id="8")
     both = replace(ended, files=(again, *ended.files), outputs={**ended.outputs, "8": ended.outputs["9"]})
     assert [artifact.node_id for artifact in checks.check(both, DEFAULTS)] == ["8"]
+
+
+def test_a_file_that_one_node_names_many_times_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also under spellings of its own: `.` is a subfolder, too."""
+    path = tmp_path / "x.png"
+    path.write_bytes(corpus.image(pictures.landscape(128), "PNG"))
+    ended = outcome(path)
+    files = [replace(ended.files[0], subfolder="./" * (at % 50)) for at in range(3000)]
+    opened: list[Any] = []
+    inspect = checks.inspect
+    monkeypatch.setattr(checks, "inspect", lambda *given: opened.append(given) or inspect(*given))
+    (artifact,) = checks.check(replace(ended, files=tuple(files)), DEFAULTS)
+    assert artifact.subfolder == ""
+    assert len(opened) == 1
