@@ -42,6 +42,7 @@ from .photos import (
     measure_gif,
     read,
 )
+from .savers import Saver, check_savers, find_savers
 from .sounds import UnfitError
 
 #: A file that was changed so lately may change again without another time of change: disks' clocks tick.
@@ -72,6 +73,7 @@ class Loaded(NamedTuple):
     Attributes:
         holds: `image`, `video`, `audio`, or `media`: a film or a sound.
         opens_with: as its loader's class declares.
+        savers: what gets it as it is.
     """
 
     node_id: str
@@ -79,6 +81,7 @@ class Loaded(NamedTuple):
     text: str
     holds: str
     opens_with: str
+    savers: frozenset[Saver] = frozenset()
 
 
 class LoadedFiles:
@@ -99,6 +102,7 @@ class LoadedFiles:
         """What the nodes that will run read, as far as their classes say."""
         loaded: list[Loaded] = []
         alive: set[str] | None = None
+        savers: dict[str, frozenset[Saver]] | None = None
         for node_id, node in graph.items():
             for name, names in self._host.file_inputs(node["class_type"]).items():
                 text = node["inputs"].get(name)
@@ -110,8 +114,14 @@ class LoadedFiles:
                     continue
                 if alive is None:
                     alive = set(graph) if outputs is None else find_upstream(graph, outputs)
-                if node_id in alive:
-                    loaded.append(Loaded(node_id, name, text, holds, declared.opens_with))
+                if node_id not in alive:
+                    continue
+                one = Loaded(node_id, name, text, holds, declared.opens_with)
+                if holds != "image":
+                    if savers is None:
+                        savers = find_savers(graph, alive, self._host.declaration)
+                    one = one._replace(savers=savers.get(node_id, one.savers))
+                loaded.append(one)
         return loaded
 
     def open_all(self, files: Iterable[Loaded]) -> dict[str, Media]:
@@ -145,6 +155,7 @@ class LoadedFiles:
         mark = (
             one.holds,
             one.opens_with,
+            one.savers,
             os.path.realpath(path),
             status.st_ino,
             status.st_size,
@@ -172,12 +183,16 @@ class LoadedFiles:
             is_film = kind is not None and kind.name == "video" and one.opens_with != "pillow"
             if one.holds == "image" and not is_film:
                 return self._look_at_picture(path, one)
-            if one.holds in ("video", "media") and kind is not None and kind.name == "image":
-                return self._look_at_picture(path, one)  # a GIF is a film to some loaders
             if kind is None:
                 raise _refuse(one, "its format is not known here")
             try:
-                return look_at_film(handle, kind, one.holds, one.opens_with)
+                if one.holds in ("video", "media") and kind.name == "image":
+                    media = self._look_at_picture(path, one)  # a GIF is a film to some loaders
+                else:
+                    media = look_at_film(handle, kind, one.holds, one.opens_with)
+                if one.opens_with in ("libav", "ffmpeg"):  # what others make of it, nobody knows
+                    check_savers(handle, kind, one.holds, one.savers)
+                return media
             except GuardError:
                 raise
             except (UnfitError, BrokenFileError) as error:

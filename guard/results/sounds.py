@@ -13,11 +13,13 @@ from .samples import read_samples
 
 #: Bytes from a file's head that tell its kind.
 _HEAD = 64
+_MOST_CHANNELS = 2
 
 
 def read_sound(path: Path, longest_s: float) -> tuple[NDArray[np.float32], int] | None:
     """The first sound track as channels × samples in -1..1 and its rate, up to that length; None where there is none.
 
+    More than two channels are mixed to two: nodes that save sounds make noise of them.
     What is damaged ends where the damage begins. Raises OSError where the file cannot be opened.
     """
     import av  # heavy: only when there is a sound to look at
@@ -35,7 +37,8 @@ def read_sound(path: Path, longest_s: float) -> tuple[NDArray[np.float32], int] 
                 if track is None:
                     return None
                 rate = int(track.rate)
-                resampler = av.AudioResampler(format="flt", layout=track.layout, rate=rate)
+                layout = track.layout if track.layout.nb_channels <= _MOST_CHANNELS else "stereo"
+                resampler = av.AudioResampler(format="flt", layout=layout, rate=rate)
                 for frame in container.decode(track):
                     for part in resampler.resample(frame):
                         pieces.append(read_samples(part))

@@ -1,8 +1,10 @@
 """The sound of a film, or nothing: GuardedLoadSound and what it reads with."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from results import corpus, pictures
@@ -52,6 +54,19 @@ def test_a_silent_film_a_picture_and_what_is_neither_give_nothing(tmp_path):
     assert read_sound(write(tmp_path, "a.gif", corpus.moving(FRAMES, "GIF")), 60) is None
     assert read_sound(write(tmp_path, "text.mp4", b"#EXTM3U\nhttp://127.0.0.1/x.ts"), 60) is None
     assert read_sound(write(tmp_path, "empty.mp4", b""), 60) is None
+
+
+def test_more_than_two_channels_are_mixed_to_two(tmp_path):
+    """Nodes that save sounds take more for noise."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="flac") as container:
+        stream = container.add_stream("flac", rate=8000, layout="5.1")
+        frame = av.AudioFrame.from_ndarray(np.full((1, 6 * 4000), 3000, np.int16), "s16", "5.1")
+        frame.sample_rate, frame.pts = 8000, 0
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    samples, rate = read_sound(write(tmp_path, "x.flac", buffer.getvalue()), 60)
+    assert (samples.shape, rate) == ((2, 4000), 8000)
 
 
 def test_a_sound_that_breaks_off_ends_there(tmp_path):
