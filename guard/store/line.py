@@ -190,12 +190,14 @@ class Line:
     def add_queued(self, db: Database, job: Job, change: int) -> None:
         """Count the job as waiting (+1), or as waiting no more (-1).
 
-        An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served.
+        An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served. Where
+        nobody waits but who had the last turn, it goes before that.
         """
         turn = self._find_turn(job.owner)
         if turn.queued == 0:
-            present = [other.served for other in self.turns.values() if other.queued]
-            self.set_served(db, job.owner, max(turn.served, min(present, default=0)))
+            first = min((other.served for other in self.turns.values() if other.queued), default=0)
+            latest = max(other.served for other in self.turns.values())
+            self.set_served(db, job.owner, max(turn.served, first - (first == latest > 0)))
         self._count_queued(job, change)
 
     def _count_queued(self, job: Job, change: int) -> None:

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import CANCELLED, Held, claim, claim_all, submit
 from unit.stores import both, only_sqlite, open_store
@@ -46,6 +47,19 @@ def test_an_owner_who_comes_back_again_and_again_gets_no_more_than_its_turn(stor
         order.append(owners.get(claim(store, 10**9), "patient"))
     assert order.count("eager") == order.count("patient") == 10
     assert all(order[at : at + 3] != ["eager"] * 3 for at in range(len(order)))
+
+
+@pytest.mark.parametrize("new", ["a", "z"])
+def test_an_owner_that_comes_while_another_has_the_slot_goes_before_the_next_of_that_one(store, new):
+    first, second, *_ = [submit(store, owner="m").job.job_id for _ in range(4)]
+    assert claim(store) == first
+    comes = submit(store, owner=new).job
+    assert store.locate(comes.job_id).result(LONG_S).position == 1
+    store.settle(first, CANCELLED).result(LONG_S)
+    store.release(first).result(LONG_S)
+    assert claim(store, 10**9) == comes.job_id
+    again = submit(store, owner=new).job.job_id
+    assert [claim(store, 10**9), claim(store, 10**9)] == [second, again]
 
 
 def test_of_an_owner_alone_no_turn_is_written_again_and_the_next_owner_has_its_own(store):
