@@ -8,6 +8,7 @@ forgets them. All of that is asyncio's and aiohttp's public interface.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from aiohttp import web
 
@@ -36,7 +37,8 @@ async def answer_unread(request: web.Request, response: web.StreamResponse, time
         sink = _Sink(original, transport)
         transport.set_protocol(sink)
         if transport.can_write_eof():
-            transport.write_eof()  # most clients then close at once
+            with contextlib.suppress(OSError):  # it has just gone, which the sink hears of
+                transport.write_eof()  # most clients then close at once
         transport.resume_reading()
         try:
             await asyncio.wait([sink.over], timeout=DRAINED_S)

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from ..guard.client import LOCAL
 from ..guard.errors import ForbiddenError, GuardError, InvalidRequestError, ServerUnavailableError
+from ..guard.journal import Throttle
 from .connections import Connections, find_bound, watch_requests
 from .evenly import pace_pings
 from .facade.ws import get_ws
@@ -19,6 +20,7 @@ from .table import PREFIX, Route, Services, compile_path, identify, make_handler
 
 log = logging.getLogger("guarded.http")
 
+_unreadable = Throttle()
 _BROWSERS_ASK = 'Basic realm="ComfyUI-Guarded", charset="UTF-8"'
 
 
@@ -39,7 +41,9 @@ def guard_connections(application: web.Application, services: Services) -> Middl
         return refuse(full, request, services)
 
     def refuse_unreadable(request: web.Request, why: str) -> web.Response:
-        log.info("400 for a request that cannot be read, from %s: %r", request.remote, why)
+        if (skipped := _unreadable.take(str(request.remote))) is not None:
+            more = f" ({skipped} more since the last)" if skipped else ""
+            log.info("400 for a request that cannot be read, from %s: %r%s", request.remote, why, more)
         return refuse(InvalidRequestError("The request cannot be read.", details=why), request, services)
 
     connections.answer_unreadable(refuse_unreadable)

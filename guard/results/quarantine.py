@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSett
     With `settings`, also bound what all quarantines (the folder's parent) hold; see :func:`trim`.
     """
     limit = settings.quarantine_max_bytes if settings is not None else None
+    numbers = itertools.count(len(_list(folder)))
     for file in files:
         if file.type not in RESULT_ROOTS or file.path is None:
             continue
@@ -33,7 +35,7 @@ def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSett
                 os.unlink(file.path)
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f"{len(os.listdir(folder))}-{file.path.name}"
+            aside = folder / f"{next(numbers)}-{file.path.name}"
             shutil.move(file.path, aside)
             os.utime(aside)  # count its age from now
         except FileNotFoundError:

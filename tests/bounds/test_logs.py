@@ -1,5 +1,6 @@
 """What is refused, again and again, fills neither the log nor ComfyUI's memory of it."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -46,3 +47,13 @@ async def test_strangers_do_not_fill_the_log(path: str, ours: Patient):
         for headers in (origin, {}):
             for _ in range(2 * TIMES):
                 await ours.send(path, b"", headers, "GET")
+
+
+async def test_requests_that_cannot_be_read_do_not_fill_the_log(ours: Patient):
+    with logging_little(ours) as logged:
+        for _ in range(10 * TIMES):
+            reader, writer = await asyncio.open_connection("127.0.0.1", ours.host.port)
+            writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40))
+            await reader.read(100)
+            writer.close()
+    assert logged.count(b"cannot be read") < TIMES, "ten in a second of each address would be a line each"
