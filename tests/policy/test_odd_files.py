@@ -1,7 +1,7 @@
 """A search that nobody steers: odd files, each given to the door and to every loader of a real ComfyUI.
 
 What the door lets in loads without an error, and is no more than it was judged to be; what it refuses is damaged, or no
-loader of that kind makes anything of it. It runs where `ODD_FILES=300` says how many.
+loader of that kind makes anything of it. A few on the first ComfyUI that is found; `ODD_FILES=300`: so many on each.
 """
 
 import json
@@ -23,7 +23,8 @@ from comfyui_guarded.tests.hosts.launch import HostKind, real_kinds
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(24 * 3600)]
 
-ODD_FILES = int(os.environ.get("ODD_FILES", "0"))
+FEW = 4
+ODD_FILES = int(os.environ.get("ODD_FILES", FEW))
 ALIAS = Path(__file__).parents[2] / "alias.py"
 VIDEO_PACK = PACKS / "ComfyUI-VideoHelperSuite"
 
@@ -47,10 +48,14 @@ class Judge(Script):
         assert list(find_faults(recipe, answer)) == []
 
 
-@pytest.fixture(params=real_kinds() or [None], ids=lambda kind: kind.name if kind else "no ComfyUI")
+def list_kinds(variable: str) -> list[HostKind | None]:
+    """All with the variable, else one: each takes a start."""
+    kinds = real_kinds() or [None]
+    return [*kinds] if variable in os.environ else kinds[:1]
+
+
+@pytest.fixture(params=list_kinds("ODD_FILES"), ids=lambda kind: kind.name if kind else "no ComfyUI")
 def judge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Judge]:
-    if not ODD_FILES:
-        pytest.skip("ODD_FILES says how many")
     if request.param is None:
         pytest.skip("no ComfyUI is found; COMFYUI_PATH names one")
     made = Judge(request.param, tmp_path)
@@ -78,5 +83,6 @@ def test_what_is_let_in_loads_and_what_is_refused_is_bad(judge: Judge) -> None:
         search()
     finally:
         print(f"{ODD_FILES} odd files: {dict(judge.counts)}")  # noqa: T201 (seen with -s, or where it fails)
-    assert judge.counts["files"] > ODD_FILES // 2, judge.counts
-    assert judge.counts["let in"], judge.counts
+    if ODD_FILES > FEW:
+        assert judge.counts["files"] > ODD_FILES // 2, judge.counts
+        assert judge.counts["let in"], judge.counts
