@@ -118,7 +118,9 @@ class Reel:
             self._left_behind -= pixels
 
 
-def count_by_libav(path: Path, area: int, most: int, whole: tuple[int, int] | None = None) -> int:
+def count_by_libav(
+    path: Path, area: int, most: int, whole: tuple[int, int] | None = None, *, fails: bool = False
+) -> int:
     """Do with a picture what ComfyUI's `VideoFromFile.get_components` does, one frame at a time; returns their number.
 
     Its first picture may be followed by others: libav takes what was hung on for more of them. All are counted before
@@ -127,6 +129,7 @@ def count_by_libav(path: Path, area: int, most: int, whole: tuple[int, int] | No
     Args:
         area: of the first picture, in pixels; none may have more than `most`.
         whole: as `Reel` has it.
+        fails: what cannot be decoded raises, as a film's loader of earlier versions does.
 
     Raises UnfitError, also where it would be too much work to look at all of them, or what libav raises.
     """
@@ -152,6 +155,8 @@ def count_by_libav(path: Path, area: int, most: int, whole: tuple[int, int] | No
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
+                if fails:
+                    raise
                 continue
             for frame in frames:
                 reel.take(frame)

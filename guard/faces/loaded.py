@@ -220,7 +220,8 @@ class LoadedFiles:
                 if boxed and is_mirrored(data):
                     raise UnfitError("this server's loader would not mirror it, as it asks for")
                 whole = (width, height) if boxed else None
-                frames = count_by_libav(path, width * height, self._limits.max_pixels, whole)
+                is_film = one.holds == "video"
+                frames = count_by_libav(path, width * height, self._limits.max_pixels, whole, fails=is_film)
             if not frames and one.holds == "video" and one.opens_with == "libav":
                 raise UnfitError("libav finds no pictures in it")
             known = frames or count_frames(data, one.text)

@@ -36,6 +36,9 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import asyncio  # noqa: E402
+import importlib  # noqa: E402
+
+importlib.import_module("utils.install_util")  # as main.py does: nodes then hides the folder behind a module
 
 import nodes  # noqa: E402
 import server  # noqa: E402
