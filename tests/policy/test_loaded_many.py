@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from policy.many_files import make_many
-from policy.test_loaded import Host, film, opened  # noqa: F401
+from policy.test_loaded import Host, film, opened, picture  # noqa: F401
 from policy.test_loaded_films import make
 
 from comfyui_guarded.guard.cost.values import Media
@@ -151,3 +151,12 @@ def png(side):
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_a_picture_with_a_broken_one_behind_it_is_no_film(opened):  # noqa: F811
+    """LoadVideo of earlier versions fails on it; LoadImage passes over it."""
+    data = picture("PNG")
+    broken = data + data[: len(data) // 2]
+    assert opened("LoadVideo", data).width == opened("LoadImageByLibav", broken).width == 32
+    with pytest.raises(BadVideoError):
+        opened("LoadVideo", broken)
