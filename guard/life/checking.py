@@ -59,16 +59,27 @@ class Checking:
     """
 
     def __init__(
-        self, settings: ResultsSettings, quarantine: Path, *, syncs: bool, put_all: PutAll | None = None
+        self,
+        settings: ResultsSettings,
+        quarantine: Path,
+        *,
+        syncs: bool,
+        put_all: PutAll | None = None,
+        holds_up: Callable[[], object] = lambda: None,
     ) -> None:
-        """`syncs`: a success waits until its files are on the disk. `put_all`: puts them into the depot, if there is
-        one."""
+        """
+        Args:
+            syncs: a success waits until its files are on the disk.
+            put_all: puts them into the depot, if there is one.
+            holds_up: called before the worker itself checks a run.
+        """
         self._settings = settings
         self._quarantine = quarantine
         self._syncs = syncs
         self._converter = convert.Converter(settings, quarantine.with_name(convert.FOLDER), syncs=syncs)
         self._conversions = Conversions()
         self._put_all = put_all
+        self._holds_up = holds_up
         self._deposits = Conversions("guarded-depositing")
         self._room = threading.Semaphore(settings.checks_at_once)
         self._beside = Beside("guarded-checking", self._run, settings.checks_at_once)
@@ -89,8 +100,10 @@ class Checking:
         max_pixels: int = 0,
         options: ResultOptions = AS_IT_COMES,
         owner: str = "",
+        then_beside: Then | None = None,
     ) -> None:
-        """Check a run that the host calls a success; `then` gets the verdict, on any thread.
+        """Check a run that the host calls a success; `then` gets the verdict, on any thread, or in its place
+        `then_beside` on one that has nothing else to do.
 
         `strips`: take the metadata out of files that pass. `max_pixels`: how many a node's pictures may have; 0: any.
         `options`: in what form the results are wanted besides; owners take turns with that.
@@ -100,6 +113,7 @@ class Checking:
         """
         asked = _Asked(strips, max_pixels, options, owner)
         if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
+            self._holds_up()
             verdict, result = self._judge(job_id, outcome, {}, asked)
             if verdict is SUCCESS and options.format is not None:
                 verdict, result = self._convert(job_id, outcome, {}, options, result)
@@ -112,9 +126,9 @@ class Checking:
         self._namers.hold(outcome, 1)
         self._room.acquire()
         go_on()
-        check = Check(job_id, outcome, marks, then, asked)
+        check = Check(job_id, outcome, marks, then_beside or then, asked)
         if not self._beside.put(check):
-            self._run(check)
+            self._run(replace(check, then=then))
 
     def _run(self, check: Check) -> None:
         is_over = True
@@ -190,9 +204,9 @@ class Checking:
             return artifacts
 
         try:
-            # Where there is no file, nothing can hang, and another thread need not be woken.
-            has_files = bool(checks.own_files(outcome) or outcome.byproducts)
-            artifacts = within.run_within(settings.check_timeout_s, check) if has_files else check()
+            # Where nothing can hang, another thread need not be woken.
+            is_quick = not self._syncs and checks.are_quick(outcome)
+            artifacts = check() if is_quick else within.run_within(settings.check_timeout_s, check)
             _compare(marks)
             return SUCCESS, Result(checks.own_outputs(outcome), artifacts)
         except Exception as failure:

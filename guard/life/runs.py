@@ -30,6 +30,7 @@ from ..settings import Settings
 from ..signal import Signal
 from ..spent import Spent
 from ..store import Settled
+from ..wake import together
 from .checking import Checking
 from .face_words import read_face_error
 from .returns import Returns
@@ -53,8 +54,9 @@ class Steps(Protocol):
     """What a run asks of the job store: see :class:`guard.store.Store`."""
 
     def start(self, job_id: str) -> Future[Job | None]: ...
-    def validate(self, job_id: str) -> Future[Job | None]: ...
-    def spend(self, job: Job, spent: Spent) -> Future[None]: ...
+    def validate(self, job_id: str, held: bool = False) -> Future[Job | None]: ...
+    def spend(self, job: Job, spent: Spent, held: bool = False) -> Future[None]: ...
+    def remind(self) -> None: ...
 
 
 class Runs:
@@ -94,7 +96,7 @@ class Runs:
         self._face_classes = frozenset(face_classes)
         self._returns = returns
         syncs = settings.store.survives == "power_cut"
-        self._checking = Checking(settings.results, quarantine, syncs=syncs, put_all=put_all)
+        self._checking = Checking(settings.results, quarantine, syncs=syncs, put_all=put_all, holds_up=store.remind)
         self._jobs: dict[str, Job] = {}
         #: Those of them that somebody has ended before their own end.
         self._ended: set[str] = set()
@@ -143,10 +145,12 @@ class Runs:
         elif (early := self._settler.verdict_of(job_id)) is not None:
             self._end(job_id, early, close, outcome.spent)
         else:
+            # The begin of the next job takes these along; without one the store is reminded as the worker goes on.
             self._count(job_id, outcome.spent)
-            self._store.validate(job_id)
+            self._store.validate(job_id, held=True)
             job = self._jobs[job_id]
-            then, go_on = partial(self._close, job, close, outcome.spent), partial(self.released, job_id)
+            then, go_on = partial(self._close, job, close, outcome.spent), partial(self.released, job_id, held=True)
+            then_beside = partial(self._close, job, close, outcome.spent, here=True)
             strips = self._settings.results.strip_metadata and job.owner != LOCAL.owner
             max_pixels = self._max_pixels_of(job.owner)
             self._checking.check(
@@ -158,18 +162,20 @@ class Runs:
                 max_pixels=max_pixels,
                 options=job.results,
                 owner=job.owner,
+                then_beside=then_beside,
             )
 
     def go_on(self) -> None:
         """The worker has its next job, or waits for one. The worker's thread."""
         self._checking.go_on()
+        self._store.remind()
 
-    def released(self, job_id: str) -> None:
+    def released(self, job_id: str, *, held: bool = False) -> None:
         self._jobs.pop(job_id, None)
         self._ended.discard(job_id)
         self._running.discard(job_id)
         self._watchdog.forget(job_id)
-        self._settler.release(job_id)
+        self._settler.release(job_id, held)
 
     def progressed(self, job_id: str, progress: Progress) -> None:
         self._watchdog.note_progress(job_id)
@@ -223,7 +229,7 @@ class Runs:
         """Write down what a run has taken. Before its next state: a start counts what a killed run has not told."""
         # What a run had taken that was lost, whoever took its job has counted.
         if spent is not None and not self._settler.has_lost(self._jobs[job_id]):
-            self._store.spend(self._jobs[job_id], spent)
+            self._store.spend(self._jobs[job_id], spent, held=True)
             self.spent(self._jobs[job_id], spent)
 
     def native_started(self, prompt_id: str) -> None:
@@ -279,12 +285,17 @@ class Runs:
         where = {"node_id": outcome.node_id} if outcome.node_id is not None else {}
         return PolicyViolationError("A node of the job reached for what is not its owner's.", extra_info=where)
 
-    def _close(self, job: Job, close: Close, spent: Spent | None, verdict: Verdict, result: Result) -> None:
-        """End a run that was checked, unless another server may have room for its files. Any thread."""
+    def _close(
+        self, job: Job, close: Close, spent: Spent | None, verdict: Verdict, result: Result, *, here: bool = False
+    ) -> None:
+        """End a run that was checked, unless another server may have room for its files. Any thread.
+
+        `here`: this thread has nothing else to do.
+        """
         is_full = verdict.code == DiskFullError.code and self._settler.verdict_of(job.job_id) is None
         error = DiskFullError(verdict.message)
         if self._returns is None or not (is_full and self._returns.takes(job, error)):
-            self._settle(job, close, spent, verdict, result)
+            self._settle(job, close, spent, verdict, result, here=here)
             return
 
         def end(is_elsewhere: bool) -> None:
@@ -295,10 +306,13 @@ class Runs:
 
         self._returns.give_back(job, error, end)
 
-    def _settle(self, job: Job, close: Close, spent: Spent | None, verdict: Verdict, result: Result) -> None:
+    def _settle(
+        self, job: Job, close: Close, spent: Spent | None, verdict: Verdict, result: Result, *, here: bool = False
+    ) -> None:
         """Give the job its verdict, and have the host tell it once it is durable. Any thread."""
-        settled = self._settler.settle(job, verdict, result.evolve(spent=spent))
-        settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
+        with together():  # the loop hears of the end once the host has told it
+            settled = self._settler.settle(job, verdict, result.evolve(spent=spent), here=here)
+            settled.add_done_callback(lambda done: close(_verdict_that_counts(done.result())))
 
 
 def log_start(done: Future[Job | None]) -> None:

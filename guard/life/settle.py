@@ -42,8 +42,9 @@ class Records(Protocol):
         *,
         only_waiting: bool = False,
         token: str | None = None,
+        here: bool = False,
     ) -> Future[Settled | None]: ...
-    def release(self, job_id: str) -> Future[None]: ...
+    def release(self, job_id: str, held: bool = False) -> Future[None]: ...
 
 
 class Ending:
@@ -120,12 +121,17 @@ class Settler:
         #: The store takes no endings: a code and a message for operators. Called on the watchdog's thread.
         self.alarmed: Signal[[str, str]] = Signal()
 
-    def settle(self, job: Job, verdict: Verdict, result: Result | None = None) -> Future[Settled | None]:
-        """Give a job its verdict, unless it has one. The future is done once its ending is durable, and never fails."""
+    def settle(
+        self, job: Job, verdict: Verdict, result: Result | None = None, *, here: bool = False
+    ) -> Future[Settled | None]:
+        """Give a job its verdict, unless it has one. The future is done once its ending is durable, and never fails.
+
+        `here`: the caller's thread has nothing else to do, and may write it itself.
+        """
         if self.has_lost(job):
             return _drop(job)
         verdict, result = self._cleaner.clean_ending(verdict, result, job.owner)
-        return self._hand_in(Ending(job.job_id, verdict, result, token=job.token))
+        return self._hand_in(Ending(job.job_id, verdict, result, token=job.token), here=here)
 
     def end(self, job: Job, error: GuardError) -> Future[Settled | None]:
         """End a job before its own end: settle it, stop it, and tell its socket once that is durable.
@@ -162,15 +168,18 @@ class Settler:
         """End a job that waits; leave it alone if it has begun to run meanwhile, or is being ended already."""
         return self._hand_in(Ending(job_id, Verdict.of(error), error=error, only_waiting=True))
 
-    def release(self, job_id: str) -> None:
-        """Free the job's slot. Where that fails, the reconciler finds it and calls this again."""
+    def release(self, job_id: str, held: bool = False) -> None:
+        """Free the job's slot. Where that fails, the reconciler finds it and calls this again.
+
+        `held`: with the store's next commit, or once it is reminded.
+        """
 
         def done(future: Future[None]) -> None:
             """The store's thread."""
             if future.exception() is None:
                 self.released()
 
-        self._store.release(job_id).add_done_callback(done)
+        self._store.release(job_id, held).add_done_callback(done)
         self.releasing()
 
     def verdict_of(self, job_id: str) -> Verdict | None:
@@ -202,7 +211,7 @@ class Settler:
 
     # From the hand-in to the commit. -------------------------------------------------------------------------
 
-    def _hand_in(self, ending: Ending) -> Future[Settled | None]:
+    def _hand_in(self, ending: Ending, *, here: bool = False) -> Future[Settled | None]:
         """Make this the job's ending, unless it has one; returns the future of the one that it has."""
         job_id = ending.job_id
         with self._lock:
@@ -218,13 +227,12 @@ class Settler:
                 self._refused.remove(known)
         if known is not None and is_refused:
             _share(ending, known)
-        self._write(ending)
+        self._write(ending, here=here)
         return ending.future
 
-    def _write(self, ending: Ending) -> None:
-        future = self._store.settle(
-            ending.job_id, ending.verdict, ending.result, only_waiting=ending.only_waiting, token=ending.token
-        )
+    def _write(self, ending: Ending, *, here: bool = False) -> None:
+        how = {"only_waiting": ending.only_waiting, "here": here}
+        future = self._store.settle(ending.job_id, ending.verdict, ending.result, token=ending.token, **how)
         future.add_done_callback(lambda done: self._take_answer(ending, done))
 
     def _take_answer(self, ending: Ending, done: Future[Settled | None]) -> None:

@@ -26,7 +26,7 @@ from .held_file import HeldFile, Survives, TakenOverError
 from .pause import describe
 from .slices import Means
 from .store_engine import StoreEngine
-from .threads import Batch, DatabaseThread, Operation, fail, is_damage, report_failure
+from .threads import Ask, Batch, DatabaseThread, Operation, fail, is_damage, report_failure
 from .upkeep import Upkeep
 
 log = logging.getLogger("guarded.store")
@@ -84,6 +84,16 @@ class Engine(StoreEngine):
     @property
     def is_readable(self) -> bool:
         return self._reader is not None
+
+    def write_here(self, operation: Operation[T], durable: bool = False, ask: Ask | None = None) -> Future[T]:
+        if self.trouble is not None:
+            return self._refuse()
+        return self._writer.run_here(operation, self._is_quick, durable)
+
+    def _is_quick(self, batch: Batch) -> bool:
+        """Whether a commit of that batch waits for nothing: neither for the disk, nor until the file is mended."""
+        is_well = self._is_loaded and self._damage is None and self.failing is None
+        return is_well and not (self._file.waits_for_disk and any(task.durable for task in batch))
 
     def read(self, operation: Operation[T]) -> Future[T]:
         return self._hand_in(self._reader, operation)

@@ -44,6 +44,11 @@ class HeldFile:
         #: The connection for which `synchronous` was set last, and to what.
         self._synced: tuple[sqlite3.Connection | None, bool] = None, False
 
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether durable commits do."""
+        return self._survives == "power_cut"
+
     def open(self, is_damaged: bool) -> sqlite3.Connection:
         """Lock the file and open it, or make it; `is_damaged`: mend it, since somebody has met damage in it. Blocks.
 
@@ -76,7 +81,7 @@ class HeldFile:
 
     def sync(self, db: sqlite3.Connection, durable: bool) -> None:
         """Let the next commit wait for the disk, or not. Within a transaction SQLite would ignore it."""
-        is_full = durable and self._survives == "power_cut"
+        is_full = durable and self.waits_for_disk
         if self._synced != (db, is_full):
             db.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
             self._synced = db, is_full

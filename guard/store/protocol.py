@@ -164,6 +164,9 @@ class Store(DepotRecords, Protocol):
     def let_go(self) -> None:
         """Hand in what was held, for one commit, unless something else has taken it along."""
 
+    def remind(self) -> None:
+        """The same for what `validate`, `release` and `spend` were to hold, a moment later at most."""
+
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         """Give a slot to the next job; owners take turns. None if no slot is free or no job waits.
 
@@ -184,8 +187,8 @@ class Store(DepotRecords, Protocol):
     def start(self, job_id: str) -> Future[Job | None]:
         """Move a dispatched job to running, and count the attempt. None if it has settled."""
 
-    def validate(self, job_id: str) -> Future[Job | None]:
-        """Move a running job to validating. None if it has settled."""
+    def validate(self, job_id: str, held: bool = False) -> Future[Job | None]:
+        """Move a running job to validating. None if it has settled. `held`: until `remind`, or the next commit."""
 
     def settle(
         self,
@@ -195,17 +198,19 @@ class Store(DepotRecords, Protocol):
         *,
         only_waiting: bool = False,
         token: str | None = None,
+        here: bool = False,
     ) -> Future[Settled | None]:
         """Give a job its verdict, unless it has one or, with `only_waiting`, has begun to run.
 
-        `token`: this is how the run of that token has ended, which counts only while it has the job.
+        `token`: this is how the run of that token has ended, which counts only while it has the job. `here`: the caller
+        has nothing else to do, and may do it itself.
 
         None if there is no such job. The job keeps its slot until `release`. Raises `InternalError` where the verdict
         or the result is nothing that any database could hold.
         """
 
-    def release(self, job_id: str) -> Future[None]:
-        """Free the job's slot."""
+    def release(self, job_id: str, held: bool = False) -> Future[None]:
+        """Free the job's slot. `held`: as of `validate`."""
 
     def forget(self, settled_before_ms: int, limit: int) -> Future[int]:
         """Delete up to `limit` jobs that settled before that time, with everything about them; return how many."""
@@ -401,8 +406,8 @@ class Store(DepotRecords, Protocol):
 
     # What runs took. ---------------------------------------------------------------------------------------------
 
-    def spend(self, job: Job, spent: Spent) -> Future[None]:
-        """Count what a run of the job has taken of the worker."""
+    def spend(self, job: Job, spent: Spent, held: bool = False) -> Future[None]:
+        """Count what a run of the job has taken of the worker. `held`: as of `validate`."""
 
     def read_spending(self, owner: str | None, first: str, last: str, limit: int) -> Future[list[Spending]]:
         """What runs took on the days from `first` to `last`, in order."""

@@ -114,9 +114,17 @@ class StoreEngine(ABC):
             return self._refuse()
         return self._writer.run(operation, durable, urgent, held, ask)
 
+    def write_here(self, operation: Operation[T], durable: bool = False, ask: Ask | None = None) -> Future[T]:
+        """The same for a thread that waits for it: on that very thread, where nobody need be woken for it by that."""
+        return self.write(operation, durable, ask=ask)
+
     def let_go(self) -> None:
         """Run what was held, in one piece; something urgent takes it along before that. Any thread."""
         self._writer.let_go()
+
+    def remind(self) -> None:
+        """Run what was held and is not urgent, a moment later at most. Any thread."""
+        self._writer.remind()
 
     @abstractmethod
     def read(self, operation: Operation[T]) -> Future[T]:

@@ -234,13 +234,16 @@ class TableStore(DepotTables, Store):
     def let_go(self) -> None:
         self._engine.let_go()
 
+    def remind(self) -> None:
+        self._engine.remind()
+
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(
             lambda db: self._transitions.claim(db, holder, max_jobs), ask=self._foresee_next(with_body=True)
         )
 
     def begin(self, holder: str, max_jobs: int, is_ready: Callable[[str], bool]) -> Future[Job | None]:
-        return self._engine.write(
+        return self._engine.write_here(
             lambda db: self._transitions.begin(db, holder, max_jobs, is_ready), ask=self._foresee_next(with_body=False)
         )
 
@@ -260,11 +263,12 @@ class TableStore(DepotTables, Store):
             lambda db: self._transitions.advance(db, job_id, JobState.RUNNING), ask=self._foresee_run(job_id)
         )
 
-    def validate(self, job_id: str) -> Future[Job | None]:
+    def validate(self, job_id: str, held: bool = False) -> Future[Job | None]:
         # Most checks take no longer than a commit: then their verdict shares it.
         return self._engine.write(
             lambda db: self._transitions.advance(db, job_id, JobState.VALIDATING),
             urgent=False,
+            held=held,
             ask=self._foresee_run(job_id),
         )
 
@@ -276,16 +280,18 @@ class TableStore(DepotTables, Store):
         *,
         only_waiting: bool = False,
         token: str | None = None,
+        here: bool = False,
     ) -> Future[Settled | None]:
-        return self._engine.write(
+        write = self._engine.write_here if here else self._engine.write
+        return write(
             lambda db: self._transitions.settle(db, job_id, verdict, result, only_waiting, token),
             durable=True,
             ask=self._foresee_run(job_id),
         )
 
-    def release(self, job_id: str) -> Future[None]:
+    def release(self, job_id: str, held: bool = False) -> Future[None]:
         # The worker begins the next job right after: then both share a commit.
-        return self._engine.write(lambda db: self._transitions.release(db, job_id), urgent=False)
+        return self._engine.write(lambda db: self._transitions.release(db, job_id), urgent=False, held=held)
 
     def mark_fetched(self, job_id: str, artifact: int) -> Future[None]:
         return self._engine.write(lambda db: result_files.mark_fetched(db, job_id, artifact))
@@ -305,11 +311,12 @@ class TableStore(DepotTables, Store):
     def redeliver(self, webhook_id: str, owner: str | None) -> Future[Delivery | None]:
         return self._engine.write(lambda db: outbox.redeliver(db, webhook_id, owner, self._clock.now_ms()))
 
-    def spend(self, job: Job, spent: Spent) -> Future[None]:
+    def spend(self, job: Job, spent: Spent, held: bool = False) -> Future[None]:
         whose = job.owner, job.user, job.template
         return self._engine.write(
             lambda db: spending.add(db, spent.ended_at_ms, whose, spent.run_ms, spent.load_ms),
             urgent=False,
+            held=held,
             ask=lambda db: spending.foresee(db, spent.ended_at_ms, whose),
         )
 

@@ -84,6 +84,10 @@ class DatabaseThread:
         #: Whether there ever were any, and whether the thread would not look for them soon by itself.
         self._naps = False
         self._sleeps = False
+        #: Whether it was woken for what was held, with which something urgent comes soon.
+        self._is_reminded = False
+        #: Held by whoever works with the connection: the thread, or one that does so in its place.
+        self._turn = threading.Lock()
         #: When each task that is not done was handed in.
         self._since_s: deque[float] = deque()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
@@ -122,8 +126,8 @@ class DatabaseThread:
     ) -> Future[T]:
         """Run the operation after those that were handed in before. Any thread.
 
-        `urgent` False: within `LATER_S`. `held`: once the caller calls :meth:`let_go`, with what it has held besides,
-        or once something urgent comes.
+        `urgent` False: within `LATER_S`. `held`: once the caller calls :meth:`let_go` (or :meth:`remind` of what is not
+        urgent), with what it has held besides, or once something urgent comes.
         """
         future: Future[T] = Future()
         with self._lock:  # a close comes before or after: what it does not see would never be done
@@ -137,10 +141,41 @@ class DatabaseThread:
         future.set_exception(ServerUnavailableError("The job store is closed."))
         return future
 
+    def run_here(self, operation: Operation[T], allows: Callable[[Batch], bool], durable: bool = False) -> Future[T]:
+        """Run the operation on the caller's own thread where this one has nothing to do, with all that waits.
+
+        To wake a thread and to wait for it takes longer than most commits. Where this one has something to do, or where
+        the caller does not allow itself that batch, the operation is run as by :meth:`run`.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                future.set_exception(ServerUnavailableError("The job store is closed."))
+                return future
+            self._since_s.append(time.monotonic())
+            self._later.append(Task(operation, future, durable))
+            is_free = len(self._since_s) == len(self._later)  # what was handed in before is done
+            if not (is_free and allows(self._later) and self._turn.acquire(blocking=False)):
+                self._hand_in()
+                return future
+            batch, self._later = self._later, []
+        try:
+            self._do([task for task in batch if task.future.set_running_or_notify_cancel()], batch)
+        finally:
+            self._turn.release()
+        return future
+
     def let_go(self) -> None:
         """Run what was held. Any thread."""
         with self._lock:
             if not self._closed:
+                self._hand_in()
+
+    def remind(self) -> None:
+        """Run what was held and is not urgent within `LATER_S`. Any thread."""
+        with self._lock:
+            if self._sleeps and self._later and not self._closed:
+                self._is_reminded = True
                 self._hand_in()
 
     def _hand_in(self) -> None:
@@ -167,7 +202,8 @@ class DatabaseThread:
             self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
-        self.close_connection()
+        with self._turn:
+            self.close_connection()
 
     def close_connection(self) -> None:
         """The thread itself, or another one while it does not run."""
@@ -185,20 +221,15 @@ class DatabaseThread:
                 self._run_idle()
                 continue
             work = self._gather([], handed)
-            if work:
-                try:
-                    self._work(work)
-                except BaseException as error:
-                    # A bug: the callers must hear of it, and the thread must live.
-                    fail(self._gathered, report_failure(error))
-            for _task in self._gathered:
-                self._since_s.popleft()
+            with self._turn:
+                self._do(work, self._gathered)
             self._gathered = []
             if not self._is_ending and time.monotonic() >= self._idle_s + self._pause_s:
                 self._run_idle()
 
     def _gather(self, tasks: Batch, handed: Batch | None) -> Batch:
         """What to do now: those tasks, what was handed in, and what waits behind that."""
+        due_s = self._find_due_s()
         while handed is not None:
             self._gathered += handed
             # A request that was cancelled has cancelled its operation.
@@ -206,13 +237,36 @@ class DatabaseThread:
             if len(tasks) >= BATCH:
                 return tasks
             try:
-                # What a commit takes that nobody waits for, the next one would wait for.
-                waits = self.patience_s > 0 and not any(task.urgent for task in tasks)
-                handed = self._inbox.get(timeout=self.patience_s) if waits else self._inbox.get_nowait()
+                handed = self._take_more(0.0 if any(task.urgent for task in tasks) else due_s - time.monotonic())
             except queue.Empty:
                 return tasks
         self._is_ending = True
         return tasks
+
+    def _find_due_s(self) -> float:
+        """Until when what nobody waits for waits for something urgent, which would else wait for its commit."""
+        is_reminded, self._is_reminded = self._is_reminded, False
+        return time.monotonic() + max(self.patience_s, LATER_S if is_reminded else 0.0)
+
+    def _take_more(self, rest_s: float) -> Batch | None:
+        """What comes within that time, or else what there is by then. Raises queue.Empty."""
+        if rest_s > 0:
+            with contextlib.suppress(queue.Empty):
+                return self._inbox.get(timeout=rest_s)
+            with self._lock:
+                self._hand_in()
+        return self._inbox.get_nowait()
+
+    def _do(self, work: Batch, gathered: Batch) -> None:
+        """Do what was not cancelled of a batch. Whoever has the turn."""
+        if work:
+            try:
+                self._work(work)
+            except BaseException as error:
+                # A bug: the callers must hear of it, and the thread must live.
+                fail(gathered, report_failure(error))
+        for _task in gathered:
+            self._since_s.popleft()
 
     def _wait(self) -> Batch | None:
         """Wait for the next tasks; None: the thread shall end. Raises queue.Empty where it shall look after things.
@@ -222,9 +276,10 @@ class DatabaseThread:
         if self._naps:
             with contextlib.suppress(queue.Empty):
                 return self._inbox.get(timeout=min(max(LATER_S, self.patience_s), self._pause_s))
-            with self._lock:
+        with self._lock:
+            if self._naps:
                 self._hand_in()
-                self._sleeps = True
+            self._sleeps = True
         try:
             return self._inbox.get(timeout=self._pause_s if self._idle is not None else None)
         finally:
@@ -234,8 +289,9 @@ class DatabaseThread:
         self._idle_s = time.monotonic()
         self._pause_s = LOOK_S if self._look_s is None else self._look_s
         try:
-            if self._idle is not None and self._idle():
-                self._pause_s = MORE_S
+            with self._turn:
+                if self._idle is not None and self._idle():
+                    self._pause_s = MORE_S
         except BaseException as error:
             report_failure(error)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from comfyui_guarded.guard.host import Outcome, ReportedFile
 from comfyui_guarded.guard.life import checking
 from comfyui_guarded.guard.life.checking import Checking
 from comfyui_guarded.guard.outgoing import ResultOptions
-from comfyui_guarded.guard.results import convert
+from comfyui_guarded.guard.results import checks, convert
 
 PROMPT = {"9": {"class_type": "SaveImage", "inputs": {}}, "8": {"class_type": "SaveLatest", "inputs": {}}}
 
@@ -270,14 +272,68 @@ def test_who_has_waited_too_long_for_its_turn_has_no_copies_and_passes(tmp_path,
     assert studio.artifacts["second"][0].converted.error == "too_slow"
 
 
-def test_a_run_without_files_is_checked_without_another_thread(studio, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """The checks for which a thread of their own was asked."""
+    asked: list[object] = []
     within = checking.within.run_within
     monkeypatch.setattr(checking.within, "run_within", lambda *args: (asked.append(args), within(*args))[1])
+    return asked
+
+
+def test_a_run_without_files_is_checked_without_another_thread(studio, asked):
     studio.check("words", Outcome(True, outputs={"8": {"text": ["hello"]}}, prompt=PROMPT))
     studio.check("nothing", Outcome(True, prompt=PROMPT))
     assert (studio.verdict("words"), studio.verdict("nothing")) == (None, "result_missing")
     assert not asked
-    studio.check("picture", studio.save("a.png"))
-    assert studio.verdict("picture") is None
+
+
+def test_small_pngs_are_checked_without_another_thread_and_all_else_with_one(studio, asked):
+    studio.check("good", studio.save("a.png"))
+    studio.check("blank", studio.save("b.png", blank=True))
+    assert (studio.verdict("good"), studio.verdict("blank")) == (None, "result_blank")
+    assert not asked
+    studio.check("gif", studio.save("a.gif"))
+    assert studio.verdict("gif") is None
+    assert len(asked) == 1
+
+
+def test_a_check_that_waits_for_the_disk_has_a_thread_of_its_own(tmp_path, asked):
+    studio = Studio(tmp_path)
+    studio.checking = Checking(settings().results, tmp_path / "quarantine", syncs=True)
+    studio.check("good", studio.save("a.png"))
+    assert studio.verdict("good") is None
     assert asked
+
+
+def _claim_size(path, width, height):
+    content = bytearray(path.read_bytes())
+    content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "is_quick"),
+    [
+        (lambda path: None, True),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), True),
+        (lambda path: _claim_size(path, 2048, 2048), True),
+        (lambda path: _claim_size(path, 2049, 2048), False),
+        (lambda path: _claim_size(path, 2**31, 1), False),
+        (lambda path: path.write_bytes(path.read_bytes().ljust(checks.QUICK_BYTES + 1, b"\0")), False),
+        (lambda path: path.write_bytes(b"GIF89a" + bytes(2000)), False),
+        (lambda path: path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(2000)), False),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), False),
+        (lambda path: path.unlink(), False),
+        (lambda path: (path.unlink(), path.mkdir()), False),
+        pytest.param(
+            lambda path: (path.unlink(), os.mkfifo(path)), False, marks=pytest.mark.skipif(os.name == "nt", reason="no")
+        ),
+    ],
+)
+def test_what_a_png_is_like_is_known_by_its_head_and_not_by_its_name(studio, spoil, is_quick):
+    good, other = studio.save("good.png"), studio.save("other.png", node_id="8", seed=1)
+    spoil(other.files[0].path)
+    outcome = Outcome(True, outputs={**good.outputs, **other.outputs}, files=(*good.files, *other.files), prompt=PROMPT)
+    assert checks.are_quick(outcome) is is_quick
+    assert checks.are_quick(replace(outcome, files=good.files, byproducts=other.files)) is is_quick
