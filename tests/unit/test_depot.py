@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -28,6 +29,7 @@ from comfyui_guarded.guard.depot.reader import Reader
 from comfyui_guarded.guard.depot.results import Results
 from comfyui_guarded.guard.doctor.depot import examine_depot
 from comfyui_guarded.guard.errors import ServerUnavailableError
+from comfyui_guarded.guard.files.inputs import Inputs
 from comfyui_guarded.guard.job import Artifact, Result
 from comfyui_guarded.guard.outgoing import StoredFile
 from comfyui_guarded.guard.settings import Settings, SettingsError, hide_password, rows
@@ -173,6 +175,21 @@ def test_a_large_file_that_changes_under_its_old_tag_is_not_served(tmp_path):
     assert handle.read() == data[-7:], "what is right is served"
     assert store.open(key, LARGE) is None, "its bytes are compared anew"
     assert not store.is_away
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["another process", "the one that has put it in"])
+def test_a_prompts_file_that_the_depot_has_wrongly_is_put_in_anew(tmp_path, is_new):
+    """A 200 means that the files are there, and not that something of their size is."""
+    store, folder = open_depot(tmp_path / "depot"), tmp_path / "input"
+    folder.mkdir()
+    data = os.urandom(1000)
+    key = put(store, data)
+    (folder / key).write_bytes(data)
+    (tmp_path / "depot" / key).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    store = open_depot(tmp_path / "depot") if is_new else store
+    host = SimpleNamespace(input_folder=lambda: folder)
+    Inputs(store, host, None, None, 3600, None)._put(key)
+    assert (tmp_path / "depot" / key).read_bytes() == data
 
 
 def test_a_file_that_the_disk_cannot_take_is_a_fault_of_the_disk(tmp_path):
