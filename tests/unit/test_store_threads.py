@@ -144,7 +144,9 @@ def committing(quick):
 
 def wait_until_free(store):
     """Wait until the store's thread has nothing to do: that is a moment after the last future is done."""
-    while store.silent_s:
+    free = 0
+    while free < 20:
+        free = 0 if store.silent_s or store._engine._writer._turn.locked() else free + 1
         threading.Event().wait(0.001)
 
 
