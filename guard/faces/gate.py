@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..cost.values import Media
 from ..errors import GuardError, InvalidRequestError, NoFaceError
 from ..quotas.threads import SharedThreads
 from ..settings import FacesSettings
 from . import CANDIDATE
 from .check import FaceRules, Faces
 from .chooser import FaceFacts
-from .loaded import LoadedFiles
+from .loaded import LoadedFiles, Looked, Opened
 from .machine import FaceMachine
 from .required import Wanted, find_wanted, list_loaded
 
@@ -53,18 +52,26 @@ class FaceGate:
         self._settings = settings
         self._threads = SharedThreads(settings.at_once, "guarded-faces")
 
-    async def open_loaded(
-        self, graph: Mapping[str, Any], outputs: Iterable[str] | None, owner: str
-    ) -> dict[str, Media]:
-        """What the files hold that the prompt's loaders will read, by node id.
+    async def open_loaded(self, graph: Mapping[str, Any], outputs: Iterable[str] | None, owner: str) -> Opened:
+        """What the files hold that the prompt's loaders will read.
 
         Raises:
             BadImageError, BadVideoError, BadAudioError: one is not what its loader reads, or is damaged.
         """
         files = self._loaded.list_files(graph, outputs) if self._loaded is not None else []
         if self._loaded is None or not files:
-            return {}
+            return Opened({}, ())
         return await self._threads.run(owner, self._loaded.open_all, files)
+
+    def keep(self, job_id: str, files: tuple[Looked, ...]) -> None:
+        """Know the files again when the job's nodes read them."""
+        if self._loaded is not None and files:
+            self._loaded.keep(job_id, files)
+
+    def forget(self, job_id: str) -> None:
+        """There will be no such job."""
+        if self._loaded is not None:
+            self._loaded.forget(job_id)
 
     async def check_prompt(
         self, graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None, owner: str

@@ -25,6 +25,8 @@ from ..files.jpegs import find_end
 from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
+from ..job import Job
+from ..results.apart import hear_apart
 from ..results.containers import BrokenFileError
 from .films import look_at_film, sniff_more
 from .frames import MOST_PICTURES, MOST_PIXELS, MULTIPLE, check_work, count_by_libav, explain
@@ -84,8 +86,28 @@ class Loaded(NamedTuple):
     savers: frozenset[Saver] = frozenset()
 
 
+#: What tells one content of a file from a later one: its inode, its bytes, and the times of its changes.
+Mark = tuple[int, int, int, int]
+
+
+class Looked(NamedTuple):
+    """A file as it was when its job was let in. `real`: its path, of which no part is a link."""
+
+    file: Loaded
+    real: str
+    mark: Mark
+    media: Media | None
+
+
+class Opened(NamedTuple):
+    """What the files of a prompt hold, by node id; and the files themselves."""
+
+    media: dict[str, Media]
+    files: tuple[Looked, ...]
+
+
 class LoadedFiles:
-    """Finds and opens them. `list_files` is for the event loop, the rest for threads that may block.
+    """Finds and opens them, and knows them again. `open_all` and `look_again` are for threads that may block.
 
     Args:
         limits: how large a picture may be.
@@ -96,7 +118,9 @@ class LoadedFiles:
         self._host = host
         self._limits = limits or PhotoLimits()
         self._remembered = remembered
-        self._known: OrderedDict[tuple[Any, ...], Media] = OrderedDict()
+        self._known: OrderedDict[tuple[Any, ...], Media | None] = OrderedDict()
+        #: By job, until it has settled.
+        self._of_jobs: dict[str, tuple[Looked, ...]] = {}
 
     def list_files(self, graph: Mapping[str, Any], outputs: Iterable[str] | None) -> list[Loaded]:
         """What the nodes that will run read, as far as their classes say."""
@@ -124,44 +148,85 @@ class LoadedFiles:
                 loaded.append(one)
         return loaded
 
-    def open_all(self, files: Iterable[Loaded]) -> dict[str, Media]:
+    def open_all(self, files: Iterable[Loaded]) -> Opened:
         """What each node's file holds, as far as it is there.
 
         Raises:
             BadImageError, BadVideoError, BadAudioError: it is not what its loader reads, or is damaged.
         """
         found: dict[str, Media] = {}
+        looked: list[Looked] = []
         for one in files:
             kind, name = split_annotation(one.text)
             path = self._host.file(kind, "", name)
             if path is None:
                 continue  # the host has said what it thinks of that
             try:
-                media = self._open(path, one)
+                status = os.stat(path)
+                media = self._open(path, status, one)
+            except OSError:
+                continue
             except GuardError as error:
                 error.extra_info |= {"node_id": one.node_id, "input": one.input, "value": one.text[:200]}
                 raise
             if media is not None:
                 found[one.node_id] = media
-        return found
+            looked.append(Looked(one, os.path.realpath(path), find_mark(status), media))
+        return Opened(found, tuple(looked))
 
-    def _open(self, path: Path, one: Loaded) -> Media | None:
+    def keep(self, job_id: str, files: tuple[Looked, ...]) -> None:
+        """Know the files of a job again until it has settled. Any thread, as the two that follow."""
+        self._of_jobs[job_id] = files
+
+    def forget(self, job_id: str) -> None:
+        self._of_jobs.pop(job_id, None)
+
+    def follow(self, job: Job) -> None:
+        """A new state is durable."""
+        if job.state.settled:
+            self.forget(job.job_id)
+
+    def look_again(self, job_id: str, real: str, mark: Mark) -> None:
+        """Look at a file that a node of the job is about to read, unless it is the one that was looked at before.
+
+        A file may be replaced while its job waits, a name may come from another node, and a start forgets all.
+
+        Raises:
+            BadImageError, BadVideoError, BadAudioError: it would not be let in, or holds something else than it did.
+            ServerUnavailableError: it cannot be looked at now.
+        """
+        known = [each for each in self._of_jobs.get(job_id, ()) if each.real == real]
         try:
-            status = os.stat(path)
+            for each in known:
+                if each.mark != mark and self._open(Path(real), os.stat(real), each.file) != each.media:
+                    raise _refuse(each.file, "it was replaced while its job waited, by one of another size or length")
+            if not known:
+                self._hear(real, mark)
         except OSError:
-            return None
+            return  # the node says best that it is not there
+
+    def _hear(self, real: str, mark: Mark) -> None:
+        """Nobody knows which loader reads it: only what would end the server counts."""
+        if ("", real, *mark) in self._known:
+            return
+        with open(real, "rb") as handle:
+            kind = sniff_more(handle.read(64))
+            if kind is not None and kind.name != "image":
+                try:
+                    hear_apart(handle, kind, "planes")
+                except BrokenFileError as error:
+                    raise _refuse(Loaded("", "", os.path.basename(real), "media", ""), str(error)) from None
+        self._remember(("", real, *mark), None)
+
+    def _remember(self, key: tuple[Any, ...], media: Media | None) -> None:
+        self._known[key] = media
+        while len(self._known) > self._remembered:
+            self._known.popitem(last=False)
+
+    def _open(self, path: Path, status: os.stat_result, one: Loaded) -> Media | None:
         if stat.S_ISDIR(status.st_mode):
             return _count_folder(path)
-        mark = (
-            one.holds,
-            one.opens_with,
-            one.savers,
-            os.path.realpath(path),
-            status.st_ino,
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-        )
+        mark = (one.holds, one.opens_with, one.savers, os.path.realpath(path), *find_mark(status))
         if (known := self._known.get(mark)) is not None:
             return known
         media = self._look(path, one)
@@ -171,9 +236,7 @@ class LoadedFiles:
             except UnfitError as error:
                 raise _refuse(one, str(error)) from None
         if max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - _FRESH_NS:
-            self._known[mark] = media
-            while len(self._known) > self._remembered:
-                self._known.popitem(last=False)
+            self._remember(mark, media)
         return media
 
     def _look(self, path: Path, one: Loaded) -> Media:
@@ -244,6 +307,10 @@ class LoadedFiles:
         pixels = (width + -width % MULTIPLE) * (height + -height % MULTIPLE)
         if pixels > self._limits.max_pixels * _PADDED:
             raise _refuse(one, f"it has {width} × {height} pixels, of which this server's loader makes {pixels}")
+
+
+def find_mark(status: os.stat_result) -> Mark:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _advise(data: bytes) -> str:

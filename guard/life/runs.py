@@ -78,6 +78,7 @@ class Runs:
         face_classes: Collection[str] = (),
         put_all: PutAll | None = None,
         returns: Returns | None = None,
+        look_again: Callable[[str, str, tuple[int, int, int, int]], None] | None = None,
     ) -> None:
         """
         Args:
@@ -85,6 +86,7 @@ class Runs:
             face_classes: node classes whose word counts that a picture shows no face.
             put_all: puts a job's files into the depot, if there is one.
             returns: takes what another server may be able to run.
+            look_again: looks at a file that a job is about to read, see :meth:`.LoadedFiles.look_again`; or None.
         """
         self._settings = settings
         self._store = store
@@ -95,6 +97,7 @@ class Runs:
         self._max_pixels_of = max_pixels_of
         self._face_classes = frozenset(face_classes)
         self._returns = returns
+        self._look_again = look_again
         syncs = settings.store.survives == "power_cut"
         self._checking = Checking(settings.results, quarantine, syncs=syncs, put_all=put_all, holds_up=store.remind)
         self._jobs: dict[str, Job] = {}
@@ -133,6 +136,10 @@ class Runs:
     def are_running(self) -> bool:
         """Whether the worker has a job. Any thread."""
         return bool(self._running)
+
+    def reads(self, job_id: str, path: str, mark: tuple[int, int, int, int]) -> None:
+        if self._look_again is not None:
+            self._look_again(job_id, path, mark)
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         self._watchdog.forget(job_id)

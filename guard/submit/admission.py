@@ -186,14 +186,16 @@ class Admission:
             if checked is None or await work(size, take_print, prompt.graph, is_large) != checked:
                 # ComfyUI replaces renamed classes, and packs may change a prompt.
                 await work(size, self._check_graph, prompt.graph, client)
-            media = await self._faces.open_loaded(prompt.graph, outputs, client.owner)
-            vram = await self._costs.check(prompt.graph, client, media, size)
+            opened = await self._faces.open_loaded(prompt.graph, outputs, client.owner)
+            vram = await self._costs.check(prompt.graph, client, opened.media, size)
             await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check, client.owner)
             job = self._make_job(request, prompt, body, locale, webhook, outputs, chosen)
             placement = await self._costs.place(prompt.graph, vram, size)
             if stored or placement.needs:  # to copy it takes long
                 job = replace(job, inputs=stored, placement=placement)
             self._keep_secrets(job, prompt, undo)
+            self._faces.keep(job.job_id, opened.files)
+            undo.callback(self._faces.forget, job.job_id)
             keep = self._host.prepare(job.job_id, rehearsal, len(body))
             takings = [] if request.by_operator else self._limits.list_takings(client, prompt.options.user)
             submitted = await self._commit(job, key, client, takings, keep)

@@ -214,7 +214,7 @@ class Confinement:
         return exists
 
     def _look_at(self, args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> None:
-        """Look at a file that a node asks for by name. Raises PermissionError, BadImageError."""
+        """Look at a file that a node asks for by name. Raises PermissionError, GuardError."""
         run = self.find_run()
         if run is not None and run.folder:
             reading.check_opened(run, args[0] if args else kwargs.get("name"), path)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...guard.errors import BadImageError, PolicyViolationError
+from ...guard.errors import GuardError, PolicyViolationError
 from ...guard.files.content import check_content, check_folder
 from ...guard.files.names import is_annotated, mentions_uploads, split_annotation, strip_folder
 from ...guard.job import ROOTS
@@ -40,7 +40,7 @@ def check_named(run: Run) -> None:
                 if not name.startswith(f"{run.folder}/"):
                     raise PolicyViolationError("The prompt names a file that is not its owner's.")
                 _check(run, os.path.join(find_root(kind) or "", name))
-    except (BadImageError, PolicyViolationError) as error:
+    except GuardError as error:
         run.refusal = error
 
 
@@ -49,14 +49,14 @@ def check_opened(run: Run, name: Any, path: str) -> None:
 
     Raises:
         PermissionError: the owner may not read it.
-        BadImageError: it makes its reader open others.
+        GuardError: it makes its reader open others, or would not be let in now.
     """
     if not may_read(run, path) and not _was_let_in(run, name):
         run.trespass = run.trespass or f"read {os.path.basename(path)[:100]}"
         raise PermissionError(f"The input file {str(name)[:200]} cannot be used.")
     try:
         _check(run, path)
-    except BadImageError as error:
+    except GuardError as error:
         run.refusal = run.refusal or error
         raise
 
@@ -100,6 +100,7 @@ def _check(run: Run, path: str) -> None:
     if run.checked.get(real) == mark:
         return
     check_content(Path(real), os.path.basename(name))
+    run.reads(real, mark)
     if max(mark[2:]) < time.time_ns() - _FRESH_NS:
         run.checked[real] = mark
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ from .report import QueueItem
 
 #: A pack's own `send_sync` below ours may block; the store's thread must not wait for that.
 ORDER_WAIT_S = 0.5
+
+#: What tells one content of a file from a later one: its inode, its bytes, and the times of its changes.
+Mark = tuple[int, int, int, int]
 
 #: What says how a job ended.
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
@@ -35,6 +38,7 @@ class Run:
         trespass: what it tried to do that no job of a keyed owner may.
         refusal: why the host has ended it, whatever its nodes say.
         checked: the owner's files that were looked at in this run, with what tells when they change.
+        reads: told of each file of its owner's that it is about to read; raises GuardError where it must not.
         item: what ComfyUI has queued; `prompt` is the graph in it.
         meter: measures what it takes.
         withheld: events that no client may hear before the verdict, in order.
@@ -42,7 +46,15 @@ class Run:
         programs: what its nodes have started, as far as that may still be there.
     """
 
-    def __init__(self, job_id: str, client_id: str, item: QueueItem, folder: str = "", hidden: bool = False) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        client_id: str,
+        item: QueueItem,
+        folder: str = "",
+        hidden: bool = False,
+        reads: Callable[[str, Mark], None] = lambda _path, _mark: None,
+    ) -> None:
         self.job_id = job_id
         self.client_id = client_id
         self.folder = folder
@@ -50,7 +62,8 @@ class Run:
         self.began_ns: dict[str, int] = {}
         self.trespass = ""
         self.refusal: GuardError | None = None
-        self.checked: dict[str, tuple[int, ...]] = {}
+        self.checked: dict[str, Mark] = {}
+        self.reads = reads
         self.item = item
         self.prompt: Mapping[str, Any] = item[2]
         self.withheld: list[Message] = []

@@ -2,11 +2,16 @@
 by then."""
 
 import base64
+import io
 import os
 
 import pytest
+from confinement.conftest import tone
 from confinement.test_tripwire import is_stopped
-from contract.client import assert_ended_badly, assert_succeeded, node, sleep, unique
+from contract.client import assert_ended_badly, assert_succeeded, gated, node, open_gate, sleep, unique
+from contract.conftest import hosts, is_real
+from PIL import Image
+from policy.test_loaded_sounds import caf
 
 from comfyui_guarded.guard.owners import FOLDER
 
@@ -98,3 +103,52 @@ async def test_a_file_that_becomes_a_list_while_its_job_waits_is_refused_before_
 async def test_a_file_that_stays_as_it_was_is_not_refused(bob):
     path = put(bob.place("input"), b"RIFF" + bytes(100), ".wav")
     assert_succeeded(await bob.client.run({"1": node("FaultRecord", audio=path.name)}))
+
+
+def picture(side):
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 60).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def upload(bot, name, data):
+    """As its client's upload with `overwrite` does: another file takes the name."""
+    path = bot.place("input") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name("new").write_bytes(data)
+    os.replace(path.with_name("new"), path)
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+async def test_a_picture_that_is_replaced_while_its_job_waits_is_no_larger(bob, client, is_same):
+    name, later = f"{unique('swap')}.png", picture(64 if is_same else 900)
+    upload(bob, name, picture(64))
+    busy = await client.submit(gated(name))
+    waiting = await bob.client.submit(
+        {"1": node("LoadImage", image=name), "2": node("SaveImage", images=["1", 0], filename_prefix="swap")}
+    )
+    assert (busy.status, waiting.status) == (200, 200), waiting
+    upload(bob, name, later)
+    open_gate(client.base, name)
+    job = await bob.client.settled(waiting.json["prompt_id"])
+    if is_same:
+        assert_succeeded(job)
+    else:
+        assert_ended_badly(job, "bad_image")
+        assert FOLDER not in str(job["error"])
+    await client.settled(busy.json["prompt_id"])
+
+
+@hosts(is_real)  # with LoadAudio
+async def test_a_sound_that_would_end_the_server_is_not_read_in_the_place_of_another(bob, client):
+    name, deadly = f"{unique('swap')}.wav", caf([2, 1])
+    upload(bob, name, tone())
+    busy = await client.submit(gated(name))
+    waiting = await bob.client.submit({"1": node("LoadAudio", audio=name), "2": node("PreviewAudio", audio=["1", 0])})
+    assert (busy.status, waiting.status) == (200, 200), waiting
+    upload(bob, name, deadly)
+    open_gate(client.base, name)
+    job = await bob.client.settled(waiting.json["prompt_id"])
+    assert_ended_badly(job, "bad_audio")
+    await client.settled(busy.json["prompt_id"])
+    assert_succeeded(await bob.client.run({"1": node("FaultText", text="it lives", seed=1)}))

@@ -131,7 +131,7 @@ def judge(loaded, class_type, name):
     graph = {"1": {"class_type": class_type, "inputs": {LOADERS[class_type][0]: name}}}
     began = time.process_time()
     try:
-        media = loaded.open_all(loaded.list_files(graph, None)).get("1")
+        media = loaded.open_all(loaded.list_files(graph, None)).media.get("1")
         told = {"media": list(media) if media is not None else None}
     except GuardError as error:
         told = {"refused": error.code, "why": f"{error.message} {error.details}"}

@@ -124,7 +124,7 @@ def opened(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
         graph = {"7": {"class_type": class_type, "inputs": {CLASSES[class_type][0]: name}}}
-        return loaded.open_all(loaded.list_files(graph, None)).get("7")
+        return loaded.open_all(loaded.list_files(graph, None)).media.get("7")
 
     return open_file
 
@@ -216,7 +216,7 @@ def test_a_folder_counts_as_its_pictures(opened, tmp_path):
         (folder / f"{at}.jpg").write_bytes(jpeg(64, 32))
     loaded = LoadedFiles(host)
     graph = {"7": {"class_type": "LoadImage", "inputs": {"image": "frames"}}}
-    assert loaded.open_all(loaded.list_files(graph, None)) == {"7": Media(64, 32, 3)}
+    assert loaded.open_all(loaded.list_files(graph, None)).media == {"7": Media(64, 32, 3)}
 
 
 def test_what_no_output_needs_is_not_opened(tmp_path):

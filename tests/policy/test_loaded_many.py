@@ -144,7 +144,7 @@ def test_a_folder_counts_as_its_largest_picture(tmp_path):
         (folder / f"{at}.png").write_bytes(png(side))
     judge = LoadedFiles(host)
     graph = {"7": {"class_type": "LoadImage", "inputs": {"image": "frames"}}}
-    assert judge.open_all(judge.list_files(graph, None)) == {"7": Media(200, 200, 3)}
+    assert judge.open_all(judge.list_files(graph, None)).media == {"7": Media(200, 200, 3)}
 
 
 def png(side):

@@ -48,7 +48,7 @@ def judge(tmp_path, monkeypatch):
     def open_file(data, graph, name="film.bin"):
         (host.folders().input / name).write_bytes(data)
         graph = {"1": {"class_type": "LoadVideo", "inputs": {"file": name}}} | graph
-        return loaded.open_all(loaded.list_files(graph, None)).get("1")
+        return loaded.open_all(loaded.list_files(graph, None)).media.get("1")
 
     open_file.host = host
     return open_file

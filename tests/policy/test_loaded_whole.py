@@ -106,7 +106,7 @@ def judged(tmp_path_factory):
         (folder / name).write_bytes(data)
         graph = {"7": {"class_type": class_type, "inputs": {CLASSES[class_type][0]: name}}}
         try:
-            return loaded.open_all(loaded.list_files(graph, None)).get("7")
+            return loaded.open_all(loaded.list_files(graph, None)).media.get("7")
         except GuardError as error:
             return error
         finally:
