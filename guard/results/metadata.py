@@ -89,7 +89,26 @@ def strip(path: Path) -> None:
             file.seek(0)
             text = file.read(_MAX_HEADER)
             if b"<svg" in text and len(text) == size:
-                _rewrite(file, re.sub(rb"<metadata\b.*?</metadata\s*>|<!--.*?-->", b"", text, flags=re.DOTALL), size)
+                _rewrite(file, _strip_drawing(text.decode(errors="surrogateescape")), size)
+
+
+_METADATA, _METADATA_END = re.compile(r"<metadata\b[^>]*>(\s*<!\[CDATA\[\s*(?=\{))?"), re.compile(r"</metadata\s*>")
+
+
+def _strip_drawing(text: str) -> bytes:
+    """ComfyUI writes the prompt as JSON: a text in it may end the element for whoever reads the drawing as XML."""
+    kept, at = [], 0
+    while begin := _METADATA.search(text, at):
+        ends = begin.end()
+        if begin[1]:
+            with suppress(ValueError, RecursionError):
+                ends = json.JSONDecoder().raw_decode(text, ends)[1]
+        if (end := _METADATA_END.search(text, ends)) is None:
+            break
+        kept.append(text[at : begin.start()])
+        at = end.end()
+    left = re.sub(r"<!--.*?-->", "", "".join([*kept, text[at:]]), flags=re.DOTALL)
+    return left.encode(errors="surrogateescape")
 
 
 def _rewrite(file: IO[bytes], data: bytes, size: int) -> None:

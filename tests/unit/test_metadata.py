@@ -176,6 +176,17 @@ def test_scenes_tensors_and_drawings_lose_theirs(tmp_path):
     assert stripped(tmp_path / "a.svg", drawing.encode()) == b"<svg><rect/></svg>"
 
 
+@pytest.mark.parametrize(
+    "words", ["]]></metadata>SECRET<text>", "<metadata>", "-->", '\\"}]]></metadata >', "<svg>\udcff"]
+)
+def test_a_text_in_a_drawings_prompt_does_not_end_its_metadata(tmp_path, words):
+    told = json.dumps({"prompt": {"1": {"inputs": {"text": f"{words} {SECRET}"}}}}, indent=2, ensure_ascii=False)
+    each = f"  <metadata>\n  <![CDATA[\n  {told}\n  ]]>\n  </metadata>\n"
+    drawing = f"<svg>\n{each}<rect/><svg>\n{each}</svg><metadata><x/></metadata></svg>"
+    left = stripped(tmp_path / "a.svg", drawing.encode(errors="surrogateescape"))
+    assert left.split() == [b"<svg>", b"<rect/><svg>", b"</svg></svg>"]
+
+
 def test_what_is_not_known_or_makes_no_sense_stays_as_it_is(tmp_path):
     for data in (b"", b"text", b"\x89PNG\r\n\x1a\n", png()[:200], FILES["mp4"]()[:100]):
         path = tmp_path / "file"
