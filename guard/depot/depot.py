@@ -21,7 +21,7 @@ from .address import Address, open_storage
 from .digests import PIECE_BYTES, Digests, holds
 from .mark import Agree, check_mark
 from .objects import KEY, PART, PROBE, Stored, WrongBytesError, describe, guess_type
-from .reader import Reader
+from .reader import PART_BYTES, Reader, read_checked
 
 if TYPE_CHECKING:
     from obstore.store import LocalStore, S3Store
@@ -30,8 +30,6 @@ log = logging.getLogger("guarded.depot")
 
 #: Files up to this size are put and read in one piece, of which the memory holds one.
 WHOLE_BYTES = 8 << 20
-#: So much of a larger one is in one request.
-PART_BYTES = 8 << 20
 #: How long one request may take, and the first answer to a connection.
 REQUEST_S, CONNECT_S = 30, 5
 #: While the depot fails, somebody asks so often whether it is back.
@@ -140,7 +138,7 @@ class Depot:
         about: dict[str, Any] = {"attributes": {"Content-Type": guess_type(key)}} if self.can_sign else {}
         with self._asking("put") as done:
             digests = Digests(len(data) > WHOLE_BYTES)
-            pieces = _read_checked(data, handle, key[:64], done, digests)
+            pieces = read_checked(data, handle, key[:64], done, digests)
             if self.address.folder is not None:
                 # obstore makes a folder that is not there, and asks nobody whether it is the same.
                 folders.write(self.address.folder, self._mark, key, pieces)
@@ -387,18 +385,3 @@ def _errors() -> Any:
     from obstore import exceptions
 
     return exceptions
-
-
-def _read_checked(first: bytes, handle: IO[bytes], sha256: str, done: list[int], digests: Digests) -> Iterator[bytes]:
-    """The pieces of a file. The last one comes only if all together are what they should be: else nothing was put."""
-    digests.add(first)
-    piece = first
-    while following := handle.read(PART_BYTES):
-        digests.add(following)
-        done.append(len(piece))
-        yield piece
-        piece = following
-    if digests.sha256 != sha256:
-        raise WrongBytesError(sha256)
-    done.append(len(piece))
-    yield piece

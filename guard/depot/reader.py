@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from .digests import Digests
+from .objects import WrongBytesError
 
 #: So much is asked for at once, at least: whoever reads asks for less, and one request costs as much as a megabyte.
 AHEAD_BYTES = 1 << 20
+#: So much of a large one is in one request.
+PART_BYTES = 8 << 20
 
 
 class Reader(io.RawIOBase):
@@ -55,3 +61,18 @@ class Reader(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+
+def read_checked(first: bytes, handle: IO[bytes], sha256: str, done: list[int], digests: Digests) -> Iterator[bytes]:
+    """The pieces of a file. The last one comes only if all together are what they should be: else nothing was put."""
+    digests.add(first)
+    piece = first
+    while following := handle.read(PART_BYTES):
+        digests.add(following)
+        done.append(len(piece))
+        yield piece
+        piece = following
+    if digests.sha256 != sha256:
+        raise WrongBytesError(sha256)
+    done.append(len(piece))
+    yield piece

@@ -51,9 +51,7 @@ _FRESH_S = 3600.0
 #: So many uploads of an owner are listed of the depot's.
 _LISTED = 10_000
 #: For so long a job that is about to begin waits for a depot that is away, if it needs a file of it.
-WAIT_S = 30.0
-_AGAIN_S = 1.0
-CLAIM_WAIT_S = 30.0
+WAIT_S, CLAIM_WAIT_S, _AGAIN_S = 30.0, 30.0, 1.0
 
 
 class Records(Protocol):

@@ -39,8 +39,9 @@ from results import s3
 
 from comfyui_guarded.guard.depot import Depot, read_address
 from comfyui_guarded.guard.depot import make_key as name_in_depot
-from comfyui_guarded.guard.depot.depot import PART_BYTES, WHOLE_BYTES
+from comfyui_guarded.guard.depot.depot import WHOLE_BYTES
 from comfyui_guarded.guard.depot.objects import WrongBytesError
+from comfyui_guarded.guard.depot.reader import PART_BYTES
 from comfyui_guarded.tests.hosts.launch import HostProcess, sandbox_kind
 from comfyui_guarded.tests.hosts.lend import lend
 

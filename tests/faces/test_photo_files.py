@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 
 from comfyui_guarded.guard.errors import BadImageError
 from comfyui_guarded.guard.faces.check import FaceChecker
-from comfyui_guarded.guard.faces.loaded import count_frames
+from comfyui_guarded.guard.faces.pages import count_frames
 from comfyui_guarded.guard.faces.photos import PhotoLimits, decode, open_picture, read
 from comfyui_guarded.guard.faces.scaling import shrink, shrink_to_rgb, to_rgb
 

@@ -23,7 +23,7 @@ from unit.children import as_child
 from unit.fakes import LONG_S, new_job
 from unit.store_steps import claim, run_to_success, submit
 
-from comfyui_guarded.guard.depot import Depot, depot, make_key, objects, read_address
+from comfyui_guarded.guard.depot import Depot, depot, make_key, objects, read_address, reader
 from comfyui_guarded.guard.depot.outcomes import Depositor, Deposits
 from comfyui_guarded.guard.depot.reader import Reader
 from comfyui_guarded.guard.depot.results import Results
@@ -35,7 +35,7 @@ from comfyui_guarded.guard.outgoing import StoredFile
 from comfyui_guarded.guard.settings import Settings, SettingsError, hide_password, rows
 from comfyui_guarded.guard.store.outbox import DeliveryState
 
-LARGE = depot.WHOLE_BYTES + depot.PART_BYTES + 12345
+LARGE = depot.WHOLE_BYTES + reader.PART_BYTES + 12345
 
 
 def open_depot(folder):
