@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +38,14 @@ def read_sound(path: Path, longest_s: float) -> tuple[NDArray[np.float32], int] 
                 if track is None:
                     return None
                 rate = int(track.rate)
-                layout = track.layout if track.layout.nb_channels <= _MOST_CHANNELS else "stereo"
-                resampler = av.AudioResampler(format="flt", layout=layout, rate=rate)
+                resampler = None
                 for frame in container.decode(track):
-                    for part in resampler.resample(frame):
-                        pieces.append(read_samples(part))
+                    if resampler is None:
+                        resampler, parts = _begin_to_resample(track, frame)
+                    else:
+                        parts = resampler.resample(frame)
+                    for part in parts:
+                        pieces.append(_mix(read_samples(part)))
                         heard += pieces[-1].shape[1]
                     if heard >= longest_s * rate:
                         break
@@ -49,3 +53,23 @@ def read_sound(path: Path, longest_s: float) -> tuple[NDArray[np.float32], int] 
             if not pieces:
                 return None
     return (np.concatenate(pieces, axis=1)[:, : int(longest_s * rate)], rate) if heard else None
+
+
+def _begin_to_resample(track: Any, frame: Any) -> tuple[Any, list[Any]]:
+    """A resampler for the track, and what it makes of the first frame. Raises what libav does."""
+    import av
+
+    layouts = ["stereo", track.layout] if track.layout.nb_channels > _MOST_CHANNELS else [track.layout]
+    while True:
+        resampler = av.AudioResampler(format="flt", layout=layouts.pop(0), rate=int(track.rate))
+        try:
+            return resampler, list(resampler.resample(frame))
+        except (av.FFmpegError, ValueError):
+            if not layouts:  # those whose order it does not know it does not mix
+                raise
+
+
+def _mix(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    if len(samples) <= _MOST_CHANNELS:
+        return samples
+    return np.repeat(samples.mean(axis=0, keepdims=True), _MOST_CHANNELS, axis=0)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import DiskFullError
+from comfyui_guarded.guard.faces.loaded import Opened
 from comfyui_guarded.guard.files.uploads import Uploads
 from comfyui_guarded.guard.host import (
     Backlog,
@@ -336,10 +337,14 @@ class FakeFaces:
         self.media: dict[str, Media] = {}
         self.asked: list[tuple[Any, Any, Any]] = []
 
-    async def open_loaded(self, graph: Any, outputs: Any) -> dict[str, Media]:
-        return self.media
+    def keep(self, job_id: str, files: Any) -> None: ...
 
-    async def check_prompt(self, graph: Any, outputs: Any, asked: Any) -> None:
+    def forget(self, job_id: str) -> None: ...
+
+    async def open_loaded(self, graph: Any, outputs: Any, owner: str) -> Opened:
+        return Opened(self.media, ())
+
+    async def check_prompt(self, graph: Any, outputs: Any, asked: Any, owner: str) -> None:
         self.asked.append((graph, outputs, asked))
         if self.error is not None:
             raise self.error

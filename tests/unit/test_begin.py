@@ -178,12 +178,12 @@ async def _begin_gone(machine, host, **facts):
     assert not await asyncio.to_thread(machine.dispatcher.begin_next)
     host.during_put = None
     assert (host.put_first, machine.leased(), machine.ended(job_id)[0]) == ([], 1, "running")
-    assert machine.dispatcher.handing() == {job_id}, "it is on its way: a drain waits for it"
     return job_id
 
 
 async def test_a_job_of_which_the_host_has_nothing_any_more_as_it_begins_is_dispatched_anew(machine, host):
     job_id = await _begin_gone(machine, host, owner="local", client_id="socket", body=b'{"prompt": {"1": {}}}')
+    assert machine.dispatcher.handing() == {job_id}, "it is on its way: a drain waits for it"
     assert await machine.dispatcher.turn()
     ((dispatched, client_id, body),) = host.dispatched
     assert (dispatched, client_id, body["prompt"]) == (job_id, "socket", {"1": {}})
