@@ -48,8 +48,10 @@ torch.set_num_threads(1)
 our_package.register(ALIAS)
 
 from comfyui_guarded.guard.errors import GuardError  # noqa: E402
-from comfyui_guarded.guard.faces import frames  # noqa: E402
-from comfyui_guarded.guard.faces import loaded as loaded_files  # noqa: E402
+from comfyui_guarded.guard.faces import (
+    frames,
+    pages,
+)
 from comfyui_guarded.guard.faces.loaded import LoadedFiles  # noqa: E402
 from comfyui_guarded.guard.graph import Names  # noqa: E402
 from comfyui_guarded.host.comfyui.declarations import Declarations  # noqa: E402
@@ -162,7 +164,7 @@ def load(class_type, name):
 def lower(bound):
     """Let the door give up after so many pixels."""
     if bound is not None:
-        loaded_files.MOST_PIXELS = frames.MOST_PIXELS = bound
+        pages.MOST_PIXELS = frames.MOST_PIXELS = bound
         frames.MOST_OF_FILM = frames.MOST_BEHIND = bound
         frames.LEAST_PIXELS = 1
 

@@ -12,7 +12,7 @@ from policy.test_loaded_films import make
 
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import BadImageError, BadVideoError
-from comfyui_guarded.guard.faces import films, frames, loaded
+from comfyui_guarded.guard.faces import films, frames, loaded, pages
 from comfyui_guarded.guard.faces.loaded import LoadedFiles
 from comfyui_guarded.guard.faces.photos import PhotoLimits
 
@@ -22,7 +22,7 @@ BOTH = ("LoadImageByLibav", "LoadImageByPillow")
 @pytest.fixture
 def few(monkeypatch):
     """Let some pictures of 64 × 64 be as much as is decoded."""
-    for module in (frames, loaded):
+    for module in (frames, pages):
         monkeypatch.setattr(module, "MOST_PIXELS", 50_000)
     monkeypatch.setattr(frames, "MOST_OF_FILM", 50_000)
     monkeypatch.setattr(frames, "LEAST_PIXELS", 1)
@@ -63,13 +63,13 @@ def test_pages_are_decoded_or_refused(opened, few):  # noqa: F811
 def test_a_phones_photo_is_one_picture_and_a_row_of_photos_is_many(opened, monkeypatch):  # noqa: F811
     data = many("moving", "MPO", ((64, 64, 1), (32, 32, 2)))
     assert opened("LoadImageByPillow", data) == Media(64, 64)
-    monkeypatch.setattr(loaded, "_BESIDE", 2)
+    monkeypatch.setattr(pages, "_BESIDE", 2)
     assert opened("LoadImageByPillow", data, "other.bin") == Media(64, 64, 3)
 
 
 @pytest.mark.parametrize("class_type", BOTH)
 def test_more_pictures_than_any_film_has_are_refused(opened, monkeypatch, class_type):  # noqa: F811
-    for module in (frames, loaded):
+    for module in (frames, loaded, pages):
         monkeypatch.setattr(module, "MOST_PICTURES", 20)
     assert opened(class_type, many("moving", "GIF", ((16, 16, 20),))).frames == 20
     with pytest.raises(BadImageError):
