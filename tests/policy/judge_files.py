@@ -48,10 +48,7 @@ torch.set_num_threads(1)
 our_package.register(ALIAS)
 
 from comfyui_guarded.guard.errors import GuardError  # noqa: E402
-from comfyui_guarded.guard.faces import (
-    frames,
-    pages,
-)
+from comfyui_guarded.guard.faces import frames, pages  # noqa: E402
 from comfyui_guarded.guard.faces.loaded import LoadedFiles  # noqa: E402
 from comfyui_guarded.guard.graph import Names  # noqa: E402
 from comfyui_guarded.host.comfyui.declarations import Declarations  # noqa: E402
