@@ -1,7 +1,7 @@
 """A search that nobody steers: odd files, each given to the door and to every loader of a real ComfyUI.
 
 What the door lets in loads without an error, and is no more than it was judged to be; what it refuses is damaged, or no
-loader of that kind makes anything of it. A few on the first ComfyUI that is found; `ODD_FILES=300`: so many on each.
+loader of that kind makes anything of it. It runs where `ODD_FILES=300` says how many.
 """
 
 import json
@@ -23,8 +23,7 @@ from comfyui_guarded.tests.hosts.launch import HostKind, real_kinds
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.timeout(24 * 3600)]
 
-FEW = 4
-ODD_FILES = int(os.environ.get("ODD_FILES", FEW))
+ODD_FILES = int(os.environ.get("ODD_FILES", "0"))
 ALIAS = Path(__file__).parents[2] / "alias.py"
 VIDEO_PACK = PACKS / "ComfyUI-VideoHelperSuite"
 
@@ -58,6 +57,8 @@ def list_kinds(variable: str) -> list[HostKind | None]:
 def judge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Judge]:
     if request.param is None:
         pytest.skip("no ComfyUI is found; COMFYUI_PATH names one")
+    if not ODD_FILES:
+        pytest.skip("ODD_FILES says how many")
     made = Judge(request.param, tmp_path)
     yield made
     made.close()
@@ -83,6 +84,6 @@ def test_what_is_let_in_loads_and_what_is_refused_is_bad(judge: Judge) -> None:
         search()
     finally:
         print(f"{ODD_FILES} odd files: {dict(judge.counts)}")  # noqa: T201 (seen with -s, or where it fails)
-    if ODD_FILES > FEW:
+    if ODD_FILES > 4:  # else chance alone may make none
         assert judge.counts["files"] > ODD_FILES // 2, judge.counts
         assert judge.counts["let in"], judge.counts
