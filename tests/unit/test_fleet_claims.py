@@ -27,14 +27,17 @@ pytestmark = only_postgres
 ALL_STATES = ("queued", "dispatched", "running", "succeeded", "failed", "cancelled")
 
 
+def note_answers(monkeypatch, module):
+    """What the engine answers to the questions of that module, from here on."""
+    told = []
+    monkeypatch.setattr(module, "read", lambda asked, read=module.read: (told.append(found := read(asked)), found)[1])
+    return told
+
+
 @pytest.fixture
 def by_engine(monkeypatch):
     """What the engine was asked to claim, and what it has taken."""
-    taken = []
-    monkeypatch.setattr(
-        claiming, "read", lambda asked, read=claiming.read: (taken.append(found := read(asked)), found)[1]
-    )
-    return taken
+    return note_answers(monkeypatch, claiming)
 
 
 def draw(seed, count, is_plain):
@@ -103,11 +106,7 @@ def test_the_engine_takes_what_this_process_would_take(tmp_path, monkeypatch, by
 @pytest.fixture
 def started(monkeypatch):
     """What the engine has started, or not."""
-    told = []
-    monkeypatch.setattr(
-        starting, "read", lambda asked, read=starting.read: (told.append(found := read(asked)), found)[1]
-    )
-    return told
+    return note_answers(monkeypatch, starting)
 
 
 @pytest.fixture
