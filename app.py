@@ -38,6 +38,7 @@ from .guard.events.outbox import Outbox, choose_secret
 from .guard.events.puts import Puts
 from .guard.events.stream import Events
 from .guard.events.webhook_rules import Rules
+from .guard.faces.again import KeptFiles
 from .guard.faces.check import FaceChecker
 from .guard.faces.chooser import Chooser
 from .guard.faces.gate import FaceGate
@@ -195,8 +196,12 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot, agree, member)
     parts = (settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
     returns = Returns(fleet.find_store(member, store), settler)
-    loaded = LoadedFiles(host)
-    runs = Runs(*parts, storage.put_all, returns, loaded.look_again if settings.policy.open_files else None)
+    chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
+    checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.count_face_check)
+    machine = FaceMachine(checker, host.file, host.input_folder)
+    loaded = LoadedFiles(host, opens=settings.policy.open_files)
+    kept_files = KeptFiles(loaded, machine)
+    runs = Runs(*parts, storage.put_all, returns, kept_files.look_again)
     needs = (settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     dispatcher = Dispatcher(*needs, storage.bring, returns)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
@@ -213,10 +218,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     )
     health.watch_disk(janitor.disk_full)
     health.watch_disk(store.full, is_own=False)
-    chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
-    checker = FaceChecker(chooser, try_rotations=settings.faces.try_rotations, on_check=metrics.count_face_check)
-    machine = FaceMachine(checker, host.file, host.input_folder)
-    faces = FaceGate(machine, settings.faces, loaded if settings.policy.open_files else None)
+    faces = FaceGate(machine, settings.faces, loaded)
     runtime.install(runtime.Runtime(settings, host, machine))
     limits = Limits(settings.limits, clock, is_shared=member is not None)
     files = Files(host, store, storage.results, storage.inputs)
@@ -238,6 +240,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
         quotas,
         janitor.in_use,
         fetcher,
+        kept_files,
     )
     jobs = Jobs(settings.queue, store, settler, events, estimates, storage.results)
     outbox = Outbox(settings.webhooks, store, secret_of, clock)
@@ -264,7 +267,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     store.changed.subscribe(quotas.files.add_results)
     for changes in (store.changed, store.arrived):
         changes.subscribe(quotas.files_in_depot.add_results)
-        changes.subscribe(loaded.follow)
+        changes.subscribe(kept_files.follow)
     store.changed.subscribe(events.follow)
     store.arrived.subscribe(events.follow_other)
     store.found.subscribe(events.find)

@@ -135,10 +135,10 @@ class HostListener(Protocol):
     def started(self, job_id: str) -> bool:
         """The worker has taken the job. False: it has an ending, on disk or not, so stop the run."""
 
-    def reads(self, job_id: str, path: str, mark: tuple[int, int, int, int]) -> None:
+    def reads(self, job_id: str, path: str) -> None:
         """The job is about to read that file of its keyed owner's, at its real path. Any thread of the run; may block.
 
-        `mark`: its inode, its bytes, and the times of its changes. Raises GuardError: why the job is not to read it.
+        Raises GuardError: why the job is not to read it.
         """
 
     def finished(self, job_id: str, outcome: Outcome, close: Callable[[Verdict], None]) -> None:

@@ -15,7 +15,7 @@ from ..settings import FacesSettings
 from . import CANDIDATE
 from .check import FaceRules, Faces
 from .chooser import FaceFacts
-from .loaded import LoadedFiles, Looked, Opened
+from .loaded import LoadedFiles, Opened
 from .machine import FaceMachine
 from .required import Wanted, find_wanted, list_loaded
 
@@ -63,20 +63,12 @@ class FaceGate:
             return Opened({}, ())
         return await self._threads.run(owner, self._loaded.open_all, files)
 
-    def keep(self, job_id: str, files: tuple[Looked, ...]) -> None:
-        """Know the files again when the job's nodes read them."""
-        if self._loaded is not None and files:
-            self._loaded.keep(job_id, files)
-
-    def forget(self, job_id: str) -> None:
-        """There will be no such job."""
-        if self._loaded is not None:
-            self._loaded.forget(job_id)
-
     async def check_prompt(
         self, graph: Mapping[str, Any], outputs: Iterable[str] | None, asked: AskedCheck | None, owner: str
-    ) -> None:
+    ) -> tuple[Wanted, ...]:
         """Check every picture that needs a face, for a node of the prompt or because the request says so.
+
+        Returns which those are.
 
         Args:
             graph: API format, its shape checked.
@@ -97,6 +89,7 @@ class FaceGate:
                     continue
                 error.extra_info.update(node_id=one.loader_id, needed_by=one.node_id)
                 raise
+        return tuple(needed)
 
     async def _any_shows_face(self, wanted: Wanted, owner: str) -> bool:
         """Whether another picture shows the face that the first one lacks."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,11 +20,10 @@ from ..cost.ranges import ENDLESS
 from ..cost.values import Media
 from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from ..files.jpegs import find_end
+from ..files.marks import Mark, find_mark
 from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
-from ..job import Job
-from ..results.apart import hear_apart
 from ..results.containers import BrokenFileError
 from .films import look_at_film, sniff_more
 from .frames import MOST_PICTURES, MULTIPLE, count_by_libav
@@ -43,8 +41,6 @@ from .photos import (
 from .savers import Saver, check_savers, find_savers
 from .sounds import UnfitError
 
-#: A file that was changed so lately may change again without another time of change: disks' clocks tick.
-_FRESH_NS = 2_000_000_000
 #: So many pictures of a folder are counted.
 _MOST_FILES = 20_000
 #: What a picture that is no odd one may grow by where its sides are made multiples.
@@ -76,10 +72,6 @@ class Loaded(NamedTuple):
     savers: frozenset[Saver] = frozenset()
 
 
-#: What tells one content of a file from a later one: its inode, its bytes, and the times of its changes.
-Mark = tuple[int, int, int, int]
-
-
 class Looked(NamedTuple):
     """A file as it was when its job was let in. `real`: its path, of which no part is a link."""
 
@@ -97,24 +89,28 @@ class Opened(NamedTuple):
 
 
 class LoadedFiles:
-    """Finds and opens them, and knows them again. `open_all` and `look_again` are for threads that may block.
+    """Finds and opens them. `open_all` and `compare` are for threads that may block.
 
     Args:
         limits: how large a picture may be.
         remembered: the number of files of which is remembered what they hold.
+        opens: false: none is opened, and nobody knows what they hold.
     """
 
-    def __init__(self, host: Host, limits: PhotoLimits | None = None, remembered: int = 1024) -> None:
+    def __init__(
+        self, host: Host, limits: PhotoLimits | None = None, remembered: int = 1024, *, opens: bool = True
+    ) -> None:
         self._host = host
         self._limits = limits or PhotoLimits()
         self._remembered = remembered
-        self._known: OrderedDict[tuple[Any, ...], Media | None] = OrderedDict()
-        #: By job, until it has settled.
-        self._of_jobs: dict[str, tuple[Looked, ...]] = {}
+        self.opens = opens
+        self._known: OrderedDict[tuple[Any, ...], Media] = OrderedDict()
 
     def list_files(self, graph: Mapping[str, Any], outputs: Iterable[str] | None) -> list[Loaded]:
         """What the nodes that will run read, as far as their classes say."""
         loaded: list[Loaded] = []
+        if not self.opens:
+            return loaded
         alive: set[str] | None = None
         savers: dict[str, frozenset[Saver]] | None = None
         for node_id, node in graph.items():
@@ -164,69 +160,33 @@ class LoadedFiles:
             looked.append(Looked(one, os.path.realpath(path), find_mark(status), media))
         return Opened(found, tuple(looked))
 
-    def keep(self, job_id: str, files: tuple[Looked, ...]) -> None:
-        """Know the files of a job again until it has settled. Any thread, as the two that follow."""
-        self._of_jobs[job_id] = files
-
-    def forget(self, job_id: str) -> None:
-        self._of_jobs.pop(job_id, None)
-
-    def follow(self, job: Job) -> None:
-        """A new state is durable."""
-        if job.state.settled:
-            self.forget(job.job_id)
-
-    def look_again(self, job_id: str, real: str, mark: Mark) -> None:
-        """Look at a file that a node of the job is about to read, unless it is the one that was looked at before.
-
-        A file may be replaced while its job waits, a name may come from another node, and a start forgets all.
+    def compare(self, looked: Looked) -> None:
+        """Look at what has replaced a file.
 
         Raises:
-            BadImageError, BadVideoError, BadAudioError: it would not be let in, or holds something else than it did.
-            ServerUnavailableError: it cannot be looked at now.
+            BadImageError, BadVideoError, BadAudioError: it is not what its loader reads, or holds something else.
+            OSError: it is not there.
         """
-        known = [each for each in self._of_jobs.get(job_id, ()) if each.real == real]
-        try:
-            for each in known:
-                if each.mark != mark and self._open(Path(real), os.stat(real), each.file) != each.media:
-                    raise _refuse(each.file, "it was replaced while its job waited, by one of another size or length")
-            if not known:
-                self._hear(real, mark)
-        except OSError:
-            return  # the node says best that it is not there
-
-    def _hear(self, real: str, mark: Mark) -> None:
-        """Nobody knows which loader reads it: only what would end the server counts."""
-        if ("", real, *mark) in self._known:
-            return
-        with open(real, "rb") as handle:
-            kind = sniff_more(handle.read(64))
-            if kind is not None and kind.name != "image":
-                try:
-                    hear_apart(handle, kind, "planes")
-                except BrokenFileError as error:
-                    raise _refuse(Loaded("", "", os.path.basename(real), "media", ""), str(error)) from None
-        self._remember(("", real, *mark), None)
-
-    def _remember(self, key: tuple[Any, ...], media: Media | None) -> None:
-        self._known[key] = media
-        while len(self._known) > self._remembered:
-            self._known.popitem(last=False)
+        if self._open(Path(looked.real), os.stat(looked.real), looked.file) != looked.media:
+            raise refuse(looked.file, "it was replaced while its job waited, by one of another size or length")
 
     def _open(self, path: Path, status: os.stat_result, one: Loaded) -> Media | None:
         if stat.S_ISDIR(status.st_mode):
             return _count_folder(path)
-        mark = (one.holds, one.opens_with, one.savers, os.path.realpath(path), *find_mark(status))
-        if (known := self._known.get(mark)) is not None:
+        mark = find_mark(status)
+        key = (one.holds, one.opens_with, one.savers, os.path.realpath(path), mark)
+        if (known := self._known.get(key)) is not None:
             return known
         media = self._look(path, one)
         if one.opens_with == "opencv":
             try:
                 media = look_with_opencv(path, media)
             except UnfitError as error:
-                raise _refuse(one, str(error)) from None
-        if max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - _FRESH_NS:
-            self._remember(mark, media)
+                raise refuse(one, str(error)) from None
+        if mark.is_settled():
+            self._known[key] = media
+            while len(self._known) > self._remembered:
+                self._known.popitem(last=False)
         return media
 
     def _look(self, path: Path, one: Loaded) -> Media:
@@ -237,7 +197,7 @@ class LoadedFiles:
             if one.holds == "image" and not is_film:
                 return self._look_at_picture(path, one)
             if kind is None:
-                raise _refuse(one, "its format is not known here")
+                raise refuse(one, "its format is not known here")
             try:
                 if one.holds in ("video", "media") and kind.name == "image":
                     media = self._look_at_picture(path, one)  # a GIF is a film to some loaders
@@ -249,12 +209,12 @@ class LoadedFiles:
             except GuardError:
                 raise
             except (UnfitError, BrokenFileError) as error:
-                raise _refuse(one, str(error)) from None
+                raise refuse(one, str(error)) from None
             except UnicodeDecodeError:
                 why = "its titles are no UTF-8, on which this server's loader fails; save it without them"
-                raise _refuse(one, why) from None
+                raise refuse(one, why) from None
             except Exception as error:  # libav raises almost anything on hostile input
-                raise _refuse(one, f"{type(error).__name__}: {error}"[:200]) from None
+                raise refuse(one, f"{type(error).__name__}: {error}"[:200]) from None
 
     def _look_at_picture(self, path: Path, one: Loaded) -> Media:
         data = read(path, self._limits, one.text)
@@ -287,20 +247,16 @@ class LoadedFiles:
         except GuardError:
             raise
         except UnfitError as error:
-            raise _refuse(one, f"{error}{_advise(data)}") from None
+            raise refuse(one, f"{error}{_advise(data)}") from None
         except Exception as error:  # Pillow and libav raise almost anything on hostile input
-            raise _refuse(one, f"{type(error).__name__}: {error}"[:200] + _advise(data)) from None
+            raise refuse(one, f"{type(error).__name__}: {error}"[:200] + _advise(data)) from None
         return Media(width, height, frames if frames > 1 else 0)
 
     def _check_padded(self, width: int, height: int, one: Loaded) -> None:
         """A picture of one line takes as much of a loader that makes both sides a multiple as one of many."""
         pixels = (width + -width % MULTIPLE) * (height + -height % MULTIPLE)
         if pixels > self._limits.max_pixels * _PADDED:
-            raise _refuse(one, f"it has {width} × {height} pixels, of which this server's loader makes {pixels}")
-
-
-def find_mark(status: os.stat_result) -> Mark:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            raise refuse(one, f"it has {width} × {height} pixels, of which this server's loader makes {pixels}")
 
 
 def _advise(data: bytes) -> str:
@@ -353,7 +309,7 @@ def _count_folder(path: Path) -> Media | None:
     return largest
 
 
-def _refuse(one: Loaded, why: str) -> GuardError:
+def refuse(one: Loaded, why: str) -> GuardError:
     called = _CALLED[one.holds]
     return _ERRORS[one.holds](
         f"The file {one.text[:200]} cannot be read as a {called}.", details=why, extra_info={"filename": one.text[:200]}

@@ -78,7 +78,7 @@ class Runs:
         face_classes: Collection[str] = (),
         put_all: PutAll | None = None,
         returns: Returns | None = None,
-        look_again: Callable[[str, str, tuple[int, int, int, int]], None] | None = None,
+        look_again: Callable[[str, str], None] | None = None,
     ) -> None:
         """
         Args:
@@ -86,7 +86,7 @@ class Runs:
             face_classes: node classes whose word counts that a picture shows no face.
             put_all: puts a job's files into the depot, if there is one.
             returns: takes what another server may be able to run.
-            look_again: looks at a file that a job is about to read, see :meth:`.LoadedFiles.look_again`; or None.
+            look_again: looks at a file that a job is about to read, see :meth:`.KeptFiles.look_again`; or None.
         """
         self._settings = settings
         self._store = store
@@ -137,9 +137,9 @@ class Runs:
         """Whether the worker has a job. Any thread."""
         return bool(self._running)
 
-    def reads(self, job_id: str, path: str, mark: tuple[int, int, int, int]) -> None:
+    def reads(self, job_id: str, path: str) -> None:
         if self._look_again is not None:
-            self._look_again(job_id, path, mark)
+            self._look_again(job_id, path)
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         self._watchdog.forget(job_id)

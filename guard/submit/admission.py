@@ -31,6 +31,7 @@ from ..errors import (
     ServerUnavailableError,
 )
 from ..events import webhook_rules
+from ..faces.again import KeptFiles
 from ..faces.gate import FaceGate
 from ..faces.loaded import find_error
 from ..faces.required import FACE_LOADER
@@ -88,6 +89,7 @@ class Admission:
         quotas: Quotas,
         in_use: InUse | None = None,
         fetcher: Fetcher | None = None,
+        kept: KeptFiles | None = None,
     ) -> None:
         self._settings = settings
         self._bounds = settings.policy.bounds()
@@ -107,6 +109,7 @@ class Admission:
         self._uploads = uploads
         self._in_use = in_use or InUse(list)  # without a janitor, nothing is deleted
         self._fetcher = fetcher
+        self._kept = kept
         self._gathering = Gathering(store.let_go)
         self._refusals = Throttle()
 
@@ -188,14 +191,15 @@ class Admission:
                 await work(size, self._check_graph, prompt.graph, client)
             opened = await self._faces.open_loaded(prompt.graph, outputs, client.owner)
             vram = await self._costs.check(prompt.graph, client, opened.media, size)
-            await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check, client.owner)
+            shown = await self._faces.check_prompt(prompt.graph, outputs, prompt.options.face_check, client.owner)
             job = self._make_job(request, prompt, body, locale, webhook, outputs, chosen)
             placement = await self._costs.place(prompt.graph, vram, size)
             if stored or placement.needs:  # to copy it takes long
                 job = replace(job, inputs=stored, placement=placement)
             self._keep_secrets(job, prompt, undo)
-            self._faces.keep(job.job_id, opened.files)
-            undo.callback(self._faces.forget, job.job_id)
+            if self._kept is not None:
+                self._kept.keep(job.job_id, opened.files, shown)
+                undo.callback(self._kept.forget, job.job_id)
             keep = self._host.prepare(job.job_id, rehearsal, len(body))
             takings = [] if request.by_operator else self._limits.list_takings(client, prompt.options.user)
             submitted = await self._commit(job, key, client, takings, keep)

@@ -17,6 +17,7 @@ from typing import Any
 
 import nodes
 
+from ...guard.files.marks import Mark, find_mark
 from ...guard.files.names import split_annotation
 from ...guard.graph import Names
 from . import folders
@@ -29,15 +30,13 @@ KEPT_BYTES = 16 << 20
 #: A prompt that names more files is not kept: each is looked at whenever the prompt may be used.
 MOST_FILES = 16
 
-#: What tells one content of a file from a later one; None where there is no file.
-Mark = tuple[int, int, int, int] | None
 #: Which inputs of a node class name files.
 FindFileInputs = Callable[[str], Mapping[str, Names]]
 
 #: What the handler has made of a prompt: the queue item as bytes, the size of its JSON, when it is due to be forgotten,
 #: its node classes by name, which it shares with others, and its files. Python's garbage collector holds up every
 #: thread while it goes through all objects, and as many of these as jobs may wait: it shall see one object of each.
-Made = tuple[bytes, int, float, Mapping[str, Any], tuple[tuple[str, Mark], ...]]
+Made = tuple[bytes, int, float, Mapping[str, Any], tuple[tuple[str, Mark | None], ...]]
 
 #: So many sets of node classes are shared.
 _SETS = 1000
@@ -124,7 +123,7 @@ class Kept:
         self._sets[names] = classes
         return classes
 
-    def _find_grounds(self, prompt: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[tuple[str, Mark], ...]]:
+    def _find_grounds(self, prompt: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[tuple[str, Mark | None], ...]]:
         """What the handler's answer depends on: node classes, and files as they are now."""
         classes: dict[str, Any] = {}
         paths: set[str] = set()
@@ -166,9 +165,9 @@ def _find_path(value: Any, names: Names) -> str:
     return str(path)
 
 
-def _mark(path: str) -> Mark:
+def _mark(path: str) -> Mark | None:
+    """None where there is no file."""
     try:
-        status = os.stat(path)
+        return find_mark(os.stat(path))
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

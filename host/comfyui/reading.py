@@ -8,21 +8,18 @@ ComfyUI's functions that turn a name into a path are the last place at which to 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...guard.errors import GuardError, PolicyViolationError
 from ...guard.files.content import check_content, check_folder
+from ...guard.files.marks import find_mark
 from ...guard.files.names import is_annotated, mentions_uploads, split_annotation, strip_folder
 from ...guard.job import ROOTS
 from ...guard.owners import FOLDER
 from .folders import find_below, find_root
 from .run import Run
-
-#: A file that was changed so lately may change again without another time of change: disks' clocks tick.
-_FRESH_NS = 2_000_000_000
 
 
 def check_named(run: Run) -> None:
@@ -93,15 +90,14 @@ def _check(run: Run, path: str) -> None:
         check_folder(Path(real), os.path.basename(name))
         return
     try:
-        status = os.stat(real)
+        mark = find_mark(os.stat(real))
     except OSError:
         return  # the node says best that it is not there
-    mark = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     if run.checked.get(real) == mark:
         return
     check_content(Path(real), os.path.basename(name))
-    run.reads(real, mark)
-    if max(mark[2:]) < time.time_ns() - _FRESH_NS:
+    run.reads(real)
+    if mark.is_settled():
         run.checked[real] = mark
 
 

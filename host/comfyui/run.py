@@ -11,6 +11,7 @@ from typing import Any
 
 from ...guard.errors import GuardError
 from ...guard.events.lines import Message
+from ...guard.files.marks import Mark
 from ...guard.graph import is_link
 from ...guard.host import Progress
 from . import report
@@ -19,9 +20,6 @@ from .report import QueueItem
 
 #: A pack's own `send_sync` below ours may block; the store's thread must not wait for that.
 ORDER_WAIT_S = 0.5
-
-#: What tells one content of a file from a later one: its inode, its bytes, and the times of its changes.
-Mark = tuple[int, int, int, int]
 
 #: What says how a job ended.
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
@@ -53,7 +51,7 @@ class Run:
         item: QueueItem,
         folder: str = "",
         hidden: bool = False,
-        reads: Callable[[str, Mark], None] = lambda _path, _mark: None,
+        reads: Callable[[str], None] = lambda _path: None,
     ) -> None:
         self.job_id = job_id
         self.client_id = client_id

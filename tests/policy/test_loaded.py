@@ -39,7 +39,7 @@ class Host(FakeHost):
         return Declared({name: "COMBO"}, outputs, opens_with=OPENERS.get(class_type, ""))
 
     def file_inputs(self, class_type):
-        return {CLASSES[class_type][0]: Names.FILE}
+        return {CLASSES[class_type][0]: Names.FILE} if class_type in CLASSES else {}
 
 
 def jpeg(width=640, height=480, **options):

@@ -9,13 +9,18 @@ from PIL import Image
 from policy.test_loaded import Host, film
 from policy.test_loaded_sounds import caf, silence
 
-from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError, GuardError
-from comfyui_guarded.guard.faces.loaded import LoadedFiles, find_mark
+from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError, GuardError, NoFaceError
+from comfyui_guarded.guard.faces.again import KeptFiles
+from comfyui_guarded.guard.faces.loaded import LoadedFiles
+from comfyui_guarded.guard.faces.machine import FaceMachine
+from comfyui_guarded.guard.faces.required import find_wanted
+
+SKIN, SKY = (200, 60, 10), (10, 60, 200)
 
 
-def png(width, height):
+def png(width, height, colour=SKIN):
     buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 60, 10)).save(buffer, "PNG")
+    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -26,6 +31,15 @@ FILM = {"7": {"class_type": "LoadVideo", "inputs": {"file": "a.bin"}}}
 DEADLY = caf([2, 1])
 
 
+class Checker:
+    """Takes what is red for a face."""
+
+    def check(self, path, _rules, name, _detector):
+        with Image.open(path) as image:
+            if image.getpixel((0, 0)) != SKIN:
+                raise NoFaceError(f"No face found in {name}.")
+
+
 class Job:
     """A job that waits, with a file of its owner's."""
 
@@ -34,10 +48,13 @@ class Job:
         self.path = Path(self.host.folders().input) / "a.bin"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.loaded = LoadedFiles(self.host)
+        machine = FaceMachine(Checker(), self.host.file, lambda: self.path.parent)
+        self.kept = KeptFiles(self.loaded, machine)
 
     def let_in(self, graph, data):
         self.write(data)
-        self.loaded.keep("job", self.loaded.open_all(self.loaded.list_files(graph, None)).files)
+        files = self.loaded.open_all(self.loaded.list_files(graph, None)).files
+        self.kept.keep("job", files, tuple(find_wanted(graph)))
 
     def write(self, data):
         """As an upload does: another file takes the name."""
@@ -46,7 +63,7 @@ class Job:
         os.replace(new, self.path)
 
     def run(self):
-        self.loaded.look_again("job", os.path.realpath(self.path), find_mark(os.stat(self.path)))
+        self.kept.look_again("job", os.path.realpath(self.path))
 
 
 @pytest.fixture
@@ -85,7 +102,7 @@ def test_a_file_that_is_only_touched_or_sent_again_is_read(job):
 def test_of_a_file_that_nobody_knows_what_ends_the_server_is_not_read(job, graph):
     """After a start, and where a node has made the name."""
     job.let_in(graph, silence(1))
-    job.loaded.forget("job")
+    job.kept.forget("job")
     job.run()
     job.write(DEADLY)
     for _ in range(2):
@@ -95,6 +112,47 @@ def test_of_a_file_that_nobody_knows_what_ends_the_server_is_not_read(job, graph
 
 def test_a_file_that_is_gone_is_left_to_the_node(job):
     job.let_in(SOUND, silence(1))
-    mark = find_mark(os.stat(job.path))
     job.path.unlink()
-    job.loaded.look_again("job", os.path.realpath(job.path), (0, *mark[1:]))
+    job.run()
+
+
+PORTRAIT = PICTURE | {"8": {"class_type": "ApplyPulid", "inputs": {"image": ["7", 0]}}}
+
+
+def test_a_photo_that_needs_a_face_is_replaced_by_one_with_a_face_alone(job):
+    job.let_in(PORTRAIT, png(64, 64))
+    job.write(png(64, 64, (200, 60, 10)))
+    job.run()
+    job.write(png(64, 64, SKY))
+    with pytest.raises(NoFaceError) as caught:
+        job.run()
+    assert (caught.value.extra_info["node_id"], caught.value.extra_info["needed_by"]) == ("7", "8")
+
+
+def test_where_nobody_needs_a_face_any_photo_of_that_size_will_do(job):
+    job.let_in(PICTURE, png(64, 64))
+    job.write(png(64, 64, SKY))
+    job.run()
+
+
+def test_of_several_photos_one_must_go_on_to_show_the_face(job):
+    other = job.path.with_name("b.bin")
+    other.write_bytes(png(64, 64))
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.bin"}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "b.bin"}},
+        "3": {"class_type": "ImageStitch", "inputs": {"image1": ["1", 0], "image2": ["2", 0]}},
+        "8": {"class_type": "ApplyPulid", "inputs": {"image": ["3", 0]}},
+    }
+    job.let_in(graph, png(64, 64, SKY))
+    job.write(png(64, 64, (10, 60, 201)))
+    job.run()
+    other.write_bytes(png(64, 64, SKY))
+    with pytest.raises(NoFaceError):
+        job.kept.look_again("job", os.path.realpath(other))
+
+
+def test_what_is_not_opened_at_the_door_is_not_opened_later(job):
+    job.kept = KeptFiles(LoadedFiles(job.host, opens=False))
+    job.write(DEADLY)
+    job.run()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import DiskFullError
 from comfyui_guarded.guard.faces.loaded import Opened
+from comfyui_guarded.guard.faces.required import Wanted
 from comfyui_guarded.guard.files.uploads import Uploads
 from comfyui_guarded.guard.host import (
     Backlog,
@@ -337,17 +338,14 @@ class FakeFaces:
         self.media: dict[str, Media] = {}
         self.asked: list[tuple[Any, Any, Any]] = []
 
-    def keep(self, job_id: str, files: Any) -> None: ...
-
-    def forget(self, job_id: str) -> None: ...
-
     async def open_loaded(self, graph: Any, outputs: Any, owner: str) -> Opened:
         return Opened(self.media, ())
 
-    async def check_prompt(self, graph: Any, outputs: Any, asked: Any, owner: str) -> None:
+    async def check_prompt(self, graph: Any, outputs: Any, asked: Any, owner: str) -> tuple[Wanted, ...]:
         self.asked.append((graph, outputs, asked))
         if self.error is not None:
             raise self.error
+        return ()
 
 
 class Gone(BaseException):
