@@ -40,6 +40,7 @@ from .expected import Expected
 from .findings import Facts, Fault, Finding
 from .judgement import claimed_kind, judge, make_error
 from .opener import hash_file
+from .others import check_other
 
 #: A text that a node reports is kept up to this length.
 TEXT_CHARS = 2**20
@@ -211,20 +212,24 @@ def _check_file(
         if _UNNUMBERED.search(file.filename):
             finding = Finding(Fault.TOO_FEW_FRAMES, "its pictures were written one over the other", 1)
             raise make_error(finding, file.filename, **where)
-        if kind is None:
-            if claimed is not None:
-                raise ResultCorruptError(f"{file.filename} is not what its name says.", extra_info=where)
+        if kind is None and claimed is not None:
+            raise ResultCorruptError(f"{file.filename} is not what its name says.", extra_info=where)
+        try:
+            if kind is None:
+                check_other(BudgetFile(handle, budget), file.filename, status.st_size)
+                facts = None
+            else:
+                facts = inspect(handle, kind, status.st_size, settings, budget)
+        except GuardError as error:
+            error.extra_info.update(where)
+            raise
+        except Exception as error:
+            raise ResultCorruptError(
+                f"{file.filename} does not decode.", details=f"{type(error).__name__}: {error}", extra_info=where
+            ) from None
+        if facts is None:
             artifact = replace(artifact, warnings=("unknown_kind",))
         else:
-            try:
-                facts = inspect(handle, kind, status.st_size, settings, budget)
-            except GuardError as error:
-                error.extra_info.update(where)
-                raise
-            except Exception as error:
-                raise ResultCorruptError(
-                    f"{file.filename} does not decode.", details=f"{type(error).__name__}: {error}", extra_info=where
-                ) from None
             artifact = judge(artifact, facts, asked, settings, alone=alone)
         return replace(artifact, sha256=hash_file(handle, budget))
 

@@ -81,7 +81,9 @@ def check(handle: BudgetFile, kind: Kind, settings: ResultsSettings, budget: Bud
             blank = _find_blank(image, settings)
             shown_s = float(image.info.get("duration") or 0) / 1000 or None
             return Facts(width=width, height=height, shown_s=shown_s, findings=(blank,) if blank else ())
-        return _check_moving(image, handle, frames, settings, budget)
+        # Those who can show the others do not show it.
+        hidden = int(getattr(image, "default_image", False))
+        return _check_moving(image, handle, frames, hidden, settings, budget)
 
 
 def _read(handle: BudgetFile) -> bytes:
@@ -93,15 +95,21 @@ def _read(handle: BudgetFile) -> bytes:
 
 
 def _check_moving(
-    image: Image.Image, handle: BudgetFile, frames: int, settings: ResultsSettings, budget: Budget
+    image: Image.Image, handle: BudgetFile, count: int, hidden: int, settings: ResultsSettings, budget: Budget
 ) -> Facts:
-    """Decode each frame on top of the one before it, so that memory does not grow with their number."""
+    """Decode each frame on top of the one before it, so that memory does not grow with their number.
+
+    Args:
+        count: of all pictures in the file.
+        hidden: how many of them, at its beginning, belong to no frame.
+    """
+    frames = count - hidden
     width, height = image.size
     footage = Footage(settings)
     duration_ms = 0.0
     warnings: tuple[str, ...] = ()
     step = max(1, frames // _SAMPLES)
-    for index in range(frames):
+    for index in range(count):
         if index and budget.spent:
             warnings = ("partly_checked",)
             break
@@ -112,13 +120,23 @@ def _check_moving(
         else:
             load_whole(image, lambda: _read(handle))
         budget.take(width * height)
+        if index < hidden:
+            continue
         shown_ms = float(image.info.get("duration") or 0)
         duration_ms += shown_ms
         # Any frame may be shown for long; its movement alone is a matter of samples.
-        is_sample = index % step == 0 or index == frames - 1
+        is_sample = (index - hidden) % step == 0 or index == count - 1
         thumb = _make_thumbnail(image) if is_sample else None
         footage.see(_find_blank(image, settings), thumb, max(shown_ms, _SHORTEST_MS))
     duration_s = round(duration_ms / 1000, 3) if duration_ms and not warnings else None
+    if frames == 1:
+        return Facts(
+            width=width,
+            height=height,
+            shown_s=duration_s,
+            findings=tuple(footage.findings()),
+            warnings=warnings,
+        )
     return Facts(
         width=width,
         height=height,

@@ -1,9 +1,12 @@
+# Over 400 lines: a line or two for each file, and what writes them.
 """The corpus: files as ComfyUI's nodes write them, good and bad, each with the verdict that it must get."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import json
+import math
 import struct
 import tempfile
 import wave
@@ -314,6 +317,25 @@ def _animations() -> Iterable[Case]:
         "result_corrupt",
     )
 
+    hidden = partial(moving, format="PNG", default_image=True)
+    pan = partial(pictures.pan, pictures.landscape(128))
+    nothing = np.zeros((128, 128, 3), np.float32)
+    yield Case("apng with another picture first", ".png", lambda: hidden([pictures.landscape(128, 2), *pan(8)]))
+    yield Case("apng with black first", ".png", lambda: hidden([nothing, *pan(3)]))
+    shivering = [frame[:128, :128] for frame in _shivering()]
+    yield Case(
+        "apng that moves by its hidden picture alone",
+        ".png",
+        lambda: hidden([pictures.landscape(128, 2), *shivering]),
+        "result_corrupt",
+    )
+    yield Case(
+        "apng that is black behind its hidden picture",
+        ".png",
+        lambda: hidden([*pan(1), *[nothing + index / 255 for index in range(4)]]),
+        "result_blank",
+    )
+
 
 def _blinking() -> Film:
     for index, frame in enumerate(pictures.pan(pictures.landscape(128), 12)):
@@ -495,10 +517,85 @@ def _sounds() -> Iterable[Case]:
     yield Case("text called wav", ".wav", lambda: b"not a sound" * 1000, "result_corrupt")
 
 
+def glb(points: int = 400, data: bytes | None = None, scene: str = "", **said: Any) -> bytes:
+    """A scene as ComfyUI's SaveGLB writes it."""
+    corners = np.random.default_rng(4).random((points, 3), np.float32)
+    data = corners.tobytes() if data is None else data
+    shape: dict[str, Any] = {
+        "asset": {"version": "2.0"},
+        "buffers": [{"byteLength": points * 12}],
+        "bufferViews": [{"buffer": 0, "byteOffset": 0, "byteLength": points * 12}],
+        "accessors": [{"bufferView": 0, "componentType": 5126, "count": points, "type": "VEC3"} | said],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
+    }
+    text = (scene or json.dumps(shape)).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(data), b"BIN\0") + data
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def tensors(shape: tuple[int, ...] = (1, 4, 8, 8), **said: Any) -> bytes:
+    """A latent as ComfyUI's SaveLatent writes it."""
+    size = 4 * int(np.prod(shape))
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, size]} | said
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [size, size]}
+    header = json.dumps({"__metadata__": {"prompt": "{}"}, "latent_tensor": entry, "latent_format_version_0": empty})
+    return struct.pack("<Q", len(header)) + header.encode() + bytes(size)
+
+
+_SVG = (
+    '<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">'
+    '<metadata><![CDATA[{"1": "<&"}]]></metadata><path d=\'M0 0L9 9\'/></svg>'
+)
+#: An entity within entities: four kilobytes that would be gigabytes.
+_GROWING = "".join(f'<!ENTITY e{each} "{f"&e{each - 1};" * 10}">' for each in range(1, 10))
+
+
 def _others() -> Iterable[Case]:
-    yield Case("a 3d model", ".glb", lambda: b"glTF" + bytes(2000), warnings=("unknown_kind",))
-    yield Case("a caption", ".txt", lambda: b"a cat", warnings=("unknown_kind",))
+    odd = ("unknown_kind",)
+    broken = "result_corrupt"
+    yield Case("a 3d model", ".glb", glb, warnings=odd)
+    yield Case("a 3d model with more behind", ".glb", lambda: glb() + b"more", warnings=odd)
+    yield Case("half a 3d model", ".glb", lambda: cut(glb(), 0.5), broken)
+    yield Case("a 3d model without its last byte", ".glb", lambda: glb()[:-1], broken)
+    yield Case("a 3d model with half its data", ".glb", lambda: glb(data=bytes(2400)), broken)
+    yield Case("a 3d model that reads beyond", ".glb", lambda: glb(count=401), broken)
+    yield Case("a 3d model of half a scene", ".glb", lambda: glb(scene='{"asset": {"version": "2'), broken)
+    yield Case("a 3d model of another thing", ".glb", lambda: glb(scene='{"assets": 1}'), broken)
+    yield Case("a 3d model as deep as can be", ".glb", lambda: glb(scene="[" * 100_000), broken)
+    yield Case("a 3d model that is nowhere", ".glb", lambda: glb(data=bytes(4796) + b"\0\0\xc0\x7f"), broken)
+    yield Case("a 3d model of NaN", ".glb", lambda: glb(max=[math.nan] * 3), broken)
+    yield Case("a page called glb", ".glb", lambda: b"<html>busy</html>" * 100, broken)
+    yield Case("a scene", ".gltf", lambda: b'{"asset": {"version": "2.0"}}', warnings=odd)
+    yield Case("half a scene", ".gltf", lambda: b'{"asset": {"version": ', broken)
+
+    yield Case("a drawing", ".svg", _SVG.encode, warnings=odd)
+    yield Case("a drawing in utf-16", ".svg", lambda: _SVG.encode("utf-16"), warnings=odd)
+    yield Case(
+        "a drawing with a prefix", ".svg", lambda: b'<s:svg xmlns:s="http://www.w3.org/2000/svg"/>', warnings=odd
+    )
+    yield Case("a drawing that would grow", ".svg", lambda: _grow().encode(), warnings=odd)
+    yield Case("half a drawing", ".svg", lambda: cut(_SVG.encode(), 0.5), broken)
+    yield Case("a drawing without its end", ".svg", lambda: _SVG[:-6].encode(), broken)
+    yield Case("a drawing with an open text", ".svg", lambda: _SVG.replace("]]>", "").encode(), broken)
+    yield Case("a page called svg", ".svg", lambda: b"<html>busy</html>", broken)
+    yield Case("noise called svg", ".svg", lambda: bytes(range(256)) * 9, broken)
+
+    yield Case("a latent", ".latent", tensors, warnings=odd)
+    yield Case("weights", ".safetensors", tensors, warnings=odd)
+    yield Case("half a latent", ".latent", lambda: cut(tensors(), 0.5), broken)
+    yield Case("a latent without its last byte", ".latent", lambda: tensors()[:-1], broken)
+    yield Case("a latent with more behind", ".latent", lambda: tensors() + b"x", broken)
+    yield Case("a latent with half a header", ".latent", lambda: tensors()[:60], broken)
+    yield Case("a latent that is larger than it is", ".latent", lambda: tensors(dtype="F64"), broken)
+    yield Case("a page called latent", ".latent", lambda: b"<html>busy</html>" * 9, broken)
+
+    yield Case("a caption", ".txt", lambda: b"a cat", warnings=odd)
     yield Case("an empty caption", ".txt", lambda: b"", "result_too_small")
+
+
+def _grow() -> str:
+    return f'<!DOCTYPE svg [<!ENTITY e0 "ha">{_GROWING}]><svg><text>&e9;</text></svg>'
 
 
 CASES: list[Case] = [*_stills(), *_animations(), *_films(), *_sounds(), *_others()]
