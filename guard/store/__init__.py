@@ -13,8 +13,8 @@ what both engines understand; PostgreSQL's is `postgres`, with its `postgres_eng
 `postgres_reader`, `postgres_answers`), `postgres_connection`, `postgres_schema`, `postgres_address`, `postgres_upkeep`,
 `postgres_probe`, for commands `postgres_once`, and what only a fleet has: `key_rows`, `sign_ins` and `buckets`, which
 load only where they are asked for, since psycopg is optional. Of a
-fleet's boxes `members` says which there are, `placing` which of them takes which job, and by `claiming` and `starting`
-the engine itself writes that one does.
+fleet's boxes `members` says which there are, `placing` which of them takes which job, and by `claiming`, `starting` and
+`submitting` one statement writes that one does, or has let a job in.
 """
 
 from .alarms import Alarm, NewAlarm

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..job import Job, JobState, Kind
+from ..quotas import Taking
 from ..weight import VramBody
 
 #: What ComfyUI's queue shows of a job besides its id and its prompt: number, time of the submit, client id, outputs to
@@ -60,6 +61,18 @@ class Submitted:
     waiting: Waiting | None
     replayed: bool = False
     vram: VramBody | None = None
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many jobs may wait, of all, of a submit's owner and of its user, and how many bytes the bodies of its owner's
+    open jobs may have; None is no limit. `takings`: what it takes of limits that boxes share."""
+
+    max_queued: int
+    max_queued_of_owner: int | None
+    max_queued_of_user: int | None
+    max_bytes_of_owner: int | None
+    takings: Sequence[Taking]
 
 
 @dataclass(frozen=True)

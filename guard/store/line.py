@@ -188,17 +188,24 @@ class Line:
         self._find_turn(owner).under_way += change
 
     def add_queued(self, db: Database, job: Job, change: int) -> None:
-        """Count the job as waiting (+1), or as waiting no more (-1).
+        """Count the job as waiting (+1), or as waiting no more (-1)."""
+        turn = self._find_turn(job.owner)
+        if turn.queued == 0:
+            self.set_served(db, job.owner, self.find_served(job.owner))
+        self._count_queued(job, change)
+
+    def find_served(self, owner: str) -> int:
+        """When the owner counts as served last once another job of it waits.
 
         An owner whose line was empty takes turns from now on: rounds in which it wanted nothing count as served. Where
         nobody waits but who had the last turn, it goes before that.
         """
-        turn = self._find_turn(job.owner)
-        if turn.queued == 0:
-            first = min((other.served for other in self.turns.values() if other.queued), default=0)
-            latest = max(other.served for other in self.turns.values())
-            self.set_served(db, job.owner, max(turn.served, first - (first == latest > 0)))
-        self._count_queued(job, change)
+        turn = self.turns.get(owner, _NONE)
+        if turn.queued:
+            return turn.served
+        first = min((other.served for other in self.turns.values() if other.queued), default=0)
+        latest = max((other.served for other in self.turns.values()), default=0)
+        return max(turn.served, first - (first == latest > 0))
 
     def _count_queued(self, job: Job, change: int) -> None:
         kind = job.kind

@@ -9,16 +9,18 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
+import psycopg
+
 from ..clock import Clock
 from ..errors import GuardError
-from ..job import Job, JobState
+from ..job import Job, JobState, NewJob
 from ..quotas import Taking
-from . import buckets, claiming, depot_files, forks, key_rows, members, sign_ins, starting
+from . import buckets, claiming, depot_files, forks, key_rows, members, sign_ins, starting, submitting
 from .buckets import At, Levels
 from .claiming import Signature
 from .database import Database
 from .database import Rows as Answer
-from .facts import Claimed, Recovery
+from .facts import Bounds, Claimed, IdempotencyKey, Recovery, Submitted
 from .key_rows import Edit, Rows
 from .members import Beat, Box, Member
 from .outbox import Delivery, Due
@@ -29,9 +31,13 @@ from .postgres_shared import SharedDatabase
 from .postgres_shared_engine import AtOnce, SharedEngine
 from .postgres_upkeep import PostgresUpkeep
 from .puts import PutDelivery
+from .rows import find_job
 from .shared import SharedTransitions
 from .slices import Limits
+from .submitting import Planned
 from .table_store import TableStore
+from .threads import Operation
+from .upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -150,6 +156,9 @@ class FleetStore(TableStore):
     def forget_full_buckets(self) -> Future[None]:
         return self._engine.write(buckets.forget_full, urgent=False)
 
+    def _make_submit(self, new: NewJob, key: IdempotencyKey | None, bounds: Bounds) -> Operation[Submitted]:
+        return _Submit(self._transitions, self._upkeep, self._held, new, key, bounds)
+
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(_Claim(self._transitions, holder, max_jobs), ask=self._foresee_next(with_body=True))
 
@@ -263,7 +272,7 @@ class _Claim(AtOnce):
     def ask(self, db: Database, signature: Signature) -> Answer:
         return self._transitions.ask_to_claim(db, self._token, signature)
 
-    def take(self, told: Answer) -> tuple[bool, Claimed | None]:
+    def take(self, _db: Database, told: Answer) -> tuple[bool, Claimed | None]:
         waits, taken = claiming.read(told)
         if taken is None:
             return not waits, None
@@ -292,12 +301,61 @@ class _Start(AtOnce):
     def ask(self, db: Database, signature: Signature) -> Answer:
         return self._transitions.ask_to_start(db, self._job_id, signature)
 
-    def take(self, told: Answer) -> tuple[bool, Job | None]:
+    def take(self, _db: Database, told: Answer) -> tuple[bool, Job | None]:
         started = starting.read(told)
         return (False, None) if started is None else (True, self._transitions.take_started(started))
 
     def find(self, db: Database) -> Job | None:
         return starting.find(db, self._job_id, self._transitions.tokens.get(self._job_id, ""))
+
+
+class _Submit(AtOnce):
+    """A submit, which one statement makes where nobody else has written meanwhile: see :mod:`.submitting`."""
+
+    needs_turn = False
+
+    def __init__(
+        self,
+        transitions: SharedTransitions,
+        upkeep: Upkeep,
+        held: SharedDatabase,
+        new: NewJob,
+        key: IdempotencyKey | None,
+        bounds: Bounds,
+    ) -> None:
+        self._transitions, self._upkeep, self._held = transitions, upkeep, held
+        self._new, self._key, self._bounds = new, key, bounds
+        self._planned: Planned | None = None
+
+    def __call__(self, db: Database) -> Submitted:
+        return self._transitions.submit(db, self._new, self._key, self._bounds)
+
+    def is_plain(self) -> bool:
+        if not submitting.is_plain(self._new, self._bounds) or not self._upkeep.has_room(len(self._new.body)):
+            return False
+        with contextlib.suppress(GuardError):  # told in the other way, by what is true then
+            self._planned = self._transitions.plan_submit(self._new, self._key, self._bounds)
+        return self._planned is not None
+
+    def ask(self, db: Database, signature: Signature) -> Answer:
+        assert self._planned is not None
+        return submitting.ask(db, self._planned, self._held.last_known, signature)
+
+    def take(self, db: Database, told: Answer) -> tuple[bool, Submitted | None]:
+        round_ = submitting.read(told)
+        if round_ is None:
+            return False, None
+        assert self._planned is not None
+        self._upkeep.count(len(self._new.body))
+        job = self._transitions.take_submitted(self._planned, round_)
+        try:
+            return True, self._transitions.locate(db, job, self._planned.order)
+        except psycopg.Error:  # it is in the queue all the same
+            return True, Submitted(job, None)
+
+    def find(self, db: Database) -> Submitted | None:
+        job = find_job(db, self._new.job_id)
+        return None if job is None else self._transitions.locate(db, job)
 
 
 def _find_nothing() -> Future[Due[Any]]:

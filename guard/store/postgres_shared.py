@@ -58,6 +58,11 @@ class SharedDatabase(HeldDatabase):
         """What had been written when that was asked is known."""
         self._followed = self._seen
 
+    @property
+    def last_known(self) -> str:
+        """The last commit of any box of which all is known here."""
+        return self._followed
+
     def make_signature(self) -> Signature:
         """Of the next commit, whose statement signs it by itself."""
         self.commits += 1

@@ -30,9 +30,12 @@ class AtOnce(ABC):
     Attributes:
         goes_first: it may go before what shares its commit, which then shares the next one. Without that, it is done
             in this way only where nothing shares its commit.
+        needs_turn: it waits for its turn, and is done whatever others have written until then. Without that, it is
+            tried where nobody has written of late, and does nothing if somebody has.
     """
 
     goes_first = False
+    needs_turn = True
 
     @abstractmethod
     def __call__(self, db: Database) -> object:
@@ -44,10 +47,10 @@ class AtOnce(ABC):
 
     @abstractmethod
     def ask(self, db: Database, signature: Signature) -> Rows:
-        """Ask for it, in a transaction that has its turn, and let what it does sign the commit."""
+        """Ask for it, and let what it does sign the commit."""
 
     @abstractmethod
-    def take(self, told: Rows) -> tuple[bool, object]:
+    def take(self, db: Database, told: Rows) -> tuple[bool, object]:
         """Whether that is all there is to do, and the result; None: it has written nothing."""
 
     @abstractmethod
@@ -139,38 +142,50 @@ class SharedEngine(PostgresEngine):
         does = task.operation
         assert isinstance(does, AtOnce)
         is_early = time.monotonic() < self._at_once_s.get(type(does), -math.inf)
+        is_early = is_early or (self._expects_news and not does.needs_turn)
         if self.trouble is not None or not self._is_loaded or is_early or not does.is_plain():
             return False
         db, began_s = self._connection, time.monotonic()
         try:
-            db.begin()
-            turn, asked = self._held.ask_for_turn(db), self._ask(db)
-            told = does.ask(db, self._held.make_signature())
-            db.commit()
+            turn, told = self._ask_at_once(db, does)
         except psycopg.Error as error:
             return self._note_error(error, task, does)
         try:
-            is_done, result = self._read_answer(db, turn, asked, told, does)
+            is_done, result = self._read_answer(db, turn, told, does)
         except BaseException as error:
             self._fail([task], [], error)  # what it has done is read again
             return True
         if is_done:
             self._note_duration(began_s)
             self._announce([(task.future, result)], [])
+        elif turn is None:
+            self._expects_news = True
         else:
             self._at_once_s[type(does)] = time.monotonic() + PAUSE_S
         return is_done
 
+    def _ask_at_once(self, db: PostgresConnection, does: AtOnce) -> tuple[tuple[Rows, Asked] | None, Rows]:
+        """Ask for that, commit, and wait for both."""
+        if not does.needs_turn:
+            return None, does.ask(db, self._held.make_signature())  # one statement is a transaction
+        db.begin()
+        turn = self._held.ask_for_turn(db), self._ask(db)
+        told = does.ask(db, self._held.make_signature())
+        db.commit()
+        return turn, told
+
     def _read_answer(
-        self, db: PostgresConnection, turn: Rows, asked: Asked, told: Rows, does: AtOnce
+        self, db: PostgresConnection, turn: tuple[Rows, Asked] | None, told: Rows, does: AtOnce
     ) -> tuple[bool, object]:
         """Take in what others have done, and then what this has; whether it has done anything, and what."""
-        self._expects_news = self._held.has_news(turn)
-        if self._expects_news:
-            if self._follow(asked):
-                self._catch_up(db)
-            self._held.note_followed()
-        is_done, result = does.take(told)
+        if turn is not None:
+            who, asked = turn
+            self._expects_news = self._held.has_news(who)
+            if self._expects_news:
+                if self._follow(asked):
+                    self._catch_up(db)
+                self._held.note_followed()
+        is_done, result = does.take(db, told)
         if result is not None:
             self._held.note_commit()
         return is_done, result

@@ -141,7 +141,10 @@ class Statements:
                     failed = failed or result
                 if not isinstance(each, Answer):
                     self._names.pop(each, None)  # it is not prepared
+        # The transaction of statements outside of any other ends with them, and may fail then.
         while (result := self._read()) is None or result.status != pq.ExecStatus.PIPELINE_SYNC:
+            if result is not None and result.status in _FAILED:
+                failed = failed or result
             if connection.status != pq.ConnStatus.OK:
                 break
         if failed is not None:

@@ -154,43 +154,54 @@ def insert_job(db: Database, new: NewJob, job: Job, order: float) -> bool:
     return True
 
 
-def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
-    db.execute(
-        "INSERT INTO jobs (number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, "
-        "client_id, shape, template, parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, "
-        "user_id, round, idempotency_key, converted, body_bytes, retry_of, results, puts, needs, models, min_vram_mb) "
-        "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            job.number,
-            new.job_id,
-            new.owner,
-            new.priority,
-            order,
-            new.created_at_ms,
-            new.timeout_s,
-            new.locale,
-            new.client_id,
-            new.shape,
-            new.template,
-            json.dumps(new.parameters),
-            json.dumps(new.outputs_to_execute),
-            json.dumps(new.metadata),
-            int(new.has_secrets),
-            job.event_id,
-            json.dumps(vars(new.webhook)) if new.webhook else None,
-            job.user,
-            job.round,
-            job.idempotency_key,
-            int(new.converted),
-            job.body_bytes,
-            new.retry_of,
-            json.dumps(vars(job.results)) if job.results != AS_IT_COMES else None,
-            dump_puts(job),
-            new.placement.needs,
-            json.dumps(new.placement.models) if new.placement.models else None,
-            new.placement.min_vram_mb,
-        ),
+#: What a new job's row has, in the order of `dump_new`.
+NEW_COLUMNS = (
+    "number, job_id, owner, state, priority, place, created_at_ms, timeout_s, locale, client_id, shape, template, "
+    "parameters, outputs_to_execute, metadata, has_secrets, event_id, webhook, user_id, round, idempotency_key, "
+    "converted, body_bytes, retry_of, results, puts, needs, models, min_vram_mb"
+)
+
+
+def dump_new(new: NewJob, job: Job, order: float) -> tuple[Any, ...]:
+    """The values of a new job's row."""
+    return (
+        job.number,
+        new.job_id,
+        new.owner,
+        job.state.value,
+        new.priority,
+        order,
+        new.created_at_ms,
+        new.timeout_s,
+        new.locale,
+        new.client_id,
+        new.shape,
+        new.template,
+        json.dumps(new.parameters),
+        json.dumps(new.outputs_to_execute),
+        json.dumps(new.metadata),
+        int(new.has_secrets),
+        job.event_id,
+        json.dumps(vars(new.webhook)) if new.webhook else None,
+        job.user,
+        job.round,
+        job.idempotency_key,
+        int(new.converted),
+        job.body_bytes,
+        new.retry_of,
+        json.dumps(vars(job.results)) if job.results != AS_IT_COMES else None,
+        dump_puts(job),
+        new.placement.needs,
+        json.dumps(new.placement.models) if new.placement.models else None,
+        new.placement.min_vram_mb,
     )
+
+
+_INSERT = f"INSERT INTO jobs ({NEW_COLUMNS}) VALUES ({', '.join('?' * len(NEW_COLUMNS.split(', ')))})"
+
+
+def _insert_job(db: Database, new: NewJob, job: Job, order: float) -> None:
+    db.execute(_INSERT, dump_new(new, job, order))
     db.execute("INSERT INTO bodies VALUES (?, ?)", (job.number, new.body))
     if new.workflow_id is not None:
         db.execute("INSERT INTO workflows VALUES (?, ?, ?)", (job.number, new.job_id, new.workflow_id))

@@ -20,13 +20,14 @@ from . import arrivals, buckets, claiming, members, placing, starting
 from .arrivals import Asked
 from .claiming import Signature, Taken
 from .database import Database, Foreseeing, Rows, snapshot
-from .facts import Arrival, Claimed, IdempotencyKey, Recovery
+from .facts import Arrival, Bounds, Claimed, IdempotencyKey, Recovery, Submitted
 from .line import Line
 from .members import Member
 from .placing import Choice, Refused
 from .recent import Recent
 from .rows import COLUMNS, FIND_JOB, find_job, read_job, update_job
-from .transitions import Transitions
+from .submitting import Planned
+from .transitions import Transitions, find_place
 
 #: What is foreseen of the queue's order.
 _OF_QUEUE = placing.FIRST, placing.HEAD, placing.BODY_OF_HEAD
@@ -155,16 +156,9 @@ class SharedTransitions(Transitions):
 
     # What will be asked is asked as the transaction begins: see `PostgresConnection.foresee`. ---------------------
 
-    def foresee_submit(
-        self,
-        db: Foreseeing,
-        new: NewJob,
-        key: IdempotencyKey | None,
-        max_queued_of_user: int | None,
-        takings: Sequence[Taking] = (),
-    ) -> None:
-        super().foresee_submit(db, new, key, max_queued_of_user, takings)
-        buckets.foresee(db, takings)
+    def foresee_submit(self, db: Foreseeing, new: NewJob, key: IdempotencyKey | None, bounds: Bounds) -> None:
+        super().foresee_submit(db, new, key, bounds)
+        buckets.foresee(db, bounds.takings)
 
     def foresee_next(self, db: Foreseeing, *, with_body: bool) -> None:
         # As far as is known: what others have done, and this transaction does before, may make it another's turn.
@@ -248,6 +242,31 @@ class SharedTransitions(Transitions):
         self.line.follow(Arrival(job, JobState.DISPATCHED, 0.0))
         self._note(job)
         return job
+
+    # A submit that the engine writes if nobody else has written meanwhile: see :mod:`.submitting`. -----------------
+
+    def plan_submit(self, new: NewJob, key: IdempotencyKey | None, bounds: Bounds) -> Planned:
+        """Decide it by what this box knows. Raises what `submit` does, for which others may have made room since."""
+        self._check(new, bounds)
+        turn = self.line.turns.get(new.owner)
+        round_ = turn.last_rounds.get(new.priority, 0) if turn is not None else 0
+        job = self._make_job(new, key, round_)
+        served = self.line.find_served(new.owner)
+        is_new = served != (turn.served if turn is not None else 0)
+        return Planned(new, key, job, find_place(new, job.number), served if is_new else None)
+
+    def take_submitted(self, planned: Planned, round_: int) -> Job:
+        """Know of a job that the engine has let in."""
+        job = planned.job.evolve(round=round_)
+        self.line.follow(Arrival(job, None, planned.order))
+        if planned.served is not None:
+            self.line.take_turns({job.owner: planned.served}, ())
+        self._note(job)
+        return job
+
+    def locate(self, db: Database, job: Job, place: float | None = None) -> Submitted:
+        """A job that was let in, and where it stands."""
+        return Submitted(job, self.line.locate(db, job, by_submit=True, place=place))
 
     # What is otherwise for a box among others. ---------------------------------------------------------------
 

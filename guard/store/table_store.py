@@ -19,6 +19,7 @@ from .alarms import Alarm, NewAlarm
 from .database import Database, keep_last_numbers
 from .depot_store import DepotTables
 from .facts import (
+    Bounds,
     Changes,
     Claimed,
     Counts,
@@ -44,7 +45,7 @@ from .puts import PutDelivery
 from .rows import find_job, find_retry, match_owner
 from .spending import Spending
 from .store_engine import StoreEngine
-from .threads import Ask
+from .threads import Ask, Operation
 from .transitions import Transitions
 from .upkeep import Upkeep
 
@@ -222,14 +223,16 @@ class TableStore(DepotTables, Store):
         takings: Sequence[Taking] = (),
         held: bool = False,
     ) -> Future[Submitted]:
-        limits = max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner, takings
-        asked = new, key, max_queued_of_user, takings
+        bounds = Bounds(max_queued, max_queued_of_owner, max_queued_of_user, max_bytes_of_owner, takings)
         return self._engine.write(
-            lambda db: self._transitions.submit(db, new, key, *limits),
+            self._make_submit(new, key, bounds),
             durable=True,
             held=held,
-            ask=lambda db: self._transitions.foresee_submit(db, *asked),
+            ask=lambda db: self._transitions.foresee_submit(db, new, key, bounds),
         )
+
+    def _make_submit(self, new: NewJob, key: IdempotencyKey | None, bounds: Bounds) -> Operation[Submitted]:
+        return lambda db: self._transitions.submit(db, new, key, bounds)
 
     def let_go(self) -> None:
         self._engine.let_go()

@@ -15,7 +15,7 @@ from ..outgoing import Put
 from ..quotas import Taking, check_open_bytes
 from . import depot_files, outbox, puts, result_files, spending, times
 from .database import Database, Foreseeing
-from .facts import Claimed, IdempotencyKey, Recovery, Settled, Submitted
+from .facts import Bounds, Claimed, IdempotencyKey, Recovery, Settled, Submitted
 from .line import LAST_ROUND, QUEUED_OF_USER, Line, is_under_way
 from .outbox import DeliveryState
 from .puts import PutDelivery
@@ -99,34 +99,18 @@ class Transitions:
                 requeued += 1
         return Recovery(requeued, tuple(settled))
 
-    def submit(
-        self,
-        db: Database,
-        new: NewJob,
-        key: IdempotencyKey | None,
-        max_queued: int,
-        max_queued_of_owner: int | None,
-        max_queued_of_user: int | None,
-        max_bytes_of_owner: int | None,
-        takings: Sequence[Taking] = (),
-    ) -> Submitted:
+    def submit(self, db: Database, new: NewJob, key: IdempotencyKey | None, bounds: Bounds) -> Submitted:
         if key is not None and (earlier := replay(db, self.line, new.owner, key, by_submit=True)):
             return earlier
         if new.retry_of is not None and (job := find_retry(db, new.retry_of)) is not None:
             return Submitted(job, None, replayed=True)
-        if (queued := self.line.queued) >= max_queued:
-            raise QueueFullError.with_waiting(queued, max_queued)
-        own = self.line.count_queued(new.owner)
-        if max_queued_of_owner is not None and own >= max_queued_of_owner:
-            raise QueueFullError.with_waiting(own, max_queued_of_owner, of="client")
-        if new.user and max_queued_of_user is not None:
-            of_user = self.line.count_queued_of_user(db, new.owner, new.user, max_queued_of_user)
-            if of_user >= max_queued_of_user:
-                raise QueueFullError.with_waiting(of_user, max_queued_of_user, of="user")
-        if max_bytes_of_owner is not None:
-            check_open_bytes(self.line.count_open_bytes(new.owner), len(new.body), max_bytes_of_owner)
+        self._check(new, bounds)
+        if new.user and (of_user := bounds.max_queued_of_user) is not None:
+            queued = self.line.count_queued_of_user(db, new.owner, new.user, of_user)
+            if queued >= of_user:
+                raise QueueFullError.with_waiting(queued, of_user, of="user")
         self._take_room(new.owner, len(new.body))
-        self._take(db, takings)
+        self._take(db, bounds.takings)
         job = self._insert(db, new, key)
         if key is not None:
             db.execute(
@@ -135,16 +119,19 @@ class Transitions:
                 "created_at_ms = excluded.created_at_ms",
                 (new.owner, key.key, key.body_digest, new.job_id, new.created_at_ms),
             )
-        return Submitted(job, self.line.locate(db, job, by_submit=True, place=_find_place(new, job.number)))
+        return Submitted(job, self.line.locate(db, job, by_submit=True, place=find_place(new, job.number)))
 
-    def foresee_submit(
-        self,
-        db: Foreseeing,
-        new: NewJob,
-        key: IdempotencyKey | None,
-        max_queued_of_user: int | None,
-        takings: Sequence[Taking] = (),
-    ) -> None:
+    def _check(self, new: NewJob, bounds: Bounds) -> None:
+        """Raises QueueFullError or QuotaExceededError where one more job may not wait."""
+        if (queued := self.line.queued) >= bounds.max_queued:
+            raise QueueFullError.with_waiting(queued, bounds.max_queued)
+        own, of_owner = self.line.count_queued(new.owner), bounds.max_queued_of_owner
+        if of_owner is not None and own >= of_owner:
+            raise QueueFullError.with_waiting(own, of_owner, of="client")
+        if bounds.max_bytes_of_owner is not None:
+            check_open_bytes(self.line.count_open_bytes(new.owner), len(new.body), bounds.max_bytes_of_owner)
+
+    def foresee_submit(self, db: Foreseeing, new: NewJob, key: IdempotencyKey | None, bounds: Bounds) -> None:
         """Ask for what :meth:`submit` will read, before others of the same commit: then nobody waits for it alone."""
         db.foresee(IS_THERE, (new.job_id,))
         if key is not None:
@@ -153,8 +140,8 @@ class Transitions:
             db.foresee(FIND_RETRY, (new.retry_of,))
         if new.user and not new.front:
             db.foresee(LAST_ROUND, (new.owner, new.user, new.priority))
-        if new.user and max_queued_of_user is not None:
-            db.foresee(QUEUED_OF_USER, (new.owner, new.user, new.user, max_queued_of_user))
+        if new.user and bounds.max_queued_of_user is not None:
+            db.foresee(QUEUED_OF_USER, (new.owner, new.user, new.user, bounds.max_queued_of_user))
 
     def foresee_next(self, db: Foreseeing, *, with_body: bool) -> None:
         """The same for :meth:`claim`, and without the body for :meth:`begin`."""
@@ -268,12 +255,11 @@ class Transitions:
         db.execute("DELETE FROM leases WHERE job_id = ?", (job_id,))
         self.line.leases.discard(job_id)
 
-    def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:
-        number = self.line.number + 1
-        order = _find_place(new, number)
-        job = Job(
+    def _make_job(self, new: NewJob, key: IdempotencyKey | None, round_: int) -> Job:
+        """The next job, as it is when it has come in."""
+        return Job(
             job_id=new.job_id,
-            number=number,
+            number=self.line.number + 1,
             owner=new.owner,
             state=JobState.QUEUED,
             priority=new.priority,
@@ -294,19 +280,23 @@ class Transitions:
             event_id=self.line.event_id + 1,
             webhook=new.webhook,
             user=new.user,
-            round=self.line.find_round(db, new),
+            round=round_,
             idempotency_key=key.key if key is not None else None,
             body_bytes=len(new.body),
             retry_of=new.retry_of,
             results=new.results,
             puts=tuple(Put(put.artifact) for put in new.puts),
         )
+
+    def _insert(self, db: Database, new: NewJob, key: IdempotencyKey | None) -> Job:
+        job = self._make_job(new, key, self.line.find_round(db, new))
+        order = find_place(new, job.number)
         if not insert_job(db, new, job, order):
             there = find_job(db, new.job_id)
             facts = {"job_id": new.job_id} if there is not None and there.owner == new.owner else {}
             raise ConflictError(f"There is a job {new.job_id} already.", extra_info=facts)
         self._record_change(db, new.job_id, new.created_at_ms, JobState.QUEUED)
-        self.line.number = number
+        self.line.number = job.number
         self.line.add_queued(db, job, +1)
         self.line.turns[job.owner].note_place(job.priority, job.round, order)
         self.line.add_open_bytes(job.owner, job.body_bytes)
@@ -389,6 +379,6 @@ class Transitions:
         return self.line.event_id
 
 
-def _find_place(new: NewJob, number: int) -> float:
+def find_place(new: NewJob, number: int) -> float:
     """The place of a new job of that number among those of its priority and round."""
     return new.order if new.order is not None else float(-number if new.front else number)

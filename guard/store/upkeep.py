@@ -125,8 +125,16 @@ class Upkeep:
             raise refusal
         if self._is_beyond(needed):
             self._forgetter.check(owner)
-        self._added += needed
-        self._untidy_bytes += needed
+        self.count(body_bytes)
+
+    def has_room(self, body_bytes: int) -> bool:
+        """Whether there is room for a body, whoever writes it: `take` would not refuse it."""
+        return not self._is_beyond(body_bytes + ROW_BYTES)
+
+    def count(self, body_bytes: int) -> None:
+        """Count a body that was written."""
+        self._added += body_bytes + ROW_BYTES
+        self._untidy_bytes += body_bytes + ROW_BYTES
 
     def _is_beyond(self, needed: int) -> bool:
         """Whether so many bytes more are more than there should be, at which shares of owners count."""

@@ -32,11 +32,22 @@ class Explaining:
         return self._statements.send(query, values)
 
     def _explain(self, query, params):
-        # What it changes is taken back; where nothing is begun there is nothing that changes.
-        undone = _CHANGES.search(query)
+        """What it changes is taken back."""
+        if not _CHANGES.search(query):
+            self._ask(query, params)
+        elif self._statements.is_begun:
+            self._statements.send("SAVEPOINT explained")
+            self._ask(query, params)
+            self._statements.send("ROLLBACK TO SAVEPOINT explained")
+        else:
+            self._statements.begin()
+            self._statements.send("BEGIN")
+            self._ask(query, params)
+            self._statements.send("ROLLBACK")
+            self._statements.end()
+
+    def _ask(self, query, params):
         send = self._statements.send
-        if undone:
-            send("SAVEPOINT explained")
         explain = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON, TIMING OFF)"
         if self._is_generic:
             types = ", ".join(_TYPES.get(type(value), "unknown") for value in params)
@@ -48,8 +59,6 @@ class Explaining:
         else:
             plan = send(f"{explain} {query}", params)
         self._plans.append((query, plan))
-        if undone:
-            send("ROLLBACK TO SAVEPOINT explained")
 
     def take(self):
         """What was counted since the last time, the statement that took most of it, and its plan."""

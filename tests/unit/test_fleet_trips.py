@@ -1,5 +1,5 @@
 """How often a box waits for its database: each commit takes two questions, however many operations share it, and one
-where that is a claim alone, or the start of a run."""
+where that is a claim alone, a plain submit, or the start of a run."""
 
 import contextlib
 import time
@@ -124,6 +124,15 @@ def test_a_job_takes_two_questions_for_each_of_its_commits(box):
     assert (trips, validating.state, settled.won) == (2, JobState.VALIDATING, True)
     count(box, lambda: box.spend(settled.job, Spent(9, 1, 0, ())))  # the first of a day
     assert count(box, lambda: box.spend(settled.job, Spent(9, 1, 0, ())))[0] <= 2
+
+
+@pytest.mark.parametrize("key", [None, IdempotencyKey("k", "digest", 0)], ids=["no key", "a key"])
+def test_a_submit_without_rates_takes_one_question(box, key):
+    """Nobody else has written since the last commit."""
+    trips, [first] = count(box, lambda: box.submit(new_job(owner="bot", user="ann"), 99, key, max_queued_of_owner=99))
+    again, [second] = count(box, lambda: box.submit(new_job(owner="bot", workflow_id="w"), 99))
+    assert (trips, again) == (1, 1)
+    assert [submitted.job.number for submitted in (first, second)] == [1, 2]
 
 
 def test_the_next_job_takes_two_questions_with_the_slot_that_is_freed_for_it(box):

@@ -439,7 +439,9 @@ def test_an_engine_that_is_killed_and_comes_back_has_every_acknowledged_job_and_
 class Proxy:
     """Stands between the store and the engine. Once `cut` is set, it ends the connection at a commit, after `passes`:
     before the engine has it, or after that, before the answer. So it does at `more` of
-    the next ones that are signed."""
+    the next ones that are signed. `word`: what tells a commit."""
+
+    word = b"COMMIT"
 
     def __init__(self, port):
         self._port = port
@@ -465,7 +467,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 state["signs"] |= b"UPDATE epoch" in data
-                is_commit = is_asking and self.cut and state["signs"] and b"COMMIT" in data
+                is_commit = is_asking and self.cut and state["signs"] and self.word in data
                 if is_commit and self.passes:
                     self.passes -= 1
                 elif is_commit:

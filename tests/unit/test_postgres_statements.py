@@ -120,3 +120,10 @@ def test_a_connection_that_ends_is_lost(db, waits):
         with pytest.raises(psycopg.OperationalError):
             db.execute("SELECT 1").fetchone()
     assert db.is_lost
+
+
+def test_what_fails_at_the_end_of_one_statements_transaction_is_raised(db):
+    db.execute("ALTER TABLE kept ADD UNIQUE (body) DEFERRABLE INITIALLY DEFERRED")
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        db.execute("INSERT INTO kept SELECT generate_series(1, 2), ''")
+    assert list_kept(db) == []
