@@ -41,6 +41,8 @@ SIGNED_S = 60
 _REMEMBERED = 4096
 #: A file whose bytes are not those that its name says is read so often.
 READS = 2
+#: What an S3 says of a file where there is no bucket either.
+_NO_BUCKET = "NoSuchBucket"
 
 
 class Depot:
@@ -122,10 +124,10 @@ class Depot:
             early_s, late_s = found.modified_s - ended_s, found.modified_s + 1 - began_s
             self.skew_s = 0.0 if early_s <= 0 <= late_s else min(early_s, late_s, key=abs)
 
-    def stat(self, key: str) -> Stored | None:
-        """Raises ServerUnavailableError."""
+    def stat(self, key: str, *, is_sure: bool = True) -> Stored | None:
+        """Raises ServerUnavailableError. `is_sure` False: whoever asks puts it in where it is not there."""
         with self._asking("stat"):
-            return self._stat(key)
+            return self._stat(key, is_sure=is_sure)
 
     def put(self, key: str, handle: IO[bytes]) -> None:
         """Put the file in; nobody ever sees a part of it, or other bytes than its name says. One that is there is new
@@ -301,14 +303,24 @@ class Depot:
             self.trouble = self.failing = None
             self.returned()
 
-    def _stat(self, key: str) -> Stored | None:
+    def _stat(self, key: str, *, is_sure: bool = True) -> Stored | None:
         store = self._store
         try:
             return describe(self._obstore.head(store, key))
         except FileNotFoundError:
             if self.address.folder is not None:
                 folders.check_still(self.address.folder, self._mark)
+            elif is_sure:
+                self._check_bucket(store, key)
             return None
+
+    def _check_bucket(self, store: LocalStore | S3Store, key: str) -> None:
+        """Raises GenericError where the bucket itself is gone: what is asked of a file that is not there says which."""
+        try:
+            self._obstore.get_range(store, key, start=0, length=1)
+        except FileNotFoundError as error:
+            if _NO_BUCKET in str(error):
+                raise _errors().GenericError("there is no such bucket") from None
 
     def _read_on(self, found: Stored, pieces: tuple[bytes, ...], begin: int, length: int) -> bytes:
         """Read whole pieces, and return of them what was asked for.

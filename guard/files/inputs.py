@@ -232,7 +232,7 @@ class Inputs:
 
     def _put(self, name: str) -> None:
         key = os.path.basename(name)
-        found = self._depot.stat(key)
+        found = self._depot.stat(key, is_sure=False)
         path = self._host.input_folder() / name
         with translate_disk_errors(), open(path, "rb") as handle:
             size = os.fstat(handle.fileno()).st_size

@@ -423,11 +423,13 @@ def test_the_doctor_says_how_it_stands(tmp_path, monkeypatch):
 
 
 class BadS3(BaseHTTPRequestHandler):
-    """Keeps objects in memory. `faults`: what becomes of the next requests of a method, one after the other."""
+    """Keeps objects in memory. `faults`: what becomes of the next requests of a method, one after the other; `is_gone`:
+    its bucket is not there."""
 
     protocol_version = "HTTP/1.1"
     objects: ClassVar[dict] = {}
     faults: ClassVar[dict] = {}
+    is_gone: ClassVar[bool] = False
 
     def _answer(self, status, body=b"", told=None, **headers):
         self.send_response(status)
@@ -439,16 +441,15 @@ class BadS3(BaseHTTPRequestHandler):
 
     def _begin(self):
         waiting = self.faults.get(self.command)
-        fault = waiting.pop(0) if waiting else None
-        if fault == "slow down":
+        fault = "no bucket" if self.is_gone else waiting.pop(0) if waiting else None
+        if fault in ("slow down", "no bucket"):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self._answer(
-                503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-            )
+            status, code = (503, b"SlowDown") if fault == "slow down" else (404, b"NoSuchBucket")
+            self._answer(status, b"" if self.command == "HEAD" else b"<Error><Code>%b</Code></Error>" % code)
         return fault
 
     def do_PUT(self):
-        if self._begin() != "slow down":
+        if self._begin() not in ("slow down", "no bucket"):
             self.objects[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
             self._answer(200, ETag='"tag"')
 
@@ -465,7 +466,7 @@ class BadS3(BaseHTTPRequestHandler):
 
     def do_GET(self):
         fault = self._begin()
-        if fault == "slow down":
+        if fault in ("slow down", "no bucket"):
             return
         data = self.objects.get(self.path)
         if data is None:
@@ -492,7 +493,7 @@ class BadS3(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bad_s3():
-    BadS3.objects, BadS3.faults = {}, {}
+    BadS3.objects, BadS3.faults, BadS3.is_gone = {}, {}, False
     with ThreadingHTTPServer(("127.0.0.1", 0), BadS3) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"s3://KEY:s3cret@bucket?endpoint=http://127.0.0.1:{server.server_port}&region=us-east-1"
@@ -523,6 +524,22 @@ def test_an_answer_that_was_cut_short_says_nothing_of_the_file(bad_s3, tmp_path,
         bad_s3.look()
     handle, _modified_s = bad_s3.open(key, 14)
     assert handle.read() == b"the whole file"
+
+
+def test_a_bucket_that_goes_says_of_no_file_that_it_is_gone(bad_s3, tmp_path):
+    """Else results were answered with 410, and jobs ended without their inputs, for a disk that a server has lost."""
+    key = put(bad_s3, b"the whole file")
+    asks = bad_s3.stat, lambda key: bad_s3.open(key, 14), lambda key: bad_s3.fetch(key, tmp_path / "back")
+    for ask in (*asks, lambda key: put(bad_s3, b"another")):
+        BadS3.is_gone = True
+        with pytest.raises(ServerUnavailableError):
+            ask(key)
+        assert bad_s3.is_away
+        BadS3.is_gone = False
+        bad_s3.look()
+        assert not bad_s3.is_away
+    assert bad_s3.stat(key).bytes == 14
+    assert bad_s3.stat(make_key("0" * 64, "a.png")) is None
 
 
 @pytest.mark.parametrize("size", [1000, LARGE])
