@@ -135,10 +135,11 @@ class HostListener(Protocol):
     def started(self, job_id: str) -> bool:
         """The worker has taken the job. False: it has an ending, on disk or not, so stop the run."""
 
-    def reads(self, job_id: str, path: str) -> None:
-        """The job is about to read that file of its keyed owner's, at its real path. Any thread of the run; may block.
+    def reads(self, job_id: str, path: str, is_asked: bool) -> bool:
+        """The job names that file of its keyed owner's, at its real path; `is_asked`: one of its nodes is about to read
+        it. Any thread of the run; may block.
 
-        Raises GuardError: why the job is not to read it.
+        False: it has to be looked at before it is read. Raises GuardError: why the job is not to read it.
         """
 
     def finished(self, job_id: str, outcome: Outcome, close: Callable[[Verdict], None]) -> None:

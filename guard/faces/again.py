@@ -53,11 +53,15 @@ class KeptFiles:
         if job.state.settled:
             self.forget(job.job_id)
 
-    def look_again(self, job_id: str, real: str) -> None:
-        """Look at a file that a node of the job is about to read, unless it is the one that was looked at before.
+    def look_again(self, job_id: str, real: str, is_asked: bool = True) -> bool:
+        """Look at a file that a job names, unless it is the one that was looked at before.
 
         Args:
             real: its path, of which no part is a link.
+            is_asked: a node is about to read it. Only then a file is heard that nobody knows: that takes long, and
+                a text that is a file's name by chance, nobody reads.
+
+        Returns whether it was looked at, or need not be.
 
         Raises:
             BadImageError, BadVideoError, BadAudioError: it would not be let in, or holds something else than it did.
@@ -65,7 +69,7 @@ class KeptFiles:
             ServerUnavailableError: it cannot be looked at now.
         """
         if not self._loaded.opens:
-            return
+            return True
         kept = self._of_jobs.get(job_id)
         known = [each for each in kept.files if each.real == real] if kept is not None else []
         try:
@@ -73,14 +77,15 @@ class KeptFiles:
             changed = [each for each in known if each.mark != mark]
             for each in changed:
                 self._loaded.compare(each)
-            if not known:
+            if not known and is_asked:
                 self._hear(real, mark)
         except OSError:
-            return  # the node says best that it is not there
+            return True  # the node says best that it is not there
         loaders = {each.file.node_id for each in changed}
         for wanted in kept.faces if kept is not None else ():
             if loaders & {wanted.loader_id, *(loader_id for loader_id, _image in wanted.instead)}:
                 self._look_for_faces(wanted)
+        return bool(known) or is_asked
 
     def _look_for_faces(self, wanted: Wanted) -> None:
         """As the gate did before there was the job."""

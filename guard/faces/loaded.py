@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+import string
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +53,14 @@ _ERRORS: Mapping[str, type[GuardError]] = {
     "audio": BadAudioError,
     "media": BadVideoError,
 }
+#: What the editor's views of scenes leave in one input, and the loader that it is read with: Load3D of
+#: `comfy_extras/nodes_load_3d.py`.
+_DRAWN: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("image", "mask", "normal"), ("image", "LoadImage")),
+    "recording": ("video", "LoadVideo"),
+}
+#: What some loaders leave out at a name's ends (`strip_path` in VideoHelperSuite's `utils.py`): another file's name.
+_LEFT_OUT = string.whitespace + '"'
 _CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film"}
 
 
@@ -87,6 +96,13 @@ class Opened(NamedTuple):
     media: dict[str, Media]
     files: tuple[Looked, ...]
 
+    def join(self, other: Opened) -> Opened:
+        """Both; of what one node loads, the larger."""
+        media = self.media | other.media
+        for node_id in self.media.keys() & other.media.keys():
+            media[node_id] = max(self.media[node_id], other.media[node_id], key=_weigh)
+        return Opened(media, self.files + other.files)
+
 
 class LoadedFiles:
     """Finds and opens them. `open_all` and `compare` are for threads that may block.
@@ -115,24 +131,32 @@ class LoadedFiles:
         savers: dict[str, frozenset[Saver]] | None = None
         for node_id, node in graph.items():
             for name, names in self._host.file_inputs(node["class_type"]).items():
-                text = node["inputs"].get(name)
-                if names is not Names.FILE or not isinstance(text, str) or not text:
-                    continue
-                declared = self._host.declaration(node["class_type"])
-                holds = _tell_content(declared, name)
-                if holds is None:
+                found = list(self._list_named(node_id, node, name)) if names is Names.FILE else []
+                if not found:
                     continue
                 if alive is None:
                     alive = set(graph) if outputs is None else find_upstream(graph, outputs)
                 if node_id not in alive:
                     continue
-                one = Loaded(node_id, name, text, holds, declared.opens_with)
-                if holds != "image":
-                    if savers is None:
-                        savers = find_savers(graph, alive, self._host.declaration)
-                    one = one._replace(savers=savers.get(node_id, one.savers))
-                loaded.append(one)
+                for one in found:
+                    if one.holds != "image":
+                        if savers is None:
+                            savers = find_savers(graph, alive, self._host.declaration)
+                        one = one._replace(savers=savers.get(node_id, one.savers))
+                    loaded.append(one)
         return loaded
+
+    def _list_named(self, node_id: str, node: Mapping[str, Any], name: str) -> Iterator[Loaded]:
+        """What an input of a loader names: a file, or, as a scene's that the editor has drawn, several."""
+        value = node["inputs"].get(name)
+        declared = self._host.declaration(node["class_type"])
+        if isinstance(value, str) and value:
+            if (holds := _tell_content(declared, name)) is not None:
+                yield Loaded(node_id, name, value, holds, declared.opens_with)
+        elif isinstance(value, Mapping):
+            for part, (holds, class_type) in _DRAWN.items():
+                if isinstance(text := value.get(part), str) and text:
+                    yield Loaded(node_id, f"{name}.{part}", text, holds, self._host.declaration(class_type).opens_with)
 
     def open_all(self, files: Iterable[Loaded]) -> Opened:
         """What each node's file holds, as far as it is there.
@@ -140,9 +164,10 @@ class LoadedFiles:
         Raises:
             BadImageError, BadVideoError, BadAudioError: it is not what its loader reads, or is damaged.
         """
-        found: dict[str, Media] = {}
-        looked: list[Looked] = []
+        opened = Opened({}, ())
         for one in files:
+            if one.text.strip(_LEFT_OUT) != one.text:
+                raise refuse(one, "its name begins or ends with a blank or a quote; send it under another one")
             kind, name = split_annotation(one.text)
             path = self._host.file(kind, "", name)
             if path is None:
@@ -155,10 +180,9 @@ class LoadedFiles:
             except GuardError as error:
                 error.extra_info |= {"node_id": one.node_id, "input": one.input, "value": one.text[:200]}
                 raise
-            if media is not None:
-                found[one.node_id] = media
-            looked.append(Looked(one, os.path.realpath(path), find_mark(status), media))
-        return Opened(found, tuple(looked))
+            looked = Looked(one, os.path.realpath(path), find_mark(status), media)
+            opened = opened.join(Opened({one.node_id: media} if media is not None else {}, (looked,)))
+        return opened
 
     def compare(self, looked: Looked) -> None:
         """Look at what has replaced a file.
@@ -281,8 +305,14 @@ def find_error(host: Host, graph: Mapping[str, Any], text: str) -> tuple[type[Gu
     return BadImageError, {}
 
 
+def _weigh(media: Media) -> float:
+    return media.width * media.height * max(media.frames, 1) + media.samples
+
+
 def _tell_content(declared: Declared, name: str) -> str | None:
     """What a loader's file must hold, by what the loader gives; None: nobody knows."""
+    if "model" in name.lower():
+        return None  # a scene, of which it makes pictures
     kinds = {kind for kind, _name in declared.outputs}
     if "VIDEO" in kinds or ("IMAGE" in kinds and "video" in name.lower()):
         return "video"

@@ -78,7 +78,7 @@ class Runs:
         face_classes: Collection[str] = (),
         put_all: PutAll | None = None,
         returns: Returns | None = None,
-        look_again: Callable[[str, str], None] | None = None,
+        look_again: Callable[[str, str, bool], bool] | None = None,
     ) -> None:
         """
         Args:
@@ -137,9 +137,8 @@ class Runs:
         """Whether the worker has a job. Any thread."""
         return bool(self._running)
 
-    def reads(self, job_id: str, path: str) -> None:
-        if self._look_again is not None:
-            self._look_again(job_id, path)
+    def reads(self, job_id: str, path: str, is_asked: bool) -> bool:
+        return self._look_again is None or self._look_again(job_id, path, is_asked)
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         self._watchdog.forget(job_id)

@@ -114,8 +114,8 @@ class WarmupRuns:
         self._watchdog.watch(job, self.stop)
         return True
 
-    def reads(self, job_id: str, path: str) -> None:
-        self._others.reads(job_id, path)
+    def reads(self, job_id: str, path: str, is_asked: bool) -> bool:
+        return self._others.reads(job_id, path, is_asked)
 
     def finished(self, job_id: str, outcome: Outcome, close: Close) -> None:
         if not self._is_own(job_id):

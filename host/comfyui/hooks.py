@@ -369,17 +369,22 @@ class Hooks:
             if taken[0][0] == FIRST:
                 taken = self._show_number(*taken)
             if (run := self._runs.get(prompt_id)) is not None:
-                self.confinement.begin(run)
-                self._tripwire.begin(run)
-                results.begin(run)
-                reading.check_named(run)
-            if run is None:
+                self._begin(run)
+            else:
                 self._tell(self._listener.native_started, prompt_id)
-            elif self._tell(self._listener.started, prompt_id) is False or run.refusal is not None:
-                self._stops.ask(prompt_id)
-            if run is not None:
-                run.meter.begin()
         return taken
+
+    def _begin(self, run: Run) -> None:
+        """Look at what the run will read, while the watchdog watches it already: that may take long."""
+        self.confinement.begin(run)
+        self._tripwire.begin(run)
+        results.begin(run)
+        may_run = self._tell(self._listener.started, run.job_id) is not False
+        run.meter.begin()
+        if may_run:
+            reading.check_named(run, lambda: run.job_id in self._stops)
+        if not may_run or run.refusal is not None:
+            self._stops.ask(run.job_id)
 
     def _ask_for_next(self) -> None:
         """Have the next job put into the queue, where nothing else waits there."""

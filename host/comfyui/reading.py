@@ -8,7 +8,7 @@ ComfyUI's functions that turn a name into a path are the last place at which to 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,24 @@ from .folders import find_below, find_root
 from .run import Run
 
 
-def check_named(run: Run) -> None:
+def check_named(run: Run, is_stopped: Callable[[], bool] = lambda: False) -> None:
     """Look at every file of its owner that the prompt names once more; keeps the refusal in the run.
 
     Packs change prompts after they were looked at, and one that keeps them may put another owner's in the place of this
-    one: ComfyUI would even have its files in the cache, and open none. The worker's thread, before the run.
+    one: ComfyUI would even have its files in the cache, and open none. The worker's thread, before the run; ends early
+    once `is_stopped`.
     """
     if not run.folder:
         return
     try:
         for text in _list_texts(run):
+            if is_stopped():
+                return
             if mentions_uploads(text):
                 kind, name = split_annotation(text)
                 if not name.startswith(f"{run.folder}/"):
                     raise PolicyViolationError("The prompt names a file that is not its owner's.")
-                _check(run, os.path.join(find_root(kind) or "", name))
+                _check(run, os.path.join(find_root(kind) or "", name), is_asked=False)
     except GuardError as error:
         run.refusal = error
 
@@ -77,8 +80,11 @@ def _is_own(run: Run, below: str) -> bool:
     return below == run.folder or below.startswith(f"{run.folder}/")
 
 
-def _check(run: Run, path: str) -> None:
-    """Check the content of one of the owner's own files, or of all in a folder, unless that was done in this run."""
+def _check(run: Run, path: str, *, is_asked: bool = True) -> None:
+    """Check the content of one of the owner's own files, or of all in a folder, unless that was done in this run.
+
+    `is_asked`: a node is about to read it.
+    """
     real = os.path.realpath(path)
     if not any(
         below is not None and _is_own(run, below)
@@ -88,6 +94,7 @@ def _check(run: Run, path: str) -> None:
     name = strip_folder(path, run.folder)
     if os.path.isdir(real):
         check_folder(Path(real), os.path.basename(name))
+        run.reads(real, is_asked)
         return
     try:
         mark = find_mark(os.stat(real))
@@ -96,8 +103,7 @@ def _check(run: Run, path: str) -> None:
     if run.checked.get(real) == mark:
         return
     check_content(Path(real), os.path.basename(name))
-    run.reads(real)
-    if mark.is_settled():
+    if run.reads(real, is_asked) and mark.is_settled():
         run.checked[real] = mark
 
 

@@ -36,7 +36,8 @@ class Run:
         trespass: what it tried to do that no job of a keyed owner may.
         refusal: why the host has ended it, whatever its nodes say.
         checked: the owner's files that were looked at in this run, with what tells when they change.
-        reads: told of each file of its owner's that it is about to read; raises GuardError where it must not.
+        reads: told of each file of its owner's that it may read, and whether a node is about to: see
+            :meth:`.HostListener.reads`.
         item: what ComfyUI has queued; `prompt` is the graph in it.
         meter: measures what it takes.
         withheld: events that no client may hear before the verdict, in order.
@@ -51,7 +52,7 @@ class Run:
         item: QueueItem,
         folder: str = "",
         hidden: bool = False,
-        reads: Callable[[str], None] = lambda _path: None,
+        reads: Callable[[str, bool], bool] = lambda _path, _is_asked: True,
     ) -> None:
         self.job_id = job_id
         self.client_id = client_id

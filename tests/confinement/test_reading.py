@@ -105,6 +105,14 @@ async def test_a_file_that_stays_as_it_was_is_not_refused(bob):
     assert_succeeded(await bob.client.run({"1": node("FaultRecord", audio=path.name)}))
 
 
+async def test_what_only_sounds_like_a_files_name_is_not_heard(bob):
+    """It would hold the worker for as long as its owner likes."""
+    path = put(bob.place("input"), caf([2, 1]), ".caf")
+    assert_succeeded(await bob.client.run({"1": node("FaultText", text=f"{path.name} [input]", seed=1)}))
+    job = await bob.client.run(opens(f"{bob.folder}/{path.name}"))
+    assert_ended_badly(job, "bad_video")
+
+
 def picture(side):
     buffer = io.BytesIO()
     Image.effect_noise((side, side), 60).convert("RGB").save(buffer, "PNG")

@@ -23,6 +23,8 @@ CLASSES = {
     "VHS_LoadAudio": ("audio", (("AUDIO", "audio"),)),
     "GuardedLoadSound": ("video", (("AUDIO", "audio"),)),
     "Load3D": ("model_file", (("MESH", "MESH"),)),
+    "Load3DOfNow": ("model_file", (("IMAGE", "image"), ("STRING", "mesh_path"), ("VIDEO", "recording_video"))),
+    "Load3DView": ("image", (("IMAGE", "image"), ("VIDEO", "recording_video"))),
 }
 #: Earlier versions' LoadImage, and that of later ones.
 CLASSES["LoadImageByPillow"] = CLASSES["LoadImageByLibav"] = CLASSES["LoadImage"]
@@ -256,3 +258,38 @@ def test_a_picture_whose_exif_libav_cannot_read_goes_to_pillow_which_cannot_eith
     with pytest.raises(BadImageError):
         opened("LoadImageByLibav", with_exif(broken))
     opened("LoadImageByLibav", with_exif(broken, "JPEG"))  # both of which take it without
+
+
+def test_a_scene_is_no_film_though_its_loader_gives_one(opened):
+    assert opened("Load3DOfNow", b"glTF" + bytes(100)) is None
+
+
+DRAWN = {"image": "shown.png", "mask": "mask.png", "normal": "normal.png", "recording": "turn.mp4", "camera_info": {}}
+
+
+@pytest.mark.parametrize(
+    ("broken", "error"),
+    [("", None), ("shown.png", BadImageError), ("normal.png", BadImageError), ("turn.mp4", BadVideoError)],
+)
+def test_what_the_editor_has_drawn_of_a_scene_is_opened(tmp_path, broken, error):
+    host = Host(tmp_path)
+    host.folders().input.mkdir(parents=True)
+    for name in ("shown.png", "mask.png", "normal.png", "turn.mp4"):
+        data = film() if name == "turn.mp4" else picture("PNG")
+        (host.folders().input / name).write_bytes(data[:40] if name == broken else data)
+    loaded = LoadedFiles(host)
+    graph = {"7": {"class_type": "Load3DView", "inputs": {"image": DRAWN}}}
+    files = loaded.list_files(graph, None)
+    assert len(files) == 4
+    if error is None:
+        assert loaded.open_all(files).media["7"].frames == 12, "the larger of what it loads counts"
+    else:
+        with pytest.raises(error):
+            loaded.open_all(files)
+
+
+@pytest.mark.parametrize("name", ['film.mp4"', "film.mp4 ", '"film.mp4', "film.mp4\t"])
+def test_a_name_that_a_loader_takes_for_another_is_refused(opened, name):
+    with pytest.raises(BadVideoError) as caught:
+        opened("VHS_LoadVideo", film(), name)
+    assert "a blank or a quote" in caught.value.details

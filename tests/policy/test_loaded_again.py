@@ -156,3 +156,22 @@ def test_what_is_not_opened_at_the_door_is_not_opened_later(job):
     job.kept = KeptFiles(LoadedFiles(job.host, opens=False))
     job.write(DEADLY)
     job.run()
+
+
+def test_what_comes_into_a_folder_later_is_counted(job):
+    folder = job.path.parent / "many"
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(png(64, 64))
+    graph = {"7": {"class_type": "LoadImage", "inputs": {"image": "many"}}}
+    job.kept.keep("job", job.loaded.open_all(job.loaded.list_files(graph, None)).files)
+    job.kept.look_again("job", os.path.realpath(folder))
+    (folder / "2.png").write_bytes(png(900, 900))
+    with pytest.raises(BadImageError):
+        job.kept.look_again("job", os.path.realpath(folder))
+
+
+def test_a_file_that_nobody_knows_is_looked_at_once_a_node_asks_for_it(job):
+    job.write(DEADLY)
+    assert not job.kept.look_again("job", os.path.realpath(job.path), False)
+    with pytest.raises(GuardError):
+        job.kept.look_again("job", os.path.realpath(job.path), True)

@@ -7,8 +7,10 @@ import threading
 import pytest
 from unit.fakes import LONG_S
 
+from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.faces.check import FaceRules
 from comfyui_guarded.guard.faces.gate import FaceGate
+from comfyui_guarded.guard.faces.loaded import Opened
 from comfyui_guarded.guard.settings import FacesSettings
 
 
@@ -63,3 +65,34 @@ async def test_one_owners_slow_pictures_hold_up_neither_others_nor_the_operator(
     finally:
         machine.may_end.set()
     assert await asyncio.gather(*slow) == [b"slow"] * 20
+
+
+class _Files:
+    """Loaded files, of which an owner's slow ones are opened when the test lets them."""
+
+    def __init__(self):
+        self.may_end = threading.Event()
+        self.opened = []
+
+    def list_files(self, graph, _outputs):
+        return graph["files"]
+
+    def open_all(self, files):
+        for one in files:
+            if one == "slow":
+                assert self.may_end.wait(LONG_S)
+            self.opened.append(one)
+        return Opened({one: Media(width=1) for one in files}, ())
+
+
+async def test_one_prompts_many_slow_files_are_opened_in_turns_with_others():
+    files = _Files()
+    gate = FaceGate(_Machine(), FacesSettings(at_once=1), files)
+    slow = asyncio.ensure_future(gate.open_loaded({"files": ["slow", "b", "c"]}, None, "flood"))
+    await asyncio.sleep(0)
+    quick = asyncio.ensure_future(gate.open_loaded({"files": ["x"]}, None, "shop"))
+    await asyncio.sleep(0)
+    files.may_end.set()
+    assert set((await slow).media) == {"slow", "b", "c"}
+    await quick
+    assert files.opened.index("x") < files.opened.index("c")
