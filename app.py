@@ -46,6 +46,7 @@ from .guard.faces.loaded import LoadedFiles
 from .guard.faces.machine import FaceMachine
 from .guard.faces.required import REQUIRED_BY
 from .guard.files.files import Files
+from .guard.files.given import Given
 from .guard.files.references import References
 from .guard.files.storage import Storage
 from .guard.files.uploads import Uploads
@@ -193,7 +194,8 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     uploads = Uploads(settings.uploads, host.input_folder)
     uploads.tidy()
     agree = fleet.make_agree(member, store)
-    storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot, agree, member)
+    given = Given()
+    storage = Storage(settings, host, uploads, store, clock, health, own, metrics.count_depot, agree, member, given)
     parts = (settings, store, host, settler, watchdog, events, quarantine, keys.max_pixels_of, face_classes)
     returns = Returns(fleet.find_store(member, store), settler)
     chooser = Chooser(host.model_folders, settings.faces.detector, settings.faces.device)
@@ -201,7 +203,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     machine = FaceMachine(checker, host.file, host.input_folder)
     loaded = LoadedFiles(host, opens=settings.policy.open_files)
     kept_files = KeptFiles(loaded, machine)
-    runs = Runs(*parts, storage.put_all, returns, kept_files.look_again)
+    runs = Runs(*parts, storage.put_all, returns, kept_files.look_again, given)
     needs = (settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     dispatcher = Dispatcher(*needs, storage.bring, returns)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
@@ -221,7 +223,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     faces = FaceGate(machine, settings.faces, loaded)
     runtime.install(runtime.Runtime(settings, host, machine))
     limits = Limits(settings.limits, clock, is_shared=member is not None)
-    files = Files(host, store, storage.results, storage.inputs)
+    files = Files(host, store, storage.results, storage.inputs, given)
     references = References(host, files, storage.inputs)
     fetch_rules = FetchRules(settings.fetch, settings.policy.fetch_hosts)
     downloader = Downloader(fetch_rules, settings.fetch)

@@ -257,6 +257,12 @@ class ConflictError(GuardError):
         return self.extra_info.get("job_id")
 
 
+class FileInUseError(GuardError):
+    """A job that is running reads the file that an upload would replace."""
+
+    code, status, retryable = "file_in_use", 409, True
+
+
 class ArtifactGoneError(GuardError):
     """The file existed and is no longer what the job made."""
 

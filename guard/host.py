@@ -135,6 +135,12 @@ class HostListener(Protocol):
     def started(self, job_id: str) -> bool:
         """The worker has taken the job. False: it has an ending, on disk or not, so stop the run."""
 
+    def gives(self, job_id: str, path: str) -> None:
+        """That file or folder of its keyed owner's, at its real path, is about to be looked at for the job. Any thread.
+
+        From here to `finished` nobody may put something else there.
+        """
+
     def reads(self, job_id: str, path: str, is_asked: bool) -> bool:
         """The job names that file of its keyed owner's, at its real path; `is_asked`: one of its nodes is about to read
         it. Any thread of the run; may block.

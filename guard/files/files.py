@@ -25,11 +25,12 @@ from typing import Protocol, TypeVar
 
 from ..client import LOCAL, Client
 from ..depot.results import Results
-from ..errors import ArtifactGoneError, InvalidRequestError, NotFoundError
+from ..errors import ArtifactGoneError, FileInUseError, InvalidRequestError, NotFoundError
 from ..host import Host
 from ..job import RESULT_ROOTS, ROOTS, Artifact, Job
 from ..results.opener import hash_file
 from .content import check_content
+from .given import Given
 from .names import DEEPEST, annotate, is_plain, mentions_uploads, owner_folder, split_annotation
 from .uploads import translate_disk_errors
 
@@ -88,17 +89,20 @@ class Files:
         store: Makers,
         results: Results | None = None,
         uploaded: Uploaded | None = None,
+        given: Given | None = None,
     ) -> None:
         """
         Args:
             results: opens what jobs have made; by default on this box alone.
             uploaded: knows the uploads of all boxes; None: there are those of this one.
+            given: the files that running jobs read, which no upload may replace.
         """
         self._uploaded = uploaded
         self._host = host
         self._store = store
         self._pictures = asyncio.Semaphore(_PICTURES_AT_ONCE)
         self._results = results or Results(host)
+        self._given = given or Given()
 
     async def work_on_pictures(self, work: Callable[[], T]) -> T:
         """Run work that decodes pictures on another thread, two at once at most: a large one takes much memory."""
@@ -144,6 +148,7 @@ class Files:
         Raises:
             InvalidRequestError: the name, the type or the subfolder is not allowed.
             BadImageError: it comes with a key and refers to other files.
+            FileInUseError: a running job reads what it would replace.
             DiskFullError, ServerUnavailableError
         """
         if kind not in ROOTS:
@@ -171,7 +176,7 @@ class Files:
                 if claimed := self._uploaded.claim_upload(client.owner, sent, wanted):
                     # What lies here under that name otherwise is older than what the other boxes have.
                     filename, overwrite = claimed.removeprefix(before), True
-            return _move_in(sent, target.parent, filename, overwrite)
+            return _move_in(sent, target.parent, filename, overwrite, self._given)
 
     async def keep(self, client: Client, kind: str, name: str) -> None:
         """Keep what was saved under that name elsewhere too, if there is such a place."""
@@ -249,27 +254,46 @@ class Files:
         return not any(top in root.parents and (root == path or root in path.parents) for root in others)
 
 
-def _move_in(sent: Path, folder: Path, filename: str, overwrite: bool) -> str:
+def _move_in(sent: Path, folder: Path, filename: str, overwrite: bool, given: Given) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    name = filename
-    names = _list_names(sent, filename) if not overwrite else iter(())
-    while not overwrite and not _take_name(folder / (name := next(names))):
+    if overwrite:
+        try:
+            _replace(sent, folder / filename, given)
+        except FileInUseError:
+            if not _is_same(sent, folder / filename):
+                raise
+            sent.unlink()
+        return filename
+    for name in _list_names(sent, filename):
+        if _take_name(folder / name):
+            try:
+                _replace(sent, folder / name, given)
+            except FileInUseError:
+                (folder / name).unlink()
+                raise
+            return name
         if _is_same(sent, folder / name):
             os.utime(folder / name)  # sent again, so for the janitor it is new
             sent.unlink()
             return name
+    raise AssertionError("names have no end")
+
+
+def _replace(sent: Path, target: Path, given: Given) -> None:
+    """Put the file there, from another disk too. Raises FileInUseError."""
     try:
-        os.replace(sent, folder / name)
+        with given.replacing(target):
+            os.replace(sent, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        beside = folder / f".{sent.name}"
+        beside = target.parent / f".{sent.name}"
         try:
             shutil.copyfile(sent, beside)
-            os.replace(beside, folder / name)
+            with given.replacing(target):
+                os.replace(beside, target)
         finally:
             beside.unlink(missing_ok=True)
-    return name
 
 
 def _list_names(sent: Path, filename: str) -> Iterator[str]:

@@ -37,6 +37,7 @@ from ..outgoing import StoredFile
 from ..owners import FOLDER, folder_of
 from ..results.opener import copy_and_hash, hash_file
 from ..wake import wrap_future
+from .given import Given
 from .names import annotate, owner_folder, split_annotation
 from .uploads import INCOMING, UploadedFile, Uploads, translate_disk_errors
 
@@ -92,9 +93,17 @@ class Inputs:
     """Event loop; threads of its own wait for the disk and the depot."""
 
     def __init__(
-        self, depot: Depot, host: Host, uploads: Uploads, store: Records, input_max_age_s: float, results: Results
+        self,
+        depot: Depot,
+        host: Host,
+        uploads: Uploads,
+        store: Records,
+        input_max_age_s: float,
+        results: Results,
+        given: Given | None = None,
     ) -> None:
-        """`results`: opens what jobs have made, wherever it is."""
+        """`results`: opens what jobs have made, wherever it is. `given`: the files that running jobs read."""
+        self._given = given or Given()
         self._results = results
         self._depot = depot
         self._host = host
@@ -378,7 +387,8 @@ class Inputs:
                     log.warning("%s is neither here nor in the depot", file.target)
                     return False
                 try:
-                    os.replace(part, target)
+                    with self._given.replacing(target):
+                        os.replace(part, target)
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise

@@ -17,6 +17,7 @@ from ..fleet import Membership, Signatures, read_or_make_name
 from ..host import Host
 from ..settings import Settings
 from ..store import Member, Store
+from .given import Given
 from .inputs import Inputs
 from .uploads import Uploads
 
@@ -45,9 +46,10 @@ class Storage:
         count: Callable[[str, str, int], None],
         agree: Agree | None = None,
         member: Member | None = None,
+        given: Given | None = None,
     ) -> None:
         """`own`: our own folder. `count` hears what is asked of the depot: see `Depot.acted`. `agree` as for a depot.
-        `member`: this server in its fleet.
+        `member`: this server in its fleet. `given`: the files of its running jobs.
 
         Raises SettingsError.
         """
@@ -65,7 +67,7 @@ class Storage:
         self._depositor: Depositor | None = None
         if depot is None:
             return
-        self.inputs = Inputs(depot, host, uploads, store, settings.janitor.input_max_age_s, self.results)
+        self.inputs = Inputs(depot, host, uploads, store, settings.janitor.input_max_age_s, self.results, given)
         self.deposits = deposits = Deposits(
             depot, self.results, store, clock, settings.results.check_timeout_s, find_own
         )

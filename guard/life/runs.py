@@ -23,6 +23,7 @@ from ..errors import (
     WorkerDiedError,
 )
 from ..events.stream import Events
+from ..files.given import Given
 from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
 from ..job import Job, JobState, Result, Verdict
@@ -79,6 +80,7 @@ class Runs:
         put_all: PutAll | None = None,
         returns: Returns | None = None,
         look_again: Callable[[str, str, bool], bool] | None = None,
+        given: Given | None = None,
     ) -> None:
         """
         Args:
@@ -87,6 +89,7 @@ class Runs:
             put_all: puts a job's files into the depot, if there is one.
             returns: takes what another server may be able to run.
             look_again: looks at a file that a job is about to read, see :meth:`.KeptFiles.look_again`; or None.
+            given: hears which files the jobs that run read.
         """
         self._settings = settings
         self._store = store
@@ -98,6 +101,7 @@ class Runs:
         self._face_classes = frozenset(face_classes)
         self._returns = returns
         self._look_again = look_again
+        self._given = given or Given()
         syncs = settings.store.survives == "power_cut"
         self._checking = Checking(settings.results, quarantine, syncs=syncs, put_all=put_all, holds_up=store.remind)
         self._jobs: dict[str, Job] = {}
@@ -136,6 +140,9 @@ class Runs:
     def are_running(self) -> bool:
         """Whether the worker has a job. Any thread."""
         return bool(self._running)
+
+    def gives(self, job_id: str, path: str) -> None:
+        self._given.give(job_id, path)
 
     def reads(self, job_id: str, path: str, is_asked: bool) -> bool:
         return self._look_again is None or self._look_again(job_id, path, is_asked)
@@ -178,6 +185,7 @@ class Runs:
 
     def released(self, job_id: str, *, held: bool = False) -> None:
         self._jobs.pop(job_id, None)
+        self._given.take_back(job_id)
         self._ended.discard(job_id)
         self._running.discard(job_id)
         self._watchdog.forget(job_id)

@@ -114,6 +114,9 @@ class WarmupRuns:
         self._watchdog.watch(job, self.stop)
         return True
 
+    def gives(self, job_id: str, path: str) -> None:
+        self._others.gives(job_id, path)
+
     def reads(self, job_id: str, path: str, is_asked: bool) -> bool:
         return self._others.reads(job_id, path, is_asked)
 

@@ -201,8 +201,8 @@ class Hooks:
                     raise
                 log.exception("what follows the queueing of job %s failed", job_id, extra={"job_id": job_id})
                 self._queue.not_empty.notify()  # that has not come either
-            reads = partial(self._listener.reads, job_id)
-            self._runs[job_id] = Run(job_id, client_id, item, folder, hidden, reads)
+            reads, gives = partial(self._listener.reads, job_id), partial(self._listener.gives, job_id)
+            self._runs[job_id] = Run(job_id, client_id, item, folder, hidden, reads, gives)
 
     def find_run(self, job_id: str) -> Run | None:
         """The job of that id, while ComfyUI has it and its run is not over. Any thread."""

@@ -86,11 +86,12 @@ def _check(run: Run, path: str, *, is_asked: bool = True) -> None:
     `is_asked`: a node is about to read it.
     """
     real = os.path.realpath(path)
-    if not any(
-        below is not None and _is_own(run, below)
-        for below in (find_below(os.path.realpath(find_root(kind) or ""), real) for kind in ROOTS)
-    ):
+    found = (find_below(os.path.realpath(find_root(kind) or ""), real) for kind in ROOTS)
+    below = next((below for below in found if below is not None and _is_own(run, below)), None)
+    if below is None:
         return
+    if below != run.folder:
+        run.gives(real)  # first: what is looked at from here on stays
     name = strip_folder(path, run.folder)
     if os.path.isdir(real):
         check_folder(Path(real), os.path.basename(name))

@@ -36,6 +36,7 @@ class Run:
         trespass: what it tried to do that no job of a keyed owner may.
         refusal: why the host has ended it, whatever its nodes say.
         checked: the owner's files that were looked at in this run, with what tells when they change.
+        gives: told of each file or folder of its owner's before that is looked at.
         reads: told of each file of its owner's that it may read, and whether a node is about to: see
             :meth:`.HostListener.reads`.
         item: what ComfyUI has queued; `prompt` is the graph in it.
@@ -53,6 +54,7 @@ class Run:
         folder: str = "",
         hidden: bool = False,
         reads: Callable[[str, bool], bool] = lambda _path, _is_asked: True,
+        gives: Callable[[str], None] = lambda _path: None,
     ) -> None:
         self.job_id = job_id
         self.client_id = client_id
@@ -63,6 +65,7 @@ class Run:
         self.refusal: GuardError | None = None
         self.checked: dict[str, Mark] = {}
         self.reads = reads
+        self.gives = gives
         self.item = item
         self.prompt: Mapping[str, Any] = item[2]
         self.withheld: list[Message] = []

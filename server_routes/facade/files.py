@@ -15,6 +15,7 @@ from ...guard.bounds import COMMAND, read_json
 from ...guard.errors import (
     ArtifactGoneError,
     BadImageError,
+    FileInUseError,
     ForbiddenError,
     GuardError,
     InvalidRequestError,
@@ -224,7 +225,11 @@ ROUTES = [
         "POST",
         "/upload/image",
         post_image,
-        about=About({200: UploadedBody}, body={"multipart/form-data": UploadForm}, refusals=(*UPLOAD, BadImageError)),
+        about=About(
+            {200: UploadedBody},
+            body={"multipart/form-data": UploadForm},
+            refusals=(*UPLOAD, BadImageError, FileInUseError),
+        ),
     ),
     Route(
         "POST",
@@ -233,7 +238,7 @@ ROUTES = [
         about=About(
             {200: UploadedBody},
             body={"multipart/form-data": MaskForm},
-            refusals=(*UPLOAD, ForbiddenError, NotFoundError, ArtifactGoneError, BadImageError),
+            refusals=(*UPLOAD, ForbiddenError, NotFoundError, ArtifactGoneError, BadImageError, FileInUseError),
         ),
     ),
 ]

@@ -14,8 +14,10 @@ from contract.client import (
     assert_refusal,
     assert_succeeded,
     folder_of,
+    gated,
     make_key,
     node,
+    open_gate,
     photo_copy,
     picture,
     save,
@@ -142,6 +144,28 @@ async def test_a_name_that_is_taken_gets_a_number_unless_the_file_is_the_same(mi
         for data, fields in ((first, {}), (first, {}), (second, {}), (second, {}), (second, {"overwrite": "1"}))
     ] == [f"{name}.png", f"{name}.png", f"{name} (1).png", f"{name} (1).png", f"{name}.png"]
     assert (await view(mine, f"{name}.png", type="input")).content == second
+
+
+async def test_what_a_running_job_reads_is_not_replaced_before_its_end(client, mine, yours):
+    """A film is opened each time that a node asks for something of it, long after it was looked at."""
+    name, gate, first, second = f"{unique('read')}.png", unique("gate"), fresh(), fresh()
+    await uploaded(mine, first, name)
+    job_id = await mine.admitted(photo_copy(name) | {"9": gated(gate)["1"]})
+    await mine.taken(job_id)
+    try:
+        refused = await upload(mine, second, name, overwrite="true")
+        assert_refusal(refused, "file_in_use", 409)
+        assert refused.headers["Retry-After"]
+        assert (await view(mine, name, type="input")).content == first
+        # The same bytes again change nothing; without `overwrite` others get another name.
+        assert (await uploaded(mine, first, name, overwrite="true"))["name"] == name
+        assert (await uploaded(mine, second, name))["name"] != name
+        await uploaded(yours, second, name, overwrite="true")
+    finally:
+        open_gate(client.base, gate)
+    assert_succeeded(await mine.settled(job_id))
+    await uploaded(mine, second, name, overwrite="true")
+    assert (await view(mine, name, type="input")).content == second
 
 
 async def test_of_many_uploads_of_one_name_at_once_none_is_lost(mine):

@@ -26,6 +26,7 @@ TABLE: dict[str, tuple[int | None, bool]] = {
     "not_found": (404, False),
     "method_not_allowed": (405, False),
     "conflict": (409, False),
+    "file_in_use": (409, True),
     "artifact_gone": (410, False),
     "prompt_gone": (410, False),
     "payload_too_large": (413, False),
