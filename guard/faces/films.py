@@ -161,6 +161,7 @@ class _Walk:
         self._reel = Reel(self._film, opens_with) if sees else None
         self._count = Counter(self._sound, fails=opens_with == "libav") if self._sound is not None else None
         self._end_s = self._shown_until_s = 0.0
+        self._pieces = _Pieces()
         self._guessed_rate = 0.0  # once the container is closed, libav has nothing to look at
         if sees:
             self._guessed_rate = float(self._film.guessed_rate or 0)
@@ -185,6 +186,7 @@ class _Walk:
             # Not by its number: of the packets that end a stream PyAV gives that of the first.
             if self._film is not None and packet.stream is self._film:
                 self._shown_until_s = max(self._shown_until_s, until_s)
+                self._pieces.take(packet)
                 if self._reel is not None:
                     self._reel.decode(packet)
             elif self._count is not None and packet.stream is self._sound:
@@ -221,8 +223,29 @@ class _Walk:
         frames = self._reel.packets if self._reel.is_enough else self._reel.count
         if self._opens_with == "ffmpeg":  # which gives one for every moment, those without a picture of their own too
             rate = max(media.rate, self._guessed_rate)
+            self._shown_until_s = max(self._shown_until_s, self._pieces.seconds)
             frames = max(frames, min(math.ceil(self._shown_until_s * rate), _MOST_FRAMES))
         return media._replace(frames=frames, seconds=max(self._shown_until_s, 0.0))
+
+
+class _Pieces:
+    """How long a film is for ffmpeg, which puts pieces one behind the other where the time begins anew."""
+
+    def __init__(self) -> None:
+        self._run_s = self._length_s = 0.0
+        self._last_s: float | None = None
+
+    def take(self, packet: Any) -> None:
+        if packet.dts is None or not packet.size or packet.time_base is None:
+            return
+        now_s = float(packet.dts * packet.time_base)
+        step_s = now_s - self._last_s if self._last_s is not None else 0.0
+        self._run_s += step_s if step_s > 0 else self._length_s
+        self._last_s, self._length_s = now_s, float((packet.duration or 0) * packet.time_base)
+
+    @property
+    def seconds(self) -> float:
+        return self._run_s + self._length_s
 
 
 def _measure(container: Any, film: Any, wanted: Any, holds: str) -> Media:

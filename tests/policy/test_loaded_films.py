@@ -152,3 +152,10 @@ def test_titles_that_a_loader_of_comfyui_fails_on_are_refused_there(opened):  # 
         with pytest.raises(BadVideoError) as caught:
             opened("LoadVideo", data)
         assert "titles" in caught.value.details
+
+
+def test_pieces_behind_each_other_are_as_long_as_all_of_them_where_ffmpeg_reads_them(opened):  # noqa: F811
+    one = make(codec="mpeg4", form="mpegts")
+    alone, three = opened("LoadVideoByFFmpeg", one), opened("LoadVideoByFFmpeg", one * 3, "three")
+    assert three.seconds == pytest.approx(3 * alone.seconds, rel=0.1)
+    assert three.frames >= 3 * alone.frames - 2
