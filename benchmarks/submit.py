@@ -25,6 +25,8 @@ from _common import HostProcess, Load
 
 CLIENTS = 32
 CHUNK = 50
+#: How much longer one client may wait for its submit than natively.
+ADDED_MS = 0.5
 ROUTES = {"guarded": "/guarded/prompt", "native": "/prompt", "beside": "/prompt"}
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--client", choices=("aiohttp", "raw"), default="aiohttp", help="raw: bare sockets, nearly no cost of its own"
     )
-    parser.add_argument("--survives", choices=("kill", "power_cut"), default="power_cut", help="store.survives")
+    parser.add_argument("--survives", choices=("kill", "power_cut"), default="kill", help="store.survives")
     options = parser.parse_args()
     with _common.start_both(options, {"GUARDED_STORE__SURVIVES": options.survives}) as (guarded, bare):
         sides = [Side("guarded", guarded), Side("native", bare), Side("beside", guarded)]
@@ -156,9 +158,9 @@ def _show(title: str, rounds: list[Round]) -> None:
     print(f"\n{title}")
     rows = []
     for name, unit, budget, at_least, of in (
-        ("submit p50, 1 client", "ms", 1.20, False, lambda one, many: one.p50_ms),
-        ("submit p99, 1 client", "ms", 1.35, False, lambda one, many: one.p99_ms),
-        (f"submits per second, {CLIENTS} clients", "/s", 0.90, True, lambda one, many: many.per_s),
+        ("submit p50, 1 client", "ms", None, False, lambda one, many: one.p50_ms),
+        ("submit p99, 1 client", "ms", None, False, lambda one, many: one.p99_ms),
+        (f"submits per second, {CLIENTS} clients", "/s", 0.50, True, lambda one, many: many.per_s),
         (f"submit p50, {CLIENTS} clients", "ms", None, False, lambda one, many: many.p50_ms),
         (f"submit p99, {CLIENTS} clients", "ms", None, False, lambda one, many: many.p99_ms),
         ("the server's CPU time per submit, 1 client", "ms", None, False, lambda one, many: one.server_cpu_ms),
@@ -187,6 +189,9 @@ def _show(title: str, rounds: list[Round]) -> None:
     _figures.print_table(
         ["", "guarded", "native", "ratio", "budget", "", "native route, guarded server", "its ratio"], rows
     )
+    added_ms = statistics.median(one["guarded"].p50_ms - one["native"].p50_ms for one, _many in rounds)
+    verdict = _figures.format_verdict(added_ms, ADDED_MS)
+    print(f"One client waits {added_ms:+.2f} ms longer; at most {ADDED_MS:+.1f} ms: {verdict}.")
     share = max(statistics.median(many[side].generator_share for _one, many in rounds) for side in ROUTES)
     print(f"At {CLIENTS} clients the load generator used {share:.0%} of one CPU.", end=" ")
     if share > _common.BUSY_GENERATOR:

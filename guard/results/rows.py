@@ -20,6 +20,8 @@ from .containers import BrokenFileError
 #: Two colours; modes with fewer bands take the first of each, which differ in all.
 _COLORS = ((163, 91, 201, 117), (60, 178, 24, 222))
 _MODES = frozenset({"1", "L", "P", "LA", "RGB", "RGBA", "I", "I;16"})
+#: Those of them whose pixels are as many bytes as they have bands.
+_BYTES = frozenset({"L", "P", "LA", "RGB", "RGBA"})
 #: In one of so many last rows lies what is drawn last, also of an interlaced picture.
 _ROWS = 2
 
@@ -46,21 +48,35 @@ def load_whole(image: Image.Image, read: Callable[[], bytes]) -> None:
 
 def _draw_twice(image: Image.Image, read: Callable[[], bytes]) -> None:
     """Decode it, and once more where what was beneath may be what is seen. Raises BrokenFileError where it is."""
-    undrawn = _find_undrawn(image, 0)
-    if undrawn.any() and (undrawn & _find_undrawn(Image.open(io.BytesIO(read()), formats=("PNG",)), 1)).any():
-        raise BrokenFileError("its data end before its last row")
+    last = _draw(image, 0)
+    if image.mode in _BYTES and bytes(_COLORS[0][: len(image.getbands())]) not in last.tobytes():
+        return  # as of nearly all
+    undrawn = _find_undrawn(last, 0)
+    if undrawn.any():
+        again = _draw(Image.open(io.BytesIO(read()), formats=("PNG",)), 1)
+        if (undrawn & _find_undrawn(again, 1)).any():
+            raise BrokenFileError("its data end before its last row")
 
 
-def _find_undrawn(image: Any, which: int) -> Any:
-    """Decode it over a colour, and say which of its last pixels have that."""
-    bands = Image.getmodebands(image.mode)
-    color: Any = which if image.mode == "1" else _COLORS[which][0] if bands == 1 else _COLORS[which][:bands]
-    paper = Image.new(image.mode, image.size, color)
+def _draw(image: Any, which: int) -> Image.Image:
+    """Decode it over a colour; returns what is drawn last."""
+    paper = Image.new(image.mode, image.size, _choose_color(image.mode, which))
     left, _top, right, bottom = image.tile[0][1] if image.tile else (0, 0, *image.size)
-    below = np.asarray(paper.crop((0, 0, 1, 1)))
     image.im = paper.im  # Pillow draws on what is there
     image.load()
-    same = np.asarray(image.crop((left, max(bottom - _ROWS, 0), right, bottom))) == below
+    last: Image.Image = image.crop((left, max(bottom - _ROWS, 0), right, bottom))
+    return last
+
+
+def _choose_color(mode: str, which: int) -> Any:
+    bands = Image.getmodebands(mode)
+    return which if mode == "1" else _COLORS[which][0] if bands == 1 else _COLORS[which][:bands]
+
+
+def _find_undrawn(last: Image.Image, which: int) -> Any:
+    """Which of its pixels have the colour over which it was drawn."""
+    below = np.asarray(Image.new(last.mode, (1, 1), _choose_color(last.mode, which)))
+    same = np.asarray(last) == below
     return same.all(axis=-1) if same.ndim == 3 else same
 
 

@@ -25,7 +25,7 @@ from ...guard.files.names import strip_folder
 from ...guard.job import RESULT_ROOTS, ROOTS
 from ...guard.owners import FOLDER
 from . import reading
-from .folders import find_below, find_root, natives
+from .folders import find_below, find_real_root, find_root, natives
 from .patching import Native, replace_function
 from .run import Run
 from .worker import Workers
@@ -174,10 +174,11 @@ class Confinement:
         Raises PermissionError where a keyed owner's job would save elsewhere.
         """
         own = self._own()
-        real = os.path.realpath(folder)
+        real = next((find_real_root(kind) for kind in ROOTS if find_root(kind) == folder), None)
+        real = os.path.realpath(folder) if real is None else real
         for kind in ROOTS:
             root = find_root(kind) or ""
-            below = find_below(os.path.realpath(root), real)
+            below = find_below(find_real_root(kind) or "", real)
             if below is None:
                 continue
             parts = below.split("/") if below else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from pathlib import Path
 
 import folder_paths
@@ -22,6 +23,17 @@ def find_root(kind: str) -> str | None:
         return None
     name = f"get_{kind}_directory"
     return str((natives.get(name) or getattr(folder_paths, name))())
+
+
+def find_real_root(kind: str) -> str | None:
+    """Its real path, looked up once in a second: each job asks for it ten times. Any thread."""
+    root = find_root(kind)
+    return None if root is None else _resolve_root(root, int(time.monotonic()))
+
+
+@functools.lru_cache(maxsize=16)
+def _resolve_root(root: str, _second: int) -> str:
+    return os.path.realpath(root)
 
 
 def find_own_directory() -> Path:
@@ -69,19 +81,22 @@ def find_model_path(kind: str, name: str) -> Path | None:
 
 def resolve(kind: str, subfolder: str, filename: str) -> Path | None:
     """Resolve a file's symlinks; None unless its real path lies inside the root of its type."""
-    folder = find_root(kind)
-    return resolve_below(folder, subfolder, filename) if folder is not None else None
+    root = find_real_root(kind)
+    return _resolve_below(root, subfolder, filename) if root is not None else None
 
 
 def resolve_below(folder: str, subfolder: str, filename: str) -> Path | None:
     """The same below any folder."""
-    base = os.path.realpath(folder)
+    return _resolve_below(os.path.realpath(folder), subfolder, filename)
+
+
+def _resolve_below(base: str, subfolder: str, filename: str) -> Path | None:
+    """The same below a real path."""
     try:
         full = os.path.realpath(os.path.join(base, subfolder, filename))
-        inside = os.path.commonpath([base, full]) == base and full != base
-    except ValueError:  # another drive, or a NUL in the name
+    except ValueError:  # a NUL in the name
         return None
-    return Path(full) if inside else None
+    return Path(full) if find_below(base, full) else None
 
 
 def find_below(root: str, path: str) -> str | None:

@@ -17,8 +17,8 @@ from ...guard.files.names import split_annotation
 from ...guard.host import ReportedFile
 from ...guard.job import RESULT_ROOTS
 from ...guard.owners import FOLDER
-from .folders import find_below, find_root
-from .results import adopt, is_made
+from .folders import find_below, find_real_root
+from .results import adopt, find_real_folder, is_made
 from .run import Run
 
 #: So many names are looked up in a run, so much is read of its sentences, and a name is no longer.
@@ -36,10 +36,8 @@ def find_named(run: Run, outputs: Any, known: Collection[Path | None] = ()) -> I
     """
     seen = {str(path) for path in known if path is not None}
     tried: set[tuple[str, str]] = set()
-    roots: dict[str, str] = {kind: os.path.realpath(find_root(kind) or "") for kind in RESULT_ROOTS}
-    folders = {
-        kind: (root, os.path.realpath(os.path.join(root, *run.folder.split("/")))) for kind, root in roots.items()
-    }
+    roots: dict[str, str] = {kind: find_real_root(kind) or "" for kind in RESULT_ROOTS}
+    folders = {kind: (root, find_real_folder(run, kind)) for kind, root in roots.items()}
     for node_id, output in outputs.items() if isinstance(outputs, Mapping) else ():
         for place in _walk(output):
             kind, name = place

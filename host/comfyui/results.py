@@ -16,7 +16,7 @@ from typing import Any
 from ...guard.host import Outcome, ReportedFile
 from ...guard.job import RESULT_ROOTS
 from ...guard.owners import FOLDER
-from .folders import find_below, find_root, resolve
+from .folders import find_below, find_real_root, find_root, resolve
 from .run import Run
 
 log = logging.getLogger("guarded.host")
@@ -55,9 +55,14 @@ def is_made(run: Run, file: ReportedFile) -> bool:
         return True
     # The disk's clock ticks every few milliseconds. Only in the owner's own folder is what falls into the tick in which
     # the run begins certainly this owner's.
-    own = os.path.realpath(os.path.join(find_root(file.type) or "", *run.folder.split("/")))
-    is_own = bool(find_below(own, str(file.path)))
+    is_own = bool(find_below(find_real_folder(run, file.type), str(file.path)))
     return changed_ns(status) + is_own > run.began_ns.get(file.type, 0)
+
+
+def find_real_folder(run: Run, kind: str) -> str:
+    """The real path of the run's folder below a root: the owner's, or for the operator the root itself."""
+    root = find_real_root(kind) or ""
+    return os.path.realpath(os.path.join(root, *run.folder.split("/"))) if run.folder else root
 
 
 def warn(run: Run, outcome: Outcome) -> None:
