@@ -122,6 +122,10 @@ def _check_host(facts: Facts, _settings: Settings) -> Iterator[Line]:
         yield Line("warning", "host", "A worker that hangs cannot be replaced in this ComfyUI.", mend)
 
 
+#: Alarms while which no job runs.
+_NOTHING_RUNS = ("worker_dead", "worker_stuck", "depot_differs", "secret_differs")
+
+
 def _check_alarms(facts: Facts, _settings: Settings) -> Iterator[Line]:
     mends = {
         "draining": "POST /guarded/drain?off=1 ends it.",
@@ -133,11 +137,12 @@ def _check_alarms(facts: Facts, _settings: Settings) -> Iterator[Line]:
         "clocks_differ": "Set the clocks of those machines (chrony, systemd-timesyncd).",
         "box_late": "See whether that machine and its ComfyUI run, and reach the database.",
         "depot_differs": "Set files.url as on the other boxes, and restart ComfyUI.",
+        "secret_differs": "Set fleet.secret as on the other boxes, and restart ComfyUI.",
         "worker_hangs": "Restart ComfyUI when it suits: until then its memory stays taken.",
     }
     for alarm in facts.alarms:
         if alarm["code"] != "disk_full":  # the check of the disks says that
-            level: Level = "error" if alarm["code"] in ("worker_dead", "worker_stuck", "depot_differs") else "warning"
+            level: Level = "error" if alarm["code"] in _NOTHING_RUNS else "warning"
             yield Line(level, "worker", alarm["message"], mends.get(alarm["code"], ""))
     if facts.running and not facts.alarms:
         yield Line("ok", "worker", "The worker serves the queue.")

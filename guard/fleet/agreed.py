@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..settings import Settings
 from ..store.members import Box
@@ -75,8 +75,17 @@ def find_differences(own: Mapping[str, str], boxes: Iterable[Box]) -> dict[str, 
     return differences
 
 
+def list_other_secrets(own: str, boxes: Sequence[Box]) -> list[str]:
+    """The live boxes that came before the one of that name and have another secret: it is to give way."""
+    return _list_before(own, boxes, lambda here, other: "" != other.secret != here.secret)
+
+
 def list_other_depots(own: str, boxes: Sequence[Box]) -> list[str]:
     """The live boxes that came before the one of that name and keep their files elsewhere: it is to give way."""
+    return _list_before(own, boxes, lambda here, other: other.secret == here.secret and other.depot != here.depot)
+
+
+def _list_before(own: str, boxes: Sequence[Box], differs: Callable[[_Place, _Place], bool]) -> list[str]:
     here = next((box for box in boxes if box.box == own), None)
     if here is None or (place := _read_place(here)) is None:
         return []
@@ -84,16 +93,24 @@ def list_other_depots(own: str, boxes: Sequence[Box]) -> list[str]:
     return sorted(
         box.box
         for box, other in others
-        if other is not None and other[:2] < place[:2] and other[2] == place[2] and other[3] != place[3]
+        if other is not None and (other.since_ms, box.box) < (place.since_ms, own) and differs(place, other)
     )
 
 
-def _read_place(box: Box) -> tuple[float, str, str, str] | None:
-    """Since when it is there, its name, its secret and depot, by their digests; None where it does not tell."""
+class _Place(NamedTuple):
+    """Since when a box is there; its secret and its depot, by their digests."""
+
+    since_ms: float
+    secret: str
+    depot: str
+
+
+def _read_place(box: Box) -> _Place | None:
+    """None where it does not tell."""
     told, since_ms = box.status.get(STATUS), box.number(SINCE)
     if not isinstance(told, dict) or since_ms is None:
         return None
-    return since_ms, box.box, str(told.get(SECRET, "")), str(told.get(DEPOT, ""))
+    return _Place(since_ms, str(told.get(SECRET, "")), str(told.get(DEPOT, "")))
 
 
 def _list(settings: Settings, defaults: Settings) -> Iterable[tuple[str, Any]]:

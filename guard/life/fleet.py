@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..errors import ServerUnavailableError
 from ..fleet import Lease, Membership, agreed, read_or_make_name, rename
 from ..host import Host
 from ..settings import Settings
-from ..store import Member, Store
+from ..store import Box, Member, Store
 from ..store.key_rows import KeyTable
 from .dispatcher import Dispatcher
 from .health import Health
@@ -29,6 +29,9 @@ from .watchdog import Watchdog
 LOST = "No job is taken or run: this server has lost its place in the fleet, and joins again once its runs are over."
 DEPOT_DIFFERS = (
     "No job is taken or run: files.url is another one here than on the boxes that were there before, which are"
+)
+SECRET_DIFFERS = (
+    "No job is taken or run: fleet.secret is another one here than on the boxes that were there before, which are"
 )
 
 #: How long whoever looks at the depot waits for the database.
@@ -158,10 +161,12 @@ def keep_membership(
     health.watch("not in the fleet", LOST, lambda: store.trouble is None and not membership.is_member)
     member.tell(agreed.SINCE, clock.now_ms())
 
-    def list_other_depots() -> list[str]:
-        return agreed.list_other_depots(member.box, membership.boxes)
+    def watch_others(problem: str, text: str, find: Callable[[str, Sequence[Box]], list[str]]) -> None:
+        def find_them() -> list[str]:
+            return find(member.box, membership.boxes)
 
-    health.watch(
-        "depot differs", lambda: f"{DEPOT_DIFFERS} {', '.join(list_other_depots())}.", lambda: bool(list_other_depots())
-    )
+        health.watch(problem, lambda: f"{text} {', '.join(find_them())}.", lambda: bool(find_them()))
+
+    watch_others("depot differs", DEPOT_DIFFERS, agreed.list_other_depots)
+    watch_others("secret differs", SECRET_DIFFERS, agreed.list_other_secrets)
     return membership

@@ -7,7 +7,14 @@ import pytest
 
 from comfyui_guarded.guard.doctor.facts import Facts
 from comfyui_guarded.guard.doctor.fleet import check_fleet
-from comfyui_guarded.guard.fleet.agreed import MAY_DIFFER, SINCE, digest, find_differences, list_other_depots
+from comfyui_guarded.guard.fleet.agreed import (
+    MAY_DIFFER,
+    SINCE,
+    digest,
+    find_differences,
+    list_other_depots,
+    list_other_secrets,
+)
 from comfyui_guarded.guard.host import Folders
 from comfyui_guarded.guard.settings import Settings, load, rows
 from comfyui_guarded.guard.store import Box
@@ -90,3 +97,17 @@ def test_of_boxes_with_different_depots_those_that_came_later_give_way(tmp_path)
     assert (level, "files.url" in message) == ("error", True)
     odd = [box("a", other, **{SINCE: "x"}), box("b", settings_of(), **{SINCE: 5}), box("c", one, **{SINCE: 6})]
     assert [list_other_depots(each.box, odd) for each in odd] == [[], [], ["b"]], "none at all is another, too"
+
+
+def test_of_boxes_with_different_secrets_those_that_came_later_give_way():
+    """What the one has signed the other refuses; and where their files are they cannot compare."""
+    one, other = settings_of(), settings_of(FLEET__SECRET="f00d" * 16, FILES__URL="s3://K:x@bucket/y")
+    boxes = [box("a", other, **{SINCE: 7}), box("b", one, **{SINCE: 5}), box("c", one, **{SINCE: 9})]
+    assert [list_other_secrets(each.box, boxes) for each in boxes] == [["b"], [], ["a"]]
+    assert [list_other_depots(each.box, boxes) for each in boxes] == [[], [], []]
+    # The secret is changed, one box after the other: whoever has the new one goes on once the last old one has gone.
+    changed = [box("a", other, **{SINCE: 17}), box("b", other, **{SINCE: 18}), box("c", one, **{SINCE: 9})]
+    assert [list_other_secrets(each.box, changed) for each in changed] == [["c"], ["c"], []]
+    assert list_other_secrets("a", [*changed[:2], replace(changed[2], is_alive=False)]) == []
+    silent = replace(box("b", one, **{SINCE: 5}), status={SINCE: 5, "settings": {}})
+    assert list_other_secrets("a", [boxes[0], silent]) == [], "it does not tell"
