@@ -7,25 +7,19 @@ others is read on a thread of its own.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from typing_extensions import ParamSpec
 
 from .errors import InvalidRequestError, PayloadTooLargeError, clip
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 #: Larger bodies are read on another thread. Smaller ones are every bot's, and a thread would take longer than they do.
 INLINE_BYTES = 2**16
@@ -76,13 +70,6 @@ MODEL_VALUES = 2000
 
 #: A command, with the ids of ten thousand jobs.
 COMMAND = Bounds(values=10_100, depth=10, text=2**16)
-
-
-async def work(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what takes as long as the body of `size` bytes is large: at once, or on another thread."""
-    if size > INLINE_BYTES:
-        return await asyncio.to_thread(function, *args, **kwargs)
-    return function(*args, **kwargs)
 
 
 def read_json(raw: bytes, bounds: Bounds, what: str = "The body") -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Collection
 from enum import Enum
 from typing import Any, TypeVar
 
-from ..guard.bounds import COMMAND, LARGE_BYTES, Bounds, read_json, work
+from ..guard.bounds import COMMAND, LARGE_BYTES, Bounds, read_json
 from ..guard.errors import InvalidRequestError
 from ..guard.quotas import Kind
+from ..guard.quotas.threads import work
 from .table import Call, refuse_size
 
 E = TypeVar("E", bound=Enum)

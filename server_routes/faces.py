@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..guard.bounds import COMMAND, read_json, read_model, work
+from ..guard.bounds import COMMAND, read_json, read_model
 from ..guard.errors import (
     ArtifactGoneError,
     BadImageError,
@@ -20,6 +20,7 @@ from ..guard.faces.check import FaceRules, Faces, FacesBody
 from ..guard.faces.gate import AskedRules
 from ..guard.files.names import split_annotation, use_owner_names
 from ..guard.job import ROOTS
+from ..guard.quotas.threads import work
 from ..guard.urls import is_source
 from .about import FACES, FILE, READ, About
 from .asked import read_body

@@ -13,8 +13,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from ..guard.bounds import LARGE_BYTES
 from ..guard.errors import InvalidRequestError, PayloadTooLargeError
-from ..guard.files.uploads import Incoming, UploadedFile, Uploads
+from ..guard.files.uploads import Incoming, UploadedFile, Uploads, finish
 from ..guard.quotas import Kind, Parcel
+from ..guard.quotas.threads import run_beside
 from .asked import YIELD_BYTES
 from .table import Call
 
@@ -92,7 +93,7 @@ async def receive_form(call: Call, words: Collection[str] | None, max_words_byte
         yield form
     finally:
         if incoming:
-            await asyncio.shield(asyncio.to_thread(_discard, incoming))
+            await asyncio.shield(run_beside(_discard, incoming))
         parcel.close()
 
 
@@ -144,7 +145,7 @@ async def _write_file(
     part: BodyPartReader, uploads: Uploads, incoming: list[Incoming], parcel: Parcel, bytes_left: int
 ) -> tuple[UploadedFile, int]:
     """Write one part to the disk. Returns the file and its size in bytes."""
-    file = await asyncio.to_thread(uploads.start_file, part.name or "", part.filename or "", parcel)
+    file = await run_beside(uploads.start_file, part.name or "", part.filename or "", parcel)
     incoming.append(file)
     size, block, done = 0, bytearray(), False
     while not done:
@@ -158,9 +159,9 @@ async def _write_file(
                 f"The files together are over {limit} bytes.", extra_info={"max_request_bytes": limit}
             )
         if block and (done or len(block) >= _BLOCK_BYTES):
-            await asyncio.to_thread(file.write, bytes(block))
+            await run_beside(file.write, bytes(block))
             block.clear()
-    return await asyncio.to_thread(file.finish), size
+    return await finish(file), size
 
 
 def _discard(incoming: list[Incoming]) -> None:

@@ -22,10 +22,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from ..guard.bounds import COMMAND, read_json, work
+from ..guard.bounds import COMMAND, read_json
 from ..guard.errors import ForbiddenError, GuardError, NotFoundError, ServerUnavailableError, UnauthorizedError
 from ..guard.fleet import Membership, Signatures
 from ..guard.life.secrets import SECRET_NAMES
+from ..guard.quotas.threads import run_beside, work
 from ..guard.store.members import Box, Member
 from .about import About
 from .asked import read_body
@@ -215,7 +216,7 @@ async def post_has(call: Call) -> web.StreamResponse:
         kinds = _list_kinds(host.model_folders())
         return all(any(host.find_model(kind, name) is not None for kind in kinds) for name in asked["models"])
 
-    return respond({"has": not asked["models"] or await asyncio.to_thread(has_all)})
+    return respond({"has": not asked["models"] or await run_beside(has_all)})
 
 
 def _list_kinds(folders: list[Path]) -> list[str]:

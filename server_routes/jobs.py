@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from ..guard.bounds import COMMAND as SMALL
-from ..guard.bounds import read_model, work
+from ..guard.bounds import read_model
 from ..guard.callers.inline import measure
 from ..guard.errors import InvalidRequestError, NotFoundError, PromptGoneError
 from ..guard.job import Job, JobBody, JobState
 from ..guard.quotas import Kind
+from ..guard.quotas.threads import work
 from ..guard.store import Wanted
 from ..guard.store.outbox import DeliveryBody
 from .about import ADMISSION, COMMAND, READ, WAIT, WRITE, About, Schema, describe_page

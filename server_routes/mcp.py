@@ -7,9 +7,10 @@ from dataclasses import replace
 from aiohttp import web
 
 from ..agents.bridge import MissingPackageError
-from ..guard.bounds import LARGE_BYTES, read_json, work
+from ..guard.bounds import LARGE_BYTES, read_json
 from ..guard.errors import NotFoundError, PayloadTooLargeError
 from ..guard.quotas import Kind
+from ..guard.quotas.threads import work
 from .about import STREAM, About
 from .asked import read_body
 from .table import Call, Route

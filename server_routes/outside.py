@@ -10,12 +10,12 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
 from aiohttp import abc
 
+from ..guard.quotas.threads import SharedThreads, find_whose
 from ..guard.urls import Reach
 from .hearing import make_connector
 
@@ -37,7 +37,10 @@ class Outside:
                 {"socket_factory": self._make_socket} if hasattr(aiohttp, "SocketFactoryType") else {}
             )
             connector = make_connector(
-                resolver=Resolver(self._reach, self._at_once), use_dns_cache=False, limit=self._at_once, **sockets
+                resolver=Resolver(self._reach, self._at_once, self._timeout_s),
+                use_dns_cache=False,
+                limit=self._at_once,
+                **sockets,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -61,22 +64,26 @@ class Outside:
 class Resolver(abc.AbstractResolver):
     """Looks a name up and returns only addresses that may be reached; aiohttp connects to exactly these."""
 
-    def __init__(self, reach: Reach, at_once: int) -> None:
+    def __init__(self, reach: Reach, at_once: int, timeout_s: float) -> None:
         self._reach = reach
         # Threads of its own: a name whose servers do not answer holds its thread for half a minute, and anybody may
-        # send such names. On the loop's own threads, everything that waits for the disk would wait for them too.
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="guarded-names")
+        # send such names, whose look-ups go on when nobody waits for them any more. On the loop's own threads,
+        # everything that waits for the disk would wait for them too.
+        self._threads = SharedThreads(at_once, "guarded-names")
+        self._timeout_s = timeout_s
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[abc.ResolveResult]:
-        results = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port, family)
+        looking = self._threads.run(find_whose(), _look_up, host, port, family)
+        # aiohttp lets it go on where the attempt has ended.
+        results = await asyncio.wait_for(looking, self._timeout_s)
         for result in results:
             _check(self._reach, result["host"])
         return results
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
 
 def is_inside(error: BaseException | None) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 from aiohttp import web
 from typing_extensions import TypedDict
 
-from ..guard.bounds import work
 from ..guard.callers.inline import measure
 from ..guard.callers.jobs import SubmittedGuard
 from ..guard.errors import GuardError, MissingModelError, MissingNodeError
 from ..guard.files.uploads import UploadedFile
 from ..guard.job import Job
 from ..guard.quotas import Kind
+from ..guard.quotas.threads import work
 from ..guard.store import Submitted
 from ..guard.submit.request import FORM_FIELDS, Fill, Submission, from_form
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About

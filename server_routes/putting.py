@@ -18,6 +18,7 @@ from ..guard.events.attempts import Attempt
 from ..guard.events.carrier import Carrier
 from ..guard.events.puts import LONGEST, Puts, make_headers
 from ..guard.job import Job
+from ..guard.quotas.threads import run_beside
 from ..guard.store import PutDelivery
 from ..guard.wake import wrap_future
 from .hearing import ScatteredError
@@ -70,7 +71,7 @@ class Putter(Carrier[PutDelivery]):
             return Attempt(error="the job has no such artifact", hopeless=True)
         artifact = job.result.artifacts[delivery.artifact]
         try:
-            served = await asyncio.to_thread(self._opener.open, job, artifact)
+            served = await self._opener.open_beside(job, artifact)
         except GuardError:
             return Attempt(error="the file's storage is away")
         if served is None:
@@ -108,7 +109,7 @@ class Putter(Carrier[PutDelivery]):
 
 
 async def _read(handle: IO[bytes]) -> AsyncIterator[bytes]:
-    while block := await asyncio.to_thread(handle.read, _BLOCK_BYTES):
+    while block := await run_beside(handle.read, _BLOCK_BYTES):
         yield block
 
 

@@ -8,12 +8,12 @@ import io
 
 import aiohttp
 
-from ..guard.bounds import work
 from ..guard.callers.inline import Inline
 from ..guard.errors import GuardError, ServerUnavailableError
 from ..guard.events.attempts import Attempt
 from ..guard.events.carrier import Carrier
 from ..guard.events.outbox import Outbox
+from ..guard.quotas.threads import work
 from ..guard.store import Delivery
 from .outside import Outside
 

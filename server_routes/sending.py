@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
@@ -11,6 +10,7 @@ from urllib.parse import quote
 
 from aiohttp import hdrs, web
 
+from ..guard.quotas.threads import run_beside
 from ..guard.results.containers import sniff
 from .pace import Going
 
@@ -55,15 +55,15 @@ async def send(request: web.Request, file: OpenFile, stalled_s: float) -> web.St
         status = 206
         headers[hdrs.CONTENT_RANGE] = f"bytes {begin}-{end - 1}/{file.bytes}"
     response = web.StreamResponse(status=status, headers=headers)
-    sniffed = await asyncio.to_thread(_sniff_type, file.handle)
+    sniffed = await run_beside(_sniff_type, file.handle)
     response.content_type = sniffed if file.mime is None else file.mime
     response.content_length = end - begin
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD:
-        await asyncio.to_thread(file.handle.seek, begin)
+        await run_beside(file.handle.seek, begin)
         with Going(request, stalled_s) as going:
             while begin < end:
-                chunk = await asyncio.to_thread(file.handle.read, min(going.choose_piece(), end - begin))
+                chunk = await run_beside(file.handle.read, min(going.choose_piece(), end - begin))
                 if not chunk:
                     raise ConnectionResetError("the file was cut short while it was sent")
                 begin += len(chunk)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 
 from ..guard.operators.spending import SpendingBody, write_csv
+from ..guard.quotas.threads import run_beside
 from .about import READ, About
 from .asked import check_query, read_choice
 from .table import Call, Route, respond
@@ -21,7 +20,7 @@ async def get_spending(call: Call) -> web.StreamResponse:
     month = call.request.query.get("month")
     if read_choice(call, "format", "json", "csv") == "json":
         return respond(await call.services.bills.month(call.client, month))
-    text = await asyncio.to_thread(write_csv, await call.services.bills.month_as_csv(call.client, month))
+    text = await run_beside(write_csv, await call.services.bills.month_as_csv(call.client, month))
     return web.Response(text=text, content_type="text/csv")
 
 

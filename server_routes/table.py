@@ -8,7 +8,6 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -53,6 +52,7 @@ from ..guard.operators.metrics import Exposition
 from ..guard.operators.spending import Bills
 from ..guard.operators.stats import Stats
 from ..guard.quotas import Quotas, Turn
+from ..guard.quotas.threads import SharedThreads, find_whose, working_for
 from ..guard.settings import Settings
 from ..guard.signal import Signal
 from ..guard.submit.admission import Admission
@@ -73,7 +73,7 @@ PREFIX = "/guarded"
 #: One line a second for each address: whoever has no key can cause as many as he likes.
 _refused = Throttle()
 
-_MAKERS = ThreadPoolExecutor(2, "guarded-making")
+_MAKERS = SharedThreads(2, "guarded-making")
 
 _JSON = {"Content-Type": "application/json; charset=utf-8"}
 
@@ -262,7 +262,10 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
                 return web.Response(status=400)  # unread: the client did not wait for the turn
             if route.operate and not client.operator:
                 raise ForbiddenError("This is for operators.")
-            response = await route.handler(Call(services, request, client, turn))
+            # What asks for a job gets it, whoever waits for the answer.
+            is_vain = (lambda: False) if route.submits else turn.is_vain
+            with working_for(client.owner, is_vain):
+                response = await route.handler(Call(services, request, client, turn))
         except GuardError as error:
             response = say_no(error, request)
         except web.HTTPRequestEntityTooLarge:
@@ -374,7 +377,7 @@ async def make_at_length(make: Callable[[], T]) -> T:
     What C's allocator frees stays with the thread that took it, tens of MiB each: on asyncio's own threads, of which
     there are four more than processors, a few requests would leave some hundred MiB behind for good.
     """
-    return await asyncio.get_running_loop().run_in_executor(_MAKERS, make)
+    return await _MAKERS.run(find_whose(), make)
 
 
 def _write_value(value: Any) -> str:

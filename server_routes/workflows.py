@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 from typing_extensions import TypedDict
 
 from ..guard.errors import NotFoundError
+from ..guard.quotas.threads import run_beside
 from ..guard.templates.bodies import WorkflowBody
 from .about import ADMISSION, SUBMIT_HEADERS, WAIT, About
 from .prompt import SubmittedBody, submit
@@ -24,7 +23,7 @@ class WorkflowsBody(TypedDict):
 async def get_workflows(call: Call) -> web.StreamResponse:
     """The templates, what each takes, and what this server lacks for it."""
     locale = call.locale or call.services.settings.messages.locale
-    body: WorkflowsBody = {"workflows": await asyncio.to_thread(call.services.templates.describe, locale)}
+    body: WorkflowsBody = {"workflows": await run_beside(call.services.templates.describe, locale)}
     return respond(body)
 
 

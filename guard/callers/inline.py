@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from concurrent.futures import Future
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from ..client import Client
 from ..job import Artifact, ArtifactBody, Job, JobBody
 from ..outgoing import InlineBody
+from ..quotas.threads import SharedThreads
 from ..wake import wrap_future
 from .served import Opener
 
@@ -39,7 +39,7 @@ class Inline:
         self._max_bytes = max_bytes
         self._store = store
         self._opener = opener
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._threads = SharedThreads(_AT_ONCE, "guarded-inline")
 
     async def add(self, body: JobBody, job: Job, client: Client) -> JobBody:
         """Put the job's files into what its owner is answered about it, where that was asked for."""
@@ -56,11 +56,10 @@ class Inline:
             return payload
         told: dict[str, Any] = json.loads(payload)
         await self._fill(told["data"]["artifacts"], job)
-        return await asyncio.to_thread(json.dumps, told)
+        return await self._threads.run(job.owner, json.dumps, told)
 
     async def _fill(self, bodies: list[ArtifactBody], job: Job) -> None:
-        async with self._room:
-            await asyncio.to_thread(self._read_all, bodies, job)
+        await self._threads.run(job.owner, self._read_all, bodies, job)
 
     def _read_all(self, bodies: list[ArtifactBody], job: Job) -> None:
         left = self._max_bytes

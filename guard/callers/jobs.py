@@ -19,6 +19,7 @@ from ..events.stream import Events
 from ..job import OPEN, WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..owners import hide_in
+from ..quotas.threads import decode_beside, find_whose, run_beside
 from ..results import previews
 from ..results.previews import Preview
 from ..settings import QueueSettings
@@ -35,7 +36,6 @@ from .positions import notice
 
 log = logging.getLogger("guarded.jobs")
 
-_PREVIEWS_AT_ONCE = 2
 #: Whoever ends a job waits so long until that is on disk, then is answered that it is not. The ending is handed in to
 #: the store until it is, so that the answer only means "not yet".
 ENDING_WITHIN_S = 5.0
@@ -87,7 +87,6 @@ class Jobs:
         self._places = Places(store)
         self._polls = Polls()
         self._results = results
-        self._previews = asyncio.Semaphore(_PREVIEWS_AT_ONCE)
 
     def follow(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
@@ -183,7 +182,7 @@ class Jobs:
 
         Raises ServerUnavailableError where it may be in a depot, or on another box, that is away.
         """
-        return await asyncio.to_thread(self._results.open, job, artifact)
+        return await self._results.threads.run(find_whose(), self._results.open, job, artifact)
 
     async def find_file(self, job_id: str, index: int, *, is_copy: bool) -> Artifact | None:
         """Find a file of anybody's job, for another box."""
@@ -198,12 +197,11 @@ class Jobs:
 
     async def sign_artifact(self, artifact: Artifact) -> str | None:
         """An address at which the depot serves the file, if it does."""
-        return await asyncio.to_thread(self._results.sign, artifact)
+        return await self._results.threads.run(find_whose(), self._results.sign, artifact)
 
     async def make_preview(self, handle: IO[bytes], wanted: Preview) -> bytes:
-        """Make a small picture of a checked file. Few at a time: each may take a large picture into memory."""
-        async with self._previews:
-            return await asyncio.to_thread(previews.render, handle, wanted)
+        """Make a small picture of a checked file."""
+        return await decode_beside(previews.render, handle, wanted)
 
     async def body(self, job: Job, locale: str | None = None) -> JobBody:
         """The job as JSON; a waiting one with its position."""
@@ -289,7 +287,7 @@ class Jobs:
         if body is None:
             facts = {"job_id": job_id, "gone_at_ms": gone_at_ms}
             raise PromptGoneError(f"The prompt of job {job_id} is no longer kept.", extra_info=facts)
-        return await asyncio.to_thread(lambda: as_comfyui.row(Entry(job, body))[2])
+        return await run_beside(lambda: as_comfyui.row(Entry(job, body))[2])
 
     async def find_way(self, job: Job) -> tuple[list[tuple[JobState, int]], list[Delivery], Job | None]:
         """The states that the job has been in, with their times, its webhooks, and the job that repeats it."""

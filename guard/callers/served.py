@@ -19,10 +19,14 @@ class Served(NamedTuple):
 
 
 class Opener:
-    """Any thread, not the event loop."""
+    """Any thread, and but for `open_beside` not the event loop."""
 
     def __init__(self, results: Results) -> None:
         self._results = results
+
+    async def open_beside(self, job: Job, artifact: Artifact) -> Served | None:
+        """The same as `open`, for the event loop."""
+        return await self._results.threads.run(job.owner, self.open, job, artifact)
 
     def open(self, job: Job, artifact: Artifact) -> Served | None:
         """Open that file of the job. None where it is gone, or is no longer what has passed.

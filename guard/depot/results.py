@@ -8,6 +8,7 @@ from typing import IO, NamedTuple, Protocol
 
 from ..errors import ServerUnavailableError
 from ..job import Artifact, Job
+from ..quotas.threads import SharedThreads
 from ..results.opener import ArtifactOpener, copy_and_hash
 from .depot import Depot, make_refusal
 from .holders import Holders
@@ -36,6 +37,8 @@ class Results:
         self.depot = depot
         self._holders = holders
         self._opener = ArtifactOpener()
+        #: To open one takes as long as it is large, and as the depot is slow.
+        self.threads = SharedThreads(8, "guarded-opening", 4)
 
     def open(self, job: Job, file: Artifact) -> Opened | None:
         """Open the very bytes that passed the checks of that job; None where they are nowhere any more.

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Generic
 
 from ..errors import GuardError
+from ..quotas.threads import working_for
 from ..signal import Signal
 from ..wake import Wake
 from .attempts import Attempt, Attempts, T
@@ -91,7 +92,8 @@ class Carrier(Generic[T]):
         began_s = time.monotonic()
         try:
             try:
-                attempt = await self.attempt(delivery)
+                with working_for(delivery.shares[-1] if delivery.shares else ""):
+                    attempt = await self.attempt(delivery)
             except Exception as error:  # a fault of ours: an attempt all the same, so that the pauses grow
                 attempt = self.report(delivery, error)
             self._due.record_attempt(delivery, attempt)

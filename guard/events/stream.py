@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from ..host import Progress
 from ..job import Job, JobState
+from ..quotas.threads import run_beside, working_for
 from ..signal import Signal
 from ..store import Standing
 from ..wake import LoopCaller, wrap_future
@@ -309,7 +310,8 @@ class Events:
 
     async def _encode(self, job: Job, mime: str, encode: Callable[[], bytes]) -> None:
         try:
-            data = base64.b64encode(await asyncio.to_thread(encode)).decode()
+            with working_for(job.owner):
+                data = base64.b64encode(await run_beside(encode)).decode()
         except Exception as error:  # another pack's kind of picture may raise anything
             log.debug("job %s: its preview cannot be encoded: %s", job.job_id, error)
             return

@@ -50,7 +50,7 @@ class FaceGate:
         self._machine = machine
         self._loaded = loaded
         self._settings = settings
-        self._threads = SharedThreads(settings.at_once, "guarded-faces")
+        self._threads = SharedThreads(settings.at_once, "guarded-faces", drops_vain=True)
 
     async def open_loaded(self, graph: Mapping[str, Any], outputs: Iterable[str] | None, owner: str) -> Opened:
         """What the files hold that the prompt's loaders will read.

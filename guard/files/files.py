@@ -7,7 +7,6 @@ uses the roots themselves, as in plain ComfyUI.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import filecmp
@@ -17,26 +16,24 @@ import os
 import re
 import shutil
 from asyncio import wrap_future
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from ..client import LOCAL, Client
 from ..depot.results import Results
 from ..errors import ArtifactGoneError, FileInUseError, InvalidRequestError, NotFoundError
 from ..host import Host
 from ..job import RESULT_ROOTS, ROOTS, Artifact, Job
+from ..quotas.threads import find_whose, run_beside
 from ..results.opener import hash_file
 from .content import check_content
 from .given import Given
 from .names import DEEPEST, annotate, is_plain, mentions_uploads, owner_folder, split_annotation
 from .uploads import translate_disk_errors
 
-T = TypeVar("T")
-
-_PICTURES_AT_ONCE = 2
 #: So many of an owner's uploads are listed. They stand in the choices of each loader, and a bot sends thousands a day.
 LISTED = 1000
 #: So many uploads of one name get a number; the others get so many digits of their content's hash.
@@ -100,19 +97,13 @@ class Files:
         self._uploaded = uploaded
         self._host = host
         self._store = store
-        self._pictures = asyncio.Semaphore(_PICTURES_AT_ONCE)
         self._results = results or Results(host)
         self._given = given or Given()
-
-    async def work_on_pictures(self, work: Callable[[], T]) -> T:
-        """Run work that decodes pictures on another thread, two at once at most: a large one takes much memory."""
-        async with self._pictures:
-            return await asyncio.to_thread(work)
 
     async def list_uploads(self, client: Client) -> list[str]:
         """List the newest uploads of a caller with a key, of those in its input folder itself, by name."""
         folder = self._host.file("input", "", owner_folder(client.owner))
-        here = await asyncio.to_thread(_list_newest, folder) if folder is not None else []
+        here = await run_beside(_list_newest, folder) if folder is not None else []
         return sorted({*here, *await self._uploaded.list_uploads(client.owner)}) if self._uploaded is not None else here
 
     async def find(self, client: Client, kind: str, name: str) -> OwnFile:
@@ -134,7 +125,7 @@ class Files:
                 return result
         if kind == "input" and self._uploaded is not None:
             await self._uploaded.bring_upload(client.owner, name)
-        upload = await asyncio.to_thread(self.find_upload, client, kind, name)
+        upload = await run_beside(self.find_upload, client, kind, name)
         if upload is not None or kind == "input":
             return upload
         # An operator names files below the roots; so does whoever had results before owners had folders for them.
@@ -203,7 +194,7 @@ class Files:
 
     async def find_result(self, client: Client, kind: str, name: str) -> OwnFile | None:
         """Find the result of one of the caller's jobs by its name below the root; for an operator, any file."""
-        path = await asyncio.to_thread(self._below, kind, name, False)
+        path = await run_beside(self._below, kind, name, False)
         is_here = path is not None
         if path is None and self._results.depot is not None and kind in RESULT_ROOTS:
             path = self._host.file(kind, "", name)  # what has gone from here may be there
@@ -233,7 +224,7 @@ class Files:
             await self._uploaded.bring_result(file.job.owner, file.name)
         if client.operator:
             return
-        handle = await asyncio.to_thread(self._results.open_here, artifact)
+        handle = await self._results.threads.run(find_whose(), self._results.open_here, artifact)
         if handle is None:
             raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.")
         handle.close()

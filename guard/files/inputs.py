@@ -16,7 +16,7 @@ import stat
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from ..bounds import work
 from ..depot import Depot, make_key
 from ..depot.depot import make_refusal
 from ..depot.objects import KEY, WrongBytesError
@@ -35,6 +34,7 @@ from ..host import Host
 from ..job import Artifact, Job
 from ..outgoing import StoredFile
 from ..owners import FOLDER, folder_of
+from ..quotas.threads import SharedThreads, work
 from ..results.opener import copy_and_hash, hash_file
 from ..wake import wrap_future
 from .given import Given
@@ -45,7 +45,7 @@ log = logging.getLogger("guarded.depot")
 
 T = TypeVar("T")
 
-#: Files that go in or come out at once.
+#: Files that go in or come out at once; of one owner, half as many.
 _AT_ONCE = 8
 #: A file that was put in so lately need not be made new again; or a quarter of the age at which it would go.
 _FRESH_S = 3600.0
@@ -110,10 +110,10 @@ class Inputs:
         self._uploads = uploads
         self._store = store
         self._fresh_s = min(_FRESH_S, input_max_age_s / 4)
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="guarded-depot-files")
+        self._threads = SharedThreads(_AT_ONCE, "guarded-depot-files", _AT_ONCE // 2)
 
-    async def _work(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def _work(self, owner: str, work: Callable[[], T]) -> T:
+        return await self._threads.run(owner, work)
 
     # Into the depot. -----------------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class Inputs:
                 by_name.setdefault(place.text, []).append(place)
             kept: dict[str, StoredFile] = {}
             for text, places in by_name.items():
-                taken = await self._work(partial(self._take, text, owner, copies))
+                taken = await self._work(owner, partial(self._take, text, owner, copies))
                 if taken is None:
                     continue
                 if self._depot.is_away:  # nobody waits for it
@@ -156,13 +156,13 @@ class Inputs:
                 return
             await hold()
             async with self._uploads.place(owner, copies):
-                puts = [self._work(partial(self._put, name)) for name in kept]
+                puts = [self._work(owner, partial(self._put, name)) for name in kept]
                 for done in await asyncio.gather(*puts, return_exceptions=True):
                     if isinstance(done, BaseException):
                         raise done
                 yield tuple(kept.values())
         finally:
-            await self._work(lambda: _discard(copies))
+            await self._work(owner, lambda: _discard(copies))
 
     async def keep_upload(self, owner: str, name: str) -> None:
         """Put an upload in under the name that its owner has given it, so that other boxes find it by that.
@@ -170,7 +170,7 @@ class Inputs:
         As far as that goes: a prompt that names the file puts it in, or is refused.
         """
         try:
-            file = await self._work(partial(self._put_upload, owner, name))
+            file = await self._work(owner, partial(self._put_upload, owner, name))
             if file is not None:
                 await wrap_future(self._store.note_uploads(owner, [file]))
         except GuardError as error:
@@ -288,7 +288,7 @@ class Inputs:
         if not places:
             return False
         await self._renew(places, owner)
-        missing = await self._work(lambda: list(self._list_missing(places, owner)))
+        missing = await self._work(owner, lambda: list(self._list_missing(places, owner)))
         if not missing:
             return False
         uploads = sorted({file.path for file in missing if file.kind == "input"})
@@ -301,7 +301,11 @@ class Inputs:
             else:
                 found = await self._find_result(owner, file)
                 write = partial(self._results.copy, *found) if found is not None else None
-            if write is not None and await self._work(partial(self._fetch, write, file)) and file.kind == "input":
+            if (
+                write is not None
+                and await self._work(owner, partial(self._fetch, write, file))
+                and file.kind == "input"
+            ):
                 changed |= file.place.text != file.target
                 file.place.holder[file.place.key] = file.target
         return changed
@@ -315,13 +319,13 @@ class Inputs:
             if kind != "input" or KEY.fullmatch(os.path.basename(path)) or path.startswith(f"{FOLDER}/"):
                 continue  # no upload of the owner's, or one that is called by its content
             target = f"{own}/{path}" if own else path
-            here = await self._work(partial(self._describe, target))
+            here = await self._work(owner, partial(self._describe, target))
             if here is None:
                 continue
             key = await wrap_future(self._store.find_newer_upload(owner, path, *here))
             if key is not None:
                 missing = _Missing(_Place({}, ""), kind, path, target)
-                await self._work(partial(self._fetch, partial(self._depot.fetch, key), missing))
+                await self._work(owner, partial(self._fetch, partial(self._depot.fetch, key), missing))
 
     def _describe(self, name: str) -> tuple[str, int] | None:
         """What the depot would call that file below input, and when it came. None where there is none."""

@@ -6,7 +6,6 @@ where that lies, before validation, the face check, the janitor and ComfyUI look
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import math
 import os
@@ -16,12 +15,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from ..bounds import work
 from ..client import LOCAL, Client
 from ..errors import ArtifactGoneError, BadImageError
 from ..graph import Names, is_link
 from ..host import Folders, Host
 from ..outgoing import StoredFile
+from ..quotas.threads import run_beside, work
 from .content import check_content, check_folder
 from .files import Files
 from .inputs import Inputs
@@ -114,7 +113,7 @@ class References:
         if not references:
             return False
         changed = False
-        names = await asyncio.to_thread(self._find_names, references, client)
+        names = await run_beside(self._find_names, references, client)
         for reference, name in zip(references, names, strict=True):
             kind, below = split_annotation(reference.text if name is None else name)
             result = await self._files.find_result(client, kind, below) if kind != "input" else None
@@ -125,7 +124,7 @@ class References:
                     await self._files.check_unchanged(client, result)
                 except ArtifactGoneError:
                     raise reference.refuse() from None
-                await asyncio.to_thread(reference.check_content, result.path)
+                await run_beside(reference.check_content, result.path)
             if name is not None and name != reference.text:
                 reference.holder[reference.key] = name
                 changed = True

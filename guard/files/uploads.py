@@ -7,7 +7,6 @@ request has used the file meanwhile, it is deleted again.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
@@ -17,7 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,12 +31,13 @@ from ..errors import (
 from ..graph import Names
 from ..owners import FOLDER, folder_of
 from ..quotas import Parcel
+from ..quotas.threads import decode_beside, run_beside
 from ..results.containers import sniff
 from ..settings import UploadsSettings
 from .content import check_content
 from .jpegs import keep_one_picture
 from .names import media_suffix
-from .upright import TURNED, turn_upright
+from .upright import is_mirrored, turn_upright
 
 #: Files that are still being received. No owner's folder has such a name, because theirs end in a hash.
 INCOMING = f"{FOLDER}/.incoming"
@@ -85,6 +85,7 @@ class UploadedFile:
         is_media: whether its first bytes are those of a picture, film or sound.
         is_empty: no byte of it has come.
         kept_sha256: of what is kept of it, where not all is; else empty.
+        is_mirrored: it is a picture that has to be turned upright.
     """
 
     field: str
@@ -95,6 +96,7 @@ class UploadedFile:
     is_media: bool = True
     is_empty: bool = False
     kept_sha256: str = ""
+    is_mirrored: bool = False
 
     def stored_as(self, owner: str) -> str:
         """Its name for a loader node."""
@@ -141,21 +143,33 @@ class Incoming:
                 rest = rest[self._file.write(rest) :]
 
     def finish(self) -> UploadedFile:
-        """Close the file. Of a phone's photo the picture alone is kept, and a mirrored picture is turned upright."""
-        known, kept = _find_suffix(self._head[:_HEAD_BYTES]), ""
+        """Close the file. Of a phone's photo the picture alone is kept."""
+        known, kept, mirrored = _find_suffix(self._head[:_HEAD_BYTES]), "", False
         with translate_disk_errors():
             self._file.close()
-            if known == _JPEG and not _STREAM.search(self._filename):
-                kept = keep_one_picture(self.path)
-            if known in TURNED and not _STREAM.search(self._filename):
-                kept = turn_upright(self.path, known) or kept
+            if not _STREAM.search(self._filename):
+                if known == _JPEG:
+                    kept = keep_one_picture(self.path)
+                mirrored = is_mirrored(self.path, known)
         suffix, digest = known or media_suffix(self._filename), self._digest.hexdigest()
-        return UploadedFile(self._field, self._filename, digest, suffix, self.path, bool(known), not self._size, kept)
+        told = self._field, self._filename, digest, suffix, self.path
+        return UploadedFile(*told, bool(known), not self._size, kept, mirrored)
 
     def discard(self) -> None:
         """Delete the file, unless it was moved to its place."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+async def finish(incoming: Incoming) -> UploadedFile:
+    """Close a file that has come, and turn a mirrored picture upright. Event loop. Raises GuardError."""
+    file = await run_beside(incoming.finish)
+    return await decode_beside(_turn, file) if file.is_mirrored else file
+
+
+def _turn(file: UploadedFile) -> UploadedFile:
+    with translate_disk_errors():
+        return replace(file, kept_sha256=turn_upright(file.path, file.suffix) or file.kept_sha256)
 
 
 def _find_suffix(head: bytes) -> str:
@@ -202,16 +216,16 @@ class Uploads:
         files = list(files)
         if owner != LOCAL.owner:
             for file in files:
-                await asyncio.to_thread(check_content, file.path, file.filename or file.field)
+                await run_beside(check_content, file.path, file.filename or file.field)
         paths = {file.stored_as(owner): file.path for file in files}
         names: list[str] = []
         try:
             for name, path in paths.items():
-                await asyncio.to_thread(self._place_file, name, path)
+                await run_beside(self._place_file, name, path)
                 names.append(name)
             yield
         except GuardError:
-            await asyncio.to_thread(self._release, names, False)
+            await run_beside(self._release, names, False)
             raise
         except BaseException:
             self._release(names, True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +18,8 @@ from .jpegs import find_exif
 #: The EXIF tag that says how the camera was held, and those of its values by which a picture is mirrored.
 _ORIENTATION = 0x0112
 _MIRRORED = frozenset({2, 4, 5, 7})
-#: Larger pictures stay as they are. One of so many takes 200 MB and a second or two, and one is written at a time.
+#: Larger pictures stay as they are. One of so many takes 200 MB and a second or two: `decode_beside` bounds these.
 _MOST_PIXELS = 32_000_000
-_ONE = threading.Lock()
 #: Who writes a picture puts no more pieces into it.
 _MOST_CHUNKS = 1000
 _MOST_EXIF_BYTES = 2**20
@@ -29,20 +27,22 @@ _QUALITY = 95
 TURNED = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tiff": "TIFF"}
 
 
+def is_mirrored(path: Path, suffix: str) -> bool:
+    """Whether a picture says that it is mirrored. Raises OSError where the disk does."""
+    return suffix in TURNED and _find_orientation(path, TURNED[suffix]) in _MIRRORED
+
+
 def turn_upright(path: Path, suffix: str) -> str:
     """Write a mirrored picture anew as it is meant to be seen, in its format and with what it says of itself.
 
-    Returns the SHA-256 of the new file, in hexadecimal; empty where the file stays as it is: it is not mirrored, holds
-    several pictures, or cannot be read. Nobody else may have the file yet. Raises OSError where the disk does.
+    Returns the SHA-256 of the new file, in hexadecimal; empty where the file stays as it is: it holds several pictures,
+    or cannot be read. Nobody else may have the file yet. Raises OSError where the disk does.
     """
     form = TURNED[suffix]
     part = path.with_name(f"{path.name}~")
     try:
-        if _find_orientation(path, form) not in _MIRRORED:
+        if not _write(path, part, form):
             return ""
-        with _ONE:
-            if not _write(path, part, form):
-                return ""
         digest = hashlib.sha256()
         with open(part, "rb") as handle:
             while block := handle.read(2**20):

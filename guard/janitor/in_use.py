@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..bounds import work
 from ..owners import renew
+from ..quotas.threads import work
 
 #: A longer text is a prompt, not a name: PATH_MAX and NAME_MAX, in bytes.
 _PATH_AT_MOST = 4096

@@ -18,13 +18,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..access.client_ids import ClientIds
-from ..bounds import work
 from ..errors import GuardError, InternalError
 from ..files.names import owner_folder
 from ..host import Host
 from ..host_words import explain_refusal, host_body
 from ..job import Job, JobState
 from ..owners import renew
+from ..quotas.threads import work
 from ..settings import QueueSettings
 from ..signal import Signal
 from ..store import Claimed

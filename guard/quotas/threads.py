@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from typing_extensions import ParamSpec
+
+from ..bounds import INLINE_BYTES
 from ..wake import LoopCaller, wrap_future
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+#: Whose request or delivery this task works on; empty: nobody's.
+_whose: ContextVar[str] = ContextVar("whose", default="")
+
+
+#: Whether nobody waits for that any more.
+_is_vain: ContextVar[Callable[[], bool]] = ContextVar("is_vain", default=lambda: False)
+
+
+@contextmanager
+def working_for(owner: str, is_vain: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """What the block, and tasks that it begins, hands to shared threads is that owner's.
+
+    `is_vain`: whether nobody waits for it any more, so that what takes long need not begin.
+    """
+    tokens = _whose.set(owner), _is_vain.set(is_vain)
+    try:
+        yield
+    finally:
+        _whose.reset(tokens[0])
+        _is_vain.reset(tokens[1])
+
+
+def find_whose() -> str:
+    """The owner of `working_for`."""
+    return _whose.get()
 
 
 class SharedThreads:
@@ -21,24 +53,60 @@ class SharedThreads:
     has begun may take minutes, and cannot be stopped for whoever comes then. Where several wait, the owners take turns.
     """
 
-    def __init__(self, count: int, name: str) -> None:
-        """`name`: of the threads, in logs and stacks."""
+    def __init__(self, count: int, name: str, most: int | None = None, *, drops_vain: bool = False) -> None:
+        """
+        Args:
+            name: of the threads, in logs and stacks.
+            most: an owner has no more than so many.
+            drops_vain: what nobody waits for any more, see `working_for`, does not begin.
+        """
         self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._loop = LoopCaller()
-        self._free = count
-        self._most = max(count - 1, 1)
+        self._count = count
+        self._most = most or max(count - 1, 1)
+        self._drops_vain = drops_vain
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._free = self._count
         self._taken: Counter[str] = Counter()
         #: By owner, in the order of their turns.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    async def run(self, owner: str, work: Callable[..., T], *arguments: Any) -> T:
-        """Do it on one of the threads. Who goes away before it has begun gives up its place."""
+    async def run(self, owner: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do it on one of the threads. Who goes away before it has begun gives up its place.
+
+        Raises ConnectionResetError where it is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # from a loop that has closed nobody comes back
+            self._loop = loop
+            self._begin_anew()
         await self._wait(owner)
-        self._loop.bind()
-        future = self._threads.submit(work, *arguments)
-        # Not when this task ends: it may be cancelled, and the thread goes on.
-        future.add_done_callback(lambda _done: self._loop.call(partial(self._leave, owner)))
-        return await wrap_future(future)
+        try:
+            if self._drops_vain and _is_vain.get()():
+                raise ConnectionResetError("nobody waits for it any more")
+            future = self._threads.submit(work, *args, **kwargs)
+        except BaseException:  # there can be no more threads, or the interpreter ends
+            self._leave(owner)
+            raise
+        waiting = wrap_future(future)
+
+        def leave(_done: object) -> None:
+            if not waiting.cancelled():
+                self._leave(owner)
+                return
+            caller = LoopCaller()
+            caller.bind()
+            # The thread goes on.
+            future.add_done_callback(lambda _ended: caller.call(partial(self._leave, owner)))
+
+        waiting.add_done_callback(leave)
+        return await waiting
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _wait(self, owner: str) -> None:
         if self._may_begin(owner) and owner not in self._waiting:
@@ -73,3 +141,29 @@ class SharedThreads:
             if not place.done():  # its client has gone
                 self._take(following)
                 place.set_result(None)
+
+
+#: For what requests do that blocks for a moment each: the disk, a body that is read. Half of them stay for others.
+_BESIDE = SharedThreads(8, "guarded-requests", 4)
+#: For what takes a picture apart, which may take a second or ten, and gigabytes.
+_DECODING = SharedThreads(2, "guarded-pictures", drops_vain=True)
+
+
+async def run_beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what blocks, or takes as long as a request is large, on another thread.
+
+    Not on asyncio's, which all owners' work would wait for first come first served, and all of ComfyUI's with it.
+    """
+    return await _BESIDE.run(find_whose(), function, *args, **kwargs)
+
+
+async def decode_beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what decodes a picture."""
+    return await _DECODING.run(find_whose(), function, *args, **kwargs)
+
+
+async def work(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what takes as long as the body of `size` bytes is large: at once, or on another thread."""
+    if size > INLINE_BYTES:
+        return await run_beside(function, *args, **kwargs)
+    return function(*args, **kwargs)

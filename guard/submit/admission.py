@@ -6,7 +6,6 @@ the client before.)
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from .. import messages
-from ..bounds import INLINE_BYTES, LARGE_BYTES, work
+from ..bounds import INLINE_BYTES, LARGE_BYTES
 from ..client import Client
 from ..clock import Clock
 from ..errors import (
@@ -49,6 +48,7 @@ from ..journal import Throttle
 from ..life.health import Health
 from ..life.secrets import Secrets
 from ..quotas import Quotas, Taking
+from ..quotas.threads import run_beside, work
 from ..settings import Settings
 from ..store import IdempotencyKey, Submitted
 from ..wake import wrap_future
@@ -170,7 +170,7 @@ class Admission:
             fetched: tuple[UploadedFile, ...] = ()
             if self._fetcher is not None and (sources := await work(size, self._fetcher.find, prompt.graph)):
                 fetched = await stack.enter_async_context(self._fetcher.fetch_for(request, prompt, sources))
-                undo.callback(self._quotas.take_files(client, await asyncio.to_thread(uploads.measure, fetched)))
+                undo.callback(self._quotas.take_files(client, await run_beside(uploads.measure, fetched)))
             names |= {file.stored_as(client.owner): file.filename for file in fetched}
             if files := (*request.files, *fetched):
                 await hold.keep(prompt.graph, size)  # first, because the janitor may be deleting one of the same name
@@ -242,7 +242,7 @@ class Admission:
             with suppress(NeedsConversionError):
                 return parse(request.raw, self._bounds)
         convert = make_converter(self._host, self._settings.policy.max_nodes)
-        return await asyncio.to_thread(parse, request.raw, self._bounds, request.fill, convert)
+        return await run_beside(parse, request.raw, self._bounds, request.fill, convert)
 
     def _rename_files(self, request: Submission, prompt: Prompt) -> Submission:
         """Give the request's files their stored names in the prompt, and write the body anew."""

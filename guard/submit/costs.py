@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..bounds import work
 from ..client import Client
 from ..cost.values import Media
 from ..cost.vram import estimate, names_models
 from ..host import Host
+from ..quotas.threads import run_beside, work
 from ..settings import PolicySettings
 from ..weight import ANYWHERE, Placement, VramBody
 from .key_policies import KeyPolicies
@@ -45,7 +44,7 @@ class Costs:
             await work(size, self._check_media, graph, client, media)
         if not await work(size, names_models, graph):
             return None
-        return await asyncio.to_thread(self._weigh, graph, client, media)
+        return await run_beside(self._weigh, graph, client, media)
 
     async def place(self, graph: Mapping[str, Any], vram: VramBody | None, size: int) -> Placement:
         """What decides which server of a fleet runs the prompt."""

@@ -19,12 +19,12 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
-from ..bounds import work
 from ..client import LOCAL, Client
 from ..errors import BadImageError, FetchFailedError, GuardError, PayloadTooLargeError, PolicyViolationError
-from ..files.uploads import Incoming, UploadedFile, Uploads
+from ..files.uploads import Incoming, UploadedFile, Uploads, finish
 from ..graph import Names
 from ..quotas import Parcel, Quotas
+from ..quotas.threads import run_beside, work
 from ..settings import FetchSettings
 from ..urls import Reach, Url, UrlError, is_source, read_url
 from .limits import Limits
@@ -160,6 +160,7 @@ class Fetcher:
         self._file_inputs = file_inputs
         self._download = download
         self._room = asyncio.Semaphore(settings.at_once)
+        self._at_once_of_one = max(min(_AT_ONCE_OF_ONE, settings.at_once - 1), 1)
         self._of_owner: dict[str, _Room] = {}
 
     def find(self, graph: Mapping[str, Any]) -> dict[str, list[Place]]:
@@ -218,7 +219,7 @@ class Fetcher:
             yield Fetched(dict(zip(sources, files, strict=True)), left.taken)
         finally:
             if incoming:
-                await asyncio.shield(asyncio.to_thread(_discard, incoming))
+                await asyncio.shield(run_beside(_discard, incoming))
             parcel.close()
 
     def _check(self, text: str, client: Client) -> None:
@@ -234,10 +235,10 @@ class Fetcher:
             name = name_source(text)
             if text[:5].lower() == "data:":
                 file = await self._start_file(places[0].name, name, incoming, left.parcel)
-                await asyncio.to_thread(_decode, text, file, left)
+                await run_beside(_decode, text, file, left)
             else:
                 file = await self._download_file(text, name, places[0].name, client, incoming, left)
-            uploaded = await asyncio.to_thread(file.finish)
+            uploaded = await finish(file)
             if not uploaded.is_media:
                 raise BadImageError(f"{name} is no picture, film or sound.", details="Its first bytes say so.")
             return uploaded
@@ -276,19 +277,19 @@ class Fetcher:
                     async for block in blocks:
                         taken += len(block)
                         left.take(len(block))
-                        await asyncio.to_thread(file.write, block)
+                        await run_beside(file.write, block)
                 return file
             except Broken as error:
                 # Anew from the start: what is there by now may be another file.
                 broken = error
                 left.give_back(taken)
-                await asyncio.to_thread(file.discard)
+                await run_beside(file.discard)
         assert broken is not None
         raise broken.error
 
     async def _start_file(self, field: str, name: str, incoming: list[Incoming], parcel: Parcel) -> Incoming:
         """Begin a file, and remember it even if the request ends meanwhile."""
-        starting = asyncio.ensure_future(asyncio.to_thread(self._uploads.start_file, field, name, parcel))
+        starting = asyncio.ensure_future(run_beside(self._uploads.start_file, field, name, parcel))
         try:
             return await asyncio.shield(starting)
         finally:
@@ -297,7 +298,7 @@ class Fetcher:
     @asynccontextmanager
     async def _take_room(self, owner: str) -> AsyncIterator[None]:
         """One of the owner's places first, so that nobody takes all of them."""
-        room = self._of_owner.setdefault(owner, _Room(asyncio.Semaphore(_AT_ONCE_OF_ONE)))
+        room = self._of_owner.setdefault(owner, _Room(asyncio.Semaphore(self._at_once_of_one)))
         room.users += 1
         try:
             async with AsyncExitStack() as stack:
@@ -313,7 +314,7 @@ class Fetcher:
         """One file for a look at it, such as a face check; nothing is kept. Raises GuardError."""
         async with self.fetch({text: [Place("", {}, "image")]}, client) as fetched:
             (file,) = fetched.files.values()
-            return await asyncio.to_thread(file.path.read_bytes)
+            return await run_beside(file.path.read_bytes)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -24,6 +23,7 @@ from ..outgoing import (
     PictureFormat,
     ResultOptions,
 )
+from ..quotas.threads import run_beside
 from ..results.convert import list_formats
 from .presigned import read_expiry_ms
 
@@ -82,7 +82,7 @@ async def choose_results(asked: AskedResults | None, client: Client, rules: Rule
         return Chosen()
     puts = _read_puts(asked, rules, now_ms)
     # On another thread, as the codecs that are there are looked up.
-    return Chosen(await asyncio.to_thread(_choose_options, asked, client), puts)
+    return Chosen(await run_beside(_choose_options, asked, client), puts)
 
 
 def _choose_options(asked: AskedResults | None, client: Client) -> ResultOptions:

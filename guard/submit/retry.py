@@ -6,12 +6,12 @@ import json
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from ..bounds import work
 from ..client import Client
 from ..errors import ConflictError, PromptGoneError
 from ..files.names import owner_folder, strip_owner_folder
 from ..job import Job
 from ..owners import renew
+from ..quotas.threads import work
 from ..store import Submitted
 from ..wake import wrap_future
 from .admission import Admission

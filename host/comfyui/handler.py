@@ -20,10 +20,11 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
 from yarl import URL
 
-from ...guard.bounds import read_shortened, work
+from ...guard.bounds import read_shortened
 from ...guard.errors import NotFoundError, clip, clip_all
 from ...guard.host import Refusal
 from ...guard.life.contain import EscapedError, OverdueError, catch, contain
+from ...guard.quotas.threads import work
 from .patching import Native, is_of_host
 
 log = logging.getLogger("guarded.host")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +26,7 @@ from ...guard.files.names import is_plain, split_annotation
 from ...guard.files.uploads import UploadedFile, translate_disk_errors
 from ...guard.job import ROOTS
 from ...guard.quotas import Kind, measure_places
+from ...guard.quotas.threads import decode_beside, run_beside
 from ..about import FILES, READ, UPLOAD, About
 from ..form import is_form, receive_form
 from ..sending import OpenFile, answer_unchanged, has_the_end, make_headers, send
@@ -87,7 +87,7 @@ async def post_mask(call: Call) -> web.StreamResponse:
             with translate_disk_errors():
                 mask.write_bytes(view.apply_mask(original.path, mask))
 
-        await call.services.files.work_on_pictures(put_on)
+        await decode_beside(put_on)
         return await _keep(call, upload)
 
 
@@ -122,7 +122,7 @@ async def _open(call: Call, source: OwnFile) -> OpenFile:
         if not call.client.operator:
             raise ArtifactGoneError(f"{artifact.filename} is no longer what the job made.")
     try:
-        handle = await asyncio.to_thread(open, source.path, "rb")
+        handle = await run_beside(open, source.path, "rb")
     except OSError:
         raise NotFoundError(f"There is no file {source.path.name}.") from None
     status = os.fstat(handle.fileno())
@@ -143,7 +143,7 @@ async def _convert(call: Call, file: OpenFile) -> web.StreamResponse:
             return view.encode_preview(file.handle, asked, channel)
         return view.extract_channel(file.handle, channel)
 
-    body, media_type = await call.services.files.work_on_pictures(convert)
+    body, media_type = await decode_beside(convert)
     return web.Response(body=body, content_type=media_type, headers=headers)
 
 
@@ -196,7 +196,7 @@ async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
 
 async def _keep(call: Call, upload: _Upload) -> web.StreamResponse:
     keep, file = call.services.files.save, upload.file
-    name = await asyncio.to_thread(
+    name = await run_beside(
         keep, call.client, file.path, file.filename, upload.type, upload.subfolder, upload.overwrite
     )
     await call.services.files.keep(call.client, upload.type, "/".join(filter(None, (upload.subfolder, name))))

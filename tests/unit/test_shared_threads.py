@@ -6,7 +6,7 @@ import threading
 import pytest
 from unit.fakes import LONG_S
 
-from comfyui_guarded.guard.quotas.threads import SharedThreads
+from comfyui_guarded.guard.quotas.threads import SharedThreads, find_whose, run_beside, working_for
 
 
 class Work:
@@ -81,3 +81,47 @@ async def test_what_fails_gives_its_place_back():
         with pytest.raises(ValueError, match="no"):
             await threads.run("a", int, "no")
     assert await threads.run("b", int, "7") == 7
+
+
+async def test_what_nobody_waits_for_any_more_does_not_begin_where_that_is_dropped(work):
+    threads = SharedThreads(1, "test", drops_vain=True)
+    is_gone = []
+    with working_for("a", lambda: bool(is_gone)):
+        asked = [begin(threads, "a", work.run, at) for at in range(3)]
+    with working_for("a"):
+        kept = begin(threads, "a", work.run, "kept")
+    assert await asyncio.to_thread(work.has_begun.wait, LONG_S)
+    is_gone.append(True)
+    work.may_end.set()
+    assert await kept == "kept"
+    ended = await asyncio.gather(*asked, return_exceptions=True)
+    assert ended[0] == 0
+    assert [type(each) for each in ended[1:]] == [ConnectionResetError] * 2
+    assert work.begun == [0, "kept"]
+
+
+def test_places_that_a_closed_loop_has_left_taken_are_free_in_the_next_one(work):
+    threads = SharedThreads(1, "test")
+
+    async def leave_behind():
+        begin(threads, "a", work.run, "left")
+        assert await asyncio.to_thread(work.has_begun.wait, LONG_S)
+
+    asyncio.run(leave_behind())
+    work.may_end.set()
+    assert asyncio.run(threads.run("b", str.upper, "b")) == "B"
+
+
+async def test_requests_of_one_leave_half_of_the_threads_to_others(work):
+    """For what each of them works is known wherever they call from."""
+    assert find_whose() == ""
+    with working_for("flood"):
+        stuck = [asyncio.ensure_future(run_beside(work.run, at)) for at in range(20)]
+    try:
+        with working_for("shop"):
+            assert await run_beside(str.upper, "done") == "DONE"
+            assert find_whose() == "shop"
+        assert len(work.begun) <= 4
+    finally:
+        work.may_end.set()
+    assert sorted(await asyncio.gather(*stuck)) == list(range(20))

@@ -20,6 +20,7 @@ from comfyui_guarded.guard.events.attempts import Attempt
 from comfyui_guarded.guard.events.outbox import Outbox, retry_at_ms
 from comfyui_guarded.guard.events.webhook_rules import Rules
 from comfyui_guarded.guard.job import SUCCESS, JobState, Verdict, Webhook
+from comfyui_guarded.guard.quotas.threads import working_for
 from comfyui_guarded.guard.settings import SettingsError, load
 from comfyui_guarded.guard.store import DeliveryState
 from comfyui_guarded.guard.store.rows import find_job
@@ -374,7 +375,7 @@ async def test_names_that_nobody_answers_for_take_no_thread_of_anybody_else(monk
         raise socket.gaierror("no answer")
 
     monkeypatch.setattr(socket, "getaddrinfo", unanswered)
-    resolver = Resolver(rules(), 32)
+    resolver = Resolver(rules(), 32, LONG_S)
     looking = [asyncio.create_task(resolver.resolve(f"{number}.example", 443)) for number in range(64)]
     await asyncio.sleep(0)
     try:
@@ -384,6 +385,30 @@ async def test_names_that_nobody_answers_for_take_no_thread_of_anybody_else(monk
         found = await asyncio.gather(*looking, return_exceptions=True)
         await resolver.close()
     assert all(isinstance(error, OSError) for error in found)
+
+
+async def test_names_of_one_owner_that_nobody_answers_for_leave_a_thread_to_other_owners(monkeypatch):
+    answered = threading.Event()
+
+    def look_up(name, *_args, **_options):
+        assert name == "fine.example" or answered.wait(LONG_S)
+        raise socket.gaierror("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    resolver = Resolver(rules(), 4, LONG_S)
+    with working_for("flood"):
+        looking = [asyncio.create_task(resolver.resolve(f"{number}.example", 443)) for number in range(16)]
+    await asyncio.sleep(0)
+    try:
+        # What nobody waits for any more has its thread all the same.
+        for task in looking[:8]:
+            task.cancel()
+        with working_for("shop"), pytest.raises(OSError, match="no answer"):
+            await asyncio.wait_for(resolver.resolve("fine.example", 443), LONG_S / 2)
+    finally:
+        answered.set()
+        await asyncio.gather(*looking, return_exceptions=True)
+        await resolver.close()
 
 
 async def test_where_the_package_that_signs_is_missing_a_delivery_waits_as_after_any_failure(store, clock, monkeypatch):
