@@ -33,7 +33,7 @@ Made = tuple[str, Callable[[int], bytes], dict[str, Any]]
 
 
 def main() -> None:
-    options = _common.make_parser(__doc__, rounds=5).parse_args()
+    options = _common.make_parser(__doc__, rounds=2).parse_args()
     with _common.start_both(options) as (guarded, bare):
         asyncio.run(_run({"guarded": guarded, "native": bare}, options))
 

@@ -85,6 +85,10 @@ def strip(path: Path) -> None:
             _blank_json(file, 20, int.from_bytes(head[12:16], "little"), _clean_gltf)
         elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size, _MAX_HEADER):
             _blank_json(file, 8, int.from_bytes(head[:8], "little"), _clean_safetensors)
+        elif head[:4] == _EXR:
+            _blank_exr(file)
+        elif head.startswith(_FFMETADATA):
+            _rewrite(file, _FFMETADATA + b"1\n", size)
         elif b"<svg" in head or b"<?xml" in head[:8]:
             file.seek(0)
             text = file.read(_MAX_HEADER)
@@ -245,6 +249,38 @@ _PICTURES: dict[str, Callable[[bytes], bytes]] = {
     "webp": _strip_webp,
     "gif": _strip_gif,
 }
+
+
+#: An OpenEXR picture; what ffmpeg reads titles from, as VideoHelperSuite leaves it in temp.
+_EXR, _FFMETADATA = b"\x76\x2f\x31\x01", b";FFMETADATA"
+#: Its texts that say which part of the picture is meant.
+_EXR_NEEDED = frozenset({b"name", b"type", b"view"})
+_EXR_PARTS = 0x1000
+
+
+def _blank_exr(file: IO[bytes]) -> None:
+    """Each part has a header of attributes (name, type, length, value) up to a zero; places of pixels count from the
+    file's begin."""
+    file.seek(0)
+    data = file.read(_MAX_HEADER)
+    has_parts = bool(int.from_bytes(data[4:8], "little") & _EXR_PARTS)
+    at = 8
+    while True:
+        if not data[at]:
+            at += 1
+            if not has_parts or not data[at]:
+                return
+            continue
+        name_end = data.index(b"\0", at)
+        type_end = data.index(b"\0", name_end + 1)
+        begin = type_end + 5
+        length = int.from_bytes(data[type_end + 1 : begin], "little")
+        if begin + length > len(data):
+            raise BrokenFileError("its header is cut off")
+        if data[name_end + 1 : type_end] == b"string" and data[at:name_end] not in _EXR_NEEDED:
+            file.seek(begin)
+            file.write(b" " * length)
+        at = begin + length
 
 
 # Scenes and tensors: JSON that keeps its length. -------------------------------------------------------------

@@ -14,6 +14,7 @@ import protocol
 
 from ...guard import host_words
 from ...guard.host import Outcome, ReportedFile
+from ...guard.owners import FOLDER
 from ...guard.results.reported import Plain, fit, fit_all
 from .folders import resolve
 from .patching import Native
@@ -82,7 +83,7 @@ def read_outcome(
         file = make_reported_file(node_id, item)
         if node_id in cached or is_made(file):
             files.append(file)
-            beside = [make_reported_file(node_id, {**item, "filename": name}) for name in _name_byproducts(item)]
+            beside = [make_reported_file(node_id, each) for each in _list_byproducts(item)]
             byproducts += [each for each in beside if node_id not in cached and is_made(each)]
         else:
             items.remove(item)
@@ -105,14 +106,18 @@ def read_outcome(
     )
 
 
-def _name_byproducts(item: Mapping[str, Any]) -> Iterator[str]:
-    """The files that VideoHelperSuite leaves beside a film: a picture with the workflow, and the film without sound."""
+def _list_byproducts(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The files that VideoHelperSuite leaves beside a film: a picture with the workflow, the film without sound, and
+    the workflow for ffmpeg, in temp."""
     picture = item.get("workflow")
     if isinstance(picture, str) and picture and picture == os.path.basename(picture):
-        yield picture
+        yield {**item, "filename": picture}
         stem, suffix = os.path.splitext(item["filename"])
         if stem.endswith("-audio"):
-            yield stem.removesuffix("-audio") + suffix
+            yield {**item, "filename": stem.removesuffix("-audio") + suffix}
+        folders = str(item.get("subfolder") or "").split("/")
+        own = "/".join(folders[:2]) if folders[0] == FOLDER else ""
+        yield {"filename": "metadata.txt", "subfolder": own, "type": "temp"}
 
 
 def _copy_lists(outputs: Mapping[str, Any]) -> dict[str, Any]:

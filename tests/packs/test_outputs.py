@@ -197,9 +197,10 @@ def listing(base):
 
 
 async def test_a_refused_film_takes_with_it_what_lies_beside_it(client):
-    """VideoHelperSuite leaves a picture with the workflow, and the film without its sound."""
+    """VideoHelperSuite leaves a picture with the workflow, the film without its sound, and the workflow in temp."""
     before = listing(client.base)
-    prompt = vhs("video/h264-mp4", audio=["3", 0], pix_fmt="yuv420p", crf=19).prompt()
+    prompt = vhs("video/h264-mp4", audio=["3", 0], pix_fmt="yuv420p", crf=19, save_metadata=True).prompt()
     prompt["2"] = node("EmptyImage", width=64, height=64, batch_size=4, color=0)
     assert_ended_badly(await client.run(prompt), "result_blank")
     assert listing(client.base) == before
+    assert not list((client.base / "temp").rglob("metadata.txt"))

@@ -187,6 +187,38 @@ def test_a_text_in_a_drawings_prompt_does_not_end_its_metadata(tmp_path, words):
     assert left.split() == [b"<svg>", b"<rect/><svg>", b"</svg></svg>"]
 
 
+def exr(*headers, flags=0):
+    """Attributes of each part, and pixels behind them."""
+    parts = [
+        b"".join(name + b"\0" + kind + b"\0" + struct.pack("<I", len(value)) + value for name, kind, value in each)
+        for each in headers
+    ]
+    end = b"\0" if flags else b""
+    return b"\x76\x2f\x31\x01" + struct.pack("<I", 2 | flags) + b"\0".join(parts) + b"\0" + end + b"PIXELS" * 99
+
+
+def test_an_exr_loses_its_texts_and_keeps_its_places(tmp_path):
+    secret, box = (b"prompt", b"string", SECRET.encode() * 9), (b"dataWindow", b"box2i", bytes(16))
+    named = (b"name", b"string", b"left")
+    for data in (exr([secret, box]), exr([named, box, secret], [named, secret], flags=0x1000)):
+        path = tmp_path / "a.exr"
+        path.write_bytes(data)
+        strip(path)
+        left = path.read_bytes()
+        assert SECRET.encode() not in left
+        assert left == data.replace(SECRET.encode() * 9, b" " * len(secret[2]))
+    for cut in (9, 20, 40, len(exr([secret, box])) - 600):
+        path.write_bytes(exr([secret, box])[:cut])
+        strip_byproducts([ReportedFile("5", "a.exr", "", "output", path)])
+
+
+def test_the_titles_that_were_written_for_ffmpeg_go(tmp_path):
+    path = tmp_path / "metadata.txt"
+    path.write_text(f";FFMETADATA1\nprompt={SECRET}\n")
+    strip(path)
+    assert path.read_text() == ";FFMETADATA1\n"
+
+
 def test_what_is_not_known_or_makes_no_sense_stays_as_it_is(tmp_path):
     for data in (b"", b"text", b"\x89PNG\r\n\x1a\n", png()[:200], FILES["mp4"]()[:100]):
         path = tmp_path / "file"
