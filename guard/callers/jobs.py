@@ -19,7 +19,7 @@ from ..events.stream import Events
 from ..job import OPEN, WAITING, Artifact, Job, JobBody, JobState
 from ..life.settle import Settler
 from ..owners import hide_in
-from ..quotas.threads import decode_beside, find_whose, run_beside
+from ..quotas.threads import Shares, decode_beside, find_whose, run_beside
 from ..results import previews
 from ..results.previews import Preview
 from ..settings import QueueSettings
@@ -87,6 +87,8 @@ class Jobs:
         self._places = Places(store)
         self._polls = Polls()
         self._results = results
+        #: The store has one thread for lists, and one may take a tenth of a second.
+        self._lists = Shares(2, 1)
 
     def follow(self, job: Job) -> None:
         """A new state is durable. The store's thread."""
@@ -135,7 +137,8 @@ class Jobs:
         """
         if owner is not None and not client.may_see(owner):
             return Found((), None)
-        return await wrap_future(self._store.search(owner or client.sees_only, wanted, limit, before))
+        async with self._lists.of(client.owner):
+            return await wrap_future(self._store.search(owner or client.sees_only, wanted, limit, before))
 
     async def cancel(self, job: Job) -> Job:
         """Cancel the job, unless it has ended. Returns it once that is durable.
@@ -250,11 +253,13 @@ class Jobs:
 
     async def list_queue(self, client: Client) -> Iterable[tuple[str, Iterator[list[Any]]]]:
         """The members of ComfyUI's `/queue`, of the caller's open jobs, oldest first."""
-        return as_comfyui.queue(await wrap_future(self._store.list_queue(client.sees_only)))
+        async with self._lists.of(client.owner):
+            return as_comfyui.queue(await wrap_future(self._store.list_queue(client.sees_only)))
 
     async def list_history(self, client: Client, limit: int, offset: int | None) -> Iterable[tuple[str, HistoryEntry]]:
         """The members of ComfyUI's `/history`, of the caller's settled jobs: from `offset` on, or the last."""
-        entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
+        async with self._lists.of(client.owner):
+            entries = await wrap_future(self._store.list_history(client.sees_only, limit, offset))
         return ((entry.job.job_id, self._make_history_entry(entry, client)) for entry in entries)
 
     async def find_history_entry(self, job_id: str, client: Client) -> dict[str, HistoryEntry]:
@@ -269,7 +274,8 @@ class Jobs:
 
     async def list_page(self, client: Client, asked: Listing) -> tuple[Iterator[ListedJob], int, int]:
         """The caller's jobs as ComfyUI's `/api/jobs`, their number, and how many there are in all."""
-        page = await wrap_future(self._store.find_page(client.sees_only, asked))
+        async with self._lists.of(client.owner):
+            page = await wrap_future(self._store.find_page(client.sees_only, asked))
         jobs = (as_comfyui.item(_as_seen(job, client), workflow_id) for job, workflow_id in page.jobs)
         return jobs, len(page.jobs), page.total
 

@@ -67,15 +67,24 @@ def apply_mask(original: Path, opacity: Path) -> bytes:
     Raises:
         BadImageError: one of them is no picture or too large, or their sizes differ.
     """
-    with _open(original) as image, _open(opacity) as layer:
+    with _open(opacity) as layer:
+        alpha = _find_opacity(layer)
+    with _open(original) as image:
         texts = PngImagePlugin.PngInfo()
         for name, text in getattr(image, "text", {}).items():
             texts.add_text(name, text)
-        picture = image.convert("RGBA")
-        picture.putalpha(layer.convert("RGBA").getchannel("A"))
+        picture: Image.Image = image if image.mode == "RGBA" else image.convert("RGBA")
+        picture.putalpha(alpha)
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG", compress_level=4, pnginfo=texts)
         return buffer.getvalue()
+
+
+def _find_opacity(layer: Image.Image) -> Image.Image:
+    layer.load()
+    if layer.has_transparency_data:
+        return layer.convert("RGBA").getchannel("A")
+    return Image.new("L", layer.size, 255)
 
 
 def _encode(image: Image.Image, kind: str, **options: int) -> tuple[bytes, str]:

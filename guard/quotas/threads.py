@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import TypeVar
@@ -46,6 +46,71 @@ def find_whose() -> str:
     return _whose.get()
 
 
+class Shares:
+    """So many things at once, by turns between owners; of one owner no more than `most`. Event loop."""
+
+    def __init__(self, count: int, most: int) -> None:
+        self._count = count
+        self._most = most
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._free = self._count
+        self._taken: Counter[str] = Counter()
+        #: By owner, in the order of their turns.
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def of(self, owner: str) -> AsyncIterator[None]:
+        """One of the owner's places, during the block."""
+        await self.take(owner)
+        try:
+            yield
+        finally:
+            self.give_back(owner)
+
+    async def take(self, owner: str) -> None:
+        """Wait for one of the owner's places. Who goes away before that has none."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # from a loop that has closed nobody comes back
+            self._loop = loop
+            self._begin_anew()
+        if self._may_begin(owner) and owner not in self._waiting:
+            self._count_taken(owner)
+            return
+        place: asyncio.Future[None] = loop.create_future()
+        self._waiting.setdefault(owner, deque()).append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():
+                self.give_back(owner)
+            raise
+
+    def give_back(self, owner: str) -> None:
+        """One of the owner's is free; whose turn it is has it."""
+        self._free += 1
+        self._taken[owner] -= 1
+        if not self._taken[owner]:
+            del self._taken[owner]
+        while (following := next(filter(self._may_begin, self._waiting), None)) is not None:
+            places = self._waiting.pop(following)
+            place = places.popleft()
+            if places:
+                self._waiting[following] = places  # behind the others
+            if not place.done():  # its client has gone
+                self._count_taken(following)
+                place.set_result(None)
+
+    def _may_begin(self, owner: str) -> bool:
+        return self._free > 0 and self._taken[owner] < self._most
+
+    def _count_taken(self, owner: str) -> None:
+        self._free -= 1
+        self._taken[owner] += 1
+
+
 class SharedThreads:
     """Event loop, except for the work itself.
 
@@ -61,45 +126,32 @@ class SharedThreads:
             drops_vain: what nobody waits for any more, see `working_for`, does not begin.
         """
         self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._count = count
-        self._most = most or max(count - 1, 1)
+        self._places = Shares(count, most or max(count - 1, 1))
         self._drops_vain = drops_vain
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        self._free = self._count
-        self._taken: Counter[str] = Counter()
-        #: By owner, in the order of their turns.
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     async def run(self, owner: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do it on one of the threads. Who goes away before it has begun gives up its place.
 
         Raises ConnectionResetError where it is dropped.
         """
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # from a loop that has closed nobody comes back
-            self._loop = loop
-            self._begin_anew()
-        await self._wait(owner)
+        await self._places.take(owner)
         try:
             if self._drops_vain and _is_vain.get()():
                 raise ConnectionResetError("nobody waits for it any more")
             future = self._threads.submit(work, *args, **kwargs)
         except BaseException:  # there can be no more threads, or the interpreter ends
-            self._leave(owner)
+            self._places.give_back(owner)
             raise
         waiting = wrap_future(future)
 
         def leave(_done: object) -> None:
             if not waiting.cancelled():
-                self._leave(owner)
+                self._places.give_back(owner)
                 return
             caller = LoopCaller()
             caller.bind()
             # The thread goes on.
-            future.add_done_callback(lambda _ended: caller.call(partial(self._leave, owner)))
+            future.add_done_callback(lambda _ended: caller.call(partial(self._places.give_back, owner)))
 
         waiting.add_done_callback(leave)
         return await waiting
@@ -107,40 +159,6 @@ class SharedThreads:
     def close(self) -> None:
         """Begin nothing more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _wait(self, owner: str) -> None:
-        if self._may_begin(owner) and owner not in self._waiting:
-            self._take(owner)
-            return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append(place)
-        try:
-            await place
-        except asyncio.CancelledError:
-            if not place.cancelled():
-                self._leave(owner)
-            raise
-
-    def _may_begin(self, owner: str) -> bool:
-        return self._free > 0 and self._taken[owner] < self._most
-
-    def _take(self, owner: str) -> None:
-        self._free -= 1
-        self._taken[owner] += 1
-
-    def _leave(self, owner: str) -> None:
-        self._free += 1
-        self._taken[owner] -= 1
-        if not self._taken[owner]:
-            del self._taken[owner]
-        while (following := next(filter(self._may_begin, self._waiting), None)) is not None:
-            places = self._waiting.pop(following)
-            place = places.popleft()
-            if places:
-                self._waiting[following] = places  # behind the others
-            if not place.done():  # its client has gone
-                self._take(following)
-                place.set_result(None)
 
 
 #: For what requests do that blocks for a moment each: the disk, a body that is read. Half of them stay for others.

@@ -87,6 +87,7 @@ async def post_mask(call: Call) -> web.StreamResponse:
             with translate_disk_errors():
                 mask.write_bytes(view.apply_mask(original.path, mask))
 
+        await call.turn.take(Kind.LARGE)
         await decode_beside(put_on)
         return await _keep(call, upload)
 

@@ -56,6 +56,7 @@ def make_png(side: int, *, grey: bool = False, mirrored: bool = False) -> bytes:
 _PACKED: dict[tuple[int, bool], bytes] = {}
 #: By the host's address: a large result of the one, and a small one of the other.
 _made: dict[str, list[str]] = {}
+_uploaded: dict[str, str] = {}
 
 
 @dataclass
@@ -74,9 +75,11 @@ class Owner:
             assert answer.status == 200, (path, answer.status, said[:500])
             return said
 
-    async def upload(self, picture: bytes) -> str:
-        head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="%d.png"\r\n\r\n' % next(_numbers)
-        told = await self.ask("POST", "/guarded/upload/image", head + picture + b"\r\n--b--\r\n", **FORM)
+    async def upload(self, picture: bytes, kind: str = "image", words: bytes = b"") -> str:
+        head = words + b'--b\r\nContent-Disposition: form-data; name="image"; filename="%d.png"\r\n\r\n' % next(
+            _numbers
+        )
+        told = await self.ask("POST", f"/guarded/upload/{kind}", head + picture + b"\r\n--b--\r\n", **FORM)
         return str(json.loads(told)["name"])
 
     async def run(self, source: dict[str, object]) -> str:
@@ -104,7 +107,18 @@ async def upload_mirrored(owner: Owner) -> None:
     await owner.upload(make_png(SIDE, mirrored=True))
 
 
-FLOODS = {"face checks": check_faces, "previews": ask_for_previews, "mirrored pictures": upload_mirrored}
+async def upload_masks(owner: Owner) -> None:
+    original = json.dumps({"filename": owner.facts["upload"], "type": "input"}).encode()
+    head = b'--b\r\nContent-Disposition: form-data; name="original_ref"\r\n\r\n' + original + b"\r\n"
+    await owner.upload(make_png(SIDE, grey=True), "mask", head)
+
+
+FLOODS = {
+    "face checks": check_faces,
+    "previews": ask_for_previews,
+    "mirrored pictures": upload_mirrored,
+    "masks": upload_masks,
+}
 
 
 @contextlib.asynccontextmanager
@@ -149,6 +163,8 @@ async def owners(guarded_host: HostProcess) -> AsyncIterator[tuple[Owner, Owner,
                 await owner.run(node("LoadImage", image=await owner.upload(picture)))
                 for owner, picture in ((evil, large), (shop, small))
             ]
+            _uploaded[guarded_host.url] = await evil.upload(make_png(SIDE))
+        evil.facts["upload"] = _uploaded[guarded_host.url]
         evil.facts["file"], shop.facts["file"] = _made[guarded_host.url]
         yield evil, shop, boss
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 from unit.fakes import LONG_S
 
-from comfyui_guarded.guard.quotas.threads import SharedThreads, find_whose, run_beside, working_for
+from comfyui_guarded.guard.quotas.threads import SharedThreads, Shares, find_whose, run_beside, working_for
 
 
 class Work:
@@ -110,6 +110,25 @@ def test_places_that_a_closed_loop_has_left_taken_are_free_in_the_next_one(work)
     asyncio.run(leave_behind())
     work.may_end.set()
     assert asyncio.run(threads.run("b", str.upper, "b")) == "B"
+
+
+async def test_shares_of_what_has_no_threads_go_by_turns_too():
+    shares, told, may_end = Shares(2, 1), [], asyncio.Event()
+
+    async def have(owner, name):
+        async with shares.of(owner):
+            told.append(name)
+            await may_end.wait()
+
+    having = [asyncio.ensure_future(have("a", f"a{at}")) for at in range(4)]
+    having += [asyncio.ensure_future(have(owner, owner)) for owner in ("b", "c")]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert told == ["a0", "b"]
+    having[1].cancel()
+    may_end.set()
+    await asyncio.gather(*having, return_exceptions=True)
+    assert told == ["a0", "b", "c", "a2", "a3"]
 
 
 async def test_requests_of_one_leave_half_of_the_threads_to_others(work):
