@@ -19,6 +19,9 @@ DEEPEST: Final = 100
 #: A report has so many characters at most; everything in it counts as so many more.
 MOST_CHARS: Final = 64 * 2**20
 EACH: Final = 32
+#: What is told of how a run ended has no longer text: an exception may say megabytes, and whoever writes or searches
+#: them holds Python's lock meanwhile.
+LONGEST_TEXT: Final = 10_000
 #: Longer integers are told as text: Python writes none of over 4,300 digits.
 _LONGEST_BITS: Final = 1024
 _LONGEST_KEY: Final = 1000
@@ -37,11 +40,12 @@ _FILES: Final = frozenset({"audio", "images", "video"})
 class Plain:
     """Copies reports in JSON's own types, and notes what cannot be told as it is. No code of a node's runs meanwhile.
 
-    `odd` names that, each kind once.
+    `odd` names that, each kind once. `longest`: texts of more characters are cut.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = MOST_CHARS) -> None:
         self.odd: list[str] = []
+        self._longest = longest
         self._room = MOST_CHARS
         #: What is around the thing that is being copied.
         self._around: set[int] = set()
@@ -50,8 +54,9 @@ class Plain:
         kind = type(value)
         self._room -= EACH
         if kind is str:
-            self._room -= len(value)
-            return self._mend(value if self._room >= 0 else self._cut(value))
+            self._room -= min(len(value), self._longest)
+            is_told = self._room >= 0 and len(value) <= self._longest
+            return self._mend(value if is_told else self._cut(value))
         if value is None or kind is bool:
             return value
         if kind is int:
@@ -122,7 +127,7 @@ class Plain:
 
     def _cut(self, text: str) -> str:
         self._note("more than can be kept")
-        return f"{text[:_LONGEST_KEY]}… ({len(text)} characters)"
+        return f"{text[: min(self._longest, _LONGEST_KEY)]}… ({len(text)} characters)"
 
     def _say(self, text: str) -> str:
         """Tell the text in place of what cannot be told."""

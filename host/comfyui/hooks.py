@@ -30,7 +30,7 @@ from .meter import Meter, watch_loading
 from .patching import Native, replace_function, wrap_method
 from .programs import end_programs, watch_programs
 from .report import QueueItem
-from .run import Run
+from .run import ENDS, Run
 from .sockets import SocketRelay
 from .stops import Stops
 from .tripwire import Tripwire
@@ -551,6 +551,8 @@ class Hooks:
                 run.meter.enter(data)
             if event == "executed":
                 data = report.fit_executed(data, partial(results.locate, run))
+            elif event in ENDS:
+                data = report.shorten_end(data)
             if run.must_withhold(event, data) or (event == "executed" and named.names_any(run, data.get("output"))):
                 run.withhold((event, data, sid))
                 return None

@@ -15,7 +15,7 @@ import protocol
 from ...guard import host_words
 from ...guard.host import Outcome, ReportedFile
 from ...guard.owners import FOLDER
-from ...guard.results.reported import Plain, fit, fit_all
+from ...guard.results.reported import LONGEST_TEXT, Plain, fit, fit_all
 from .folders import resolve
 from .patching import Native
 
@@ -141,7 +141,7 @@ class PlainReport(NamedTuple):
 
 def make_plain(history_result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> PlainReport:
     """Copy what a run reports. On the worker's thread: it is as large as its nodes have made it."""
-    status, about, made = find_status(args, kwargs), Plain(), Plain()
+    status, about, made = find_status(args, kwargs), Plain(LONGEST_TEXT), Plain()
     told = status
     if status is not None:
         pairs = [pair for pair in status.messages or () if isinstance(pair, (tuple, list)) and len(pair) == 2]
@@ -191,6 +191,11 @@ def fit_executed(data: Mapping[str, Any], locate: Callable[[Any], Any]) -> dict[
     """Copy the data of ComfyUI's `executed`, its output such that every client can read it."""
     output = locate({"": Plain().copy(data.get("output"))})[""]
     return {**data, "output": fit(output) if isinstance(output, Mapping) else output}
+
+
+def shorten_end(data: Mapping[str, Any]) -> Any:
+    """Copy the data of an event that says how a run ended, its texts cut."""
+    return Plain(LONGEST_TEXT).copy(data)
 
 
 def empty_outputs(history_result: Any) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from contract.client import node
+from contract.client import assert_ended_badly, node, raises
 from contract.conftest import hosts, is_real
 
 #: 1 KB of text, doubled so many times, is what a key's texts may have at most (`policy.max_text_chars`): 1 MiB.
@@ -49,3 +49,14 @@ async def test_what_is_cut_of_a_long_text_is_said_at_its_end(client):
     (text,) = job["outputs"]["show"]["text"]
     assert MIB <= len(text) <= MIB + 100
     assert text.endswith(f"({1024 * 2**MORE_DOUBLINGS} characters)")
+
+
+async def test_of_a_long_exception_the_beginning_is_told(client):
+    async with client.socket() as socket:
+        job = await client.run(raises("value_error", "word " * 200_000), client_id=socket.client_id)
+        assert_ended_badly(job, "generation_failed")
+        events = await socket.until_end_of(job["job_id"])
+    error = next(event["data"] for event in events if event["type"] == "execution_error")
+    assert error["exception_message"].startswith("word word")
+    for told in (error["exception_message"], str(error["traceback"]), str(job)):
+        assert len(told) < 20_000

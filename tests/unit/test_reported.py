@@ -186,3 +186,13 @@ def test_what_comfyui_itself_reports_stays_as_it_is():
         {"boxes": [{"id": 3, "content": {"x": 1}}], "ratio": [0.5]},
     ):
         assert fit(output) == output
+
+
+def test_of_texts_that_are_too_long_the_beginning_is_told():
+    plain = Plain(longest=10_000)
+    told = plain.copy({"exception_message": "x" * 50_000_000, "traceback": ["y" * 10_000, "z" * 10_001]})
+    assert told["traceback"][0] == "y" * 10_000
+    assert told["exception_message"].startswith("x" * 1000)
+    assert told["exception_message"].endswith("(50000000 characters)")
+    assert len(json.dumps(told, ensure_ascii=False)) < 13_000
+    assert plain.odd == ["more than can be kept"]
