@@ -173,6 +173,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     client_ids = ClientIds.load(own, shared("client ids"))
     estimates = Estimates(clock)
     health = Health(host, store)
+    health.hold_ready("keys unread", lambda: keys.are_unread)
     health.watch(
         "store unavailable", lambda: f"No job is taken or run: {store.trouble}.", lambda: store.trouble is not None
     )

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..client import LOCAL, Client
-from ..errors import ForbiddenError, UnauthorizedError
+from ..errors import ForbiddenError, ServerUnavailableError, UnauthorizedError
 from ..settings import AccessSettings
 from . import peers
 from .addresses import is_loopback, is_loopback_host, read_authority
@@ -88,6 +88,7 @@ class Access:
 
         Raises:
             UnauthorizedError: it has no key, or an unknown, revoked or expired one.
+            ServerUnavailableError: its key may be one of the fleet's, whose keys are not known here yet.
             ForbiddenError: a browser sends it on behalf of a foreign page.
         """
         headers = request.headers
@@ -100,6 +101,8 @@ class Access:
             if scheme == "basic" and _is_for_foreign_page(request):
                 raise ForbiddenError("A foreign page asks for this.")
             client = self._keys.find(secret) if secret else None
+            if client is None and self._keys.are_unread:
+                raise ServerUnavailableError("The keys of the fleet were not read yet.", retry_after_s=2)
             if client is None:
                 raise UnauthorizedError("This key is not known here, has been revoked or has expired.")
             return client

@@ -131,7 +131,12 @@ class Keys:
     @property
     def were_made(self) -> bool:
         """Whether there is or was a key, or it cannot be seen. It stays true: a file that is gone opens nothing."""
-        return self._were_made or (self._fleet is not None and self._change is None)
+        return self._were_made or self.are_unread
+
+    @property
+    def are_unread(self) -> bool:
+        """Whether there may be other keys in the fleet's database, which was not read yet. Any thread."""
+        return self._fleet is not None and self._change is None
 
     def join(self, fleet: Fleet) -> None:
         """Take the keys from the fleet's database from now on. At start."""

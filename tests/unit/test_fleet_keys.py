@@ -12,13 +12,15 @@ from unit.stores import make_schema, only_postgres, server
 from unit.test_fleet_store import kill, open_box
 
 from comfyui_guarded.guard.access import sign_in
+from comfyui_guarded.guard.access.access import Access, Request
 from comfyui_guarded.guard.access.command import add_arguments, run
 from comfyui_guarded.guard.access.keys import FILE, Key, KeyFile, Keys, KeysError, create, limit, revoke
 from comfyui_guarded.guard.access.shared_keys import SharedKeys
 from comfyui_guarded.guard.access.tokens import Tokens
 from comfyui_guarded.guard.client import KeyLimits
 from comfyui_guarded.guard.clock import Clock
-from comfyui_guarded.guard.errors import ServerUnavailableError
+from comfyui_guarded.guard.errors import ServerUnavailableError, UnauthorizedError
+from comfyui_guarded.guard.settings import AccessSettings
 from comfyui_guarded.guard.store.postgres_address import read_address
 from comfyui_guarded.guard.store.postgres_once import OnceStore
 
@@ -168,6 +170,30 @@ def test_a_box_whose_database_is_away_knows_the_keys_of_before_and_trusts_nobody
     again.refresh()
     assert again.find(secret) is None
     assert not join(tmp_path / "empty", Table()).were_made
+
+
+def test_a_box_that_has_not_read_the_keys_refuses_none_for_good(tmp_path, table):
+    """A new one behind a balancer would else tell bots that their keys are wrong."""
+    _key, secret = create(SharedKeys(table), wanted("bot"), same_owner=False)
+    join(tmp_path / "a", table)
+    _key, newer = create(SharedKeys(table), wanted("newer"), same_owner=False)
+    table.is_away = True
+    again, new = join(tmp_path / "a", table), join(tmp_path / "new", table)
+
+    def ask(keys, secret):
+        access = Access(AccessSettings(), keys, Tokens(tmp_path, Clock(), b"key" * 11))
+        return access.identify(Request("GET", "/", "10.0.0.9", {"Authorization": f"Bearer {secret}"}))
+
+    assert ask(again, secret).owner == "bot"
+    for keys, unknown in ((again, newer), (new, secret), (new, newer)):
+        with pytest.raises(ServerUnavailableError):
+            ask(keys, unknown)
+    table.is_away = False
+    for keys in (again, new):
+        keys.refresh()
+        assert (ask(keys, secret).owner, ask(keys, newer).owner) == ("bot", "newer")
+        with pytest.raises(UnauthorizedError):
+            ask(keys, newer[:-1] + ("a" if newer[-1] != "a" else "b"))
 
 
 def test_a_box_reads_no_keys_while_nothing_changes(tmp_path, table):
