@@ -2,9 +2,9 @@
 
 `chooser` picks a detector, `photos` opens what users send, `scaling` makes that small, `loaded` opens all that loaders
 will read, `films` and `sounds` too, to their last picture (`frames`, `opencv`) and byte (`whole`), and as what saves
-them will (`savers`), `search` looks in several ways before it says no, `check` compares a picture with the rules,
-`required` finds the pictures in a prompt that need a face, `gate` checks those before a job exists, `machine` lets
-nodes use all that.
+or cuts them will (`savers`, `cuts`), `again` looks at them once more as a job's nodes read them, `search` looks in
+several ways before it says no, `check` compares a picture with the rules, `required` finds the pictures in a prompt
+that need a face, `gate` checks those before a job exists, `machine` lets nodes use all that.
 """
 
 from __future__ import annotations

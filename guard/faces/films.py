@@ -206,8 +206,9 @@ class _Walk:
         if self._is_timed:
             whole_s = float(self._container.duration) / 1_000_000
             missing_s, share = _TIMED[self._kind.demuxer]
-            if whole_s - self._end_s > max(missing_s, share * whole_s):
-                raise BrokenFileError(f"{self._end_s:.3g} of {whole_s:.3g} seconds are there")
+            end_s = self._end_s + max(begin_s, 0.0)  # writers count from the file's beginning
+            if whole_s - end_s > max(missing_s, share * whole_s):
+                raise BrokenFileError(f"{end_s:.3g} of {whole_s:.3g} seconds are there")
 
     def measure(self, media: Media, *, of_sound: bool) -> Media:
         """What there is, by `media`, which its header says. Raises UnfitError where no picture is shown."""

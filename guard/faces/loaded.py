@@ -26,6 +26,7 @@ from ..files.names import split_annotation
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
+from .cuts import Cut, check_cuts, find_cuts
 from .films import look_at_film, sniff_more
 from .frames import MOST_PICTURES, MULTIPLE, count_by_libav
 from .gifs import breaks_off, measure_gif
@@ -71,6 +72,7 @@ class Loaded(NamedTuple):
         holds: `image`, `video`, `audio`, or `media`: a film or a sound.
         opens_with: as its loader's class declares.
         savers: what gets it as it is.
+        cuts: what is cut out of it.
     """
 
     node_id: str
@@ -79,6 +81,7 @@ class Loaded(NamedTuple):
     holds: str
     opens_with: str
     savers: frozenset[Saver] = frozenset()
+    cuts: frozenset[Cut] = frozenset()
 
 
 class Looked(NamedTuple):
@@ -129,6 +132,7 @@ class LoadedFiles:
             return loaded
         alive: set[str] | None = None
         savers: dict[str, frozenset[Saver]] | None = None
+        cuts: dict[str, frozenset[Cut]] = {}
         for node_id, node in graph.items():
             for name, names in self._host.file_inputs(node["class_type"]).items():
                 found = list(self._list_named(node_id, node, name)) if names is Names.FILE else []
@@ -142,7 +146,8 @@ class LoadedFiles:
                     if one.holds != "image":
                         if savers is None:
                             savers = find_savers(graph, alive, self._host.declaration)
-                        one = one._replace(savers=savers.get(node_id, one.savers))
+                            cuts = find_cuts(graph, alive)
+                        one = one._replace(savers=savers.get(node_id, one.savers), cuts=cuts.get(node_id, one.cuts))
                     loaded.append(one)
         return loaded
 
@@ -175,6 +180,8 @@ class LoadedFiles:
             try:
                 status = os.stat(path)
                 media = self._open(path, status, one)
+                if media is not None and one.cuts:
+                    _check_cuts(path, media, one)
             except OSError:
                 continue
             except GuardError as error:
@@ -303,6 +310,17 @@ def find_error(host: Host, graph: Mapping[str, Any], text: str) -> tuple[type[Gu
                 holds = _tell_content(host.declaration(node["class_type"]), name) or "image"
                 return _ERRORS[holds], {"node_id": node_id, "input": name}
     return BadImageError, {}
+
+
+def _check_cuts(path: Path, media: Media, one: Loaded) -> None:
+    if all(cut.end_s <= media.seconds for cut in one.cuts):
+        return
+    with open(path, "rb") as handle:
+        kind = sniff_more(handle.read(64))
+        try:
+            check_cuts(handle, kind, media, one.cuts)
+        except UnfitError as error:
+            raise refuse(one, str(error)) from None
 
 
 def _weigh(media: Media) -> float:

@@ -58,8 +58,8 @@ def node(class_type, **inputs):
     return {"class_type": class_type, "inputs": {name.replace("__", "."): value for name, value in inputs.items()}}
 
 
-def save(**inputs):
-    return node("SaveVideo", video=["1", 0], filename_prefix="x", **inputs)
+def save(*, video=("1", 0), **inputs):
+    return node("SaveVideo", video=list(video), filename_prefix="x", **inputs)
 
 
 def film(form, codec, sound="aac", *, size=(64, 48), rate=44_100, layout="stereo"):
