@@ -3,7 +3,8 @@
 Packs raise plain exceptions for that, so their texts are all there is. A whole sentence must match, in one of the forms
 that packs use (docs/faces.md lists those that were read in sources); what follows it may speak of the picture alone, in
 words that are all listed here, since all else that a pack advises is about the installation, which no other photo
-mends. Only a node class that needs a face is believed: meshes have faces, too.
+mends. Meshes have faces, too: so only a node class that needs one is believed, or a text that begins with the name of a
+detector, which is about people. IPAdapterAdvanced needs a face only with some models.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _TOO_MANY_FACES = re.compile(
     f"{_PLACE}{_MORE}",
     re.IGNORECASE,
 )
+_BY_DETECTOR = re.compile(r"(?:insightface|mediapipe) ?:", re.IGNORECASE)
 #: All that is said of a photo, by whoever asks for another one.
 _SAID_OF_PHOTOS = """
     please try make sure ensure check use choose select pick take send provide upload change replace crop retake
@@ -59,13 +61,16 @@ _WORD = re.compile(r"[a-z0-9']+", re.IGNORECASE)
 _GROUP = re.compile(r" \(\d+ sub-exceptions?\)$")
 
 
-def read_face_error(message: str) -> type[GuardError] | None:
-    """The error that an exception's text means: NoFaceError, TooManyFacesError, or None where it says neither."""
+def read_face_error(message: str, needs_face: bool = True) -> type[GuardError] | None:
+    """The error that an exception's text means: NoFaceError, TooManyFacesError, or None where it says neither.
+
+    `needs_face`: whether the class of its node does.
+    """
     sentence = _GROUP.sub("", message[:500].strip())
     if len(sentence) > 1 and sentence[0] == sentence[-1] and sentence[0] in "'\"":
         sentence = sentence[1:-1].strip()
     for form, error in ((_NO_FACE, NoFaceError), (_TOO_MANY_FACES, TooManyFacesError)):
-        if (found := form.fullmatch(sentence)) is not None:
+        if (found := form.fullmatch(sentence)) is not None and (needs_face or _BY_DETECTOR.match(sentence)):
             more = _WORD.findall(found["more"] or "")
             return error if _OF_PHOTOS.issuperset(word.lower() for word in more) else None
     return None

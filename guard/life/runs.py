@@ -285,9 +285,9 @@ class Runs:
                 self._host.free_memory()
         elif contains(outcome.exception_message, GPU_FAULT):
             self._watchdog.handle_gpu_fault()
-        elif isinstance(error, GenerationFailedError) and outcome.node_type in self._face_classes:
+        elif isinstance(error, GenerationFailedError) and "exception_message" in error.extra_info:
             said: str = error.extra_info["exception_message"]
-            if (face_error := read_face_error(said)) is not None:
+            if (face_error := read_face_error(said, outcome.node_type in self._face_classes)) is not None:
                 return face_error(f"{outcome.node_type}: {said[:300]}", extra_info=error.extra_info)
         return error
 
