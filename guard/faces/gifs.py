@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from ..files.pieces import count_color_bytes
+
 
 def list_gif_frames(data: bytes) -> Iterator[int]:
     """Where each frame of a GIF ends, of those that are there whole."""
-    at = 13 + _count_color_bytes(data[10])
+    at = 13 + count_color_bytes(data[10])
     while at < len(data):
         kind = data[at]
         if kind == 0x2C:
-            at += 11 + _count_color_bytes(data[at + 9]) if at + 9 < len(data) else len(data)
+            at += 11 + count_color_bytes(data[at + 9]) if at + 9 < len(data) else len(data)
         elif kind == 0x21:
             at += 2
         else:
@@ -28,12 +30,12 @@ def list_gif_frames(data: bytes) -> Iterator[int]:
 
 def list_gif_pictures(data: bytes) -> Iterator[int]:
     """Where each picture of a GIF begins, as Pillow finds them: it passes over what is no block."""
-    at = 13 + _count_color_bytes(data[10])
+    at = 13 + count_color_bytes(data[10])
     while at < len(data) and data[at] != 0x3B:
         kind = data[at]
         if kind == 0x2C:
             yield at
-            at += 11 + _count_color_bytes(data[at + 9]) if at + 9 < len(data) else len(data)
+            at += 11 + count_color_bytes(data[at + 9]) if at + 9 < len(data) else len(data)
         elif kind == 0x21:
             at += 2
         else:
@@ -68,8 +70,3 @@ def breaks_off(data: bytes) -> bool:
             return True
         at += 1
     return False
-
-
-def _count_color_bytes(packed: int) -> int:
-    """The bytes of the colour table that a GIF's flags announce."""
-    return 3 << ((packed & 7) + 1) if packed & 0x80 else 0

@@ -21,6 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import BadImageError
 from ..files.jpegs import find_end
+from ..files.pieces import check_pieces, has_whole_png
 from ..results.containers import iterate_boxes
 from ..results.rows import load_whole
 from . import Pixels
@@ -34,8 +35,6 @@ _CLOSED = frozenset({"EPS", "WMF", "ICNS", "BUFR", "GRIB", "HDF5", "MPEG", "FPX"
 _ICONS = (b"\0\0\1\0", b"\0\0\2\0")
 _PNG = b"\x89PNG"
 _JPEG = b"\xff\xd8"
-#: libpng writes 8 KiB into each.
-_MOST_CHUNKS = 100_000
 #: The EXIF tag that says how the camera was held, and what undoes it: see ImageOps.exif_transpose.
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -251,9 +250,9 @@ def list_formats() -> tuple[str, ...]:
 
 def _open_with_pillow(data: bytes) -> Image.Image:
     # `decode` limits the pixels itself, because other packs switch Pillow's limit off for the whole process.
-    is_whole = _is_whole(data) if data.startswith((_PNG, _JPEG)) else None  # before Pillow keeps what it does not know
+    check_pieces(data)
     image = Image.open(io.BytesIO(data), formats=list_formats())
-    if not (_is_whole(data) if is_whole is None else is_whole):
+    if not _is_whole(data):
         raise EOFError("the file ends before its end mark")
     return image
 
@@ -291,7 +290,7 @@ def _is_whole(data: bytes) -> bool:
     sets it for a moment whenever a picture fails to load.
     """
     if data.startswith(_PNG):
-        return _is_whole_png(data)
+        return has_whole_png(data)
     if data.startswith(_JPEG):
         return find_end(data) > 0
     if data.startswith(b"GIF8"):
@@ -303,18 +302,6 @@ def _is_whole(data: bytes) -> bool:
     if data.startswith((b"II", b"MM")):
         return _is_whole_tiff(data)
     return True  # the decoders of all others tolerate nothing
-
-
-def _is_whole_png(data: bytes) -> bool:
-    """Raises ValueError for a file of more chunks than anybody writes."""
-    at = 8
-    for _chunk in range(_MOST_CHUNKS):
-        if at + 12 > len(data):
-            return False
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    raise ValueError(f"it has more than {_MOST_CHUNKS} chunks")
 
 
 def _is_whole_gif(data: bytes) -> bool:

@@ -20,7 +20,7 @@ from ..errors import ArtifactGoneError, BadImageError
 from ..graph import Names, is_link
 from ..host import Folders, Host
 from ..outgoing import StoredFile
-from ..quotas.threads import run_beside, work
+from ..quotas.threads import run_beside, search_beside, work
 from .content import check_content, check_folder
 from .files import Files
 from .inputs import Inputs
@@ -124,7 +124,7 @@ class References:
                     await self._files.check_unchanged(client, result)
                 except ArtifactGoneError:
                     raise reference.refuse() from None
-                await run_beside(reference.check_content, result.path)
+                await search_beside(reference.check_content, result.path)
             if name is not None and name != reference.text:
                 reference.holder[reference.key] = name
                 changed = True

@@ -31,7 +31,7 @@ from ..errors import (
 from ..graph import Names
 from ..owners import FOLDER, folder_of
 from ..quotas import Parcel
-from ..quotas.threads import decode_beside, run_beside
+from ..quotas.threads import decode_beside, run_beside, search_beside
 from ..results.containers import sniff
 from ..settings import UploadsSettings
 from .content import check_content
@@ -216,7 +216,8 @@ class Uploads:
         files = list(files)
         if owner != LOCAL.owner:
             for file in files:
-                await run_beside(check_content, file.path, file.filename or file.field)
+                check = run_beside if file.is_media else search_beside
+                await check(check_content, file.path, file.filename or file.field)
         paths = {file.stored_as(owner): file.path for file in files}
         names: list[str] = []
         try:

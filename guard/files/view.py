@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from PIL import Image, PngImagePlugin
 
 from ..errors import BadImageError
+from .pieces import check_pieces
 
 #: To decode, convert and encode such a picture takes almost a gigabyte.
 MAX_PIXELS = 100_000_000
+#: Larger than any upload.
+_COUNTED_BYTES = 2**27
 #: No other format is tried, because Pillow would give an EPS file to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -22,7 +25,12 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 def _open(source: IO[bytes] | Path) -> Iterator[Image.Image]:
     """Open a picture. Raises BadImageError, also for faults inside the block, because Pillow decodes late."""
     try:
-        with Image.open(source, formats=_FORMATS) as image:
+        with ExitStack() as stack:
+            handle = stack.enter_context(open(source, "rb")) if isinstance(source, Path) else source
+            handle.seek(0)
+            check_pieces(handle.read(_COUNTED_BYTES))
+            handle.seek(0)
+            image = stack.enter_context(Image.open(handle, formats=_FORMATS))
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError(f"The picture has more than {MAX_PIXELS} pixels.")
             yield image

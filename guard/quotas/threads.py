@@ -161,18 +161,27 @@ class SharedThreads:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-#: For what requests do that blocks for a moment each: the disk, a body that is read. Half of them stay for others.
+#: For what requests do that blocks for a moment each: the disk. Half of them stay for others.
 _BESIDE = SharedThreads(8, "guarded-requests", 4)
+#: For bodies, of which few are read at once in any case.
+_READING = SharedThreads(4, "guarded-bodies", 2)
+#: For texts in which references are looked for: ten seconds of Python for each, as long as anybody waits for that.
+_SEARCHING = SharedThreads(2, "guarded-texts", drops_vain=True)
 #: For what takes a picture apart, which may take a second or ten, and gigabytes.
 _DECODING = SharedThreads(2, "guarded-pictures", drops_vain=True)
 
 
 async def run_beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what blocks, or takes as long as a request is large, on another thread.
+    """Call what blocks for a moment on another thread.
 
     Not on asyncio's, which all owners' work would wait for first come first served, and all of ComfyUI's with it.
     """
     return await _BESIDE.run(find_whose(), function, *args, **kwargs)
+
+
+async def search_beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what looks through a file that may be one long text."""
+    return await _SEARCHING.run(find_whose(), function, *args, **kwargs)
 
 
 async def decode_beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -183,5 +192,5 @@ async def decode_beside(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
 async def work(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call what takes as long as the body of `size` bytes is large: at once, or on another thread."""
     if size > INLINE_BYTES:
-        return await run_beside(function, *args, **kwargs)
+        return await _READING.run(find_whose(), function, *args, **kwargs)
     return function(*args, **kwargs)

@@ -26,7 +26,7 @@ from ...guard.files.names import is_plain, split_annotation
 from ...guard.files.uploads import UploadedFile, translate_disk_errors
 from ...guard.job import ROOTS
 from ...guard.quotas import Kind, measure_places
-from ...guard.quotas.threads import decode_beside, run_beside
+from ...guard.quotas.threads import decode_beside, run_beside, search_beside
 from ..about import FILES, READ, UPLOAD, About
 from ..form import is_form, receive_form
 from ..sending import OpenFile, answer_unchanged, has_the_end, make_headers, send
@@ -197,9 +197,9 @@ async def _receive_upload(call: Call) -> AsyncIterator[_Upload]:
 
 async def _keep(call: Call, upload: _Upload) -> web.StreamResponse:
     keep, file = call.services.files.save, upload.file
-    name = await run_beside(
-        keep, call.client, file.path, file.filename, upload.type, upload.subfolder, upload.overwrite
-    )
+    # It is checked as well.
+    save = run_beside if file.is_media else search_beside
+    name = await save(keep, call.client, file.path, file.filename, upload.type, upload.subfolder, upload.overwrite)
     await call.services.files.keep(call.client, upload.type, "/".join(filter(None, (upload.subfolder, name))))
     body: UploadedBody = {"name": name, "subfolder": upload.subfolder, "type": upload.type}
     return respond(body)

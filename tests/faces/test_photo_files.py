@@ -21,6 +21,7 @@ from comfyui_guarded.guard.faces.check import FaceChecker
 from comfyui_guarded.guard.faces.pages import count_frames
 from comfyui_guarded.guard.faces.photos import PhotoLimits, decode, open_picture, read
 from comfyui_guarded.guard.faces.scaling import shrink, shrink_to_rgb, to_rgb
+from comfyui_guarded.guard.files import view
 
 LIMITS = PhotoLimits()
 ASTRONAUT = "skimage/data/astronaut.png"
@@ -370,6 +371,28 @@ def test_a_png_of_very_many_chunks_is_a_bad_image() -> None:
     with pytest.raises(BadImageError) as caught:
         shown(data[:33] + chunk * 100_000 + data[33:])
     assert "more than 100000 chunks" in caught.value.details
+
+
+def commented_gif(blocks: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("P", (40, 24)).save(buffer, "GIF")
+    data = buffer.getvalue()
+    at = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    return data[:at] + b"\x21\xfe" + b"\x01x" * blocks + b"\0" + data[at:]
+
+
+def test_a_gif_whose_comment_is_in_very_many_pieces_is_a_bad_image(tmp_path: Path) -> None:
+    """Pillow keeps each, and nothing else runs while it lets go of millions of them."""
+    assert shown(commented_gif(50_000)).shape == (24, 40, 3)
+    with pytest.raises(BadImageError) as caught:
+        shown(commented_gif(100_001))
+    assert "more than 100000 blocks" in caught.value.details
+    assert view.encode_preview(io.BytesIO(commented_gif(50_000)), "webp", "")[1] == "image/webp"
+    with pytest.raises(BadImageError):
+        view.encode_preview(io.BytesIO(commented_gif(100_001)), "webp", "")
+    (tmp_path / "mask.gif").write_bytes(commented_gif(100_001))
+    with pytest.raises(BadImageError):
+        view.apply_mask(tmp_path / "mask.gif", tmp_path / "mask.gif")
 
 
 def gif_of(frames: int, side: int) -> bytes:
