@@ -37,6 +37,10 @@ _MOST_ASIDE = 0.3
 #: Which share of an Opus sound's power may be that of the means of its 20 ms: of a note of 20 Hz it is 0.57, of a
 #: constant 0.98. Opus takes a constant out, and leaves a fading one.
 _MOST_STILL = 0.95
+#: Containers that do not count their frames, but say how long all lasts; headers and packets round that.
+_COUNTS_TIME, _ROUNDED_S = "matroska", 0.25
+#: FLAC counts its samples; so much may be missing.
+_MISSED_S = 0.02
 #: A decoder may allocate this much for one frame: 16k × 8k. libav's own limit is twice as much.
 MAX_FRAME_PIXELS = 2**27
 
@@ -119,7 +123,8 @@ def _check_film(container: Any, film: Any, sound: Any, settings: ResultsSettings
     first_s: float | None = None
     last_s = 0.0
     partly = False
-    for frame in _decode(container, film, sound):
+    reach = _Reach()
+    for frame in _decode(container, film, sound, reach):
         budget.check()
         if not isinstance(frame, av.VideoFrame):
             if loudness is not None:
@@ -148,8 +153,12 @@ def _check_film(container: Any, film: Any, sound: Any, settings: ResultsSettings
         for frame in _sample_rest(container, film, last_s, announced_s, budget):
             viewer.see(frame)
         frames = max(announced, frames)
-    elif film.frames and frames < film.frames * (1 - settings.duration_tolerance):
-        raise BrokenFileError(f"{frames} of {film.frames} frames are there")
+    elif frames < (shown := _count_shown(film, rate)) * (1 - settings.duration_tolerance):
+        raise BrokenFileError(f"{frames} of {shown} frames are there")
+    elif container.format.name.startswith(_COUNTS_TIME) and announced_s and reach.knows_all(container):
+        missing_s = announced_s - reach.end_s
+        if missing_s > max(announced_s * settings.duration_tolerance, _ROUNDED_S):
+            raise BrokenFileError(f"{reach.end_s:.3g} of {announced_s:.3g} seconds are there")
 
     shown_s = last_s - (first_s or 0) + (1 / rate if rate else 0)
     duration_s = (announced_s or shown_s) if partly else max(shown_s, 0)
@@ -171,13 +180,38 @@ def _check_film(container: Any, film: Any, sound: Any, settings: ResultsSettings
     )
 
 
-def _decode(container: Any, film: Any, sound: Any) -> Iterator[Any]:
+def _count_shown(film: Any, rate: float) -> int:
+    """How many frames its container says that there are; where it shows a part of them, as editors cut, how many those
+    are."""
+    if not film.frames or not film.duration or not rate:
+        return int(film.frames or 0)
+    return min(int(film.frames), round(float(film.duration * film.time_base) * rate))
+
+
+class _Reach:
+    """Where the last packet ends."""
+
+    def __init__(self) -> None:
+        self.end_s = 0.0
+        self.streams = 0
+
+    def take(self, packet: Any) -> None:
+        if packet.size and packet.pts is not None and packet.time_base is not None:
+            self.end_s = max(self.end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+
+    def knows_all(self, container: Any) -> bool:
+        return self.streams == len(container.streams)
+
+
+def _decode(container: Any, film: Any, sound: Any, reach: _Reach) -> Iterator[Any]:
     """Decode both streams, frame by frame. A sound that cannot be decoded does not make the film a bad one."""
     import av
 
     streams = [film, sound] if sound is not None else [film]
+    reach.streams = len(streams)
     deaf = False
     for packet in container.demux(streams):
+        reach.take(packet)
         if packet.stream is film:
             yield from packet.decode()
         elif not deaf:
@@ -316,6 +350,9 @@ def _check_sound(container: Any, sound: Any, settings: ResultsSettings, budget: 
         raise BrokenFileError("it has no sound")
     if not partly and announced_s and loudness.seconds < announced_s * (1 - settings.duration_tolerance):
         raise BrokenFileError(f"{loudness.seconds:.3g} of {announced_s:.3g} seconds are there")
+    counted_s = float(sound.duration * sound.time_base) if container.format.name == "flac" and sound.duration else 0.0
+    if not partly and loudness.seconds < counted_s - _MISSED_S:
+        raise BrokenFileError(f"{loudness.seconds:.3g} of {counted_s:.3g} seconds are there")
     loudness.check(settings)
     findings: tuple[Finding, ...] = ()
     if not partly and loudness.is_silent(settings):

@@ -78,3 +78,31 @@ def test_what_follows_the_end_does_no_harm(tmp_path: Path):
         path = tmp_path / f"x{suffix}"
         path.write_bytes(whole(suffix) + tail)
         check(path)
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".sound.webm"])
+def test_a_film_whose_middle_is_lost_with_all_that_follows_is_refused(suffix: str, tmp_path: Path):
+    """Its container says how long it is, and is whole; of its frames it says nothing."""
+    content = whole(suffix)
+    path = tmp_path / "x.webm"
+    begin = len(content) // 2
+    left = len(content) - begin - 9
+    void = b"\xec\x01" + left.to_bytes(7, "big") + bytes(left)
+    path.write_bytes(content[:begin] + void)
+    assert refusal(path).code == "result_corrupt"
+
+
+def test_a_flac_that_lacks_a_frame_is_refused(tmp_path: Path):
+    content = whole(".flac")
+    path = tmp_path / "x.flac"
+    at = len(content) // 2
+    path.write_bytes(content[:at] + bytes(byte ^ 0xFF for byte in content[at : at + 3000]) + content[at + 3000 :])
+    assert refusal(path).code == "result_corrupt"
+
+
+def test_a_film_that_an_editor_has_cut_is_as_long_as_it_is_shown(tmp_path: Path):
+    content = whole(".mp4")
+    at = content.find(b"elst") + 12
+    path = tmp_path / "x.mp4"
+    path.write_bytes(content[:at] + (1000).to_bytes(4, "big") + content[at + 4 :])  # a second of two
+    assert check(path).frames == 25
