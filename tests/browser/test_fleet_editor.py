@@ -19,7 +19,7 @@ from contract.client import Prompt, gated, node, open_gate, save, sleep, unique
 from contract.test_access import make_key
 from contract.test_proxies import find_program, nginx, running
 from fleet.conftest import Box, Fleet, make_fleet, until
-from fleet.test_clients import BALANCER
+from fleet.test_clients import BALANCER, NAMES_CALLER
 from playwright.sync_api import Browser, Page, TimeoutError, expect
 from postgres import Server, find_programs
 
@@ -105,7 +105,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for box in boxes:
             box.wait_ready()
         servers = " ".join(f"server 127.0.0.1:{box.port} max_fails=0;" for box in boxes)
-        text = BALANCER.format(servers=servers, port=port)
+        text = BALANCER.format(servers=servers, port=port, names_caller=NAMES_CALLER)
         url = stack.enter_context(running(nginx, folder / "nginx", text, port))
         yield Pair(fleet, url, key, other)
 
