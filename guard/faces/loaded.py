@@ -30,6 +30,7 @@ from .cuts import Cut, check_cuts, find_cuts
 from .films import look_at_film, sniff_more
 from .frames import MOST_PICTURES, MULTIPLE, count_by_libav
 from .gifs import breaks_off, measure_gif
+from .latents import LOADER, look_at_latent
 from .opencv import look_with_opencv
 from .pages import count_by_pillow, count_frames
 from .photos import (
@@ -53,6 +54,7 @@ _ERRORS: Mapping[str, type[GuardError]] = {
     "video": BadVideoError,
     "audio": BadAudioError,
     "media": BadVideoError,
+    "latent": BadImageError,
 }
 #: What the editor's views of scenes leave in one input, and the loader that it is read with: Load3D of
 #: `comfy_extras/nodes_load_3d.py`.
@@ -62,14 +64,14 @@ _DRAWN: Mapping[str, tuple[str, str]] = {
 }
 #: What some loaders leave out at a name's ends (`strip_path` in VideoHelperSuite's `utils.py`): another file's name.
 _LEFT_OUT = string.whitespace + '"'
-_CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film"}
+_CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film", "latent": "latent"}
 
 
 class Loaded(NamedTuple):
     """A file that a node of a prompt will read.
 
     Attributes:
-        holds: `image`, `video`, `audio`, or `media`: a film or a sound.
+        holds: `image`, `video`, `audio`, `latent`, or `media`: a film or a sound.
         opens_with: as its loader's class declares.
         savers: what gets it as it is.
         cuts: what is cut out of it.
@@ -143,7 +145,7 @@ class LoadedFiles:
                 if node_id not in alive:
                     continue
                 for one in found:
-                    if one.holds != "image":
+                    if one.holds not in ("image", "latent"):
                         if savers is None:
                             savers = find_savers(graph, alive, self._host.declaration)
                             cuts = find_cuts(graph, alive)
@@ -156,7 +158,8 @@ class LoadedFiles:
         value = node["inputs"].get(name)
         declared = self._host.declaration(node["class_type"])
         if isinstance(value, str) and value:
-            if (holds := _tell_content(declared, name)) is not None:
+            holds = "latent" if node["class_type"] == LOADER else _tell_content(declared, name)
+            if holds is not None:
                 yield Loaded(node_id, name, value, holds, declared.opens_with)
         elif isinstance(value, Mapping):
             for part, (holds, class_type) in _DRAWN.items():
@@ -223,6 +226,11 @@ class LoadedFiles:
     def _look(self, path: Path, one: Loaded) -> Media:
         with open(path, "rb") as handle:
             head = handle.read(64)
+            if one.holds == "latent":
+                try:
+                    return look_at_latent(handle)
+                except Exception as error:  # a header is anything
+                    raise refuse(one, str(error) or type(error).__name__) from None
             kind = sniff_more(head)
             is_film = kind is not None and kind.name == "video" and one.opens_with != "pillow"
             if one.holds == "image" and not is_film:

@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import IO, Any
 from xml.parsers import expat
 
 import numpy as np
@@ -49,7 +49,7 @@ def check_other(handle: BudgetFile, name: str, size: int) -> None:
         check(handle, size)
 
 
-def _read(handle: BudgetFile, at: int, count: int) -> bytes:
+def _read(handle: BudgetFile | IO[bytes], at: int, count: int) -> bytes:
     handle.seek(at)
     data = handle.read(count)
     if len(data) < count:
@@ -57,7 +57,7 @@ def _read(handle: BudgetFile, at: int, count: int) -> bytes:
     return data
 
 
-def _read_json(handle: BudgetFile, at: int, count: int) -> Any:
+def _read_json(handle: BudgetFile | IO[bytes], at: int, count: int) -> Any:
     """None where it is too long to be read."""
     if count > _MOST_JSON:
         return None
@@ -181,14 +181,21 @@ def _check_svg(handle: BudgetFile, size: int) -> None:
 
 
 def _check_tensors(handle: BudgetFile, size: int) -> None:
-    """The header lists every tensor with its place, so the size is known to the byte."""
+    read_tensors(handle, size)
+
+
+def read_tensors(handle: BudgetFile | IO[bytes], size: int) -> dict[str, Any]:
+    """The shape of each tensor, by name; empty where the header is too long to be read.
+
+    The header lists every tensor with its place, so the size is known to the byte. Raises as `check_other` does.
+    """
     count = int.from_bytes(_read(handle, 0, 8), "little")
     if count > size - 8:
         raise BrokenFileError("it is no safetensors file, or its header is cut off")
     header = _read_json(handle, 8, count)
     if header is None:
-        return
-    end = 0
+        return {}
+    end, shapes = 0, {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -196,9 +203,10 @@ def _check_tensors(handle: BudgetFile, size: int) -> None:
         bits = _BITS.get(entry["dtype"])
         if not 0 <= first <= last or (bits is not None and (last - first) * 8 != math.prod(entry["shape"]) * bits):
             raise BrokenFileError(f"its tensor {name[:100]!r} does not have the size that its header says")
-        end = max(end, last)
+        end, shapes[name] = max(end, last), entry["shape"]
     if end != size - 8 - count:
         raise BrokenFileError(f"it has {size} of {8 + count + end} bytes")
+    return shapes
 
 
 _CHECKS: Mapping[str, Callable[[BudgetFile, int], None]] = {
