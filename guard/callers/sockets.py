@@ -1,3 +1,4 @@
+# Over 400 lines: what sockets hear comes from one place, in one order.
 """Serve callers' websockets: pass on the host's messages, and tell verdicts that a client id missed.
 
 A socket hears what the host sends to its client id. Of what the host sends to everybody, an operator hears all, and
@@ -54,6 +55,7 @@ class Verdicts(Protocol):
     """What the sockets ask of the job store: see :class:`guard.store.Store`."""
 
     def count_open(self, owner: str | None) -> int: ...
+    def has_open(self, owner: str | None) -> Future[bool]: ...
     def list_missed(self, owner: str, client_id: str, since_ms: int, limit: int) -> Future[list[Job]]: ...
     def mark_heard(self, job_id: str) -> Future[None]: ...
 
@@ -90,12 +92,33 @@ class Sockets:
         #: What other boxes hear of the jobs here.
         self.taps = Taps(self._sid_of)
 
-    def open(self, client: Client, client_id: str, abort: Callable[[], None], *, resumes: bool = False) -> Socket:
-        """Open a socket that hears everything from now on; call :meth:`resume` for one that `resumes`."""
+    async def has_open(self, client: Client) -> bool:
+        """Whether a job that the client sees is open, also where another server of a fleet has let it in just now.
+
+        Some clients take a first status of 0 for the end of what they have submitted.
+        """
+        try:
+            return await wrap_future(self._store.has_open(client.sees_only))
+        except GuardError:  # it is not readable now
+            return False
+
+    def open(
+        self,
+        client: Client,
+        client_id: str,
+        abort: Callable[[], None],
+        *,
+        resumes: bool = False,
+        has_open: bool = False,
+    ) -> Socket:
+        """Open a socket that hears everything from now on; call :meth:`resume` for one that `resumes`.
+
+        `has_open`: see there; a moment ago.
+        """
         self._loop.bind()
         known = client_id or uuid.uuid4().hex
         socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes, self._waiting)
-        socket.remaining = self._remaining(client)
+        socket.remaining = max(self._remaining(client), has_open)
         socket.say("status", {**_status(socket.remaining), "sid": known})
         if (node_id := self._host.executing(socket.sid)) is not None:
             socket.say("executing", {"node": node_id})

@@ -15,7 +15,7 @@ from ..clock import Clock
 from ..errors import GuardError
 from ..job import Job, JobState, NewJob
 from ..quotas import Taking
-from . import buckets, claiming, depot_files, forks, key_rows, members, sign_ins, starting, submitting
+from . import buckets, claiming, depot_files, forks, key_rows, members, queries, sign_ins, starting, submitting
 from .buckets import At, Levels
 from .claiming import Signature
 from .database import Database
@@ -114,6 +114,10 @@ class FleetStore(TableStore):
     def reap(self) -> Future[dict[str, Recovery]]:
         """Take back what boxes have whose lease is over: their names, and what became of it."""
         return self._engine.write(lambda db: self._transitions.reap(db, self._max_attempts), durable=True)
+
+    def has_open(self, owner: str | None) -> Future[bool]:
+        known = super().has_open(owner)
+        return known if known.result() else self._engine.read(lambda db: queries.has_open(db, owner))
 
     def list_runs(self, limit: int) -> Future[list[tuple[str, Job]]]:
         """What the boxes have under way, each job with its box, by when it began."""

@@ -128,6 +128,9 @@ class Store(DepotRecords, Protocol):
     def count_open(self, owner: str | None) -> int:
         """Count the owner's jobs that have not settled."""
 
+    def has_open(self, owner: str | None) -> Future[bool]:
+        """Whether there are any, also where another server of this queue has let one in just now."""
+
     # A job's life. ---------------------------------------------------------------------------------------------
 
     def recover(self, holder: str, max_attempts: int, lived_until_ms: int | None = None) -> Future[Recovery]:

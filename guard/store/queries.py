@@ -180,6 +180,10 @@ def find_entry(db: Database, job_id: str) -> Entry | None:
     return Entry(read_job(row[:-1]), row[-1]) if row is not None else None
 
 
+def has_open(db: Database, owner: str | None) -> bool:
+    return db.execute(*select_by_state("jobs", owner, OPEN, 1)).fetchone() is not None
+
+
 def find_body(db: Database, job_id: str) -> tuple[bytes | None, int | None]:
     query = "SELECT body, body_gone_at_ms FROM jobs LEFT JOIN bodies USING (number) WHERE job_id = ?"
     body, gone_at_ms = db.execute(query, (job_id,)).fetchone() or (None, None)

@@ -136,6 +136,11 @@ class TableStore(DepotTables, Store):
         # Not the line's own: it counts an end before that is on disk.
         return sum(list(self._open.values())) if owner is None else self._open.get(owner, 0)
 
+    def has_open(self, owner: str | None) -> Future[bool]:
+        known: Future[bool] = Future()
+        known.set_result(self.count_open(owner) > 0)
+        return known
+
     @property
     def trouble(self) -> str | None:
         return self._engine.trouble

@@ -36,10 +36,12 @@ async def get_ws(call: Call) -> web.StreamResponse:
 async def _serve(call: Call, after: int | None) -> web.StreamResponse:
     # Uncompressed: with thousands of idle sockets, a compressor of some 250 KiB for each would take most of the memory.
     ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=MAX_MESSAGE_BYTES)
-    await ws.prepare(call.request)
     sockets = call.services.sockets
+    has_open = await sockets.has_open(call.client)  # before it is connected, and would miss what is told meanwhile
+    await ws.prepare(call.request)
     client_id = call.request.query.get("clientId", "")
-    socket = sockets.open(call.client, client_id, lambda: _abort(call.request), resumes=after is not None)
+    resumes = after is not None
+    socket = sockets.open(call.client, client_id, lambda: _abort(call.request), resumes=resumes, has_open=has_open)
     tasks = [asyncio.create_task(_write(call, ws, socket))]
     if after is not None:
         tasks.append(asyncio.create_task(sockets.resume(socket, after)))

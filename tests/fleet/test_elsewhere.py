@@ -84,6 +84,20 @@ def list_steps(events):
     return [{**event, "data": {**event["data"], "timestamp": None}} for event in said]
 
 
+async def test_who_connects_to_another_box_right_after_a_submit_is_not_told_that_nothing_waits(pair):
+    """A client that takes that for the end would look for a result that is not there."""
+    async with connected(pair.front) as client, connected(pair.worker) as beside:
+        said, prefix = [], unique()
+        for number in range(4):
+            job_id = await client.admitted(gated(f"{prefix}-{number}"))
+            async with beside.socket("/guarded/ws") as socket:
+                first = await socket.until(lambda event: event["type"] == "status")
+                said.append(first["data"]["status"]["exec_info"]["queue_remaining"])
+            open_gate(pair.worker.base, f"{prefix}-{number}")
+            await client.settled(job_id)
+        assert said == [1] * 4
+
+
 @pytest.mark.parametrize("path", ["/ws", "/guarded/ws"])
 async def test_a_socket_hears_a_job_of_another_box_from_its_start_to_its_end(pair, path):
     front, worker = pair.front, pair.worker
