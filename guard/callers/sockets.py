@@ -47,6 +47,8 @@ MISSED_AT_MOST = 100
 STATUS_EVERY_S = 0.1
 #: A job counts as open for its client's sockets until they were told its end, for so long at most.
 END_TOLD_WITHIN_S = 5.0
+#: A box has heard by then what another one of its fleet has done.
+_NEWS_S = 2.0
 #: The jobs' events are still read for so long after the last socket has closed.
 FOLLOW_S = 15.0
 
@@ -118,7 +120,9 @@ class Sockets:
         self._loop.bind()
         known = client_id or uuid.uuid4().hex
         socket = Socket(client, known, self._client_ids.of(client.owner, known), abort, resumes, self._waiting)
-        socket.remaining = max(self._remaining(client), has_open)
+        socket.remaining = max(here := self._remaining(client), has_open)
+        if socket.remaining > here:  # it may also have ended meanwhile, which nobody would tell
+            asyncio.get_running_loop().call_later(_NEWS_S, self._schedule_status)
         socket.say("status", {**_status(socket.remaining), "sid": known})
         if (node_id := self._host.executing(socket.sid)) is not None:
             socket.say("executing", {"node": node_id})
