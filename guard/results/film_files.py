@@ -39,6 +39,9 @@ _MOST_ASIDE = 0.3
 _MOST_STILL = 0.95
 #: Containers that do not count their frames, but say how long all lasts; headers and packets round that.
 _COUNTS_TIME, _ROUNDED_S = "matroska", 0.25
+#: Where an edit list cuts a film, so many pictures that are shown last may lie behind the cut: encoders write them in
+#: another order than they are shown in, x264 by two.
+_REORDERED = 4
 #: FLAC counts its samples; so much may be missing.
 _MISSED_S = 0.02
 #: A decoder may allocate this much for one frame: 16k × 8k. libav's own limit is twice as much.
@@ -185,7 +188,10 @@ def _count_shown(film: Any, rate: float) -> int:
     are."""
     if not film.frames or not film.duration or not rate:
         return int(film.frames or 0)
-    return min(int(film.frames), round(float(film.duration * film.time_base) * rate))
+    shown = round(float(film.duration * film.time_base) * rate)
+    if shown < film.frames and film.codec_context.has_b_frames:
+        shown -= _REORDERED
+    return min(int(film.frames), shown)
 
 
 class _Reach:
@@ -204,21 +210,29 @@ class _Reach:
 
 
 def _decode(container: Any, film: Any, sound: Any, reach: _Reach) -> Iterator[Any]:
-    """Decode both streams, frame by frame. A sound that cannot be decoded does not make the film a bad one."""
+    """Decode both streams, frame by frame. A sound of which nothing can be decoded does not make the film a bad one.
+
+    Raises BrokenFileError where it breaks off.
+    """
     import av
 
     streams = [film, sound] if sound is not None else [film]
     reach.streams = len(streams)
-    deaf = False
+    deaf = heard = False
     for packet in container.demux(streams):
         reach.take(packet)
         if packet.stream is film:
             yield from packet.decode()
         elif not deaf:
             try:
-                yield from packet.decode()
+                sounds = packet.decode()
             except av.error.FFmpegError:
+                if heard:
+                    raise BrokenFileError("its sound is damaged") from None
                 deaf = True
+                continue
+            heard = heard or bool(sounds)
+            yield from sounds
 
 
 def _sample_rest(container: Any, film: Any, from_s: float, until_s: float | None, budget: Budget) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Move refused files aside for the operator, within a limit of bytes."""
+"""Move refused files aside for the operator, within limits of bytes and of files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from ..host import ReportedFile
 from ..job import RESULT_ROOTS
 from ..settings import ResultsSettings
 
+#: So many files of a job are kept for an operator to look at, and so many in all: a job may make a hundred thousand
+#: tiny ones. Each takes a block of the disk, and a moment of every look.
+_MOST_OF_JOB, _MOST = 200, 10_000
+
 log = logging.getLogger("guarded.artifacts")
 
 
@@ -23,7 +27,8 @@ def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSett
     With `settings`, also bound what all quarantines (the folder's parent) hold; see :func:`trim`.
     """
     limit = settings.quarantine_max_bytes if settings is not None else None
-    numbers = itertools.count(len(_list(folder)))
+    numbers = itertools.count(there := len(_list(folder)))
+    left = _MOST_OF_JOB - there
     for file in files:
         if file.type not in RESULT_ROOTS or file.path is None:
             continue
@@ -31,9 +36,10 @@ def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSett
             status = os.lstat(file.path)
             if not stat.S_ISREG(status.st_mode):
                 continue
-            if limit is not None and status.st_size > limit:
+            if limit is not None and (status.st_size > limit or left <= 0):
                 os.unlink(file.path)
                 continue
+            left -= 1
             folder.mkdir(parents=True, exist_ok=True)
             aside = folder / f"{next(numbers)}-{file.path.name}"
             shutil.move(file.path, aside)
@@ -47,7 +53,7 @@ def set_aside(files: Iterable[ReportedFile], folder: Path, settings: ResultsSett
 
 
 def trim(root: Path, settings: ResultsSettings) -> int:
-    """Delete the oldest until the quarantine holds no more than `results.quarantine_max_bytes`.
+    """Delete the oldest until the quarantine holds no more than `results.quarantine_max_bytes`, and not too many files.
 
     Returns how many files it deleted. The janitor deletes what is too old.
     """
@@ -63,7 +69,7 @@ def trim(root: Path, settings: ResultsSettings) -> int:
     files.sort()
     total = sum(size for _, size, _ in files)
     for _, size, file in files:
-        if total <= settings.quarantine_max_bytes:
+        if total <= settings.quarantine_max_bytes and len(files) - removed <= _MOST:
             break
         try:
             file.unlink()

@@ -45,6 +45,24 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path: Path):
     assert sorted(path.name for path in root.iterdir()) == ["job2", "job3"]
 
 
+def test_of_a_job_of_very_many_files_some_are_kept(tmp_path: Path):
+    files = [put(tmp_path / "output", f"{number}.png", 10) for number in range(500)]
+    aside = tmp_path / "q" / "job"
+    for part in (files[:150], files[150:]):
+        quarantine.set_aside(map(reported, part), aside, DEFAULTS)
+    assert not any(file.exists() for file in files)
+    assert len(list(aside.iterdir())) == 200
+
+
+def test_the_oldest_go_when_there_are_too_many_files(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(quarantine, "_MOST", 3)
+    root = tmp_path / "q"
+    for number in range(5):
+        put(root / f"job{number}", "0-x.png", 10, age_s=100 - number)
+    assert quarantine.trim(root, DEFAULTS) == 2
+    assert sorted(path.name for path in root.iterdir()) == ["job2", "job3", "job4"]
+
+
 def test_a_file_larger_than_the_whole_quarantine_is_deleted(tmp_path: Path):
     bad = put(tmp_path / "output", "bad.png", 100)
     settings = DEFAULTS.model_copy(update={"quarantine_max_bytes": 0})

@@ -1,9 +1,11 @@
 """A file that was not written to its end is refused, wherever it ends, whatever Pillow was told by another pack."""
 
+import io
 import itertools
 from functools import cache
 from pathlib import Path
 
+import av
 import pytest
 from PIL import ImageFile
 from results import corpus, pictures
@@ -106,3 +108,35 @@ def test_a_film_that_an_editor_has_cut_is_as_long_as_it_is_shown(tmp_path: Path)
     path = tmp_path / "x.mp4"
     path.write_bytes(content[:at] + (1000).to_bytes(4, "big") + content[at + 4 :])  # a second of two
     assert check(path).frames == 25
+
+
+def test_of_a_film_that_was_cut_the_last_pictures_may_lie_behind_the_cut(tmp_path: Path):
+    """A cut without encoding anew ends by the order of writing: pictures that are shown last may be missing."""
+    content = whole(".mp4")
+    at = content.find(b"elst") + 12
+    path = tmp_path / "x.mp4"
+    shown, begin = (1000).to_bytes(4, "big"), int.from_bytes(content[at + 4 : at + 8], "big")
+    for missing, is_taken in ((3, True), (12, False)):
+        with av.open(io.BytesIO(content)) as container:
+            film = container.streams.video[0]
+            ticks = round((1 + missing / 25) / film.time_base)
+        path.write_bytes(content[:at] + shown + (begin + ticks).to_bytes(4, "big") + content[at + 8 :])
+        if is_taken:
+            assert check(path).frames == 25 - missing
+        else:
+            assert refusal(path).code == "result_corrupt"
+
+
+def test_a_film_whose_sound_breaks_off_is_refused(tmp_path: Path):
+    made = corpus.film(pictures.pan(pictures.landscape(256), 50), sound=corpus.tone(2), sound_codec="aac", crf="18")
+    path = tmp_path / "x.mp4"
+    path.write_bytes(made)
+    check(path)
+    with av.open(io.BytesIO(made)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size and packet.pos]
+        places = [(packet.pos, packet.size) for packet in packets[len(packets) // 2 :]]
+    broken = bytearray(made)
+    for at, size in places:
+        broken[at : at + size] = b"\xff" * size
+    path.write_bytes(broken)
+    assert refusal(path).code == "result_corrupt"

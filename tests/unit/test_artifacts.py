@@ -336,7 +336,7 @@ def test_a_known_kind_under_another_name_counts_by_its_content(checked):
 
 
 def test_a_file_of_a_kind_that_nobody_knows_passes_with_a_warning(checked):
-    found = checked("latent.latent", b"\x01\x02\x03")
+    found = checked("points.xyz", b"\x01\x02\x03")
     assert (found.kind, found.warnings, found.bytes) == ("other", ("unknown_kind",), 3)
     assert found.sha256 == hashlib.sha256(b"\x01\x02\x03").hexdigest()
 
