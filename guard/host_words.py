@@ -11,17 +11,23 @@ from .errors import (
     BY_NAME,
     BadImageError,
     DiskFullError,
+    FaceTooSmallError,
     GenerationFailedError,
     GuardError,
     InvalidWorkflowError,
     JobInterruptedError,
     MissingModelError,
     MissingNodeError,
+    NoFaceError,
     OutOfMemoryError,
+    TooManyFacesError,
     clip,
     type_name,
 )
 from .host import Host, Outcome, Refusal
+
+#: What our face loader says of a photo as ComfyUI validates a prompt.
+_OF_PHOTOS: tuple[type[GuardError], ...] = (NoFaceError, TooManyFacesError, FaceTooSmallError, BadImageError)
 
 MODEL_SUFFIXES = frozenset(
     {".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".onnx", ".gguf", ".pkl", ".engine"}
@@ -72,6 +78,9 @@ def explain_refusal(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> G
             extra_info={**refusal.extra_info, "classes": missing, "nodes": nodes},
             **facts,
         )
+    if (said := _find_own(refusal.node_errors)) is not None:
+        node_id, error, message = said
+        return error(message, details=refusal.details, extra_info={**refusal.extra_info, "node_id": node_id}, **facts)
     missing_values = list(_list_missing(refusal.node_errors))
     for suffixes, error, text in (
         (MODEL_SUFFIXES, MissingModelError, "This server lacks the model {value}."),
@@ -86,6 +95,18 @@ def explain_refusal(refusal: Refusal, graph: Mapping[str, Any], host: Host) -> G
                     **facts,
                 )
     return InvalidWorkflowError(refusal.message, details=refusal.details, extra_info=dict(refusal.extra_info), **facts)
+
+
+def _find_own(node_errors: Mapping[str, Any]) -> tuple[str, type[GuardError], str] | None:
+    """(node id, error, message) of what one of our nodes says of its photo: `image - no_face: No face in a.png.`"""
+    for node_id, entry in node_errors.items():
+        for error in entry.get("errors", ()):
+            if error.get("type") == "custom_validation_failed":
+                for each in _OF_PHOTOS:
+                    _input, is_ours, message = str(error.get("details", "")).partition(f" - {each.code}: ")
+                    if is_ours:
+                        return node_id, each, message
+    return None
 
 
 def _list_missing(node_errors: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:

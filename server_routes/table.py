@@ -255,6 +255,12 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
             turn = await services.quotas.begin_request(client)
         except GuardError as error:
             return say_no(error, request)
+        services.drain.requests += 1
+
+        def over() -> None:
+            turn.close()
+            services.drain.requests -= 1
+
         turn.end, turn.is_vain = lambda: _hang_up(request), lambda: _is_gone(request)
         coming = Coming(request, services.settings.limits.body_timeout_s)
         try:
@@ -290,9 +296,9 @@ def make_handler(route: Route, services: Services) -> Callable[[web.Request], Aw
         finally:
             coming.end()
             if (until_sent := request.get(UNTIL_SENT)) is not None:
-                until_sent.callback(turn.close)
+                until_sent.callback(over)
             else:
-                turn.close()
+                over()
         if route.submits and not response.prepared:
             response.headers.update(services.limits.header_fields(client))
         return response
@@ -339,9 +345,8 @@ def refuse(
     of_submit: bool = False,
 ) -> web.Response:
     """Answer with an error, in the one shape of all refusals."""
-    locale = error.locale or messages.choose(
-        None, request.headers.get("Accept-Language"), services.settings.messages.locale
-    )
+    wanted = request.headers.get("Accept-Language")
+    locale = error.locale or messages.choose(None, wanted, services.settings.messages.locale)
     request[ANSWERED_BY_US] = True
     told = dict(headers or {})
     if error.retry_after_s is not None:
@@ -372,11 +377,7 @@ async def respond_at_length(members: Iterable[tuple[str, Any]]) -> web.Response:
 
 
 async def make_at_length(make: Callable[[], T]) -> T:
-    """Make what takes megabytes, and waits for nothing, on one of the few threads for that.
-
-    What C's allocator frees stays with the thread that took it, tens of MiB each: on asyncio's own threads, of which
-    there are four more than processors, a few requests would leave some hundred MiB behind for good.
-    """
+    """Make what takes megabytes, and waits for nothing, on few threads: what C's allocator frees stays with each."""
     return await _MAKERS.run(find_whose(), make)
 
 

@@ -1,3 +1,4 @@
+# Over 400 lines: what puts files in by a name and what brings them back must agree on every name.
 """Keep the files that prompts name in the depot, by their content, and bring back those that this box lacks.
 
 A job is durable only with its files. So each file that a loader of the prompt names, whatever it is called and wherever

@@ -55,6 +55,8 @@ class Drain:
         self.leaving: Signal[[]] = Signal()
         #: They say how much is still to be done, besides the jobs, that another process cannot do.
         self.doing: list[Callable[[], int]] = []
+        #: Requests that are worked on or wait for a job, until their answers are sent. The event loop's.
+        self.requests = 0
         #: They say how many still listen then.
         self.listeners: list[Callable[[], int]] = []
 
@@ -92,8 +94,8 @@ class Drain:
         """Take no new job, and wait until none holds a slot or is checked any more and nothing of what they have
         made is still to be put into the depot, or for `grace_s`.
 
-        Streams end then. Of this the next process knows nothing. It asks for what the store knows in memory: a disk
-        that hangs must not hold up the end of the process.
+        Streams end then, and who waits for a job is answered. Of this the next process knows nothing. It asks for what
+        the store knows in memory: a disk that hangs must not hold up the end of the process.
         """
         with self._lock:
             self._refuse()
@@ -102,7 +104,7 @@ class Drain:
             time.sleep(min(_LOOK_S, left_s))
         self.leaving()
         ends_s = time.monotonic() + _LEAVE_S
-        while time.monotonic() < ends_s and any(count() for count in self.listeners):
+        while time.monotonic() < ends_s and (self.requests or any(count() for count in self.listeners)):
             time.sleep(_LOOK_S)
 
     def _is_busy(self) -> bool:

@@ -442,6 +442,13 @@ def test_a_refusal_of_the_host_is_named_by_what_is_really_missing(node_errors, e
         assert found.extra_info["node_id"] == "4"
 
 
+@pytest.mark.parametrize("code", ["no_face", "too_many_faces", "face_too_small", "bad_image"])
+def test_what_our_face_loader_says_as_the_host_validates_keeps_its_code(code):
+    """It is asked again where a prompt is shown to the host anew, and its photo may have been replaced."""
+    found = explain_refusal(_host_refusal({"4": _not_valid(f"image - {code}: No luck: in a.png.")}), GRAPH, FakeHost())
+    assert (found.code, found.message, found.extra_info["node_id"]) == (code, "No luck: in a.png.", "4")
+
+
 def test_a_missing_model_is_named_before_a_missing_input():
     errors = {"3": _not_valid("image - Invalid image file: p.png"), "4": _not_in_list("ckpt_name", "m.safetensors")}
     assert explain_refusal(_host_refusal(errors), GRAPH, FakeHost()).code == "missing_model"

@@ -55,6 +55,20 @@ async def test_while_draining_no_job_is_let_in_and_none_begun_and_afterwards_bot
     assert await machine.dispatcher.turn()
 
 
+async def test_the_process_does_not_end_before_its_answers_are_sent(drain, monkeypatch):
+    monkeypatch.setattr("comfyui_guarded.guard.life.drain._LEAVE_S", LONG_S)
+    drain.requests, ended = 1, threading.Event()
+    drain.leaving.subscribe(lambda: ended.set())
+    running = threading.Thread(target=drain.run, args=(LONG_S,))
+    running.start()
+    assert ended.wait(LONG_S)
+    running.join(0.5)
+    assert running.is_alive()
+    drain.requests = 0
+    running.join(LONG_S)
+    assert not running.is_alive()
+
+
 async def test_an_operators_drain_outlives_the_process_and_a_sigterms_does_not(machine, drain, make_drain):
     drain.run(0)
     machine.health.draining = False  # as in a new process
