@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from typing_extensions import TypedDict
 from ..guard.access.access import SESSION
 from ..guard.bounds import COMMAND, read_model
 from ..guard.errors import PayloadTooLargeError, UnauthorizedError
+from ..guard.quotas.threads import run_beside
 from .about import About
 from .asked import read_given
 from .table import Call, Route, respond, strip_mirror
@@ -57,7 +57,7 @@ async def get_open(call: Call) -> web.StreamResponse:
     """Signs this browser in as the operator, by the link that `python <folder> open` prints, and shows the page."""
     request = call.request
     once = request.query.get("once", "")
-    session, ttl_s = await asyncio.to_thread(call.services.access.sign_in, once)
+    session, ttl_s = await run_beside(call.services.access.sign_in, once)
     answer = web.Response(status=303, headers={"Location": "./", **_QUIET})
     by_tls = request.secure or request.headers.get("X-Forwarded-Proto", "").startswith("https")
     answer.set_cookie(

@@ -7,7 +7,6 @@ They hold no secret and ask for nothing by themselves, so a stranger may load th
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import functools
 import hashlib
@@ -18,6 +17,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ..guard.errors import NotFoundError
+from ..guard.quotas.threads import run_beside
 from .about import FILES, About
 from .sending import answer_unchanged
 from .table import Call, Route
@@ -62,7 +62,7 @@ async def get_file(call: Call) -> web.StreamResponse:
     if suffix not in _TYPES or name not in _list_names():
         raise NotFoundError(f"There is no file {name[:64]}.")
     # Whole: aiohttp would let the system send the file, and such a connection cannot be closed before it has gone.
-    content, changed_s = await asyncio.to_thread(_read_file, name)
+    content, changed_s = await run_beside(_read_file, name)
     etag = f"{changed_s:x}-{len(content):x}"
     headers = {
         "Cache-Control": "no-cache",
