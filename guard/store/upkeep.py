@@ -182,6 +182,8 @@ class Upkeep:
                 db.execute("ROLLBACK")
             self._found.clear()
             self._forgetter.start_anew()
+            if self._tidying is not None:  # what it was to work in is in the log still
+                self._untidy_pages = TIDY_PAGES + 1
             self._search = self._tidying = None
             self._due_s = time.monotonic() + AGAIN_S
             if is_damage(error) or not isinstance(error, (sqlite3.Error, OSError, GuardError)):
@@ -193,6 +195,8 @@ class Upkeep:
         assert isinstance(db, sqlite3.Connection)
         is_log_large = self.size.log_bytes > (LOG_BYTES if is_idle else LOG_MOST)
         if self._tidying is not None and self._tidying.done():
+            if (error := self._tidying.exception()) is not None:
+                raise error
             tidying, self._tidying = self._tidying, None
             if is_log_large:
                 self._cut_log(db, tidying.result(), is_idle)

@@ -5,6 +5,8 @@ import os
 import random
 import sqlite3
 import time
+from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 from unit.fakes import LONG_S
@@ -302,3 +304,23 @@ def test_what_the_store_says_of_its_size_is_what_lies_on_the_disk(opened, clock)
     wait_until(lambda: store.size.bytes > MIB)
     store._engine.read_slowly(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()).result(LONG_S)
     wait_until(lambda: (store.size.bytes, store.size.log_bytes) == bytes_of(store))
+
+
+def test_a_log_that_cannot_be_worked_in_is_worked_in_later(opened, clock, monkeypatch):
+    """Not only once as much has been written again: nobody may write for days."""
+    monkeypatch.setattr(upkeep, "AGAIN_S", 0.05)
+    monkeypatch.setattr(upkeep, "LOG_BYTES", 64 * MIB)
+    store = opened()
+    means, failures = store._engine._means, [sqlite3.OperationalError("database or disk is full")] * 3
+
+    def read_slowly(work):
+        if not failures:
+            return means.read_slowly(work)
+        failed = Future()
+        failed.set_exception(failures.pop())
+        return failed
+
+    monkeypatch.setattr(store._engine, "_means", replace(means, read_slowly=read_slowly))
+    add(store, clock, 3 * MIB // 2)
+    wait_until(lambda: bytes_of(store)[0] > MIB)
+    assert not failures
