@@ -208,6 +208,7 @@ CALLS = {
     "list_states": [lambda store, middle: store.list_states(f"job-{middle}")],
     "list_deliveries_of": [lambda store, middle: store.list_deliveries_of(f"job-{middle}", 20)],
     "find_entry": [lambda store, middle: store.find_entry(f"job-{middle}")],
+    "has_open": [lambda store, _middle, owner=owner: store.has_open(owner) for owner in (None, "a")],
     "list_queue": [lambda store, _middle, owner=owner: store.list_queue(owner) for owner in (None, "a")],
     "list_history": [
         lambda store, _middle, owner=owner, limit=limit, offset=offset: store.list_history(owner, limit, offset)
