@@ -55,6 +55,8 @@ class Counting:
     def __init__(self, store, is_generic):
         self.store = store
         engine = store._engine
+        # Else the upkeep looks whenever it is time, in the midst of what is counted.
+        store._upkeep._due_s = float("inf")
         self.settle_down()
         self._connections = []
         for thread in (engine._writer, *engine._readers):
