@@ -307,6 +307,7 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     janitor.disk_filled.subscribe(lambda message: events.alarm("disk_full", message))
     settler.releasing.subscribe(dispatcher.expect_slot)
     settler.released.subscribe(dispatcher.wake)
+    runs.held_back.subscribe(dispatcher.wake)
     settler.ending.subscribe(runs.expect_stop)  # before the watchdog, which may not know the job yet
     settler.ending.subscribe(watchdog.expect_stop)
     settler.ending.subscribe(dispatcher.expect_stop)

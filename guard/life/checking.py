@@ -21,6 +21,7 @@ from ..outgoing import AS_IT_COMES, ResultOptions
 from ..results import checks, convert, judgement, metadata, quarantine, within
 from ..settings import ResultsSettings
 from .beside import Beside
+from .check_places import CheckPlaces
 from .converting import Conversions
 
 log = logging.getLogger("guarded.queue")
@@ -52,10 +53,11 @@ class Check:
 
 
 class Checking:
-    """Checks successful runs: at most `results.checks_at_once` beside the worker, 0 on the worker itself.
+    """Checks successful runs beside the worker, by turns between owners: at most `results.checks_at_once` of an owner,
+    and one more of others; 0: on the worker itself.
 
-    A node that gives its files a fixed name overwrites those of the run before. Where that is to be feared the worker
-    waits for the check.
+    A run that has no place yet waits for one, and the worker goes on. A node that gives its files a fixed name
+    overwrites those of the run before. Where that is to be feared the worker waits for the check.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class Checking:
         syncs: bool,
         put_all: PutAll | None = None,
         holds_up: Callable[[], object] = lambda: None,
+        hold_back: Callable[[frozenset[str]], object] = lambda _owners: None,
     ) -> None:
         """
         Args:
             syncs: a success waits until its files are on the disk.
             put_all: puts them into the depot, if there is one.
             holds_up: called before the worker itself checks a run.
+            hold_back: see :class:`.CheckPlaces`.
         """
         self._settings = settings
         self._quarantine = quarantine
@@ -81,8 +85,8 @@ class Checking:
         self._put_all = put_all
         self._holds_up = holds_up
         self._deposits = Conversions("guarded-depositing")
-        self._room = threading.Semaphore(settings.checks_at_once)
-        self._beside = Beside("guarded-checking", self._run, settings.checks_at_once)
+        self._places: CheckPlaces[Check] = CheckPlaces(settings.checks_at_once + 1, hold_back)
+        self._beside = Beside("guarded-checking", self._run_on, settings.checks_at_once + 1)
         self._namers = Namers()
 
     def go_on(self) -> None:
@@ -108,8 +112,8 @@ class Checking:
         `strips`: take the metadata out of files that pass. `max_pixels`: how many a node's pictures may have; 0: any.
         `options`: in what form the results are wanted besides; owners take turns with that.
 
-        The worker's thread: waits until there is room for the check. Calls `go_on` as soon as the worker may have the
-        next job, and before `then`.
+        The worker's thread, which waits for no check but its own. Calls `go_on` as soon as the worker may have the next
+        job, and before `then`.
         """
         asked = _Asked(strips, max_pixels, options, owner)
         if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
@@ -122,13 +126,20 @@ class Checking:
             go_on()
             then(verdict, result)
             return
-        marks = _mark_files(outcome)
+        check = Check(job_id, outcome, _mark_files(outcome), then_beside or then, asked)
         self._namers.hold(outcome, 1)
-        self._room.acquire()
         go_on()
-        check = Check(job_id, outcome, marks, then_beside or then, asked)
-        if not self._beside.put(check):
-            self._run(replace(check, then=then))
+        if self._places.take(owner, check) and not self._beside.put(check):
+            self._run_on(replace(check, then=then))
+
+    def _run_on(self, check: Check | None) -> None:
+        """Check this run, and then those that have waited for its place."""
+        while check is not None:
+            try:
+                self._run(check)
+            except Exception:
+                log.exception("the end of a job could not be handed on")
+            check = self._places.give_back(check.asked.owner)
 
     def _run(self, check: Check) -> None:
         is_over = True
@@ -138,7 +149,6 @@ class Checking:
         finally:
             if is_over:
                 self._namers.hold(check.outcome, -1)
-            self._room.release()
         if is_over:
             check.then(verdict, result)
             return

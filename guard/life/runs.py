@@ -58,6 +58,7 @@ class Steps(Protocol):
     def validate(self, job_id: str, held: bool = False) -> Future[Job | None]: ...
     def spend(self, job: Job, spent: Spent, held: bool = False) -> Future[None]: ...
     def remind(self) -> None: ...
+    def hold_back(self, owners: frozenset[str]) -> None: ...
 
 
 class Runs:
@@ -103,7 +104,14 @@ class Runs:
         self._look_again = look_again
         self._given = given or Given()
         syncs = settings.store.survives == "power_cut"
-        self._checking = Checking(settings.results, quarantine, syncs=syncs, put_all=put_all, holds_up=store.remind)
+        self._checking = Checking(
+            settings.results,
+            quarantine,
+            syncs=syncs,
+            put_all=put_all,
+            holds_up=store.remind,
+            hold_back=self._hold_back,
+        )
         self._jobs: dict[str, Job] = {}
         #: Those of them that somebody has ended before their own end.
         self._ended: set[str] = set()
@@ -113,6 +121,8 @@ class Runs:
         self.began: Signal[[Job]] = Signal()
         #: A run has taken that much of the worker. Any thread.
         self.spent: Signal[[Job, Spent]] = Signal()
+        #: Other owners may have a slot than before. Any thread.
+        self.held_back: Signal[[]] = Signal()
 
     def expect(self, job: Job) -> None:
         """The job is about to be handed to the host."""
@@ -177,6 +187,11 @@ class Runs:
                 owner=job.owner,
                 then_beside=then_beside,
             )
+
+    def _hold_back(self, owners: frozenset[str]) -> None:
+        """Too many of these owners' runs wait for their checks. Any thread."""
+        self._store.hold_back(owners)
+        self.held_back()
 
     def go_on(self) -> None:
         """The worker has its next job, or waits for one. The worker's thread."""

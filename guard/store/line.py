@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..job import Job, JobState, Kind, NewJob
@@ -253,19 +253,18 @@ class Line:
         if self.here is not None:
             self.here.discard(job_id)
 
-    def pick_owner(self) -> str | None:
-        """The waiting owner whose last turn was the longest ago."""
-        waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued]
+    def pick_owner(self, but: Collection[str] = ()) -> str | None:
+        """The waiting owner whose last turn was the longest ago; none of `but`."""
+        waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued and owner not in but]
         return min(waiting)[1] if waiting else None
 
     def count_waiting_owners(self) -> int:
         return sum(turn.queued > 0 for turn in self.turns.values())
 
-    def list_owners(self) -> list[str]:
-        """The waiting owners, the one whose last turn was the longest ago first."""
-        return [
-            owner for _served, owner in sorted((turn.served, name) for name, turn in self.turns.items() if turn.queued)
-        ]
+    def list_owners(self, but: Collection[str] = ()) -> list[str]:
+        """The waiting owners, the one whose last turn was the longest ago first; none of `but`."""
+        waiting = [(turn.served, owner) for owner, turn in self.turns.items() if turn.queued and owner not in but]
+        return [owner for _served, owner in sorted(waiting)]
 
     def find_round(self, db: Database, new: NewJob) -> int:
         """The round of a new job among those of its owner's users.

@@ -170,6 +170,9 @@ class Store(DepotRecords, Protocol):
     def remind(self) -> None:
         """The same for what `validate`, `release` and `spend` were to hold, a moment later at most."""
 
+    def hold_back(self, owners: frozenset[str]) -> None:
+        """Give no slot of this server's to jobs of these owners, and of no others, until it is told otherwise."""
+
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         """Give a slot to the next job; owners take turns. None if no slot is free or no job waits.
 

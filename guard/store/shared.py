@@ -162,7 +162,7 @@ class SharedTransitions(Transitions):
 
     def foresee_next(self, db: Foreseeing, *, with_body: bool) -> None:
         # As far as is known: what others have done, and this transaction does before, may make it another's turn.
-        if (owner := self.line.pick_owner()) is None:
+        if (owner := self.line.pick_owner(self.held_back)) is None:
             return
         db.foresee(placing.WHO_IS_THERE, (self._member.box,))
         db.foresee(placing.FIRST, (owner,))
@@ -204,7 +204,7 @@ class SharedTransitions(Transitions):
         """Whether a claim may be of the plain case, as far as is known."""
         line = self.line
         has_slot = self._member.epoch is not None and len(line.leases) < max_jobs and line.alone is None
-        return has_slot and line.count_waiting_owners() <= claiming.OWNERS
+        return has_slot and not self.held_back and line.count_waiting_owners() <= claiming.OWNERS
 
     def ask_to_claim(self, db: Database, token: str, signature: Signature) -> Rows:
         return claiming.ask(db, self._member, self.followed or 0, token, self._clock.now_ms(), signature)
@@ -275,7 +275,9 @@ class SharedTransitions(Transitions):
         if not self.line.queued:
             return None
         there = placing.There(db, self._member)
-        found = ((owner, placing.find(db, owner, self._member, there)) for owner in self.line.list_owners())
+        found = (
+            (owner, placing.find(db, owner, self._member, there)) for owner in self.line.list_owners(self.held_back)
+        )
         owner, choice = next(((owner, choice) for owner, choice in found if choice is not None), ("", None))
         if choice is None:
             return None

@@ -245,6 +245,9 @@ class TableStore(DepotTables, Store):
     def remind(self) -> None:
         self._engine.remind()
 
+    def hold_back(self, owners: frozenset[str]) -> None:
+        self._transitions.held_back = owners
+
     def claim(self, holder: str, max_jobs: int) -> Future[Claimed | None]:
         return self._engine.write(
             lambda db: self._transitions.claim(db, holder, max_jobs), ask=self._foresee_next(with_body=True)

@@ -32,6 +32,7 @@ class Transitions:
         changed: jobs as they are after each change of state in this transaction, to be announced after the commit.
         touched: the same jobs as this transaction leaves them; None for those that it has deleted.
         recent: the jobs that changed last, as the commits before this transaction have left them.
+        held_back: owners whose jobs are given no slot. Any thread may put others in their place.
     """
 
     def __init__(self, clock: Clock, take_room: Callable[[str, int], None] = lambda _owner, _bytes: None) -> None:
@@ -42,6 +43,7 @@ class Transitions:
         self.changed: list[Job] = []
         self.touched: dict[str, Job | None] = {}
         self.recent = Recent()
+        self.held_back: frozenset[str] = frozenset()
         #: Endings that are on disk, and of which nobody was told that they succeeded: the answer was lost.
         self.unanswered: dict[str, Verdict] = {}
 
@@ -181,7 +183,7 @@ class Transitions:
 
     def _find_first(self, db: Database) -> Job | None:
         """Find the job whose turn it is."""
-        if (owner := self.line.pick_owner()) is None:
+        if (owner := self.line.pick_owner(self.held_back)) is None:
             return None
         (job_id,) = db.execute(
             "SELECT job_id FROM jobs INDEXED BY jobs_queued WHERE owner = ? AND state = 'queued' "

@@ -64,6 +64,7 @@ class Machine:
         self.settler.ending.subscribe(self.dispatcher.expect_stop)
         self.settler.releasing.subscribe(self.dispatcher.expect_slot)
         self.settler.released.subscribe(self.dispatcher.wake)
+        self.runs.held_back.subscribe(self.dispatcher.wake)
         self.watchdog.turned.subscribe(self.dispatcher.supervise)
         self.watchdog.turned.subscribe(self.reconciler.turn)
         self.watchdog.turned.subscribe(self.returns.turn)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 from unit.fakes import LONG_S, settings
 
 from comfyui_guarded.guard.host import Outcome, ReportedFile
 from comfyui_guarded.guard.life import checking
+from comfyui_guarded.guard.life.check_places import WAITING, CheckPlaces
 from comfyui_guarded.guard.life.checking import Checking
 from comfyui_guarded.guard.outgoing import ResultOptions
 from comfyui_guarded.guard.results import checks, convert
@@ -157,27 +161,76 @@ def test_a_file_that_is_set_aside_gives_its_name_back(studio):
     assert studio.is_beside("good")
 
 
-def test_the_worker_waits_where_as_many_checks_as_allowed_are_under_way(tmp_path, monkeypatch):
+def test_the_worker_waits_for_nobodys_checks_and_one_place_is_kept_for_others(tmp_path, monkeypatch):
     studio = Studio(tmp_path, checks_at_once=2)
     studio.earn_trust()
     gate = Gate(monkeypatch)
-    outcomes = [studio.save(f"a_{number}.png", seed=number) for number in range(3)]
-    done = []
-
-    def work() -> None:
-        for number, outcome in enumerate(outcomes):
-            studio.check(str(number), outcome)
-            done.append(number)
-
-    worker = threading.Thread(target=work)
-    worker.start()
+    for number in range(6):
+        studio.check(f"flood {number}", studio.save(f"a_{number}.png", seed=number), owner="flood")
     for _ in range(2):
         assert gate.entered.acquire(timeout=LONG_S)
-    worker.join(0.2)
-    assert done == [0, 1]
+    assert not gate.entered.acquire(timeout=0.1), "of one owner two at once"
+    studio.check("other", studio.save("other.png"), owner="other")
+    assert gate.entered.acquire(timeout=LONG_S)
     gate.open.set()
-    worker.join(LONG_S)
-    assert [studio.verdict(str(number)) for number in range(3)] == [None] * 3
+    assert [studio.verdict(job_id) for job_id in ("other", *(f"flood {number}" for number in range(6)))] == [None] * 7
+
+
+def test_an_owner_is_held_back_while_many_of_its_runs_wait_for_their_checks(tmp_path, monkeypatch):
+    held_back = []
+    checking_ = Checking(
+        settings(results={"checks_at_once": 1}).results, tmp_path / "q", syncs=False, hold_back=held_back.append
+    )
+    studio = Studio(tmp_path)
+    studio.checking = checking_
+    studio.earn_trust()
+    gate = Gate(monkeypatch)
+    for number in range(1 + WAITING):
+        assert held_back == []
+        studio.check(str(number), studio.save(f"a_{number}.png", seed=number), owner="a")
+        if not number:
+            assert gate.entered.acquire(timeout=LONG_S)
+    assert held_back == [{"a"}]
+    gate.open.set()
+    assert [studio.verdict(str(number)) for number in range(1 + WAITING)] == [None] * (1 + WAITING)
+    assert held_back == [{"a"}, frozenset()]
+
+
+def test_places_go_by_turns_and_what_can_begin_has_begun():
+    @hypothesis.given(
+        steps=st.lists(st.sampled_from(["a", "b", "c", "end a", "end b", "end c"])), count=st.integers(2, 4)
+    )
+    def check(steps, count):
+        held_back = [frozenset()]
+        places = CheckPlaces(count, held_back.append)
+        under_way, waiting, passed = Counter(), {}, Counter()
+        for number, step in enumerate(steps):
+            owner = step[-1]
+            if step == owner:
+                if places.take(owner, number):
+                    under_way[owner] += 1
+                    assert not waiting.get(owner), "nobody passes what waits"
+                else:
+                    waiting.setdefault(owner, []).append(number)
+            elif under_way[owner]:
+                under_way[owner] -= 1
+                begun = places.give_back(owner)
+                if begun is not None:
+                    (following,) = (name for name, numbers in waiting.items() if numbers[:1] == [begun])
+                    waiting[following].pop(0)
+                    under_way[following] += 1
+                    passed[following] = 0
+                    for name in waiting:
+                        passed[name] += name != following and bool(waiting[name]) and under_way[name] < count - 1
+                    assert max(passed.values()) <= 2, "each of the other two at most once"
+            assert sum(under_way.values()) <= count
+            assert max(under_way.values(), default=0) <= count - 1
+            for name, numbers in waiting.items():
+                has_place = under_way[name] < count - 1 and sum(under_way.values()) < count
+                assert not (numbers and has_place), "a place stands empty"
+            assert held_back[-1] == {name for name, numbers in waiting.items() if len(numbers) >= WAITING}
+
+    check()
 
 
 @pytest.mark.parametrize("blank", [False, True], ids=["good", "blank"])
@@ -199,7 +252,7 @@ def test_checks_start_no_thread_each(studio, monkeypatch):
     for number in range(20):
         studio.check(str(number), studio.save(f"a_{number}.png"))
         assert studio.verdict(str(number)) is None
-    assert len(started) <= 5, "two threads, with one that works for each, and one that works for the worker"
+    assert len(started) <= 7, "three threads, with one that works for each, and one that works for the worker"
 
 
 def test_a_check_that_raises_makes_room_again(tmp_path, monkeypatch):

@@ -125,6 +125,18 @@ def test_a_claim_of_nothing_writes_nothing(box):
     assert read_signature() == before
 
 
+def test_an_owner_that_one_box_holds_back_is_served_by_another(tmp_path, box):
+    other = open_box(tmp_path / "jobs", "other")
+    try:
+        first, second = (box.submit(new_job(owner=owner), 9).result(LONG_S).job.job_id for owner in ("a", "b"))
+        box.hold_back(frozenset({"a"}))
+        assert box.claim("local", 9).result(LONG_S).job.job_id == second
+        assert box.claim("local", 9).result(LONG_S) is None
+        assert other.claim("local", 9).result(LONG_S).job.job_id == first
+    finally:
+        kill(other)
+
+
 def test_a_box_whose_lease_is_over_claims_nothing(box):
     box.submit(new_job(), 9).result(LONG_S)
     box._engine.write(lambda db: db.execute("UPDATE boxes SET until_ms = 0")).result(LONG_S)

@@ -38,7 +38,7 @@ def copy_in(source, path):
     with closing(sqlite3.connect(source)) as read, look_into(path) as db:
         names = [name for (name,) in read.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for table in set(names) - {"sqlite_sequence"}:
-            # Else the engine cleans up whenever it is time, and what one of the two asks for takes a third of the other's.
+            # Else the engine cleans up whenever it is time, and what is asked of one of the two finds less in the way.
             db.raw.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
             if db.raw.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
                 continue  # what every database begins with

@@ -16,6 +16,7 @@ from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
 from comfyui_guarded.guard.host_words import explain_failure
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import checking, dispatcher
+from comfyui_guarded.guard.life.check_places import WAITING
 from comfyui_guarded.guard.store import Wanted
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
@@ -279,6 +280,42 @@ async def test_a_check_that_never_returns_fails_the_job_within_its_limit(store, 
     job_id = await machine.run()
     assert machine.finish(job_id, Outcome(success=True, files=files)).code == "result_corrupt"
     forever.set()
+
+
+async def test_whose_results_wait_for_their_checks_leaves_the_worker_to_others(machine, host, monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr(checking.checks, "check", lambda *_args: (may_end.wait(LONG_S), ())[1])
+    told = []
+
+    async def run_all():
+        """Whose jobs had the worker."""
+        owners = []
+        while await machine.dispatcher.turn():
+            job_id = host.dispatched[-1][0]
+            owners.append(machine.job(job_id).owner)
+            assert machine.runs.started(job_id)
+            machine.runs.finished(job_id, TEXT, told.append)
+            machine.runs.go_on()
+            machine.store.flush()
+        return owners
+
+    for _ in range(20):
+        machine.submit(owner="a")
+    at_once = machine.settings.results.checks_at_once + WAITING
+    assert at_once <= len(await run_all()) <= at_once + 1
+    machine.submit(owner="b")
+    assert await run_all() == ["b"]
+    assert told == []
+    heard = threading.Event()
+    machine.runs.held_back.subscribe(heard.set)
+    may_end.set()
+    assert await asyncio.to_thread(heard.wait, LONG_S)
+    owners = await run_all()
+    while len(told) < 21:
+        await asyncio.sleep(0.01)
+        owners += await run_all()
+    assert set(owners) == {"a"}
+    assert {verdict.code for verdict in told} == {None}
 
 
 async def test_a_late_success_after_a_timeout_changes_nothing(machine, host):

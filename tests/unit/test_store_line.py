@@ -49,6 +49,18 @@ def test_an_owner_who_comes_back_again_and_again_gets_no_more_than_its_turn(stor
     assert all(order[at : at + 3] != ["eager"] * 3 for at in range(len(order)))
 
 
+def test_an_owner_that_is_held_back_has_no_turn_and_is_served_once_it_is_no_more(store):
+    jobs = {}
+    for owner, count in (("a", 3), ("b", 2)):
+        for turn in range(count):
+            jobs[submit(store, owner=owner).job.job_id] = f"{owner}{turn}"
+    store.hold_back(frozenset({"a"}))
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["b0", "b1"]
+    assert store.begin("local", 10**9, lambda _job_id: True).result(LONG_S) is None
+    store.hold_back(frozenset())
+    assert [jobs[job_id] for job_id in claim_all(store)] == ["a0", "a1", "a2"]
+
+
 @pytest.mark.parametrize("new", ["a", "z"])
 def test_an_owner_that_comes_while_another_has_the_slot_goes_before_the_next_of_that_one(store, new):
     first, second, *_ = [submit(store, owner="m").job.job_id for _ in range(4)]
