@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
+
+from ..quotas.places import Places
 
 log = logging.getLogger("guarded.queue")
 
@@ -22,15 +23,13 @@ class Conversions:
         """`name`: of its threads."""
         self._name = name
         self._changed = threading.Condition()
-        #: Each owner's tasks; the owners in the order of their turns.
-        self._waiting: dict[str, deque[Task]] = {}
-        self._busy: set[str] = set()
+        self._places: Places[Task] = Places(AT_ONCE, 1)
         self._threads = 0
 
     def hand_in(self, owner: str, task: Task) -> None:
         """Run it soon. On this thread where no other can be had."""
         with self._changed:
-            self._waiting.setdefault(owner, deque()).append(task)
+            self._places.wait(owner, task)
             self._changed.notify()
             if self._threads == AT_ONCE:
                 return
@@ -54,15 +53,7 @@ class Conversions:
 
     def _take(self) -> tuple[str, Task] | None:
         with self._changed:
-            for owner, tasks in self._waiting.items():
-                if owner not in self._busy:
-                    task = tasks.popleft()
-                    del self._waiting[owner]
-                    if tasks:  # behind the others
-                        self._waiting[owner] = tasks
-                    self._busy.add(owner)
-                    return owner, task
-        return None
+            return self._places.find_next()
 
     def _run(self, owner: str, task: Task) -> None:
         try:
@@ -71,5 +62,5 @@ class Conversions:
             log.exception("the end of a job could not be handed on")
         finally:
             with self._changed:
-                self._busy.discard(owner)
+                self._places.free(owner)
                 self._changed.notify()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +14,7 @@ from typing_extensions import ParamSpec
 
 from ..bounds import INLINE_BYTES
 from ..wake import LoopCaller, wrap_future
+from .places import Places
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,10 +56,7 @@ class Shares:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._free = self._count
-        self._taken: Counter[str] = Counter()
-        #: By owner, in the order of their turns.
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._places: Places[asyncio.Future[None]] = Places(self._count, self._most)
 
     @asynccontextmanager
     async def of(self, owner: str) -> AsyncIterator[None]:
@@ -76,11 +73,10 @@ class Shares:
         if loop is not self._loop:  # from a loop that has closed nobody comes back
             self._loop = loop
             self._begin_anew()
-        if self._may_begin(owner) and owner not in self._waiting:
-            self._count_taken(owner)
+        if self._places.take(owner):
             return
         place: asyncio.Future[None] = loop.create_future()
-        self._waiting.setdefault(owner, deque()).append(place)
+        self._places.wait(owner, place)
         try:
             await place
         except asyncio.CancelledError:
@@ -90,25 +86,13 @@ class Shares:
 
     def give_back(self, owner: str) -> None:
         """One of the owner's is free; whose turn it is has it."""
-        self._free += 1
-        self._taken[owner] -= 1
-        if not self._taken[owner]:
-            del self._taken[owner]
-        while (following := next(filter(self._may_begin, self._waiting), None)) is not None:
-            places = self._waiting.pop(following)
-            place = places.popleft()
-            if places:
-                self._waiting[following] = places  # behind the others
-            if not place.done():  # its client has gone
-                self._count_taken(following)
+        self._places.free(owner)
+        while (turn := self._places.find_next()) is not None:
+            following, place = turn
+            if place.done():  # its client has gone
+                self._places.free(following)
+            else:
                 place.set_result(None)
-
-    def _may_begin(self, owner: str) -> bool:
-        return self._free > 0 and self._taken[owner] < self._most
-
-    def _count_taken(self, owner: str) -> None:
-        self._free -= 1
-        self._taken[owner] += 1
 
 
 class SharedThreads:

@@ -317,7 +317,7 @@ def test_who_has_waited_too_long_for_its_turn_has_no_copies_and_passes(tmp_path,
     for name in ("first", "second"):
         studio.check(name, studio.save(f"{name}.png"), options=ResultOptions(format="webp"), owner="a")
         assert begun.wait(LONG_S)
-    while not studio.checking._conversions._waiting:  # the second one, once it is checked
+    while not any(studio.checking._conversions._places.count_waiting()):  # the second one, once it is checked
         time.sleep(0.01)
     time.sleep(0.3)
     let_go.set()
