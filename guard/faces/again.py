@@ -77,7 +77,7 @@ class KeptFiles:
             changed = [each for each in known if each.mark != mark]
             for each in changed:
                 self._loaded.compare(each)
-            if not known and is_asked:
+            if is_asked and all(each.file.holds == "file" for each in known):
                 self._hear(real, mark)
         except OSError:
             return True  # the node says best that it is not there

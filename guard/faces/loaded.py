@@ -23,6 +23,7 @@ from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from ..files.jpegs import find_end
 from ..files.marks import Mark, find_mark
 from ..files.names import split_annotation
+from ..files.packed import unpacks_to_more
 from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
@@ -46,6 +47,9 @@ from .sounds import UnfitError
 
 #: So many pictures of a folder are counted.
 _MOST_FILES = 20_000
+#: So many bytes a packed file may unpack to of which nobody knows what it holds. ComfyUI's `File3DToSplat` takes three
+#: times as much; ten million splats have 200 MB.
+_MOST_UNPACKED = 256 << 20
 #: What a picture that is no odd one may grow by where its sides are made multiples.
 _PADDED = 1.1
 
@@ -55,6 +59,7 @@ _ERRORS: Mapping[str, type[GuardError]] = {
     "audio": BadAudioError,
     "media": BadVideoError,
     "latent": BadImageError,
+    "file": BadImageError,
 }
 #: What the editor's views of scenes leave in one input, and the loader that it is read with: Load3D of
 #: `comfy_extras/nodes_load_3d.py`.
@@ -64,14 +69,14 @@ _DRAWN: Mapping[str, tuple[str, str]] = {
 }
 #: What some loaders leave out at a name's ends (`strip_path` in VideoHelperSuite's `utils.py`): another file's name.
 _LEFT_OUT = string.whitespace + '"'
-_CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film", "latent": "latent"}
+_CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film", "latent": "latent", "file": "file"}
 
 
 class Loaded(NamedTuple):
     """A file that a node of a prompt will read.
 
     Attributes:
-        holds: `image`, `video`, `audio`, `latent`, or `media`: a film or a sound.
+        holds: `image`, `video`, `audio`, `latent`, `media`: a film or a sound, or `file`: nobody knows.
         opens_with: as its loader's class declares.
         savers: what gets it as it is.
         cuts: what is cut out of it.
@@ -145,7 +150,7 @@ class LoadedFiles:
                 if node_id not in alive:
                     continue
                 for one in found:
-                    if one.holds not in ("image", "latent"):
+                    if one.holds in ("video", "audio", "media"):
                         if savers is None:
                             savers = find_savers(graph, alive, self._host.declaration)
                             cuts = find_cuts(graph, alive)
@@ -159,8 +164,7 @@ class LoadedFiles:
         declared = self._host.declaration(node["class_type"])
         if isinstance(value, str) and value:
             holds = "latent" if node["class_type"] == LOADER else _tell_content(declared, name)
-            if holds is not None:
-                yield Loaded(node_id, name, value, holds, declared.opens_with)
+            yield Loaded(node_id, name, value, holds, declared.opens_with)
         elif isinstance(value, Mapping):
             for part, (holds, class_type) in _DRAWN.items():
                 if isinstance(text := value.get(part), str) and text:
@@ -174,25 +178,34 @@ class LoadedFiles:
         """
         opened = Opened({}, ())
         for one in files:
-            if one.text.strip(_LEFT_OUT) != one.text:
-                raise refuse(one, "its name begins or ends with a blank or a quote; send it under another one")
-            kind, name = split_annotation(one.text)
-            path = self._host.file(kind, "", name)
-            if path is None:
-                continue  # the host has said what it thinks of that
             try:
-                status = os.stat(path)
-                media = self._open(path, status, one)
-                if media is not None and one.cuts:
-                    _check_cuts(path, media, one)
-            except OSError:
-                continue
+                looked = self._open_named(one)
             except GuardError as error:
                 error.extra_info |= {"node_id": one.node_id, "input": one.input, "value": one.text[:200]}
                 raise
-            looked = Looked(one, os.path.realpath(path), find_mark(status), media)
-            opened = opened.join(Opened({one.node_id: media} if media is not None else {}, (looked,)))
+            if looked is not None:
+                media = {} if looked.media is None else {one.node_id: looked.media}
+                opened = opened.join(Opened(media, (looked,)))
         return opened
+
+    def _open_named(self, one: Loaded) -> Looked | None:
+        """None: there is no such file, and the host has said what it thinks of that."""
+        if one.holds != "file" and one.text.strip(_LEFT_OUT) != one.text:
+            raise refuse(one, "its name begins or ends with a blank or a quote; send it under another one")
+        kind, name = split_annotation(one.text)
+        path = self._host.file(kind, "", name)
+        try:
+            if path is None:
+                raise FileNotFoundError
+            status = os.stat(path)
+            media = self._open(path, status, one)
+            if media is not None and one.cuts:
+                _check_cuts(path, media, one)
+        except OSError:
+            if "." not in one.input:
+                return None
+            raise refuse(one, "there is no such file") from None  # the host does not look into a scene
+        return Looked(one, os.path.realpath(path), find_mark(status), media)
 
     def compare(self, looked: Looked) -> None:
         """Look at what has replaced a file.
@@ -206,12 +219,14 @@ class LoadedFiles:
 
     def _open(self, path: Path, status: os.stat_result, one: Loaded) -> Media | None:
         if stat.S_ISDIR(status.st_mode):
-            return _count_folder(path)
+            return None if one.holds == "file" else _count_folder(path)
         mark = find_mark(status)
         key = (one.holds, one.opens_with, one.savers, os.path.realpath(path), mark)
         if (known := self._known.get(key)) is not None:
             return known
         media = self._look(path, one)
+        if media is None:
+            return None
         if one.opens_with == "opencv":
             try:
                 media = look_with_opencv(path, media)
@@ -223,8 +238,12 @@ class LoadedFiles:
                 self._known.popitem(last=False)
         return media
 
-    def _look(self, path: Path, one: Loaded) -> Media:
+    def _look(self, path: Path, one: Loaded) -> Media | None:
         with open(path, "rb") as handle:
+            if one.holds == "file":
+                if unpacks_to_more(handle, _MOST_UNPACKED):
+                    raise refuse(one, f"it unpacks to more than {_MOST_UNPACKED >> 20} MiB")
+                return None
             head = handle.read(64)
             if one.holds == "latent":
                 try:
@@ -315,7 +334,7 @@ def find_error(host: Host, graph: Mapping[str, Any], text: str) -> tuple[type[Gu
     for node_id, node in graph.items():
         for name in host.file_inputs(node["class_type"]):
             if node["inputs"].get(name) == text:
-                holds = _tell_content(host.declaration(node["class_type"]), name) or "image"
+                holds = _tell_content(host.declaration(node["class_type"]), name)
                 return _ERRORS[holds], {"node_id": node_id, "input": name}
     return BadImageError, {}
 
@@ -335,10 +354,10 @@ def _weigh(media: Media) -> float:
     return media.width * media.height * max(media.frames, 1) + media.samples
 
 
-def _tell_content(declared: Declared, name: str) -> str | None:
-    """What a loader's file must hold, by what the loader gives; None: nobody knows."""
+def _tell_content(declared: Declared, name: str) -> str:
+    """What a loader's file must hold, by what the loader gives."""
     if "model" in name.lower():
-        return None  # a scene, of which it makes pictures
+        return "file"  # a scene, of which it makes pictures
     kinds = {kind for kind, _name in declared.outputs}
     if "VIDEO" in kinds or ("IMAGE" in kinds and "video" in name.lower()):
         return "video"
@@ -346,7 +365,7 @@ def _tell_content(declared: Declared, name: str) -> str | None:
         return "image"
     if "AUDIO" in kinds:
         return "media" if "video" in name.lower() else "audio"  # a film's sound, if it has any
-    return None
+    return "file"
 
 
 def _count_folder(path: Path) -> Media | None:

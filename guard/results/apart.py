@@ -28,8 +28,11 @@ OPENED_WITHIN_S, HEARD_WITHIN_S = 10, 90
 #: So many samples of each sound, of all channels together, are heard for a loader of this server: three hours in
 #: stereo. What follows could still end it, so more than that is refused.
 MOST_SAMPLES = 48_000 * 3600 * 3 * 2
-#: How the child says that there is more, and, as Python does, that it could not begin.
-TOO_LONG, NOT_BEGUN = 3, 1
+#: Memory that the child may have had at its end: who opens the file here needs as much. Each cover is decoded as the
+#: file is opened, a hundred of 268 megapixels would be 200 GB. A film of 8K in an MPEG stream takes 1.6 GiB.
+MOST_MEMORY = 2 << 30
+#: How the child says that there is more, that it took more, and, as Python does, that it could not begin.
+TOO_LONG, TOO_LARGE, NOT_BEGUN = 3, 4, 1
 #: Ended from outside, mostly for want of memory.
 KILLED = -9
 #: How the system ends a process that has had its processor time.
@@ -103,6 +106,9 @@ try:
 except Exception:
     pass
 gc.collect()
+if resource is not None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    sys.exit({TOO_LARGE} if peak > {MOST_MEMORY} else 0)
 """
 
 
@@ -133,6 +139,8 @@ def hear_apart(handle: IO[bytes], kind: Kind, makes: Literal["arrays", "planes",
         raise BrokenFileError(_TOO_SLOW)
     if done.returncode == TOO_LONG:
         raise BrokenFileError("its sound is longer than three hours")
+    if done.returncode == TOO_LARGE:
+        raise BrokenFileError("it takes too much memory to open; its covers are too large, or too many")
     if done.returncode in (NOT_BEGUN, KILLED):
         raise _fail(done.stderr.decode(errors="replace")[-200:])
     if done.returncode:

@@ -1,7 +1,11 @@
 """Every file that a loader will read is opened before there is a job."""
 
+import bz2
+import gzip
 import io
+import random
 import wave
+import zipfile
 
 import av
 import numpy as np
@@ -11,6 +15,7 @@ from unit.fakes import FakeHost
 
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.errors import BadAudioError, BadImageError, BadVideoError
+from comfyui_guarded.guard.faces import loaded as loaded_files
 from comfyui_guarded.guard.faces.loaded import LoadedFiles
 from comfyui_guarded.guard.graph import Declared, Names
 from comfyui_guarded.guard.host import Folders
@@ -262,6 +267,38 @@ def test_a_picture_whose_exif_libav_cannot_read_goes_to_pillow_which_cannot_eith
 
 def test_a_scene_is_no_film_though_its_loader_gives_one(opened):
     assert opened("Load3DOfNow", b"glTF" + bytes(100)) is None
+
+
+def zipped(data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("one.npy", "two.npy"):
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def in_members(data):
+    """As Python's gzip reads it: one behind the other."""
+    return gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :])
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, zipped, in_members])
+def test_what_unpacks_to_gigabytes_is_refused_whatever_it_holds(monkeypatch, opened, pack):
+    monkeypatch.setattr(loaded_files, "_MOST_UNPACKED", 1 << 20)
+    assert opened("Load3D", pack(bytes(1 << 18))) is None
+    assert opened("Load3D", pack(random.Random(1).randbytes(1 << 18))[:-9]) is None
+    with pytest.raises(BadImageError) as refused:
+        opened("Load3D", pack(bytes((1 << 20) + 1)))
+    assert refused.value.extra_info["node_id"] == "7"
+    assert "unpacks" in refused.value.details
+
+
+def test_a_picture_of_a_scene_that_is_not_there_is_refused(tmp_path):
+    loaded = LoadedFiles(Host(tmp_path))
+    graph = {"7": {"class_type": "Load3DView", "inputs": {"image": {"image": "gone.png", "mask": ""}}}}
+    with pytest.raises(BadImageError) as refused:
+        loaded.open_all(loaded.list_files(graph, None))
+    assert refused.value.extra_info["input"] == "image.image"
 
 
 DRAWN = {"image": "shown.png", "mask": "mask.png", "normal": "normal.png", "recording": "turn.mp4", "camera_info": {}}

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import av
 import numpy as np
@@ -303,6 +304,30 @@ def test_a_sound_that_takes_for_ever_to_open_is_refused(monkeypatch, opened, cla
     with pytest.raises(BadAudioError) as refused:
         opened(class_type, titled(50_000))
     assert "takes too long" in refused.value.details
+
+
+def covered(pictures):
+    """A second of FLAC with pictures in it, which libav decodes as it opens the file."""
+    data = silence(1)
+    blocks = b""
+    for at, picture in enumerate(pictures):
+        text = struct.pack(">II", at, 9) + b"image/png" + struct.pack(">IIIIII", 0, 0, 0, 0, 0, len(picture))
+        blocks += struct.pack(">I", 0x06000000 | len(text + picture)) + text + picture
+    return data[:42] + blocks + data[42:]
+
+
+def test_a_sound_whose_covers_take_gigabytes_is_refused(monkeypatch, opened):  # noqa: F811
+    monkeypatch.setattr(apart, "_HEAR", apart._HEAR.replace(str(apart.MOST_MEMORY), str(512 << 20)))
+    side, chunks = 3000, zlib.compressobj(1)
+    row = bytes(1 + 8 * side)
+    pixels = b"".join(chunks.compress(row) for _ in range(side)) + chunks.flush()
+    parts = (b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")
+    head = b"\x89PNG\r\n\x1a\n"
+    large = head + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    opened("LoadAudio", covered([large]))
+    with pytest.raises(BadAudioError) as refused:
+        opened("LoadAudio", covered([large] * 9))
+    assert "too much memory" in refused.value.details
 
 
 def test_a_sound_is_heard_to_its_end(monkeypatch, opened):  # noqa: F811
