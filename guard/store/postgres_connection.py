@@ -22,6 +22,8 @@ T = TypeVar("T")
 #: PostgreSQL's texts cannot hold the character 0. It is written as the first of these followed by the second, and the
 #: first one itself as twice itself: both are characters that nobody uses.
 _MARK, _ZERO = "\U000f0000", "\U000f0001"
+#: An engine that says nothing for so long counts as gone.
+SILENT_S = 30.0
 #: Rows read at once by their keys: at first, at most, and while what comes is no larger than this.
 FIRST_ROWS, MOST_ROWS, ROWS_BYTES = 16, 128, 2**20
 
@@ -86,15 +88,15 @@ class PostgresConnection:
     one. An error of a statement is then raised by a later one, at the latest by `commit`.
     """
 
-    def __init__(self, raw: psycopg.Connection[Any], opened: int = 0) -> None:
-        """`opened`: see :meth:`.postgres_held.HeldDatabase.is_of_today`."""
+    def __init__(self, raw: psycopg.Connection[Any], opened: int = 0, silent_s: float = SILENT_S) -> None:
+        """`opened`: see :meth:`.postgres_held.HeldDatabase.is_of_today`. `silent_s`: see :class:`.Statements`."""
         self.raw = raw
         self.opened = opened
         #: How many statements that may write were executed.
         self.writes = 0
         #: Answers to questions that were asked before anybody wanted them, within this transaction.
         self._foreseen: dict[tuple[str, tuple[Any, ...]], Answer] = {}
-        self._statements = Statements(raw)
+        self._statements = Statements(raw, silent_s)
 
     @property
     def is_lost(self) -> bool:

@@ -24,7 +24,7 @@ from .engine import LISTER, READER, TIDIER
 from .file_lock import LockedError
 from .postgres_answers import Done, Refusals, Told, Unsure, announce_late, answer
 from .postgres_connection import PostgresConnection
-from .postgres_held import HeldDatabase
+from .postgres_held import STATEMENT_S, HeldDatabase
 from .postgres_reader import PostgresReader
 from .slices import Means
 from .store_engine import StoreEngine
@@ -38,6 +38,8 @@ T = TypeVar("T")
 #: Where the connection is lost during a commit, those who wait for that are kept waiting for so long: the engine may be
 #: back by then, and say how it ended.
 HOLD_S = 5.0
+#: A look-up or a list takes no longer than this.
+READ_S = 10
 
 
 class PostgresEngine(StoreEngine):
@@ -62,7 +64,8 @@ class PostgresEngine(StoreEngine):
         self._unsure: Unsure | None = None
         self._means = Means(self._begin, self.read_list, self.read_slowly)
         self._reader, self._lister, self._tidier = (
-            PostgresReader(name, self._held, self._find_refusal) for name in (READER, LISTER, TIDIER)
+            PostgresReader(name, self._held, self._find_refusal, within_s)
+            for name, within_s in ((READER, READ_S), (LISTER, READ_S), (TIDIER, STATEMENT_S))
         )
 
     def open(self) -> None:

@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 #: How long a box that ends tries to say so.
 LEAVE_S = 3.0
+#: A beat takes no longer than this.
+BEAT_S = 5
 
 
 class FleetStore(TableStore):
@@ -204,7 +206,7 @@ class FleetStore(TableStore):
             if self._beats is not None and not self._held.is_of_today(self._beats):
                 self.drop_beats()
             if self._beats is None:
-                self._beats = self._held.connect(synchronous_commit="off", statement_timeout="5s")
+                self._beats = self._held.connect(BEAT_S + 2, synchronous_commit="off", statement_timeout=f"{BEAT_S}s")
             beat = members.beat(self._beats, self.member)
             self.is_keeper = beat is not None and beat.is_keeper
             if beat is not None and beat.finds_ahead:

@@ -15,7 +15,7 @@ from .disk import StoreUnusableError
 from .file_lock import LockedError
 from .held_file import TakenOverError
 from .postgres_address import Address
-from .postgres_connection import Context, PostgresConnection
+from .postgres_connection import SILENT_S, Context, PostgresConnection
 
 OLDEST_VERSION = 14
 #: How long to wait for a connection.
@@ -92,7 +92,8 @@ class HeldDatabase:
             db.close()
             raise
 
-    def connect(self, **session: str) -> PostgresConnection:
+    def connect(self, silent_s: float | None = None, /, **session: str) -> PostgresConnection:
+        """`silent_s`: see :class:`.Statements`."""
         raw = psycopg.connect(
             self.address.conninfo,
             autocommit=True,
@@ -114,7 +115,7 @@ class HeldDatabase:
             raw.execute(f"SELECT set_config('{_SESSION}', '', false)")
             raw.close()
             raise StoreUnusableError(_MIXED)
-        return PostgresConnection(raw, self._opened)
+        return PostgresConnection(raw, self._opened, SILENT_S if silent_s is None else silent_s)
 
     def is_of_today(self, db: PostgresConnection) -> bool:
         """Whether it was made since the one that writes connected last. Another engine may have taken over by then: an

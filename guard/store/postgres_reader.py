@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,19 +12,27 @@ from ..errors import GuardError
 from .postgres_answers import Told
 from .postgres_connection import PostgresConnection
 from .postgres_held import HeldDatabase
+from .postgres_statements import SilentError
 from .threads import Batch, DatabaseThread, Operation, report_failure
 
 T = TypeVar("T")
+
+#: Where the engine cannot be reached, or says nothing, it is asked again after this, and who asks meanwhile is refused.
+AGAIN_S = 1.0
 
 
 class PostgresReader(DatabaseThread):
     """A thread that runs what changes nothing."""
 
-    def __init__(self, name: str, held: HeldDatabase, find_refusal: Callable[[], GuardError | None]) -> None:
-        """`find_refusal`: why nothing may be read now, if so."""
+    def __init__(
+        self, name: str, held: HeldDatabase, find_refusal: Callable[[], GuardError | None], within_s: int
+    ) -> None:
+        """`find_refusal`: why nothing may be read now, if so. `within_s`: no statement takes longer."""
         super().__init__(name, self._read)
         self._held = held
         self._find_refusal = find_refusal
+        self._within_s = within_s
+        self._failed: tuple[float, str] | None = None
 
     def _read(self, batch: Batch) -> None:
         for task in batch:
@@ -43,17 +52,32 @@ class PostgresReader(DatabaseThread):
                 raise refusal
             if isinstance(self.db, PostgresConnection) and not self._held.is_of_today(self.db):
                 self.close_connection()
-            if self.db is None:
-                self.db = self._held.connect(default_transaction_read_only="on")
-            db = self.db
-            assert isinstance(db, PostgresConnection)
+            db = self._connect()
             try:
                 return operation(db)
-            except psycopg.Error:
+            except psycopg.Error as error:
                 if not db.is_lost:
                     db.roll_back()
                     raise
                 self.close_connection()
-                if is_last:
+                if isinstance(error, SilentError):
+                    self._failed = time.monotonic() + AGAIN_S, str(error)
+                if is_last or self._failed is not None:
                     raise
         raise AssertionError
+
+    def _connect(self) -> PostgresConnection:
+        """The connection, made anew where there is none. Raises psycopg.Error."""
+        if self.db is None:
+            if self._failed is not None and time.monotonic() < self._failed[0]:
+                raise psycopg.OperationalError(self._failed[1])
+            self._failed = None
+            try:
+                self.db = self._held.connect(
+                    self._within_s + 2, default_transaction_read_only="on", statement_timeout=f"{self._within_s}s"
+                )
+            except psycopg.OperationalError as error:
+                self._failed = time.monotonic() + AGAIN_S, str(error)
+                raise
+        assert isinstance(self.db, PostgresConnection)
+        return self.db

@@ -27,6 +27,10 @@ _FAILED = pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE
 _NO_RESULT = psycopg.InterfaceError("the statement was not executed: one before it has failed")
 
 
+class SilentError(psycopg.OperationalError):
+    """The engine has said nothing for so long that it counts as gone; its machine may still be there."""
+
+
 class Answer:
     """What a statement has found. Whoever reads it waits for it, and for all that was sent."""
 
@@ -82,9 +86,11 @@ class Statements:
     raised by whoever waits next. Otherwise each is sent, and waited for, by itself.
     """
 
-    def __init__(self, raw: psycopg.Connection[Any]) -> None:
+    def __init__(self, raw: psycopg.Connection[Any], silent_s: float) -> None:
+        """`silent_s`: after so long without a word from the engine the connection is lost, and `SilentError` raised."""
         self._raw = raw
         self._connection = raw.pgconn
+        self._silent_s = silent_s
         self._poll = select.poll()
         self._is_begun = False
         #: What was sent and not answered: the answer, or the key of what is to be prepared.
@@ -208,5 +214,9 @@ class Statements:
 
     def _wait_for(self, events: int) -> int:
         self._poll.register(self._connection.socket, events)
-        [(_socket, happened)] = self._poll.poll()
+        # Once more without waiting: this process may have been stopped meanwhile.
+        if not (found := self._poll.poll(self._silent_s * 1000) or self._poll.poll(0)):
+            self._raw.close()
+            raise SilentError(f"the engine has not answered for {self._silent_s:g} s")
+        [(_socket, happened)] = found
         return happened

@@ -36,6 +36,7 @@ from comfyui_guarded.guard.store import (
     StoreUnusableError,
     make_store,
     pause,
+    postgres_held,
     schema,
 )
 from comfyui_guarded.guard.store import postgres_engine as engines
@@ -439,7 +440,8 @@ def test_an_engine_that_is_killed_and_comes_back_has_every_acknowledged_job_and_
 class Proxy:
     """Stands between the store and the engine. Once `cut` is set, it ends the connection at a commit, after `passes`:
     before the engine has it, or after that, before the answer. So it does at `more` of
-    the next ones that are signed. `word`: what tells a commit."""
+    the next ones that are signed. `word`: what tells a commit. While `flows` is not set nothing comes through, and
+    nobody is told."""
 
     word = b"COMMIT"
 
@@ -449,6 +451,8 @@ class Proxy:
         self.port = self._listener.getsockname()[1]
         self.cut, self.cuts, self.is_down = None, 0, False
         self.passes, self.more = 0, 0
+        self.flows = threading.Event()
+        self.flows.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -466,6 +470,7 @@ class Proxy:
     def _pump(self, source, target, is_asking, state):
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self.flows.wait()
                 state["signs"] |= b"UPDATE epoch" in data
                 is_commit = is_asking and self.cut and state["signs"] and self.word in data
                 if is_commit and self.passes:
@@ -547,6 +552,31 @@ def test_a_commit_whose_answer_is_lost_is_told_as_it_ended(path, clock, monkeypa
     for opened in (store, other):
         if opened is not None:
             opened.close()
+    proxy.close()
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "in a fleet"])
+def test_an_engine_that_says_nothing_is_given_up_and_found_again(path, clock, monkeypatch, is_shared):
+    monkeypatch.setattr(engines, "READ_S", 1)
+    monkeypatch.setattr(postgres_held, "SILENT_S", 2.0)
+    monkeypatch.setattr(postgres_held, "CONNECT_S", 2)
+    proxy = Proxy(server().port)
+    url = server().url(stores.make_schema(path), port=proxy.port)
+    with contextlib.closing(open_box(url, "one") if is_shared else PostgresStore(read_address(url), clock)) as store:
+        job_id = submit(store).job.job_id
+        assert store.get(job_id).result(LONG_S) is not None
+        proxy.flows.clear()
+        asked = [store.get(job_id) for _ in range(50)] + [store.list_queue(None), store.settle(job_id, CANCELLED)]
+        refusals = [each.exception(LONG_S) for each in asked]
+        assert {type(refusal) for refusal in refusals[-2:]} <= {ServerUnavailableError, InternalError}
+        proxy.flows.set()
+
+        def is_back():
+            return store.trouble is None and store.get(job_id).exception(LONG_S) is None
+
+        until(is_back)
+        store.settle(job_id, CANCELLED).result(LONG_S)
+        assert store.get(job_id).result(LONG_S).state is JobState.CANCELLED
     proxy.close()
 
 
