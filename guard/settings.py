@@ -233,8 +233,8 @@ class FacesSettings(_Section):
         2,
         ge=1,
         le=16,
-        description="How many pictures, films and sounds are looked at at once before there is a job; of one owner one "
-        "less, but at least one.",
+        description="How many pictures are looked at at once before there is a job; of one owner one less, but at "
+        "least one. Of films and sounds it is four, of one owner two.",
     )
     required_by: dict[str, list[str]] | None = Field(
         None,

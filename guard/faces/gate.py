@@ -15,11 +15,15 @@ from ..settings import FacesSettings
 from . import CANDIDATE
 from .check import FaceRules, Faces
 from .chooser import FaceFacts
-from .loaded import LoadedFiles, Opened
+from .loaded import FilmError, LoadedFiles, Opened
 from .machine import FaceMachine
 from .required import Wanted, find_wanted, list_loaded
 
 log = logging.getLogger("guarded.faces")
+
+#: Films and sounds are opened on threads of their own, so many, and of one owner no more than this: one may take a
+#: minute and a half, mostly of a child process, and nobody's picture waits for that.
+FILMS_AT_ONCE, FILMS_OF_ONE = 4, 2
 
 
 class AskedRules(BaseModel):
@@ -51,6 +55,7 @@ class FaceGate:
         self._loaded = loaded
         self._settings = settings
         self._threads = SharedThreads(settings.at_once, "guarded-faces", drops_vain=True)
+        self._films = SharedThreads(FILMS_AT_ONCE, "guarded-films", FILMS_OF_ONE, drops_vain=True)
 
     async def open_loaded(self, graph: Mapping[str, Any], outputs: Iterable[str] | None, owner: str) -> Opened:
         """What the files hold that the prompt's loaders will read.
@@ -61,8 +66,12 @@ class FaceGate:
         opened = Opened({}, ())
         if self._loaded is None:
             return opened
-        for one in self._loaded.list_files(graph, outputs):  # in turns with others', since each may take a minute
-            opened = opened.join(await self._threads.run(owner, self._loaded.open_all, (one,)))
+        for one in self._loaded.list_files(graph, outputs):  # in turns with others', since each may take long
+            try:
+                found = await self._threads.run(owner, self._loaded.open_all, (one,), films=False)
+            except FilmError:
+                found = await self._films.run(owner, self._loaded.open_all, (one,))
+            opened = opened.join(found)
         return opened
 
     async def check_prompt(

@@ -6,7 +6,6 @@ its loader's declaration says. What was found is remembered for as long as the f
 
 from __future__ import annotations
 
-import itertools
 import os
 import stat
 import string
@@ -15,9 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from ..cost.ranges import ENDLESS
 from ..cost.values import Media
 from ..errors import BadAudioError, BadImageError, BadVideoError, GuardError
 from ..files.jpegs import find_end
@@ -29,6 +25,7 @@ from ..host import Host
 from ..results.containers import BrokenFileError
 from .cuts import Cut, check_cuts, find_cuts
 from .films import look_at_film, sniff_more
+from .folders import count_folder
 from .frames import MOST_PICTURES, MULTIPLE, count_by_libav
 from .gifs import breaks_off, measure_gif
 from .latents import LOADER, look_at_latent
@@ -45,8 +42,6 @@ from .photos import (
 from .savers import Saver, check_savers, find_savers
 from .sounds import UnfitError
 
-#: So many pictures of a folder are counted.
-_MOST_FILES = 20_000
 #: So many bytes a packed file may unpack to of which nobody knows what it holds. ComfyUI's `File3DToSplat` takes three
 #: times as much; ten million splats have 200 MB.
 _MOST_UNPACKED = 256 << 20
@@ -70,6 +65,10 @@ _DRAWN: Mapping[str, tuple[str, str]] = {
 #: What some loaders leave out at a name's ends (`strip_path` in VideoHelperSuite's `utils.py`): another file's name.
 _LEFT_OUT = string.whitespace + '"'
 _CALLED = {"image": "picture", "video": "film", "audio": "sound", "media": "film", "latent": "latent", "file": "file"}
+
+
+class FilmError(Exception):
+    """It is a film or a sound, and to open it may take minutes: see `LoadedFiles.open_all`."""
 
 
 class Loaded(NamedTuple):
@@ -170,16 +169,17 @@ class LoadedFiles:
                 if isinstance(text := value.get(part), str) and text:
                     yield Loaded(node_id, f"{name}.{part}", text, holds, self._host.declaration(class_type).opens_with)
 
-    def open_all(self, files: Iterable[Loaded]) -> Opened:
+    def open_all(self, files: Iterable[Loaded], *, films: bool = True) -> Opened:
         """What each node's file holds, as far as it is there.
 
         Raises:
             BadImageError, BadVideoError, BadAudioError: it is not what its loader reads, or is damaged.
+            FilmError: without `films`, where nobody knows the film or sound yet.
         """
         opened = Opened({}, ())
         for one in files:
             try:
-                looked = self._open_named(one)
+                looked = self._open_named(one, films)
             except GuardError as error:
                 error.extra_info |= {"node_id": one.node_id, "input": one.input, "value": one.text[:200]}
                 raise
@@ -188,7 +188,7 @@ class LoadedFiles:
                 opened = opened.join(Opened(media, (looked,)))
         return opened
 
-    def _open_named(self, one: Loaded) -> Looked | None:
+    def _open_named(self, one: Loaded, films: bool) -> Looked | None:
         """None: there is no such file, and the host has said what it thinks of that."""
         if one.holds != "file" and one.text.strip(_LEFT_OUT) != one.text:
             raise refuse(one, "its name begins or ends with a blank or a quote; send it under another one")
@@ -198,8 +198,10 @@ class LoadedFiles:
             if path is None:
                 raise FileNotFoundError
             status = os.stat(path)
-            media = self._open(path, status, one)
+            media = self._open(path, status, one, films)
             if media is not None and one.cuts:
+                if not films:
+                    raise FilmError
                 _check_cuts(path, media, one)
         except OSError:
             if "." not in one.input:
@@ -217,14 +219,14 @@ class LoadedFiles:
         if self._open(Path(looked.real), os.stat(looked.real), looked.file) != looked.media:
             raise refuse(looked.file, "it was replaced while its job waited, by one of another size or length")
 
-    def _open(self, path: Path, status: os.stat_result, one: Loaded) -> Media | None:
+    def _open(self, path: Path, status: os.stat_result, one: Loaded, films: bool = True) -> Media | None:
         if stat.S_ISDIR(status.st_mode):
-            return None if one.holds == "file" else _count_folder(path)
+            return None if one.holds == "file" else count_folder(path)
         mark = find_mark(status)
         key = (one.holds, one.opens_with, one.savers, os.path.realpath(path), mark)
         if (known := self._known.get(key)) is not None:
             return known
-        media = self._look(path, one)
+        media = self._look(path, one, films)
         if media is None:
             return None
         if one.opens_with == "opencv":
@@ -238,7 +240,7 @@ class LoadedFiles:
                 self._known.popitem(last=False)
         return media
 
-    def _look(self, path: Path, one: Loaded) -> Media | None:
+    def _look(self, path: Path, one: Loaded, films: bool) -> Media | None:
         with open(path, "rb") as handle:
             if one.holds == "file":
                 if unpacks_to_more(handle, _MOST_UNPACKED):
@@ -256,9 +258,12 @@ class LoadedFiles:
                 return self._look_at_picture(path, one)
             if kind is None:
                 raise refuse(one, "its format is not known here")
+            is_picture = one.holds in ("video", "media") and kind.name == "image"  # a GIF is a film to some loaders
+            if not (films or is_picture):
+                raise FilmError
             try:
-                if one.holds in ("video", "media") and kind.name == "image":
-                    media = self._look_at_picture(path, one)  # a GIF is a film to some loaders
+                if is_picture:
+                    media = self._look_at_picture(path, one)
                 else:
                     media = look_at_film(handle, kind, one.holds, one.opens_with)
                 if one.opens_with in ("libav", "ffmpeg"):  # what others make of it, nobody knows
@@ -366,22 +371,6 @@ def _tell_content(declared: Declared, name: str) -> str:
     if "AUDIO" in kinds:
         return "media" if "video" in name.lower() else "audio"  # a film's sound, if it has any
     return "file"
-
-
-def _count_folder(path: Path) -> Media | None:
-    """A folder of pictures, by all of them: loaders make them as large as most are, or as the first is."""
-    names = sorted(entry.name for entry in itertools.islice(os.scandir(path), _MOST_FILES + 1) if entry.is_file())
-    largest: Media | None = None
-    for name in names:
-        try:
-            with Image.open(path / name, formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")) as image:
-                if largest is None or image.width * image.height > largest.width * largest.height:
-                    largest = Media(image.width, image.height, len(names))
-        except Exception:
-            continue
-    if largest is not None and len(names) > _MOST_FILES:
-        return largest._replace(frames=int(ENDLESS))
-    return largest
 
 
 def refuse(one: Loaded, why: str) -> GuardError:

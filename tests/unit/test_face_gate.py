@@ -10,7 +10,7 @@ from unit.fakes import LONG_S
 from comfyui_guarded.guard.cost.values import Media
 from comfyui_guarded.guard.faces.check import FaceRules
 from comfyui_guarded.guard.faces.gate import FaceGate
-from comfyui_guarded.guard.faces.loaded import Opened
+from comfyui_guarded.guard.faces.loaded import FilmError, Opened
 from comfyui_guarded.guard.settings import FacesSettings
 
 
@@ -77,9 +77,11 @@ class _Files:
     def list_files(self, graph, _outputs):
         return graph["files"]
 
-    def open_all(self, files):
+    def open_all(self, files, *, films=True):
         for one in files:
-            if one == "slow":
+            if one.startswith("film") and not films:
+                raise FilmError
+            if one in ("slow", "film"):
                 assert self.may_end.wait(LONG_S)
             self.opened.append(one)
         return Opened({one: Media(width=1) for one in files}, ())
@@ -96,3 +98,17 @@ async def test_one_prompts_many_slow_files_are_opened_in_turns_with_others():
     assert set((await slow).media) == {"slow", "b", "c"}
     await quick
     assert files.opened.index("x") < files.opened.index("c")
+
+
+async def test_nobodys_picture_waits_for_a_film_and_two_films_of_one_owner_leave_room_for_others():
+    files = _Files()
+    gate = FaceGate(_Machine(), FacesSettings(at_once=1), files)
+    slow = [asyncio.ensure_future(gate.open_loaded({"files": ["film"]}, None, "flood")) for _ in range(5)]
+    await asyncio.sleep(0.1)
+    for owner in ("flood", "shop"):
+        assert set((await gate.open_loaded({"files": ["photo"]}, None, owner)).media) == {"photo"}
+    assert set((await gate.open_loaded({"files": ["film of a second"]}, None, "shop")).media) == {"film of a second"}
+    assert not any(each.done() for each in slow)
+    files.may_end.set()
+    for each in slow:
+        assert set((await each).media) == {"film"}
