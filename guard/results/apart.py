@@ -29,7 +29,8 @@ OPENED_WITHIN_S, HEARD_WITHIN_S = 10, 90
 #: stereo. What follows could still end it, so more than that is refused.
 MOST_SAMPLES = 48_000 * 3600 * 3 * 2
 #: Memory that the child may have had at its end: who opens the file here needs as much. Each cover is decoded as the
-#: file is opened, a hundred of 268 megapixels would be 200 GB. A film of 8K in an MPEG stream takes 1.6 GiB.
+#: file is opened, a hundred of 268 megapixels would be 200 GB. A film of 8K in an MPEG stream takes 1.6 GiB. Only
+#: where Linux tells.
 MOST_MEMORY = 2 << 30
 #: How the child says that there is more, that it took more, and, as Python does, that it could not begin.
 TOO_LONG, TOO_LARGE, NOT_BEGUN = 3, 4, 1
@@ -106,9 +107,12 @@ try:
 except Exception:
     pass
 gc.collect()
-if resource is not None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    sys.exit({TOO_LARGE} if peak > {MOST_MEMORY} else 0)
+try:
+    with open("/proc/self/status") as status:  # getrusage counts what its parent had when this began
+        (peak,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+except (OSError, ValueError):
+    peak = 0
+sys.exit({TOO_LARGE} if peak > {MOST_MEMORY} else 0)
 """
 
 

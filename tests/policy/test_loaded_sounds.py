@@ -324,7 +324,9 @@ def test_a_sound_whose_covers_take_gigabytes_is_refused(monkeypatch, opened):  #
     parts = (b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)), (b"IDAT", pixels), (b"IEND", b"")
     head = b"\x89PNG\r\n\x1a\n"
     large = head + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    of_this_process = np.ones(600 << 20, np.uint8)  # which is as large as ComfyUI with a model
     opened("LoadAudio", covered([large]))
+    del of_this_process
     with pytest.raises(BadAudioError) as refused:
         opened("LoadAudio", covered([large] * 9))
     assert "too much memory" in refused.value.details
