@@ -29,6 +29,9 @@ _PASSES_OVER = frozenset(
 LEAST_PIXELS = 20_000
 #: A larger picture is made smaller as it is converted: the loader's floats take 16 bytes a pixel.
 _CONVERTED_SIDE = 1024
+#: Degrees, of which PyAV leaves out the fraction: ffmpeg turns by a quarter what is less than one away from it.
+#: VideoHelperSuite cuts what comes of that into rows of the width from before (`ffmpeg_frame_generator`).
+_QUARTERS = (89, 90)
 #: What the loader pads to such a width before it converts it, since 0.33.
 _ALIGNED, MULTIPLE = ("gbrpf32le", "gbrapf32le"), 32
 
@@ -38,7 +41,7 @@ class Reel:
 
     Args:
         opens_with: what the loader's class opens its file with. ComfyUI's own end with the first of another size, and
-            so does what reads with OpenCV; ffmpeg makes all as large as the first.
+            so does what reads with OpenCV; ffmpeg makes all as large as the first, and turns them.
         whole: the upright size of a picture in a film's container (HEIC, AVIF). ComfyUI's loader takes the first that
             lies there, which may be a tile or another one.
 
@@ -53,6 +56,7 @@ class Reel:
     ) -> None:
         self._stream = stream
         self._by_libav = opens_with == "libav"
+        self._by_ffmpeg = opens_with == "ffmpeg"
         self._stacks = opens_with in ("libav", "opencv")
         self._whole = whole
         self._left, self._left_behind = most_pixels or MOST_OF_FILM, MOST_BEHIND
@@ -97,6 +101,11 @@ class Reel:
         """Raises UnfitError where the loader makes nothing of it, or what libav raises."""
         if self._by_libav and frame.pts is None:
             raise UnfitError("libav, with which this server loads it, cannot tell when a picture is shown")
+        if self._by_ffmpeg and abs(frame.rotation) in _QUARTERS:
+            raise UnfitError(
+                "it is turned by a quarter, as upright films of phones are, of which this loader makes stripes; load "
+                "it with another one, or send it turned"
+            )
         found = frame.width, frame.height, frame.format.name
         if self._first is None:
             self._first = found

@@ -1,6 +1,7 @@
 """A film is opened to its end: what is damaged in the middle, or what its loader cannot put together, is refused."""
 
 import io
+import struct
 import sys
 import wave
 from fractions import Fraction
@@ -77,6 +78,34 @@ def test_what_fills_gaps_gets_a_picture_for_every_moment(opened):  # noqa: F811
     assert opened("LoadVideo", data).frames == 12
     assert opened("VHS_LoadVideo", data).frames == 12
     assert opened("LoadVideoByFFmpeg", data).frames >= 10 * 11
+
+
+@pytest.mark.parametrize(
+    ("turn", "passes"),
+    [
+        ((1, 0, 0, 1), True),
+        ((-1, 0, 0, -1), True),
+        ((0, 1, -1, 0), False),
+        ((0, -1, 1, 0), False),
+        ((0, 1, 1, 0), False),
+    ],
+)
+def test_a_film_turned_by_a_quarter_is_refused_where_ffmpegs_pictures_are_taken_for_those_of_its_size(
+    opened,  # noqa: F811
+    turn,
+    passes,
+):
+    data = bytearray(film())
+    at = data.find(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", *(each << 16 for each in (*turn[:2], 0, *turn[2:], 0, 0, 0)), 1 << 30)
+    for class_type in ("LoadVideo", "VHS_LoadVideo"):
+        assert opened(class_type, bytes(data)).frames == 12
+    if passes:
+        assert opened("LoadVideoByFFmpeg", bytes(data)).frames == 12
+        return
+    with pytest.raises(BadVideoError) as caught:
+        opened("LoadVideoByFFmpeg", bytes(data))
+    assert "turned by a quarter" in caught.value.details
 
 
 def test_a_sound_of_more_channels_than_its_loader_takes_is_refused(opened):  # noqa: F811
