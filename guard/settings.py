@@ -183,8 +183,8 @@ class ResultsSettings(_Section):
         2,
         ge=0,
         le=64,
-        description="Jobs of an owner whose files are checked while the worker goes on, and one more of others; 0: the "
-        "worker waits for each check.",
+        description="Jobs of an owner whose files are checked while the worker goes on; of all owners twice as many "
+        "and one more. 0: the worker waits for each check.",
     )
     strip_metadata: bool = Field(
         False,

@@ -40,6 +40,8 @@ class Beside(Generic[T]):
         self._work = work
         self._most = most
         self._threads = 0
+        #: How many things were put that nobody is done with.
+        self._under_way = 0
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[_Handed] = queue.SimpleQueue()
         #: What threads that look for it by themselves will find, the oldest first; and how many look.
@@ -50,12 +52,16 @@ class Beside(Generic[T]):
 
     def put(self, thing: T) -> bool:
         """Have a thread work on it; False where there is none and none can be started. The worker's thread."""
-        if self._threads < self._most:
+        with self._lock:
+            self._under_way += 1
+            is_short = self._threads < min(self._under_way, self._most)
+        if is_short:
             try:
                 threading.Thread(target=self._loop, name=self._name, daemon=True).start()
                 self._threads += 1
             except RuntimeError:  # no more threads, or the interpreter ends
                 if not self._threads:
+                    self._under_way -= 1
                     return False
         due_s = time.monotonic() + AHEAD_S
         with self._lock:
@@ -86,6 +92,8 @@ class Beside(Generic[T]):
             except Exception:
                 log.exception("the end of a job could not be handed on")
             del thing  # what it holds is as large as the job
+            with self._lock:
+                self._under_way -= 1
 
     def _wait(self) -> T:
         handed = self._look() or self._inbox.get()

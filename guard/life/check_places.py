@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -15,17 +16,18 @@ WAITING = 8
 
 
 class CheckPlaces(Generic[T]):
-    """So many places, of which an owner has one less. Any thread.
+    """So many places, of which an owner has no more than `most`. Any thread; nobody waits who hands something in.
 
-    Nobody waits who hands something in. `hold_back` is called with the owners of which :data:`WAITING` things wait,
-    whenever they are others than before.
+    `hold_back` is called with the owners that are to begin nothing, whenever they are others than before: those of
+    which :data:`WAITING` things wait, and those that are held.
     """
 
-    def __init__(self, count: int, hold_back: Callable[[frozenset[str]], object]) -> None:
+    def __init__(self, count: int, most: int, hold_back: Callable[[frozenset[str]], object]) -> None:
         """`hold_back` is called under a lock: it may note that, and no more."""
-        self._places: Places[T] = Places(count, count - 1)
+        self._places: Places[T] = Places(count, most)
         self._hold_back = hold_back
         self._lock = threading.Lock()
+        self._held: Counter[str] = Counter()
         self._held_back: frozenset[str] = frozenset()
 
     def take(self, owner: str, thing: T) -> bool:
@@ -46,8 +48,22 @@ class CheckPlaces(Generic[T]):
             self._note_held_back()
         return turn[1]
 
+    def hold(self, owner: str) -> None:
+        """The owner is to begin nothing until :meth:`let_go`."""
+        with self._lock:
+            self._held[owner] += 1
+            self._note_held_back()
+
+    def let_go(self, owner: str) -> None:
+        with self._lock:
+            self._held[owner] -= 1
+            if not self._held[owner]:
+                del self._held[owner]
+            self._note_held_back()
+
     def _note_held_back(self) -> None:
-        held_back = frozenset(owner for owner, waiting in self._places.count_waiting() if waiting >= WAITING)
+        waiting = (owner for owner, count in self._places.count_waiting() if count >= WAITING)
+        held_back = frozenset((*waiting, *self._held))
         if held_back != self._held_back:
             self._held_back = held_back
             self._hold_back(held_back)

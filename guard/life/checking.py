@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..depot.outcomes import PutAll, list_stored
-from ..errors import GuardError, InternalError, ResultCorruptError
+from ..errors import CancelledError, GuardError, InternalError, ResultCorruptError
 from ..host import Outcome
 from ..job import SUCCESS, Artifact, Result, Verdict
 from ..outgoing import AS_IT_COMES, ResultOptions
@@ -50,14 +50,17 @@ class Check:
     marks: dict[Path, Mark | None]
     then: Then
     asked: _Asked
+    #: The owner begins nothing until it is over.
+    is_alone: bool
 
 
 class Checking:
     """Checks successful runs beside the worker, by turns between owners: at most `results.checks_at_once` of an owner,
-    and one more of others; 0: on the worker itself.
+    of all together twice as many and one more; 0: on the worker itself.
 
     A run that has no place yet waits for one, and the worker goes on. A node that gives its files a fixed name
-    overwrites those of the run before. Where that is to be feared the worker waits for the check.
+    overwrites those of the run before. Where that is to be feared the owner begins nothing until the check is over, or,
+    where others might overwrite them too, the worker waits for it.
     """
 
     def __init__(
@@ -85,9 +88,13 @@ class Checking:
         self._put_all = put_all
         self._holds_up = holds_up
         self._deposits = Conversions("guarded-depositing")
-        self._places: CheckPlaces[Check] = CheckPlaces(settings.checks_at_once + 1, hold_back)
-        self._beside = Beside("guarded-checking", self._run_on, settings.checks_at_once + 1)
+        count = 2 * settings.checks_at_once + 1
+        self._places: CheckPlaces[Check] = CheckPlaces(count, settings.checks_at_once, hold_back)
+        self._beside = Beside("guarded-checking", self._run_on, count)
         self._namers = Namers()
+        #: The jobs whose checks have not begun, and those of them that have ended by now.
+        self._to_check: set[str] = set()
+        self._dropped: set[str] = set()
 
     def go_on(self) -> None:
         """The worker has its next job, or waits for one. The worker's thread."""
@@ -104,19 +111,22 @@ class Checking:
         max_pixels: int = 0,
         options: ResultOptions = AS_IT_COMES,
         owner: str = "",
+        owner_folder: str = "",
         then_beside: Then | None = None,
     ) -> None:
         """Check a run that the host calls a success; `then` gets the verdict, on any thread, or in its place
         `then_beside` on one that has nothing else to do.
 
         `strips`: take the metadata out of files that pass. `max_pixels`: how many a node's pictures may have; 0: any.
-        `options`: in what form the results are wanted besides; owners take turns with that.
+        `options`: in what form the results are wanted besides; owners take turns with that. `owner_folder`: below it
+        nobody else's run writes, and none of the owner's that is with the host already; empty: that is not sure.
 
         The worker's thread, which waits for no check but its own. Calls `go_on` as soon as the worker may have the next
         job, and before `then`.
         """
         asked = _Asked(strips, max_pixels, options, owner)
-        if not self._namers.name_anew(outcome) or not self._settings.checks_at_once:
+        is_alone = not self._namers.name_anew(outcome, owner)
+        if not self._settings.checks_at_once or (is_alone and not _are_below(outcome, owner_folder)):
             self._holds_up()
             verdict, result = self._judge(job_id, outcome, {}, asked)
             if verdict is SUCCESS and options.format is not None:
@@ -126,8 +136,11 @@ class Checking:
             go_on()
             then(verdict, result)
             return
-        check = Check(job_id, outcome, _mark_files(outcome), then_beside or then, asked)
+        check = Check(job_id, outcome, _mark_files(outcome), then_beside or then, asked, is_alone)
         self._namers.hold(outcome, 1)
+        self._to_check.add(job_id)
+        if is_alone:
+            self._places.hold(owner)
         go_on()
         if self._places.take(owner, check) and not self._beside.put(check):
             self._run_on(replace(check, then=then))
@@ -141,14 +154,25 @@ class Checking:
                 log.exception("the end of a job could not be handed on")
             check = self._places.give_back(check.asked.owner)
 
+    def drop(self, job_id: str) -> None:
+        """The job has ended, and nobody wants to know any more. Any thread."""
+        self._dropped.add(job_id)
+        if job_id not in self._to_check:
+            self._dropped.discard(job_id)
+
     def _run(self, check: Check) -> None:
         is_over = True
+        self._to_check.discard(check.job_id)
         try:
-            verdict, result = self._judge(check.job_id, check.outcome, check.marks, check.asked)
+            if check.job_id in self._dropped:
+                self._dropped.discard(check.job_id)
+                verdict, result = Verdict.of(CancelledError("The job has ended.")), Result()
+            else:
+                verdict, result = self._judge(check.job_id, check.outcome, check.marks, check.asked)
             is_over = verdict is not SUCCESS or (check.asked.options.format is None and not self._has_to_store(result))
         finally:
             if is_over:
-                self._namers.hold(check.outcome, -1)
+                self._let_go(check)
         if is_over:
             check.then(verdict, result)
             return
@@ -171,19 +195,25 @@ class Checking:
                 is_late=time.monotonic() >= begins_by_s,
             )
         except BaseException:
-            self._namers.hold(check.outcome, -1)
+            self._let_go(check)
             raise
         if verdict is SUCCESS and self._has_to_store(result):
             self._deposits.hand_in(check.asked.owner, lambda: self._finish_stored(check, result))
             return
-        self._namers.hold(check.outcome, -1)
+        self._let_go(check)
         check.then(verdict, result)
 
     def _finish_stored(self, check: Check, result: Result) -> None:
         """Put what has passed into the depot, as far as that goes."""
         result = self._store(result)
-        self._namers.hold(check.outcome, -1)
+        self._let_go(check)
         check.then(SUCCESS, result)
+
+    def _let_go(self, check: Check) -> None:
+        """Nobody looks at the files of that run any more."""
+        self._namers.hold(check.outcome, -1)
+        if check.is_alone:
+            self._places.let_go(check.asked.owner)
 
     def _has_to_store(self, result: Result) -> bool:
         return self._put_all is not None and bool(result.artifacts)
@@ -277,7 +307,7 @@ class _Namer:
 
 
 class Namers:
-    """Learns which node classes give each file a new name.
+    """Learns which node classes give each file of an owner a new name.
 
     A name that comes again may be a fixed one; or its earlier file was deleted, and the node counts the files that are
     there. Which of both, nobody can tell afterwards. So the class is trusted again after twice as many new names as the
@@ -285,19 +315,21 @@ class Namers:
     being checked.
     """
 
-    #: The last names of a class that are remembered, and so many classes.
+    #: The last names of a class that are remembered, and so many classes of all owners.
     NAMES, CLASSES = 1000, 1000
     #: A name that comes again after so long comes from a node that counts, whose earlier file was deleted.
     FRESH_S = 600.0
 
     def __init__(self) -> None:
-        self._namers: dict[str, _Namer] = {}
+        self._namers: dict[tuple[str, str], _Namer] = {}
         #: The files that are being checked beside the worker, and for how many jobs.
         self._under_check: Counter[Path] = Counter()
         self._lock = threading.Lock()
 
-    def name_anew(self, outcome: Outcome) -> bool:
-        """Whether every class that made a file of this run can be trusted to give each a new name.
+    def name_anew(self, outcome: Outcome, owner: str) -> bool:
+        """Whether every class that made a file of this run can be trusted to give each of the owner's a new name.
+
+        By owner, since what an owner asks for makes a name a fixed one (in ComfyUI a prefix that ends with a slash).
 
         The worker's thread.
         """
@@ -306,7 +338,7 @@ class Namers:
             for file in checks.own_files(outcome):
                 node = outcome.prompt.get(file.node_id)
                 name = str(node.get("class_type")) if isinstance(node, Mapping) else ""
-                is_safe = file.path is not None and self._note(name, file.path) and is_safe
+                is_safe = file.path is not None and self._note((owner, name), file.path) and is_safe
         return is_safe
 
     def hold(self, outcome: Outcome, change: int) -> None:
@@ -326,8 +358,8 @@ class Namers:
                 for namer in self._namers.values():
                     namer.made.pop(path, None)
 
-    def _note(self, name: str, path: Path) -> bool:
-        namer = self._namers.setdefault(name, _Namer())
+    def _note(self, key: tuple[str, str], path: Path) -> bool:
+        namer = self._namers.setdefault(key, _Namer())
         while len(self._namers) > self.CLASSES:
             del self._namers[next(iter(self._namers))]
         now_s = time.monotonic()
@@ -344,6 +376,13 @@ class Namers:
 
 def _find_paths(outcome: Outcome) -> list[Path]:
     return [file.path for file in checks.own_files(outcome) if file.path is not None]
+
+
+def _are_below(outcome: Outcome, folder: str) -> bool:
+    """Whether all files of the run are below that folder of a root."""
+    return bool(folder) and all(
+        file.path is not None and f"/{folder}/" in file.path.as_posix() for file in checks.own_files(outcome)
+    )
 
 
 def _mark_files(outcome: Outcome) -> dict[Path, Mark | None]:

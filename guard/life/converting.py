@@ -11,7 +11,7 @@ from ..quotas.places import Places
 log = logging.getLogger("guarded.queue")
 
 #: Jobs whose results are converted at once; of one owner, one.
-AT_ONCE = 2
+AT_ONCE = 4
 
 Task = Callable[[], None]
 

@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..events.stream import Events
 from ..files.given import Given
+from ..files.names import owner_folder
 from ..host import Host, Outcome, Progress
 from ..host_words import GPU_FAULT, contains, explain_failure
 from ..job import Job, JobState, Result, Verdict
@@ -132,6 +133,7 @@ class Runs:
         """Somebody ends the job before its own end. Any thread, before the watchdog hears of it."""
         if job_id in self._jobs:
             self._ended.add(job_id)
+        self._checking.drop(job_id)
 
     def started(self, job_id: str) -> bool:
         job = self._jobs[job_id]
@@ -185,6 +187,8 @@ class Runs:
                 max_pixels=max_pixels,
                 options=job.results,
                 owner=job.owner,
+                # With more slots another job of the owner may be in the host's queue already.
+                owner_folder=owner_folder(job.owner) if self._settings.queue.max_jobs == 1 else "",
                 then_beside=then_beside,
             )
 

@@ -38,6 +38,7 @@ class Studio:
         self.changed = threading.Condition()
         #: Jobs for which the worker was let go.
         self.gone_on: list[str] = []
+        self.then_gone_on = lambda: None
 
     def save(self, name: str, node_id: str = "9", seed: int = 0, blank: bool = False) -> Outcome:
         noise = np.random.default_rng(seed).integers(60, 200, (64, 64, 3), dtype=np.uint8)
@@ -57,7 +58,11 @@ class Studio:
                 self.verdicts[job_id], self.threads[job_id] = verdict.code, threading.current_thread().name
                 self.changed.notify_all()
 
-        self.checking.check(job_id, outcome, then, lambda: self.gone_on.append(job_id), **options)
+        def go_on() -> None:
+            self.gone_on.append(job_id)
+            self.then_gone_on()
+
+        self.checking.check(job_id, outcome, then, go_on, **options)
 
     def verdict(self, job_id: str) -> str | None:
         with self.changed:
@@ -68,10 +73,11 @@ class Studio:
         self.verdict(job_id)
         return self.threads[job_id] != threading.current_thread().name
 
-    def earn_trust(self, node_id: str = "9") -> None:
+    def earn_trust(self, node_id: str = "9", owner: str = "") -> None:
         for number in (91, 92):
-            self.check(f"earlier {number}", self.save(f"a_{node_id}_{number}.png", node_id, number))
-            self.verdict(f"earlier {number}")
+            job_id = f"{owner} earlier {number}"
+            self.check(job_id, self.save(f"{owner}_a_{node_id}_{number}.png", node_id, number), owner=owner)
+            self.verdict(job_id)
 
 
 @pytest.fixture
@@ -161,19 +167,65 @@ def test_a_file_that_is_set_aside_gives_its_name_back(studio):
     assert studio.is_beside("good")
 
 
-def test_the_worker_waits_for_nobodys_checks_and_one_place_is_kept_for_others(tmp_path, monkeypatch):
+def test_the_worker_waits_for_nobodys_checks_and_two_owners_leave_a_place_to_a_third(tmp_path, monkeypatch):
     studio = Studio(tmp_path, checks_at_once=2)
-    studio.earn_trust()
+    owners = ("flood", "other", "third")
+    for owner in owners:
+        studio.earn_trust(owner=owner)
     gate = Gate(monkeypatch)
-    for number in range(6):
-        studio.check(f"flood {number}", studio.save(f"a_{number}.png", seed=number), owner="flood")
-    for _ in range(2):
+    jobs = [(f"{owner} {number}", owner) for owner in owners[:2] for number in range(6)]
+    for number, (job_id, owner) in enumerate(jobs):
+        studio.check(job_id, studio.save(f"a_{number}.png", seed=number), owner=owner)
+    for _ in range(4):
         assert gate.entered.acquire(timeout=LONG_S)
     assert not gate.entered.acquire(timeout=0.1), "of one owner two at once"
-    studio.check("other", studio.save("other.png"), owner="other")
+    studio.check("third", studio.save("third.png"), owner="third")
     assert gate.entered.acquire(timeout=LONG_S)
     gate.open.set()
-    assert [studio.verdict(job_id) for job_id in ("other", *(f"flood {number}" for number in range(6)))] == [None] * 7
+    assert {studio.verdict(job_id) for job_id in ("third", *(job_id for job_id, _owner in jobs))} == {None}
+
+
+def test_whoever_asks_for_fixed_names_is_held_back_and_neither_the_worker_nor_others(tmp_path, monkeypatch):
+    held_back = []
+    studio = Studio(tmp_path / "of-a", checks_at_once=2)
+    studio.folder.mkdir()
+    studio.checking = Checking(settings().results, tmp_path / "q", syncs=False, hold_back=held_back.append)
+    studio.then_gone_on = lambda: order.append(list(held_back))
+    order = []
+    for number in range(3):
+        with monkeypatch.context() as patched:
+            gate = Gate(patched)
+            studio.check(str(number), studio.save("f_00001_.png", seed=number), owner="a", owner_folder="of-a")
+            assert gate.entered.acquire(timeout=LONG_S)
+            assert order[-1][-1] == {"a"}, "before its slot is free"
+            assert held_back[-1] == {"a"}
+            gate.open.set()
+            assert studio.verdict(str(number)) is None
+            assert studio.is_beside(str(number))
+        assert held_back[-1] == frozenset()
+    studio.earn_trust(owner="b")
+    count = len(held_back)
+    studio.check("of b", studio.save("b.png"), owner="b", owner_folder="of-a")
+    assert studio.verdict("of b") is None
+    assert len(held_back) == count, "what one owner asks for spoils nothing for others"
+    studio.check("elsewhere", studio.save("f_00001_.png"), owner="a", owner_folder="of-another")
+    assert not studio.is_beside("elsewhere"), "others may write there"
+
+
+def test_a_job_that_has_ended_before_its_check_begins_is_not_checked(tmp_path, monkeypatch):
+    studio = Studio(tmp_path, checks_at_once=1)
+    studio.earn_trust()
+    gate = Gate(monkeypatch)
+    for number in range(4):
+        studio.check(str(number), studio.save(f"a_{number}.png", seed=number))
+    assert gate.entered.acquire(timeout=LONG_S)
+    for number in (0, 2):
+        studio.checking.drop(str(number))
+    studio.checking.drop("unknown")
+    gate.open.set()
+    assert [studio.verdict(str(number)) for number in range(4)] == [None, None, "cancelled", None]
+    assert [gate.entered.acquire(timeout=0.1) for _ in range(3)] == [True, True, False]
+    assert not studio.checking._dropped
 
 
 def test_an_owner_is_held_back_while_many_of_its_runs_wait_for_their_checks(tmp_path, monkeypatch):
@@ -183,7 +235,7 @@ def test_an_owner_is_held_back_while_many_of_its_runs_wait_for_their_checks(tmp_
     )
     studio = Studio(tmp_path)
     studio.checking = checking_
-    studio.earn_trust()
+    studio.earn_trust(owner="a")
     gate = Gate(monkeypatch)
     for number in range(1 + WAITING):
         assert held_back == []
@@ -202,7 +254,7 @@ def test_places_go_by_turns_and_what_can_begin_has_begun():
     )
     def check(steps, count):
         held_back = [frozenset()]
-        places = CheckPlaces(count, held_back.append)
+        places = CheckPlaces(count, count - 1, held_back.append)
         under_way, waiting, passed = Counter(), {}, Counter()
         for number, step in enumerate(steps):
             owner = step[-1]
@@ -252,7 +304,7 @@ def test_checks_start_no_thread_each(studio, monkeypatch):
     for number in range(20):
         studio.check(str(number), studio.save(f"a_{number}.png"))
         assert studio.verdict(str(number)) is None
-    assert len(started) <= 7, "three threads, with one that works for each, and one that works for the worker"
+    assert len(started) <= 5, "two threads, with one that works for each, and one that works for the worker"
 
 
 def test_a_check_that_raises_makes_room_again(tmp_path, monkeypatch):
@@ -286,7 +338,8 @@ def test_who_converts_holds_up_neither_the_worker_nor_others(studio, monkeypatch
         return native(self, files, artifacts, options, **more)
 
     monkeypatch.setattr(convert.Converter, "convert", encode)
-    studio.earn_trust()
+    studio.earn_trust(owner="a")
+    studio.earn_trust(owner="b")
     webp = ResultOptions(format="webp")
     for number in range(4):
         studio.check(f"slow {number}", studio.save(f"slow_{number}.png"), options=webp, owner="a")
@@ -313,7 +366,7 @@ def test_who_has_waited_too_long_for_its_turn_has_no_copies_and_passes(tmp_path,
         return native(self, files, artifacts, options, **more)
 
     monkeypatch.setattr(convert.Converter, "convert", encode)
-    studio.earn_trust()
+    studio.earn_trust(owner="a")
     for name in ("first", "second"):
         studio.check(name, studio.save(f"{name}.png"), options=ResultOptions(format="webp"), owner="a")
         assert begun.wait(LONG_S)

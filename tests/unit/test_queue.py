@@ -1,6 +1,7 @@
 """From a free slot to an ended run, on a scripted host."""
 
 import asyncio
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from unit.store_steps import claim, submit
 from comfyui_guarded.guard.callers import jobs
 from comfyui_guarded.guard.client import LOCAL, Client
 from comfyui_guarded.guard.errors import FAMILY, CancelledError, NotFoundError, type_name
+from comfyui_guarded.guard.files.names import owner_folder
 from comfyui_guarded.guard.host import Outcome, Progress, Refusal, ReportedFile
 from comfyui_guarded.guard.host_words import explain_failure
 from comfyui_guarded.guard.job import JobState
@@ -316,6 +318,68 @@ async def test_whose_results_wait_for_their_checks_leaves_the_worker_to_others(m
         owners += await run_all()
     assert set(owners) == {"a"}
     assert {verdict.code for verdict in told} == {None}
+
+
+@pytest.mark.parametrize("max_jobs", [1, 2])
+async def test_what_an_owners_next_job_might_overwrite_is_checked_before_that_and_others_go_on(
+    store, host, clock, tmp_path, monkeypatch, max_jobs
+):
+    machine = Machine(store, host, clock, tmp_path, queue={"max_jobs": max_jobs})
+    folder = tmp_path / owner_folder("a")
+    folder.mkdir(parents=True)
+    (folder / "f_00001_.png").write_bytes(b"a picture")
+    files = (ReportedFile("2", "f_00001_.png", "", "output", folder / "f_00001_.png"),)
+    may_end, has_begun, told = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(checking.checks, "check", lambda *_args: (has_begun.set(), may_end.wait(LONG_S), ())[2])
+    first = await machine.run(owner="a")
+    worker = threading.Thread(
+        target=machine.runs.finished, args=(first, Outcome(success=True, files=files), told.append)
+    )
+    worker.start()
+    assert await asyncio.to_thread(has_begun.wait, LONG_S)
+    if max_jobs == 1:
+        worker.join(LONG_S)
+        machine.runs.go_on()
+        machine.store.flush()
+        second, of_other = machine.submit(owner="a"), machine.submit(owner="b")
+        assert await machine.dispatcher.turn()
+        assert host.dispatched[-1][0] == of_other
+        machine.runs.released(of_other)
+        machine.store.flush()
+        assert not await machine.dispatcher.turn()
+    else:
+        worker.join(0.1)
+        assert worker.is_alive(), "another job of the owner may be in the host's queue already"
+    heard = threading.Event()
+    machine.runs.held_back.subscribe(heard.set)
+    may_end.set()
+    worker.join(LONG_S)
+    machine.store.flush()
+    if max_jobs == 1:
+        assert await asyncio.to_thread(heard.wait, LONG_S)
+        assert await machine.dispatcher.turn()
+        assert host.dispatched[-1][0] == second
+
+
+async def test_a_job_that_is_cancelled_before_its_check_is_not_checked(machine, monkeypatch):
+    may_end, checked = threading.Event(), []
+    monkeypatch.setattr(
+        checking.checks, "check", lambda outcome, *_args: (checked.append(outcome), may_end.wait(LONG_S), ())[2]
+    )
+    told = queue.SimpleQueue()
+    jobs = []
+    for _ in range(4):
+        jobs.append(await machine.run(owner="a"))
+        machine.runs.finished(jobs[-1], TEXT, told.put)
+        machine.runs.go_on()
+        machine.store.flush()
+    machine.settler.end(machine.job(jobs[-1]), CancelledError("x")).result(LONG_S)
+    may_end.set()
+    for _ in range(4):
+        await asyncio.to_thread(told.get, timeout=LONG_S)
+    assert len(checked) == 3
+    assert machine.ended(jobs[-1]) == ("cancelled", "cancelled")
+    assert [machine.ended(job_id)[0] for job_id in jobs[:-1]] == ["succeeded"] * 3
 
 
 async def test_a_late_success_after_a_timeout_changes_nothing(machine, host):
