@@ -2,7 +2,8 @@
 
 A box has lost its lease when the database says so, or when no beat that it sent in the last two thirds of the lease was
 answered. It then takes no job, stops its runs and drops their results. It joins again once none of that is left, so
-that no two runs of one job are ever in one process.
+that no two runs of one job are ever in one process, and a beat was answered: the store's writer, over which it joins,
+may have a connection where the beats find none, and such a box would cost job after job an attempt.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Membership:
         self._sent_s = time.monotonic()
         self._has_joined = False
         self._is_heard = True
+        self._is_beating = False
         self._boxes: tuple[Box, ...] = ()
         self._look_at_s = 0.0
         #: The lease is over: stop every run. Why; on any thread.
@@ -82,6 +84,14 @@ class Membership:
     def is_member(self) -> bool:
         """Whether this is a box of the fleet. Any thread."""
         return self._store.member.epoch is not None
+
+    @property
+    def is_beating(self) -> bool:
+        """Whether the last beat was answered: a box may take no job before its first one, or after one that was not.
+
+        Any thread.
+        """
+        return self._is_beating
 
     @property
     def boxes(self) -> tuple[Box, ...]:
@@ -113,22 +123,30 @@ class Membership:
             self._lose(f"no beat of the last {silent_s:.0f} s was answered")
 
     def _loop(self) -> None:
-        while not self._is_over.wait(self._beat_s):
+        wait_s = 0.0
+        while not self._is_over.wait(wait_s):
+            wait_s = self._beat_s
             try:
                 self._beat()
             except Exception as error:
                 if self._is_heard:
                     log.warning("a beat of this box was not answered: %s", _first_line(error))
+                    wait_s = 0.0  # its connection may have ended, and there is another
                 self._is_heard = False
 
     def _beat(self) -> None:
         member = self._store.member
-        if member.epoch is None:
+        sent_s, epoch = time.monotonic(), member.epoch
+        try:
+            beat = self._store.beat()
+        except BaseException:
+            self._is_beating = False
+            raise
+        self._is_beating = True
+        if epoch is None:
             if self._is_clear():
                 self._join()
             return
-        sent_s, epoch = time.monotonic(), member.epoch
-        beat = self._store.beat()
         if member.epoch != epoch:
             return  # it was given up meanwhile
         if beat is None:

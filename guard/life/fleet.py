@@ -26,7 +26,14 @@ from .runs import Runs
 from .settle import Settler
 from .watchdog import Watchdog
 
-LOST = "No job is taken or run: this server has lost its place in the fleet, and joins again once its runs are over."
+LOST = (
+    "No job is taken or run: this server has lost its place in the fleet, and joins again once its runs are over and "
+    "the database has answered a beat."
+)
+UNANSWERED = (
+    "No job is taken: the database answers no beat of this box, and the others will take its jobs. Each box needs five "
+    "connections, one of them for its beats: has the database, or the pooler before it, so many?"
+)
 DEPOT_DIFFERS = (
     "No job is taken or run: files.url is another one here than on the boxes that were there before, which are"
 )
@@ -158,6 +165,7 @@ def keep_membership(
     membership.joined.subscribe(lambda _recovery: dispatcher.wake())
     store.opened.subscribe(lambda _recovery: membership.begin())
     watchdog.turned.subscribe(membership.turn)
+    health.watch("beats unanswered", UNANSWERED, lambda: store.trouble is None and not membership.is_beating)
     health.watch("not in the fleet", LOST, lambda: store.trouble is None and not membership.is_member)
     member.tell(agreed.SINCE, clock.now_ms())
 

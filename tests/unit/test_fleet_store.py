@@ -4,17 +4,20 @@ import contextlib
 import shutil
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 from postgres import MEMORY
 from unit import stores
-from unit.fakes import LONG_S, new_job
+from unit.fakes import LONG_S, FakeHost, new_job
 from unit.store_steps import CANCELLED
 from unit.stores import look_into, make_schema, only_postgres, server
 
@@ -22,7 +25,10 @@ from comfyui_guarded.guard.clock import Clock
 from comfyui_guarded.guard.errors import WorkerDiedError
 from comfyui_guarded.guard.fleet import Membership, read_or_make_name, rename
 from comfyui_guarded.guard.job import SUCCESS, TERMINAL, JobState, Verdict
+from comfyui_guarded.guard.life.fleet import keep_membership
+from comfyui_guarded.guard.life.health import Health
 from comfyui_guarded.guard.settings import SettingsError
+from comfyui_guarded.guard.signal import Signal
 from comfyui_guarded.guard.store import Member, StoreLockedError, make_store
 from comfyui_guarded.guard.store.line import Line
 from comfyui_guarded.guard.store.postgres import PostgresStore
@@ -445,6 +451,48 @@ def test_a_member_knows_all_boxes_without_asking(boxes, path):
         stores.until(lambda: not membership.is_first_of("sweeps"))
         expire(path, "two")  # nobody is taken for dead so soon after the engine's start
         stores.until(lambda: len(membership.boxes) < 2 or not membership.boxes[1].is_alive)
+    finally:
+        membership.close()
+
+
+def test_a_box_whose_beats_nobody_answers_takes_no_job_and_joins_no_more(boxes, monkeypatch, tmp_path):
+    """The writer, over which it joins, may have a connection where the beats find none."""
+    store, answers, lost = boxes("one", lease_ms=900), threading.Event(), []
+
+    def beat():
+        if answers.is_set():
+            return FleetStore.beat(store)
+        store.drop_beats()
+        raise psycopg.OperationalError("too many clients already")
+
+    monkeypatch.setattr(store, "beat", beat)
+    health = Health(FakeHost(), SimpleNamespace(queued=0))
+    health.mark_serving()
+    membership = keep_membership(
+        store.member,
+        store,
+        SimpleNamespace(mark_names=lambda _find: None),
+        Clock(),
+        health,
+        SimpleNamespace(has_ends_of_runs=False),
+        SimpleNamespace(list_ids=list),
+        SimpleNamespace(handing=frozenset, wake=lambda: None),
+        SimpleNamespace(turned=Signal()),
+        tmp_path,
+    )
+    membership.lost.subscribe(lost.append)
+    membership.begin()
+    try:
+        assert health.problems() == ["beats unanswered"]
+        stores.until(lambda: membership.turn() or not membership.is_member)
+        time.sleep(0.5)
+        assert health.problems() == ["beats unanswered", "not in the fleet"]
+        assert {alarm["code"] for alarm in health.alarms()} == {"beats_unanswered", "not_in_the_fleet"}
+        answers.set()
+        stores.until(lambda: not health.problems())
+        assert len(lost) == 1
+        answers.clear()
+        stores.until(lambda: health.problems() == ["beats unanswered"])
     finally:
         membership.close()
 
