@@ -241,10 +241,10 @@ class Runs:
         self._settle(job, close, spent, verdict, Result())
 
     def _fail(self, job_id: str, error: GuardError, close: Close, spent: Spent | None) -> None:
-        """End a run that has failed, unless a larger card than this may have done with it."""
+        """End a run that has failed, unless a larger card than this, or a disk with room, may have done with it."""
         job = self._jobs[job_id]
-        is_small = isinstance(error, OutOfMemoryError) and self._settler.verdict_of(job_id) is None
-        if self._returns is None or not (is_small and self._returns.takes(job, error)):
+        lacks_room = isinstance(error, OutOfMemoryError | DiskFullError) and self._settler.verdict_of(job_id) is None
+        if self._returns is None or not (lacks_room and self._returns.takes(job, error)):
             self._end(job_id, Verdict.of(error), close, spent)
             return
         self._count(job_id, spent)

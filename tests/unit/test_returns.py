@@ -23,6 +23,10 @@ QUEUED, FAILED = JobState.QUEUED, JobState.FAILED
 REFUSAL = Refusal("invalid_prompt", "Node 'EmptyImage' not found", "", {}, {})
 MEMORY = Outcome(success=False, exception_type="torch.OutOfMemoryError", exception_message="CUDA out of memory")
 
+FULL = Outcome(
+    success=False, exception_type="OSError", exception_message="[Errno 28] No space left on device: '/out/a.png'"
+)
+
 
 @pytest.fixture
 def boxes(tmp_path):
@@ -114,6 +118,25 @@ async def test_a_job_whose_files_have_no_room_here_waits_for_another_server(boxe
     assert not await one.dispatcher.turn(), "it has had its turn here"
     sync(two.store)
     assert await two.dispatcher.turn()
+
+
+@only_postgres
+async def test_a_job_whose_node_finds_the_disk_full_waits_for_another_server(boxes):
+    one, two = boxes("one"), boxes("two")
+    job_id = await one.run()
+    one.host.holds.clear()
+    closed = []
+    one.runs.finished(job_id, FULL, closed.append)
+    await until(lambda: closed)
+    assert not closed[0].state.settled
+    assert state(one, job_id) is QUEUED
+    sync(two.store)
+    assert await two.dispatcher.turn()
+    two.runs.started(job_id)
+    two.host.holds.clear()
+    two.runs.finished(job_id, FULL, closed.append)
+    await until(lambda: state(two, job_id) is FAILED)
+    assert closed[-1].code == "disk_full"
 
 
 def fail_full(*_args):
