@@ -126,6 +126,14 @@ _RUN = (
     "discord_*",
 )
 
+#: Take pictures of this machine: of its screen, or by its camera. What does so unnamed is stopped as it runs, but what
+#: an operator's job has taken, ComfyUI may have kept.
+_SEE = (
+    "ImageGrabPIL",  # KJNodes
+    "Screencap_mss",
+    "WebcamCaptureCV2",
+)
+
 #: Send what they get to an address, or load from one, that no input need spell out.
 _CALL = (
     "Image Send HTTP",
@@ -146,4 +154,4 @@ _CALL = (
     "send_to_wechat_official",
 )
 
-KEYED_DENY_NODES: tuple[str, ...] = (*_WRITE, *_DELETE, *_READ, *_RUN, *_CALL)
+KEYED_DENY_NODES: tuple[str, ...] = (*_WRITE, *_DELETE, *_READ, *_RUN, *_SEE, *_CALL)

@@ -23,6 +23,7 @@ from ...guard.events.lines import Message
 from ...guard.host import HostListener, Supplier
 from . import named, reading, report, results
 from .bell import Bell
+from .cameras import watch_cameras
 from .confine import Confinement
 from .declarations import find_masks
 from .ends import Ends, note_acting
@@ -33,7 +34,7 @@ from .report import QueueItem
 from .run import ENDS, Run
 from .sockets import SocketRelay
 from .stops import Stops
-from .tripwire import Tripwire
+from .tripwire import SEES, Tripwire
 from .worker import Workers
 
 log = logging.getLogger("guarded.host")
@@ -113,6 +114,7 @@ class Hooks:
         self.confinement.install()
         watch_loading(self._find_meter)
         watch_programs(self.confinement.find_run)
+        watch_cameras(partial(self._tripwire.forbid, SEES))
 
     def _find_meter(self) -> Meter | None:
         """That of the run on whose behalf this thread works. Any thread."""

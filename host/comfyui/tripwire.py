@@ -21,6 +21,7 @@ from ...guard.files.names import mentions_uploads
 from ...guard.job import ROOTS
 from ...guard.owners import FOLDER
 from ...guard.urls import is_of_cloud, is_public, real_address
+from .cameras import is_camera, is_display
 from .confine import Confinement
 from .folders import find_below, find_own_directory, find_root
 from .results import changed_ns
@@ -46,6 +47,8 @@ _EVENTS: dict[str, tuple[tuple[int, ...], bool]] = {
     "subprocess.Popen": ((), False),
 }
 _CHANGES_FOLDERS = frozenset({"os.rename", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.link"})
+#: What a job tries that would have a picture of the screen, or of who sits before it.
+SEES = "take a picture of this machine"
 #: What Python and ComfyUI write by themselves, on behalf of whatever runs.
 _OWN_FILES = ("comfyui.log", "comfyui.db")
 #: In its own folder a pack may keep what it likes, but no code.
@@ -91,12 +94,20 @@ class Tripwire:
 
             sys.addaudithook(hook)
 
+    def forbid(self, what: str) -> None:
+        """Raises PermissionError where this thread works for a key's job."""
+        run = self._confinement.find_run()
+        if run is not None and run.folder:
+            self._stop(run, what)
+
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
         run = self._confinement.find_run()
         if run is None or not run.folder:
             return
         if event == "socket.connect" and _leads_home(args[1]):
             self._stop(run, "call this server or its cloud")
+        if event == "socket.connect" and is_display(args[1]):
+            self._stop(run, SEES)
         if event == "subprocess.Popen":
             self._check_command(run, args[1])
         which, writes = _EVENTS[event]
@@ -127,6 +138,8 @@ class Tripwire:
         if event in _CHANGES_FOLDERS:
             self._real.clear()
         real = self._resolve(path)
+        if is_camera(real):
+            return False
         for kind, root in places.roots.items():
             if (below := find_below(root, real)) is not None:
                 return self._may_touch_below(run, event, kind, below, real, writes)

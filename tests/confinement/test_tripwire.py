@@ -30,6 +30,81 @@ async def hooks(_request):
 """
 
 
+#: Takes pictures of the machine by every way, with stand-ins for packages that open a display or a camera.
+CAMERAS = """
+import importlib
+import socket
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+(HERE / "site" / "mss").mkdir(parents=True)
+(HERE / "site" / "mss" / "__init__.py").write_text("from mss.base import MSS, mss")
+(HERE / "site" / "mss" / "base.py").write_text('''
+class MSS:
+    def grab(self, monitor):
+        return "screen"
+
+mss = MSS
+''')
+(HERE / "site" / "cv2.py").write_text('''
+class VideoCapture:
+    def __init__(self, *source):
+        pass
+
+    def __init_subclass__(cls):
+        raise TypeError("the real one ends the process")
+
+    def open(self, source):
+        return True
+
+    def read(self):
+        return "picture"
+''')
+sys.path.insert(0, str(HERE / "site"))
+KEPT = []
+
+
+def see(way):
+    what, _, name = way.partition(" ")
+    if what == "pillow":
+        from PIL import ImageGrab
+        return getattr(ImageGrab, name)()
+    if what == "mss":
+        import mss
+        return mss.mss().grab({})
+    if what == "file":
+        return open(name, "rb").read(1)
+    if what == "display":
+        return socket.socket(socket.AF_UNIX).connect(name)
+    cv2 = importlib.import_module("cv2")
+    if what == "film":
+        return cv2.VideoCapture(name).read()
+    if what == "camera":
+        KEPT.append(cv2.VideoCapture(int(name) if name.isdigit() else name))
+    if what == "later":
+        KEPT.append(cv2.VideoCapture())
+        KEPT[-1].open(int(name))
+    return KEPT[-1].read()
+
+
+class See:
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"way": ("STRING", {})}}
+
+    def run(self, way):
+        return {"ui": {"text": [str(see(way))]}}
+
+
+NODE_CLASS_MAPPINGS = {"See": See}
+"""
+
+
 def joined(text):
     """The text, put together by the run: nothing in the prompt says it."""
     cut = next(number for number, letter in enumerate(text) if letter.isalnum()) + 1
@@ -118,6 +193,31 @@ async def test_a_server_on_which_no_key_runs_jobs_has_no_hook_that_all_its_code_
             for _ in range(2):
                 assert_ended_badly(await bob.run(reads(secret)), "policy_violation")
             assert await client.get("/hooks") == {"added": 1}
+
+
+async def test_no_job_of_a_key_takes_pictures_of_the_screen_or_by_a_camera(tmp_path):
+    host = start_host(sandbox_kind(), tmp_path / "base")
+    pack = host.base / "custom_nodes" / "aa_cameras"
+    pack.mkdir(parents=True)
+    (pack / "__init__.py").write_text(CAMERAS)
+    key = make_key(host.base, "bob")
+    with host:
+        async with connected(host) as client:
+            bob = KeyedClient(client, key)
+
+            async def sees(sender, way):
+                return await sender.run({"1": node("See", way=way)})
+
+            for way in (
+                "pillow grab", "pillow grabclipboard", "mss", "camera 0", "later 1", "camera /dev/video0",
+                "file /dev/video0", "file /dev/fb0", "display /tmp/.X11-unix/X999", "display /run/user/999/wayland-0",
+            ):  # fmt: skip
+                assert_ended_badly(await sees(bob, way), "policy_violation")
+            for way in ("film a.mp4", "film 0"):
+                assert (await sees(bob, way))["outputs"]["1"]["text"] == ["picture"]
+            for way, seen in (("mss", "screen"), ("camera 0", "picture"), ("later 1", "picture")):
+                assert (await sees(client, way))["outputs"]["1"]["text"] == [seen]
+            assert_ended_badly(await sees(bob, "one that is open"), "policy_violation")
 
 
 @pytest.mark.parametrize("on_thread", [False, True])
