@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import os
 import shutil
@@ -102,8 +103,11 @@ class Inputs:
         input_max_age_s: float,
         results: Results,
         given: Given | None = None,
+        runs_elsewhere: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`results`: opens what jobs have made, wherever it is. `given`: the files that running jobs read."""
+        """`results`: opens what jobs have made, wherever it is. `given`: the files that running jobs read.
+        `runs_elsewhere`: whether a job that lacks a file while the depot is away here could have it on another box."""
+        self._runs_elsewhere = runs_elsewhere
         self._given = given or Given()
         self._results = results
         self._depot = depot
@@ -347,14 +351,15 @@ class Inputs:
         return maker[0], made
 
     async def bring_patiently(self, graph: Mapping[str, Any], owner: str, size: int = 0) -> None:
-        """The same for a job that was let in: a depot that is away may be back in a moment."""
+        """The same for a job that was let in: a depot that is away may be back in a moment, or there for others."""
         ends_s = time.monotonic() + WAIT_S
-        while True:
+        for tries in itertools.count(1):
             try:
                 await self.bring(graph, owner, size)
                 return
             except ServerUnavailableError:
-                if time.monotonic() >= ends_s:
+                is_better_elsewhere = tries > 1 and self._depot.is_away and self._runs_elsewhere()
+                if is_better_elsewhere or time.monotonic() >= ends_s:
                     raise
             await asyncio.sleep(_AGAIN_S)
 

@@ -15,6 +15,7 @@ from ..errors import (
     MissingModelError,
     MissingNodeError,
     OutOfMemoryError,
+    ServerUnavailableError,
 )
 from ..job import Job
 from ..store import Refused
@@ -22,7 +23,7 @@ from .settle import Settler
 
 log = logging.getLogger("guarded.fleet")
 
-#: What another server may answer otherwise: it has other nodes, models or versions, a larger card, or room.
+#: What another server may answer otherwise: it has other nodes, models or versions, a larger card, room, or the depot.
 _ELSEWHERE = {
     MissingNodeError.code: Refused(MissingNodeError.code, is_of_needs=True),
     MissingModelError.code: Refused(MissingModelError.code, is_of_needs=True),
@@ -31,6 +32,7 @@ _ELSEWHERE = {
     DiskFullError.code: Refused(DiskFullError.code),
     # Admission has found its inputs, so the file is missing here.
     BadImageError.code: Refused(BadImageError.code),
+    ServerUnavailableError.code: Refused(ServerUnavailableError.code),
 }
 
 

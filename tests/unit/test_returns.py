@@ -12,6 +12,7 @@ from unit.test_fleet_store import sync
 from unit.test_placing import open_box
 
 from comfyui_guarded.guard.clock import Clock
+from comfyui_guarded.guard.depot.depot import make_refusal
 from comfyui_guarded.guard.errors import DiskFullError, MissingNodeError, PolicyViolationError
 from comfyui_guarded.guard.host import Outcome, Refusal
 from comfyui_guarded.guard.job import JobState
@@ -141,6 +142,24 @@ async def test_a_job_whose_node_finds_the_disk_full_waits_for_another_server(box
 
 def fail_full(*_args):
     raise DiskFullError("The disk is full: a.png could not be kept.")
+
+
+@only_postgres
+async def test_a_job_whose_files_this_server_cannot_bring_waits_for_another_one(boxes):
+    one, two = boxes("one"), boxes("two")
+
+    async def fail(*_prompt):
+        raise make_refusal()
+
+    one.dispatcher._bring = two.dispatcher._bring = fail
+    job_id = await one.dispatch()
+    await until(lambda: state(one, job_id) is QUEUED)
+    assert one.runs.list_ids() == []
+    assert not await one.dispatcher.turn()
+    sync(two.store)
+    await two.dispatcher.turn()
+    await until(lambda: state(two, job_id) is FAILED)
+    assert two.store.get(job_id).result(LONG_S).verdict.code == "server_unavailable"
 
 
 @only_postgres
