@@ -1,4 +1,4 @@
-"""Read a result that the depot does not have yet from the box that has it: the one that made it."""
+"""Read a result that the depot does not have yet, or no more, from the box that made it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from email.utils import parsedate_to_datetime
 from functools import partial
+from http import HTTPStatus
 from http.client import HTTPException
 from typing import IO, Any, Protocol
 from urllib.error import HTTPError
@@ -65,7 +66,7 @@ class Holders:
         self._fleet = membership, signatures
 
     def open(self, job: Job, file: Artifact) -> tuple[IO[bytes], float] | None:
-        """Open the file where it is, and say when it was last changed. None: the depot has it, or it is nowhere.
+        """Open the file at another box, and say when it was last changed. None: the depot has it, or it is nowhere.
 
         Raises ServerUnavailableError where it is to come.
         """
@@ -80,24 +81,34 @@ class Holders:
             f"{file.filename} is on another server, and on its way into the storage.", retry_after_s=10
         )
         if self._fleet is None:
-            if held.box == self._find_own():
+            if held.box == self._find_own() or not held.is_sure:
                 return None
             raise refusal
         membership, signatures = self._fleet
         box = next((box for box in membership.boxes if box.box == held.box and box.is_alive), None)
-        if box is None and self._clock.now_ms() - held.since_ms > AWAITED_MS:
+        if box is None and held.is_sure and self._clock.now_ms() - held.since_ms > AWAITED_MS:
             return None
         if box is None or box.url is None or box.box == self._find_own():
-            raise refusal
+            if held.is_sure:
+                raise refusal
+            return None
         asked = _Asked(box, make_path(job.job_id, str(file.index), "copy" if is_copy else "original"), signatures)
         handle: Any = Reader(asked.read, file.bytes)
         try:
             handle.read(1)
+        except _GoneError:
+            if not held.is_sure:
+                return None
+            raise refusal from None
         except ConnectionError as error:
             log.warning("%s of job %s cannot be read at %s: %s", file.filename, job.job_id, box.url, error)
             raise refusal from None
         handle.seek(0)
         return handle, asked.modified_s
+
+
+class _GoneError(ConnectionResetError):
+    """That box does not have the file."""
 
 
 class _Asked:
@@ -123,6 +134,8 @@ class _Asked:
         except (OSError, HTTPException, ValueError, TypeError) as error:
             if isinstance(error, HTTPError):
                 error.close()
+                if error.code == HTTPStatus.NOT_FOUND:
+                    raise _GoneError(str(error)) from None
             raise ConnectionResetError(str(error)) from None
         if len(data) != length:
             raise ConnectionResetError(f"{len(data)} of {length} bytes came")

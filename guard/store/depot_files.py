@@ -47,10 +47,13 @@ class Deposit:
 
 @dataclass(frozen=True)
 class Holder:
-    """The box that has a result which the depot lacks. `since_ms`: when its job succeeded."""
+    """The box that has a result which the depot lacks. `since_ms`: when its job succeeded. `is_sure` False: it has made
+    it, and the depot has had it since.
+    """
 
     box: str
     since_ms: int
+    is_sure: bool = True
 
 
 _NAMES = tuple(field.name for field in fields(Deposit))[:7]
@@ -145,7 +148,10 @@ def note_results(db: Database, job: Job, now_ms: int) -> None:
 def find_holder(db: Database, job_id: str, artifact: int, is_copy: bool) -> Holder | None:
     query = "SELECT box, since_ms FROM unstored WHERE job_id = ? AND artifact = ? AND is_copy = ?"
     row = db.execute(query, (job_id, artifact, int(is_copy))).fetchone()
-    return Holder(*row) if row is not None else None
+    if row is not None:
+        return Holder(*row)
+    row = db.execute("SELECT box, settled_at_ms FROM jobs WHERE job_id = ? AND box IS NOT NULL", (job_id,)).fetchone()
+    return Holder(row[0], row[1], is_sure=False) if row is not None else None
 
 
 def find_due(db: Database, box: str, now_ms: int, limit: int, under_way: Collection[int]) -> Due[Deposit]:

@@ -74,7 +74,8 @@ class DepotRecords(Protocol):
         """Make all of the box's deposits due now."""
 
     def find_holder(self, job_id: str, artifact: int, is_copy: bool) -> Future[Holder | None]:
-        """Find the box that has a result which the depot does not have yet."""
+        """Find the box that has a result which the depot does not have yet; else the one that has made it, which may
+        have what the depot has lost."""
 
     def list_orphans(self, box: str, before: str, after: int, limit: int) -> Future[list[Deposit]]:
         """List up to `limit` results that the depot does not have yet, of boxes that are not there, or of `before`:

@@ -162,6 +162,27 @@ def storage(request, tmp_path):
         made.server.stop()
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["with other bytes", "not at all"])
+def test_a_result_that_the_depot_has_lost_is_served_by_every_box_while_its_maker_has_it(fleet, tmp_path, is_there):
+    (tmp_path / "depot").mkdir()
+    settings = {"GUARDED_FILES__URL": (tmp_path / "depot").as_uri(), "shares": False, "tells": True}
+    front, worker = fleet.start(GUARDED_QUEUE__MAX_JOBS="0", **settings), fleet.start(**settings)
+    (worker.base / "input" / "photo.png").write_bytes(draw(1))
+    job = worker.settled(worker.admitted(photo_copy("photo.png")))
+    (artifact,) = job["artifacts"]
+    until(lambda: not fleet.ask("SELECT 1 FROM unstored"))
+    (stored,) = (tmp_path / "depot").glob(f"{artifact['sha256']}*")
+    if is_there:
+        data = stored.read_bytes()
+        stored.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        stored.unlink()
+    fetch(front, artifact)
+    shutil.rmtree(worker.base / "output")
+    status, _headers, body = ask(front, artifact["url"])
+    assert (status, json.loads(body)["error"]["type"]) == (410, "artifact_gone")
+
+
 def test_a_result_that_came_while_the_depot_was_away_is_served_by_every_box_and_put_in_later(fleet, storage):
     settings = {"GUARDED_FILES__URL": storage.url, "GUARDED_FILES__REDIRECT": "true", "shares": False, "tells": True}
     front = fleet.start(GUARDED_QUEUE__MAX_JOBS="0", **settings)
