@@ -14,7 +14,7 @@ from ..files.marks import Mark, find_mark
 from ..job import Job
 from ..results.apart import hear_apart
 from ..results.containers import BrokenFileError
-from .films import sniff_more
+from .films import HEAD_BYTES, sniff_more
 from .loaded import Loaded, LoadedFiles, Looked, refuse
 from .machine import FaceMachine
 from .required import Wanted
@@ -108,7 +108,7 @@ class KeptFiles:
         if (real, mark) in self._heard:
             return
         with open(real, "rb") as handle:
-            kind = sniff_more(handle.read(64))
+            kind = sniff_more(handle.read(HEAD_BYTES))
             if kind is not None and kind.name != "image":
                 try:
                     hear_apart(handle, kind, "planes")

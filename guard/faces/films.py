@@ -23,31 +23,35 @@ from .frames import Reel, bound
 from .sounds import Counter, UnfitError, check_rate
 from .whole import check_whole
 
-#: What films and sounds begin with that no job makes, but people send: (mark, where, holds, format, libav's demuxer).
-_MORE_KINDS: tuple[tuple[bytes, int, str, str, str], ...] = (
-    (b"AVI ", 8, "video", "avi", "avi"),
-    (b"FLV\x01", 0, "video", "flv", "flv"),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, "video", "asf", "asf"),
-    (b"\x00\x00\x01\xba", 0, "video", "mpeg", "mpeg"),
-    (b"\x00\x00\x01\xb3", 0, "video", "mpegvideo", "mpegvideo"),
-    (b"\x47", 0, "video", "mpegts", "mpegts"),
-    (b"moov", 4, "video", "mov", "mov"),
-    (b"mdat", 4, "video", "mov", "mov"),
-    (b"wide", 4, "video", "mov", "mov"),
-    (b"free", 4, "video", "mov", "mov"),
-    (b"skip", 4, "video", "mov", "mov"),
-    (b"FORM", 0, "audio", "aiff", "aiff"),
-    (b"\xff\xf0", 0, "audio", "aac", "aac"),
-    (b"\xff\xf1", 0, "audio", "aac", "aac"),
-    (b"\xff\xf8", 0, "audio", "aac", "aac"),
-    (b"\xff\xf9", 0, "audio", "aac", "aac"),
-    (b"\xff\xfc", 0, "audio", "mp2", "mp3"),
-    (b"\xff\xfd", 0, "audio", "mp2", "mp3"),
-    (b"#!AMR", 0, "audio", "amr", "amr"),
-    (b"caff", 0, "audio", "caf", "caf"),
-    (b".snd", 0, "audio", "au", "au"),
-    (b"wvpk", 0, "audio", "wavpack", "wv"),
-    (b"\x0b\x77", 0, "audio", "ac3", "ac3"),
+#: So much of a file says what it is.
+HEAD_BYTES = 400
+#: What films and sounds begin with that no job makes, but people send: ((mark, where), …), holds, format, libav's
+#: demuxer. What a demuxer would read that is told to, libav must know by itself, too, since loaders tell it nothing.
+_MORE_KINDS: tuple[tuple[tuple[tuple[bytes, int], ...], str, str, str], ...] = (
+    (((b"\x47", 4), (b"\x47", 4 + 192), (b"\x47", 4 + 2 * 192)), "video", "mpegts", "mpegts"),  # of camcorders
+    (((b"AVI ", 8),), "video", "avi", "avi"),
+    (((b"FLV\x01", 0), (b"\x00\x00\x00\x09", 5)), "video", "flv", "flv"),
+    (((b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0),), "video", "asf", "asf"),
+    (((b"\x00\x00\x01\xba", 0),), "video", "mpeg", "mpeg"),
+    (((b"\x00\x00\x01\xb3", 0),), "video", "mpegvideo", "mpegvideo"),
+    (((b"\x47", 0),), "video", "mpegts", "mpegts"),
+    (((b"moov", 4),), "video", "mov", "mov"),
+    (((b"mdat", 4),), "video", "mov", "mov"),
+    (((b"wide", 4),), "video", "mov", "mov"),
+    (((b"free", 4),), "video", "mov", "mov"),
+    (((b"skip", 4),), "video", "mov", "mov"),
+    (((b"FORM", 0),), "audio", "aiff", "aiff"),
+    (((b"\xff\xf0", 0),), "audio", "aac", "aac"),
+    (((b"\xff\xf1", 0),), "audio", "aac", "aac"),
+    (((b"\xff\xf8", 0),), "audio", "aac", "aac"),
+    (((b"\xff\xf9", 0),), "audio", "aac", "aac"),
+    (((b"\xff\xfc", 0),), "audio", "mp2", "mp3"),
+    (((b"\xff\xfd", 0),), "audio", "mp2", "mp3"),
+    (((b"#!AMR", 0),), "audio", "amr", "amr"),
+    (((b"caff", 0),), "audio", "caf", "caf"),
+    (((b".snd", 0),), "audio", "au", "au"),
+    (((b"wvpk", 0),), "audio", "wavpack", "wv"),
+    (((b"\x0b\x77", 0),), "audio", "ac3", "ac3"),
 )
 #: A film of more than this is taken to be of unknown length: its header lies.
 _MOST_FRAMES = 10**8
@@ -64,11 +68,11 @@ _TIMED = {"flac": (0.25, 0.0), "matroska": (1.0, 0.05), "flv": (0.5, 0.05)}
 
 
 def sniff_more(head: bytes) -> Kind | None:
-    """As `sniff`, and what only people send."""
+    """As `sniff`, and what only people send, by a file's first HEAD_BYTES."""
     if (kind := sniff(head[:32])) is not None:
         return kind
-    for mark, at, name, form, demuxer in _MORE_KINDS:
-        if head[at : at + len(mark)] == mark:
+    for marks, name, form, demuxer in _MORE_KINDS:
+        if all(head[at : at + len(mark)] == mark for mark, at in marks):
             return Kind(name, form, "", demuxer, lambda _handle, _size: None)
     return None
 

@@ -24,7 +24,7 @@ from ..graph import Declared, Names, find_upstream
 from ..host import Host
 from ..results.containers import BrokenFileError
 from .cuts import Cut, check_cuts, find_cuts
-from .films import look_at_film, sniff_more
+from .films import HEAD_BYTES, look_at_film, sniff_more
 from .folders import count_folder
 from .frames import MOST_PICTURES, MULTIPLE, count_by_libav
 from .gifs import breaks_off, measure_gif
@@ -246,7 +246,7 @@ class LoadedFiles:
                 if unpacks_to_more(handle, _MOST_UNPACKED):
                     raise refuse(one, f"it unpacks to more than {_MOST_UNPACKED >> 20} MiB")
                 return None
-            head = handle.read(64)
+            head = handle.read(HEAD_BYTES)
             if one.holds == "latent":
                 try:
                     return look_at_latent(handle)
@@ -348,7 +348,7 @@ def _check_cuts(path: Path, media: Media, one: Loaded) -> None:
     if all(cut.end_s <= media.seconds for cut in one.cuts):
         return
     with open(path, "rb") as handle:
-        kind = sniff_more(handle.read(64))
+        kind = sniff_more(handle.read(HEAD_BYTES))
         try:
             check_cuts(handle, kind, media, one.cuts)
         except UnfitError as error:

@@ -59,7 +59,8 @@ def jpeg(width=640, height=480, **options):
 def film(frames=12, form="mp4", sound=False):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=form) as container:
-        stream = container.add_stream("mpeg4" if form in ("mp4", "avi") else "libvpx", rate=12)
+        codec = {"mp4": "mpeg4", "avi": "mpeg4", "mpegts": "mpeg4", "flv": "flv"}.get(form, "libvpx")
+        stream = container.add_stream(codec, rate=12)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         voice = container.add_stream("aac", rate=44100) if sound else None
         for at in range(frames):

@@ -108,6 +108,23 @@ def test_a_film_turned_by_a_quarter_is_refused_where_ffmpegs_pictures_are_taken_
     assert "turned by a quarter" in caught.value.details
 
 
+def test_a_camcorders_stream_of_packets_with_times_before_them_is_a_film(opened):  # noqa: F811
+    stream = film(form="mpegts")
+    packets = [stream[at : at + 188] for at in range(0, len(stream), 188)]
+    data = b"".join((at * 3000).to_bytes(4, "big") + packet for at, packet in enumerate(packets))
+    assert opened("LoadVideo", stream).frames == 12
+    assert opened("LoadVideo", data).frames == 12
+    with pytest.raises(BadVideoError):
+        opened("LoadVideo", b"????G" + bytes(1000))
+
+
+def test_what_libav_would_not_take_for_a_film_by_itself_is_refused(opened):  # noqa: F811
+    data = film(form="flv")
+    assert opened("LoadVideo", data).frames == 12
+    with pytest.raises(BadVideoError):
+        opened("LoadVideo", data[:5] + bytes(4) + data[9:])
+
+
 def test_a_sound_of_more_channels_than_its_loader_takes_is_refused(opened):  # noqa: F811
     for channels in (1, 2, 4, 6):
         buffer = io.BytesIO()

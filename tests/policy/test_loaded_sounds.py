@@ -19,7 +19,7 @@ from comfyui_guarded.guard.errors import (
     ServerUnavailableError,
 )
 from comfyui_guarded.guard.faces import sounds
-from comfyui_guarded.guard.faces.films import look_at_film, sniff_more
+from comfyui_guarded.guard.faces.films import HEAD_BYTES, look_at_film, sniff_more
 from comfyui_guarded.guard.graph import Declared
 from comfyui_guarded.guard.results import apart
 from comfyui_guarded.guard.results.containers import BrokenFileError
@@ -284,7 +284,7 @@ def test_a_child_that_says_nothing_of_the_sound_is_not_taken_for_its_fault(monke
     path = tmp_path / "sound.caf"
     path.write_bytes(caf([1, 2]))
     with path.open("rb") as handle, pytest.raises(error, match=why):
-        look_at_film(handle, sniff_more(path.read_bytes()[:64]), "audio", "libav")
+        look_at_film(handle, sniff_more(path.read_bytes()[:HEAD_BYTES]), "audio", "libav")
 
 
 def titled(count):

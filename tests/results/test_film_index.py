@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comfyui_guarded.guard.faces.films import look_at_film, sniff_more
+from comfyui_guarded.guard.faces.films import HEAD_BYTES, look_at_film, sniff_more
 from comfyui_guarded.guard.faces.sounds import UnfitError
 from comfyui_guarded.guard.results.containers import BrokenFileError, sniff
 
@@ -112,7 +112,7 @@ def test_an_index_that_claims_too_much_is_refused_before_libav_reads_it(name: st
     path.write_bytes(BOMBS[name]())
     monkeypatch.setattr("comfyui_guarded.guard.faces.films.open_container", None)  # nobody gets so far
     with open(path, "rb") as handle:
-        kind = sniff_more(handle.read(64))
+        kind = sniff_more(handle.read(HEAD_BYTES))
         assert kind is not None
         with pytest.raises(BrokenFileError, match="more samples than a film has"):
             look_at_film(handle, kind, "video", "libav")
@@ -127,7 +127,7 @@ def test_what_people_send_is_taken(name: str, tmp_path: Path):
     path = tmp_path / "a.mov"
     path.write_bytes(WHOLE[name]())
     with open(path, "rb") as handle:
-        kind = sniff_more(handle.read(64))
+        kind = sniff_more(handle.read(HEAD_BYTES))
         assert kind is not None
         if name != "a film of few frames with edits":  # whose frames are not there
             assert look_at_film(handle, kind, "media", "libav").seconds is not None
@@ -139,7 +139,7 @@ def test_pictures_too_large_for_a_decoder_are_refused_before_one_is_decoded(tmp_
     path = tmp_path / "a.mov"
     path.write_bytes(make_film("mov"))
     with open(path, "rb") as handle:
-        kind = sniff_more(handle.read(64))
+        kind = sniff_more(handle.read(HEAD_BYTES))
         assert kind is not None
         with pytest.raises(UnfitError, match="64 × 64"):
             look_at_film(handle, kind, "video")
@@ -169,7 +169,7 @@ def test_cues_that_a_thread_would_sort_for_minutes_are_refused_before_libav_read
     path.write_bytes(add_cues(make_film("matroska"), 200_000, behind=behind, padding=padding))
     monkeypatch.setattr("comfyui_guarded.guard.faces.films.open_container", None)  # nobody gets so far
     with open(path, "rb") as handle:
-        kind = sniff_more(handle.read(64))
+        kind = sniff_more(handle.read(HEAD_BYTES))
         assert kind is not None
         with pytest.raises(BrokenFileError, match="more places than a film has"):
             look_at_film(handle, kind, "video", "libav")
@@ -180,6 +180,6 @@ def test_cues_as_films_have_them_are_taken(count: int, tmp_path: Path):
     path = tmp_path / "a.webm"
     path.write_bytes(add_cues(make_film("matroska"), count))
     with open(path, "rb") as handle:
-        kind = sniff_more(handle.read(64))
+        kind = sniff_more(handle.read(HEAD_BYTES))
         assert kind is not None
         assert look_at_film(handle, kind, "video", "libav").width == 64
