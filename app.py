@@ -204,12 +204,12 @@ def _build(host: Host, application: web.Application, routes: web.RouteTableDef) 
     machine = FaceMachine(checker, host.file, host.input_folder)
     loaded = LoadedFiles(host, opens=settings.policy.open_files)
     kept_files = KeptFiles(loaded, machine)
-    runs = Runs(*parts, storage.put_all, returns, kept_files.look_again, given)
+    quotas = Quotas(settings.limits, has_depot=storage.depot is not None)
+    runs = Runs(*parts, storage.put_all, returns, kept_files.look_again, given, quotas.files.judge)
     needs = (settings.queue, store, host, health, settler, runs, secrets, client_ids, HOLDER)
     dispatcher = Dispatcher(*needs, storage.bring, returns)
     reconciler = Reconciler(store, host, settler, runs, dispatcher)
     membership = fleet.keep_membership(member, store, host, clock, health, settler, runs, dispatcher, watchdog, own)
-    quotas = Quotas(settings.limits, has_depot=storage.depot is not None)
     janitor = Janitor(
         *(settings.janitor, store, host.folders, own, clock),
         blind_after_s=settings.queue.timeout_s,

@@ -57,7 +57,7 @@ class FileQuotas:
     def turn(self, now_s: float, *, may_delete: bool) -> list[Report]:
         """Look at the owners whose turn it is at `now_s`. Returns what was deleted. Raises Stopped."""
         quotas = self._find_quotas()
-        self._held.watch(quotas.keys())
+        self._held.watch(quotas)
         self._looks = {owner: self._looks.get(owner, _Look()) for owner in quotas}
         reports = []
         for owner, most in quotas.items():

@@ -141,8 +141,13 @@ class Checking:
         self._to_check.add(job_id)
         if is_alone:
             self._places.hold(owner)
-        go_on()
-        if self._places.take(owner, check) and not self._beside.put(check):
+        try:
+            go_on()
+            has_place = self._places.take(owner, check)
+        except BaseException:
+            self._let_go(check)
+            raise
+        if has_place and not self._beside.put(check):
             self._run_on(replace(check, then=then))
 
     def _run_on(self, check: Check | None) -> None:
@@ -205,8 +210,10 @@ class Checking:
 
     def _finish_stored(self, check: Check, result: Result) -> None:
         """Put what has passed into the depot, as far as that goes."""
-        result = self._store(result)
-        self._let_go(check)
+        try:
+            result = self._store(result)
+        finally:
+            self._let_go(check)
         check.then(SUCCESS, result)
 
     def _let_go(self, check: Check) -> None:

@@ -83,6 +83,7 @@ class Runs:
         returns: Returns | None = None,
         look_again: Callable[[str, str, bool], bool] | None = None,
         given: Given | None = None,
+        judge_files: Callable[[str], None] = lambda _owner: None,
     ) -> None:
         """
         Args:
@@ -92,6 +93,7 @@ class Runs:
             returns: takes what another server may be able to run.
             look_again: looks at a file that a job is about to read, see :meth:`.KeptFiles.look_again`; or None.
             given: hears which files the jobs that run read.
+            judge_files: raises where an owner has too many files for another job to begin.
         """
         self._settings = settings
         self._store = store
@@ -104,6 +106,7 @@ class Runs:
         self._returns = returns
         self._look_again = look_again
         self._given = given or Given()
+        self._judge_files = judge_files
         syncs = settings.store.survives == "power_cut"
         self._checking = Checking(
             settings.results,
@@ -277,6 +280,11 @@ class Runs:
     def _may_run(self, job: Job) -> bool:
         """Write down that the job starts; False if it has ended, or is being ended. The worker's thread."""
         if job.job_id in self._ended or self._settler.verdict_of(job.job_id) is not None:
+            return False
+        try:
+            self._judge_files(job.owner)
+        except GuardError as error:
+            self._settler.end(job, error)
             return False
         if job.state is JobState.RUNNING:
             return True  # the worker has written that itself

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from ..errors import PayloadTooLargeError
 from ..job import Job
@@ -30,15 +30,17 @@ class FilesHeld:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held for a few steps
         self._held: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
         #: All that was ever added, so that what is added during a measurement is not lost.
         self._added: dict[str, int] = {}
 
-    def watch(self, owners: Collection[str]) -> None:
-        """Know of these owners from now on, and forget all others."""
+    def watch(self, limits: Mapping[str, int]) -> None:
+        """Know of these owners from now on, which may have so many bytes, and forget all others."""
         with self._lock:
-            if owners != self._held.keys():
-                self._held = {owner: self._held.get(owner, 0) for owner in owners}
-                self._added = {owner: self._added.get(owner, 0) for owner in owners}
+            self._limits = dict(limits)
+            if limits.keys() != self._held.keys():
+                self._held = {owner: self._held.get(owner, 0) for owner in limits}
+                self._added = {owner: self._added.get(owner, 0) for owner in limits}
 
     def count(self, owner: str) -> int:
         return self._held.get(owner, 0)
@@ -62,6 +64,11 @@ class FilesHeld:
                     if file is not None
                 ),
             )
+
+    def judge(self, owner: str) -> None:
+        """Raises QuotaExceededError where the owner has too much for another job to begin, as far as is known."""
+        if (limit := self._limits.get(owner)) is not None:
+            self.take(owner, 0, limit)
 
     def begin_measuring(self, owner: str) -> int:
         """What to hand to `end_measuring`."""

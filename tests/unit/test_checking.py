@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -210,6 +211,33 @@ def test_whoever_asks_for_fixed_names_is_held_back_and_neither_the_worker_nor_ot
     assert len(held_back) == count, "what one owner asks for spoils nothing for others"
     studio.check("elsewhere", studio.save("f_00001_.png"), owner="a", owner_folder="of-another")
     assert not studio.is_beside("elsewhere"), "others may write there"
+
+
+def test_nobody_is_held_back_by_what_has_failed(tmp_path, monkeypatch):
+    held_back = []
+    studio = Studio(tmp_path / "of-a")
+    studio.folder.mkdir()
+    facts = {"owner": "a", "owner_folder": "of-a"}
+
+    def fail(*_args):
+        raise OSError("unforeseen")
+
+    for name, facts_of in (("check", {}), ("put", {"put_all": fail}), ("go_on", {})):
+        held_back.clear()
+        studio.checking = Checking(
+            settings().results, tmp_path / "q", syncs=False, hold_back=held_back.append, **facts_of
+        )
+        with monkeypatch.context() as patched:
+            if name == "check":
+                patched.setattr(checking.checks, "check", fail)
+            if name == "go_on":
+                patched.setattr(studio, "then_gone_on", fail)
+            with contextlib.suppress(OSError):
+                studio.check(name, studio.save(f"{name}.png"), **facts)
+            ends_s = time.monotonic() + LONG_S
+            while held_back != [{"a"}, frozenset()] and time.monotonic() < ends_s:
+                time.sleep(0.01)
+            assert held_back == [{"a"}, frozenset()]
 
 
 def test_a_job_that_has_ended_before_its_check_begins_is_not_checked(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from comfyui_guarded.guard.host_words import explain_failure
 from comfyui_guarded.guard.job import JobState
 from comfyui_guarded.guard.life import checking, dispatcher
 from comfyui_guarded.guard.life.check_places import WAITING
+from comfyui_guarded.guard.quotas.files import FilesHeld
 from comfyui_guarded.guard.store import Wanted
 
 TEXT = Outcome(success=True, outputs={"2": {"text": ["hi"]}})
@@ -380,6 +381,20 @@ async def test_a_job_that_is_cancelled_before_its_check_is_not_checked(machine, 
     assert len(checked) == 3
     assert machine.ended(jobs[-1]) == ("cancelled", "cancelled")
     assert [machine.ended(job_id)[0] for job_id in jobs[:-1]] == ["succeeded"] * 3
+
+
+async def test_a_waiting_job_whose_owner_has_too_many_files_by_now_does_not_begin(machine):
+    held = FilesHeld()
+    held.watch({"a": 100})
+    machine.runs._judge_files = held.judge
+    waits = await machine.dispatch(owner="a")
+    held.add("a", 101)
+    assert not machine.runs.started(waits)
+    machine.runs.released(waits)
+    assert machine.ended(waits) == ("failed", "quota_exceeded")
+    assert machine.finish(await machine.run(owner="b"), TEXT).code is None
+    held.add("a", -1)
+    assert machine.finish(await machine.run(owner="a"), TEXT).code is None
 
 
 async def test_a_late_success_after_a_timeout_changes_nothing(machine, host):
