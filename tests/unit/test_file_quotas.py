@@ -167,7 +167,7 @@ def test_with_the_janitor_off_nothing_goes_and_the_owner_is_refused(box: Box, st
 
 
 def test_what_comes_while_files_are_measured_is_not_lost(held):
-    held.watch({"bot"})
+    held.watch({"bot": 10**9})
     begun = held.begin_measuring("bot")
     held.add("bot", 5)
     held.end_measuring("bot", 100, begun)
@@ -175,7 +175,7 @@ def test_what_comes_while_files_are_measured_is_not_lost(held):
     begun = held.begin_measuring("bot")
     held.end_measuring("bot", 100, begun)
     assert held.count("bot") == 100
-    held.watch(set())
+    held.watch({})
     held.add("bot", 5)
     assert held.count("bot") == 0
 
@@ -195,7 +195,7 @@ def test_where_the_store_cannot_say_what_is_in_use_nothing_goes(box: Box, held):
 
 def make_gate(store, **limits):
     gate = Gate(store, FakeHost(), Clock(), limits=limits)
-    gate.quotas.files.watch({"bot"})
+    gate.quotas.files.watch({"bot": 10**9})
     return gate
 
 
